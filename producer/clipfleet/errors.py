@@ -1,0 +1,68 @@
+"""The exceptions a caller may see.
+
+    ClipfleetError
+    ├── UsageError             the caller asked for something that cannot be: fix the call
+    │   ├── SourceError            the source cannot be read, or holds no images
+    │   │   └── SourceChangedError     it differs from what an earlier submit of this job staged
+    │   ├── JobConflictError       this job id belongs to a job that differs
+    │   ├── OutputConflictError    the output already holds another job
+    │   ├── JobNotFoundError       no job of this id, no output at this path
+    │   └── ResultsNotReadyError   no part has been written yet
+    └── WorldError             the world failed: trying again later may help
+        ├── RedisUnavailableError  no Redis answers at the configured address
+        └── OutputUnavailableError the output cannot be read or written now
+            └── OutputUnreachableError  not without a change of settings or mounts
+
+Every message names the thing and the way out. What is wrong with a single image is never an exception here:
+it is a row with an `ErrorCode`.
+"""
+
+from __future__ import annotations
+
+
+class ClipfleetError(Exception):
+    """Root of all exceptions of this project."""
+
+
+class UsageError(ClipfleetError):
+    """The request cannot be carried out as it was made."""
+
+
+class SourceError(UsageError):
+    """The source cannot be read, or holds no images."""
+
+
+class SourceChangedError(SourceError):
+    """The source differs from what an earlier, interrupted submit of the same job staged."""
+
+
+class JobConflictError(UsageError):
+    """The job id is taken by a job whose task, model, label set, source or output differs."""
+
+
+class OutputConflictError(UsageError):
+    """The output already holds another job."""
+
+
+class JobNotFoundError(UsageError):
+    """No such job, or no such output."""
+
+
+class ResultsNotReadyError(UsageError):
+    """The job has no part yet."""
+
+
+class WorldError(ClipfleetError):
+    """Something outside this program failed; the same call may succeed later."""
+
+
+class RedisUnavailableError(WorldError):
+    """No Redis answers at the configured address."""
+
+
+class OutputUnavailableError(WorldError):
+    """The output cannot be read or written at the moment (disk full, store away)."""
+
+
+class OutputUnreachableError(OutputUnavailableError):
+    """The output will not become reachable by waiting: a mount, a right or a setting is missing."""

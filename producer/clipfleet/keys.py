@@ -1,0 +1,91 @@
+"""Every Redis key and every object name of an output is made here, once."""
+
+from __future__ import annotations
+
+PREFIX = "clipfleet"
+QUEUE = "clipfleet"  # the Celery queue that carries hints
+WORK_TASK = "clipfleet.work"
+FINISH_TASK = "clipfleet.finish_job"
+
+# --- Redis: one of each -------------------------------------------------------------------------------------------
+
+JOBS = f"{PREFIX}:jobs"  # zset: job id -> creation time, ms
+LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
+FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be claimed, ms
+EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
+TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
+WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
+WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
+RECONCILE_LOCK = f"{PREFIX}:reconcile-lock"  # string: the worker that reconciles now
+
+
+def lane_queue(lane: str, model: str) -> str:
+    """Zset of the jobs of a lane and model that have chunks to claim: job id -> turn."""
+    return f"{PREFIX}:lane:{lane}:{model}"
+
+
+def claim_token(token: str) -> str:
+    """String: what this token claimed, so that a repeated claim gets the same answer."""
+    return f"{PREFIX}:token:{token}"
+
+
+# --- Redis: per job (the braces keep a job's keys apart from the names above, whatever the job is called) -----------
+
+
+def job(job_id: str, suffix: str = "") -> str:
+    """Hash of a job (no suffix), or one of its other keys, see `JOB_SUFFIXES`."""
+    return f"{PREFIX}:{{{job_id}}}{suffix}"
+
+
+STAGED = ":staged"  # zset: "<first_chunk>-<chunks>" of each staged file -> first chunk
+DUE = ":due"  # zset: chunk that was released or lost -> time from which it may be claimed, ms
+OWNERS = ":owners"  # hash: leased chunk -> token of its owner
+TROUBLES = ":troubles"  # hash: "<chunk>:losses|failures|waits" -> count
+CODES = ":codes"  # hash: error code -> failed rows
+STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
+DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
+JOB_SUFFIXES = ("", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE)
+
+
+def text_matrix(model_fingerprint: str, label_set_hash: str) -> str:
+    """String: a label set's text features under a model."""
+    return f"{PREFIX}:text:{model_fingerprint}:{label_set_hash}"
+
+
+def lua_prelude() -> str:
+    """The same names as local variables of a Lua script, so that no script spells a key."""
+    names = {
+        "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
+        "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
+        "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,
+        "STREAM": STREAM, "DONE": DONE,
+    }  # fmt: skip
+    lines = [f"local {name} = '{value}'" for name, value in names.items()]
+    lines += [
+        f"local function job_key(job, suffix) return '{job('')[:-1]}' .. job .. '}}' .. (suffix or '') end",
+        f"local function lane_queue(lane, model) return '{PREFIX}:lane:' .. lane .. ':' .. model end",
+        f"local function token_key(token) return '{claim_token('')}' .. token end",
+        "local JOB_SUFFIXES = {" + ", ".join(f"'{suffix}'" for suffix in JOB_SUFFIXES) + "}",
+    ]
+    return "\n".join(lines)
+
+
+# --- Objects of an output -----------------------------------------------------------------------------------------
+
+INTERNAL = "_clipfleet"
+TMP = f"{INTERNAL}/tmp"
+JOB_FILE = f"{INTERNAL}/job.json"
+MANIFEST = "_manifest.json"
+ERRORS = "errors.jsonl"
+SUCCESS = "_SUCCESS"
+PART_GLOB = "part-*.parquet"
+
+
+def staged_file(first_chunk: int, chunks: int) -> str:
+    """Name of the staged items of `chunks` chunks from `first_chunk` on; one row group per chunk."""
+    return f"{INTERNAL}/items-{first_chunk:08d}-{chunks}.parquet"
+
+
+def part(chunk_id: int) -> str:
+    """Name of the result file of a chunk."""
+    return f"part-{chunk_id:08d}.parquet"

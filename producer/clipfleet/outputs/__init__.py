@@ -1,0 +1,77 @@
+"""Where results go, as a small store of named objects: the protocol, and one file per kind.
+
+Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and come from `keys.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from clipfleet.errors import UsageError
+from clipfleet.outputs.folder import FolderOutput
+
+
+class Output(Protocol):
+    """A store of objects in which creating is atomic and exclusive.
+
+    Every method raises `OutputUnavailableError` where waiting may help (disk full, store away) and
+    `OutputUnreachableError` where it will not (no such mount, no right to write).
+    """
+
+    @property
+    def uri(self) -> str:
+        """Absolute name of the output, equal on every machine."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A path for a new local file that `publish` can make visible; gone when the context ends."""
+        ...
+
+    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+        """Make a finished scratch file visible under `name`, whole or not at all.
+
+        Returns:
+            False if `replace` is off and the name exists already: then nothing was changed.
+        """
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Like `publish` for a few bytes."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write an object, whole or not at all, over what may be there."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """All bytes of an object, or None if there is none of this name."""
+        ...
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Random access to an object, to be closed by the caller. Raises `FileNotFoundError`."""
+        ...
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Sorted names of the objects directly below the output that start with `prefix`."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
+
+def open_output(uri: str) -> Output:
+    """The output at a URI (today: a folder's path).
+
+    Raises:
+        UsageError: no output of this kind exists.
+    """
+    if "://" in uri and not uri.startswith("file://"):
+        scheme = uri.partition("://")[0]
+        raise UsageError(f"output {uri!r}: {scheme}:// is not supported, give the path of a folder")
+    return FolderOutput(Path(uri.removeprefix("file://")))

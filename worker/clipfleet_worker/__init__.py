@@ -1,0 +1,1 @@
+"""clipfleet_worker: what runs beside the GPU. It imports `clipfleet`, never the other way round."""
