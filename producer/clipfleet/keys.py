@@ -7,7 +7,7 @@ QUEUE = "clipfleet"  # the Celery queue that carries hints
 WORK_TASK = "clipfleet.work"
 FINISH_TASK = "clipfleet.finish_job"
 
-# --- Redis: one of each -------------------------------------------------------------------------------------------
+# --- Redis: one of each ---
 
 JOBS = f"{PREFIX}:jobs"  # zset: job id -> creation time, ms
 LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
@@ -29,7 +29,7 @@ def claim_token(token: str) -> str:
     return f"{PREFIX}:token:{token}"
 
 
-# --- Redis: per job (the braces keep a job's keys apart from the names above, whatever the job is called) -----------
+# --- Redis: per job (the braces keep them apart from the names above, whatever the job is called) ---
 
 
 def job(job_id: str, suffix: str = "") -> str:
@@ -70,10 +70,10 @@ def lua_prelude() -> str:
     return "\n".join(lines)
 
 
-# --- Objects of an output -----------------------------------------------------------------------------------------
+# --- Objects of an output ---
 
 INTERNAL = "_clipfleet"
-TMP = f"{INTERNAL}/tmp"
+TMP = f"{INTERNAL}/tmp"  # noqa: S108 - below the output, not the machine's
 JOB_FILE = f"{INTERNAL}/job.json"
 MANIFEST = "_manifest.json"
 ERRORS = "errors.jsonl"

@@ -1,0 +1,7 @@
+-- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms.
+-- Answer: {changed, state}; a job that is finishing or over stays as it is ('failed' still applies while finishing).
+local job, state = ARGV[1], field(ARGV[1], 'state')
+if not state then return {0, 'missing'} end
+if is_final(state) or (state == 'finishing' and ARGV[2] == 'cancelled') then return {0, state} end
+end_job(job, ARGV[2], ARGV[3], tonumber(ARGV[4]))
+return {1, ARGV[2]}

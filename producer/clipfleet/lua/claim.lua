@@ -1,0 +1,114 @@
+-- Lease the best chunk that is due. ARGV: token, lease_ms, #lanes, lanes..., #models, models..., excluded jobs...
+-- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take turns.
+-- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more}
+-- where more = 1 if work remains for another claim.
+local token, lease_ms = ARGV[1], tonumber(ARGV[2])
+local position = 3
+local function read_list()
+  local values, count = {}, tonumber(ARGV[position])
+  for i = 1, count do values[i] = ARGV[position + i] end
+  position = position + count + 1
+  return values
+end
+local lanes, models = read_list(), read_list()
+local excluded = {}
+for i = position, #ARGV do excluded[ARGV[i]] = true end
+local now = now_ms()
+
+local function answer(job, chunk, more)
+  local facts = redis.call('HMGET', job_key(job), 'generation', 'fingerprint')
+  local troubles = redis.call('HMGET', job_key(job, TROUBLES),
+    chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
+  local file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
+  local first, chunks = string.match(file, '^(%d+)-(%d+)$')
+  return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2], first, chunks,
+    more and '1' or '0'}
+end
+
+local function take(job, chunk, turn, queue)
+  redis.call('ZREM', job_key(job, DUE), chunk)
+  redis.call('HSET', job_key(job, OWNERS), chunk, token)
+  redis.call('ZADD', LEASES, now + lease_ms, lease_name(job, chunk))
+  redis.call('HSET', job_key(job), 'turn', turn)
+  redis.call('ZADD', queue, 'XX', turn, job)
+  redis.call('SET', token_key(token), lease_name(job, chunk), 'PX', math.max(600000, lease_ms * 2))
+  keep(LEASES)
+  keep_job(job)
+end
+
+-- The next chunk of a job, and whether the job has more; nil if none is due.
+local function next_chunk(job, queue, turn)
+  local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
+  local cursor, staged = number(job, 'next_chunk'), number(job, 'staged_chunks')
+  if due[1] then return due[1], due[2] ~= nil or cursor < staged end
+  if cursor < staged then
+    redis.call('HSET', job_key(job), 'next_chunk', cursor + 1)
+    return tostring(cursor), cursor + 1 < staged
+  end
+  if redis.call('ZCARD', job_key(job, DUE)) == 0 then
+    redis.call('ZREM', queue, job)  -- all its chunks are leased or done; whatever comes back offers it again
+  else
+    redis.call('ZADD', queue, 'XX', turn, job)  -- it waits for a back-off: let others be looked at first
+  end
+  return nil
+end
+
+-- Is there work beside this job's? A job stays in its queue until a claim finds it empty, so this may be one too many.
+local function others_wait(own_queue)
+  for _, lane in ipairs(lanes) do
+    for _, model in ipairs(models) do
+      local queue = lane_queue(lane, model)
+      local jobs = redis.call('ZCARD', queue)
+      if jobs > (queue == own_queue and 1 or 0) then return true end
+    end
+  end
+  return false
+end
+
+local function try_queue(lane, model, turn)
+  local queue = lane_queue(lane, model)
+  for _, job in ipairs(redis.call('ZRANGE', queue, 0, 63)) do
+    if not is_claimable(field(job, 'state')) then
+      redis.call('ZREM', queue, job)
+    elseif not excluded[job] then
+      local chunk, more = next_chunk(job, queue, turn)
+      if chunk then
+        take(job, chunk, turn, queue)
+        return answer(job, chunk, more or others_wait(queue))
+      end
+    end
+  end
+  return nil
+end
+
+-- Of several models in one lane, the one whose foremost job has waited longest.
+local function by_turn(lane)
+  local fronts = {}
+  for _, model in ipairs(models) do
+    local front = redis.call('ZRANGE', lane_queue(lane, model), 0, 0, 'WITHSCORES')
+    if front[1] then fronts[#fronts + 1] = {model, tonumber(front[2])} end
+  end
+  table.sort(fronts, function(a, b) return a[2] < b[2] end)
+  return fronts
+end
+
+local earlier = redis.call('GET', token_key(token))
+if earlier then
+  local job, chunk = string.match(earlier, '^(.+):(%d+)$')
+  if owns(job, chunk, token) then return answer(job, chunk, true) end
+  return {}
+end
+local turn = redis.call('INCR', TURNS)
+keep(TURNS)
+if turn % 8 == 0 then
+  local reversed = {}
+  for i = #lanes, 1, -1 do reversed[#reversed + 1] = lanes[i] end
+  lanes = reversed
+end
+for _, lane in ipairs(lanes) do
+  for _, front in ipairs(by_turn(lane)) do
+    local found = try_queue(lane, front[1], turn)
+    if found then return found end
+  end
+end
+return {}

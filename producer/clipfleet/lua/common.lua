@@ -1,0 +1,108 @@
+-- Shared by all scripts of the ledger. Key names come from keys.py (prepended). Server time only.
+-- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk sealed
+-- done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms reason seconds:<stage>
+
+local KEEP_MS = 30 * 86400 * 1000  -- unfinished jobs and the shared keys; refreshed by every script that writes them
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function keep(key)
+  redis.call('PEXPIRE', key, KEEP_MS)
+end
+
+local function keep_job(job, ttl_ms)
+  for _, suffix in ipairs(JOB_SUFFIXES) do
+    redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
+  end
+end
+
+local function field(job, name)
+  return redis.call('HGET', job_key(job), name)
+end
+
+local function number(job, name)
+  return tonumber(field(job, name) or '0')
+end
+
+local function is_claimable(state)
+  return state == 'submitting' or state == 'running'
+end
+
+local function is_final(state)
+  return state == 'completed' or state == 'completed_with_errors' or state == 'cancelled' or state == 'failed'
+end
+
+-- Put a job where claims look for it, unless it is there; it keeps the turn it had.
+local function offer(job)
+  local facts = redis.call('HMGET', job_key(job), 'lane', 'model', 'turn')
+  local queue = lane_queue(facts[1], facts[2])
+  redis.call('ZADD', queue, 'NX', facts[3] or 0, job)
+  keep(queue)
+end
+
+local function withdraw(job)
+  local facts = redis.call('HMGET', job_key(job), 'lane', 'model')
+  redis.call('ZREM', lane_queue(facts[1], facts[2]), job)
+end
+
+local function lease_name(job, chunk)
+  return job .. ':' .. chunk
+end
+
+local function drop_lease(job, chunk)
+  redis.call('ZREM', LEASES, lease_name(job, chunk))
+  redis.call('HDEL', job_key(job, OWNERS), chunk)
+end
+
+local function owns(job, chunk, token)
+  return redis.call('HGET', job_key(job, OWNERS), chunk) == token
+end
+
+local function count_trouble(job, chunk, kind)
+  return redis.call('HINCRBY', job_key(job, TROUBLES), chunk .. ':' .. kind, 1)
+end
+
+-- A chunk goes back to the pile; it may be claimed once it is due.
+local function give_back(job, chunk, due_ms)
+  drop_lease(job, chunk)
+  redis.call('ZADD', job_key(job, DUE), due_ms, chunk)
+  if is_claimable(field(job, 'state')) then offer(job) end
+end
+
+-- Full rows of back-off: 0 (first_ms) for the first time, then doubling, at most five minutes.
+local function back_off_ms(first_ms, times)
+  return math.min(300000, first_ms * 2 ^ math.min(20, times - 1))
+end
+
+-- All chunks of a sealed job are complete: what is left is the work of finish_job.
+local function finish_if_done(job)
+  local state = field(job, 'state')
+  if field(job, 'sealed') ~= '1' or is_final(state) or state == 'finishing' then return false end
+  if number(job, 'done_chunks') < number(job, 'staged_chunks') then return false end
+  withdraw(job)
+  redis.call('HSET', job_key(job), 'state', 'finishing')
+  redis.call('ZADD', FINISHING, now_ms(), job)
+  keep(FINISHING)
+  return true
+end
+
+-- The one way into a final state: one event per job and generation, whatever is repeated.
+local function end_job(job, state, reason, ttl_ms)
+  withdraw(job)
+  redis.call('ZREM', FINISHING, job)
+  for _, chunk in ipairs(redis.call('HKEYS', job_key(job, OWNERS))) do
+    redis.call('ZREM', LEASES, lease_name(job, chunk))
+  end
+  redis.call('DEL', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
+  redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
+  redis.call('HDEL', job_key(job), 'finish_token')
+  local facts = redis.call('HMGET', job_key(job), 'generation', 'ok', 'failed')
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', facts[1], 'state', state,
+    'ok', facts[2], 'failed', facts[3], 'reason', reason)
+  keep(EVENTS)
+  redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
+  keep_job(job, ttl_ms)
+end

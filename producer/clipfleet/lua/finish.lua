@@ -1,0 +1,10 @@
+-- Manifest, errors and _SUCCESS are written: the job ends. ARGV: job, generation, ttl_ms.
+-- Answer: the final state, 'stale' or 'missing'. Repeated: the same answer, no second event.
+local job = ARGV[1]
+local state = field(job, 'state')
+if not state then return 'missing' end
+if field(job, 'generation') ~= ARGV[2] then return 'stale' end
+if is_final(state) then return state end
+if state ~= 'finishing' then return 'stale' end
+end_job(job, number(job, 'failed') == 0 and 'completed' or 'completed_with_errors', '', tonumber(ARGV[3]))
+return field(job, 'state')

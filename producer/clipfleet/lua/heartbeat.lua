@@ -1,0 +1,6 @@
+-- A worker is alive. ARGV: worker, facts (JSON).
+redis.call('ZADD', WORKERS, now_ms(), ARGV[1])
+redis.call('HSET', WORKER_FACTS, ARGV[1], ARGV[2])
+keep(WORKERS)
+keep(WORKER_FACTS)
+return 1

@@ -1,0 +1,26 @@
+-- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms.
+-- Answer: {chunks lost, jobs to finish now}.
+local now = now_ms()
+local lost = 0
+for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
+  local job, chunk = string.match(lease, '^(.+):(%d+)$')
+  local state = field(job, 'state')
+  if not state or is_final(state) or state == 'finishing' then
+    redis.call('ZREM', LEASES, lease)
+  else
+    lost = lost + 1
+    local times = count_trouble(job, chunk, 'losses')
+    -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk's fault.
+    give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1))
+    keep_job(job)
+  end
+end
+local silent = redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now - tonumber(ARGV[2]))
+for _, worker in ipairs(silent) do
+  redis.call('ZREM', WORKERS, worker)
+  redis.call('HDEL', WORKER_FACTS, worker)
+end
+for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, 99)) do
+  if redis.call('EXISTS', job_key(job)) == 0 then redis.call('ZREM', JOBS, job) end
+end
+return {lost, redis.call('ZCOUNT', FINISHING, '-inf', now)}

@@ -1,0 +1,22 @@
+-- Prolong leases, several at once. ARGV: lease_ms, then job, chunk, token of each ('finish' is the chunk of finish_job).
+-- Answer, in the same order: 'held', 'lost', 'cancelled' or 'paused' (paused is held too).
+local deadline = now_ms() + tonumber(ARGV[1])
+local answers = {}
+for i = 2, #ARGV, 3 do
+  local job, chunk, token = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local state = field(job, 'state')
+  local word = 'lost'
+  if state == 'cancelled' or state == 'failed' then
+    word = 'cancelled'
+  elseif chunk == 'finish' then
+    if state == 'finishing' and field(job, 'finish_token') == token then
+      redis.call('ZADD', FINISHING, deadline, job)
+      word = 'held'
+    end
+  elseif state and owns(job, chunk, token) then
+    redis.call('ZADD', LEASES, deadline, lease_name(job, chunk))
+    word = state == 'paused' and 'paused' or 'held'
+  end
+  answers[#answers + 1] = word
+end
+return answers

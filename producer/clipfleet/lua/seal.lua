@@ -1,0 +1,14 @@
+-- The source ended: no more chunks will come. ARGV: job, chunks, items.
+-- Answer: {'sealed', state}, {'mismatch', chunks, items} or {'refused', state}.
+local job = ARGV[1]
+local state = field(job, 'state')
+if not state then return {'refused', 'missing'} end
+local facts = redis.call('HMGET', job_key(job), 'staged_chunks', 'staged_items', 'sealed')
+if facts[1] ~= ARGV[2] or facts[2] ~= ARGV[3] then return {'mismatch', facts[1], facts[2]} end
+if facts[3] == '1' then return {'sealed', state} end
+if is_final(state) then return {'refused', state} end
+redis.call('HSET', job_key(job), 'sealed', 1, 'sealed_ms', now_ms())
+if state == 'submitting' then redis.call('HSET', job_key(job), 'state', 'running') end
+keep_job(job)
+finish_if_done(job)
+return {'sealed', field(job, 'state')}

@@ -1,0 +1,16 @@
+-- A staged file is in place: its chunks may be claimed. ARGV: job, first_chunk, chunks, items.
+-- Answer: {'staged'}, {'known'} for a repetition, {'gap', staged_chunks} or {'refused', state}.
+local job, first, chunks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local state = field(job, 'state')
+if not state then return {'refused', 'missing'} end
+local member = ARGV[2] .. '-' .. ARGV[3]
+if redis.call('ZSCORE', job_key(job, STAGED), member) then return {'known'} end
+if not (state == 'submitting' or state == 'paused') or field(job, 'sealed') == '1' then return {'refused', state} end
+local staged = number(job, 'staged_chunks')
+if first ~= staged then return {'gap', staged} end
+redis.call('ZADD', job_key(job, STAGED), first, member)
+redis.call('HINCRBY', job_key(job), 'staged_chunks', chunks)
+redis.call('HINCRBY', job_key(job), 'staged_items', ARGV[4])
+if is_claimable(state) then offer(job) end
+keep_job(job)
+return {'staged'}

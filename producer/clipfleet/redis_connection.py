@@ -1,0 +1,60 @@
+"""How this project connects to Redis: bounded waits, repeated commands, clear errors.
+
+Without a socket time-out a half-open connection hangs for ever. Commands are repeated after a lost connection,
+so whatever is sent through such a client must be safe to run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from clipfleet.errors import RedisUnavailableError, UsageError
+
+
+def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
+    """A client for the ledger's Redis; nothing is sent yet.
+
+    Raises:
+        UsageError: the URL cannot be used.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=decode,
+            socket_timeout=10,  # longer than any blocking read of ours
+            socket_connect_timeout=3,
+            socket_keepalive=True,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries),
+        )
+    except ValueError as error:
+        raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {error}") from None
+
+
+def masked(url: str) -> str:
+    """The URL without user and password, for messages."""
+    parts = urlsplit(url)
+    if parts.username is None and parts.password is None:
+        return url
+    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn redis-py's exceptions into `RedisUnavailableError`, which names the server and the way out."""
+    try:
+        yield
+    except RedisError as error:
+        hint = (
+            "check user and password in CLIPFLEET_REDIS_URL"
+            if isinstance(error, redis.AuthenticationError)
+            else "is it running, and is CLIPFLEET_REDIS_URL right?"
+        )
+        raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error
