@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -61,7 +62,7 @@ class DecodeRoute(StrEnum):
 
 
 class JobState(StrEnum):
-    """`submitting -> running <-> paused -> finishing -> completed | completed_with_errors`, or an early end."""
+    """`submitting -> running <-> paused -> finishing -> completed[_with_errors]`, or an early end."""
 
     SUBMITTING = "submitting"
     RUNNING = "running"
@@ -91,7 +92,7 @@ class ItemStatus(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a row has `status=failed`. A closed set: column value, metric label and documentation use these words."""
+    """Why a row has `status=failed`. A closed set: columns, metrics and documentation use these words."""
 
     BAD_URI = "bad_uri"
     SCHEME_REFUSED = "scheme_refused"
@@ -257,7 +258,7 @@ class Job(_Frozen):
 
 @dataclass(frozen=True, slots=True)
 class PartIdentity:
-    """What the footer of a part says about it; a part is adopted only if the first three fit the claim."""
+    """Whose part it is, as its footer says; a part is adopted only if all three fit the claim."""
 
     job_id: str
     chunk_id: int
@@ -270,6 +271,7 @@ class PartCounts:
 
     ok: int
     failed: int
+    codes: Mapping[str, int]  # failed rows by error code
 
 
 PART_COLUMNS = (
@@ -295,7 +297,7 @@ def part_schema(embedding_dimension: int, extra_fields: list[pa.Field[Any]] | No
     """Schema of the parts of one job.
 
     Args:
-        embedding_dimension: length of a vector; parts of one job must agree on it even where all vectors are null.
+        embedding_dimension: length of a vector; the parts of a job agree on it even if all vectors are null.
         extra_fields: the source's own columns, already renamed by `extra_column_name`.
     """
     embedding = pa.list_(pa.float16(), embedding_dimension)
@@ -360,7 +362,7 @@ def normalise_model(name: str) -> str:
         return DEFAULT_MODEL
     if not (architecture and colon and pretrained):
         raise ValueError(
-            f"model {name!r} does not say which weights: write NAME:PRETRAINED (for example {DEFAULT_MODEL}), "
-            f"hf-hub:ORG/REPOSITORY, local-dir:PATH or {DEMO_MODEL}"
+            f"model {name!r} does not say which weights: write NAME:PRETRAINED "
+            f"(for example {DEFAULT_MODEL}), hf-hub:ORG/REPOSITORY, local-dir:PATH or {DEMO_MODEL}"
         )
     return name

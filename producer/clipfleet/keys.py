@@ -78,7 +78,8 @@ JOB_FILE = f"{INTERNAL}/job.json"
 MANIFEST = "_manifest.json"
 ERRORS = "errors.jsonl"
 SUCCESS = "_SUCCESS"
-PART_GLOB = "part-*.parquet"
+PART_PREFIX = "part-"
+PART_GLOB = f"{PART_PREFIX}*.parquet"
 
 
 def staged_file(first_chunk: int, chunks: int) -> str:
@@ -88,4 +89,4 @@ def staged_file(first_chunk: int, chunks: int) -> str:
 
 def part(chunk_id: int) -> str:
     """Name of the result file of a chunk."""
-    return f"part-{chunk_id:08d}.parquet"
+    return f"{PART_PREFIX}{chunk_id:08d}.parquet"

@@ -45,6 +45,12 @@ class Claim:
     first_chunk: int  # of the staged file that holds the chunk
     chunks: int  # in that file
     more: bool  # work remains for another claim
+    chunk_size: int  # items in the chunk, at most
+
+    @property
+    def has_history(self) -> bool:
+        """True if somebody held the chunk before: its part may be in place."""
+        return self.losses + self.failures + self.waits > 0
 
     @property
     def is_exhausted(self) -> bool:
@@ -162,7 +168,13 @@ class Ledger:
             JobConflictError: the id is taken by a job that differs.
         """
         answer = self._run(
-            "submit", job.job_id, job.model_dump_json(), job.fingerprint, job.lane.value, job.model
+            "submit",
+            job.job_id,
+            job.model_dump_json(),
+            job.fingerprint,
+            job.lane.value,
+            job.model,
+            job.chunk_size,
         )
         if answer[0] == "created":
             return True, JobState.SUBMITTING
@@ -277,11 +289,11 @@ class Ledger:
         )  # fmt: skip
         if not answer:
             return None
-        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more = answer
+        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more, size = answer
         return Claim(
             token=token, job_id=job_id, chunk_id=int(chunk), generation=int(generation), losses=int(losses),
             failures=int(failures), waits=int(waits), job_fingerprint=fingerprint, first_chunk=int(first),
-            chunks=int(chunks), more=more == "1",
+            chunks=int(chunks), more=more == "1", chunk_size=int(size),
         )  # fmt: skip
 
     def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:
@@ -323,7 +335,7 @@ class Ledger:
         first_back_off_seconds: float = 1.0,
         outage_seconds: float = 86400.0,
     ) -> str:
-        """Give a chunk back; kind is `failures`, `waits` or `drain`. Answers `released`, `paused` or `not_held`."""
+        """Give back for `failures`, `waits` or `drain`; answers `released`, `paused` or `not_held`."""
         answer = self._run(
             "release", claim.job_id, claim.chunk_id, claim.token, kind, int(first_back_off_seconds * 1000),
             reason, int(outage_seconds * 1000),
@@ -333,7 +345,7 @@ class Ledger:
     def reconcile(
         self, first_back_off_seconds: float = 2.0, worker_silence_seconds: float = 60.0
     ) -> tuple[int, int]:
-        """Take back expired leases, forget silent workers; returns (chunks lost, jobs waiting to be finished)."""
+        """Take back expired leases, forget silent workers; returns (chunks lost, jobs to be finished)."""
         lost, finishing = self._run(
             "reconcile", int(first_back_off_seconds * 1000), int(worker_silence_seconds * 1000)
         )
@@ -350,9 +362,9 @@ class Ledger:
         """Tell that the manifest is written; answers the final state, `stale` or `missing`. Idempotent."""
         return str(self._run("finish", claim.job_id, claim.generation, ttl_seconds * 1000))
 
-    def postpone_finish(self, claim: FinishClaim, delay_seconds: float) -> None:
-        """Try the finishing again later, by whoever comes first."""
-        self._run("postpone_finish", claim.job_id, claim.token, int(delay_seconds * 1000))
+    def postpone_finish(self, claim: FinishClaim, delay_seconds: float, reason: str = "") -> None:
+        """Try the finishing again later, by whoever comes first; the reason shows in the status."""
+        self._run("postpone_finish", claim.job_id, claim.token, int(delay_seconds * 1000), reason)
 
     def heartbeat(self, facts: WorkerFacts) -> None:
         """Tell that a worker is alive and what it serves."""

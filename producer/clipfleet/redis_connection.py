@@ -1,7 +1,7 @@
 """How this project connects to Redis: bounded waits, repeated commands, clear errors.
 
-Without a socket time-out a half-open connection hangs for ever. Commands are repeated after a lost connection,
-so whatever is sent through such a client must be safe to run twice.
+Without a socket time-out a half-open connection hangs for ever. Commands are repeated after a lost
+connection, so whatever is sent through such a client must be safe to run twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The exceptions inside a worker: one for an item, two for a chunk."""
+"""The exceptions inside a worker: one for an item, one for a chunk."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ _DETAIL_LIMIT = 300
 
 class ItemFailure(Exception):  # noqa: N818 - the design's word
     """One item cannot be processed; it becomes a `failed` row."""
-
-    def __init__(self, code: ErrorCode, detail: str) -> None:
-        self.error = ItemError(code, " ".join(detail.split())[:_DETAIL_LIMIT])
-        super().__init__(f"{code}: {self.error.detail}")
-
-
-class ChunkGivenUp(Exception):  # noqa: N818 - the design's words
-    """The chunk will never work: every item becomes a `failed` row with this code."""
 
     def __init__(self, code: ErrorCode, detail: str) -> None:
         self.error = ItemError(code, " ".join(detail.split())[:_DETAIL_LIMIT])

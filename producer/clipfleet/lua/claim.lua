@@ -1,7 +1,7 @@
 -- Lease the best chunk that is due. ARGV: token, lease_ms, #lanes, lanes..., #models, models..., excluded jobs...
 -- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take turns.
--- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more}
--- where more = 1 if work remains for another claim.
+-- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
+-- chunk_size} where more = 1 if work remains for another claim.
 local token, lease_ms = ARGV[1], tonumber(ARGV[2])
 local position = 3
 local function read_list()
@@ -16,13 +16,13 @@ for i = position, #ARGV do excluded[ARGV[i]] = true end
 local now = now_ms()
 
 local function answer(job, chunk, more)
-  local facts = redis.call('HMGET', job_key(job), 'generation', 'fingerprint')
+  local facts = redis.call('HMGET', job_key(job), 'generation', 'fingerprint', 'chunk_size')
   local troubles = redis.call('HMGET', job_key(job, TROUBLES),
     chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
   local file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
   local first, chunks = string.match(file, '^(%d+)-(%d+)$')
   return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2], first, chunks,
-    more and '1' or '0'}
+    more and '1' or '0', facts[3]}
 end
 
 local function take(job, chunk, turn, queue)
@@ -33,6 +33,7 @@ local function take(job, chunk, turn, queue)
   redis.call('ZADD', queue, 'XX', turn, job)
   redis.call('SET', token_key(token), lease_name(job, chunk), 'PX', math.max(600000, lease_ms * 2))
   keep(LEASES)
+  keep(queue)
   keep_job(job)
 end
 

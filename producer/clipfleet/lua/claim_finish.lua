@@ -3,7 +3,8 @@
 local token, now = ARGV[1], now_ms()
 local excluded = {}
 for i = 3, #ARGV do excluded[ARGV[i]] = true end
-local earlier = redis.call('GET', token_key(token))
+local memory = token_key('finish:' .. token)  -- the same delivery may claim a chunk too
+local earlier = redis.call('GET', memory)
 local candidates = earlier and {earlier} or redis.call('ZRANGEBYSCORE', FINISHING, '-inf', now, 'LIMIT', 0, 64)
 for _, job in ipairs(candidates) do
   if field(job, 'state') ~= 'finishing' then
@@ -11,8 +12,9 @@ for _, job in ipairs(candidates) do
   elseif not excluded[job] and (not earlier or field(job, 'finish_token') == token) then
     redis.call('ZADD', FINISHING, now + tonumber(ARGV[2]), job)
     redis.call('HSET', job_key(job), 'finish_token', token)
-    redis.call('SET', token_key(token), job, 'PX', math.max(600000, tonumber(ARGV[2]) * 2))
+    redis.call('SET', memory, job, 'PX', math.max(600000, tonumber(ARGV[2]) * 2))
     keep(FINISHING)
+    keep_job(job)
     return {job, field(job, 'generation'), field(job, 'fingerprint')}
   end
 end

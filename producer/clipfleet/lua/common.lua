@@ -17,6 +17,7 @@ local function keep_job(job, ttl_ms)
   for _, suffix in ipairs(JOB_SUFFIXES) do
     redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
   end
+  keep(JOBS)
 end
 
 local function field(job, name)

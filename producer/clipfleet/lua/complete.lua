@@ -4,9 +4,9 @@
 local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
 local state = field(job, 'state')
 if not state or tonumber(chunk) >= number(job, 'next_chunk') then return 'missing' end
-if owns(job, chunk, token) then drop_lease(job, chunk) end
 if state == 'cancelled' or state == 'failed' then return 'cancelled' end
 if field(job, 'generation') ~= ARGV[4] then return 'stale' end
+if owns(job, chunk, token) then drop_lease(job, chunk) end
 if redis.call('SETBIT', job_key(job, DONE), chunk, 1) == 1 then return 'already' end
 drop_lease(job, chunk)
 redis.call('ZREM', job_key(job, DUE), chunk)

@@ -64,6 +64,10 @@ class Output(Protocol):
         """Remove an object; one that is not there is no error."""
         ...
 
+    def clear(self) -> None:
+        """Remove everything a job left here: parts, manifest, staged items, job file."""
+        ...
+
 
 def open_output(uri: str) -> Output:
     """The output at a URI (today: a folder's path).

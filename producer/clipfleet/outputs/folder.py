@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,17 @@ from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
 
 _UNREACHABLE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EEXIST,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+    }
 )
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
@@ -39,18 +50,20 @@ class FolderOutput:
     def scratch(self) -> Iterator[Path]:
         """A path below `_clipfleet/tmp/`, on the same file system as the parts."""
         folder = self._folder / keys.TMP
-        with _translated(folder):
+        with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         path = folder / uuid.uuid4().hex
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            # What was published stays published, so a leftover here must not look like a failure.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """Sync the file, then give it its name."""
         target = self._folder / name
-        with _translated(target):
+        with output_errors(target):
             with scratch.open("rb+") as file:
                 os.fsync(file.fileno())
             if replace:
@@ -70,14 +83,14 @@ class FolderOutput:
 
     def _write(self, name: str, data: bytes, *, replace: bool) -> bool:
         with self.scratch() as path:
-            with _translated(path):
+            with output_errors(path):
                 path.write_bytes(data)
             return self.publish(path, name, replace=replace)
 
     def read(self, name: str) -> bytes | None:
         """See the protocol."""
         path = self._folder / name
-        with _translated(path):
+        with output_errors(path):
             try:
                 return path.read_bytes()
             except FileNotFoundError:
@@ -86,30 +99,48 @@ class FolderOutput:
     def open(self, name: str) -> pa.NativeFile:
         """See the protocol."""
         path = self._folder / name
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        with _translated(path):
-            return pa.OSFile(str(path), "rb")
+        with output_errors(path):
+            try:
+                return pa.OSFile(str(path), "rb")
+            except FileNotFoundError:
+                pass
+        raise FileNotFoundError(path)
 
     def names(self, prefix: str) -> Iterator[str]:
         """See the protocol."""
-        with _translated(self._folder):
+        with output_errors(self._folder):
             try:
-                entries = [entry.name for entry in os.scandir(self._folder)]
+                with os.scandir(self._folder) as entries:
+                    found = [
+                        entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_file()
+                    ]
             except FileNotFoundError:
                 return
-        yield from sorted(name for name in entries if name.startswith(prefix))
+        yield from sorted(found)
 
     def remove(self, name: str) -> None:
         """See the protocol."""
         path = self._folder / name
-        with _translated(path):
-            path.unlink(missing_ok=True)
+        with output_errors(path):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                return
+            _sync_folder(path.parent)
+
+    def clear(self) -> None:
+        """See the protocol."""
+        for name in [*self.names(keys.PART_PREFIX), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]:
+            self.remove(name)
+        internal = self._folder / keys.INTERNAL
+        with output_errors(internal):
+            if internal.is_dir():
+                shutil.rmtree(internal)
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn an OSError into the exception that says whether waiting helps."""
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError about a file of an output into the exception that says whether waiting helps."""
     try:
         yield
     except OSError as error:
@@ -121,7 +152,9 @@ def _link_if_absent(source: Path, target: Path) -> bool:
     try:
         target.hardlink_to(source)
     except FileExistsError:
-        return False
+        # On NFS the answer to a link that succeeded can be lost, and its repetition fails: then it is our
+        # file.
+        return target.samefile(source)
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise

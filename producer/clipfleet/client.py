@@ -1,0 +1,250 @@
+"""For programs: submit jobs and follow them. `Client().classify("photos/", ["cat", "dog"]).wait()`"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import ValidationError
+
+from clipfleet import results
+from clipfleet.contract import (
+    DEFAULT_CHUNK_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_TEMPLATE,
+    DecodeRoute,
+    Job,
+    JobState,
+    LabelSet,
+    Lane,
+    Precision,
+    Task,
+    new_job_id,
+    normalise_model,
+)
+from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.hints import Hints, make_app
+from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
+from clipfleet.outputs import open_output
+from clipfleet.settings import Settings, load_settings
+from clipfleet.sources import Source, open_source
+from clipfleet.submission import Submission
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_POLL_SECONDS = 1.0
+_BREATH_SECONDS = 0.1  # between two looks at a job whose chunks end quickly
+
+OnProgress = Callable[[JobStatus], None]
+OnTrouble = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What `classify` and `embed` have in common."""
+
+    output: str | Path | None = None  # a folder; by default clipfleet-output/<job id>
+    model: str = DEFAULT_MODEL
+    precision: Precision = Precision.AUTO
+    decode: DecodeRoute = DecodeRoute.FAST
+    lane: Lane = Lane.NORMAL
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    job_id: str | None = None  # repeat it to resume a submit, or to get the existing job back
+    overwrite: bool = False  # of an output that holds another, ended job
+    url_column: str | None = None
+    id_column: str | None = None
+
+
+class Client:
+    """Makes jobs and finds them again. Close it, or use it as a context manager."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or load_settings()
+        self._ledger = Ledger(self._settings.require_redis_url())
+        broker_url = self._settings.require_broker_url()
+        self._hints = Hints(make_app(broker_url), broker_url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; jobs go on."""
+        self._hints.close()
+        self._ledger.close()
+
+    def classify(
+        self,
+        source: str | Path,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+        top_k: int = 5,
+        options: JobOptions = JobOptions(),
+    ) -> JobHandle:
+        """Label every image of a source with the best of some labels. Returns once all items are staged.
+
+        Raises:
+            UsageError: see `clipfleet.errors`; the message says what to change.
+            WorldError: Redis or the output is away.
+        """
+        try:
+            label_set = LabelSet(labels=tuple(labels), templates=tuple(templates))
+        except ValidationError as error:
+            raise UsageError(f"label set: {_first_problem(error)}") from None
+        return self._submit(source, Task.CLASSIFY, options, label_set=label_set, top_k=top_k)
+
+    def embed(self, source: str | Path, *, options: JobOptions = JobOptions()) -> JobHandle:
+        """Turn every image of a source into a vector; otherwise like `classify`."""
+        return self._submit(source, Task.EMBED, options)
+
+    def job(self, job_id: str) -> JobHandle:
+        """An existing job.
+
+        Raises:
+            JobNotFoundError: no such job.
+        """
+        return JobHandle(self._ledger, self._ledger.job(job_id), self._settings.job_ttl_seconds)
+
+    def jobs(self, limit: int = 50) -> list[JobStatus]:
+        """The newest jobs first."""
+        return self._ledger.jobs(limit)
+
+    def workers(self) -> list[WorkerFacts]:
+        """Workers that were heard of in the last half minute."""
+        return self._ledger.workers()
+
+    def _submit(
+        self,
+        source: str | Path,
+        task: Task,
+        options: JobOptions,
+        *,
+        label_set: LabelSet | None = None,
+        top_k: int = 5,
+    ) -> JobHandle:
+        self._ledger.ping()
+        opened = open_source(str(source), url_column=options.url_column, id_column=options.id_column)
+        job = _make_job(opened, task, options, label_set, top_k)
+        submission = Submission(self._ledger, self._hints, open_output(job.output), job)
+        submission.run(opened, overwrite=options.overwrite)
+        return JobHandle(self._ledger, job, self._settings.job_ttl_seconds)
+
+
+class JobHandle:
+    """One job."""
+
+    def __init__(self, ledger: Ledger, job: Job, job_ttl_seconds: int) -> None:
+        self._ledger = ledger
+        self._job_ttl_seconds = job_ttl_seconds
+        self.job = job
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.job.job_id
+
+    @property
+    def output(self) -> str:
+        """Where the parts are."""
+        return self.job.output
+
+    def status(self) -> JobStatus:
+        """A snapshot. Raises `JobNotFoundError` once the ledger has forgotten the job."""
+        return self._ledger.status(self.job_id)
+
+    def wait(
+        self,
+        timeout_seconds: float | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        on_trouble: OnTrouble | None = None,
+    ) -> JobStatus:
+        """Block until the job has ended; a Redis that is away is waited for.
+
+        Args:
+            timeout_seconds: give up then.
+            on_progress: called with every snapshot, about once a second.
+            on_trouble: called with a line for people when Redis does not answer.
+
+        Raises:
+            TimeoutError: the job has not ended in time; it goes on.
+        """
+        ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        last = "$"
+        while True:
+            try:
+                status = self.status()
+                if on_progress is not None:
+                    on_progress(status)
+                if status.state.is_final:
+                    return status
+                if ends is not None and time.monotonic() >= ends:
+                    raise TimeoutError(f"job {self.job_id} is {status.state} after {timeout_seconds:g} s")
+                last = self._ledger.wait_for_progress(self.job_id, last, _POLL_SECONDS)
+                time.sleep(_BREATH_SECONDS)
+            except RedisUnavailableError as error:
+                if on_trouble is not None:
+                    on_trouble(str(error))
+                time.sleep(_POLL_SECONDS)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The rows that are there, as dicts, in the order of the source."""
+        return results.rows(open_output(self.output))
+
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """`item_index` (n,) and the vectors (n, d) float16 of the rows that have one."""
+        return results.vectors(open_output(self.output))
+
+    def cancel(self) -> tuple[bool, JobState]:
+        """End the job early; False and its state if it is finishing or over."""
+        return self._ledger.cancel(self.job_id, ttl_seconds=self._job_ttl_seconds)
+
+    def pause(self) -> tuple[bool, JobState]:
+        """Hand out no more chunks; those under way are finished."""
+        return self._ledger.pause(self.job_id, "paused by request")
+
+    def resume(self) -> tuple[bool, JobState]:
+        """Undo `pause`, also one that the job did itself."""
+        return self._ledger.resume(self.job_id)
+
+
+def _make_job(source: Source, task: Task, options: JobOptions, label_set: LabelSet | None, top_k: int) -> Job:
+    job_id = options.job_id or new_job_id()
+    output = options.output or Path("clipfleet-output") / job_id
+    try:
+        return Job(
+            job_id=job_id,
+            task=task,
+            model=normalise_model(options.model),
+            precision=options.precision,
+            decode=options.decode,
+            label_set=label_set,
+            top_k=top_k,
+            lane=options.lane,
+            chunk_size=options.chunk_size,
+            source=source.description,
+            output=open_output(str(output)).uri,
+            created_at=datetime.now(UTC),
+        )
+    except ValidationError as error:
+        raise UsageError(_first_problem(error)) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}" if where else text

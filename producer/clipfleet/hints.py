@@ -1,0 +1,84 @@
+"""Hints on the broker. A hint says "there is work" and nothing else: losing or doubling one costs seconds.
+
+Used by producers and workers alike; knows Celery, but not what a worker does with a hint.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from clipfleet import keys
+from clipfleet.redis_connection import masked
+
+log = logging.getLogger(__name__)
+
+MAX_HINTS = 64  # per job, whatever its size: every successful claim publishes the next one
+
+# Every value answers a measured fault of Celery on Redis.
+REDIS_TRANSPORT_OPTIONS: dict[str, Any] = {
+    "visibility_timeout": 1800,  # only cleans up: recovery is the ledger's business
+    "unacked_restore_interval": 5,
+    "unacked_restore_throttle": 1,  # the default sweeps only every tenth time
+    "unacked_restore_limit": 100,  # a sweep runs on the worker's event loop
+    "unacked_mutex_expire": 30,  # a worker killed in a sweep blocks others this long
+    "socket_timeout": 4,  # else acks hang for ever on a dead peer
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 3,  # notices a silent connection
+    "priority_steps": [0],  # hints have no priority: lanes are the ledger's
+}
+
+
+def make_app(broker_url: str) -> Celery:
+    """A Celery app that can publish hints, with the settings that producer and worker share."""
+    app = Celery("clipfleet", broker=broker_url, set_as_current=False)
+    app.conf.update(
+        broker_transport_options=REDIS_TRANSPORT_OPTIONS if broker_url.startswith("redis") else {},
+        broker_pool_limit=4,
+        broker_pool_acquire_timeout=10,  # raise instead of blocking for ever
+        broker_connection_timeout=4,
+        task_publish_retry=True,
+        task_publish_retry_policy={"max_retries": 3, "interval_start": 0.2, "interval_step": 0.2},
+        task_default_queue=keys.QUEUE,
+        task_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_ignore_result=True,  # the ledger is the state
+        result_backend=None,
+        enable_utc=True,
+    )
+    return app
+
+
+class Hints:
+    """Publishes hints. A broker that is away is logged, never raised: idle workers look for work anyway."""
+
+    def __init__(self, app: Celery, broker_url: str) -> None:
+        self._app = app
+        self._where = masked(broker_url)
+
+    def publish_work(self, count: int = 1) -> None:
+        """Say that there are chunks to claim."""
+        self._publish(keys.WORK_TASK, count)
+
+    def publish_finish(self) -> None:
+        """Say that a job is to be finished."""
+        self._publish(keys.FINISH_TASK, 1)
+
+    def _publish(self, task: str, count: int) -> None:
+        try:
+            with self._app.producer_or_acquire() as producer:
+                for _ in range(count):
+                    self._app.send_task(task, producer=producer, argsrepr="-", kwargsrepr="-")
+        except (OperationalError, OSError) as error:
+            log.warning(
+                "hint not published on %s: %s", self._where, error, extra={"action": "hint_not_published"}
+            )
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._app.close()

@@ -1,0 +1,289 @@
+"""Reads the rows of a job back from its parts, and exports them. Reads only, and only one batch at a time.
+
+Works while a job still runs: what is there is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clipfleet import keys
+from clipfleet.errors import (
+    OutputConflictError,
+    OutputUnavailableError,
+    ResultsNotReadyError,
+    UsageError,
+)
+from clipfleet.outputs import Output
+from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TABLE_ROWS = 20
+_BATCH_ROWS = 4096
+_EXPORT_ROWS = 32_768  # rows of a row group of an exported file; 32 MB of vectors of length 512
+
+
+class ResultFormat(StrEnum):
+    """What `clipfleet results` can write."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def read_parts(output: Output) -> Iterator[pa.RecordBatch]:
+    """All rows so far, in the order of the parts' names (which is the order of the source), in one schema.
+
+    Parts may differ in the length of `embedding` where it is all null (a part that was given up before the
+    model was known); they get the length of the others.
+
+    Raises:
+        ResultsNotReadyError: at once, where no part exists.
+        OutputConflictError: while iterating, where parts hold vectors of different lengths.
+        OutputUnavailableError: while iterating, where a part cannot be read; `OutputUnreachableError`: it is
+            damaged.
+    """
+    names = _part_names(output)
+    return _batches(output, names, _common_schema(output, names))
+
+
+def rows(output: Output) -> Iterator[dict[str, Any]]:
+    """All rows so far as plain dicts; `embedding` is a list of floats or None. Raises like `read_parts`."""
+    return (row for batch in read_parts(output) for row in _plain(batch))
+
+
+def vectors(output: Output) -> tuple[np.ndarray, np.ndarray]:
+    """All vectors so far, in memory: `item_index` (n, int64) and the vectors (n, dimension; float16).
+
+    Rows without a vector are left out, so n may be smaller than the number of items; it is 0 for a job that
+    made none.
+
+    Raises:
+        UsageError: numpy is not installed. Else see `read_parts`.
+    """
+    try:
+        import numpy as np
+    except ImportError:
+        raise UsageError("vectors need numpy: pip install numpy") from None
+    indexes, values = bytearray(), bytearray()  # they grow in place: no second copy of everything at the end
+    names = _part_names(output)
+    schema = _common_schema(output, names)
+    for batch in _batches(output, names, schema):
+        present = batch.filter(pc.is_valid(batch.column("embedding")))
+        indexes += present.column("item_index").to_numpy().tobytes()
+        values += present.column("embedding").flatten().to_numpy().tobytes()
+    dimension = schema.field("embedding").type.list_size
+    matrix = np.frombuffer(values, np.float16).reshape(-1, dimension) if values else np.empty((0, dimension))
+    return np.frombuffer(indexes, np.int64), matrix.astype(np.float16, copy=False)
+
+
+def write(output: Output, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None) -> int:
+    """Export the rows so far.
+
+    Args:
+        output: the job's output.
+        result_format: `table` is for people; the others hold every column.
+        stream: text is written to it as UTF-8. It is left open, and need not be seekable.
+        limit: the most rows that are written; None means all, 20 for a table.
+
+    Returns:
+        Number of rows written.
+
+    Raises:
+        ResultsNotReadyError: no part exists; nothing was written. Else see `read_parts`.
+    """
+    if limit is None:
+        limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
+    names = _part_names(output)
+    schema = _common_schema(output, names)
+    return _WRITERS[result_format](schema, _first_rows(_batches(output, names, schema), limit), stream)
+
+
+# --- Reading ------------------------------------------------------------------------------------------------
+
+
+def _part_names(output: Output) -> list[str]:
+    prefix, suffix = keys.PART_GLOB.split("*")
+    names = [name for name in output.names(prefix) if name.endswith(suffix)]
+    if not names:
+        hint = "" if output.read(keys.JOB_FILE) is not None else "; no job has this output"
+        raise ResultsNotReadyError(f"{output.uri}: no results yet{hint}")
+    return names
+
+
+def _common_schema(output: Output, names: list[str]) -> pa.Schema:
+    """Schema of the first part with an ok row: a part without one may not know the length of a vector."""
+    first: pa.Schema | None = None
+    for name in names:
+        with _opened(output, name) as file:
+            schema = file.schema_arrow.remove_metadata()
+            if int(footer(file).get("ok", 0)) > 0:
+                return schema
+            first = first or schema
+    return first
+
+
+def _batches(output: Output, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for name in names:
+        with _opened(output, name) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                yield _conformed(batch, schema, name)
+
+
+@contextmanager
+def _opened(output: Output, name: str) -> Iterator[pq.ParquetFile]:
+    with parquet_errors(output, name):
+        try:
+            file = open_parquet(output, name)
+        except FileNotFoundError as error:
+            raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was read") from error
+        try:
+            yield file
+        finally:
+            file.close(force=True)
+
+
+def _conformed(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> pa.RecordBatch:
+    if batch.schema.equals(schema):
+        return batch
+    return pa.RecordBatch.from_arrays([_column(batch, field, name) for field in schema], schema=schema)
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field[Any], name: str) -> pa.Array:
+    if field.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(field.name)
+    if column.type.equals(field.type):
+        return column
+    if column.null_count == len(column):
+        return pa.nulls(batch.num_rows, field.type)
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException:
+        raise OutputConflictError(
+            f"{name}: column {field.name} is {column.type}, in other parts {field.type}: another model?"
+        ) from None
+
+
+def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    # As float32 first: older pyarrow hands out float16 as numpy scalars, which need numpy and are no JSON.
+    position = batch.schema.get_field_index("embedding")
+    embedding = batch.column(position)
+    wide = embedding.cast(pa.list_(pa.float32(), embedding.type.list_size))
+    rows: list[dict[str, Any]] = batch.set_column(position, "embedding", wide).to_pylist()
+    return rows
+
+
+# --- Writing ------------------------------------------------------------------------------------------------
+
+
+def _first_rows(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
+    left = limit
+    while left > 0 and (batch := next(batches, None)) is not None:
+        yield batch.slice(0, left)
+        left -= batch.num_rows
+
+
+def _write_jsonl(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+    count = 0
+    with _as_text(stream) as text:
+        for batch in batches:
+            text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _plain(batch))
+            count += batch.num_rows
+    return count
+
+
+def _write_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+    count = 0
+    with _as_text(stream) as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(schema.names)
+        for batch in batches:
+            writer.writerows([_csv_value(value) for value in row.values()] for row in _plain(batch))
+            count += batch.num_rows
+    return count
+
+
+def _csv_value(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def _write_parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+    count = 0
+    held: list[pa.RecordBatch] = []
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for batch in batches:
+            held.append(batch)
+            count += batch.num_rows
+            if sum(one.num_rows for one in held) >= _EXPORT_ROWS:
+                writer.write_table(pa.Table.from_batches(held, schema))
+                held = []
+        if held:
+            writer.write_table(pa.Table.from_batches(held, schema))
+    return count
+
+
+def _write_table(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+    has_labels = False
+    rows = []
+    for batch in batches:
+        has_labels = has_labels or batch.column("label").null_count < batch.num_rows
+        rows += _plain(batch)
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("index", "id", "status", "label" if has_labels else "vector", "score", "error"):
+        table.add_column(
+            heading, overflow="fold", justify="right" if heading in ("index", "score") else "left"
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in _cells(row)))
+    with _as_text(stream) as text:
+        Console(file=text).print(table)
+    return len(rows)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    vector = row["embedding"]
+    error = ": ".join(part for part in (row["error_code"], row["error_detail"]) if part)
+    return (
+        str(row["item_index"]),
+        row["item_id"],
+        row["status"],
+        row["label"] or ("" if vector is None else f"{len(vector)} numbers"),
+        "" if row["score"] is None else f"{row['score']:.3f}",
+        error,
+    )
+
+
+@contextmanager
+def _as_text(stream: BinaryIO) -> Iterator[TextIO]:
+    text = io.TextIOWrapper(stream, "utf-8", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()  # else the wrapper would close the caller's stream
+
+
+_WRITERS: dict[ResultFormat, Callable[[pa.Schema, Iterator[pa.RecordBatch], BinaryIO], int]] = {
+    ResultFormat.TABLE: _write_table,
+    ResultFormat.JSONL: _write_jsonl,
+    ResultFormat.CSV: _write_csv,
+    ResultFormat.PARQUET: _write_parquet,
+}

@@ -1,0 +1,55 @@
+"""Names of images as text: what is a URL, and how a local path is written so that it is found again."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote_from_bytes
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_SCHEME = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|data:)"
+_LEADING_DOT = r"^(?:\./+)+"
+
+
+def has_scheme(text: str) -> bool:
+    """True for `https://...`, `s3://...`, `data:...`; a path may contain a colon."""
+    return re.match(_SCHEME, text) is not None
+
+
+def local_uri(path: str) -> str:
+    """The absolute path itself, or a percent-encoded `file://` URL where its bytes are not UTF-8.
+
+    Args:
+        path: absolute, undecodable bytes as lone surrogates (as `os.fsdecode` gives them).
+    """
+    return path if _is_unicode(path) else "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def printable(name: str) -> str:
+    """A file name that can be stored as text: unchanged, or percent-encoded where its bytes are not UTF-8."""
+    return name if _is_unicode(name) else quote_from_bytes(os.fsencode(name))
+
+
+def absolute_uris(uris: pa.Array, folder: Path) -> pa.Array:
+    """Entries of a manifest in `folder`: URLs, absolute paths and empty ones unchanged, others absolute."""
+    settled = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.match_substring_regex(uris, "^(/|$)"))
+    if pc.all(settled, min_count=0).as_py():
+        return uris
+    relative = pc.replace_substring_regex(uris, _LEADING_DOT, "")
+    base = f"{folder}/".replace("//", "/")
+    if _is_unicode(base):
+        absolute = pc.binary_join_element_wise(base, relative, "")
+    else:
+        absolute = pa.array([local_uri(base + name) for name in relative.to_pylist()], pa.string())
+    return pc.if_else(settled, uris, absolute)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

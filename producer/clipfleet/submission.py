@@ -1,0 +1,147 @@
+"""One submit: claim the output, stage the items, tell the ledger, wake the workers. Safe to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from clipfleet import keys
+from clipfleet.contract import Job, JobState
+from clipfleet.errors import (
+    JobConflictError,
+    JobNotFoundError,
+    OutputConflictError,
+    SourceChangedError,
+    SourceError,
+    UsageError,
+)
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.ledger import Ledger
+from clipfleet.outputs import Output
+from clipfleet.sources import Source
+from clipfleet.staging import StagedFile, Stager
+
+
+class Submission:
+    """Brings one job from its source into the ledger."""
+
+    def __init__(self, ledger: Ledger, hints: Hints, output: Output, job: Job) -> None:
+        self._ledger = ledger
+        self._hints = hints
+        self._output = output
+        self._job = job
+        self._hinted = 0
+
+    def run(self, source: Source, *, overwrite: bool = False) -> None:
+        """Submit; an equal job of this id is resumed where it stopped, or left as it is if it was sealed.
+
+        Raises:
+            JobConflictError: the id is taken by a job that differs.
+            OutputConflictError: the output holds another job.
+            SourceError: the source holds no images or cannot be read; a job begun for it is cancelled.
+            SourceChangedError: the source differs from what an earlier submit of this job staged.
+            OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
+        """
+        batches = _peeked(source.batches())
+        self._clear_output(overwrite)
+        is_new, state = self._ledger.submit(self._job)
+        self._claim_output()
+        if state is not JobState.SUBMITTING:
+            return
+        try:
+            self._stage(batches)
+        except SourceChangedError:
+            raise
+        except SourceError:
+            if is_new:
+                self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
+            raise
+
+    def _clear_output(self, overwrite: bool) -> None:
+        """Refuse an output with another job's results, or remove them if asked to and the job is over."""
+        holder = _holder(self._output)
+        if holder is not None and holder.job_id == self._job.job_id:
+            if overwrite:
+                raise UsageError(
+                    f"--overwrite needs a new job id: {self._output.uri} holds {holder.job_id} itself"
+                )
+            return
+        if holder is None and not any(self._output.names(keys.PART_PREFIX)):
+            return
+        whose = f"job {holder.job_id}" if holder else "files named part-*"
+        if not overwrite:
+            raise OutputConflictError(
+                f"{self._output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
+            )
+        if holder is not None and self._is_unfinished(holder.job_id):
+            raise OutputConflictError(
+                f"{whose} still writes to {self._output.uri}: `clipfleet cancel {holder.job_id}` first"
+            )
+        self._output.clear()
+
+    def _is_unfinished(self, job_id: str) -> bool:
+        try:
+            return not self._ledger.status(job_id).state.is_final
+        except JobNotFoundError:
+            return False
+
+    def _claim_output(self) -> None:
+        if self._output.create(keys.JOB_FILE, self._job.model_dump_json(indent=1).encode()):
+            return
+        holder = _holder(self._output)
+        if holder is None or (holder.job_id, holder.fingerprint) != (self._job.job_id, self._job.fingerprint):
+            raise OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")
+
+    def _stage(self, batches: Iterator[pa.RecordBatch]) -> None:
+        job_id = self._job.job_id
+        already = self._ledger.staged_files(job_id)
+        chunks, items = sum(count for _, count in already), self._ledger.status(job_id).total
+        self._hint(chunks)
+        stager = Stager(self._output, job_id, self._job.chunk_size)
+        for file in stager.stage(batches, already):
+            self._tell(file)
+            self._hint(file.chunks)
+            chunks, items = chunks + file.chunks, items + file.items
+        word = self._ledger.seal(job_id, chunks, items)
+        if word != "sealed":
+            raise JobConflictError(f"job {job_id} was changed by somebody else meanwhile ({word})")
+
+    def _tell(self, file: StagedFile) -> None:
+        answer = self._ledger.stage(self._job.job_id, file.first_chunk, file.chunks, file.items)
+        if answer.word == "gap":
+            raise JobConflictError(f"another submit of job {self._job.job_id} is running")
+        if answer.word == "refused":
+            raise JobConflictError(f"job {self._job.job_id} takes no more items: it is {answer.detail}")
+
+    def _hint(self, chunks: int) -> None:
+        count = min(chunks, MAX_HINTS - self._hinted)
+        if count > 0:
+            self._hints.publish_work(count)
+            self._hinted += count
+
+
+def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches; reads the first, so that an unusable source fails before anything was made for it."""
+    first = next(batches, None)
+    return batches if first is None else chain([first], batches)
+
+
+def _holder(output: Output) -> Job | None:
+    """The job whose output this is.
+
+    Raises:
+        OutputConflictError: there is a job file that cannot be read.
+    """
+    data = output.read(keys.JOB_FILE)
+    if data is None:
+        return None
+    try:
+        return Job.model_validate_json(data)
+    except ValidationError as error:
+        raise OutputConflictError(
+            f"{output.uri}/{keys.JOB_FILE} cannot be read ({error.error_count()} problems): "
+            "choose another --output"
+        ) from None

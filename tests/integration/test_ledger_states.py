@@ -1,0 +1,624 @@
+"""The ledger under everything at once: the real scripts on a real server against a model of their promises.
+
+Producers die and resume, workers crash between any two steps, lose leases and go on as zombies, jobs are paused and
+cancelled, and each call may be sent twice, as redis-py does after a time-out. After every step the server must be
+what the model says (`tests/support/ledger_model.py`), and hold what must be true of any ledger. At the end everything
+left is driven to its end: no chunk may be lost, no row counted twice, no job may end twice.
+
+`LEDGER_STEPS=500 pytest tests/integration/test_ledger_states.py` walks further, each time another way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from tests.support.ledger import (
+    LANES,
+    keys_without_ttl,
+    let_back_offs_pass,
+    let_finish_claims_expire,
+    let_leases_expire,
+    let_outage_grow_old,
+    make_job,
+    new_token,
+)
+from tests.support.ledger_model import CLAIMABLE, ModelJob, ModelLedger, Place
+
+from clipfleet import keys
+from clipfleet.contract import JobState, Lane, PartCounts
+from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
+
+STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
+IS_NIGHTLY = "LEDGER_STEPS" in os.environ
+JOB_IDS = ("a", "b", "c")
+MODELS = ("one", "two")
+SERVED = (("one",), ("two",), ("two", "one"))  # by each of the workers
+LATER_SECONDS = 100.0  # after the end of every test
+
+times = st.integers(1, 2)  # how often a call arrives
+lane_choices = st.sampled_from([LANES, LANES, LANES, LANES[:2], LANES[:1]])
+item_counts = st.integers(1, 3)
+
+
+@dataclass
+class Producer:
+    """A submit of one job: its source, and how far this run of it has come."""
+
+    job_id: str
+    lane: Lane
+    model: str
+    files: list[list[int]]  # items of each chunk of each staged file
+    position: int = 0  # files that this run has staged
+
+    def first_chunk(self, position: int) -> int:
+        return sum(len(file) for file in self.files[:position])
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Chunks and items of the source."""
+        return self.first_chunk(len(self.files)), sum(sum(file) for file in self.files)
+
+
+@dataclass
+class Delivery:
+    """What a worker remembers of one claim."""
+
+    claim: Claim
+    is_written: bool = False
+
+    @property
+    def part(self) -> tuple[str, int, int]:
+        return self.claim.job_id, self.claim.chunk_id, self.claim.generation
+
+
+@dataclass
+class Worker:
+    """A worker's memory, which a crash wipes out."""
+
+    models: Sequence[str]
+    deliveries: list[Delivery] = field(default_factory=list)
+    finishes: list[FinishClaim] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the server holds about one job."""
+
+    hash: dict[str, str]
+    staged: list[str]
+    due: dict[int, float]
+    owners: dict[int, str]
+    troubles: dict[str, int]
+    codes: dict[str, int]
+    done: set[int]
+    done_bits: int
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """The rules are what may happen; `store` stands for the folder or bucket that holds the parts."""
+
+    def __init__(self, client: redis.Redis, ledger: Ledger) -> None:
+        super().__init__()
+        client.flushall()
+        self.client = client
+        self.ledger = ledger
+        self.model = ModelLedger()
+        self.producers: dict[str, Producer] = {}
+        self.workers = [Worker(models) for models in SERVED]
+        self.store: dict[tuple[str, int, int], PartCounts] = {}
+        self.tokens: list[
+            tuple[str, Sequence[str]]
+        ] = []  # of every claim ever made, and the models asked for
+        self.past: list[Delivery] = []  # every claim that was ever answered
+
+    # --- the producer's side ---
+
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        for job_id in JOB_IDS:
+            files = data.draw(st.lists(st.lists(item_counts, min_size=1, max_size=3), max_size=3))
+            lane, model = data.draw(st.sampled_from(LANES)), data.draw(st.sampled_from(MODELS))
+            self.producers[job_id] = producer = Producer(job_id, lane, model, files)
+            for _ in range(data.draw(st.integers(0, len(files) + 2))):
+                self._produce(producer)
+
+    @rule(job_id=st.sampled_from(JOB_IDS), times=times)
+    def produce(self, job_id: str, times: int) -> None:
+        """The submit takes its next step."""
+        self._produce(self.producers[job_id], times)
+
+    @rule(job_id=st.sampled_from(JOB_IDS))
+    def producer_dies(self, job_id: str) -> None:
+        """Whoever repeats the submit starts over."""
+        self.producers[job_id].position = -1
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.jobs)
+    def stage_out_of_order(self, data: st.DataObject) -> None:
+        """Two producers of one job, or one that lost a file."""
+        producer = self.producers[data.draw(self._job_ids())]
+        if producer.files:
+            self._stage(producer, data.draw(st.integers(0, len(producer.files) - 1)))
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: self.model.jobs)
+    def seal_too_early(self, data: st.DataObject, times: int) -> None:
+        """The numbers are the whole source's; the ledger may not know all of it yet."""
+        producer = self.producers[data.draw(self._job_ids())]
+        self._seal(producer, times)
+
+    def _produce(self, producer: Producer, times: int = 1) -> None:
+        known = producer.job_id in self.model.jobs
+        for _ in range(times):
+            if not known or producer.position < 0:
+                job = make_job(producer.job_id, lane=producer.lane, model=producer.model)
+                assert self.ledger.submit(job) == self.model.submit(job)
+            elif producer.position < len(producer.files):
+                self._stage(producer, producer.position)
+            else:
+                self._seal(producer)
+        if not known or producer.position < 0:
+            producer.position = 0
+        elif producer.position < len(producer.files):
+            producer.position += 1
+
+    def _stage(self, producer: Producer, position: int) -> None:
+        first, file = producer.first_chunk(position), producer.files[position]
+        predicted = self.model.stage(producer.job_id, first, file)
+        assert self.ledger.stage(producer.job_id, first, len(file), sum(file)).word == predicted
+
+    def _seal(self, producer: Producer, times: int = 1) -> None:
+        for _ in range(times):
+            predicted = self.model.seal(producer.job_id, *producer.totals)
+            assert self.ledger.seal(producer.job_id, *producer.totals) == predicted
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: self.model.jobs)
+    def pause(self, data: st.DataObject, times: int) -> None:
+        job_id = data.draw(self._job_ids())
+        for _ in range(times):
+            assert self.ledger.pause(job_id, "by hand") == self.model.pause(job_id, "by hand")
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: self._job_ids_in(JobState.PAUSED))
+    def resume(self, data: st.DataObject, times: int) -> None:
+        job_id = data.draw(st.sampled_from(self._job_ids_in(JobState.PAUSED)))
+        for _ in range(times):
+            assert self.ledger.resume(job_id) == self.model.resume(job_id)
+
+    @rule(data=st.data(), by_hand=st.booleans(), times=times)
+    @precondition(lambda self: self.model.jobs)
+    def end_early(self, data: st.DataObject, by_hand: bool, times: int) -> None:
+        job_id = data.draw(self._job_ids())
+        for _ in range(times):
+            if by_hand:
+                assert self.ledger.cancel(job_id, ttl_seconds=3600) == self.model.cancel(job_id)
+            else:
+                self.ledger.fail(job_id, "no disk", ttl_seconds=3600)
+                self.model.fail(job_id, "no disk")
+
+    # --- the worker's side ---
+
+    @rule(
+        data=st.data(),
+        lanes=lane_choices,
+        times=times,
+        excluded=st.sampled_from([(), (), (), ("a",), ("b", "c")]),
+        answer_is_lost=st.sampled_from([False, False, False, True]),
+    )
+    def claim(
+        self,
+        data: st.DataObject,
+        lanes: Sequence[Lane],
+        times: int,
+        excluded: Sequence[str],
+        answer_is_lost: bool,
+    ) -> None:
+        worker = data.draw(st.sampled_from(self.workers))
+        token = new_token()
+        self.tokens.append((token, worker.models))
+        for _ in range(times):
+            claim = self._claim(token, lanes, worker.models, excluded)
+        if claim is not None and not answer_is_lost:
+            self._deliver(worker, claim)
+
+    @rule(data=st.data(), lanes=lane_choices)
+    @precondition(lambda self: self.tokens)
+    def claim_arrives_late(self, data: st.DataObject, lanes: Sequence[Lane]) -> None:
+        """A repetition that was stuck in the network; nobody reads the answer."""
+        token, models = data.draw(st.sampled_from(self.tokens))
+        self._claim(token, lanes, models, ())
+
+    def _claim(
+        self, token: str, lanes: Sequence[Lane], models: Sequence[str], excluded: Sequence[str]
+    ) -> Claim | None:
+        choices = self.model.claim_choices(token, lanes, models, excluded)
+        claim = self.ledger.claim(token, 3600, lanes, models, excluded)
+        assert (claim is not None) == bool(choices), f"{claim} is not one of {choices}"
+        if claim is None:
+            return None
+        assert (claim.job_id, claim.chunk_id) in choices
+        job = self.model.jobs[claim.job_id]
+        chunk = job.chunks[claim.chunk_id]
+        troubles = {"losses": claim.losses, "failures": claim.failures, "waits": claim.waits}
+        assert Counter(troubles) == chunk.troubles
+        assert (claim.first_chunk, claim.chunks) == job.file_of(claim.chunk_id)
+        assert (claim.generation, claim.job_fingerprint) == (0, job.job.fingerprint)
+        self.model.claimed(claim)
+        assert claim.more or not self.model.must_say_more(lanes, models, excluded)
+        return claim
+
+    def _deliver(self, worker: Worker, claim: Claim) -> None:
+        delivery = Delivery(claim)
+        worker.deliveries.append(delivery)
+        self.past.append(delivery)
+
+    @rule(data=st.data(), failed=st.sampled_from([0, 0, 1, 3]))
+    @precondition(lambda self: any(self._unwritten()))
+    def write(self, data: st.DataObject, failed: int) -> None:
+        self._write(data.draw(st.sampled_from(list(self._unwritten()))), failed)
+
+    def _write(self, delivery: Delivery, failed: int = 0) -> None:
+        """Create the part, exclusively; one that is in place is adopted."""
+        claim = delivery.claim
+        items = self.model.jobs[claim.job_id].chunks[claim.chunk_id].items
+        failed, code = (items, "chunk_failed") if claim.is_exhausted else (min(failed, items), "timeout")
+        assert claim.has_history or delivery.part not in self.store, "only a chunk with a history has a part"
+        self.store.setdefault(
+            delivery.part, PartCounts(items - failed, failed, {code: failed} if failed else {})
+        )
+        delivery.is_written = True
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: any(self._written()))
+    def complete(self, data: st.DataObject, times: int) -> None:
+        worker, delivery = data.draw(st.sampled_from(list(self._written())))
+        for _ in range(times):
+            self._complete(delivery)
+        worker.deliveries.remove(delivery)
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(delivery.is_written for delivery in self.past))
+    def complete_arrives_late(self, data: st.DataObject) -> None:
+        """A zombie, or a repetition that was stuck in the network."""
+        self._complete(data.draw(st.sampled_from([past for past in self.past if past.is_written])))
+
+    def _complete(self, delivery: Delivery) -> str:
+        counts = self.store[delivery.part]
+        predicted = self.model.complete(delivery.claim, counts)
+        word = self.ledger.complete(
+            delivery.claim,
+            ok=counts.ok,
+            failed=counts.failed,
+            codes=counts.codes,
+            stage_seconds={"fetch": 0.5},
+        )
+        assert word == predicted
+        return word
+
+    @rule(data=st.data(), kind=st.sampled_from(["failures", "waits", "drain"]), times=times)
+    @precondition(lambda self: any(self._held()))
+    def release(self, data: st.DataObject, kind: str, times: int) -> None:
+        worker, delivery = data.draw(st.sampled_from(list(self._held())))
+        for _ in range(times):
+            self._release(delivery, kind)
+        worker.deliveries.remove(delivery)
+
+    @rule(data=st.data(), kind=st.sampled_from(["failures", "waits", "drain"]))
+    @precondition(lambda self: self.past)
+    def release_arrives_late(self, data: st.DataObject, kind: str) -> None:
+        self._release(data.draw(st.sampled_from(self.past)), kind)
+
+    def _release(self, delivery: Delivery, kind: str) -> None:
+        word = self.ledger.release(
+            delivery.claim,
+            kind,
+            reason="store away",
+            first_back_off_seconds=LATER_SECONDS,
+            outage_seconds=3600,
+        )
+        assert word == self.model.release(delivery.claim, kind, "store away")
+
+    @rule(data=st.data(), listens=st.booleans(), times=times)
+    @precondition(lambda self: any(worker.deliveries or worker.finishes for worker in self.workers))
+    def renew(self, data: st.DataObject, listens: bool, times: int) -> None:
+        """One call for all that a worker holds; a worker that does not listen goes on as a zombie."""
+        busy = [worker for worker in self.workers if worker.deliveries or worker.finishes]
+        worker = data.draw(st.sampled_from(busy))
+        held = [delivery.claim for delivery in worker.deliveries]
+        leases = [Lease(claim.job_id, str(claim.chunk_id), claim.token) for claim in held]
+        leases += [Lease(claim.job_id, FINISH, claim.token) for claim in worker.finishes]
+        for _ in range(times):
+            words = self.ledger.renew(leases, 3600)
+            assert words == [self.model.renew(lease) for lease in leases]
+        if listens:
+            gone = {
+                lease.token
+                for lease, word in zip(leases, words, strict=True)
+                if word in ("lost", "cancelled")
+            }
+            worker.deliveries = [one for one in worker.deliveries if one.claim.token not in gone]
+            worker.finishes = [claim for claim in worker.finishes if claim.token not in gone]
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(worker.deliveries or worker.finishes for worker in self.workers))
+    def worker_crashes(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self.workers))
+        worker.deliveries, worker.finishes = [], []
+
+    # --- time ---
+
+    @rule(data=st.data(), all_of_them=st.booleans())
+    @precondition(lambda self: self.model.leased())
+    def leases_run_out(self, data: st.DataObject, all_of_them: bool) -> None:
+        leased = self.model.leased()
+        self._expire(leased if all_of_them else [data.draw(st.sampled_from(leased))])
+
+    def _expire(self, chunks: list[tuple[str, int]]) -> None:
+        if chunks:
+            let_leases_expire(self.client, *chunks)
+            self.model.leases_are_over(chunks)
+
+    @rule(times=times)
+    def reconcile(self, times: int) -> None:
+        for _ in range(times):
+            assert self.ledger.reconcile(first_back_off_seconds=LATER_SECONDS) == self.model.reconcile()
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(job.in_place(Place.BACK) for job in self.model.jobs.values()))
+    def back_offs_pass(self, data: st.DataObject) -> None:
+        self._end_back_offs(data.draw(self._job_ids()))
+
+    def _end_back_offs(self, job_id: str) -> None:
+        let_back_offs_pass(self.client, job_id)
+        self.model.back_offs_are_over(job_id)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.jobs)
+    def outage_goes_on(self, data: st.DataObject) -> None:
+        job_id = data.draw(self._job_ids())
+        let_outage_grow_old(self.client, job_id)
+        self.model.outage_is_old(job_id)
+
+    # --- the end ---
+
+    @rule(data=st.data(), answer_is_lost=st.booleans(), times=times)
+    @precondition(lambda self: self._job_ids_in(JobState.FINISHING))
+    def claim_finish(self, data: st.DataObject, answer_is_lost: bool, times: int) -> None:
+        worker = data.draw(st.sampled_from(self.workers))
+        fresh = new_token()
+        token = data.draw(st.sampled_from([fresh, fresh, *[token for token, _ in self.tokens[-3:]]]))
+        for _ in range(times):
+            claim = self._claim_finish(token)
+        if claim is not None and not answer_is_lost:
+            worker.finishes.append(claim)
+
+    def _claim_finish(self, token: str) -> FinishClaim | None:
+        choices = self.model.claim_finish_choices(token)
+        claim = self.ledger.claim_finish(token, 3600)
+        assert (claim is not None) == bool(choices), f"{claim} is not one of {choices}"
+        if claim is not None:
+            assert claim.job_id in choices
+            assert claim.job_fingerprint == self.model.jobs[claim.job_id].job.fingerprint
+            self.model.finish_claimed(claim)
+        return claim
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: any(worker.finishes for worker in self.workers))
+    def finish(self, data: st.DataObject, times: int) -> None:
+        """The manifest is written; the worker may have lost its claim meanwhile."""
+        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.finishes]))
+        claim = worker.finishes.pop()
+        for _ in range(times):
+            assert self.ledger.finish(claim, ttl_seconds=3600) == self.model.finish(claim)
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: any(worker.finishes for worker in self.workers))
+    def postpone_finish(self, data: st.DataObject, times: int) -> None:
+        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.finishes]))
+        claim = worker.finishes.pop()
+        for _ in range(times):
+            self.ledger.postpone_finish(claim, LATER_SECONDS)
+            self.model.postpone_finish(claim)
+
+    @rule()
+    @precondition(lambda self: self._job_ids_in(JobState.FINISHING))
+    def finish_claims_run_out(self) -> None:
+        let_finish_claims_expire(self.client)
+        self.model.finish_claims_are_over()
+
+    # --- what must be true at any time ---
+
+    @invariant()
+    def the_server_is_what_the_model_says(self) -> None:
+        for job_id, job in self.model.jobs.items():
+            facts = self._facts(job_id)
+            self._check_against_model(facts, job)
+            self._check_rows(facts, job_id, job)
+            self._check_places(facts, job_id, job)
+
+    def _check_against_model(self, facts: JobFacts, job: ModelJob) -> None:
+        assert facts.hash["state"] == job.state
+        assert facts.hash["reason"] == job.reason
+        assert int(facts.hash["staged_items"]) == job.items
+        assert facts.staged == [f"{first}-{chunks}" for first, chunks in job.files]
+        assert int(facts.hash["next_chunk"]) == job.next_chunk
+        assert facts.done == set(job.in_place(Place.DONE))
+        assert set(facts.due) == set(job.in_place(Place.BACK))
+        assert facts.owners == {n: job.chunks[n].token for n in job.in_place(Place.LEASED)}
+        assert facts.troubles == {
+            f"{number}:{kind}": count
+            for number, chunk in enumerate(job.chunks)
+            for kind, count in chunk.troubles.items()
+        }
+        assert facts.codes == job.codes
+
+    def _check_rows(self, facts: JobFacts, job_id: str, job: ModelJob) -> None:
+        parts = [self.store[(job_id, number, 0)] for number in facts.done]  # no part, no completion
+        assert int(facts.hash["ok"]) == sum(part.ok for part in parts)
+        assert int(facts.hash["failed"]) == sum(part.failed for part in parts)
+        assert int(facts.hash["done_chunks"]) == len(facts.done) == facts.done_bits
+        all_done = len(facts.done) == int(facts.hash["staged_chunks"])
+        if facts.hash["sealed"] == "1" and all_done:
+            assert job.state is JobState.FINISHING or job.state.is_final
+        if job.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
+            assert int(facts.hash["ok"]) + int(facts.hash["failed"]) == int(facts.hash["staged_items"])
+
+    def _check_places(self, facts: JobFacts, job_id: str, job: ModelJob) -> None:
+        """No chunk is in two places, none is nowhere, and claims find the job if it has work."""
+        due, owned = set(facts.due), set(facts.owners)
+        assert not due & owned | due & facts.done | owned & facts.done
+        leased = {lease for lease in self.client.zrange(keys.LEASES, 0, -1) if lease.startswith(f"{job_id}:")}
+        assert leased == {f"{job_id}:{number}" for number in owned}
+        if not job.state.is_final:
+            claimed_once = set(range(int(facts.hash["next_chunk"])))
+            assert due | owned | facts.done == claimed_once
+        queues = {
+            (lane, model)
+            for lane in LANES
+            for model in MODELS
+            if self.client.zscore(keys.lane_queue(lane, model), job_id) is not None
+        }
+        own = {(job.job.lane, job.job.model)}
+        assert queues <= own
+        assert queues == own or not job.has_work()
+        assert not queues or job.state in CLAIMABLE
+        finishing = self.client.zscore(keys.FINISHING, job_id) is not None
+        assert finishing == (job.state is JobState.FINISHING)
+
+    @invariant()
+    def each_job_ends_once(self) -> None:
+        events = Counter(
+            (entry["job_id"], entry["generation"], entry["state"])
+            for _, entry in self.client.xrange(keys.EVENTS)
+        )
+        assert events == Counter(
+            (job_id, "0", state.value) for job_id, job in self.model.jobs.items() for state in job.ends
+        )
+        assert all(len(job.ends) == job.state.is_final for job in self.model.jobs.values())
+
+    @invariant()
+    def nothing_is_kept_for_ever(self) -> None:
+        assert keys_without_ttl(self.client) == []
+
+    @invariant()
+    def claims_are_counted(self) -> None:
+        assert int(self.client.get(keys.TURNS) or 0) == self.model.turns
+
+    def _facts(self, job_id: str) -> JobFacts:
+        chunks = len(self.model.jobs[job_id].chunks)
+        with self.client.pipeline(transaction=False) as ask:
+            ask.hgetall(keys.job(job_id))
+            ask.zrange(keys.job(job_id, keys.STAGED), 0, -1)
+            ask.zrange(keys.job(job_id, keys.DUE), 0, -1, withscores=True)
+            ask.hgetall(keys.job(job_id, keys.OWNERS))
+            ask.hgetall(keys.job(job_id, keys.TROUBLES))
+            ask.hgetall(keys.job(job_id, keys.CODES))
+            ask.bitcount(keys.job(job_id, keys.DONE))
+            for number in range(chunks):
+                ask.getbit(keys.job(job_id, keys.DONE), number)
+            answers: list[Any] = ask.execute()
+        facts, staged, due, owners, troubles, codes, done_bits, *bits = answers
+        return JobFacts(
+            hash=facts,
+            staged=staged,
+            due={int(number): mark for number, mark in due},
+            owners={int(number): token for number, token in owners.items()},
+            troubles={name: int(count) for name, count in troubles.items()},
+            codes={code: int(count) for code, count in codes.items()},
+            done={number for number, bit in enumerate(bits) if bit},
+            done_bits=done_bits,
+        )
+
+    # --- everything comes to its end ---
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is not None:  # a step has failed already
+            return
+        for job_id in list(self.model.jobs):
+            self._end_submit(self.producers[job_id])
+        self._expire(self.model.leased())
+        self.reconcile(1)
+        for job_id in self.model.jobs:
+            self._end_back_offs(job_id)
+        while claim := self._claim(new_token(), LANES, MODELS, ()):
+            delivery = Delivery(claim)
+            self._write(delivery)
+            assert self._complete(delivery) in ("done", "finishing")
+        self.finish_claims_run_out()
+        while finish := self._claim_finish(new_token()):
+            assert self.ledger.finish(finish, ttl_seconds=3600) == self.model.finish(finish)
+        self._check_end()
+
+    def _end_submit(self, producer: Producer) -> None:
+        assert self.ledger.resume(producer.job_id) == self.model.resume(producer.job_id)
+        for position in range(len(producer.files)):
+            self._stage(producer, position)
+        self._seal(producer)
+
+    def _check_end(self) -> None:
+        self.the_server_is_what_the_model_says()
+        self.each_job_ends_once()
+        self.nothing_is_kept_for_ever()
+        for job_id, job in self.model.jobs.items():
+            assert job.state.is_final, f"{job_id} never ends"
+            if job.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
+                chunks, items = self.producers[job_id].totals
+                parts = [part for (owner, _, _), part in self.store.items() if owner == job_id]
+                assert len(parts) == chunks
+                assert sum(part.ok + part.failed for part in parts) == items == job.ok + job.failed
+        assert self.ledger.reconcile() == (0, 0)
+        assert not self.client.exists(keys.LEASES, keys.FINISHING)
+
+    # --- what there is to choose from ---
+
+    def _job_ids(self) -> st.SearchStrategy[str]:
+        return st.sampled_from(sorted(self.model.jobs))
+
+    def _job_ids_in(self, state: JobState) -> list[str]:
+        return sorted(job_id for job_id, job in self.model.jobs.items() if job.state is state)
+
+    def _held(self) -> Iterator[tuple[Worker, Delivery]]:
+        return ((worker, delivery) for worker in self.workers for delivery in worker.deliveries)
+
+    def _written(self) -> Iterator[tuple[Worker, Delivery]]:
+        return ((worker, delivery) for worker, delivery in self._held() if delivery.is_written)
+
+    def _unwritten(self) -> Iterator[Delivery]:
+        return (delivery for _, delivery in self._held() if not delivery.is_written)
+
+
+@pytest.mark.timeout(0 if IS_NIGHTLY else 300)
+def test_whatever_happens_nothing_is_lost_and_nothing_counts_twice(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    run_state_machine_as_test(
+        lambda: LedgerMachine(redis_client, ledger),
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=STEPS,
+            derandomize=not IS_NIGHTLY,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,292 @@
+"""A web site for tests, on a free loopback port in a thread of its own: files of a folder, and ways to fail.
+
+| path | answer |
+|---|---|
+| `/files/<name>` | a file of the folder |
+| `/status/<code>` | that status with a short body |
+| `/html`, `/empty` | 200 with a page, with nothing |
+| `/bytes/<count>` | that many bytes, with Content-Length |
+| `/chunked/<count>` | that many bytes, without Content-Length |
+| `/encoded/<how>` | the word `picture`: gzip, zlib, raw-deflate, broken, cut, empty; others only declared |
+| `/bomb` | 64 MiB of zeros in 64 KiB of gzip |
+| `/truncated`, `/reset`, `/bad-chunk` | the body breaks off: closed early, reset, chunks that are none |
+| `/reset-early` | the connection is reset before an answer |
+| `/nonsense` | not HTTP |
+| `/big-header` | a header line of 100 kB |
+| `/loop` | redirects to itself |
+| `/redirects/<count>` | that many redirects, then `/html` |
+| `/redirect?to=URL` | a redirect |
+| `/stall`, `/drip`, `/endless` | no answer; a byte now and then; a body without end |
+| `/meet/<count>` | waits until so many are here together, then answers all of them |
+| `/echo` | the request as JSON: path with query as sent, headers |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import ssl
+import struct
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
+_DRIP_SECONDS = 0.02
+_PICTURE = b"picture"
+
+
+class HttpSite:
+    """Runs from `start` to `stop`, or as a context manager.
+
+    Args:
+        folder: what `/files/` serves; None serves nothing there.
+        host: a loopback address.
+        port: 0 takes a free one.
+        tls: speak https, with the certificate of `CERTIFICATE`.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, *, host: str = "127.0.0.1", port: int = 0, tls: bool = False
+    ) -> None:
+        self.requests: Counter[str] = Counter()  # by path, without the query
+        self.connections: set[object] = set()  # one entry for each connection that carried a request
+        self.active = 0  # requests being answered now
+        self.most_active = 0
+        self._folder = folder
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._meeting: list[asyncio.Future[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="http-site", daemon=True)
+        self._ready = threading.Event()
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return when the site answers."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    def stop(self) -> None:
+        """Drop all connections; idempotent."""
+        if self._thread.is_alive() and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+
+    @property
+    def port(self) -> int:
+        """The port that was taken."""
+        return self._port
+
+    def url(self, path: str) -> str:
+        """URL of a path that begins with a slash."""
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}{path}"
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as failure:  # handed to the thread that waits in start()
+            self._failure = failure
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        context = None
+        if self._tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE)
+        site = web.TCPSite(runner, self._host, self._port, ssl_context=context, backlog=1024)
+        try:
+            await site.start()
+            self._port = runner.addresses[0][1]
+            self._ready.set()
+            await self._stopping.wait()
+        finally:
+            await runner.cleanup()
+
+    def _app(self) -> web.Application:
+        app = web.Application(middlewares=[self._counted])
+        routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+            "/status/{code}": self._status,
+            "/html": self._html,
+            "/empty": self._empty,
+            "/bytes/{count}": self._bytes,
+            "/chunked/{count}": self._chunked,
+            "/encoded/{how}": self._encoded,
+            "/bomb": self._bomb,
+            "/truncated": self._truncated,
+            "/reset": self._reset,
+            "/bad-chunk": self._bad_chunk,
+            "/reset-early": self._reset_early,
+            "/nonsense": self._nonsense,
+            "/big-header": self._big_header,
+            "/loop": self._redirect_loop,
+            "/redirects/{count}": self._redirects,
+            "/redirect": self._redirect,
+            "/stall": self._stall,
+            "/drip": self._drip,
+            "/endless": self._endless,
+            "/meet/{count}": self._meet,
+            "/echo{rest:.*}": self._echo,
+        }
+        app.add_routes([web.get(path, handler) for path, handler in routes.items()])
+        if self._folder is not None:
+            app.add_routes([web.static("/files", self._folder)])
+        return app
+
+    @web.middleware
+    async def _counted(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self.requests[request.path] += 1
+        self.connections.add(request.transport.get_extra_info("peername") if request.transport else None)
+        self.active += 1
+        self.most_active = max(self.most_active, self.active)
+        try:
+            return await handler(request)
+        finally:
+            self.active -= 1
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=int(request.match_info["code"]), text="no picture")
+
+    async def _html(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text="<html>no picture</html>", content_type="text/html")
+
+    async def _empty(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def _bytes(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=bytes(int(request.match_info["count"])))
+
+    async def _chunked(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(bytes(int(request.match_info["count"])))
+        return response
+
+    async def _encoded(self, request: web.Request) -> web.StreamResponse:
+        raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        how = request.match_info["how"]
+        bodies = {
+            "gzip": ("gzip", gzip.compress(_PICTURE)),
+            "zlib": ("deflate", zlib.compress(_PICTURE)),
+            "raw-deflate": ("deflate", raw.compress(_PICTURE) + raw.flush()),
+            "broken": ("gzip", b"\x1f\x8b but not gzip"),
+            "cut": ("gzip", gzip.compress(_PICTURE)[:-9]),
+            "empty": ("gzip", b""),
+        }
+        declared, body = bodies.get(how, (how, _PICTURE))
+        return web.Response(body=body, headers={"Content-Encoding": declared})
+
+    async def _bomb(self, request: web.Request) -> web.StreamResponse:
+        body = await asyncio.to_thread(gzip.compress, bytes(64 << 20), 1)
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async def _truncated(self, request: web.Request) -> web.StreamResponse:
+        return _raw(request, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly the beginning")
+
+    async def _reset(self, request: web.Request) -> web.StreamResponse:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly the beginning"
+        return _raw(request, head, reset=True)
+
+    async def _bad_chunk(self, request: web.Request) -> web.StreamResponse:
+        return _raw(request, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+
+    async def _reset_early(self, request: web.Request) -> web.StreamResponse:
+        return _raw(request, b"", reset=True)
+
+    async def _nonsense(self, request: web.Request) -> web.StreamResponse:
+        return _raw(request, b"220 smtp.test ready\r\n\r\n")
+
+    async def _big_header(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=_PICTURE, headers={"X-Big": "x" * 100_000})
+
+    async def _redirect_loop(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": request.path})
+
+    async def _redirects(self, request: web.Request) -> web.StreamResponse:
+        count = int(request.match_info["count"])
+        return web.Response(
+            status=307, headers={"Location": f"/redirects/{count - 1}" if count > 1 else "/html"}
+        )
+
+    async def _redirect(self, request: web.Request) -> web.StreamResponse:
+        status = int(request.query.get("status", "302"))
+        return web.Response(status=status, headers={"Location": request.query["to"]})
+
+    async def _stall(self, request: web.Request) -> web.StreamResponse:
+        await self._stopping.wait()
+        return web.Response()
+
+    async def _drip(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, b"x", _DRIP_SECONDS)
+
+    async def _endless(self, request: web.Request) -> web.StreamResponse:
+        return await self._stream(request, bytes(65_536), 0.0)
+
+    async def _stream(self, request: web.Request, part: bytes, pause_seconds: float) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        # A client that has gone ends this with a ConnectionError, which aiohttp takes for an ordinary end.
+        while not self._stopping.is_set():
+            await response.write(part)
+            await asyncio.sleep(pause_seconds)
+        return response
+
+    async def _meet(self, request: web.Request) -> web.StreamResponse:
+        here: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._meeting.append(here)
+        if len(self._meeting) >= int(request.match_info["count"]):
+            for other in self._meeting:
+                if not other.done():
+                    other.set_result(None)
+            self._meeting.clear()
+        await asyncio.wait(
+            [here, stopping := asyncio.ensure_future(self._stopping.wait())],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        stopping.cancel()
+        return web.Response(body=_PICTURE)
+
+    async def _echo(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text=json.dumps({"path": request.raw_path, "headers": dict(request.headers)}))
+
+
+def _raw(request: web.Request, payload: bytes, *, reset: bool = False) -> web.StreamResponse:
+    """Send bytes past aiohttp and end the connection."""
+    transport = request.transport
+    if transport is not None:
+        transport.write(payload)
+        if reset:
+            # Closing with a linger time of 0 sends RST instead of FIN.
+            linger = struct.pack("ii", 1, 0)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.close()
+    return web.Response()

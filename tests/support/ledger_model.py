@@ -1,0 +1,335 @@
+"""What the ledger promises, as plain Python: a twin of the Lua scripts for `test_ledger_states.py`.
+
+It predicts the answer of every call and the state after it. Where the ledger may choose (which job of a lane), it
+tells what may be chosen. Time has three values only: past, now and later.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from clipfleet.contract import Job, JobState, Lane, PartCounts
+from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease
+
+CLAIMABLE = (JobState.SUBMITTING, JobState.RUNNING)
+AGEING = 8
+
+
+class Place(Enum):
+    """Where a staged chunk is; always in exactly one place."""
+
+    FRESH = auto()  # nobody has claimed it yet
+    LEASED = auto()
+    BACK = auto()  # released or lost
+    DONE = auto()
+
+
+class Outage(Enum):
+    """Since when chunks of a job have been released for the world's sake."""
+
+    NONE = auto()
+    RECENT = auto()
+    OLD = auto()  # longer than a job is left alone
+
+
+@dataclass
+class ModelChunk:
+    """One staged chunk."""
+
+    items: int
+    place: Place = Place.FRESH
+    token: str = ""  # of the owner, while leased
+    lease_is_over: bool = False  # nobody renewed it, and nobody has reconciled it yet
+    is_due: bool = True  # while back: whether its back-off is over
+    troubles: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class ModelJob:
+    """One job."""
+
+    job: Job
+    state: JobState = JobState.SUBMITTING
+    sealed: bool = False
+    files: list[tuple[int, int]] = field(default_factory=list)  # first chunk, chunks
+    chunks: list[ModelChunk] = field(default_factory=list)
+    next_chunk: int = 0
+    ok: int = 0
+    failed: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    reason: str = ""
+    outage: Outage = Outage.NONE
+    finish_token: str = ""
+    finish_is_due: bool = False
+    ends: list[JobState] = field(default_factory=list)  # one, at most
+
+    def in_place(self, *places: Place) -> list[int]:
+        """Ids of the chunks in one of these places."""
+        return [number for number, chunk in enumerate(self.chunks) if chunk.place in places]
+
+    @property
+    def items(self) -> int:
+        """Items of all staged chunks."""
+        return sum(chunk.items for chunk in self.chunks)
+
+    def file_of(self, chunk_id: int) -> tuple[int, int]:
+        """The staged file that holds a chunk."""
+        return next(file for file in self.files if file[0] <= chunk_id < sum(file))
+
+    def claimable_now(self) -> set[int]:
+        """Chunks of which the next claim of this job must take one: what came back goes first."""
+        if self.state not in CLAIMABLE:
+            return set()
+        back = {number for number in self.in_place(Place.BACK) if self.chunks[number].is_due}
+        fresh = {self.next_chunk} if self.next_chunk < len(self.chunks) else set()
+        return back or fresh
+
+    def has_work(self) -> bool:
+        """Whether claims must find the job in its lane, now or after a back-off."""
+        return self.state in CLAIMABLE and bool(self.in_place(Place.BACK, Place.FRESH))
+
+
+class ModelLedger:
+    """Jobs by id, and what each token got."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, ModelJob] = {}
+        self.turns = 0
+        self._claimed: dict[str, tuple[str, int]] = {}
+        self._finishes: dict[str, str] = {}
+
+    # --- the producer's side ---
+
+    def submit(self, job: Job) -> tuple[bool, JobState]:
+        if job.job_id in self.jobs:
+            return False, self.jobs[job.job_id].state
+        self.jobs[job.job_id] = ModelJob(job)
+        return True, JobState.SUBMITTING
+
+    def stage(self, job_id: str, first_chunk: int, items_of_chunks: Sequence[int]) -> str:
+        job = self.jobs[job_id]
+        file = (first_chunk, len(items_of_chunks))
+        if file in job.files:
+            return "known"
+        if job.state not in (JobState.SUBMITTING, JobState.PAUSED) or job.sealed:
+            return "refused"
+        if first_chunk != len(job.chunks):
+            return "gap"
+        job.files.append(file)
+        job.chunks += [ModelChunk(items) for items in items_of_chunks]
+        return "staged"
+
+    def seal(self, job_id: str, chunks: int, items: int) -> str:
+        job = self.jobs[job_id]
+        if (chunks, items) != (len(job.chunks), job.items):
+            return "mismatch"
+        if job.sealed:
+            return "sealed"
+        if job.state.is_final:
+            return "refused"
+        job.sealed = True
+        if job.state is JobState.SUBMITTING:
+            job.state = JobState.RUNNING
+        self._finish_if_done(job)
+        return "sealed"
+
+    def pause(self, job_id: str, reason: str) -> tuple[bool, JobState]:
+        job = self.jobs[job_id]
+        changed = job.state in CLAIMABLE
+        if changed:
+            job.state, job.reason = JobState.PAUSED, reason
+        return changed, job.state
+
+    def resume(self, job_id: str) -> tuple[bool, JobState]:
+        job = self.jobs[job_id]
+        changed = job.state is JobState.PAUSED
+        if changed:
+            job.state = JobState.RUNNING if job.sealed else JobState.SUBMITTING
+            job.reason, job.outage = "", Outage.NONE
+        return changed, job.state
+
+    def cancel(self, job_id: str) -> tuple[bool, JobState]:
+        job = self.jobs[job_id]
+        if job.state.is_final or job.state is JobState.FINISHING:
+            return False, job.state
+        self._end(job, JobState.CANCELLED, "")
+        return True, job.state
+
+    def fail(self, job_id: str, reason: str) -> None:
+        job = self.jobs[job_id]
+        if not job.state.is_final:
+            self._end(job, JobState.FAILED, reason)
+
+    # --- the worker's side ---
+
+    def claim_choices(
+        self, token: str, lanes: Sequence[Lane], models: Collection[str], excluded: Collection[str]
+    ) -> set[tuple[str, int]]:
+        """What a claim may answer; it must answer one of these unless there are none."""
+        if token in self._claimed:
+            job_id, number = self._claimed[token]
+            chunk = self.jobs[job_id].chunks[number]
+            return {(job_id, number)} if _owns(chunk, token) else set()
+        self.turns += 1
+        for lane in lanes if self.turns % AGEING else reversed(lanes):
+            choices = {
+                (job_id, number)
+                for job_id, job in self.jobs.items()
+                if job.job.lane is lane and job.job.model in models and job_id not in excluded
+                for number in job.claimable_now()
+            }
+            if choices:
+                return choices
+        return set()
+
+    def claimed(self, claim: Claim) -> None:
+        """The ledger chose this one."""
+        job = self.jobs[claim.job_id]
+        chunk = job.chunks[claim.chunk_id]
+        chunk.place, chunk.token = Place.LEASED, claim.token
+        job.next_chunk = max(job.next_chunk, claim.chunk_id + 1)
+        self._claimed[claim.token] = (claim.job_id, claim.chunk_id)
+
+    def must_say_more(
+        self, lanes: Sequence[Lane], models: Collection[str], excluded: Collection[str]
+    ) -> bool:
+        """Whether the worker could claim again at once; a claim may say so once too often, never too rarely."""
+        return any(
+            job.claimable_now()
+            for job_id, job in self.jobs.items()
+            if job.job.lane in lanes and job.job.model in models and job_id not in excluded
+        )
+
+    def renew(self, lease: Lease) -> str:
+        job = self.jobs[lease.job_id]
+        if job.state in (JobState.CANCELLED, JobState.FAILED):
+            return "cancelled"
+        if lease.chunk == FINISH:
+            held = job.state is JobState.FINISHING and job.finish_token == lease.token
+            job.finish_is_due = job.finish_is_due and not held
+            return "held" if held else "lost"
+        chunk = job.chunks[int(lease.chunk)]
+        if not _owns(chunk, lease.token):
+            return "lost"
+        chunk.lease_is_over = False
+        return "paused" if job.state is JobState.PAUSED else "held"
+
+    def complete(self, claim: Claim, counts: PartCounts) -> str:
+        job = self.jobs[claim.job_id]
+        chunk = job.chunks[claim.chunk_id]
+        if job.state in (JobState.CANCELLED, JobState.FAILED):
+            return "cancelled"
+        if chunk.place is Place.DONE:
+            return "already"
+        self._put(chunk, Place.DONE)
+        chunk.troubles.clear()
+        job.ok += counts.ok
+        job.failed += counts.failed
+        job.codes.update(counts.codes)
+        job.outage = Outage.NONE
+        return "finishing" if self._finish_if_done(job) else "done"
+
+    def release(self, claim: Claim, kind: str, reason: str) -> str:
+        job = self.jobs[claim.job_id]
+        chunk = job.chunks[claim.chunk_id]
+        if not _owns(chunk, claim.token):
+            return "not_held"
+        chunk.troubles["waits" if kind == "drain" else kind] += 1
+        self._put(chunk, Place.BACK, is_due=kind == "drain")
+        if kind != "waits" or job.state not in CLAIMABLE:
+            return "released"
+        if job.outage is Outage.OLD:
+            job.state, job.reason = JobState.PAUSED, reason
+            return "paused"
+        job.outage = Outage.RECENT
+        return "released"
+
+    def reconcile(self) -> tuple[int, int]:
+        lost = 0
+        for job in self.jobs.values():
+            for number in job.in_place(Place.LEASED):
+                chunk = job.chunks[number]
+                if chunk.lease_is_over:
+                    lost += 1
+                    chunk.troubles["losses"] += 1
+                    self._put(chunk, Place.BACK, is_due=chunk.troubles["losses"] == 1)
+        return lost, len(self._due_finishes())
+
+    # --- the end ---
+
+    def claim_finish_choices(self, token: str) -> set[str]:
+        """What `claim_finish` may answer; it must answer one of these unless there are none."""
+        if token in self._finishes:
+            job = self.jobs[self._finishes[token]]
+            held = job.state is JobState.FINISHING and job.finish_token == token
+            return {job.job.job_id} if held else set()
+        return self._due_finishes()
+
+    def finish_claimed(self, claim: FinishClaim) -> None:
+        """The ledger chose this one."""
+        job = self.jobs[claim.job_id]
+        job.finish_token, job.finish_is_due = claim.token, False
+        self._finishes[claim.token] = claim.job_id
+
+    def postpone_finish(self, claim: FinishClaim) -> None:
+        job = self.jobs[claim.job_id]
+        if job.state is JobState.FINISHING and job.finish_token == claim.token:
+            job.finish_token, job.finish_is_due = "", False
+
+    def finish(self, claim: FinishClaim) -> str:
+        job = self.jobs[claim.job_id]
+        if not job.state.is_final:
+            self._end(job, JobState.COMPLETED_WITH_ERRORS if job.failed else JobState.COMPLETED, "")
+        return job.state.value
+
+    # --- time ---
+
+    def leases_are_over(self, chunks: Iterable[tuple[str, int]]) -> None:
+        for job_id, number in chunks:
+            self.jobs[job_id].chunks[number].lease_is_over = True
+
+    def finish_claims_are_over(self) -> None:
+        for job in self.jobs.values():
+            job.finish_is_due = job.state is JobState.FINISHING
+
+    def back_offs_are_over(self, job_id: str) -> None:
+        for chunk in self.jobs[job_id].chunks:
+            chunk.is_due = True
+
+    def outage_is_old(self, job_id: str) -> None:
+        job = self.jobs[job_id]
+        if job.outage is Outage.RECENT:
+            job.outage = Outage.OLD
+
+    # --- inside ---
+
+    def leased(self) -> list[tuple[str, int]]:
+        """Every leased chunk."""
+        return [(job_id, n) for job_id, job in self.jobs.items() for n in job.in_place(Place.LEASED)]
+
+    def _due_finishes(self) -> set[str]:
+        return {job_id for job_id, job in self.jobs.items() if job.finish_is_due}
+
+    def _put(self, chunk: ModelChunk, place: Place, *, is_due: bool = True) -> None:
+        chunk.place, chunk.token, chunk.lease_is_over, chunk.is_due = place, "", False, is_due
+
+    def _finish_if_done(self, job: ModelJob) -> bool:
+        all_done = len(job.in_place(Place.DONE)) == len(job.chunks)
+        if job.sealed and all_done and not job.state.is_final and job.state is not JobState.FINISHING:
+            job.state, job.finish_is_due = JobState.FINISHING, True
+            return True
+        return False
+
+    def _end(self, job: ModelJob, state: JobState, reason: str) -> None:
+        job.state, job.reason, job.finish_token, job.finish_is_due = state, reason, "", False
+        job.ends.append(state)
+        for number in job.in_place(Place.LEASED, Place.BACK):
+            self._put(job.chunks[number], Place.FRESH)
+            job.chunks[number].troubles.clear()
+
+
+def _owns(chunk: ModelChunk, token: str) -> bool:
+    return chunk.place is Place.LEASED and chunk.token == token

@@ -1,0 +1,29 @@
+"""Waiting in tests: for a fact, never for an amount of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_POLL_SECONDS = 0.02
+
+Found = TypeVar("Found")
+
+
+def wait_until(predicate: Callable[[], Found], description: str, seconds: float = 10.0) -> Found:
+    """Ask again and again until the answer is true (or anything truthy), and return that answer.
+
+    Args:
+        predicate: asked at least once; its exceptions are not caught.
+        description: what is waited for, for the failure's message: "the job is completed".
+        seconds: after this long the test fails.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = predicate()
+        if answer:
+            return answer
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"still not after {seconds:g} s: {description} (last answer: {answer!r})")
+        time.sleep(_POLL_SECONDS)

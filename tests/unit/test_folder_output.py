@@ -1,0 +1,311 @@
+"""A folder as an output: created once, whole or not at all, and errors that say whether waiting helps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.outputs import folder
+from clipfleet.outputs.folder import FolderOutput, output_errors
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> FolderOutput:
+    return FolderOutput(tmp_path / "out")
+
+
+def tmp_names(output: FolderOutput) -> list[str]:
+    return os.listdir(Path(output.uri, keys.TMP))  # noqa: PTH208 - names are what is asked for
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def refusing(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refusing
+
+
+class TestObjects:
+    def test_what_is_created_can_be_read(self, output: FolderOutput) -> None:
+        assert output.create("a.json", b"one")
+
+        assert output.read("a.json") == b"one"
+        with output.open("a.json") as file:
+            assert file.size() == 3
+            file.seek(1)
+            assert file.read() == b"ne"
+
+    def test_a_second_create_changes_nothing(self, output: FolderOutput) -> None:
+        output.create("a.json", b"one")
+
+        assert not output.create("a.json", b"two")
+        assert output.read("a.json") == b"one"
+        assert tmp_names(output) == []
+
+    def test_replace_writes_over(self, output: FolderOutput) -> None:
+        output.replace("a.json", b"one")
+        output.replace("a.json", b"two")
+
+        assert output.read("a.json") == b"two"
+        assert tmp_names(output) == []
+
+    def test_what_is_open_stays_readable_when_it_is_replaced(self, output: FolderOutput) -> None:
+        output.create("a.json", b"one")
+
+        with output.open("a.json") as file:
+            output.replace("a.json", b"two")
+            assert file.read() == b"one"
+
+    def test_what_is_not_there(self, output: FolderOutput) -> None:
+        assert output.read("a.json") is None
+        assert list(output.names("")) == []
+        output.remove("a.json")
+        with pytest.raises(FileNotFoundError):
+            output.open("a.json")
+        assert not Path(output.uri).exists()
+
+    def test_removing(self, output: FolderOutput) -> None:
+        output.create("a.json", b"one")
+        output.remove("a.json")
+        output.remove("a.json")
+
+        assert output.read("a.json") is None
+        assert output.create("a.json", b"two")
+
+    def test_names_are_sorted_files_with_the_prefix(self, output: FolderOutput) -> None:
+        for name in (keys.part(10), keys.part(2), keys.MANIFEST, keys.JOB_FILE):
+            output.create(name, b"x")
+        Path(output.uri, "part-folder").mkdir()
+
+        assert list(output.names("part-")) == [keys.part(2), keys.part(10)]
+        assert list(output.names("")) == [keys.MANIFEST, keys.part(2), keys.part(10)]
+
+    def test_the_uri_is_absolute_and_keeps_links(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to("real")
+        monkeypatch.chdir(tmp_path)
+
+        assert FolderOutput(Path("link/out")).uri == f"{tmp_path}/link/out"
+
+
+class TestPublishing:
+    def test_a_scratch_file_is_gone_afterwards_published_or_not(self, output: FolderOutput) -> None:
+        with output.scratch() as path:
+            path.write_bytes(b"one")
+            assert output.publish(path, "a")
+        with output.scratch() as path:
+            path.write_bytes(b"two")
+            assert output.publish(path, "a", replace=True)
+        with output.scratch() as path:
+            path.write_bytes(b"three")
+            assert not output.publish(path, "a")
+        with output.scratch():
+            pass
+
+        assert output.read("a") == b"two"
+        assert tmp_names(output) == []
+
+    def test_nothing_is_visible_after_an_error(self, output: FolderOutput) -> None:
+        with pytest.raises(RuntimeError), output.scratch() as path:
+            path.write_bytes(b"half")
+            raise RuntimeError
+
+        assert list(output.names("")) == []
+        assert tmp_names(output) == []
+
+    def test_nothing_is_visible_where_the_disk_refuses_the_bytes(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(folder.os, "fsync", refuse(errno.ENOSPC))
+
+        with pytest.raises(OutputUnavailableError):
+            output.create("a", b"one")
+        with pytest.raises(OutputUnavailableError):
+            output.replace("a", b"one")
+
+        assert output.read("a") is None
+        assert tmp_names(output) == []
+
+    def test_bytes_are_synced_before_the_name_and_the_folder_after(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[bool, bool]] = []
+        fsync = os.fsync
+
+        def recording(descriptor: int) -> None:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115 - a name in /proc
+            seen.append((path.is_dir(), Path(output.uri, "a").exists()))
+            fsync(descriptor)
+
+        monkeypatch.setattr(folder.os, "fsync", recording)
+        output.create("a", b"one")
+
+        assert seen == [(False, False), (True, True)]
+
+    def test_a_leftover_that_cannot_be_removed_is_no_failure(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Path, "unlink", refuse(errno.EIO))
+
+        assert output.create("a", b"one")
+        assert output.read("a") == b"one"
+
+    def test_a_link_whose_answer_was_lost_counts_as_made(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given NFS: the server makes the link, the answer is lost, its repetition finds the name taken
+        link = Path.hardlink_to
+
+        def repeated(target: Path, source: Path) -> None:
+            link(target, source)
+            link(target, source)
+
+        monkeypatch.setattr(Path, "hardlink_to", repeated)
+
+        assert output.create("a", b"one")
+        assert not output.create("a", b"two")
+        assert output.read("a") == b"one"
+
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+    def test_a_file_system_without_hard_links(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        monkeypatch.setattr(Path, "hardlink_to", refuse(number))
+
+        assert output.create("a", b"one")
+        assert not output.create("a", b"two")
+        assert output.read("a") == b"one"
+        assert tmp_names(output) == []
+
+    def test_a_file_system_that_cannot_sync_folders(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fsync = os.fsync
+
+        def picky(descriptor: int) -> None:
+            if os.path.isdir(descriptor):  # noqa: PTH112 - a descriptor, not a path
+                raise OSError(errno.EINVAL, "Invalid argument")
+            fsync(descriptor)
+
+        monkeypatch.setattr(folder.os, "fsync", picky)
+
+        assert output.create("a", b"one")
+
+
+class TestRaces:
+    def test_of_sixteen_writers_one_wins_and_its_content_stays(self, output: FolderOutput) -> None:
+        names = [keys.part(number) for number in range(20)]
+        barrier = threading.Barrier(16)
+
+        def write(writer: int) -> list[bool]:
+            data = f"{writer:02d}".encode() * 50_000
+            won = []
+            for name in names:
+                barrier.wait(30)
+                won.append(output.create(name, data))
+            return won
+
+        with ThreadPoolExecutor(16) as pool:
+            outcomes = list(pool.map(write, range(16)))
+
+        for position, name in enumerate(names):
+            winners = [writer for writer in range(16) if outcomes[writer][position]]
+            assert len(winners) == 1
+            assert output.read(name) == f"{winners[0]:02d}".encode() * 50_000
+        assert tmp_names(output) == []
+        assert list(output.names("")) == names
+
+    def test_a_reader_never_sees_half_an_object(self, output: FolderOutput) -> None:
+        contents = [f"{number:02d}".encode() * 100_000 for number in range(4)]
+        output.replace("a", contents[0])
+        stop = threading.Event()
+
+        def write(number: int) -> None:
+            while not stop.is_set():
+                output.replace("a", contents[number])
+
+        with ThreadPoolExecutor(4) as pool:
+            writers = [pool.submit(write, number) for number in range(4)]
+            try:
+                seen = {output.read("a") for _ in range(200)}
+            finally:
+                stop.set()
+            for writer in writers:
+                writer.result()
+        assert seen <= set(contents)
+        assert tmp_names(output) == []
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("number", "waiting_helps"),
+        [
+            (errno.ENOSPC, True),
+            (errno.EDQUOT, True),
+            (errno.EIO, True),
+            (errno.ESTALE, True),
+            (errno.ETIMEDOUT, True),
+            (errno.EMFILE, True),
+            (errno.EACCES, False),
+            (errno.EROFS, False),
+            (errno.ENOENT, False),
+            (errno.ENOTDIR, False),
+            (errno.ENAMETOOLONG, False),
+        ],
+    )
+    def test_the_number_says_whether_waiting_helps(self, number: int, waiting_helps: bool) -> None:
+        with pytest.raises(OutputUnavailableError) as caught, output_errors(Path("/x/y")):
+            raise OSError(number, os.strerror(number))
+
+        assert isinstance(caught.value, OutputUnreachableError) is not waiting_helps
+        assert str(caught.value) == f"/x/y: {os.strerror(number)}"
+
+    def test_a_file_where_the_folder_should_be(self, tmp_path: Path) -> None:
+        (tmp_path / "out").write_text("x")
+        output = FolderOutput(tmp_path / "out")
+
+        calls: list[Callable[[], object]] = [
+            lambda: output.create("a", b""),
+            lambda: output.replace("a", b""),
+            lambda: output.read("a"),
+            lambda: output.open("a"),
+            lambda: output.remove("a"),
+            lambda: list(output.names("")),
+        ]
+        for call in calls:
+            with pytest.raises(OutputUnreachableError, match="out"):
+                call()
+
+    def test_a_file_where_the_temporary_folder_should_be(self, output: FolderOutput) -> None:
+        Path(output.uri, keys.INTERNAL).mkdir(parents=True)
+        Path(output.uri, keys.TMP).write_text("x")
+
+        with pytest.raises(OutputUnreachableError, match="File exists"):
+            output.create("a", b"")
+
+    def test_a_name_that_is_too_long(self, output: FolderOutput) -> None:
+        for call in (lambda: output.create("x" * 300, b""), lambda: output.open("x" * 300)):
+            with pytest.raises(OutputUnreachableError, match="too long"):
+                call()
+        assert tmp_names(output) == []
+
+    def test_no_right_to_look(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The tests may run as root, for whom every folder is open.
+        output.create("a", b"")
+        monkeypatch.setattr(folder.pa, "OSFile", refuse(errno.EACCES))
+        monkeypatch.setattr(folder.os, "scandir", refuse(errno.EACCES))
+
+        with pytest.raises(OutputUnreachableError, match="Permission denied"):
+            output.open("a")
+        with pytest.raises(OutputUnreachableError, match="Permission denied"):
+            list(output.names(""))

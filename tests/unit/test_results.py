@@ -1,0 +1,334 @@
+"""How rows are read back from parts, and what the exports look like."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet import keys, results
+from clipfleet.contract import part_schema
+from clipfleet.errors import (
+    OutputConflictError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    ResultsNotReadyError,
+    UsageError,
+)
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.results import ResultFormat
+
+NO_ANSWER = {
+    "error_code": None,
+    "error_detail": None,
+    "label": None,
+    "score": None,
+    "labels": None,
+    "scores": None,
+    "embedding": None,
+    "width": None,
+    "height": None,
+    "content_hash": None,
+    "model_fingerprint": None,
+}
+
+
+def row(index: int, **values: Any) -> dict[str, Any]:
+    base = {"item_index": index, "item_id": f"img{index}", "uri": f"/p/{index}.jpg", "status": "ok"}
+    return {**base, **NO_ANSWER, **values}
+
+
+def embedded(index: int, *vector: float) -> dict[str, Any]:
+    return row(index, embedding=list(vector), width=640, height=480)
+
+
+def failed(index: int) -> dict[str, Any]:
+    return row(index, status="failed", error_code="not_found", error_detail="no such file")
+
+
+def classified(index: int) -> dict[str, Any]:
+    return row(index, label="cat", score=0.75, labels=["cat", "dog"], scores=[0.75, 0.25])
+
+
+def add_part(
+    output: FolderOutput,
+    chunk_id: int,
+    rows: Sequence[dict[str, Any]],
+    *,
+    dimension: int = 2,
+    extra: Sequence[str] = (),
+) -> None:
+    ok = sum(one["status"] == "ok" for one in rows)
+    footer = {"job_id": "j", "chunk_id": str(chunk_id), "ok": str(ok), "failed": str(len(rows) - ok)}
+    schema = part_schema(dimension, [pa.field(name, pa.string()) for name in extra])
+    table = pa.Table.from_pylist(list(rows), schema).replace_schema_metadata(footer)
+    with output.scratch() as path:
+        pq.write_table(table, path)
+        output.publish(path, keys.part(chunk_id))
+
+
+def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -> bytes:
+    stream = io.BytesIO()
+    count = results.write(output, form, stream, limit=limit)
+    assert not stream.closed
+    assert count >= 0
+    return stream.getvalue()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> FolderOutput:
+    return FolderOutput(tmp_path / "out")
+
+
+@pytest.fixture
+def finished(output: FolderOutput) -> FolderOutput:
+    """Three parts of an embed job, the first one given up before the model was known; written out of order."""
+    add_part(output, 2, [embedded(4, 0.25, -1.0)])
+    add_part(output, 0, [failed(0), failed(1)], dimension=1)
+    add_part(output, 1, [embedded(2, 0.1, 1.0), failed(3)])
+    output.create(keys.MANIFEST, b"{}")
+    output.create(keys.ERRORS, b"")
+    return output
+
+
+class TestReading:
+    def test_rows_come_in_the_order_of_the_source_failures_included(self, finished: FolderOutput) -> None:
+        found = list(results.rows(finished))
+
+        assert [one["item_index"] for one in found] == [0, 1, 2, 3, 4]
+        assert found[1] == failed(1)
+        assert found[4] == embedded(4, 0.25, -1.0)
+
+    def test_a_vector_is_a_list_of_plain_floats(self, finished: FolderOutput) -> None:
+        vector = list(results.rows(finished))[2]["embedding"]
+
+        assert [type(number) for number in vector] == [float, float]
+        assert vector == [float(np.float16(0.1)), 1.0]
+
+    def test_all_batches_have_one_schema(self, finished: FolderOutput) -> None:
+        batches = list(results.read_parts(finished))
+
+        assert [batch.num_rows for batch in batches] == [2, 2, 1]
+        assert {batch.schema.field("embedding").type for batch in batches} == {pa.list_(pa.float16(), 2)}
+        assert pa.Table.from_batches(batches).num_rows == 5
+
+    def test_where_every_item_failed_the_rows_are_there_too(self, output: FolderOutput) -> None:
+        add_part(output, 0, [failed(0)], dimension=1)
+        add_part(output, 1, [failed(1)], dimension=512)
+
+        assert [one["error_code"] for one in results.rows(output)] == ["not_found"] * 2
+
+    def test_extra_columns_are_kept_and_missing_ones_are_null(self, output: FolderOutput) -> None:
+        add_part(output, 0, [{**failed(0), "zip": "007"}], extra=["zip"])
+        add_part(output, 1, [failed(1)])
+
+        assert [one["zip"] for one in results.rows(output)] == ["007", None]
+
+    def test_vectors_of_different_lengths_are_an_error(self, output: FolderOutput) -> None:
+        add_part(output, 0, [embedded(0, 1.0, 0.0)])
+        add_part(output, 1, [row(1, embedding=[1.0, 0.0, 0.0])], dimension=3)
+
+        with pytest.raises(OutputConflictError, match=r"part-00000001\.parquet.*another model"):
+            list(results.rows(output))
+
+    @pytest.mark.parametrize("has_job", [True, False])
+    def test_without_a_part_there_are_no_results_yet(self, output: FolderOutput, has_job: bool) -> None:
+        if has_job:
+            output.create(keys.JOB_FILE, b"{}")
+        output.create("part-notes.txt", b"")
+
+        for call in (results.read_parts, results.rows, results.vectors):
+            with pytest.raises(ResultsNotReadyError, match="no results yet") as caught:
+                call(output)  # at once, not at the first row
+            assert ("no job has this output" in str(caught.value)) is not has_job
+        stream = io.BytesIO()
+        with pytest.raises(ResultsNotReadyError):
+            results.write(output, ResultFormat.CSV, stream)
+        assert stream.getvalue() == b""
+
+    def test_a_part_that_is_removed_meanwhile(self, finished: FolderOutput) -> None:
+        batches = results.read_parts(finished)
+        next(batches)
+        finished.remove(keys.part(2))
+
+        with pytest.raises(OutputUnavailableError, match=r"part-00000002\.parquet: was removed"):
+            list(batches)
+
+    def test_a_damaged_part_is_named(self, finished: FolderOutput) -> None:
+        finished.replace(keys.part(2), b"PAR1 but nothing else")
+
+        with pytest.raises(OutputUnreachableError, match=r"part-00000002\.parquet: damaged"):
+            list(results.rows(finished))
+
+    def test_one_part_is_open_at_a_time(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened: list[pa.NativeFile] = []
+        original = output.open
+        monkeypatch.setattr(output, "open", lambda name: opened.append(original(name)) or opened[-1])
+        for chunk_id in range(20):
+            add_part(output, chunk_id, [embedded(chunk_id, 0.0, 1.0)])
+
+        for _ in results.read_parts(output):
+            assert sum(not file.closed for file in opened) == 1
+        assert all(file.closed for file in opened)
+
+
+class TestVectors:
+    def test_items_without_a_vector_are_left_out(self, finished: FolderOutput) -> None:
+        indexes, matrix = results.vectors(finished)
+
+        assert indexes.tolist() == [2, 4]
+        assert indexes.dtype == np.int64
+        assert matrix.dtype == np.float16
+        np.testing.assert_array_equal(matrix, np.array([[0.1, 1.0], [0.25, -1.0]], np.float16))
+
+    def test_values_are_those_of_the_part_bit_for_bit(self, output: FolderOutput) -> None:
+        numbers = np.random.default_rng(7).standard_normal((300, 64)).astype(np.float16)
+        rows = [row(index, embedding=vector.tolist()) for index, vector in enumerate(numbers)]
+        add_part(output, 0, rows[:100], dimension=64)
+        add_part(output, 1, rows[100:], dimension=64)
+
+        indexes, matrix = results.vectors(output)
+
+        assert indexes.tolist() == list(range(300))
+        assert matrix.tobytes() == numbers.tobytes()
+
+    def test_a_job_that_made_none(self, output: FolderOutput) -> None:
+        add_part(output, 0, [classified(0)])
+
+        indexes, matrix = results.vectors(output)
+
+        assert (indexes.shape, matrix.shape, matrix.dtype) == ((0,), (0, 2), np.float16)
+
+    def test_without_numpy_the_way_out_is_named(
+        self, finished: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = builtins.__import__
+
+        def refusing(name: str, *args: Any, **options: Any) -> Any:
+            if name == "numpy":
+                raise ImportError(name)
+            return original(name, *args, **options)
+
+        monkeypatch.setattr(builtins, "__import__", refusing)
+
+        with pytest.raises(UsageError, match="pip install numpy"):
+            results.vectors(finished)
+
+
+class TestExports:
+    @pytest.fixture
+    def labelled(self, output: FolderOutput) -> FolderOutput:
+        note = 'a, "b"\nc \u732b'
+        add_part(output, 0, [{**classified(0), "note": note}, {**failed(1), "note": ""}], extra=["note"])
+        add_part(output, 1, [{**classified(2), "note": "[bold]x"}], extra=["note"])
+        return output
+
+    def test_jsonl_is_one_object_per_row(self, labelled: FolderOutput) -> None:
+        lines = export(labelled, ResultFormat.JSONL).decode().splitlines()
+
+        assert [json.loads(line) for line in lines] == list(results.rows(labelled))
+        assert json.loads(lines[0])["note"] == 'a, "b"\nc \u732b'
+        assert "\u732b" in lines[0]
+
+    def test_jsonl_vectors_are_lists(self, finished: FolderOutput) -> None:
+        lines = export(finished, ResultFormat.JSONL).decode().splitlines()
+
+        assert json.loads(lines[4])["embedding"] == [0.25, -1.0]
+        assert json.loads(lines[0])["embedding"] is None
+
+    def test_csv_holds_lists_as_json(self, labelled: FolderOutput) -> None:
+        text = export(labelled, ResultFormat.CSV).decode()
+
+        found = list(csv.DictReader(io.StringIO(text)))
+        assert [one["item_index"] for one in found] == ["0", "1", "2"]
+        assert json.loads(found[0]["labels"]) == ["cat", "dog"]
+        assert found[0]["note"] == 'a, "b"\nc \u732b'
+        assert found[1]["labels"] == found[1]["embedding"] == found[1]["label"] == ""
+        assert found[1]["error_code"] == "not_found"
+
+    def test_csv_vectors_are_json(self, finished: FolderOutput) -> None:
+        found = list(csv.DictReader(io.StringIO(export(finished, ResultFormat.CSV).decode())))
+
+        assert json.loads(found[4]["embedding"]) == [0.25, -1.0]
+
+    def test_parquet_is_one_file_with_the_schema_of_the_parts(self, finished: FolderOutput) -> None:
+        table = pq.read_table(pa.BufferReader(export(finished, ResultFormat.PARQUET)))
+
+        assert table.schema.equals(part_schema(2))
+        assert table.to_pylist() == list(results.rows(finished))
+
+    def test_parquet_groups_small_parts(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(results, "_EXPORT_ROWS", 8)
+        for chunk_id in range(10):
+            rows = range(3 * chunk_id, 3 * chunk_id + 3)
+            add_part(output, chunk_id, [embedded(index, 0.0, 1.0) for index in rows])
+
+        file = pq.ParquetFile(pa.BufferReader(export(output, ResultFormat.PARQUET)))
+
+        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [9, 9, 9, 3]
+
+    @pytest.mark.parametrize("form", list(ResultFormat))
+    def test_every_format_can_go_to_a_pipe(self, labelled: FolderOutput, form: ResultFormat) -> None:
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as reader:
+            with os.fdopen(writing, "wb") as writer:
+                results.write(labelled, form, writer)
+            assert len(reader.read()) > 50
+
+    @pytest.mark.parametrize("form", [ResultFormat.JSONL, ResultFormat.CSV, ResultFormat.PARQUET])
+    @pytest.mark.parametrize(("limit", "expected"), [(0, 0), (1, 1), (2, 2), (3, 3), (99, 3), (None, 3)])
+    def test_a_limit_counts_rows(
+        self, labelled: FolderOutput, form: ResultFormat, limit: int | None, expected: int
+    ) -> None:
+        assert results.write(labelled, form, io.BytesIO(), limit=limit) == expected
+
+    def test_a_limit_reads_no_more_parts_than_it_needs(self, finished: FolderOutput) -> None:
+        finished.replace(keys.part(2), b"damaged, but not needed")
+
+        assert results.write(finished, ResultFormat.JSONL, io.BytesIO(), limit=4) == 4
+
+    def test_the_table_shows_labels_and_errors(self, labelled: FolderOutput) -> None:
+        text = export(labelled, ResultFormat.TABLE).decode()
+
+        assert "cat" in text and "0.750" in text and "label" in text
+        assert "not_found" in text
+
+    def test_the_table_shows_vectors_by_their_length(self, finished: FolderOutput) -> None:
+        text = export(finished, ResultFormat.TABLE).decode()
+
+        assert "2 numbers" in text and "vector" in text
+
+    def test_the_table_takes_names_literally(self, output: FolderOutput) -> None:
+        add_part(output, 0, [row(0, item_id="[bold]a[/x].jpg")])
+
+        assert "[bold]a[/x].jpg" in export(output, ResultFormat.TABLE).decode()
+
+    def test_the_table_shows_twenty_rows_and_says_so(self, output: FolderOutput) -> None:
+        add_part(output, 0, [failed(index) for index in range(30)])
+
+        text = export(output, ResultFormat.TABLE).decode()
+        assert "img19" in text and "img20" not in text
+        assert "first 20 rows" in text
+        assert "img24" in export(output, ResultFormat.TABLE, limit=25).decode()
+        assert "first" not in export(output, ResultFormat.TABLE, limit=30).decode()
+
+
+def test_reading_results_needs_neither_torch_nor_pillow() -> None:
+    # The producer is installed where no model runs.
+    code = "import sys, clipfleet.results, clipfleet.staging, clipfleet.sources as s; " + (
+        "print(sorted({'torch', 'PIL', 'clipfleet_worker'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert shown.stdout == "[]\n"

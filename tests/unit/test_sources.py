@@ -1,0 +1,549 @@
+"""What each kind of source yields, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import csv as stdlib_csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipfleet.errors import SourceError
+from clipfleet.sources import open_source, walk
+from clipfleet.sources.batches import MAX_ROWS, in_batches
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def items(source: str | Path, **options: str) -> list[dict[str, Any]]:
+    batches = list(open_source(str(source), **options).batches())
+    table = pa.Table.from_batches(batches)
+    assert table.column("item_index").to_pylist() == list(range(len(table)))
+    assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
+    assert all(batch.schema.equals(batches[0].schema) for batch in batches)
+    return [{name: row[name] for name in row if name != "item_index"} for row in table.to_pylist()]
+
+
+def ids(source: str | Path, **options: str) -> list[str]:
+    return [row["item_id"] for row in items(source, **options)]
+
+
+def uris(source: str | Path, **options: str) -> list[str]:
+    return [row["uri"] for row in items(source, **options)]
+
+
+def problem(source: str | Path, **options: str) -> str:
+    with pytest.raises(SourceError) as caught:
+        list(open_source(str(source), **options).batches())
+    return str(caught.value)
+
+
+class TestFolder:
+    def test_pictures_of_all_folders_come_sorted_by_path_with_their_path_as_id(self, tmp_path: Path) -> None:
+        touch(tmp_path, "b.jpg", "a/2.png", "a/10.webp", "a.jpg", "a/x/deep.gif", "zz/1.bmp")
+
+        assert ids(tmp_path) == sorted(["b.jpg", "a/2.png", "a/10.webp", "a.jpg", "a/x/deep.gif", "zz/1.bmp"])
+        assert uris(tmp_path) == [f"{tmp_path}/{item_id}" for item_id in ids(tmp_path)]
+
+    def test_the_extension_decides_whatever_its_case(self, tmp_path: Path) -> None:
+        wanted = [f"x.{end}" for end in ["jpg", "JPEG", "jpe", "png", "WebP", "gif", "bmp", "tif", "TIFF"]]
+        touch(tmp_path, *wanted, "notes.txt", "jpg", "movie.mp4", "x.jpg.part", "svg.svg")
+
+        assert ids(tmp_path) == sorted(wanted)
+
+    def test_hidden_files_hidden_folders_and_linked_folders_are_skipped(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/a.jpg", "in/.hidden.jpg", "in/.cache/b.jpg", "elsewhere/c.jpg")
+        (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "in/circle").symlink_to(tmp_path / "in")
+
+        assert ids(tmp_path / "in") == ["a.jpg"]
+
+    def test_a_linked_file_counts_and_a_dangling_link_does_not_vanish(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/a.jpg", "other.jpg")
+        (tmp_path / "in/link.jpg").symlink_to(tmp_path / "other.jpg")
+        (tmp_path / "in/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+        os.mkfifo(tmp_path / "in/pipe.jpg")
+
+        assert ids(tmp_path / "in") == ["a.jpg", "gone.jpg", "link.jpg"]
+
+    def test_the_folder_itself_may_be_a_link_or_relative(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "real/a.jpg")
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        monkeypatch.chdir(tmp_path)
+
+        assert uris("./link/") == [f"{tmp_path}/link/a.jpg"]
+        assert open_source("link").description == open_source(f"{tmp_path}/link/").description
+
+    def test_a_name_that_is_not_utf8_becomes_a_file_uri_that_leads_to_the_file(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9 100%.jpg")
+        touch(tmp_path, name, "plain 100%.jpg", "\u5199\u771f.jpg")
+
+        found = {row["item_id"]: row["uri"] for row in items(tmp_path)}
+
+        assert found["plain 100%.jpg"] == f"{tmp_path}/plain 100%.jpg"
+        assert found["\u5199\u771f.jpg"] == f"{tmp_path}/\u5199\u771f.jpg"
+        assert found["caf%E9%20100%25.jpg"] == f"file://{tmp_path}/caf%E9%20100%25.jpg"
+
+    def test_a_folder_whose_name_is_not_utf8_can_be_described(self, tmp_path: Path) -> None:
+        folder = tmp_path / os.fsdecode(b"\xff")
+        touch(folder, "a.jpg")
+
+        source = open_source(str(folder))
+
+        assert source.description.uri == f"file://{tmp_path}/%FF"
+        assert source.description.model_dump_json()
+        assert items(folder) == [{"item_id": "a.jpg", "uri": f"file://{tmp_path}/%FF/a.jpg"}]
+        assert "%FF" in problem(tmp_path / os.fsdecode(b"\xff") / "missing")
+
+    def test_strange_names_are_kept(self, tmp_path: Path) -> None:
+        names = ["new\nline.jpg", "star*.jpg", "[1].jpg", "back\\slash.jpg", " blank .jpg", "a:b.jpg"]
+        touch(tmp_path, *names)
+
+        assert ids(tmp_path) == sorted(names)
+
+    def test_without_pictures_the_error_says_where_and_what_was_looked_for(self, tmp_path: Path) -> None:
+        touch(tmp_path, "notes.md")
+
+        message = problem(tmp_path)
+
+        assert str(tmp_path) in message
+        assert ".jpg" in message and ".webp" in message and "hidden" in message
+
+    def test_a_folder_that_cannot_be_read_is_an_error_and_not_a_gap(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "a/1.jpg", "b/2.jpg", "c/3.jpg")
+        scandir = os.scandir
+
+        def refusing(path: Path) -> Any:
+            if Path(path).name == "b":
+                raise PermissionError(13, "Permission denied")
+            return scandir(path)
+
+        monkeypatch.setattr(walk.os, "scandir", refusing)
+
+        assert problem(tmp_path) == f"{tmp_path}/b: cannot be read: Permission denied"
+
+    def test_the_first_batch_comes_before_the_rest_is_walked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given 20 folders of 100 pictures
+        touch(tmp_path, *(f"{folder:02d}/{number:03d}.jpg" for folder in range(20) for number in range(100)))
+        read: list[str] = []
+        scandir = os.scandir
+        monkeypatch.setattr(walk.os, "scandir", lambda path: read.append(str(path)) or scandir(path))
+
+        # When one batch is taken
+        batches = open_source(str(tmp_path)).batches()
+        first = next(batches)
+
+        # Then only the folders it needs were read: the root and six of them
+        assert first.num_rows == 512
+        assert len(read) == 7
+        assert 512 + sum(batch.num_rows for batch in batches) == 2000
+
+    def test_more_names_than_are_sorted_at_once_still_come_sorted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(walk, "_RUN", 7)
+        monkeypatch.setattr(walk, "_PACK", 3)
+        names = [f"{number * 37 % 100:02d}.jpg" for number in range(100)]
+        touch(tmp_path, *names, "50/x.jpg")
+
+        assert ids(tmp_path) == sorted([*names, "50/x.jpg"])
+
+
+class TestGlob:
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        touch(tmp_path, "a/1.jpg", "a/2.png", "a/b/3.jpg", "a/b/c/4.jpg", "d/1.jpg", "top.jpg", "a/.h/5.jpg")
+        touch(tmp_path, "a/.hidden.jpg", "notes")
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("*.jpg", ["top.jpg"]),
+            ("*", ["notes", "top.jpg"]),
+            ("*/*.jpg", ["a/1.jpg", "d/1.jpg"]),
+            ("**/*.jpg", ["a/1.jpg", "a/b/3.jpg", "a/b/c/4.jpg", "d/1.jpg", "top.jpg"]),
+            ("a/**/*.jpg", ["1.jpg", "b/3.jpg", "b/c/4.jpg"]),
+            ("a/**", ["1.jpg", "2.png", "b/3.jpg", "b/c/4.jpg"]),
+            ("**/b/**/*.jpg", ["a/b/3.jpg", "a/b/c/4.jpg"]),
+            ("**/**/3.jpg", ["a/b/3.jpg"]),
+            ("[ad]/?.jpg", ["a/1.jpg", "d/1.jpg"]),
+            ("[!a]/1.jpg", ["d/1.jpg"]),
+            ("a/.*.jpg", [".hidden.jpg"]),
+            ("a/.h/*", ["5.jpg"]),
+        ],
+    )
+    def test_it_matches_like_a_shell_and_sorts(self, tree: Path, pattern: str, expected: list[str]) -> None:
+        assert ids(tree / pattern) == expected
+
+    def test_every_file_comes_once_however_often_the_pattern_matches(self, tree: Path) -> None:
+        found = ids(tree / "**/*/**/*.jpg")
+
+        assert found == ["a/1.jpg", "a/b/3.jpg", "a/b/c/4.jpg", "d/1.jpg"]
+
+    def test_linked_folders_are_entered_by_name_but_not_by_any_depth(self, tree: Path) -> None:
+        (tree / "link").symlink_to(tree / "a")
+        (tree / "a/circle").symlink_to(tree)
+
+        assert ids(tree / "l*/1.jpg") == ["link/1.jpg"]
+        assert ids(tree / "**/1.jpg") == ["a/1.jpg", "d/1.jpg"]
+
+    def test_a_relative_pattern_gives_absolute_paths(
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tree)
+
+        assert uris("a/*.jpg") == [f"{tree}/a/1.jpg"]
+        assert open_source("a/*.jpg").description.uri == f"{tree}/a/*.jpg"
+        assert open_source("a/*.jpg").description.kind == "glob"
+
+    def test_what_exists_by_this_name_comes_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "set[1]/a[1].jpg", "set[1]/a1.jpg", "set1/wrong.jpg")
+
+        assert ids(tmp_path / "set[1]") == ["a1.jpg", "a[1].jpg"]
+        assert ids(tmp_path / "set[1]/a[1].jpg") == ["a[1].jpg"]
+        assert ids(tmp_path / "set[1]/*.jpg") == ["a1.jpg", "a[1].jpg"]
+        monkeypatch.chdir(tmp_path / "set[1]")
+        assert ids("*1.jpg") == ["a1.jpg"]
+
+    def test_a_pattern_without_a_match_is_an_error_that_names_it(self, tree: Path) -> None:
+        assert problem(tree / "*.gif") == f"{tree}/*.gif: no file matches this pattern"
+
+    def test_a_pattern_below_a_folder_that_is_not_there(self, tree: Path) -> None:
+        assert f"{tree}/nowhere: cannot be read" in problem(tree / "nowhere/*.jpg")
+
+    def test_one_picture_is_a_source_of_one_item(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x/Photo.JPG", "x/.hidden.jpg")
+
+        assert items(tmp_path / "x/Photo.JPG") == [{"item_id": "Photo.JPG", "uri": f"{tmp_path}/x/Photo.JPG"}]
+        assert ids(tmp_path / "x/.hidden.jpg") == [".hidden.jpg"]
+
+
+class TestTxt:
+    def test_one_uri_per_line_with_the_index_as_id(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", "https://a/1.jpg\n\n  s3://bucket/2.jpg  \n\t\nhttp://a/3.jpg")
+
+        assert items(path) == [
+            {"item_id": "0", "uri": "https://a/1.jpg"},
+            {"item_id": "1", "uri": "s3://bucket/2.jpg"},
+            {"item_id": "2", "uri": "http://a/3.jpg"},
+        ]
+
+    def test_byte_order_mark_and_windows_line_ends(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.TXT", b"\xef\xbb\xbfhttps://a/1.jpg\r\n\r\nhttps://a/2.jpg\r\n")
+
+        assert uris(path) == ["https://a/1.jpg", "https://a/2.jpg"]
+
+    def test_only_line_feeds_end_a_line(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", "https://a/\u2028x\u0085y\x0cz.jpg\nb.jpg\n")
+
+        assert uris(path) == ["https://a/\u2028x\u0085y\x0cz.jpg", f"{tmp_path}/b.jpg"]
+
+    def test_relative_paths_count_from_the_folder_of_the_file(self, tmp_path: Path) -> None:
+        lines = {
+            "a.jpg": f"{tmp_path}/a.jpg",
+            "./sub/a b.jpg": f"{tmp_path}/sub/a b.jpg",
+            "../up.jpg": f"{tmp_path}/../up.jpg",
+            "/abs/c.jpg": "/abs/c.jpg",
+            "file:///abs/d%20e.jpg": "file:///abs/d%20e.jpg",
+            "https://user:pass@host/x.jpg?a=b#c": "https://user:pass@host/x.jpg?a=b#c",
+            "HTTPS://HOST/x.jpg": "HTTPS://HOST/x.jpg",
+            "data:image/png;base64,AAAA": "data:image/png;base64,AAAA",
+            "a:b.jpg": f"{tmp_path}/a:b.jpg",
+            "caf\u00e9 100%.jpg": f"{tmp_path}/caf\u00e9 100%.jpg",
+        }
+        path = write(tmp_path / "list.txt", "\n".join(lines))
+
+        assert uris(path) == list(lines.values())
+
+    def test_relative_paths_in_a_folder_whose_name_is_not_utf8(self, tmp_path: Path) -> None:
+        folder = tmp_path / os.fsdecode(b"\xff")
+        folder.mkdir()
+        path = write(folder / "list.txt", "a b.jpg\nhttps://a/1.jpg\n")
+
+        assert uris(path) == [f"file://{tmp_path}/%FF/a%20b.jpg", "https://a/1.jpg"]
+
+    def test_bytes_that_are_not_utf8_name_file_and_line(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", b"https://a/1.jpg\n\nhttps://a/caf\xe9.jpg\n")
+
+        assert f"{path}:3: byte 14 of the line is not UTF-8" in problem(path)
+
+    def test_utf16_is_recognised(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", "https://a/1.jpg\n".encode("utf-16"))
+
+        assert "looks like UTF-16" in problem(path)
+
+    @pytest.mark.parametrize(("content", "words"), [("", "empty"), ("\n \n\r\n", "only blank lines")])
+    def test_a_file_without_entries(self, tmp_path: Path, content: str, words: str) -> None:
+        path = write(tmp_path / "list.txt", content)
+
+        message = problem(path)
+        assert words in message and str(path) in message
+
+    def test_an_endless_line_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clipfleet.sources.manifest._MAX_LINE_BYTES", 1000)
+        path = write(tmp_path / "list.txt", "ok.jpg\n" + "x" * 5000)
+
+        assert f"{path}:2: the line is longer than 1,000 bytes" in problem(path)
+
+    def test_a_file_that_changes_while_it_is_read_is_refused(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", "https://a/1.jpg\n" * 20_000)
+        batches = open_source(str(path)).batches()
+        next(batches)
+
+        with path.open("a") as file:
+            file.write("https://a/2.jpg\n")
+
+        with pytest.raises(SourceError, match="changed while it was read"):
+            list(batches)
+
+    def test_the_description_tells_another_content(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", "https://a/1.jpg\n")
+        before = open_source(str(path)).description
+        again = open_source(str(path)).description
+
+        os.utime(path, ns=(0, 1_700_000_000_123_456_789))
+        after = open_source(str(path)).description
+
+        assert before == again != after
+        assert after.options == {"size": "16", "mtime_ns": "1700000000123456789"}
+        assert (after.kind, after.uri) == ("txt", str(path))
+
+    def test_batches_grow_and_the_index_goes_on(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "list.txt", "".join(f"https://a/{n}.jpg\n" for n in range(30_000)))
+
+        sizes = [batch.num_rows for batch in open_source(str(path)).batches()]
+
+        assert sizes == [512, 1024, 2048, 4096, 8192, 8192, 5936]
+        assert ids(path) == [str(number) for number in range(30_000)]
+
+
+class TestCsv:
+    def test_all_other_columns_are_carried_exactly(self, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "a.csv",
+            "id,url,zip,note\n007,https://a/1.jpg,01234, spaced \n8,https://a/2.jpg,,NULL\n",
+        )
+
+        assert items(path) == [
+            {"item_id": "007", "uri": "https://a/1.jpg", "zip": "01234", "note": " spaced "},
+            {"item_id": "8", "uri": "https://a/2.jpg", "zip": "", "note": "NULL"},
+        ]
+        assert open_source(str(path)).description.extra_columns == ("zip", "note")
+
+    def test_quoted_commas_quotes_and_newlines(self, tmp_path: Path) -> None:
+        path = write(
+            tmp_path / "a.csv", '"url",caption\r\n"https://a/1,2.jpg","a ""big""\r\ncat"\r\nx.jpg,y\r\n'
+        )
+
+        assert [row["caption"] for row in items(path)] == ['a "big"\r\ncat', "y"]
+        assert uris(path) == ["https://a/1,2.jpg", f"{tmp_path}/x.jpg"]
+
+    def test_byte_order_mark(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", b"\xef\xbb\xbfurl\nhttps://a/1.jpg\n")
+
+        assert uris(path) == ["https://a/1.jpg"]
+
+    @pytest.mark.parametrize("name", ["url", "URI", "image_url", "Image_Path", "path", "key", "s3_key"])
+    def test_usual_names_of_the_url_column(self, tmp_path: Path, name: str) -> None:
+        path = write(tmp_path / "a.csv", f"other,{name}\nx,https://a/1.jpg\n")
+
+        assert items(path) == [{"item_id": "0", "uri": "https://a/1.jpg", "other": "x"}]
+        assert open_source(str(path)).description.options["url_column"] == name
+
+    def test_the_order_of_the_usual_names_decides(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "path,url,image_id,id\np.jpg,https://a/1.jpg,i,j\n")
+
+        assert items(path) == [{"item_id": "j", "uri": "https://a/1.jpg", "path": "p.jpg", "image_id": "i"}]
+
+    def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "url,Link,SKU,id\nu,https://a/1.jpg,s,i\n")
+
+        assert items(path, url_column="link", id_column="SKU") == [
+            {"item_id": "s", "uri": "https://a/1.jpg", "url": "u", "id": "i"}
+        ]
+        description = open_source(str(path), url_column="link", id_column="SKU").description
+        assert description.options["url_column"] == "Link"
+        assert description.options["id_column"] == "SKU"
+        assert description != open_source(str(path)).description
+
+    def test_one_column_may_be_both(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "key,x\na/1.jpg,2\n")
+
+        assert items(path, id_column="key") == [
+            {"item_id": "a/1.jpg", "uri": f"{tmp_path}/a/1.jpg", "x": "2"}
+        ]
+
+    def test_our_column_names_are_moved_out_of_the_way(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "url,uri,label,item_index,Label\nhttps://a/1.jpg,u,cat,5,L\n")
+
+        assert items(path) == [
+            {
+                "item_id": "0",
+                "uri": "https://a/1.jpg",
+                "source_uri": "u",
+                "source_label": "cat",
+                "source_item_index": "5",
+                "Label": "L",
+            }
+        ]
+
+    def test_a_rename_that_collides_is_refused(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "url,label,source_label\nhttps://a/1.jpg,a,b\n")
+
+        assert "'source_label'" in problem(path)
+
+    def test_an_empty_url_is_still_a_row(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "url,n\nhttps://a/1.jpg,1\n,2\n  ,3\n")
+
+        assert [(row["uri"], row["n"]) for row in items(path)] == [
+            ("https://a/1.jpg", "1"),
+            ("", "2"),
+            ("", "3"),
+        ]
+
+    def test_in_a_single_column_a_quoted_blank_is_a_row_and_a_blank_line_is_none(
+        self, tmp_path: Path
+    ) -> None:
+        path = write(tmp_path / "a.csv", 'url\n\nhttps://a/1.jpg\n""\n\n')
+
+        assert uris(path) == ["https://a/1.jpg", ""]
+
+    def test_a_column_without_a_name_gets_its_position(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", ",url\n0,https://a/1.jpg\n")
+
+        assert items(path) == [{"item_id": "0", "uri": "https://a/1.jpg", "column_1": "0"}]
+
+    def test_without_a_url_column_the_error_lists_the_columns_and_the_option(self, tmp_path: Path) -> None:
+        message = problem(write(tmp_path / "a.csv", "link,name\nhttps://a/1.jpg,x\n"))
+
+        assert f"{tmp_path}/a.csv:1:" in message
+        assert "link, name" in message and "--url-column" in message
+
+    @pytest.mark.parametrize("option", ["url_column", "id_column"])
+    def test_a_chosen_column_that_is_not_there(self, tmp_path: Path, option: str) -> None:
+        message = problem(write(tmp_path / "a.csv", "url,name\nhttps://a/1.jpg,x\n"), **{option: "nope"})
+
+        assert "'nope'" in message and "url, name" in message
+        assert "--" + option.replace("_", "-") in message
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", "a.csv: the file is empty"),
+            ("\n\n", "a.csv: no header row"),
+            ("url,name\n", "a.csv: the file has a header and no rows"),
+            ("url,name,name\na,b,c\n", "a.csv:1: column 'name' appears twice"),
+            ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 fields, the header names 2"),
+            ("url,name\na,b,c\n", "a.csv:2: the row has 3 fields"),
+            ('url,name\na,b\na,"never closed\nb,c\n', "a.csv:3: not a well-formed row"),
+            ('url,name\na,"' + "x" * 200_000, "a.csv:2: not a well-formed row"),
+            ('url,name\na,"b"c\n', "a.csv:2: not a well-formed row"),
+            (b"url,name\na,\xff\n", "a.csv:2: byte 3 of the line is not UTF-8"),
+        ],
+    )
+    def test_what_is_wrong_names_file_and_line(
+        self, tmp_path: Path, content: str | bytes, words: str
+    ) -> None:
+        assert f"{tmp_path}/{words}" in problem(write(tmp_path / "a.csv", content))
+
+    def test_a_mistake_far_down_comes_after_the_rows_before_it(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "url,n\n" + "a.jpg,1\n" * 600 + "b.jpg\n")
+        batches = open_source(str(path)).batches()
+
+        assert next(batches).num_rows == 512
+        with pytest.raises(SourceError, match=r"a\.csv:602: the row has 1 fields"):
+            list(batches)
+
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        rows=st.lists(
+            st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=8)] * 2),
+            min_size=1,
+            max_size=30,
+        )
+    )
+    def test_what_the_csv_module_writes_comes_back(
+        self, tmp_path: Path, rows: Sequence[tuple[str, str]]
+    ) -> None:
+        text = io.StringIO()
+        stdlib_csv.writer(text, quoting=stdlib_csv.QUOTE_ALL).writerows([("url", "note"), *rows])
+        path = write(tmp_path / "a.csv", text.getvalue())
+
+        assert [row["note"] for row in items(path)] == [note for _, note in rows]
+
+
+class TestChoice:
+    def test_a_folder_wins_over_its_suffix(self, tmp_path: Path) -> None:
+        touch(tmp_path, "odd.csv/a.jpg")
+
+        assert ids(tmp_path / "odd.csv") == ["a.jpg"]
+
+    def test_what_does_not_exist_is_named(self, tmp_path: Path) -> None:
+        assert problem(tmp_path / "nowhere.csv") == f"{tmp_path}/nowhere.csv: does not exist"
+
+    @pytest.mark.parametrize("name", ["data.parquet", "list", "page.html"])
+    def test_other_files_are_refused_with_what_is_supported(self, tmp_path: Path, name: str) -> None:
+        message = problem(write(tmp_path / name, "x"))
+
+        assert name in message and ".csv" in message and ".txt" in message and "folder" in message
+
+    @pytest.mark.parametrize("text", ["https://a/1.jpg", "s3://bucket/prefix/", "file:///tmp"])
+    def test_urls_are_refused_with_what_is_supported(self, text: str) -> None:
+        assert text in problem(text) and ".txt" in problem(text)
+
+    @pytest.mark.parametrize("text", ["", "  "])
+    def test_nothing_is_not_the_current_folder(self, text: str) -> None:
+        assert "empty" in problem(text)
+
+    def test_a_name_that_no_file_can_have(self) -> None:
+        assert "too long" in problem("x" * 5000)
+
+    def test_a_pipe_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "p.txt")
+
+        assert "neither a folder nor an ordinary file" in problem(tmp_path / "p.txt")
+
+    @pytest.mark.parametrize("options", [{"url_column": "u"}, {"id_column": "i"}])
+    def test_column_options_apply_to_csv_only(self, tmp_path: Path, options: dict[str, str]) -> None:
+        touch(tmp_path, "a.jpg")
+
+        assert "--url-column" in problem(tmp_path, **options)
+
+    def test_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        touch(tmp_path, "pictures/a.jpg")
+
+        assert uris("~/pictures") == [f"{tmp_path}/pictures/a.jpg"]
+
+
+def test_lists_are_cut_without_reading_ahead() -> None:
+    taken: list[int] = []
+    batches = in_batches(taken.append(number) or number for number in range(10_000))  # type: ignore[func-returns-value]
+
+    assert len(next(batches)) == 512
+    assert len(taken) == 512

@@ -1,0 +1,50 @@
+"""How much a worker takes on: open items are counted before a claim, waiting bytes before a fetch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from clipfleet.contract import Lane
+
+_BULK_SHARE = 0.9  # the rest of the open items is kept for the lane `high`
+
+
+class OpenItems:
+    """Counts items between claim and completion."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def wait_for_room(self, timeout_seconds: float | None = None) -> Sequence[Lane]:
+        """Block while full; answers the lanes that may be claimed from, none once `close` was called."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._count < self._limit, timeout_seconds)
+            if self._closed or self._count >= self._limit:
+                return ()
+            return tuple(Lane) if self._count < self._limit * _BULK_SHARE else (Lane.HIGH,)
+
+    def add(self, count: int) -> None:
+        """Items were claimed."""
+        with self._changed:
+            self._count += count
+
+    def remove(self, count: int) -> None:
+        """Items were completed or given back."""
+        with self._changed:
+            self._count -= count
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing may be claimed any more; whoever waits goes on with no lane."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def count(self) -> int:
+        """Items open now."""
+        return self._count

@@ -1,0 +1,200 @@
+"""Taking chunks from the ledger when there is room, and telling it how they ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from clipfleet.contract import ErrorCode, ItemError
+from clipfleet.errors import (
+    OutputConflictError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    RedisUnavailableError,
+)
+from clipfleet.ledger import MAX_FAILURES, Claim, Ledger
+from clipfleet_worker.batcher import BatcherStopped
+from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.models import Models
+from clipfleet_worker.pipeline import ChunkResult
+
+log = logging.getLogger(__name__)
+
+_SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
+_COMPLETE_RETRY_SECONDS = 1.0
+
+
+class ShunnedJobs:
+    """Jobs that this worker leaves to others for a while."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._until: dict[str, float] = {}
+
+    def add(self, job_id: str) -> None:
+        """Leave this job alone for a minute."""
+        self._until[job_id] = self._monotonic() + _SHUN_JOB_SECONDS
+
+    def current(self) -> list[str]:
+        """Jobs to leave alone now."""
+        now = self._monotonic()
+        self._until = {job_id: until for job_id, until in self._until.items() if until > now}
+        return list(self._until)
+
+
+class Claims:
+    """One claim at a time per process, so that the bounds are checked against what is really open."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        open_items: OpenItems,
+        models: Models,
+        worker_id: str,
+        lease_seconds: float,
+        outage_seconds: float,
+        job_ttl_seconds: int,
+    ) -> None:
+        self._ledger = ledger
+        self._open_items = open_items
+        self._models = models
+        self._worker_id = worker_id
+        self._lease_seconds = lease_seconds
+        self._outage_seconds = outage_seconds
+        self._job_ttl_seconds = job_ttl_seconds
+        self.shunned_jobs = ShunnedJobs()
+        self._lock = threading.Lock()
+        self._leaving = threading.Event()
+        self.last_claim_monotonic = time.monotonic()
+
+    def leave(self) -> None:
+        """Take nothing more."""
+        self._leaving.set()
+        self._open_items.close()
+
+    def take(self) -> Claim | None:
+        """A claimed chunk, or None if nothing is due; waits while the worker is full.
+
+        `done_with` must follow for every claim.
+        """
+        with self._lock:
+            lanes = self._open_items.wait_for_room()
+            if not lanes:
+                return None
+            claim = self._ledger.claim(
+                uuid.uuid4().hex,
+                self._lease_seconds,
+                lanes,
+                self._models.served(),
+                self.shunned_jobs.current(),
+            )
+            if claim is not None:
+                self._open_items.add(claim.chunk_size)
+                self.last_claim_monotonic = time.monotonic()
+            return claim
+
+    def done_with(self, claim: Claim) -> None:
+        """Make room for the next claim."""
+        self._open_items.remove(claim.chunk_size)
+
+    def complete(self, claim: Claim, result: ChunkResult) -> str:
+        """Tell the ledger that the part is in place; while Redis is away, again and again.
+
+        Returns:
+            The ledger's word, or `left` if the worker had to go first: the part is found by the next owner.
+        """
+        while True:
+            try:
+                word = self._ledger.complete(
+                    claim,
+                    ok=result.counts.ok,
+                    failed=result.counts.failed,
+                    codes=result.counts.codes,
+                    stage_seconds=result.stage_seconds,
+                )
+            except RedisUnavailableError as error:
+                log.warning("chunk not completed yet: %s", error, extra=_context(claim, "complete_retried"))
+                if self._leaving.wait(_COMPLETE_RETRY_SECONDS):
+                    return "left"
+            else:
+                log.info("chunk %d is %s", claim.chunk_id, word, extra=_context(claim, "chunk_completed"))
+                return word
+
+    def give_back(self, claim: Claim, error: BaseException) -> None:
+        """Tell the ledger how a chunk ended without a part."""
+        try:
+            self._give_back(claim, error)
+        except RedisUnavailableError as unavailable:
+            # The lease expires by itself, then the chunk is claimed again.
+            log.warning("chunk not released: %s", unavailable, extra=_context(claim, "release_failed"))
+
+    def _give_back(self, claim: Claim, error: BaseException) -> None:
+        if isinstance(error, ChunkInterrupted | BatcherStopped):
+            log.info("chunk %d: %s", claim.chunk_id, error, extra=_context(claim, "chunk_interrupted"))
+            self._release(claim, "drain", error)
+        elif isinstance(error, OutputConflictError):
+            self._fail_job(claim, error)
+        elif isinstance(error, OutputUnreachableError):
+            self._out_of_reach(claim, error)
+        elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
+            log.warning("chunk %d waits: %s", claim.chunk_id, error, extra=_context(claim, "chunk_waits"))
+            self._release(claim, "waits", error)
+        else:
+            log.error(
+                "chunk %d failed: %r",
+                claim.chunk_id,
+                error,
+                exc_info=error,
+                extra=_context(claim, "chunk_failed"),
+            )
+            self._release(claim, "failures", error)
+
+    def _release(self, claim: Claim, kind: str, error: BaseException) -> None:
+        word = self._ledger.release(
+            claim, kind, reason=f"{type(error).__name__}: {error}"[:300], outage_seconds=self._outage_seconds
+        )
+        if word == "paused":
+            log.error("job %s paused itself: %s", claim.job_id, error, extra=_context(claim, "job_paused"))
+
+    def _out_of_reach(self, claim: Claim, error: BaseException) -> None:
+        """Others may reach the output; if nobody else is there, or all have tried, the job cannot go on."""
+        log.error("%s", error, extra=_context(claim, "output_unreachable"))
+        self.shunned_jobs.add(claim.job_id)
+        if self.is_alone() or claim.failures + 1 >= MAX_FAILURES:
+            self._fail_job(claim, error)
+        else:
+            self._release(claim, "failures", error)
+
+    def _fail_job(self, claim: Claim, error: BaseException) -> None:
+        code = (
+            ErrorCode.OUTPUT_CONFLICT
+            if isinstance(error, OutputConflictError)
+            else ErrorCode.OUTPUT_UNREACHABLE
+        )
+        self._ledger.fail(claim.job_id, f"{code}: {error}", ttl_seconds=self._job_ttl_seconds)
+
+    def is_alone(self, model: str | None = None) -> bool:
+        """Whether no other worker was heard of lately (that serves a model, if one is named)."""
+        others = [facts for facts in self._ledger.workers() if facts.worker_id != self._worker_id]
+        return not any(model is None or facts.serves(model) for facts in others)
+
+    def without_model(self, claim: Claim, model: str, error: BaseException) -> ItemError | None:
+        """What to do with a chunk whose model cannot be loaded here.
+
+        Returns:
+            The error for all its rows if no other worker serves the model, None if it was left to them.
+        """
+        if self.is_alone(model):
+            return ItemError(ErrorCode.MODEL_UNAVAILABLE, " ".join(str(error).split())[:300])
+        self._models.shun(model)
+        self._release(claim, "drain", error)
+        return None
+
+
+def _context(claim: Claim, action: str) -> dict[str, object]:
+    return {"action": action, "job_id": claim.job_id, "chunk_id": claim.chunk_id}

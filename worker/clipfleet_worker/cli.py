@@ -1,0 +1,98 @@
+"""`clipfleet-worker`: argument parsing and printing only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipfleet.console import say_error
+from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.settings import checked
+
+app = typer.Typer(
+    help="Run clipfleet workers: processes that label and embed images on this machine's device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_WORKER_MODULES = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy")
+
+Models = Annotated[
+    str | None,
+    typer.Option("--models", metavar="NAME,...", help="models to serve; the first is loaded at start"),
+]
+Directory = Annotated[Path, typer.Option("--dir", help="where the embedded server keeps its data and logs")]
+
+
+def require_worker_extra() -> None:
+    """Raise `UsageError` unless the packages of the extra `[worker]` are installed."""
+    missing = [name for name in _WORKER_MODULES if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f'this command needs {", ".join(missing)}: run `pip install "clipfleet[worker,embedded]"`'
+        )
+
+
+@app.command()
+def run(models: Models = None) -> None:
+    """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
+    require_worker_extra()
+    from clipfleet_worker.lifecycle import Worker
+    from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.settings import WorkerSettings
+
+    if models is not None:
+        os.environ["CLIPFLEET_MODELS"] = models
+    settings = checked(WorkerSettings)
+    settings.require_redis_url()
+    log_to_stderr()
+    raise typer.Exit(Worker(settings, preload="models" in settings.model_fields_set).run())
+
+
+@app.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+def up(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="run this with the environment set, then end")
+    ] = None,
+    directory: Directory = Path(".clipfleet"),
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="start only the server")] = False,
+    models: Models = None,
+) -> None:
+    """Start an embedded Valkey and a worker on this machine, in the foreground."""
+    if not no_worker:
+        require_worker_extra()
+    from clipfleet_worker.up import up as run_up
+
+    worker_arguments = ["--models", models] if models is not None else []
+    raise typer.Exit(run_up(directory, not no_worker, command or None, worker_arguments))
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="a new or empty folder, or an earlier demo's")
+    ] = Path("clipfleet-demo"),
+) -> None:
+    """Label sixty pictures with the demo model: a server, a worker, the real path, in one command."""
+    require_worker_extra()
+    from clipfleet_worker.demo import run_demo
+
+    raise typer.Exit(run_demo(directory))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UsageError as error:
+        say_error(error)
+        sys.exit(2)
+    except ClipfleetError as error:
+        say_error(error)
+        sys.exit(1)

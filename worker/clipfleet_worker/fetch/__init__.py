@@ -1,0 +1,82 @@
+"""From the URI of an item to the bytes behind it, one module per kind of place.
+
+A fetcher trusts neither the URI nor the place nor the bytes: settings say what may be reached; time, bytes
+and redirects are capped. It ends in bytes or in an `ItemFailure`, whatever the other side does. Nothing
+here looks into the bytes: an HTML page and an empty file are bytes like others, the decoder tells them
+apart.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Protocol
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ItemFailure
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+
+
+class AsyncFetcher(Protocol):
+    """Gets bytes over the network; lives in one event loop from `start` to `close`."""
+
+    async def start(self) -> None:
+        """Open what lasts: sessions, pools."""
+        ...
+
+    async def close(self) -> None:
+        """Close it all; idempotent."""
+        ...
+
+    async def fetch(self, uri: str) -> bytes:
+        """The bytes behind the URI.
+
+        Raises:
+            ItemFailure: they cannot be had; nothing else is raised for whatever a URI or a server can do.
+        """
+        ...
+
+
+class BlockingFetcher(Protocol):
+    """Gets bytes from this machine; called in decode threads, by several at once."""
+
+    def read(self, uri: str) -> bytes:
+        """The bytes behind the URI, see `AsyncFetcher.fetch`."""
+        ...
+
+
+class Route(StrEnum):
+    """Which fetcher an item belongs to."""
+
+    HTTP = "http"  # an AsyncFetcher
+    FILE = "file"  # a BlockingFetcher
+
+
+_ROUTES = {"http": Route.HTTP, "https": Route.HTTP, "file": Route.FILE}
+
+
+def scheme_of(uri: str) -> str:
+    """Scheme in lower case: `https` of a URL, `file` for an absolute path, empty where there is none."""
+    if uri.startswith("/"):
+        return "file"
+    match = _SCHEME.match(uri)
+    return match[1].lower() if match else ""
+
+
+def route_of(uri: str) -> Route:
+    """The fetcher for this URI.
+
+    Raises:
+        ItemFailure: `bad_uri` without a scheme (a relative path has no meaning on another machine),
+            `scheme_refused` for a scheme that is not served.
+    """
+    scheme = scheme_of(uri)
+    route = _ROUTES.get(scheme)
+    if route is not None:
+        return route
+    if not scheme:
+        raise ItemFailure(ErrorCode.BAD_URI, "neither a URL nor an absolute path")
+    raise ItemFailure(
+        ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r}: only http, https and file are served"
+    )

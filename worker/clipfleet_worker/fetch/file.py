@@ -1,0 +1,160 @@
+"""Reads files below the folders that `CLIPFLEET_FILE_ROOTS` names, and nothing else on the machine.
+
+What is checked is the file that was opened, not the path that was asked for. The file is pinned with
+`O_PATH` (which neither reads, blocks nor wakes a device), the kernel is asked through `/proc/self/fd` where
+it really lies, and only then the pinned file itself is opened for reading. Symbolic links, `..` and a link
+swapped in between cannot lead outside. Hard links can: who may create files below a root decides what they
+are. Needs Linux and /proc.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from clipfleet.contract import ErrorCode
+from clipfleet.errors import UsageError
+from clipfleet_worker.failures import ItemFailure
+
+_OPEN_FILES = "/proc/self/fd"
+_FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*)|(?!//))(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
+# Non-blocking only guards against a file system that reports a regular file and then blocks like a pipe.
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_READ_BYTES = 1 << 20
+
+_CODES = {
+    errno.ENOENT: ErrorCode.NOT_FOUND,
+    errno.ENOTDIR: ErrorCode.NOT_FOUND,
+    errno.ESTALE: ErrorCode.NOT_FOUND,
+    errno.ELOOP: ErrorCode.NOT_FOUND,
+    errno.EACCES: ErrorCode.ACCESS_DENIED,
+    errno.EPERM: ErrorCode.ACCESS_DENIED,
+    errno.ENAMETOOLONG: ErrorCode.BAD_URI,
+}
+
+
+class FileFetcher:
+    """See `clipfleet_worker.fetch.BlockingFetcher`. Holds no open file between two calls.
+
+    Args:
+        roots: folders whose content may be read, resolved here, once. None at all refuses everything.
+        max_image_bytes: the largest file that is read.
+
+    Raises:
+        UsageError: there are roots, but no /proc on this machine.
+    """
+
+    def __init__(self, roots: Iterable[Path], max_image_bytes: int) -> None:
+        resolved = [os.path.realpath(root) for root in roots]
+        if resolved and not Path(_OPEN_FILES).is_dir():
+            raise UsageError("CLIPFLEET_FILE_ROOTS needs /proc, which is not mounted here")
+        # With a slash at the end, or /data would open /database.
+        self._prefixes = tuple(root.rstrip("/") + "/" for root in resolved)
+        self._max_image_bytes = max_image_bytes
+
+    def read(self, uri: str) -> bytes:
+        """Content of a file.
+
+        Args:
+            uri: an absolute path, taken literally, or a `file://` URL, percent-decoded.
+
+        Raises:
+            ItemFailure: `path_refused`, `bad_uri`, `not_found`, `access_denied`, `too_many_bytes`, or
+                `incomplete_body` where the disk or the machine fails while reading.
+        """
+        if not self._prefixes:
+            raise ItemFailure(
+                ErrorCode.PATH_REFUSED, "no folder may be read here: CLIPFLEET_FILE_ROOTS is not set"
+            )
+        path = path_of(uri)
+        try:
+            return self._read(path)
+        except OSError as error:
+            raise self._failure(path, error) from error
+
+    def _read(self, path: str) -> bytes:
+        pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            handle = f"{_OPEN_FILES}/{pinned}"
+            # PTH115: a Path per image costs as much as the call
+            if not os.readlink(handle).startswith(self._prefixes):  # noqa: PTH115
+                raise _outside()
+            status = os.fstat(pinned)
+            self._check_kind_and_size(status)
+            descriptor = os.open(handle, _READ_FLAGS)
+        finally:
+            os.close(pinned)
+        try:
+            return self._read_all(descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
+
+    def _check_kind_and_size(self, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise ItemFailure(ErrorCode.NOT_FOUND, "a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise ItemFailure(ErrorCode.PATH_REFUSED, "a pipe, socket or device, not a file")
+        if status.st_size > self._max_image_bytes:
+            raise self._too_many_bytes()
+
+    def _read_all(self, descriptor: int, expected_bytes: int) -> bytes:
+        # One byte more than expected: most files then need one call for their bytes and one to see the end.
+        # The size is not trusted: a file may grow meanwhile, and some file systems say 0.
+        parts = []
+        total = 0
+        size = expected_bytes + 1 if expected_bytes else _READ_BYTES
+        while part := os.read(descriptor, size):
+            total += len(part)
+            if total > self._max_image_bytes:
+                raise self._too_many_bytes()
+            parts.append(part)
+            size = _READ_BYTES
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _too_many_bytes(self) -> ItemFailure:
+        return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._max_image_bytes} bytes")
+
+    def _failure(self, path: str, error: OSError) -> ItemFailure:
+        # Errors are told only about paths inside the roots; elsewhere they would tell which files exist.
+        if not os.path.realpath(path).startswith(self._prefixes):
+            return _outside()
+        code = _CODES.get(error.errno or 0, ErrorCode.INCOMPLETE_BODY)
+        return ItemFailure(code, error.strerror or type(error).__name__)
+
+
+def path_of(uri: str) -> str:
+    """The absolute path that a URI names; nothing is looked up.
+
+    Raises:
+        ItemFailure: `bad_uri` for a relative path, a file on another host, or a name no file can have.
+    """
+    try:
+        path = uri if uri.startswith("/") else _path_in_url(uri)
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ItemFailure(ErrorCode.BAD_URI, "not valid Unicode") from None
+    if "\0" in path:
+        raise ItemFailure(ErrorCode.BAD_URI, "a path cannot contain a NUL byte")
+    return path
+
+
+def _path_in_url(uri: str) -> str:
+    match = _FILE_URL.fullmatch(uri)
+    if match is None:
+        raise ItemFailure(ErrorCode.BAD_URI, "neither an absolute path nor a file:///absolute/path URL")
+    if (match["host"] or "").lower() not in ("", "localhost"):
+        raise ItemFailure(
+            ErrorCode.BAD_URI, "a file URL that names a host: only the worker's own files are read"
+        )
+    if "?" in uri or "#" in uri:
+        raise ItemFailure(ErrorCode.BAD_URI, "? and # in a file URL must be written %3F and %23")
+    return os.fsdecode(unquote_to_bytes(match["path"]))
+
+
+def _outside() -> ItemFailure:
+    return ItemFailure(ErrorCode.PATH_REFUSED, "outside the folders of CLIPFLEET_FILE_ROOTS")

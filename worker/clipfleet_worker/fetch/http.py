@@ -1,0 +1,319 @@
+"""Gets images over http and https: one session with keep-alive for the whole process, in one event loop.
+
+Everything a server can do is bounded: connections per host and in all, time to connect, silence, time per
+URL, length of a header line, redirects, bytes on the wire and after inflating. No cookies, no credentials,
+no Referer, no proxy from the environment. What comes back is bytes or an `ItemFailure`. There are no
+retries here, except that aiohttp asks once more when the server hangs up before it answered (a kept
+connection may have grown stale); failed rows are retried by `clipfleet retry`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+from clipfleet import __version__
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
+from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
+from clipfleet_worker.fetch.http_target import Target, next_target, target_of
+
+_DNS_CACHE_SECONDS = 60
+_DNS_CACHE_NAMES = 10_000
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_STATUS_CODES = {
+    401: ErrorCode.ACCESS_DENIED,
+    403: ErrorCode.ACCESS_DENIED,
+    404: ErrorCode.NOT_FOUND,
+    410: ErrorCode.NOT_FOUND,
+    429: ErrorCode.RATE_LIMITED,
+}
+_CLOSE = {"Connection": "close"}
+
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_RAW_DEFLATE = -zlib.MAX_WBITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """What one URL may cost."""
+
+    max_image_bytes: int  # largest body, on the wire and after inflating
+    fetch_timeout_seconds: (
+        float  # per URL, redirects included; waiting for a turn at a busy host is not counted
+    )
+    connect_timeout_seconds: float  # TCP and TLS, per address
+    idle_read_timeout_seconds: float  # longest silence of a server
+    host_connections: int  # requests to one host at a time
+    total_connections: int  # requests to all hosts at a time
+    max_redirects: int = 5  # redirects that are followed
+    max_header_bytes: int = 16_384  # longest header line; aiohttp accepts 128 lines
+
+
+class HttpFetcher:
+    """See `clipfleet_worker.fetch.AsyncFetcher`. All methods belong to one event loop.
+
+    `fetch` waits as long as a host has no turn free; its caller bounds that by cancelling.
+
+    Args:
+        limits: see there.
+        guard: decides about every address before a connection to it is made.
+        contact: where the operator can be reached, an address or a URL; part of the User-Agent.
+        resolver: turns names into addresses, by default the system's. Its answers are guarded; it is closed
+            with the fetcher.
+        tls: to trust other certificates than the system's.
+    """
+
+    def __init__(
+        self,
+        limits: HttpLimits,
+        guard: AddressGuard,
+        *,
+        contact: str = "",
+        resolver: AbstractResolver | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits
+        self._guard = guard
+        self._contact = " ".join(contact.split())
+        self._resolver = GuardedResolver(resolver or SystemResolver(), guard)
+        self._tls = tls
+        self._turns = _Turns(limits.host_connections, limits.total_connections)
+        self._session: aiohttp.ClientSession | None = None
+        self._open_sockets = 0
+
+    async def start(self) -> None:
+        """Open the session in the running loop."""
+        limits = self._limits
+        contact = f" (+{self._contact})" if self._contact else ""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # _Turns limits: a wait inside aiohttp would count as the URL's time
+                ssl=True if self._tls is None else self._tls,
+                resolver=self._resolver,
+                ttl_dns_cache=_DNS_CACHE_SECONDS,
+                dns_cache_max_size=_DNS_CACHE_NAMES,
+                socket_factory=partial(self._guard.open_socket, make_socket=self._make_socket),
+            ),
+            headers={"User-Agent": f"clipfleet/{__version__}{contact}", "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,  # _inflated does it, with a cap
+            timeout=aiohttp.ClientTimeout(
+                total=None,  # _hop keeps the time, over redirects
+                sock_connect=limits.connect_timeout_seconds,
+                sock_read=limits.idle_read_timeout_seconds,
+            ),
+            max_line_size=limits.max_header_bytes,
+            max_field_size=limits.max_header_bytes,
+        )
+
+    async def close(self) -> None:
+        """Close all connections; idempotent."""
+        if self._session is not None:
+            await self._session.close()
+        await self._resolver.close()
+
+    async def fetch(self, uri: str) -> bytes:
+        """The body of a 200 answer, after at most `max_redirects` redirects; it may be empty.
+
+        Raises:
+            ItemFailure: anything else.
+        """
+        loop = asyncio.get_running_loop()
+        seconds = self._limits.fetch_timeout_seconds
+        target = target_of(uri)
+        for _ in range(self._limits.max_redirects + 1):
+            # Hop by hop, so that no fetch holds a turn at one host while it waits for one at another.
+            async with self._turns.at(target.host):
+                started = loop.time()
+                answer = await self._hop(target, seconds)
+            if isinstance(answer, bytes):
+                return answer
+            seconds -= loop.time() - started
+            target = next_target(target, answer)
+        raise ItemFailure(
+            ErrorCode.TOO_MANY_REDIRECTS,
+            f"more than {self._limits.max_redirects}, the last one to {target.host}",
+        )
+
+    async def _hop(self, target: Target, seconds: float) -> bytes | str:
+        """The body, or the location of a redirect."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(target)
+        except TimeoutError:
+            limit = self._limits.fetch_timeout_seconds
+            raise ItemFailure(ErrorCode.TIMEOUT, f"{target.host}: not finished within {limit:g} s") from None
+
+    async def _exchange(self, target: Target) -> bytes | str:
+        if self._session is None:
+            raise RuntimeError("HttpFetcher.start was not called")
+        # aiohttp keeps any number of idle connections. With images on very many hosts they would use up the
+        # process's file descriptors, so beyond as many open sockets as there are turns none is kept any more.
+        headers = _CLOSE if self._open_sockets > self._limits.total_connections else None
+        try:
+            response = await self._session.get(target.url, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientError, OSError) as error:
+            raise _failure_before_answer(target.host, error) from error
+        try:
+            return await self._answer(response)
+        except ItemFailure:
+            raise
+        except TimeoutError:
+            raise ItemFailure(ErrorCode.TIMEOUT, f"{target.host}: fell silent in the body") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{target.host}: the body broke off") from error
+        finally:
+            # A no-op where the whole body has arrived: that connection went back to the pool.
+            response.close()
+
+    async def _answer(self, response: aiohttp.ClientResponse) -> bytes | str:
+        status = response.status
+        if status == 200:
+            body = await self._body(response)
+            encoding = response.headers.get("Content-Encoding")
+            return await self._inflated(body, encoding.strip().lower()) if encoding else body
+        if status in _REDIRECTS and (location := response.headers.get("Location")):
+            return location
+        default = ErrorCode.SERVER_ERROR if status >= 500 else ErrorCode.HTTP_ERROR
+        raise ItemFailure(
+            _STATUS_CODES.get(status, default), f"{response.url.raw_host}: HTTP status {status}"
+        )
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        limit = self._limits.max_image_bytes
+        if (response.content_length or 0) > limit:
+            raise _too_many_bytes(limit)
+        parts = []
+        total = 0
+        while part := await response.content.readany():
+            total += len(part)
+            if total > limit:
+                raise _too_many_bytes(limit)
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _inflated(self, body: bytes, encoding: str) -> bytes:
+        # Unasked for, so rare. Values that are no compression at all (utf-8, base64, aws-chunked: left over
+        # from uploads to object stores) mean nothing, and browsers ignore them too.
+        if encoding in ("br", "zstd"):
+            raise ItemFailure(
+                ErrorCode.HTTP_ERROR, f"the server sent {encoding} where identity was asked for"
+            )
+        if not body or encoding not in ("gzip", "x-gzip", "deflate"):
+            return body
+        return await asyncio.to_thread(_inflate, body, self._limits.max_image_bytes)
+
+    def _make_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        opened = _CountedSocket(family, kind, protocol)
+        opened.on_close = self._count_closed_socket
+        self._open_sockets += 1
+        return opened
+
+    def _count_closed_socket(self) -> None:
+        self._open_sockets -= 1
+
+
+class _CountedSocket(socket.socket):
+    on_close: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        super().close()
+        if self.on_close is not None:
+            self.on_close()
+            self.on_close = None
+
+
+class _Turns:
+    """At most so many requests at a time, per host and in all; first come, first served."""
+
+    def __init__(self, per_host: int, total: int) -> None:
+        self._per_host = per_host
+        self._total = asyncio.Semaphore(total)
+        self._hosts: dict[str, _HostTurns] = {}
+
+    @asynccontextmanager
+    async def at(self, host: str) -> AsyncIterator[None]:
+        turns = self._hosts.get(host)
+        if turns is None:
+            turns = self._hosts[host] = _HostTurns(asyncio.Semaphore(self._per_host))
+        turns.users += 1
+        try:
+            # The host's turn first: a slow host then holds up only its own images.
+            async with turns.free, self._total:
+                yield
+        finally:
+            turns.users -= 1
+            if not turns.users:
+                del self._hosts[host]
+
+
+@dataclass(slots=True)
+class _HostTurns:
+    free: asyncio.Semaphore
+    users: int = 0  # waiting ones included
+
+
+def _failure_before_answer(host: str, error: aiohttp.ClientError | OSError) -> ItemFailure:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, AddressRefusedError):
+        return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: {cause}")
+    if isinstance(error, aiohttp.InvalidURL):
+        # All that aiohttp still finds wrong: 127.1, 2130706433 and other disguises of an IPv4 address.
+        return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: not a canonical numeric address")
+    if isinstance(cause, TimeoutError):
+        return ItemFailure(ErrorCode.TIMEOUT, f"{host}: no connection or no answer in time")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return ItemFailure(ErrorCode.DNS_FAILED, f"{host}: {_reason(cause)}")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return ItemFailure(ErrorCode.TLS_FAILED, f"{host}: {_reason(cause)}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: the answer is not HTTP, or its header is too long")
+    return ItemFailure(ErrorCode.CONNECT_FAILED, f"{host}: {_reason(cause)}")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the URL that aiohttp's own messages repeat."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "TLS failed"
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "no such name"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return (
+        "closed the connection before it answered" if isinstance(error, aiohttp.ClientError) else str(error)
+    )
+
+
+def _too_many_bytes(limit: int) -> ItemFailure:
+    return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {limit} bytes")
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    for window_bits in (_GZIP_OR_ZLIB, _RAW_DEFLATE):  # some servers' "deflate" lacks the zlib header
+        inflater = zlib.decompressobj(window_bits)
+        try:
+            inflated = inflater.decompress(body, limit + 1)
+        except zlib.error:
+            continue
+        if len(inflated) > limit:
+            raise _too_many_bytes(limit)
+        if not inflater.eof:
+            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, "the compressed body broke off")
+        return inflated
+    raise ItemFailure(ErrorCode.HTTP_ERROR, "the compressed body is broken")

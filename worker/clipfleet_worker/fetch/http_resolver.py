@@ -1,0 +1,89 @@
+"""Host names to addresses, with threads of its own, and without the addresses the guard would refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
+
+# A dead name server blocks a look-up for many seconds. The event loop's own pool has a handful of threads,
+# which a few dead names would fill.
+_THREADS = 64
+
+
+class SystemResolver(AbstractResolver):
+    """The system's `getaddrinfo` (hosts file, search domains, nsswitch)."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="clipfleet-dns")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """See aiohttp; OSError if there is no such name."""
+        look_up = partial(
+            socket.getaddrinfo,
+            host,
+            port,
+            family=family,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_ADDRCONFIG,  # no IPv6 answers where this machine has no IPv6
+        )
+        answers = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=answer_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for answer_family, _, protocol, _, address in answers
+        ]
+
+    async def close(self) -> None:
+        """Give up waiting look-ups; running ones end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class GuardedResolver(AbstractResolver):
+    """Leaves out the answers that the guard refuses; a name that also has a public address then works.
+
+    Not the wall itself, aiohttp asks no resolver about numeric hosts: `AddressGuard.open_socket` sees them
+    all.
+    """
+
+    def __init__(self, resolver: AbstractResolver, guard: AddressGuard) -> None:
+        self._resolver = resolver
+        self._guard = guard
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """See aiohttp; `AddressRefusedError` if no answer is left."""
+        try:
+            answers = await self._resolver.resolve(host, port, family)
+        except UnicodeError:  # a label that Python's IDNA codec cannot encode
+            raise OSError("no such name") from None
+        allowed = []
+        refusal = OSError("the name has no address")
+        for answer in answers:
+            try:
+                self._guard.check(answer["host"], port)
+            except AddressRefusedError as error:
+                refusal = error
+            else:
+                allowed.append(answer)
+        if not allowed:
+            raise refusal
+        return allowed
+
+    async def close(self) -> None:
+        """Close the resolver behind this one."""
+        await self._resolver.close()

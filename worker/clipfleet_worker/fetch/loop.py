@@ -1,0 +1,213 @@
+"""Fetching URLs for many chunks at once, on an event loop in a thread of its own.
+
+Bytes leave in small slices, so that the decoding threads are woken once per slice. No fetch begins while too
+many bytes wait to be decoded; a chunk's deadline stands still meanwhile, since the delay is not the hosts'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch import AsyncFetcher
+from clipfleet_worker.outcomes import Outcomes
+
+log = logging.getLogger(__name__)
+
+_SLICE_ITEMS = 16
+_SLICE_LINGER_SECONDS = 0.05
+_CHECK_SECONDS = 0.5
+
+FetchedSlice = list[tuple[int, bytes]]  # (position in the chunk, bytes)
+
+
+class LoopFetcher(AsyncFetcher, Protocol):
+    """An async fetcher that lives in one event loop from `start` to `close`."""
+
+    async def start(self) -> None:
+        """Open what lasts: sessions, pools."""
+        ...
+
+    async def close(self) -> None:
+        """Close it all."""
+        ...
+
+
+class WaitingBytes:
+    """Counts fetched bytes until they are decoded; closed while there are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened: asyncio.Event | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called once, in the loop that will wait."""
+        self._loop, self._opened = loop, asyncio.Event()
+        self._opened.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a fetch may begin."""
+        return self._count < self._limit
+
+    @property
+    def count(self) -> int:
+        """Bytes waiting now."""
+        return self._count
+
+    async def wait_open(self) -> None:
+        """Wait until a fetch may begin."""
+        if self._opened is None:
+            raise RuntimeError("bind comes first")
+        while not self.is_open:
+            await self._opened.wait()
+
+    def add(self, count: int) -> None:
+        """Bytes arrived; to be called in the loop."""
+        with self._lock:
+            self._count += count
+            if self._opened is not None and not self.is_open:
+                self._opened.clear()
+
+    def remove(self, count: int) -> None:
+        """Bytes were decoded or dropped; from any thread."""
+        with self._lock:
+            was_open = self.is_open
+            self._count -= count
+            wake = self.is_open and not was_open
+        if wake and self._loop is not None and self._opened is not None:
+            self._loop.call_soon_threadsafe(self._opened.set)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """The URLs of one chunk, and who gets the bytes."""
+
+    uris: list[tuple[int, str]]  # (position in the chunk, URI)
+    outcomes: Outcomes
+    on_slice: Callable[[FetchedSlice], None]  # called in the loop: must not block
+
+
+class FetchLoop:
+    """One per process. `fetch` returns at once; results arrive through the request."""
+
+    def __init__(self, fetcher: LoopFetcher, waiting_bytes: WaitingBytes, deadline_seconds: float) -> None:
+        self._fetcher = fetcher
+        self._waiting_bytes = waiting_bytes
+        self._deadline_seconds = deadline_seconds
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread and open the fetcher."""
+        self._thread.start()
+        self._call(self._open())
+
+    def stop(self) -> None:
+        """Cancel what is under way, close the fetcher, end the thread."""
+        if not self._thread.is_alive():
+            return
+        self._call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def fetch(self, request: FetchRequest) -> None:
+        """Fetch all URIs of a request; each ends in `on_slice` or as an error in its outcomes."""
+        asyncio.run_coroutine_threadsafe(self._fetch(request), self._loop)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _open(self) -> None:
+        self._waiting_bytes.bind(asyncio.get_running_loop())
+        await self._fetcher.start()
+
+    async def _close(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._fetcher.close()
+
+    async def _fetch(self, request: FetchRequest) -> None:
+        slicer = _Slicer(request.on_slice)
+        tasks = {
+            asyncio.create_task(self._fetch_item(request.outcomes, position, uri, slicer)): position
+            for position, uri in request.uris
+        }
+        pending = set(tasks)
+        seconds_left = self._deadline_seconds
+        try:
+            while pending and seconds_left > 0 and not request.outcomes.is_interrupted:
+                started, was_open = time.monotonic(), self._waiting_bytes.is_open
+                done, pending = await asyncio.wait(pending, timeout=_CHECK_SECONDS)
+                if was_open:
+                    seconds_left -= time.monotonic() - started
+                _report_bugs(done, request.outcomes)
+        finally:
+            for task in pending:
+                task.cancel()
+        slicer.flush()
+        if pending:
+            await asyncio.gather(*pending, return_exceptions=True)
+            detail = f"not fetched within the chunk's {self._deadline_seconds:g} s"
+            request.outcomes.time_out([tasks[task] for task in pending], detail)
+
+    async def _fetch_item(self, outcomes: Outcomes, position: int, uri: str, slicer: _Slicer) -> None:
+        await self._waiting_bytes.wait_open()
+        started = time.monotonic()
+        try:
+            data = await self._fetcher.fetch(uri)
+        except ItemFailure as failure:
+            outcomes.fail(position, failure.error)
+            return
+        finally:
+            outcomes.add_seconds("fetch", time.monotonic() - started)
+        self._waiting_bytes.add(len(data))
+        slicer.add(position, data)
+
+
+class _Slicer:
+    """Collects fetched items and passes them on when there are enough, or soon."""
+
+    def __init__(self, on_slice: Callable[[FetchedSlice], None]) -> None:
+        self._on_slice = on_slice
+        self._items: FetchedSlice = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, position: int, data: bytes) -> None:
+        self._items.append((position, data))
+        if len(self._items) >= _SLICE_ITEMS:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SLICE_LINGER_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._items:
+            items, self._items = self._items, []
+            self._on_slice(items)
+
+
+def _report_bugs(tasks: set[asyncio.Task[None]], outcomes: Outcomes) -> None:
+    for task in tasks:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("fetching failed unexpectedly", exc_info=error, extra={"action": "fetch_bug"})
+            outcomes.interrupt(error)

@@ -1,0 +1,149 @@
+"""The way of items from URI to features: fetch, decode, hand over to the batcher, all in slices.
+
+URLs come from the event loop, files are read where they are decoded. Whatever happens to an item ends in the
+chunk's outcomes; whatever is a bug of ours interrupts the chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from clipfleet.contract import DecodeRoute, Lane
+from clipfleet_worker.batcher import Batcher, ImageSlice
+from clipfleet_worker.decode import Decoder
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch import BlockingFetcher, Route, route_of
+from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest, WaitingBytes
+from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.outcomes import Outcomes
+
+T = TypeVar("T")
+_ITEMS_PER_SLICE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the items of one chunk are heading."""
+
+    model: LoadedModel
+    decode: DecodeRoute
+    lane: Lane
+    outcomes: Outcomes
+
+
+class ItemPath:
+    """Shared by all chunks of a process."""
+
+    def __init__(
+        self,
+        *,
+        fetch_loop: FetchLoop,
+        file_fetcher: BlockingFetcher,
+        waiting_bytes: WaitingBytes,
+        decoder: Decoder,
+        decode_pool: Executor,
+        batcher: Batcher,
+    ) -> None:
+        self._fetch_loop = fetch_loop
+        self._file_fetcher = file_fetcher
+        self._waiting_bytes = waiting_bytes
+        self._decoder = decoder
+        self._decode_pool = decode_pool
+        self._batcher = batcher
+
+    def start(self, uris: Sequence[str], destination: Destination) -> None:
+        """Send the items on their way; position in `uris` is position in the outcomes. Returns at once."""
+        urls: list[tuple[int, str]] = []
+        files: list[tuple[int, str]] = []
+        for position, uri in enumerate(uris):
+            try:
+                (files if route_of(uri) is Route.FILE else urls).append((position, uri))
+            except ItemFailure as failure:
+                destination.outcomes.fail(position, failure.error)
+        if urls:
+            on_slice = partial(self._on_fetched, destination)
+            self._fetch_loop.fetch(FetchRequest(urls, destination.outcomes, on_slice))
+        for start in range(0, len(files), _ITEMS_PER_SLICE):
+            self._in_pool(destination, self._read_and_decode, files[start : start + _ITEMS_PER_SLICE])
+
+    def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
+        self._in_pool(destination, self._decode_fetched, fetched)
+
+    def _in_pool(
+        self, destination: Destination, work: Callable[[Destination, list[T]], None], items: list[T]
+    ) -> None:
+        def report(future: Future[None]) -> None:
+            error = future.exception()
+            if error is not None:
+                destination.outcomes.interrupt(error)
+
+        self._decode_pool.submit(work, destination, items).add_done_callback(report)
+
+    def _read_and_decode(self, destination: Destination, files: list[tuple[int, str]]) -> None:
+        decoded = _Decoded()
+        for position, uri in files:
+            if destination.outcomes.is_interrupted:
+                return
+            started = time.monotonic()
+            try:
+                data = self._file_fetcher.read(uri)
+            except ItemFailure as failure:
+                destination.outcomes.fail(position, failure.error)
+                continue
+            decoded.fetch_seconds += time.monotonic() - started
+            self._decode(destination, position, data, decoded)
+        self._hand_over(destination, decoded)
+
+    def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
+        decoded = _Decoded()
+        while fetched:  # popped one by one, so that the bytes are free before the batcher is waited for
+            position, data = fetched.pop()
+            size = len(data)
+            try:
+                if not destination.outcomes.is_interrupted:
+                    self._decode(destination, position, data, decoded)
+            finally:
+                del data
+                self._waiting_bytes.remove(size)
+        self._hand_over(destination, decoded)
+
+    def _decode(self, destination: Destination, position: int, data: bytes, decoded: _Decoded) -> None:
+        started = time.monotonic()
+        outcomes = destination.outcomes
+        outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
+        try:
+            image = self._decoder.decode(data, destination.model.pixel_spec, destination.decode)
+        except ItemFailure as failure:
+            outcomes.fail(position, failure.error)
+        else:
+            outcomes.widths[position], outcomes.heights[position] = image.width, image.height
+            decoded.positions.append(position)
+            decoded.images.append(image.pixels)
+        decoded.decode_seconds += time.monotonic() - started
+
+    def _hand_over(self, destination: Destination, decoded: _Decoded) -> None:
+        outcomes = destination.outcomes
+        outcomes.add_seconds("fetch", decoded.fetch_seconds)
+        outcomes.add_seconds("decode", decoded.decode_seconds)
+        if decoded.images and not outcomes.is_interrupted:
+            self._batcher.submit(
+                ImageSlice(destination.model, destination.lane, decoded.images, decoded.positions, outcomes)
+            )
+
+
+class _Decoded:
+    """Pictures of one slice, and the time they took."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.images: list[np.ndarray] = []
+        self.fetch_seconds = 0.0
+        self.decode_seconds = 0.0

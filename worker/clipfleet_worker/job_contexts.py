@@ -1,0 +1,99 @@
+"""What a worker needs to know of a job, read once and kept while its chunks come by."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from clipfleet import keys
+from clipfleet.contract import READABLE_SCHEMA_VERSIONS, Job
+from clipfleet.errors import OutputUnreachableError
+from clipfleet.ledger import Claim, FinishClaim, Ledger
+from clipfleet.outputs import Output, open_output
+from clipfleet.staging import StagedReader
+from clipfleet_worker.sinks import Sink
+from clipfleet_worker.sinks.parts import PartSink
+
+_KEPT_CONTEXTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """A job with its output opened."""
+
+    job: Job
+    output: Output
+    sink: Sink
+    staged: StagedReader
+
+    def items(self, claim: Claim) -> pa.Table:
+        """The items of a claimed chunk, in order."""
+        return self.staged.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
+
+
+class JobContexts:
+    """The contexts of the jobs that came by last, by job id and fingerprint."""
+
+    def __init__(self, ledger: Ledger, output_roots: tuple[Path, ...]) -> None:
+        self._ledger = ledger
+        self._output_roots = tuple(root.resolve() for root in output_roots)
+        self._contexts: OrderedDict[tuple[str, str], JobContext] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, claim: Claim | FinishClaim) -> JobContext:
+        """The context of a claimed chunk's job.
+
+        Raises:
+            OutputUnreachableError: the output is outside the roots, not mounted here, or holds another job.
+            OutputUnavailableError: the output cannot be read now.
+        """
+        key = (claim.job_id, claim.job_fingerprint)
+        with self._lock:
+            if key in self._contexts:
+                self._contexts.move_to_end(key)
+                return self._contexts[key]
+        context = self._open(claim.job_id)
+        with self._lock:
+            self._contexts[key] = context
+            while len(self._contexts) > _KEPT_CONTEXTS:
+                self._contexts.popitem(last=False)
+        return context
+
+    def _open(self, job_id: str) -> JobContext:
+        job = self._ledger.job(job_id)
+        self._check_root(job.output)
+        output = open_output(job.output)
+        _check_holds(output, job)
+        return JobContext(job, output, PartSink(output), StagedReader(output))
+
+    def _check_root(self, output: str) -> None:
+        path = Path(output).resolve()
+        if not any(path.is_relative_to(root) for root in self._output_roots):
+            raise OutputUnreachableError(
+                f"{output} is outside this worker's output roots: "
+                "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
+            )
+
+
+def _check_holds(output: Output, job: Job) -> None:
+    """A worker that does not see the job's own file looks at another disk, or at another job's output."""
+    data = output.read(keys.JOB_FILE)
+    if data is None:
+        raise OutputUnreachableError(
+            f"{output.uri}/{keys.JOB_FILE} is not there: is this folder shared between producer and worker?"
+        )
+    try:
+        found = Job.model_validate_json(data)
+    except ValidationError as error:
+        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE} cannot be read: {error}") from error
+    if found.schema_version not in READABLE_SCHEMA_VERSIONS:
+        raise OutputUnreachableError(
+            f"{output.uri}/{keys.JOB_FILE} has schema version {found.schema_version}: update this worker"
+        )
+    if (found.job_id, found.fingerprint) != (job.job_id, job.fingerprint):
+        raise OutputUnreachableError(f"{output.uri} holds job {found.job_id}, not {job.job_id}")

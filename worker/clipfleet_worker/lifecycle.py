@@ -1,0 +1,250 @@
+"""The composition root: builds a worker from its settings, runs it, and takes it down in order.
+
+The only place that chooses between implementations. Nothing here knows how a chunk is processed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from celery import Celery, signals
+
+from clipfleet.contract import Precision
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.hints import Hints
+from clipfleet.ledger import Ledger, WorkerFacts
+from clipfleet_worker.app import make_worker_app
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.claims import Claims
+from clipfleet_worker.decode import Decoder
+from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.file import FileFetcher
+from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
+from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
+from clipfleet_worker.finishing import Finisher
+from clipfleet_worker.item_path import ItemPath
+from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.leases import LeaseKeeper
+from clipfleet_worker.model import LoadedModel, load_model, pick_device
+from clipfleet_worker.models import Models
+from clipfleet_worker.pipeline import Pipeline
+from clipfleet_worker.scoring import TextMatrices
+from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.tasks import Tasks, register
+
+log = logging.getLogger(__name__)
+
+_EXIT_THREAD_DIED = 70  # the supervisor starts a new process
+_PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work by itself
+_CONNECT_TIMEOUT_SECONDS = 10.0
+_IDLE_READ_TIMEOUT_SECONDS = 15.0
+_CPU_BATCH = 32
+_GPU_BATCH = 256
+
+
+class Worker:
+    """One worker process: Celery's pool of slots in front, the shared stages behind."""
+
+    def __init__(self, settings: WorkerSettings, *, preload: bool) -> None:
+        self._settings = settings
+        self._preload = preload
+        self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._device = pick_device(settings.device)
+        self._celery_app = make_worker_app(
+            settings.require_broker_url(), slots=settings.slots, events=settings.celery_events
+        )
+        self._ledger = Ledger(settings.require_redis_url())
+        self._hints = Hints(self._celery_app, settings.require_broker_url())
+        self._open_items = OpenItems(settings.items_in_flight)
+        self._keeper = LeaseKeeper(self._ledger, settings.lease_seconds)
+        self._models = Models(
+            settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
+        )
+        self._batcher = Batcher(settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH))
+        self._decode_pool = ThreadPoolExecutor(
+            settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
+        )
+        waiting_bytes = WaitingBytes(settings.bytes_in_flight)
+        self._fetch_loop = FetchLoop(_http_fetcher(settings), waiting_bytes, settings.chunk_deadline_seconds)
+        items = ItemPath(
+            fetch_loop=self._fetch_loop,
+            file_fetcher=FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes),
+            waiting_bytes=waiting_bytes,
+            decoder=Decoder(settings.max_pixels),
+            decode_pool=self._decode_pool,
+            batcher=self._batcher,
+        )
+        self._claims = Claims(
+            ledger=self._ledger,
+            open_items=self._open_items,
+            models=self._models,
+            worker_id=self._worker_id,
+            lease_seconds=settings.lease_seconds,
+            outage_seconds=settings.outage_hours * 3600,
+            job_ttl_seconds=settings.job_ttl_seconds,
+        )
+        self._tasks = Tasks(
+            ledger=self._ledger,
+            claims=self._claims,
+            contexts=JobContexts(self._ledger, tuple(Path(root) for root in settings.output_roots)),
+            keeper=self._keeper,
+            pipeline=Pipeline(
+                models=self._models,
+                items=items,
+                text_matrices=TextMatrices(self._batcher),
+                fetch_deadline_seconds=settings.chunk_deadline_seconds,
+            ),
+            finisher=Finisher(self._ledger, settings.job_ttl_seconds),
+            hints=self._hints,
+            lease_seconds=settings.lease_seconds,
+        )
+        self._stopping = threading.Event()
+        self._helpers = [
+            threading.Thread(target=self._reconcile, name="reconciler", daemon=True),
+            threading.Thread(target=self._pull, name="puller", daemon=True),
+        ]
+
+    def _load(self, name: str, precision: Precision) -> LoadedModel:
+        model = load_model(name, precision, self._device)
+        model.warm_up()
+        return model
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT; returns the exit code."""
+        threading.excepthook = _exit_when_a_thread_dies
+        register(self._celery_app, self._tasks)
+        signals.worker_shutting_down.connect(self._on_shutting_down)
+        signals.worker_ready.connect(self._on_ready)
+        if self._preload:
+            self._models.prefetch(self._settings.models[0], Precision.AUTO)
+        self._batcher.start()
+        self._fetch_loop.start()
+        self._keeper.start()
+        for helper in self._helpers:
+            helper.start()
+        try:
+            return _run_celery(self._celery_app, self._worker_id)
+        finally:
+            self._stop()
+
+    def _on_ready(self, **_: object) -> None:
+        self._heartbeat()
+        log.info(
+            "worker %s is ready: models %s on %s",
+            self._worker_id,
+            ", ".join(self._models.served()),
+            self._device,
+            extra={"action": "worker_ready"},
+        )
+        if self._settings.ready_file is not None:
+            self._settings.ready_file.touch()
+
+    def _on_shutting_down(self, **_: object) -> None:
+        """SIGTERM: take nothing more; what does not end in time is given back."""
+        log.info("worker drains", extra={"action": "drain"})
+        self._claims.leave()
+        self._stopping.set()
+        timer = threading.Timer(
+            self._settings.drain_seconds, self._keeper.interrupt_all, ["the worker leaves"]
+        )
+        timer.daemon = True
+        timer.start()
+
+    def _stop(self) -> None:
+        self._claims.leave()
+        self._stopping.set()
+        for helper in self._helpers:
+            helper.join(self._settings.drain_seconds + 5)
+        self._keeper.stop()
+        self._fetch_loop.stop()
+        self._batcher.stop()
+        self._decode_pool.shutdown(cancel_futures=True)
+        self._hints.close()
+        self._ledger.close()
+
+    def _reconcile(self) -> None:
+        """Every few seconds: tell that we live, take back what others lost."""
+        while True:
+            self._heartbeat()
+            try:
+                lost, _ = self._ledger.reconcile()
+            except RedisUnavailableError as error:
+                log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
+            else:
+                if lost:
+                    log.warning("%d leases had expired", lost, extra={"action": "leases_expired"})
+            if self._stopping.wait(self._settings.reconcile_seconds):
+                return
+
+    def _heartbeat(self) -> None:
+        facts = WorkerFacts(
+            worker_id=self._worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            models=self._models.served(),
+            device=self._device,
+        )
+        try:
+            self._ledger.heartbeat(facts)
+        except RedisUnavailableError as error:
+            log.warning("no heartbeat: %s", error, extra={"action": "heartbeat_failed"})
+
+    def _pull(self) -> None:
+        """Work without a hint: it may be lost, or the broker away. A successful claim starts a new chain."""
+        while not self._stopping.wait(_PULL_SECONDS):
+            _while_true(self._tasks.finish_job)
+            if time.monotonic() - self._claims.last_claim_monotonic >= _PULL_SECONDS:
+                self._tasks.work()
+
+
+def _while_true(call: Callable[[], bool]) -> None:
+    while call():
+        pass
+
+
+def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:
+    limits = HttpLimits(
+        max_image_bytes=settings.max_image_bytes,
+        fetch_timeout_seconds=settings.fetch_timeout_seconds,
+        connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        idle_read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        host_connections=settings.host_connections,
+        total_connections=settings.total_connections,
+    )
+    return HttpFetcher(
+        limits, AddressGuard(settings.private_networks, settings.ports), contact=settings.contact
+    )
+
+
+def _run_celery(app: Celery, worker_id: str) -> int:
+    worker = app.Worker(
+        hostname=f"clipfleet@{worker_id}",
+        quiet=True,
+        loglevel="INFO",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _exit_when_a_thread_dies(arguments: threading.ExceptHookArgs) -> None:
+    """A worker whose batcher or fetch loop is gone looks alive and does nothing: better to start anew."""
+    log.critical(
+        "thread %s died; the process ends, its leases expire",
+        arguments.thread.name if arguments.thread else "?",
+        exc_info=arguments.exc_value,
+        extra={"action": "thread_died"},
+    )
+    logging.shutdown()
+    os._exit(_EXIT_THREAD_DIED)

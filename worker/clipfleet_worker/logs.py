@@ -1,0 +1,30 @@
+"""Log lines of a worker: time, level, message, and the fields that say what it is about."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_FIELDS = ("action", "job_id", "chunk_id", "model")
+_NOISY = ("httpx", "httpcore", "huggingface_hub", "urllib3", "celery.worker.strategy", "celery.app.trace")
+
+
+class FieldFormatter(logging.Formatter):
+    """Adds `name=value` for each of our fields that a record has."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        line = super().format(record)
+        fields = " ".join(f"{name}={getattr(record, name)}" for name in _FIELDS if hasattr(record, name))
+        return f"{line} [{fields}]" if fields else line
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Send the logs of this process to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(logging.WARNING)

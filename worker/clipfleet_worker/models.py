@@ -1,0 +1,98 @@
+"""The models in memory: loaded on demand in a thread of their own, the least recently used one unloaded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from clipfleet.contract import Precision
+from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+
+log = logging.getLogger(__name__)
+
+_SHUN_SECONDS = 300.0  # how long a model that could not be loaded is left to other workers
+
+LoadModel = Callable[[str, Precision], LoadedModel]
+
+
+class Models:
+    """Which models this worker serves, and the loaded ones."""
+
+    def __init__(
+        self,
+        served: Sequence[str],
+        load: LoadModel,
+        *,
+        kept: int,
+        default_precision: Precision,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._served = tuple(served)
+        self._load = load
+        self._kept = kept
+        self._default_precision = default_precision
+        self._monotonic = monotonic
+        self._loading: OrderedDict[tuple[str, Precision], Future[LoadedModel]] = OrderedDict()
+        self._shunned: dict[str, float] = {}  # model -> when it may be tried again
+        self._lock = threading.Lock()
+
+    def served(self) -> tuple[str, ...]:
+        """Models to claim chunks for: without those that lately could not be loaded here."""
+        now = self._monotonic()
+        with self._lock:
+            return tuple(name for name in self._served if self._shunned.get(name, 0.0) <= now)
+
+    def shun(self, name: str) -> None:
+        """Leave a model that cannot be loaded here to other workers for a while."""
+        with self._lock:
+            self._shunned[name] = self._monotonic() + _SHUN_SECONDS
+
+    def get(self, name: str, precision: Precision) -> LoadedModel:
+        """The loaded model; blocks while it loads.
+
+        Raises:
+            ModelUnavailableError: it cannot be loaded. The next call tries again.
+        """
+        return self.prefetch(name, precision).result()
+
+    def prefetch(self, name: str, precision: Precision) -> Future[LoadedModel]:
+        """Start loading, unless it is loaded; returns at once."""
+        if precision is Precision.AUTO:
+            precision = self._default_precision
+        key = (name, precision)
+        with self._lock:
+            future = self._loading.get(key)
+            if future is not None and not (future.done() and future.exception()):
+                self._loading.move_to_end(key)
+                return future
+            future = self._loading[key] = Future()
+            self._loading.move_to_end(key)
+            while len(self._loading) > self._kept:
+                self._loading.popitem(last=False)  # chunks under way hold their own reference
+        threading.Thread(target=self._fill, args=(key, future), name=f"load {name}", daemon=True).start()
+        return future
+
+    def _fill(self, key: tuple[str, Precision], future: Future[LoadedModel]) -> None:
+        started = self._monotonic()
+        try:
+            model = self._load(*key)
+        except ModelUnavailableError as error:
+            log.error("%s", error, extra={"action": "model_unavailable", "model": key[0]})
+            future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(error)  # whoever waits meets it in the task's own boundary
+            raise
+        else:
+            log.info(
+                "model %s loaded in %.1f s (%s on %s)",
+                key[0],
+                self._monotonic() - started,
+                model.precision,
+                model.device,
+                extra={"action": "model_loaded", "model": key[0]},
+            )
+            future.set_result(model)

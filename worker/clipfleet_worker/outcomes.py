@@ -1,0 +1,89 @@
+"""What becomes of the items of one chunk, gathered from the threads that fetch, decode and encode them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipfleet.contract import ErrorCode, ItemError
+
+
+class Outcomes:
+    """One slot per item, by its position in the chunk. Every item ends once: with features or with an error.
+
+    The chunk's own thread waits; any thread may report. What comes after `interrupt` is ignored.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.errors: list[ItemError | None] = [None] * count
+        self.widths: list[int | None] = [None] * count
+        self.heights: list[int | None] = [None] * count
+        self.content_hashes: list[str | None] = [None] * count
+        self.features: list[np.ndarray | None] = [None] * count  # float32, L2-normalised
+        self.seconds: dict[str, float] = {}
+        self._open = count
+        self._ended = [False] * count
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """True once nobody will use further results."""
+        return self._failure is not None
+
+    def fail(self, position: int, error: ItemError) -> None:
+        """This item ends with an error, unless it has ended already."""
+        with self._changed:
+            if not self._ended[position]:
+                self.errors[position] = error
+                self._end([position])
+
+    def deliver(self, positions: Sequence[int], features: np.ndarray) -> None:
+        """These items end with their features, float32 (len(positions), d)."""
+        with self._changed:
+            fresh = [n for n, position in enumerate(positions) if not self._ended[position]]
+            for n in fresh:
+                self.features[positions[n]] = features[n]
+            self._end([positions[n] for n in fresh])
+
+    def _end(self, positions: Sequence[int]) -> None:
+        for position in positions:
+            self._ended[position] = True
+        self._open -= len(positions)
+        if self._open == 0:
+            self._changed.notify_all()
+
+    def time_out(self, positions: Sequence[int], detail: str) -> None:
+        """Items of these positions that are still open end as `timeout`."""
+        for position in positions:
+            self.fail(position, ItemError(ErrorCode.TIMEOUT, detail))
+
+    def interrupt(self, failure: BaseException) -> None:
+        """Stop waiting: `wait` raises this. The first call counts."""
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add working time of a stage, for the job's totals."""
+        with self._changed:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def wait(self) -> None:
+        """Block until every item has ended.
+
+        Raises:
+            ChunkInterrupted: the chunk is not ours any more, or the worker drains.
+            BaseException: whatever `interrupt` was given.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._open == 0 or self._failure is not None)
+            if self._failure is not None:
+                raise self._failure
+
+    def raise_if_interrupted(self) -> None:
+        """Raise what `interrupt` was given, if it was called."""
+        if self._failure is not None:
+            raise self._failure

@@ -1,0 +1,126 @@
+"""The path of one chunk: read the items, fetch, decode, encode, score, write the part.
+
+Fetching runs on an event loop, decoding in a pool of threads, encoding in the batcher's thread, each for all
+chunks at once; the chunk's own thread waits in between. An item that fails is a row, never an exception.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from clipfleet.contract import ErrorCode, ItemError, Job, PartCounts, PartIdentity, Task
+from clipfleet.ledger import Claim
+from clipfleet_worker.item_path import Destination, ItemPath
+from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.leases import HeldLease
+from clipfleet_worker.model import LoadedModel, embedding_dimension
+from clipfleet_worker.models import Models
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.rows import count_rows, failed_outcomes, part_table
+from clipfleet_worker.scoring import Ranking, TextMatrices, rank
+
+# Beyond these a stage hangs, and its lease is left to expire.
+_READ_LIMIT_SECONDS = 120.0
+_LOAD_LIMIT_SECONDS = 900.0
+_ENCODE_LIMIT_SECONDS = 1800.0
+_WRITE_LIMIT_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """The part that is in place now."""
+
+    counts: PartCounts
+    stage_seconds: dict[str, float]  # working time, summed over threads
+
+
+class Pipeline:
+    """Turns claimed chunks into parts; called by many threads at once."""
+
+    def __init__(
+        self, *, models: Models, items: ItemPath, text_matrices: TextMatrices, fetch_deadline_seconds: float
+    ) -> None:
+        self._models = models
+        self._items = items
+        self._text_matrices = text_matrices
+        self._fetch_deadline_seconds = fetch_deadline_seconds
+
+    def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
+        """Process a chunk to its part.
+
+        Raises:
+            ModelUnavailableError: the model cannot be loaded here.
+            OutputUnavailableError: the output cannot be read or written.
+            OutputConflictError: another job's part is in the place of ours.
+            ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
+        """
+        lease.enter("read", _READ_LIMIT_SECONDS)
+        if claim.has_history:
+            found = context.sink.find(_identity(claim))
+            if found is not None:  # its writer died, or lost its lease, before it could say so
+                return ChunkResult(found, {})
+        if claim.is_exhausted:
+            detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
+            return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
+        items = context.items(claim)
+        lease.enter("load model", _LOAD_LIMIT_SECONDS)
+        model = self._models.get(context.job.model, context.job.precision)
+        lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
+        outcomes = self._encode(context.job, items, model, lease)
+        lease.enter("score", _ENCODE_LIMIT_SECONDS)
+        ranking = self._rank(context.job, outcomes, model)
+        lease.enter("write", _WRITE_LIMIT_SECONDS)
+        return self._write(claim, context, items, outcomes, model=model, ranking=ranking)
+
+    def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
+        """Write the part of a chunk that will never work: every item a failed row."""
+        lease.enter("write", _WRITE_LIMIT_SECONDS)
+        items = context.items(claim)
+        return self._write(claim, context, items, failed_outcomes(items.num_rows, error))
+
+    def _encode(self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease) -> Outcomes:
+        outcomes = Outcomes(items.num_rows)
+        lease.on_interrupt(outcomes.interrupt)
+        self._items.start(items["uri"].to_pylist(), Destination(model, job.decode, job.lane, outcomes))
+        outcomes.wait()
+        return outcomes
+
+    def _rank(self, job: Job, outcomes: Outcomes, model: LoadedModel) -> Ranking | None:
+        """Labels of the items that are ok, in item order; None where there is nothing to label."""
+        good = [feature for feature in outcomes.features if feature is not None]
+        if job.label_set is None or not good:
+            return None
+        matrix = self._text_matrices.get(model.fingerprint, model, job.label_set, job.lane)
+        return rank(np.stack(good), matrix, model.logit_scale, job.top_k)
+
+    def _write(
+        self,
+        claim: Claim,
+        context: JobContext,
+        items: pa.Table,
+        outcomes: Outcomes,
+        *,
+        model: LoadedModel | None = None,
+        ranking: Ranking | None = None,
+    ) -> ChunkResult:
+        job = context.job
+        started = time.monotonic()
+        rows = part_table(
+            items,
+            outcomes,
+            embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
+            model_fingerprint=model.fingerprint_for(job.decode) if model else None,
+            store_embeddings=job.task is Task.EMBED,
+            labels=job.label_set.labels if job.label_set else (),
+            ranking=ranking,
+        )
+        counts = context.sink.write(_identity(claim), rows, count_rows(outcomes))
+        return ChunkResult(counts, {**outcomes.seconds, "write": time.monotonic() - started})
+
+
+def _identity(claim: Claim) -> PartIdentity:
+    return PartIdentity(claim.job_id, claim.chunk_id, claim.generation)

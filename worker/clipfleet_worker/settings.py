@@ -1,0 +1,99 @@
+"""Settings of a worker, from the environment (prefix `CLIPFLEET_`)."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision, normalise_model
+from clipfleet.settings import CommaSeparated, Settings, split_commas
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Megabytes = 1024 * 1024
+
+
+class WorkerSettings(Settings):
+    """All of a worker's settings; see the README for the ones a user meets first."""
+
+    models: CommaSeparated = Field(
+        (DEFAULT_MODEL, DEMO_MODEL), description="models this worker serves; the first is loaded at start"
+    )
+    loaded_models: int = Field(2, ge=1, description="models kept in memory at a time")
+    precision: Precision = Field(
+        Precision.AUTO, description="for jobs that leave it open: auto, fp32, bf16, fp16"
+    )
+    device: str = Field("auto", description="torch device: auto, cpu, cuda, cuda:1")
+    batch_size: int = Field(0, ge=0, description="images of a forward pass; 0 picks by device")
+
+    file_roots: CommaSeparated = Field((), description="folders that images may be read from")
+    output_roots: CommaSeparated = Field((), description="folders that results may be written to")
+    allow_private: CommaSeparated = Field((), description="non-public networks that URLs may reach, as CIDR")
+    allow_ports: CommaSeparated = Field((), description="ports of public addresses beside 80 and 443")
+    contact: str = Field("", description="mail or URL of the operator, sent in the User-Agent")
+
+    max_image_bytes: int = Field(30 * Megabytes, ge=1, description="larger files are refused")
+    max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
+    fetch_timeout_seconds: float = Field(30.0, gt=0, description="for one URL, from connect to the last byte")
+    host_connections: int = Field(16, ge=1, description="simultaneous connections to one host")
+    total_connections: int = Field(256, ge=1, description="simultaneous connections altogether")
+
+    slots: int = Field(32, ge=1, description="chunks in progress at a time")
+    items_in_flight: int = Field(4096, ge=1, description="no claim while this many items are open")
+    bytes_in_flight: int = Field(1024 * Megabytes, ge=1, description="no fetch while this many bytes wait")
+    decode_threads: int = Field(0, ge=0, description="0: one per core")
+    chunk_deadline_seconds: float = Field(
+        180.0, gt=0, description="fetches still open then become timeout rows"
+    )
+
+    reconcile_seconds: float = Field(5.0, gt=0, description="how often expired leases are taken back")
+    drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM: time for chunks under way")
+    outage_hours: float = Field(24.0, gt=0, description="a job whose output is away this long pauses itself")
+    celery_events: bool = Field(False, description="send Celery's task events, for Flower")
+    ready_file: Path | None = Field(None, description="created once the worker takes work")
+
+    @field_validator("models", "file_roots", "output_roots", "allow_private", "allow_ports", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return split_commas(value)
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one model")
+        return tuple(normalise_model(name) for name in value)
+
+    @field_validator("file_roots", "output_roots")
+    @classmethod
+    def _check_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for root in value:
+            if not Path(root).is_absolute():
+                raise ValueError(f"{root!r} is not an absolute path")
+        return value
+
+    @field_validator("allow_private")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+    @field_validator("allow_ports")
+    @classmethod
+    def _check_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for port in value:
+            if not (port.isdecimal() and 0 < int(port) < 65536):
+                raise ValueError(f"{port!r} is not a port")
+        return value
+
+    @property
+    def private_networks(self) -> tuple[Network, ...]:
+        """`allow_private` as networks."""
+        return tuple(ipaddress.ip_network(network) for network in self.allow_private)
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """`allow_ports` as numbers, with 80 and 443."""
+        return frozenset({80, 443, *(int(port) for port in self.allow_ports)})

@@ -1,0 +1,113 @@
+"""What a hint sets off: one chunk, or the finishing of one job.
+
+This is the one place that catches everything: whatever escapes a task may freeze a slot of Celery's thread
+pool for ever (MemoryError, SystemExit), so every end is made an ordinary one, and the ledger is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+
+from celery import Celery
+
+from clipfleet import keys
+from clipfleet.errors import OutputUnavailableError, RedisUnavailableError
+from clipfleet.hints import Hints
+from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
+from clipfleet_worker.claims import Claims
+from clipfleet_worker.finishing import Finisher
+from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.leases import HeldLease, LeaseKeeper
+from clipfleet_worker.model import ModelUnavailableError
+from clipfleet_worker.pipeline import ChunkResult, Pipeline
+
+log = logging.getLogger(__name__)
+
+_POSTPONE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The bodies of the Celery tasks; also called by idle workers that saw no hint."""
+
+    ledger: Ledger
+    claims: Claims
+    contexts: JobContexts
+    keeper: LeaseKeeper
+    pipeline: Pipeline
+    finisher: Finisher
+    hints: Hints
+    lease_seconds: float
+
+    def work(self) -> bool:
+        """Claim one chunk and process it; False if there was none."""
+        try:
+            claim = self.claims.take()
+        except RedisUnavailableError as error:
+            log.warning("nothing claimed: %s", error, extra={"action": "claim_failed"})
+            return False
+        if claim is None:
+            return False
+        if claim.more:
+            self.hints.publish_work()
+        try:
+            with self.keeper.hold(Lease(claim.job_id, str(claim.chunk_id), claim.token)) as lease:
+                self._process(claim, lease)
+        except BaseException as error:
+            self.claims.give_back(claim, error)
+        finally:
+            self.claims.done_with(claim)
+        return True
+
+    def _process(self, claim: Claim, lease: HeldLease) -> None:
+        context = self.contexts.get(claim)
+        try:
+            result: ChunkResult = self.pipeline.run(claim, context, lease)
+        except ModelUnavailableError as unavailable:
+            error = self.claims.without_model(claim, context.job.model, unavailable)
+            if error is None:
+                return
+            result = self.pipeline.give_up(claim, context, lease, error)
+        if self.claims.complete(claim, result) == "finishing":
+            self.hints.publish_finish()
+
+    def finish_job(self) -> bool:
+        """Finish one job whose chunks are all done; False if there was none."""
+        try:
+            claim = self.ledger.claim_finish(
+                uuid.uuid4().hex, self.lease_seconds, self.claims.shunned_jobs.current()
+            )
+            if claim is None:
+                return False
+            self._finish(claim)
+        except BaseException:
+            # Its lease expires, then it is tried again.
+            log.exception("a job was not finished", extra={"action": "finish_failed"})
+        return True
+
+    def _finish(self, claim: FinishClaim) -> None:
+        try:
+            with self.keeper.hold(Lease(claim.job_id, FINISH, claim.token)) as lease:
+                word = self.finisher.finish(claim, self.contexts.get(claim), lease.enter)
+        except OutputUnavailableError as error:
+            log.warning("job %s waits: %s", claim.job_id, error, extra={"action": "finish_waits"})
+            self.claims.shunned_jobs.add(claim.job_id)
+            self.ledger.postpone_finish(claim, _POSTPONE_SECONDS, str(error)[:300])
+        else:
+            log.info(
+                "job %s is %s", claim.job_id, word, extra={"action": "job_ended", "job_id": claim.job_id}
+            )
+
+
+def register(app: Celery, tasks: Tasks) -> None:
+    """Give the app the two tasks; a hint carries no arguments, and what it carries is ignored."""
+
+    @app.task(name=keys.WORK_TASK)  # type: ignore[untyped-decorator]  # Celery has no types
+    def work(*_args: object, **_kwargs: object) -> None:
+        tasks.work()
+
+    @app.task(name=keys.FINISH_TASK)  # type: ignore[untyped-decorator]
+    def finish_job(*_args: object, **_kwargs: object) -> None:
+        tasks.finish_job()

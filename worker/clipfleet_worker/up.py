@@ -1,0 +1,300 @@
+"""`clipfleet-worker up`: a server with Redis' protocol and a worker, kept running until told to stop.
+
+With a command it runs that beside them and ends with its exit code. Everything it says goes to stderr: stdout
+belongs to the command. It does no work of its own, and starts no server where CLIPFLEET_REDIS_URL names one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.redis_connection import masked
+from clipfleet_worker.embedded import EmbeddedValkey, holder, note_holder, try_lock, write_private
+from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+
+DEFAULT_DIRECTORY = Path(".clipfleet")
+READY_FILE_VARIABLE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work
+
+_URL = "CLIPFLEET_REDIS_URL"
+_ROOTS = ("CLIPFLEET_FILE_ROOTS", "CLIPFLEET_OUTPUT_ROOTS")
+_WORKER_READY_SECONDS = 120.0
+_WORKER_STOP_SECONDS = 60.0
+_COMMAND_STOP_SECONDS = 10.0
+_NOT_FOUND = 127  # the shells' exit code
+
+
+class Up:
+    """Server, worker and command of one folder, for one run. Main thread only.
+
+    The folder holds `env` (to be sourced by a shell), `lock`, `worker.log`, `worker.ready` and `valkey/`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        worker_argv: Sequence[str] | None,
+        command: Sequence[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        worker_ready_seconds: float = _WORKER_READY_SECONDS,
+        worker_stop_seconds: float = _WORKER_STOP_SECONDS,
+    ) -> None:
+        """Describe the run; nothing is made yet.
+
+        Args:
+            directory: its folder; made with mode 0700 if need be.
+            worker_argv: the worker's command line; None: no worker.
+            command: what to run beside it; None: run until a signal comes.
+            environ: the user's environment; None: this process's.
+            worker_ready_seconds: how long the first start of the worker may take.
+            worker_stop_seconds: how long the worker may take to finish what it holds.
+        """
+        self._directory = directory.absolute()
+        self._worker_argv = worker_argv
+        self._command = list(command or ())
+        self._environ = dict(os.environ if environ is None else environ)
+        self._worker_ready_seconds = worker_ready_seconds
+        self._worker_stop_seconds = worker_stop_seconds
+        self._valkey = EmbeddedValkey(self._directory / "valkey")
+        self._signals = SignalRecorder()
+        self._restarters: list[Restarter] = []
+        self._console = Console(stderr=True)
+
+    def run(self) -> int:
+        """Start everything, wait for the end, stop everything.
+
+        Returns:
+            The exit code: the command's (128 + N if signal N ended it, 127 if there is none such), or 0.
+
+        Raises:
+            ClipfleetError: something cannot be started.
+        """
+        if self._command and not shutil.which(self._command[0], path=self._environ.get("PATH")):
+            self._say(f"{self._command[0]}: command not found, or not executable")
+            return _NOT_FOUND
+        _make_directory(self._directory)
+        with self._locked(), self._signals, ExitStack() as children:
+            return self._run(children)
+
+    def _run(self, children: ExitStack) -> int:
+        url = self._start_redis(children)
+        settings = self._settings(url)
+        if not self._signals.pending:
+            write_private(self._directory / "env", _shell_script(settings))
+            if self._worker_argv is not None:
+                self._start_worker(self._worker_argv, settings, children)
+        if self._signals.pending:
+            return self._interrupted()
+        if self._command:
+            return self._run_command(settings, children)
+        self._announce(settings)
+        while self._carry_on():
+            time.sleep(POLL_SECONDS)
+        return self._interrupted()
+
+    def _start_redis(self, children: ExitStack) -> str:
+        url = self._environ.get(_URL)
+        # A shell that sourced `env` still has the URL of this folder's own server, which may be down now.
+        if url and not self._valkey.owns(url):
+            self._say(f"using Redis at {masked(url)} (CLIPFLEET_REDIS_URL is set)")
+            return url
+        children.callback(self._valkey.stop)
+        if self._valkey.start(self._carry_on):
+            self._restarters.append(Restarter(self._valkey.child, self._valkey.start_again))
+        return self._valkey.url
+
+    def _settings(self, url: str) -> dict[str, str]:
+        """The variables that worker, command and `env` get, on top of the user's environment."""
+        if self._worker_argv is not None:
+            return {_URL: url, **roots(self._environ, Path.cwd())}
+        return {_URL: url} | {name: self._environ[name] for name in _ROOTS if self._environ.get(name)}
+
+    def _start_worker(self, argv: Sequence[str], settings: Mapping[str, str], children: ExitStack) -> None:
+        ready_file = self._directory / "worker.ready"
+        worker = Child(
+            "worker",
+            argv,
+            log=self._directory / "worker.log",
+            env={**self._environ, **settings, READY_FILE_VARIABLE: str(ready_file)},
+            is_ready=ready_file.exists,
+            ready_seconds=self._worker_ready_seconds,
+            stop_seconds=self._worker_stop_seconds,
+        )
+
+        def start() -> None:
+            ready_file.unlink(missing_ok=True)
+            worker.start()
+
+        self._say(f"starting the worker, log {worker.log}")
+        children.callback(self._stop_worker, worker)
+        start()
+        if worker.wait_ready(self._carry_on):
+            self._restarters.append(Restarter(worker, start))
+
+    def _stop_worker(self, worker: Child) -> None:
+        if not worker.alive:
+            return
+        self._signals.take()
+        self._say("stopping the worker when it has finished what it holds; Ctrl-C again to stop it now")
+        if not worker.stop(lambda: self._signals.pending):
+            self._say("the worker was killed; what it held goes to the next worker after its lease")
+
+    def _run_command(self, settings: Mapping[str, str], children: ExitStack) -> int:
+        command = Child(
+            self._command[0],
+            self._command,
+            log=None,
+            env={**self._environ, **settings},
+            stop_seconds=_COMMAND_STOP_SECONDS,
+        )
+        children.callback(command.stop)
+        command.start()
+        while command.alive:
+            self._pass_on_signals(command)
+            self._tend()
+            time.sleep(POLL_SECONDS)
+        code = command.exit_code or 0
+        return code if code >= 0 else 128 - code
+
+    def _pass_on_signals(self, command: Child) -> None:
+        """Stop the command, except for Ctrl-C: what that means is its own affair (a prompt lives on)."""
+        for number in self._signals.take():
+            if number != signal.SIGINT:
+                command.stop(number=number)
+            elif not _terminal_reaches_our_group():
+                command.send(number)
+
+    def _carry_on(self) -> bool:
+        self._tend()
+        return not self._signals.pending
+
+    def _tend(self) -> None:
+        for restarter in self._restarters:
+            if message := restarter.poll():
+                self._say(message)
+
+    def _interrupted(self) -> int:
+        """Exit code after a signal: a success, unless a command should have run."""
+        received = self._signals.take()
+        return 128 + received[0] if self._command and received else 0
+
+    def _announce(self, settings: Mapping[str, str]) -> None:
+        self._say(f"clipfleet is up (pid {os.getpid()})")
+        self._say(f"  Redis   {masked(settings[_URL])}")
+        if self._worker_argv is not None:
+            self._say(f"  files   read below {settings[_ROOTS[0]]}, written below {settings[_ROOTS[1]]}")
+        for child in (restarter.child for restarter in self._restarters):
+            self._say(f"  {child.name:<7} pid {child.pid}, log {child.log}")
+        self._say(f"In another shell: source {shlex.quote(str(self._directory / 'env'))}")
+        self._say("Ctrl-C stops it.")
+
+    def _say(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that is gone must not keep us from stopping the children
+            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        path = self._directory / "lock"
+        try:
+            descriptor = try_lock(path)
+        except OSError as error:
+            raise UsageError(f"cannot lock {path}: {error.strerror}") from error
+        if descriptor is None:
+            raise UsageError(
+                f"`up` runs on {self._directory} already (pid {holder(path)}): "
+                f"use it (source {self._directory / 'env'}), stop it, or give another --dir"
+            )
+        try:
+            note_holder(descriptor, os.getpid())
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def up(
+    directory: Path,
+    with_worker: bool,
+    command: list[str] | None,
+    worker_arguments: list[str],
+    *,
+    worker_stop_seconds: float = _WORKER_STOP_SECONDS,
+) -> int:
+    """Run `clipfleet-worker up`; errors become messages on stderr.
+
+    Args:
+        directory: see `Up`.
+        with_worker: whether to start a worker.
+        command: see `Up`.
+        worker_arguments: passed to `clipfleet-worker run`.
+        worker_stop_seconds: see `Up`; longer than the worker's own drain time.
+
+    Returns:
+        The exit code: as `Up.run`, 2 for a usage error, 1 if something could not be started.
+    """
+    # -P: a file celery.py in the user's folder must not shadow the package
+    worker = [sys.executable, "-P", "-m", "clipfleet_worker", "run", *worker_arguments]
+    run = Up(
+        directory,
+        worker_argv=worker if with_worker else None,
+        command=command,
+        worker_stop_seconds=worker_stop_seconds,
+    )
+    try:
+        return run.run()
+    except (ClipfleetError, OSError) as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def roots(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Where the worker may read and write: the user's setting, else the folder.
+
+    Raises:
+        UsageError: the folder's name has a comma, which these comma-separated lists cannot express.
+    """
+    values = {name: environ.get(name) or str(folder) for name in _ROOTS}
+    defaulted = [name for name in _ROOTS if not environ.get(name)]
+    if defaulted and "," in str(folder):
+        raise UsageError(
+            f"the worker cannot be given {folder}: its path has a comma; "
+            f"set {' and '.join(defaulted)} to a folder without, or run from another folder"
+        )
+    return values
+
+
+def _shell_script(settings: Mapping[str, str]) -> str:
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+        (directory / ".gitignore").write_text("*\n")  # there are passwords in here
+    except OSError as error:
+        if not directory.is_dir():
+            raise UsageError(f"cannot use {directory}: {error.strerror}") from error
+
+
+def _terminal_reaches_our_group() -> bool:
+    """Whether a Ctrl-C at the terminal goes to our process group, and so to the command without our help."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
