@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -73,8 +74,8 @@ def rows(output: Output) -> Iterator[dict[str, Any]]:
 def vectors(output: Output) -> tuple[np.ndarray, np.ndarray]:
     """All vectors so far, in memory: `item_index` (n, int64) and the vectors (n, dimension; float16).
 
-    Rows without a vector are left out, so n may be smaller than the number of items; it is 0 for a job that
-    made none.
+    Rows without a vector are left out, so n may be smaller than the number of items; it is 0, like the
+    dimension, for a job that made none.
 
     Raises:
         UsageError: numpy is not installed. Else see `read_parts`.
@@ -84,15 +85,18 @@ def vectors(output: Output) -> tuple[np.ndarray, np.ndarray]:
     except ImportError:
         raise UsageError("vectors need numpy: pip install numpy") from None
     indexes, values = bytearray(), bytearray()  # they grow in place: no second copy of everything at the end
-    names = _part_names(output)
-    schema = _common_schema(output, names)
-    for batch in _batches(output, names, schema):
+    dimension = 0
+    for batch in read_parts(output):
         present = batch.filter(pc.is_valid(batch.column("embedding")))
+        dimension = _dimension(present, dimension)
         indexes += present.column("item_index").to_numpy().tobytes()
         values += present.column("embedding").flatten().to_numpy().tobytes()
-    dimension = schema.field("embedding").type.list_size
-    matrix = np.frombuffer(values, np.float16).reshape(-1, dimension) if values else np.empty((0, dimension))
-    return np.frombuffer(indexes, np.int64), matrix.astype(np.float16, copy=False)
+    matrix = (
+        np.frombuffer(values, np.float16).reshape(-1, dimension)
+        if dimension
+        else np.empty((0, 0), np.float16)
+    )
+    return np.frombuffer(indexes, np.int64), matrix
 
 
 def write(output: Output, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None) -> int:
@@ -114,7 +118,7 @@ def write(output: Output, result_format: ResultFormat, stream: BinaryIO, *, limi
         limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
     names = _part_names(output)
     schema = _common_schema(output, names)
-    return _WRITERS[result_format](schema, _first_rows(_batches(output, names, schema), limit), stream)
+    return _WRITERS[result_format](_Rows(schema, _batches(output, names, schema), limit), stream)
 
 
 # --- Reading ------------------------------------------------------------------------------------------------
@@ -183,40 +187,63 @@ def _column(batch: pa.RecordBatch, field: pa.Field[Any], name: str) -> pa.Array:
         ) from None
 
 
+def _dimension(present: pa.RecordBatch, before: int) -> int:
+    """The one length of these vectors and the ones before (0: there were none)."""
+    lengths = pc.unique(pc.list_value_length(present.column("embedding"))).to_pylist()
+    if len({before, *lengths} - {0}) > 1:
+        first = present.column("item_index")[0].as_py()
+        raise OutputConflictError(
+            f"vectors from item {first} on have another length than those before: made with another model?"
+        )
+    return lengths[0] if lengths else before
+
+
 def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     # As float32 first: older pyarrow hands out float16 as numpy scalars, which need numpy and are no JSON.
     position = batch.schema.get_field_index("embedding")
-    embedding = batch.column(position)
-    wide = embedding.cast(pa.list_(pa.float32(), embedding.type.list_size))
-    rows: list[dict[str, Any]] = batch.set_column(position, "embedding", wide).to_pylist()
+    kind = batch.schema.types[position]
+    is_fixed = pa.types.is_fixed_size_list(kind)
+    wide = pa.list_(pa.float32(), kind.list_size) if is_fixed else pa.list_(pa.float32())
+    rows: list[dict[str, Any]] = batch.set_column(
+        position, "embedding", batch.column(position).cast(wide)
+    ).to_pylist()
     return rows
 
 
 # --- Writing ------------------------------------------------------------------------------------------------
 
 
-def _first_rows(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[pa.RecordBatch]:
-    left = limit
-    while left > 0 and (batch := next(batches, None)) is not None:
-        yield batch.slice(0, left)
-        left -= batch.num_rows
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is to be written; can be read once."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    limit: int  # the most rows that are written
+
+    def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows up to the limit; no part is opened that is not needed for them."""
+        left = self.limit if limit is None else limit
+        while left > 0 and (batch := next(self.batches, None)) is not None:
+            yield batch.slice(0, left)
+            left -= batch.num_rows
 
 
-def _write_jsonl(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+def _write_jsonl(wanted: _Rows, stream: BinaryIO) -> int:
     count = 0
     with _as_text(stream) as text:
-        for batch in batches:
+        for batch in wanted.first():
             text.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _plain(batch))
             count += batch.num_rows
     return count
 
 
-def _write_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+def _write_csv(wanted: _Rows, stream: BinaryIO) -> int:
     count = 0
     with _as_text(stream) as text:
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(schema.names)
-        for batch in batches:
+        writer.writerow(wanted.schema.names)
+        for batch in wanted.first():
             writer.writerows([_csv_value(value) for value in row.values()] for row in _plain(batch))
             count += batch.num_rows
     return count
@@ -226,37 +253,40 @@ def _csv_value(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
-def _write_parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
+def _write_parquet(wanted: _Rows, stream: BinaryIO) -> int:
     count = 0
     held: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-        for batch in batches:
+    with pq.ParquetWriter(stream, wanted.schema, compression="zstd") as writer:
+        for batch in wanted.first():
             held.append(batch)
             count += batch.num_rows
             if sum(one.num_rows for one in held) >= _EXPORT_ROWS:
-                writer.write_table(pa.Table.from_batches(held, schema))
+                writer.write_table(pa.Table.from_batches(held))
                 held = []
         if held:
-            writer.write_table(pa.Table.from_batches(held, schema))
+            writer.write_table(pa.Table.from_batches(held))
     return count
 
 
-def _write_table(schema: pa.Schema, batches: Iterator[pa.RecordBatch], stream: BinaryIO) -> int:
-    has_labels = False
-    rows = []
-    for batch in batches:
-        has_labels = has_labels or batch.column("label").null_count < batch.num_rows
-        rows += _plain(batch)
+def _write_table(wanted: _Rows, stream: BinaryIO) -> int:
+    # One row more than is shown tells whether there are more.
+    rows = [row for batch in wanted.first(wanted.limit + 1) for row in _plain(batch)]
+    shown = rows[: wanted.limit]
+    answer = "label" if any(row["label"] is not None for row in shown) else "vector"
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("index", "id", "status", "label" if has_labels else "vector", "score", "error"):
-        table.add_column(
-            heading, overflow="fold", justify="right" if heading in ("index", "score") else "left"
-        )
-    for row in rows:
+    for heading in ("index", "id", "status", answer, "score", "error"):
+        is_number = heading in ("index", "score")
+        table.add_column(heading, overflow="fold", justify="right" if is_number else "left")
+    for row in shown:
         table.add_row(*(Text(cell) for cell in _cells(row)))
     with _as_text(stream) as text:
-        Console(file=text).print(table)
-    return len(rows)
+        console = Console(file=text)
+        console.print(table)
+        if len(rows) > len(shown):
+            console.print(
+                f"the first {len(shown)} rows; more with --limit, all with --format jsonl, csv or parquet"
+            )
+    return len(shown)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -281,7 +311,7 @@ def _as_text(stream: BinaryIO) -> Iterator[TextIO]:
         text.detach()  # else the wrapper would close the caller's stream
 
 
-_WRITERS: dict[ResultFormat, Callable[[pa.Schema, Iterator[pa.RecordBatch], BinaryIO], int]] = {
+_WRITERS: dict[ResultFormat, Callable[[_Rows, BinaryIO], int]] = {
     ResultFormat.TABLE: _write_table,
     ResultFormat.JSONL: _write_jsonl,
     ResultFormat.CSV: _write_csv,

@@ -1,5 +1,4 @@
-"""Items beside the output: cuts a source's batches into chunks and keeps them as Parquet files, one row group
-each.
+"""Items beside the output: cuts a source's batches into chunks, one row group each of Parquet files.
 
 Writes and reads `_clipfleet/items-*.parquet`, nothing else. It does not know the ledger: the caller tells the
 ledger about each file that `Stager.stage` yields, and a file that the ledger never heard of is written again.
@@ -211,8 +210,8 @@ def _require_equal(staged: pa.Table, fresh: pa.Table | None, first_index: int) -
     if fresh is not None and fresh.equals(staged):
         return
     if fresh is not None and fresh.column_names != staged.column_names:
-        names = " and ".join(", ".join(table.column_names) for table in (staged, fresh))
-        raise _changed(f"item {first_index} had and has the columns {names}")
+        before, now = (", ".join(table.column_names) for table in (staged, fresh))
+        raise _changed(f"at item {first_index} its columns were {before}, now they are {now}")
     pairs = zip_longest(staged.to_pylist(), [] if fresh is None else fresh.to_pylist())
     for item_index, (before, now) in enumerate(pairs, first_index):
         if before is None or now is None:
@@ -245,9 +244,7 @@ class StagedReader:
         self._job_id = job_id
         self._capacity = capacity
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()  # least recently used first
-        self._lock = (
-            Lock()
-        )  # one for all: a read takes about 0.1 ms, and a file must not be closed under a reader
+        self._lock = Lock()  # one for all: a read takes 0.1 ms, and a file must not be closed under a reader
 
     def read_chunk(self, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
         """The items of a chunk, from the file of `chunks` chunks that begins with `first_chunk`.

@@ -12,6 +12,13 @@ from pathlib import Path
 
 import pytest
 import redis
+
+from clipfleet import keys
+from clipfleet.contract import JobState, Lane
+from clipfleet.errors import JobConflictError, JobNotFoundError, RedisUnavailableError
+from clipfleet.ledger import FINISH, MAX_FAILURES, MAX_LOSSES, Claim, Lease, Ledger, WorkerFacts
+from clipfleet.redis_connection import connect
+from clipfleet_worker.embedded import EmbeddedValkey
 from tests.support.ledger import (
     DAY_MS,
     add_job,
@@ -30,13 +37,6 @@ from tests.support.ledger import (
     work_off,
 )
 from tests.support.waiting import wait_until
-
-from clipfleet import keys
-from clipfleet.contract import JobState, Lane
-from clipfleet.errors import JobConflictError, JobNotFoundError, RedisUnavailableError
-from clipfleet.ledger import FINISH, MAX_FAILURES, MAX_LOSSES, Claim, Lease, Ledger, WorkerFacts
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded import EmbeddedValkey
 
 
 def events(client: redis.Redis) -> list[tuple[str, str, str]]:

@@ -15,7 +15,8 @@
 | `/big-header` | a header line of 100 kB |
 | `/loop` | redirects to itself |
 | `/redirects/<count>` | that many redirects, then `/html` |
-| `/redirect?to=URL` | a redirect |
+| `/redirect?to=URL&status=302` | a redirect |
+| `/cookie` | sets one |
 | `/stall`, `/drip`, `/endless` | no answer; a byte now and then; a body without end |
 | `/meet/<count>` | waits until so many are here together, then answers all of them |
 | `/echo` | the request as JSON: path with query as sent, headers |
@@ -70,6 +71,7 @@ class HttpSite:
         self._thread = threading.Thread(target=self._run, name="http-site", daemon=True)
         self._ready = threading.Event()
         self._stopping = asyncio.Event()
+        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=1.0)
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -100,6 +102,11 @@ class HttpSite:
         """The port that was taken."""
         return self._port
 
+    @property
+    def open_connections(self) -> int:
+        """Connections that neither side has closed."""
+        return len(self._runner.server.connections) if self._runner.server else 0
+
     def url(self, path: str) -> str:
         """URL of a path that begins with a slash."""
         return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}{path}"
@@ -114,20 +121,19 @@ class HttpSite:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
+        await self._runner.setup()
         context = None
         if self._tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(CERTIFICATE)
-        site = web.TCPSite(runner, self._host, self._port, ssl_context=context, backlog=1024)
+        site = web.TCPSite(self._runner, self._host, self._port, ssl_context=context, backlog=1024)
         try:
             await site.start()
-            self._port = runner.addresses[0][1]
+            self._port = self._runner.addresses[0][1]
             self._ready.set()
             await self._stopping.wait()
         finally:
-            await runner.cleanup()
+            await self._runner.cleanup()
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._counted])
@@ -148,6 +154,7 @@ class HttpSite:
             "/loop": self._redirect_loop,
             "/redirects/{count}": self._redirects,
             "/redirect": self._redirect,
+            "/cookie": self._cookie,
             "/stall": self._stall,
             "/drip": self._drip,
             "/endless": self._endless,
@@ -240,6 +247,9 @@ class HttpSite:
     async def _redirect(self, request: web.Request) -> web.StreamResponse:
         status = int(request.query.get("status", "302"))
         return web.Response(status=status, headers={"Location": request.query["to"]})
+
+    async def _cookie(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=_PICTURE, headers={"Set-Cookie": "visitor=1; Path=/"})
 
     async def _stall(self, request: web.Request) -> web.StreamResponse:
         await self._stopping.wait()

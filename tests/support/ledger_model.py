@@ -1,7 +1,7 @@
 """What the ledger promises, as plain Python: a twin of the Lua scripts for `test_ledger_states.py`.
 
-It predicts the answer of every call and the state after it. Where the ledger may choose (which job of a lane), it
-tells what may be chosen. Time has three values only: past, now and later.
+It predicts the answer of every call and the state after it. Where the ledger may choose (which job of a
+lane), it tells what may be chosen. Time has three values only: past, now and later.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class ModelLedger:
     def must_say_more(
         self, lanes: Sequence[Lane], models: Collection[str], excluded: Collection[str]
     ) -> bool:
-        """Whether the worker could claim again at once; a claim may say so once too often, never too rarely."""
+        """Whether the worker could claim again at once; a claim may say so in vain, but never miss it."""
         return any(
             job.claimable_now()
             for job_id, job in self.jobs.items()
@@ -309,6 +309,11 @@ class ModelLedger:
     def leased(self) -> list[tuple[str, int]]:
         """Every leased chunk."""
         return [(job_id, n) for job_id, job in self.jobs.items() for n in job.in_place(Place.LEASED)]
+
+    def has_something_to_reconcile(self) -> bool:
+        """Whether a lease is over or a job waits to be finished."""
+        leases = (self.jobs[job_id].chunks[number] for job_id, number in self.leased())
+        return bool(self._due_finishes()) or any(chunk.lease_is_over for chunk in leases)
 
     def _due_finishes(self) -> set[str]:
         return {job_id for job_id, job in self.jobs.items() if job.finish_is_due}

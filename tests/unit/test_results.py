@@ -69,10 +69,14 @@ def add_part(
     *,
     dimension: int = 2,
     extra: Sequence[str] = (),
+    is_fixed: bool = True,
 ) -> None:
     ok = sum(one["status"] == "ok" for one in rows)
     footer = {"job_id": "j", "chunk_id": str(chunk_id), "ok": str(ok), "failed": str(len(rows) - ok)}
     schema = part_schema(dimension, [pa.field(name, pa.string()) for name in extra])
+    if not is_fixed:  # lists of any length: what readers older than pyarrow 26 need where some are null
+        position = schema.get_field_index("embedding")
+        schema = schema.set(position, pa.field("embedding", pa.list_(pa.float16())))
     table = pa.Table.from_pylist(list(rows), schema).replace_schema_metadata(footer)
     with output.scratch() as path:
         pq.write_table(table, path)
@@ -94,7 +98,7 @@ def output(tmp_path: Path) -> FolderOutput:
 
 @pytest.fixture
 def finished(output: FolderOutput) -> FolderOutput:
-    """Three parts of an embed job, the first one given up before the model was known; written out of order."""
+    """Three parts of an embed job, the first one given up before the model was known; not in order."""
     add_part(output, 2, [embedded(4, 0.25, -1.0)])
     add_part(output, 0, [failed(0), failed(1)], dimension=1)
     add_part(output, 1, [embedded(2, 0.1, 1.0), failed(3)])
@@ -121,7 +125,7 @@ class TestReading:
         batches = list(results.read_parts(finished))
 
         assert [batch.num_rows for batch in batches] == [2, 2, 1]
-        assert {batch.schema.field("embedding").type for batch in batches} == {pa.list_(pa.float16(), 2)}
+        assert all(batch.schema.equals(part_schema(2)) for batch in batches)
         assert pa.Table.from_batches(batches).num_rows == 5
 
     def test_where_every_item_failed_the_rows_are_there_too(self, output: FolderOutput) -> None:
@@ -209,7 +213,27 @@ class TestVectors:
 
         indexes, matrix = results.vectors(output)
 
-        assert (indexes.shape, matrix.shape, matrix.dtype) == ((0,), (0, 2), np.float16)
+        assert (indexes.shape, matrix.shape, matrix.dtype) == ((0,), (0, 0), np.float16)
+
+    def test_lists_without_a_fixed_length_are_read_alike(self, output: FolderOutput) -> None:
+        add_part(output, 0, [failed(0)], is_fixed=False)
+        add_part(output, 1, [embedded(1, 0.5, 1.0), failed(2), embedded(3, 0.25, -1.0)], is_fixed=False)
+
+        indexes, matrix = results.vectors(output)
+
+        assert (indexes.tolist(), matrix.tolist()) == ([1, 3], [[0.5, 1.0], [0.25, -1.0]])
+        assert [one["embedding"] for one in results.rows(output)] == [None, [0.5, 1.0], None, [0.25, -1.0]]
+
+    @pytest.mark.parametrize("in_one_part", [True, False])
+    def test_vectors_of_different_lengths_make_no_matrix(
+        self, output: FolderOutput, in_one_part: bool
+    ) -> None:
+        rows = [embedded(0, 0.5, 1.0), embedded(1, 0.25, -1.0, 0.0)]
+        for chunk_id, group in enumerate([rows] if in_one_part else [rows[:1], rows[1:]]):
+            add_part(output, chunk_id, group, is_fixed=False)
+
+        with pytest.raises(OutputConflictError, match="another length"):
+            results.vectors(output)
 
     def test_without_numpy_the_way_out_is_named(
         self, finished: FolderOutput, monkeypatch: pytest.MonkeyPatch
@@ -277,7 +301,12 @@ class TestExports:
 
         file = pq.ParquetFile(pa.BufferReader(export(output, ResultFormat.PARQUET)))
 
-        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [9, 9, 9, 3]
+        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [
+            9,
+            9,
+            9,
+            3,
+        ]
 
     @pytest.mark.parametrize("form", list(ResultFormat))
     def test_every_format_can_go_to_a_pipe(self, labelled: FolderOutput, form: ResultFormat) -> None:
@@ -330,5 +359,7 @@ def test_reading_results_needs_neither_torch_nor_pillow() -> None:
     code = "import sys, clipfleet.results, clipfleet.staging, clipfleet.sources as s; " + (
         "print(sorted({'torch', 'PIL', 'clipfleet_worker'} & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert shown.stdout == "[]\n"

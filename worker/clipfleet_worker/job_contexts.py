@@ -69,7 +69,7 @@ class JobContexts:
         self._check_root(job.output)
         output = open_output(job.output)
         _check_holds(output, job)
-        return JobContext(job, output, PartSink(output), StagedReader(output))
+        return JobContext(job, output, PartSink(output), StagedReader(output, job_id=job_id))
 
     def _check_root(self, output: str) -> None:
         path = Path(output).resolve()

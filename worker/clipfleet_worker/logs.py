@@ -6,7 +6,8 @@ import logging
 import sys
 
 _FIELDS = ("action", "job_id", "chunk_id", "model")
-_NOISY = ("httpx", "httpcore", "huggingface_hub", "urllib3", "celery.worker.strategy", "celery.app.trace")
+_OURS = ("clipfleet", "clipfleet_worker", "celery")
+_NOISY = ("celery.worker.strategy", "celery.app.trace")
 
 
 class FieldFormatter(logging.Formatter):
@@ -25,6 +26,8 @@ def log_to_stderr(level: str = "INFO") -> None:
     handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.WARNING)  # libraries, open_clip among them, tell a lot that nobody needs
+    for ours in _OURS:
+        logging.getLogger(ours).setLevel(level)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)

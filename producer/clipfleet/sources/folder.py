@@ -1,8 +1,7 @@
 """All pictures below a folder, found by the extension of their names.
 
 Hidden files, hidden folders and linked folders are left out; the folder itself may be a link. The id of an
-item is its path below the folder. A name that is not valid UTF-8 becomes a percent-encoded `file://` URI and
-id.
+item is its path below the folder. A name that is not UTF-8 becomes a percent-encoded `file://` URI and id.
 """
 
 from __future__ import annotations

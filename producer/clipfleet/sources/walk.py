@@ -1,8 +1,7 @@
 """Walks a tree of folders in the order of the sorted full paths, yielding while it walks.
 
 What is wanted is a pattern: a list of components, `**` among them. A folder is read once however many ways
-the pattern leads into it, so no file comes twice. Only names are held, and of one folder at a time (and its
-parents).
+the pattern leads into it, so no file comes twice. Held are the names in one folder and in its parents.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.http_exceptions import HttpProcessingError
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
@@ -166,44 +167,43 @@ class HttpFetcher:
         headers = _CLOSE if self._open_sockets > self._limits.total_connections else None
         try:
             response = await self._session.get(target.url, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _failure_before_answer(target.host, error) from error
         try:
-            return await self._answer(response)
-        except ItemFailure:
-            raise
-        except TimeoutError:
-            raise ItemFailure(ErrorCode.TIMEOUT, f"{target.host}: fell silent in the body") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{target.host}: the body broke off") from error
+            return await self._answer(target.host, response)
         finally:
             # A no-op where the whole body has arrived: that connection went back to the pool.
             response.close()
 
-    async def _answer(self, response: aiohttp.ClientResponse) -> bytes | str:
+    async def _answer(self, host: str, response: aiohttp.ClientResponse) -> bytes | str:
         status = response.status
         if status == 200:
-            body = await self._body(response)
+            if (response.content_length or 0) > self._limits.max_image_bytes:
+                raise _too_many_bytes(self._limits.max_image_bytes)
+            body = await self._body(host, response.content)
             encoding = response.headers.get("Content-Encoding")
             return await self._inflated(body, encoding.strip().lower()) if encoding else body
         if status in _REDIRECTS and (location := response.headers.get("Location")):
             return location
         default = ErrorCode.SERVER_ERROR if status >= 500 else ErrorCode.HTTP_ERROR
-        raise ItemFailure(
-            _STATUS_CODES.get(status, default), f"{response.url.raw_host}: HTTP status {status}"
-        )
+        raise ItemFailure(_STATUS_CODES.get(status, default), f"{host}: HTTP status {status}")
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, host: str, content: aiohttp.StreamReader) -> bytes:
         limit = self._limits.max_image_bytes
-        if (response.content_length or 0) > limit:
-            raise _too_many_bytes(limit)
         parts = []
         total = 0
-        while part := await response.content.readany():
-            total += len(part)
-            if total > limit:
-                raise _too_many_bytes(limit)
-            parts.append(part)
+        try:
+            while part := await content.readany():
+                total += len(part)
+                if total > limit:
+                    raise _too_many_bytes(limit)
+                parts.append(part)
+        except TimeoutError:
+            raise ItemFailure(ErrorCode.TIMEOUT, f"{host}: fell silent in the body") from None
+        except (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError) as error:
+            # The second and the last: what broken chunks look like, depending on aiohttp's parser and on
+            # timing. Its C parser (3.14) may also leave the reader waiting; _hop's time limit ends that.
+            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the body broke off") from error
         return b"".join(parts)
 
     async def _inflated(self, body: bytes, encoding: str) -> bytes:
@@ -267,7 +267,7 @@ class _HostTurns:
     users: int = 0  # waiting ones included
 
 
-def _failure_before_answer(host: str, error: aiohttp.ClientError | OSError) -> ItemFailure:
+def _failure_before_answer(host: str, error: aiohttp.ClientError | OSError | ValueError) -> ItemFailure:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, AddressRefusedError):
         return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: {cause}")
@@ -281,7 +281,12 @@ def _failure_before_answer(host: str, error: aiohttp.ClientError | OSError) -> I
     if isinstance(error, aiohttp.ClientSSLError):
         return ItemFailure(ErrorCode.TLS_FAILED, f"{host}: {_reason(cause)}")
     if isinstance(error, aiohttp.ClientResponseError):
+        if "chunk" in error.message.partition(":")[0]:
+            # Head and broken body came in one piece; in two, aiohttp blames the body, and so do we.
+            return ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the chunked body is broken")
         return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: the answer is not HTTP, or its header is too long")
+    if isinstance(error, ValueError):
+        return ItemFailure(ErrorCode.BAD_URI, f"{host}: not a URL that can be asked for")
     return ItemFailure(ErrorCode.CONNECT_FAILED, f"{host}: {_reason(cause)}")
 
 

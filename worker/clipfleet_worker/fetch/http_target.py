@@ -18,6 +18,7 @@ from clipfleet_worker.failures import ItemFailure
 
 _PARTS = re.compile(r"[A-Za-z]+://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+_UNDECODABLE = re.compile(r"[\udc80-\udcff]")
 _HOST_NAME = re.compile(r"(?=.{1,254}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 # What may stand on the wire as it is: the characters of RFC 3986, and % only in front of two hex digits.
 _WIRE_READY = re.compile(r"(?:[!#$&-;=?-\[\]_a-z~]|%[0-9A-Fa-f]{2})*")
@@ -71,8 +72,7 @@ def next_target(current: Target, location: str) -> Target:
         ItemFailure: see `target_of`.
     """
     try:
-        if not location.isascii():
-            # aiohttp hands over undecodable bytes as surrogates; browsers percent-encode what was sent.
+        if _UNDECODABLE.search(location):  # aiohttp's way to hand over bytes that are not UTF-8
             location = quote(location.encode(errors="surrogateescape"), safe=string.punctuation + " ")
         target = target_of(urljoin(current.text, location.strip()))
     except ItemFailure as failure:
@@ -90,8 +90,7 @@ def _as_written(url: URL, path: str, query: str) -> URL:
         return url
     return URL.build(
         scheme=url.scheme,
-        host=url.raw_host or "",
-        port=url.explicit_port,
+        authority=url.raw_authority,
         path=path or "/",
         query_string=query,
         encoded=True,

@@ -1,0 +1,239 @@
+"""The whole path: the real command line, a real server, a real worker, the demo model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from clipfleet.client import Client, JobOptions
+from clipfleet.contract import PART_COLUMNS
+from clipfleet.settings import Settings
+
+from tests.support.cluster import Cluster, job_events
+from tests.support.http_site import HttpSite
+from tests.support.pictures import encoded, picture, write_pictures
+
+LABELS = "red apple,dog,car,house"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[HttpSite]:
+    with HttpSite(tmp_path / "site") as running:
+        yield running
+
+
+def test_classify_a_folder(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures" / "deep", 30)
+    answer = cluster.run_json(
+        "classify", folder / "pictures", "--labels", LABELS, "--model", "demo", "--output", folder / "out",
+        "--chunk-size", "7", "--top-k", "2",
+    )  # fmt: skip
+    assert set(answer) == {"job_id", "state", "total", "ok", "failed", "output", "seconds"}
+    assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 30, 30, 0)
+    table = ds.dataset(sorted((folder / "out").glob("part-*.parquet"))).to_table().to_pylist()
+    assert [row["item_index"] for row in table] == list(range(30))
+    assert [row["item_id"] for row in table] == [f"deep/{number:06d}.jpg" for number in range(30)]
+    for row in table:
+        assert list(row) == list(PART_COLUMNS)
+        assert row["label"] == row["labels"][0]
+        assert row["score"] == row["scores"][0]
+        assert len(row["labels"]) == 2
+        assert row["scores"][0] >= row["scores"][1] > 0
+        assert (row["width"], row["height"]) == (96, 80)
+        assert len(row["content_hash"]) == 64
+        assert row["embedding"] is None
+    assert (folder / "out" / "_SUCCESS").exists()
+    manifest = json.loads((folder / "out" / "_manifest.json").read_text())
+    assert (manifest["total"], manifest["ok"], len(manifest["parts"])) == (30, 30, 5)
+    assert (folder / "out" / "errors.jsonl").read_text() == ""
+    assert list((folder / "out" / "_clipfleet" / "tmp").iterdir()) == []
+    assert len(job_events(cluster, answer["job_id"])) == 1
+
+
+def test_embed_gives_normalised_vectors(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 9)
+    options = JobOptions(output=folder / "out", model="demo", chunk_size=4)
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+        job = client.embed(str(folder / "pictures" / "*.jpg"), options=options)
+        assert job.wait(120).ok == 9
+        rows = list(job.results())
+        item_index, vectors = job.vectors()
+    assert item_index.tolist() == list(range(9))
+    assert vectors.shape == (9, 128)
+    assert vectors.dtype == np.float16
+    assert np.allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=2e-3)
+    assert all(row["label"] is None and row["labels"] is None for row in rows)
+    schema = pq.read_schema(folder / "out" / "part-00000000.parquet")
+    assert str(schema.field("embedding").type).startswith("fixed_size_list<") and "halffloat" in str(schema)
+
+
+def test_a_mixed_list_gives_one_row_per_input(cluster: Cluster, tmp_path: Path, site: HttpSite) -> None:
+    folder = cluster.folder / tmp_path.name
+    folder.mkdir()
+    (folder / "good.jpg").write_bytes(encoded(picture(1)))
+    (folder / "good.png").write_bytes(encoded(picture(2), "PNG"))
+    (folder / "good.webp").write_bytes(encoded(picture(3), "WEBP"))
+    (folder / "good.gif").write_bytes(encoded(picture(4), "GIF"))
+    (folder / "truncated.jpg").write_bytes(encoded(picture(5))[:-700])
+    (folder / "empty.jpg").write_bytes(b"")
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "a.jpg").write_bytes(encoded(picture(6)))
+    (tmp_path / "outside.jpg").write_bytes(encoded(picture(7)))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg"
+    expected = [
+        (str(folder / "good.jpg"), None),
+        (site.url("/status/404"), "not_found"),
+        ("good.png", None),
+        (refused, "connect_failed"),
+        (site.url("/files/a.jpg"), None),
+        (site.url("/status/500"), "server_error"),
+        (site.url("/html"), "not_an_image"),
+        ("good.webp", None),
+        ("empty.jpg", "empty"),
+        ("truncated.jpg", "broken_image"),
+        (str(tmp_path / "outside.jpg"), "path_refused"),
+        ("../../outside.jpg", "path_refused"),
+        ("", "bad_uri"),
+        ("ftp://example.org/a.jpg", "scheme_refused"),
+        ("http://169.254.169.254/latest/meta-data", "address_refused"),
+        ("missing.jpg", "not_found"),
+        ("good.gif", None),
+        (site.url("/truncated"), "incomplete_body"),
+    ]
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "url", "label", "note"])
+        for number, (uri, _) in enumerate(expected):
+            writer.writerow(["same", uri, f"mine {number}", f"007, {number}"])
+    answer = cluster.run_json(
+        "classify", folder / "list.csv", "--labels", LABELS, "--model", "demo", "--output", folder / "out",
+        "--chunk-size", "5", expect=3,
+    )  # fmt: skip
+    assert answer["state"] == "completed_with_errors"
+    glob = str(folder / "out" / "part-*.parquet")
+    rows = duckdb.sql(f"select * from '{glob}' order by item_index").fetchall()
+    columns = duckdb.sql(f"select * from '{glob}'").columns
+    assert columns == [*PART_COLUMNS, "source_label", "note"]
+    named = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [(row["item_index"], row["error_code"]) for row in named] == [
+        (number, code) for number, (_, code) in enumerate(expected)
+    ]
+    assert [row["source_label"] for row in named] == [f"mine {number}" for number in range(len(expected))]
+    assert [row["note"] for row in named] == [f"007, {number}" for number in range(len(expected))]
+    assert {row["item_id"] for row in named} == {"same"}
+    assert all((row["label"] is None) == (row["status"] == "failed") for row in named)
+    assert all(bool(row["error_detail"]) == (row["status"] == "failed") for row in named)
+    errors = [json.loads(line) for line in (folder / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [error["item_index"] for error in errors] == [n for n, (_, code) in enumerate(expected) if code]
+    table = ds.dataset(sorted((folder / "out").glob("part-*.parquet"))).to_table()
+    assert table.num_rows == len(expected)
+
+
+def test_the_scores_add_up_over_all_labels(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 3)
+    (folder / "labels.txt").write_text("dog\ncat\n\nbird\n")
+    cluster.run_json(
+        "classify", folder / "pictures", "--labels", folder / "labels.txt", "--template", "{}", "--template",
+        "a drawing of a {}", "--model", "demo", "--output", folder / "out", "--top-k", "9",
+    )  # fmt: skip
+    for row in pq.read_table(folder / "out" / "part-00000000.parquet").to_pylist():
+        assert math.isclose(sum(row["scores"]), 1, abs_tol=1e-5)
+        assert sorted(row["labels"]) == ["bird", "cat", "dog"]
+
+
+def test_a_second_job_into_the_same_output_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 3)
+    arguments = ("embed", folder / "pictures", "--model", "demo", "--output", folder / "out")
+    first = cluster.run_json(*arguments)
+    refused = cluster.run(*arguments)
+    assert refused.returncode == 2
+    assert first["job_id"] in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    second = cluster.run_json(*arguments, "--overwrite")
+    assert second["job_id"] != first["job_id"]
+    assert second["ok"] == 3
+
+
+def test_an_equal_job_id_returns_the_existing_job(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 3)
+    arguments = ("embed", folder / "pictures", "--model", "demo", "--output", folder / "out", "--job-id", "nightly")
+    assert cluster.run_json(*arguments)["ok"] == 3
+    assert cluster.run_json(*arguments)["ok"] == 3
+    assert len(job_events(cluster, "nightly")) == 1
+    other = cluster.run(*arguments, "--decode", "exact")
+    assert other.returncode == 2
+    assert "decode" in other.stderr
+
+
+def test_commands_about_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 5)
+    answer = cluster.run_json("embed", folder / "pictures", "--model", "demo", "--output", folder / "out")
+    job_id = answer["job_id"]
+    assert cluster.run_json("status", job_id)["state"] == "completed"
+    assert job_id in [job["job_id"] for job in cluster.run_json("jobs")["jobs"]]
+    assert cluster.run_json("watch", job_id)["ok"] == 5
+    for target in (job_id, folder / "out"):
+        lines = cluster.run("results", target, "--format", "jsonl").stdout.splitlines()
+        assert [json.loads(line)["item_index"] for line in lines] == list(range(5))
+    assert "000000.jpg" in cluster.run("results", job_id).stdout
+    assert cluster.run("results", job_id, "--format", "csv").stdout.startswith("item_index,item_id,uri,status")
+    assert "already" in cluster.run("cancel", job_id).stderr
+
+
+def test_a_cancelled_job_ends_with_code_4(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 3)
+    submitted = cluster.run_json(
+        "embed", folder / "pictures", "--model", "nobody:serves", "--output", folder / "out", "--no-wait"
+    )
+    assert submitted["state"] == "running"
+    text = cluster.run("status", submitted["job_id"])
+    assert "no connected worker serves nobody:serves" in text.stderr
+    assert cluster.run("cancel", submitted["job_id"]).returncode == 0
+    assert cluster.run_json("watch", submitted["job_id"], expect=4)["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("classify", "/nowhere/at/all", "--labels", "a,b"), ["/nowhere/at/all"]),
+        (("classify", ".", "--labels", "a,a"), ["appears twice"]),
+        (("classify", ".", "--labels", "no-such-file.txt"), ["no-such-file.txt"]),
+        (("classify", ".", "--labels", "a,b", "--template", "no place"), ["{}"]),
+        (("embed", "empty", "--model", "demo"), ["empty"]),
+        (("embed", ".", "--model", "ViT-L-14"), ["which weights", "ViT-L-14"]),
+        (("embed", ".", "--job-id", "no spaces"), ["job_id"]),
+        (("embed", ".", "--output", "gopher://x/y"), ["gopher"]),
+        (("status", "unknown"), ["unknown", "clipfleet jobs"]),
+        (("results", "unknown"), ["unknown"]),
+        (("results", "./empty"), ["no results"]),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_code_2(
+    cluster: Cluster, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    (cluster.folder / "empty").mkdir(exist_ok=True)
+    result = cluster.run(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr

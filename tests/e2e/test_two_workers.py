@@ -1,0 +1,101 @@
+"""Workers die, freeze and lose their server in the middle of a job: still one row per input, and one event."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+from clipfleet import keys
+from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.ledger import JobStatus
+from clipfleet.redis_connection import connect
+from clipfleet.settings import Settings
+
+from tests.support.cluster import Cluster, WorkerProcess, job_events
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+PICTURES = 20_000
+SETTINGS = {"CLIPFLEET_LEASE_SECONDS": "4", "CLIPFLEET_RECONCILE_SECONDS": "1", "CLIPFLEET_ITEMS_IN_FLIGHT": "1024"}
+
+
+def many_pictures(folder: Path, count: int) -> Path:
+    """`count` files with 200 different pictures in them."""
+    originals = write_pictures(folder / "originals", 200)
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(count):
+        os.link(originals[number % len(originals)], pictures / f"{number:06d}.jpg")
+    return pictures
+
+
+def leases_of(cluster: Cluster, job: JobHandle) -> dict[str, str]:
+    """Leased chunks of a job and the tokens that hold them."""
+    with connect(cluster.server.url) as client:
+        owners: dict[str, str] = client.hgetall(keys.job(job.job_id, keys.OWNERS))
+    return owners
+
+
+@pytest.mark.timeout(600)
+def test_kill_freeze_and_restart_cost_nothing(tmp_path: Path) -> None:
+    with Cluster(tmp_path, SETTINGS) as cluster:
+        pictures = many_pictures(tmp_path, PICTURES)
+        first, second = cluster.launch_worker(), cluster.start_worker()
+        wait_until(lambda: "is ready" in first.log(), "the first worker is ready too", 120)
+        with Client(Settings(redis_url=cluster.server.url)) as client:
+            options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=128)
+            job = client.embed(pictures, options=options)
+            figures = _disturb(cluster, job, first, second)
+            status = job.wait(400)
+        _check(cluster, job, status)
+        print(f"\n{PICTURES} pictures: missing 0, doubled 0, events 1; {figures}")
+
+
+def _disturb(cluster: Cluster, job: JobHandle, first: WorkerProcess, second: WorkerProcess) -> str:
+    def done(share: float) -> Callable[[], bool]:
+        return lambda: job.status().ok >= share * PICTURES
+
+    wait_until(done(0.1), "a tenth of the rows is there", 120)
+    first.kill()
+    second.freeze()
+    held = leases_of(cluster, job)
+    assert held, "both workers hold chunks"
+    killed = time.monotonic()
+    third = cluster.start_worker()
+    wait_until(
+        lambda: not set(held.items()) & set(leases_of(cluster, job).items()),
+        "every lease of the dead and the frozen worker is taken back",
+        60,
+    )
+    recovery_seconds = time.monotonic() - killed
+    second.thaw()
+    wait_until(done(0.4), "work goes on", 120)
+    cluster.server.kill()
+    cluster.server.start()
+    restarted = time.monotonic()
+    at_restart = job.status().ok
+    wait_until(lambda: job.status().ok > at_restart, "work goes on after the restart", 120)
+    resumed_seconds = time.monotonic() - restarted
+    assert third.process.poll() is None, third.log()
+    return (
+        f"{len(held)} chunks taken back {recovery_seconds:.1f} s after the kill (a worker's start included), "
+        f"first row {resumed_seconds:.1f} s after the server's restart"
+    )
+
+
+def _check(cluster: Cluster, job: JobHandle, status: JobStatus) -> None:
+    assert status.state == "completed", (status, cluster.logs())
+    parts = sorted(Path(job.output).glob("part-*.parquet"))
+    table = ds.dataset(parts).to_table(columns=["item_index", "item_id", "status"])
+    counts = Counter(table["item_index"].to_pylist())
+    assert sorted(counts) == list(range(PICTURES))
+    assert set(counts.values()) == {1}
+    assert table["item_id"].to_pylist() == [f"{number:06d}.jpg" for number in range(PICTURES)]
+    assert (status.total, status.ok, status.failed) == (PICTURES, PICTURES, 0)
+    assert len(job_events(cluster, job.job_id)) == 1
+    assert list((Path(job.output) / keys.TMP).iterdir()) == []

@@ -1,0 +1,100 @@
+"""A worker process as its operator sees it: refusals at start, drain, what it does not need to be told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from clipfleet.client import Client, JobOptions
+from clipfleet.settings import Settings
+
+from tests.support.cluster import Cluster
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+
+def run_worker(**settings: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
+    return subprocess.run(
+        [sys.executable, "-m", "clipfleet_worker", "run"],
+        env=clean | settings,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_worker_without_redis_url_says_so() -> None:
+    result = run_worker()
+    assert result.returncode == 2
+    assert "CLIPFLEET_REDIS_URL is not set" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_setting_that_cannot_be_used_is_named() -> None:
+    result = run_worker(CLIPFLEET_REDIS_URL="redis://127.0.0.1:1/0", CLIPFLEET_FILE_ROOTS="relative")
+    assert result.returncode == 2
+    assert "CLIPFLEET_FILE_ROOTS" in result.stderr
+    assert "absolute" in result.stderr
+
+
+def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
+    settings = {"CLIPFLEET_DRAIN_SECONDS": "1", "CLIPFLEET_RECONCILE_SECONDS": "1"}
+    with Cluster(tmp_path, settings) as cluster:
+        write_pictures(tmp_path / "pictures", 3000)
+        leaver = cluster.start_worker()
+        with Client(Settings(redis_url=cluster.server.url)) as client:
+            options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=64)
+            job = client.embed(tmp_path / "pictures", options=options)
+            wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done", 60)
+            assert leaver.terminate() == 0, leaver.log()
+            status = job.status()
+            assert status.leased_chunks == 0
+            assert not status.state.is_final
+            cluster.start_worker()
+            status = job.wait(120)
+            assert (status.state, status.ok) == ("completed", 3000), cluster.logs()
+            rows = [row["item_index"] for row in job.results()]
+        assert rows == list(range(3000))
+
+
+def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        write_pictures(tmp_path / "pictures", 3)
+        cluster.server.stop()
+        worker = cluster.launch_worker()
+        wait_until(lambda: "no heartbeat" in worker.log(), "the worker misses its server", 60)
+        cluster.server.start()
+        answer = cluster.run_json("embed", "pictures", "--model", "demo", "--output", "out")
+        assert answer["ok"] == 3
+
+
+def test_without_roots_nothing_is_read_or_written(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        write_pictures(tmp_path / "pictures", 3)
+        worker = cluster.start_worker({"CLIPFLEET_FILE_ROOTS": ""})
+        answer = cluster.run_json("embed", "pictures", "--model", "demo", "--output", "out", expect=3)
+        assert answer["failed"] == 3
+        line = cluster.run("results", "out", "--format", "jsonl").stdout.splitlines()[0]
+        assert "path_refused" in line
+        assert "CLIPFLEET_FILE_ROOTS" in line
+        assert worker.terminate() == 0
+        cluster.start_worker({"CLIPFLEET_OUTPUT_ROOTS": ""})
+        failed = cluster.run("embed", "pictures", "--model", "demo", "--output", "out2")
+        assert failed.returncode == 1
+        assert "CLIPFLEET_OUTPUT_ROOTS" in failed.stderr
+        assert "output_unreachable" in failed.stderr
+
+
+def test_a_model_that_cannot_be_loaded_gives_failed_rows(tmp_path: Path) -> None:
+    with Cluster(tmp_path, {"CLIPFLEET_MODELS": "ViT-B-32:no_such_weights"}) as cluster:
+        write_pictures(tmp_path / "pictures", 3)
+        cluster.start_worker()
+        answer = cluster.run_json(
+            "embed", "pictures", "--model", "ViT-B-32:no_such_weights", "--output", "out", expect=3
+        )
+        assert answer["failed"] == 3
+        assert "model_unavailable" in cluster.run("results", "out", "--format", "jsonl").stdout

@@ -1,0 +1,164 @@
+"""A real server and real workers in processes of their own, for tests of the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from clipfleet_worker.embedded import EmbeddedValkey
+
+from tests.support.waiting import wait_until
+
+_START_SECONDS = 120.0
+_BIN = Path(sys.executable).parent
+
+
+@dataclass
+class WorkerProcess:
+    """A worker started by `Cluster.start_worker`."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        """The worker's machine loses power."""
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """The worker's virtual machine is stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def terminate(self, seconds: float = 60.0) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+
+class Cluster:
+    """One embedded Valkey, any number of workers, and the command line."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.server = EmbeddedValkey(folder / "service")
+        self.workers: list[WorkerProcess] = []
+        self._settings = dict(settings or {})
+
+    def __enter__(self) -> Self:
+        self.server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.thaw()
+                worker.process.kill()
+                worker.process.wait()
+        self.server.stop()
+
+    def environment(self) -> dict[str, str]:
+        """The developer's environment without its settings, plus this cluster's."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
+        return {
+            **clean,
+            "CLIPFLEET_REDIS_URL": self.server.url,
+            "CLIPFLEET_FILE_ROOTS": str(self.folder),
+            "CLIPFLEET_OUTPUT_ROOTS": str(self.folder),
+            "CLIPFLEET_MODELS": "demo",
+            "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8",
+            **self._settings,
+        }
+
+    def start_worker(self, settings: Mapping[str, str] | None = None) -> WorkerProcess:
+        """Start a worker and wait until it takes work."""
+        worker = self.launch_worker(settings)
+        ready = self._ready_file(self.workers.index(worker))
+        wait_until(
+            lambda: ready.exists() or worker.process.poll() is not None, "the worker is ready", _START_SECONDS
+        )
+        assert worker.process.poll() is None, worker.log()
+        return worker
+
+    def launch_worker(self, settings: Mapping[str, str] | None = None) -> WorkerProcess:
+        """Start a worker without waiting."""
+        number = len(self.workers)
+        log_file = self.folder / f"worker-{number}.log"
+        environment = self.environment() | {"CLIPFLEET_READY_FILE": str(self._ready_file(number))}
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "clipfleet_worker", "run"],
+                env=environment | dict(settings or {}),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        worker = WorkerProcess(process, log_file)
+        self.workers.append(worker)
+        return worker
+
+    def _ready_file(self, number: int) -> Path:
+        return self.folder / f"worker-{number}.ready"
+
+    def run(self, *arguments: str | Path, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
+        """Run `clipfleet ARGUMENTS` to its end."""
+        return subprocess.run(
+            [_BIN / "clipfleet", *map(str, arguments)],
+            env=self.environment(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def run_json(self, *arguments: str | Path, expect: int = 0, seconds: float = 240.0) -> dict[str, Any]:
+        """Run `clipfleet ARGUMENTS --json`; exactly one object must be on stdout."""
+        result = self.run(*arguments, "--json", seconds=seconds)
+        assert result.returncode == expect, (result.returncode, result.stdout, result.stderr, self.logs())
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start `clipfleet ARGUMENTS` without waiting."""
+        return subprocess.Popen(
+            [_BIN / "clipfleet", *map(str, arguments)],
+            env=self.environment(),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def logs(self) -> str:
+        """The ends of all workers' logs."""
+        return "\n".join(f"--- {worker.log_file}\n{worker.log()[-3000:]}" for worker in self.workers)
+
+
+def job_events(cluster: Cluster, job_id: str) -> Sequence[dict[str, str]]:
+    """Completion events of a job."""
+    from clipfleet import keys
+    from clipfleet.redis_connection import connect
+
+    with connect(cluster.server.url) as client:
+        entries: Any = client.xrange(keys.EVENTS)
+    return [fields for _, fields in entries if fields["job_id"] == job_id]
