@@ -134,6 +134,8 @@ class Client:
         top_k: int = 5,
     ) -> JobHandle:
         self._ledger.ping()
+        if options.output is not None:
+            open_output(str(options.output))  # a wrong one is told before the source is looked at
         opened = open_source(str(source), url_column=options.url_column, id_column=options.id_column)
         job = _make_job(opened, task, options, label_set, top_k)
         submission = Submission(self._ledger, self._hints, open_output(job.output), job)

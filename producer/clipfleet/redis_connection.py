@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -39,11 +38,10 @@ def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
 
 
 def masked(url: str) -> str:
-    """The URL without user and password, for messages."""
-    parts = urlsplit(url)
-    if parts.username is None and parts.password is None:
-        return url
-    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+    """The URL without anything that may be a secret: no user, no password, no query."""
+    scheme, separator, rest = url.partition("://")
+    host = rest.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}{separator}{'***@' if '@' in rest else ''}{host}"
 
 
 @contextmanager

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract import PART_COLUMNS
 from clipfleet.settings import Settings
-
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture, write_pictures
@@ -27,6 +27,7 @@ LABELS = "red apple,dog,car,house"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[HttpSite]:
+    (tmp_path / "site").mkdir()
     with HttpSite(tmp_path / "site") as running:
         yield running
 
@@ -87,7 +88,6 @@ def test_a_mixed_list_gives_one_row_per_input(cluster: Cluster, tmp_path: Path, 
     (folder / "good.gif").write_bytes(encoded(picture(4), "GIF"))
     (folder / "truncated.jpg").write_bytes(encoded(picture(5))[:-700])
     (folder / "empty.jpg").write_bytes(b"")
-    (tmp_path / "site").mkdir(exist_ok=True)
     (tmp_path / "site" / "a.jpg").write_bytes(encoded(picture(6)))
     (tmp_path / "outside.jpg").write_bytes(encoded(picture(7)))
     with socket.socket() as unused:
@@ -124,8 +124,8 @@ def test_a_mixed_list_gives_one_row_per_input(cluster: Cluster, tmp_path: Path, 
     )  # fmt: skip
     assert answer["state"] == "completed_with_errors"
     glob = str(folder / "out" / "part-*.parquet")
-    rows = duckdb.sql(f"select * from '{glob}' order by item_index").fetchall()
-    columns = duckdb.sql(f"select * from '{glob}'").columns
+    read = duckdb.read_parquet(glob).order("item_index")
+    rows, columns = read.fetchall(), read.columns
     assert columns == [*PART_COLUMNS, "source_label", "note"]
     named = [dict(zip(columns, row, strict=True)) for row in rows]
     assert [(row["item_index"], row["error_code"]) for row in named] == [
@@ -173,7 +173,16 @@ def test_a_second_job_into_the_same_output_is_refused(cluster: Cluster, tmp_path
 def test_an_equal_job_id_returns_the_existing_job(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
     write_pictures(folder / "pictures", 3)
-    arguments = ("embed", folder / "pictures", "--model", "demo", "--output", folder / "out", "--job-id", "nightly")
+    arguments = (
+        "embed",
+        folder / "pictures",
+        "--model",
+        "demo",
+        "--output",
+        folder / "out",
+        "--job-id",
+        "nightly",
+    )
     assert cluster.run_json(*arguments)["ok"] == 3
     assert cluster.run_json(*arguments)["ok"] == 3
     assert len(job_events(cluster, "nightly")) == 1
@@ -194,7 +203,9 @@ def test_commands_about_a_job(cluster: Cluster, tmp_path: Path) -> None:
         lines = cluster.run("results", target, "--format", "jsonl").stdout.splitlines()
         assert [json.loads(line)["item_index"] for line in lines] == list(range(5))
     assert "000000.jpg" in cluster.run("results", job_id).stdout
-    assert cluster.run("results", job_id, "--format", "csv").stdout.startswith("item_index,item_id,uri,status")
+    assert cluster.run("results", job_id, "--format", "csv").stdout.startswith(
+        "item_index,item_id,uri,status"
+    )
     assert "already" in cluster.run("cancel", job_id).stderr
 
 

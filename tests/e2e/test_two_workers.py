@@ -1,4 +1,4 @@
-"""Workers die, freeze and lose their server in the middle of a job: still one row per input, and one event."""
+"""Workers die, freeze and lose their server in the middle of a job: still one row per input, one event."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
+
 from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.ledger import JobStatus
 from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
-
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
 PICTURES = 20_000
-SETTINGS = {"CLIPFLEET_LEASE_SECONDS": "4", "CLIPFLEET_RECONCILE_SECONDS": "1", "CLIPFLEET_ITEMS_IN_FLIGHT": "1024"}
+SETTINGS = {
+    "CLIPFLEET_LEASE_SECONDS": "4",
+    "CLIPFLEET_RECONCILE_SECONDS": "1",
+    "CLIPFLEET_ITEMS_IN_FLIGHT": "1024",
+}
 
 
 def many_pictures(folder: Path, count: int) -> Path:

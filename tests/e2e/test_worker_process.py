@@ -9,7 +9,6 @@ from pathlib import Path
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.settings import Settings
-
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until

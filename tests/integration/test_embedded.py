@@ -14,8 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,13 +26,7 @@ from redis.retry import Retry
 from clipfleet.errors import UsageError, WorldError
 from clipfleet_worker.embedded import EmbeddedValkey, valkey_binary
 from clipfleet_worker.up import roots
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
+from tests.support.waiting import wait_until
 
 
 def is_gone(pid: int) -> bool:
@@ -259,7 +252,7 @@ class Site:
         return (self.folder / "stderr").read_text()
 
     def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self.said(), f"{text!r} is said; said so far: {self.said()}")
+        wait_until(lambda: text in self.said(), f"{text!r} is said in {self.folder}/stderr", seconds=60)
 
     def url(self) -> str:
         state = json.loads((self.directory / "valkey" / "state.json").read_text())
@@ -277,7 +270,7 @@ class Site:
 
     def check_nothing_runs(self) -> None:
         pids = [self.valkey_pid(), *self.worker_pids()]
-        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone")
+        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone", seconds=60)
 
     def clean_up(self) -> None:
         for process in self.processes:

@@ -18,11 +18,13 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from tests.support.http_site import CERTIFICATE, HttpSite
 from tests.support.raw_server import NeverConnected, RawServer
@@ -381,6 +383,20 @@ class TestCodes:
     @pytest.mark.parametrize("uri", ["file:///etc/passwd", "ftp://host/x", "/etc/passwd", "x.jpg", "data:,x"])
     def test_other_schemes(self, uri: str) -> None:
         assert code(uri) is ErrorCode.SCHEME_REFUSED
+
+    @settings(deadline=None, max_examples=200)
+    @given(st.text(alphabet=st.sampled_from(list("/?#@[]%.:\\ a0x1é①\ud800")), max_size=30))
+    def test_no_url_raises_anything_else(self, rest: str) -> None:
+        class Closed(AddressGuard):
+            def check(self, host: str, port: int) -> None:
+                raise AddressRefusedError("nowhere")
+
+        resolver = FakeResolver({})
+        assert code(f"http://{rest}", guard=Closed(), resolver=resolver) in (
+            ErrorCode.BAD_URI,
+            ErrorCode.DNS_FAILED,
+            ErrorCode.ADDRESS_REFUSED,
+        )
 
     def test_details_name_the_host_and_hide_the_rest(self, site: HttpSite) -> None:
         for path in ("/status/404", "/truncated", "/reset-early", "/nonsense", "/bytes/100001", "/loop"):

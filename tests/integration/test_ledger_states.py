@@ -33,7 +33,7 @@ from hypothesis.stateful import (
 
 from clipfleet import keys
 from clipfleet.contract import JobState, Lane, PartCounts
-from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
+from clipfleet.ledger import FINISH, MAX_LOSSES, Claim, FinishClaim, Lease, Ledger
 from tests.support.ledger import (
     LANES,
     keys_without_ttl,
@@ -42,12 +42,13 @@ from tests.support.ledger import (
     let_leases_expire,
     let_outage_grow_old,
     make_job,
-    new_token,
 )
-from tests.support.ledger_model import CLAIMABLE, ModelJob, ModelLedger, Outage, Place
+from tests.support.ledger_model import CLAIMABLE, ModelJob, ModelLedger, Place
 
 STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
 IS_NIGHTLY = "LEDGER_STEPS" in os.environ
+ENDABLE = (*CLAIMABLE, JobState.PAUSED, JobState.FINISHING)
 LIVE_JOBS = 3  # at a time
 SOURCES = ([2], [3], [1, 2], [2, 1], [1, 1, 2], [])  # chunks of each staged file
 MODELS = ("one", "two")
@@ -55,6 +56,7 @@ SERVED = (("one",), ("two",), ("two", "one"))  # by each of the workers
 LATER_SECONDS = 100.0  # after the end of every test
 
 times = st.integers(1, 2)  # how often a call arrives
+release_kinds = st.sampled_from(["failures", "waits", "drain"])
 lane_choices = st.sampled_from([LANES, LANES, LANES, LANES[:2], LANES[:1]])
 
 
@@ -134,7 +136,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.producers: dict[str, Producer] = {}
         self.workers = [Worker(models) for models in SERVED]
         self.store: dict[tuple[str, int, int], PartCounts] = {}
-        self.tokens: list[tuple[str, Sequence[str]]] = []  # of every claim, and for which models
+        self.claim_tokens: list[tuple[str, Sequence[str]]] = []  # of every claim, and for which models
+        self.tokens = 0
         self.past: list[Delivery] = []  # every claim that was ever answered
 
     # --- the producer's side ---
@@ -165,17 +168,14 @@ class LedgerMachine(RuleBasedStateMachine):
         """A submit takes its next step."""
         self._produce(data.draw(st.sampled_from(list(self._producers_at_work()))), times)
 
-    @rule(data=st.data())
+    @rule(data=st.data(), dies=st.booleans(), times=times)
     @precondition(lambda self: any(not job.sealed for job in self.model.jobs.values()))
-    def producer_dies(self, data: st.DataObject) -> None:
-        """Whoever repeats the submit starts over."""
-        self.producers[data.draw(self._job_ids())].step = 0
-
-    @rule(data=st.data(), times=times)
-    @precondition(lambda self: any(not job.sealed for job in self.model.jobs.values()))
-    def two_producers_of_one_job(self, data: st.DataObject, times: int) -> None:
-        """Files come out of order, and the seal before the last of them."""
+    def producer_has_trouble(self, data: st.DataObject, dies: bool, times: int) -> None:
+        """It dies and is started again, or two submit one job: files out of order, the seal too early."""
         producer = self.producers[data.draw(self._job_ids())]
+        if dies:
+            producer.step = 0
+            return
         position = data.draw(st.integers(0, len(producer.files)))
         for _ in range(times):
             self._stage_or_seal(producer, position)
@@ -206,26 +206,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the operator's side ---
 
-    @rule(data=st.data(), times=times)
-    @precondition(lambda self: self._job_ids_in(*CLAIMABLE))
-    def pause(self, data: st.DataObject, times: int) -> None:
-        job_id = data.draw(st.sampled_from(self._job_ids_in(*CLAIMABLE)))
+    @rule(data=st.data(), action=st.sampled_from(["pause", "resume", "cancel", "fail"]), times=times)
+    @precondition(lambda self: self._job_ids_in(*ENDABLE))
+    def somebody_intervenes(self, data: st.DataObject, action: str, times: int) -> None:
+        paused = self._job_ids_in(JobState.PAUSED)
+        choices = paused if paused and action == "resume" else self._job_ids_in(*ENDABLE)
+        job_id = data.draw(st.sampled_from(choices))
         for _ in range(times):
-            assert self.ledger.pause(job_id, "by hand") == self.model.pause(job_id, "by hand")
-
-    @rule(data=st.data(), times=times)
-    @precondition(lambda self: self._job_ids_in(JobState.PAUSED))
-    def resume(self, data: st.DataObject, times: int) -> None:
-        job_id = data.draw(st.sampled_from(self._job_ids_in(JobState.PAUSED)))
-        for _ in range(times):
-            assert self.ledger.resume(job_id) == self.model.resume(job_id)
-
-    @rule(data=st.data(), by_hand=st.booleans(), times=times)
-    @precondition(lambda self: self.model.jobs)
-    def end_early(self, data: st.DataObject, by_hand: bool, times: int) -> None:
-        job_id = data.draw(self._job_ids())
-        for _ in range(times):
-            if by_hand:
+            if action == "pause":
+                assert self.ledger.pause(job_id, "by hand") == self.model.pause(job_id, "by hand")
+            elif action == "resume":
+                assert self.ledger.resume(job_id) == self.model.resume(job_id)
+            elif action == "cancel":
                 assert self.ledger.cancel(job_id, ttl_seconds=3600) == self.model.cancel(job_id)
             else:
                 self.ledger.fail(job_id, "no disk", ttl_seconds=3600)
@@ -233,38 +225,46 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the worker's side ---
 
-    @precondition(lambda self: any(job.has_work() for job in self.model.jobs.values()))
-    @rule(
-        data=st.data(),
-        lanes=lane_choices,
-        times=times,
-        answer_is_lost=st.sampled_from([False, False, False, True]),
-    )
-    def claim(
-        self,
-        data: st.DataObject,
-        lanes: Sequence[Lane],
-        times: int,
-        answer_is_lost: bool,
-    ) -> None:
+    @rule(data=st.data(), times=times)
+    def worker_goes_on(self, data: st.DataObject, times: int) -> None:
+        """The next step of its oldest chunk, as if nothing ever went wrong."""
+        worker = data.draw(st.sampled_from(self.workers))
+        if not worker.deliveries:
+            self._claim_for(worker, times)
+        elif not worker.deliveries[0].is_written:
+            self._write(worker.deliveries[0], data.draw(st.sampled_from([0, 0, 1, 3])))
+        else:
+            delivery = worker.deliveries.pop(0)
+            for _ in range(times):
+                self._complete(delivery)
+
+    @rule(data=st.data(), lanes=lane_choices, times=times)
+    def claim(self, data: st.DataObject, lanes: Sequence[Lane], times: int) -> None:
+        """One chunk more; it may be that the worker never sees the answer."""
         worker = data.draw(st.sampled_from(self.workers))
         excluded = data.draw(st.sampled_from([[], [], [], self._live_jobs()[:1]]))
-        token = new_token()
-        self.tokens.append((token, worker.models))
-        for _ in range(times):
-            claim = self._claim(token, lanes, worker.models, excluded)
-        if claim is not None and not answer_is_lost:
-            self._deliver(worker, claim)
+        is_answered = data.draw(st.sampled_from([True, True, True, False]))
+        self._claim_for(worker, times, lanes, excluded, is_answered=is_answered)
 
-    @rule(data=st.data(), lanes=lane_choices)
-    @precondition(lambda self: self.tokens)
-    def claim_arrives_late(self, data: st.DataObject, lanes: Sequence[Lane]) -> None:
-        """A repetition that was stuck in the network; nobody reads the answer."""
-        token, models = data.draw(st.sampled_from(self.tokens))
-        self._claim(token, lanes, models, ())
+    def _claim_for(
+        self,
+        worker: Worker,
+        times: int,
+        lanes: Sequence[Lane] = LANES,
+        excluded: Sequence[str] = (),
+        *,
+        is_answered: bool = True,
+    ) -> None:
+        token = self._new_token()
+        self.claim_tokens.append((token, worker.models))
+        for _ in range(times):
+            claim = self._claim(token, worker.models, lanes, excluded)
+        if claim is not None and is_answered:
+            worker.deliveries.append(Delivery(claim))
+            self.past.append(worker.deliveries[-1])
 
     def _claim(
-        self, token: str, lanes: Sequence[Lane], models: Sequence[str], excluded: Sequence[str]
+        self, token: str, models: Sequence[str], lanes: Sequence[Lane], excluded: Sequence[str]
     ) -> Claim | None:
         choices = self.model.claim_choices(token, lanes, models, excluded)
         claim = self.ledger.claim(token, 3600, lanes, models, excluded)
@@ -281,11 +281,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.claimed(claim)
         assert claim.more or not self.model.must_say_more(lanes, models, excluded)
         return claim
-
-    def _deliver(self, worker: Worker, claim: Claim) -> None:
-        delivery = Delivery(claim)
-        worker.deliveries.append(delivery)
-        self.past.append(delivery)
 
     @rule(data=st.data(), failed=st.sampled_from([0, 0, 1, 3]))
     @precondition(lambda self: any(self._unwritten()))
@@ -311,12 +306,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self._complete(delivery)
         worker.deliveries.remove(delivery)
 
-    @rule(data=st.data())
-    @precondition(lambda self: any(delivery.is_written for delivery in self.past))
-    def complete_arrives_late(self, data: st.DataObject) -> None:
-        """A zombie, or a repetition that was stuck in the network."""
-        self._complete(data.draw(st.sampled_from([past for past in self.past if past.is_written])))
-
     def _complete(self, delivery: Delivery) -> str:
         counts = self.store[delivery.part]
         predicted = self.model.complete(delivery.claim, counts)
@@ -330,18 +319,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert word == predicted
         return word
 
-    @rule(data=st.data(), kind=st.sampled_from(["failures", "waits", "drain"]), times=times)
+    @rule(data=st.data(), kind=release_kinds, times=times)
     @precondition(lambda self: any(self._held()))
     def release(self, data: st.DataObject, kind: str, times: int) -> None:
         worker, delivery = data.draw(st.sampled_from(list(self._held())))
         for _ in range(times):
             self._release(delivery, kind)
         worker.deliveries.remove(delivery)
-
-    @rule(data=st.data(), kind=st.sampled_from(["failures", "waits", "drain"]))
-    @precondition(lambda self: self.past)
-    def release_arrives_late(self, data: st.DataObject, kind: str) -> None:
-        self._release(data.draw(st.sampled_from(self.past)), kind)
 
     def _release(self, delivery: Delivery, kind: str) -> None:
         word = self.ledger.release(
@@ -352,6 +336,18 @@ class LedgerMachine(RuleBasedStateMachine):
             outage_seconds=3600,
         )
         assert word == self.model.release(delivery.claim, kind, "store away")
+
+    @rule(data=st.data(), call=st.sampled_from(["claim", "complete", "complete", "release"]))
+    @precondition(lambda self: self.past)
+    def a_call_arrives_late(self, data: st.DataObject, call: str) -> None:
+        """From a zombie, or stuck in the network for a while; nobody reads the answer."""
+        delivery = data.draw(st.sampled_from(self.past))
+        if call == "claim":
+            self._claim(*data.draw(st.sampled_from(self.claim_tokens)), LANES, ())
+        elif call == "release":
+            self._release(delivery, data.draw(release_kinds))
+        elif delivery.is_written:
+            self._complete(delivery)
 
     @rule(data=st.data(), listens=st.booleans(), times=times)
     @precondition(lambda self: any(worker.deliveries or worker.finishes for worker in self.workers))
@@ -374,6 +370,32 @@ class LedgerMachine(RuleBasedStateMachine):
             worker.deliveries = [one for one in worker.deliveries if one.claim.token not in gone]
             worker.finishes = [claim for claim in worker.finishes if claim.token not in gone]
 
+    @rule(kind=st.sampled_from(["losses", "failures", "waits"]), times=st.sampled_from([2, MAX_LOSSES]))
+    @precondition(lambda self: self.model.worst_trouble() < 2)
+    def a_chunk_has_bad_luck(self, kind: str, times: int) -> None:
+        """Worker after worker gives it back, or dies of it."""
+        for _ in range(times):
+            claim = self._claim(self._new_token(), MODELS, LANES, ())
+            if claim is None:
+                return
+            if kind == "losses":
+                self._expire([(claim.job_id, claim.chunk_id)])
+                self._reconcile()
+            else:
+                self._release(Delivery(claim), kind)
+                self._age_outages()
+            self._end_back_offs(claim.job_id)
+
+    @rule(data=st.data(), times=times)
+    @precondition(lambda self: self._owned())
+    def a_worker_sleeps_too_long(self, data: st.DataObject, times: int) -> None:
+        """Its chunk is given to another, and it knows nothing of that."""
+        claim = data.draw(st.sampled_from(self._owned())).claim
+        self._expire([(claim.job_id, claim.chunk_id)])
+        self._reconcile()
+        self._end_back_offs(claim.job_id)
+        self._claim_for(self.workers[-1], times)
+
     @rule(data=st.data())
     @precondition(lambda self: any(worker.deliveries or worker.finishes for worker in self.workers))
     def worker_crashes(self, data: st.DataObject) -> None:
@@ -382,11 +404,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- time ---
 
-    @rule(data=st.data(), all_of_them=st.booleans())
-    @precondition(lambda self: self.model.leased())
-    def leases_run_out(self, data: st.DataObject, all_of_them: bool) -> None:
+    @rule(data=st.data(), what=st.sampled_from(["lease", "leases", "back-offs", "outage", "finish claims"]))
+    @precondition(lambda self: self.model.jobs)
+    def time_passes(self, data: st.DataObject, what: str) -> None:
         leased = self.model.leased()
-        self._expire(leased if all_of_them else [data.draw(st.sampled_from(leased))])
+        if what == "lease" and leased:
+            self._expire([data.draw(st.sampled_from(leased))])
+        elif what == "leases":
+            self._expire(leased)
+        elif what == "finish claims":
+            self._expire_finish_claims()
+        elif what == "outage":
+            self._age_outages()
+        else:
+            self._end_back_offs(data.draw(self._job_ids()))
 
     def _expire(self, chunks: list[tuple[str, int]]) -> None:
         if chunks:
@@ -397,23 +428,23 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.has_something_to_reconcile())
     def reconcile(self, times: int) -> None:
         for _ in range(times):
-            assert self.ledger.reconcile(first_back_off_seconds=LATER_SECONDS) == self.model.reconcile()
+            self._reconcile()
 
-    @rule(data=st.data())
-    @precondition(lambda self: any(job.in_place(Place.BACK) for job in self.model.jobs.values()))
-    def back_offs_pass(self, data: st.DataObject) -> None:
-        self._end_back_offs(data.draw(self._job_ids()))
+    def _reconcile(self) -> None:
+        assert self.ledger.reconcile(first_back_off_seconds=LATER_SECONDS) == self.model.reconcile()
 
     def _end_back_offs(self, job_id: str) -> None:
         let_back_offs_pass(self.client, job_id)
         self.model.back_offs_are_over(job_id)
 
-    @rule(data=st.data())
-    @precondition(lambda self: any(job.outage is Outage.RECENT for job in self.model.jobs.values()))
-    def outage_goes_on(self, data: st.DataObject) -> None:
-        job_id = data.draw(self._job_ids())
-        let_outage_grow_old(self.client, job_id)
-        self.model.outage_is_old(job_id)
+    def _age_outages(self) -> None:
+        for job_id in self.model.jobs:
+            let_outage_grow_old(self.client, job_id)
+            self.model.outage_is_old(job_id)
+
+    def _expire_finish_claims(self) -> None:
+        let_finish_claims_expire(self.client)
+        self.model.finish_claims_are_over()
 
     # --- the end ---
 
@@ -421,8 +452,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._job_ids_in(JobState.FINISHING))
     def claim_finish(self, data: st.DataObject, answer_is_lost: bool, times: int) -> None:
         worker = data.draw(st.sampled_from(self.workers))
-        fresh = new_token()
-        token = data.draw(st.sampled_from([fresh, fresh, *[token for token, _ in self.tokens[-3:]]]))
+        old = [token for token, _ in self.claim_tokens[-2:]]  # of the same delivery
+        token = data.draw(st.sampled_from([self._new_token(), *old]))
         for _ in range(times):
             claim = self._claim_finish(token)
         if claim is not None and not answer_is_lost:
@@ -438,29 +469,18 @@ class LedgerMachine(RuleBasedStateMachine):
             self.model.finish_claimed(claim)
         return claim
 
-    @rule(data=st.data(), times=times)
+    @rule(data=st.data(), output_is_away=st.sampled_from([False, False, True]), times=times)
     @precondition(lambda self: any(worker.finishes for worker in self.workers))
-    def finish(self, data: st.DataObject, times: int) -> None:
-        """The manifest is written; the worker may have lost its claim meanwhile."""
+    def finish(self, data: st.DataObject, output_is_away: bool, times: int) -> None:
+        """The manifest is written, or cannot be; the worker may have lost its claim meanwhile."""
         worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.finishes]))
         claim = worker.finishes.pop()
         for _ in range(times):
-            assert self.ledger.finish(claim, ttl_seconds=3600) == self.model.finish(claim)
-
-    @rule(data=st.data(), times=times)
-    @precondition(lambda self: any(worker.finishes for worker in self.workers))
-    def postpone_finish(self, data: st.DataObject, times: int) -> None:
-        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.finishes]))
-        claim = worker.finishes.pop()
-        for _ in range(times):
-            self.ledger.postpone_finish(claim, LATER_SECONDS)
-            self.model.postpone_finish(claim)
-
-    @rule()
-    @precondition(lambda self: self._job_ids_in(JobState.FINISHING))
-    def finish_claims_run_out(self) -> None:
-        let_finish_claims_expire(self.client)
-        self.model.finish_claims_are_over()
+            if output_is_away:
+                self.ledger.postpone_finish(claim, LATER_SECONDS)
+                self.model.postpone_finish(claim)
+            else:
+                assert self.ledger.finish(claim, ttl_seconds=3600) == self.model.finish(claim)
 
     # --- what must be true at any time ---
 
@@ -573,15 +593,15 @@ class LedgerMachine(RuleBasedStateMachine):
         for job_id in list(self.model.jobs):
             self._end_submit(self.producers[job_id])
         self._expire(self.model.leased())
-        self.reconcile(1)
+        self._reconcile()
         for job_id in self.model.jobs:
             self._end_back_offs(job_id)
-        while claim := self._claim(new_token(), LANES, MODELS, ()):
+        while claim := self._claim(self._new_token(), MODELS, LANES, ()):
             delivery = Delivery(claim)
             self._write(delivery)
             assert self._complete(delivery) in ("done", "finishing")
-        self.finish_claims_run_out()
-        while finish := self._claim_finish(new_token()):
+        self._expire_finish_claims()
+        while finish := self._claim_finish(self._new_token()):
             assert self.ledger.finish(finish, ttl_seconds=3600) == self.model.finish(finish)
         self._check_end()
 
@@ -607,6 +627,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- what there is to choose from ---
 
+    def _new_token(self) -> str:
+        self.tokens += 1
+        return f"delivery{self.tokens}"
+
     def _job_ids(self) -> st.SearchStrategy[str]:
         return st.sampled_from(sorted(self.model.jobs))
 
@@ -624,6 +648,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def _held(self) -> Iterator[tuple[Worker, Delivery]]:
         return ((worker, delivery) for worker in self.workers for delivery in worker.deliveries)
 
+    def _owned(self) -> list[Delivery]:
+        """Deliveries whose lease is not lost, though it may be over."""
+        return [delivery for _, delivery in self._held() if self.model.owns(delivery.claim)]
+
     def _written(self) -> Iterator[tuple[Worker, Delivery]]:
         return ((worker, delivery) for worker, delivery in self._held() if delivery.is_written)
 
@@ -638,7 +666,7 @@ def test_whatever_happens_nothing_is_lost_and_nothing_counts_twice(
     run_state_machine_as_test(
         lambda: LedgerMachine(redis_client, ledger),
         settings=settings(
-            max_examples=60,
+            max_examples=EXAMPLES,
             stateful_step_count=STEPS,
             derandomize=not IS_NIGHTLY,
             database=None,

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from clipfleet_worker.embedded import EmbeddedValkey
-
 from tests.support.waiting import wait_until
 
 _START_SECONDS = 120.0

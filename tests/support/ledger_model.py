@@ -306,9 +306,18 @@ class ModelLedger:
 
     # --- inside ---
 
+    def owns(self, claim: Claim) -> bool:
+        """Whether a chunk is still leased to who claimed it."""
+        return _owns(self.jobs[claim.job_id].chunks[claim.chunk_id], claim.token)
+
     def leased(self) -> list[tuple[str, int]]:
         """Every leased chunk."""
         return [(job_id, n) for job_id, job in self.jobs.items() for n in job.in_place(Place.LEASED)]
+
+    def worst_trouble(self) -> int:
+        """How often the unluckiest chunk came back for one reason."""
+        chunks = (chunk for job in self.jobs.values() for chunk in job.chunks)
+        return max((count for chunk in chunks for count in chunk.troubles.values()), default=0)
 
     def has_something_to_reconcile(self) -> bool:
         """Whether a lease is over or a job waits to be finished."""

@@ -49,6 +49,8 @@ def test_host_is_the_one_that_is_connected_to_whatever_the_path_looks_like() -> 
 @example("http://[v1.x]/")
 @example("http://[::1%lo]:1/")
 @example("http://host/\udce4")
+@example("http://[]@")
+@example("http://[:]")
 def test_any_text_is_a_target_or_an_item_failure(text: str) -> None:
     try:
         target = target_of(text)

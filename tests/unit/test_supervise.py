@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +15,7 @@ import pytest
 from clipfleet.errors import WorldError
 from clipfleet_worker import _exec_child
 from clipfleet_worker.supervise import Child, Restarter, RestartPolicy, SignalRecorder
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        time.sleep(0.02)
+from tests.support.waiting import wait_until
 
 
 def is_gone(pid: int) -> bool:

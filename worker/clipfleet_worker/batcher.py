@@ -81,6 +81,7 @@ class Batcher:
         self._waiting_images = 0
         self._images: dict[Lane, deque[ImageSlice]] = {lane: deque() for lane in _LANE_ORDER}
         self._texts: dict[Lane, deque[_TextSlice]] = {lane: deque() for lane in _LANE_ORDER}
+        self._texts_went_last = False
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -137,8 +138,7 @@ class Batcher:
                 self._changed.wait_for(lambda: self._stopping or self._next_lane() is not None)
                 if self._stopping:
                     return
-                lane = self._next_lane()
-                texts = self._texts[lane].popleft() if lane and self._texts[lane] else None
+                texts = self._next_texts()
                 batch = [] if texts else self._gather()
             if texts:
                 _answer(texts)
@@ -147,6 +147,15 @@ class Batcher:
 
     def _next_lane(self) -> Lane | None:
         return next((lane for lane in _LANE_ORDER if self._texts[lane] or self._images[lane]), None)
+
+    def _next_texts(self) -> _TextSlice | None:
+        """Texts of the best lane, if it is their turn: where a lane has both, texts and images alternate."""
+        lane = self._next_lane()
+        if lane is None or not self._texts[lane] or (self._images[lane] and self._texts_went_last):
+            self._texts_went_last = False
+            return None
+        self._texts_went_last = True
+        return self._texts[lane].popleft()
 
     def _gather(self) -> list[_Segment]:
         """A batch of one model, best lane first; called with the lock held, lets it go while it lingers."""
@@ -172,7 +181,7 @@ class Batcher:
         queue, kept, count = self._images[lane], deque[ImageSlice](), 0
         while queue and count < room:
             part = queue.popleft()
-            encoder = encoder or part.encoder
+            encoder = part.encoder if encoder is None else encoder
             if part.encoder is not encoder:
                 kept.append(part)
                 continue
@@ -198,8 +207,8 @@ class Batcher:
         offset = 0
         for segment in live:
             count = segment.stop - segment.start
+            segment.slice.outcomes.add_seconds("encode", share * count)  # first: the chunk may end now
             _deliver(segment, results[offset : offset + count], some_worked)
-            segment.slice.outcomes.add_seconds("encode", share * count)
             offset += count
 
 

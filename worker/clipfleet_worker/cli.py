@@ -23,6 +23,8 @@ app = typer.Typer(
 
 _WORKER_MODULES = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy")
 
+_STOP_SECONDS_BEYOND_DRAIN = 30.0  # what is in the middle of a forward pass or a write ends by itself
+
 Models = Annotated[
     str | None,
     typer.Option("--models", metavar="NAME,...", help="models to serve; the first is loaded at start"),
@@ -67,10 +69,14 @@ def up(
     """Start an embedded Valkey and a worker on this machine, in the foreground."""
     if not no_worker:
         require_worker_extra()
+    from clipfleet_worker.settings import WorkerSettings
     from clipfleet_worker.up import up as run_up
 
     worker_arguments = ["--models", models] if models is not None else []
-    raise typer.Exit(run_up(directory, not no_worker, command or None, worker_arguments))
+    stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
+    raise typer.Exit(
+        run_up(directory, not no_worker, command or None, worker_arguments, worker_stop_seconds=stop_seconds)
+    )
 
 
 @app.command()

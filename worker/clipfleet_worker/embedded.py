@@ -205,7 +205,6 @@ class EmbeddedValkey:
             "Valkey",
             [str(binary), str(self._directory / "valkey.conf")],
             log=self._directory / "valkey.log",
-            env={**os.environ, "LC_ALL": "C"},  # the server refuses to start with a locale it does not know
             cwd=self.data_directory,
             is_ready=self._answers,
             ready_seconds=_READY_SECONDS,

@@ -73,6 +73,7 @@ class LeaseKeeper:
         self._ledger = ledger
         self._lease_seconds = lease_seconds
         self._held: dict[str, HeldLease] = {}  # by token
+        self._leaving: str | None = None  # why nothing is held on to any more
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -93,6 +94,9 @@ class LeaseKeeper:
         held = HeldLease(lease)
         with self._lock:
             self._held[lease.token] = held
+            leaving = self._leaving
+        if leaving is not None:  # the answer to the claim came late
+            held.interrupt(leaving)
         try:
             yield held
         finally:
@@ -100,14 +104,11 @@ class LeaseKeeper:
                 self._held.pop(lease.token, None)
 
     def interrupt_all(self, reason: str) -> None:
-        """Have every held chunk given back, for a worker that leaves."""
+        """Have every held chunk given back, and every further one, for a worker that leaves."""
+        with self._lock:
+            self._leaving = reason
         for held in self._snapshot():
             held.interrupt(reason)
-
-    @property
-    def held_count(self) -> int:
-        """Leases in our hands."""
-        return len(self._held)
 
     def _snapshot(self) -> list[HeldLease]:
         with self._lock:

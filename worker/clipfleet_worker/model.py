@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision, short_hash
 from clipfleet_worker.decode import PixelSpec
@@ -121,10 +123,10 @@ def _load(
         tokenizer = open_clip.get_tokenizer(identifier, context_length=_context_length(module))
     except _loading_errors() as error:
         raise ModelUnavailableError(
-            f"model {name} cannot be loaded ({_first_line(error)}): copy its weights to this machine's hub cache, "
-            f"give local-dir:PATH, or use {DEMO_MODEL}"
+            f"model {name} cannot be loaded ({_first_line(error)}): copy its weights to this machine's "
+            f"hub cache, give local-dir:PATH, or use {DEMO_MODEL}"
         ) from error
-    spec = PixelSpec.from_open_clip(open_clip.get_model_preprocess_cfg(module), preprocess.transforms)
+    spec = _pixel_spec(open_clip.get_model_preprocess_cfg(module), preprocess.transforms)
     return LoadedModel(
         name,
         module,
@@ -133,6 +135,28 @@ def _load(
         embedding_dimension=_dimension_of(module),
         precision=precision,
         device=device,
+    )
+
+
+def _pixel_spec(config: dict[str, Any], transforms: Sequence[Callable[[Any], Any]]) -> PixelSpec:
+    """What a model wants to see, from open_clip's preprocess configuration and its own transform."""
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size[-2:]
+    steps = transforms[: next(n for n, step in enumerate(transforms) if "ToTensor" in type(step).__name__)]
+
+    def exact(image: Image.Image) -> Image.Image:
+        for step in steps:
+            image = step(image)
+        return image
+
+    return PixelSpec(
+        width=width,
+        height=height,
+        interpolation=config["interpolation"],
+        resize_mode=config["resize_mode"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        exact=exact,
     )
 
 

@@ -56,6 +56,7 @@ class Models:
 
         Raises:
             ModelUnavailableError: it cannot be loaded. The next call tries again.
+            MemoryError: not enough memory for it now.
         """
         return self.prefetch(name, precision).result()
 
@@ -66,11 +67,10 @@ class Models:
         key = (name, precision)
         with self._lock:
             future = self._loading.get(key)
-            if future is not None and not (future.done() and future.exception()):
+            if future is not None:
                 self._loading.move_to_end(key)
                 return future
             future = self._loading[key] = Future()
-            self._loading.move_to_end(key)
             while len(self._loading) > self._kept:
                 self._loading.popitem(last=False)  # chunks under way hold their own reference
         threading.Thread(target=self._fill, args=(key, future), name=f"load {name}", daemon=True).start()
@@ -80,11 +80,11 @@ class Models:
         started = self._monotonic()
         try:
             model = self._load(*key)
-        except ModelUnavailableError as error:
-            log.error("%s", error, extra={"action": "model_unavailable", "model": key[0]})
-            future.set_exception(error)
+        except (ModelUnavailableError, MemoryError) as error:
+            log.error("model not loaded: %r", error, extra={"action": "model_unavailable", "model": key[0]})
+            self._fail(key, future, error)
         except BaseException as error:
-            future.set_exception(error)  # whoever waits meets it in the task's own boundary
+            self._fail(key, future, error)  # whoever waits meets it in the task's own boundary
             raise
         else:
             log.info(
@@ -96,3 +96,9 @@ class Models:
                 extra={"action": "model_loaded", "model": key[0]},
             )
             future.set_result(model)
+
+    def _fail(self, key: tuple[str, Precision], future: Future[LoadedModel], error: BaseException) -> None:
+        with self._lock:
+            if self._loading.get(key) is future:
+                del self._loading[key]  # it takes no place, and the next call tries again
+        future.set_exception(error)

@@ -82,8 +82,3 @@ class Outcomes:
             self._changed.wait_for(lambda: self._open == 0 or self._failure is not None)
             if self._failure is not None:
                 raise self._failure
-
-    def raise_if_interrupted(self) -> None:
-        """Raise what `interrupt` was given, if it was called."""
-        if self._failure is not None:
-            raise self._failure

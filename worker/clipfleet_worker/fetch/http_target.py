@@ -6,6 +6,7 @@ decides.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import string
 from dataclasses import dataclass
@@ -48,17 +49,17 @@ def target_of(text: str) -> Target:
     try:
         text.encode()
         url = URL(text)
-    except ValueError:
+        host = url.raw_host
+    except (ValueError, LookupError):  # yarl 1.25 lets an IndexError out of "http://[]@"
         raise _bad("not a URL") from None
     if url.scheme not in ("http", "https"):
         raise ItemFailure(ErrorCode.SCHEME_REFUSED, "neither http nor https")
     parts = _PARTS.match(text)
-    host = url.raw_host
     if parts is None or not host:
         raise _bad("a URL without a host")
     if "@" in parts["authority"]:
         raise _bad("a URL with a user name or password: credentials are refused")
-    if ":" not in host and not _HOST_NAME.fullmatch(host):
+    if not (_is_ipv6(host) if "[" in parts["authority"] else _HOST_NAME.fullmatch(host)):
         raise _bad("not a host name")
     return Target(text, _as_written(url, parts["path"], parts["query"] or ""), url.scheme, host)
 
@@ -95,6 +96,14 @@ def _as_written(url: URL, path: str, query: str) -> URL:
         query_string=query,
         encoded=True,
     )
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host.partition("%")[0])  # a zone is a matter of the address guard
+    except ValueError:
+        return False
+    return True
 
 
 def _bad(detail: str) -> ItemFailure:

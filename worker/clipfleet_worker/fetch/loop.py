@@ -11,10 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import AsyncFetcher
 from clipfleet_worker.outcomes import Outcomes
 
@@ -84,8 +87,15 @@ class WaitingBytes:
             was_open = self.is_open
             self._count -= count
             wake = self.is_open and not was_open
-        if wake and self._loop is not None and self._opened is not None:
-            self._loop.call_soon_threadsafe(self._opened.set)
+        if wake and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        """Wake who waits, unless the room is gone again: with the event set, `wait_open` would spin."""
+        with self._lock:
+            if self._opened is not None and self.is_open:
+                self._opened.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +104,24 @@ class FetchRequest:
 
     uris: list[tuple[int, str]]  # (position in the chunk, URI)
     outcomes: Outcomes
-    on_slice: Callable[[FetchedSlice], None]  # called in the loop: must not block
+    on_slice: Callable[[FetchedSlice], None]  # called in the loop: must neither block nor raise
 
 
 class FetchLoop:
     """One per process. `fetch` returns at once; results arrive through the request."""
 
-    def __init__(self, fetcher: LoopFetcher, waiting_bytes: WaitingBytes, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        fetcher: LoopFetcher,
+        waiting_bytes: WaitingBytes,
+        deadline_seconds: float,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._fetcher = fetcher
         self._waiting_bytes = waiting_bytes
         self._deadline_seconds = deadline_seconds
+        self._monotonic = monotonic
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
@@ -123,7 +141,8 @@ class FetchLoop:
 
     def fetch(self, request: FetchRequest) -> None:
         """Fetch all URIs of a request; each ends in `on_slice` or as an error in its outcomes."""
-        asyncio.run_coroutine_threadsafe(self._fetch(request), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._fetch(request), self._loop)
+        future.add_done_callback(partial(_report_end, request.outcomes))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -153,10 +172,10 @@ class FetchLoop:
         seconds_left = self._deadline_seconds
         try:
             while pending and seconds_left > 0 and not request.outcomes.is_interrupted:
-                started, was_open = time.monotonic(), self._waiting_bytes.is_open
+                started, was_open = self._monotonic(), self._waiting_bytes.is_open
                 done, pending = await asyncio.wait(pending, timeout=_CHECK_SECONDS)
                 if was_open:
-                    seconds_left -= time.monotonic() - started
+                    seconds_left -= self._monotonic() - started
                 _report_bugs(done, request.outcomes)
         finally:
             for task in pending:
@@ -207,7 +226,17 @@ class _Slicer:
 
 def _report_bugs(tasks: set[asyncio.Task[None]], outcomes: Outcomes) -> None:
     for task in tasks:
-        error = None if task.cancelled() else task.exception()
+        # We have cancelled none of these: whoever did must not leave the item without an end.
+        error = RuntimeError("a fetch was cancelled") if task.cancelled() else task.exception()
         if error is not None:
             log.error("fetching failed unexpectedly", exc_info=error, extra={"action": "fetch_bug"})
             outcomes.interrupt(error)
+
+
+def _report_end(outcomes: Outcomes, fetching: Future[None]) -> None:
+    """A chunk whose fetching broke off must not wait for ever."""
+    if fetching.cancelled():
+        outcomes.interrupt(ChunkInterrupted("the worker stops"))
+    elif (error := fetching.exception()) is not None:
+        log.error("fetching broke off", exc_info=error, extra={"action": "fetch_bug"})
+        outcomes.interrupt(error)

@@ -1,0 +1,18 @@
+# A worker: docker build --file ops/docker/worker.Dockerfile --tag clipfleet-worker .
+# pip's default torch brings CUDA and runs on a CPU as well; PIP_EXTRA_INDEX_URL chooses another build.
+FROM python:3.12-slim
+
+ARG PIP_EXTRA_INDEX_URL
+RUN useradd --create-home --uid 1000 clipfleet \
+    && install --directory --owner clipfleet --group clipfleet /home/clipfleet/.cache
+
+WORKDIR /opt/clipfleet
+COPY pyproject.toml README.md LICENSE ./
+COPY producer producer
+COPY worker worker
+RUN pip install --no-cache-dir ".[worker]"
+
+USER clipfleet
+WORKDIR /data
+STOPSIGNAL SIGTERM
+CMD ["clipfleet-worker", "run"]

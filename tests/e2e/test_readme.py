@@ -1,0 +1,186 @@
+"""Every command that the documents show is run, in order, as a reader would: one shell from top to bottom.
+
+A block that cannot run here says why in the line above it: `<!-- not run: docker|gpu|network -->`, one of the
+words or several. `make demo` and `make test` are left to CI, which is checked to call them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow.dataset as ds
+import pytest
+
+from clipfleet_worker.demo import samples
+from clipfleet_worker.embedded import EmbeddedValkey
+from tests.support.documents import README, ROOT, Block, blocks, documents
+from tests.support.waiting import wait_until
+
+NOT_RUN = re.compile(r"<!-- not run: (docker|gpu|network)(\|(docker|gpu|network))* -->")
+SHELL, PYTHON = ("sh", "bash", "shell", "console"), ("python", "py")
+BLOCK_SECONDS = 240
+# What stands for a reader's own machines, and what each service says once it can be used.
+REDIS_URL, SHARE = "redis://:password@redis.internal:6379/0", "/mnt/share"
+READY = {"run": "is ready", "up": "clipfleet is up"}
+LEFT_TO_CI = {"make demo": r"^in_clone demo$", "make test": r'^make PYTHON="\$python" test$'}
+
+
+class Reader:
+    """Copies blocks into a shell; what a block exports is there for the next one."""
+
+    def __init__(self, folder: Path, replacements: dict[str, str]) -> None:
+        self.folder = folder
+        self._replacements = replacements
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
+        self._environment = clean | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"}
+        self._services: list[tuple[Block, subprocess.Popen[bytes]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _, service in self._services:
+            service.kill()
+            service.wait()
+
+    def read(self, block: Block) -> str:
+        """Run a block to its end, or start the service that it starts; returns what it printed."""
+        text = block.text
+        for shown, real in self._replacements.items():
+            text = text.replace(shown, real)
+        if block.language in PYTHON:
+            return self._run([sys.executable, "-"], block, text)
+        service = re.search(r"^clipfleet-worker (run|up)\b(?!.* -- )[^\n\\]*\Z", text.rstrip(), re.MULTILINE)
+        if service:
+            return self._start(block, text[: service.start()] + "exec " + service[0], READY[service[1]])
+        return self._run(["bash", "-euo", "pipefail", "-s"], block, text + "\nenv -0 > .shell-environment\n")
+
+    def _run(self, command: list[str], block: Block, text: str) -> str:
+        result = subprocess.run(
+            command,
+            input=text,
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=BLOCK_SECONDS,
+            check=False,
+        )
+        assert result.returncode == 0, (block.where, text, result.stdout, result.stderr)
+        kept = self.folder / ".shell-environment"
+        if kept.exists():
+            pairs = (entry.partition("=") for entry in kept.read_text().split("\0") if entry)
+            self._environment = {name: value for name, _, value in pairs}
+            kept.unlink()
+        return result.stdout
+
+    def _start(self, block: Block, text: str, ready: str) -> str:
+        log_file = self.folder / f"service-{len(self._services)}.log"
+        with log_file.open("wb") as log:
+            service = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", text],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._services.append((block, service))
+        wait_until(
+            lambda: ready in log_file.read_text() or service.poll() is not None,
+            f"{block.where} is ready",
+            120,
+        )
+        assert service.poll() is None, (block.where, log_file.read_text())
+        return ""
+
+    def stop_services(self) -> None:
+        """End them as a reader would; they must take it well."""
+        while self._services:
+            block, service = self._services.pop()
+            service.send_signal(signal.SIGTERM)
+            assert service.wait(60) == 0, block.where
+
+
+def lay_out(folder: Path) -> None:
+    """What a reader has after `make demo`, and a share with pictures."""
+    for name in ("ops", "worker", "producer"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    share = folder / "share"
+    (share / "results").mkdir(parents=True)
+    with as_file(files("clipfleet_worker") / "samples") as pictures:
+        for sample in samples():
+            target = folder / "clipfleet-demo" / "pictures" / str(sample.group) / sample.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(pictures / sample.file, target)
+    shutil.copytree(folder / "clipfleet-demo" / "pictures" / "2", share / "pictures")
+
+
+def to_be_run(document: Path) -> list[Block]:
+    found = [block for block in blocks(document) if block.language in (*SHELL, *PYTHON)]
+    return [block for block in found if not block.note and block.text.strip() not in LEFT_TO_CI]
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    lay_out(folder)
+    with EmbeddedValkey(tmp_path / "redis") as server:
+        replacements = {REDIS_URL: server.url, SHARE: str(folder / "share")}
+        with Reader(folder, replacements) as reader:
+            yield reader
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_not_run_says_why(document: Path) -> None:
+    for block in blocks(document):
+        if block.note and block.language in (*SHELL, *PYTHON):
+            assert NOT_RUN.fullmatch(block.note), f"{block.where}: {block.note}"
+    shown = [line for line in document.read_text().splitlines() if line.startswith("<!-- not run")]
+    assert len(shown) == len([block for block in blocks(document) if block.note.startswith("<!-- not run")])
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_blocks_name_their_language(document: Path) -> None:
+    known = {*SHELL, *PYTHON, "text", "json", "jsonl", "sql", "yaml", "toml"}
+    assert {block.language for block in blocks(document)} <= known
+
+
+def test_what_is_left_to_ci_is_run_by_ci() -> None:
+    shown = {block.text.strip() for document in documents() for block in blocks(document)}
+    script = (ROOT / ".ci" / "run").read_text()
+    for command, line in LEFT_TO_CI.items():
+        assert command in shown
+        assert re.search(line, script, re.MULTILINE), f"{command} is not in .ci/run"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "document",
+    [path for path in documents() if to_be_run(path)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_commands_of_a_document_run(reader: Reader, document: Path) -> None:
+    for block in to_be_run(document):
+        reader.read(block)
+    reader.stop_services()
+    if document == README:
+        results = reader.folder / "results"
+        assert {path.parent.name for path in results.glob("*/_SUCCESS")} >= {"first", "vectors", "list"}
+        table = ds.dataset(sorted((results / "list").glob("part-*.parquet"))).to_table()
+        assert table["label"].to_pylist() == ["pie", "stadium"]
+        assert table["shelf"].to_pylist() == ["7", "9"]

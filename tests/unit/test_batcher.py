@@ -1,0 +1,383 @@
+"""How slices become batches and batches become features: order, sizes, back-pressure, failures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from clipfleet.contract import ErrorCode, Lane
+from clipfleet_worker.batcher import Batcher, BatcherStopped, ImageSlice
+from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.testing import FakeEncoder
+from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
+from tests.support.waiting import wait_until
+
+
+class Recorder(FakeEncoder):
+    """Notes what it is given, in order; a picture is known by its grey value. May be told to fail."""
+
+    def __init__(self, fails: Callable[[list[int]], Exception | None] = lambda values: None) -> None:
+        super().__init__()
+        self.passes: list[list[int] | list[str]] = []
+        self._fails = fails
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        values = pixels[:, 0, 0, 0].tolist()
+        self.passes.append(values)
+        error = self._fails(values)
+        if error is not None:
+            raise error
+        return super().encode_images(pixels)
+
+    def encode_texts(self, prompts: list[str]) -> np.ndarray:
+        self.passes.append(list(prompts))
+        return super().encode_texts(prompts)
+
+
+class Held(Recorder):
+    """Its first pass waits for `go`, so that a test can fill the queues meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        self.entered.set()
+        assert self.go.wait(PATIENCE_SECONDS)
+        return super().encode_images(pixels)
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full((8, 8, 3), value, dtype=np.uint8)
+
+
+def part(
+    encoder: FakeEncoder, values: Sequence[int], outcomes: Outcomes | None = None, *, lane: Lane = Lane.NORMAL
+) -> ImageSlice:
+    """A slice whose pictures stand at positions 0, 1, ... of a chunk."""
+    images = [picture(value) for value in values]
+    return ImageSlice(encoder, lane, images, list(range(len(values))), outcomes or Outcomes(len(values)))
+
+
+def queue_texts(batcher: Batcher, encoder: FakeEncoder, prompts: list[str], lane: Lane) -> InThread:
+    """Ask for texts in a thread; returns once they are queued."""
+    call = InThread(lambda: batcher.encode_texts(encoder, prompts, lane))
+    wait_until(lambda: batcher._texts[lane], "the texts are queued")
+    return call
+
+
+def make(batch_size: int, *, ring_batches: int = 1000) -> Batcher:
+    return Batcher(batch_size, ring_batches=ring_batches)
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[Batcher], None]]:
+    """Starts a batcher, and stops it at the end of the test."""
+    started: list[Batcher] = []
+
+    def start(batcher: Batcher) -> None:
+        started.append(batcher)
+        batcher.start()
+
+    yield start
+    for batcher in started:
+        batcher.stop()
+
+
+Run = Callable[[Batcher], None]
+
+
+class TestBatches:
+    def test_a_batch_mixes_chunks(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder()
+        slices = [part(encoder, [1, 2, 3]), part(encoder, [4, 5, 6])]
+        for one in slices:
+            batcher.submit(one)
+
+        run(batcher)
+
+        for one in slices:
+            one.outcomes.wait()
+        assert encoder.passes == [[1, 2, 3, 4], [5, 6]]
+
+    def test_every_item_gets_its_own_features(self, run: Run) -> None:
+        batcher, encoder = make(3), FakeEncoder()
+        values, positions = [10, 60, 120, 180, 240], [4, 0, 3, 1, 2]
+        outcomes = Outcomes(5)
+        batcher.submit(ImageSlice(encoder, Lane.NORMAL, [picture(v) for v in values], positions, outcomes))
+
+        run(batcher)
+
+        outcomes.wait()
+        alone = encoder.encode_images(np.stack([picture(value) for value in values]))
+        for position, expected in zip(positions, alone, strict=True):
+            np.testing.assert_allclose(outcomes.features[position], expected)
+
+    def test_a_slice_larger_than_a_batch_is_split_in_order(self, run: Run) -> None:
+        batcher, encoder = make(2), Recorder()
+        one = part(encoder, [1, 2, 3, 4, 5])
+        batcher.submit(one)
+
+        run(batcher)
+
+        one.outcomes.wait()
+        assert encoder.passes == [[1, 2], [3, 4], [5]]
+
+    def test_a_partial_batch_goes_when_nothing_more_comes(self, run: Run) -> None:
+        batcher, encoder = make(1000), Recorder()
+        run(batcher)
+        one = part(encoder, [7])
+
+        batcher.submit(one)
+
+        one.outcomes.wait()
+        assert encoder.passes == [[7]]
+
+    def test_better_lanes_go_first_and_worse_ones_fill_the_batch(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder()
+        slices = [
+            part(encoder, [30, 31, 32], lane=Lane.BULK),
+            part(encoder, [20, 21], lane=Lane.NORMAL),
+            part(encoder, [10, 11], lane=Lane.HIGH),
+        ]
+        for one in slices:
+            batcher.submit(one)
+
+        run(batcher)
+
+        for one in slices:
+            one.outcomes.wait()
+        assert encoder.passes == [[10, 11, 20, 21], [30, 31, 32]]
+
+    def test_a_batch_holds_one_model_and_the_other_keeps_its_place(self, run: Run) -> None:
+        batcher, first, second = make(4), Recorder(), Recorder()
+        slices = [part(first, [1, 2]), part(second, [5]), part(first, [3, 4]), part(second, [6, 7])]
+        for one in slices:
+            batcher.submit(one)
+
+        run(batcher)
+
+        for one in slices:
+            one.outcomes.wait()
+        assert first.passes == [[1, 2, 3, 4]]
+        assert second.passes == [[5, 6, 7]]
+
+    def test_pictures_of_an_interrupted_chunk_are_not_encoded(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder()
+        gone, wanted = part(encoder, [1, 2]), part(encoder, [3])
+        batcher.submit(gone)
+        batcher.submit(wanted)
+        gone.outcomes.interrupt(ChunkInterrupted("lost"))
+
+        run(batcher)
+
+        wanted.outcomes.wait()
+        assert encoder.passes == [[3]]
+
+    def test_the_time_is_noted_before_the_chunk_goes_on(self, run: Run) -> None:
+        # Given a chunk that looks at its totals as soon as its last item has ended
+        class Watched(Outcomes):
+            noted: set[str]
+
+            def deliver(self, positions: Sequence[int], features: np.ndarray) -> None:
+                self.noted = set(self.seconds)
+                super().deliver(positions, features)
+
+        batcher, outcomes = make(4), Watched(2)
+        batcher.submit(part(FakeEncoder(), [1, 2], outcomes))
+
+        run(batcher)
+
+        outcomes.wait()
+        assert outcomes.noted == {"encode"}
+
+
+class TestRing:
+    def test_a_full_ring_holds_up_who_submits(self, run: Run) -> None:
+        # Given a ring of two pictures that is full
+        batcher, encoder = make(2, ring_batches=1), FakeEncoder()
+        batcher._changed = changed = WatchedCondition()
+        first, second = part(encoder, [1, 2]), part(encoder, [3, 4])
+        batcher.submit(first)
+
+        # When somebody submits more
+        call = InThread(lambda: batcher.submit(second))
+        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+
+        # Then it waits until a batch has left the ring
+        assert not call.is_done
+        run(batcher)
+        call.result()
+        first.outcomes.wait()
+        second.outcomes.wait()
+
+    def test_many_threads_through_a_small_ring_lose_nothing(self, run: Run) -> None:
+        batcher, encoder = make(3, ring_batches=1), FakeEncoder()
+        run(batcher)
+        chunks = [[part(encoder, [n, n + 1], Outcomes(2)) for n in range(20)] for _ in range(8)]
+
+        def submit(slices: list[ImageSlice]) -> None:
+            for one in slices:
+                batcher.submit(one)
+
+        for call in [InThread(lambda slices=slices: submit(slices)) for slices in chunks]:
+            call.result()
+
+        for slices in chunks:
+            for one in slices:
+                one.outcomes.wait()
+                assert all(feature is not None for feature in one.outcomes.features)
+
+
+class TestTexts:
+    def test_texts_come_back_in_order_whatever_their_number(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder()
+        run(batcher)
+        prompts = [f"thing {n}" for n in range(150)]
+
+        features = batcher.encode_texts(encoder, prompts, Lane.NORMAL)
+
+        np.testing.assert_array_equal(features, FakeEncoder().encode_texts(prompts))
+        assert [len(texts) for texts in encoder.passes] == [64, 64, 22]
+
+    def test_texts_wait_for_a_better_lane_and_go_before_a_worse_one(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder()
+        high, bulk = part(encoder, [1], lane=Lane.HIGH), part(encoder, [3], lane=Lane.BULK)
+        texts = queue_texts(batcher, encoder, ["b"], Lane.NORMAL)
+        batcher.submit(high)
+        run(batcher)
+        texts.result()
+        batcher.submit(bulk)
+        bulk.outcomes.wait()
+
+        assert encoder.passes == [[1], ["b"], [3]]
+
+    def test_a_large_label_set_does_not_hold_up_the_pictures_of_its_lane(self, run: Run) -> None:
+        batcher, encoder = make(2), Recorder()
+        prompts = [f"thing {n}" for n in range(192)]
+        texts = queue_texts(batcher, encoder, prompts, Lane.NORMAL)
+        pictures = part(encoder, [1, 2, 3, 4])
+        batcher.submit(pictures)
+
+        run(batcher)
+
+        texts.result()
+        pictures.outcomes.wait()
+        assert encoder.passes == [prompts[:64], [1, 2], prompts[64:128], [3, 4], prompts[128:]]
+
+    def test_texts_that_fail_fail_for_who_asked(self, run: Run) -> None:
+        class Broken(FakeEncoder):
+            def encode_texts(self, prompts: list[str]) -> np.ndarray:
+                raise RuntimeError("no text tower")
+
+        batcher, pictures = make(2), part(FakeEncoder(), [1])
+        run(batcher)
+
+        with pytest.raises(RuntimeError, match="no text tower"):
+            batcher.encode_texts(Broken(), ["a"], Lane.NORMAL)
+
+        batcher.submit(pictures)
+        pictures.outcomes.wait()  # the thread lives on
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [(RuntimeError("boom"), ErrorCode.CRASHED), (MemoryError("no room"), ErrorCode.OUT_OF_MEMORY)],
+    )
+    def test_the_guilty_picture_is_found(self, run: Run, error: Exception, code: ErrorCode) -> None:
+        batcher, encoder = make(8), Recorder(lambda values: error if 13 in values else None)
+        innocent, mixed = part(encoder, [1, 2, 3]), part(encoder, [4, 13, 5])
+        batcher.submit(innocent)
+        batcher.submit(mixed)
+
+        run(batcher)
+
+        innocent.outcomes.wait()
+        mixed.outcomes.wait()
+        assert innocent.outcomes.errors == [None] * 3
+        assert [failure and failure.code for failure in mixed.outcomes.errors] == [None, code, None]
+        assert [feature is not None for feature in mixed.outcomes.features] == [True, False, True]
+
+    def test_a_batch_that_is_too_large_for_the_device_is_halved(self, run: Run) -> None:
+        batcher = make(8)
+        encoder = Recorder(lambda values: MemoryError("no room") if len(values) > 2 else None)
+        one = part(encoder, list(range(8)))
+        batcher.submit(one)
+
+        run(batcher)
+
+        one.outcomes.wait()
+        assert one.outcomes.errors == [None] * 8
+        assert [values for values in encoder.passes if len(values) <= 2] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+    def test_when_nothing_works_it_is_not_the_pictures_fault(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder(lambda values: RuntimeError("device gone"))
+        slices = [part(encoder, [1, 2]), part(encoder, [3, 4])]
+        for one in slices:
+            batcher.submit(one)
+
+        run(batcher)
+
+        for one in slices:
+            with pytest.raises(RuntimeError, match="device gone"):
+                one.outcomes.wait()
+            assert one.outcomes.errors == [None, None]
+
+
+class TestStopping:
+    def test_what_waits_is_failed(self) -> None:
+        batcher, encoder = make(4), FakeEncoder()
+        pictures = part(encoder, [1])
+        batcher.submit(pictures)
+        texts = queue_texts(batcher, encoder, ["a"], Lane.NORMAL)
+
+        batcher.stop()
+
+        with pytest.raises(BatcherStopped):
+            pictures.outcomes.wait()
+        with pytest.raises(BatcherStopped):
+            texts.result()
+
+    def test_who_waits_for_the_ring_is_told(self) -> None:
+        batcher, encoder = make(1, ring_batches=1), FakeEncoder()
+        batcher._changed = changed = WatchedCondition()
+        batcher.submit(part(encoder, [1]))
+        call = InThread(lambda: batcher.submit(part(encoder, [2])))
+        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+
+        batcher.stop()
+
+        with pytest.raises(BatcherStopped):
+            call.result()
+
+    def test_nothing_is_taken_afterwards(self) -> None:
+        batcher, encoder = make(1), FakeEncoder()
+        batcher.stop()
+
+        with pytest.raises(BatcherStopped):
+            batcher.submit(part(encoder, [1]))
+        with pytest.raises(BatcherStopped):
+            batcher.encode_texts(encoder, ["a"], Lane.NORMAL)
+
+    def test_the_batch_under_way_is_delivered_and_the_next_one_is_not_begun(self) -> None:
+        batcher, encoder = make(2), Held()
+        under_way, waiting = part(encoder, [1, 2]), part(encoder, [3, 4])
+        batcher.submit(under_way)
+        batcher.submit(waiting)
+        batcher.start()
+        assert encoder.entered.wait(PATIENCE_SECONDS)
+
+        stopping = InThread(batcher.stop)
+        wait_until(lambda: batcher._stopping, "the stop has begun")
+        encoder.go.set()
+        stopping.result()
+
+        under_way.outcomes.wait()
+        with pytest.raises(BatcherStopped):
+            waiting.outcomes.wait()
+        assert encoder.passes == [[1, 2]]

@@ -1,0 +1,61 @@
+"""How much a worker takes on."""
+
+from __future__ import annotations
+
+from clipfleet.contract import Lane
+from clipfleet_worker.capacity import OpenItems
+from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
+
+ALL = tuple(Lane)
+
+
+def opened(limit: int, count: int) -> OpenItems:
+    items = OpenItems(limit)
+    items.add(count)
+    return items
+
+
+class TestRoom:
+    def test_an_empty_worker_takes_from_every_lane(self) -> None:
+        assert OpenItems(100).wait_for_room() == ALL
+
+    def test_the_last_tenth_is_kept_for_the_best_lane(self) -> None:
+        assert opened(100, 89).wait_for_room() == ALL
+        assert opened(100, 90).wait_for_room() == (Lane.HIGH,)
+        assert opened(100, 99).wait_for_room() == (Lane.HIGH,)
+
+    def test_a_tiny_limit_still_lets_every_lane_in(self) -> None:
+        assert OpenItems(1).wait_for_room() == ALL
+
+    def test_a_full_worker_has_none_in_time(self) -> None:
+        assert opened(100, 100).wait_for_room(timeout_seconds=0) == ()
+        assert opened(100, 300).wait_for_room(timeout_seconds=0) == ()
+
+    def test_who_waits_goes_on_when_items_are_removed(self) -> None:
+        items = opened(100, 100)
+        items._changed = changed = WatchedCondition()
+        call = InThread(items.wait_for_room)
+        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+        assert not call.is_done
+
+        items.remove(50)
+
+        assert call.result() == ALL
+        assert items.count == 50
+
+
+class TestClosing:
+    def test_nothing_is_taken_afterwards(self) -> None:
+        items = OpenItems(100)
+        items.close()
+        assert items.wait_for_room() == ()
+
+    def test_who_waits_is_told(self) -> None:
+        items = opened(100, 100)
+        items._changed = changed = WatchedCondition()
+        call = InThread(items.wait_for_room)
+        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+
+        items.close()
+
+        assert call.result() == ()

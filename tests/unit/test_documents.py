@@ -1,0 +1,215 @@
+"""README, changelog, contributor's notes, picture and container files say what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import typer
+from pydantic.fields import FieldInfo
+
+from clipfleet import cli as producer_cli
+from clipfleet.contract import PART_COLUMNS, ErrorCode
+from clipfleet.settings import Settings
+from clipfleet_worker import cli as worker_cli
+from clipfleet_worker.settings import WorkerSettings
+from tests.support.documents import README, ROOT, documents, repository_files, table
+
+SETTING = re.compile(r"\bCLIPFLEET_[A-Z][A-Z_]*[A-Z]\b")
+NOT_GIVEN = "not given yet"
+
+
+def setting_names() -> set[str]:
+    return {f"CLIPFLEET_{name.upper()}" for name in WorkerSettings.model_fields}
+
+
+def shown_default(name: str, field: FieldInfo) -> str:
+    """A default as the README writes it."""
+    value: Any = field.default
+    if value is None or value == "":
+        return "not set"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`" if value else "empty"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if "bytes" in name:
+        return f"`{value}` ({value >> 20} MiB)"
+    if name.endswith("ttl_seconds"):
+        return f"`{value}` ({value // 86_400} days)"
+    return f"`{value}`"
+
+
+def test_the_settings_table_is_that_of_the_code() -> None:
+    expected = [
+        [f"`CLIPFLEET_{name.upper()}`", shown_default(name, field), field.description]
+        for name, field in WorkerSettings.model_fields.items()
+    ]
+    assert table(README, "variable", "default", "meaning") == expected
+
+
+def test_producers_read_the_first_four_settings() -> None:
+    assert list(WorkerSettings.model_fields)[:4] == list(Settings.model_fields)
+    assert "Producers read the first four, workers all of them." in README.read_text()
+
+
+def test_the_error_table_is_that_of_the_contract() -> None:
+    rows = table(README, "code", "meaning", "retryable")
+    assert [(code, retryable) for code, _, retryable in rows] == [
+        (f"`{code}`", "yes" if code.retryable else "no") for code in ErrorCode
+    ]
+
+
+def test_codes_that_no_code_gives_are_marked() -> None:
+    sources = [*ROOT.glob("producer/**/*.py"), *ROOT.glob("worker/**/*.py")]
+    text = "\n".join(path.read_text() for path in sources if path.name != "contract.py")
+    given = {code for code in ErrorCode if re.search(rf"ErrorCode\.{code.name}\b", text)}
+    marked = {
+        row[0].strip("`") for row in table(README, "code", "meaning", "retryable") if row[1] == NOT_GIVEN
+    }
+    assert marked == {code.value for code in ErrorCode} - {code.value for code in given}
+
+
+def test_the_columns_table_is_that_of_the_contract() -> None:
+    assert [row[0] for row in table(README, "column", "type", "what it holds")] == [
+        f"`{name}`" for name in PART_COLUMNS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "app"), [("clipfleet", producer_cli.app), ("clipfleet-worker", worker_cli.app)]
+)
+def test_the_commands_table_has_every_command(program: str, app: typer.Typer) -> None:
+    listed = [row[0].strip("`").split() for row in table(README, "command", "what it does")]
+    group: Any = typer.main.get_command(app)
+    assert [words[1] for words in listed if words[0] == program] == list(group.commands)
+
+
+def test_the_exit_codes_are_those_of_the_command() -> None:
+    codes = {
+        0, producer_cli.EXIT_FAILED, producer_cli.EXIT_USAGE, producer_cli.EXIT_SOME_FAILED,
+        producer_cli.EXIT_CANCELLED, producer_cli.EXIT_INTERRUPTED,
+    }  # fmt: skip
+    assert [row[0] for row in table(README, "exit code", "meaning")] == [str(code) for code in sorted(codes)]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_names_exists(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    named = re.findall(r"`((?:\.ci|docs|ops|producer|tests|worker)/[^`*\s]*|[\w.-]+\.(?:md|yml|toml))`", text)
+    named += [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    for name in named:
+        path, *inside = name.split("::")
+        beside = document.parent / path
+        assert (ROOT / path).exists() or beside.exists(), f"{document.name} names {name}"
+        for word in inside:
+            assert re.search(rf"(def|class) {word}\b", (ROOT / path).read_text()), (
+                f"{document.name} names {name}"
+            )
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_inside_a_document_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors
+
+
+def test_variables_that_are_named_are_settings() -> None:
+    names = [README, ROOT / "CONTRIBUTING.md", ROOT / "docker-compose.yml", *ROOT.glob("ops/**/*")]
+    named = {name for path in names if path.is_file() for name in SETTING.findall(_text(path))}
+    assert "CLIPFLEET_REDIS_URL" in named
+    assert named <= setting_names()
+
+
+def test_the_notes_for_contributors_are_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 60
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0]
+    assert newest == version
+
+
+def test_the_picture_is_well_formed_and_brings_its_own_background() -> None:
+    picture = ElementTree.parse(ROOT / "docs" / "path-of-a-chunk.svg").getroot()  # noqa: S314 - our own file
+    width, height = float(picture.get("width", 0)), float(picture.get("height", 0))
+    background = next(picture.iter("{http://www.w3.org/2000/svg}rect"))
+    assert float(background.get("width", 0)) >= width - 2
+    assert float(background.get("height", 0)) >= height - 2
+    words = " ".join("".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+    lease_seconds = Settings.model_fields["lease_seconds"].default
+    assert f"{lease_seconds:g} s; one call renews all leases every {lease_seconds / 3:g} s." in words
+
+
+def test_compose_stops_a_worker_later_than_it_drains() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    grace = re.search(r"stop_grace_period: (\d+)s", text)
+    drain = re.search(r'CLIPFLEET_DRAIN_SECONDS: "(\d+)"', text)
+    assert grace
+    assert drain
+    assert int(grace[1]) > int(drain[1]) + 5
+
+
+def test_compose_keeps_what_redis_acknowledged() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert '"--appendonly", "yes"' in text
+    assert '"--maxmemory-policy", "noeviction"' in text
+    assert "service_healthy" in text
+
+
+def test_the_dockerfile_copies_what_exists_and_runs_the_worker_without_root() -> None:
+    text = (ROOT / "ops" / "docker" / "worker.Dockerfile").read_text()
+    assert "dockerfile: ops/docker/worker.Dockerfile" in (ROOT / "docker-compose.yml").read_text()
+    for line in re.findall(r"^COPY (.*)$", text, flags=re.MULTILINE):
+        *sources, _ = line.split()
+        assert all((ROOT / source).exists() for source in sources), line
+    assert re.findall(r"^USER (.*)$", text, flags=re.MULTILINE)[-1] not in ("root", "0")
+    assert text.rstrip().endswith('CMD ["clipfleet-worker", "run"]')
+
+
+def test_importing_the_producer_side_loads_neither_torch_nor_pillow() -> None:
+    code = (
+        "import sys, clipfleet.client, clipfleet.cli\n"
+        "print(sorted({'torch', 'PIL', 'open_clip', 'clipfleet_worker'} & set(sys.modules)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
+
+
+def test_no_file_names_a_package_registry_or_a_path_of_one_machine() -> None:
+    hosts = [
+        "py" + "pi.org",
+        "python" + "hosted.org",
+        "npm" + "js.org",
+        "npm" + "js.com",
+        "deb." + "debian.org",
+    ]
+    hosts += [
+        "security." + "debian.org",
+        "download.py" + "torch.org",
+        "crates" + ".io",
+        "proxy.go" + "lang.org",
+    ]
+    machine = re.compile(r"(?<![\w.\-/*])/(?:wo" + r"rk|ro" + r"ot|opt/whe" + r"els)/")
+    for path in repository_files():
+        text = _text(path)
+        assert not [host for host in hosts if host in text], path
+        assert not machine.search(text), (path, machine.search(text))
+
+
+def _text(path: Path) -> str:
+    """Content of a text file; nothing for a binary one."""
+    data = path.read_bytes()
+    return "" if b"\0" in data[:8192] else data.decode("utf-8", errors="replace")

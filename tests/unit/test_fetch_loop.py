@@ -1,0 +1,280 @@
+"""Fetching many URLs on one event loop: slices, the gate, the chunk's deadline, bugs, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.fetch import loop as loop_module
+from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest, WaitingBytes
+from clipfleet_worker.outcomes import Outcomes
+from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
+from tests.support.waiting import wait_until
+
+HANG = object()
+DEADLINE_SECONDS = 180.0
+
+
+class FakeFetcher:
+    """Answers by URI: bytes, an exception, or never; by default one byte."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, object] = {}
+        self.asked: list[str] = []
+        self.cancelled: list[str] = []
+        self.is_started = self.is_closed = False
+
+    async def start(self) -> None:
+        self.is_started = True
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    async def fetch(self, uri: str) -> bytes:
+        self.asked.append(uri)
+        await asyncio.sleep(0)
+        answer = self.answers.get(uri, b"x")
+        if answer is HANG:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(uri)
+                raise
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, bytes)
+        return answer
+
+
+class CountingClock(Clock):
+    """Also tells how often it was looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return super().__call__()
+
+
+class Bench:
+    """A running loop with a double inside; what arrives is `delivered` unless a test takes it."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.fetcher, self.clock = FakeFetcher(), CountingClock()
+        self.waiting_bytes = WaitingBytes(limit)
+        self.loop = FetchLoop(self.fetcher, self.waiting_bytes, DEADLINE_SECONDS, monotonic=self.clock)
+        self.slices: list[FetchedSlice] = []
+        self.loop.start()
+
+    def fetch(self, *uris: str, on_slice: Callable[[FetchedSlice], None] | None = None) -> Outcomes:
+        outcomes = Outcomes(len(uris))
+
+        def arrive(fetched: FetchedSlice) -> None:
+            self.slices.append(list(fetched))
+            for position, _ in fetched:
+                outcomes.fail(position, ItemFailure(ErrorCode.EMPTY, "arrived").error)
+
+        self.loop.fetch(FetchRequest(list(enumerate(uris)), outcomes, on_slice or arrive))
+        return outcomes
+
+    def let_the_loop_run(self) -> None:
+        """What could go on in the loop has gone on; twenty rounds are plenty for these doubles."""
+
+        async def rounds() -> None:
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(rounds(), self.loop._loop).result(PATIENCE_SECONDS)
+
+    def let_a_check_pass(self) -> None:
+        before = self.clock.looks
+        wait_until(lambda: self.clock.looks >= before + 4, "the deadline was looked at")
+
+
+@pytest.fixture
+def benches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
+    monkeypatch.setattr(loop_module, "_CHECK_SECONDS", 0.01)
+    made: list[Bench] = []
+
+    def make(limit: int = 1000) -> Bench:
+        made.append(Bench(limit))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.loop.stop()
+
+
+@pytest.fixture
+def bench(benches: Callable[..., Bench]) -> Bench:
+    return benches()
+
+
+class TestSlices:
+    def test_every_url_arrives_once_at_its_position(self, bench: Bench) -> None:
+        uris = [f"u{n}" for n in range(40)]
+        bench.fetcher.answers = {uri: uri.encode() for uri in uris}
+
+        bench.fetch(*uris).wait()
+
+        arrived = sorted(pair for one in bench.slices for pair in one)
+        assert arrived == [(n, uri.encode()) for n, uri in enumerate(uris)]
+        assert all(len(one) <= 16 for one in bench.slices)
+        assert len(bench.slices) == 3
+
+    def test_what_is_there_does_not_wait_for_a_slow_url(self, bench: Bench) -> None:
+        bench.fetcher.answers["slow"] = HANG
+        arrived = threading.Event()
+
+        bench.fetch("quick", "slow", on_slice=lambda fetched: arrived.set())
+
+        assert arrived.wait(PATIENCE_SECONDS)
+
+    def test_a_failure_is_the_items_error(self, bench: Bench) -> None:
+        bench.fetcher.answers["gone"] = ItemFailure(ErrorCode.NOT_FOUND, "HTTP status 404")
+
+        outcomes = bench.fetch("a", "gone", "b")
+
+        outcomes.wait()
+        assert [error and error.code for error in outcomes.errors][1] is ErrorCode.NOT_FOUND
+        assert sorted(position for one in bench.slices for position, _ in one) == [0, 2]
+
+
+class TestGate:
+    def test_no_fetch_begins_while_too_many_bytes_wait(self, benches: Callable[..., Bench]) -> None:
+        bench = benches(limit=10)
+        bench.fetcher.answers["first"] = b"0123456789"
+        bench.fetch("first").wait()
+        outcomes = bench.fetch("second", "third")
+        bench.let_the_loop_run()
+        assert bench.fetcher.asked == ["first"]
+
+        bench.waiting_bytes.remove(10)
+
+        outcomes.wait()
+        assert sorted(bench.fetcher.asked) == ["first", "second", "third"]
+
+    def test_room_that_is_gone_again_opens_nothing(self) -> None:
+        # Given bytes that were decoded, and others that arrived before the loop heard of it
+        async def scenario() -> bool:
+            waiting = WaitingBytes(10)
+            waiting.bind(asyncio.get_running_loop())
+            waiting.add(10)
+            waiting.remove(10)
+            waiting.add(10)
+            await asyncio.sleep(0)
+
+            # When somebody waits, Then he sleeps: were he to spin, nothing else would run in this loop
+            task = asyncio.create_task(waiting.wait_open())
+            for _ in range(5):
+                await asyncio.sleep(0)
+            was_done = task.done()
+            waiting.remove(10)
+            await task
+            return was_done
+
+        call = InThread(lambda: asyncio.run(scenario()))
+        assert call.result() is False
+
+    def test_the_deadline_stands_still_while_the_gate_is_closed(self, benches: Callable[..., Bench]) -> None:
+        bench = benches(limit=10)
+        bench.waiting_bytes.add(10)
+        outcomes = bench.fetch("a")
+        bench.let_a_check_pass()
+
+        bench.clock.now += 10 * DEADLINE_SECONDS
+        bench.let_a_check_pass()
+        bench.waiting_bytes.remove(10)
+
+        outcomes.wait()
+        assert bench.fetcher.asked == ["a"]
+        assert outcomes.errors[0] == ItemFailure(ErrorCode.EMPTY, "arrived").error
+
+
+class TestDeadline:
+    def test_open_items_become_timeouts_and_the_others_stay(self, bench: Bench) -> None:
+        bench.fetcher.answers["slow"] = HANG
+        outcomes = bench.fetch("quick", "slow")
+        wait_until(lambda: bench.slices, "the quick one has arrived")
+        bench.let_a_check_pass()
+
+        bench.clock.now += DEADLINE_SECONDS + 1
+
+        outcomes.wait()
+        assert [error and error.code for error in outcomes.errors] == [ErrorCode.EMPTY, ErrorCode.TIMEOUT]
+        assert outcomes.errors[1] is not None and "180 s" in outcomes.errors[1].detail
+        assert bench.fetcher.cancelled == ["slow"]
+
+
+class TestInterruption:
+    def test_a_chunk_that_is_not_ours_any_more_is_not_fetched_on(self, bench: Bench) -> None:
+        bench.fetcher.answers["slow"] = HANG
+        outcomes = bench.fetch("slow")
+        wait_until(lambda: bench.fetcher.asked, "the fetch has begun")
+
+        outcomes.interrupt(ChunkInterrupted("lost"))
+
+        wait_until(lambda: bench.fetcher.cancelled == ["slow"], "the fetch is cancelled")
+
+    @pytest.mark.parametrize("others", [[], ["slow"]])
+    def test_a_bug_interrupts_the_chunk(self, bench: Bench, others: list[str]) -> None:
+        bench.fetcher.answers |= {"bad": ZeroDivisionError("bug"), "slow": HANG}
+
+        with pytest.raises(ZeroDivisionError):
+            bench.fetch("bad", *others).wait()
+
+    def test_a_fetch_that_cancels_itself_is_a_bug_and_not_a_chunk_that_hangs(self, bench: Bench) -> None:
+        bench.fetcher.answers["odd"] = asyncio.CancelledError()
+
+        with pytest.raises(RuntimeError, match="cancelled"):
+            bench.fetch("odd").wait()
+
+    def test_a_slice_that_cannot_be_passed_on_interrupts_the_chunk(self, bench: Bench) -> None:
+        def refuse(fetched: FetchedSlice) -> None:
+            raise OverflowError("no room")
+
+        with pytest.raises(OverflowError):
+            bench.fetch(*(f"u{n}" for n in range(16)), on_slice=refuse).wait()
+
+    def test_other_chunks_go_on(self, bench: Bench) -> None:
+        bench.fetcher.answers["bad"] = ZeroDivisionError("bug")
+        with pytest.raises(ZeroDivisionError):
+            bench.fetch("bad").wait()
+
+        bench.fetch("good").wait()
+
+
+class TestEnd:
+    def test_it_opens_and_closes_the_fetcher(self) -> None:
+        bench = Bench()
+        assert bench.fetcher.is_started
+        bench.loop.stop()
+        assert bench.fetcher.is_closed
+        bench.loop.stop()
+
+    def test_a_chunk_under_way_is_given_back(self) -> None:
+        bench = Bench()
+        bench.fetcher.answers["slow"] = HANG
+        outcomes = bench.fetch("slow")
+        wait_until(lambda: bench.fetcher.asked, "the fetch has begun")
+
+        bench.loop.stop()
+
+        with pytest.raises(ChunkInterrupted):
+            outcomes.wait()
+
+    def test_bytes_may_be_decoded_after_the_loop_has_ended(self) -> None:
+        bench = Bench(limit=1)
+        bench.fetch("a").wait()
+        bench.loop.stop()
+        with suppress(ChunkInterrupted):
+            bench.waiting_bytes.remove(1)
+        assert bench.waiting_bytes.count == 0

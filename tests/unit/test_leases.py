@@ -1,0 +1,209 @@
+"""Leases in our hands: renewed while their stage may run, interrupted when they are lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import Lease, Ledger
+from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.leases import HeldLease, LeaseKeeper
+from tests.support.doubles import PATIENCE_SECONDS, Clock
+
+LEASE_SECONDS = 30.0
+
+
+class FakeLedger:
+    """Answers `renew` by the words it was given, by chunk; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, str] = {}
+        self.is_away = False
+        self.renewed: list[list[str]] = []
+        self.asked = threading.Event()
+
+    def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:
+        assert lease_seconds == LEASE_SECONDS
+        self.renewed.append([lease.chunk for lease in leases])
+        self.asked.set()
+        if self.is_away:
+            raise RedisUnavailableError("away")
+        return [self.words.get(lease.chunk, "held") for lease in leases]
+
+
+@pytest.fixture
+def ledger() -> FakeLedger:
+    return FakeLedger()
+
+
+@pytest.fixture
+def keeper(ledger: FakeLedger) -> LeaseKeeper:
+    return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS)
+
+
+def lease(chunk: int) -> Lease:
+    return Lease("job", str(chunk), f"token-{chunk}")
+
+
+class TestHeldLease:
+    def test_a_stage_has_a_limit(self) -> None:
+        clock = Clock()
+        held = HeldLease(lease(0), clock)
+        held.enter("write", 10)
+        assert held.stage == "write"
+
+        clock.now += 9.9
+        assert held.is_within_limit
+        clock.now += 0.1
+        assert not held.is_within_limit
+
+    def test_the_next_stage_starts_the_clock_anew(self) -> None:
+        clock = Clock()
+        held = HeldLease(lease(0), clock)
+        held.enter("read", 10)
+        clock.now += 20
+        held.enter("write", 10)
+
+        assert held.is_within_limit
+
+    def test_a_claimed_chunk_has_a_limit_before_its_first_stage(self) -> None:
+        clock = Clock()
+        held = HeldLease(lease(0), clock)
+        assert held.is_within_limit
+        clock.now += 3600
+        assert not held.is_within_limit
+
+    def test_an_interruption_ends_the_next_stage_before_it_begins(self) -> None:
+        held = HeldLease(lease(0))
+        held.interrupt("lost")
+
+        with pytest.raises(ChunkInterrupted, match="lost"):
+            held.enter("write", 10)
+
+    def test_who_waits_is_told_once(self) -> None:
+        held, told = HeldLease(lease(0)), list[BaseException]()
+        held.on_interrupt(told.append)
+        held.interrupt("lost")
+        held.interrupt("the worker leaves")
+
+        assert [str(error) for error in told] == ["lost"]
+
+    def test_who_comes_late_is_told_at_once(self) -> None:
+        held, told = HeldLease(lease(0)), list[BaseException]()
+        held.interrupt("cancelled")
+        held.on_interrupt(told.append)
+
+        assert [str(error) for error in told] == ["cancelled"]
+
+
+class TestRenewing:
+    def test_one_call_renews_all_that_are_held(self, keeper: LeaseKeeper, ledger: FakeLedger) -> None:
+        with keeper.hold(lease(1)):
+            with keeper.hold(lease(2)):
+                keeper.renew_all()
+            keeper.renew_all()
+        keeper.renew_all()
+
+        assert ledger.renewed == [["1", "2"], ["1"], []]
+
+    @pytest.mark.parametrize("word", ["lost", "cancelled"])
+    def test_a_lost_chunk_is_interrupted_with_the_word(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, word: str
+    ) -> None:
+        ledger.words["2"] = word
+        with keeper.hold(lease(1)) as mine, keeper.hold(lease(2)) as lost:
+            keeper.renew_all()
+
+            mine.enter("write", 10)
+            with pytest.raises(ChunkInterrupted, match=word):
+                lost.enter("write", 10)
+
+    @pytest.mark.parametrize("word", ["held", "paused"])
+    def test_a_chunk_of_a_paused_job_goes_on(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, word: str
+    ) -> None:
+        ledger.words["1"] = word
+        with keeper.hold(lease(1)) as held:
+            keeper.renew_all()
+            held.enter("write", 10)
+
+    def test_a_redis_that_is_away_changes_nothing(self, keeper: LeaseKeeper, ledger: FakeLedger) -> None:
+        with keeper.hold(lease(1)) as held:
+            ledger.is_away = True
+            keeper.renew_all()
+            held.enter("encode", 10)
+
+            # When it is back, it says what happened meanwhile.
+            ledger.is_away, ledger.words["1"] = False, "lost"
+            keeper.renew_all()
+            with pytest.raises(ChunkInterrupted):
+                held.enter("write", 10)
+
+    def test_a_stage_beyond_its_limit_is_not_renewed(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with keeper.hold(lease(1)) as hanging, keeper.hold(lease(2)) as fine:
+            hanging.enter("decode", 0)
+            fine.enter("decode", 1000)
+
+            with caplog.at_level(logging.ERROR):
+                keeper.renew_all()
+
+        assert ledger.renewed == [["2"]]
+        assert "stage decode of chunk 1 hangs" in caplog.text
+
+    def test_a_lease_is_let_go_whatever_happens_in_the_context(
+        self, keeper: LeaseKeeper, ledger: FakeLedger
+    ) -> None:
+        with pytest.raises(SystemExit), keeper.hold(lease(1)):
+            raise SystemExit
+        keeper.renew_all()
+
+        assert ledger.renewed == [[]]
+
+
+class TestLeaving:
+    def test_all_that_is_held_is_interrupted(self, keeper: LeaseKeeper) -> None:
+        told: list[str] = []
+        with keeper.hold(lease(1)) as first, keeper.hold(lease(2)) as second:
+            for held in (first, second):
+                held.on_interrupt(lambda error: told.append(str(error)))
+            keeper.interrupt_all("the worker leaves")
+
+        assert told == ["the worker leaves"] * 2
+
+    def test_a_claim_that_was_answered_late_is_interrupted_too(self, keeper: LeaseKeeper) -> None:
+        # Given a worker whose time to drain is over, when the answer to a claim still comes in
+        keeper.interrupt_all("the worker leaves")
+
+        with keeper.hold(lease(1)) as held, pytest.raises(ChunkInterrupted, match="the worker leaves"):
+            held.enter("read", 10)
+
+
+class TestThread:
+    def test_it_renews_by_itself_and_ends_when_told(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopped, waited = keeper._stop, list[float]()
+
+        def wait(seconds: float) -> bool:  # over at once the first time, then for as long as it takes
+            waited.append(seconds)
+            return len(waited) > 1 and stopped.wait(PATIENCE_SECONDS)
+
+        monkeypatch.setattr(keeper, "_stop", SimpleNamespace(wait=wait, set=stopped.set))
+        keeper.start()
+        assert ledger.asked.wait(PATIENCE_SECONDS)
+
+        keeper.stop()
+
+        assert waited == [LEASE_SECONDS / 3] * 2
+        assert ledger.renewed == [[]]
+
+    def test_it_can_be_stopped_without_having_been_started(self, keeper: LeaseKeeper) -> None:
+        keeper.stop()

@@ -1,0 +1,160 @@
+"""Models in memory: loaded once, unloaded when too many, tried again after a failure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from clipfleet.contract import Precision
+from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+from clipfleet_worker.models import Models
+from clipfleet_worker.testing import FakeEncoder
+from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
+
+FP32, BF16 = Precision.FP32, Precision.BF16
+
+
+class Loader:
+    """Makes fake models; notes the calls, may be held up or told to fail."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Precision]] = []
+        self.errors: dict[str, BaseException] = {}
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def __call__(self, name: str, precision: Precision) -> LoadedModel:
+        self.calls.append((name, precision))
+        self.entered.set()
+        assert self.go.wait(PATIENCE_SECONDS)
+        if name in self.errors:
+            raise self.errors[name]
+        return cast(LoadedModel, FakeEncoder(name))
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+def models(loader: Loader, *, kept: int = 2, clock: Clock | None = None) -> Models:
+    return Models(("a", "b"), loader, kept=kept, default_precision=FP32, monotonic=clock or Clock())
+
+
+class TestLoading:
+    def test_many_threads_share_one_loading(self, loader: Loader) -> None:
+        loader.go.clear()
+        served = models(loader)
+        calls = [InThread(lambda: served.get("a", FP32)) for _ in range(8)]
+        assert loader.entered.wait(PATIENCE_SECONDS)
+        loader.go.set()
+
+        found = [call.result() for call in calls]
+
+        assert loader.calls == [("a", FP32)]
+        assert all(model is found[0] for model in found)
+
+    def test_a_loaded_model_is_kept(self, loader: Loader) -> None:
+        served = models(loader)
+        assert served.get("a", FP32) is served.get("a", FP32)
+
+    def test_prefetching_returns_at_once(self, loader: Loader) -> None:
+        loader.go.clear()
+        future = models(loader).prefetch("a", FP32)
+        assert not future.done()
+
+        loader.go.set()
+        assert future.result(PATIENCE_SECONDS).name == "a"
+
+    def test_an_open_precision_is_the_workers(self, loader: Loader) -> None:
+        served = models(loader)
+        assert served.get("a", Precision.AUTO) is served.get("a", FP32)
+        served.get("a", BF16)
+
+        assert loader.calls == [("a", FP32), ("a", BF16)]
+
+    def test_the_least_recently_used_model_goes(self, loader: Loader) -> None:
+        served = models(loader, kept=2)
+        for name in ("a", "b", "a", "c", "a", "b"):
+            served.get(name, FP32)
+
+        assert [name for name, _ in loader.calls] == ["a", "b", "c", "b"]
+
+
+class TestFailures:
+    def test_the_next_call_tries_again(self, loader: Loader) -> None:
+        served = models(loader)
+        loader.errors["a"] = ModelUnavailableError("hub away")
+        with pytest.raises(ModelUnavailableError, match="hub away"):
+            served.get("a", FP32)
+
+        del loader.errors["a"]
+        assert served.get("a", FP32).name == "a"
+
+    def test_a_model_that_cannot_be_loaded_takes_no_place(self, loader: Loader) -> None:
+        served = models(loader, kept=2)
+        loader.errors["broken"] = ModelUnavailableError("no such weights")
+        served.get("a", FP32)
+        with pytest.raises(ModelUnavailableError):
+            served.get("broken", FP32)
+        served.get("b", FP32)
+
+        served.get("a", FP32)
+
+        assert [name for name, _ in loader.calls] == ["a", "broken", "b"]
+
+    def test_too_little_memory_is_told_to_who_waits_and_the_thread_ends_well(
+        self, loader: Loader, died: list[str]
+    ) -> None:
+        loader.errors["a"] = MemoryError("no room on the device")
+        future = models(loader).prefetch("a", FP32)
+
+        with pytest.raises(MemoryError):
+            future.result(PATIENCE_SECONDS)
+        _join_loaders()
+        assert died == []
+
+    def test_a_bug_is_told_to_who_waits_and_to_the_process(self, loader: Loader, died: list[str]) -> None:
+        loader.errors["a"] = ZeroDivisionError("bug")
+        future = models(loader).prefetch("a", FP32)
+
+        with pytest.raises(ZeroDivisionError):
+            future.result(PATIENCE_SECONDS)
+        _join_loaders()
+        assert died == ["load a"]
+
+
+class TestServing:
+    def test_a_shunned_model_is_left_to_others_for_a_while(self, loader: Loader) -> None:
+        clock = Clock()
+        served = models(loader, clock=clock)
+        assert served.served() == ("a", "b")
+
+        served.shun("a")
+
+        assert served.served() == ("b",)
+        clock.now += 299
+        assert served.served() == ("b",)
+        clock.now += 1
+        assert served.served() == ("a", "b")
+
+
+@pytest.fixture
+def died(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of threads that ended with an exception."""
+    names: list[str] = []
+    monkeypatch.setattr(
+        threading,
+        "excepthook",
+        lambda arguments: names.append(arguments.thread.name if arguments.thread else "?"),
+    )
+    yield names
+
+
+def _join_loaders() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("load "):
+            thread.join(PATIENCE_SECONDS)

@@ -1,0 +1,177 @@
+"""The rows of a part: columns, order, nulls, failures, vectors; no passwords."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipfleet.contract import PART_COLUMNS, ErrorCode, ItemError, PartCounts, part_schema
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.rows import count_rows, failed_outcomes, part_table, without_userinfo
+from clipfleet_worker.scoring import Ranking
+
+NOT_FOUND = ItemError(ErrorCode.NOT_FOUND, "HTTP status 404")
+VECTORS = np.array([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=np.float32)
+
+
+def items(*uris: str, **extra: list[str | None]) -> pa.Table:
+    """Items 10, 11, ... as they are staged."""
+    return pa.table(
+        {
+            "item_index": pa.array(range(10, 10 + len(uris)), pa.int64()),
+            "item_id": [f"id {n}" for n in range(len(uris))],
+            "uri": list(uris),
+            **{name: pa.array(values, pa.string()) for name, values in extra.items()},
+        }
+    )
+
+
+@pytest.fixture
+def outcomes() -> Outcomes:
+    """Three items: ok, not found, ok."""
+    outcomes = Outcomes(3)
+    outcomes.deliver([0, 2], VECTORS)
+    outcomes.fail(1, NOT_FOUND)
+    outcomes.widths[:], outcomes.heights[:] = [640, None, 31], [480, None, 17]
+    outcomes.content_hashes[:] = ["aa", None, "cc"]
+    return outcomes
+
+
+def embedded(rows: pa.Table, outcomes: Outcomes) -> pa.Table:
+    return part_table(rows, outcomes, embedding_dimension=4, model_fingerprint="f00d", store_embeddings=True)
+
+
+THREE = items("/a.jpg", "/b.jpg", "/c.jpg", note=["x", None, "z"], source_label=["1", "2", "3"])
+
+
+class TestEmbedding:
+    def test_the_columns_are_the_contracts_then_the_sources_own(self, outcomes: Outcomes) -> None:
+        table = embedded(THREE, outcomes)
+
+        assert tuple(table.column_names) == (*PART_COLUMNS, "note", "source_label")
+        extra = [pa.field("note", pa.string()), pa.field("source_label", pa.string())]
+        assert table.schema == part_schema(4, extra)
+
+    def test_one_row_per_item_in_their_order_failures_included(self, outcomes: Outcomes) -> None:
+        rows = embedded(THREE, outcomes).to_pylist()
+
+        assert [row["item_index"] for row in rows] == [10, 11, 12]
+        assert [row["item_id"] for row in rows] == ["id 0", "id 1", "id 2"]
+        assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+        assert [row["note"] for row in rows] == ["x", None, "z"]
+        assert [(row["width"], row["height"]) for row in rows] == [(640, 480), (None, None), (31, 17)]
+        assert [row["content_hash"] for row in rows] == ["aa", None, "cc"]
+        assert [row["model_fingerprint"] for row in rows] == ["f00d", None, "f00d"]
+
+    def test_a_failed_row_says_why_and_has_no_results(self, outcomes: Outcomes) -> None:
+        row = embedded(THREE, outcomes).to_pylist()[1]
+
+        assert (row["error_code"], row["error_detail"]) == ("not_found", "HTTP status 404")
+        for name in ("label", "score", "labels", "scores", "embedding", "model_fingerprint"):
+            assert row[name] is None
+
+    def test_an_ok_row_has_no_error(self, outcomes: Outcomes) -> None:
+        row = embedded(THREE, outcomes).to_pylist()[0]
+
+        assert row["error_code"] is None and row["error_detail"] is None
+
+    def test_vectors_are_float16_and_stand_at_their_items(self, outcomes: Outcomes) -> None:
+        column = embedded(THREE, outcomes)["embedding"].combine_chunks()
+
+        assert column.type == pa.list_(pa.float16(), 4)
+        assert column.is_null().to_pylist() == [False, True, False]
+        np.testing.assert_array_equal(column[0].as_py(), VECTORS[0].astype(np.float16))
+        np.testing.assert_array_equal(column[2].as_py(), VECTORS[1].astype(np.float16))
+
+    def test_a_failure_after_decoding_keeps_what_is_known(self, outcomes: Outcomes) -> None:
+        outcomes.widths[1], outcomes.heights[1], outcomes.content_hashes[1] = 5, 6, "bb"
+        row = embedded(THREE, outcomes).to_pylist()[1]
+
+        assert (row["width"], row["height"], row["content_hash"]) == (5, 6, "bb")
+
+
+class TestClassifying:
+    def test_labels_stand_at_their_items_best_first(self, outcomes: Outcomes) -> None:
+        ranking = Ranking(np.array([[1, 0], [2, 1]]), np.array([[0.75, 0.25], [0.5, 0.25]], np.float32))
+        rows = part_table(
+            THREE,
+            outcomes,
+            embedding_dimension=4,
+            model_fingerprint="f00d",
+            store_embeddings=False,
+            labels=("ant", "bee", "cow"),
+            ranking=ranking,
+        ).to_pylist()
+
+        assert [row["label"] for row in rows] == ["bee", None, "cow"]
+        assert [row["score"] for row in rows] == [0.75, None, 0.5]
+        assert [row["labels"] for row in rows] == [["bee", "ant"], None, ["cow", "bee"]]
+        assert [row["scores"] for row in rows] == [[0.75, 0.25], None, [0.5, 0.25]]
+        assert [row["embedding"] for row in rows] == [None] * 3
+
+    def test_the_schema_is_the_same_as_with_vectors(self, outcomes: Outcomes) -> None:
+        without = part_table(
+            THREE, outcomes, embedding_dimension=4, model_fingerprint="f", store_embeddings=False
+        )
+        assert without.schema == embedded(THREE, outcomes).schema
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize("store", [True, False])
+    def test_every_item_fails_with_the_chunks_error(self, store: bool) -> None:
+        error = ItemError(ErrorCode.MODEL_UNAVAILABLE, "no such weights")
+        table = part_table(
+            THREE,
+            failed_outcomes(3, error),
+            embedding_dimension=4,
+            model_fingerprint=None,
+            store_embeddings=store,
+        )
+
+        assert table["error_code"].to_pylist() == ["model_unavailable"] * 3
+        assert table["error_detail"].to_pylist() == ["no such weights"] * 3
+        assert table["embedding"].null_count == 3
+        assert table.schema.field("embedding").type == pa.list_(pa.float16(), 4)
+
+    def test_an_unknown_dimension_still_gives_a_part(self) -> None:
+        table = part_table(
+            THREE,
+            failed_outcomes(3, NOT_FOUND),
+            embedding_dimension=None,
+            model_fingerprint=None,
+            store_embeddings=True,
+        )
+        assert tuple(table.column_names[: len(PART_COLUMNS)]) == PART_COLUMNS
+
+    def test_counts_by_code(self, outcomes: Outcomes) -> None:
+        assert count_rows(outcomes) == PartCounts(2, 1, {"not_found": 1})
+        assert count_rows(failed_outcomes(3, NOT_FOUND)) == PartCounts(0, 3, {"not_found": 3})
+
+
+class TestUserinfo:
+    def test_a_part_holds_no_password(self, outcomes: Outcomes) -> None:
+        rows = items("https://me:secret@a.example/x.jpg", "https://me@b.example/y", "/home/me@work/z.jpg")
+
+        assert embedded(rows, outcomes)["uri"].to_pylist() == [
+            "https://a.example/x.jpg",
+            "https://b.example/y",
+            "/home/me@work/z.jpg",
+        ]
+
+    @pytest.mark.parametrize(
+        ("uri", "stored"),
+        [
+            ("https://a.example/x.jpg", "https://a.example/x.jpg"),
+            ("https://a.example/@me/x@2x.png?to=a@b", "https://a.example/@me/x@2x.png?to=a@b"),
+            ("https://u:p@a.example:8443/x?y#z", "https://a.example:8443/x?y#z"),
+            ("https://u:p@ss@a.example/x", "https://a.example/x"),
+            ("HTTPS://u:p@A.example/x", "https://A.example/x"),
+            ("http://u:p@[::1]/x", "http://[::1]/x"),
+            ("http://u:p@[broken/x", "http://[broken/x"),
+            ("file:///a@b.jpg", "file:///a@b.jpg"),
+            ("data:image/png;base64,@", "data:image/png;base64,@"),
+        ],
+    )
+    def test_other_parts_stay(self, uri: str, stored: str) -> None:
+        assert without_userinfo(uri) == stored
