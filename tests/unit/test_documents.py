@@ -18,6 +18,7 @@ from clipfleet import cli as producer_cli
 from clipfleet.contract import PART_COLUMNS, ErrorCode
 from clipfleet.settings import Settings
 from clipfleet_worker import cli as worker_cli
+from clipfleet_worker.decode import ALLOWED_FORMATS
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import README, ROOT, documents, repository_files, table
 
@@ -75,6 +76,11 @@ def test_codes_that_no_code_gives_are_marked() -> None:
         row[0].strip("`") for row in table(README, "code", "meaning", "retryable") if row[1] == NOT_GIVEN
     }
     assert marked == {code.value for code in ErrorCode} - {code.value for code in given}
+
+
+def test_the_formats_that_are_read_are_those_of_the_decoder() -> None:
+    meanings = {row[0]: row[1] for row in table(README, "code", "meaning", "retryable")}
+    assert meanings["`format_refused`"].endswith(", ".join(ALLOWED_FORMATS))
 
 
 def test_the_columns_table_is_that_of_the_contract() -> None:
