@@ -163,15 +163,6 @@ class ItemError:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a job."""
-
-    item_index: int  # position in the source, unique within the job
-    item_id: str  # the user's name for it, need not be unique
-    uri: str  # http(s) URL, file:// URL or absolute path
-
-
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -16,7 +16,6 @@ EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ende
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
-RECONCILE_LOCK = f"{PREFIX}:reconcile-lock"  # string: the worker that reconciles now
 
 
 def lane_queue(lane: str, model: str) -> str:
@@ -47,11 +46,6 @@ DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the c
 JOB_SUFFIXES = ("", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE)
 
 
-def text_matrix(model_fingerprint: str, label_set_hash: str) -> str:
-    """String: a label set's text features under a model."""
-    return f"{PREFIX}:text:{model_fingerprint}:{label_set_hash}"
-
-
 def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
     names = {
@@ -61,13 +55,19 @@ def lua_prelude() -> str:
         "STREAM": STREAM, "DONE": DONE,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]
+    job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))
     lines += [
-        f"local function job_key(job, suffix) return '{job('')[:-1]}' .. job .. '}}' .. (suffix or '') end",
-        f"local function lane_queue(lane, model) return '{PREFIX}:lane:' .. lane .. ':' .. model end",
-        f"local function token_key(token) return '{claim_token('')}' .. token end",
+        f"local function job_key(job, suffix) return '{job_key}' .. (suffix or '') end",
+        f"local function lane_queue(lane, model) return '{lane_key}' end",
+        f"local function token_key(token) return '{claim_token(_spliced('token'))}' end",
         "local JOB_SUFFIXES = {" + ", ".join(f"'{suffix}'" for suffix in JOB_SUFFIXES) + "}",
     ]
     return "\n".join(lines)
+
+
+def _spliced(variable: str) -> str:
+    """A Lua variable in the middle of a string in single quotes."""
+    return f"' .. {variable} .. '"
 
 
 # --- Objects of an output ---

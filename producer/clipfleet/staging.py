@@ -313,9 +313,3 @@ class StagedReader:
         else:
             return
         raise OutputUnreachableError(f"{self._output.uri}/{name}: {problem}")
-
-
-def read_chunk(output: Output, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
-    """One chunk, without keeping anything open; see `StagedReader.read_chunk`."""
-    with StagedReader(output) as reader:
-        return reader.read_chunk(first_chunk, chunks, chunk_id)

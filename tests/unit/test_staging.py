@@ -18,7 +18,7 @@ from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceChangedError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
-from clipfleet.staging import StagedFile, StagedReader, Stager, read_chunk
+from clipfleet.staging import StagedFile, StagedReader, Stager
 
 JOB = "20261124-3f9a1c2b7d4e"
 
@@ -50,6 +50,11 @@ def timed(clock: Clock, steps: Iterable[tuple[float, pa.RecordBatch]]) -> Iterat
     for seconds, one in steps:
         clock.now += seconds
         yield one
+
+
+def read_chunk(output: FolderOutput, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
+    with StagedReader(output) as reader:
+        return reader.read_chunk(first_chunk, chunks, chunk_id)
 
 
 def known(files: Iterable[StagedFile]) -> list[tuple[int, int]]:

@@ -23,7 +23,6 @@ from clipfleet.redis_connection import masked
 from clipfleet_worker.embedded import EmbeddedValkey, holder, note_holder, try_lock, write_private
 from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
 
-DEFAULT_DIRECTORY = Path(".clipfleet")
 READY_FILE_VARIABLE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work
 
 _URL = "CLIPFLEET_REDIS_URL"
