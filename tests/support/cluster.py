@@ -85,6 +85,8 @@ class Cluster:
             "CLIPFLEET_OUTPUT_ROOTS": str(self.folder),
             "CLIPFLEET_MODELS": "demo",
             "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8",
+            # Several workers share few cores here: each with a thread per core, they wait for one another's.
+            "OMP_NUM_THREADS": "1",
             **self._settings,
         }
 
