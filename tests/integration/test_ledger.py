@@ -302,6 +302,18 @@ def test_the_same_token_gets_the_same_chunk_again(ledger: Ledger) -> None:
     assert ledger.status("job").leased_chunks == 1
 
 
+def test_a_claim_that_is_repeated_has_its_whole_lease_before_it(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_job(ledger)
+    claim(ledger, token="delivery-1")
+    let_leases_expire(redis_client)
+
+    claim(ledger, token="delivery-1")
+
+    assert ledger.reconcile()[0] == 0
+
+
 def test_a_token_whose_chunk_is_complete_gets_nothing_more(ledger: Ledger) -> None:
     add_job(ledger, chunks=2)
     complete(ledger, claim(ledger, token="delivery-1"))
@@ -425,6 +437,23 @@ def test_a_chunk_that_came_back_is_claimed_before_new_ones(ledger: Ledger, redis
     assert [claim(ledger).chunk_id for _ in range(3)] == [0, 1, 2]
 
 
+def test_many_jobs_that_wait_for_a_back_off_do_not_hide_the_one_that_has_work(ledger: Ledger) -> None:
+    for number in range(70):
+        add_job(ledger, f"waits{number}")
+        ledger.release(claim(ledger), "waits", reason="store away", first_back_off_seconds=100)
+    add_job(ledger, "busy", chunks=3)
+
+    assert [claim(ledger).job_id for _ in range(3)] == ["busy"] * 3
+
+
+def test_many_excluded_jobs_do_not_hide_the_one_that_has_work(ledger: Ledger) -> None:
+    excluded = [f"excluded{number:02d}" for number in range(70)]
+    for name in [*excluded, "good"]:
+        add_job(ledger, name)
+
+    assert claim(ledger, excluded_jobs=excluded).job_id == "good"
+
+
 def test_a_job_that_waits_for_a_back_off_does_not_hold_up_its_lane(ledger: Ledger) -> None:
     add_job(ledger, "a", chunks=1)
     add_job(ledger, "b", chunks=1)
@@ -432,6 +461,20 @@ def test_a_job_that_waits_for_a_back_off_does_not_hold_up_its_lane(ledger: Ledge
 
     assert claim(ledger).job_id == "b"
     assert try_claim(ledger) is None
+
+
+def test_a_job_that_has_waited_longer_comes_first_whatever_lies_before_it_and_whichever_its_model(
+    ledger: Ledger,
+) -> None:
+    for name in ("empty1", "empty2"):
+        add_job(ledger, name, model="one:x")
+        claim(ledger, models=["one:x"])
+    add_job(ledger, "b", chunks=2, model="two:x")
+    claim(ledger, models=["two:x"])
+    add_job(ledger, "a", chunks=2, model="one:x")
+    claim(ledger, models=["one:x"])
+
+    assert claim(ledger, models=["one:x", "two:x"]).job_id == "b"
 
 
 # --- renew ---
@@ -658,11 +701,15 @@ def test_each_release_doubles_the_back_off_up_to_five_minutes(
 
 
 def test_a_released_chunk_is_claimed_once_its_back_off_is_over(ledger: Ledger) -> None:
-    add_job(ledger)
-    ledger.release(claim(ledger), "waits", reason="store away", first_back_off_seconds=0.3)
-    assert try_claim(ledger) is None
+    add_job(ledger, chunks=2)
+    long, short = claim(ledger), claim(ledger)
+    ledger.release(long, "waits", reason="store away", first_back_off_seconds=100)
+    ledger.release(short, "waits", reason="store away", first_back_off_seconds=0.1)
 
-    assert wait_until(lambda: try_claim(ledger), "the back-off is over", seconds=5)
+    again = wait_until(lambda: try_claim(ledger), "a back-off is over", seconds=5)
+
+    assert again.chunk_id == short.chunk_id
+    assert try_claim(ledger) is None
 
 
 def test_a_worker_that_leaves_releases_its_chunks_for_others_at_once(ledger: Ledger) -> None:
@@ -840,11 +887,13 @@ def test_a_lease_that_ran_out_is_a_loss_and_the_first_one_is_due_at_once(
 
 
 def test_leases_run_out_by_the_servers_clock(ledger: Ledger) -> None:
-    add_job(ledger)
-    assert ledger.claim(new_token(), 0.2, list(Lane), ["demo"])
-    assert ledger.reconcile() == (0, 0)
+    add_job(ledger, chunks=2)
+    claim(ledger)
+    assert ledger.claim(new_token(), 0.1, list(Lane), ["demo"])
 
-    wait_until(lambda: ledger.reconcile() == (1, 0), "the lease has run out", seconds=5)
+    wait_until(lambda: ledger.reconcile() == (1, 0), "a lease has run out", seconds=5)
+
+    assert ledger.reconcile() == (0, 0)
 
 
 def test_further_losses_wait_twice_as_long_each_time(ledger: Ledger, redis_client: redis.Redis) -> None:
@@ -979,6 +1028,17 @@ def test_a_worker_that_cannot_reach_an_output_leaves_the_finishing_to_others(led
 
     assert ledger.claim_finish(new_token(), 600, excluded_jobs=["job"]) is None
     assert ledger.claim_finish(new_token(), 600) is not None
+
+
+def test_many_excluded_jobs_do_not_hide_the_one_to_finish(ledger: Ledger) -> None:
+    excluded = [f"excluded{number:02d}" for number in range(70)]
+    for name in [*excluded, "good"]:
+        add_finishing_job(ledger, name)
+
+    found = ledger.claim_finish(new_token(), 600, excluded)
+
+    assert found is not None
+    assert found.job_id == "good"
 
 
 def test_a_finish_claim_that_ran_out_is_taken_by_another_worker(

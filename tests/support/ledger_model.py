@@ -1,7 +1,7 @@
 """What the ledger promises, as plain Python: a twin of the Lua scripts for `test_ledger_states.py`.
 
-It predicts the answer of every call and the state after it. Where the ledger may choose (which job of a
-lane), it tells what may be chosen. Time has three values only: past, now and later.
+It predicts the answer of every call and the state after it. Where the ledger may choose (which of several new
+jobs of a lane), it tells what may be chosen. Time has three values only: past, now and later.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class ModelJob:
     files: list[tuple[int, int]] = field(default_factory=list)  # first chunk, chunks
     chunks: list[ModelChunk] = field(default_factory=list)
     next_chunk: int = 0
+    turn: int = 0  # of its last claim
     ok: int = 0
     failed: int = 0
     codes: Counter[str] = field(default_factory=Counter)
@@ -182,15 +183,18 @@ class ModelLedger:
                 for number in job.claimable_now()
             }
             if choices:
-                return choices
+                first = min(self.jobs[job_id].turn for job_id, _ in choices)
+                return {choice for choice in choices if self.jobs[choice[0]].turn == first}
         return set()
 
     def claimed(self, claim: Claim) -> None:
         """The ledger chose this one."""
         job = self.jobs[claim.job_id]
         chunk = job.chunks[claim.chunk_id]
-        chunk.place, chunk.token = Place.LEASED, claim.token
+        chunk.place, chunk.token, chunk.lease_is_over = Place.LEASED, claim.token, False
         job.next_chunk = max(job.next_chunk, claim.chunk_id + 1)
+        if claim.token not in self._claimed:
+            job.turn = self.turns
         self._claimed[claim.token] = (claim.job_id, claim.chunk_id)
 
     def must_say_more(

@@ -37,8 +37,8 @@ local function take(job, chunk, turn, queue)
   keep_job(job)
 end
 
--- The next chunk of a job, and whether the job has more; nil if none is due.
-local function next_chunk(job, queue, turn)
+-- The next chunk of a job, and whether the job has more; nil if none is due, and whether one will be after a back-off.
+local function next_chunk(job)
   local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
   local cursor, staged = number(job, 'next_chunk'), number(job, 'staged_chunks')
   if due[1] then return due[1], due[2] ~= nil or cursor < staged end
@@ -46,12 +46,7 @@ local function next_chunk(job, queue, turn)
     redis.call('HSET', job_key(job), 'next_chunk', cursor + 1)
     return tostring(cursor), cursor + 1 < staged
   end
-  if redis.call('ZCARD', job_key(job, DUE)) == 0 then
-    redis.call('ZREM', queue, job)  -- all its chunks are leased or done; whatever comes back offers it again
-  else
-    redis.call('ZADD', queue, 'XX', turn, job)  -- it waits for a back-off: let others be looked at first
-  end
-  return nil
+  return nil, redis.call('ZCARD', job_key(job, DUE)) > 0
 end
 
 -- Is there work beside this job's? A job stays in its queue until a claim finds it empty, so this may be one too many.
@@ -66,38 +61,49 @@ local function others_wait(own_queue)
   return false
 end
 
-local function try_queue(lane, model, turn)
-  local queue = lane_queue(lane, model)
-  for _, job in ipairs(redis.call('ZRANGE', queue, 0, 63)) do
-    if not is_claimable(field(job, 'state')) then
-      redis.call('ZREM', queue, job)
-    elseif not excluded[job] then
-      local chunk, more = next_chunk(job, queue, turn)
-      if chunk then
-        take(job, chunk, turn, queue)
-        return answer(job, chunk, more or others_wait(queue))
-      end
+-- Of all queues of a lane the one whose foremost job has waited longest. The first `skipped` jobs of each are passed over.
+local function longest_waiting(queues)
+  local best
+  for _, queue in ipairs(queues) do
+    if not queue.job then
+      local found = redis.call('ZRANGE', queue.name, queue.skipped, queue.skipped, 'WITHSCORES')
+      queue.job, queue.turn = found[1], tonumber(found[2] or '0')
     end
+    if queue.job and (not best or queue.turn < best.turn) then best = queue end
   end
-  return nil
+  return best
 end
 
--- Of several models in one lane, the one whose foremost job has waited longest.
-local function by_turn(lane)
-  local fronts = {}
-  for _, model in ipairs(models) do
-    local front = redis.call('ZRANGE', lane_queue(lane, model), 0, 0, 'WITHSCORES')
-    if front[1] then fronts[#fronts + 1] = {model, tonumber(front[2])} end
+-- Looks at a thousand jobs at most, so that nobody else waits long.
+local function try_lane(lane, turn)
+  local queues = {}
+  for i, model in ipairs(models) do queues[i] = {name = lane_queue(lane, model), skipped = 0} end
+  for _ = 1, 1024 do
+    local queue = longest_waiting(queues)
+    if not queue then return nil end
+    local job, stays = queue.job, true
+    if not is_claimable(field(job, 'state')) then
+      stays = false
+    elseif not excluded[job] then
+      local chunk, more = next_chunk(job)
+      if chunk then
+        take(job, chunk, turn, queue.name)
+        return answer(job, chunk, more or others_wait(queue.name))
+      end
+      stays = more  -- else all its chunks are leased or done; whatever comes back offers it again
+    end
+    if stays then queue.skipped = queue.skipped + 1 else redis.call('ZREM', queue.name, job) end
+    queue.job = nil
   end
-  table.sort(fronts, function(a, b) return a[2] < b[2] end)
-  return fronts
+  return nil
 end
 
 local earlier = redis.call('GET', token_key(token))
 if earlier then
   local job, chunk = string.match(earlier, '^(.+):(%d+)$')
-  if owns(job, chunk, token) then return answer(job, chunk, true) end
-  return {}
+  if not owns(job, chunk, token) then return {} end
+  redis.call('ZADD', LEASES, now + lease_ms, earlier)
+  return answer(job, chunk, true)
 end
 local turn = redis.call('INCR', TURNS)
 keep(TURNS)
@@ -107,9 +113,7 @@ if turn % 8 == 0 then
   lanes = reversed
 end
 for _, lane in ipairs(lanes) do
-  for _, front in ipairs(by_turn(lane)) do
-    local found = try_queue(lane, front[1], turn)
-    if found then return found end
-  end
+  local found = try_lane(lane, turn)
+  if found then return found end
 end
 return {}

@@ -5,7 +5,8 @@ local excluded = {}
 for i = 3, #ARGV do excluded[ARGV[i]] = true end
 local memory = token_key('finish:' .. token)  -- the same delivery may claim a chunk too
 local earlier = redis.call('GET', memory)
-local candidates = earlier and {earlier} or redis.call('ZRANGEBYSCORE', FINISHING, '-inf', now, 'LIMIT', 0, 64)
+local candidates = earlier and {earlier}
+  or redis.call('ZRANGEBYSCORE', FINISHING, '-inf', now, 'LIMIT', 0, 64 + #ARGV)  -- more than are excluded
 for _, job in ipairs(candidates) do
   if field(job, 'state') ~= 'finishing' then
     redis.call('ZREM', FINISHING, job)

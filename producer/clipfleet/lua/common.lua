@@ -1,6 +1,7 @@
 -- Shared by all scripts of the ledger. Key names come from keys.py (prepended). Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk sealed
--- done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms reason seconds:<stage>
+-- done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
+-- reason seconds:<stage>
 
 local KEEP_MS = 30 * 86400 * 1000  -- unfinished jobs and the shared keys; refreshed by every script that writes them
 
@@ -73,7 +74,7 @@ local function give_back(job, chunk, due_ms)
   if is_claimable(field(job, 'state')) then offer(job) end
 end
 
--- Full rows of back-off: 0 (first_ms) for the first time, then doubling, at most five minutes.
+-- first_ms for the first time, then twice as long each time, at most five minutes.
 local function back_off_ms(first_ms, times)
   return math.min(300000, first_ms * 2 ^ math.min(20, times - 1))
 end
@@ -97,7 +98,8 @@ local function end_job(job, state, reason, ttl_ms)
   for _, chunk in ipairs(redis.call('HKEYS', job_key(job, OWNERS))) do
     redis.call('ZREM', LEASES, lease_name(job, chunk))
   end
-  redis.call('DEL', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
+  -- After an outage these hold every chunk of a large job: UNLINK does not make the others wait.
+  redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
   redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
   redis.call('HDEL', job_key(job), 'finish_token')
   local facts = redis.call('HMGET', job_key(job), 'generation', 'ok', 'failed')

@@ -1,7 +1,7 @@
 -- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms.
 -- Answer: {chunks lost, jobs to finish now}.
 local now = now_ms()
-local lost = 0
+local lost, mended = 0, {}
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
   local job, chunk = string.match(lease, '^(.+):(%d+)$')
   local state = field(job, 'state')
@@ -12,9 +12,10 @@ for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT',
     local times = count_trouble(job, chunk, 'losses')
     -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk's fault.
     give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1))
-    keep_job(job)
+    mended[job] = true
   end
 end
+for job in pairs(mended) do keep_job(job) end
 local silent = redis.call('ZRANGEBYSCORE', WORKERS, '-inf', now - tonumber(ARGV[2]))
 for _, worker in ipairs(silent) do
   redis.call('ZREM', WORKERS, worker)
