@@ -53,6 +53,7 @@ LIVE_JOBS = 3  # at a time
 SOURCES = ([2], [3], [1, 2], [2, 1], [1, 1, 2], [])  # chunks of each staged file
 MODELS = ("one", "two")
 SERVED = (("one",), ("two",), ("two", "one"))  # by each of the workers
+TTL_SECONDS = 1000  # of a job that has ended
 LATER_SECONDS = 100.0  # after the end of every test
 
 times = st.integers(1, 2)  # how often a call arrives
@@ -218,9 +219,9 @@ class LedgerMachine(RuleBasedStateMachine):
             elif action == "resume":
                 assert self.ledger.resume(job_id) == self.model.resume(job_id)
             elif action == "cancel":
-                assert self.ledger.cancel(job_id, ttl_seconds=3600) == self.model.cancel(job_id)
+                assert self.ledger.cancel(job_id, ttl_seconds=TTL_SECONDS) == self.model.cancel(job_id)
             else:
-                self.ledger.fail(job_id, "no disk", ttl_seconds=3600)
+                self.ledger.fail(job_id, "no disk", ttl_seconds=TTL_SECONDS)
                 self.model.fail(job_id, "no disk")
 
     # --- the worker's side ---
@@ -480,7 +481,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.postpone_finish(claim, LATER_SECONDS)
                 self.model.postpone_finish(claim)
             else:
-                assert self.ledger.finish(claim, ttl_seconds=3600) == self.model.finish(claim)
+                assert self.ledger.finish(claim, ttl_seconds=TTL_SECONDS) == self.model.finish(claim)
 
     # --- what must be true at any time ---
 
@@ -596,14 +597,28 @@ class LedgerMachine(RuleBasedStateMachine):
         self._reconcile()
         for job_id in self.model.jobs:
             self._end_back_offs(job_id)
-        while claim := self._claim(self._new_token(), MODELS, LANES, ()):
-            delivery = Delivery(claim)
-            self._write(delivery)
-            assert self._complete(delivery) in ("done", "finishing")
+        self._follow_one_hint()
         self._expire_finish_claims()
         while finish := self._claim_finish(self._new_token()):
-            assert self.ledger.finish(finish, ttl_seconds=3600) == self.model.finish(finish)
+            assert self.ledger.finish(finish, ttl_seconds=TTL_SECONDS) == self.model.finish(finish)
+        for delivery in self.past:  # everything is heard once more, and changes nothing
+            self._claim(delivery.claim.token, MODELS, LANES, ())
+            self._release(delivery, "waits")
+            if delivery.is_written:
+                self._complete(delivery)
         self._check_end()
+
+    def _follow_one_hint(self) -> None:
+        """A hint that sets off the next one is enough, and it dies when nothing is left."""
+        has_hint = True
+        while has_hint:
+            claim = self._claim(self._new_token(), MODELS, LANES, ())
+            has_hint = claim is not None and claim.more
+            if claim is not None:
+                delivery = Delivery(claim)
+                self._write(delivery)
+                assert self._complete(delivery) in ("done", "finishing")
+        assert self._claim(self._new_token(), MODELS, LANES, ()) is None
 
     def _end_submit(self, producer: Producer) -> None:
         assert self.ledger.resume(producer.job_id) == self.model.resume(producer.job_id)
@@ -622,6 +637,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 parts = [part for (owner, _, _), part in self.store.items() if owner == job_id]
                 assert len(parts) == chunks
                 assert sum(part.ok + part.failed for part in parts) == items == job.ok + job.failed
+            names = self.client.keys(keys.job(job_id, "*"))
+            assert max(map(self.client.pttl, names)) <= TTL_SECONDS * 1000, f"{job_id} is kept for too long"
         assert self.ledger.reconcile() == (0, 0)
         assert not self.client.exists(keys.LEASES, keys.FINISHING)
 
