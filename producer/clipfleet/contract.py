@@ -265,6 +265,33 @@ class PartCounts:
     codes: Mapping[str, int]  # failed rows by error code
 
 
+def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
+    """What the footer of a part says, beside its schema."""
+    return {
+        "job_id": identity.job_id,
+        "chunk_id": str(identity.chunk_id),
+        "generation": str(identity.generation),
+        "ok": str(counts.ok),
+        "failed": str(counts.failed),
+        "codes": json.dumps(dict(counts.codes)),
+        "schema_version": str(SCHEMA_VERSION),
+    }
+
+
+def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCounts]:
+    """The inverse of `part_footer`.
+
+    Raises:
+        ValueError: these are not the entries of a part.
+    """
+    try:
+        identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
+        codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
+        return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"no footer of a part: {error!r}") from error
+
+
 PART_COLUMNS = (
     "item_index",
     "item_id",
