@@ -384,6 +384,21 @@ def test_each_eighth_claim_looks_from_the_bottom_so_that_no_lane_starves(ledger:
     assert order == (["high"] * 7 + ["bulk"]) * 2
 
 
+def test_only_claims_that_find_something_count_for_ageing(ledger: Ledger) -> None:
+    for _ in range(7):
+        assert try_claim(ledger) is None
+    add_job(ledger, "high", chunks=20, lane=Lane.HIGH)
+    add_job(ledger, "bulk", chunks=20, lane=Lane.BULK)
+
+    assert [claim(ledger).job_id for _ in range(8)] == ["high"] * 7 + ["bulk"]
+
+
+def test_looking_for_work_in_vain_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
+    assert try_claim(ledger) is None
+
+    assert redis_client.keys("*") == []
+
+
 def test_the_jobs_of_a_lane_take_turns(ledger: Ledger) -> None:
     for name in ("a", "b", "c"):
         add_job(ledger, name, chunks=2)

@@ -98,7 +98,7 @@ class ModelLedger:
 
     def __init__(self) -> None:
         self.jobs: dict[str, ModelJob] = {}
-        self.turns = 0
+        self.turns = 0  # claims that found something
         self._claimed: dict[str, tuple[str, int]] = {}
         self._finishes: dict[str, str] = {}
 
@@ -174,8 +174,8 @@ class ModelLedger:
             job_id, number = self._claimed[token]
             chunk = self.jobs[job_id].chunks[number]
             return {(job_id, number)} if _owns(chunk, token) else set()
-        self.turns += 1
-        for lane in lanes if self.turns % AGEING else reversed(lanes):
+        turn = self.turns + 1
+        for lane in lanes if turn % AGEING else reversed(lanes):
             choices = {
                 (job_id, number)
                 for job_id, job in self.jobs.items()
@@ -194,6 +194,7 @@ class ModelLedger:
         chunk.place, chunk.token, chunk.lease_is_over = Place.LEASED, claim.token, False
         job.next_chunk = max(job.next_chunk, claim.chunk_id + 1)
         if claim.token not in self._claimed:
+            self.turns += 1
             job.turn = self.turns
         self._claimed[claim.token] = (claim.job_id, claim.chunk_id)
 

@@ -1,5 +1,5 @@
 -- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms.
--- Answer: {changed, state}; a job that is finishing or over stays as it is ('failed' still applies while finishing).
+-- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail).
 local job, state = ARGV[1], field(ARGV[1], 'state')
 if not state then return {0, 'missing'} end
 if is_final(state) or (state == 'finishing' and ARGV[2] == 'cancelled') then return {0, state} end

@@ -1,5 +1,6 @@
--- Lease the best chunk that is due. ARGV: token, lease_ms, #lanes, lanes..., #models, models..., excluded jobs...
--- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take turns.
+-- Lease the best due chunk. ARGV: token, lease_ms, #lanes, lane..., #models, model..., excluded job...
+-- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take
+-- turns.
 -- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
 -- chunk_size} where more = 1 if work remains for another claim.
 local token, lease_ms = ARGV[1], tonumber(ARGV[2])
@@ -21,11 +22,12 @@ local function answer(job, chunk, more)
     chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
   local file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
   local first, chunks = string.match(file, '^(%d+)-(%d+)$')
-  return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2], first, chunks,
-    more and '1' or '0', facts[3]}
+  return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2],
+    first, chunks, more and '1' or '0', facts[3]}
 end
 
 local function take(job, chunk, turn, queue)
+  redis.call('SET', TURNS, turn)
   redis.call('ZREM', job_key(job, DUE), chunk)
   redis.call('HSET', job_key(job, OWNERS), chunk, token)
   redis.call('ZADD', LEASES, now + lease_ms, lease_name(job, chunk))
@@ -37,7 +39,7 @@ local function take(job, chunk, turn, queue)
   keep_job(job)
 end
 
--- The next chunk of a job, and whether the job has more; nil if none is due, and whether one will be after a back-off.
+-- The next chunk of a job, and whether the job has more; or nil, and whether one waits for a back-off.
 local function next_chunk(job)
   local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
   local cursor, staged = number(job, 'next_chunk'), number(job, 'staged_chunks')
@@ -49,7 +51,7 @@ local function next_chunk(job)
   return nil, redis.call('ZCARD', job_key(job, DUE)) > 0
 end
 
--- Is there work beside this job's? A job stays in its queue until a claim finds it empty, so this may be one too many.
+-- Is there work beside this job's? A job leaves its queue when a claim finds it empty: may be one too many.
 local function others_wait(own_queue)
   for _, lane in ipairs(lanes) do
     for _, model in ipairs(models) do
@@ -61,7 +63,7 @@ local function others_wait(own_queue)
   return false
 end
 
--- Of all queues of a lane the one whose foremost job has waited longest. The first `skipped` jobs of each are passed over.
+-- Of a lane's queues the one whose foremost job has waited longest; `skipped` jobs of each were looked at.
 local function longest_waiting(queues)
   local best
   for _, queue in ipairs(queues) do
@@ -105,8 +107,7 @@ if earlier then
   redis.call('ZADD', LEASES, now + lease_ms, earlier)
   return answer(job, chunk, true)
 end
-local turn = redis.call('INCR', TURNS)
-keep(TURNS)
+local turn = tonumber(redis.call('GET', TURNS) or '0') + 1  -- counted once something is found
 if turn % 8 == 0 then
   local reversed = {}
   for i = #lanes, 1, -1 do reversed[#reversed + 1] = lanes[i] end

@@ -1,9 +1,10 @@
 -- Shared by all scripts of the ledger. Key names come from keys.py (prepended). Server time only.
--- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk sealed
--- done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
+-- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
+-- sealed done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
 -- reason seconds:<stage>
 
-local KEEP_MS = 30 * 86400 * 1000  -- unfinished jobs and the shared keys; refreshed by every script that writes them
+-- Unfinished jobs and the shared keys are kept this long after the last script that wrote them.
+local KEEP_MS = 30 * 86400 * 1000
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -19,6 +20,7 @@ local function keep_job(job, ttl_ms)
     redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
   end
   keep(JOBS)
+  keep(TURNS)  -- a job's turn means nothing without it
 end
 
 local function field(job, name)
@@ -103,8 +105,8 @@ local function end_job(job, state, reason, ttl_ms)
   redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
   redis.call('HDEL', job_key(job), 'finish_token')
   local facts = redis.call('HMGET', job_key(job), 'generation', 'ok', 'failed')
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', facts[1], 'state', state,
-    'ok', facts[2], 'failed', facts[3], 'reason', reason)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', facts[1],
+    'state', state, 'ok', facts[2], 'failed', facts[3], 'reason', reason)
   keep(EVENTS)
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
   keep_job(job, ttl_ms)

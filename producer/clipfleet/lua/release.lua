@@ -1,5 +1,5 @@
 -- Give a chunk back before its end. ARGV: job, chunk, token, kind, first_back_off_ms, reason, outage_ms.
--- kind: 'failures' (our bug), 'waits' (the world) or 'drain' (a worker that leaves: due at once, not counted as outage).
+-- kind: 'failures' (our bug), 'waits' (the world) or 'drain' (a worker leaves: due at once, and no outage).
 -- Answer: {'released', times}, {'paused', times} (the outage lasted too long), {'not_held', 0}.
 local job, chunk, token, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not owns(job, chunk, token) then return {'not_held', 0} end

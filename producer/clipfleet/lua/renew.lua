@@ -1,4 +1,4 @@
--- Prolong leases, several at once. ARGV: lease_ms, then job, chunk, token of each ('finish' is the chunk of finish_job).
+-- Prolong leases, several at once. ARGV: lease_ms, then job, chunk, token of each (chunk 'finish': its end).
 -- Answer, in the same order: 'held', 'lost', 'cancelled' or 'paused' (paused is held too).
 local deadline = now_ms() + tonumber(ARGV[1])
 local answers = {}

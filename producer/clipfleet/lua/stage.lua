@@ -5,7 +5,8 @@ local state = field(job, 'state')
 if not state then return {'refused', 'missing'} end
 local member = ARGV[2] .. '-' .. ARGV[3]
 if redis.call('ZSCORE', job_key(job, STAGED), member) then return {'known'} end
-if not (state == 'submitting' or state == 'paused') or field(job, 'sealed') == '1' then return {'refused', state} end
+local is_open = state == 'submitting' or state == 'paused'
+if not is_open or field(job, 'sealed') == '1' then return {'refused', state} end
 local staged = number(job, 'staged_chunks')
 if first ~= staged then return {'gap', staged} end
 redis.call('ZADD', job_key(job, STAGED), first, member)

@@ -1,4 +1,4 @@
--- What is known of a job. ARGV: job. Answer: {} or {leased, due, codes, name, value, ...} without the specification.
+-- What is known of a job. ARGV: job. Answer: {} or {leased, due, codes, name, value, ...} without `spec`.
 local job = ARGV[1]
 local facts = redis.call('HGETALL', job_key(job))
 if #facts == 0 then return {} end

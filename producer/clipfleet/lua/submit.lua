@@ -6,9 +6,8 @@ if redis.call('EXISTS', job_key(job)) == 1 then
 end
 local now = now_ms()
 redis.call('HSET', job_key(job), 'spec', ARGV[2], 'fingerprint', ARGV[3], 'lane', ARGV[4], 'model', ARGV[5],
-  'chunk_size', ARGV[6], 'state', 'submitting', 'generation', 0, 'staged_chunks', 0, 'staged_items', 0, 'next_chunk', 0, 'sealed', 0,
-  'done_chunks', 0, 'ok', 0, 'failed', 0, 'created_ms', now, 'reason', '')
+  'chunk_size', ARGV[6], 'state', 'submitting', 'generation', 0, 'staged_chunks', 0, 'staged_items', 0,
+  'next_chunk', 0, 'sealed', 0, 'done_chunks', 0, 'ok', 0, 'failed', 0, 'created_ms', now, 'reason', '')
 redis.call('ZADD', JOBS, now, job)
-keep(JOBS)
 keep_job(job)
 return {'created'}
