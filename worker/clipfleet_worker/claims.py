@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
 _COMPLETE_RETRY_SECONDS = 1.0
+_LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 
 
 class ShunnedJobs:
@@ -138,7 +139,7 @@ class Claims:
             log.info("chunk %d: %s", claim.chunk_id, error, extra=_context(claim, "chunk_interrupted"))
             self._release(claim, "drain", error)
         elif isinstance(error, OutputConflictError):
-            self._fail_job(claim, error)
+            self.fail_job(claim.job_id, ErrorCode.OUTPUT_CONFLICT, error)
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
@@ -152,7 +153,7 @@ class Claims:
                 exc_info=error,
                 extra=_context(claim, "chunk_failed"),
             )
-            self._release(claim, "failures", error)
+            self._count_failure(claim, error)
 
     def _release(self, claim: Claim, kind: str, error: BaseException) -> None:
         word = self._ledger.release(
@@ -161,22 +162,25 @@ class Claims:
         if word == "paused":
             log.error("job %s paused itself: %s", claim.job_id, error, extra=_context(claim, "job_paused"))
 
+    def _count_failure(self, claim: Claim, error: BaseException) -> None:
+        """Try again, or end a job for which not even the failed rows of this chunk can be written."""
+        if claim.failures + 1 >= _LAST_FAILURE:
+            self.fail_job(claim.job_id, ErrorCode.CHUNK_FAILED, error)
+        else:
+            self._release(claim, "failures", error)
+
     def _out_of_reach(self, claim: Claim, error: BaseException) -> None:
         """Others may reach the output; if nobody else is there, or all have tried, the job cannot go on."""
         log.error("%s", error, extra=_context(claim, "output_unreachable"))
         self.shunned_jobs.add(claim.job_id)
         if self.is_alone() or claim.failures + 1 >= MAX_FAILURES:
-            self._fail_job(claim, error)
+            self.fail_job(claim.job_id, ErrorCode.OUTPUT_UNREACHABLE, error)
         else:
             self._release(claim, "failures", error)
 
-    def _fail_job(self, claim: Claim, error: BaseException) -> None:
-        code = (
-            ErrorCode.OUTPUT_CONFLICT
-            if isinstance(error, OutputConflictError)
-            else ErrorCode.OUTPUT_UNREACHABLE
-        )
-        self._ledger.fail(claim.job_id, f"{code}: {error}", ttl_seconds=self._job_ttl_seconds)
+    def fail_job(self, job_id: str, code: ErrorCode, error: BaseException) -> None:
+        """End a job whose rows cannot be written."""
+        self._ledger.fail(job_id, f"{code}: {error}"[:300], ttl_seconds=self._job_ttl_seconds)
 
     def is_alone(self, model: str | None = None) -> bool:
         """Whether no other worker was heard of lately (that serves a model, if one is named)."""

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from celery import Celery
 
 from clipfleet import keys
-from clipfleet.errors import OutputUnavailableError, RedisUnavailableError
+from clipfleet.contract import ErrorCode
+from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
 from clipfleet_worker.claims import Claims
+from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
@@ -45,21 +47,27 @@ class Tasks:
         """Claim one chunk and process it; False if there was none."""
         try:
             claim = self.claims.take()
+            if claim is not None:
+                self._work(claim)
         except RedisUnavailableError as error:
             log.warning("nothing claimed: %s", error, extra={"action": "claim_failed"})
-            return False
-        if claim is None:
-            return False
-        if claim.more:
-            self.hints.publish_work()
+        except BaseException:
+            # Of a chunk that was claimed the ledger could not be told: its lease expires.
+            log.exception("a hint led nowhere", extra={"action": "work_failed"})
+        else:
+            return claim is not None
+        return False
+
+    def _work(self, claim: Claim) -> None:
         try:
+            if claim.more:
+                self.hints.publish_work()
             with self.keeper.hold(Lease(claim.job_id, str(claim.chunk_id), claim.token)) as lease:
                 self._process(claim, lease)
         except BaseException as error:
             self.claims.give_back(claim, error)
         finally:
             self.claims.done_with(claim)
-        return True
 
     def _process(self, claim: Claim, lease: HeldLease) -> None:
         context = self.contexts.get(claim)
@@ -74,40 +82,53 @@ class Tasks:
             self.hints.publish_finish()
 
     def finish_job(self) -> bool:
-        """Finish one job whose chunks are all done; False if there was none."""
+        """Finish one job whose chunks are all done; False if there was none, or if asking again is no use."""
+        claim: FinishClaim | None = None
         try:
             claim = self.ledger.claim_finish(
                 uuid.uuid4().hex, self.lease_seconds, self.claims.shunned_jobs.current()
             )
-            if claim is None:
-                return False
-            self._finish(claim)
+            return claim is not None and self._finish(claim)
+        except RedisUnavailableError as error:
+            log.warning("no job finished: %s", error, extra={"action": "finish_failed"})
         except BaseException:
             # Its lease expires, then it is tried again.
-            log.exception("a job was not finished", extra={"action": "finish_failed"})
-        return True
+            job_id = claim.job_id if claim else "?"
+            log.exception("job %s was not finished", job_id, extra=_context("finish_failed", job_id))
+        return False
 
-    def _finish(self, claim: FinishClaim) -> None:
+    def _finish(self, claim: FinishClaim) -> bool:
+        """Finish a claimed job; False if this worker should claim no other one."""
         try:
             with self.keeper.hold(Lease(claim.job_id, FINISH, claim.token)) as lease:
                 word = self.finisher.finish(claim, self.contexts.get(claim), lease.enter)
+        except ChunkInterrupted:
+            self.ledger.postpone_finish(claim, 0)
+            return False
+        except OutputConflictError as error:
+            log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
+            self.claims.fail_job(claim.job_id, ErrorCode.OUTPUT_CONFLICT, error)
         except OutputUnavailableError as error:
-            log.warning("job %s waits: %s", claim.job_id, error, extra={"action": "finish_waits"})
+            log.warning("job %s waits: %s", claim.job_id, error, extra=_context("finish_waits", claim.job_id))
             self.claims.shunned_jobs.add(claim.job_id)
             self.ledger.postpone_finish(claim, _POSTPONE_SECONDS, str(error)[:300])
         else:
-            log.info(
-                "job %s is %s", claim.job_id, word, extra={"action": "job_ended", "job_id": claim.job_id}
-            )
+            log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
+        return True
+
+
+def _context(action: str, job_id: str) -> dict[str, str]:
+    return {"action": action, "job_id": job_id}
 
 
 def register(app: Celery, tasks: Tasks) -> None:
     """Give the app the two tasks; a hint carries no arguments, and what it carries is ignored."""
 
-    @app.task(name=keys.WORK_TASK)  # type: ignore[untyped-decorator]  # Celery has no types
+    # Not shared: Celery would give them to every app of the process, made later or earlier.
+    @app.task(name=keys.WORK_TASK, shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
     def work(*_args: object, **_kwargs: object) -> None:
         tasks.work()
 
-    @app.task(name=keys.FINISH_TASK)  # type: ignore[untyped-decorator]
+    @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]
     def finish_job(*_args: object, **_kwargs: object) -> None:
         tasks.finish_job()
