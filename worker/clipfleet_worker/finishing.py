@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import ITEM_COLUMNS, PART_COLUMNS, SCHEMA_VERSION, ItemStatus
+from clipfleet.contract import SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
+from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus
 from clipfleet_worker.job_contexts import JobContext
 
 _ERROR_COLUMNS = ("error_code", "error_detail")

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import SCHEMA_VERSION, PartCounts, PartIdentity
+from clipfleet.contract import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError
 from clipfleet.outputs import Output
+from clipfleet.parts import PartCounts, PartIdentity
 
 _FOOTER = b"clipfleet"
 
