@@ -1,6 +1,6 @@
 """What producer and worker agree on: jobs, label sets, error codes. What a part looks like: `parts.py`.
 
-Frozen data and pure functions only, no I/O. A worker reads `SCHEMA_VERSION` and the version before it.
+Frozen data and pure functions only, no I/O.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clipfleet.parts import label_columns
-
-SCHEMA_VERSION = 1
-READABLE_SCHEMA_VERSIONS = (SCHEMA_VERSION, SCHEMA_VERSION - 1)
+from clipfleet.versions import SCHEMA_VERSION
 
 MAX_CHUNK_SIZE = 4096
 DEFAULT_CHUNK_SIZE = 512

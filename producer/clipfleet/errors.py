@@ -12,6 +12,7 @@
         ├── RedisUnavailableError  no Redis answers at the configured address
         └── OutputUnavailableError the output cannot be read or written now
             └── OutputUnreachableError  not without a change of settings or mounts
+                └── OutputDamagedError      an object in it holds something else than it should
 
 Every message names the thing and the way out. What is wrong with a single image is never an exception here:
 it is a row with an `ErrorCode`.
@@ -66,3 +67,7 @@ class OutputUnavailableError(WorldError):
 
 class OutputUnreachableError(OutputUnavailableError):
     """The output will not become reachable by waiting: a mount, a right or a setting is missing."""
+
+
+class OutputDamagedError(OutputUnreachableError):
+    """An object of the output can be read, but does not hold what its name says."""

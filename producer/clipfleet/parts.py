@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+
+from clipfleet.versions import SCHEMA_VERSION
 
 
 class ItemStatus(StrEnum):
@@ -33,6 +36,33 @@ class PartCounts:
     ok: int
     failed: int
     codes: Mapping[str, int]  # failed rows by error code
+
+
+def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
+    """What the footer of a part says, beside its schema."""
+    return {
+        "job_id": identity.job_id,
+        "chunk_id": str(identity.chunk_id),
+        "generation": str(identity.generation),
+        "ok": str(counts.ok),
+        "failed": str(counts.failed),
+        "codes": json.dumps(dict(counts.codes)),
+        "schema_version": str(SCHEMA_VERSION),
+    }
+
+
+def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCounts]:
+    """The inverse of `part_footer`.
+
+    Raises:
+        ValueError: these are not the entries of a part.
+    """
+    try:
+        identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
+        codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
+        return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"no footer of a part: {error!r}") from error
 
 
 PART_COLUMNS = (

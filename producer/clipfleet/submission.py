@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from clipfleet import keys
-from clipfleet.contract import Job, JobState
+from clipfleet.contract import Job
 from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
@@ -49,7 +49,7 @@ class Submission:
         self._clear_output(overwrite)
         is_new, state = self._ledger.submit(self._job)
         self._claim_output()
-        if state is not JobState.SUBMITTING:
+        if state.is_final or self._ledger.status(self._job.job_id).sealed:
             return
         try:
             self._stage(batches)

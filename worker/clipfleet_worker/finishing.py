@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,14 +14,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import SCHEMA_VERSION
-from clipfleet.errors import OutputUnavailableError
+from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
-from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus
+from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, read_part_footer
+from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.job_contexts import JobContext
 
 _ERROR_COLUMNS = ("error_code", "error_detail")
 _PART_LIMIT_SECONDS = 300.0  # a single part that takes longer to read hangs
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part as its footer describes it."""
+
+    name: str
+    rows: int
+    counts: PartCounts
 
 
 class Finisher:
@@ -39,58 +52,80 @@ class Finisher:
 
         Raises:
             OutputUnavailableError: parts cannot be read or files not written; the job stays `finishing`.
+            OutputConflictError: something else is in the place of a part.
         """
         status = self._ledger.status(claim.job_id)
-        parts = self._write_errors(context, alive)
-        missing = status.chunks - len(parts)
-        if missing:
-            raise OutputUnavailableError(
-                f"{context.output.uri}: {missing} of {status.chunks} parts are not there"
-            )
+        parts = self._write_errors(context, status.chunks, alive)
         manifest = _manifest(context, status, parts)
         context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
         context.output.replace(keys.SUCCESS, b"")
         return self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
 
-    def _write_errors(self, context: JobContext, alive: Callable[[str, float], None]) -> list[dict[str, Any]]:
-        """Write `errors.jsonl`; returns name, rows and failed rows of every part."""
+    def _write_errors(
+        self, context: JobContext, chunks: int, alive: Callable[[str, float], None]
+    ) -> list[_Part]:
+        """Write `errors.jsonl`; returns all parts."""
         parts = []
         with context.output.scratch() as path:
-            with path.open("w", encoding="utf-8") as file:
-                for name in context.output.names("part-"):
+            with output_errors(path), path.open("w", encoding="utf-8") as file:
+                for chunk_id in range(chunks):
                     alive("finish", _PART_LIMIT_SECONDS)
-                    rows, errors = _read_errors(context, name)
+                    part, errors = _read_part(context, chunk_id)
                     file.writelines(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-                    parts.append({"name": name, "rows": rows, "failed": len(errors)})
+                    parts.append(part)
             context.output.publish(path, keys.ERRORS, replace=True)
         return parts
 
 
-def _read_errors(context: JobContext, name: str) -> tuple[int, list[dict[str, Any]]]:
-    """Number of rows of a part, and its failed rows as lines of an input manifest."""
-    with context.output.open(name) as file:
-        part = pq.ParquetFile(file)
-        footer = json.loads((part.metadata.metadata or {}).get(b"clipfleet", b"{}"))
-        if footer.get("failed") == 0:
-            return part.metadata.num_rows, []
-        extra = [column for column in part.schema_arrow.names if column not in PART_COLUMNS]
-        table = part.read(columns=[*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra])
+def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str, Any]]]:
+    """A part, and its failed rows as lines of an input manifest."""
+    name = keys.part(chunk_id)
+    with parquet_errors(context.output, name):
+        try:
+            file = open_parquet(context.output, name)
+        except FileNotFoundError as error:
+            raise OutputUnavailableError(f"{context.output.uri}/{name} is not there (yet)") from error
+        try:
+            counts = _counts(context, chunk_id, footer(file))
+            part = _Part(name, file.metadata.num_rows, counts)
+            return part, _failed_rows(file) if counts.failed else []
+        finally:
+            file.close(force=True)
+
+
+def _counts(context: JobContext, chunk_id: int, entries: dict[str, str]) -> PartCounts:
+    where = f"{context.output.uri}/{keys.part(chunk_id)}"
+    try:
+        identity, counts = read_part_footer(entries)
+    except ValueError as error:
+        raise OutputConflictError(f"{where} is not a part: {error}") from error
+    if (identity.job_id, identity.chunk_id) != (context.job.job_id, chunk_id):
+        raise OutputConflictError(f"{where} belongs to job {identity.job_id}, chunk {identity.chunk_id}")
+    return counts
+
+
+def _failed_rows(file: pq.ParquetFile) -> list[dict[str, Any]]:
+    extra = [column for column in file.schema_arrow.names if column not in PART_COLUMNS]
+    table = file.read(columns=[*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra])
     failed = table.filter(pc.equal(table["status"], pa.scalar(ItemStatus.FAILED.value)))
-    return part.metadata.num_rows, failed.drop_columns(["status"]).to_pylist()
+    rows: list[dict[str, Any]] = failed.drop_columns(["status"]).to_pylist()
+    return rows
 
 
-def _manifest(context: JobContext, status: JobStatus, parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:
+    """What the output holds, counted by its parts; only times and generation are the ledger's."""
     job = context.job
+    codes = sum((Counter(part.counts.codes) for part in parts), Counter[str]())
     return {
         "schema_version": SCHEMA_VERSION,
         "job": job.model_dump(mode="json"),
         "generation": status.generation,
-        "total": status.total,
-        "ok": status.ok,
-        "failed": status.failed,
-        "errors_by_code": dict(status.codes),
+        "total": sum(part.rows for part in parts),
+        "ok": sum(part.counts.ok for part in parts),
+        "failed": sum(part.counts.failed for part in parts),
+        "errors_by_code": dict(codes),
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in status.stage_seconds.items()},
         "created_at": job.created_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),
-        "parts": parts,
+        "parts": [{"name": part.name, "rows": part.rows, "failed": part.counts.failed} for part in parts],
     }

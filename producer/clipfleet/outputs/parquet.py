@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 
 if TYPE_CHECKING:
     from clipfleet.outputs import Output
@@ -43,7 +43,7 @@ def parquet_errors(output: Output, name: str) -> Iterator[None]:
     except OSError as error:
         # Arrow reports content that it cannot understand as an OSError, too, but without a number.
         if error.errno is None:
-            raise OutputUnreachableError(f"{output.uri}/{name}: damaged: {error}") from error
+            raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
         raise OutputUnavailableError(f"{output.uri}/{name}: {error.strerror}") from error
     except pa.ArrowException as error:
-        raise OutputUnreachableError(f"{output.uri}/{name}: damaged: {error}") from error
+        raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import SCHEMA_VERSION
-from clipfleet.errors import OutputConflictError
+from clipfleet.errors import OutputConflictError, OutputDamagedError
 from clipfleet.outputs import Output
-from clipfleet.parts import PartCounts, PartIdentity
-
-_FOOTER = b"clipfleet"
+from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
 
 class PartSink:
@@ -26,37 +23,32 @@ class PartSink:
         """See the protocol. Reads only the footer."""
         name = keys.part(identity.chunk_id)
         try:
-            with self._output.open(name) as file:
-                metadata = pq.read_metadata(file).metadata or {}
+            found, counts = read_part_footer(self._read_footer(name))
         except FileNotFoundError:
             return None
-        except pa.ArrowInvalid as error:
+        except (OutputDamagedError, ValueError) as error:
             raise OutputConflictError(f"{self._output.uri}/{name} is not a part: {error}") from error
-        footer = json.loads(metadata.get(_FOOTER, b"{}"))
-        found = PartIdentity(
-            footer.get("job_id", ""), footer.get("chunk_id", -1), footer.get("generation", -1)
-        )
         if found != identity:
             raise OutputConflictError(
-                f"{self._output.uri}/{name} belongs to job {found.job_id or '?'}, "
+                f"{self._output.uri}/{name} belongs to job {found.job_id}, chunk {found.chunk_id}, "
                 f"generation {found.generation}"
             )
-        return PartCounts(footer["ok"], footer["failed"], footer["codes"])
+        return counts
+
+    def _read_footer(self, name: str) -> dict[str, str]:
+        with parquet_errors(self._output, name):
+            file = open_parquet(self._output, name)
+            try:
+                return footer(file)
+            finally:
+                file.close(force=True)
 
     def write(self, identity: PartIdentity, rows: pa.Table, counts: PartCounts) -> PartCounts:
         """See the protocol."""
-        footer = {
-            "job_id": identity.job_id,
-            "chunk_id": identity.chunk_id,
-            "generation": identity.generation,
-            "ok": counts.ok,
-            "failed": counts.failed,
-            "codes": dict(counts.codes),
-            "schema_version": SCHEMA_VERSION,
-        }
-        stamped = rows.replace_schema_metadata({_FOOTER: json.dumps(footer)})
+        stamped = rows.replace_schema_metadata(part_footer(identity, counts))
         with self._output.scratch() as path:
-            pq.write_table(stamped, path, compression="zstd")
+            with output_errors(path):
+                pq.write_table(stamped, path, compression="zstd")
             if self._output.publish(path, keys.part(identity.chunk_id)):
                 return counts
         found = self.find(identity)

@@ -1,0 +1,129 @@
+"""One submit against a real ledger and a real folder: killed, resumed, in the way of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from clipfleet.contract import Job, JobState
+from clipfleet.errors import JobConflictError
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.ledger import Ledger
+from clipfleet.outputs import open_output
+from clipfleet.sources import open_source
+from clipfleet.submission import Submission
+from tests.support.ledger import make_job, work_off
+
+ITEMS = 300  # one per chunk, so they make two staged files
+FIRST_FILE = 256
+
+
+class Killed(BaseException):
+    """What ends a process at once."""
+
+
+class CountedHints:
+    """Hints that are counted instead of sent; the submit may die while it publishes."""
+
+    def __init__(self, *, dies: bool = False) -> None:
+        self.count = 0
+        self._dies = dies
+
+    def publish_work(self, count: int = 1) -> None:
+        if self._dies:
+            raise Killed
+        self.count += count
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    """A job that has not been submitted yet."""
+    names = (f"https://example.org/{number}.jpg" for number in range(ITEMS))
+    (tmp_path / "urls.txt").write_text("\n".join(names))
+    source = open_source(str(tmp_path / "urls.txt"))
+    job = make_job(output=str(tmp_path / "out"))
+    yield job.model_copy(update={"source": source.description, "chunk_size": 1})
+
+
+def submit(ledger: Ledger, job: Job, hints: CountedHints | None = None) -> CountedHints:
+    """Run the submit of a job once."""
+    hints = hints or CountedHints()
+    submission = Submission(ledger, cast(Hints, hints), open_output(job.output), job)
+    submission.run(open_source(job.source.uri))
+    return hints
+
+
+def killed_submit(ledger: Ledger, job: Job) -> None:
+    """Run the submit until it has told the ledger of the first file."""
+    with pytest.raises(Killed):
+        submit(ledger, job, CountedHints(dies=True))
+    assert ledger.status(job.job_id).chunks == FIRST_FILE
+
+
+def facts(ledger: Ledger) -> tuple[Any, ...]:
+    """State, whether sealed, chunks and items of the job."""
+    status = ledger.status("job")
+    return status.state, status.sealed, status.chunks, status.total
+
+
+def test_a_submit_stages_every_item_and_wakes_no_more_workers_than_it_must(ledger: Ledger, job: Job) -> None:
+    hints = submit(ledger, job)
+
+    assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)
+    assert hints.count == MAX_HINTS
+
+
+def test_a_submit_that_was_killed_goes_on_where_it_stopped(ledger: Ledger, job: Job) -> None:
+    killed_submit(ledger, job)
+
+    hints = submit(ledger, job)
+
+    assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)
+    assert hints.count == MAX_HINTS
+    assert len(work_off(ledger)) == ITEMS
+
+
+def test_a_submit_goes_on_while_its_job_is_paused(ledger: Ledger, job: Job) -> None:
+    killed_submit(ledger, job)
+    ledger.pause("job", "store away")
+
+    submit(ledger, job)
+
+    assert facts(ledger) == (JobState.PAUSED, True, ITEMS, ITEMS)
+    assert ledger.resume("job") == (True, JobState.RUNNING)
+    assert len(work_off(ledger)) == ITEMS
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_submit_of_a_job_that_is_complete_changes_nothing(ledger: Ledger, job: Job, paused: bool) -> None:
+    submit(ledger, job)
+    if paused:
+        ledger.pause("job", "for a while")
+    before = ledger.status("job")
+
+    hints = submit(ledger, job)
+
+    assert hints.count == 0
+    assert ledger.status("job") == before
+
+
+def test_a_submit_of_a_job_that_was_cancelled_meanwhile_leaves_it_so(ledger: Ledger, job: Job) -> None:
+    killed_submit(ledger, job)
+    ledger.cancel("job", ttl_seconds=60)
+
+    hints = submit(ledger, job)
+
+    assert hints.count == 0
+    assert facts(ledger) == (JobState.CANCELLED, False, FIRST_FILE, FIRST_FILE)
+
+
+def test_a_job_that_is_cancelled_while_it_is_submitted_ends_the_submit(ledger: Ledger, job: Job) -> None:
+    class Cancelling(CountedHints):
+        def publish_work(self, count: int = 1) -> None:
+            ledger.cancel("job", ttl_seconds=60)
+
+    with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
+        submit(ledger, job, Cancelling())

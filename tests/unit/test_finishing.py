@@ -1,0 +1,328 @@
+"""The end of a job: which files are written, in which order, and that a repetition mends what a kill left."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+
+from clipfleet import keys
+from clipfleet.contract import Job
+from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
+from clipfleet.ledger import FinishClaim, JobStatus, Ledger
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.staging import StagedReader
+from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.finishing import Finisher
+from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.sinks.parts import PartSink
+from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
+
+TTL_SECONDS = 3600
+ENDS = (keys.ERRORS, keys.MANIFEST, keys.SUCCESS)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Steps:
+    """Counts what leaves a trace outside the process, and kills it at the given step: before it, or after."""
+
+    def __init__(self, kill_at: float = float("inf")) -> None:
+        self.done: list[str] = []
+        self._kill_at = kill_at
+
+    def take(self, name: str) -> None:
+        if len(self.done) + 0.5 > self._kill_at:
+            raise Killed
+        self.done.append(name)
+
+    def taken(self) -> None:
+        if len(self.done) > self._kill_at:
+            raise Killed
+
+
+class SteppingOutput(FolderOutput):
+    """Tells each change that others can see."""
+
+    def __init__(self, folder: Path, steps: Steps) -> None:
+        super().__init__(folder)
+        self._steps = steps
+
+    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+        self._steps.take(name)
+        answer = super().publish(scratch, name, replace=replace)
+        self._steps.taken()
+        return answer
+
+
+class FakeLedger:
+    """Knows one job; notes that it ended."""
+
+    def __init__(self, status: JobStatus, steps: Steps) -> None:
+        self._status = status
+        self._steps = steps
+        self.ended: list[tuple[FinishClaim, int]] = []
+
+    def status(self, job_id: str) -> JobStatus:
+        assert job_id == self._status.job_id
+        return self._status
+
+    def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> str:
+        self._steps.take("ledger")
+        self.ended.append((claim, ttl_seconds))
+        self._steps.taken()
+        return "completed"
+
+
+class Bench:
+    """A job of which every chunk has its part."""
+
+    def __init__(self, folder: Path, *, chunks: int = 2, kill_at: float = float("inf")) -> None:
+        self.steps = Steps(kill_at)
+        self.output = SteppingOutput(folder, self.steps)
+        self.job = make_job(folder)
+        self.ledger = FakeLedger(make_status(chunks=chunks, total=3, ok=1, failed=2), self.steps)
+        self.alive: list[tuple[str, float]] = []
+        self.parts_until_interrupted = chunks
+
+    def finish(self, output: FolderOutput | None = None) -> str:
+        output = output or self.output
+        context = JobContext(self.job, output, PartSink(output), StagedReader(output))
+        finisher = Finisher(cast(Ledger, self.ledger), TTL_SECONDS)
+        return finisher.finish(make_finish_claim(self.job), context, self._enter)
+
+    def _enter(self, stage: str, limit_seconds: float) -> None:
+        self.alive.append((stage, limit_seconds))
+        if len(self.alive) > self.parts_until_interrupted:
+            raise ChunkInterrupted("the worker leaves")
+
+    def manifest(self) -> dict[str, Any]:
+        data = self.output.read(keys.MANIFEST)
+        assert data is not None
+        manifest: dict[str, Any] = json.loads(data)
+        return manifest
+
+    def errors(self) -> list[dict[str, Any]]:
+        data = self.output.read(keys.ERRORS)
+        assert data is not None
+        return [json.loads(line) for line in data.decode().splitlines()]
+
+
+def row(index: int, error_code: str | None = None, **extra: str) -> dict[str, Any]:
+    return {
+        "item_index": index,
+        "item_id": f"näme {index}",
+        "uri": f"/p/{index}.jpg",
+        "status": "failed" if error_code else "ok",
+        "error_code": error_code,
+        "error_detail": error_code and "no\nluck",
+        **extra,
+    }
+
+
+def add_part(
+    folder: Path, chunk_id: int, rows: Sequence[dict[str, Any]], *, job_id: str = JOB_ID,
+    counts: PartCounts | None = None, extra: Sequence[str] = (),
+) -> None:  # fmt: skip
+    codes = [one["error_code"] for one in rows if one["error_code"]]
+    counts = counts or PartCounts(len(rows) - len(codes), len(codes), Counter(codes))
+    schema = part_schema(2, [pa.field(name, pa.string()) for name in extra])
+    table = pa.Table.from_pylist(list(rows), schema)
+    PartSink(FolderOutput(folder)).write(PartIdentity(job_id, chunk_id, 0), table, counts)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An output with two parts."""
+    folder = tmp_path / "out"
+    add_part(folder, 0, [row(0), row(1, "not_found")])
+    add_part(folder, 1, [row(2, "timeout")])
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What the job left at its end, without the time of the end."""
+    files = {name: (folder / name).read_bytes() for name in ENDS}
+    manifest = json.loads(files[keys.MANIFEST])
+    del manifest["finished_at"]
+    return files | {keys.MANIFEST: json.dumps(manifest).encode()}
+
+
+class TestFiles:
+    def test_success_comes_last_and_the_ledger_after_it(self, folder: Path) -> None:
+        bench = Bench(folder)
+
+        assert bench.finish() == "completed"
+
+        assert bench.steps.done == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS, "ledger"]
+        assert bench.ledger.ended == [(make_finish_claim(bench.job), TTL_SECONDS)]
+
+    def test_the_manifest_holds_the_job_its_counts_and_its_parts(self, folder: Path) -> None:
+        bench = Bench(folder)
+        bench.finish()
+
+        manifest = bench.manifest()
+        assert Job.model_validate(manifest["job"]) == bench.job
+        assert (manifest["total"], manifest["ok"], manifest["failed"]) == (3, 1, 2)
+        assert manifest["errors_by_code"] == {"not_found": 1, "timeout": 1}
+        assert manifest["parts"] == [
+            {"name": "part-00000000.parquet", "rows": 2, "failed": 1},
+            {"name": "part-00000001.parquet", "rows": 1, "failed": 1},
+        ]
+        assert manifest["created_at"] == "2026-11-24T12:00:00+00:00"
+        assert manifest["finished_at"] > manifest["created_at"]
+
+    def test_the_counts_are_those_of_the_footers(self, folder: Path) -> None:
+        # Given a ledger that was restored from an old copy, and counts less than there is
+        bench = Bench(folder)
+        bench.ledger._status = make_status(chunks=2, total=3, ok=0, failed=0)
+        bench.finish()
+
+        assert bench.manifest()["ok"] == 1
+        assert bench.manifest()["failed"] == 2
+
+    def test_of_a_part_without_failures_only_the_footer_is_read(self, tmp_path: Path) -> None:
+        add_part(tmp_path, 0, [row(0, "not_found")], counts=PartCounts(1, 0, {}))
+        bench = Bench(tmp_path, chunks=1)
+        bench.finish()
+
+        assert bench.errors() == []
+
+    def test_the_errors_are_one_line_for_each_failed_row_with_the_sources_columns(
+        self, tmp_path: Path
+    ) -> None:
+        add_part(tmp_path, 0, [row(0, shelf="7"), row(1, "not_found", shelf="9")], extra=["shelf"])
+        bench = Bench(tmp_path, chunks=1)
+        bench.finish()
+
+        assert bench.errors() == [
+            {
+                "item_index": 1,
+                "item_id": "näme 1",
+                "uri": "/p/1.jpg",
+                "error_code": "not_found",
+                "error_detail": "no\nluck",
+                "shelf": "9",
+            }
+        ]
+
+    def test_a_job_without_failures_has_an_empty_errors_file(self, tmp_path: Path) -> None:
+        add_part(tmp_path, 0, [row(0)])
+        bench = Bench(tmp_path, chunks=1)
+        bench.finish()
+
+        assert bench.output.read(keys.ERRORS) == b""
+        assert bench.manifest()["errors_by_code"] == {}
+
+    def test_the_lease_is_told_before_each_part(self, folder: Path) -> None:
+        bench = Bench(folder)
+        bench.finish()
+
+        assert [stage for stage, _ in bench.alive] == ["finish", "finish"]
+        assert all(limit > 0 for _, limit in bench.alive)
+
+    def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
+        for name in ("part-list.txt", "part-00000000 (copy).parquet", "part-00000002.parquet.crc"):
+            (folder / name).write_bytes(b"x")
+        bench = Bench(folder)
+
+        bench.finish()
+
+        assert [part["rows"] for part in bench.manifest()["parts"]] == [2, 1]
+
+
+class TestRepeating:
+    def test_twice_gives_the_same(self, folder: Path) -> None:
+        Bench(folder).finish()
+        before = contents(folder)
+
+        Bench(folder).finish()
+
+        assert contents(folder) == before
+
+    @pytest.mark.parametrize("kill_at", [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5])
+    def test_killed_between_any_two_steps_the_next_one_ends_it(
+        self, folder: Path, tmp_path: Path, kill_at: float
+    ) -> None:
+        # Given what an undisturbed end leaves
+        Bench(folder).finish()
+        expected = contents(folder)
+        for name in ENDS:
+            (folder / name).unlink()
+
+        # When the process is killed before (whole numbers) or after a step
+        killed = Bench(folder, kill_at=kill_at)
+        with pytest.raises(Killed):
+            killed.finish()
+        assert len(killed.steps.done) == int(kill_at + 0.5)
+
+        # Then _SUCCESS is there only with all the rest, and the next finisher ends it
+        if (folder / keys.SUCCESS).exists():
+            assert contents(folder) == expected
+        Bench(folder).finish()
+        assert contents(folder) == expected
+        assert list((folder / keys.TMP).iterdir()) == []
+
+    def test_a_finisher_that_is_interrupted_has_written_nothing(self, folder: Path) -> None:
+        bench = Bench(folder)
+        bench.parts_until_interrupted = 1
+
+        with pytest.raises(ChunkInterrupted):
+            bench.finish()
+
+        assert bench.steps.done == []
+
+
+class TestTheWorldFails:
+    def test_a_part_that_is_not_there_is_waited_for(self, folder: Path) -> None:
+        (folder / keys.part(1)).unlink()
+        bench = Bench(folder)
+
+        with pytest.raises(OutputUnavailableError, match=r"part-00000001\.parquet is not there"):
+            bench.finish()
+
+        assert bench.steps.done == []
+
+    def test_a_damaged_part_is_named(self, folder: Path) -> None:
+        (folder / keys.part(1)).write_bytes(b"PAR1 not what it was")
+        bench = Bench(folder)
+
+        with pytest.raises(OutputUnreachableError, match=r"part-00000001\.parquet: damaged"):
+            bench.finish()
+
+        assert bench.steps.done == []
+
+    def test_a_part_of_another_job_is_a_conflict(self, folder: Path) -> None:
+        (folder / keys.part(1)).unlink()
+        add_part(folder, 1, [row(2)], job_id="other")
+        bench = Bench(folder)
+
+        with pytest.raises(
+            OutputConflictError, match=r"part-00000001\.parquet belongs to job other, chunk 1"
+        ):
+            bench.finish()
+
+        assert bench.steps.done == []
+
+    def test_a_part_of_another_chunk_is_a_conflict(self, folder: Path) -> None:
+        (folder / keys.part(0)).replace(folder / keys.part(1))
+        add_part(folder, 0, [row(0)])
+
+        with pytest.raises(OutputConflictError, match="chunk 0"):
+            Bench(folder).finish()
+
+    def test_a_full_disk_is_waited_for(self, folder: Path) -> None:
+        bench = Bench(folder)
+
+        with pytest.raises(OutputUnavailableError, match="No space left") as caught:
+            bench.finish(FullDisk(folder))
+        assert not isinstance(caught.value, OutputUnreachableError)
+        assert bench.steps.done == []
