@@ -22,6 +22,7 @@ from clipfleet.contract import (
     JobState,
     LabelSet,
     Lane,
+    PartFormat,
     Precision,
     Task,
     new_job_id,
@@ -59,6 +60,10 @@ class JobOptions:
     overwrite: bool = False  # of an output that holds another, ended job
     url_column: str | None = None
     id_column: str | None = None
+    base_uri: str | None = None  # what bare keys and relative paths of a manifest are below
+    store_embeddings: bool = False  # also of a classify job
+    part_format: PartFormat = PartFormat.PARQUET
+    on_finished: str | None = None  # a Celery task of yours, sent with the job's end
 
 
 class Client:
@@ -102,7 +107,7 @@ class Client:
             label_set = LabelSet(labels=tuple(labels), templates=tuple(templates))
         except ValidationError as error:
             raise UsageError(f"label set: {_first_problem(error)}") from None
-        return self._submit(source, Task.CLASSIFY, options, label_set=label_set, top_k=top_k)
+        return self._submit(source, Task.CLASSIFY, options, label_sets=(label_set,), top_k=top_k)
 
     def embed(self, source: str | Path, *, options: JobOptions = JobOptions()) -> JobHandle:
         """Turn every image of a source into a vector; otherwise like `classify`."""
@@ -130,14 +135,14 @@ class Client:
         task: Task,
         options: JobOptions,
         *,
-        label_set: LabelSet | None = None,
+        label_sets: Sequence[LabelSet] = (),
         top_k: int = 5,
     ) -> JobHandle:
         self._ledger.ping()
         if options.output is not None:
             open_output(str(options.output))  # a wrong one is told before the source is looked at
         opened = open_source(str(source), url_column=options.url_column, id_column=options.id_column)
-        job = _make_job(opened, task, options, label_set, top_k)
+        job = _make_job(opened, task, options, label_sets, top_k)
         submission = Submission(self._ledger, self._hints, open_output(job.output), job)
         submission.run(opened, overwrite=options.overwrite)
         return JobHandle(self._ledger, job, self._settings.job_ttl_seconds)
@@ -221,7 +226,9 @@ class JobHandle:
         return self._ledger.resume(self.job_id)
 
 
-def _make_job(source: Source, task: Task, options: JobOptions, label_set: LabelSet | None, top_k: int) -> Job:
+def _make_job(
+    source: Source, task: Task, options: JobOptions, label_sets: Sequence[LabelSet], top_k: int
+) -> Job:
     job_id = options.job_id or new_job_id()
     output = options.output or Path("clipfleet-output") / job_id
     try:
@@ -231,7 +238,10 @@ def _make_job(source: Source, task: Task, options: JobOptions, label_set: LabelS
             model=normalise_model(options.model),
             precision=options.precision,
             decode=options.decode,
-            label_set=label_set,
+            label_sets=tuple(label_sets),
+            store_embeddings=options.store_embeddings,
+            part_format=options.part_format,
+            on_finished=options.on_finished,
             top_k=top_k,
             lane=options.lane,
             chunk_size=options.chunk_size,

@@ -1,6 +1,6 @@
-"""What producer and worker agree on: jobs, label sets, error codes, the schema of a part.
+"""What producer and worker agree on: jobs, label sets, error codes. What a part looks like: `parts.py`.
 
-Frozen data and pure functions only, no I/O. A worker reads `SCHEMA_VERSION` and the version before it.
+Frozen data and pure functions only, no I/O.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
-READABLE_SCHEMA_VERSIONS = (SCHEMA_VERSION, SCHEMA_VERSION - 1)
+from clipfleet.parts import label_columns
+from clipfleet.versions import SCHEMA_VERSION
 
 MAX_CHUNK_SIZE = 4096
 DEFAULT_CHUNK_SIZE = 512
@@ -27,14 +25,18 @@ DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
 DEMO_MODEL = "demo"
 DEFAULT_TEMPLATE = "a photo of a {}"
 
+DEFAULT_LABEL_SET_NAME = "labels"
+
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
 class Task(StrEnum):
-    """What is done with every image."""
+    """What is done with every item."""
 
     CLASSIFY = "classify"
     EMBED = "embed"
+    EMBED_TEXT = "embed_text"  # the items are texts
 
 
 class Lane(StrEnum):
@@ -61,6 +63,13 @@ class DecodeRoute(StrEnum):
     EXACT = "exact"
 
 
+class PartFormat(StrEnum):
+    """How the parts of a job are written."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
 class JobState(StrEnum):
     """`submitting -> running <-> paused -> finishing -> completed[_with_errors]`, or an early end."""
 
@@ -82,13 +91,6 @@ class JobState(StrEnum):
 _FINAL_STATES = frozenset(
     {JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED}
 )
-
-
-class ItemStatus(StrEnum):
-    """Column `status` of a part."""
-
-    OK = "ok"
-    FAILED = "failed"
 
 
 class ErrorCode(StrEnum):
@@ -163,18 +165,40 @@ class ItemError:
     detail: str
 
 
+class Preset(StrEnum):
+    """Label sets that open_clip brings."""
+
+    IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class LabelSet(_Frozen):
-    """Labels and the prompt templates that are averaged for each of them (open_clip's ensembling)."""
+    """Labels and the prompt templates that are averaged for each of them (open_clip's ensembling).
 
-    labels: tuple[str, ...] = Field(min_length=1)
-    templates: tuple[str, ...] = Field(default=(DEFAULT_TEMPLATE,), min_length=1)
+    A preset stands for labels and templates that open_clip brings; only a worker knows them.
+    """
+
+    name: Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)] = DEFAULT_LABEL_SET_NAME
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    preset: Preset | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("preset") and not values.get("templates"):
+            return {**values, "templates": (DEFAULT_TEMPLATE,)}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.preset is not None and (self.labels or self.templates):
+            raise ValueError(f"preset {self.preset} brings its own labels and templates")
+        if self.preset is None and not self.labels:
+            raise ValueError("there is no label")
         blank = [position for position, label in enumerate(self.labels) if not label.strip()]
         if blank:
             raise ValueError(f"label number {blank[0] + 1} is empty")
@@ -193,18 +217,21 @@ class LabelSet(_Frozen):
     @property
     def hash(self) -> str:
         """Short name of this label set; equal content gives the equal hash on every machine."""
-        return short_hash([list(self.labels), list(self.templates)])
+        return short_hash([list(self.labels), list(self.templates), self.preset])
 
     def prompts(self) -> list[str]:
-        """All prompts, label by label: `prompts()[i * len(templates) + j]` is label i in template j."""
+        """All prompts, label by label: `prompts()[i * len(templates) + j]` is label i in template j.
+
+        A preset has none before a worker has resolved it.
+        """
         return [template.replace("{}", label) for label in self.labels for template in self.templates]
 
 
 class SourceDescription(_Frozen):
     """What a source is, as far as it can be told without reading it through."""
 
-    kind: str  # folder, glob, txt, csv
-    uri: str  # absolute path or pattern
+    kind: str  # folder, glob, txt, csv, ...
+    uri: str  # absolute path, pattern or URL
     options: dict[str, str] = Field(default_factory=dict)  # what changes the meaning: columns, size, mtime
     extra_columns: tuple[str, ...] = ()  # the source's own columns that are carried into the parts
 
@@ -218,23 +245,48 @@ class Job(_Frozen):
     model: str
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
-    label_set: LabelSet | None = None
+    label_sets: tuple[LabelSet, ...] = ()
+    label_set_column: str | None = None  # column of the source that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
+    store_embeddings: bool = False  # of a classify job; the others always do
+    part_format: PartFormat = PartFormat.PARQUET
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
     source: SourceDescription
-    output: str  # absolute path of a folder
+    output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
+    on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
     created_at: datetime
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.task is Task.CLASSIFY) != (self.label_set is not None):
+        if (self.task is Task.CLASSIFY) != bool(self.label_sets):
             raise ValueError("a classify job needs a label set, an embed job has none")
+        names = [label_set.name for label_set in self.label_sets]
+        if len(set(names)) != len(names):
+            raise ValueError("two label sets have the same name")
+        if self.label_set_column is not None and self.label_set_column not in self.source.extra_columns:
+            raise ValueError(f"the source has no column {self.label_set_column!r} to choose label sets by")
+        taken = set(self.source.extra_columns)
+        for label_set in self.further_label_sets:
+            clash = taken.intersection(label_columns(label_set.name))
+            if clash:
+                raise ValueError(f"label set {label_set.name!r}: the source has a column {clash.pop()!r} too")
         return self
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether the vectors go into the parts."""
+        return self.store_embeddings or self.task is not Task.CLASSIFY
+
+    @property
+    def further_label_sets(self) -> tuple[LabelSet, ...]:
+        """Label sets with columns of their own; the first one, or the chosen one, has `label` and so on."""
+        return () if self.label_set_column is not None else self.label_sets[1:]
 
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: everything but the id, the time, the lane and the versions."""
-        return self.model_dump(mode="json", exclude={"schema_version", "job_id", "created_at", "lane"})
+        unlike = {"schema_version", "job_id", "created_at", "lane", "on_finished"}
+        return self.model_dump(mode="json", exclude=unlike)
 
     @property
     def fingerprint(self) -> str:
@@ -245,108 +297,6 @@ class Job(_Frozen):
         """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()
         return [name for name in mine if mine[name] != theirs.get(name)]
-
-
-@dataclass(frozen=True, slots=True)
-class PartIdentity:
-    """Whose part it is, as its footer says; a part is adopted only if all three fit the claim."""
-
-    job_id: str
-    chunk_id: int
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class PartCounts:
-    """Rows of one part by outcome."""
-
-    ok: int
-    failed: int
-    codes: Mapping[str, int]  # failed rows by error code
-
-
-def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
-    """What the footer of a part says, beside its schema."""
-    return {
-        "job_id": identity.job_id,
-        "chunk_id": str(identity.chunk_id),
-        "generation": str(identity.generation),
-        "ok": str(counts.ok),
-        "failed": str(counts.failed),
-        "codes": json.dumps(dict(counts.codes)),
-        "schema_version": str(SCHEMA_VERSION),
-    }
-
-
-def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCounts]:
-    """The inverse of `part_footer`.
-
-    Raises:
-        ValueError: these are not the entries of a part.
-    """
-    try:
-        identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
-        codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
-        return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"no footer of a part: {error!r}") from error
-
-
-PART_COLUMNS = (
-    "item_index",
-    "item_id",
-    "uri",
-    "status",
-    "error_code",
-    "error_detail",
-    "label",
-    "score",
-    "labels",
-    "scores",
-    "embedding",
-    "width",
-    "height",
-    "content_hash",
-    "model_fingerprint",
-)
-
-
-def part_schema(embedding_dimension: int, extra_fields: list[pa.Field[Any]] | None = None) -> pa.Schema:
-    """Schema of the parts of one job.
-
-    Args:
-        embedding_dimension: length of a vector; the parts of a job agree on it even if all vectors are null.
-        extra_fields: the source's own columns, already renamed by `extra_column_name`.
-    """
-    embedding = pa.list_(pa.float16(), embedding_dimension)
-    return pa.schema(
-        [
-            pa.field("item_index", pa.int64(), nullable=False),
-            pa.field("item_id", pa.string(), nullable=False),
-            pa.field("uri", pa.string(), nullable=False),
-            pa.field("status", pa.string(), nullable=False),
-            pa.field("error_code", pa.string()),
-            pa.field("error_detail", pa.string()),
-            pa.field("label", pa.string()),
-            pa.field("score", pa.float32()),
-            pa.field("labels", pa.list_(pa.string())),
-            pa.field("scores", pa.list_(pa.float32())),
-            pa.field("embedding", embedding),
-            pa.field("width", pa.int32()),
-            pa.field("height", pa.int32()),
-            pa.field("content_hash", pa.string()),
-            pa.field("model_fingerprint", pa.string()),
-            *(extra_fields or []),
-        ]
-    )
-
-
-ITEM_COLUMNS = ("item_index", "item_id", "uri")
-
-
-def extra_column_name(name: str) -> str:
-    """Name in the parts of a source's own column: unchanged, or `source_<name>` where ours has that name."""
-    return f"source_{name}" if name in PART_COLUMNS else name
 
 
 def short_hash(value: object) -> str:

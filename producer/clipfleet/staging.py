@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceChangedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import output_errors
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
 CHUNKS_PER_FILE = 256
 CLOSE_AFTER_SECONDS = 2.0

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import PART_COLUMNS
+from clipfleet.parts import PART_COLUMNS
 from clipfleet.settings import Settings
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite

@@ -32,8 +32,9 @@ from hypothesis.stateful import (
 )
 
 from clipfleet import keys
-from clipfleet.contract import JobState, Lane, PartCounts
+from clipfleet.contract import JobState, Lane
 from clipfleet.ledger import FINISH, MAX_LOSSES, Claim, FinishClaim, Lease, Ledger
+from clipfleet.parts import PartCounts
 from tests.support.ledger import (
     LANES,
     keys_without_ttl,

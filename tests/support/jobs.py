@@ -43,7 +43,7 @@ def make_job(output: str | Path = "/out", *, labels: tuple[str, ...] = (), **val
             "job_id": JOB_ID,
             "task": Task.CLASSIFY if labels else Task.EMBED,
             "model": "demo",
-            "label_set": LabelSet(labels=labels) if labels else None,
+            "label_sets": (LabelSet(labels=labels),) if labels else (),
             "source": SourceDescription(kind="folder", uri="/images"),
             "output": str(output),
             "created_at": datetime(2026, 11, 24, 12, tzinfo=UTC),

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from clipfleet.contract import Job, JobState, Lane, PartCounts
+from clipfleet.contract import Job, JobState, Lane
 from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease
+from clipfleet.parts import PartCounts
 
 CLAIMABLE = (JobState.SUBMITTING, JobState.RUNNING)
 AGEING = 8

@@ -15,7 +15,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from clipfleet import cli as producer_cli
-from clipfleet.contract import PART_COLUMNS, ErrorCode
+from clipfleet.contract import ErrorCode
+from clipfleet.parts import PART_COLUMNS
 from clipfleet.settings import Settings
 from clipfleet_worker import cli as worker_cli
 from clipfleet_worker.decode import ALLOWED_FORMATS

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from clipfleet import keys
-from clipfleet.contract import Job, PartCounts, PartIdentity, part_schema
+from clipfleet.contract import Job
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.staging import StagedReader
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.finishing import Finisher

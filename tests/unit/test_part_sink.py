@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import keys, results
-from clipfleet.contract import SCHEMA_VERSION, PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.parquet import footer, open_parquet
+from clipfleet.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.jobs import FullDisk

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import keys, results
-from clipfleet.contract import part_schema
 from clipfleet.errors import (
     OutputConflictError,
     OutputUnavailableError,
@@ -28,6 +27,7 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.parts import part_schema
 from clipfleet.results import ResultFormat
 
 NO_ANSWER = {

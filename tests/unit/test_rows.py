@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract import PART_COLUMNS, ErrorCode, ItemError, PartCounts, part_schema
+from clipfleet.contract import ErrorCode, ItemError, LabelSet
+from clipfleet.parts import PART_COLUMNS, PartCounts, part_schema
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.rows import count_rows, failed_outcomes, part_table, without_userinfo
 from clipfleet_worker.scoring import Ranking
@@ -100,8 +101,8 @@ class TestClassifying:
             embedding_dimension=4,
             model_fingerprint="f00d",
             store_embeddings=False,
-            labels=("ant", "bee", "cow"),
-            ranking=ranking,
+            label_sets=(LabelSet(labels=("ant", "bee", "cow")),),
+            rankings=[ranking],
         ).to_pylist()
 
         assert [row["label"] for row in rows] == ["bee", None, "cow"]

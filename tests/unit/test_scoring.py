@@ -129,7 +129,7 @@ class TestTextMatrices:
         _, matrices = made()
         encoder, colours = FakeEncoder(), labels("blue", "red")
 
-        matrix = matrices.get("m", encoder, colours, Lane.NORMAL)
+        matrix = matrices.get(encoder, colours, Lane.NORMAL)
 
         expected = encoder.encode_texts(["a photo of a blue", "a photo of a red"])
         np.testing.assert_allclose(matrix, expected, rtol=1e-6)
@@ -137,7 +137,7 @@ class TestTextMatrices:
     def test_a_label_set_is_encoded_once_per_model_in_the_lane_of_who_came_first(self) -> None:
         batcher, matrices = made()
         for fingerprint, names in (("m", "ab"), ("m", "ab"), ("m", "ac"), ("n", "ab"), ("m", "ab")):
-            matrices.get(fingerprint, FakeEncoder(), labels(*names), Lane.BULK)
+            matrices.get(FakeEncoder(fingerprint), labels(*names), Lane.BULK)
 
         assert [prompts[1][-1] for prompts, _ in batcher.asked] == ["b", "c", "b"]
         assert {lane for _, lane in batcher.asked} == {Lane.BULK}
@@ -145,7 +145,7 @@ class TestTextMatrices:
     def test_many_threads_that_ask_at_once_cause_one_encoding(self) -> None:
         batcher, matrices = made()
         batcher.go.clear()
-        ask = lambda: matrices.get("m", FakeEncoder(), labels("a", "b"), Lane.NORMAL)  # noqa: E731
+        ask = lambda: matrices.get(FakeEncoder(), labels("a", "b"), Lane.NORMAL)  # noqa: E731
         calls = [InThread(ask) for _ in range(8)]
         assert batcher.entered.wait(PATIENCE_SECONDS)
         batcher.go.set()
@@ -159,14 +159,14 @@ class TestTextMatrices:
         batcher, matrices = made()
         batcher.error = MemoryError("no room")
         with pytest.raises(MemoryError):
-            matrices.get("m", FakeEncoder(), labels("a"), Lane.NORMAL)
+            matrices.get(FakeEncoder(), labels("a"), Lane.NORMAL)
 
         batcher.error = None
-        assert matrices.get("m", FakeEncoder(), labels("a"), Lane.NORMAL).shape == (1, 16)
+        assert matrices.get(FakeEncoder(), labels("a"), Lane.NORMAL).shape == (1, 16)
 
     def test_the_least_recently_used_matrix_goes(self) -> None:
         batcher, matrices = made()
-        ask = lambda name: matrices.get("m", FakeEncoder(), labels(name), Lane.NORMAL)  # noqa: E731
+        ask = lambda name: matrices.get(FakeEncoder(), labels(name), Lane.NORMAL)  # noqa: E731
         for n in range(16):
             ask(f"label {n}")
         ask("label 0")

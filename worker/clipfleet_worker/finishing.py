@@ -14,18 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import (
-    ITEM_COLUMNS,
-    PART_COLUMNS,
-    SCHEMA_VERSION,
-    ItemStatus,
-    PartCounts,
-    read_part_footer,
-)
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import output_errors
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, read_part_footer
+from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.job_contexts import JobContext
 
 _ERROR_COLUMNS = ("error_code", "error_detail")

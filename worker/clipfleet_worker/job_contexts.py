@@ -11,11 +11,12 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from clipfleet import keys
-from clipfleet.contract import READABLE_SCHEMA_VERSIONS, Job
+from clipfleet.contract import Job
 from clipfleet.errors import OutputUnreachableError
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, open_output
 from clipfleet.staging import StagedReader
+from clipfleet.versions import READABLE_SCHEMA_VERSIONS
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 

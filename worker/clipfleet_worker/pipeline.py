@@ -7,13 +7,15 @@ chunks at once; the chunk's own thread waits in between. An item that fails is a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract import ErrorCode, ItemError, Job, PartCounts, PartIdentity, Task
+from clipfleet.contract import ErrorCode, ItemError, Job
 from clipfleet.ledger import Claim
+from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.leases import HeldLease
@@ -72,9 +74,9 @@ class Pipeline:
         lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
         outcomes = self._encode(context.job, items, model, lease)
         lease.enter("score", _ENCODE_LIMIT_SECONDS)
-        ranking = self._rank(context.job, outcomes, model)
+        rankings = self._rank(context.job, outcomes, model)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
-        return self._write(claim, context, items, outcomes, model=model, ranking=ranking)
+        return self._write(claim, context, items, outcomes, model=model, rankings=rankings)
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
@@ -89,13 +91,14 @@ class Pipeline:
         outcomes.wait()
         return outcomes
 
-    def _rank(self, job: Job, outcomes: Outcomes, model: LoadedModel) -> Ranking | None:
-        """Labels of the items that are ok, in item order; None where there is nothing to label."""
+    def _rank(self, job: Job, outcomes: Outcomes, model: LoadedModel) -> list[Ranking]:
+        """Labels of the items that are ok, in item order, by label set; none where there is nothing to label."""
         good = [feature for feature in outcomes.features if feature is not None]
-        if job.label_set is None or not good:
-            return None
-        matrix = self._text_matrices.get(model.fingerprint, model, job.label_set, job.lane)
-        return rank(np.stack(good), matrix, model.logit_scale, job.top_k)
+        if not good:
+            return []
+        features = np.stack(good)
+        matrices = (self._text_matrices.get(model, label_set, job.lane) for label_set in job.label_sets)
+        return [rank(features, matrix, model.logit_scale, job.top_k) for matrix in matrices]
 
     def _write(
         self,
@@ -105,7 +108,7 @@ class Pipeline:
         outcomes: Outcomes,
         *,
         model: LoadedModel | None = None,
-        ranking: Ranking | None = None,
+        rankings: Sequence[Ranking] = (),
     ) -> ChunkResult:
         job = context.job
         started = time.monotonic()
@@ -114,9 +117,9 @@ class Pipeline:
             outcomes,
             embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
             model_fingerprint=model.fingerprint_for(job.decode) if model else None,
-            store_embeddings=job.task is Task.EMBED,
-            labels=job.label_set.labels if job.label_set else (),
-            ranking=ranking,
+            store_embeddings=job.keeps_embeddings,
+            label_sets=job.label_sets,
+            rankings=rankings,
         )
         counts = context.sink.write(_identity(claim), rows, count_rows(outcomes))
         return ChunkResult(counts, {**outcomes.seconds, "write": time.monotonic() - started})

@@ -9,7 +9,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract import ITEM_COLUMNS, ItemError, ItemStatus, PartCounts, part_schema
+from clipfleet.contract import ItemError, LabelSet
+from clipfleet.parts import (
+    INLINE_COLUMN,
+    ITEM_COLUMNS,
+    LABEL_TYPES,
+    ItemStatus,
+    PartCounts,
+    label_columns,
+    part_schema,
+)
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.scoring import Ranking
 
@@ -23,8 +32,8 @@ def part_table(
     embedding_dimension: int | None,
     model_fingerprint: str | None,
     store_embeddings: bool,
-    labels: Sequence[str] = (),
-    ranking: Ranking | None = None,
+    label_sets: Sequence[LabelSet] = (),
+    rankings: Sequence[Ranking] = (),
 ) -> pa.Table:
     """The rows of one part.
 
@@ -34,11 +43,14 @@ def part_table(
         embedding_dimension: None if it is not known.
         model_fingerprint: None if no model was loaded.
         store_embeddings: whether the vectors go into the part.
-        labels: the label set's labels, for `ranking`.
-        ranking: one row per item that is ok, in item order; None for a job without labels.
+        label_sets: the job's, first the one that `label` and so on come from.
+        rankings: one per label set, each with one row per item that is ok, in item order; none at all where
+            no item is ok.
     """
-    extra = [items.schema.field(name) for name in items.schema.names if name not in ITEM_COLUMNS]
-    schema = part_schema(embedding_dimension or _UNKNOWN_DIMENSION, extra)
+    staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
+    extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
+    further = [label_set.name for label_set in label_sets[1:]]
+    schema = part_schema(embedding_dimension or _UNKNOWN_DIMENSION, extra, further)
     ok = np.array([feature is not None for feature in outcomes.features], dtype=bool)
     errors = outcomes.errors
     columns: dict[str, pa.Array] = {
@@ -48,7 +60,7 @@ def part_table(
         "status": pa.array([ItemStatus.OK.value if good else ItemStatus.FAILED.value for good in ok]),
         "error_code": pa.array([error and error.code.value for error in errors], pa.string()),
         "error_detail": pa.array([error and error.detail for error in errors], pa.string()),
-        **_label_columns(ok, labels, ranking),
+        **_all_label_columns(ok, label_sets, rankings),
         "embedding": _embeddings(outcomes.features, schema.field("embedding").type, store_embeddings),
         "width": pa.array(outcomes.widths, pa.int32()),
         "height": pa.array(outcomes.heights, pa.int32()),
@@ -86,25 +98,31 @@ def without_userinfo(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
-def _label_columns(ok: np.ndarray, labels: Sequence[str], ranking: Ranking | None) -> dict[str, pa.Array]:
-    if ranking is None:
-        return {
-            "label": pa.nulls(len(ok), pa.string()),
-            "score": pa.nulls(len(ok), pa.float32()),
-            "labels": pa.nulls(len(ok), pa.list_(pa.string())),
-            "scores": pa.nulls(len(ok), pa.list_(pa.float32())),
-        }
+def _all_label_columns(
+    ok: np.ndarray, label_sets: Sequence[LabelSet], rankings: Sequence[Ranking]
+) -> dict[str, pa.Array]:
+    names = [("label", "score", "labels", "scores")]
+    names += [label_columns(label_set.name) for label_set in label_sets[1:]]
+    columns: dict[str, pa.Array] = {}
+    for position, four_names in enumerate(names):
+        if rankings:
+            values = _label_columns(ok, label_sets[position].labels, rankings[position])
+        else:
+            values = [pa.nulls(len(ok), kind) for kind in LABEL_TYPES]
+        columns.update(zip(four_names, values, strict=True))
+    return columns
+
+
+def _label_columns(ok: np.ndarray, labels: Sequence[str], ranking: Ranking) -> list[pa.Array]:
     rows = np.cumsum(ok) - 1  # item -> its row in the ranking
     names = [[labels[i] for i in ranked] for ranked in ranking.label_indices.tolist()]
     scores = ranking.scores.tolist()
     best = [names[row] if good else None for row, good in zip(rows, ok, strict=True)]
     best_scores = [scores[row] if good else None for row, good in zip(rows, ok, strict=True)]
-    return {
-        "label": pa.array([ranked and ranked[0] for ranked in best], pa.string()),
-        "score": pa.array([ranked and ranked[0] for ranked in best_scores], pa.float32()),
-        "labels": pa.array(best, pa.list_(pa.string())),
-        "scores": pa.array(best_scores, pa.list_(pa.float32())),
-    }
+    first = [ranked and ranked[0] for ranked in best]
+    first_scores = [ranked and ranked[0] for ranked in best_scores]
+    values = (first, first_scores, best, best_scores)
+    return [pa.array(value, kind) for value, kind in zip(values, LABEL_TYPES, strict=True)]
 
 
 def _embeddings(features: Sequence[np.ndarray | None], kind: pa.DataType, store: bool) -> pa.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -52,6 +53,12 @@ def text_matrix_of(prompt_features: np.ndarray, labels: int) -> np.ndarray:
     return normalised.astype(np.float32)
 
 
+class TextModel(Encoder, Protocol):
+    """A loaded model, as far as text matrices need it."""
+
+    fingerprint: str
+
+
 class TextMatrices:
     """Text matrices by model and label set; each is encoded once, whoever asks first."""
 
@@ -61,9 +68,9 @@ class TextMatrices:
         self._locks: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def get(self, model_fingerprint: str, encoder: Encoder, label_set: LabelSet, lane: Lane) -> np.ndarray:
+    def get(self, model: TextModel, label_set: LabelSet, lane: Lane) -> np.ndarray:
         """The text matrix, float32 (labels, d)."""
-        key = (model_fingerprint, label_set.hash)
+        key = (model.fingerprint, label_set.hash)
         with self._lock:
             if key in self._matrices:
                 self._matrices.move_to_end(key)
@@ -73,7 +80,7 @@ class TextMatrices:
             with self._lock:
                 if key in self._matrices:
                     return self._matrices[key]
-            prompt_features = self._batcher.encode_texts(encoder, label_set.prompts(), lane)
+            prompt_features = self._batcher.encode_texts(model, label_set.prompts(), lane)
             matrix = text_matrix_of(prompt_features, len(label_set.labels))
             with self._lock:
                 self._matrices[key] = matrix

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipfleet.contract import DecodeRoute, PartCounts, PartIdentity, Precision, short_hash
+from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet.errors import OutputConflictError
+from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.decode import PixelSpec
 
 COLOURS = {

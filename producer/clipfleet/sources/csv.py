@@ -16,8 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract import SourceDescription, extra_column_name
+from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
+from clipfleet.parts import extra_column_name
 from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.manifest import Manifest
 from clipfleet.sources.uris import absolute_uris, local_uri

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from clipfleet.contract import PartCounts, PartIdentity
+from clipfleet.parts import PartCounts, PartIdentity
 
 
 class Sink(Protocol):

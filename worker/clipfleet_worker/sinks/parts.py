@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.contract import PartCounts, PartIdentity, part_footer, read_part_footer
 from clipfleet.errors import OutputConflictError, OutputDamagedError
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import output_errors
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
 
 class PartSink:
