@@ -92,7 +92,7 @@ class Pipeline:
         return outcomes
 
     def _rank(self, job: Job, outcomes: Outcomes, model: LoadedModel) -> list[Ranking]:
-        """Labels of the items that are ok, in item order, by label set; none where there is nothing to label."""
+        """Labels of the items that are ok, by label set; none where no item is ok."""
         good = [feature for feature in outcomes.features if feature is not None]
         if not good:
             return []

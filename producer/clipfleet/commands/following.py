@@ -1,0 +1,96 @@
+"""Following a job to its end, and what the exit code says about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from clipfleet.client import Client, JobHandle
+from clipfleet.commands.options import AsJson, JobArgument
+from clipfleet.console import say
+from clipfleet.contract import JobState
+from clipfleet.ledger import JobStatus
+from clipfleet.progress import JobProgress, why_nobody_works
+
+EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_CANCELLED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+
+
+def watch(job: JobArgument, as_json: AsJson = False) -> None:
+    """Follow a job to its end; the exit code tells how it ended."""
+    started = time.monotonic()
+    with Client() as client:
+        follow(client, client.job(job), wait=True, as_json=as_json, started=started)
+
+
+def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:
+    """Print how the job goes, and end the program with the exit code that says how it ended."""
+    if not as_json:
+        say(f"job {job.job_id} -> {job.output}")
+    with _interruptible(job):
+        if wait:
+            with JobProgress(client.workers, quiet=as_json) as progress:
+                snapshot = job.wait(on_progress=progress.update, on_trouble=lambda text: say(text, "yellow"))
+        else:
+            snapshot = job.status()
+    if as_json:
+        summary = {
+            "job_id": job.job_id,
+            "state": snapshot.state.value,
+            "total": snapshot.total,
+            "ok": snapshot.ok,
+            "failed": snapshot.failed,
+            "output": job.output,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        typer.echo(json.dumps(summary))
+    else:
+        _say_summary(client, job, snapshot, time.monotonic() - started)
+    raise typer.Exit(_exit_code(snapshot) if wait else 0)
+
+
+@contextmanager
+def _interruptible(job: JobHandle) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
+            f"`clipfleet cancel {job.job_id}`")  # fmt: skip
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float) -> None:
+    if not snapshot.state.is_final:
+        say(f"submitted {snapshot.total:,} items; follow them with `clipfleet watch {job.job_id}`")
+        problem = why_nobody_works(snapshot, client.workers())
+        if problem:
+            say(problem, style="yellow")
+        return
+    style = "green" if snapshot.state is JobState.COMPLETED else "yellow"
+    rows = snapshot.ok + snapshot.failed
+    say(
+        f"{snapshot.state}: {snapshot.ok:,} ok, {snapshot.failed:,} failed in {seconds:.1f} s "
+        f"({rows / max(seconds, 0.001):,.0f}/s)",
+        style=style,
+    )
+    if snapshot.reason:
+        say(f"reason: {snapshot.reason}", style="red")
+    for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
+        say(f"  {code}: {count:,}")
+    if rows:
+        say(f"see them with `clipfleet results {job.output}`")
+
+
+def _exit_code(snapshot: JobStatus) -> int:
+    match snapshot.state:
+        case JobState.COMPLETED:
+            return 0
+        case JobState.COMPLETED_WITH_ERRORS:
+            return EXIT_SOME_FAILED
+        case JobState.CANCELLED:
+            return EXIT_CANCELLED
+        case _:
+            return EXIT_FAILED

@@ -1,0 +1,99 @@
+"""Commands about jobs that exist: where they stand, pause, resume, cancel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clipfleet.client import Client
+from clipfleet.commands.options import AsJson, JobArgument
+from clipfleet.console import say
+from clipfleet.ledger import JobStatus
+from clipfleet.progress import why_nobody_works
+
+
+def status(job: JobArgument, as_json: AsJson = False) -> None:
+    """Show where a job stands."""
+    with Client() as client:
+        snapshot = client.job(job).status()
+        if as_json:
+            typer.echo(json.dumps(_status_object(snapshot)))
+            return
+        for line in _status_lines(snapshot):
+            typer.echo(line)
+        problem = None if snapshot.state.is_final else why_nobody_works(snapshot, client.workers())
+    if problem and not snapshot.leased_chunks:
+        say(problem, style="yellow")
+
+
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, help="show at most this many")] = 50, as_json: AsJson = False
+) -> None:
+    """List the newest jobs."""
+    with Client() as client:
+        snapshots = client.jobs(limit)
+    if as_json:
+        typer.echo(json.dumps({"jobs": [_status_object(snapshot) for snapshot in snapshots]}))
+        return
+    if not snapshots:
+        say("no jobs yet: `clipfleet classify FOLDER --labels cat,dog` makes one")
+        return
+    table = Table("job", "state", "items", "ok", "failed", "created (UTC)")
+    for snapshot in snapshots:
+        table.add_row(
+            snapshot.job_id, snapshot.state, f"{snapshot.total:,}", f"{snapshot.ok:,}",
+            f"{snapshot.failed:,}", _utc(snapshot.created_ms),
+        )  # fmt: skip
+    Console().print(table)
+
+
+def cancel(job: JobArgument) -> None:
+    """End a job early; the rows that are there stay."""
+    with Client() as client:
+        changed, state = client.job(job).cancel()
+    say(f"job {job} is {state}" + ("" if changed else " already"))
+
+
+def pause(job: JobArgument) -> None:
+    """Hand out no more chunks of a job."""
+    with Client() as client:
+        _, state = client.job(job).pause()
+    say(f"job {job} is {state}")
+
+
+def resume(job: JobArgument) -> None:
+    """Let a paused job go on."""
+    with Client() as client:
+        _, state = client.job(job).resume()
+    say(f"job {job} is {state}")
+
+
+def _status_object(snapshot: JobStatus) -> dict[str, Any]:
+    return asdict(snapshot) | {"state": snapshot.state.value, "lane": snapshot.lane.value}
+
+
+def _status_lines(snapshot: JobStatus) -> Iterator[str]:
+    done = snapshot.ok + snapshot.failed
+    yield f"job      {snapshot.job_id}"
+    yield f"state    {snapshot.state}" + (f" ({snapshot.reason})" if snapshot.reason else "")
+    yield f"items    {done:,} of {snapshot.total:,}{'' if snapshot.sealed else ' so far'}"
+    yield f"rows     {snapshot.ok:,} ok, {snapshot.failed:,} failed"
+    yield (
+        f"chunks   {snapshot.done_chunks:,} of {snapshot.chunks:,} done, {snapshot.leased_chunks:,} in work, "
+        f"{snapshot.due_chunks:,} waiting for another try"
+    )
+    yield f"model    {snapshot.model}"
+    yield f"created  {_utc(snapshot.created_ms)} UTC"
+    for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
+        yield f"failed   {count:,} {code}"
+
+
+def _utc(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,30 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clipfleet.contract import DecodeRoute, Lane, Precision
+
+Source = Annotated[
+    str, typer.Argument(help="a folder, a glob in quotes, a .txt with one URI per line, or a .csv")
+]
+Output = Annotated[str | None, typer.Option(help="folder for the results [default: clipfleet-output/JOB_ID]")]
+Model = Annotated[str, typer.Option(metavar="NAME:PRETRAINED", help="open_clip model, or demo")]
+PrecisionOption = Annotated[Precision, typer.Option(help="arithmetic of the forward pass")]
+Decode = Annotated[
+    DecodeRoute, typer.Option(help="exact: open_clip's own transform; fast: a few grey levels off")
+]
+LaneOption = Annotated[Lane, typer.Option(help="priority")]
+ChunkSize = Annotated[int, typer.Option(min=1, max=4096, help="items that are claimed at a time")]
+JobId = Annotated[str | None, typer.Option(help="name of the job; repeat it to resume an interrupted submit")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an ended job's results in the output")]
+Wait = Annotated[bool, typer.Option(help="wait for the end and show progress")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="print one JSON object on stdout and nothing else there")
+]
+UrlColumn = Annotated[str | None, typer.Option(help="column of a table that holds the URL or path")]
+IdColumn = Annotated[str | None, typer.Option(help="column of a table that names the item")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id")]

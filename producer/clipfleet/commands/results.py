@@ -1,0 +1,42 @@
+"""The command that prints rows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipfleet import results as result_files
+from clipfleet.client import Client
+from clipfleet.errors import JobNotFoundError, UsageError
+from clipfleet.outputs import open_output
+
+
+def results(
+    job: Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or the folder of the results")],
+    result_format: Annotated[result_files.ResultFormat, typer.Option("--format", help="how to print")] = (
+        result_files.ResultFormat.TABLE
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows [table: 20]")] = None,
+) -> None:
+    """Print the rows that are there, in the order of the source."""
+    output = open_output(_output_of(job))
+    if result_format is result_files.ResultFormat.PARQUET and sys.stdout.isatty():
+        raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
+    result_files.write(output, result_format, sys.stdout.buffer, limit=limit)
+
+
+def _output_of(job: str) -> str:
+    """The output of a job, or the folder itself: results outlive the ledger."""
+    path = Path(job)
+    if "/" in job or (path / "_clipfleet").is_dir():
+        return str(path)
+    try:
+        with Client() as client:
+            return client.job(job).output
+    except JobNotFoundError:
+        if path.is_dir():
+            return str(path)
+        raise

@@ -1,0 +1,113 @@
+"""Commands that make jobs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipfleet.client import Client, JobOptions
+from clipfleet.commands.following import follow
+from clipfleet.commands.options import (
+    AsJson,
+    ChunkSize,
+    Decode,
+    IdColumn,
+    JobId,
+    LaneOption,
+    Model,
+    Output,
+    Overwrite,
+    PrecisionOption,
+    Source,
+    UrlColumn,
+    Wait,
+)
+from clipfleet.contract import (
+    DEFAULT_CHUNK_SIZE,
+    DEFAULT_MODEL,
+    DEFAULT_TEMPLATE,
+    DecodeRoute,
+    Lane,
+    Precision,
+)
+from clipfleet.errors import UsageError
+
+
+def classify(
+    source: Source,
+    labels: Annotated[str, typer.Option(help="names separated by commas, or a file with one per line")],
+    template: Annotated[
+        list[str] | None, typer.Option(help="prompt; {} is the label; may be repeated")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image")] = 5,
+    output: Output = None,
+    model: Model = DEFAULT_MODEL,
+    precision: PrecisionOption = Precision.AUTO,
+    decode: Decode = DecodeRoute.FAST,
+    lane: LaneOption = Lane.NORMAL,
+    chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
+    job_id: JobId = None,
+    overwrite: Overwrite = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+    url_column: UrlColumn = None,
+    id_column: IdColumn = None,
+) -> None:
+    """Label every image with the best of some names (zero-shot)."""
+    options = JobOptions(
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column
+    )
+    names = read_labels(labels)
+    started = time.monotonic()
+    with Client() as client:
+        job = client.classify(
+            source, names, templates=template or [DEFAULT_TEMPLATE], top_k=top_k, options=options
+        )
+        follow(client, job, wait=wait, as_json=as_json, started=started)
+
+
+def embed(
+    source: Source,
+    output: Output = None,
+    model: Model = DEFAULT_MODEL,
+    precision: PrecisionOption = Precision.AUTO,
+    decode: Decode = DecodeRoute.FAST,
+    lane: LaneOption = Lane.NORMAL,
+    chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
+    job_id: JobId = None,
+    overwrite: Overwrite = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+    url_column: UrlColumn = None,
+    id_column: IdColumn = None,
+) -> None:
+    """Turn every image into a vector."""
+    options = JobOptions(
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column
+    )
+    started = time.monotonic()
+    with Client() as client:
+        follow(client, client.embed(source, options=options), wait=wait, as_json=as_json, started=started)
+
+
+def read_labels(text: str) -> list[str]:
+    """Labels from a file with one per line (blank lines are skipped), or from a list with commas.
+
+    Raises:
+        UsageError: no labels, or a file that cannot be read.
+    """
+    path = Path(text)
+    if "," not in text and (path.suffix.lower() in (".txt", ".csv", ".lst") or path.is_file()):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--labels {text}: {error}") from None
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--labels {text!r} holds no label: give names separated by commas, or a file")
+    return names
