@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipfleet.errors import UsageError
 
 S = TypeVar("S", bound=BaseSettings)
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a slip of the pen, or `inf`
+_BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps")
 
 
 class _Base(BaseSettings):
@@ -25,9 +29,18 @@ class Settings(_Base):
     )
     broker_url: SecretStr | None = Field(None, description="Celery broker; the ledger's Redis if not set")
     lease_seconds: float = Field(
-        30.0, ge=1, description="how long a chunk stays with a worker that went silent"
+        30.0, ge=1, le=DAY_SECONDS, description="how long a chunk stays with a worker that went silent"
     )
-    job_ttl_seconds: int = Field(7 * 86400, ge=60, description="how long an ended job stays in the ledger")
+    job_ttl_seconds: int = Field(
+        7 * DAY_SECONDS, ge=60, le=3650 * DAY_SECONDS, description="how long an ended job stays in the ledger"
+    )
+
+    @field_validator("broker_url")
+    @classmethod
+    def _check_broker(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _require_broker_scheme(value.get_secret_value())
+        return value
 
     def require_redis_url(self) -> str:
         """The ledger's URL.
@@ -44,7 +57,22 @@ class Settings(_Base):
 
     def require_broker_url(self) -> str:
         """The broker's URL, see `require_redis_url`."""
-        return self.broker_url.get_secret_value() if self.broker_url else self.require_redis_url()
+        if self.broker_url is not None:
+            return self.broker_url.get_secret_value()
+        url = self.require_redis_url()
+        if url.startswith("unix://"):
+            raise UsageError(
+                "CLIPFLEET_REDIS_URL is a socket, which Celery names in its own way: "
+                "set CLIPFLEET_BROKER_URL too (redis+socket:///path/of/the.socket)"
+            )
+        return url
+
+
+def _require_broker_scheme(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in _BROKER_SCHEMES:
+        raise ValueError(f"it must start with one of {', '.join(f'{name}://' for name in _BROKER_SCHEMES)}")
+    _ = parts.port  # raises ValueError where it is not a number
 
 
 def split_commas(value: object) -> object:
@@ -69,7 +97,7 @@ def checked(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         problems = "; ".join(
-            f"CLIPFLEET_{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
+            f"CLIPFLEET_{str(problem['loc'][0]).upper()}: {problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors()
         )
         raise UsageError(f"settings cannot be used: {problems}") from None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
 from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision, normalise_model
-from clipfleet.settings import CommaSeparated, Settings, split_commas
+from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings, split_commas
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Megabytes = 1024 * 1024
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class WorkerSettings(Settings):
@@ -35,7 +37,9 @@ class WorkerSettings(Settings):
 
     max_image_bytes: int = Field(30 * Megabytes, ge=1, description="larger files are refused")
     max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
-    fetch_timeout_seconds: float = Field(30.0, gt=0, description="for one URL, from connect to the last byte")
+    fetch_timeout_seconds: float = Field(
+        30.0, gt=0, le=DAY_SECONDS, description="for one URL, from connect to the last byte"
+    )
     host_connections: int = Field(16, ge=1, description="simultaneous connections to one host")
     total_connections: int = Field(256, ge=1, description="simultaneous connections altogether")
 
@@ -44,12 +48,18 @@ class WorkerSettings(Settings):
     bytes_in_flight: int = Field(1024 * Megabytes, ge=1, description="no fetch while this many bytes wait")
     decode_threads: int = Field(0, ge=0, description="0: one per core")
     chunk_deadline_seconds: float = Field(
-        180.0, gt=0, description="fetches still open then become timeout rows"
+        180.0, gt=0, le=DAY_SECONDS, description="fetches still open then become timeout rows"
     )
 
-    reconcile_seconds: float = Field(5.0, gt=0, description="how often expired leases are taken back")
-    drain_seconds: float = Field(25.0, ge=0, description="after SIGTERM: time for chunks under way")
-    outage_hours: float = Field(24.0, gt=0, description="a job whose output is away this long pauses itself")
+    reconcile_seconds: float = Field(
+        5.0, gt=0, le=DAY_SECONDS, description="how often expired leases are taken back"
+    )
+    drain_seconds: float = Field(
+        25.0, ge=0, le=DAY_SECONDS, description="after SIGTERM: time for chunks under way"
+    )
+    outage_hours: float = Field(
+        24.0, gt=0, le=10 * 365 * 24, description="a job whose output is away this long pauses itself"
+    )
     celery_events: bool = Field(False, description="send Celery's task events, for Flower")
     ready_file: Path | None = Field(None, description="created once the worker takes work")
 
@@ -64,6 +74,13 @@ class WorkerSettings(Settings):
         if not value:
             raise ValueError("name at least one model")
         return tuple(normalise_model(name) for name in value)
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(f"{value!r} is none of auto, cpu, cuda, cuda:1")
+        return value
 
     @field_validator("file_roots", "output_roots")
     @classmethod

@@ -1,0 +1,259 @@
+"""Every setting as it comes from the environment: its meaning, its bounds, what is said of a wrong one."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from clipfleet.contract import DEFAULT_MODEL, Precision
+from clipfleet.errors import UsageError
+from clipfleet.settings import Settings, checked, load_settings, split_commas
+from clipfleet_worker.settings import WorkerSettings
+
+DAY = 86_400
+
+# Name -> texts that are taken, and what they mean.
+GOOD: dict[str, dict[str, Any]] = {
+    "redis_url": {"redis://:pw@host:6379/0": SecretStr("redis://:pw@host:6379/0")},
+    "broker_url": {
+        url: SecretStr(url)
+        for url in (
+            "redis://h/1",
+            "rediss://:pw@h:6380/0",
+            "redis+socket:///run/r",
+            "amqp://u:pw@h//",
+            "amqps://h",
+        )
+    },
+    "lease_seconds": {"1": 1.0, "2.5": 2.5, str(DAY): float(DAY)},
+    "job_ttl_seconds": {"60": 60, str(3650 * DAY): 3650 * DAY},
+    "models": {
+        "demo": ("demo",),
+        "demo, ViT-B-32 ,": ("demo", DEFAULT_MODEL),
+        "hf-hub:org/name,local-dir:/m": ("hf-hub:org/name", "local-dir:/m"),
+    },
+    "loaded_models": {"1": 1, "9": 9},
+    "precision": {"auto": Precision.AUTO, "bf16": Precision.BF16},
+    "device": {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "cuda:1": "cuda:1"},
+    "batch_size": {"0": 0, "512": 512},
+    "file_roots": {"/a": ("/a",), " /a , /b b,": ("/a", "/b b")},
+    "output_roots": {"/a,/b": ("/a", "/b")},
+    "allow_private": {"10.0.0.0/8, fd00::/8": ("10.0.0.0/8", "fd00::/8"), "192.168.1.7": ("192.168.1.7",)},
+    "allow_ports": {"1,65535": ("1", "65535")},
+    "contact": {"ops@example.org": "ops@example.org"},
+    "max_image_bytes": {"1": 1},
+    "max_pixels": {"1": 1},
+    "fetch_timeout_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
+    "host_connections": {"1": 1},
+    "total_connections": {"1": 1},
+    "slots": {"1": 1},
+    "items_in_flight": {"1": 1},
+    "bytes_in_flight": {"1": 1},
+    "decode_threads": {"0": 0, "4": 4},
+    "chunk_deadline_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
+    "reconcile_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
+    "drain_seconds": {"0": 0.0, str(DAY): float(DAY)},
+    "outage_hours": {"0.5": 0.5, "87600": 87_600.0},
+    "celery_events": {"true": True, "0": False, "no": False},
+    "ready_file": {"/run/ready": Path("/run/ready")},
+}
+
+COUNT = ["0", "-1", "1.5", "many"]
+DURATION = ["0", "-1", "inf", "nan", "1e300", str(DAY + 1), "soon"]
+
+# Name -> texts that are refused, or pairs of such a text and what must be said about it.
+BAD: dict[str, list[str | tuple[str, str]]] = {
+    "redis_url": [],  # see TestUrls: redis-py judges when it connects
+    "broker_url": [("foo://host", "redis://, rediss://"), "host:6379", ("redis://host:port/0", "port")],
+    "lease_seconds": ["0.9", "inf", "nan", "soon", str(DAY + 1)],
+    "job_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
+    "models": [(",", "at least one"), ("ViT-L-14", "which weights"), ("demo,:x", "which weights")],
+    "loaded_models": COUNT,
+    "precision": [("BF16", "'bf16'"), "int8"],
+    "device": [("gpu", "cuda:1"), "cuda:", "cuda:one", "cuda 1"],
+    "batch_size": ["-1", "1.5"],
+    "file_roots": [("pictures", "not an absolute path"), "/a,~/b"],
+    "output_roots": [("results", "not an absolute path")],
+    "allow_private": [("localhost", "'localhost'"), ("10.0.0.1/8", "host bits"), "10.0.0.0/33"],
+    "allow_ports": [("0", "not a port"), "65536", "http", "-1"],
+    "contact": [],  # any text
+    "max_image_bytes": COUNT,
+    "max_pixels": COUNT,
+    "fetch_timeout_seconds": DURATION,
+    "host_connections": COUNT,
+    "total_connections": COUNT,
+    "slots": COUNT,
+    "items_in_flight": COUNT,
+    "bytes_in_flight": COUNT,
+    "decode_threads": ["-1", "1.5"],
+    "chunk_deadline_seconds": DURATION,
+    "reconcile_seconds": DURATION,
+    "drain_seconds": ["-1", "inf", "nan", str(DAY + 1)],
+    "outage_hours": ["0", "-1", "inf", "nan", "87601"],
+    "celery_events": ["maybe"],
+    "ready_file": [],  # any path
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("CLIPFLEET_"):
+            monkeypatch.delenv(name)
+
+
+def variable(name: str) -> str:
+    return f"CLIPFLEET_{name.upper()}"
+
+
+@pytest.mark.parametrize("table", [GOOD, BAD], ids=["good", "bad"])
+def test_every_setting_is_tested(table: dict[str, Any]) -> None:
+    assert list(table) == list(WorkerSettings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [(name, text, value) for name, values in GOOD.items() for text, value in values.items()],
+)
+def test_a_good_value(name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable(name), text)
+
+    settings = checked(WorkerSettings)
+
+    assert getattr(settings, name) == value
+    assert settings.model_fields_set == {name}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (name, *(case if isinstance(case, tuple) else (case, "")))
+        for name, cases in BAD.items()
+        for case in cases
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_variable(
+    name: str, text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable(name), text)
+
+    with pytest.raises(UsageError) as caught:
+        checked(WorkerSettings)
+
+    message = str(caught.value)
+    assert message.startswith(f"settings cannot be used: {variable(name)}: ")
+    assert words in message
+    assert "\n" not in message
+    assert "Value error" not in message
+    assert caught.value.__suppress_context__
+
+
+def test_an_empty_variable_is_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WorkerSettings.model_fields:
+        monkeypatch.setenv(variable(name), "")
+
+    settings = checked(WorkerSettings)
+
+    assert settings.model_fields_set == set()
+    assert settings == WorkerSettings()
+
+
+def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPFLEET_SLOTS", "0")
+    monkeypatch.setenv("CLIPFLEET_DEVICE", "gpu")
+
+    with pytest.raises(UsageError, match=r"used: CLIPFLEET_DEVICE: .*; CLIPFLEET_SLOTS: "):
+        checked(WorkerSettings)
+
+
+def test_a_producer_does_not_look_at_a_workers_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPFLEET_SLOTS", "0")
+    monkeypatch.setenv("CLIPFLEET_LEASE_SECONDS", "40")
+
+    assert load_settings().lease_seconds == 40
+
+
+def test_variables_of_other_programs_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere/0")
+    monkeypatch.setenv("DEVICE", "gpu")
+
+    assert checked(WorkerSettings).redis_url is None
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError):
+        settings.lease_seconds = 5
+
+
+class TestUrls:
+    def test_without_a_redis_the_ways_to_one_are_told(self) -> None:
+        with pytest.raises(UsageError) as caught:
+            Settings().require_redis_url()
+
+        for words in ("CLIPFLEET_REDIS_URL is not set", "clipfleet-worker up", ".clipfleet/env"):
+            assert words in str(caught.value)
+
+    def test_the_broker_is_the_ledgers_redis_unless_there_is_another(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://one/0")
+        assert load_settings().require_broker_url() == "redis://one/0"
+
+        monkeypatch.setenv("CLIPFLEET_BROKER_URL", "amqp://two//")
+        assert load_settings().require_broker_url() == "amqp://two//"
+        assert load_settings().require_redis_url() == "redis://one/0"
+
+    def test_without_both_the_redis_is_asked_for(self) -> None:
+        with pytest.raises(UsageError, match="CLIPFLEET_REDIS_URL is not set"):
+            Settings().require_broker_url()
+
+    def test_a_redis_that_celery_cannot_reach_needs_a_broker_beside_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CLIPFLEET_REDIS_URL", "unix:///run/redis.sock")
+        assert load_settings().require_redis_url() == "unix:///run/redis.sock"
+
+        with pytest.raises(UsageError, match=r"CLIPFLEET_BROKER_URL.*redis\+socket://"):
+            load_settings().require_broker_url()
+
+    @pytest.mark.parametrize("name", ["redis_url", "broker_url"])
+    def test_a_password_shows_nowhere(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(variable(name), "redis://:s3cret@host/0")
+        settings = load_settings()
+        assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump()}"
+
+        monkeypatch.setenv("CLIPFLEET_BROKER_URL", "nonsense://:s3cret@host/0")
+        with pytest.raises(UsageError) as caught:
+            load_settings()
+        assert "s3cret" not in str(caught.value)
+
+
+class TestLists:
+    @pytest.mark.parametrize(
+        ("text", "parts"),
+        [
+            ("a,b", ("a", "b")), (" a , b ", ("a", "b")), ("a,,b,", ("a", "b")), ("a b", ("a b",)),
+            (",", ()), ("", ()),
+        ],
+    )  # fmt: skip
+    def test_blanks_and_empty_parts_are_left_out(self, text: str, parts: tuple[str, ...]) -> None:
+        assert split_commas(text) == parts
+
+    def test_what_is_no_text_is_left_to_others(self) -> None:
+        assert split_commas(("a, b",)) == ("a, b",)
+
+    def test_networks_and_ports_as_the_guard_wants_them(self) -> None:
+        settings = WorkerSettings(allow_private=("10.0.0.0/8",), allow_ports=("8080",))
+
+        assert settings.private_networks == (ipaddress.ip_network("10.0.0.0/8"),)
+        assert settings.ports == {80, 443, 8080}
+
+    def test_without_any_only_the_webs_own_ports_are_open(self) -> None:
+        assert WorkerSettings().private_networks == ()
+        assert WorkerSettings().ports == {80, 443}
