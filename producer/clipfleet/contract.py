@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clipfleet.errors import JobUnreadableError
 from clipfleet.parts import label_columns
-from clipfleet.versions import SCHEMA_VERSION
+from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
 MAX_CHUNK_SIZE = 4096
 DEFAULT_CHUNK_SIZE = 512
@@ -297,6 +298,30 @@ class Job(_Frozen):
         """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()
         return [name for name in mine if mine[name] != theirs.get(name)]
+
+
+def read_job(text: str | bytes) -> Job:
+    """A job from what `Job.model_dump_json` wrote.
+
+    Raises:
+        JobUnreadableError: it is of a version that this program does not read, or no job at all.
+    """
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise JobUnreadableError("this is not the description of a job") from None
+    if version not in READABLE_SCHEMA_VERSIONS:
+        raise JobUnreadableError(
+            f"the job has schema version {version}, this clipfleet reads "
+            f"{' and '.join(str(known) for known in sorted(READABLE_SCHEMA_VERSIONS))}: update it"
+        )
+    try:
+        return Job.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise JobUnreadableError(
+            f"this is not the description of a job ({error.error_count()} problems, the first in {where!r})"
+        ) from None
 
 
 def short_hash(value: object) -> str:

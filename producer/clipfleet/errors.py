@@ -7,6 +7,7 @@
     │   ├── JobConflictError       this job id belongs to a job that differs
     │   ├── OutputConflictError    the output already holds another job
     │   ├── JobNotFoundError       no job of this id, no output at this path
+    │   ├── JobUnreadableError     the job was described by another version of clipfleet, or by none
     │   └── ResultsNotReadyError   no part has been written yet
     └── WorldError             the world failed: trying again later may help
         ├── RedisUnavailableError  no Redis answers at the configured address
@@ -47,6 +48,10 @@ class OutputConflictError(UsageError):
 
 class JobNotFoundError(UsageError):
     """No such job, or no such output."""
+
+
+class JobUnreadableError(UsageError):
+    """The description of a job is not one that this version understands."""
 
 
 class ResultsNotReadyError(UsageError):

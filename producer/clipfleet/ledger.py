@@ -13,11 +13,10 @@ from importlib.resources import files
 from typing import Any
 
 import redis
-from pydantic import ValidationError
 
 from clipfleet import keys
-from clipfleet.contract import Job, JobState, Lane
-from clipfleet.errors import JobConflictError, JobNotFoundError
+from clipfleet.contract import Job, JobState, Lane, read_job
+from clipfleet.errors import JobConflictError, JobNotFoundError, JobUnreadableError
 from clipfleet.redis_connection import connect, translated
 
 MAX_LOSSES = 5
@@ -229,12 +228,13 @@ class Ledger:
 
         Raises:
             JobNotFoundError: no such job.
+            JobUnreadableError: another version of clipfleet submitted it.
         """
         with translated(self._url):
             spec = self._redis.hget(keys.job(job_id), "spec")
         if spec is None:
             raise _not_found(job_id)
-        return Job.model_validate_json(spec)
+        return read_job(spec)
 
     def status(self, job_id: str) -> JobStatus:
         """A snapshot of a job.
@@ -377,8 +377,8 @@ def _not_found(job_id: str) -> JobNotFoundError:
 
 def _conflict(job: Job, other_spec: str) -> str:
     try:
-        differences = ", ".join(job.differences(Job.model_validate_json(other_spec)))
-    except ValidationError:
+        differences = ", ".join(job.differences(read_job(other_spec)))
+    except JobUnreadableError:
         differences = "written by another version of clipfleet"
     return (
         f"job {job.job_id!r} exists and differs in: {differences}. "

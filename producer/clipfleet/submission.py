@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import chain
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from clipfleet import keys
-from clipfleet.contract import Job
+from clipfleet.contract import Job, read_job
 from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
+    JobUnreadableError,
     OutputConflictError,
     SourceChangedError,
     SourceError,
@@ -139,9 +139,7 @@ def _holder(output: Output) -> Job | None:
     if data is None:
         return None
     try:
-        return Job.model_validate_json(data)
-    except ValidationError as error:
-        raise OutputConflictError(
-            f"{output.uri}/{keys.JOB_FILE} cannot be read ({error.error_count()} problems): "
-            "choose another --output"
-        ) from None
+        return read_job(data)
+    except JobUnreadableError as error:
+        where = f"{output.uri}/{keys.JOB_FILE}"
+        raise OutputConflictError(f"{where}: {error}, or choose another --output") from None

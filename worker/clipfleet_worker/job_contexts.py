@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from clipfleet import keys
-from clipfleet.contract import Job
-from clipfleet.errors import OutputUnreachableError
+from clipfleet.contract import Job, read_job
+from clipfleet.errors import JobUnreadableError, OutputUnreachableError
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, open_output
 from clipfleet.staging import StagedReader
-from clipfleet.versions import READABLE_SCHEMA_VERSIONS
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 
@@ -66,7 +64,10 @@ class JobContexts:
         return context
 
     def _open(self, job_id: str) -> JobContext:
-        job = self._ledger.job(job_id)
+        try:
+            job = self._ledger.job(job_id)
+        except JobUnreadableError as error:  # others may be of a newer version
+            raise OutputUnreachableError(f"job {job_id}: {error}") from error
         self._check_root(job.output)
         output = open_output(job.output)
         _check_holds(output, job)
@@ -89,12 +90,8 @@ def _check_holds(output: Output, job: Job) -> None:
             f"{output.uri}/{keys.JOB_FILE} is not there: is this folder shared between producer and worker?"
         )
     try:
-        found = Job.model_validate_json(data)
-    except ValidationError as error:
-        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE} cannot be read: {error}") from error
-    if found.schema_version not in READABLE_SCHEMA_VERSIONS:
-        raise OutputUnreachableError(
-            f"{output.uri}/{keys.JOB_FILE} has schema version {found.schema_version}: update this worker"
-        )
+        found = read_job(data)
+    except JobUnreadableError as error:
+        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE}: {error}") from error
     if (found.job_id, found.fingerprint) != (job.job_id, job.fingerprint):
         raise OutputUnreachableError(f"{output.uri} holds job {found.job_id}, not {job.job_id}")

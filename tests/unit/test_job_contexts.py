@@ -1,0 +1,255 @@
+"""What a worker opens for a job: only below its roots, only where the job's own file lies."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.contract import Job, read_job
+from clipfleet.errors import (
+    JobNotFoundError,
+    JobUnreadableError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    RedisUnavailableError,
+)
+from clipfleet.ledger import Ledger
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet_worker import job_contexts
+from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.sinks.parts import PartSink
+from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.jobs import make_claim, make_finish_claim, make_job, place_job, stage_items
+
+
+class FakeLedger:
+    """Knows jobs; counts how often it is asked."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs = {job.job_id: job.model_dump_json() for job in jobs}
+        self.asked: list[str] = []
+        self.error: Exception | None = None
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def job(self, job_id: str) -> Job:
+        self.asked.append(job_id)
+        self.entered.set()
+        assert self.go.wait(PATIENCE_SECONDS)
+        if self.error is not None:
+            raise self.error
+        if job_id not in self.jobs:
+            raise JobNotFoundError(job_id)
+        return read_job(self.jobs[job_id])
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job whose output lies below the root `root`, and holds its file."""
+    job = make_job(tmp_path / "root" / "out")
+    place_job(FolderOutput(Path(job.output)), job)
+    return job
+
+
+@pytest.fixture
+def ledger(job: Job) -> FakeLedger:
+    return FakeLedger(job)
+
+
+def contexts(ledger: FakeLedger, *roots: Path) -> JobContexts:
+    return JobContexts(cast(Ledger, ledger), roots)
+
+
+@pytest.fixture
+def opened(ledger: FakeLedger, tmp_path: Path) -> JobContexts:
+    return contexts(ledger, tmp_path / "elsewhere", tmp_path / "root")
+
+
+def rewrite(job: Job, **values: Any) -> None:
+    """Change the job's own file behind the job's back."""
+    path = Path(job.output, keys.JOB_FILE)
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+class TestOpening:
+    def test_the_job_with_its_output_its_parts_and_its_items(self, job: Job, opened: JobContexts) -> None:
+        stage_items(FolderOutput(Path(job.output)), job, ["/a.jpg", "/b.jpg"])
+
+        context = opened.get(make_claim(job))
+
+        assert context.job == job
+        assert context.output.uri == job.output
+        assert isinstance(context.sink, PartSink)
+        assert context.items(make_claim(job))["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
+
+    def test_a_job_is_opened_once_for_chunks_and_finishing(
+        self, job: Job, ledger: FakeLedger, opened: JobContexts
+    ) -> None:
+        first = opened.get(make_claim(job))
+
+        assert opened.get(make_claim(job, chunk_id=7)) is first
+        assert opened.get(make_finish_claim(job)) is first
+        assert ledger.asked == [job.job_id]
+
+    def test_a_job_of_the_same_name_that_differs_is_opened_anew(
+        self, job: Job, ledger: FakeLedger, opened: JobContexts
+    ) -> None:
+        opened.get(make_claim(job))
+        changed = job.model_copy(update={"top_k": 9})
+        ledger.jobs[job.job_id] = changed.model_dump_json()
+        Path(job.output, keys.JOB_FILE).unlink()
+        place_job(FolderOutput(Path(job.output)), changed)
+
+        assert opened.get(make_claim(changed)).job == changed
+
+    def test_many_threads_get_a_context_of_the_job(
+        self, job: Job, ledger: FakeLedger, opened: JobContexts
+    ) -> None:
+        ledger.go.clear()
+        calls = [InThread(lambda: opened.get(make_claim(job))) for _ in range(8)]
+        assert ledger.entered.wait(PATIENCE_SECONDS)
+        ledger.go.set()
+
+        assert {call.result().job.job_id for call in calls} == {job.job_id}
+
+    def test_the_least_recently_used_ones_go(
+        self,
+        job: Job,
+        ledger: FakeLedger,
+        opened: JobContexts,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(job_contexts, "_KEPT_CONTEXTS", 2)
+        others = [make_job(Path(job.output).with_name(name), job_id=name) for name in ("b", "c")]
+        for other in others:
+            ledger.jobs[other.job_id] = other.model_dump_json()
+            place_job(FolderOutput(Path(other.output)), other)
+
+        for one in (job, others[0], job, others[1], job, others[0]):
+            opened.get(make_claim(one))
+
+        assert ledger.asked == [job.job_id, "b", "c", "b"]
+
+    def test_what_failed_is_tried_again(self, job: Job, ledger: FakeLedger, opened: JobContexts) -> None:
+        ledger.error = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            opened.get(make_claim(job))
+
+        ledger.error = None
+        assert opened.get(make_claim(job)).job == job
+
+    def test_a_job_that_is_gone(self, ledger: FakeLedger, opened: JobContexts) -> None:
+        with pytest.raises(JobNotFoundError):
+            opened.get(make_claim(make_job(job_id="gone")))
+
+
+class TestRoots:
+    def test_an_output_outside_is_refused_and_the_setting_is_named(
+        self, job: Job, ledger: FakeLedger, tmp_path: Path
+    ) -> None:
+        with pytest.raises(OutputUnreachableError, match="CLIPFLEET_OUTPUT_ROOTS"):
+            contexts(ledger, tmp_path / "elsewhere").get(make_claim(job))
+
+    def test_without_roots_nothing_is_written(self, job: Job, ledger: FakeLedger) -> None:
+        with pytest.raises(OutputUnreachableError):
+            contexts(ledger).get(make_claim(job))
+
+    def test_the_root_itself_is_inside(self, job: Job, ledger: FakeLedger) -> None:
+        assert contexts(ledger, Path(job.output)).get(make_claim(job)).job == job
+
+    def test_a_name_that_begins_like_a_root_is_outside(
+        self, job: Job, ledger: FakeLedger, tmp_path: Path
+    ) -> None:
+        with pytest.raises(OutputUnreachableError):
+            contexts(ledger, tmp_path / "ro").get(make_claim(job))
+
+    @pytest.mark.parametrize("way", ["../outside", "link", "link/../../outside"])
+    def test_no_way_leads_out_of_a_root(self, ledger: FakeLedger, tmp_path: Path, way: str) -> None:
+        outside = FolderOutput(tmp_path / "outside")
+        (tmp_path / "root").mkdir(exist_ok=True)
+        (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+        job = make_job(f"{tmp_path}/root/{way}", job_id="sly")
+        place_job(outside, job)
+        ledger.jobs["sly"] = job.model_dump_json()
+
+        with pytest.raises(OutputUnreachableError, match="outside"):
+            contexts(ledger, tmp_path / "root").get(make_claim(job))
+
+    def test_a_root_may_be_a_link(self, job: Job, ledger: FakeLedger, tmp_path: Path) -> None:
+        (tmp_path / "mount").symlink_to(tmp_path / "root")
+        linked = job.model_copy(update={"output": f"{tmp_path}/mount/out"})
+        Path(job.output, keys.JOB_FILE).unlink()
+        place_job(FolderOutput(Path(job.output)), linked)
+        ledger.jobs[job.job_id] = linked.model_dump_json()
+
+        assert contexts(ledger, tmp_path / "mount").get(make_claim(linked)).job == linked
+
+
+class TestJobFile:
+    def test_where_it_is_missing_the_folder_is_another_one(self, job: Job, opened: JobContexts) -> None:
+        Path(job.output, keys.JOB_FILE).unlink()
+
+        with pytest.raises(OutputUnreachableError, match=r"job\.json is not there.*shared"):
+            opened.get(make_claim(job))
+
+    @pytest.mark.parametrize("difference", [{"job_id": "other"}, {"top_k": 9}, {"model": "x:y"}])
+    def test_another_job_is_not_written_to(
+        self, job: Job, opened: JobContexts, difference: dict[str, Any]
+    ) -> None:
+        rewrite(job, **difference)
+
+        with pytest.raises(OutputUnreachableError, match="holds job"):
+            opened.get(make_claim(job))
+
+    def test_what_makes_no_other_job_may_differ(self, job: Job, opened: JobContexts) -> None:
+        rewrite(job, lane="bulk", created_at="2020-01-01T00:00:00Z")
+
+        assert opened.get(make_claim(job)).job == job
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "null", '{"schema_version": 1}', '{"schema_version": "x"}', '"text"', "\x00"]
+    )
+    def test_garbage_is_told_in_one_line(self, job: Job, opened: JobContexts, text: str) -> None:
+        Path(job.output, keys.JOB_FILE).write_text(text)
+
+        with pytest.raises(OutputUnreachableError, match=r"job\.json") as caught:
+            opened.get(make_claim(job))
+        assert "\n" not in str(caught.value)
+
+    def test_a_newer_version_asks_for_an_update_whatever_else_is_new(
+        self, job: Job, opened: JobContexts
+    ) -> None:
+        rewrite(job, schema_version=99, a_new_field=1)
+
+        with pytest.raises(OutputUnreachableError, match=r"schema version 99.*update"):
+            opened.get(make_claim(job))
+
+    def test_a_file_that_cannot_be_read_now_is_waited_for(
+        self, job: Job, opened: JobContexts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> bytes:
+            raise OutputUnavailableError("stale handle")
+
+        monkeypatch.setattr(FolderOutput, "read", fail)
+
+        with pytest.raises(OutputUnavailableError, match="stale handle") as caught:
+            opened.get(make_claim(job))
+        assert not isinstance(caught.value, OutputUnreachableError)
+
+
+def test_a_job_of_a_newer_ledger_is_left_to_newer_workers(
+    job: Job, ledger: FakeLedger, opened: JobContexts
+) -> None:
+    spec = json.loads(ledger.jobs[job.job_id]) | {"schema_version": 99, "a_new_field": 1}
+    ledger.jobs[job.job_id] = json.dumps(spec)
+    with pytest.raises(JobUnreadableError):
+        read_job(ledger.jobs[job.job_id])
+
+    with pytest.raises(OutputUnreachableError, match=r"schema version 99.*update"):
+        opened.get(make_claim(job))
