@@ -25,7 +25,12 @@ class OpenItems:
             self._changed.wait_for(lambda: self._closed or self._count < self._limit, timeout_seconds)
             if self._closed or self._count >= self._limit:
                 return ()
-            return tuple(Lane) if self._count < self._limit * _BULK_SHARE else (Lane.HIGH,)
+            return tuple(Lane) if self.has_room_in_all_lanes else (Lane.HIGH,)
+
+    def wait_for_room_in_all_lanes(self, timeout_seconds: float) -> None:
+        """Block while only the best lane has room, or none, but no longer than this, nor after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self.has_room_in_all_lanes, timeout_seconds)
 
     def add(self, count: int) -> None:
         """Items were claimed."""
@@ -43,6 +48,11 @@ class OpenItems:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    @property
+    def has_room_in_all_lanes(self) -> bool:
+        """Whether chunks of any lane may be claimed."""
+        return self._count < self._limit * _BULK_SHARE
 
     @property
     def count(self) -> int:

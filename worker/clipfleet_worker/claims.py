@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from clipfleet.contract import ErrorCode, ItemError
+from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.errors import (
     OutputConflictError,
     OutputUnavailableError,
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
 _COMPLETE_RETRY_SECONDS = 1.0
+_LOOK_FOR_HIGH_SECONDS = 1.0  # while the room that is left is kept for the lane `high`
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 
 
@@ -60,6 +61,8 @@ class Claims:
         lease_seconds: float,
         outage_seconds: float,
         job_ttl_seconds: int,
+        slots: int,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._open_items = open_items
@@ -71,7 +74,12 @@ class Claims:
         self.shunned_jobs = ShunnedJobs()
         self._lock = threading.Lock()
         self._leaving = threading.Event()
-        self.last_claim_monotonic = time.monotonic()
+        self._slots = slots
+        self._monotonic = monotonic
+        self._slots_in_use = 0
+        self._takers = 0  # slots whose hint waits for room or for the answer to its claim
+        self._last_full = monotonic()  # when a slot became free after all were in use
+        self._slots_lock = threading.Lock()
 
     def leave(self) -> None:
         """Take nothing more."""
@@ -83,10 +91,20 @@ class Claims:
 
         `done_with` must follow for every claim.
         """
-        with self._lock:
-            lanes = self._open_items.wait_for_room()
-            if not lanes:
-                return None
+        self._enter_slot()
+        claim = None
+        try:
+            with self._lock:
+                claim = self._take()
+        finally:
+            with self._slots_lock:
+                self._takers -= 1
+            if claim is None:
+                self._leave_slot()
+        return claim
+
+    def _take(self) -> Claim | None:
+        while lanes := self._open_items.wait_for_room():
             claim = self._ledger.claim(
                 uuid.uuid4().hex,
                 self._lease_seconds,
@@ -96,12 +114,36 @@ class Claims:
             )
             if claim is not None:
                 self._open_items.add(claim.chunk_size)
-                self.last_claim_monotonic = time.monotonic()
-            return claim
+                return claim
+            if len(lanes) == len(Lane):
+                return None
+            # There may be work in the other lanes: were the hint to die here, its chain would be broken.
+            self._open_items.wait_for_room_in_all_lanes(_LOOK_FOR_HIGH_SECONDS)
+        return None
 
     def done_with(self, claim: Claim) -> None:
         """Make room for the next claim."""
         self._open_items.remove(claim.chunk_size)
+        self._leave_slot()
+
+    def _enter_slot(self) -> None:
+        with self._slots_lock:
+            self._slots_in_use += 1
+            self._takers += 1
+
+    def _leave_slot(self) -> None:
+        with self._slots_lock:
+            if self._slots_in_use >= self._slots:
+                self._last_full = self._monotonic()
+            self._slots_in_use -= 1
+
+    def has_idle_slot(self, seconds: float) -> bool:
+        """Whether a slot has been free for so long, and room too: so there are no hints it could have had."""
+        with self._slots_lock:
+            if self._takers or self._slots_in_use >= self._slots:
+                return False
+            was_free = self._monotonic() - self._last_full >= seconds
+        return was_free and self._open_items.has_room_in_all_lanes
 
     def complete(self, claim: Claim, result: ChunkResult) -> str:
         """Tell the ledger that the part is in place; while Redis is away, again and again.

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +90,7 @@ class Worker:
             lease_seconds=settings.lease_seconds,
             outage_seconds=settings.outage_hours * 3600,
             job_ttl_seconds=settings.job_ttl_seconds,
+            slots=settings.slots,
         )
         self._tasks = Tasks(
             ledger=self._ledger,
@@ -199,10 +199,13 @@ class Worker:
             log.warning("no heartbeat: %s", error, extra={"action": "heartbeat_failed"})
 
     def _pull(self) -> None:
-        """Work without a hint: it may be lost, or the broker away. A successful claim starts a new chain."""
+        """Work without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
+
+        Only while no hint is waiting for a slot, so that there are never many more chains than slots.
+        """
         while not self._stopping.wait(_PULL_SECONDS):
             _while_true(self._tasks.finish_job)
-            if time.monotonic() - self._claims.last_claim_monotonic >= _PULL_SECONDS:
+            if self._claims.has_idle_slot(_PULL_SECONDS):
                 self._tasks.work()
 
 

@@ -1,0 +1,197 @@
+"""When a worker takes a chunk, when it waits, and when it looks for work without a hint."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from clipfleet.contract import Lane
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import Claim, Ledger
+from clipfleet_worker import claims as claims_module
+from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.claims import Claims
+from clipfleet_worker.models import Models
+from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
+from tests.support.jobs import make_claim
+
+LIMIT = 100
+SLOTS = 3
+CHUNK = make_claim(chunk_size=30)
+
+
+class FakeLedger:
+    """Answers claims from one lane; notes the lanes it was asked for."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[Lane, list[Claim]] = {lane: [] for lane in Lane}
+        self.is_away = False
+        self.asked: list[Sequence[Lane]] = []
+        self.asked_for_high = threading.Event()
+
+    def claim(
+        self,
+        token: str,
+        lease_seconds: float,
+        lanes: Sequence[Lane],
+        models: Sequence[str],
+        excluded_jobs: Iterable[str],
+    ) -> Claim | None:
+        self.asked.append(lanes)
+        if lanes == (Lane.HIGH,):
+            self.asked_for_high.set()
+        if self.is_away:
+            raise RedisUnavailableError("away")
+        return next((self.waiting[lane].pop() for lane in lanes if self.waiting[lane]), None)
+
+
+class Bench:
+    """Claims of a worker with three slots and room for a hundred items."""
+
+    def __init__(self) -> None:
+        self.ledger = FakeLedger()
+        self.items = OpenItems(LIMIT)
+        self.clock = Clock()
+        self.claims = Claims(
+            ledger=cast(Ledger, self.ledger),
+            open_items=self.items,
+            models=cast(Models, SimpleNamespace(served=lambda: ("demo",))),
+            worker_id="worker",
+            lease_seconds=30,
+            outage_seconds=3600,
+            job_ttl_seconds=3600,
+            slots=SLOTS,
+            monotonic=self.clock,
+        )
+
+    def offer(self, lane: Lane, count: int = 1) -> None:
+        self.ledger.waiting[lane] += [CHUNK] * count
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+class TestTaking:
+    def test_a_chunk_counts_as_open_until_it_is_done_with(self, bench: Bench) -> None:
+        bench.offer(Lane.BULK)
+
+        claim = bench.claims.take()
+
+        assert claim is CHUNK
+        assert bench.items.count == 30
+        bench.claims.done_with(claim)
+        assert bench.items.count == 0
+
+    def test_a_hint_dies_where_nothing_is_to_do(self, bench: Bench) -> None:
+        assert bench.claims.take() is None
+        assert bench.items.count == 0
+
+    def test_a_full_worker_claims_once_there_is_room(self, bench: Bench) -> None:
+        bench.offer(Lane.NORMAL)
+        bench.items.add(LIMIT)
+        bench.items._changed = changed = WatchedCondition()
+        call = InThread(bench.claims.take)
+        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+        assert bench.ledger.asked == []
+
+        bench.items.remove(LIMIT)
+
+        assert call.result() is CHUNK
+
+    def test_a_hint_waits_where_the_room_that_is_left_is_kept_for_high(self, bench: Bench) -> None:
+        bench.offer(Lane.NORMAL)
+        bench.items.add(95)
+        call = InThread(bench.claims.take)
+        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        assert not call.is_done
+
+        bench.items.remove(50)
+
+        assert call.result() is CHUNK
+
+    def test_who_waits_there_takes_what_comes_for_high(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(claims_module, "_LOOK_FOR_HIGH_SECONDS", 0.01)
+        bench.items.add(95)
+        call = InThread(bench.claims.take)
+        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+
+        bench.offer(Lane.HIGH)
+
+        assert call.result() is CHUNK
+
+    def test_a_worker_that_leaves_does_not_wait(self, bench: Bench) -> None:
+        bench.items.add(95)
+        call = InThread(bench.claims.take)
+        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+
+        bench.claims.leave()
+
+        assert call.result() is None
+
+
+class TestIdleSlots:
+    """Each pull starts one more chain of hints, so it must not happen while hints are waiting anywhere."""
+
+    def test_a_worker_that_does_nothing_has_one_after_a_while(self, bench: Bench) -> None:
+        assert not bench.claims.has_idle_slot(2)
+        bench.clock.now += 2
+        assert bench.claims.has_idle_slot(2)
+
+    def test_some_chunks_under_way_leave_one_free(self, bench: Bench) -> None:
+        bench.offer(Lane.NORMAL, SLOTS - 1)
+        for _ in range(SLOTS - 1):
+            bench.claims.take()
+        bench.clock.now += 2
+
+        assert bench.claims.has_idle_slot(2)
+
+    def test_a_worker_with_a_chunk_in_every_slot_has_none_however_long_they_take(self, bench: Bench) -> None:
+        bench.offer(Lane.NORMAL, SLOTS)
+        for _ in range(SLOTS):
+            bench.claims.take()
+        bench.items.remove(60)
+        bench.clock.now += 1000
+        assert not bench.claims.has_idle_slot(2)
+
+        bench.claims.done_with(CHUNK)
+
+        assert not bench.claims.has_idle_slot(2), "a hint may be on its way to the slot that became free"
+        bench.clock.now += 2
+        assert bench.claims.has_idle_slot(2)
+
+    def test_claims_in_vain_do_not_use_up_slots(self, bench: Bench) -> None:
+        for _ in range(SLOTS):
+            assert bench.claims.take() is None
+        bench.ledger.is_away = True
+        for _ in range(SLOTS):
+            with pytest.raises(RedisUnavailableError):
+                bench.claims.take()
+        bench.clock.now += 2
+
+        assert bench.claims.has_idle_slot(2)
+
+    @pytest.mark.parametrize("count", [90, 100])
+    def test_a_worker_without_room_for_every_lane_has_none(self, bench: Bench, count: int) -> None:
+        bench.items.add(count)
+        bench.clock.now += 2
+
+        assert not bench.claims.has_idle_slot(2)
+
+    def test_a_worker_with_a_hint_that_waits_for_its_turn_has_none(self, bench: Bench) -> None:
+        bench.items.add(95)
+        call = InThread(bench.claims.take)
+        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        bench.clock.now += 2
+
+        assert not bench.claims.has_idle_slot(2)
+
+        bench.claims.leave()
+        assert call.result() is None
