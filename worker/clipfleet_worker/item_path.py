@@ -104,15 +104,18 @@ class ItemPath:
 
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
         decoded = _Decoded()
-        while fetched:  # popped one by one, so that the bytes are free before the batcher is waited for
-            position, data = fetched.pop()
-            size = len(data)
-            try:
-                if not destination.outcomes.is_interrupted:
-                    self._decode(destination, position, data, decoded)
-            finally:
-                del data
-                self._waiting_bytes.remove(size)
+        try:
+            while fetched:  # popped one by one, so that the bytes are free before the batcher is waited for
+                position, data = fetched.pop()
+                size = len(data)
+                try:
+                    if not destination.outcomes.is_interrupted:
+                        self._decode(destination, position, data, decoded)
+                finally:
+                    del data
+                    self._waiting_bytes.remove(size)
+        finally:  # what a bug left over must not keep the gate shut for ever
+            self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
         self._hand_over(destination, decoded)
 
     def _decode(self, destination: Destination, position: int, data: bytes, decoded: _Decoded) -> None:

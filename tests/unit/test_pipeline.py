@@ -1,0 +1,478 @@
+"""The path of one chunk with doubles at both ends: every input becomes one row, whatever happens between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipfleet.contract import ErrorCode, ItemError, Job, Precision
+from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.ledger import Claim, Lease, Ledger
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet.staging import StagedReader
+from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.decode import Decoder
+from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
+from clipfleet_worker.item_path import ItemPath
+from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.leases import HeldLease, LeaseKeeper
+from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+from clipfleet_worker.models import Models
+from clipfleet_worker.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.scoring import TextMatrices
+from clipfleet_worker.testing import COLOURS, FakeEncoder, MemorySink
+from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
+from tests.support.pictures import encoded
+from tests.support.waiting import wait_until
+
+LABELS = tuple(COLOURS)
+ITEMS = 40  # several slices, several batches
+
+
+def colour(name: str) -> bytes:
+    return encoded(Image.new("RGB", (24, 20), COLOURS[name]), "PNG")
+
+
+class Places:
+    """Where images lie, by URI: bytes, or an exception, or an event that never comes."""
+
+    def __init__(self) -> None:
+        self.contents: dict[str, bytes | BaseException] = {}
+        self.asked: list[str] = []
+        self.hanging = threading.Event()  # set once somebody waits for an URI of `hangs`
+        self.hangs: set[str] = set()
+
+    def read(self, uri: str) -> bytes:
+        self.asked.append(uri)
+        content = self.contents[uri]
+        if isinstance(content, BaseException):
+            raise content
+        return content
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def fetch(self, uri: str) -> bytes:
+        await asyncio.sleep(0)
+        if uri in self.hangs:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        return self.read(uri)
+
+
+class Encoder(FakeEncoder):
+    """May be told to fail, by the colours of a batch; counts the texts."""
+
+    def __init__(self) -> None:
+        super().__init__("demo", embedding_dimension=128)
+        self.fails: Callable[[set[tuple[int, ...]]], Exception | None] = lambda colours: None
+        self.texts: list[str] = []
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        error = self.fails({tuple(colour) for colour in pixels[:, 0, 0].tolist()})
+        if error is not None:
+            raise error
+        return super().encode_images(pixels)
+
+    def encode_texts(self, prompts: list[str]) -> np.ndarray:
+        self.texts += prompts
+        return super().encode_texts(prompts)
+
+
+class Stages(HeldLease):
+    """A lease that notes the stages."""
+
+    def __init__(self) -> None:
+        super().__init__(Lease(JOB_ID, "0", "token"))
+        self.entered: list[str] = []
+
+    def enter(self, stage: str, limit_seconds: float) -> None:
+        assert limit_seconds > 0
+        self.entered.append(stage)
+        super().enter(stage, limit_seconds)
+
+
+class Bench:
+    """A pipeline of real stages; places, model and sink are doubles."""
+
+    def __init__(self, folder: Path, *, deadline_seconds: float = 180.0) -> None:
+        self.folder = folder
+        self.places, self.encoder, self.sink = Places(), Encoder(), MemorySink()
+        self.lease = Stages()
+        self.load_error: Exception | None = None
+        self.waiting_bytes = WaitingBytes(1 << 20)
+        self.decoder = Decoder(1_000_000)
+        self.batcher = Batcher(8)
+        self.fetch_loop = FetchLoop(self.places, self.waiting_bytes, deadline_seconds)
+        self.decode_pool = ThreadPoolExecutor(2)
+        items = ItemPath(
+            fetch_loop=self.fetch_loop,
+            file_fetcher=self.places,
+            waiting_bytes=self.waiting_bytes,
+            decoder=self.decoder,
+            decode_pool=self.decode_pool,
+            batcher=self.batcher,
+        )
+        models = Models(("demo",), self._load, kept=1, default_precision=Precision.FP32)
+        self.pipeline = Pipeline(
+            models=models, items=items, text_matrices=TextMatrices(self.batcher),
+            fetch_deadline_seconds=deadline_seconds,
+        )  # fmt: skip
+        self.context: JobContext | None = None
+
+    def __enter__(self) -> Bench:
+        self.batcher.start()
+        self.fetch_loop.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.fetch_loop.stop()
+        self.batcher.stop()
+        self.decode_pool.shutdown()
+
+    def _load(self, *_: object) -> LoadedModel:
+        if self.load_error is not None:
+            raise self.load_error
+        return cast(LoadedModel, self.encoder)
+
+    def submit(self, uris: Sequence[str], *, labels: tuple[str, ...] = LABELS, **extra: list[str]) -> Job:
+        output = FolderOutput(self.folder)
+        job = make_job(self.folder, labels=labels, top_k=2)
+        stage_items(output, job, list(uris), **extra)
+        self.context = JobContext(job, output, self.sink, StagedReader(output, job_id=job.job_id))
+        return job
+
+    def run(self, job: Job, lease: HeldLease | None = None, **claim: Any) -> ChunkResult:
+        assert self.context is not None
+        return self.pipeline.run(make_claim(job, **claim), self.context, lease or self.lease)
+
+    def give_up(self, job: Job, error: ItemError) -> ChunkResult:
+        assert self.context is not None
+        return self.pipeline.give_up(make_claim(job), self.context, self.lease, error)
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.sink.parts[0].rows.to_pylist()
+        return rows
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.rows()]
+
+    def colours(self, count: int = ITEMS) -> list[str]:
+        """So many URIs, by turns of the web and of files, whose colours go round."""
+        uris = []
+        for number in range(count):
+            uri = f"https://h.example/{number}.png" if number % 2 else f"/p/{number}.png"
+            self.places.contents[uri] = colour(LABELS[number % len(LABELS)])
+            uris.append(uri)
+        return uris
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with Bench(tmp_path) as bench:
+        yield bench
+
+
+def everything_is_released(bench: Bench) -> bool:
+    return bench.waiting_bytes.count == 0
+
+
+class TestRows:
+    def test_one_row_per_input_in_their_order_with_their_labels(self, bench: Bench) -> None:
+        uris = bench.colours()
+        result = bench.run(bench.submit(uris, shelf=[f"s{number}" for number in range(ITEMS)]))
+
+        assert result.counts == PartCounts(ITEMS, 0, {})
+        assert bench.column("item_index") == list(range(ITEMS))
+        assert bench.column("uri") == uris
+        assert bench.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
+        assert bench.column("shelf") == [f"s{number}" for number in range(ITEMS)]
+        assert all(len(scores) == 2 and scores[0] > scores[1] for scores in bench.column("scores"))
+        assert (set(bench.column("width")), set(bench.column("height"))) == ({24}, {20})
+        assert bench.column("embedding") == [None] * ITEMS
+        assert everything_is_released(bench)
+
+    def test_failures_of_every_stage_stand_between_the_others(self, bench: Bench) -> None:
+        uris = bench.colours()
+        failures = {
+            3: ("https://h.example/3.png", ItemFailure(ErrorCode.NOT_FOUND, "status 404")),
+            4: ("/p/4.png", ItemFailure(ErrorCode.PATH_REFUSED, "outside")),
+            5: ("https://h.example/5.png", b"<html>"),
+            6: ("/p/6.png", b""),
+            7: ("https://h.example/7.png", colour("red")[:60]),
+            8: ("gopher://h.example/8", b""),
+            9: ("", b""),
+        }
+        for number, (uri, content) in failures.items():
+            uris[number] = uri
+            bench.places.contents[uri] = content
+
+        result = bench.run(bench.submit(uris))
+
+        codes = {
+            3: "not_found", 4: "path_refused", 5: "not_an_image", 6: "empty", 7: "broken_image",
+            8: "scheme_refused", 9: "bad_uri",
+        }  # fmt: skip
+        assert bench.column("item_index") == list(range(ITEMS))
+        assert bench.column("error_code") == [codes.get(number) for number in range(ITEMS)]
+        assert bench.column("status") == ["failed" if n in codes else "ok" for n in range(ITEMS)]
+        assert [label is None for label in bench.column("label")] == [n in codes for n in range(ITEMS)]
+        good = [label for label in bench.column("label") if label]
+        assert good == [LABELS[n % len(LABELS)] for n in range(ITEMS) if n not in codes]
+        assert result.counts == PartCounts(ITEMS - 7, 7, dict.fromkeys(codes.values(), 1))
+        assert everything_is_released(bench)
+
+    def test_vectors_stand_beside_their_items(self, bench: Bench) -> None:
+        bench.run(bench.submit(bench.colours(), labels=()))
+
+        expected = bench.encoder.encode_texts([LABELS[n % len(LABELS)] for n in range(ITEMS)])
+        np.testing.assert_allclose(np.array(bench.column("embedding"), np.float32), expected, atol=1e-3)
+        assert bench.column("label") == [None] * ITEMS
+
+    def test_the_same_image_many_times_is_as_many_rows(self, bench: Bench) -> None:
+        uri = bench.colours(1)[0]
+        bench.run(bench.submit([uri] * 30))
+
+        assert bench.column("item_index") == list(range(30))
+        assert set(bench.column("label")) == {LABELS[0]}
+
+    def test_without_a_good_item_no_text_is_encoded(self, bench: Bench) -> None:
+        result = bench.run(bench.submit(["gopher://x", ""]))
+
+        assert result.counts.failed == 2
+        assert bench.encoder.texts == []
+
+    def test_the_texts_are_encoded_once_for_all_chunks(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+        bench.run(job)
+        bench.sink.parts.clear()
+        bench.run(job)
+
+        assert len(bench.encoder.texts) == len(LABELS)
+
+    def test_the_stages_and_their_seconds(self, bench: Bench) -> None:
+        result = bench.run(bench.submit(bench.colours()))
+
+        assert bench.lease.entered == ["read", "load model", "fetch, decode, encode", "score", "write"]
+        assert set(result.stage_seconds) == {"fetch", "decode", "encode", "write"}
+        assert all(seconds >= 0 for seconds in result.stage_seconds.values())
+
+    def test_fetches_that_outlast_the_deadline_are_rows_too(self, tmp_path: Path) -> None:
+        with Bench(tmp_path, deadline_seconds=0) as bench:
+            bench.run(bench.submit(bench.colours()))
+
+            codes = ["timeout" if number % 2 else None for number in range(ITEMS)]
+            assert bench.column("error_code") == codes
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("word", ["cancelled", "lost"])
+    def test_a_chunk_that_is_taken_from_us_ends_amid_its_fetches_without_a_part(
+        self, bench: Bench, word: str
+    ) -> None:
+        uris = bench.colours()
+        bench.places.hangs.add(uris[1])
+        job = bench.submit(uris)
+        call = InThread(lambda: bench.run(job))
+        assert bench.places.hanging.wait(PATIENCE_SECONDS)
+
+        bench.lease.interrupt(word)
+
+        with pytest.raises(ChunkInterrupted, match=word):
+            call.result()
+        assert bench.sink.parts == {}
+        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+
+    def test_a_chunk_of_a_paused_job_goes_on_to_its_part(self, bench: Bench) -> None:
+        class PausedLedger:
+            def renew(self, leases: Sequence[Lease], _: float) -> list[str]:
+                return ["paused"] * len(leases)
+
+        keeper = LeaseKeeper(cast(Ledger, PausedLedger()), 30)
+        entered, go = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            entered.set()
+            assert go.wait(PATIENCE_SECONDS)
+
+        bench.encoder.fails = hold  # type: ignore[assignment]
+        job = bench.submit(bench.colours())
+        with keeper.hold(Lease(JOB_ID, "0", "token")) as lease:
+            call = InThread(lambda: bench.run(job, lease))
+            assert entered.wait(PATIENCE_SECONDS)
+            keeper.renew_all()
+            go.set()
+
+            assert call.result().counts.ok == ITEMS
+
+    def test_what_was_lost_before_the_start_fetches_nothing(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+        bench.lease.interrupt("lost")
+
+        with pytest.raises(ChunkInterrupted):
+            bench.run(job)
+        assert bench.places.asked == []
+
+    def test_a_batcher_that_stops_ends_the_chunk(self, bench: Bench) -> None:
+        uris = bench.colours()
+        bench.places.hangs.add(uris[1])
+        job = bench.submit(uris)
+        call = InThread(lambda: bench.run(job))
+        assert bench.places.hanging.wait(PATIENCE_SECONDS)
+        bench.batcher.stop()
+        bench.lease.interrupt("the worker leaves")
+
+        with pytest.raises((ChunkInterrupted, BatcherStopped)):
+            call.result()
+        assert bench.sink.parts == {}
+
+
+class TestFailingBatch:
+    def test_the_guilty_image_fails_alone(self, bench: Bench) -> None:
+        bench.encoder.fails = lambda colours: (
+            RuntimeError("cuDNN error") if COLOURS["blue"] in colours else None
+        )
+        result = bench.run(bench.submit(bench.colours()))
+
+        blue = [LABELS[number % len(LABELS)] == "blue" for number in range(ITEMS)]
+        assert [code == "crashed" for code in bench.column("error_code")] == blue
+        assert result.counts.ok == ITEMS - sum(blue)
+        assert "cuDNN error" in next(detail for detail in bench.column("error_detail") if detail)
+
+    def test_where_nothing_works_it_is_not_the_images_fault(self, bench: Bench) -> None:
+        bench.encoder.fails = lambda colours: RuntimeError("device lost")
+
+        with pytest.raises(RuntimeError, match="device lost"):
+            bench.run(bench.submit(bench.colours()))
+        assert bench.sink.parts == {}
+        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+
+    def test_too_little_memory_for_any_image_is_passed_on_as_such(self, bench: Bench) -> None:
+        bench.encoder.fails = lambda colours: MemoryError("device")
+
+        with pytest.raises(MemoryError):
+            bench.run(bench.submit(bench.colours()))
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), KeyError("bug"), MemoryError()])
+    def test_a_bug_while_decoding_ends_the_chunk_and_frees_its_bytes(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def decode(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(bench.decoder, "decode", decode)
+
+        with pytest.raises(type(error)):
+            bench.run(bench.submit(bench.colours()))
+        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+
+    def test_the_next_chunk_is_not_touched_by_the_failure_of_the_last(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+        bench.encoder.fails = lambda colours: RuntimeError("once")
+        with pytest.raises(RuntimeError):
+            bench.run(job)
+
+        bench.encoder.fails = lambda colours: None
+        assert bench.run(job).counts.ok == ITEMS
+
+
+class TestAdoption:
+    COUNTS = PartCounts(1, 1, {"timeout": 1})
+
+    def place(self, bench: Bench, job: Job, **identity: Any) -> None:
+        claim: Claim = make_claim(job, **identity)
+        whose = PartIdentity(claim.job_id, claim.chunk_id, claim.generation)
+        assert bench.context is not None
+        bench.sink.write(whose, bench.context.items(make_claim(job)), self.COUNTS)
+
+    @pytest.mark.parametrize("history", [{"losses": 1}, {"failures": 1}, {"waits": 1}, {"losses": 9}])
+    def test_a_part_of_an_earlier_owner_is_adopted_without_work(
+        self, bench: Bench, history: dict[str, int]
+    ) -> None:
+        job = bench.submit(bench.colours())
+        self.place(bench, job)
+
+        assert bench.run(job, **history) == ChunkResult(self.COUNTS, {})
+        assert bench.places.asked == []
+
+    def test_a_part_that_comes_while_we_work_is_adopted_at_the_end(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+        self.place(bench, job)
+
+        assert bench.run(job).counts == self.COUNTS
+        assert len(bench.sink.parts) == 1
+
+    @pytest.mark.parametrize("other", [{"job_id": "other"}, {"generation": 1}])
+    def test_a_part_of_somebody_else_is_not(self, bench: Bench, other: dict[str, Any]) -> None:
+        job = bench.submit(bench.colours())
+        self.place(bench, job, **other)
+
+        with pytest.raises(OutputConflictError):
+            bench.run(job, losses=1)
+        with pytest.raises(OutputConflictError):
+            bench.run(job)
+
+
+class TestGivingUp:
+    @pytest.mark.parametrize("history", [{"losses": 5}, {"failures": 5}])
+    def test_an_exhausted_chunk_gets_a_failed_row_for_every_input(
+        self, bench: Bench, history: dict[str, int]
+    ) -> None:
+        uris = bench.colours()
+        bench.load_error = AssertionError("the model must not be loaded")
+        result = bench.run(bench.submit(uris), **history)
+
+        assert result.counts == PartCounts(0, ITEMS, {"chunk_failed": ITEMS})
+        assert bench.column("item_index") == list(range(ITEMS))
+        assert bench.column("uri") == uris
+        assert set(bench.column("error_code")) == {"chunk_failed"}
+        assert "dead workers" in bench.column("error_detail")[0]
+        assert bench.places.asked == []
+
+    def test_four_times_is_not_too_often(self, bench: Bench) -> None:
+        assert bench.run(bench.submit(bench.colours()), losses=4, failures=4).counts.ok == ITEMS
+
+    def test_a_model_that_cannot_be_loaded_is_told_and_gives_the_rows_its_code(self, bench: Bench) -> None:
+        bench.load_error = ModelUnavailableError("no weights")
+        job = bench.submit(bench.colours())
+        with pytest.raises(ModelUnavailableError):
+            bench.run(job)
+        assert (bench.sink.parts, bench.places.asked) == ({}, [])
+
+        bench.give_up(job, ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights"))
+
+        assert set(bench.column("error_code")) == {"model_unavailable"}
+        kind = bench.sink.parts[0].rows.schema.field("embedding").type
+        assert kind.list_size == 128  # the model's, from its configuration
+
+
+class TestTheWorld:
+    def test_items_that_are_not_there_are_an_output_that_is_away(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+        for path in bench.folder.glob("_clipfleet/items-*"):
+            path.unlink()
+        (bench.folder / "_clipfleet" / "job.json").write_text("{}")
+
+        with pytest.raises(OutputUnavailableError, match="staged items are not there"):
+            bench.run(job)
+
+    def test_a_sink_that_cannot_write_is_told(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise OutputUnavailableError("disk full")
+
+        monkeypatch.setattr(bench.sink, "write", full)
+
+        with pytest.raises(OutputUnavailableError, match="disk full"):
+            bench.run(bench.submit(bench.colours()))
