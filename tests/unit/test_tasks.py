@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 
 from clipfleet import keys
-from clipfleet.contract import ErrorCode, ItemError, Job, PartCounts, Precision
+from clipfleet.contract import ErrorCode, ItemError, Job, Precision
 from clipfleet.errors import (
     JobNotFoundError,
     OutputConflictError,
@@ -23,6 +23,7 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import Hints
 from clipfleet.ledger import Claim, FinishClaim, Lease, Ledger, WorkerFacts
+from clipfleet.parts import PartCounts
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.claims import Claims
@@ -165,7 +166,7 @@ class Bench:
         )  # fmt: skip
         self.claims = Claims(
             ledger=ledger, open_items=self.open_items, models=self.models, worker_id="me", lease_seconds=30,
-            outage_seconds=3600, job_ttl_seconds=60,
+            outage_seconds=3600, job_ttl_seconds=60, slots=2,
         )  # fmt: skip
         self.keeper = LeaseKeeper(ledger, 30)
         self.tasks = Tasks(
@@ -186,6 +187,7 @@ class Bench:
         result = self.app.tasks[name].apply(args=("ignored",))
         assert result.state == "SUCCESS", result.traceback
         assert self.open_items.count == 0
+        assert self.claims.has_idle_slot(0)
         assert self.held() == ()
 
     def work(self, error: BaseException | None = None, **claim: Any) -> None:
