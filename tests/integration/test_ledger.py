@@ -1428,6 +1428,32 @@ def test_claims_alone_keep_alive_all_that_a_long_job_lives_on(
     assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
 
 
+@pytest.mark.parametrize("touch", ["claim", "stage", "seal", "pause", "complete", "release", "reconcile"])
+def test_whatever_touches_a_job_keeps_alive_all_it_lives_on(
+    ledger: Ledger, redis_client: redis.Redis, touch: str
+) -> None:
+    add_job(ledger, chunks=9, sealed=False)
+    first, second, third, fourth = (claim(ledger) for _ in range(4))
+    complete(ledger, first)
+    ledger.release(second, "waits", reason="store away")
+    age(redis_client)
+
+    if touch == "reconcile":
+        let_leases_expire(redis_client, ("job", third.chunk_id))
+    calls = {
+        "claim": lambda: claim(ledger),
+        "stage": lambda: ledger.stage("job", 9, 1, 10),
+        "seal": lambda: ledger.seal("job", 9, 90),
+        "pause": lambda: ledger.pause("job", "for a while"),
+        "complete": lambda: complete(ledger, fourth),
+        "release": lambda: ledger.release(fourth, "failures", reason=""),
+        "reconcile": lambda: ledger.reconcile(),
+    }
+    calls[touch]()
+
+    assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
+
+
 def test_a_finishing_that_is_tried_for_weeks_keeps_its_job_alive(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:

@@ -34,8 +34,6 @@ local function take(job, chunk, turn, queue)
   redis.call('HSET', job_key(job), 'turn', turn)
   redis.call('ZADD', queue, 'XX', turn, job)
   redis.call('SET', token_key(token), lease_name(job, chunk), 'PX', math.max(600000, lease_ms * 2))
-  keep(LEASES)
-  keep(queue)
   keep_job(job)
 end
 

@@ -14,7 +14,6 @@ for _, job in ipairs(candidates) do
     redis.call('ZADD', FINISHING, now + tonumber(ARGV[2]), job)
     redis.call('HSET', job_key(job), 'finish_token', token)
     redis.call('SET', memory, job, 'PX', math.max(600000, tonumber(ARGV[2]) * 2))
-    keep(FINISHING)
     keep_job(job)
     return {job, field(job, 'generation'), field(job, 'fingerprint')}
   end

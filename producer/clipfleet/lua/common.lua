@@ -15,12 +15,19 @@ local function keep(key)
   redis.call('PEXPIRE', key, KEEP_MS)
 end
 
+-- Where claims look for a job that has work.
+local function queue_of(job)
+  local facts = redis.call('HMGET', job_key(job), 'lane', 'model')
+  return lane_queue(facts[1], facts[2])
+end
+
+-- Last of all in every script that writes a job: keep it and the shared keys it lives on. Neither its lane nor the
+-- leases of its chunks may end before it.
 local function keep_job(job, ttl_ms)
   for _, suffix in ipairs(JOB_SUFFIXES) do
     redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
   end
-  keep(JOBS)
-  keep(TURNS)  -- a job's turn means nothing without it
+  for _, key in ipairs({JOBS, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
 end
 
 local function field(job, name)
@@ -41,15 +48,11 @@ end
 
 -- Put a job where claims look for it, unless it is there; it keeps the turn it had.
 local function offer(job)
-  local facts = redis.call('HMGET', job_key(job), 'lane', 'model', 'turn')
-  local queue = lane_queue(facts[1], facts[2])
-  redis.call('ZADD', queue, 'NX', facts[3] or 0, job)
-  keep(queue)
+  redis.call('ZADD', queue_of(job), 'NX', number(job, 'turn'), job)
 end
 
 local function withdraw(job)
-  local facts = redis.call('HMGET', job_key(job), 'lane', 'model')
-  redis.call('ZREM', lane_queue(facts[1], facts[2]), job)
+  redis.call('ZREM', queue_of(job), job)
 end
 
 local function lease_name(job, chunk)
@@ -89,7 +92,6 @@ local function finish_if_done(job)
   withdraw(job)
   redis.call('HSET', job_key(job), 'state', 'finishing')
   redis.call('ZADD', FINISHING, now_ms(), job)
-  keep(FINISHING)
   return true
 end
 

@@ -22,5 +22,6 @@ for i = codes_end + 1, #ARGV, 2 do
 end
 redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5],
   'failed', ARGV[6])
+local is_last = finish_if_done(job)
 keep_job(job)
-return finish_if_done(job) and 'finishing' or 'done'
+return is_last and 'finishing' or 'done'

@@ -3,16 +3,16 @@
 -- Answer: {'released', times}, {'paused', times} (the outage lasted too long), {'not_held', 0}.
 local job, chunk, token, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not owns(job, chunk, token) then return {'not_held', 0} end
-local now = now_ms()
+local now, word = now_ms(), 'released'
 local times = count_trouble(job, chunk, kind == 'drain' and 'waits' or kind)
 give_back(job, chunk, kind == 'drain' and now or now + back_off_ms(tonumber(ARGV[5]), times))
-keep_job(job)
 if kind == 'waits' and is_claimable(field(job, 'state')) then
   redis.call('HSETNX', job_key(job), 'outage_since', now)
   if now - number(job, 'outage_since') > tonumber(ARGV[7]) then
+    word = 'paused'
     withdraw(job)
     redis.call('HSET', job_key(job), 'state', 'paused', 'reason', ARGV[6])
-    return {'paused', times}
   end
 end
-return {'released', times}
+keep_job(job)
+return {word, times}

@@ -9,6 +9,6 @@ if facts[3] == '1' then return {'sealed', state} end
 if is_final(state) then return {'refused', state} end
 redis.call('HSET', job_key(job), 'sealed', 1, 'sealed_ms', now_ms())
 if state == 'submitting' then redis.call('HSET', job_key(job), 'state', 'running') end
-keep_job(job)
 finish_if_done(job)
+keep_job(job)
 return {'sealed', field(job, 'state')}
