@@ -1,0 +1,288 @@
+"""What producer and worker agree on: which jobs there can be, what makes two of them the same, names, hashes."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from clipfleet.contract import (
+    DEFAULT_MODEL,
+    DEFAULT_TEMPLATE,
+    JOB_ID_PATTERN,
+    MAX_CHUNK_SIZE,
+    DecodeRoute,
+    ErrorCode,
+    Job,
+    JobState,
+    LabelSet,
+    Lane,
+    Precision,
+    SourceDescription,
+    Task,
+    new_job_id,
+    normalise_model,
+    read_job,
+    short_hash,
+)
+from clipfleet.errors import JobUnreadableError, UsageError
+from clipfleet.parts import (
+    PART_COLUMNS,
+    PartCounts,
+    PartIdentity,
+    extra_column_name,
+    part_footer,
+    part_schema,
+    read_part_footer,
+)
+from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
+from tests.support.jobs import make_job
+
+NO_IDENTITY = {"schema_version", "job_id", "created_at", "lane", "on_finished"}
+DIFFERENT: dict[str, Any] = {
+    "schema_version": 0,
+    "job_id": "other",
+    "model": "ViT-L-14:openai",
+    "precision": Precision.FP32,
+    "decode": DecodeRoute.EXACT,
+    "label_sets": (LabelSet(labels=("cat",)),),
+    "top_k": 6,
+    "lane": Lane.HIGH,
+    "chunk_size": 7,
+    "source": SourceDescription(kind="folder", uri="/other"),
+    "output": "/elsewhere",
+    "created_at": datetime(2020, 1, 1, tzinfo=UTC),
+}
+
+
+class TestJob:
+    def test_it_is_the_same_after_a_way_through_json(self) -> None:
+        job = make_job(labels=("cat", "żółw"), lane=Lane.BULK)
+
+        assert read_job(job.model_dump_json()) == job
+        assert read_job(job.model_dump_json(indent=1).encode()) == job
+
+    def test_it_cannot_be_changed(self) -> None:
+        with pytest.raises(ValidationError):
+            make_job().top_k = 9
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"task": Task.CLASSIFY},
+            {"labels": ("a",), "task": Task.EMBED},
+            {"chunk_size": 0},
+            {"chunk_size": MAX_CHUNK_SIZE + 1},
+            {"top_k": 0},
+            {"lane": "urgent"},
+            {"a_new_field": 1},
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            make_job(**values)
+
+    @pytest.mark.parametrize("job_id", ["a", "A9", "2026-11.run_7", "x" * 64, new_job_id()])
+    def test_a_name(self, job_id: str) -> None:
+        assert make_job(job_id=job_id).job_id == job_id
+
+    @pytest.mark.parametrize(
+        "job_id", ["", ".", "..", "-a", "a/b", "../a", "a b", "a:b", "a{b}", "a\n", "ä", "x" * 65, "a*"]
+    )
+    def test_a_name_that_could_be_more_than_a_name_is_refused(self, job_id: str) -> None:
+        with pytest.raises(ValidationError):
+            make_job(job_id=job_id)
+
+    def test_a_fresh_name_is_allowed_sorts_by_day_and_is_new(self) -> None:
+        names = {new_job_id() for _ in range(100)}
+
+        assert len(names) == 100
+        assert all(re.fullmatch(JOB_ID_PATTERN, name) for name in names)
+        assert f"{datetime.now(UTC):%Y}" == min(names)[:4]
+
+
+class TestIdentity:
+    def test_every_field_either_makes_a_job_another_one_or_is_listed_as_not(self) -> None:
+        assert set(make_job().identity()) == set(Job.model_fields) - NO_IDENTITY
+
+    @pytest.mark.parametrize("name", DIFFERENT)
+    def test_a_different_value(self, name: str) -> None:
+        job = make_job(labels=("dog",))
+        other = job.model_copy(update={name: DIFFERENT[name]})
+
+        assert (job.fingerprint == other.fingerprint) is (name in NO_IDENTITY)
+        assert job.differences(other) == ([] if name in NO_IDENTITY else [name])
+
+    def test_the_way_through_json_changes_nothing(self) -> None:
+        job = make_job(labels=("cat",))
+        assert read_job(job.model_dump_json()).fingerprint == job.fingerprint
+
+    def test_all_that_differs_is_named(self) -> None:
+        job = make_job(labels=("cat",))
+        other = make_job("/elsewhere", labels=("cat",), top_k=2)
+
+        assert job.differences(other) == ["top_k", "output"]
+
+
+class TestReading:
+    @pytest.mark.parametrize("version", READABLE_SCHEMA_VERSIONS)
+    def test_this_version_and_the_one_before(self, version: int) -> None:
+        assert read_job(make_job(schema_version=version).model_dump_json()).schema_version == version
+
+    def test_two_versions_are_read(self) -> None:
+        assert set(READABLE_SCHEMA_VERSIONS) == {SCHEMA_VERSION, SCHEMA_VERSION - 1}
+
+    @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 2, "1", None])
+    def test_another_version_is_told_before_anything_else(self, version: object) -> None:
+        text = json.dumps({"schema_version": version, "a_new_field": 1})
+
+        with pytest.raises(JobUnreadableError, match=f"schema version {version}, .* update it"):
+            read_job(text)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{}", b"\xff\xfe"])
+    def test_what_is_no_job_is_told_in_one_line(self, text: str | bytes) -> None:
+        with pytest.raises(JobUnreadableError, match="not the description of a job") as caught:
+            read_job(text)
+        assert isinstance(caught.value, UsageError)
+        assert "\n" not in str(caught.value)
+
+    def test_the_first_field_that_is_wrong_is_named_but_not_its_value(self) -> None:
+        value = json.loads(make_job().model_dump_json())
+        value["source"]["uri"] = {"secret": 1}
+
+        with pytest.raises(JobUnreadableError, match=r"'source\.uri'") as caught:
+            read_job(json.dumps(value))
+        assert "secret" not in str(caught.value)
+
+
+class TestLabelSet:
+    def test_the_prompts_go_label_by_label(self) -> None:
+        labels = LabelSet(labels=("cat", "dog"), templates=("a {}", "two {}s"))
+
+        assert labels.prompts() == ["a cat", "two cats", "a dog", "two dogs"]
+
+    def test_without_templates_there_is_one(self) -> None:
+        assert LabelSet(labels=("cat",)).prompts() == [DEFAULT_TEMPLATE.replace("{}", "cat")]
+
+    def test_a_label_may_hold_braces(self) -> None:
+        assert LabelSet(labels=("{}", "{x}"), templates=("a {}",)).prompts() == ["a {}", "a {x}"]
+
+    @pytest.mark.parametrize(
+        ("labels", "templates", "words"),
+        [
+            ((), ("{}",), "label"),
+            (("cat", " "), ("{}",), "label number 2 is empty"),
+            (("cat", "dog", "cat"), ("{}",), "'cat' appears twice"),
+            (("cat",), ("a photo",), "'a photo' must contain {} exactly once"),
+            (("cat",), ("{} and {}",), "exactly once"),
+        ],
+    )
+    def test_what_cannot_be_asked_for(
+        self, labels: tuple[str, ...], templates: tuple[str, ...], words: str
+    ) -> None:
+        with pytest.raises(ValidationError, match=re.escape(words)):
+            LabelSet(labels=labels, templates=templates)
+
+    def test_equal_content_has_an_equal_hash(self) -> None:
+        one = LabelSet(labels=("cat", "dog"))
+
+        assert LabelSet(labels=["cat", "dog"], templates=[DEFAULT_TEMPLATE]).hash == one.hash
+        assert LabelSet(labels=("dog", "cat")).hash != one.hash
+        assert LabelSet(labels=("cat", "dog"), templates=("{}",)).hash != one.hash
+
+
+class TestModelNames:
+    @pytest.mark.parametrize(
+        ("name", "meaning"),
+        [
+            ("demo", "demo"),
+            (" demo ", "demo"),
+            ("ViT-B-32", DEFAULT_MODEL),
+            (DEFAULT_MODEL, DEFAULT_MODEL),
+            ("ViT-L-14:openai", "ViT-L-14:openai"),
+            ("hf-hub:org/name", "hf-hub:org/name"),
+            ("local-dir:/models/a:b", "local-dir:/models/a:b"),
+        ],
+    )
+    def test_a_full_name(self, name: str, meaning: str) -> None:
+        assert normalise_model(name) == meaning
+
+    @pytest.mark.parametrize("name", ["", "ViT-L-14", "ViT-L-14:", ":openai", "hf-hub:", "local-dir:", ":"])
+    def test_a_name_without_weights_is_refused_with_the_ways_to_say_it(self, name: str) -> None:
+        with pytest.raises(ValueError, match="does not say which weights") as caught:
+            normalise_model(name)
+        for way in (DEFAULT_MODEL, "hf-hub:", "local-dir:", "demo"):
+            assert way in str(caught.value)
+
+
+class TestWords:
+    def test_states_after_which_nothing_happens(self) -> None:
+        final = {state.value for state in JobState if state.is_final}
+        assert final == {"completed", "completed_with_errors", "cancelled", "failed"}
+
+    def test_codes_are_their_names_in_small_letters(self) -> None:
+        assert all(code.value == code.name.lower() for code in ErrorCode)
+
+    def test_trying_again_helps_only_where_the_world_may_have_changed(self) -> None:
+        assert ErrorCode.TIMEOUT.retryable
+        assert ErrorCode.SERVER_ERROR.retryable
+        assert not ErrorCode.NOT_FOUND.retryable
+        assert not ErrorCode.BROKEN_IMAGE.retryable
+        assert not any(code.retryable for code in ErrorCode if code.value.endswith("refused"))
+
+    def test_lanes_come_best_first(self) -> None:
+        assert list(Lane) == ["high", "normal", "bulk"]
+
+
+class TestHash:
+    def test_it_is_the_same_on_every_machine_and_in_every_version(self) -> None:
+        assert short_hash({"b": [1, "ä"], "a": None}) == "0a2c1a6a9a45d0f3"
+
+    def test_the_order_of_names_means_nothing_that_of_lists_does(self) -> None:
+        assert short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+        assert short_hash([1, 2]) != short_hash([2, 1])
+
+
+class TestParts:
+    def test_the_columns_stand_in_the_documented_order(self) -> None:
+        extra = pa.field("shelf", pa.string())
+        assert tuple(part_schema(4, [extra]).names) == (*PART_COLUMNS, "shelf")
+
+    def test_the_length_of_the_vectors_is_part_of_the_schema(self) -> None:
+        assert part_schema(4).field("embedding").type == pa.list_(pa.float16(), 4)
+
+    @pytest.mark.parametrize("name", PART_COLUMNS)
+    def test_a_column_of_the_source_with_a_name_of_ours_gets_another(self, name: str) -> None:
+        assert extra_column_name(name) == f"source_{name}"
+
+    def test_other_columns_keep_theirs(self) -> None:
+        assert extra_column_name("shelf") == "shelf"
+        assert extra_column_name("Label") == "Label"
+
+    @given(
+        st.builds(PartIdentity, st.text(), st.integers(0), st.integers(0)),
+        st.builds(PartCounts, st.integers(0), st.integers(0), st.dictionaries(st.text(), st.integers(0))),
+    )
+    def test_a_footer_says_what_went_in(self, identity: PartIdentity, counts: PartCounts) -> None:
+        assert read_part_footer(part_footer(identity, counts)) == (identity, counts)
+
+    @pytest.mark.parametrize("name", ["job_id", "chunk_id", "generation", "ok", "failed", "codes"])
+    @pytest.mark.parametrize("value", [None, "x", "[]"])
+    def test_a_footer_that_lacks_something_is_none(self, name: str, value: str | None) -> None:
+        footer = part_footer(PartIdentity("j", 1, 0), PartCounts(1, 0, {}))
+        if value is None:
+            del footer[name]
+        elif name == "job_id":
+            pytest.skip("any text is a name")
+        else:
+            footer[name] = value
+
+        with pytest.raises(ValueError):
+            read_part_footer(footer)
