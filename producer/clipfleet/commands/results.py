@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from clipfleet import keys
 from clipfleet import results as result_files
 from clipfleet.client import Client
 from clipfleet.errors import JobNotFoundError, UsageError
@@ -31,7 +32,7 @@ def results(
 def _output_of(job: str) -> str:
     """The output of a job, or the folder itself: results outlive the ledger."""
     path = Path(job)
-    if "/" in job or (path / "_clipfleet").is_dir():
+    if "/" in job or (path / keys.INTERNAL).is_dir():
         return str(path)
     try:
         with Client() as client:

@@ -1,0 +1,124 @@
+"""Names of keys and objects: made in one place, the same for Lua and Python, apart from each other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.ledger import _SCRIPTS
+from tests.support.documents import ROOT
+
+SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet") / "lua")).glob("*.lua")}
+CODE = sorted([*ROOT.glob("producer/**/*.py"), *ROOT.glob("worker/**/*.py")])
+OWN = ("INTERNAL", "TMP", "JOB_FILE", "MANIFEST", "ERRORS", "SUCCESS")
+
+
+def without_comments(script: str) -> str:
+    return re.sub(r"--[^\n]*", "", script)
+
+
+def lua_constants() -> dict[str, str]:
+    return dict(re.findall(r"^local (\w+) = '([^']*)'$", keys.lua_prelude(), flags=re.MULTILINE))
+
+
+def lua_function(name: str, *arguments: str) -> str:
+    """What a function of the prelude returns; it does nothing but put strings together."""
+    found = re.search(
+        rf"^local function {name}\(([\w, ]*)\) return (.*) end$", keys.lua_prelude(), re.MULTILINE
+    )
+    assert found is not None
+    values = dict(zip(found[1].split(", "), arguments, strict=True))
+    parts = [part.strip().removeprefix("(").removesuffix(")") for part in found[2].split(" .. ")]
+    return "".join(part[1:-1] if part.startswith("'") else values[part.split(" or ")[0]] for part in parts)
+
+
+class TestLua:
+    def test_every_constant_is_pythons(self) -> None:
+        constants = lua_constants()
+
+        assert constants == {name: getattr(keys, name) for name in constants}
+        assert {"JOBS", "LEASES", "STAGED", "DONE"} <= set(constants)
+
+    @pytest.mark.parametrize("job_id", ["20261124-3f9a1c2b7d4e", "a.b_c-d"])
+    def test_every_function_is_pythons(self, job_id: str) -> None:
+        assert lua_function("job_key", job_id, "") == keys.job(job_id)
+        assert lua_function("job_key", job_id, keys.DUE) == keys.job(job_id, keys.DUE)
+        assert lua_function("lane_queue", "high", "ViT-B-32:openai") == keys.lane_queue(
+            "high", "ViT-B-32:openai"
+        )
+        assert lua_function("token_key", "t0k3n") == keys.claim_token("t0k3n")
+
+    def test_every_suffix_of_a_job_is_known_to_lua(self) -> None:
+        listed = re.search(r"local JOB_SUFFIXES = \{(.*)\}", keys.lua_prelude())
+        assert listed is not None
+        assert tuple(re.findall(r"'([^']*)'", listed[1])) == keys.JOB_SUFFIXES
+        suffixes = {value for value in lua_constants().values() if value.startswith(":")}
+        assert suffixes | {""} == set(keys.JOB_SUFFIXES)
+
+    @pytest.mark.parametrize("name", SCRIPTS)
+    def test_no_script_spells_a_key(self, name: str) -> None:
+        script = without_comments(SCRIPTS[name])
+        for value in [f"{keys.PREFIX}:", *keys.JOB_SUFFIXES[1:]]:
+            assert f"'{value}" not in script
+            assert f'"{value}' not in script
+
+    @pytest.mark.parametrize("name", sorted(lua_constants()))
+    def test_every_constant_is_used_by_a_script(self, name: str) -> None:
+        assert any(re.search(rf"\b{name}\b", without_comments(script)) for script in SCRIPTS.values())
+
+    def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
+        assert {f"{name}.lua" for name in _SCRIPTS} | {"common.lua"} == set(SCRIPTS)
+
+
+class TestRedis:
+    def test_no_two_names_are_equal_whatever_a_job_is_called(self) -> None:
+        single = [value for value in lua_constants().values() if value.startswith(f"{keys.PREFIX}:")]
+        names = [*single, keys.lane_queue("high", "demo"), keys.claim_token("x")]
+        for job_id in ("jobs", "leases", "lane", "token", "events"):
+            names += [keys.job(job_id, suffix) for suffix in keys.JOB_SUFFIXES]
+
+        assert len(set(names)) == len(names)
+        assert all(name.startswith(f"{keys.PREFIX}:") for name in names)
+
+    def test_all_keys_of_a_job_lie_together(self) -> None:
+        assert {keys.job("j", suffix).split("}")[0] for suffix in keys.JOB_SUFFIXES} == {"clipfleet:{j"}
+
+    def test_the_names_of_the_tasks_are_not_those_of_keys(self) -> None:
+        assert len({keys.QUEUE, keys.WORK_TASK, keys.FINISH_TASK}) == 3
+        assert ":" not in keys.QUEUE + keys.WORK_TASK + keys.FINISH_TASK
+
+
+class TestObjects:
+    def test_parts_sort_like_their_chunks(self) -> None:
+        names = [keys.part(number) for number in (0, 9, 10, 99_999_999)]
+
+        assert names == sorted(names)
+        assert names[0] == "part-00000000.parquet"
+
+    def test_the_glob_finds_parts_and_nothing_else_of_ours(self) -> None:
+        assert Path(keys.part(7)).match(keys.PART_GLOB)
+        assert not any(Path(getattr(keys, name)).match(keys.PART_GLOB) for name in OWN)
+
+    def test_staged_files_sort_like_their_chunks_and_lie_apart(self) -> None:
+        assert keys.staged_file(512, 256) == "_clipfleet/items-00000512-256.parquet"
+        assert keys.staged_file(512, 256) < keys.staged_file(1024, 1)
+
+    def test_everything_of_ours_begins_with_an_underline_but_results(self) -> None:
+        names = {getattr(keys, name) for name in OWN}
+        assert {name for name in names if not name.startswith("_")} == {keys.ERRORS}
+
+    @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+    def test_no_other_module_spells_a_name(self, path: Path) -> None:
+        if path.name == "keys.py":
+            return
+        names = (keys.INTERNAL, keys.MANIFEST, keys.SUCCESS, keys.PART_PREFIX, f"{keys.PREFIX}:")
+        texts = [
+            node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
+        ]
+        spelled = [text for text in texts if isinstance(text, str) and text.startswith(names)]
+        assert [text for text in spelled if "\n" not in text and " " not in text] == []  # no docstrings
