@@ -1,19 +1,19 @@
 """From bytes to uint8 RGB at the model's size, by one of two routes.
 
-`exact` is open_clip's own transform on Pillow. `fast` decodes JPEGs with libjpeg-turbo, large ones scaled down on the
-way, and resizes with torch; whatever it does not cover takes the exact route. No EXIF rotation: open_clip does none.
-This module knows nothing of open_clip itself.
+`exact` is open_clip's own transform on Pillow. `fast` decodes JPEGs with libjpeg-turbo, large ones scaled
+down on the way, and resizes with torch; whatever it does not cover takes the exact route. No EXIF rotation:
+open_clip does none. This module knows nothing of open_clip itself.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +31,14 @@ from PIL import (
 
 from clipfleet.contract import DecodeRoute, ErrorCode
 from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format
 
 # Importing these registers them; else Pillow would load all of its plugins at the first picture.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
-ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# A JPEG is decoded at n/8 of its size where that leaves this many times the model's size (measured on sharp text,
-# shapes and textures, the worst content: README of tests/integration/test_fidelity.py's figures). Small models see
-# every grey level: below 5 and 16 the bars of that test break. Other n than 1, 2, 4 have no SIMD code in
-# libjpeg-turbo and are slower than decoding at full size.
+# A JPEG is decoded at n/8 of its size where that leaves this many times the model's size. Smaller margins
+# break the bars of tests/integration/test_fidelity.py; small models see every grey level and need more. For
+# other n than 1, 2 and 4 libjpeg-turbo has no SIMD code: they are slower than decoding at full size.
 _SCALED_MARGIN = 5.0
 _SCALED_MARGIN_SMALL = 16.0
 _SMALL_TARGET = 128
@@ -52,8 +51,8 @@ _MAX_RESIZED_PIXELS = 1 << 25
 _FAST_INTERPOLATIONS = ("bicubic", "bilinear")
 _FAST_COLOURS = {"Gray": "gray", "YCbCr": "rgb", "RGB": "rgb"}  # simplejpeg's word -> what is asked of it
 
-# What Pillow raises for damaged files, each seen in fuzzing or in its source; NotImplementedError: a variant of a
-# format that it does not read.
+# What Pillow raises for damaged files, each seen in fuzzing or in its source; NotImplementedError: a variant
+# of a format that it does not read.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -70,49 +69,6 @@ _DAMAGED = (
     AssertionError,
     NotImplementedError,
 )
-
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")
-# (offset, bytes, name); a file is what its first matching line says.
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    *((0, start, "TIFF") for start in _TIFF_STARTS),
-    (0, b"8BPS", "PSD"),
-    (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0", "CUR"),
-    (0, b"icns", "ICNS"),
-    (4, b"ftypavif", "AVIF"),
-    (4, b"ftypavis", "AVIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftyphev", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypmsf1", "HEIF"),
-    (4, b"jP  \r\n\x87\n", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (4, b"JXL \r\n\x87\n", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"DDS ", "DDS"),
-    (0, b"qoif", "QOI"),
-    (0, b"%!PS-Adobe", "EPS"),
-    (0, b"\xc5\xd0\xd3\xc6", "EPS"),
-    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
-    (0, b"#?RADIANCE", "Radiance HDR"),
-    (0, b"SIMPLE  =", "FITS"),
-    (0, b"gimp xcf", "XCF"),
-    (0, b"/* XPM */", "XPM"),
-    (0, b"\xd7\xcd\xc6\x9a", "WMF"),
-)
-_PATTERNS = (
-    (re.compile(rb"P[1-7]\s+(#[^\n]*\n\s*)*(\d|WIDTH)"), "PPM"),
-    # "BM" alone could open a text; the size of the second header follows at offset 14.
-    (re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "BMP"),
-)
-_MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<")
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
-_SNIFFED_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +107,8 @@ class DecodedImage:
 class Decoder:
     """Called by many threads at once; keeps nothing but its limit.
 
-    Making one changes two things for the whole process: Pillow's own limit of pixels is lifted, since a check of
-    ours comes first, and Pillow's warnings about odd files are silenced, since the row says what matters.
+    Making one changes two things for the whole process: Pillow's own limit of pixels is lifted, since a check
+    of ours comes first, and Pillow's warnings about odd files are silenced, since the row says what matters.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -167,7 +123,7 @@ class Decoder:
             ItemFailure: `empty`, `not_an_image`, `format_refused`, `too_many_pixels`, `broken_image` or
                 `out_of_memory`.
         """
-        image_format = _allowed_format(data)
+        image_format = allowed_format(data)
         try:
             if route is DecodeRoute.FAST and image_format == "JPEG":
                 image = self._fast(data, spec)
@@ -180,21 +136,16 @@ class Decoder:
             ) from None
 
     def _exact(self, data: bytes, spec: PixelSpec, image_format: str) -> DecodedImage:
-        try:
+        with _damage_reported(image_format):
             image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
-            width, height = image.size
-            self._check_size(width, height, spec)
+        width, height = image.size
+        self._check_size(width, height, spec)
+        with _damage_reported(image_format):
             image.load()
-        except UnidentifiedImageError:
-            raise ItemFailure(
-                ErrorCode.BROKEN_IMAGE, f"the header of this {image_format} cannot be read"
-            ) from None
-        except _DAMAGED as error:
-            raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{image_format}: {_described(error)}") from None
         try:
             pixels = np.array(spec.exact(image), dtype=np.uint8)
-        except ValueError as error:  # a mode or a size that Pillow cannot convert or resize
-            detail = f"{image_format} of mode {image.mode}, {width} x {height}: {_described(error)}"
+        except ValueError as error:  # a mode that Pillow cannot resize or convert
+            detail = f"{image_format} of mode {image.mode}: {_described(error)}"
             raise ItemFailure(ErrorCode.BROKEN_IMAGE, detail) from None
         return DecodedImage(pixels, width, height)
 
@@ -204,27 +155,25 @@ class Decoder:
             return None
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            wanted = _FAST_COLOURS.get(colours)
-            if wanted is None:
-                return None
-            self._check_size(width, height, spec)
-            target = _resized_size(width, height, spec)
-            eighths = _eighths(width, height, target, spec)
-            scaled = (math.ceil(height * eighths / 8), math.ceil(width * eighths / 8))
-            pixels = simplejpeg.decode_jpeg(
-                data, wanted, min_height=scaled[0], min_width=scaled[1], min_factor=1
-            )
         except ValueError:
             return None  # damaged or unusual: Pillow judges
-        if pixels.shape[:2] != scaled:
+        if colours not in _FAST_COLOURS:
             return None
-        pixels = _resize(pixels, (width * eighths / 8, height * eighths / 8), target, spec.interpolation)
-        pixels = _centre_crop(pixels, spec.width, spec.height)
+        self._check_size(width, height, spec)
+        target = _resized_size(width, height, spec)
+        eighths = _eighths(width, height, target, spec)
+        rectangle = width * eighths / 8, height * eighths / 8
+        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], rectangle)
+        if pixels is None:
+            return None
+        pixels = _centre_crop(_resize(pixels, rectangle, target, spec.interpolation), spec.width, spec.height)
         if pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
         return DecodedImage(np.ascontiguousarray(pixels), width, height)
 
     def _check_size(self, width: int, height: int, spec: PixelSpec) -> None:
+        if not width or not height:
+            raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{width} x {height} has no pixels")
         if width * height > self._max_pixels:
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} is more than {self._max_pixels} pixels"
@@ -234,36 +183,22 @@ class Decoder:
             if width * growth * height * growth > _MAX_RESIZED_PIXELS:
                 raise ItemFailure(
                     ErrorCode.TOO_MANY_PIXELS,
-                    f"{width} x {height} is too long a strip: its short side at the model's {spec.height} pixels "
-                    f"would make more than {_MAX_RESIZED_PIXELS} pixels",
+                    f"{width} x {height} is too long a strip: with the model's {spec.width} x {spec.height} "
+                    f"filled it would have more than {_MAX_RESIZED_PIXELS} pixels",
                 )
 
 
-def _allowed_format(data: bytes) -> str:
-    """Name of the format, told from the first bytes; only what passes here meets a parser."""
-    if not data:
-        raise ItemFailure(ErrorCode.EMPTY, "no bytes")
-    name = _format_of(data[:_SNIFFED_BYTES])
-    if name is None:
-        what = "an HTML page" if _HTML.match(data) else "no image format starts with these bytes"
-        raise ItemFailure(ErrorCode.NOT_AN_IMAGE, what)
-    if name not in ALLOWED_FORMATS:
+@contextmanager
+def _damage_reported(image_format: str) -> Iterator[None]:
+    """Around calls of Pillow alone: an error of ours must not pass for a damaged file."""
+    try:
+        yield
+    except UnidentifiedImageError:
         raise ItemFailure(
-            ErrorCode.FORMAT_REFUSED,
-            f"{name} is not among the formats read here: {', '.join(ALLOWED_FORMATS)}",
-        )
-    return name
-
-
-def _format_of(head: bytes) -> str | None:
-    for offset, magic, name in _SIGNATURES:
-        if head.startswith(magic, offset):
-            return name
-    for pattern, name in _PATTERNS:
-        if pattern.match(head):
-            return name
-    is_svg = _MARKUP.match(head) and b"<svg" in head and not _HTML.match(head)
-    return "SVG" if is_svg else None
+            ErrorCode.BROKEN_IMAGE, f"the header of this {image_format} cannot be read"
+        ) from None
+    except _DAMAGED as error:
+        raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{image_format}: {_described(error)}") from None
 
 
 def _described(error: Exception) -> str:
@@ -293,28 +228,41 @@ def _eighths(width: int, height: int, target: tuple[int, int], spec: PixelSpec) 
     return next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
 
 
+def _scaled_jpeg(data: bytes, colours: str, rectangle: tuple[float, float]) -> np.ndarray | None:
+    """A JPEG scaled to a rectangle (width, height), rounded up; None where Pillow should judge."""
+    columns, rows = math.ceil(rectangle[0]), math.ceil(rectangle[1])
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            data, colours, min_height=rows, min_width=columns, min_factor=1
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape[:2] == (rows, columns) else None
+
+
 def _resize(
     pixels: np.ndarray, rectangle: tuple[float, float], target: tuple[int, int], interpolation: str
 ) -> np.ndarray:
     """Resize the rectangle (width, height) at the top left to the target (width, height), antialiased.
 
-    An array of a scaled JPEG is up to one pixel larger than the picture in it. Resizing it whole would shift the
-    picture; given as factors, the scale is that of the picture, and what comes out too much is cut off.
+    The array of a scaled JPEG is up to one pixel larger than the picture in it. Resizing it whole would shift
+    the picture: factors keep its scale, and what comes out too much is cut off.
     """
     import torch
 
     height, width = pixels.shape[:2]
     if (width, height) == rectangle == target:
         return pixels
-    planes = torch.from_numpy(pixels[None]).permute(
-        0, 3, 1, 2
-    )  # with this batch stride torch works in place of copies
+    # unsqueeze, not an axis of numpy's: by its strides torch sees that channels come last, and need not copy.
+    planes = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
     is_whole = (width, height) == rectangle
+    # torch multiplies by them and rounds down: not a bit too small, or the last row or column is missing.
+    factors = tuple(math.nextafter(target[n] / rectangle[n], math.inf) for n in (1, 0))
     try:
         resized = torch.nn.functional.interpolate(
             planes,
             size=(target[1], target[0]) if is_whole else None,
-            scale_factor=None if is_whole else (target[1] / rectangle[1], target[0] / rectangle[0]),
+            scale_factor=None if is_whole else factors,
             mode=interpolation,
             align_corners=False,
             antialias=True,

@@ -1,0 +1,92 @@
+"""What a file is, told from its first bytes: only a format that is allowed here ever meets a parser.
+
+Neither the file's name nor what a server says about it counts. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ItemFailure
+
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+_SNIFFED_BYTES = 1024
+_TEXT_START = rb"(?:\xef\xbb\xbf)?\s*"
+_HTML_TAG = rb"(?i:!doctype html|html|head|body)\b"
+
+# How a file begins, and what that is; the first line that matches counts.
+_IMAGE_FORMATS: tuple[tuple[bytes, str], ...] = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF.{4}WEBP", "WEBP"),
+    (rb"GIF8[79]a", "GIF"),
+    # Two letters could open a text: the size of the second header follows at offset 14.
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
+    (rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", "TIFF"),
+    (rb"8BPS", "PSD"),
+    (rb"\0\0\x01\0", "ICO"),
+    (rb"\0\0\x02\0", "CUR"),
+    (rb"icns", "ICNS"),
+    (rb".{4}ftypavi[fs]", "AVIF"),
+    (rb".{4}ftyphe[iv]", "HEIC"),
+    (rb".{4}ftypm[is]f1", "HEIF"),
+    (rb".{4}jP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb".{4}JXL \r\n\x87\n|\xff\x0a", "JPEG XL"),
+    (rb"DDS ", "DDS"),
+    (rb"qoif", "QOI"),
+    (rb"%!PS-Adobe|\xc5\xd0\xd3\xc6", "EPS"),
+    (rb"v/1\x01", "OpenEXR"),
+    (rb"#\?RADIANCE", "Radiance HDR"),
+    (rb"SIMPLE  =", "FITS"),
+    (rb"gimp xcf", "XCF"),
+    (rb"/\* XPM \*/", "XPM"),
+    (rb"\xd7\xcd\xc6\x9a", "WMF"),
+    (rb"P[1-7]\s+(#[^\n]*\n\s*)*(\d|WIDTH)", "PPM"),
+    (_TEXT_START + rb"<(?!" + _HTML_TAG + rb")(?:.*<)?svg\b", "SVG"),
+)
+_OTHER_FILES: tuple[tuple[bytes, str], ...] = (
+    (_TEXT_START + rb"<" + _HTML_TAG, "an HTML page"),
+    (_TEXT_START + rb"<[?!A-Za-z]", "an XML document"),
+    (_TEXT_START + rb"[{\[]\s*[\[\]{}\"\d]", "a JSON document"),
+    (rb"%PDF-", "a PDF document"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\x1f\x8b", "gzip-compressed data"),
+    (rb".{4}ftyp|\x1a\x45\xdf\xa3|RIFF.{4}AVI ", "a video"),
+    (rb"[^\0-\x08\x0e-\x1f\x7f]+\Z", "a text"),
+)
+
+
+def _compiled(table: tuple[tuple[bytes, str], ...]) -> tuple[tuple[re.Pattern[bytes], str], ...]:
+    return tuple((re.compile(beginning, re.DOTALL), name) for beginning, name in table)
+
+
+_IMAGE_PATTERNS = _compiled(_IMAGE_FORMATS)
+_OTHER_PATTERNS = _compiled(_OTHER_FILES)
+
+
+def allowed_format(data: bytes) -> str:
+    """Name of a file's format, one of `ALLOWED_FORMATS`.
+
+    Raises:
+        ItemFailure: `empty`, `not_an_image` or `format_refused`; the detail says what it is instead. It never
+            quotes the file: whoever submits a job must not read files by their error messages.
+    """
+    if not data:
+        raise ItemFailure(ErrorCode.EMPTY, "no bytes")
+    head = data[:_SNIFFED_BYTES]
+    name = _first_match(_IMAGE_PATTERNS, head)
+    if name is None:
+        what = _first_match(_OTHER_PATTERNS, head) or "no image format starts with these bytes"
+        raise ItemFailure(ErrorCode.NOT_AN_IMAGE, what)
+    if name not in ALLOWED_FORMATS:
+        raise ItemFailure(
+            ErrorCode.FORMAT_REFUSED,
+            f"{name} is not among the formats read here: {', '.join(ALLOWED_FORMATS)}",
+        )
+    return name
+
+
+def _first_match(patterns: tuple[tuple[re.Pattern[bytes], str], ...], head: bytes) -> str | None:
+    return next((name for pattern, name in patterns if pattern.match(head)), None)
