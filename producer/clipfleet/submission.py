@@ -38,39 +38,51 @@ class Submission:
     def run(self, source: Source, *, overwrite: bool = False) -> None:
         """Submit; an equal job of this id is resumed where it stopped, or left as it is if it was sealed.
 
+        Nothing is removed from the output before the ledger has taken the job. A new job whose source or
+        output turns out to be unusable is cancelled.
+
         Raises:
             JobConflictError: the id is taken by a job that differs.
             OutputConflictError: the output holds another job.
-            SourceError: the source holds no images or cannot be read; a job begun for it is cancelled.
+            SourceError: the source holds no images or cannot be read.
             SourceChangedError: the source differs from what an earlier submit of this job staged.
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
         batches = _peeked(source.batches())
-        self._clear_output(overwrite)
+        must_clear = self._is_occupied(overwrite)
         is_new, state = self._ledger.submit(self._job)
-        self._claim_output()
         if state.is_final or self._ledger.status(self._job.job_id).sealed:
+            if must_clear:
+                raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")
             return
         try:
+            if must_clear:
+                self._output.clear()
+            self._claim_output()
             self._stage(batches)
         except SourceChangedError:
             raise
-        except SourceError:
+        except (SourceError, OutputConflictError):
             if is_new:
                 self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
             raise
 
-    def _clear_output(self, overwrite: bool) -> None:
-        """Refuse an output with another job's results, or remove them if asked to and the job is over."""
+    def _is_occupied(self, overwrite: bool) -> bool:
+        """Whether there are another job's results to be removed first.
+
+        Raises:
+            OutputConflictError: they must stay: nobody asked for their removal, or the job is not over.
+            UsageError: they are this job's own.
+        """
         holder = _holder(self._output)
         if holder is not None and holder.job_id == self._job.job_id:
             if overwrite:
                 raise UsageError(
                     f"--overwrite needs a new job id: {self._output.uri} holds {holder.job_id} itself"
                 )
-            return
+            return False
         if holder is None and not any(self._output.names(keys.PART_PREFIX)):
-            return
+            return False
         whose = f"job {holder.job_id}" if holder else "files named part-*"
         if not overwrite:
             raise OutputConflictError(
@@ -80,7 +92,7 @@ class Submission:
             raise OutputConflictError(
                 f"{whose} still writes to {self._output.uri}: `clipfleet cancel {holder.job_id}` first"
             )
-        self._output.clear()
+        return True
 
     def _is_unfinished(self, job_id: str) -> bool:
         try:

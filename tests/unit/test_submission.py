@@ -1,0 +1,415 @@
+"""One submit, step by step: what is made in which order, what is refused before anything is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+
+from clipfleet import keys
+from clipfleet.contract import Job, JobState, SourceDescription, read_job
+from clipfleet.errors import (
+    ClipfleetError,
+    JobConflictError,
+    JobNotFoundError,
+    OutputConflictError,
+    OutputUnavailableError,
+    RedisUnavailableError,
+    SourceChangedError,
+    SourceError,
+    UsageError,
+)
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.ledger import JobStatus, Ledger, StageAnswer
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.sources.batches import item_batch
+from clipfleet.submission import Submission
+from tests.support.jobs import make_job, make_status, place_job
+
+ITEMS = 5
+
+
+class FakeLedger:
+    """Knows jobs by their states; notes every call, may fail at one."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, JobState] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.staged: list[tuple[int, int]] = []
+        self.items = 0
+        self.sealed = False
+        self.calls: list[str] = []
+        self.errors: dict[str, Exception] = {}
+        self.words = {"stage": "staged", "seal": "sealed"}
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.errors:
+            raise self.errors[name]
+
+    def submit(self, job: Job) -> tuple[bool, JobState]:
+        self._call("submit")
+        if self.fingerprints.get(job.job_id, job.fingerprint) != job.fingerprint:
+            raise JobConflictError("differs in: top_k")
+        is_new = job.job_id not in self.states
+        self.fingerprints[job.job_id] = job.fingerprint
+        return is_new, self.states.setdefault(job.job_id, JobState.SUBMITTING)
+
+    def status(self, job_id: str) -> JobStatus:
+        if job_id not in self.states:
+            raise JobNotFoundError(job_id)
+        return make_status(
+            job_id=job_id, state=self.states[job_id], total=self.items, sealed=self.sealed,
+            chunks=sum(count for _, count in self.staged),
+        )  # fmt: skip
+
+    def staged_files(self, job_id: str) -> list[tuple[int, int]]:
+        return list(self.staged)
+
+    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
+        self._call("stage")
+        if self.words["stage"] == "staged":
+            self.staged.append((first_chunk, chunks))
+            self.items += items
+        return StageAnswer(self.words["stage"], "cancelled")
+
+    def seal(self, job_id: str, chunks: int, items: int) -> str:
+        self._call("seal")
+        assert (chunks, items) == (sum(count for _, count in self.staged), self.items)
+        if self.words["seal"] == "sealed":
+            self.sealed, self.states[job_id] = True, JobState.RUNNING
+        return self.words["seal"]
+
+    def cancel(self, job_id: str, *, ttl_seconds: int) -> tuple[bool, JobState]:
+        self._call("cancel")
+        self.states[job_id] = JobState.CANCELLED
+        return True, JobState.CANCELLED
+
+
+class FakeHints:
+    """Counts what is published, and tells the ledger's list of calls."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.counts: list[int] = []
+        self._calls = calls
+
+    def publish_work(self, count: int = 1) -> None:
+        self._calls.append("hint")
+        self.counts.append(count)
+
+
+class FakeSource:
+    """Some items; may fail after some of them."""
+
+    description = SourceDescription(kind="folder", uri="/images")
+
+    def __init__(self, items: int = ITEMS, error: Exception | None = None) -> None:
+        self._items = items
+        self._error = error
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for number in range(self._items):
+            yield item_batch(number, None, pa.array([f"/images/{number}.jpg"], pa.string()))
+        if self._error is not None:
+            raise self._error
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.output = FolderOutput(folder)
+        self.job = make_job(folder, chunk_size=2)
+        self.ledger = FakeLedger()
+        self.hints = FakeHints(self.ledger.calls)
+
+    def submit(self, source: FakeSource | None = None, *, overwrite: bool = False, **values: Any) -> None:
+        job = self.job.model_copy(update=values)
+        submission = Submission(cast(Ledger, self.ledger), cast(Hints, self.hints), self.output, job)
+        submission.run(source or FakeSource(), overwrite=overwrite)
+
+    def names(self) -> list[str]:
+        """Everything that lies in the output, as far as a user may miss it."""
+        found = (path for path in Path(self.output.uri).rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(self.output.uri)) for path in found)
+
+    def occupy(self, state: JobState | None = None, **job: Any) -> Job:
+        """Another job lies in the output, with a part; the ledger knows it by its state, or not at all."""
+        other = make_job(self.output.uri, **{"job_id": "other", **job})
+        place_job(self.output, other)
+        self.output.create(keys.part(0), b"rows")
+        if state is not None:
+            self.ledger.states["other"] = state
+        return other
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "out")
+
+
+def refuses(bench: Bench, error: type[ClipfleetError], words: str, **options: Any) -> None:
+    """The submit is refused, and nothing in the output has changed."""
+    before = bench.names()
+    with pytest.raises(error, match=words):
+        bench.submit(**options)
+    assert bench.names() == before
+
+
+class TestOrder:
+    def test_the_ledger_hears_of_items_when_they_are_in_place_and_workers_after_it(
+        self, bench: Bench
+    ) -> None:
+        bench.submit()
+
+        assert bench.ledger.calls == ["submit", "stage", "hint", "seal"]
+        assert bench.ledger.staged == [(0, 3)]
+        assert bench.hints.counts == [3]
+        assert bench.names() == ["_clipfleet/items-00000000-3.parquet", "_clipfleet/job.json"]
+
+    def test_the_outputs_own_file_is_the_whole_job(self, bench: Bench) -> None:
+        bench.submit()
+
+        data = bench.output.read(keys.JOB_FILE)
+        assert data is not None
+        assert read_job(data) == bench.job
+
+    def test_the_number_of_hints_is_bounded_whatever_the_jobs_size(self, bench: Bench) -> None:
+        bench.submit(FakeSource(MAX_HINTS * 3), chunk_size=1)
+
+        assert sum(bench.hints.counts) == MAX_HINTS
+
+    @pytest.mark.parametrize("call", ["submit", "stage", "seal"])
+    def test_after_a_failure_the_same_submit_goes_on(self, bench: Bench, call: str) -> None:
+        bench.ledger.errors[call] = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            bench.submit()
+
+        bench.ledger.errors.clear()
+        bench.submit()
+
+        assert (bench.ledger.staged, bench.ledger.items) == ([(0, 3)], ITEMS)
+        assert bench.ledger.states[bench.job.job_id] is JobState.RUNNING
+        assert "cancel" not in bench.ledger.calls
+
+    def test_a_resumed_submit_wakes_workers_for_what_was_staged_before(self, bench: Bench) -> None:
+        bench.ledger.errors["seal"] = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            bench.submit()
+        bench.ledger.errors.clear()
+        bench.hints.counts.clear()
+
+        bench.submit()
+
+        assert bench.hints.counts == [3]
+
+    @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED])
+    def test_an_ended_job_is_left_as_it_is(self, bench: Bench, state: JobState) -> None:
+        bench.ledger.states[bench.job.job_id] = state
+
+        bench.submit()
+
+        assert bench.ledger.calls == ["submit"]
+        assert bench.names() == []
+
+    def test_a_sealed_job_is_left_as_it_is(self, bench: Bench) -> None:
+        bench.submit()
+        bench.ledger.calls.clear()
+
+        bench.submit()
+
+        assert bench.ledger.calls == ["submit"]
+
+
+class TestSource:
+    def test_one_that_is_empty_leaves_nothing_behind(self, bench: Bench) -> None:
+        with pytest.raises(SourceError, match="no picture"):
+            bench.submit(FakeSource(0, SourceError("no picture in it")))
+
+        assert bench.ledger.calls == []
+        assert not Path(bench.output.uri).exists()
+
+    def test_one_that_breaks_off_cancels_a_job_that_was_made_for_it(self, bench: Bench) -> None:
+        with pytest.raises(SourceError, match="line 4"):
+            bench.submit(FakeSource(3, SourceError("line 4")))
+
+        assert bench.ledger.states[bench.job.job_id] is JobState.CANCELLED
+
+    def test_one_that_breaks_off_leaves_a_resumed_job_alone(self, bench: Bench) -> None:
+        bench.ledger.states[bench.job.job_id] = JobState.SUBMITTING
+
+        with pytest.raises(SourceError):
+            bench.submit(FakeSource(3, SourceError("line 4")))
+
+        assert "cancel" not in bench.ledger.calls
+
+    def test_one_that_changed_leaves_the_job_alone(self, bench: Bench) -> None:
+        bench.ledger.errors["seal"] = RedisUnavailableError("away")
+        with pytest.raises(RedisUnavailableError):
+            bench.submit()
+        bench.ledger.errors.clear()
+
+        with pytest.raises(SourceChangedError):
+            bench.submit(FakeSource(ITEMS - 1))
+
+        assert bench.ledger.states[bench.job.job_id] is JobState.SUBMITTING
+        assert "cancel" not in bench.ledger.calls
+
+
+class TestOccupiedOutput:
+    def test_another_jobs_is_refused_and_the_ways_out_are_told(self, bench: Bench) -> None:
+        bench.occupy(JobState.COMPLETED)
+
+        refuses(bench, OutputConflictError, "holds job other: choose another --output.*--overwrite")
+        assert bench.ledger.calls == []
+
+    def test_parts_of_an_unknown_job_are_refused_too(self, bench: Bench) -> None:
+        bench.output.create(keys.part(0), b"rows")
+
+        refuses(bench, OutputConflictError, r"holds files named part-\*")
+
+    def test_a_job_file_that_cannot_be_read_is_refused(self, bench: Bench) -> None:
+        bench.output.create(keys.JOB_FILE, b"{}")
+
+        refuses(bench, OutputConflictError, "choose another --output")
+        refuses(bench, OutputConflictError, "choose another --output", overwrite=True)
+
+    def test_other_files_are_no_hindrance_and_stay(self, bench: Bench) -> None:
+        bench.output.create("notes.txt", b"mine")
+
+        bench.submit()
+
+        assert "notes.txt" in bench.names()
+
+    @pytest.mark.parametrize(
+        "state",
+        [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED, None],
+    )
+    def test_overwriting_replaces_a_job_that_ended_or_was_forgotten(
+        self, bench: Bench, state: JobState | None
+    ) -> None:
+        bench.occupy(state)
+        bench.output.create("notes.txt", b"mine")
+
+        bench.submit(overwrite=True)
+
+        assert bench.names() == [
+            "_clipfleet/items-00000000-3.parquet", "_clipfleet/job.json", "notes.txt",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "state", [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED, JobState.FINISHING]
+    )
+    def test_a_job_that_still_writes_is_not_overwritten(self, bench: Bench, state: JobState) -> None:
+        bench.occupy(state)
+
+        refuses(bench, OutputConflictError, "`clipfleet cancel other` first", overwrite=True)
+
+    def test_a_job_does_not_overwrite_itself(self, bench: Bench) -> None:
+        bench.submit()
+
+        refuses(bench, UsageError, "--overwrite needs a new job id", overwrite=True)
+
+    def test_a_submit_that_is_refused_by_the_ledger_has_removed_nothing(self, bench: Bench) -> None:
+        # Given results of another job, and a job id that is taken
+        bench.occupy(JobState.COMPLETED)
+        bench.ledger.fingerprints[bench.job.job_id] = "another"
+
+        refuses(bench, JobConflictError, "differs in", overwrite=True)
+
+    def test_a_job_that_has_ended_does_not_overwrite_its_successor(self, bench: Bench) -> None:
+        bench.occupy(JobState.COMPLETED)
+        bench.ledger.states[bench.job.job_id] = JobState.COMPLETED
+
+        refuses(bench, JobConflictError, "is completed: --overwrite needs a new job id", overwrite=True)
+
+    def test_an_overwriting_submit_that_was_killed_goes_on(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed() -> None:
+            raise KeyboardInterrupt
+
+        bench.occupy(JobState.COMPLETED)
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.output, "clear", killed)
+            with pytest.raises(KeyboardInterrupt):
+                bench.submit(overwrite=True)
+
+        bench.submit(overwrite=True)
+
+        assert bench.ledger.states[bench.job.job_id] is JobState.RUNNING
+        assert keys.part(0) not in bench.names()
+
+    def test_a_redis_that_is_away_has_removed_nothing(self, bench: Bench) -> None:
+        bench.occupy(JobState.COMPLETED)
+        bench.ledger.errors["submit"] = RedisUnavailableError("away")
+
+        refuses(bench, RedisUnavailableError, "away", overwrite=True)
+
+    def test_a_source_without_images_has_removed_nothing(self, bench: Bench) -> None:
+        bench.occupy(JobState.COMPLETED)
+
+        refuses(
+            bench, SourceError, "empty", overwrite=True, source=FakeSource(0, SourceError("empty"))
+        )  # fmt: skip
+
+    def test_of_two_submits_into_one_output_the_second_is_refused_and_leaves_no_job(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given another submit that takes the output between our look and our claim
+        create: Callable[..., bool] = bench.output.create
+
+        def late(name: str, data: bytes) -> bool:
+            monkeypatch.setattr(bench.output, "create", create)
+            bench.occupy(JobState.RUNNING)
+            return create(name, data)
+
+        monkeypatch.setattr(bench.output, "create", late)
+
+        with pytest.raises(OutputConflictError, match="taken by another job meanwhile"):
+            bench.submit()
+        assert bench.ledger.states[bench.job.job_id] is JobState.CANCELLED
+
+
+class TestOutput:
+    def test_one_that_cannot_be_written_is_told_and_the_submit_may_be_repeated(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> bool:
+            raise OutputUnavailableError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.output, "create", full)
+            with pytest.raises(OutputUnavailableError, match="disk full"):
+                bench.submit()
+
+        bench.submit()
+        assert bench.ledger.states[bench.job.job_id] is JobState.RUNNING
+
+
+class TestOthersInterfere:
+    @pytest.mark.parametrize(
+        ("call", "word", "words"),
+        [
+            ("stage", "gap", "another submit of job .* is running"),
+            ("stage", "refused", "takes no more items: it is cancelled"),
+            ("seal", "mismatch", "changed by somebody else meanwhile"),
+        ],
+    )
+    def test_it_is_told(self, bench: Bench, call: str, word: str, words: str) -> None:
+        bench.ledger.words[call] = word
+
+        with pytest.raises(JobConflictError, match=words):
+            bench.submit()
+
+    def test_a_file_the_ledger_knows_already_is_no_error(self, bench: Bench) -> None:
+        def stage(job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
+            bench.ledger.staged.append((first_chunk, chunks))
+            bench.ledger.items += items
+            return StageAnswer("known")
+
+        bench.ledger.stage = stage  # type: ignore[method-assign]
+        bench.submit()
+
+        assert bench.ledger.sealed
