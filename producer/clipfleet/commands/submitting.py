@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.commands.following import follow
+from clipfleet.commands.labels import read_labels
 from clipfleet.commands.options import (
     AsJson,
     ChunkSize,
@@ -33,7 +33,6 @@ from clipfleet.contract import (
     Lane,
     Precision,
 )
-from clipfleet.errors import UsageError
 
 
 def classify(
@@ -91,23 +90,3 @@ def embed(
     started = time.monotonic()
     with Client() as client:
         follow(client, client.embed(source, options=options), wait=wait, as_json=as_json, started=started)
-
-
-def read_labels(text: str) -> list[str]:
-    """Labels from a file with one per line (blank lines are skipped), or from a list with commas.
-
-    Raises:
-        UsageError: no labels, or a file that cannot be read.
-    """
-    path = Path(text)
-    if "," not in text and (path.suffix.lower() in (".txt", ".csv", ".lst") or path.is_file()):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--labels {text}: {error}") from None
-        names = [line.strip() for line in lines if line.strip()]
-    else:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise UsageError(f"--labels {text!r} holds no label: give names separated by commas, or a file")
-    return names
