@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import pyarrow as pa
 
 from clipfleet import keys
-from clipfleet.contract import Job, read_job
+from clipfleet.contract import Job, JobState, read_job
 from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
     JobUnreadableError,
     OutputConflictError,
+    OutputUnreachableError,
     SourceChangedError,
     SourceError,
     UsageError,
@@ -39,7 +41,8 @@ class Submission:
         """Submit; an equal job of this id is resumed where it stopped, or left as it is if it was sealed.
 
         Nothing is removed from the output before the ledger has taken the job. A new job whose source or
-        output turns out to be unusable is cancelled.
+        output turns out to be unusable is cancelled. One that fails meanwhile, because workers can write no
+        rows, ends the submit: its status says why.
 
         Raises:
             JobConflictError: the id is taken by a job that differs.
@@ -49,20 +52,22 @@ class Submission:
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
         batches = _peeked(source.batches())
-        must_clear = self._is_occupied(overwrite)
+        with _way_out():
+            must_clear = self._is_occupied(overwrite)
         is_new, state = self._ledger.submit(self._job)
         if state.is_final or self._ledger.status(self._job.job_id).sealed:
             if must_clear:
                 raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")
             return
         try:
-            if must_clear:
-                self._output.clear()
-            self._claim_output()
+            with _way_out():
+                if must_clear:
+                    self._output.clear()
+                self._claim_output()
             self._stage(batches)
         except SourceChangedError:
             raise
-        except (SourceError, OutputConflictError):
+        except (SourceError, OutputConflictError, OutputUnreachableError):
             if is_new:
                 self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
             raise
@@ -114,25 +119,46 @@ class Submission:
         self._hint(chunks)
         stager = Stager(self._output, job_id, self._job.chunk_size)
         for file in stager.stage(batches, already):
-            self._tell(file)
+            if not self._tell(file):
+                return
             self._hint(file.chunks)
             chunks, items = chunks + file.chunks, items + file.items
         word = self._ledger.seal(job_id, chunks, items)
-        if word != "sealed":
+        if word == "refused":
+            self._require_failed(self._ledger.status(job_id).state)
+        elif word != "sealed":
             raise JobConflictError(f"job {job_id} was changed by somebody else meanwhile ({word})")
 
-    def _tell(self, file: StagedFile) -> None:
+    def _tell(self, file: StagedFile) -> bool:
+        """Make the chunks of a file known; False if the job has failed meanwhile."""
         answer = self._ledger.stage(self._job.job_id, file.first_chunk, file.chunks, file.items)
         if answer.word == "gap":
             raise JobConflictError(f"another submit of job {self._job.job_id} is running")
         if answer.word == "refused":
-            raise JobConflictError(f"job {self._job.job_id} takes no more items: it is {answer.detail}")
+            self._require_failed(answer.detail)
+            return False
+        return True
+
+    def _require_failed(self, state: str) -> None:
+        """The job takes no more items. If it has failed, its status says why; else somebody ended it."""
+        if state != JobState.FAILED:
+            raise JobConflictError(f"job {self._job.job_id} takes no more items: it is {state}")
 
     def _hint(self, chunks: int) -> None:
         count = min(chunks, MAX_HINTS - self._hinted)
         if count > 0:
             self._hints.publish_work(count)
             self._hinted += count
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    try:
+        yield
+    except OutputUnreachableError as error:
+        raise OutputUnreachableError(
+            f"{error}: choose another --output, or make this one writable"
+        ) from error
 
 
 def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -127,3 +127,20 @@ def test_a_job_that_is_cancelled_while_it_is_submitted_ends_the_submit(ledger: L
 
     with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
         submit(ledger, job, Cancelling())
+
+
+@pytest.mark.parametrize("chunk_size", [1, ITEMS])  # a second file is to be staged, or the job to be sealed
+def test_a_job_that_fails_while_it_is_submitted_says_why_in_its_status(
+    ledger: Ledger, job: Job, chunk_size: int
+) -> None:
+    class Failing(CountedHints):
+        """Wakes a worker that cannot reach the output."""
+
+        def publish_work(self, count: int = 1) -> None:
+            ledger.fail("job", "output_unreachable: /out is not mounted", ttl_seconds=60)
+
+    submit(ledger, job.model_copy(update={"chunk_size": chunk_size}), Failing())
+
+    status = ledger.status("job")
+    assert status.state is JobState.FAILED
+    assert status.reason == "output_unreachable: /out is not mounted"
