@@ -1,0 +1,175 @@
+"""The rules of the house that a linter does not know, checked on the code itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.documents import ROOT
+
+MAX_FUNCTION_LINES = 60
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+HEAVY = {"torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp", "clipfleet_worker"}
+BROAD = {"Exception", "BaseException"}
+
+# The task boundary: the one place that catches everything and goes on.
+MAY_SWALLOW = {
+    ("clipfleet_worker/tasks.py", "work"),
+    ("clipfleet_worker/tasks.py", "_work"),
+    ("clipfleet_worker/tasks.py", "finish_job"),
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str  # clipfleet/ledger.py
+    tree: ast.Module
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def modules(*folders: str) -> list[Module]:
+    found = []
+    for folder in folders:
+        for path in sorted((ROOT / folder).glob("**/*.py")):
+            name = str(path.relative_to(ROOT / folder))
+            found.append(Module(name, ast.parse(path.read_text(encoding="utf-8"), str(path))))
+    assert found
+    return found
+
+
+PRODUCER, WORKER = modules("producer"), modules("worker")
+ALL = [*PRODUCER, *WORKER]
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top names of everything that is imported anywhere below, also by `import_module("x")`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            for argument in node.args[:1]:
+                # A name that is only known when the program runs could be anything.
+                yield str(argument.value).partition(".")[0] if isinstance(argument, ast.Constant) else "?"
+
+
+def names_in(node: ast.AST | None) -> set[str]:
+    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)} if node else set()
+
+
+def swallowing(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and function of what catches everything and does not raise it again at its end."""
+    owners = {child: function.name for function in functions(tree) for child in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and (node.type is None or names_in(node.type) & BROAD):
+            last = node.body[-1]
+            if not (isinstance(last, ast.Raise) and last.exc is None):
+                yield node.lineno, owners.get(node, "")
+        is_suppress = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress")
+        if is_suppress and any(names_in(argument) & BROAD for argument in ast.iter_child_nodes(node)):
+            yield node.lineno, owners.get(node, "")
+
+
+@pytest.mark.parametrize("module", ALL, ids=str)
+class TestEveryModule:
+    def test_no_function_is_long(self, module: Module) -> None:
+        lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions(module.tree)}
+
+        assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+
+    def test_nothing_is_swallowed_but_at_the_task_boundary(self, module: Module) -> None:
+        found = [
+            (line, function)
+            for line, function in swallowing(module.tree)
+            if (module.name, function) not in MAY_SWALLOW
+        ]
+
+        assert found == []
+
+    def test_its_name_says_something(self, module: Module) -> None:
+        assert not VAGUE_NAMES & set(Path(module.name).with_suffix("").parts)
+
+    def test_it_opens_with_what_it_does(self, module: Module) -> None:
+        assert ast.get_docstring(module.tree)
+
+
+def test_what_may_swallow_still_does() -> None:
+    by_name = {module.name: module for module in ALL}
+    found = {(name, function) for name, _ in MAY_SWALLOW for _, function in swallowing(by_name[name].tree)}
+
+    assert found == MAY_SWALLOW
+
+
+@pytest.mark.parametrize("module", PRODUCER, ids=str)
+class TestProducer:
+    def test_it_never_imports_what_belongs_to_the_worker(self, module: Module) -> None:
+        assert set(imported(module.tree)) & (HEAVY | {"?"}) == set()
+
+    def test_it_loads_without_numpy(self, module: Module) -> None:
+        """Numpy is no dependency of the base install: only a function or a type may ask for it."""
+        for statement in module.tree.body:
+            only_types = isinstance(statement, ast.If) and "TYPE_CHECKING" in names_in(statement.test)
+            is_code = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            assert only_types or is_code or "numpy" not in set(imported(statement))
+
+
+def test_one_module_knows_open_clip() -> None:
+    assert [str(module) for module in ALL if "open_clip" in set(imported(module.tree))] == [
+        "clipfleet_worker/model.py"
+    ]
+
+
+class TestTheChecksThemselves:
+    """A check that finds nothing proves nothing, unless it would find something."""
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "try:\n  x\nexcept:\n  pass",
+            "try:\n  x\nexcept Exception:\n  log()",
+            "try:\n  x\nexcept (ValueError, BaseException) as e:\n  raise ValueError from e",
+            "try:\n  x\nexcept builtins.Exception if y else Exception:\n  pass",
+            "with suppress(Exception):\n  x",
+            "with contextlib.suppress(ValueError, BaseException):\n  x",
+        ],
+    )
+    def test_what_swallows(self, code: str) -> None:
+        assert list(swallowing(ast.parse(code)))
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "try:\n  x\nexcept BaseException:\n  undo()\n  raise",
+            "try:\n  x\nexcept ValueError:\n  pass",
+            "with suppress(OSError):\n  x",
+        ],
+    )
+    def test_what_does_not(self, code: str) -> None:
+        assert not list(swallowing(ast.parse(code)))
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "import torch",
+            "import torch.nn as nn",
+            "from torch.nn import Module",
+            "def f():\n  from torch import nn",
+            "importlib.import_module('torch.nn')",
+            "if TYPE_CHECKING:\n  import torch",
+        ],
+    )
+    def test_what_imports(self, code: str) -> None:
+        assert set(imported(ast.parse(code))) == {"torch"}
