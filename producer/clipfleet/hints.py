@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 
 from clipfleet import keys
 from clipfleet.redis_connection import masked
@@ -74,7 +74,7 @@ class Hints:
             with self._app.producer_or_acquire() as producer:
                 for _ in range(count):
                     self._app.send_task(task, producer=producer, argsrepr="-", kwargsrepr="-")
-        except (OperationalError, OSError) as error:
+        except (KombuError, OSError) as error:
             log.warning(
                 "hint not published on %s: %s", self._where, error, extra={"action": "hint_not_published"}
             )
