@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from clipfleet.contract import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
     DEFAULT_TEMPLATE,
+    JOB_ID_PATTERN,
     DecodeRoute,
     Job,
     JobState,
@@ -230,6 +232,11 @@ def _make_job(
     source: Source, task: Task, options: JobOptions, label_sets: Sequence[LabelSet], top_k: int
 ) -> Job:
     job_id = options.job_id or new_job_id()
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        raise UsageError(
+            f"job id {job_id!r} cannot be used: it must begin with a letter or digit, and have at most 64 "
+            "letters, digits, dots, underscores and hyphens"
+        )
     output = options.output or Path("clipfleet-output") / job_id
     try:
         return Job(

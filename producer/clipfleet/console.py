@@ -1,8 +1,9 @@
-"""What the commands say to people: always on stderr, so that stdout holds results and nothing else."""
+"""What the commands say to people: on stderr, so that stdout holds what was asked for and nothing else."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -10,6 +11,13 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(text: str, style: str = "") -> None:
     """A line for people."""
     stderr.print(text, style=style, markup=False, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout. No cell is cut: on a narrow terminal the lines are longer than that."""
+    console = Console()
+    needed = console.measure(table, options=console.options.update(max_width=100_000)).maximum
+    Console(width=max(console.width, needed)).print(table)
 
 
 def say_error(error: Exception | str) -> None:

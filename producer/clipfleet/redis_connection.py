@@ -49,10 +49,10 @@ def translated(url: str) -> Iterator[None]:
     """Turn redis-py's exceptions into `RedisUnavailableError`, which names the server and the way out."""
     try:
         yield
+    except redis.AuthenticationError as error:
+        raise RedisUnavailableError(
+            f"Redis at {masked(url)}: login refused (check user and password in CLIPFLEET_REDIS_URL)"
+        ) from error
     except RedisError as error:
-        hint = (
-            "check user and password in CLIPFLEET_REDIS_URL"
-            if isinstance(error, redis.AuthenticationError)
-            else "is it running, and is CLIPFLEET_REDIS_URL right?"
-        )
+        hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 20
 _BATCH_ROWS = 4096
+_EXAMPLE_BYTES = 1 << 20
 _EXPORT_ROWS = 32_768  # rows of a row group of an exported file; 32 MB of vectors of length 512
 
 
@@ -69,6 +70,17 @@ def read_parts(output: Output) -> Iterator[pa.RecordBatch]:
 def rows(output: Output) -> Iterator[dict[str, Any]]:
     """All rows so far as plain dicts; `embedding` is a list of floats or None. Raises like `read_parts`."""
     return (row for batch in read_parts(output) for row in _plain(batch))
+
+
+def failure_examples(output: Output) -> dict[str, str]:
+    """One detail for each error code, as far as the beginning of the job's list of failed rows goes."""
+    try:
+        with output.open(keys.ERRORS) as file:
+            lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
+    except (FileNotFoundError, OutputUnavailableError):
+        return {}
+    failed = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {row["error_code"]: row["error_detail"] for row in reversed(failed)}
 
 
 def vectors(output: Output) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from clipfleet.errors import (
     SourceChangedError,
     SourceError,
     UsageError,
+    WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger
@@ -71,6 +72,8 @@ class Submission:
             if is_new:
                 self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
             raise
+        except WorldError as error:
+            raise type(error)(f"{error}; the same submit with job id {self._job.job_id} goes on") from error
 
     def _is_occupied(self, overwrite: bool) -> bool:
         """Whether there are another job's results to be removed first.

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from clipfleet.contract import Job, JobState
-from clipfleet.errors import JobConflictError
+from clipfleet.errors import JobConflictError, RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger
 from clipfleet.outputs import open_output
@@ -144,3 +144,18 @@ def test_a_job_that_fails_while_it_is_submitted_says_why_in_its_status(
     status = ledger.status("job")
     assert status.state is JobState.FAILED
     assert status.reason == "output_unreachable: /out is not mounted"
+
+
+def test_a_submit_that_the_world_interrupts_says_how_to_go_on(
+    ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise RedisUnavailableError("Redis at redis://h/0: gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "seal", away)
+        with pytest.raises(RedisUnavailableError, match="gone; the same submit with job id job goes on"):
+            submit(ledger, job)
+
+    submit(ledger, job)
+    assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)

@@ -1,6 +1,18 @@
-"""`python -m clipfleet_worker`, the same as `clipfleet-worker`."""
+"""`python -m clipfleet_worker`, and `clipfleet-worker`. A Ctrl-C while it loads is no traceback."""
 
-from clipfleet_worker.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Load the commands, then run them."""
+    try:
+        from clipfleet_worker.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

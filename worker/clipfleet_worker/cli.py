@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from clipfleet.console import say_error
+from clipfleet.contract import normalise_model
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.settings import checked
 
@@ -41,6 +42,18 @@ def require_worker_extra() -> None:
         )
 
 
+def _set_models(models: str | None) -> None:
+    """Let the option override the variable; a name that cannot be used is told as the option's fault."""
+    if models is None:
+        return
+    for name in filter(None, map(str.strip, models.split(","))):
+        try:
+            normalise_model(name)
+        except ValueError as error:
+            raise UsageError(f"--models: {error}") from None
+    os.environ["CLIPFLEET_MODELS"] = models
+
+
 @app.command()
 def run(models: Models = None) -> None:
     """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
@@ -49,8 +62,7 @@ def run(models: Models = None) -> None:
     from clipfleet_worker.logs import log_to_stderr
     from clipfleet_worker.settings import WorkerSettings
 
-    if models is not None:
-        os.environ["CLIPFLEET_MODELS"] = models
+    _set_models(models)
     settings = checked(WorkerSettings)
     settings.require_redis_url()
     log_to_stderr()
@@ -60,7 +72,8 @@ def run(models: Models = None) -> None:
 @app.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 def up(
     command: Annotated[
-        list[str] | None, typer.Argument(help="run this with the environment set, then end")
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="run this with the environment set, then end"),
     ] = None,
     directory: Directory = Path(".clipfleet"),
     no_worker: Annotated[bool, typer.Option("--no-worker", help="start only the server")] = False,
@@ -72,6 +85,7 @@ def up(
     from clipfleet_worker.settings import WorkerSettings
     from clipfleet_worker.up import up as run_up
 
+    _set_models(models)
     worker_arguments = ["--models", models] if models is not None else []
     stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
     raise typer.Exit(

@@ -41,7 +41,10 @@ def run_demo(directory: Path) -> int:
         UsageError: the folder holds something else.
     """
     directory = directory.absolute()
-    _make_folder(directory)
+    try:
+        _make_folder(directory)
+    except OSError as error:
+        raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
     command = [sys.executable, "-P", "-m", "clipfleet_worker.demo", str(directory)]
     return up(directory / "service", True, command, ["--models", DEMO_MODEL])
 

@@ -123,8 +123,8 @@ def _load(
         tokenizer = open_clip.get_tokenizer(identifier, context_length=_context_length(module))
     except _loading_errors() as error:
         raise ModelUnavailableError(
-            f"model {name} cannot be loaded ({_first_line(error)}): copy its weights to this machine's "
-            f"hub cache, give local-dir:PATH, or use {DEMO_MODEL}"
+            f"model {name} cannot be loaded: copy its weights to this machine's hub cache, or give "
+            f"local-dir:PATH ({_first_line(error)})"
         ) from error
     spec = _pixel_spec(open_clip.get_model_preprocess_cfg(module), preprocess.transforms)
     return LoadedModel(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from clipfleet.console import say_error
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.redis_connection import masked
 from clipfleet_worker.embedded import EmbeddedValkey, holder, note_holder, try_lock, write_private
@@ -80,7 +81,7 @@ class Up:
             ClipfleetError: something cannot be started.
         """
         if self._command and not shutil.which(self._command[0], path=self._environ.get("PATH")):
-            self._say(f"{self._command[0]}: command not found, or not executable")
+            say_error(f"{self._command[0]}: command not found, or not executable")
             return _NOT_FOUND
         _make_directory(self._directory)
         with self._locked(), self._signals, ExitStack() as children:
@@ -252,7 +253,7 @@ def up(
     try:
         return run.run()
     except (ClipfleetError, OSError) as error:
-        Console(stderr=True).print(str(error), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        say_error(error)
         return 2 if isinstance(error, UsageError) else 1
 
 
@@ -282,7 +283,7 @@ def _make_directory(directory: Path) -> None:
         (directory / ".gitignore").write_text("*\n")  # there are passwords in here
     except OSError as error:
         if not directory.is_dir():
-            raise UsageError(f"cannot use {directory}: {error.strerror}") from error
+            raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
 
 
 def _terminal_reaches_our_group() -> bool:

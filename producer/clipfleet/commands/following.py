@@ -14,7 +14,9 @@ from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.console import say
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
+from clipfleet.outputs import open_output
 from clipfleet.progress import JobProgress, why_nobody_works
+from clipfleet.results import failure_examples
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_CANCELLED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -28,9 +30,9 @@ def watch(job: JobArgument, as_json: AsJson = False) -> None:
 
 def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:
     """Print how the job goes, and end the program with the exit code that says how it ended."""
-    if not as_json:
-        say(f"job {job.job_id} -> {job.output}")
     with _interruptible(job):
+        if not as_json:
+            say(f"job {job.job_id} -> {job.output}")
         if wait:
             with JobProgress(client.workers, quiet=as_json) as progress:
                 snapshot = job.wait(on_progress=progress.update, on_trouble=lambda text: say(text, "yellow"))
@@ -78,8 +80,10 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
     )
     if snapshot.reason:
         say(f"reason: {snapshot.reason}", style="red")
+    examples = failure_examples(open_output(job.output)) if snapshot.codes else {}
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
-        say(f"  {code}: {count:,}")
+        example = f", for example: {examples[code]}" if code in examples else ""
+        say(f"  {code}: {count:,}{example}")
     if rows:
         say(f"see them with `clipfleet results {job.output}`")
 

@@ -9,14 +9,16 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
 from clipfleet.client import Client
 from clipfleet.commands.options import AsJson, JobArgument
-from clipfleet.console import say
+from clipfleet.console import print_table, say
 from clipfleet.ledger import JobStatus
 from clipfleet.progress import why_nobody_works
+
+_NUMBERS = ("items", "ok", "failed")
 
 
 def status(job: JobArgument, as_json: AsJson = False) -> None:
@@ -45,34 +47,40 @@ def jobs(
     if not snapshots:
         say("no jobs yet: `clipfleet classify FOLDER --labels cat,dog` makes one")
         return
-    table = Table("job", "state", "items", "ok", "failed", "created (UTC)")
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("job", "state", "items", "ok", "failed", "created (UTC)"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in _NUMBERS else "left")
     for snapshot in snapshots:
         table.add_row(
             snapshot.job_id, snapshot.state, f"{snapshot.total:,}", f"{snapshot.ok:,}",
             f"{snapshot.failed:,}", _utc(snapshot.created_ms),
         )  # fmt: skip
-    Console().print(table)
+    print_table(table)
 
 
 def cancel(job: JobArgument) -> None:
     """End a job early; the rows that are there stay."""
     with Client() as client:
         changed, state = client.job(job).cancel()
-    say(f"job {job} is {state}" + ("" if changed else " already"))
+    _say_state(job, state, changed)
 
 
 def pause(job: JobArgument) -> None:
     """Hand out no more chunks of a job."""
     with Client() as client:
-        _, state = client.job(job).pause()
-    say(f"job {job} is {state}")
+        changed, state = client.job(job).pause()
+    _say_state(job, state, changed)
 
 
 def resume(job: JobArgument) -> None:
     """Let a paused job go on."""
     with Client() as client:
-        _, state = client.job(job).resume()
-    say(f"job {job} is {state}")
+        changed, state = client.job(job).resume()
+    _say_state(job, state, changed)
+
+
+def _say_state(job: str, state: str, changed: bool) -> None:
+    say(f"job {job} is {state}" + ("" if changed else " already"))
 
 
 def _status_object(snapshot: JobStatus) -> dict[str, Any]:

@@ -9,7 +9,10 @@ import typer
 from clipfleet.contract import DecodeRoute, Lane, Precision
 
 Source = Annotated[
-    str, typer.Argument(help="a folder, a glob in quotes, a .txt with one URI per line, or a .csv")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="a folder, a glob in quotes, a .txt with one URL or path per line, or a .csv"
+    ),
 ]
 Output = Annotated[str | None, typer.Option(help="folder for the results [default: clipfleet-output/JOB_ID]")]
 Model = Annotated[str, typer.Option(metavar="NAME:PRETRAINED", help="open_clip model, or demo")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from clipfleet import results as result_files
 from clipfleet.client import Client
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.outputs import open_output
+from clipfleet.settings import load_settings
 
 
 def results(
@@ -26,14 +28,23 @@ def results(
     output = open_output(_output_of(job))
     if result_format is result_files.ResultFormat.PARQUET and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
-    result_files.write(output, result_format, sys.stdout.buffer, limit=limit)
+    try:
+        result_files.write(output, result_format, sys.stdout.buffer, limit=limit)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is left to be flushed goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _output_of(job: str) -> str:
     """The output of a job, or the folder itself: results outlive the ledger."""
     path = Path(job)
-    if "/" in job or (path / keys.INTERNAL).is_dir():
+    if "/" in job or (path / keys.INTERNAL).is_dir() or any(path.glob(keys.PART_GLOB)):
         return str(path)
+    if load_settings().redis_url is None and not path.is_dir():
+        raise UsageError(
+            f"no folder here is called {job!r}, and to look for a job of this name "
+            "CLIPFLEET_REDIS_URL is not set"
+        )
     try:
         with Client() as client:
             return client.job(job).output

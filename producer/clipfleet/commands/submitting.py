@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.commands.following import follow
+from clipfleet.commands.following import EXIT_INTERRUPTED, follow
 from clipfleet.commands.labels import read_labels
 from clipfleet.commands.options import (
     AsJson,
@@ -25,6 +27,7 @@ from clipfleet.commands.options import (
     UrlColumn,
     Wait,
 )
+from clipfleet.console import say
 from clipfleet.contract import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
@@ -32,6 +35,7 @@ from clipfleet.contract import (
     DecodeRoute,
     Lane,
     Precision,
+    new_job_id,
 )
 
 
@@ -56,15 +60,17 @@ def classify(
     id_column: IdColumn = None,
 ) -> None:
     """Label every image with the best of some names (zero-shot)."""
+    job_id = job_id or new_job_id()
     options = JobOptions(
         output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column
     )
     names = read_labels(labels)
     started = time.monotonic()
     with Client() as client:
-        job = client.classify(
-            source, names, templates=template or [DEFAULT_TEMPLATE], top_k=top_k, options=options
-        )
+        with _resumable(job_id):
+            job = client.classify(
+                source, names, templates=template or [DEFAULT_TEMPLATE], top_k=top_k, options=options
+            )
         follow(client, job, wait=wait, as_json=as_json, started=started)
 
 
@@ -84,9 +90,22 @@ def embed(
     id_column: IdColumn = None,
 ) -> None:
     """Turn every image into a vector."""
+    job_id = job_id or new_job_id()
     options = JobOptions(
         output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column
     )
     started = time.monotonic()
     with Client() as client:
-        follow(client, client.embed(source, options=options), wait=wait, as_json=as_json, started=started)
+        with _resumable(job_id):
+            job = client.embed(source, options=options)
+        follow(client, job, wait=wait, as_json=as_json, started=started)
+
+
+@contextmanager
+def _resumable(job_id: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted: the same command with `--job-id {job_id}` goes on where it stopped, "
+            f"`clipfleet cancel {job_id}` ends the job")  # fmt: skip
+        raise typer.Exit(EXIT_INTERRUPTED) from None

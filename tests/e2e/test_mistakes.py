@@ -1,0 +1,357 @@
+"""A user's mistakes at the command line: one line that names the thing and the way out, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import pytest
+
+from clipfleet import cli as producer_cli
+from clipfleet_worker import cli as worker_cli
+from clipfleet_worker.demo import samples
+from tests.support.cluster import Cluster
+from tests.support.waiting import wait_until
+
+NOWHERE = "redis://:secret@127.0.0.1:1/0"  # nobody listens there
+LABELS = ("--labels", "pie,cherries")
+PROGRAMS = {"clipfleet": producer_cli.main, "clipfleet-worker": worker_cli.main}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the user sees."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Shell:
+    """Runs a command in a folder with pictures, within this process: a new one takes a second to import."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def run(self, *words: str) -> Answer:
+        self.monkeypatch.setattr(sys, "argv", list(words))
+        self.monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets its own
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            PROGRAMS[words[0]]()
+        said = self.capsys.readouterr()
+        return Answer(int(end.value.code or 0), said.out, said.err)
+
+
+@pytest.fixture
+def shell(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Shell:
+    """A shell that has sourced `.clipfleet/env`, in a folder with three pictures of the demo."""
+    for name in [name for name in os.environ if name.startswith("CLIPFLEET_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", cluster.server.url)
+    folder = cluster.folder / tmp_path.name
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    with as_file(files("clipfleet_worker") / "samples") as pictures:
+        for sample in samples()[:3]:
+            shutil.copyfile(pictures / sample.file, folder / "pictures" / sample.file)
+    (folder / "blank.txt").write_text("\n \n")
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n")
+    (folder / "notes.md").write_text("no source")
+    (folder / "list.csv").write_text("name,shelf\npie,7\n")
+    (folder / "twice.csv").write_text("path,path\na.png,b.png\n")
+    monkeypatch.chdir(folder)
+    return Shell(folder, monkeypatch, capsys)
+
+
+CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        pytest.param(
+            (*CLASSIFY, "photos", *LABELS), ["photos: does not exist"], id="a source that is not there"
+        ),
+        pytest.param((*CLASSIFY, "empty", *LABELS), ["empty: no images found", ".jpg"], id="an empty folder"),
+        pytest.param(
+            (*CLASSIFY, "pictures/*.jpg", *LABELS), ["*.jpg: no file matches"], id="a glob without a match"
+        ),
+        pytest.param((*CLASSIFY, "", *LABELS), ["the source is empty"], id="a source without a name"),
+        pytest.param(
+            (*CLASSIFY, "notes.md", *LABELS),
+            ["notes.md: a file of this kind", "a folder"],
+            id="a kind of file that is no source",
+        ),
+        pytest.param(
+            (*CLASSIFY, "https://example.org/a.jpg", *LABELS), ["list it in a file"], id="a URL as source"
+        ),
+        pytest.param((*CLASSIFY, "s3://bucket/photos", *LABELS), ["s3://bucket/photos"], id="a bucket"),
+        pytest.param(
+            (*EMBED, "list.csv"),
+            ["list.csv:1", "name, shelf", "--url-column"],
+            id="a table without a column of URLs",
+        ),
+        pytest.param((*EMBED, "twice.csv"), ["'path' appears twice"], id="a column that is there twice"),
+        pytest.param(
+            (*EMBED, "pictures", "--url-column", "path"), [".csv files only"], id="a column of a folder"
+        ),
+        pytest.param((*CLASSIFY, "pictures", "--labels", " , "), ["holds no label"], id="no labels"),
+        pytest.param(
+            (*CLASSIFY, "pictures", "--labels", "names.txt"),
+            ["--labels names.txt: No such file or directory"],
+            id="a file of labels that is not there",
+        ),
+        pytest.param(
+            (*CLASSIFY, "pictures", "--labels", "blank.txt"), ["holds no label"], id="a file without labels"
+        ),
+        pytest.param(
+            (*CLASSIFY, "pictures", "--labels", "latin.txt"),
+            ["--labels latin.txt: not UTF-8"],
+            id="a file of labels in another encoding",
+        ),
+        pytest.param((*CLASSIFY, "pictures", "--labels", "a,a"), ["'a' appears twice"], id="a label twice"),
+        pytest.param(
+            (*CLASSIFY, "pictures", *LABELS, "--template", "a photo"),
+            ["'a photo'", "{}"],
+            id="a template without a place",
+        ),
+        pytest.param(
+            (*EMBED, "pictures", "--model", "ViT-L-14"),
+            ["'ViT-L-14'", "NAME:PRETRAINED"],
+            id="a model without weights",
+        ),
+        pytest.param(
+            (*EMBED, "pictures", "--job-id", "no spaces"),
+            ["'no spaces'", "letters, digits"],
+            id="a job id with a space",
+        ),
+        pytest.param(
+            (*EMBED, "pictures", "--output", "s3://bucket/x"),
+            ["s3://", "folder"],
+            id="an output of another kind",
+        ),
+        *(
+            pytest.param(
+                ("clipfleet", name, "j1"),
+                ["'j1' is not known here", "clipfleet jobs"],
+                id=f"{name}: no such job",
+            )
+            for name in ("status", "watch", "cancel", "pause", "resume", "results")
+        ),
+        pytest.param(
+            ("clipfleet", "results", "./nowhere"), ["nowhere: no results yet"], id="results of no folder"
+        ),
+        pytest.param(
+            ("clipfleet", "results", "empty/"), ["empty: no results yet"], id="results of another folder"
+        ),
+        pytest.param(
+            ("clipfleet-worker", "up", "--models", "ViT-L-14"),
+            ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
+            id="up: a model without weights",
+        ),
+        pytest.param(
+            ("clipfleet-worker", "run", "--models", "ViT-L-14"),
+            ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
+            id="run: a model without weights",
+        ),
+        pytest.param(
+            ("clipfleet-worker", "up", "--dir", "notes.md"),
+            ["notes.md: File exists", "--dir"],
+            id="up: the folder is a file",
+        ),
+        pytest.param(
+            ("clipfleet-worker", "demo", "--dir", "notes.md"),
+            ["notes.md", "--dir"],
+            id="demo: the folder is a file",
+        ),
+        pytest.param(
+            ("clipfleet-worker", "demo", "--dir", "notes.md/x"),
+            ["notes.md", "--dir"],
+            id="demo: the folder is below a file",
+        ),
+        pytest.param(
+            ("clipfleet-worker", "demo", "--dir", "pictures"),
+            ["pictures holds something else", "--dir"],
+            id="demo: the folder holds something else",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(shell: Shell, command: tuple[str, ...], words: list[str]) -> None:
+    answer = shell.run(*command)
+    assert (answer.code, answer.stdout) == (2, ""), answer
+    assert answer.stderr.startswith("error: "), answer.stderr
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    for word in words:
+        assert word in answer.stderr, answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "words"),
+    [
+        (None, 2, ["CLIPFLEET_REDIS_URL is not set", "clipfleet-worker up"]),
+        ("localhost:6379", 2, ["CLIPFLEET_REDIS_URL", "redis://"]),
+        (NOWHERE, 1, ["127.0.0.1:1", "is it running"]),
+    ],
+)
+@pytest.mark.parametrize("command", [("jobs",), ("classify", "pictures", *LABELS), ("status", "j1")])
+def test_a_redis_that_cannot_be_used_is_named(
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str | None,
+    code: int,
+    words: list[str],
+    command: tuple[str, ...],
+) -> None:
+    if url is None:
+        monkeypatch.delenv("CLIPFLEET_REDIS_URL")
+    else:
+        monkeypatch.setenv("CLIPFLEET_REDIS_URL", url)
+    answer = shell.run("clipfleet", *command)
+    assert (answer.code, answer.stdout) == (code, ""), answer
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    assert "secret" not in answer.stderr
+    for word in words:
+        assert word in answer.stderr, answer.stderr
+
+
+@pytest.mark.parametrize("password", ["", ":wrong@"])
+def test_a_password_that_is_not_taken_is_told_in_few_words(
+    shell: Shell, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", f"redis://{password}{cluster.server.url.rpartition('@')[2]}")
+    answer = shell.run("clipfleet", "jobs")
+    assert answer.code == 1
+    assert "login refused (check user and password in CLIPFLEET_REDIS_URL)" in answer.stderr
+    assert len(answer.stderr) < 200
+
+
+def test_results_of_a_name_that_is_neither_folder_nor_job_say_both(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLIPFLEET_REDIS_URL")
+    answer = shell.run("clipfleet", "results", "reslts")
+    assert answer.code == 2
+    assert "no folder here is called 'reslts'" in answer.stderr
+    assert "CLIPFLEET_REDIS_URL is not set" in answer.stderr
+
+
+@pytest.mark.parametrize("output", ["notes.md", "notes.md/x", "/proc/x"])
+def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output: str) -> None:
+    answer = shell.run(
+        *EMBED, "pictures", "--model", "demo", "--output", output, "--job-id", shell.folder.name
+    )
+    assert (answer.code, answer.stdout) == (1, "")
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    assert output in answer.stderr
+    assert "choose another --output" in answer.stderr
+    after = shell.run("clipfleet", "status", shell.folder.name)
+    assert "not known" in after.stderr or "cancelled" in after.stdout
+
+
+def test_an_output_outside_the_roots_is_told_with_the_setting(shell: Shell, tmp_path: Path) -> None:
+    answer = shell.run(*CLASSIFY, "pictures", *LABELS, "--model", "demo", "--output", str(tmp_path / "out"))
+    assert answer.code == 1, answer
+    assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
+    assert "CLIPFLEET_OUTPUT_ROOTS" in answer.stderr
+
+
+def test_what_happened_to_the_failed_rows_is_told_with_an_example(shell: Shell, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    shutil.copytree(shell.folder / "pictures", outside)
+    answer = shell.run(*EMBED, str(outside), "--model", "demo", "--output", "out")
+    assert answer.code == 3
+    assert "path_refused: 3, for example: outside the folders of CLIPFLEET_FILE_ROOTS" in answer.stderr
+
+
+def test_a_model_that_nobody_serves_is_told_with_the_command(shell: Shell) -> None:
+    answer = shell.run(*EMBED, "pictures", "--output", "out", "--no-wait")
+    assert answer.code == 0
+    assert "no connected worker serves ViT-B-32:datacomp_xl_s13b_b90k (they serve: demo)" in answer.stderr
+    assert "clipfleet-worker run --models ViT-B-32:datacomp_xl_s13b_b90k" in answer.stderr
+
+
+def test_a_job_that_is_over_can_neither_be_paused_nor_resumed(shell: Shell) -> None:
+    job_id = shell.folder.name
+    done = shell.run(*EMBED, "pictures", "--model", "demo", "--output", "out", "--job-id", job_id)
+    assert done.code == 0, done
+    for command in ("pause", "resume", "cancel"):
+        assert shell.run("clipfleet", command, job_id).stderr == f"job {job_id} is completed already\n"
+
+
+def test_the_list_of_jobs_shows_whole_ids_on_a_narrow_terminal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = f"{shell.folder.name:x<60}"[:60].strip(".")
+    shell.run(*EMBED, "pictures", "--output", "out", "--job-id", job_id, "--no-wait")
+    monkeypatch.setenv("COLUMNS", "60")
+    listed = shell.run("clipfleet", "jobs").stdout
+    assert [line.split()[:2] for line in listed.splitlines() if job_id in line] == [[job_id, "running"]]
+
+
+@pytest.mark.parametrize("program", ["clipfleet", "clipfleet-worker"])
+def test_a_ctrl_c_before_the_program_is_loaded_is_no_traceback(program: str, tmp_path: Path) -> None:
+    # A module that stands in for what takes long to import, and is interrupted there.
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    module = program.replace("-", "_")
+    result = subprocess.run(
+        [sys.executable, "-c", f"from {module}.__main__ import main; main()"],
+        env={"PYTHONPATH": str(tmp_path), "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Cluster) -> None:
+    out = shell.folder / "out"
+    with cluster.start("embed", shell.folder / "pictures", "--output", out, "--job-id", "w1") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("job w1 -> ")
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "`clipfleet watch w1`" in said
+    assert "`clipfleet cancel w1`" in said
+    assert "Traceback" not in said
+
+
+def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Cluster) -> None:
+    pipe = shell.folder / "urls.txt"
+    names = "".join(f"https://example.org/{number}.jpg\n" for number in range(200_000))
+    pipe.write_text(names)
+    process = cluster.start(
+        "embed", pipe, "--output", shell.folder / "out", "--job-id", "s1", "--chunk-size", "1"
+    )
+    wait_until(lambda: list((shell.folder / "out").glob("_clipfleet/items-*")), "a file is staged", 60)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == (
+        "interrupted: the same command with `--job-id s1` goes on where it stopped, "
+        "`clipfleet cancel s1` ends the job\n"
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_error(shell: Shell) -> None:
+    lines = "".join(f"https://127.0.0.1/{number}.jpg\n" for number in range(3000))
+    (shell.folder / "urls.txt").write_text(lines)
+    assert shell.run(*EMBED, "urls.txt", "--model", "demo", "--output", "out").code == 3
+    program = Path(sys.executable).with_name("clipfleet")
+    pipeline = f"set -o pipefail; {program} results ./out --format jsonl | head -1"
+    result = subprocess.run(
+        ["bash", "-c", pipeline], cwd=shell.folder, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1
