@@ -14,7 +14,7 @@ S = TypeVar("S", bound=BaseSettings)
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a slip of the pen, or `inf`
-_BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps")
+_BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps")
 
 
 class _Base(BaseSettings):

@@ -69,7 +69,9 @@ DURATION = ["0", "-1", "inf", "nan", "1e300", str(DAY + 1), "soon"]
 # Name -> texts that are refused, or pairs of such a text and what must be said about it.
 BAD: dict[str, list[str | tuple[str, str]]] = {
     "redis_url": [],  # see TestUrls: redis-py judges when it connects
-    "broker_url": [("foo://host", "redis://, rediss://"), "host:6379", ("redis://host:port/0", "port")],
+    "broker_url": [
+        ("foo://host", "redis://, rediss://"), "host:6379", ("redis://host:port/0", "port"), "sentinel://host",
+    ],
     "lease_seconds": ["0.9", "inf", "nan", "soon", str(DAY + 1)],
     "job_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
     "models": [(",", "at least one"), ("ViT-L-14", "which weights"), ("demo,:x", "which weights")],
