@@ -1,0 +1,177 @@
+"""What is loaded and what is asked for: a light base install, and one line where an extra is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.documents import ROOT
+
+# The base install has none of these; numpy neither, though some of them bring it.
+HEAVY = ("torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp", "clipfleet_worker", "numpy")
+WORKER_EXTRA = {
+    "torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip", "PIL": "pil",
+    "simplejpeg": "simplejpeg", "aiohttp": "aiohttp", "numpy": "numpy",
+}  # fmt: skip
+SECONDS = 120
+
+
+class Installation:
+    """The packages of this environment without some of them, as links in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def without(self, *prefixes: str) -> Path:
+        """A folder of all packages but those whose names, of module or metadata, begin like this."""
+        site = self._folder / "-".join(prefixes)
+        if site.exists():
+            return site
+        site.mkdir()
+        for kind in ("purelib", "platlib"):
+            for entry in Path(sysconfig.get_path(kind)).iterdir():
+                missing = entry.name.lower().startswith(tuple(prefix.lower() for prefix in prefixes))
+                if not missing and not (site / entry.name).exists():
+                    (site / entry.name).symlink_to(entry)
+        return site
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return Installation(tmp_path_factory.mktemp("site"))
+
+
+def python(site: Path, code: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run code with these packages and ours, and nothing else of this environment."""
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CLIPFLEET_", "PYTHON"))
+    }
+    path = os.pathsep.join(map(str, [site, ROOT / "producer", ROOT / "worker"]))
+    return subprocess.run(
+        [sys.executable, "-S", "-P", "-W", "error", "-c", code],
+        env={**clean, "PYTHONPATH": path, "COLUMNS": "200", **settings},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def worker(
+    site: Path, folder: Path, words: Sequence[str], **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `clipfleet-worker WORDS`."""
+    code = f"import sys; sys.argv = ['clipfleet-worker', *{list(words)!r}]\n"
+    return python(site, code + "from clipfleet_worker.cli import main\nmain()", folder, **settings)
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+import clipfleet
+names = [found.name for found in pkgutil.walk_packages(clipfleet.__path__, "clipfleet.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(json.dumps({"imported": names, "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
+
+
+class TestProducer:
+    def test_all_its_modules_load_where_nothing_of_the_worker_is_installed(
+        self, installation: Installation, tmp_path: Path
+    ) -> None:
+        result = python(
+            installation.without(*WORKER_EXTRA.values(), "pillow", "valkey"), IMPORT_ALL, tmp_path
+        )
+
+        assert result.returncode == 0, result.stderr
+        assert {"clipfleet.cli", "clipfleet.client", "clipfleet.results"} <= set(
+            json.loads(result.stdout)["imported"]
+        )
+
+    def test_none_of_it_is_loaded_where_all_is_installed(self, tmp_path: Path) -> None:
+        result = python(Path(sysconfig.get_path("purelib")), IMPORT_ALL, tmp_path)
+
+        assert result.returncode == 0, result.stderr
+        loaded = set(json.loads(result.stdout)["loaded"])
+        assert "pyarrow" in loaded
+        assert loaded & (set(HEAVY) - {"numpy"}) == set()  # pyarrow loads numpy where it is
+
+    @pytest.mark.parametrize("words", [["--help"], ["classify", "--help"], ["jobs", "--help"]])
+    def test_the_commands_need_nothing_of_it(
+        self, installation: Installation, tmp_path: Path, words: list[str]
+    ) -> None:
+        site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
+        code = f"import sys; sys.argv = ['clipfleet', *{words!r}]\nfrom clipfleet.cli import main\nmain()"
+
+        result = python(site, code, tmp_path)
+
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "Usage: clipfleet" in result.stdout
+
+
+class TestWithoutWorkerExtra:
+    @pytest.mark.parametrize("words", [["run"], ["up"], ["up", "--", "true"], ["demo"]], ids=" ".join)
+    def test_the_line_that_mends_it_is_printed(
+        self, installation: Installation, tmp_path: Path, words: list[str]
+    ) -> None:
+        site = installation.without(*WORKER_EXTRA.values(), "pillow")
+
+        result = worker(site, tmp_path, words)
+
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("error: this command needs torch, torchvision, open_clip, PIL,")
+        assert 'pip install "clipfleet[worker,embedded]"' in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("module", WORKER_EXTRA)
+    def test_what_is_missing_is_named(self, installation: Installation, tmp_path: Path, module: str) -> None:
+        result = worker(installation.without(WORKER_EXTRA[module]), tmp_path, ["run"])
+
+        assert result.returncode == 2
+        named = result.stderr.partition("needs ")[2].partition(":")[0].split(", ")
+        assert module in named
+        assert all(name.lower().startswith(WORKER_EXTRA[module]) for name in named)
+
+    @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["up", "--help"]], ids=" ".join)
+    def test_help_is_there_all_the_same(
+        self, installation: Installation, tmp_path: Path, words: list[str]
+    ) -> None:
+        result = worker(installation.without(*WORKER_EXTRA.values(), "pillow", "valkey"), tmp_path, words)
+
+        assert (result.returncode, result.stderr) == (0, "")
+
+    def test_a_command_may_run_beside_a_redis_that_is_there(
+        self, installation: Installation, tmp_path: Path
+    ) -> None:
+        site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
+
+        result = worker(
+            site, tmp_path, ["up", "--no-worker", "--", "true"], CLIPFLEET_REDIS_URL="redis://elsewhere/0"
+        )
+
+        assert result.returncode == 0, result.stderr
+
+
+class TestWithoutEmbeddedExtra:
+    @pytest.mark.parametrize(
+        "words", [["up"], ["up", "--no-worker"], ["up", "--", "true"], ["demo"]], ids=" ".join
+    )
+    def test_the_line_that_mends_it_and_the_other_way_are_printed(
+        self, installation: Installation, tmp_path: Path, words: list[str]
+    ) -> None:
+        result = worker(installation.without("valkey"), tmp_path, words)
+
+        assert (result.returncode, result.stdout) == (2, "")
+        assert 'pip install "clipfleet[embedded]"' in result.stderr
+        assert "CLIPFLEET_REDIS_URL" in result.stderr
+        assert "Traceback" not in result.stderr
