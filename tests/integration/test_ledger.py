@@ -827,6 +827,18 @@ def test_an_outage_that_lasts_too_long_pauses_the_job_with_its_reason(
     assert try_claim(ledger) is None
 
 
+def test_a_job_that_was_paused_by_hand_keeps_that_reason(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    ledger.release(claim(ledger), "waits", reason="store away")
+    let_outage_grow_old(redis_client, "job")
+    claimed = claim(ledger)
+    ledger.pause("job", "for a while")
+
+    assert ledger.release(claimed, "waits", reason="store away") == "released"
+
+    assert ledger.status("job").reason == "for a while"
+
+
 def test_a_chunk_that_gets_through_ends_the_outage(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=3)
     ledger.release(claim(ledger), "waits", reason="store away")

@@ -44,7 +44,7 @@ from tests.support.ledger import (
     let_outage_grow_old,
     make_job,
 )
-from tests.support.ledger_model import CLAIMABLE, ModelJob, ModelLedger, Place
+from tests.support.ledger_model import CLAIMABLE, ModelJob, ModelLedger, Outage, Place
 
 STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
 EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
@@ -124,6 +124,15 @@ class JobFacts:
     codes: dict[str, int]
     done: set[int]
     done_bits: int
+
+
+@dataclass(frozen=True)
+class SharedFacts:
+    """What the server holds about all jobs."""
+
+    leases: list[str]
+    finishing: set[str]
+    queues: dict[tuple[Lane, str], set[str]]
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -488,11 +497,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_server_is_what_the_model_says(self) -> None:
+        shared = self._shared_facts()
         for job_id, job in self.model.jobs.items():
             facts = self._facts(job_id)
             self._check_against_model(facts, job)
             self._check_rows(facts, job_id, job)
-            self._check_places(facts, job_id, job)
+            self._check_places(facts, shared, job_id, job)
 
     def _check_against_model(self, facts: JobFacts, job: ModelJob) -> None:
         assert facts.hash["state"] == job.state
@@ -509,6 +519,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for kind, count in chunk.troubles.items()
         }
         assert facts.codes == job.codes
+        assert ("outage_since" in facts.hash) == (job.outage is not Outage.NONE)
 
     def _check_rows(self, facts: JobFacts, job_id: str, job: ModelJob) -> None:
         parts = [self.store[(job_id, number, 0)] for number in facts.done]  # no part, no completion
@@ -521,27 +532,21 @@ class LedgerMachine(RuleBasedStateMachine):
         if job.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
             assert int(facts.hash["ok"]) + int(facts.hash["failed"]) == int(facts.hash["staged_items"])
 
-    def _check_places(self, facts: JobFacts, job_id: str, job: ModelJob) -> None:
+    def _check_places(self, facts: JobFacts, shared: SharedFacts, job_id: str, job: ModelJob) -> None:
         """No chunk is in two places, none is nowhere, and claims find the job if it has work."""
         due, owned = set(facts.due), set(facts.owners)
         assert not due & owned | due & facts.done | owned & facts.done
-        leased = {lease for lease in self.client.zrange(keys.LEASES, 0, -1) if lease.startswith(f"{job_id}:")}
+        leased = {lease for lease in shared.leases if lease.startswith(f"{job_id}:")}
         assert leased == {f"{job_id}:{number}" for number in owned}
         if not job.state.is_final:
             claimed_once = set(range(int(facts.hash["next_chunk"])))
             assert due | owned | facts.done == claimed_once
-        queues = {
-            (lane, model)
-            for lane in LANES
-            for model in MODELS
-            if self.client.zscore(keys.lane_queue(lane, model), job_id) is not None
-        }
+        queues = {queue for queue, members in shared.queues.items() if job_id in members}
         own = {(job.job.lane, job.job.model)}
         assert queues <= own
         assert queues == own or not job.has_work()
         assert not queues or job.state in CLAIMABLE
-        finishing = self.client.zscore(keys.FINISHING, job_id) is not None
-        assert finishing == (job.state is JobState.FINISHING)
+        assert (job_id in shared.finishing) == (job.state is JobState.FINISHING)
 
     @invariant()
     def each_job_ends_once(self) -> None:
@@ -561,6 +566,18 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def claims_are_counted(self) -> None:
         assert int(self.client.get(keys.TURNS) or 0) == self.model.turns
+
+    def _shared_facts(self) -> SharedFacts:
+        names = [(lane, model) for lane in LANES for model in MODELS]
+        with self.client.pipeline(transaction=False) as ask:
+            ask.zrange(keys.LEASES, 0, -1)
+            ask.zrange(keys.FINISHING, 0, -1)
+            for lane, model in names:
+                ask.zrange(keys.lane_queue(lane, model), 0, -1)
+            answers: list[Any] = ask.execute()
+        leases, finishing, *queues = answers
+        members = {name: set(queue) for name, queue in zip(names, queues, strict=True)}
+        return SharedFacts(leases, set(finishing), members)
 
     def _facts(self, job_id: str) -> JobFacts:
         chunks = len(self.model.jobs[job_id].chunks)
