@@ -417,6 +417,20 @@ def test_a_job_that_returns_to_its_lane_keeps_its_turn(ledger: Ledger, redis_cli
     assert [claim(ledger).job_id for _ in range(2)] == ["a", "b"]
 
 
+def test_a_job_that_returns_to_its_lane_does_not_jump_the_queue(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_job(ledger, "older", chunks=2)
+    claim(ledger)
+    add_job(ledger, "later", chunks=1)
+    lost = claim(ledger)
+    assert try_claim(ledger, excluded_jobs=["older"]) is None  # "later" has nothing left
+
+    lose(ledger, redis_client, lost)
+
+    assert [claim(ledger).job_id for _ in range(2)] == ["older", "later"]
+
+
 def test_jobs_of_different_models_take_turns_too(ledger: Ledger) -> None:
     add_job(ledger, "a", chunks=2, model="one:x")
     add_job(ledger, "b", chunks=2, model="two:x")
