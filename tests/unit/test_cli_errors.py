@@ -1,0 +1,306 @@
+"""What becomes of errors at the edge of both programs: a line on stderr, an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from clipfleet import cli, client
+from clipfleet.contract import Job, JobState
+from clipfleet.errors import (
+    ClipfleetError,
+    JobNotFoundError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    RedisUnavailableError,
+    UsageError,
+    WorldError,
+)
+from clipfleet.ledger import JobStatus, StageAnswer
+from clipfleet_worker import cli as worker_cli
+from tests.support.jobs import make_status
+
+PROGRAMS = {"clipfleet": cli, "clipfleet-worker": worker_cli}
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+class EmptyLedger:
+    """A ledger that knows no job, and takes every one."""
+
+    def __init__(self, url: str) -> None:
+        self._states: dict[str, JobState] = {}
+
+    def close(self) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def submit(self, job: Job) -> tuple[bool, JobState]:
+        self._states[job.job_id] = JobState.SUBMITTING
+        return True, JobState.SUBMITTING
+
+    def status(self, job_id: str) -> JobStatus:
+        if job_id not in self._states:
+            raise JobNotFoundError(f"job {job_id!r} is not known here: `clipfleet jobs` lists the jobs")
+        return make_status(job_id=job_id, state=self._states[job_id], sealed=False, total=0, chunks=0)
+
+    def job(self, job_id: str) -> Job:
+        self.status(job_id)
+        raise AssertionError("never reached")
+
+    def staged_files(self, _: str) -> list[tuple[int, int]]:
+        return []
+
+    def stage(self, *_: object) -> StageAnswer:
+        return StageAnswer("staged")
+
+    def cancel(self, job_id: str, **_: object) -> tuple[bool, JobState]:
+        self._states[job_id] = JobState.CANCELLED
+        return True, JobState.CANCELLED
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a command in an empty folder with a ledger that is empty, too."""
+    for name in [name for name in os.environ if name.startswith("CLIPFLEET_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://:s3cret@nowhere.invalid/0")
+    monkeypatch.setattr(client, "Ledger", EmptyLedger)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", list(words))
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets one of its own
+        with pytest.raises(SystemExit) as end:
+            PROGRAMS[words[0]].main()
+        captured = capsys.readouterr()
+        return Answer(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ClipfleetError("what [red]and[/red] how"), 1),
+        (UsageError("what [red]and[/red] how"), 2),
+        (JobNotFoundError("what [red]and[/red] how"), 2),
+        (WorldError("what [red]and[/red] how"), 1),
+        (RedisUnavailableError("what [red]and[/red] how"), 1),
+        (OutputUnavailableError("what [red]and[/red] how"), 1),
+        (OutputUnreachableError("what [red]and[/red] how"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_the_exit_code_of_its_kind(
+    run: Run, monkeypatch: pytest.MonkeyPatch, program: str, error: ClipfleetError, code: int
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(PROGRAMS[program], "app", fail)
+
+    assert run(program) == Answer(code, "", "error: what [red]and[/red] how\n")
+
+
+@pytest.mark.parametrize("command", ["clipfleet jobs", "clipfleet-worker run"])
+def test_ctrl_c_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EmptyLedger, "__init__", interrupt)
+    monkeypatch.setattr(worker_cli, "require_worker_extra", interrupt)
+
+    answer = run(*command.split())
+
+    assert (answer.code, answer.out) == (130, "")
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PROGRAMS[program], "app", bug)
+
+    with pytest.raises(ZeroDivisionError):
+        PROGRAMS[program].main()
+
+
+def commands(program: str) -> list[str]:
+    group: Any = typer.main.get_command(PROGRAMS[program].app)
+    return [f"{program} {name}" for name in group.commands]
+
+
+@pytest.mark.parametrize("command", [*commands("clipfleet"), *commands("clipfleet-worker")])
+class TestEveryCommand:
+    def test_help(self, run: Run, command: str) -> None:
+        answer = run(*command.split(), "--help")
+
+        assert (answer.code, answer.err) == (0, "")
+        assert "Usage:" in answer.out
+
+    def test_an_option_that_does_not_exist(self, run: Run, command: str) -> None:
+        answer = run(*command.split(), "--frobnicate")
+
+        assert (answer.code, answer.out) == (2, "")
+        assert "--frobnicate" in answer.err
+        assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        # the command line itself
+        ("clipfleet frobnicate", ["frobnicate"]),
+        ("clipfleet classify", ["SOURCE"]),
+        ("clipfleet classify .", ["--labels"]),
+        ("clipfleet classify . --labels a,b --top-k 0", ["--top-k"]),
+        ("clipfleet embed . --chunk-size 4097", ["--chunk-size", "4096"]),
+        ("clipfleet embed . --chunk-size many", ["--chunk-size"]),
+        ("clipfleet embed . --lane urgent", ["--lane", "high"]),
+        ("clipfleet embed . --precision int8", ["--precision", "bf16"]),
+        ("clipfleet embed . --decode slow", ["--decode", "exact"]),
+        ("clipfleet results . --format xml", ["--format", "jsonl"]),
+        ("clipfleet results . --limit 0", ["--limit"]),
+        ("clipfleet jobs --limit 0", ["--limit"]),
+        ("clipfleet-worker frobnicate", ["frobnicate"]),
+        # what a job needs
+        ("clipfleet classify . --labels a,b,a", ["'a' appears twice"]),
+        ("clipfleet classify . --labels ,", ["no label", "file"]),
+        ("clipfleet classify . --labels missing.txt", ["missing.txt", "No such file"]),
+        ("clipfleet classify . --labels a,b --template photo", ["'photo'", "{}"]),
+        ("clipfleet embed pictures --model ViT-L-14", ["ViT-L-14", "NAME:PRETRAINED", "demo"]),
+        ("clipfleet embed pictures --job-id a/b", ["a/b"]),
+        ("clipfleet embed pictures --output gopher://h/x", ["gopher://", "folder"]),
+        # the source
+        ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
+        ("clipfleet embed empty", ["empty"]),
+        ("clipfleet embed notes.md", ["notes.md", "supported are"]),
+        ("clipfleet embed https://h.example/a.jpg", ["list it in a file"]),
+        ("clipfleet embed *.tiff", ["*.tiff", "no file matches"]),
+        ("clipfleet embed list.csv", ["list.csv", "--url-column"]),
+        ("clipfleet embed list.csv --url-column link", ["'link'", "name, shelf"]),
+        ("clipfleet embed pictures --url-column link", ["--url-column"]),
+        # jobs
+        ("clipfleet status gone", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet watch gone", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet cancel gone", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet pause gone", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet resume gone", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet results gone", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet results ./empty", ["empty", "no results"]),
+    ],
+)
+def test_a_mistake_is_told_with_exit_code_2(run: Run, tmp_path: Path, command: str, words: list[str]) -> None:
+    for folder in ("empty", "pictures"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "list.csv").write_text("name,shelf\npie,7\n")
+
+    answer = run(*command.split())
+
+    assert (answer.code, answer.out) == (2, "")
+    assert "Traceback" not in answer.err
+    for word in words:
+        assert word in " ".join(answer.err.replace("│", " ").split()), answer.err
+
+
+@pytest.mark.parametrize("command", ["clipfleet jobs", "clipfleet embed .", "clipfleet status x"])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("REDIS_URL", "", ["CLIPFLEET_REDIS_URL is not set", "clipfleet-worker up"]),
+        ("BROKER_URL", "nonsense://:s3cret@h", ["CLIPFLEET_BROKER_URL", "redis://"]),
+        ("LEASE_SECONDS", "soon", ["CLIPFLEET_LEASE_SECONDS"]),
+        ("JOB_TTL_SECONDS", "0", ["CLIPFLEET_JOB_TTL_SECONDS"]),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str, words: list[str]
+) -> None:
+    monkeypatch.setenv(f"CLIPFLEET_{name}", value)
+
+    answer = run(*command.split())
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert "s3cret" not in answer.err
+    for word in words:
+        assert word in answer.err
+
+
+@pytest.mark.parametrize("url", ["host:6379", "http://:s3cret@h/0", "redis://:s3cret@h:port/0"])
+def test_a_redis_url_that_cannot_be_used_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", url)
+
+    answer = run("clipfleet", "jobs")
+
+    assert (answer.code, answer.out) == (2, "")
+    assert "CLIPFLEET_REDIS_URL cannot be used" in answer.err
+    assert answer.err.count("\n") == 1
+    assert "s3cret" not in answer.err
+
+
+class TestWorker:
+    @pytest.mark.parametrize("command", ["run", "up"])
+    def test_a_wrong_setting_is_named(self, run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+        monkeypatch.setenv("CLIPFLEET_DEVICE", "gpu")
+
+        answer = run("clipfleet-worker", command)
+
+        assert (answer.code, answer.out) == (2, "")
+        assert "CLIPFLEET_DEVICE: 'gpu' is none of auto, cpu, cuda, cuda:1" in answer.err
+        assert answer.err.count("\n") == 1
+
+    def test_models_on_the_command_line_are_checked_like_the_setting(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CLIPFLEET_MODELS", "demo")  # restored after the command has changed it
+
+        answer = run("clipfleet-worker", "run", "--models", "ViT-L-14")
+
+        assert answer.code == 2
+        assert "ViT-L-14" in answer.err
+        assert "which weights" in answer.err
+
+    def test_without_a_redis_a_worker_has_nothing_to_do(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("CLIPFLEET_REDIS_URL")
+
+        answer = run("clipfleet-worker", "run")
+
+        assert answer.code == 2
+        assert "clipfleet-worker up" in answer.err
+
+    def test_a_folder_with_something_else_in_it_is_no_demo(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").write_text("x")
+
+        answer = run("clipfleet-worker", "demo", "--dir", "mine")
+
+        assert answer.code == 2
+        assert "--dir" in answer.err
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
