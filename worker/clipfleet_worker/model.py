@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision, short_hash
+from clipfleet.errors import UsageError
 from clipfleet_worker.decode import PixelSpec
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ class LoadedModel:
         self.fingerprint = short_hash([weights_hash, pixel_spec.facts(), precision.value])
         self.logit_scale = float(module.logit_scale.detach().exp())
         self._dtype = _torch_dtype(precision)
-        self._module = module.eval().requires_grad_(False).to(device=device, dtype=self._dtype)
+        with _memory_errors():
+            self._module = module.eval().requires_grad_(False).to(device=device, dtype=self._dtype)
         self._tokenizer = tokenizer
         self._mean = torch.tensor(pixel_spec.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(pixel_spec.std, device=device).view(1, 3, 1, 1) * 255
@@ -72,7 +75,7 @@ class LoadedModel:
         """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _memory_errors():
             # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
             images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             normalised = images.float().sub_(self._mean).div_(self._std).to(self._dtype)
@@ -82,7 +85,7 @@ class LoadedModel:
         """Prompts -> features float32 (n, d), L2-normalised each."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _memory_errors():
             tokens = self._tokenizer(prompts).to(self.device)
             return _normalised(self._module.encode_text(tokens))
 
@@ -202,12 +205,23 @@ def resolve_precision(requested: Precision, device: str) -> Precision:
 
 
 def pick_device(setting: str) -> str:
-    """`auto` becomes `cuda` if torch sees a GPU, else `cpu`."""
+    """`auto` becomes `cuda` if torch sees a GPU, else `cpu`.
+
+    Raises:
+        UsageError: the setting names a GPU that torch does not see.
+    """
     import torch
 
-    if setting != "auto":
-        return setting
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = setting.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise UsageError(
+            f"CLIPFLEET_DEVICE is {setting}, but torch {torch.__version__} sees {count or 'no'} "
+            f"GPU{'s' if count > 1 else ''} here"
+        )
+    return setting
 
 
 def embedding_dimension(name: str) -> int | None:
@@ -239,6 +253,19 @@ def _cpu_has_bf16() -> bool:
         return False
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
     return not _CPU_BF16_FLAGS.isdisjoint(flags.split())
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Tell too little memory, which may pass, from torch's other errors; it has one type for nearly all."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(_first_line(error)) from error
+        raise
 
 
 def _torch_dtype(precision: Precision) -> torch.dtype:

@@ -1,0 +1,206 @@
+"""A loaded model at its edges, with torch modules of a few numbers: devices, memory, precision, names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clipfleet.contract import DecodeRoute, Precision
+from clipfleet.errors import UsageError
+from clipfleet_worker import model as model_module
+from clipfleet_worker.model import (
+    LoadedModel,
+    ModelUnavailableError,
+    embedding_dimension,
+    load_model,
+    pick_device,
+    resolve_precision,
+)
+from clipfleet_worker.testing import FakeEncoder
+
+SIZE = 8
+
+
+class TinyModule(torch.nn.Module):
+    """Encodes an image as its first four pixels' red, a text as its length; may be told to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = torch.nn.Parameter(torch.tensor(np.log(100.0), dtype=torch.float32))
+        self.error: BaseException | None = None
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        if self.error is not None:
+            raise self.error
+        return images[:, 0, 0, :4]
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.error is not None:
+            raise self.error
+        return tokens.float()
+
+
+def tokenizer(prompts: list[str]) -> torch.Tensor:
+    return torch.tensor([[len(prompt), 1, 0, 0] for prompt in prompts])
+
+
+def loaded(module: TinyModule, **values: Any) -> LoadedModel:
+    spec = FakeEncoder(size=SIZE).pixel_spec
+    facts = {"embedding_dimension": 4, "precision": Precision.FP32, "device": "cpu", **values}
+    return LoadedModel("tiny", module, tokenizer, spec, **facts)
+
+
+ENCODE: dict[str, Callable[[LoadedModel], object]] = {
+    "images": lambda model: model.encode_images(np.zeros((2, SIZE, SIZE, 3), np.uint8)),
+    "texts": lambda model: model.encode_texts(["a", "b"]),
+}
+
+
+class TestEncoding:
+    def test_features_are_of_length_one(self) -> None:
+        model = loaded(TinyModule())
+        pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+
+        for features, count in ((model.encode_images(pixels), 5), (model.encode_texts(["a", "bcd"]), 2)):
+            assert features.shape == (count, 4)
+            assert features.dtype == np.float32
+            np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+
+    def test_pixels_become_values_from_0_to_1_in_the_order_of_the_picture(self) -> None:
+        model = loaded(TinyModule())
+        pixels = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+        pixels[0, 0, :4, 0] = [255, 0, 255, 0]
+
+        np.testing.assert_allclose(model.encode_images(pixels), [[0.5**0.5, 0, 0.5**0.5, 0]], atol=1e-6)
+
+    def test_the_scale_is_the_models(self) -> None:
+        assert loaded(TinyModule()).logit_scale == pytest.approx(100)
+
+    @pytest.mark.parametrize("what", ENCODE)
+    def test_a_device_without_memory_is_the_worlds_fault(self, what: str) -> None:
+        # torch's own exception is a RuntimeError, which would count as a bug of ours
+        module = TinyModule()
+        module.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+        with pytest.raises(MemoryError, match="Tried to allocate"):
+            ENCODE[what](loaded(module))
+
+    @pytest.mark.parametrize("what", ENCODE)
+    def test_a_machine_without_memory_likewise(self, what: str) -> None:
+        module = TinyModule()
+        module.error = RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        )
+
+        with pytest.raises(MemoryError):
+            ENCODE[what](loaded(module))
+
+    def test_a_model_that_does_not_fit_is_no_bug_either(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(TinyModule, "to", full)
+
+        with pytest.raises(MemoryError):
+            loaded(TinyModule())
+
+    @pytest.mark.parametrize("what", ENCODE)
+    def test_other_errors_stay_what_they_are(self, what: str) -> None:
+        module = TinyModule()
+        module.error = RuntimeError("cuDNN error")
+
+        with pytest.raises(RuntimeError, match="cuDNN"):
+            ENCODE[what](loaded(module))
+
+
+class TestFingerprint:
+    def test_weights_preprocessing_precision_and_decode_route_count(self) -> None:
+        other_weights = TinyModule()
+        other_weights.logit_scale.data += 1
+        spec = FakeEncoder(size=SIZE + 1).pixel_spec
+        facts: dict[str, Any] = {"embedding_dimension": 4, "precision": Precision.FP32, "device": "cpu"}
+        models = [
+            loaded(TinyModule()),
+            loaded(other_weights),
+            loaded(TinyModule(), precision=Precision.BF16),
+            LoadedModel("tiny", TinyModule(), tokenizer, spec, **facts),
+        ]
+
+        prints = {model.fingerprint_for(route) for model in models for route in DecodeRoute}
+
+        assert len(prints) == len(models) * len(DecodeRoute)
+
+    def test_the_same_model_has_the_same_one_whatever_it_is_called(self) -> None:
+        assert loaded(TinyModule()).fingerprint == loaded(TinyModule()).fingerprint
+
+
+class TestDevice:
+    def test_auto_is_the_processor_where_there_is_no_gpu(self, gpus: Callable[[int], None]) -> None:
+        gpus(0)
+        assert (pick_device("auto"), pick_device("cpu")) == ("cpu", "cpu")
+
+    def test_auto_is_the_gpu_where_there_is_one(self, gpus: Callable[[int], None]) -> None:
+        gpus(2)
+        assert (pick_device("auto"), pick_device("cuda"), pick_device("cuda:1")) == ("cuda", "cuda", "cuda:1")
+
+    @pytest.mark.parametrize(
+        ("count", "setting", "words"),
+        [(0, "cuda", "sees no GPU"), (0, "cuda:0", "sees no GPU"), (2, "cuda:2", "sees 2")],
+    )
+    def test_a_device_that_is_not_there_is_told_at_start(
+        self, gpus: Callable[[int], None], count: int, setting: str, words: str
+    ) -> None:
+        # Else every loading of a model would end the process, which would be started again for ever.
+        gpus(count)
+        with pytest.raises(UsageError, match=f"CLIPFLEET_DEVICE is {setting}, .*{words}"):
+            pick_device(setting)
+
+    @pytest.fixture
+    def gpus(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        def set_count(count: int) -> None:
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+        return set_count
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("requested", "device", "has_bf16", "resolved"),
+        [
+            (Precision.AUTO, "cpu", False, Precision.FP32),
+            (Precision.AUTO, "cpu", True, Precision.BF16),
+            (Precision.AUTO, "cuda:1", False, Precision.BF16),
+            (Precision.FP16, "cuda", False, Precision.FP16),
+            (Precision.BF16, "cpu", False, Precision.BF16),
+            (Precision.FP32, "cuda", True, Precision.FP32),
+        ],
+    )
+    def test_auto_asks_the_hardware(
+        self, monkeypatch: pytest.MonkeyPatch, requested: Precision, device: str, has_bf16: bool,
+        resolved: Precision,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(model_module, "_cpu_has_bf16", lambda: has_bf16)
+        assert resolve_precision(requested, device) is resolved
+
+    def test_a_precision_that_the_processor_lacks_is_left_to_other_workers(self) -> None:
+        with pytest.raises(ModelUnavailableError, match="fp16 needs a GPU"):
+            resolve_precision(Precision.FP16, "cpu")
+
+
+class TestNames:
+    def test_the_length_of_vectors_is_known_without_loading(self) -> None:
+        assert embedding_dimension("demo") == 128
+        assert embedding_dimension("ViT-B-32:openai") == 512
+        assert embedding_dimension("hf-hub:org/name") is None
+        assert embedding_dimension("local-dir:/nowhere") is None
+        assert embedding_dimension("no-such-architecture:x") is None
+
+    @pytest.mark.parametrize("name", ["no-such-architecture:x", "local-dir:/nowhere"])
+    def test_a_model_that_is_not_there_is_unavailable(self, name: str) -> None:
+        with pytest.raises(ModelUnavailableError, match=name):
+            load_model(name, Precision.FP32, "cpu")
