@@ -38,10 +38,14 @@ from clipfleet.contract import (
     new_job_id,
 )
 
+_LABELS_HELP = (
+    "names separated by commas (one that holds a comma in double quotes), or a file with one per line"
+)
+
 
 def classify(
     source: Source,
-    labels: Annotated[str, typer.Option(help="names separated by commas, or a file with one per line")],
+    labels: Annotated[str, typer.Option(help=_LABELS_HELP)],
     template: Annotated[
         list[str] | None, typer.Option(help="prompt; {} is the label; may be repeated")
     ] = None,

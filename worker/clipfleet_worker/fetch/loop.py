@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import AsyncFetcher
@@ -28,18 +28,6 @@ _SLICE_LINGER_SECONDS = 0.05
 _CHECK_SECONDS = 0.5
 
 FetchedSlice = list[tuple[int, bytes]]  # (position in the chunk, bytes)
-
-
-class LoopFetcher(AsyncFetcher, Protocol):
-    """An async fetcher that lives in one event loop from `start` to `close`."""
-
-    async def start(self) -> None:
-        """Open what lasts: sessions, pools."""
-        ...
-
-    async def close(self) -> None:
-        """Close it all."""
-        ...
 
 
 class WaitingBytes:
@@ -112,7 +100,7 @@ class FetchLoop:
 
     def __init__(
         self,
-        fetcher: LoopFetcher,
+        fetcher: AsyncFetcher,
         waiting_bytes: WaitingBytes,
         deadline_seconds: float,
         *,
