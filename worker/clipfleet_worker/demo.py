@@ -6,6 +6,7 @@ Each of three jobs labels twenty pictures among their own twenty names.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.console import say
-from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, JobState, new_job_id
+from clipfleet.console import print_table, say
+from clipfleet.contract import DEMO_MODEL, JobState, new_job_id
 from clipfleet.errors import UsageError
 from clipfleet_worker.up import up
 
@@ -98,14 +100,14 @@ def _submit(client: Client, directory: Path, run: Path, group: int) -> JobHandle
 def _print_table(rows: list[dict[str, Any]]) -> int:
     """Show every picture with its label; returns how many are right."""
     names = {sample.file: sample.name for sample in samples()}
-    table = Table("picture", "label", "score", "", title="sixty pictures, twenty names each")
+    table = Table("picture", "label", "score", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     right = 0
     for row in rows:
         is_right = row["label"] == names[row["item_id"]]
         right += is_right
-        mark = "[green]right[/green]" if is_right else f"[yellow]is {names[row['item_id']]}[/yellow]"
+        mark = "[green]right[/green]" if is_right else "[yellow]wrong[/yellow]"
         table.add_row(row["item_id"], row["label"], f"{row['score']:.2f}", mark)
-    Console().print(table)
+    print_table(table)
     return right
 
 
@@ -115,10 +117,12 @@ def _print_next_steps(directory: Path, run: Path, right: int, total: int) -> Non
     console.print("The demo model is small and knows emoji-like pictures only.\n")
     console.print(f"pictures  {directory / 'pictures'}", markup=False)
     console.print(f"results   {run}", markup=False)
-    console.print("\nNext, your own pictures with the real model (downloads 605 MB once):\n")
+    console.print("\nNext, your own pictures with the real model (its weights, 605 MB, are downloaded once):\n")
+    activate = Path(sys.executable).with_name("activate")
+    if shutil.which("clipfleet") is None and activate.exists():
+        console.print(f"  source {shlex.quote(str(activate))}", markup=False)
     console.print(
-        f"  clipfleet-worker up --models {DEFAULT_MODEL} -- \\\n"
-        '    clipfleet classify YOUR_FOLDER --labels "cat,dog" --output results\n',
+        '  clipfleet-worker up -- clipfleet classify FOLDER --labels "cat,dog" --output results/mine\n',
         markup=False,
     )
 

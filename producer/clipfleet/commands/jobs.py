@@ -47,7 +47,7 @@ def jobs(
     if not snapshots:
         say("no jobs yet: `clipfleet classify FOLDER --labels cat,dog` makes one")
         return
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("job", "state", "items", "ok", "failed", "created (UTC)"):
         table.add_column(heading, no_wrap=True, justify="right" if heading in _NUMBERS else "left")
     for snapshot in snapshots:
