@@ -220,31 +220,3 @@ def test_a_cancelled_job_ends_with_code_4(cluster: Cluster, tmp_path: Path) -> N
     assert "no connected worker serves nobody:serves" in text.stderr
     assert cluster.run("cancel", submitted["job_id"]).returncode == 0
     assert cluster.run_json("watch", submitted["job_id"], expect=4)["state"] == "cancelled"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("classify", "/nowhere/at/all", "--labels", "a,b"), ["/nowhere/at/all"]),
-        (("classify", ".", "--labels", "a,a"), ["appears twice"]),
-        (("classify", ".", "--labels", "no-such-file.txt"), ["no-such-file.txt"]),
-        (("classify", ".", "--labels", "a,b", "--template", "no place"), ["{}"]),
-        (("embed", "empty", "--model", "demo"), ["empty"]),
-        (("embed", ".", "--model", "ViT-L-14"), ["which weights", "ViT-L-14"]),
-        (("embed", ".", "--job-id", "no spaces"), ["job_id"]),
-        (("embed", ".", "--output", "gopher://x/y"), ["gopher"]),
-        (("status", "unknown"), ["unknown", "clipfleet jobs"]),
-        (("results", "unknown"), ["unknown"]),
-        (("results", "./empty"), ["no results"]),
-    ],
-)
-def test_a_users_mistake_is_one_line_and_code_2(
-    cluster: Cluster, arguments: tuple[str, ...], words: list[str]
-) -> None:
-    (cluster.folder / "empty").mkdir(exist_ok=True)
-    result = cluster.run(*arguments)
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in result.stderr

@@ -1,13 +1,15 @@
 """Every command that the documents show is run, in order, as a reader would: one shell from top to bottom.
 
 A block that cannot run here says why in the line above it: `<!-- not run: docker|gpu|network -->`, one of the
-words or several. `make demo` and `make test` are left to CI, which is checked to call them.
+words or several. `make demo` and `make test` are left to CI, which is checked to call them. What a block
+leaves in its shell (variables, the working directory) is there for the next one.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,10 +38,11 @@ LEFT_TO_CI = {"make demo": r"^in_clone demo$", "make test": r'^make PYTHON="\$py
 
 
 class Reader:
-    """Copies blocks into a shell; what a block exports is there for the next one."""
+    """Copies blocks into a shell, one after the other."""
 
     def __init__(self, folder: Path, replacements: dict[str, str]) -> None:
         self.folder = folder
+        self._here = folder
         self._replacements = replacements
         clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
         self._environment = clean | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"}
@@ -65,13 +68,25 @@ class Reader:
         service = re.search(r"^clipfleet-worker (run|up)\b(?!.* -- )[^\n\\]*\Z", text.rstrip(), re.MULTILINE)
         if service:
             return self._start(block, text[: service.start()] + "exec " + service[0], READY[service[1]])
-        return self._run(["bash", "-euo", "pipefail", "-s"], block, text + "\nenv -0 > .shell-environment\n")
+        return self._run_shell(block, text)
+
+    def _run_shell(self, block: Block, text: str) -> str:
+        # From a file: a command that reads its input must not eat the commands after it.
+        script, kept = self.folder.parent / "block.sh", self.folder.parent / "block.environment"
+        script.write_text(f"{text}\nenv -0 > {shlex.quote(str(kept))}\n")
+        kept.unlink(missing_ok=True)
+        output = self._run(["bash", "-euo", "pipefail", str(script)], block, "")
+        assert kept.exists(), f"{block.where} ends the shell before its last line"
+        pairs = (entry.partition("=") for entry in kept.read_text().split("\0") if entry)
+        self._environment = {name: value for name, _, value in pairs}
+        self._here = Path(self._environment["PWD"])
+        return output
 
     def _run(self, command: list[str], block: Block, text: str) -> str:
         result = subprocess.run(
             command,
             input=text,
-            cwd=self.folder,
+            cwd=self._here,
             env=self._environment,
             capture_output=True,
             text=True,
@@ -79,19 +94,14 @@ class Reader:
             check=False,
         )
         assert result.returncode == 0, (block.where, text, result.stdout, result.stderr)
-        kept = self.folder / ".shell-environment"
-        if kept.exists():
-            pairs = (entry.partition("=") for entry in kept.read_text().split("\0") if entry)
-            self._environment = {name: value for name, _, value in pairs}
-            kept.unlink()
         return result.stdout
 
     def _start(self, block: Block, text: str, ready: str) -> str:
-        log_file = self.folder / f"service-{len(self._services)}.log"
+        log_file = self.folder.parent / f"service-{len(self._services)}.log"
         with log_file.open("wb") as log:
             service = subprocess.Popen(
                 ["bash", "-euo", "pipefail", "-c", text],
-                cwd=self.folder,
+                cwd=self._here,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -179,8 +189,44 @@ def test_the_commands_of_a_document_run(reader: Reader, document: Path) -> None:
         reader.read(block)
     reader.stop_services()
     if document == README:
-        results = reader.folder / "results"
-        assert {path.parent.name for path in results.glob("*/_SUCCESS")} >= {"first", "vectors", "list"}
+        check_results(reader.folder / "results")
+        check_results(reader.folder / "share" / "results")
+
+
+def check_results(results: Path) -> None:
+    """Every job of the page has finished, and the layout that the page shows is that of a job."""
+    layout = next(block.text for block in blocks(README) if block.text.startswith("results/first/"))
+    names = re.findall(r"^  (\S+)", layout, re.MULTILINE)
+    outputs = sorted(path.parent for path in results.glob("*/_clipfleet"))
+    assert outputs
+    for output in outputs:
+        assert sorted(path.name for path in output.iterdir()) == sorted(name.strip("/") for name in names)
+    if (results / "list").exists():
         table = ds.dataset(sorted((results / "list").glob("part-*.parquet"))).to_table()
         assert table["label"].to_pylist() == ["pie", "stadium"]
         assert table["shelf"].to_pylist() == ["7", "9"]
+
+
+BROKEN = [
+    pytest.param("sh", "true\nclipfleet classify nowhere --labels a,b\ntrue\n", id="a command in the middle"),
+    pytest.param("sh", "clipfleet jobz | cat\n", id="a command before a pipe"),
+    pytest.param("sh", "cat > list.txt <<'END'\na.png\n", id="a heredoc without an end"),
+    pytest.param("sh", "exit 0\nclipfleet jobs\n", id="what is never reached"),
+    pytest.param("sh", "clipfleet-worker run --models nothing\n", id="a service that does not come up"),
+    pytest.param("python", "from clipfleet.client import Klient\n", id="python"),
+]
+
+
+@pytest.mark.parametrize(("language", "text"), BROKEN)
+def test_a_broken_command_is_found(reader: Reader, language: str, text: str) -> None:
+    with pytest.raises(AssertionError, match=r"page\.md:1"):
+        reader.read(Block(language, text, "", "page.md:1"))
+
+
+def test_a_command_that_reads_its_input_eats_no_other_command(reader: Reader) -> None:
+    assert reader.read(Block("sh", "cat\necho reached\n", "", "page.md:1")) == "reached\n"
+
+
+def test_what_a_block_leaves_in_the_shell_is_there_for_the_next(reader: Reader) -> None:
+    reader.read(Block("sh", "export SHELF=7\nmkdir -p deep\ncd deep\n", "", "page.md:1"))
+    assert reader.read(Block("sh", "echo $SHELF $(basename $PWD)\n", "", "page.md:2")) == "7 deep\n"
