@@ -117,7 +117,7 @@ def _print_next_steps(directory: Path, run: Path, right: int, total: int) -> Non
     console.print("The demo model is small and knows emoji-like pictures only.\n")
     console.print(f"pictures  {directory / 'pictures'}", markup=False)
     console.print(f"results   {run}", markup=False)
-    console.print("\nNext, your own pictures with the real model (its weights, 605 MB, are downloaded once):\n")
+    console.print("\nNext, your own pictures with the real model (605 MB of weights, downloaded once):\n")
     activate = Path(sys.executable).with_name("activate")
     if shutil.which("clipfleet") is None and activate.exists():
         console.print(f"  source {shlex.quote(str(activate))}", markup=False)
