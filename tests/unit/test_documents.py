@@ -177,11 +177,32 @@ def test_compose_keeps_what_redis_acknowledged() -> None:
 def test_the_dockerfile_copies_what_exists_and_runs_the_worker_without_root() -> None:
     text = (ROOT / "ops" / "docker" / "worker.Dockerfile").read_text()
     assert "dockerfile: ops/docker/worker.Dockerfile" in (ROOT / "docker-compose.yml").read_text()
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in sent
     for line in re.findall(r"^COPY (.*)$", text, flags=re.MULTILINE):
         *sources, _ = line.split()
-        assert all((ROOT / source).exists() for source in sources), line
-    assert re.findall(r"^USER (.*)$", text, flags=re.MULTILINE)[-1] not in ("root", "0")
+        assert all((ROOT / source).exists() and f"!{source}" in sent for source in sources), line
+    assert int(re.findall(r"^USER (.*)$", text, flags=re.MULTILINE)[-1]) > 0
     assert text.rstrip().endswith('CMD ["clipfleet-worker", "run"]')
+
+
+def test_images_are_pinned_to_a_version() -> None:
+    texts = [
+        (ROOT / "docker-compose.yml").read_text(),
+        (ROOT / "ops" / "docker" / "worker.Dockerfile").read_text(),
+    ]
+    images = re.findall(r"^(?:FROM|\s+image:) (\S+)", "\n".join(texts), flags=re.MULTILINE)
+    assert len(images) == 2
+    for image in images:
+        assert re.search(r":\d+\.\d+[\w.-]*$", image), image
+
+
+def test_the_container_says_when_it_takes_work() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    ready = re.search(r"CLIPFLEET_READY_FILE: (\S+)", text)
+    assert ready
+    assert f'["CMD", "test", "-e", "{ready[1]}"]' in text
+    assert f"- {Path(ready[1]).parent}:" in text  # a file system of its own, so a restart empties it
 
 
 def test_importing_the_producer_side_loads_neither_torch_nor_pillow() -> None:
