@@ -156,6 +156,9 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             ("clipfleet", "results", "empty/"), ["empty: no results yet"], id="results of another folder"
         ),
         pytest.param(
+            ("clipfleet", "results", "./notes.md"), ["notes.md is a file", "folder"], id="results of a file"
+        ),
+        pytest.param(
             ("clipfleet-worker", "up", "--models", "ViT-L-14"),
             ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
             id="up: a model without weights",
@@ -297,6 +300,21 @@ def test_the_list_of_jobs_shows_whole_ids_on_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", "60")
     listed = shell.run("clipfleet", "jobs").stdout
     assert [line.split()[:2] for line in listed.splitlines() if job_id in line] == [[job_id, "running"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("clipfleet classify", "folder for the results (default: clipfleet-output/JOB_ID)"),
+        ("clipfleet results", "at most this many rows (table: 20)"),
+        ("clipfleet-worker up", "[OPTIONS] [-- COMMAND]..."),
+    ],
+)
+def test_the_help_swallows_no_word_in_brackets(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str, words: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert words in shell.run(*command.split(), "--help").stdout
 
 
 @pytest.mark.parametrize("program", ["clipfleet", "clipfleet-worker"])

@@ -73,7 +73,7 @@ def run(models: Models = None) -> None:
 def up(
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND...]", help="run this with the environment set, then end"),
+        typer.Argument(metavar="-- COMMAND", help="run this with the environment set, then end"),
     ] = None,
     directory: Directory = Path(".clipfleet"),
     no_worker: Annotated[bool, typer.Option("--no-worker", help="start only the server")] = False,

@@ -14,7 +14,7 @@ Source = Annotated[
         metavar="SOURCE", help="a folder, a glob in quotes, a .txt with one URL or path per line, or a .csv"
     ),
 ]
-Output = Annotated[str | None, typer.Option(help="folder for the results [default: clipfleet-output/JOB_ID]")]
+Output = Annotated[str | None, typer.Option(help="folder for the results (default: clipfleet-output/JOB_ID)")]
 Model = Annotated[str, typer.Option(metavar="NAME:PRETRAINED", help="open_clip model, or demo")]
 PrecisionOption = Annotated[Precision, typer.Option(help="arithmetic of the forward pass")]
 Decode = Annotated[

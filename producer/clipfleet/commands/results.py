@@ -22,7 +22,7 @@ def results(
     result_format: Annotated[result_files.ResultFormat, typer.Option("--format", help="how to print")] = (
         result_files.ResultFormat.TABLE
     ),
-    limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows [table: 20]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows (table: 20)")] = None,
 ) -> None:
     """Print the rows that are there, in the order of the source."""
     output = open_output(_output_of(job))
@@ -38,6 +38,8 @@ def results(
 def _output_of(job: str) -> str:
     """The output of a job, or the folder itself: results outlive the ledger."""
     path = Path(job)
+    if "/" in job and path.is_file():
+        raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
     if "/" in job or (path / keys.INTERNAL).is_dir() or any(path.glob(keys.PART_GLOB)):
         return str(path)
     if load_settings().redis_url is None and not path.is_dir():
