@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import (
     BmpImagePlugin,
@@ -48,8 +49,14 @@ _FULL_SIZE = 8
 # A strip of 1 x 65000 is few pixels, but gigabytes once its short side has the model's size.
 _MAX_RESIZED_PIXELS = 1 << 25
 
+# Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
+_PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+
 _FAST_INTERPOLATIONS = ("bicubic", "bilinear")
 _FAST_COLOURS = {"Gray": "gray", "YCbCr": "rgb", "RGB": "rgb"}  # simplejpeg's word -> what is asked of it
+
+_TIFF_TILE_WIDTH = 322
+_TIFF_TILE_HEIGHT = 323
 
 # What Pillow raises for damaged files, each seen in fuzzing or in its source; NotImplementedError: a variant
 # of a format that it does not read.
@@ -138,8 +145,12 @@ class Decoder:
     def _exact(self, data: bytes, spec: PixelSpec, image_format: str) -> DecodedImage:
         with _damage_reported(image_format):
             image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
+            tile_pixels = _tile_pixels(image)
         width, height = image.size
         self._check_size(width, height, spec)
+        if tile_pixels > self._max_pixels:
+            detail = f"a tile of this {image_format} has more than {self._max_pixels} pixels"
+            raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
         with _damage_reported(image_format):
             image.load()
         try:
@@ -166,7 +177,9 @@ class Decoder:
         pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], rectangle)
         if pixels is None:
             return None
-        pixels = _centre_crop(_resize(pixels, rectangle, target, spec.interpolation), spec.width, spec.height)
+        is_vertical_first = _is_vertical_first(width, height, target)
+        pixels = _resize(pixels, rectangle, target, spec.interpolation, is_vertical_first=is_vertical_first)
+        pixels = _centre_crop(pixels, spec.width, spec.height)
         if pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
         return DecodedImage(np.ascontiguousarray(pixels), width, height)
@@ -201,6 +214,14 @@ def _damage_reported(image_format: str) -> Iterator[None]:
         raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{image_format}: {_described(error)}") from None
 
 
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels in a TIFF's tile: it may be far larger than the picture, and is in memory as a whole."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    width, height = (image.tag_v2.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT))
+    return int(width) * int(height)
+
+
 def _described(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
 
@@ -228,6 +249,12 @@ def _eighths(width: int, height: int, target: tuple[int, int], spec: PixelSpec) 
     return next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
 
 
+def _is_vertical_first(width: int, height: int, target: tuple[int, int]) -> bool:
+    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows."""
+    fewer_rows, fewer_columns = height - target[1], width - target[0]
+    return _PILLOW_RESIZES_TALL_VERTICALLY_FIRST and fewer_rows > max(0, 2 * fewer_columns)
+
+
 def _scaled_jpeg(data: bytes, colours: str, rectangle: tuple[float, float]) -> np.ndarray | None:
     """A JPEG scaled to a rectangle (width, height), rounded up; None where Pillow should judge."""
     columns, rows = math.ceil(rectangle[0]), math.ceil(rectangle[1])
@@ -241,7 +268,12 @@ def _scaled_jpeg(data: bytes, colours: str, rectangle: tuple[float, float]) -> n
 
 
 def _resize(
-    pixels: np.ndarray, rectangle: tuple[float, float], target: tuple[int, int], interpolation: str
+    pixels: np.ndarray,
+    rectangle: tuple[float, float],
+    target: tuple[int, int],
+    interpolation: str,
+    *,
+    is_vertical_first: bool,
 ) -> np.ndarray:
     """Resize the rectangle (width, height) at the top left to the target (width, height), antialiased.
 
@@ -250,28 +282,22 @@ def _resize(
     """
     import torch
 
-    height, width = pixels.shape[:2]
-    if (width, height) == rectangle == target:
+    if (pixels.shape[1], pixels.shape[0]) == rectangle == target:
         return pixels
     # unsqueeze, not an axis of numpy's: by its strides torch sees that channels come last, and need not copy.
     planes = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
-    is_whole = (width, height) == rectangle
     # torch multiplies by them and rounds down: not a bit too small, or the last row or column is missing.
-    factors = tuple(math.nextafter(target[n] / rectangle[n], math.inf) for n in (1, 0))
+    across, down = (math.nextafter(target[n] / rectangle[n], math.inf) for n in (0, 1))
     try:
-        resized = torch.nn.functional.interpolate(
-            planes,
-            size=(target[1], target[0]) if is_whole else None,
-            scale_factor=None if is_whole else factors,
-            mode=interpolation,
-            align_corners=False,
-            antialias=True,
-        )
+        for factors in ((down, 1.0), (1.0, across)) if is_vertical_first else ((down, across),):
+            planes = torch.nn.functional.interpolate(
+                planes, scale_factor=factors, mode=interpolation, align_corners=False, antialias=True
+            )
     except RuntimeError as error:
         if "allocate memory" in str(error):
             raise MemoryError from error
         raise
-    array: np.ndarray = resized[0, :, : target[1], : target[0]].permute(1, 2, 0).numpy()
+    array: np.ndarray = planes[0, :, : target[1], : target[0]].permute(1, 2, 0).numpy()
     return array
 
 
