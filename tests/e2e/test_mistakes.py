@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from clipfleet import cli as producer_cli
+from clipfleet.errors import RedisUnavailableError
+from clipfleet_worker import _demo_child, demo
 from clipfleet_worker import cli as worker_cli
 from clipfleet_worker.demo import samples
 from tests.support.cluster import Cluster
@@ -317,19 +319,47 @@ def test_the_help_swallows_no_word_in_brackets(
     assert words in shell.run(*command.split(), "--help").stdout
 
 
-@pytest.mark.parametrize("program", ["clipfleet", "clipfleet-worker"])
-def test_a_ctrl_c_before_the_program_is_loaded_is_no_traceback(program: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "module", ["clipfleet.__main__", "clipfleet_worker.__main__", "clipfleet_worker._demo_child"]
+)
+def test_a_ctrl_c_before_the_program_is_loaded_is_no_traceback(module: str, tmp_path: Path) -> None:
     # A module that stands in for what takes long to import, and is interrupted there.
+    (tmp_path / "rich.py").write_text("raise KeyboardInterrupt\n")
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
-    module = program.replace("-", "_")
     result = subprocess.run(
-        [sys.executable, "-c", f"from {module}.__main__ import main; main()"],
+        [sys.executable, "-c", f"from {module} import main; main()"],
         env={"PYTHONPATH": str(tmp_path), "PATH": os.defpath},
         capture_output=True,
         text=True,
         check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (RedisUnavailableError("Redis at redis://h/0: gone"), 1, "error: Redis at redis://h/0: gone\n"),
+    ],
+)
+def test_a_demo_that_cannot_go_on_is_no_traceback(
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    def interrupt(_: Path) -> int:
+        raise end
+
+    monkeypatch.setattr(demo, "label_samples", interrupt)
+    monkeypatch.setattr(sys, "argv", ["_demo_child", "clipfleet-demo"])
+    with pytest.raises(SystemExit) as ended:
+        _demo_child.main()
+    assert ended.value.code == code
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Cluster) -> None:

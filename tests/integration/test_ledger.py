@@ -169,6 +169,15 @@ def test_a_sealed_job_takes_no_more_files(ledger: Ledger) -> None:
     assert (answer.word, answer.detail) == ("refused", "running")
 
 
+def test_a_sealed_job_takes_no_more_files_during_a_pause_either(ledger: Ledger) -> None:
+    add_job(ledger, chunks=1)
+    ledger.pause("job", "for a while")
+
+    answer = ledger.stage("job", 1, 1, 10)
+
+    assert (answer.word, answer.detail) == ("refused", "paused")
+
+
 def test_a_cancelled_job_takes_no_more_files_but_knows_its_own(ledger: Ledger) -> None:
     add_job(ledger, chunks=1, sealed=False)
     ledger.cancel("job", ttl_seconds=60)
@@ -1107,6 +1116,17 @@ def test_a_finish_claim_that_is_renewed_is_held_for_longer(ledger: Ledger, redis
     assert ledger.claim_finish(new_token(), 600) is None
 
 
+def test_the_status_of_a_finishing_that_is_postponed_tells_why(ledger: Ledger) -> None:
+    add_finishing_job(ledger)
+    claimed = claim_finish(ledger)
+    ledger.postpone_finish(claimed, 100, "the store is away")
+    assert ledger.status("job").reason == "the store is away"
+
+    ledger.finish(claimed, ttl_seconds=60)
+
+    assert ledger.status("job").reason == ""
+
+
 def test_a_finishing_that_is_postponed_is_tried_again_later_by_whoever_comes_first(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
@@ -1294,6 +1314,20 @@ def test_a_job_whose_time_is_up_is_listed_no_more(ledger: Ledger, redis_client: 
     assert [status.job_id for status in ledger.jobs()] == ["here"]
     ledger.reconcile()
     assert redis_client.zrange(keys.JOBS, 0, -1) == ["here"]
+
+
+def test_claims_forget_a_job_whose_time_is_up(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_finishing_job(ledger, "finishing")
+    for name in ("gone", "here"):
+        add_job(ledger, name)
+    for name in ("finishing", "gone"):
+        redis_client.delete(*redis_client.keys(keys.job(name, "*")))
+
+    assert claim(ledger).job_id == "here"
+    assert ledger.claim_finish(new_token(), 600) is None
+
+    assert redis_client.exists(keys.FINISHING, keys.job("finishing"), keys.job("gone")) == 0
+    assert redis_client.zrange(keys.lane_queue("normal", "demo"), 0, -1) == ["here"]
 
 
 # --- workers ---

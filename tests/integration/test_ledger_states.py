@@ -50,6 +50,7 @@ STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
 EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
 IS_NIGHTLY = "LEDGER_STEPS" in os.environ
 ENDABLE = (*CLAIMABLE, JobState.PAUSED, JobState.FINISHING)
+INTERVENTIONS = ("pause", "pause", "resume", "resume", "cancel", "fail")
 LIVE_JOBS = 3  # at a time
 SOURCES = ([2], [3], [1, 2], [2, 1], [1, 1, 2], [])  # chunks of each staged file
 MODELS = ("one", "two")
@@ -150,6 +151,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.claim_tokens: list[tuple[str, Sequence[str]]] = []  # of every claim, and for which models
         self.tokens = 0
         self.past: list[Delivery] = []  # every claim that was ever answered
+        self.past_finishes: list[FinishClaim] = []
 
     # --- the producer's side ---
 
@@ -161,7 +163,7 @@ class LedgerMachine(RuleBasedStateMachine):
         lane=st.sampled_from(LANES),
         model=st.sampled_from(MODELS),
         files=st.sampled_from(SOURCES),
-        steps=st.sampled_from([5, 4, 3, 2, 0]),
+        steps=st.sampled_from([5, 5, 4, 3, 0]),
     )
     @precondition(lambda self: len(self._live_jobs()) < LIVE_JOBS)
     def new_job(self, lane: Lane, model: str, files: Sequence[int], steps: int) -> None:
@@ -217,7 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- the operator's side ---
 
-    @rule(data=st.data(), action=st.sampled_from(["pause", "resume", "cancel", "fail"]), times=times)
+    @rule(data=st.data(), action=st.sampled_from(INTERVENTIONS), times=times)
     @precondition(lambda self: self._job_ids_in(*ENDABLE))
     def somebody_intervenes(self, data: st.DataObject, action: str, times: int) -> None:
         paused = self._job_ids_in(JobState.PAUSED)
@@ -248,6 +250,24 @@ class LedgerMachine(RuleBasedStateMachine):
             delivery = worker.deliveries.pop(0)
             for _ in range(times):
                 self._complete(delivery)
+
+    @rule(count=st.integers(1, 4))
+    @precondition(lambda self: self.model.has_claimable_work())
+    def much_gets_done(self, count: int) -> None:
+        """Chunk after chunk, where nothing goes wrong."""
+        for _ in range(count):
+            self._work_off_one()
+
+    def _work_off_one(self) -> Claim | None:
+        token = self._new_token()
+        self.claim_tokens.append((token, MODELS))
+        claim = self._claim(token, MODELS, LANES, ())
+        if claim is not None:
+            delivery = Delivery(claim)
+            self.past.append(delivery)
+            self._write(delivery)
+            assert self._complete(delivery) in ("done", "finishing")
+        return claim
 
     @rule(data=st.data(), lanes=lane_choices, times=times)
     def claim(self, data: st.DataObject, lanes: Sequence[Lane], times: int) -> None:
@@ -348,7 +368,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         assert word == self.model.release(delivery.claim, kind, "store away")
 
-    @rule(data=st.data(), call=st.sampled_from(["claim", "complete", "complete", "release"]))
+    @rule(data=st.data(), call=st.sampled_from(["claim", "complete", "complete", "release", "finish"]))
     @precondition(lambda self: self.past)
     def a_call_arrives_late(self, data: st.DataObject, call: str) -> None:
         """From a zombie, or stuck in the network for a while; nobody reads the answer."""
@@ -357,6 +377,8 @@ class LedgerMachine(RuleBasedStateMachine):
             self._claim(*data.draw(st.sampled_from(self.claim_tokens)), LANES, ())
         elif call == "release":
             self._release(delivery, data.draw(release_kinds))
+        elif call == "finish" and self.past_finishes:
+            self._finish(data.draw(st.sampled_from(self.past_finishes)))
         elif delivery.is_written:
             self._complete(delivery)
 
@@ -478,6 +500,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert claim.job_id in choices
             assert claim.job_fingerprint == self.model.jobs[claim.job_id].job.fingerprint
             self.model.finish_claimed(claim)
+            self.past_finishes.append(claim)
         return claim
 
     @rule(data=st.data(), output_is_away=st.sampled_from([False, False, True]), times=times)
@@ -488,10 +511,16 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = worker.finishes.pop()
         for _ in range(times):
             if output_is_away:
-                self.ledger.postpone_finish(claim, LATER_SECONDS)
-                self.model.postpone_finish(claim)
+                self._postpone_finish(claim)
             else:
-                assert self.ledger.finish(claim, ttl_seconds=TTL_SECONDS) == self.model.finish(claim)
+                self._finish(claim)
+
+    def _postpone_finish(self, claim: FinishClaim) -> None:
+        self.ledger.postpone_finish(claim, LATER_SECONDS, "no disk")
+        self.model.postpone_finish(claim, "no disk")
+
+    def _finish(self, claim: FinishClaim) -> None:
+        assert self.ledger.finish(claim, ttl_seconds=TTL_SECONDS) == self.model.finish(claim)
 
     # --- what must be true at any time ---
 
@@ -618,24 +647,28 @@ class LedgerMachine(RuleBasedStateMachine):
         self._follow_one_hint()
         self._expire_finish_claims()
         while finish := self._claim_finish(self._new_token()):
-            assert self.ledger.finish(finish, ttl_seconds=TTL_SECONDS) == self.model.finish(finish)
-        for delivery in self.past:  # everything is heard once more, and changes nothing
+            self._finish(finish)
+        self._hear_all_again()
+        self._check_end()
+
+    def _hear_all_again(self) -> None:
+        """Every call of every worker arrives once more, and changes nothing."""
+        for delivery in self.past:
             self._claim(delivery.claim.token, MODELS, LANES, ())
             self._release(delivery, "waits")
             if delivery.is_written:
                 self._complete(delivery)
-        self._check_end()
+        for finish in self.past_finishes:
+            self._claim_finish(finish.token)
+            self._postpone_finish(finish)
+            self._finish(finish)
 
     def _follow_one_hint(self) -> None:
         """A hint that sets off the next one is enough, and it dies when nothing is left."""
         has_hint = True
         while has_hint:
-            claim = self._claim(self._new_token(), MODELS, LANES, ())
+            claim = self._work_off_one()
             has_hint = claim is not None and claim.more
-            if claim is not None:
-                delivery = Delivery(claim)
-                self._write(delivery)
-                assert self._complete(delivery) in ("done", "finishing")
         assert self._claim(self._new_token(), MODELS, LANES, ()) is None
 
     def _end_submit(self, producer: Producer) -> None:

@@ -280,10 +280,10 @@ class ModelLedger:
         job.finish_token, job.finish_is_due = claim.token, False
         self._finishes[claim.token] = claim.job_id
 
-    def postpone_finish(self, claim: FinishClaim) -> None:
+    def postpone_finish(self, claim: FinishClaim, reason: str) -> None:
         job = self.jobs[claim.job_id]
         if job.state is JobState.FINISHING and job.finish_token == claim.token:
-            job.finish_token, job.finish_is_due = "", False
+            job.finish_token, job.finish_is_due, job.reason = "", False, reason
 
     def finish(self, claim: FinishClaim) -> str:
         job = self.jobs[claim.job_id]
@@ -319,6 +319,10 @@ class ModelLedger:
     def leased(self) -> list[tuple[str, int]]:
         """Every leased chunk."""
         return [(job_id, n) for job_id, job in self.jobs.items() for n in job.in_place(Place.LEASED)]
+
+    def has_claimable_work(self) -> bool:
+        """Whether a worker that serves everything would get a chunk now."""
+        return any(job.claimable_now() for job in self.jobs.values())
 
     def worst_trouble(self) -> int:
         """How often the unluckiest chunk came back for one reason."""

@@ -47,7 +47,7 @@ def run_demo(directory: Path) -> int:
         _make_folder(directory)
     except OSError as error:
         raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
-    command = [sys.executable, "-P", "-m", "clipfleet_worker.demo", str(directory)]
+    command = [sys.executable, "-P", "-m", "clipfleet_worker._demo_child", str(directory)]
     return up(directory / "service", True, command, ["--models", DEMO_MODEL])
 
 
@@ -125,7 +125,3 @@ def _print_next_steps(directory: Path, run: Path, right: int, total: int) -> Non
         '  clipfleet-worker up -- clipfleet classify FOLDER --labels "cat,dog" --output results/mine\n',
         markup=False,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(label_samples(Path(sys.argv[1])))

@@ -62,7 +62,7 @@ class LoadedModel:
         self.logit_scale = float(module.logit_scale.detach().exp())
         self._dtype = _torch_dtype(precision)
         with _memory_errors():
-            self._module = module.eval().requires_grad_(False).to(device=device, dtype=self._dtype)
+            self._module = module.requires_grad_(False).to(device=device, dtype=self._dtype)
         self._tokenizer = tokenizer
         self._mean = torch.tensor(pixel_spec.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(pixel_spec.std, device=device).view(1, 3, 1, 1) * 255
@@ -129,6 +129,7 @@ def _load(
             f"model {name} cannot be loaded: copy its weights to this machine's hub cache, or give "
             f"local-dir:PATH ({_first_line(error)})"
         ) from error
+    module.eval()  # before any forward: in training mode batch norm would shift its statistics
     spec = _pixel_spec(open_clip.get_model_preprocess_cfg(module), preprocess.transforms)
     return LoadedModel(
         name,
