@@ -23,6 +23,7 @@ from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
+from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
@@ -115,11 +116,12 @@ class Bench:
         self.waiting_bytes = WaitingBytes(1 << 20)
         self.decoder = Decoder(1_000_000)
         self.batcher = Batcher(8)
-        self.fetch_loop = FetchLoop(self.places, self.waiting_bytes, deadline_seconds)
+        remote = RemoteFetchers({"http": self.places, "https": self.places})
+        self.fetch_loop = FetchLoop(remote, self.waiting_bytes, deadline_seconds)
         self.decode_pool = ThreadPoolExecutor(2)
         items = ItemPath(
+            routes=Routes(remote, LocalFetchers({"file": self.places})),
             fetch_loop=self.fetch_loop,
-            file_fetcher=self.places,
             waiting_bytes=self.waiting_bytes,
             decoder=self.decoder,
             decode_pool=self.decode_pool,

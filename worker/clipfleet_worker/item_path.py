@@ -1,7 +1,7 @@
 """The way of items from URI to features: fetch, decode, hand over to the batcher, all in slices.
 
-URLs come from the event loop, files are read where they are decoded. Whatever happens to an item ends in the
-chunk's outcomes; whatever is a bug of ours interrupts the chunk.
+Remote items come from the event loop, local ones are read where they are decoded. Whatever happens to an item
+ends in the chunk's outcomes; whatever is a bug of ours interrupts the chunk.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from clipfleet.contract import DecodeRoute, Lane
 from clipfleet_worker.batcher import Batcher, ImageSlice
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch import BlockingFetcher, Route, route_of
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest, WaitingBytes
+from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 
@@ -45,15 +45,15 @@ class ItemPath:
     def __init__(
         self,
         *,
+        routes: Routes,
         fetch_loop: FetchLoop,
-        file_fetcher: BlockingFetcher,
         waiting_bytes: WaitingBytes,
         decoder: Decoder,
         decode_pool: Executor,
         batcher: Batcher,
     ) -> None:
+        self._routes = routes
         self._fetch_loop = fetch_loop
-        self._file_fetcher = file_fetcher
         self._waiting_bytes = waiting_bytes
         self._decoder = decoder
         self._decode_pool = decode_pool
@@ -61,18 +61,18 @@ class ItemPath:
 
     def start(self, uris: Sequence[str], destination: Destination) -> None:
         """Send the items on their way; position in `uris` is position in the outcomes. Returns at once."""
-        urls: list[tuple[int, str]] = []
-        files: list[tuple[int, str]] = []
+        remote: list[tuple[int, str]] = []
+        local: list[tuple[int, str]] = []
         for position, uri in enumerate(uris):
             try:
-                (files if route_of(uri) is Route.FILE else urls).append((position, uri))
+                (local if self._routes.is_local(uri) else remote).append((position, uri))
             except ItemFailure as failure:
                 destination.outcomes.fail(position, failure.error)
-        if urls:
+        if remote:
             on_slice = partial(self._on_fetched, destination)
-            self._fetch_loop.fetch(FetchRequest(urls, destination.outcomes, on_slice))
-        for start in range(0, len(files), _ITEMS_PER_SLICE):
-            self._in_pool(destination, self._read_and_decode, files[start : start + _ITEMS_PER_SLICE])
+            self._fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice))
+        for start in range(0, len(local), _ITEMS_PER_SLICE):
+            self._in_pool(destination, self._read_and_decode, local[start : start + _ITEMS_PER_SLICE])
 
     def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
         self._in_pool(destination, self._decode_fetched, fetched)
@@ -87,14 +87,14 @@ class ItemPath:
 
         self._decode_pool.submit(work, destination, items).add_done_callback(report)
 
-    def _read_and_decode(self, destination: Destination, files: list[tuple[int, str]]) -> None:
+    def _read_and_decode(self, destination: Destination, items: list[tuple[int, str]]) -> None:
         decoded = _Decoded()
-        for position, uri in files:
+        for position, uri in items:
             if destination.outcomes.is_interrupted:
                 return
             started = time.monotonic()
             try:
-                data = self._file_fetcher.read(uri)
+                data = self._routes.local.read(uri)
             except ItemFailure as failure:
                 destination.outcomes.fail(position, failure.error)
                 continue

@@ -29,6 +29,7 @@ from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
+from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
@@ -73,10 +74,11 @@ class Worker:
             settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
         )
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
-        self._fetch_loop = FetchLoop(_http_fetcher(settings), waiting_bytes, settings.chunk_deadline_seconds)
+        routes = _routes(settings)
+        self._fetch_loop = FetchLoop(routes.remote, waiting_bytes, settings.chunk_deadline_seconds)
         items = ItemPath(
+            routes=routes,
             fetch_loop=self._fetch_loop,
-            file_fetcher=FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes),
             waiting_bytes=waiting_bytes,
             decoder=Decoder(settings.max_pixels),
             decode_pool=self._decode_pool,
@@ -212,6 +214,13 @@ class Worker:
 def _while_true(call: Callable[[], bool]) -> None:
     while call():
         pass
+
+
+def _routes(settings: WorkerSettings) -> Routes:
+    """The fetchers of this worker by scheme."""
+    http = _http_fetcher(settings)
+    files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
+    return Routes(RemoteFetchers({"http": http, "https": http}), LocalFetchers({"file": files}))
 
 
 def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:

@@ -9,11 +9,7 @@ apart.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Protocol
-
-from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import ItemFailure
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -39,21 +35,11 @@ class AsyncFetcher(Protocol):
 
 
 class BlockingFetcher(Protocol):
-    """Gets bytes from this machine; called in decode threads, by several at once."""
+    """Gets bytes that are near at hand; called in decode threads, by several at once."""
 
     def read(self, uri: str) -> bytes:
         """The bytes behind the URI, see `AsyncFetcher.fetch`."""
         ...
-
-
-class Route(StrEnum):
-    """Which fetcher an item belongs to."""
-
-    HTTP = "http"  # an AsyncFetcher
-    FILE = "file"  # a BlockingFetcher
-
-
-_ROUTES = {"http": Route.HTTP, "https": Route.HTTP, "file": Route.FILE}
 
 
 def scheme_of(uri: str) -> str:
@@ -62,21 +48,3 @@ def scheme_of(uri: str) -> str:
         return "file"
     match = _SCHEME.match(uri)
     return match[1].lower() if match else ""
-
-
-def route_of(uri: str) -> Route:
-    """The fetcher for this URI.
-
-    Raises:
-        ItemFailure: `bad_uri` without a scheme (a relative path has no meaning on another machine),
-            `scheme_refused` for a scheme that is not served.
-    """
-    scheme = scheme_of(uri)
-    route = _ROUTES.get(scheme)
-    if route is not None:
-        return route
-    if not scheme:
-        raise ItemFailure(ErrorCode.BAD_URI, "neither a URL nor an absolute path")
-    raise ItemFailure(
-        ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r}: only http, https and file are served"
-    )

@@ -1,0 +1,107 @@
+"""Which fetcher gets an item, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch import scheme_of
+from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
+
+
+class Place:
+    """A fetcher that answers its name, and notes what becomes of it."""
+
+    def __init__(self, name: str, diary: list[str] | None = None, *, breaks: bool = False) -> None:
+        self.name, self.diary, self.breaks = name, [] if diary is None else diary, breaks
+
+    async def start(self) -> None:
+        self.diary.append(f"start {self.name}")
+        if self.breaks:
+            raise RuntimeError(self.name)
+
+    async def close(self) -> None:
+        self.diary.append(f"close {self.name}")
+        if self.breaks:
+            raise RuntimeError(self.name)
+
+    async def fetch(self, uri: str) -> bytes:
+        return f"{self.name} {uri}".encode()
+
+    def read(self, uri: str) -> bytes:
+        return f"{self.name} {uri}".encode()
+
+
+def routes() -> Routes:
+    web = Place("web")
+    return Routes(
+        RemoteFetchers({"http": web, "https": web, "s3": Place("store")}),
+        LocalFetchers({"file": Place("disk"), "data": Place("inline")}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "scheme", "place"),
+    [
+        ("http://a/b", "http", "web"),
+        ("HTTPS://a/b", "https", "web"),
+        ("S3://a/b", "s3", "store"),
+        ("/data/x.jpg", "file", "disk"),
+        ("/data/http://x", "file", "disk"),
+        ("file:///data/x.jpg", "file", "disk"),
+        ("File:/data/x.jpg", "file", "disk"),
+        ("data:image/png;base64,AA==", "data", "inline"),
+    ],
+)
+def test_a_scheme_leads_to_its_fetcher(uri: str, scheme: str, place: str) -> None:
+    found = routes()
+
+    assert scheme_of(uri) == scheme
+    data = found.local.read(uri) if found.is_local(uri) else asyncio.run(found.remote.fetch(uri))
+    assert data == f"{place} {uri}".encode()
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://a/b", "gopher://a", "javascript:alert(1)", "C:\\x.jpg", "s3+x://a", "x" * 99 + ":"]
+)
+def test_other_schemes_are_refused(uri: str) -> None:
+    with pytest.raises(ItemFailure) as raised:
+        routes().is_local(uri)
+    assert raised.value.error.code is ErrorCode.SCHEME_REFUSED
+    assert "data, file, http, https, s3" in raised.value.error.detail
+
+
+@pytest.mark.parametrize("uri", ["", "x.jpg", "./x", " http://a", "://a", "1http://a", "é:x"])
+def test_no_scheme_is_a_bad_uri(uri: str) -> None:
+    assert scheme_of(uri) == ""
+    with pytest.raises(ItemFailure) as raised:
+        routes().is_local(uri)
+    assert raised.value.error.code is ErrorCode.BAD_URI
+
+
+def test_each_fetcher_is_started_and_closed_once() -> None:
+    diary: list[str] = []
+    web, store = Place("web", diary), Place("store", diary)
+    remote = RemoteFetchers({"http": web, "https": web, "s3": store})
+
+    async def live() -> None:
+        await remote.start()
+        await remote.close()
+        await remote.close()
+
+    asyncio.run(live())
+
+    assert diary == ["start web", "start store", "close store", "close web"]
+
+
+def test_one_that_cannot_start_leaves_none_open() -> None:
+    diary: list[str] = []
+    remote = RemoteFetchers({"http": Place("web", diary), "s3": Place("store", diary, breaks=True)})
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(remote.start())
+
+    assert diary == ["start web", "start store", "close store", "close web"]
