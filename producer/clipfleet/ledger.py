@@ -136,9 +136,9 @@ class Ledger:
         self._url = url
         self._redis = client or connect(url)
         folder = files("clipfleet") / "lua"
-        common = keys.lua_prelude() + "\n" + (folder / "common.lua").read_text()
+        prelude = keys.lua_prelude() + "\n" + (folder / "transitions.lua").read_text()
         self._scripts = {
-            name: self._redis.register_script(common + "\n" + (folder / f"{name}.lua").read_text())
+            name: self._redis.register_script(prelude + "\n" + (folder / f"{name}.lua").read_text())
             for name in _SCRIPTS
         }
 

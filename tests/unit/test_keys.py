@@ -72,7 +72,7 @@ class TestLua:
         assert any(re.search(rf"\b{name}\b", without_comments(script)) for script in SCRIPTS.values())
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
-        assert {f"{name}.lua" for name in _SCRIPTS} | {"common.lua"} == set(SCRIPTS)
+        assert {f"{name}.lua" for name in _SCRIPTS} | {"transitions.lua"} == set(SCRIPTS)
 
 
 class TestRedis:

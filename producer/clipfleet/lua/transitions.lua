@@ -1,4 +1,4 @@
--- Shared by all scripts of the ledger. Key names come from keys.py (prepended). Server time only.
+-- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
 -- reason seconds:<stage>
