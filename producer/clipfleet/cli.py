@@ -9,8 +9,9 @@ import typer
 from clipfleet.commands import jobs, submitting
 from clipfleet.commands.following import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, watch
 from clipfleet.commands.results import results
-from clipfleet.console import say_error
+from clipfleet.console import say_error, warn_of_doubtful_variables
 from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.settings import Settings
 
 app = typer.Typer(
     help="Label and embed piles of images with CLIP: one row per image, nothing lost, nothing twice.",
@@ -36,6 +37,7 @@ for _command in (
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
     try:
+        warn_of_doubtful_variables(Settings, has_all=False)
         app()
     except UsageError as error:
         say_error(error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
@@ -11,14 +14,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from clipfleet.errors import UsageError
 
 S = TypeVar("S", bound=BaseSettings)
+_PREFIX = "CLIPFLEET_"
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a slip of the pen, or `inf`
+_NEAR = 0.72  # of difflib's ratio: what a slip of the finger leaves
+# Kubernetes sets these for every service whose name begins like ours.
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps")
 
 
 class _Base(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="CLIPFLEET_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
 
 
 class Settings(_Base):
@@ -101,3 +108,25 @@ def checked(kind: type[S]) -> S:
             for problem in error.errors()
         )
         raise UsageError(f"settings cannot be used: {problems}") from None
+
+
+def doubtful_variables(
+    kind: type[BaseSettings], names: Iterable[str], *, has_all: bool
+) -> Iterator[tuple[str, str | None]]:
+    """Variables with our prefix that are no setting, each with the setting that may be meant.
+
+    Args:
+        kind: the settings that are read.
+        names: of the environment.
+        has_all: `kind` has every setting there is. Else a name that is not near one of its own may be another
+            program's, and is left out.
+    """
+    known = [name.upper() for name in kind.model_fields]
+    for name in sorted(names):
+        rest = name.upper().removeprefix(_PREFIX)
+        if not name.upper().startswith(_PREFIX) or rest in known or _OF_KUBERNETES.search(rest):
+            continue
+        meant = difflib.get_close_matches(rest, known, n=1, cutoff=_NEAR)
+        meant = meant or [setting for setting in known if rest and setting.startswith(f"{rest}_")]
+        if meant or has_all:
+            yield name, _PREFIX + meant[0] if meant else None

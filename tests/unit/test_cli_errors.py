@@ -263,6 +263,30 @@ def test_a_redis_url_that_cannot_be_used_is_named(
     assert "s3cret" not in answer.err
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "warning"),
+    [
+        ("clipfleet jobs --json", "REDIS_ULR", "REDIS_ULR is no setting: did you mean CLIPFLEET_REDIS_URL?"),
+        (
+            "clipfleet-worker --help",
+            "FILE_ROOT",
+            "FILE_ROOT is no setting: did you mean CLIPFLEET_FILE_ROOTS?",
+        ),
+        ("clipfleet-worker --help", "FROBNICATE", "FROBNICATE is no setting: the README lists all settings"),
+    ],
+)
+def test_a_misspelt_setting_is_a_warning_and_no_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, name: str, warning: str
+) -> None:
+    monkeypatch.setattr(EmptyLedger, "jobs", lambda *_: [], raising=False)
+    monkeypatch.setenv(f"CLIPFLEET_{name}", "x")
+
+    answer = run(*command.split())
+
+    assert (answer.code, answer.err) == (0, f"warning: CLIPFLEET_{warning}\n")
+    assert answer.out
+
+
 class TestWorker:
     @pytest.mark.parametrize("command", ["run", "up"])
     def test_a_wrong_setting_is_named(self, run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:

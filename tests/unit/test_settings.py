@@ -12,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 
 from clipfleet.contract import DEFAULT_MODEL, Precision
 from clipfleet.errors import UsageError
-from clipfleet.settings import Settings, checked, load_settings, split_commas
+from clipfleet.settings import Settings, checked, doubtful_variables, load_settings, split_commas
 from clipfleet_worker.settings import WorkerSettings
 
 DAY = 86_400
@@ -259,3 +259,50 @@ class TestLists:
     def test_without_any_only_the_webs_own_ports_are_open(self) -> None:
         assert WorkerSettings().private_networks == ()
         assert WorkerSettings().ports == {80, 443}
+
+
+class TestDoubtfulVariables:
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("CLIPFLEET_REDIS_ULR", "CLIPFLEET_REDIS_URL"),
+            ("CLIPFLEET_REDISURL", "CLIPFLEET_REDIS_URL"),
+            ("CLIPFLEET_REDIS", "CLIPFLEET_REDIS_URL"),
+            ("clipfleet_redis_uri", "CLIPFLEET_REDIS_URL"),
+            ("CLIPFLEET_BROKER", "CLIPFLEET_BROKER_URL"),
+            ("CLIPFLEET_LEASE", "CLIPFLEET_LEASE_SECONDS"),
+        ],
+    )
+    def test_every_program_tells_what_may_be_meant(self, name: str, meant: str) -> None:
+        assert list(doubtful_variables(Settings, [name], has_all=False)) == [(name, meant)]
+        assert list(doubtful_variables(WorkerSettings, [name], has_all=True)) == [(name, meant)]
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("CLIPFLEET_FILE_ROOT", "CLIPFLEET_FILE_ROOTS"),
+            ("CLIPFLEET_OUTPUTROOTS", "CLIPFLEET_OUTPUT_ROOTS"),
+            ("CLIPFLEET_MODEL", "CLIPFLEET_MODELS"),
+            ("CLIPFLEET_DRAIN", "CLIPFLEET_DRAIN_SECONDS"),
+            ("CLIPFLEET_FROBNICATE", None),
+            ("CLIPFLEET_", None),
+        ],
+    )
+    def test_a_worker_tells_of_every_name_it_does_not_know(self, name: str, meant: str | None) -> None:
+        assert list(doubtful_variables(WorkerSettings, [name], has_all=True)) == [(name, meant)]
+        assert list(doubtful_variables(Settings, [name], has_all=False)) == []
+
+    def test_a_producer_does_not_doubt_the_settings_of_a_worker(self) -> None:
+        names = [variable(name) for name in WorkerSettings.model_fields]
+
+        assert list(doubtful_variables(Settings, names, has_all=False)) == []
+        assert list(doubtful_variables(WorkerSettings, names, has_all=True)) == []
+
+    def test_what_others_set_is_none_of_ours(self) -> None:
+        names = [
+            "PATH", "REDIS_ULR", "XCLIPFLEET_REDIS_ULR", "CLIPFLEET_REDIS_SERVICE_HOST",
+            "CLIPFLEET_REDIS_SERVICE_PORT_REDIS", "CLIPFLEET_REDIS_PORT",
+            "CLIPFLEET_REDIS_PORT_6379_TCP_ADDR",
+        ]  # fmt: skip
+
+        assert list(doubtful_variables(WorkerSettings, names, has_all=True)) == []

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from clipfleet.console import say_error
+from clipfleet.console import say_error, warn_of_doubtful_variables
 from clipfleet.contract import normalise_model
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.settings import checked
+from clipfleet_worker.settings import WorkerSettings
 
 app = typer.Typer(
     help="Run clipfleet workers: processes that label and embed images on this machine's device.",
@@ -60,7 +61,6 @@ def run(models: Models = None) -> None:
     require_worker_extra()
     from clipfleet_worker.lifecycle import Worker
     from clipfleet_worker.logs import log_to_stderr
-    from clipfleet_worker.settings import WorkerSettings
 
     _set_models(models)
     settings = checked(WorkerSettings)
@@ -82,7 +82,6 @@ def up(
     """Start an embedded Valkey and a worker on this machine, in the foreground."""
     if not no_worker:
         require_worker_extra()
-    from clipfleet_worker.settings import WorkerSettings
     from clipfleet_worker.up import up as run_up
 
     _set_models(models)
@@ -109,6 +108,7 @@ def demo(
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2."""
     try:
+        warn_of_doubtful_variables(WorkerSettings, has_all=True)
         app()
     except UsageError as error:
         say_error(error)
