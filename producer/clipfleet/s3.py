@@ -1,0 +1,235 @@
+"""S3: the one place that makes clients, and that says in one line what is wrong when a store refuses.
+
+Everything comes from the usual `AWS_*` variables and profiles, endpoints included. What is stored where is
+not known here. boto3 is loaded by the first client: it costs every other command a fifth of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError, UsageError
+
+SCHEME = "s3://"
+S3Client = Any  # boto3 makes the class of its clients while it runs
+
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # what botocore lets pass
+_CONNECTIONS = 64  # more than a worker has slots
+_CONNECT_TIMEOUT_SECONDS = 10
+_READ_TIMEOUT_SECONDS = 60
+_ATTEMPTS = 5  # about 10 s altogether; whoever calls comes back later
+
+
+class S3Problem(StrEnum):
+    """Kinds of refusal."""
+
+    NO_OBJECT = "no_object"
+    NO_BUCKET = "no_bucket"
+    DENIED = "denied"
+    NO_CREDENTIALS = "no_credentials"
+    MISCONFIGURED = "misconfigured"  # endpoint, profile or region
+    REFUSED = "refused"  # any other answer that repeating does not change
+    THROTTLED = "throttled"
+    AWAY = "away"  # no answer, or one that tells of a fault of the store
+
+
+@dataclass(frozen=True, slots=True)
+class S3Failure:
+    """Why a call failed."""
+
+    problem: S3Problem
+    detail: str  # one line, with the way out where there is one
+
+    @property
+    def waiting_helps(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.problem in (S3Problem.THROTTLED, S3Problem.AWAY)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Object:
+    """An entry of a listing."""
+
+    key: str
+    size_bytes: int
+
+
+def split_s3_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`. The key is taken as it stands, not decoded; it may be empty.
+
+    Raises:
+        UsageError: this is no such URI.
+    """
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not uri.startswith(SCHEME) or not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{uri!r} is not an S3 URI: write s3://BUCKET/PATH")
+    return bucket, key
+
+
+def make_client(*, connections: int = _CONNECTIONS) -> S3Client:
+    """A client of its own session, for any number of threads. Nothing is sent yet.
+
+    Args:
+        connections: how many are kept open at a time.
+
+    Raises:
+        UsageError: the configuration cannot be used (no such profile, no URL as endpoint).
+    """
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        read_timeout=_READ_TIMEOUT_SECONDS,
+        max_pool_connections=connections,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        tcp_keepalive=True,
+        user_agent_extra="clipfleet",
+    )
+    try:
+        # boto3 knows the region's variable only by its older name.
+        session = boto3.session.Session()
+        region = session.region_name or os.environ.get("AWS_REGION") or None
+        return session.client("s3", config=config, region_name=region)
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
+
+
+def default_client() -> S3Client:
+    """The client that everything without special wishes shares; another one once `AWS_*` has changed."""
+    return _client_for(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+
+
+@lru_cache(maxsize=4)
+def _client_for(_environment: tuple[tuple[str, str], ...]) -> S3Client:
+    return make_client()
+
+
+def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str = "") -> Iterator[S3Object]:
+    """All objects whose key starts with `prefix`, page by page, in the store's order (some do not sort).
+
+    Args:
+        client: see `make_client`.
+        bucket: its name.
+        prefix: beginning of the keys, taken as it stands.
+        delimiter: keys that have it after the prefix are left out.
+    """
+    # Pages follow from one another by token: a start after a key loses some on SeaweedFS.
+    pages = client.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket, Prefix=prefix, Delimiter=delimiter
+    )
+    for page in pages:
+        for entry in page.get("Contents", ()):
+            yield S3Object(entry["Key"], entry["Size"])
+
+
+@contextmanager
+def s3_errors(
+    where: str,
+    *,
+    away: type[ClipfleetError] = OutputUnavailableError,
+    lasting: type[ClipfleetError] = OutputUnreachableError,
+) -> Iterator[None]:
+    """Turn what boto3 raises into `away` where waiting may help, else into `lasting`.
+
+    Args:
+        where: URI that the message begins with.
+        away: raised when the store does not answer, or asks to come later.
+        lasting: raised for everything else, missing objects included.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        failure = explain(error)
+        raise (away if failure.waiting_helps else lasting)(f"{where}: {failure.detail}") from error
+
+
+def explain(error: Exception) -> S3Failure:
+    """What an exception of boto3 means."""
+    from botocore.exceptions import ClientError
+
+    if isinstance(error, ClientError):
+        return _explain_answer(error.response)
+    kind = _LOCAL_PROBLEMS.get(type(error).__name__, S3Problem.AWAY)
+    if isinstance(error, ValueError) and kind is S3Problem.AWAY:  # botocore's way to refuse an endpoint
+        kind = S3Problem.MISCONFIGURED
+    text = " ".join(str(error).split()).rstrip(".")
+    return S3Failure(kind, f"{text}{_WAYS_OUT.get(kind, '')}")
+
+
+# By name, so that botocore need not be loaded for this table. What is missing here is trouble of the network.
+_LOCAL_PROBLEMS = {
+    "NoCredentialsError": S3Problem.NO_CREDENTIALS,
+    "PartialCredentialsError": S3Problem.NO_CREDENTIALS,
+    "TokenRetrievalError": S3Problem.NO_CREDENTIALS,
+    "SSOTokenLoadError": S3Problem.NO_CREDENTIALS,
+    "UnauthorizedSSOTokenError": S3Problem.NO_CREDENTIALS,
+    "ProfileNotFound": S3Problem.MISCONFIGURED,
+    "ConfigParseError": S3Problem.MISCONFIGURED,
+    "ConfigNotFound": S3Problem.MISCONFIGURED,
+    "InvalidConfigError": S3Problem.MISCONFIGURED,
+    "InvalidRegionError": S3Problem.MISCONFIGURED,
+    "NoRegionError": S3Problem.MISCONFIGURED,
+    "SSLError": S3Problem.MISCONFIGURED,
+    "ParamValidationError": S3Problem.REFUSED,
+}
+_WAYS_OUT = {
+    S3Problem.NO_BUCKET: "; make the bucket, or name another",
+    S3Problem.DENIED: "; these credentials need the rights GetObject, PutObject, DeleteObject, ListBucket",
+    S3Problem.NO_CREDENTIALS: "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    S3Problem.MISCONFIGURED: "; see AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION and AWS_CA_BUNDLE",
+}
+
+
+def _explain_answer(response: dict[str, Any]) -> S3Failure:
+    """An answer of the store that is not a success."""
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    kind = _ANSWERS.get(code) or _problem_of_status(status)
+    text = " ".join(str(response.get("Error", {}).get("Message") or "").split()).rstrip(".")
+    said = text if code in ("", str(status)) or not text else f"{code}: {text}"
+    return S3Failure(kind, f"the store answers {status} ({said or code}){_WAYS_OUT.get(kind, '')}")
+
+
+_ANSWERS = {
+    "NoSuchKey": S3Problem.NO_OBJECT,
+    "NoSuchBucket": S3Problem.NO_BUCKET,
+    "AccessDenied": S3Problem.DENIED,
+    "AllAccessDisabled": S3Problem.DENIED,
+    "InvalidAccessKeyId": S3Problem.NO_CREDENTIALS,
+    "SignatureDoesNotMatch": S3Problem.NO_CREDENTIALS,
+    "InvalidToken": S3Problem.NO_CREDENTIALS,
+    "ExpiredToken": S3Problem.NO_CREDENTIALS,
+    "AuthorizationHeaderMalformed": S3Problem.MISCONFIGURED,
+    "PermanentRedirect": S3Problem.MISCONFIGURED,
+    "RequestTimeTooSkewed": S3Problem.MISCONFIGURED,
+    "SlowDown": S3Problem.THROTTLED,
+    "Throttling": S3Problem.THROTTLED,
+    "RequestTimeout": S3Problem.AWAY,
+    "OperationAborted": S3Problem.AWAY,
+}
+
+
+def _problem_of_status(status: int) -> S3Problem:
+    if status >= 500 or status == 0:
+        return S3Problem.THROTTLED if status == 503 else S3Problem.AWAY
+    by_status = {
+        301: S3Problem.MISCONFIGURED,
+        401: S3Problem.DENIED,
+        403: S3Problem.DENIED,
+        404: S3Problem.NO_OBJECT,
+        408: S3Problem.AWAY,
+        409: S3Problem.AWAY,
+        429: S3Problem.THROTTLED,
+    }
+    return by_status.get(status, S3Problem.REFUSED)

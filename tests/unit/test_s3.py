@@ -1,0 +1,178 @@
+"""S3: what a URI names, what a refusal means, where a client's configuration comes from. Nothing is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+
+from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceError, UsageError
+from clipfleet.s3 import S3Problem, default_client, explain, make_client, s3_errors, split_s3_uri
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The developer's own variables and profiles are none of these tests' business."""
+    for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_PROFILE",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def answer(status: int, code: str = "", message: str = "") -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},
+        "GetObject",
+    )
+
+
+class TestUri:
+    @pytest.mark.parametrize(
+        ("uri", "bucket", "key"),
+        [
+            ("s3://pictures", "pictures", ""),
+            ("s3://pictures/", "pictures", ""),
+            ("s3://pictures/2024/a b.jpg", "pictures", "2024/a b.jpg"),
+            ("s3://pictures/50%25?x=1#y", "pictures", "50%25?x=1#y"),
+            ("s3://pictures//kätzchen", "pictures", "/kätzchen"),
+        ],
+    )
+    def test_the_key_is_taken_as_it_stands(self, uri: str, bucket: str, key: str) -> None:
+        assert split_s3_uri(uri) == (bucket, key)
+
+    @pytest.mark.parametrize(
+        "uri", ["s3://", "s3:///key", "s3://buc ket/x", "http://bucket/x", "bucket/x", ""]
+    )
+    def test_anything_else_is_refused_with_the_right_form(self, uri: str) -> None:
+        with pytest.raises(UsageError, match="s3://BUCKET/PATH"):
+            split_s3_uri(uri)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("error", "problem"),
+        [
+            (answer(404, "NoSuchKey", "The specified key does not exist."), S3Problem.NO_OBJECT),
+            (answer(404, "404", "Not Found"), S3Problem.NO_OBJECT),
+            (answer(404, "NoSuchBucket"), S3Problem.NO_BUCKET),
+            (answer(403, "AccessDenied"), S3Problem.DENIED),
+            (answer(403, "403", "Forbidden"), S3Problem.DENIED),
+            (answer(403, "InvalidAccessKeyId"), S3Problem.NO_CREDENTIALS),
+            (answer(301, "PermanentRedirect"), S3Problem.MISCONFIGURED),
+            (answer(400, "InvalidArgument"), S3Problem.REFUSED),
+            (answer(503, "SlowDown"), S3Problem.THROTTLED),
+            (answer(429, ""), S3Problem.THROTTLED),
+            (answer(500, "InternalError"), S3Problem.AWAY),
+            (answer(400, "RequestTimeout"), S3Problem.AWAY),
+            (NoCredentialsError(), S3Problem.NO_CREDENTIALS),
+            (EndpointConnectionError(endpoint_url="http://s3.example"), S3Problem.AWAY),
+            (ReadTimeoutError(endpoint_url="http://s3.example"), S3Problem.AWAY),
+            (ResponseStreamingError(error="broken"), S3Problem.AWAY),
+        ],
+    )
+    def test_each_answer_has_its_kind(self, error: Exception, problem: S3Problem) -> None:
+        assert explain(error).problem is problem
+
+    def test_only_what_heals_by_itself_is_waited_for(self) -> None:
+        waited_for = {explain(answer(status)).problem for status in (408, 409, 429, 500, 502, 503, 504)}
+
+        assert waited_for == {S3Problem.THROTTLED, S3Problem.AWAY}
+        assert all(explain(answer(status)).waiting_helps for status in (429, 500))
+        assert not any(explain(answer(status)).waiting_helps for status in (301, 400, 401, 403, 404))
+
+    def test_the_message_is_one_line_with_the_way_out(self) -> None:
+        denied = answer(403, "AccessDenied", "Access\n Denied.")
+
+        with pytest.raises(OutputUnreachableError) as told, s3_errors("s3://pictures/a.jpg"):
+            raise denied
+
+        assert str(told.value) == (
+            "s3://pictures/a.jpg: the store answers 403 (AccessDenied: Access Denied); these credentials "
+            "need the rights GetObject, PutObject, DeleteObject, ListBucket"
+        )
+
+    def test_a_store_that_does_not_answer_is_waited_for(self) -> None:
+        with pytest.raises(OutputUnavailableError) as told, s3_errors("s3://pictures"):
+            raise EndpointConnectionError(endpoint_url="http://s3.example")
+
+        assert not isinstance(told.value, OutputUnreachableError)
+
+    def test_the_caller_chooses_what_is_raised(self) -> None:
+        with (
+            pytest.raises(SourceError, match="NoSuchBucket"),
+            s3_errors("s3://x", lasting=SourceError),
+        ):
+            raise answer(404, "NoSuchBucket")
+
+
+class TestClient:
+    def test_the_endpoint_of_the_environment_is_used_with_the_bucket_in_the_path(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.internal:9000")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "name")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+        url = make_client().generate_presigned_url("get_object", Params={"Bucket": "bkt", "Key": "a b"})
+
+        assert url.startswith("http://store.internal:9000/bkt/a%20b?")
+
+    def test_the_endpoint_of_s3_goes_before_the_endpoint_of_everything(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other.internal")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.internal:9000")
+
+        assert make_client().meta.endpoint_url == "http://store.internal:9000"
+
+    def test_a_profile_brings_its_own_endpoint_and_region(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "config").write_text(
+            "[profile lab]\nregion = eu-west-3\nendpoint_url = http://lab.internal:8333\n"
+        )
+        monkeypatch.setenv("AWS_PROFILE", "lab")
+
+        client = make_client()
+
+        assert client.meta.endpoint_url == "http://lab.internal:8333"
+        assert client.meta.region_name == "eu-west-3"
+
+    def test_the_region_is_also_read_from_its_newer_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_REGION", "eu-north-1")
+
+        assert make_client().meta.region_name == "eu-north-1"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("AWS_ENDPOINT_URL", "store:9000"), ("AWS_PROFILE", "nobody"), ("AWS_REGION", "a b")],
+    )
+    def test_a_configuration_that_cannot_be_used_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+
+        with pytest.raises(UsageError, match=f"S3 cannot be used: .*{name}"):
+            make_client()
+
+    def test_the_shared_client_follows_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one.internal")
+        first = default_client()
+        assert default_client() is first
+
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://two.internal")
+        assert default_client().meta.endpoint_url == "http://two.internal"
