@@ -73,6 +73,7 @@ def _spliced(variable: str) -> str:
 # --- Objects of an output ---
 
 INTERNAL = "_clipfleet"
+STAGED_PREFIX = f"{INTERNAL}/items-"
 TMP = f"{INTERNAL}/tmp"  # noqa: S108 - below the output, not the machine's
 JOB_FILE = f"{INTERNAL}/job.json"
 MANIFEST = "_manifest.json"
@@ -84,7 +85,7 @@ PART_GLOB = f"{PART_PREFIX}*.parquet"
 
 def staged_file(first_chunk: int, chunks: int) -> str:
     """Name of the staged items of `chunks` chunks from `first_chunk` on; one row group per chunk."""
-    return f"{INTERNAL}/items-{first_chunk:08d}-{chunks}.parquet"
+    return f"{STAGED_PREFIX}{first_chunk:08d}-{chunks}.parquet"
 
 
 def part(chunk_id: int) -> str:

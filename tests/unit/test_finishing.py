@@ -69,11 +69,16 @@ class FakeLedger:
     def __init__(self, status: JobStatus, steps: Steps) -> None:
         self._status = status
         self._steps = steps
+        self.staged = [(0, status.chunks)]
         self.ended: list[tuple[FinishClaim, int]] = []
 
     def status(self, job_id: str) -> JobStatus:
         assert job_id == self._status.job_id
         return self._status
+
+    def staged_files(self, job_id: str) -> list[tuple[int, int]]:
+        assert job_id == self._status.job_id
+        return self.staged
 
     def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> str:
         self._steps.take("ledger")
@@ -279,6 +284,43 @@ class TestRepeating:
             bench.finish()
 
         assert bench.steps.done == []
+
+
+class TestSweeping:
+    @pytest.fixture
+    def leftovers(self, folder: Path) -> list[Path]:
+        """What a killed worker and a killed submit leave: half a part, unknown items."""
+        (folder / keys.staged_file(0, 2)).write_bytes(b"the items")
+        leftovers = [folder / keys.TMP / "3f9a1c2b", folder / keys.staged_file(2, 1)]
+        for path in leftovers:
+            path.write_bytes(b"half")
+        return leftovers
+
+    @pytest.mark.usefixtures("leftovers")
+    def test_what_killed_programs_left_is_gone(self, folder: Path) -> None:
+        (folder / keys.JOB_FILE).write_bytes(b"{}")
+        Bench(folder).finish()
+
+        assert sorted(path.name for path in (folder / keys.INTERNAL).rglob("*")) == [
+            "items-00000000-2.parquet", "job.json", "tmp",
+        ]  # fmt: skip
+
+    def test_it_is_gone_before_the_job_is_said_to_be_finished(
+        self, folder: Path, leftovers: list[Path]
+    ) -> None:
+        with pytest.raises(Killed):
+            Bench(folder, kill_at=2).finish()
+
+        assert not (folder / keys.SUCCESS).exists()
+        assert not any(path.exists() for path in leftovers)
+
+    def test_a_ledger_that_was_lost_takes_no_items_along(self, folder: Path, leftovers: list[Path]) -> None:
+        bench = Bench(folder)
+        bench.ledger.staged = []
+        bench.finish()
+
+        assert (folder / keys.staged_file(0, 2)).exists()
+        assert all(path.exists() for path in leftovers)
 
 
 class TestTheWorldFails:

@@ -72,6 +72,46 @@ class TestObjects:
             output.open("a.json")
         assert not Path(output.uri).exists()
 
+    def test_sweeping_leaves_what_is_named_and_what_is_no_leftover(self, output: FolderOutput) -> None:
+        kept = [keys.JOB_FILE, keys.staged_file(0, 2), keys.part(0), keys.SUCCESS]
+        for name in [*kept, keys.staged_file(2, 1), f"{keys.TMP}/half"]:
+            output.create(name, b"one")
+
+        output.sweep([keys.staged_file(0, 2)])
+        output.sweep([keys.staged_file(0, 2)])
+
+        files = {path for path in Path(output.uri).rglob("*") if path.is_file()}
+        assert files == {Path(output.uri, name) for name in kept}
+
+    def test_sweeping_where_nothing_is_or_may_be_removed(self, output: FolderOutput) -> None:
+        output.sweep([])
+        Path(output.uri, keys.TMP, "folder").mkdir(parents=True)
+        output.sweep([])
+
+        assert tmp_names(output) == ["folder"]
+
+    @pytest.mark.parametrize("replace", [False, True])
+    def test_a_late_writer_whose_scratch_file_was_swept_waits_and_has_written_nothing(
+        self, output: FolderOutput, replace: bool
+    ) -> None:
+        with output.scratch() as path:
+            path.write_bytes(b"late")
+            output.sweep([])
+
+            with pytest.raises(OutputUnavailableError, match="swept") as caught:
+                output.publish(path, "a.json", replace=replace)
+
+        assert not isinstance(caught.value, OutputUnreachableError)
+        assert output.read("a.json") is None
+
+    def test_a_writer_whose_output_was_removed_is_told_so(self, output: FolderOutput) -> None:
+        with output.scratch() as path:
+            path.write_bytes(b"late")
+            output.clear()
+
+            with pytest.raises(OutputUnreachableError):
+                output.publish(path, "a.json")
+
     def test_removing(self, output: FolderOutput) -> None:
         output.create("a.json", b"one")
         output.remove("a.json")

@@ -1,4 +1,4 @@
-"""The end of a job: `_manifest.json`, `errors.jsonl`, then `_SUCCESS`. All of it may be repeated."""
+"""The end of a job: `errors.jsonl`, `_manifest.json`, a sweep, then `_SUCCESS`. All of it may be repeated."""
 
 from __future__ import annotations
 
@@ -58,8 +58,16 @@ class Finisher:
         parts = self._write_errors(context, status.chunks, alive)
         manifest = _manifest(context, status, parts)
         context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
+        self._sweep(context, status.chunks)
         context.output.replace(keys.SUCCESS, b"")
         return self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
+
+    def _sweep(self, context: JobContext, chunks: int) -> None:
+        """Remove what killed programs left; a sealed job takes no more staged files."""
+        staged = self._ledger.staged_files(context.job.job_id)
+        # A ledger that was lost meanwhile names none: what a rebuild needs must not go with it.
+        if sum(count for _, count in staged) == chunks:
+            context.output.sweep([keys.staged_file(first, count) for first, count in staged])
 
     def _write_errors(
         self, context: JobContext, chunks: int, alive: Callable[[str, float], None]

@@ -5,7 +5,7 @@ Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and come fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -62,6 +62,14 @@ class Output(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
+        ...
+
+    def sweep(self, staged: Collection[str]) -> None:
+        """Remove what killed programs left: scratch files, and staged files other than `staged`. Idempotent.
+
+        For the end of a job, when all its parts are in place. A writer that is late all the same loses its
+        scratch file: its `publish` raises `OutputUnavailableError`. What cannot be removed stays.
+        """
         ...
 
     def clear(self) -> None:

@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class FolderOutput:
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """Sync the file, then give it its name."""
         target = self._folder / name
-        with output_errors(target):
+        with output_errors(target), _needed(scratch):
             with scratch.open("rb+") as file:
                 os.fsync(file.fileno())
             if replace:
@@ -128,6 +128,16 @@ class FolderOutput:
                 return
             _sync_folder(path.parent)
 
+    def sweep(self, staged: Collection[str]) -> None:
+        """See the protocol. The folder of scratch files stays: somebody may be about to make one."""
+        names = {Path(name).name for name in staged}
+        stray = keys.STAGED_PREFIX.rpartition("/")[2] + "*"
+        for path in (self._folder / keys.TMP).glob("*"):
+            _remove_if_possible(path)
+        for path in (self._folder / keys.INTERNAL).glob(stray):
+            if path.name not in names:
+                _remove_if_possible(path)
+
     def clear(self) -> None:
         """See the protocol."""
         for name in [*self.names(keys.PART_PREFIX), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]:
@@ -146,6 +156,22 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         kind = OutputUnreachableError if error.errno in _UNREACHABLE else OutputUnavailableError
         raise kind(f"{path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _needed(scratch: Path) -> Iterator[None]:
+    """Say of a scratch file that is gone that it was swept: nothing is wrong with the output."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if scratch.exists() or not scratch.parent.is_dir():
+            raise
+        raise OutputUnavailableError(f"{scratch}: swept away at the end of its job") from error
+
+
+def _remove_if_possible(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _link_if_absent(source: Path, target: Path) -> bool:
