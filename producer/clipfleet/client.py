@@ -34,6 +34,7 @@ from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.hints import Hints, make_app
 from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
 from clipfleet.outputs import open_output
+from clipfleet.results import PartRows, RowReader
 from clipfleet.settings import Settings, load_settings
 from clipfleet.sources import Source, open_source
 from clipfleet.submission import Submission
@@ -209,11 +210,14 @@ class JobHandle:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """The rows that are there, as dicts, in the order of the source."""
-        return results.rows(open_output(self.output))
+        return results.rows(self._rows())
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """`item_index` (n,) and the vectors (n, d) float16 of the rows that have one."""
-        return results.vectors(open_output(self.output))
+        return results.vectors(self._rows())
+
+    def _rows(self) -> RowReader:
+        return PartRows(open_output(self.output))
 
     def cancel(self) -> tuple[bool, JobState]:
         """End the job early; False and its state if it is finishing or over."""

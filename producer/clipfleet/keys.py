@@ -80,7 +80,7 @@ MANIFEST = "_manifest.json"
 ERRORS = "errors.jsonl"
 SUCCESS = "_SUCCESS"
 PART_PREFIX = "part-"
-PART_GLOB = f"{PART_PREFIX}*.parquet"
+PART_GLOBS = {"parquet": f"{PART_PREFIX}*.parquet", "jsonl": f"{PART_PREFIX}*.jsonl"}  # by part format
 
 
 def staged_file(first_chunk: int, chunks: int) -> str:
@@ -88,6 +88,11 @@ def staged_file(first_chunk: int, chunks: int) -> str:
     return f"{STAGED_PREFIX}{first_chunk:08d}-{chunks}.parquet"
 
 
-def part(chunk_id: int) -> str:
-    """Name of the result file of a chunk."""
-    return f"{PART_PREFIX}{chunk_id:08d}.parquet"
+def part(chunk_id: int, part_format: str = "parquet") -> str:
+    """Name of the result file of a chunk; the format's name is its ending."""
+    return f"{PART_PREFIX}{chunk_id:08d}.{part_format}"
+
+
+def detached_footer(part_name: str, job_id: str, content_hash: str) -> str:
+    """Name of the footer of a part whose format has no room for one."""
+    return f"{INTERNAL}/footers/{part_name}-{job_id}-{content_hash}.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipfleet import keys
+from clipfleet.contract import PartFormat
 from clipfleet.ledger import _SCRIPTS
 from tests.support.documents import ROOT
 
@@ -100,9 +101,11 @@ class TestObjects:
         assert names == sorted(names)
         assert names[0] == "part-00000000.parquet"
 
-    def test_the_glob_finds_parts_and_nothing_else_of_ours(self) -> None:
-        assert Path(keys.part(7)).match(keys.PART_GLOB)
-        assert not any(Path(getattr(keys, name)).match(keys.PART_GLOB) for name in OWN)
+    @pytest.mark.parametrize("part_format", list(PartFormat))
+    def test_the_glob_finds_parts_and_nothing_else_of_ours(self, part_format: PartFormat) -> None:
+        pattern = keys.PART_GLOBS[part_format]
+        assert Path(keys.part(7, part_format)).match(pattern)
+        assert not any(Path(getattr(keys, name)).match(pattern) for name in OWN)
 
     def test_staged_files_sort_like_their_chunks_and_lie_apart(self) -> None:
         assert keys.staged_file(512, 256) == "_clipfleet/items-00000512-256.parquet"

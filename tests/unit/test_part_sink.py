@@ -17,6 +17,7 @@ from clipfleet.errors import OutputConflictError, OutputUnavailableError, Output
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.parquet import footer, open_parquet
 from clipfleet.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.results import PartRows
 from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.doubles import PATIENCE_SECONDS
@@ -46,7 +47,7 @@ def put(output: FolderOutput, identity: PartIdentity, name: str) -> None:
 
 
 def uris(output: FolderOutput) -> list[str]:
-    return [row["uri"] for row in results.rows(output)]
+    return [row["uri"] for row in results.rows(PartRows(output))]
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ class TestWriting:
         good = rows("/b.jpg").set_column(position, part_schema(2).field("embedding"), vectors)
         sink.write(replace(OURS, chunk_id=1), good, PartCounts(1, 0, {}))
 
-        assert [row["embedding"] for row in results.rows(output)] == [None, [0.5, -0.5]]
+        assert [row["embedding"] for row in results.rows(PartRows(output))] == [None, [0.5, -0.5]]
 
     def test_the_second_writer_adopts_what_is_there(self, sink: PartSink, output: FolderOutput) -> None:
         sink.write(OURS, rows("/first.jpg"), COUNTS)

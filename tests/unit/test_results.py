@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys, results
+from clipfleet import keys, result_formats, results
 from clipfleet.errors import (
     OutputConflictError,
     OutputUnavailableError,
@@ -28,7 +28,8 @@ from clipfleet.errors import (
 )
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts import part_schema
-from clipfleet.results import ResultFormat
+from clipfleet.result_formats import ResultFormat
+from clipfleet.results import PartRows
 
 NO_ANSWER = {
     "error_code": None,
@@ -85,7 +86,7 @@ def add_part(
 
 def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -> bytes:
     stream = io.BytesIO()
-    count = results.write(output, form, stream, limit=limit)
+    count = result_formats.write(PartRows(output), form, stream, limit=limit)
     assert not stream.closed
     assert count >= 0
     return stream.getvalue()
@@ -109,20 +110,20 @@ def finished(output: FolderOutput) -> FolderOutput:
 
 class TestReading:
     def test_rows_come_in_the_order_of_the_source_failures_included(self, finished: FolderOutput) -> None:
-        found = list(results.rows(finished))
+        found = list(results.rows(PartRows(finished)))
 
         assert [one["item_index"] for one in found] == [0, 1, 2, 3, 4]
         assert found[1] == failed(1)
         assert found[4] == embedded(4, 0.25, -1.0)
 
     def test_a_vector_is_a_list_of_plain_floats(self, finished: FolderOutput) -> None:
-        vector = list(results.rows(finished))[2]["embedding"]
+        vector = list(results.rows(PartRows(finished)))[2]["embedding"]
 
         assert [type(number) for number in vector] == [float, float]
         assert vector == [float(np.float16(0.1)), 1.0]
 
     def test_all_batches_have_one_schema(self, finished: FolderOutput) -> None:
-        batches = list(results.read_parts(finished))
+        batches = list(PartRows(finished).read().batches)
 
         assert [batch.num_rows for batch in batches] == [2, 2, 1]
         assert all(batch.schema.equals(part_schema(2)) for batch in batches)
@@ -132,20 +133,20 @@ class TestReading:
         add_part(output, 0, [failed(0)], dimension=1)
         add_part(output, 1, [failed(1)], dimension=512)
 
-        assert [one["error_code"] for one in results.rows(output)] == ["not_found"] * 2
+        assert [one["error_code"] for one in results.rows(PartRows(output))] == ["not_found"] * 2
 
     def test_extra_columns_are_kept_and_missing_ones_are_null(self, output: FolderOutput) -> None:
         add_part(output, 0, [{**failed(0), "zip": "007"}], extra=["zip"])
         add_part(output, 1, [failed(1)])
 
-        assert [one["zip"] for one in results.rows(output)] == ["007", None]
+        assert [one["zip"] for one in results.rows(PartRows(output))] == ["007", None]
 
     def test_vectors_of_different_lengths_are_an_error(self, output: FolderOutput) -> None:
         add_part(output, 0, [embedded(0, 1.0, 0.0)])
         add_part(output, 1, [row(1, embedding=[1.0, 0.0, 0.0])], dimension=3)
 
         with pytest.raises(OutputConflictError, match=r"part-00000001\.parquet.*another model"):
-            list(results.rows(output))
+            list(results.rows(PartRows(output)))
 
     @pytest.mark.parametrize("has_job", [True, False])
     def test_without_a_part_there_are_no_results_yet(self, output: FolderOutput, has_job: bool) -> None:
@@ -153,17 +154,17 @@ class TestReading:
             output.create(keys.JOB_FILE, b"{}")
         output.create("part-notes.txt", b"")
 
-        for call in (results.read_parts, results.rows, results.vectors):
+        for call in (PartRows.read, results.rows, results.vectors):
             with pytest.raises(ResultsNotReadyError, match="no results yet") as caught:
-                call(output)  # at once, not at the first row
+                call(PartRows(output))  # at once, not at the first row
             assert ("no job has this output" in str(caught.value)) is not has_job
         stream = io.BytesIO()
         with pytest.raises(ResultsNotReadyError):
-            results.write(output, ResultFormat.CSV, stream)
+            result_formats.write(PartRows(output), ResultFormat.CSV, stream)
         assert stream.getvalue() == b""
 
     def test_a_part_that_is_removed_meanwhile(self, finished: FolderOutput) -> None:
-        batches = results.read_parts(finished)
+        batches = PartRows(finished).read().batches
         next(batches)
         finished.remove(keys.part(2))
 
@@ -174,7 +175,7 @@ class TestReading:
         finished.replace(keys.part(2), b"PAR1 but nothing else")
 
         with pytest.raises(OutputUnreachableError, match=r"part-00000002\.parquet: damaged"):
-            list(results.rows(finished))
+            list(results.rows(PartRows(finished)))
 
     def test_one_part_is_open_at_a_time(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[pa.NativeFile] = []
@@ -183,14 +184,14 @@ class TestReading:
         for chunk_id in range(20):
             add_part(output, chunk_id, [embedded(chunk_id, 0.0, 1.0)])
 
-        for _ in results.read_parts(output):
+        for _ in PartRows(output).read().batches:
             assert sum(not file.closed for file in opened) == 1
         assert all(file.closed for file in opened)
 
 
 class TestVectors:
     def test_items_without_a_vector_are_left_out(self, finished: FolderOutput) -> None:
-        indexes, matrix = results.vectors(finished)
+        indexes, matrix = results.vectors(PartRows(finished))
 
         assert indexes.tolist() == [2, 4]
         assert indexes.dtype == np.int64
@@ -203,7 +204,7 @@ class TestVectors:
         add_part(output, 0, rows[:100], dimension=64)
         add_part(output, 1, rows[100:], dimension=64)
 
-        indexes, matrix = results.vectors(output)
+        indexes, matrix = results.vectors(PartRows(output))
 
         assert indexes.tolist() == list(range(300))
         assert matrix.tobytes() == numbers.tobytes()
@@ -211,7 +212,7 @@ class TestVectors:
     def test_a_job_that_made_none(self, output: FolderOutput) -> None:
         add_part(output, 0, [classified(0)])
 
-        indexes, matrix = results.vectors(output)
+        indexes, matrix = results.vectors(PartRows(output))
 
         assert (indexes.shape, matrix.shape, matrix.dtype) == ((0,), (0, 0), np.float16)
 
@@ -219,10 +220,15 @@ class TestVectors:
         add_part(output, 0, [failed(0)], is_fixed=False)
         add_part(output, 1, [embedded(1, 0.5, 1.0), failed(2), embedded(3, 0.25, -1.0)], is_fixed=False)
 
-        indexes, matrix = results.vectors(output)
+        indexes, matrix = results.vectors(PartRows(output))
 
         assert (indexes.tolist(), matrix.tolist()) == ([1, 3], [[0.5, 1.0], [0.25, -1.0]])
-        assert [one["embedding"] for one in results.rows(output)] == [None, [0.5, 1.0], None, [0.25, -1.0]]
+        assert [one["embedding"] for one in results.rows(PartRows(output))] == [
+            None,
+            [0.5, 1.0],
+            None,
+            [0.25, -1.0],
+        ]
 
     @pytest.mark.parametrize("in_one_part", [True, False])
     def test_vectors_of_different_lengths_make_no_matrix(
@@ -233,7 +239,7 @@ class TestVectors:
             add_part(output, chunk_id, group, is_fixed=False)
 
         with pytest.raises(OutputConflictError, match="another length"):
-            results.vectors(output)
+            results.vectors(PartRows(output))
 
     def test_without_numpy_the_way_out_is_named(
         self, finished: FolderOutput, monkeypatch: pytest.MonkeyPatch
@@ -248,7 +254,7 @@ class TestVectors:
         monkeypatch.setattr(builtins, "__import__", refusing)
 
         with pytest.raises(UsageError, match="pip install numpy"):
-            results.vectors(finished)
+            results.vectors(PartRows(finished))
 
 
 class TestExports:
@@ -262,7 +268,7 @@ class TestExports:
     def test_jsonl_is_one_object_per_row(self, labelled: FolderOutput) -> None:
         lines = export(labelled, ResultFormat.JSONL).decode().splitlines()
 
-        assert [json.loads(line) for line in lines] == list(results.rows(labelled))
+        assert [json.loads(line) for line in lines] == list(results.rows(PartRows(labelled)))
         assert json.loads(lines[0])["note"] == 'a, "b"\nc \u732b'
         assert "\u732b" in lines[0]
 
@@ -291,10 +297,10 @@ class TestExports:
         table = pq.read_table(pa.BufferReader(export(finished, ResultFormat.PARQUET)))
 
         assert table.schema.equals(part_schema(2))
-        assert table.to_pylist() == list(results.rows(finished))
+        assert table.to_pylist() == list(results.rows(PartRows(finished)))
 
     def test_parquet_groups_small_parts(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(results, "_EXPORT_ROWS", 8)
+        monkeypatch.setattr(result_formats, "_EXPORT_ROWS", 8)
         for chunk_id in range(10):
             rows = range(3 * chunk_id, 3 * chunk_id + 3)
             add_part(output, chunk_id, [embedded(index, 0.0, 1.0) for index in rows])
@@ -313,7 +319,7 @@ class TestExports:
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as reader:
             with os.fdopen(writing, "wb") as writer:
-                results.write(labelled, form, writer)
+                result_formats.write(PartRows(labelled), form, writer)
             assert len(reader.read()) > 50
 
     @pytest.mark.parametrize("form", [ResultFormat.JSONL, ResultFormat.CSV, ResultFormat.PARQUET])
@@ -321,12 +327,12 @@ class TestExports:
     def test_a_limit_counts_rows(
         self, labelled: FolderOutput, form: ResultFormat, limit: int | None, expected: int
     ) -> None:
-        assert results.write(labelled, form, io.BytesIO(), limit=limit) == expected
+        assert result_formats.write(PartRows(labelled), form, io.BytesIO(), limit=limit) == expected
 
     def test_a_limit_reads_no_more_parts_than_it_needs(self, finished: FolderOutput) -> None:
         finished.replace(keys.part(2), b"damaged, but not needed")
 
-        assert results.write(finished, ResultFormat.JSONL, io.BytesIO(), limit=4) == 4
+        assert result_formats.write(PartRows(finished), ResultFormat.JSONL, io.BytesIO(), limit=4) == 4
 
     def test_the_table_shows_labels_and_errors(self, labelled: FolderOutput) -> None:
         text = export(labelled, ResultFormat.TABLE).decode()
@@ -356,8 +362,9 @@ class TestExports:
 
 def test_reading_results_needs_neither_torch_nor_pillow() -> None:
     # The producer is installed where no model runs.
-    code = "import sys, clipfleet.results, clipfleet.staging, clipfleet.sources as s; " + (
-        "print(sorted({'torch', 'PIL', 'clipfleet_worker'} & set(sys.modules)))"
+    code = (
+        "import sys, clipfleet.results, clipfleet.result_formats, clipfleet.staging, clipfleet.sources as s; "
+        + ("print(sorted({'torch', 'PIL', 'clipfleet_worker'} & set(sys.modules)))")
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -11,14 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clipfleet import keys
+from clipfleet.contract import Job
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import output_errors
-from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
-from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, read_part_footer
+from clipfleet.part_files import OpenPart, part_files
+from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
 from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.job_contexts import JobContext
 
@@ -79,7 +80,7 @@ class Finisher:
                 for chunk_id in range(chunks):
                     alive("finish", _PART_LIMIT_SECONDS)
                     part, errors = _read_part(context, chunk_id)
-                    file.writelines(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+                    file.writelines(map(json_line, errors))
                     parts.append(part)
             context.output.publish(path, keys.ERRORS, replace=True)
         return parts
@@ -87,24 +88,22 @@ class Finisher:
 
 def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str, Any]]]:
     """A part, and its failed rows as lines of an input manifest."""
-    name = keys.part(chunk_id)
-    with parquet_errors(context.output, name):
-        try:
-            file = open_parquet(context.output, name)
-        except FileNotFoundError as error:
-            raise OutputUnavailableError(f"{context.output.uri}/{name} is not there (yet)") from error
-        try:
-            counts = _counts(context, chunk_id, footer(file))
-            part = _Part(name, file.metadata.num_rows, counts)
-            return part, _failed_rows(file) if counts.failed else []
-        finally:
-            file.close(force=True)
-
-
-def _counts(context: JobContext, chunk_id: int, entries: dict[str, str]) -> PartCounts:
-    where = f"{context.output.uri}/{keys.part(chunk_id)}"
+    files = part_files(context.job.part_format, context.job.job_id)
+    name = files.name(chunk_id)
     try:
-        identity, counts = read_part_footer(entries)
+        with files.open(context.output, name) as part:
+            counts = _counts(context, chunk_id, part)
+            return _Part(name, part.num_rows, counts), _failed_rows(
+                context.job, part
+            ) if counts.failed else []
+    except FileNotFoundError as error:
+        raise OutputUnavailableError(f"{context.output.uri}/{name} is not there (yet)") from error
+
+
+def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
+    where = f"{context.output.uri}/{keys.part(chunk_id, context.job.part_format)}"
+    try:
+        identity, counts = part.footer()
     except ValueError as error:
         raise OutputConflictError(f"{where} is not a part: {error}") from error
     if (identity.job_id, identity.chunk_id) != (context.job.job_id, chunk_id):
@@ -112,11 +111,13 @@ def _counts(context: JobContext, chunk_id: int, entries: dict[str, str]) -> Part
     return counts
 
 
-def _failed_rows(file: pq.ParquetFile) -> list[dict[str, Any]]:
-    extra = [column for column in file.schema_arrow.names if column not in PART_COLUMNS]
-    table = file.read(columns=[*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra])
-    failed = table.filter(pc.equal(table["status"], pa.scalar(ItemStatus.FAILED.value)))
-    rows: list[dict[str, Any]] = failed.drop_columns(["status"]).to_pylist()
+def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
+    ours = {*PART_COLUMNS, *(name for one in job.further_label_sets for name in label_columns(one.name))}
+    extra = [column for column in part.schema.names if column not in ours]
+    rows: list[dict[str, Any]] = []
+    for batch in part.batches([*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra]):
+        failed = batch.filter(pc.equal(batch["status"], pa.scalar(ItemStatus.FAILED.value)))
+        rows += as_json(failed.drop_columns(["status"])).to_pylist()
     return rows
 
 

@@ -14,6 +14,7 @@ from clipfleet.contract import Job, read_job
 from clipfleet.errors import JobUnreadableError, OutputUnreachableError
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, open_output
+from clipfleet.part_files import part_files
 from clipfleet.staging import StagedReader
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
@@ -71,7 +72,8 @@ class JobContexts:
         self._check_root(job.output)
         output = open_output(job.output)
         _check_holds(output, job)
-        return JobContext(job, output, PartSink(output), StagedReader(output, job_id=job_id))
+        sink = PartSink(output, part_files(job.part_format, job_id))
+        return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
 
     def _check_root(self, output: str) -> None:
         path = Path(output).resolve()

@@ -10,26 +10,27 @@ from typing import Annotated
 import typer
 
 from clipfleet import keys
-from clipfleet import results as result_files
 from clipfleet.client import Client
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.outputs import open_output
+from clipfleet.result_formats import ResultFormat, write
+from clipfleet.results import PartRows
 from clipfleet.settings import load_settings
 
 
 def results(
     job: Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or the folder of the results")],
-    result_format: Annotated[result_files.ResultFormat, typer.Option("--format", help="how to print")] = (
-        result_files.ResultFormat.TABLE
+    result_format: Annotated[ResultFormat, typer.Option("--format", help="how to print")] = (
+        ResultFormat.TABLE
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows (table: 20)")] = None,
 ) -> None:
     """Print the rows that are there, in the order of the source."""
-    output = open_output(_output_of(job))
-    if result_format is result_files.ResultFormat.PARQUET and sys.stdout.isatty():
+    reader = PartRows(open_output(_output_of(job)))
+    if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
     try:
-        result_files.write(output, result_format, sys.stdout.buffer, limit=limit)
+        write(reader, result_format, sys.stdout.buffer, limit=limit)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; what is left to be flushed goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,7 +41,7 @@ def _output_of(job: str) -> str:
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    if "/" in job or (path / keys.INTERNAL).is_dir() or any(path.glob(keys.PART_GLOB)):
+    if "/" in job or (path / keys.INTERNAL).is_dir() or _holds_parts(path):
         return str(path)
     if load_settings().redis_url is None and not path.is_dir():
         raise UsageError(
@@ -54,3 +55,7 @@ def _output_of(job: str) -> str:
         if path.is_dir():
             return str(path)
         raise
+
+
+def _holds_parts(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in keys.PART_GLOBS.values())

@@ -1,0 +1,70 @@
+"""How the parts of a job are written and read: the protocol, and one file per format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from clipfleet.contract import PartFormat
+from clipfleet.outputs import Output
+from clipfleet.part_files.jsonl import JsonlParts
+from clipfleet.part_files.parquet import ParquetParts
+from clipfleet.parts import PartCounts, PartIdentity
+
+
+class OpenPart(Protocol):
+    """A part that is being read."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the rows, without metadata."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    def footer(self) -> tuple[PartIdentity, PartCounts]:
+        """Whose part it is, and what it counts.
+
+        Raises:
+            ValueError: it is no part of ours.
+        """
+        ...
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows in order, in batches of at most 4,096, with all columns or the named ones."""
+        ...
+
+
+class PartFiles(Protocol):
+    """One format. Both methods raise `OutputUnavailableError` where waiting may help."""
+
+    def name(self, chunk_id: int) -> str:
+        """Object name of the part of a chunk."""
+        ...
+
+    def write(
+        self, output: Output, path: Path, identity: PartIdentity, rows: pa.Table, counts: PartCounts
+    ) -> None:
+        """Write a part to a scratch file of the output, ready to be published. May be repeated."""
+        ...
+
+    def open(self, output: Output, name: str) -> AbstractContextManager[OpenPart]:
+        """Open a part of the output for reading.
+
+        Raises:
+            FileNotFoundError: there is no object of this name.
+            OutputDamagedError: now or while reading: it does not hold what its name says.
+        """
+        ...
+
+
+def part_files(part_format: PartFormat, job_id: str | None) -> PartFiles:
+    """The parts of a job; without its id those of a JSONL part have no known footer and types."""
+    return JsonlParts(job_id) if part_format is PartFormat.JSONL else ParquetParts()

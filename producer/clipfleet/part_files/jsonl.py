@@ -1,0 +1,129 @@
+"""JSON Lines parts: rows and nothing else, so that every reader of JSON Lines gets exactly the rows.
+
+There is no room for identity and counts among rows, and two objects cannot be written at once. So the footer
+is an object of its own that is named by job and content, and written first: a part with another content,
+whoever wrote it, never finds it, and a footer whose part did not come to be is never looked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clipfleet import keys
+from clipfleet.contract import PartFormat
+from clipfleet.errors import OutputConflictError, OutputDamagedError
+from clipfleet.json_rows import from_json, inferred_schema, json_lines, json_schema
+from clipfleet.outputs import Output
+from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.parquet import parquet_errors
+from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
+
+_BATCH_ROWS = 512  # they become Python objects on their way, and a vector is large then
+_SCHEMA = "schema"  # entry of the footer: the rows' Arrow schema, which JSON cannot tell
+
+
+class JsonlParts:
+    """See `clipfleet.part_files.PartFiles`."""
+
+    def __init__(self, job_id: str | None) -> None:
+        self._job_id = job_id
+
+    def name(self, chunk_id: int) -> str:
+        """See the protocol."""
+        return keys.part(chunk_id, PartFormat.JSONL)
+
+    def write(
+        self, output: Output, path: Path, identity: PartIdentity, rows: pa.Table, counts: PartCounts
+    ) -> None:
+        """See the protocol. The footer is put into the output at once."""
+        content = hashlib.sha256()
+        with output_errors(path), path.open("wb") as file:
+            for batch in rows.to_batches(_BATCH_ROWS):
+                data = "".join(json_lines(batch)).encode()
+                content.update(data)
+                file.write(data)
+        footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
+        name = keys.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
+        self._put_footer(output, name, footer)
+
+    def _put_footer(self, output: Output, name: str, footer: dict[str, str]) -> None:
+        data = json.dumps(footer).encode()
+        if output.create(name, data):
+            return
+        # The same rows came out in an earlier generation, or another writer has them too.
+        found = _read_footer(output, name)
+        if found is None:
+            raise OutputConflictError(f"{output.uri}/{name} was removed while it was written")
+        if int(found["generation"]) < int(footer["generation"]):
+            output.replace(name, data)
+
+    @contextmanager
+    def open(self, output: Output, name: str) -> Iterator[OpenJsonlPart]:
+        """See the protocol. Reads the whole part."""
+        with parquet_errors(output, name), output.open(name) as file:
+            content = file.read()
+        footer = None
+        if self._job_id is not None:
+            footer_name = keys.detached_footer(name, self._job_id, hashlib.sha256(content).hexdigest())
+            footer = _read_footer(output, footer_name)
+        try:
+            yield OpenJsonlPart(content, footer)
+        except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowException) as error:
+            raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+
+
+class OpenJsonlPart:
+    """See `clipfleet.part_files.OpenPart`."""
+
+    def __init__(self, content: bytes, footer: dict[str, str] | None) -> None:
+        self._lines = content.splitlines() if content else []
+        self._footer = footer
+        self.schema = _schema_of(footer) if footer is not None else inferred_schema(self._rows(self._lines))
+
+    @property
+    def num_rows(self) -> int:
+        """See the protocol."""
+        return len(self._lines)
+
+    def footer(self) -> tuple[PartIdentity, PartCounts]:
+        """See the protocol."""
+        if self._footer is None:
+            raise ValueError("no footer of this job belongs to its content")
+        return read_part_footer(self._footer)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """See the protocol."""
+        for start in range(0, len(self._lines), _BATCH_ROWS):
+            batch = from_json(self._rows(self._lines[start : start + _BATCH_ROWS]), self.schema)
+            yield batch if columns is None else batch.select(list(columns))
+
+    def _rows(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in lines]
+
+
+def _read_footer(output: Output, name: str) -> dict[str, str] | None:
+    data = output.read(name)
+    if data is None:
+        return None
+    try:
+        entries: dict[str, str] = json.loads(data)
+        read_part_footer(entries)
+    except ValueError as error:
+        raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+    return entries
+
+
+def _schema_text(schema: pa.Schema) -> str:
+    return b64encode(schema.remove_metadata().serialize()).decode()
+
+
+def _schema_of(footer: dict[str, str]) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(b64decode(footer[_SCHEMA])))

@@ -1,0 +1,164 @@
+"""Writes rows that were read back for people and for other programs; one batch at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clipfleet.json_rows import as_json, json_lines
+from clipfleet.results import RowReader
+
+TABLE_ROWS = 20
+_EXPORT_ROWS = 32_768  # rows of a row group of an exported file; 32 MB of vectors of length 512
+
+
+class ResultFormat(StrEnum):
+    """What `clipfleet results` can write."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def write(
+    reader: RowReader, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None
+) -> int:
+    """Write the rows so far.
+
+    Args:
+        reader: the rows of a job.
+        result_format: `table` is for people; the others hold every column.
+        stream: text is written to it as UTF-8. It is left open, and need not be seekable.
+        limit: the most rows that are written; None means all, 20 for a table.
+
+    Returns:
+        Number of rows written.
+
+    Raises:
+        ResultsNotReadyError: no part exists; nothing was written. Else see `RowReader.read`.
+    """
+    if limit is None:
+        limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
+    stored = reader.read()
+    return _WRITERS[result_format](_Rows(stored.schema, stored.batches, limit), stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is to be written; can be read once."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    limit: int  # the most rows that are written
+
+    def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows up to the limit; no part is opened that is not needed for them."""
+        left = self.limit if limit is None else limit
+        while left > 0 and (batch := next(self.batches, None)) is not None:
+            yield batch.slice(0, left)
+            left -= batch.num_rows
+
+
+def _write_jsonl(wanted: _Rows, stream: BinaryIO) -> int:
+    count = 0
+    with _as_text(stream) as text:
+        for batch in wanted.first():
+            text.writelines(json_lines(batch))
+            count += batch.num_rows
+    return count
+
+
+def _write_csv(wanted: _Rows, stream: BinaryIO) -> int:
+    count = 0
+    with _as_text(stream) as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(wanted.schema.names)
+        for batch in wanted.first():
+            writer.writerows(map(_csv_value, row.values()) for row in as_json(batch).to_pylist())
+            count += batch.num_rows
+    return count
+
+
+def _csv_value(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _write_parquet(wanted: _Rows, stream: BinaryIO) -> int:
+    count = 0
+    held: list[pa.RecordBatch] = []
+    with pq.ParquetWriter(stream, wanted.schema, compression="zstd") as writer:
+        for batch in wanted.first():
+            held.append(batch)
+            count += batch.num_rows
+            if sum(one.num_rows for one in held) >= _EXPORT_ROWS:
+                writer.write_table(pa.Table.from_batches(held))
+                held = []
+        if held:
+            writer.write_table(pa.Table.from_batches(held))
+    return count
+
+
+def _write_table(wanted: _Rows, stream: BinaryIO) -> int:
+    # One row more than is shown tells whether there are more.
+    rows = [row for batch in wanted.first(wanted.limit + 1) for row in as_json(batch).to_pylist()]
+    shown = rows[: wanted.limit]
+    answer = "label" if any(row["label"] is not None for row in shown) else "vector"
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("index", "id", "status", answer, "score", "error"):
+        is_number = heading in ("index", "score")
+        table.add_column(heading, overflow="fold", justify="right" if is_number else "left")
+    for row in shown:
+        table.add_row(*(Text(cell) for cell in _cells(row)))
+    with _as_text(stream) as text:
+        console = Console(file=text)
+        console.print(table)
+        if len(rows) > len(shown):
+            console.print(
+                f"the first {len(shown)} rows; more with --limit, all with --format jsonl, csv or parquet"
+            )
+    return len(shown)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    vector = row["embedding"]
+    error = ": ".join(part for part in (row["error_code"], row["error_detail"]) if part)
+    return (
+        str(row["item_index"]),
+        row["item_id"],
+        row["status"],
+        row["label"] or ("" if vector is None else f"{len(vector)} numbers"),
+        "" if row["score"] is None else f"{row['score']:.3f}",
+        error,
+    )
+
+
+@contextmanager
+def _as_text(stream: BinaryIO) -> Iterator[TextIO]:
+    text = io.TextIOWrapper(stream, "utf-8", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()  # else the wrapper would close the caller's stream
+
+
+_WRITERS: dict[ResultFormat, Callable[[_Rows, BinaryIO], int]] = {
+    ResultFormat.TABLE: _write_table,
+    ResultFormat.JSONL: _write_jsonl,
+    ResultFormat.CSV: _write_csv,
+    ResultFormat.PARQUET: _write_parquet,
+}
