@@ -45,6 +45,7 @@ class Claim:
     chunks: int  # in that file
     more: bool  # work remains for another claim
     chunk_size: int  # items in the chunk, at most
+    retry_codes: tuple[str, ...] = ()  # of a retry: the error codes of the rows to run again; empty: all
 
     @property
     def has_history(self) -> bool:
@@ -289,11 +290,14 @@ class Ledger:
         )  # fmt: skip
         if not answer:
             return None
-        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more, size = answer
+        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more, size, codes = (
+            answer
+        )
         return Claim(
             token=token, job_id=job_id, chunk_id=int(chunk), generation=int(generation), losses=int(losses),
             failures=int(failures), waits=int(waits), job_fingerprint=fingerprint, first_chunk=int(first),
             chunks=int(chunks), more=more == "1", chunk_size=int(size),
+            retry_codes=tuple(codes.split(",")) if codes else (),
         )  # fmt: skip
 
     def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -128,6 +129,13 @@ class TestObjects:
         assert list(output.names("part-")) == [keys.part(2), keys.part(10)]
         assert list(output.names("")) == [keys.MANIFEST, keys.part(2), keys.part(10)]
 
+    def test_names_in_a_folder_of_the_output(self, output: FolderOutput) -> None:
+        for name in (keys.staged_file(2, 1), keys.staged_file(0, 2), keys.JOB_FILE):
+            output.create(name, b"x")
+
+        assert list(output.names("_clipfleet/items-")) == [keys.staged_file(0, 2), keys.staged_file(2, 1)]
+        assert list(output.names("_clipfleet/none-")) == list(output.names("nowhere/x")) == []
+
     def test_the_uri_is_absolute_and_keeps_links(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -240,6 +248,111 @@ class TestPublishing:
         monkeypatch.setattr(folder.os, "fsync", picky)
 
         assert output.create("a", b"one")
+
+
+def replace_if(output: FolderOutput, name: str, version: str, data: bytes) -> bool:
+    with output.scratch() as path:
+        path.write_bytes(data)
+        return output.replace_if(path, name, version)
+
+
+def version(output: FolderOutput, name: str = "a") -> str:
+    found = output.version(name)
+    assert found is not None
+    return found
+
+
+class TestConditionalReplacement:
+    def test_an_object_of_the_version_that_was_seen_is_replaced(self, output: FolderOutput) -> None:
+        output.create("a", b"one")
+
+        assert replace_if(output, "a", version(output), b"two")
+        assert output.read("a") == b"two"
+        assert tmp_names(output) == []
+
+    def test_every_write_makes_another_version(self, output: FolderOutput) -> None:
+        versions = []
+        for _ in range(5):
+            output.replace("a", b"the same")
+            versions.append(version(output))
+
+        assert len(set(versions)) == 5
+
+    def test_an_object_that_is_another_by_now_stays(self, output: FolderOutput) -> None:
+        output.create("a", b"one")
+        seen = version(output)
+        output.replace("a", b"two")
+
+        assert not replace_if(output, "a", seen, b"three")
+        assert output.read("a") == b"two"
+
+    def test_an_object_that_has_gone_does_not_come_back(self, output: FolderOutput) -> None:
+        output.create("a", b"one")
+        seen = version(output)
+        output.remove("a")
+
+        assert not replace_if(output, "a", seen, b"two")
+        assert output.version("a") is None
+
+    def test_who_waits_in_front_of_the_file_that_goes_changes_nothing(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a writer that has opened the file when another one replaces it
+        output.create("a", b"one")
+        seen = version(output)
+        monkeypatch.setattr(folder, "_lock", lambda descriptor: output.replace("a", b"two"))
+
+        assert not replace_if(output, "a", seen, b"three")
+        assert output.read("a") == b"two"
+
+    def test_who_waits_in_front_of_a_file_that_is_removed_changes_nothing(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output.create("a", b"one")
+        seen = version(output)
+        monkeypatch.setattr(folder, "_lock", lambda descriptor: output.remove("a"))
+
+        assert not replace_if(output, "a", seen, b"two")
+
+    def test_while_another_writer_replaces_it_nobody_else_does(self, output: FolderOutput) -> None:
+        output.create("a", b"one")
+        with Path(output.uri, "a").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+            with pytest.raises(OutputUnavailableError, match="another writer is replacing it") as caught:
+                replace_if(output, "a", version(output), b"two")
+        assert not isinstance(caught.value, OutputUnreachableError)
+
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+    def test_a_file_system_without_locks(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        monkeypatch.setattr(folder.fcntl, "flock", refuse(number))
+        output.create("a", b"one")
+        seen = version(output)
+
+        assert replace_if(output, "a", seen, b"two")
+        assert not replace_if(output, "a", seen, b"three")
+
+    def test_of_sixteen_writers_that_saw_the_same_one_wins(self, output: FolderOutput) -> None:
+        barrier = threading.Barrier(16)
+
+        def write(writer: int, name: str, seen: str) -> bool:
+            barrier.wait(30)
+            try:
+                return replace_if(output, name, seen, f"{writer}".encode())
+            except OutputUnavailableError:
+                return False
+
+        with ThreadPoolExecutor(16) as pool:
+            for number in range(20):
+                name = keys.part(number)
+                output.create(name, b"old")
+                seen = version(output, name)
+                calls = [pool.submit(write, writer, name, seen) for writer in range(16)]
+                winners = [writer for writer, call in enumerate(calls) if call.result()]
+                assert [output.read(name)] == [f"{winner}".encode() for winner in winners]
+        assert tmp_names(output) == []
 
 
 class TestRaces:

@@ -416,15 +416,92 @@ class TestAdoption:
         assert bench.run(job).counts == self.COUNTS
         assert len(bench.sink.parts) == 1
 
-    @pytest.mark.parametrize("other", [{"job_id": "other"}, {"generation": 1}])
-    def test_a_part_of_somebody_else_is_not(self, bench: Bench, other: dict[str, Any]) -> None:
+    def test_a_part_of_somebody_else_is_not(self, bench: Bench) -> None:
         job = bench.submit(bench.colours())
-        self.place(bench, job, **other)
+        self.place(bench, job, job_id="other")
 
         with pytest.raises(OutputConflictError):
             bench.run(job, losses=1)
         with pytest.raises(OutputConflictError):
             bench.run(job)
+
+    def test_a_part_of_a_later_generation_is_not_and_stays(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+        self.place(bench, job, generation=1)
+
+        for history in ({"losses": 1}, {}):
+            with pytest.raises(OutputUnavailableError, match="retried"):
+                bench.run(job, **history)
+        assert bench.sink.parts[0].identity.generation == 1
+
+
+SICK, SICKER = 3, 7  # items that fail at first
+
+
+def sick_job(bench: Bench) -> Job:
+    """A job of which two items failed, for different reasons."""
+    uris = bench.colours()
+    healthy = dict(bench.places.contents)
+    bench.places.contents[uris[SICK]] = ItemFailure(ErrorCode.SERVER_ERROR, "500")
+    bench.places.contents[uris[SICKER]] = ItemFailure(ErrorCode.NOT_FOUND, "404")
+    job = bench.submit(uris, shelf=[f"s{number}" for number in range(ITEMS)])
+    assert bench.run(job).counts.failed == 2
+    bench.places.contents = {uri: healthy[uri] for uri in (uris[SICK], uris[SICKER])}
+    bench.places.asked.clear()
+    return job
+
+
+class TestRetry:
+    def test_only_what_failed_is_run_again_and_the_other_rows_stay(self, bench: Bench) -> None:
+        job = sick_job(bench)
+        before = bench.rows()
+
+        assert bench.run(job, generation=1).counts == PartCounts(ITEMS, 0, {})
+
+        after = bench.rows()
+        assert sorted(bench.places.asked) == sorted(after[position]["uri"] for position in (SICK, SICKER))
+        assert bench.column("item_index") == list(range(ITEMS))
+        assert bench.column("shelf") == [f"s{number}" for number in range(ITEMS)]
+        assert bench.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
+        unchanged = [number for number in range(ITEMS) if number not in (SICK, SICKER)]
+        assert [after[number] for number in unchanged] == [before[number] for number in unchanged]
+        assert bench.sink.parts[0].identity.generation == 1
+
+    def test_of_some_codes_the_others_stay_as_they_are(self, bench: Bench) -> None:
+        job = sick_job(bench)
+
+        result = bench.run(job, generation=1, retry_codes=("server_error", "timeout"))
+
+        assert result.counts == PartCounts(ITEMS - 1, 1, {"not_found": 1})
+        assert bench.column("status")[SICK] == "ok"
+        assert bench.column("error_detail")[SICKER] == "404"
+        assert bench.column("item_index") == list(range(ITEMS))
+
+    def test_what_fails_again_has_its_new_reason(self, bench: Bench) -> None:
+        job = sick_job(bench)
+        for uri in bench.places.contents:
+            bench.places.contents[uri] = ItemFailure(ErrorCode.TIMEOUT, "slow")
+
+        assert bench.run(job, generation=1).counts == PartCounts(ITEMS - 2, 2, {"timeout": 2})
+
+    def test_a_chunk_that_is_given_up_keeps_its_good_rows(self, bench: Bench) -> None:
+        job = sick_job(bench)
+
+        assert bench.run(job, generation=1, losses=5).counts == PartCounts(ITEMS - 2, 2, {"chunk_failed": 2})
+        assert bench.places.asked == []
+
+    def test_where_no_part_was_written_all_items_are_run(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours())
+
+        assert bench.run(job, generation=1).counts == PartCounts(ITEMS, 0, {})
+
+    def test_a_part_that_is_in_place_already_is_adopted(self, bench: Bench) -> None:
+        job = sick_job(bench)
+        bench.run(job, generation=1)
+        bench.places.asked.clear()
+
+        assert bench.run(job, generation=1).counts == PartCounts(ITEMS, 0, {})
+        assert bench.places.asked == []
 
 
 class TestGivingUp:
@@ -471,7 +548,7 @@ class TestTheWorld:
             bench.run(job)
 
     def test_a_sink_that_cannot_write_is_told(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object) -> None:
+        def full(*_: object, **__: object) -> None:
             raise OutputUnavailableError("disk full")
 
         monkeypatch.setattr(bench.sink, "write", full)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from clipfleet.contract import ErrorCode, ItemError, Job
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.leases import HeldLease
@@ -56,33 +57,33 @@ class Pipeline:
 
         Raises:
             ModelUnavailableError: the model cannot be loaded here.
-            OutputUnavailableError: the output cannot be read or written.
             OutputConflictError: another job's part is in the place of ours.
+            OutputUnavailableError: the output is away, or a later generation has been here.
             ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
         """
         lease.enter("read", _READ_LIMIT_SECONDS)
-        if claim.has_history:
+        if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
                 return ChunkResult(found, {})
         if claim.is_exhausted:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
-        items = context.items(claim)
+        work = _work(claim, context)
         lease.enter("load model", _LOAD_LIMIT_SECONDS)
         model = self._models.get(context.job.model, context.job.precision)
         lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
-        outcomes = self._encode(context.job, items, model, lease)
+        outcomes = self._encode(context.job, work.items, model, lease)
         lease.enter("score", _ENCODE_LIMIT_SECONDS)
         rankings = self._rank(context.job, outcomes, model)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
-        return self._write(claim, context, items, outcomes, model=model, rankings=rankings)
+        return self._write(claim, context, work, outcomes, model=model, rankings=rankings)
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
         lease.enter("write", _WRITE_LIMIT_SECONDS)
-        items = context.items(claim)
-        return self._write(claim, context, items, failed_outcomes(items.num_rows, error))
+        work = _work(claim, context)
+        return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
 
     def _encode(self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease) -> Outcomes:
         outcomes = Outcomes(items.num_rows)
@@ -104,7 +105,7 @@ class Pipeline:
         self,
         claim: Claim,
         context: JobContext,
-        items: pa.Table,
+        work: ChunkWork,
         outcomes: Outcomes,
         *,
         model: LoadedModel | None = None,
@@ -112,8 +113,8 @@ class Pipeline:
     ) -> ChunkResult:
         job = context.job
         started = time.monotonic()
-        rows = part_table(
-            items,
+        fresh = part_table(
+            work.items,
             outcomes,
             embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
             model_fingerprint=model.fingerprint_for(job.decode) if model else None,
@@ -121,8 +122,15 @@ class Pipeline:
             label_sets=job.label_sets,
             rankings=rankings,
         )
-        counts = context.sink.write(_identity(claim), rows, count_rows(outcomes))
+        rows = work.all_rows(fresh)
+        counts = context.sink.write(_identity(claim), rows, count_rows(rows), over=work.older)
         return ChunkResult(counts, {**outcomes.seconds, "write": time.monotonic() - started})
+
+
+def _work(claim: Claim, context: JobContext) -> ChunkWork:
+    """The items of a chunk; in a retry only those that failed in the part of the generation before."""
+    older = context.sink.older(_identity(claim)) if claim.generation > 0 else None
+    return chunk_work(context.items(claim), older, claim.retry_codes)
 
 
 def _identity(claim: Claim) -> PartIdentity:

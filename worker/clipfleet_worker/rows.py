@@ -79,11 +79,11 @@ def failed_outcomes(count: int, error: ItemError) -> Outcomes:
     return outcomes
 
 
-def count_rows(outcomes: Outcomes) -> PartCounts:
+def count_rows(rows: pa.Table) -> PartCounts:
     """Rows by outcome."""
-    codes = Counter(error.code.value for error in outcomes.errors if error is not None)
+    codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
     failed = sum(codes.values())
-    return PartCounts(len(outcomes.errors) - failed, failed, dict(codes))
+    return PartCounts(rows.num_rows - failed, failed, dict(codes))
 
 
 def without_userinfo(uri: str) -> str:

@@ -12,9 +12,10 @@ import pyarrow as pa
 from PIL import Image
 
 from clipfleet.contract import DecodeRoute, Precision, short_hash
-from clipfleet.errors import OutputConflictError
+from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.sinks import OlderPart
 
 COLOURS = {
     "black": (0, 0, 0), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0),
@@ -99,15 +100,34 @@ class MemorySink:
     def find(self, identity: PartIdentity) -> PartCounts | None:
         """See the protocol."""
         with self._lock:
-            part = self.parts.get(identity.chunk_id)
-        if part is None:
-            return None
-        if part.identity != identity:
-            raise OutputConflictError(f"chunk {identity.chunk_id} belongs to {part.identity}")
-        return part.counts
+            part = self._part(identity)
+        return part.counts if part is not None and part.identity == identity else None
 
-    def write(self, identity: PartIdentity, rows: pa.Table, counts: PartCounts) -> PartCounts:
+    def older(self, identity: PartIdentity) -> OlderPart | None:
         """See the protocol."""
         with self._lock:
-            self.parts.setdefault(identity.chunk_id, MemoryPart(identity, rows, counts))
-        return self.find(identity) or counts
+            part = self._part(identity)
+        if part is None or part.identity == identity:
+            return None
+        return OlderPart(part.rows, str(part.identity.generation))
+
+    def write(
+        self, identity: PartIdentity, rows: pa.Table, counts: PartCounts, *, over: OlderPart | None = None
+    ) -> PartCounts:
+        """See the protocol."""
+        with self._lock:
+            part = self._part(identity)
+            if part is not None and part.identity == identity:
+                return part.counts
+            if (over and over.version) != (str(part.identity.generation) if part else None):
+                raise OutputUnavailableError(f"chunk {identity.chunk_id} was written meanwhile")
+            self.parts[identity.chunk_id] = MemoryPart(identity, rows, counts)
+        return counts
+
+    def _part(self, identity: PartIdentity) -> MemoryPart | None:
+        part = self.parts.get(identity.chunk_id)
+        if part is not None and part.identity.job_id != identity.job_id:
+            raise OutputConflictError(f"chunk {identity.chunk_id} belongs to {part.identity}")
+        if part is not None and part.identity.generation > identity.generation:
+            raise OutputUnavailableError(f"chunk {identity.chunk_id} was retried meanwhile")
+        return part

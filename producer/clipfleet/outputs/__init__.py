@@ -40,6 +40,18 @@ class Output(Protocol):
         """
         ...
 
+    def version(self, name: str) -> str | None:
+        """What `replace_if` wants to know of an object: it differs for every write. None if there is none."""
+        ...
+
+    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+        """Like `publish` over an object, but only if that is still of this version.
+
+        Returns:
+            False if the object is another one by now, or gone: then nothing was changed.
+        """
+        ...
+
     def create(self, name: str, data: bytes) -> bool:
         """Like `publish` for a few bytes."""
         ...
@@ -57,7 +69,7 @@ class Output(Protocol):
         ...
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Sorted names of the objects directly below the output that start with `prefix`."""
+        """Sorted names of the objects that start with `prefix`; none from folders further below."""
         ...
 
     def remove(self, name: str) -> None:

@@ -6,6 +6,7 @@ A file becomes visible by a hard link from a finished temporary file: whole, and
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -32,6 +33,7 @@ _UNREACHABLE = frozenset(
     }
 )
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
 
 
 class FolderOutput:
@@ -64,11 +66,36 @@ class FolderOutput:
         """Sync the file, then give it its name."""
         target = self._folder / name
         with output_errors(target), _needed(scratch):
-            with scratch.open("rb+") as file:
-                os.fsync(file.fileno())
+            _sync_file(scratch)
             if replace:
                 scratch.replace(target)
             elif not _link_if_absent(scratch, target):
+                return False
+            _sync_folder(target.parent)
+        return True
+
+    def version(self, name: str) -> str | None:
+        """See the protocol."""
+        path = self._folder / name
+        with output_errors(path):
+            try:
+                return _version(path.stat())
+            except FileNotFoundError:
+                return None
+
+    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+        """See the protocol. Raises `OutputUnavailableError` while another writer is replacing the file."""
+        target = self._folder / name
+        with output_errors(target), _needed(scratch):
+            _sync_file(scratch)
+            try:
+                # The file that is to go is its own lock; who gets it too late sees so at the path.
+                with target.open("rb+") as file:
+                    _lock(file.fileno())
+                    if {version} != {_version(os.fstat(file.fileno())), _version(target.stat())}:
+                        return False
+                    scratch.replace(target)
+            except FileNotFoundError:
                 return False
             _sync_folder(target.parent)
         return True
@@ -108,15 +135,17 @@ class FolderOutput:
 
     def names(self, prefix: str) -> Iterator[str]:
         """See the protocol."""
-        with output_errors(self._folder):
+        below, _, start = prefix.rpartition("/")
+        folder = self._folder / below
+        with output_errors(folder):
             try:
-                with os.scandir(self._folder) as entries:
+                with os.scandir(folder) as entries:
                     found = [
-                        entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_file()
+                        entry.name for entry in entries if entry.name.startswith(start) and entry.is_file()
                     ]
             except FileNotFoundError:
                 return
-        yield from sorted(found)
+        yield from (f"{below}/{name}" if below else name for name in sorted(found))
 
     def remove(self, name: str) -> None:
         """See the protocol."""
@@ -190,6 +219,27 @@ def _link_if_absent(source: Path, target: Path) -> bool:
             return False
         source.replace(target)
     return True
+
+
+def _version(status: os.stat_result) -> str:
+    # The number of a file that has gone is soon given to a new one, but not with the same time.
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OSError(error.errno, "another writer is replacing it") from error
+    except OSError as error:
+        # A file system without locks: what is left is the comparison right before the rename.
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

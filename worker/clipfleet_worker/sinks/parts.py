@@ -1,14 +1,18 @@
-"""Parts in an output: created once under their own name, adopted if another writer came first."""
+"""Parts in an output: created once under their own name, adopted if another writer came first.
+
+A retry replaces the part of an earlier generation, and only the very one that it has read.
+"""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from clipfleet.errors import OutputConflictError, OutputDamagedError
+from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output
 from clipfleet.part_files import PartFiles
 from clipfleet.part_files.parquet import ParquetParts
 from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet_worker.sinks import OlderPart
 
 
 class PartSink:
@@ -28,21 +32,44 @@ class PartSink:
             return None
         except (OutputDamagedError, ValueError) as error:
             raise OutputConflictError(f"{self._output.uri}/{name} is not a part: {error}") from error
-        if found != identity:
-            raise OutputConflictError(
-                f"{self._output.uri}/{name} belongs to job {found.job_id}, chunk {found.chunk_id}, "
-                f"generation {found.generation}"
-            )
-        return counts
+        self._require_ours(found, identity)
+        return counts if found.generation == identity.generation else None
 
-    def write(self, identity: PartIdentity, rows: pa.Table, counts: PartCounts) -> PartCounts:
+    def older(self, identity: PartIdentity) -> OlderPart | None:
+        """See the protocol."""
+        name = self._files.name(identity.chunk_id)
+        version = self._output.version(name)  # before it is read: what comes in between is noticed
+        if version is None:
+            return None
+        if self.find(identity) is not None:
+            raise OutputUnavailableError(f"{self._output.uri}/{name} was written meanwhile")
+        with self._files.open(self._output, name) as part:
+            return OlderPart(pa.Table.from_batches(part.batches(), part.schema), version)
+
+    def write(
+        self, identity: PartIdentity, rows: pa.Table, counts: PartCounts, *, over: OlderPart | None = None
+    ) -> PartCounts:
         """See the protocol."""
         name = self._files.name(identity.chunk_id)
         with self._output.scratch() as path:
             self._files.write(self._output, path, identity, rows, counts)
-            if self._output.publish(path, name):
+            if over is None:
+                is_in_place = self._output.publish(path, name)
+            else:
+                is_in_place = self._output.replace_if(path, name, over.version)
+            if is_in_place:
                 return counts
         found = self.find(identity)
-        if found is None:
+        if found is None and self._output.version(name) is None:
             raise OutputConflictError(f"{self._output.uri}/{name} was removed while it was written")
+        if found is None:
+            raise OutputUnavailableError(f"{self._output.uri}/{name}: another generation wrote it meanwhile")
         return found
+
+    def _require_ours(self, found: PartIdentity, identity: PartIdentity) -> None:
+        where = f"{self._output.uri}/{self._files.name(identity.chunk_id)}"
+        if (found.job_id, found.chunk_id) != (identity.job_id, identity.chunk_id):
+            raise OutputConflictError(f"{where} belongs to job {found.job_id}, chunk {found.chunk_id}")
+        if found.generation > identity.generation:
+            # No conflict: the job was retried while this worker slept, and goes on without it.
+            raise OutputUnavailableError(f"{where} is of generation {found.generation} by now")
