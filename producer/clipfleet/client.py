@@ -28,11 +28,11 @@ from clipfleet.contract import (
     Precision,
     Task,
     new_job_id,
-    normalise_model,
 )
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.hints import Hints, make_app
 from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
+from clipfleet.model_names import normalise_model
 from clipfleet.outputs import open_output
 from clipfleet.results import PartRows, RowReader
 from clipfleet.settings import Settings, load_settings

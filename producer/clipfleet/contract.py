@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -333,29 +332,3 @@ def short_hash(value: object) -> str:
 def new_job_id() -> str:
     """A fresh job id that sorts by day: `20261124-3f9a1c2b7d4e`."""
     return f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(6)}"
-
-
-_LOCAL_MODEL = re.compile(r"^(hf-hub|local-dir):.+")
-
-
-def normalise_model(name: str) -> str:
-    """The full name of a model as given by a user.
-
-    `ViT-B-32` alone means the default weights; any other architecture must name its weights, since open_clip
-    would otherwise fill it with random numbers.
-
-    Raises:
-        ValueError: the name does not say which weights are meant.
-    """
-    name = name.strip()
-    if name in (DEMO_MODEL, DEFAULT_MODEL) or _LOCAL_MODEL.match(name):
-        return name
-    architecture, colon, pretrained = name.partition(":")
-    if name == DEFAULT_MODEL.partition(":")[0]:
-        return DEFAULT_MODEL
-    if not (architecture and colon and pretrained):
-        raise ValueError(
-            f"model {name!r} does not say which weights: write NAME:PRETRAINED "
-            f"(for example {DEFAULT_MODEL}), hf-hub:ORG/REPOSITORY, local-dir:PATH or {DEMO_MODEL}"
-        )
-    return name

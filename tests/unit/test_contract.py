@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clipfleet.contract import (
-    DEFAULT_MODEL,
     DEFAULT_TEMPLATE,
     JOB_ID_PATTERN,
     MAX_CHUNK_SIZE,
@@ -28,7 +27,6 @@ from clipfleet.contract import (
     SourceDescription,
     Task,
     new_job_id,
-    normalise_model,
     read_job,
     short_hash,
 )
@@ -196,30 +194,6 @@ class TestLabelSet:
         assert LabelSet(labels=["cat", "dog"], templates=[DEFAULT_TEMPLATE]).hash == one.hash
         assert LabelSet(labels=("dog", "cat")).hash != one.hash
         assert LabelSet(labels=("cat", "dog"), templates=("{}",)).hash != one.hash
-
-
-class TestModelNames:
-    @pytest.mark.parametrize(
-        ("name", "meaning"),
-        [
-            ("demo", "demo"),
-            (" demo ", "demo"),
-            ("ViT-B-32", DEFAULT_MODEL),
-            (DEFAULT_MODEL, DEFAULT_MODEL),
-            ("ViT-L-14:openai", "ViT-L-14:openai"),
-            ("hf-hub:org/name", "hf-hub:org/name"),
-            ("local-dir:/models/a:b", "local-dir:/models/a:b"),
-        ],
-    )
-    def test_a_full_name(self, name: str, meaning: str) -> None:
-        assert normalise_model(name) == meaning
-
-    @pytest.mark.parametrize("name", ["", "ViT-L-14", "ViT-L-14:", ":openai", "hf-hub:", "local-dir:", ":"])
-    def test_a_name_without_weights_is_refused_with_the_ways_to_say_it(self, name: str) -> None:
-        with pytest.raises(ValueError, match="does not say which weights") as caught:
-            normalise_model(name)
-        for way in (DEFAULT_MODEL, "hf-hub:", "local-dir:", "demo"):
-            assert way in str(caught.value)
 
 
 class TestWords:

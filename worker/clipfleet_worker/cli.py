@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from clipfleet.console import say_error, warn_of_doubtful_variables
-from clipfleet.contract import normalise_model
 from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.model_names import normalise_model
 from clipfleet.settings import checked
 from clipfleet_worker.settings import WorkerSettings
 

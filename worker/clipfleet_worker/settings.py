@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision, normalise_model
+from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision
+from clipfleet.model_names import normalise_model
 from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings, split_commas
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -15,7 +15,12 @@ Source = Annotated[
     ),
 ]
 Output = Annotated[str | None, typer.Option(help="folder for the results (default: clipfleet-output/JOB_ID)")]
-Model = Annotated[str, typer.Option(metavar="NAME:PRETRAINED", help="open_clip model, or demo")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME:PRETRAINED", help="open_clip model, hf-hub:ORG/REPOSITORY, a folder (./FOLDER), or demo"
+    ),
+]
 PrecisionOption = Annotated[Precision, typer.Option(help="arithmetic of the forward pass")]
 Decode = Annotated[
     DecodeRoute, typer.Option(help="exact: open_clip's own transform; fast: a few grey levels off")
