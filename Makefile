@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install test lint unit integration e2e test-chaos clean
+.PHONY: demo install test lint unit integration e2e test-chaos bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -20,6 +20,10 @@ unit integration e2e: $(VENV)/.dev-installed
 
 test-chaos: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/chaos -q -s
+
+# Figures, not tests: they depend on the machine.
+bench: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.bench.decode
 
 install: $(VENV)/.dev-installed
 
