@@ -95,4 +95,4 @@ def part(chunk_id: int, part_format: str = "parquet") -> str:
 
 def detached_footer(part_name: str, job_id: str, content_hash: str) -> str:
     """Name of the footer of a part whose format has no room for one."""
-    return f"{INTERNAL}/footers/{part_name}-{job_id}-{content_hash}.json"
+    return f"{INTERNAL}/footer-{part_name}-{job_id}-{content_hash}.json"

@@ -93,9 +93,8 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
     try:
         with files.open(context.output, name) as part:
             counts = _counts(context, chunk_id, part)
-            return _Part(name, part.num_rows, counts), _failed_rows(
-                context.job, part
-            ) if counts.failed else []
+            errors = _failed_rows(context.job, part) if counts.failed else []
+            return _Part(name, part.num_rows, counts), errors
     except FileNotFoundError as error:
         raise OutputUnavailableError(f"{context.output.uri}/{name} is not there (yet)") from error
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipfleet.contract import DecodeRoute, Lane, Precision
+from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
 
 Source = Annotated[
     str,
@@ -35,4 +35,7 @@ AsJson = Annotated[
 ]
 UrlColumn = Annotated[str | None, typer.Option(help="column of a table that holds the URL or path")]
 IdColumn = Annotated[str | None, typer.Option(help="column of a table that names the item")]
+Format = Annotated[
+    PartFormat, typer.Option("--format", help="of the results: parquet, or jsonl (one JSON object per row)")
+]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id")]

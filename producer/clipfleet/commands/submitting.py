@@ -16,6 +16,7 @@ from clipfleet.commands.options import (
     AsJson,
     ChunkSize,
     Decode,
+    Format,
     IdColumn,
     JobId,
     LaneOption,
@@ -34,6 +35,7 @@ from clipfleet.contract import (
     DEFAULT_TEMPLATE,
     DecodeRoute,
     Lane,
+    PartFormat,
     Precision,
     new_job_id,
 )
@@ -62,12 +64,14 @@ def classify(
     as_json: AsJson = False,
     url_column: UrlColumn = None,
     id_column: IdColumn = None,
+    part_format: Format = PartFormat.PARQUET,
 ) -> None:
     """Label every image with the best of some names (zero-shot)."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column
-    )
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
+        part_format=part_format,
+    )  # fmt: skip
     names = read_labels(labels)
     started = time.monotonic()
     with Client() as client:
@@ -92,12 +96,14 @@ def embed(
     as_json: AsJson = False,
     url_column: UrlColumn = None,
     id_column: IdColumn = None,
+    part_format: Format = PartFormat.PARQUET,
 ) -> None:
     """Turn every image into a vector."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column
-    )
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
+        part_format=part_format,
+    )  # fmt: skip
     started = time.monotonic()
     with Client() as client:
         with _resumable(job_id):

@@ -106,7 +106,10 @@ class OpenJsonlPart:
             yield batch if columns is None else batch.select(list(columns))
 
     def _rows(self, lines: Sequence[bytes]) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        if not all(isinstance(row, dict) for row in rows):
+            raise pa.ArrowInvalid("a line is no JSON object")
+        return rows
 
 
 def _read_footer(output: Output, name: str) -> dict[str, str] | None:

@@ -1,0 +1,237 @@
+"""Parts of every format: the rows come back in their types, identity and counts with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.json
+import pytest
+
+from clipfleet import keys, results
+from clipfleet.contract import PartFormat
+from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.part_files import part_files
+from clipfleet.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.results import PartRows
+from clipfleet_worker.sinks.parts import PartSink
+from tests.support.jobs import FullDisk, make_job, place_job
+
+OURS = PartIdentity("job-a", 3, 0)
+COUNTS = PartCounts(ok=1, failed=1, codes={"not_found": 1})
+FORMATS = pytest.mark.parametrize("part_format", list(PartFormat))
+
+
+def rows(*uris: str, **extra: str) -> pa.Table:
+    """An ok row with a vector for the first URI, failed ones for the others."""
+    values: list[dict[str, Any]] = [
+        {"item_index": number, "item_id": str(number), "uri": uri, "status": "failed", **extra}
+        for number, uri in enumerate(uris)
+    ]
+    values[0] |= {"status": "ok", "embedding": [0.25, -1.0], "score": 0.1, "label": "a\u2028b"}
+    return pa.Table.from_pylist(values, part_schema(2, [pa.field(name, pa.string()) for name in extra]))
+
+
+def sink(output: FolderOutput, job_id: str = OURS.job_id) -> PartSink:
+    return PartSink(output, part_files(PartFormat.JSONL, job_id))
+
+
+def jsonl_rows(output: FolderOutput) -> list[dict[str, Any]]:
+    path = Path(output.uri, keys.part(OURS.chunk_id, PartFormat.JSONL))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> FolderOutput:
+    return FolderOutput(tmp_path / "out")
+
+
+class TestEveryFormat:
+    @FORMATS
+    def test_what_was_written_is_read(self, output: FolderOutput, part_format: PartFormat) -> None:
+        written = rows("/a.jpg", "/b.jpg", zip="007")
+        files = part_files(part_format, OURS.job_id)
+        assert PartSink(output, files).write(OURS, written, COUNTS) == COUNTS
+
+        name = files.name(OURS.chunk_id)
+        assert name == f"part-00000003.{part_format}"
+        assert list(output.names("")) == [name]
+        with files.open(output, name) as part:
+            assert part.footer() == (OURS, COUNTS)
+            assert part.num_rows == 2
+            assert part.schema.equals(written.schema)
+            assert pa.Table.from_batches(part.batches()).equals(written)
+            some = pa.Table.from_batches(part.batches(["status", "item_index"]))
+            assert some.to_pylist() == written.select(["status", "item_index"]).to_pylist()
+
+    @FORMATS
+    def test_the_second_writer_adopts_what_is_there(
+        self, output: FolderOutput, part_format: PartFormat
+    ) -> None:
+        first = PartSink(output, part_files(part_format, OURS.job_id))
+        second = PartSink(output, part_files(part_format, OURS.job_id))
+        first.write(OURS, rows("/a.jpg"), COUNTS)
+
+        assert second.write(OURS, rows("/b.jpg"), PartCounts(1, 0, {})) == COUNTS
+        assert second.find(OURS) == COUNTS
+
+    @FORMATS
+    def test_there_is_no_part(self, output: FolderOutput, part_format: PartFormat) -> None:
+        files = part_files(part_format, OURS.job_id)
+        assert PartSink(output, files).find(OURS) is None
+        with pytest.raises(FileNotFoundError), files.open(output, files.name(3)):
+            pass
+
+    @FORMATS
+    def test_a_full_disk_is_waited_for(self, tmp_path: Path, part_format: PartFormat) -> None:
+        with pytest.raises(OutputUnavailableError, match="No space left"):
+            PartSink(FullDisk(tmp_path), part_files(part_format, "j")).write(OURS, rows("/a.jpg"), COUNTS)
+
+    @FORMATS
+    def test_rows_are_read_back_in_one_schema(self, output: FolderOutput, part_format: PartFormat) -> None:
+        # Given a part that was given up before the length of a vector was known
+        place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=part_format))
+        target = PartSink(output, part_files(part_format, OURS.job_id))
+        given_up = rows("/a.jpg").slice(0, 0).schema.set(10, pa.field("embedding", pa.list_(pa.float16(), 1)))
+        failed = {"item_index": 0, "item_id": "0", "uri": "/a.jpg", "status": "failed"}
+        target.write(
+            replace(OURS, chunk_id=0), pa.Table.from_pylist([failed], given_up), PartCounts(0, 1, {})
+        )
+        target.write(replace(OURS, chunk_id=1), rows("/b.jpg", "/c.jpg"), COUNTS)
+
+        stored = PartRows(output).read()
+        assert pa.Table.from_batches(stored.batches, stored.schema).schema.equals(part_schema(2))
+        found = list(results.rows(PartRows(output)))
+        assert [one["uri"] for one in found] == ["/a.jpg", "/b.jpg", "/c.jpg"]
+        assert [one["embedding"] for one in found] == [None, [0.25, -1.0], None]
+        assert results.vectors(PartRows(output))[1].tolist() == [[0.25, -1.0]]
+
+
+class TestJsonl:
+    def test_a_part_holds_its_rows_and_nothing_else(self, output: FolderOutput) -> None:
+        written = rows("/a.jpg", "/b.jpg", zip="007")
+        sink(output).write(OURS, written, COUNTS)
+
+        assert jsonl_rows(output) == written.to_pylist()
+        assert list(jsonl_rows(output)[0]) == written.schema.names
+
+    def test_other_readers_see_the_same_rows(self, output: FolderOutput) -> None:
+        written = rows("/a.jpg", "/b.jpg", zip="007")
+        sink(output).write(OURS, written, COUNTS)
+        pattern = str(Path(output.uri, keys.PART_GLOBS["jsonl"]))
+
+        found = duckdb.read_json(pattern, format="newline_delimited")
+        assert found.columns == written.schema.names
+        assert len(found.fetchall()) == 2
+        table = pyarrow.json.read_json(Path(output.uri, keys.part(3, "jsonl")))
+        assert table["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
+        assert table["embedding"].to_pylist() == [[0.25, -1.0], None]
+
+    @pytest.mark.parametrize(
+        "other", [replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4), replace(OURS, generation=1)]
+    )
+    def test_another_part_in_its_place_is_a_conflict_and_stays(
+        self, output: FolderOutput, other: PartIdentity
+    ) -> None:
+        # Given a part of another job, chunk or generation under the name of ours
+        sink(output, other.job_id).write(other, rows("/theirs.jpg"), COUNTS)
+        theirs = Path(output.uri, keys.part(other.chunk_id, "jsonl"))
+        theirs.rename(Path(output.uri, keys.part(OURS.chunk_id, "jsonl")))
+
+        for call in (lambda: sink(output).find(OURS), lambda: sink(output).write(OURS, rows("/a"), COUNTS)):
+            with pytest.raises(OutputConflictError, match=r"part-00000003\.jsonl"):
+                call()
+        assert [row["uri"] for row in jsonl_rows(output)] == ["/theirs.jpg"]
+
+    def test_a_part_that_was_changed_is_no_part(self, output: FolderOutput) -> None:
+        sink(output).write(OURS, rows("/a.jpg"), COUNTS)
+        data = output.read(keys.part(3, "jsonl"))
+        assert data is not None
+        output.replace(keys.part(3, "jsonl"), data.replace(b"/a.jpg", b"/b.jpg"))
+
+        with pytest.raises(OutputConflictError, match="no footer of this job"):
+            sink(output).find(OURS)
+
+    def test_a_writer_that_dies_before_the_part_leaves_nothing_to_adopt(self, output: FolderOutput) -> None:
+        # Given a footer without a part
+        with output.scratch() as path:
+            part_files(PartFormat.JSONL, OURS.job_id).write(output, path, OURS, rows("/a.jpg"), COUNTS)
+        assert sink(output).find(OURS) is None
+
+        # When another writer gets something else
+        counts = PartCounts(1, 0, {})
+        assert sink(output).write(OURS, rows("/b.jpg"), counts) == counts
+
+        # Then its own footer counts
+        assert sink(output).find(OURS) == counts
+
+    def test_the_same_rows_in_a_later_generation_belong_to_it(self, output: FolderOutput) -> None:
+        later = replace(OURS, generation=2)
+        sink(output).write(OURS, rows("/a.jpg"), COUNTS)
+
+        with output.scratch() as path:
+            part_files(PartFormat.JSONL, OURS.job_id).write(output, path, later, rows("/a.jpg"), COUNTS)
+            assert output.publish(path, keys.part(3, "jsonl"), replace=True)
+
+        assert sink(output).find(later) == COUNTS
+        # And a late writer of the first generation takes nothing back
+        with pytest.raises(OutputConflictError, match="generation 2"):
+            sink(output).write(OURS, rows("/a.jpg"), COUNTS)
+        assert sink(output).find(later) == COUNTS
+
+    @pytest.mark.parametrize("line", [b"{", b'{"item_index": "many"}', b"\xff", b"[1]"])
+    def test_lines_that_are_no_rows_are_damage(self, output: FolderOutput, line: bytes) -> None:
+        output.create(keys.part(3, "jsonl"), line + b"\n")
+        files = part_files(PartFormat.JSONL, OURS.job_id)
+
+        with (
+            pytest.raises(OutputDamagedError, match=r"part-00000003\.jsonl"),
+            files.open(output, files.name(3)) as part,
+        ):
+            list(part.batches())
+
+    def test_a_damaged_footer_is_named(self, output: FolderOutput) -> None:
+        sink(output).write(OURS, rows("/a.jpg"), COUNTS)
+        (footer,) = Path(output.uri, keys.INTERNAL).glob("footer-*")
+        footer.write_text("{}")
+
+        with pytest.raises(OutputConflictError, match="footer-part-00000003"):
+            sink(output).find(OURS)
+
+
+class TestCopiedParts:
+    """Parts that were copied somewhere without what lies beside them."""
+
+    def copy(self, output: FolderOutput, names: Sequence[str]) -> FolderOutput:
+        elsewhere = FolderOutput(Path(output.uri).parent / "elsewhere")
+        for name in names:
+            elsewhere.create(name, output.read(name) or b"")
+        return elsewhere
+
+    @FORMATS
+    def test_the_rows_are_the_same(self, output: FolderOutput, part_format: PartFormat) -> None:
+        target = PartSink(output, part_files(part_format, OURS.job_id))
+        target.write(OURS, rows("/a.jpg", "/b.jpg", zip="007"), COUNTS)
+        place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=part_format))
+        copied = self.copy(output, [keys.part(3, part_format)])
+
+        expected = PartRows(output).read()
+        stored = PartRows(copied).read()
+        assert stored.schema.equals(expected.schema)
+        assert list(stored.batches) == list(expected.batches)
+
+    def test_of_two_formats_it_is_not_guessed_which_is_meant(self, output: FolderOutput) -> None:
+        for part_format in PartFormat:
+            target = PartSink(output, part_files(part_format, OURS.job_id))
+            target.write(OURS, rows("/a.jpg"), COUNTS)
+
+        with pytest.raises(OutputConflictError, match="two formats"):
+            PartRows(output).read()
+        place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=PartFormat.JSONL))
+        assert [row["uri"] for row in results.rows(PartRows(output))] == ["/a.jpg"]
