@@ -82,6 +82,24 @@ class TestEveryFormat:
         assert second.find(OURS) == COUNTS
 
     @FORMATS
+    def test_a_retry_replaces_the_part_that_it_has_read(
+        self, output: FolderOutput, part_format: PartFormat
+    ) -> None:
+        target = PartSink(output, part_files(part_format, OURS.job_id))
+        target.write(OURS, rows("/a.jpg", "/b.jpg"), COUNTS)
+        later, counts = replace(OURS, generation=1), PartCounts(2, 0, {})
+
+        older = target.older(later)
+        assert older is not None
+        assert older.rows.equals(rows("/a.jpg", "/b.jpg"))
+        assert target.write(later, rows("/a.jpg", "/c.jpg"), counts, over=older) == counts
+
+        assert target.find(later) == counts
+        with pytest.raises(OutputUnavailableError, match="generation 1 by now"):
+            target.find(OURS)
+        assert [row["uri"] for row in results.rows(PartRows(output))] == ["/a.jpg", "/c.jpg"]
+
+    @FORMATS
     def test_there_is_no_part(self, output: FolderOutput, part_format: PartFormat) -> None:
         files = part_files(part_format, OURS.job_id)
         assert PartSink(output, files).find(OURS) is None
@@ -133,13 +151,11 @@ class TestJsonl:
         assert table["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
         assert table["embedding"].to_pylist() == [[0.25, -1.0], None]
 
-    @pytest.mark.parametrize(
-        "other", [replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4), replace(OURS, generation=1)]
-    )
+    @pytest.mark.parametrize("other", [replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4)])
     def test_another_part_in_its_place_is_a_conflict_and_stays(
         self, output: FolderOutput, other: PartIdentity
     ) -> None:
-        # Given a part of another job, chunk or generation under the name of ours
+        # Given a part of another job or chunk under the name of ours
         sink(output, other.job_id).write(other, rows("/theirs.jpg"), COUNTS)
         theirs = Path(output.uri, keys.part(other.chunk_id, "jsonl"))
         theirs.rename(Path(output.uri, keys.part(OURS.chunk_id, "jsonl")))
@@ -181,7 +197,7 @@ class TestJsonl:
 
         assert sink(output).find(later) == COUNTS
         # And a late writer of the first generation takes nothing back
-        with pytest.raises(OutputConflictError, match="generation 2"):
+        with pytest.raises(OutputUnavailableError, match="generation 2 by now"):
             sink(output).write(OURS, rows("/a.jpg"), COUNTS)
         assert sink(output).find(later) == COUNTS
 
