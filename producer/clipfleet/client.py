@@ -144,7 +144,12 @@ class Client:
         self._ledger.ping()
         if options.output is not None:
             open_output(str(options.output))  # a wrong one is told before the source is looked at
-        opened = open_source(str(source), url_column=options.url_column, id_column=options.id_column)
+        opened = open_source(
+            str(source),
+            url_column=options.url_column,
+            id_column=options.id_column,
+            base_uri=options.base_uri,
+        )
         job = _make_job(opened, task, options, label_sets, top_k)
         submission = Submission(self._ledger, self._hints, open_output(job.output), job)
         submission.run(opened, overwrite=options.overwrite)

@@ -106,7 +106,7 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         ),
         pytest.param((*EMBED, "twice.csv"), ["'path' appears twice"], id="a column that is there twice"),
         pytest.param(
-            (*EMBED, "pictures", "--url-column", "path"), [".csv files only"], id="a column of a folder"
+            (*EMBED, "pictures", "--url-column", "path"), ["tables only"], id="a column of a folder"
         ),
         pytest.param((*CLASSIFY, "pictures", "--labels", " , "), ["holds no label"], id="no labels"),
         pytest.param(

@@ -305,7 +305,7 @@ class TestTxt:
         assert words in message and str(path) in message
 
     def test_an_endless_line_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet.sources.manifest._MAX_LINE_BYTES", 1000)
+        monkeypatch.setattr("clipfleet.sources.lines.MAX_LINE_BYTES", 1000)
         path = write(tmp_path / "list.txt", "ok.jpg\n" + "x" * 5000)
 
         assert f"{path}:2: the line is longer than 1,000 bytes" in problem(path)
@@ -506,7 +506,7 @@ class TestChoice:
     def test_what_does_not_exist_is_named(self, tmp_path: Path) -> None:
         assert problem(tmp_path / "nowhere.csv") == f"{tmp_path}/nowhere.csv: does not exist"
 
-    @pytest.mark.parametrize("name", ["data.parquet", "list", "page.html"])
+    @pytest.mark.parametrize("name", ["data.feather", "list", "page.html"])
     def test_other_files_are_refused_with_what_is_supported(self, tmp_path: Path, name: str) -> None:
         message = problem(write(tmp_path / name, "x"))
 
@@ -529,7 +529,7 @@ class TestChoice:
         assert "neither a folder nor an ordinary file" in problem(tmp_path / "p.txt")
 
     @pytest.mark.parametrize("options", [{"url_column": "u"}, {"id_column": "i"}])
-    def test_column_options_apply_to_csv_only(self, tmp_path: Path, options: dict[str, str]) -> None:
+    def test_column_options_apply_to_tables_only(self, tmp_path: Path, options: dict[str, str]) -> None:
         touch(tmp_path, "a.jpg")
 
         assert "--url-column" in problem(tmp_path, **options)

@@ -11,7 +11,9 @@ from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="a folder, a glob in quotes, a .txt with one URL or path per line, or a .csv"
+        metavar="SOURCE",
+        help="a folder, a glob in quotes, a .txt with one URL or path per line, or a table "
+        "(.csv, .tsv, .jsonl, .parquet)",
     ),
 ]
 Output = Annotated[str | None, typer.Option(help="folder for the results (default: clipfleet-output/JOB_ID)")]
@@ -37,5 +39,11 @@ UrlColumn = Annotated[str | None, typer.Option(help="column of a table that hold
 IdColumn = Annotated[str | None, typer.Option(help="column of a table that names the item")]
 Format = Annotated[
     PartFormat, typer.Option("--format", help="of the results: parquet, or jsonl (one JSON object per row)")
+]
+BaseUri = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI", help="what relative paths and bare keys of a list are below, s3://BUCKET/PREFIX/"
+    ),
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id")]

@@ -14,6 +14,7 @@ from clipfleet.commands.following import EXIT_INTERRUPTED, follow
 from clipfleet.commands.labels import read_labels
 from clipfleet.commands.options import (
     AsJson,
+    BaseUri,
     ChunkSize,
     Decode,
     Format,
@@ -64,12 +65,13 @@ def classify(
     as_json: AsJson = False,
     url_column: UrlColumn = None,
     id_column: IdColumn = None,
+    base_uri: BaseUri = None,
     part_format: Format = PartFormat.PARQUET,
 ) -> None:
     """Label every image with the best of some names (zero-shot)."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column, base_uri,
         part_format=part_format,
     )  # fmt: skip
     names = read_labels(labels)
@@ -96,12 +98,13 @@ def embed(
     as_json: AsJson = False,
     url_column: UrlColumn = None,
     id_column: IdColumn = None,
+    base_uri: BaseUri = None,
     part_format: Format = PartFormat.PARQUET,
 ) -> None:
     """Turn every image into a vector."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column, base_uri,
         part_format=part_format,
     )  # fmt: skip
     started = time.monotonic()

@@ -14,17 +14,18 @@ import pyarrow as pa
 
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
-from clipfleet.sources.csv import CsvSource
+from clipfleet.sources.files import LocalFile
 from clipfleet.sources.folder import FolderSource, is_picture_name
+from clipfleet.sources.formats import has_columns, list_opener
 from clipfleet.sources.glob import GlobSource, has_wildcards
-from clipfleet.sources.txt import TxtSource
+from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.uris import has_scheme, printable
 
 __all__ = ["SUPPORTED", "Source", "open_source"]
 
 SUPPORTED = (
     "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
-    "per line, a .csv file with a header row, and a single picture"
+    "per line, a table (.csv, .tsv, .jsonl, .parquet), and a single picture"
 )
 
 
@@ -40,8 +41,10 @@ class Source(Protocol):
         """The items, as batches of 1 to 8,192 rows.
 
         Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
-        `description.extra_columns` in that order (strings). `uri` is an absolute local path or a URL; a URL
-        keeps its userinfo (`user:password@`), which the fetch needs and the part leaves out.
+        `description.extra_columns` in that order, of whatever type, and the pictures themselves where the
+        source holds them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
+        `uri` is an absolute local path or a URL; a URL keeps its userinfo (`user:password@`), which the
+        fetch needs and the part leaves out.
 
         Raises:
             SourceError: while iterating, where the source cannot be read any further or holds no items at
@@ -50,33 +53,47 @@ class Source(Protocol):
         ...
 
 
-def open_source(text: str, *, url_column: str | None = None, id_column: str | None = None) -> Source:
-    """The source that a user means by `text`: a folder, a pattern, a manifest or one picture.
+def open_source(
+    text: str, *, url_column: str | None = None, id_column: str | None = None, base_uri: str | None = None
+) -> Source:
+    """The source that a user means by `text`: a folder, a pattern, a list, a table or one picture.
 
     What exists under exactly this name comes first, so a file called `a[1].jpg` is that file and no pattern.
 
     Args:
         text: path or pattern; a relative one counts from the current folder, `~` is the home folder.
-        url_column: column of a CSV that holds the URLs or paths, where its name is not one of the usual ones.
-        id_column: column of a CSV that holds the user's names of the items.
+        url_column: column of a table that holds the URLs or paths, where its name is not one of the usual
+            ones.
+        id_column: column of a table that holds the user's names of the items.
+        base_uri: what relative paths and bare keys of a list are below, by default the list's own folder.
 
     Raises:
         SourceError: there is nothing of this name, it is of no supported kind, or its header cannot be used.
     """
+    options = ReadOptions(url_column, id_column, base_uri)
     path = _absolute(text)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return CsvSource(path, url_column=url_column, id_column=id_column)
-    if url_column is not None or id_column is not None:
-        raise SourceError(f"{printable(text)}: --url-column and --id-column apply to .csv files only")
-    return _without_columns(text, path)
+    opener = list_opener(path.name) if path.is_file() else None
+    _require_fit(text, options, is_list=opener is not None, is_table=has_columns(path.name))
+    if opener is not None:
+        return opener(LocalFile(path), options)
+    return _without_list(text, path)
 
 
-def _without_columns(text: str, path: Path) -> Source:
+def _require_fit(text: str, options: ReadOptions, *, is_list: bool, is_table: bool) -> None:
+    """Refuse options that a source of this kind would ignore."""
+    if not (is_list and is_table) and (options.url_column is not None or options.id_column is not None):
+        raise SourceError(
+            f"{printable(text)}: --url-column and --id-column apply to tables only "
+            "(.csv, .tsv, .jsonl, .parquet)"
+        )
+    if not is_list and options.base_uri is not None:
+        raise SourceError(f"{printable(text)}: --base-uri applies to lists and tables only")
+
+
+def _without_list(text: str, path: Path) -> Source:
     if path.is_dir():
         return FolderSource(path)
     if path.is_file():
-        if path.suffix.lower() == ".txt":
-            return TxtSource(path)
         if is_picture_name(path.name):
             return GlobSource.of_one_file(path)
         raise SourceError(f"{printable(str(path))}: a file of this kind cannot be a source; {SUPPORTED}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,34 +12,60 @@ T = TypeVar("T")
 
 MAX_ROWS = 8192
 _FIRST_ROWS = 512
+_MAX_BYTES = 32 * 1024 * 1024  # so that pictures inside a list keep the memory flat
 
 
-def item_schema(extra_columns: Sequence[str] = ()) -> pa.Schema:
+def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
     """Schema of the batches of a source, and of staged files."""
     return pa.schema(
         [
             pa.field("item_index", pa.int64(), nullable=False),
             pa.field("item_id", pa.string(), nullable=False),
             pa.field("uri", pa.string(), nullable=False),
-            *(pa.field(name, pa.string()) for name in extra_columns),
+            *extra_fields,
         ]
     )
 
 
-def in_batches(rows: Iterable[T]) -> Iterator[list[T]]:
-    """Lists of 512 rows at first, so that work can start early, then of up to 8,192."""
-    iterator = iter(rows)
-    size = _FIRST_ROWS
-    while batch := list(islice(iterator, size)):
+def in_batches(rows: Iterable[T], size_bytes: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
+    """Lists of 512 rows at first, so that work can start early, then of up to 8,192.
+
+    Args:
+        rows: are not read ahead of the list they belong to.
+        size_bytes: of a row, where rows may be large: a list ends early once they reach 32 MiB.
+    """
+    most = _FIRST_ROWS
+    batch: list[T] = []
+    held_bytes = 0
+    for row in rows:
+        batch.append(row)
+        held_bytes += size_bytes(row)
+        if len(batch) >= most or held_bytes >= _MAX_BYTES:
+            yield batch
+            batch, held_bytes, most = [], 0, min(2 * most, MAX_ROWS)
+    if batch:
         yield batch
-        size = min(2 * size, MAX_ROWS)
 
 
 def item_batch(
-    first_index: int, item_ids: pa.Array | None, uris: pa.Array, extra: dict[str, pa.Array] | None = None
+    first_index: int,
+    item_ids: pa.Array | None,
+    uris: pa.Array,
+    extra: Mapping[str, pa.Array] | None = None,
 ) -> pa.RecordBatch:
-    """A batch that is numbered from `first_index`; without ids the index as text is the id."""
+    """A batch that is numbered from `first_index`.
+
+    Args:
+        first_index: `item_index` of the first row.
+        item_ids: strings; where one is null, or all are missing, the index as text is the id.
+        uris: strings without nulls.
+        extra: the source's own columns, and the inline bytes.
+    """
     indexes = pa.array(range(first_index, first_index + len(uris)), pa.int64())
-    ids = pc.cast(indexes, pa.string()) if item_ids is None else item_ids
+    if item_ids is None:
+        item_ids = pc.cast(indexes, pa.string())
+    elif item_ids.null_count:
+        item_ids = pc.coalesce(item_ids, pc.cast(indexes, pa.string()))
     extra = extra or {}
-    return pa.RecordBatch.from_arrays([indexes, ids, uris, *extra.values()], schema=item_schema(list(extra)))
+    fields = [pa.field(name, values.type) for name, values in extra.items()]
+    return pa.RecordBatch.from_arrays([indexes, item_ids, uris, *extra.values()], schema=item_schema(fields))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 import pyarrow as pa
@@ -33,13 +32,26 @@ def printable(name: str) -> str:
     return name if _is_unicode(name) else quote_from_bytes(os.fsencode(name))
 
 
-def absolute_uris(uris: pa.Array, folder: Path) -> pa.Array:
-    """Entries of a manifest in `folder`: URLs, absolute paths and empty ones unchanged, others absolute."""
+def base_of(base_uri: str) -> str:
+    """What is put before a relative name, from what a user calls its base.
+
+    A slash is added, unless there is one or the base ends in a query that waits for a value
+    (`https://host/image?name=`).
+    """
+    return base_uri if base_uri.endswith(("/", "=")) else base_uri + "/"
+
+
+def absolute_uris(uris: pa.Array, base: str) -> pa.Array:
+    """Entries of a list: URLs, absolute paths and empty ones unchanged, others with `base` before them.
+
+    Args:
+        uris: strings.
+        base: an absolute folder or a URI that ends in a slash.
+    """
     settled = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.match_substring_regex(uris, "^(/|$)"))
     if pc.all(settled, min_count=0).as_py():
         return uris
     relative = pc.replace_substring_regex(uris, _LEADING_DOT, "")
-    base = f"{folder}/".replace("//", "/")
     if _is_unicode(base):
         absolute = pc.binary_join_element_wise(base, relative, "")
     else:

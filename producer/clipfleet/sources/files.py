@@ -1,0 +1,80 @@
+"""The files that sources read: what they have in common, and those of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from clipfleet.errors import SourceError
+from clipfleet.sources.uris import local_uri, printable
+
+
+class SourceFile(Protocol):
+    """A file with a list of items or with pictures in it, and what it looked like when it was named."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def uri(self) -> str:
+        """Absolute path or URI."""
+        ...
+
+    @property
+    def folder(self) -> str:
+        """What relative names inside the file are below, with a slash at the end."""
+        ...
+
+    def state(self) -> dict[str, str]:
+        """Changes with the content, in the words of `SourceDescription.options`."""
+        ...
+
+    def open(self) -> AbstractContextManager[BinaryIO]:
+        """The bytes, seekable.
+
+        Raises:
+            SourceError: on entering or leaving, and instead of any `OSError` inside the context: the file
+                cannot be read, or was changed meanwhile, so that the items would be a mixture.
+        """
+        ...
+
+
+class LocalFile:
+    """See `SourceFile`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.name = printable(str(path))
+        self.uri = local_uri(str(path))
+        self.folder = f"{path.parent}/".replace("//", "/")
+        with self._readable():
+            self._state = path.stat()
+        if self._state.st_size == 0:
+            raise SourceError(f"{self.name}: the file is empty")
+
+    def state(self) -> dict[str, str]:
+        """Size and time of change."""
+        return {"size": str(self._state.st_size), "mtime_ns": str(self._state.st_mtime_ns)}
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """See the protocol."""
+        with self._readable(), self._path.open("rb") as stream:
+            yield stream
+            self._require_unchanged(os.fstat(stream.fileno()))
+
+    def _require_unchanged(self, state: os.stat_result) -> None:
+        if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
+            raise SourceError(f"{self.name}: the file was changed while it was read; submit it again")
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SourceError(f"{self.name}: cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,82 @@
+"""A file as lines of UTF-8 text, compressed with gzip or not."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from clipfleet.errors import SourceError
+from clipfleet.sources.files import SourceFile
+
+MAX_LINE_BYTES = 64 * 1024 * 1024  # room for a data: URL; what is longer is no list of images
+_BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_GZIP = b"\x1f\x8b"
+
+
+class TextFile:
+    """Lines of a file."""
+
+    def __init__(self, file: SourceFile, *, is_gzip: bool = False) -> None:
+        self.file = file
+        self._is_gzip = is_gzip
+
+    def lines(self) -> Iterator[str]:
+        r"""Lines of the file with their ends (`\n`, `\r\n`), without a byte order mark.
+
+        Raises:
+            SourceError: see `SourceFile.open`; or it is not UTF-8, or no whole gzip file.
+        """
+        with self.file.open() as stream:
+            if not self._is_gzip:
+                yield from self._decoded(stream)
+                return
+            with self._gzip_errors(), gzip.GzipFile(fileobj=stream) as unpacked:
+                yield from self._decoded(unpacked)
+
+    def error(self, line: int, problem: str) -> SourceError:
+        """The error that names this file and a line, counted from 1."""
+        return SourceError(f"{self.file.name}:{line}: {problem}")
+
+    @contextmanager
+    def _gzip_errors(self) -> Iterator[None]:
+        name = self.file.name
+        try:
+            yield
+        except gzip.BadGzipFile:
+            raise SourceError(f"{name}: not a gzip file, whatever its name says") from None
+        except EOFError:
+            raise SourceError(f"{name}: the gzip file breaks off; is the copy complete?") from None
+        except zlib.error as error:
+            raise SourceError(f"{name}: the gzip file is damaged: {error}") from None
+
+    def _decoded(self, stream: BinaryIO | gzip.GzipFile) -> Iterator[str]:
+        number = 0
+        while raw := stream.readline(MAX_LINE_BYTES):
+            number += 1
+            if number == 1:
+                raw = raw.removeprefix(_BOM)
+            if len(raw) == MAX_LINE_BYTES:
+                raise self.error(number, f"the line is longer than {MAX_LINE_BYTES:,} bytes")
+            yield decoded_line(raw, self.file.name, number)
+
+
+def decoded_line(raw: bytes, name: str, number: int) -> str:
+    """A line as text.
+
+    Raises:
+        SourceError: it is not UTF-8; the message names the line, counted from 1, and what it may be instead.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        hint = ""
+        if number == 1 and raw.startswith(_UTF_16):
+            hint = " (it looks like UTF-16)"
+        elif number == 1 and raw.startswith(_GZIP):
+            hint = " (it looks like gzip: name it .gz, or unpack it)"
+        problem = f"byte {error.start + 1} of the line is not UTF-8{hint}; save the file as UTF-8"
+        raise SourceError(f"{name}:{number}: {problem}") from error

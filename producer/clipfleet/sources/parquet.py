@@ -1,0 +1,163 @@
+"""A Parquet file: one column with URLs or paths, or with the pictures themselves.
+
+Pictures are a binary column, or a struct with the fields `bytes` and `path` as Hugging Face writes it; they
+are staged with the items, because single rows of a Parquet file cannot be read cheaply. The other columns
+keep their types, as far as every reader of the results knows them: truth values, numbers, text, and lists of
+these. Times and decimals become text, structs and maps JSON; other binary columns are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipfleet.contract import SourceDescription
+from clipfleet.errors import SourceError
+from clipfleet.parts import INLINE_COLUMN
+from clipfleet.sources.batches import MAX_ROWS, item_batch
+from clipfleet.sources.columns import URL_COLUMNS, assign_columns
+from clipfleet.sources.files import SourceFile
+from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.uris import absolute_uris
+
+_PICTURE_ROWS = 64  # rows of a batch where pictures are in it, so that memory stays flat
+_READ_BYTES = 1 << 20
+
+
+class ParquetSource:
+    """See `clipfleet.sources.Source`."""
+
+    def __init__(self, file: SourceFile, options: ReadOptions) -> None:
+        self._file = file
+        self._base = options.base or file.folder
+        with self._opened() as parquet:
+            self._schema = parquet.schema_arrow
+            self._rows = parquet.metadata.num_rows
+        if self._rows == 0:
+            raise SourceError(f"{file.name}: the file has no rows")
+        header = self._schema.names
+        held = [number for number, field in enumerate(self._schema) if _holds_pictures(field)]
+        self._columns = assign_columns(header, options, where=file.name, bytes_columns=held)
+        self.description = SourceDescription(
+            kind="parquet",
+            uri=file.uri,
+            options=file.state() | options.described() | self._columns.described(header),
+            extra_columns=tuple(self._columns.extra),
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """See the protocol."""
+        columns = self._columns
+        wanted = {*columns.extra.values()} | {
+            position for position in (columns.url, columns.bytes, columns.id) if position is not None
+        }
+        names = [self._schema.names[position] for position in sorted(wanted)]
+        rows = MAX_ROWS if columns.bytes is None else _PICTURE_ROWS
+        first_index = 0
+        with self._opened() as parquet:
+            for batch in parquet.iter_batches(rows, columns=names, use_threads=False):
+                yield self._items(first_index, batch)
+                first_index += batch.num_rows
+
+    def _items(self, first_index: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns, names = self._columns, self._schema.names
+        extra = {name: _carried(batch[names[position]]) for name, position in columns.extra.items()}
+        given: pa.Array | None = None
+        if columns.bytes is not None:
+            pictures, given = _pictures(batch[names[columns.bytes]])
+            extra[INLINE_COLUMN] = pictures if columns.url is not None else pc.fill_null(pictures, b"")
+        if columns.url is not None:
+            given = _as_text(batch[names[columns.url]])
+        ids = None if columns.id is None else _as_text(batch[names[columns.id]])
+        if ids is None and columns.url is None:
+            ids = given  # the name of a picture that lies in the table
+        return item_batch(first_index, ids, self._uris(first_index, batch.num_rows, given), extra)
+
+    def _uris(self, first_index: int, count: int, given: pa.Array | None) -> pa.Array:
+        if self._columns.url is None:
+            return pa.array([f"{self._file.uri}#{row}" for row in range(first_index, first_index + count)])
+        texts = pc.fill_null(pc.utf8_trim_whitespace(given), "")
+        return absolute_uris(texts, self._base)
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        """The file, read in pieces: a row group may be larger than the memory that a submit may take."""
+        name = self._file.name
+        with self._file.open() as stream:
+            try:
+                with pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
+                    yield parquet
+            except pa.ArrowException as error:
+                raise SourceError(f"{name}: not a whole Parquet file: {_first_line(error)}") from error
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                # Arrow reports content that it cannot understand as an OSError, too, but without a number.
+                raise SourceError(f"{name}: not a whole Parquet file: {_first_line(error)}") from error
+
+
+def _holds_pictures(field: pa.Field[Any]) -> bool:
+    kind = field.type
+    if pa.types.is_struct(kind):
+        position = kind.get_field_index("bytes")
+        return position >= 0 and _is_binary(kind.field(position).type)
+    # Some writers do not say that text is text.
+    return _is_binary(kind) and field.name.lower() not in URL_COLUMNS
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _pictures(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """The pictures, and their names where the column has them."""
+    if not pa.types.is_struct(values.type):
+        return pc.cast(values, pa.binary()), None
+    pictures = pc.cast(pc.struct_field(values, "bytes"), pa.binary())
+    if values.type.get_field_index("path") < 0:
+        return pictures, None
+    return pictures, _as_text(pc.struct_field(values, "path"))
+
+
+def _as_text(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _as_text(values.dictionary_decode())
+    if pa.types.is_nested(kind):
+        return pa.array([_json(value) for value in values.to_pylist()], pa.string())
+    try:
+        return pc.cast(values, pa.string())
+    except pa.ArrowNotImplementedError:  # durations and other rarities
+        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+
+
+def _carried(values: pa.Array) -> pa.Array:
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _carried(values.dictionary_decode())
+    return values if _is_known(kind) else _as_text(values)
+
+
+def _is_known(kind: pa.DataType) -> bool:
+    """Whether every reader of the results, JSON included, can tell such a value."""
+    types = pa.types
+    if types.is_list(kind) or types.is_fixed_size_list(kind):
+        return _is_known(kind.value_type)
+    tests = (types.is_integer, types.is_float32, types.is_float64, types.is_boolean, types.is_string)
+    return any(test(kind) for test in tests)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")

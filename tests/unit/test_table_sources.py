@@ -1,0 +1,390 @@
+"""Tables and lists beside .txt and .csv: tabs, gzip, JSON lines, Parquet; our own lists of failures."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet.errors import SourceError
+from clipfleet.parts import INLINE_COLUMN
+from clipfleet.sources import open_source
+from clipfleet.sources.batches import MAX_ROWS
+
+URL = "https://a/1.jpg"
+
+
+def table(source: Path, **options: str) -> pa.Table:
+    """All items, after checks that hold for every source."""
+    opened = open_source(str(source), **options)
+    batches = list(opened.batches())
+    found = pa.Table.from_batches(batches)
+    assert found["item_index"].to_pylist() == list(range(len(found)))
+    assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
+    carried = [name for name in found.column_names[3:] if name != INLINE_COLUMN]
+    assert carried == list(opened.description.extra_columns)
+    return found
+
+
+def items(source: Path, **options: str) -> list[dict[str, Any]]:
+    rows = table(source, **options).to_pylist()
+    return [{name: value for name, value in row.items() if name != "item_index"} for row in rows]
+
+
+def problem(source: Path, **options: str) -> str:
+    with pytest.raises(SourceError) as caught:
+        list(open_source(str(source), **options).batches())
+    return str(caught.value)
+
+
+def write_jsonl(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def write_parquet(path: Path, columns: Any, **options: Any) -> Path:
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path, **options)
+    return path
+
+
+class TestTsv:
+    def test_tabs_separate_and_commas_do_not(self, tmp_path: Path) -> None:
+        (tmp_path / "a.TSV").write_text(f'url\tcaption\n{URL}\ta, b\nx.jpg\t"two\nlines"\n')
+
+        assert items(tmp_path / "a.TSV") == [
+            {"item_id": "0", "uri": URL, "caption": "a, b"},
+            {"item_id": "1", "uri": f"{tmp_path}/x.jpg", "caption": "two\nlines"},
+        ]
+        assert open_source(str(tmp_path / "a.TSV")).description.kind == "tsv"
+
+
+class TestGzip:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("a.txt", f"{URL}\nb.jpg\n"),
+            ("a.csv", f"url\n{URL}\nb.jpg\n"),
+            ("a.tsv", f"url\n{URL}\nb.jpg\n"),
+            ("a.jsonl", f'{{"url": "{URL}"}}\n{{"url": "b.jpg"}}\n'),
+            ("a.ndjson", f'{{"url": "{URL}"}}\n{{"url": "b.jpg"}}\n'),
+        ],
+    )
+    def test_every_text_may_be_compressed(self, tmp_path: Path, name: str, text: str) -> None:
+        (tmp_path / name).write_text(text)
+        with gzip.open(tmp_path / f"{name}.GZ", "wt") as file:
+            file.write(text)
+
+        assert items(tmp_path / f"{name}.GZ") == items(tmp_path / name)
+        assert [row["uri"] for row in items(tmp_path / f"{name}.GZ")] == [URL, f"{tmp_path}/b.jpg"]
+
+    def test_several_members_are_one_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"/1.jpg\n") + gzip.compress(b"/2.jpg\n"))
+
+        assert [row["uri"] for row in items(tmp_path / "a.txt.gz")] == ["/1.jpg", "/2.jpg"]
+
+    def test_what_is_no_gzip_file_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv.gz").write_text("url\nx.jpg\n")
+
+        assert (
+            problem(tmp_path / "a.csv.gz") == f"{tmp_path}/a.csv.gz: not a gzip file, whatever its name says"
+        )
+
+    def test_one_that_breaks_off_is_named_after_the_rows_before(self, tmp_path: Path) -> None:
+        lines = "".join(f"https://a/{number * 7919}.jpg\n" for number in range(50_000))
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(lines.encode())[:-1000])
+        batches = open_source(str(tmp_path / "a.txt.gz")).batches()
+
+        assert next(batches).num_rows == 512
+        with pytest.raises(SourceError, match=r"a\.txt\.gz: the gzip file breaks off"):
+            list(batches)
+
+    def test_damaged_content_is_named(self, tmp_path: Path) -> None:
+        data = bytearray(gzip.compress(b"".join(b"/%d.jpg\n" % (number * 7919) for number in range(9000))))
+        data[3000:3100] = b"\xff" * 100
+        (tmp_path / "a.txt.gz").write_bytes(data)
+
+        assert f"{tmp_path}/a.txt.gz: " in problem(tmp_path / "a.txt.gz")
+
+    def test_a_compressed_file_without_the_ending_is_recognised(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(gzip.compress(b"/1.jpg\n"))
+
+        assert "looks like gzip" in problem(tmp_path / "a.txt")
+
+
+class TestJsonl:
+    def test_types_are_kept_and_what_is_nested_is_json(self, tmp_path: Path) -> None:
+        path = write_jsonl(
+            tmp_path / "a.jsonl",
+            {
+                "url": URL,
+                "id": 7,
+                "shelf": 3,
+                "price": 1.5,
+                "new": True,
+                "tags": ["a", "é"],
+                "more": {"x": None},
+            },
+            {"url": "x.jpg", "id": "b", "shelf": None, "price": 2, "new": False, "tags": None, "late": "z"},
+        )
+
+        found = table(path)
+
+        assert items(path) == [
+            {
+                "item_id": "7", "uri": URL, "shelf": 3, "price": 1.5, "new": True,
+                "tags": '["a", "é"]', "more": '{"x": null}', "late": None,
+            },
+            {
+                "item_id": "b", "uri": f"{tmp_path}/x.jpg", "shelf": None, "price": 2.0, "new": False,
+                "tags": None, "more": None, "late": "z",
+            },
+        ]  # fmt: skip
+        assert [str(found.schema.field(name).type) for name in ("shelf", "price", "new", "tags")] == [
+            "int64", "double", "bool", "string",
+        ]  # fmt: skip
+
+    def test_a_mixture_of_types_is_text(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", *({"url": URL, "x": x} for x in (1, "one", True, 2**70)))
+
+        assert [row["x"] for row in items(path)] == ["1", "one", "true", str(2**70)]
+
+    def test_what_comes_late_and_fits_nowhere_is_kept_as_json(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("clipfleet.sources.jsonl._SAMPLE_RECORDS", 2)
+        path = write_jsonl(
+            tmp_path / "a.jsonl",
+            {"url": URL, "n": 1},
+            {"url": URL, "n": 2},
+            {"url": URL, "n": "three", "new": [1]},
+            {"url": URL, "n": 4},
+        )
+
+        assert [(row["n"], row["other_fields"]) for row in items(path)] == [
+            (1, None),
+            (2, None),
+            (None, '{"new": [1], "n": "three"}'),
+            (4, None),
+        ]
+
+    def test_a_missing_or_odd_url_is_still_a_row(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"url": None}, {"x": 1}, {"url": 5}, {"url": " /a.jpg "})
+
+        assert [row["uri"] for row in items(path)] == ["", "", f"{tmp_path}/5", "/a.jpg"]
+
+    def test_a_missing_id_is_the_index(self, tmp_path: Path) -> None:
+        path = write_jsonl(
+            tmp_path / "a.jsonl", {"url": URL, "id": "a"}, {"url": URL}, {"url": URL, "id": None}
+        )
+
+        assert [row["item_id"] for row in items(path)] == ["a", "1", "2"]
+
+    def test_half_a_character_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"url": "/\\ud83d.jpg", "x": "\\ud83d", "y": ["\\ud83d"]}\n')
+
+        assert items(tmp_path / "a.jsonl") == [{"item_id": "0", "uri": "/?.jpg", "x": "?", "y": '["?"]'}]
+
+    def test_blank_lines_and_a_byte_order_mark(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"url": "/1.jpg"}\r\n\n \n{"url": "/2.jpg"}')
+
+        assert [row["uri"] for row in items(tmp_path / "a.jsonl")] == ["/1.jpg", "/2.jpg"]
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", "a.jsonl: the file is empty"),
+            ("\n \n", "a.jsonl: the file holds only blank lines"),
+            ('{"url": "a"}\n\n{"url": "b"\n', "a.jsonl:3: not a line of JSON: Expecting ',' delimiter"),
+            ('{"url": "a"}\n["b"]\n', "a.jsonl:2: not a JSON object but a list"),
+            ("[" * 100_000 + "\n", "a.jsonl:1: not a line of JSON"),
+            ('{"link": "a"}\n', "a.jsonl: no column is called url"),
+            ('{"url": "a", "label": 1, "source_label": 2}\n', "a.jsonl: two columns would both be called"),
+        ],
+    )
+    def test_what_is_wrong_names_file_and_line(self, tmp_path: Path, content: str, words: str) -> None:
+        (tmp_path / "a.jsonl").write_text(content)
+
+        assert f"{tmp_path}/{words}" in problem(tmp_path / "a.jsonl")
+
+    def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"Link": URL, "sku": 5, "id": 1})
+
+        assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
+        assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
+
+
+class TestOurErrors:
+    FAILED: ClassVar = {
+        "item_index": 7, "item_id": "a", "uri": URL, "error_code": "not_found", "error_detail": "404",
+    }  # fmt: skip
+
+    def test_a_list_of_failures_is_an_input_with_the_columns_of_the_first_job(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "errors.jsonl", {**self.FAILED, "source_label": "cat", "shelf": 3})
+
+        assert items(path) == [{"item_id": "a", "uri": URL, "source_label": "cat", "shelf": 3}]
+
+    def test_its_uri_counts_even_where_the_source_had_a_url_of_its_own(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "errors.jsonl", {**self.FAILED, "url": "https://old/x.jpg", "id": 9})
+
+        assert items(path) == [{"item_id": "a", "uri": URL, "url": "https://old/x.jpg", "id": 9}]
+
+
+class TestParquet:
+    def test_columns_keep_their_types(self, tmp_path: Path) -> None:
+        columns = {
+            "url": pa.array([URL, None, "x.jpg"]),
+            "id": pa.array([1, 2, None]),
+            "n": pa.array([1, None, 3], pa.int16()),
+            "big": pa.array([2**64 - 1, 0, 1], pa.uint64()),
+            "price": pa.array([0.5, None, 1.0], pa.float32()),
+            "flag": pa.array([True, False, None]),
+            "tags": pa.array([["a"], [], None], pa.list_(pa.string())),
+            "label": pa.array(["x", "y", None]).dictionary_encode(),
+        }
+        path = write_parquet(tmp_path / "a.parquet", columns)
+
+        found = table(path)
+
+        assert found["uri"].to_pylist() == [URL, "", f"{tmp_path}/x.jpg"]
+        assert found["item_id"].to_pylist() == ["1", "2", "2"]
+        assert found.column_names[3:] == ["n", "big", "price", "flag", "tags", "source_label"]
+        for name in ("n", "big", "price", "flag", "tags"):
+            assert found[name].type == columns[name].type
+            assert found[name].to_pylist() == columns[name].to_pylist()
+        assert found["source_label"].to_pylist() == ["x", "y", None]
+        assert found["source_label"].type == pa.string()
+
+    def test_what_json_cannot_tell_becomes_text(self, tmp_path: Path) -> None:
+        path = write_parquet(
+            tmp_path / "a.parquet",
+            {
+                "url": [URL, URL],
+                "when": pa.array([datetime.datetime(2026, 1, 2, 3, 4, 5), None], pa.timestamp("s")),
+                "day": [datetime.date(2026, 1, 2), None],
+                "price": pa.array([decimal.Decimal("1.50"), None]),
+                "took": pa.array([datetime.timedelta(seconds=5), None]),
+                "half": pa.array([0.5, None], pa.float16()),
+                "box": [{"x": 1, "y": [2, 3]}, None],
+                "boxes": [[{"x": 1}], None],
+                "wide": pa.array(["w", None], pa.large_string()),
+            },
+        )
+
+        first, second = items(path)
+
+        json.dumps(first)
+        assert first["when"].startswith("2026-01-02 03:04:05")
+        assert (first["day"], first["price"], first["half"]) == ("2026-01-02", "1.50", "0.5")
+        assert json.loads(first["box"]) == {"x": 1, "y": [2, 3]}
+        assert json.loads(first["boxes"]) == [{"x": 1}]
+        assert first["wide"] == "w"
+        assert set(second.values()) == {"1", URL, None}
+
+    def test_pictures_in_the_table_as_hugging_face_writes_them(self, tmp_path: Path) -> None:
+        image = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": b"two", "path": None}, None]
+        path = write_parquet(tmp_path / "a.parquet", {"image": image, "label": [4, 5, 6]})
+
+        assert items(path) == [
+            {"item_id": "1.jpg", "uri": f"{path}#0", "source_label": 4, INLINE_COLUMN: b"one"},
+            {"item_id": "1", "uri": f"{path}#1", "source_label": 5, INLINE_COLUMN: b"two"},
+            {"item_id": "2", "uri": f"{path}#2", "source_label": 6, INLINE_COLUMN: b""},
+        ]
+
+    def test_pictures_in_the_table_beside_their_urls_as_img2dataset_writes_them(self, tmp_path: Path) -> None:
+        columns = {
+            "url": [URL, URL], "key": ["000", "001"], "status": ["success", "failed_to_download"],
+            "jpg": pa.array([b"one", None], pa.large_binary()), "mask": [b"m", b"m"],
+        }  # fmt: skip
+        path = write_parquet(tmp_path / "a.parquet", columns)
+
+        assert items(path, id_column="key") == [
+            {"item_id": "000", "uri": URL, "source_status": "success", INLINE_COLUMN: b"one"},
+            {"item_id": "001", "uri": URL, "source_status": "failed_to_download", INLINE_COLUMN: None},
+        ]
+
+    def test_a_chosen_column_may_hold_the_pictures_or_their_urls(self, tmp_path: Path) -> None:
+        path = write_parquet(
+            tmp_path / "a.parquet", {"url": [URL], "jpg": [b"one"], "scan": [b"two"], "l": ["/x"]}
+        )
+
+        assert items(path, url_column="scan")[0][INLINE_COLUMN] == b"two"
+        assert items(path, url_column="l") == [{"item_id": "0", "uri": "/x", "url": URL}]
+
+    def test_urls_as_bytes_are_urls(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", {"url": [URL.encode()]})
+
+        assert items(path) == [{"item_id": "0", "uri": URL}]
+
+    def test_a_large_row_group_comes_in_pieces(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", {"url": [f"/{n}" for n in range(30_000)]})
+
+        assert [batch.num_rows for batch in open_source(str(path)).batches()] == [8192, 8192, 8192, 5424]
+        assert [row["uri"] for row in items(path)] == [f"/{n}" for n in range(30_000)]
+
+    def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
+        whole = write_parquet(
+            tmp_path / "a.parquet", {"url": [f"/{n * 7919}" for n in range(5000)]}
+        ).read_bytes()
+        bad = tmp_path / "bad.parquet"
+        damaged = bytearray(whole)
+        damaged[100:4000] = b"\xff" * 3900
+        for content in (whole[:-500], b"url\n/x.jpg\n", bytes(damaged)):
+            bad.write_bytes(content)
+            message = problem(bad)
+            assert message.startswith(f"{bad}: not a whole Parquet file: "), message
+            assert "\n" not in message
+        bad.write_bytes(b"")
+        assert problem(bad) == f"{bad}: the file is empty"
+        assert (
+            problem(write_parquet(bad, {"url": pa.array([], pa.string())})) == f"{bad}: the file has no rows"
+        )
+        assert f"{bad}: no column is called" in problem(write_parquet(bad, {"link": ["x"]}))
+
+    def test_a_change_of_the_file_is_told(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", {"url": [f"/{n}" for n in range(30_000)]})
+        batches = open_source(str(path)).batches()
+        next(batches)
+
+        with path.open("ab") as file:
+            file.write(b"x")
+
+        with pytest.raises(SourceError, match="changed while it was read"):
+            list(batches)
+
+
+class TestBaseUri:
+    @pytest.mark.parametrize(
+        ("base", "expected"),
+        [
+            ("s3://bucket/prefix/", "s3://bucket/prefix/a/1.jpg"),
+            ("s3://bucket/prefix", "s3://bucket/prefix/a/1.jpg"),
+            ("https://host/image?name=", "https://host/image?name=a/1.jpg"),
+            ("/data", "/data/a/1.jpg"),
+        ],
+    )
+    def test_relative_names_are_below_it_whatever_the_list(
+        self, tmp_path: Path, base: str, expected: str
+    ) -> None:
+        (tmp_path / "a.txt").write_text(f"a/1.jpg\n./a/1.jpg\n{URL}\n/abs.jpg\n")
+        (tmp_path / "a.csv").write_text(f"key\na/1.jpg\n./a/1.jpg\n{URL}\n/abs.jpg\n")
+        write_jsonl(
+            tmp_path / "a.jsonl", *({"key": key} for key in ("a/1.jpg", "./a/1.jpg", URL, "/abs.jpg"))
+        )
+        write_parquet(tmp_path / "a.parquet", {"s3_key": ["a/1.jpg", "./a/1.jpg", URL, "/abs.jpg"]})
+
+        for name in ("a.txt", "a.csv", "a.jsonl", "a.parquet"):
+            found = [row["uri"] for row in items(tmp_path / name, base_uri=base)]
+            assert found == [expected, expected, URL, "/abs.jpg"], name
+            assert open_source(str(tmp_path / name), base_uri=base).description.options["base_uri"] == base
+
+    def test_a_folder_has_none(self, tmp_path: Path) -> None:
+        (tmp_path / "1.jpg").touch()
+
+        assert "--base-uri applies to lists" in problem(tmp_path, base_uri="s3://b/")
