@@ -57,9 +57,12 @@ def place_job(output: Output, job: Job) -> None:
     assert output.create(keys.JOB_FILE, job.model_dump_json().encode())
 
 
-def stage_items(output: Output, job: Job, uris: list[str], **extra: list[str]) -> int:
+def stage_items(output: Output, job: Job, uris: list[str], **extra: list[str] | pa.Array) -> int:
     """Stage items as one file; returns the number of its chunks."""
-    columns = {name: pa.array(values, pa.string()) for name, values in extra.items()}
+    columns = {
+        name: values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+        for name, values in extra.items()
+    }
     batch = item_batch(0, None, pa.array(uris, pa.string()), columns)
     (staged,) = Stager(output, job.job_id, job.chunk_size).stage([batch])
     return staged.chunks

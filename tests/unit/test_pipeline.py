@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -39,6 +41,7 @@ from tests.support.waiting import wait_until
 
 LABELS = tuple(COLOURS)
 ITEMS = 40  # several slices, several batches
+MAX_IMAGE_BYTES = 100_000
 
 
 def colour(name: str) -> bytes:
@@ -126,6 +129,7 @@ class Bench:
             decoder=self.decoder,
             decode_pool=self.decode_pool,
             batcher=self.batcher,
+            max_image_bytes=MAX_IMAGE_BYTES,
         )
         models = Models(("demo",), self._load, kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
@@ -149,7 +153,9 @@ class Bench:
             raise self.load_error
         return cast(LoadedModel, self.encoder)
 
-    def submit(self, uris: Sequence[str], *, labels: tuple[str, ...] = LABELS, **extra: list[str]) -> Job:
+    def submit(
+        self, uris: Sequence[str], *, labels: tuple[str, ...] = LABELS, **extra: list[str] | pa.Array
+    ) -> Job:
         output = FolderOutput(self.folder)
         job = make_job(self.folder, labels=labels, top_k=2)
         stage_items(output, job, list(uris), **extra)
@@ -189,6 +195,21 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def everything_is_released(bench: Bench) -> bool:
     return bench.waiting_bytes.count == 0
+
+
+class TestInlineBytes:
+    def test_pictures_that_were_staged_are_not_fetched_and_do_not_reach_the_part(self, bench: Bench) -> None:
+        fetched = bench.colours(2)
+        staged = [None, colour("red"), b"", b"<html>", b"x" * (MAX_IMAGE_BYTES + 1), None]
+        uris = [fetched[0], "#1", "#2", "#3", "#4", fetched[1]]
+
+        bench.run(bench.submit(uris, _bytes=pa.array(staged, pa.binary())))
+
+        assert bench.column("error_code") == [None, None, "empty", "not_an_image", "too_many_bytes", None]
+        assert bench.column("label")[1] == "red"
+        assert bench.column("uri") == uris
+        assert bench.column("content_hash")[1] == hashlib.sha256(colour("red")).hexdigest()
+        assert "_bytes" not in bench.rows()[0]
 
 
 class TestRows:

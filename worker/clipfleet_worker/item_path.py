@@ -1,6 +1,7 @@
 """The way of items from URI to features: fetch, decode, hand over to the batcher, all in slices.
 
-Remote items come from the event loop, local ones are read where they are decoded. Whatever happens to an item
+Remote items come from the event loop; local ones, and those that were staged with their bytes, are read where
+they are decoded. Whatever happens to an item
 ends in the chunk's outcomes; whatever is a bug of ours interrupts the chunk.
 """
 
@@ -8,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 
-from clipfleet.contract import DecodeRoute, Lane
+from clipfleet.contract import DecodeRoute, ErrorCode, Lane
+from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher, ImageSlice
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ItemFailure
@@ -26,6 +29,7 @@ from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 
 T = TypeVar("T")
+Read = Callable[[], bytes]  # raises ItemFailure
 _ITEMS_PER_SLICE = 16
 
 
@@ -51,21 +55,30 @@ class ItemPath:
         decoder: Decoder,
         decode_pool: Executor,
         batcher: Batcher,
+        max_image_bytes: int,
     ) -> None:
         self._routes = routes
+        self._max_image_bytes = max_image_bytes
         self._fetch_loop = fetch_loop
         self._waiting_bytes = waiting_bytes
         self._decoder = decoder
         self._decode_pool = decode_pool
         self._batcher = batcher
 
-    def start(self, uris: Sequence[str], destination: Destination) -> None:
-        """Send the items on their way; position in `uris` is position in the outcomes. Returns at once."""
+    def start(self, items: pa.Table, destination: Destination) -> None:
+        """Send staged items on their way, and return at once; a row is a position in the outcomes."""
         remote: list[tuple[int, str]] = []
-        local: list[tuple[int, str]] = []
-        for position, uri in enumerate(uris):
+        local: list[tuple[int, Read]] = []
+        inline = items[INLINE_COLUMN] if INLINE_COLUMN in items.schema.names else None
+        for position, uri in enumerate(items["uri"].to_pylist()):
+            if inline is not None and inline[position].is_valid:
+                local.append((position, partial(self._read_inline, inline[position])))
+                continue
             try:
-                (local if self._routes.is_local(uri) else remote).append((position, uri))
+                if self._routes.is_local(uri):
+                    local.append((position, partial(self._routes.local.read, uri)))
+                else:
+                    remote.append((position, uri))
             except ItemFailure as failure:
                 destination.outcomes.fail(position, failure.error)
         if remote:
@@ -87,14 +100,20 @@ class ItemPath:
 
         self._decode_pool.submit(work, destination, items).add_done_callback(report)
 
-    def _read_and_decode(self, destination: Destination, items: list[tuple[int, str]]) -> None:
+    def _read_inline(self, staged: pa.BinaryScalar) -> bytes:
+        if len(staged.as_buffer()) > self._max_image_bytes:
+            raise ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._max_image_bytes} bytes")
+        data: bytes = staged.as_py()
+        return data
+
+    def _read_and_decode(self, destination: Destination, items: list[tuple[int, Read]]) -> None:
         decoded = _Decoded()
-        for position, uri in items:
+        for position, read in items:
             if destination.outcomes.is_interrupted:
                 return
             started = time.monotonic()
             try:
-                data = self._routes.local.read(uri)
+                data = read()
             except ItemFailure as failure:
                 destination.outcomes.fail(position, failure.error)
                 continue

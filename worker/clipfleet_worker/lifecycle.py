@@ -76,14 +76,7 @@ class Worker:
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         routes = _routes(settings)
         self._fetch_loop = FetchLoop(routes.remote, waiting_bytes, settings.chunk_deadline_seconds)
-        items = ItemPath(
-            routes=routes,
-            fetch_loop=self._fetch_loop,
-            waiting_bytes=waiting_bytes,
-            decoder=Decoder(settings.max_pixels),
-            decode_pool=self._decode_pool,
-            batcher=self._batcher,
-        )
+        items = self._item_path(routes, waiting_bytes)
         self._claims = Claims(
             ledger=self._ledger,
             open_items=self._open_items,
@@ -114,6 +107,17 @@ class Worker:
             threading.Thread(target=self._reconcile, name="reconciler", daemon=True),
             threading.Thread(target=self._pull, name="puller", daemon=True),
         ]
+
+    def _item_path(self, routes: Routes, waiting_bytes: WaitingBytes) -> ItemPath:
+        return ItemPath(
+            routes=routes,
+            fetch_loop=self._fetch_loop,
+            waiting_bytes=waiting_bytes,
+            decoder=Decoder(self._settings.max_pixels),
+            decode_pool=self._decode_pool,
+            batcher=self._batcher,
+            max_image_bytes=self._settings.max_image_bytes,
+        )
 
     def _load(self, name: str, precision: Precision) -> LoadedModel:
         model = load_model(name, precision, self._device)

@@ -88,7 +88,7 @@ class Pipeline:
     def _encode(self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease) -> Outcomes:
         outcomes = Outcomes(items.num_rows)
         lease.on_interrupt(outcomes.interrupt)
-        self._items.start(items["uri"].to_pylist(), Destination(model, job.decode, job.lane, outcomes))
+        self._items.start(items, Destination(model, job.decode, job.lane, outcomes))
         outcomes.wait()
         return outcomes
 

@@ -71,8 +71,8 @@ def classify(
     """Label every image with the best of some names (zero-shot)."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column, base_uri,
-        part_format=part_format,
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
+        base_uri=base_uri, part_format=part_format,
     )  # fmt: skip
     names = read_labels(labels)
     started = time.monotonic()
@@ -104,8 +104,8 @@ def embed(
     """Turn every image into a vector."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column, base_uri,
-        part_format=part_format,
+        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
+        base_uri=base_uri, part_format=part_format,
     )  # fmt: skip
     started = time.monotonic()
     with Client() as client:
