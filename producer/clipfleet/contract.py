@@ -262,16 +262,28 @@ class Job(_Frozen):
         if (self.task is Task.CLASSIFY) != bool(self.label_sets):
             raise ValueError("a classify job needs a label set, an embed job has none")
         names = [label_set.name for label_set in self.label_sets]
-        if len(set(names)) != len(names):
-            raise ValueError("two label sets have the same name")
-        if self.label_set_column is not None and self.label_set_column not in self.source.extra_columns:
-            raise ValueError(f"the source has no column {self.label_set_column!r} to choose label sets by")
-        taken = set(self.source.extra_columns)
-        for label_set in self.further_label_sets:
-            clash = taken.intersection(label_columns(label_set.name))
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"two label sets are called {twice[0]!r}: give each a name of its own")
+        if self.label_set_column is not None:
+            self._check_column(self.label_set_column, "to choose label sets by")
+            if not self.label_sets:
+                raise ValueError("a label set column needs label sets that it can name")
+        for label_set in self.named_label_sets:
+            clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))
             if clash:
-                raise ValueError(f"label set {label_set.name!r}: the source has a column {clash.pop()!r} too")
+                raise ValueError(
+                    f"label set {label_set.name!r} would fill the column {clash[0]!r}, which the source has "
+                    "too: rename one of them"
+                )
         return self
+
+    def _check_column(self, name: str, purpose: str) -> None:
+        columns = self.source.extra_columns
+        if name not in columns:
+            raise ValueError(
+                f"the source has no column {name!r} {purpose}; it has {', '.join(columns) or 'none at all'}"
+            )
 
     @property
     def keeps_embeddings(self) -> bool:
@@ -279,9 +291,12 @@ class Job(_Frozen):
         return self.store_embeddings or self.task is not Task.CLASSIFY
 
     @property
-    def further_label_sets(self) -> tuple[LabelSet, ...]:
-        """Label sets with columns of their own; the first one, or the chosen one, has `label` and so on."""
-        return () if self.label_set_column is not None else self.label_sets[1:]
+    def named_label_sets(self) -> tuple[LabelSet, ...]:
+        """Label sets with columns of their own: all, where there are several and all are used on every item.
+
+        `label`, `score`, `labels` and `scores` are those of the first set, or of the one that an item chose.
+        """
+        return self.label_sets if self.label_set_column is None and len(self.label_sets) > 1 else ()
 
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: everything but the id, the time, the lane and the versions."""

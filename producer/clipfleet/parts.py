@@ -89,21 +89,21 @@ LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.flo
 
 
 def label_columns(set_name: str) -> tuple[str, str, str, str]:
-    """Columns of a further label set, in the order of `label`, `score`, `labels`, `scores`."""
+    """Columns of a label set's own, in the order of `label`, `score`, `labels`, `scores`."""
     return f"label_{set_name}", f"score_{set_name}", f"labels_{set_name}", f"scores_{set_name}"
 
 
 def part_schema(
     embedding_dimension: int,
     extra_fields: Sequence[pa.Field[Any]] = (),
-    further_label_sets: Sequence[str] = (),
+    named_label_sets: Sequence[str] = (),
 ) -> pa.Schema:
     """Schema of the parts of one job.
 
     Args:
         embedding_dimension: length of a vector; the parts of a job agree on it even if all vectors are null.
         extra_fields: the source's own columns, already renamed by `extra_column_name`.
-        further_label_sets: names of the label sets after the first, see `Job.further_label_sets`.
+        named_label_sets: names of the label sets with columns of their own, see `Job.named_label_sets`.
     """
     embedding = pa.list_(pa.float16(), embedding_dimension)
     return pa.schema(
@@ -125,7 +125,7 @@ def part_schema(
             pa.field("model_fingerprint", pa.string()),
             *(
                 pa.field(name, kind)
-                for set_name in further_label_sets
+                for set_name in named_label_sets
                 for name, kind in zip(label_columns(set_name), LABEL_TYPES, strict=True)
             ),
             *extra_fields,

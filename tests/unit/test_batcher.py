@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipfleet.contract import ErrorCode, Lane
-from clipfleet_worker.batcher import Batcher, BatcherStopped, ImageSlice
+from clipfleet_worker.batcher import Batcher, BatcherStopped, ItemSlice
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.testing import FakeEncoder
@@ -57,16 +57,16 @@ def picture(value: int) -> np.ndarray:
 
 def part(
     encoder: FakeEncoder, values: Sequence[int], outcomes: Outcomes | None = None, *, lane: Lane = Lane.NORMAL
-) -> ImageSlice:
+) -> ItemSlice:
     """A slice whose pictures stand at positions 0, 1, ... of a chunk."""
     images = [picture(value) for value in values]
-    return ImageSlice(encoder, lane, images, list(range(len(values))), outcomes or Outcomes(len(values)))
+    return ItemSlice(encoder, lane, images, list(range(len(values))), outcomes or Outcomes(len(values)))
 
 
 def queue_texts(batcher: Batcher, encoder: FakeEncoder, prompts: list[str], lane: Lane) -> InThread:
     """Ask for texts in a thread; returns once they are queued."""
     call = InThread(lambda: batcher.encode_texts(encoder, prompts, lane))
-    wait_until(lambda: batcher._texts[lane], "the texts are queued")
+    wait_until(lambda: batcher._calls[lane], "the texts are queued")
     return call
 
 
@@ -108,7 +108,7 @@ class TestBatches:
         batcher, encoder = make(3), FakeEncoder()
         values, positions = [10, 60, 120, 180, 240], [4, 0, 3, 1, 2]
         outcomes = Outcomes(5)
-        batcher.submit(ImageSlice(encoder, Lane.NORMAL, [picture(v) for v in values], positions, outcomes))
+        batcher.submit(ItemSlice(encoder, Lane.NORMAL, [picture(v) for v in values], positions, outcomes))
 
         run(batcher)
 
@@ -220,7 +220,7 @@ class TestRing:
         run(batcher)
         chunks = [[part(encoder, [n, n + 1], Outcomes(2)) for n in range(20)] for _ in range(8)]
 
-        def submit(slices: list[ImageSlice]) -> None:
+        def submit(slices: list[ItemSlice]) -> None:
             for one in slices:
                 batcher.submit(one)
 
@@ -284,6 +284,64 @@ class TestTexts:
         pictures.outcomes.wait()  # the thread lives on
 
 
+class TestCalls:
+    def test_the_answer_comes_back_from_the_batchers_thread(self, run: Run) -> None:
+        batcher = make(2)
+        run(batcher)
+
+        assert batcher.call(threading.current_thread, Lane.BULK).name == "batcher"
+
+    def test_what_it_raises_comes_back_too_and_the_thread_lives_on(self, run: Run) -> None:
+        def fails() -> None:
+            raise MemoryError("no room")
+
+        batcher = make(2)
+        run(batcher)
+
+        with pytest.raises(MemoryError, match="no room"):
+            batcher.call(fails, Lane.NORMAL)
+        assert batcher.call(lambda: 7, Lane.NORMAL) == 7
+
+    def test_after_the_stop_nobody_waits(self) -> None:
+        batcher = make(2)
+        batcher.stop()
+
+        with pytest.raises(BatcherStopped):
+            batcher.call(lambda: 7, Lane.NORMAL)
+
+
+class TestTextItems:
+    def test_texts_of_several_chunks_share_a_batch_but_not_with_pictures(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder()
+        first, second = Outcomes(3), Outcomes(2)
+        pictures = part(encoder, [1, 2])
+        batcher.submit(ItemSlice(encoder, Lane.NORMAL, ["a", "b", "c"], [0, 1, 2], first))
+        batcher.submit(pictures)
+        batcher.submit(ItemSlice(encoder, Lane.NORMAL, ["d", "e"], [1, 0], second))
+
+        run(batcher)
+
+        for outcomes in (first, second, pictures.outcomes):
+            outcomes.wait()
+        assert encoder.passes == [["a", "b", "c", "d"], [1, 2], ["e"]]
+        np.testing.assert_array_equal(second.features[0], FakeEncoder().encode_texts(["e"])[0])
+
+    def test_the_guilty_text_is_found(self, run: Run) -> None:
+        class Choosy(FakeEncoder):
+            def encode_texts(self, prompts: list[str]) -> np.ndarray:
+                if "bad" in prompts:
+                    raise RuntimeError("index out of range")
+                return super().encode_texts(prompts)
+
+        batcher, outcomes = make(8), Outcomes(3)
+        batcher.submit(ItemSlice(Choosy(), Lane.NORMAL, ["a", "bad", "c"], [0, 1, 2], outcomes))
+
+        run(batcher)
+
+        outcomes.wait()
+        assert [error and error.code for error in outcomes.errors] == [None, ErrorCode.CRASHED, None]
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         ("error", "code"),
@@ -340,6 +398,16 @@ class TestStopping:
 
         with pytest.raises(BatcherStopped):
             pictures.outcomes.wait()
+        with pytest.raises(BatcherStopped):
+            texts.result()
+
+    def test_it_may_be_stopped_twice(self) -> None:
+        batcher = make(4)
+        texts = queue_texts(batcher, FakeEncoder(), ["a"], Lane.NORMAL)
+
+        batcher.stop()
+        batcher.stop()
+
         with pytest.raises(BatcherStopped):
             texts.result()
 

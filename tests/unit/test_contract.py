@@ -87,6 +87,36 @@ class TestJob:
         with pytest.raises(ValidationError):
             make_job(**values)
 
+    def test_one_label_set_fills_our_columns_and_several_have_columns_of_their_own(self) -> None:
+        insects, colours = (LabelSet(name=name, labels=("x",)) for name in ("insects", "colours"))
+        source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=("group",))
+
+        def named(*sets: LabelSet, **values: Any) -> tuple[LabelSet, ...]:
+            return make_job(task=Task.CLASSIFY, label_sets=sets, source=source, **values).named_label_sets
+
+        assert named(insects) == ()
+        assert named(insects, colours) == (insects, colours)
+        assert named(insects, colours, label_set_column="group") == ()
+
+    @pytest.mark.parametrize(
+        ("values", "problem"),
+        [
+            ({"label_sets": ("a", "a")}, "two label sets are called 'a'"),
+            ({"label_sets": ("a", "b"), "extra": ("labels_b",)}, "'b' would fill the column 'labels_b'"),
+            ({"label_sets": ("a",), "label_set_column": "group"}, "no column 'group'.*it has none at all"),
+            (
+                {"label_sets": ("a",), "label_set_column": "group", "extra": ("x", "y")},
+                "no column 'group' to choose label sets by; it has x, y",
+            ),
+        ],
+    )
+    def test_label_sets_that_cannot_be_told_apart(self, values: dict[str, Any], problem: str) -> None:
+        sets = tuple(LabelSet(name=name, labels=("x",)) for name in values.pop("label_sets"))
+        source = SourceDescription(kind="csv", uri="/l.csv", extra_columns=values.pop("extra", ()))
+
+        with pytest.raises(ValidationError, match=problem):
+            make_job(task=Task.CLASSIFY, label_sets=sets, source=source, **values)
+
     @pytest.mark.parametrize("job_id", ["a", "A9", "2026-11.run_7", "x" * 64, new_job_id()])
     def test_a_name(self, job_id: str) -> None:
         assert make_job(job_id=job_id).job_id == job_id

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract import ErrorCode, ItemError, Job, Precision
+from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Precision, SourceDescription
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger import Claim, Lease, Ledger
 from clipfleet.outputs.folder import FolderOutput
@@ -28,12 +28,13 @@ from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.model import LoadedModel, ModelUnavailableError
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
-from clipfleet_worker.scoring import TextMatrices
 from clipfleet_worker.testing import COLOURS, FakeEncoder, MemorySink
+from clipfleet_worker.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
 from tests.support.pictures import encoded
@@ -133,7 +134,7 @@ class Bench:
         )
         models = Models(("demo",), self._load, kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
-            models=models, items=items, text_matrices=TextMatrices(self.batcher),
+            models=models, items=items, labeller=Labeller(self.batcher, TextMatrices(self.batcher)),
             fetch_deadline_seconds=deadline_seconds,
         )  # fmt: skip
         self.context: JobContext | None = None
@@ -154,10 +155,16 @@ class Bench:
         return cast(LoadedModel, self.encoder)
 
     def submit(
-        self, uris: Sequence[str], *, labels: tuple[str, ...] = LABELS, **extra: list[str] | pa.Array
+        self,
+        uris: Sequence[str],
+        *,
+        labels: tuple[str, ...] = LABELS,
+        values: dict[str, Any] | None = None,
+        **extra: list[str] | pa.Array,
     ) -> Job:
         output = FolderOutput(self.folder)
-        job = make_job(self.folder, labels=labels, top_k=2)
+        source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=tuple(extra))
+        job = make_job(self.folder, labels=labels, top_k=2, source=source, **values or {})
         stage_items(output, job, list(uris), **extra)
         self.context = JobContext(job, output, self.sink, StagedReader(output, job_id=job.job_id))
         return job
@@ -288,7 +295,8 @@ class TestRows:
     def test_the_stages_and_their_seconds(self, bench: Bench) -> None:
         result = bench.run(bench.submit(bench.colours()))
 
-        assert bench.lease.entered == ["read", "load model", "fetch, decode, encode", "score", "write"]
+        expected = ["read", "load model", "encode labels", "fetch, decode, encode", "score", "write"]
+        assert bench.lease.entered == expected
         assert set(result.stage_seconds) == {"fetch", "decode", "encode", "write"}
         assert all(seconds >= 0 for seconds in result.stage_seconds.values())
 
@@ -360,6 +368,83 @@ class TestInterruption:
         with pytest.raises((ChunkInterrupted, BatcherStopped)):
             call.result()
         assert bench.sink.parts == {}
+
+
+class TestSeveralLabelSets:
+    WARM = LabelSet(name="warm", labels=("red", "yellow"))
+    COLD = LabelSet(name="cold", labels=("blue", "cyan", "green"))
+    SETS: ClassVar[dict[str, Any]] = {"label_sets": (WARM, COLD)}
+
+    def test_each_item_is_fetched_and_encoded_once_and_labelled_by_each(self, bench: Bench) -> None:
+        uris = bench.colours(len(LABELS))
+        bench.run(bench.submit(uris, values=self.SETS))
+
+        assert sorted(bench.places.asked) == sorted(uris)
+        rows = {LABELS[row["item_index"]]: row for row in bench.rows()}
+        assert rows["red"]["label_warm"] == "red"
+        assert rows["blue"]["label_cold"] == "blue"
+        assert rows["cyan"]["label_cold"] == "cyan"
+        for row in bench.rows():
+            assert (row["label"], row["scores"]) == (row["label_warm"], row["scores_warm"])
+            assert (len(row["labels_warm"]), len(row["labels_cold"])) == (2, 2)
+            assert row["labels_cold"][0] == row["label_cold"]
+
+    def test_vectors_are_kept_beside_the_labels_if_asked_for(self, bench: Bench) -> None:
+        bench.run(bench.submit(bench.colours(4), values={**self.SETS, "store_embeddings": True}))
+
+        assert all(row["embedding"] is not None and row["label_cold"] for row in bench.rows())
+
+    def test_a_chunk_that_is_given_up_has_the_same_columns(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours(4), values=self.SETS)
+        bench.run(job)
+        columns = bench.sink.parts.pop(0).rows.schema
+        bench.give_up(job, ItemError(ErrorCode.CHUNK_FAILED, "given up"))
+
+        assert bench.sink.parts[0].rows.schema == columns
+
+
+class TestLabelSetColumn:
+    VALUES: ClassVar[dict[str, Any]] = {**TestSeveralLabelSets.SETS, "label_set_column": "group"}
+
+    def test_an_item_is_labelled_by_the_set_that_it_names(self, bench: Bench) -> None:
+        # Given items whose colour is in both sets' reach, by turns of either set
+        uris = bench.colours(6)
+        groups = ["cold", "warm", "cold", "warm", "warm", "cold"]
+        bench.run(bench.submit(uris, values=self.VALUES, group=groups))
+
+        for row, group in zip(bench.rows(), groups, strict=True):
+            theirs = {"warm": TestSeveralLabelSets.WARM, "cold": TestSeveralLabelSets.COLD}[group]
+            assert set(row["labels"]) <= set(theirs.labels)
+            assert row["group"] == group
+        assert bench.rows()[4]["item_index"] == 4
+        assert "label_warm" not in bench.rows()[0]
+
+    def test_an_item_that_names_no_set_fails_without_being_fetched(self, bench: Bench) -> None:
+        uris = bench.colours(4)
+        result = bench.run(bench.submit(uris, values=self.VALUES, group=["warm", "hot", "", "cold"]))
+
+        assert result.counts == PartCounts(2, 2, {"bad_uri": 2})
+        assert bench.column("error_code") == [None, "bad_uri", "bad_uri", None]
+        unknown, missing = bench.column("error_detail")[1:3]
+        assert unknown == "no label set is called 'hot': the job has warm, cold"
+        assert missing == "the item names no label set: the job has warm, cold"
+        assert [label is None for label in bench.column("label")] == [False, True, True, False]
+        assert sorted(bench.places.asked) == sorted([uris[0], uris[3]])
+
+
+class TestLabelsThatFail:
+    def test_a_chunk_without_its_text_matrix_fetches_no_further(self, bench: Bench) -> None:
+        # Given a worker without memory for the prompts, and an item that never comes
+        def no_room(prompts: list[str]) -> np.ndarray:
+            raise MemoryError("device")
+
+        bench.encoder.encode_texts = no_room  # type: ignore[method-assign]
+        uris = bench.colours()
+        bench.places.hangs.add(uris[1])
+
+        with pytest.raises(MemoryError):
+            bench.run(bench.submit(uris))
+        wait_until(lambda: everything_is_released(bench), "the bytes are released")
 
 
 class TestFailingBatch:

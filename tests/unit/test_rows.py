@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract import ErrorCode, ItemError, LabelSet
+from clipfleet.contract import ErrorCode, ItemError
 from clipfleet.parts import PART_COLUMNS, PartCounts, part_schema
+from clipfleet_worker.labelling import ChunkLabels, ItemLabels
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.rows import count_rows, failed_outcomes, part_table, without_userinfo
-from clipfleet_worker.scoring import Ranking
 
 NOT_FOUND = ItemError(ErrorCode.NOT_FOUND, "HTTP status 404")
 VECTORS = np.array([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=np.float32)
@@ -94,15 +94,16 @@ class TestEmbedding:
 
 class TestClassifying:
     def test_labels_stand_at_their_items_best_first(self, outcomes: Outcomes) -> None:
-        ranking = Ranking(np.array([[1, 0], [2, 1]]), np.array([[0.75, 0.25], [0.5, 0.25]], np.float32))
+        best = ItemLabels(3)
+        best.labels[:] = [["bee", "ant"], None, ["cow", "bee"]]
+        best.scores[:] = [[0.75, 0.25], None, [0.5, 0.25]]
         rows = part_table(
             THREE,
             outcomes,
             embedding_dimension=4,
             model_fingerprint="f00d",
             store_embeddings=False,
-            label_sets=(LabelSet(labels=("ant", "bee", "cow")),),
-            rankings=[ranking],
+            labels=ChunkLabels(best),
         ).to_pylist()
 
         assert [row["label"] for row in rows] == ["bee", None, "cow"]
@@ -110,6 +111,46 @@ class TestClassifying:
         assert [row["labels"] for row in rows] == [["bee", "ant"], None, ["cow", "bee"]]
         assert [row["scores"] for row in rows] == [[0.75, 0.25], None, [0.5, 0.25]]
         assert [row["embedding"] for row in rows] == [None] * 3
+
+    def test_several_label_sets_have_columns_of_their_own_after_ours(self, outcomes: Outcomes) -> None:
+        insects, colours = ItemLabels(3), ItemLabels(3)
+        insects.labels[:], insects.scores[:] = [["bee"], None, ["ant"]], [[0.75], None, [1.0]]
+        colours.labels[:], colours.scores[:] = [["red"], None, ["blue"]], [[0.5], None, [0.25]]
+        table = part_table(
+            THREE,
+            outcomes,
+            embedding_dimension=4,
+            model_fingerprint="f00d",
+            store_embeddings=True,
+            label_set_names=["insects", "colours"],
+            labels=ChunkLabels(insects, {"insects": insects, "colours": colours}),
+        )
+
+        assert tuple(table.column_names) == (
+            *PART_COLUMNS,
+            "label_insects", "score_insects", "labels_insects", "scores_insects",
+            "label_colours", "score_colours", "labels_colours", "scores_colours",
+            "note", "source_label",
+        )  # fmt: skip
+        rows = table.to_pylist()
+        assert (
+            [row["label"] for row in rows] == [row["label_insects"] for row in rows] == ["bee", None, "ant"]
+        )
+        assert [row["label_colours"] for row in rows] == ["red", None, "blue"]
+        assert [row["scores_colours"] for row in rows] == [[0.5], None, [0.25]]
+        assert [row["embedding"] is not None for row in rows] == [True, False, True]
+
+    def test_a_chunk_that_is_given_up_has_the_columns_of_its_label_sets(self) -> None:
+        table = part_table(
+            THREE,
+            failed_outcomes(3, NOT_FOUND),
+            embedding_dimension=4,
+            model_fingerprint=None,
+            store_embeddings=False,
+            label_set_names=["insects", "colours"],
+        )
+
+        assert table["labels_insects"].null_count == table["score_colours"].null_count == 3
 
     def test_the_schema_is_the_same_as_with_vectors(self, outcomes: Outcomes) -> None:
         without = part_table(

@@ -1,19 +1,16 @@
-"""Text matrices and rankings, against a slow reference in float64."""
+"""Rankings on the device, against a slow reference in float64 and against open_clip."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from typing import cast
-
 import numpy as np
+import open_clip
 import pytest
+import torch
 
-from clipfleet.contract import LabelSet, Lane
-from clipfleet_worker.batcher import Batcher, Encoder
-from clipfleet_worker.scoring import TextMatrices, rank, text_matrix_of
-from clipfleet_worker.testing import FakeEncoder
-from tests.support.doubles import PATIENCE_SECONDS, InThread
+from clipfleet.contract import DEMO_MODEL, LabelSet, Precision, Preset
+from clipfleet_worker import scoring
+from clipfleet_worker.model import LoadedModel, load_model, preset_label_set
+from clipfleet_worker.scoring import Ranking, rank, text_matrix_of
 
 
 def unit_rows(seed: int, rows: int, dimension: int = 32) -> np.ndarray:
@@ -26,10 +23,24 @@ def softmax_rows(features: np.ndarray, matrix: np.ndarray, logit_scale: float) -
     """Probabilities, row by row, in float64."""
     rows = []
     for feature in features.astype(np.float64):
-        logits = np.array([logit_scale * float(feature @ text) for text in matrix.astype(np.float64)])
+        logits = logit_scale * (matrix.astype(np.float64) @ feature)
         powers = np.exp(logits - logits.max())
         rows.append(powers / powers.sum())
     return np.array(rows)
+
+
+def ranked(features: np.ndarray, matrix: np.ndarray, logit_scale: float, top_k: int) -> Ranking:
+    return rank(features, torch.from_numpy(matrix), logit_scale, top_k)
+
+
+def is_best(ranking: Ranking, features: np.ndarray, matrix: np.ndarray, logit_scale: float) -> None:
+    """The reference's best labels, with its scores to 1e-6."""
+    expected = softmax_rows(features, matrix, logit_scale)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, : ranking.scores.shape[1]]
+    np.testing.assert_array_equal(ranking.label_indices, order)
+    np.testing.assert_allclose(
+        ranking.scores, np.take_along_axis(expected, order, axis=1), rtol=1e-5, atol=1e-6
+    )
 
 
 class TestRank:
@@ -37,47 +48,92 @@ class TestRank:
     def test_the_best_labels_of_a_softmax_over_all(self, logit_scale: float) -> None:
         features, matrix = unit_rows(1, 50), unit_rows(2, 20)
 
-        ranking = rank(features, matrix, logit_scale, 5)
+        ranking = ranked(features, matrix, logit_scale, 5)
 
-        expected = softmax_rows(features, matrix, logit_scale)
-        order = np.argsort(-expected, axis=1)[:, :5]
-        np.testing.assert_array_equal(ranking.label_indices, order)
-        np.testing.assert_allclose(ranking.scores, np.take_along_axis(expected, order, axis=1), atol=2e-5)
+        is_best(ranking, features, matrix, logit_scale)
         assert ranking.scores.dtype == np.float32
 
-    def test_scores_descend(self) -> None:
-        ranking = rank(unit_rows(1, 30), unit_rows(2, 9), 100.0, 9)
+    @pytest.mark.parametrize("labels_per_slice", [1, 2, 7, 64, 299, 300, 301])
+    def test_slices_of_labels_change_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, labels_per_slice: int
+    ) -> None:
+        monkeypatch.setattr(scoring, "_LABELS_PER_SLICE", labels_per_slice)
+        features, matrix = unit_rows(1, 9), unit_rows(2, 300)
+
+        is_best(ranked(features, matrix, 100.0, 5), features, matrix, 100.0)
+
+    @pytest.mark.parametrize("exact_values", [1, 100, 10_000_000])
+    def test_slices_of_images_change_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, exact_values: int
+    ) -> None:
+        monkeypatch.setattr(scoring, "_EXACT_VALUES", exact_values)
+        features, matrix = unit_rows(1, 9), unit_rows(2, 30)
+
+        is_best(ranked(features, matrix, 100.0, 30), features, matrix, 100.0)
+
+    def test_twelve_thousand_labels(self) -> None:
+        features, matrix = unit_rows(1, 40, 128), unit_rows(2, 12_000, 128)
+
+        is_best(ranked(features, matrix, 100.0, 5), features, matrix, 100.0)
+
+    def test_a_matrix_of_all_images_and_labels_is_never_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        largest = 0
+        topk = torch.topk
+
+        def watched(values: torch.Tensor, count: int) -> object:
+            nonlocal largest
+            largest = max(largest, values.numel())
+            return topk(values, count)
+
+        monkeypatch.setattr(torch, "topk", watched)
+        monkeypatch.setattr(scoring, "_LABELS_PER_SLICE", 100)
+
+        ranked(unit_rows(1, 10), unit_rows(2, 5_000), 100.0, 5)
+
+        assert largest == 10 * 100
+
+    def test_scores_descend_and_add_up_to_one_over_all_labels(self) -> None:
+        ranking = ranked(unit_rows(1, 30), unit_rows(2, 9), 100.0, 9)
 
         assert (np.diff(ranking.scores, axis=1) <= 0).all()
-        np.testing.assert_allclose(ranking.scores.sum(axis=1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(ranking.scores.sum(axis=1), 1.0, rtol=1e-6)
 
     def test_there_are_no_more_labels_than_the_set_has(self) -> None:
-        ranking = rank(unit_rows(1, 3), unit_rows(2, 2), 100.0, 5)
+        ranking = ranked(unit_rows(1, 3), unit_rows(2, 2), 100.0, 5)
 
         assert ranking.label_indices.shape == ranking.scores.shape == (3, 2)
 
     def test_a_single_label_is_certain(self) -> None:
-        assert rank(unit_rows(1, 2), unit_rows(2, 1), 100.0, 5).scores.tolist() == [[1.0], [1.0]]
+        assert ranked(unit_rows(1, 2), unit_rows(2, 1), 100.0, 5).scores.tolist() == [[1.0], [1.0]]
 
-    def test_of_equal_scores_the_first_label_wins(self) -> None:
-        matrix = np.repeat(unit_rows(2, 1), 4, axis=0)
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_of_equal_scores_the_first_label_wins(self, monkeypatch: pytest.MonkeyPatch, sign: float) -> None:
+        monkeypatch.setattr(scoring, "_LABELS_PER_SLICE", 7)
+        feature = unit_rows(1, 1)
+        matrix = np.repeat(sign * feature, 40, axis=0)
 
-        assert rank(unit_rows(1, 1), matrix, 100.0, 3).label_indices.tolist() == [[0, 1, 2]]
+        assert ranked(feature, matrix, 100.0, 4).label_indices.tolist() == [[0, 1, 2, 3]]
 
     def test_a_large_scale_does_not_overflow(self) -> None:
-        with np.errstate(all="raise", under="ignore"):
-            scores = rank(unit_rows(1, 4), unit_rows(2, 8), 10_000.0, 8).scores
-
-        assert np.isfinite(scores).all()
+        assert np.isfinite(ranked(unit_rows(1, 4), unit_rows(2, 8), 10_000.0, 8).scores).all()
 
     def test_the_features_are_left_as_they_are(self) -> None:
         features, matrix = unit_rows(1, 4), unit_rows(2, 8)
         before = features.copy(), matrix.copy()
 
-        rank(features, matrix, 100.0, 2)
+        ranked(features, matrix, 100.0, 2)
 
         np.testing.assert_array_equal(features, before[0])
         np.testing.assert_array_equal(matrix, before[1])
+
+    def test_too_little_memory_is_told_as_such(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_room(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(torch, "topk", no_room)
+
+        with pytest.raises(MemoryError, match="out of memory"):
+            ranked(unit_rows(1, 4), unit_rows(2, 8), 100.0, 2)
 
 
 class TestTextMatrix:
@@ -97,83 +153,59 @@ class TestTextMatrix:
         np.testing.assert_allclose(text_matrix_of(features, 5), features, rtol=1e-6)
 
 
-class FakeBatcher:
-    """Encodes in the caller's thread; counts, and may be told to fail or to wait."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[str], Lane]] = []
-        self.error: Exception | None = None
-        self.entered, self.go = threading.Event(), threading.Event()
-        self.go.set()
-
-    def encode_texts(self, encoder: Encoder, prompts: Sequence[str], lane: Lane) -> np.ndarray:
-        self.asked.append((list(prompts), lane))
-        self.entered.set()
-        assert self.go.wait(PATIENCE_SECONDS)
-        if self.error is not None:
-            raise self.error
-        return encoder.encode_texts(list(prompts))
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return load_model(DEMO_MODEL, Precision.FP32, "cpu")
 
 
-def made() -> tuple[FakeBatcher, TextMatrices]:
-    batcher = FakeBatcher()
-    return batcher, TextMatrices(cast(Batcher, batcher))
+class TestAgainstOpenClip:
+    """The same features under open_clip's own zero-shot classifier."""
 
+    def reference(
+        self, model: LoadedModel, labels: tuple[str, ...], templates: tuple[str, ...]
+    ) -> np.ndarray:
+        tokenizer, module = model._tokenizer, model._module
+        with torch.inference_mode():
+            weights = open_clip.build_zero_shot_classifier(module, tokenizer, labels, templates)
+        array: np.ndarray = weights.T.numpy()
+        return array
 
-def labels(*names: str) -> LabelSet:
-    return LabelSet(labels=names)
+    @pytest.mark.parametrize(
+        ("labels", "templates"),
+        [
+            (("cat", "dog", "rocket"), ("a photo of a {}",)),
+            (("cat", "dog", "rocket", "ice cream"), ("a {}", "a drawing of a {}", "{}")),
+        ],
+    )
+    def test_given_labels(
+        self, demo: LoadedModel, labels: tuple[str, ...], templates: tuple[str, ...]
+    ) -> None:
+        label_set = LabelSet(labels=labels, templates=templates)
+        ours = text_matrix_of(demo.encode_texts(label_set.prompts()), len(labels))
 
+        self.compare(demo, ours, self.reference(demo, labels, templates))
 
-class TestTextMatrices:
-    def test_rows_are_in_the_order_of_the_labels(self) -> None:
-        _, matrices = made()
-        encoder, colours = FakeEncoder(), labels("blue", "red")
+    def test_imagenet(self, demo: LoadedModel) -> None:
+        labels, templates = preset_label_set(Preset.IMAGENET1K)
+        assert (len(labels), len(templates)) == (1000, 80)
+        # As open_clip does it, with its own templates; a few of the names keep the test short.
+        names = labels[::40]
+        with torch.inference_mode():
+            weights = open_clip.build_zero_shot_classifier(
+                demo._module, demo._tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
+            )
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        ours = text_matrix_of(demo.encode_texts(prompts), len(names))
 
-        matrix = matrices.get(encoder, colours, Lane.NORMAL)
+        self.compare(demo, ours, weights.T.numpy())
 
-        expected = encoder.encode_texts(["a photo of a blue", "a photo of a red"])
-        np.testing.assert_allclose(matrix, expected, rtol=1e-6)
-
-    def test_a_label_set_is_encoded_once_per_model_in_the_lane_of_who_came_first(self) -> None:
-        batcher, matrices = made()
-        for fingerprint, names in (("m", "ab"), ("m", "ab"), ("m", "ac"), ("n", "ab"), ("m", "ab")):
-            matrices.get(FakeEncoder(fingerprint), labels(*names), Lane.BULK)
-
-        assert [prompts[1][-1] for prompts, _ in batcher.asked] == ["b", "c", "b"]
-        assert {lane for _, lane in batcher.asked} == {Lane.BULK}
-
-    def test_many_threads_that_ask_at_once_cause_one_encoding(self) -> None:
-        batcher, matrices = made()
-        batcher.go.clear()
-        ask = lambda: matrices.get(FakeEncoder(), labels("a", "b"), Lane.NORMAL)  # noqa: E731
-        calls = [InThread(ask) for _ in range(8)]
-        assert batcher.entered.wait(PATIENCE_SECONDS)
-        batcher.go.set()
-
-        found = [call.result() for call in calls]
-
-        assert len(batcher.asked) == 1
-        assert all(matrix is found[0] for matrix in found)
-
-    def test_a_failure_is_not_kept(self) -> None:
-        batcher, matrices = made()
-        batcher.error = MemoryError("no room")
-        with pytest.raises(MemoryError):
-            matrices.get(FakeEncoder(), labels("a"), Lane.NORMAL)
-
-        batcher.error = None
-        assert matrices.get(FakeEncoder(), labels("a"), Lane.NORMAL).shape == (1, 16)
-
-    def test_the_least_recently_used_matrix_goes(self) -> None:
-        batcher, matrices = made()
-        ask = lambda name: matrices.get(FakeEncoder(), labels(name), Lane.NORMAL)  # noqa: E731
-        for n in range(16):
-            ask(f"label {n}")
-        ask("label 0")
-        ask("one more")
-        assert len(batcher.asked) == 17
-
-        ask("label 0")
-        assert len(batcher.asked) == 17
-        ask("label 1")
-        assert len(batcher.asked) == 18
+    def compare(self, model: LoadedModel, ours: np.ndarray, reference: np.ndarray) -> None:
+        features = unit_rows(5, 64, model.embedding_dimension) + reference[np.arange(64) % len(reference)]
+        features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+        ranking = ranked(features, ours, model.logit_scale, len(reference))
+        with torch.inference_mode():
+            logits = model.logit_scale * torch.from_numpy(features) @ torch.from_numpy(reference).T
+            expected = logits.softmax(dim=-1).numpy()
+        by_label = np.zeros_like(expected)
+        np.put_along_axis(by_label, ranking.label_indices, ranking.scores, axis=1)
+        np.testing.assert_allclose(by_label, expected, atol=1e-4)

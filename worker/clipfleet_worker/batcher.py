@@ -1,7 +1,8 @@
 """The one thread that owns the device: slices of many chunks become batches, batches become features.
 
-Images of the best lane go first; a batch holds images of one model only, whatever their chunks and jobs.
-Texts go the same way. A batch that fails is halved until the guilty image is alone.
+Items of the best lane go first; a batch holds images, or texts, of one model only, whatever their chunks and
+jobs. A batch that fails is halved until the guilty item is alone. What else wants the device, such as the
+prompts of a label set, is called in between, in the lane of its job.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet_worker.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LANE_ORDER = tuple(Lane)
 _LINGER_SECONDS = 0.005  # a partial batch goes when the device is idle and nothing came for this long
@@ -40,30 +44,41 @@ class Encoder(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class ImageSlice:
-    """Some decoded images of one chunk, to be encoded together or apart."""
+class ItemSlice:
+    """Some items of one chunk, to be encoded together or apart."""
 
     encoder: Encoder
     lane: Lane
-    images: list[np.ndarray]  # uint8 (height, width, 3), all of the model's size
-    positions: list[int]  # of the images in the chunk
+    items: list[np.ndarray] | list[str]  # images uint8 (height, width, 3) of the model's size, or texts
+    positions: list[int]  # of the items in the chunk
     outcomes: Outcomes
-    taken: int = 0  # images already in a batch
+    taken: int = 0  # items already in a batch
+
+    @property
+    def kind(self) -> tuple[Encoder, bool]:
+        """What fits into one batch: items of one model that are all images or all texts."""
+        return self.encoder, isinstance(self.items[0], str)
 
 
 @dataclass(eq=False, slots=True)
-class _TextSlice:
-    encoder: Encoder
-    lane: Lane
-    prompts: list[str]
-    future: Future[np.ndarray]
+class _Call:
+    """Something else that is to be done on the device."""
+
+    work: Callable[[], Any]
+    future: Future[Any]
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.work())
+        except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
+            self.future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
     """The part of a slice that went into one batch."""
 
-    slice: ImageSlice
+    slice: ItemSlice
     start: int
     stop: int
 
@@ -73,15 +88,15 @@ class BatcherStopped(RuntimeError):  # noqa: N818
 
 
 class Batcher:
-    """Start it once per device share; `submit` and `encode_texts` may be called from any thread."""
+    """Start it once per device share; its other methods may be called from any thread."""
 
     def __init__(self, batch_size: int, *, ring_batches: int = 3) -> None:
         self._batch_size = batch_size
-        self._ring_images = batch_size * ring_batches
-        self._waiting_images = 0
-        self._images: dict[Lane, deque[ImageSlice]] = {lane: deque() for lane in _LANE_ORDER}
-        self._texts: dict[Lane, deque[_TextSlice]] = {lane: deque() for lane in _LANE_ORDER}
-        self._texts_went_last = False
+        self._ring_items = batch_size * ring_batches
+        self._waiting_items = 0
+        self._items: dict[Lane, deque[ItemSlice]] = {lane: deque() for lane in _LANE_ORDER}
+        self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
+        self._call_went_last = False
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -97,40 +112,54 @@ class Batcher:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        for texts in self._texts.values():
-            for waiting in texts:
-                waiting.future.set_exception(BatcherStopped("the worker stops"))
-        for images in self._images.values():
-            for part in images:
-                part.outcomes.interrupt(BatcherStopped("the worker stops"))
+        for calls in self._calls.values():
+            while calls:
+                calls.popleft().future.set_exception(BatcherStopped("the worker stops"))
+        for items in self._items.values():
+            while items:
+                items.popleft().outcomes.interrupt(BatcherStopped("the worker stops"))
 
-    def submit(self, part: ImageSlice) -> None:
-        """Queue images; blocks while the ring is full.
+    def submit(self, part: ItemSlice) -> None:
+        """Queue items; blocks while the ring is full.
 
         Raises:
             BatcherStopped: the worker is going down.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting_images < self._ring_images or self._stopping)
+            self._changed.wait_for(lambda: self._waiting_items < self._ring_items or self._stopping)
             if self._stopping:
                 raise BatcherStopped("the worker stops")
-            self._waiting_images += len(part.images)
-            self._images[part.lane].append(part)
+            self._waiting_items += len(part.items)
+            self._items[part.lane].append(part)
             self._changed.notify_all()
 
     def encode_texts(self, encoder: Encoder, prompts: Sequence[str], lane: Lane) -> np.ndarray:
-        """Features of texts, float32 (len(prompts), d); blocks until they are there."""
-        futures: list[Future[np.ndarray]] = []
+        """Features of texts, float32 (len(prompts), d); blocks until they are there. See `call`."""
+        slices = [
+            list(prompts[start : start + _TEXTS_PER_PASS])
+            for start in range(0, len(prompts), _TEXTS_PER_PASS)
+        ]
+        futures = self._queue([partial(encoder.encode_texts, texts) for texts in slices], lane)
+        return np.concatenate([future.result() for future in futures])
+
+    def call(self, work: Callable[[], T], lane: Lane) -> T:
+        """Have something short done on the device by its thread; blocks until it is done.
+
+        Raises:
+            BatcherStopped: the worker is going down.
+            RuntimeError, ValueError, MemoryError, ArithmeticError: what `work` raised.
+        """
+        (future,) = self._queue([work], lane)
+        return future.result()
+
+    def _queue(self, works: Sequence[Callable[[], T]], lane: Lane) -> list[Future[T]]:
+        calls = [_Call(work, Future()) for work in works]
         with self._changed:
             if self._stopping:
                 raise BatcherStopped("the worker stops")
-            for start in range(0, len(prompts), _TEXTS_PER_PASS):
-                future: Future[np.ndarray] = Future()
-                futures.append(future)
-                texts = list(prompts[start : start + _TEXTS_PER_PASS])
-                self._texts[lane].append(_TextSlice(encoder, lane, texts, future))
+            self._calls[lane].extend(calls)
             self._changed.notify_all()
-        return np.concatenate([future.result() for future in futures])
+        return [call.future for call in calls]
 
     def _run(self) -> None:
         while True:
@@ -138,35 +167,33 @@ class Batcher:
                 self._changed.wait_for(lambda: self._stopping or self._next_lane() is not None)
                 if self._stopping:
                     return
-                texts = self._next_texts()
-                batch = [] if texts else self._gather()
-            if texts:
-                _answer(texts)
+                call = self._next_call()
+                batch = [] if call else self._gather()
+            if call:
+                call.run()
             else:
                 self._encode(batch)
 
     def _next_lane(self) -> Lane | None:
-        return next((lane for lane in _LANE_ORDER if self._texts[lane] or self._images[lane]), None)
+        return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
 
-    def _next_texts(self) -> _TextSlice | None:
-        """Texts of the best lane, if it is their turn: where a lane has both, texts and images alternate."""
+    def _next_call(self) -> _Call | None:
+        """A call of the best lane, if it is its turn: where a lane has both, calls and batches alternate."""
         lane = self._next_lane()
-        if lane is None or not self._texts[lane] or (self._images[lane] and self._texts_went_last):
-            self._texts_went_last = False
+        if lane is None or not self._calls[lane] or (self._items[lane] and self._call_went_last):
+            self._call_went_last = False
             return None
-        self._texts_went_last = True
-        return self._texts[lane].popleft()
+        self._call_went_last = True
+        return self._calls[lane].popleft()
 
     def _gather(self) -> list[_Segment]:
-        """A batch of one model, best lane first; called with the lock held, lets it go while it lingers."""
+        """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
         batch: list[_Segment] = []
-        encoder: Encoder | None = None
         room = self._batch_size
         while room and not self._stopping:
             taken = 0
             for lane in _LANE_ORDER:
-                encoder, count = self._take(lane, encoder, room - taken, batch)
-                taken += count
+                taken += self._take(lane, room - taken, batch)
             room -= taken
             if room and taken:
                 self._changed.notify_all()  # the ring has room again
@@ -175,34 +202,33 @@ class Batcher:
         self._changed.notify_all()
         return batch
 
-    def _take(
-        self, lane: Lane, encoder: Encoder | None, room: int, batch: list[_Segment]
-    ) -> tuple[Encoder | None, int]:
-        queue, kept, count = self._images[lane], deque[ImageSlice](), 0
+    def _take(self, lane: Lane, room: int, batch: list[_Segment]) -> int:
+        """Move what fits from a lane into the batch; returns how many items."""
+        queue, kept, count = self._items[lane], deque[ItemSlice](), 0
         while queue and count < room:
             part = queue.popleft()
-            encoder = part.encoder if encoder is None else encoder
-            if part.encoder is not encoder:
+            if batch and part.kind != batch[0].slice.kind:
                 kept.append(part)
                 continue
-            stop = min(len(part.images), part.taken + room - count)
+            stop = min(len(part.items), part.taken + room - count)
             batch.append(_Segment(part, part.taken, stop))
             count += stop - part.taken
             part.taken = stop
-            if stop < len(part.images):
+            if stop < len(part.items):
                 kept.append(part)
         queue.extendleft(reversed(kept))
-        self._waiting_images -= count
-        return encoder, count
+        self._waiting_items -= count
+        return count
 
     def _encode(self, batch: list[_Segment]) -> None:
         live = [segment for segment in batch if not segment.slice.outcomes.is_interrupted]
         if not live:
             return
-        images = [image for segment in live for image in segment.slice.images[segment.start : segment.stop]]
+        items = [item for segment in live for item in segment.slice.items[segment.start : segment.stop]]
         started = time.monotonic()
-        results = _encode_or_bisect(live[0].slice.encoder.encode_images, images)
-        share = (time.monotonic() - started) / len(images)
+        encoder, is_text = live[0].slice.kind
+        results = _encode_or_bisect(encoder.encode_texts if is_text else _stacked(encoder), items)
+        share = (time.monotonic() - started) / len(items)
         some_worked = any(not isinstance(result, Exception) for result in results)
         offset = 0
         for segment in live:
@@ -212,23 +238,27 @@ class Batcher:
             offset += count
 
 
+def _stacked(encoder: Encoder) -> Callable[[list[np.ndarray]], np.ndarray]:
+    return lambda images: encoder.encode_images(np.stack(images))
+
+
 def _encode_or_bisect(
-    encode: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray]
+    encode: Callable[[list[Any]], np.ndarray], items: list[Any]
 ) -> list[np.ndarray | Exception]:
-    """Features of each image; where the forward fails, the exception of the image that is left alone."""
+    """Features of each item; where the forward fails, the exception of the item that is left alone."""
     try:
-        return list(encode(np.stack(images)))
+        return list(encode(items))
     except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
         # torch raises RuntimeError for nearly everything, out of device memory included.
         log.warning(
-            "a batch of %d failed: %s", len(images), error, extra={"action": "batch_failed"}, exc_info=True
+            "a batch of %d failed: %s", len(items), error, extra={"action": "batch_failed"}, exc_info=True
         )
-        if len(images) == 1:
+        if len(items) == 1:
             return [error]
-        half = len(images) // 2
-        first, second = _encode_or_bisect(encode, images[:half]), _encode_or_bisect(encode, images[half:])
+        half = len(items) // 2
+        first, second = _encode_or_bisect(encode, items[:half]), _encode_or_bisect(encode, items[half:])
         if all(isinstance(result, Exception) for result in first + second):
-            return [error] * len(images)
+            return [error] * len(items)
         return first + second
 
 
@@ -241,15 +271,8 @@ def _deliver(segment: _Segment, results: list[np.ndarray | Exception], some_work
             good.append((position, result))
         elif some_worked:
             code = ErrorCode.OUT_OF_MEMORY if isinstance(result, MemoryError) else ErrorCode.CRASHED
-            outcomes.fail(position, ItemError(code, f"the forward pass failed on this image: {result}"[:300]))
+            outcomes.fail(position, ItemError(code, f"the forward pass failed on this item: {result}"[:300]))
         else:
-            outcomes.interrupt(result)  # nothing in the batch worked: it is not the image's fault
+            outcomes.interrupt(result)  # nothing in the batch worked: it is not the item's fault
     if good:
         outcomes.deliver([position for position, _ in good], np.stack([result for _, result in good]))
-
-
-def _answer(texts: _TextSlice) -> None:
-    try:
-        texts.future.set_result(texts.encoder.encode_texts(texts.prompts))
-    except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
-        texts.future.set_exception(error)

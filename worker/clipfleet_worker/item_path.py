@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from clipfleet.contract import DecodeRoute, ErrorCode, Lane
 from clipfleet.parts import INLINE_COLUMN
-from clipfleet_worker.batcher import Batcher, ImageSlice
+from clipfleet_worker.batcher import Batcher, ItemSlice
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest, WaitingBytes
@@ -66,11 +66,16 @@ class ItemPath:
         self._batcher = batcher
 
     def start(self, items: pa.Table, destination: Destination) -> None:
-        """Send staged items on their way, and return at once; a row is a position in the outcomes."""
+        """Send staged items that have not ended yet on their way; a row is a position in the outcomes.
+
+        Returns at once.
+        """
         remote: list[tuple[int, str]] = []
         local: list[tuple[int, Read]] = []
         inline = items[INLINE_COLUMN] if INLINE_COLUMN in items.schema.names else None
         for position, uri in enumerate(items["uri"].to_pylist()):
+            if destination.outcomes.has_ended(position):
+                continue
             if inline is not None and inline[position].is_valid:
                 local.append((position, partial(self._read_inline, inline[position])))
                 continue
@@ -157,7 +162,7 @@ class ItemPath:
         outcomes.add_seconds("decode", decoded.decode_seconds)
         if decoded.images and not outcomes.is_interrupted:
             self._batcher.submit(
-                ImageSlice(destination.model, destination.lane, decoded.images, decoded.positions, outcomes)
+                ItemSlice(destination.model, destination.lane, decoded.images, decoded.positions, outcomes)
             )
 
 

@@ -33,13 +33,14 @@ from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.model import LoadedModel, load_model, pick_device
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
-from clipfleet_worker.scoring import TextMatrices
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.tasks import Tasks, register
+from clipfleet_worker.text_matrices import TextMatrices
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Worker:
             pipeline=Pipeline(
                 models=self._models,
                 items=items,
-                text_matrices=TextMatrices(self._batcher),
+                labeller=Labeller(self._batcher, TextMatrices(self._batcher)),
                 fetch_deadline_seconds=settings.chunk_deadline_seconds,
             ),
             finisher=Finisher(self._ledger, settings.job_ttl_seconds),

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision, short_hash
+from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision, Preset, short_hash
 from clipfleet.errors import UsageError
 from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.device_memory import memory_errors
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class LoadedModel:
         self.fingerprint = short_hash([weights_hash, pixel_spec.facts(), precision.value])
         self.logit_scale = float(module.logit_scale.detach().exp())
         self._dtype = _torch_dtype(precision)
-        with _memory_errors():
+        with memory_errors():
             self._module = module.requires_grad_(False).to(device=device, dtype=self._dtype)
         self._tokenizer = tokenizer
         self._mean = torch.tensor(pixel_spec.mean, device=device).view(1, 3, 1, 1) * 255
@@ -75,7 +75,7 @@ class LoadedModel:
         """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
         import torch
 
-        with torch.inference_mode(), _memory_errors():
+        with torch.inference_mode(), memory_errors():
             # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
             images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             normalised = images.float().sub_(self._mean).div_(self._std).to(self._dtype)
@@ -85,7 +85,7 @@ class LoadedModel:
         """Prompts -> features float32 (n, d), L2-normalised each."""
         import torch
 
-        with torch.inference_mode(), _memory_errors():
+        with torch.inference_mode(), memory_errors():
             tokens = self._tokenizer(prompts).to(self.device)
             return _normalised(self._module.encode_text(tokens))
 
@@ -162,6 +162,16 @@ def _pixel_spec(config: dict[str, Any], transforms: Sequence[Callable[[Any], Any
         std=tuple(config["std"]),
         exact=exact,
     )
+
+
+def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
+    import open_clip
+
+    match preset:
+        case Preset.IMAGENET1K:
+            templates = (template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+            return tuple(open_clip.IMAGENET_CLASSNAMES), tuple(templates)
 
 
 def _loading_errors() -> tuple[type[Exception], ...]:
@@ -254,19 +264,6 @@ def _cpu_has_bf16() -> bool:
         return False
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
     return not _CPU_BF16_FLAGS.isdisjoint(flags.split())
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Tell too little memory, which may pass, from torch's other errors; it has one type for nearly all."""
-    import torch
-
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise MemoryError(_first_line(error)) from error
-        raise
 
 
 def _torch_dtype(precision: Precision) -> torch.dtype:

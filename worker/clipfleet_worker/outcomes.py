@@ -33,6 +33,15 @@ class Outcomes:
         """True once nobody will use further results."""
         return self._failure is not None
 
+    @property
+    def all_failed(self) -> bool:
+        """True once every item has ended with an error."""
+        return all(error is not None for error in self.errors)
+
+    def has_ended(self, position: int) -> bool:
+        """True once this item has features or an error."""
+        return self._ended[position]
+
     def fail(self, position: int, error: ItemError) -> None:
         """This item ends with an error, unless it has ended already."""
         with self._changed:

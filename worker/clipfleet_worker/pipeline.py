@@ -7,10 +7,9 @@ chunks at once; the chunk's own thread waits in between. An item that fails is a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import pyarrow as pa
 
 from clipfleet.contract import ErrorCode, ItemError, Job
@@ -19,16 +18,18 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.labelling import ChunkLabels, Labeller, fail_unknown_choices
 from clipfleet_worker.leases import HeldLease
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.rows import count_rows, failed_outcomes, part_table
-from clipfleet_worker.scoring import Ranking, TextMatrices, rank
+from clipfleet_worker.text_matrices import TextMatrix
 
 # Beyond these a stage hangs, and its lease is left to expire.
 _READ_LIMIT_SECONDS = 120.0
 _LOAD_LIMIT_SECONDS = 900.0
+_PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not for a whole label set
 _ENCODE_LIMIT_SECONDS = 1800.0
 _WRITE_LIMIT_SECONDS = 300.0
 
@@ -45,11 +46,11 @@ class Pipeline:
     """Turns claimed chunks into parts; called by many threads at once."""
 
     def __init__(
-        self, *, models: Models, items: ItemPath, text_matrices: TextMatrices, fetch_deadline_seconds: float
+        self, *, models: Models, items: ItemPath, labeller: Labeller, fetch_deadline_seconds: float
     ) -> None:
         self._models = models
         self._items = items
-        self._text_matrices = text_matrices
+        self._labeller = labeller
         self._fetch_deadline_seconds = fetch_deadline_seconds
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
@@ -72,12 +73,9 @@ class Pipeline:
         work = _work(claim, context)
         lease.enter("load model", _LOAD_LIMIT_SECONDS)
         model = self._models.get(context.job.model, context.job.precision)
-        lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
-        outcomes = self._encode(context.job, work.items, model, lease)
-        lease.enter("score", _ENCODE_LIMIT_SECONDS)
-        rankings = self._rank(context.job, outcomes, model)
+        outcomes, labels = self._process(context.job, work.items, model, lease)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
-        return self._write(claim, context, work, outcomes, model=model, rankings=rankings)
+        return self._write(claim, context, work, outcomes, model=model, labels=labels)
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
@@ -85,21 +83,34 @@ class Pipeline:
         work = _work(claim, context)
         return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
 
-    def _encode(self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease) -> Outcomes:
+    def _process(
+        self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease
+    ) -> tuple[Outcomes, ChunkLabels | None]:
+        """Fetch, decode, encode and score the items of a chunk."""
         outcomes = Outcomes(items.num_rows)
         lease.on_interrupt(outcomes.interrupt)
+        choices = items[job.label_set_column].to_pylist() if job.label_set_column else None
+        if choices is not None:
+            fail_unknown_choices(job.label_sets, choices, outcomes)
         self._items.start(items, Destination(model, job.decode, job.lane, outcomes))
+        matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+        lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
         outcomes.wait()
-        return outcomes
+        lease.enter("score", _ENCODE_LIMIT_SECONDS)
+        if not matrices:
+            return outcomes, None
+        return outcomes, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
 
-    def _rank(self, job: Job, outcomes: Outcomes, model: LoadedModel) -> list[Ranking]:
-        """Labels of the items that are ok, by label set; none where no item is ok."""
-        good = [feature for feature in outcomes.features if feature is not None]
-        if not good:
-            return []
-        features = np.stack(good)
-        matrices = (self._text_matrices.get(model, label_set, job.lane) for label_set in job.label_sets)
-        return [rank(features, matrix, model.logit_scale, job.top_k) for matrix in matrices]
+    def _text_matrices(
+        self, job: Job, model: LoadedModel, lease: HeldLease, outcomes: Outcomes
+    ) -> list[TextMatrix]:
+        """While the items are on their way: the prompts of a large label set take long, but only once."""
+        try:
+            alive = partial(lease.enter, "encode labels", _PROMPTS_LIMIT_SECONDS)
+            return self._labeller.prepare(job, model, alive)
+        except BaseException as error:
+            outcomes.interrupt(error)  # nobody waits for the items any more
+            raise
 
     def _write(
         self,
@@ -109,7 +120,7 @@ class Pipeline:
         outcomes: Outcomes,
         *,
         model: LoadedModel | None = None,
-        rankings: Sequence[Ranking] = (),
+        labels: ChunkLabels | None = None,
     ) -> ChunkResult:
         job = context.job
         started = time.monotonic()
@@ -119,8 +130,8 @@ class Pipeline:
             embedding_dimension=model.embedding_dimension if model else embedding_dimension(job.model),
             model_fingerprint=model.fingerprint_for(job.decode) if model else None,
             store_embeddings=job.keeps_embeddings,
-            label_sets=job.label_sets,
-            rankings=rankings,
+            label_set_names=[label_set.name for label_set in job.named_label_sets],
+            labels=labels,
         )
         rows = work.all_rows(fresh)
         counts = context.sink.write(_identity(claim), rows, count_rows(rows), over=work.older)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract import ItemError, LabelSet
+from clipfleet.contract import ItemError
 from clipfleet.parts import (
     INLINE_COLUMN,
     ITEM_COLUMNS,
@@ -19,8 +19,8 @@ from clipfleet.parts import (
     label_columns,
     part_schema,
 )
+from clipfleet_worker.labelling import ChunkLabels, ItemLabels
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.scoring import Ranking
 
 _UNKNOWN_DIMENSION = 1  # of a model that no worker could load: all vectors are null then
 
@@ -32,8 +32,8 @@ def part_table(
     embedding_dimension: int | None,
     model_fingerprint: str | None,
     store_embeddings: bool,
-    label_sets: Sequence[LabelSet] = (),
-    rankings: Sequence[Ranking] = (),
+    label_set_names: Sequence[str] = (),
+    labels: ChunkLabels | None = None,
 ) -> pa.Table:
     """The rows of one part.
 
@@ -43,14 +43,12 @@ def part_table(
         embedding_dimension: None if it is not known.
         model_fingerprint: None if no model was loaded.
         store_embeddings: whether the vectors go into the part.
-        label_sets: the job's, first the one that `label` and so on come from.
-        rankings: one per label set, each with one row per item that is ok, in item order; none at all where
-            no item is ok.
+        label_set_names: of the label sets with columns of their own.
+        labels: None if there are none.
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
-    further = [label_set.name for label_set in label_sets[1:]]
-    schema = part_schema(embedding_dimension or _UNKNOWN_DIMENSION, extra, further)
+    schema = part_schema(embedding_dimension or _UNKNOWN_DIMENSION, extra, label_set_names)
     ok = np.array([feature is not None for feature in outcomes.features], dtype=bool)
     errors = outcomes.errors
     columns: dict[str, pa.Array] = {
@@ -60,7 +58,7 @@ def part_table(
         "status": pa.array([ItemStatus.OK.value if good else ItemStatus.FAILED.value for good in ok]),
         "error_code": pa.array([error and error.code.value for error in errors], pa.string()),
         "error_detail": pa.array([error and error.detail for error in errors], pa.string()),
-        **_all_label_columns(ok, label_sets, rankings),
+        **_all_label_columns(items.num_rows, label_set_names, labels),
         "embedding": _embeddings(outcomes.features, schema.field("embedding").type, store_embeddings),
         "width": pa.array(outcomes.widths, pa.int32()),
         "height": pa.array(outcomes.heights, pa.int32()),
@@ -99,29 +97,23 @@ def without_userinfo(uri: str) -> str:
 
 
 def _all_label_columns(
-    ok: np.ndarray, label_sets: Sequence[LabelSet], rankings: Sequence[Ranking]
+    count: int, label_set_names: Sequence[str], labels: ChunkLabels | None
 ) -> dict[str, pa.Array]:
-    names = [("label", "score", "labels", "scores")]
-    names += [label_columns(label_set.name) for label_set in label_sets[1:]]
-    columns: dict[str, pa.Array] = {}
-    for position, four_names in enumerate(names):
-        if rankings:
-            values = _label_columns(ok, label_sets[position].labels, rankings[position])
-        else:
-            values = [pa.nulls(len(ok), kind) for kind in LABEL_TYPES]
-        columns.update(zip(four_names, values, strict=True))
-    return columns
+    nothing = ItemLabels(count)
+    by_columns = {("label", "score", "labels", "scores"): labels.chosen if labels else nothing}
+    for name in label_set_names:
+        by_columns[label_columns(name)] = labels.by_set[name] if labels else nothing
+    return {
+        column: array
+        for columns, item_labels in by_columns.items()
+        for column, array in zip(columns, _label_arrays(item_labels), strict=True)
+    }
 
 
-def _label_columns(ok: np.ndarray, labels: Sequence[str], ranking: Ranking) -> list[pa.Array]:
-    rows = np.cumsum(ok) - 1  # item -> its row in the ranking
-    names = [[labels[i] for i in ranked] for ranked in ranking.label_indices.tolist()]
-    scores = ranking.scores.tolist()
-    best = [names[row] if good else None for row, good in zip(rows, ok, strict=True)]
-    best_scores = [scores[row] if good else None for row, good in zip(rows, ok, strict=True)]
-    first = [ranked and ranked[0] for ranked in best]
-    first_scores = [ranked and ranked[0] for ranked in best_scores]
-    values = (first, first_scores, best, best_scores)
+def _label_arrays(item_labels: ItemLabels) -> list[pa.Array]:
+    best = [labels and labels[0] for labels in item_labels.labels]
+    best_scores = [scores and scores[0] for scores in item_labels.scores]
+    values = (best, best_scores, item_labels.labels, item_labels.scores)
     return [pa.array(value, kind) for value, kind in zip(values, LABEL_TYPES, strict=True)]
 
 

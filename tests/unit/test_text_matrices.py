@@ -1,0 +1,177 @@
+"""Text matrices: encoded once per model and label set, in slices, for all who ask at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+
+from clipfleet.contract import LabelSet, Lane, Preset
+from clipfleet_worker import text_matrices
+from clipfleet_worker.batcher import Batcher, Encoder
+from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.testing import FakeEncoder
+from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
+from tests.support.doubles import PATIENCE_SECONDS, InThread
+
+
+class FakeBatcher:
+    """Encodes in the caller's thread; counts, and may be told to fail or to wait."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], Lane]] = []
+        self.error: Exception | None = None
+        self.entered, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def encode_texts(self, encoder: Encoder, prompts: Sequence[str], lane: Lane) -> np.ndarray:
+        self.asked.append((list(prompts), lane))
+        self.entered.set()
+        assert self.go.wait(PATIENCE_SECONDS)
+        if self.error is not None:
+            raise self.error
+        return encoder.encode_texts(list(prompts))
+
+
+def made() -> tuple[FakeBatcher, TextMatrices]:
+    batcher = FakeBatcher()
+    return batcher, TextMatrices(cast(Batcher, batcher))
+
+
+def labels(*names: str) -> LabelSet:
+    return LabelSet(labels=names)
+
+
+def get(
+    matrices: TextMatrices,
+    label_set: LabelSet,
+    *,
+    encoder: FakeEncoder | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> TextMatrix:
+    return matrices.get(encoder or FakeEncoder(), label_set, Lane.BULK, alive)
+
+
+def test_rows_are_in_the_order_of_the_labels() -> None:
+    _, matrices = made()
+
+    matrix = get(matrices, labels("blue", "red"))
+
+    expected = FakeEncoder().encode_texts(["a photo of a blue", "a photo of a red"])
+    np.testing.assert_allclose(matrix.values.numpy(), expected, rtol=1e-6)
+    assert matrix.labels == ("blue", "red")
+
+
+def test_a_label_set_is_encoded_once_per_model_in_the_lane_of_who_came_first() -> None:
+    batcher, matrices = made()
+    for fingerprint, names in (("m", "ab"), ("m", "ab"), ("m", "ac"), ("n", "ab"), ("m", "ab")):
+        get(matrices, labels(*names), encoder=FakeEncoder(fingerprint))
+
+    assert [prompts[1][-1] for prompts, _ in batcher.asked] == ["b", "c", "b"]
+    assert {lane for _, lane in batcher.asked} == {Lane.BULK}
+
+
+@pytest.mark.parametrize("prompts_per_pass", [1, 6, 7, 1000])
+def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, prompts_per_pass: int) -> None:
+    monkeypatch.setattr(text_matrices, "_PROMPTS_PER_PASS", prompts_per_pass)
+    batcher, matrices = made()
+    many = LabelSet(labels=tuple(f"thing {n}" for n in range(10)), templates=("a {}", "the {}", "{}"))
+
+    matrix = get(matrices, many)
+
+    expected = FakeEncoder().encode_texts(many.prompts()).reshape(10, 3, -1).mean(axis=1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(matrix.values.numpy(), expected, rtol=1e-6)
+    assert max(len(prompts) for prompts, _ in batcher.asked) <= max(prompts_per_pass, 3)
+
+
+def test_a_preset_has_the_labels_that_open_clip_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, matrices = made()
+
+    matrix = get(matrices, LabelSet(preset=Preset.IMAGENET1K))
+
+    assert (matrix.labels[0], len(matrix.labels), matrix.values.shape) == ("tench", 1000, (1000, 16))
+    assert batcher.asked[0][0][:2] == ["a bad photo of a tench.", "a photo of many tench."]
+    assert sum(len(prompts) for prompts, _ in batcher.asked) == 80_000
+
+
+def test_many_threads_that_ask_at_once_cause_one_encoding() -> None:
+    batcher, matrices = made()
+    batcher.go.clear()
+    calls = [InThread(lambda: get(matrices, labels("a", "b"))) for _ in range(8)]
+    assert batcher.entered.wait(PATIENCE_SECONDS)
+    batcher.go.set()
+
+    found = [call.result() for call in calls]
+
+    assert len(batcher.asked) == 1
+    assert all(matrix is found[0] for matrix in found)
+
+
+def test_who_waits_for_another_thread_says_that_it_is_alive_and_may_leave() -> None:
+    batcher, matrices = made()
+    batcher.go.clear()
+    first = InThread(lambda: get(matrices, labels("a")))
+    assert batcher.entered.wait(PATIENCE_SECONDS)
+
+    def lost() -> None:
+        raise ChunkInterrupted("lost")
+
+    with pytest.raises(ChunkInterrupted):
+        get(matrices, labels("a"), alive=lost)
+    batcher.go.set()
+    assert first.result().values.shape == (1, 16)
+
+
+def test_a_chunk_that_is_lost_ends_the_encoding_and_the_next_one_does_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text_matrices, "_PROMPTS_PER_PASS", 2)
+    batcher, matrices = made()
+    six = labels(*"abcdef")
+
+    def lost() -> None:
+        if len(batcher.asked) == 2:
+            raise ChunkInterrupted("lost")
+
+    with pytest.raises(ChunkInterrupted):
+        get(matrices, six, alive=lost)
+    assert len(batcher.asked) == 2
+
+    assert get(matrices, six).values.shape == (6, 16)
+
+
+def test_a_failure_is_not_kept() -> None:
+    batcher, matrices = made()
+    batcher.error = MemoryError("no room")
+    with pytest.raises(MemoryError):
+        get(matrices, labels("a"))
+
+    batcher.error = None
+    assert get(matrices, labels("a")).values.shape == (1, 16)
+
+
+def test_the_least_recently_used_matrix_goes_when_there_are_too_many_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text_matrices, "_KEPT_BYTES", 3 * 16 * 4)  # three labels of 16 floats
+    batcher, matrices = made()
+    for name in ("a", "b", "c", "a", "d"):
+        get(matrices, labels(name))
+    assert len(batcher.asked) == 4
+
+    get(matrices, labels("a"))
+    assert len(batcher.asked) == 4
+    get(matrices, labels("b"))
+    assert len(batcher.asked) == 5
+
+
+def test_the_newest_matrix_stays_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_matrices, "_KEPT_BYTES", 1)
+    batcher, matrices = made()
+
+    assert get(matrices, labels("a")) is get(matrices, labels("a"))
+    assert len(batcher.asked) == 1

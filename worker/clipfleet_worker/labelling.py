@@ -1,0 +1,110 @@
+"""The labels of a chunk's items: every label set of the job, or for each item the one that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Lane
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.scoring import rank
+from clipfleet_worker.text_matrices import Alive, TextMatrices, TextMatrix
+
+_IMAGES_PER_CALL = 256  # ranked at a time; the batches of others go in between
+
+
+class ItemLabels:
+    """The best labels of each item, descending, and their scores; None where an item has none."""
+
+    def __init__(self, items: int) -> None:
+        self.labels: list[list[str] | None] = [None] * items
+        self.scores: list[list[float] | None] = [None] * items
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLabels:
+    """What goes into the label columns of a part."""
+
+    chosen: ItemLabels  # of the job's first label set, or of the one that an item names
+    by_set: Mapping[str, ItemLabels] = field(default_factory=dict)  # see `Job.named_label_sets`
+
+
+@dataclass(frozen=True, slots=True)
+class Labeller:
+    """Shared by all chunks of a process."""
+
+    batcher: Batcher
+    text_matrices: TextMatrices
+
+    def prepare(self, job: Job, model: LoadedModel, alive: Alive) -> list[TextMatrix]:
+        """The text matrices of the job's label sets; blocks until they are there, see `TextMatrices.get`."""
+        return [self.text_matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
+
+    def label(
+        self,
+        job: Job,
+        matrices: Sequence[TextMatrix],
+        outcomes: Outcomes,
+        logit_scale: float,
+        choices: Sequence[str | None] | None = None,
+    ) -> ChunkLabels:
+        """Label the items that are ok.
+
+        Args:
+            job: whose label sets are meant.
+            matrices: theirs, see `prepare`.
+            outcomes: of all items, ended.
+            logit_scale: the model's.
+            choices: the names in the job's label set column, where it has one.
+        """
+        good = [position for position, feature in enumerate(outcomes.features) if feature is not None]
+        if choices is None:
+            tables = [ItemLabels(len(outcomes.features)) for _ in matrices]
+            for table, matrix in zip(tables, matrices, strict=True):
+                self._fill(table, good, matrix, outcomes, job, logit_scale)
+            names = [label_set.name for label_set in job.named_label_sets]
+            return ChunkLabels(tables[0], dict(zip(names, tables, strict=bool(names))))
+        chosen = ItemLabels(len(outcomes.features))
+        for label_set, matrix in zip(job.label_sets, matrices, strict=True):
+            theirs = [position for position in good if choices[position] == label_set.name]
+            self._fill(chosen, theirs, matrix, outcomes, job, logit_scale)
+        return ChunkLabels(chosen)
+
+    def _fill(
+        self,
+        table: ItemLabels,
+        positions: Sequence[int],
+        matrix: TextMatrix,
+        outcomes: Outcomes,
+        job: Job,
+        logit_scale: float,
+    ) -> None:
+        for start in range(0, len(positions), _IMAGES_PER_CALL):
+            some = positions[start : start + _IMAGES_PER_CALL]
+            features = np.array([outcomes.features[position] for position in some], dtype=np.float32)
+            # In the best lane, whatever the job's: it is short, and a chunk that ends makes room for others.
+            ranking = self.batcher.call(
+                partial(rank, features, matrix.values, logit_scale, job.top_k), Lane.HIGH
+            )
+            ranked = zip(some, ranking.label_indices.tolist(), ranking.scores.tolist(), strict=True)
+            for position, indices, scores in ranked:
+                table.labels[position] = [matrix.labels[index] for index in indices]
+                table.scores[position] = scores
+
+
+def fail_unknown_choices(
+    label_sets: Sequence[LabelSet], choices: Sequence[str | None], outcomes: Outcomes
+) -> None:
+    """Items that name a label set which the job has not end before they are fetched."""
+    names = [label_set.name for label_set in label_sets]
+    for position, choice in enumerate(choices):
+        if choice not in names:
+            what = f"no label set is called {choice[:60]!r}" if choice else "the item names no label set"
+            outcomes.fail(
+                position, ItemError(ErrorCode.BAD_URI, f"{what}: the job has {', '.join(names)}"[:300])
+            )

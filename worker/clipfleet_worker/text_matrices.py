@@ -1,0 +1,102 @@
+"""The text matrices of label sets: encoded once, kept on the device, shared between workers."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from clipfleet.contract import LabelSet, Lane
+from clipfleet_worker.batcher import Batcher, Encoder
+from clipfleet_worker.model import preset_label_set
+from clipfleet_worker.scoring import text_matrix_of
+
+if TYPE_CHECKING:
+    import torch
+
+_KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix stays whatever its size
+_PROMPTS_PER_PASS = 512
+_POLL_SECONDS = 0.5  # while somebody else encodes the same label set
+
+Alive = Callable[[], None]
+
+
+class TextModel(Encoder, Protocol):
+    """A loaded model, as far as text matrices need it."""
+
+    fingerprint: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextMatrix:
+    """A label set as a model sees it."""
+
+    labels: tuple[str, ...]  # those of a preset too
+    values: torch.Tensor  # float32 (labels, d), L2-normalised, on the model's device
+
+
+class TextMatrices:
+    """By model and label set; each is encoded once, whoever asks first."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._matrices: OrderedDict[tuple[str, str], TextMatrix] = OrderedDict()  # least recently used first
+        self._encoding: dict[tuple[str, str], threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+        """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
+
+        Args:
+            model: encodes the prompts.
+            label_set: what is wanted.
+            lane: of the job that needs it.
+            alive: called before each slice and while somebody else encodes; what it raises ends the call.
+        """
+        key = (model.fingerprint, label_set.hash)
+        with self._lock:
+            encoding = self._encoding.setdefault(key, threading.Lock())
+        while not encoding.acquire(timeout=_POLL_SECONDS):
+            alive()
+        try:
+            return self._kept(key) or self._keep(key, self._encode(model, label_set, lane, alive))
+        finally:
+            encoding.release()
+
+    def _kept(self, key: tuple[str, str]) -> TextMatrix | None:
+        with self._lock:
+            if key in self._matrices:
+                self._matrices.move_to_end(key)
+            return self._matrices.get(key)
+
+    def _keep(self, key: tuple[str, str], matrix: TextMatrix) -> TextMatrix:
+        with self._lock:
+            self._matrices[key] = matrix
+            while len(self._matrices) > 1 and sum(map(_size_bytes, self._matrices.values())) > _KEPT_BYTES:
+                gone, _ = self._matrices.popitem(last=False)
+                self._encoding.pop(gone, None)
+        return matrix
+
+    def _encode(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+        import torch
+
+        labels, templates = label_set.labels, label_set.templates
+        if label_set.preset is not None:
+            labels, templates = preset_label_set(label_set.preset)
+        step = max(1, _PROMPTS_PER_PASS // len(templates))
+        rows = []
+        for start in range(0, len(labels), step):
+            alive()
+            some = labels[start : start + step]
+            prompts = [template.replace("{}", label) for label in some for template in templates]
+            rows.append(text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(some)))
+        return TextMatrix(labels, torch.from_numpy(np.concatenate(rows)).to(model.device))
+
+
+def _size_bytes(matrix: TextMatrix) -> int:
+    return matrix.values.numel() * matrix.values.element_size()
