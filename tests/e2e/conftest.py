@@ -1,4 +1,4 @@
-"""One server and one worker with the demo model for all end-to-end tests that do not break them."""
+"""Servers and one worker with the demo model for all end-to-end tests that do not break them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from clipfleet_worker.embedded_s3 import EmbeddedS3
 from tests.support.cluster import Cluster
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3_server: EmbeddedS3 | None) -> Iterator[Cluster]:
+    """Its worker and command line also know the S3 store of the fixture `s3`."""
+    settings = s3_server.environment() if s3_server is not None else {}
+    with Cluster(tmp_path_factory.mktemp("cluster"), settings) as running:
         running.start_worker()
         yield running

