@@ -25,6 +25,9 @@ DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
 DEMO_MODEL = "demo"
 DEFAULT_TEMPLATE = "a photo of a {}"
 
+REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the ledger's Redis
+MAX_ITEMS_IN_REDIS = 100_000  # of one job: more of them belong into a folder or a bucket
+
 DEFAULT_LABEL_SET_NAME = "labels"
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -284,6 +287,11 @@ class Job(_Frozen):
             raise ValueError(
                 f"the source has no column {name!r} {purpose}; it has {', '.join(columns) or 'none at all'}"
             )
+
+    @property
+    def output_is_redis(self) -> bool:
+        """Whether the results stay in the ledger's Redis."""
+        return self.output == REDIS_OUTPUT
 
     @property
     def keeps_embeddings(self) -> bool:

@@ -43,7 +43,20 @@ TROUBLES = ":troubles"  # hash: "<chunk>:losses|failures|waits" -> count
 CODES = ":codes"  # hash: error code -> failed rows
 STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
 DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
-JOB_SUFFIXES = ("", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE)
+ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of the job file and the staged items
+JOB_SUFFIXES = ("", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE, ITEMS)
+
+# --- Redis: the results of a redis:// job, kept for a time of their own ---
+
+ROWS = ":rows"  # hash: item_index -> row as JSON
+VECTORS = ":vectors"  # hash: item_index -> vector as little-endian float16
+IDS = ":ids"  # hash: item_id -> first item_index that has it
+RESULT_SUFFIXES = (ROWS, VECTORS, IDS)
+
+
+def pending(job_id: str, token: str, suffix: str) -> str:
+    """What a worker has brought of a chunk; `complete` moves it to the results. See `RESULT_SUFFIXES`."""
+    return job(job_id, f":pending:{token}{suffix}")
 
 
 def lua_prelude() -> str:
@@ -52,17 +65,24 @@ def lua_prelude() -> str:
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,
-        "STREAM": STREAM, "DONE": DONE,
+        "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))
+    pending_key = pending(_spliced("job"), _spliced("token"), _spliced("suffix"))
     lines += [
         f"local function job_key(job, suffix) return '{job_key}' .. (suffix or '') end",
         f"local function lane_queue(lane, model) return '{lane_key}' end",
         f"local function token_key(token) return '{claim_token(_spliced('token'))}' end",
-        "local JOB_SUFFIXES = {" + ", ".join(f"'{suffix}'" for suffix in JOB_SUFFIXES) + "}",
+        f"local function pending_key(job, token, suffix) return '{pending_key}' end",
+        f"local JOB_SUFFIXES = {_lua_list(JOB_SUFFIXES)}",
+        f"local RESULT_SUFFIXES = {_lua_list(RESULT_SUFFIXES)}",
     ]
     return "\n".join(lines)
+
+
+def _lua_list(values: tuple[str, ...]) -> str:
+    return "{" + ", ".join(f"'{value}'" for value in values) + "}"
 
 
 def _spliced(variable: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
 
 import redis
@@ -17,6 +16,7 @@ import redis
 from clipfleet import keys
 from clipfleet.contract import Job, JobState, Lane, read_job
 from clipfleet.errors import JobConflictError, JobNotFoundError, JobUnreadableError
+from clipfleet.lua_scripts import load_scripts
 from clipfleet.redis_connection import connect, translated
 
 MAX_LOSSES = 5
@@ -130,18 +130,26 @@ class WorkerFacts:
         return model in self.models
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long a job and its rows in Redis stay after its end. The job stays at least as long as the rows."""
+
+    job_seconds: int = 7 * 86_400
+    result_seconds: int = 7 * 86_400
+
+    @property
+    def milliseconds(self) -> tuple[int, int]:
+        """Both, as Redis wants them."""
+        return self.job_seconds * 1000, self.result_seconds * 1000
+
+
 class Ledger:
     """All calls raise `RedisUnavailableError` while Redis is away."""
 
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
         self._redis = client or connect(url)
-        folder = files("clipfleet") / "lua"
-        prelude = keys.lua_prelude() + "\n" + (folder / "transitions.lua").read_text()
-        self._scripts = {
-            name: self._redis.register_script(prelude + "\n" + (folder / f"{name}.lua").read_text())
-            for name in _SCRIPTS
-        }
+        self._scripts = load_scripts(self._redis, _SCRIPTS)
 
     def _run(self, script: str, *arguments: str | int | float) -> Any:
         with translated(self._url):
@@ -158,8 +166,8 @@ class Ledger:
 
     # --- the producer's side ---
 
-    def submit(self, job: Job) -> tuple[bool, JobState]:
-        """Make a job known.
+    def submit(self, job: Job, retention: Retention = Retention()) -> tuple[bool, JobState]:
+        """Make a job known. `retention` counts where the output is `redis://`: others are told at their end.
 
         Returns:
             Whether it is new, and its state. An equal job of this id is returned as it is, to be resumed.
@@ -175,6 +183,7 @@ class Ledger:
             job.lane.value,
             job.model,
             job.chunk_size,
+            *(retention.milliseconds if job.output_is_redis else ()),
         )
         if answer[0] == "created":
             return True, JobState.SUBMITTING
@@ -319,7 +328,8 @@ class Ledger:
         """Tell that the part of a chunk is in place, with its counts.
 
         Returns:
-            `done`, `finishing` (it was the last one), `already`, `stale`, `cancelled` or `missing`.
+            `done`; `finishing` or `ended` (it was the last one); `already`, `stale`, `cancelled` or
+            `missing`; `incomplete`, if not all rows of a `redis://` job have been brought.
         """
         flat_codes = [part for code, count in codes.items() for part in (code, count)]
         flat_seconds = [part for stage, value in stage_seconds.items() for part in (stage, f"{value:.6f}")]

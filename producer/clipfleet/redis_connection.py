@@ -53,6 +53,10 @@ def translated(url: str) -> Iterator[None]:
         raise RedisUnavailableError(
             f"Redis at {masked(url)}: login refused (check user and password in CLIPFLEET_REDIS_URL)"
         ) from error
+    except redis.OutOfMemoryError as error:
+        raise RedisUnavailableError(
+            f"Redis at {masked(url)}: its memory is full: raise maxmemory, or wait until ended jobs expire"
+        ) from error
     except RedisError as error:
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error

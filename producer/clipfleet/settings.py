@@ -41,6 +41,12 @@ class Settings(_Base):
     job_ttl_seconds: int = Field(
         7 * DAY_SECONDS, ge=60, le=3650 * DAY_SECONDS, description="how long an ended job stays in the ledger"
     )
+    result_ttl_seconds: int = Field(
+        7 * DAY_SECONDS,
+        ge=60,
+        le=3650 * DAY_SECONDS,
+        description="how long the rows of an ended job stay in Redis",
+    )
 
     @field_validator("broker_url")
     @classmethod

@@ -22,7 +22,7 @@ from clipfleet.errors import (
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.sources import Source
 from clipfleet.staging import StagedFile, Stager
@@ -31,8 +31,16 @@ from clipfleet.staging import StagedFile, Stager
 class Submission:
     """Brings one job from its source into the ledger."""
 
-    def __init__(self, ledger: Ledger, hints: Hints, output: Output, job: Job) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        hints: Hints,
+        output: Output,
+        job: Job,
+        retention: Retention = Retention(),
+    ) -> None:
         self._ledger = ledger
+        self._retention = retention
         self._hints = hints
         self._output = output
         self._job = job
@@ -55,7 +63,7 @@ class Submission:
         batches = _peeked(source.batches())
         with _way_out():
             must_clear = self._is_occupied(overwrite)
-        is_new, state = self._ledger.submit(self._job)
+        is_new, state = self._ledger.submit(self._job, self._retention)
         if state.is_final or self._ledger.status(self._job.job_id).sealed:
             if must_clear:
                 raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")

@@ -150,6 +150,9 @@ class Claims:
 
         Returns:
             The ledger's word, or `left` if the worker had to go first: the part is found by the next owner.
+
+        Raises:
+            OutputUnavailableError: the rows are not all there any more, where they should become visible.
         """
         while True:
             try:
@@ -165,6 +168,8 @@ class Claims:
                 if self._leaving.wait(_COMPLETE_RETRY_SECONDS):
                     return "left"
             else:
+                if word == "incomplete":
+                    raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
                 log.info("chunk %d is %s", claim.chunk_id, word, extra=_context(claim, "chunk_completed"))
                 return word
 

@@ -13,11 +13,13 @@ from clipfleet import keys
 from clipfleet.contract import Job, read_job
 from clipfleet.errors import JobUnreadableError, OutputUnreachableError
 from clipfleet.ledger import Claim, FinishClaim, Ledger
-from clipfleet.outputs import Output, open_output
+from clipfleet.outputs import Output, output_of
 from clipfleet.part_files import part_files
+from clipfleet.redis_store import RedisStore
 from clipfleet.staging import StagedReader
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
+from clipfleet_worker.sinks.redis import RedisSink
 
 _KEPT_CONTEXTS = 64
 
@@ -39,8 +41,9 @@ class JobContext:
 class JobContexts:
     """The contexts of the jobs that came by last, by job id and fingerprint."""
 
-    def __init__(self, ledger: Ledger, output_roots: tuple[Path, ...]) -> None:
+    def __init__(self, ledger: Ledger, store: RedisStore, output_roots: tuple[Path, ...]) -> None:
         self._ledger = ledger
+        self._store = store
         self._output_roots = tuple(root.resolve() for root in output_roots)
         self._contexts: OrderedDict[tuple[str, str], JobContext] = OrderedDict()
         self._lock = threading.Lock()
@@ -69,8 +72,10 @@ class JobContexts:
             job = self._ledger.job(job_id)
         except JobUnreadableError as error:  # others may be of a newer version
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
+        output = output_of(job, self._store)
+        if job.output_is_redis:
+            return JobContext(job, output, RedisSink(self._store), StagedReader(output, job_id=job_id))
         self._check_root(job.output)
-        output = open_output(job.output)
         _check_holds(output, job)
         sink = PartSink(output, part_files(job.part_format, job_id))
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))

@@ -20,6 +20,7 @@ from clipfleet.contract import Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import Ledger, WorkerFacts
+from clipfleet.redis_store import RedisStore
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems
@@ -64,6 +65,7 @@ class Worker:
             settings.require_broker_url(), slots=settings.slots, events=settings.celery_events
         )
         self._ledger = Ledger(settings.require_redis_url())
+        self._store = RedisStore(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = LeaseKeeper(self._ledger, settings.lease_seconds)
@@ -91,7 +93,9 @@ class Worker:
         self._tasks = Tasks(
             ledger=self._ledger,
             claims=self._claims,
-            contexts=JobContexts(self._ledger, tuple(Path(root) for root in settings.output_roots)),
+            contexts=JobContexts(
+                self._ledger, self._store, tuple(Path(root) for root in settings.output_roots)
+            ),
             keeper=self._keeper,
             pipeline=Pipeline(
                 models=self._models,
@@ -176,6 +180,7 @@ class Worker:
         self._batcher.stop()
         self._decode_pool.shutdown(cancel_futures=True)
         self._hints.close()
+        self._store.close()
         self._ledger.close()
 
     def _reconcile(self) -> None:

@@ -134,7 +134,9 @@ class Pipeline:
             labels=labels,
         )
         rows = work.all_rows(fresh)
-        counts = context.sink.write(_identity(claim), rows, count_rows(rows), over=work.older)
+        counts = context.sink.write(
+            _identity(claim), rows, count_rows(rows), over=work.older, token=claim.token
+        )
         return ChunkResult(counts, {**outcomes.seconds, "write": time.monotonic() - started})
 
 

@@ -112,7 +112,13 @@ class MemorySink:
         return OlderPart(part.rows, str(part.identity.generation))
 
     def write(
-        self, identity: PartIdentity, rows: pa.Table, counts: PartCounts, *, over: OlderPart | None = None
+        self,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        over: OlderPart | None = None,
+        token: str = "",
     ) -> PartCounts:
         """See the protocol."""
         with self._lock:

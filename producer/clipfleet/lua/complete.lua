@@ -1,14 +1,53 @@
 -- The part of a chunk is in place. ARGV: job, chunk, token, generation, ok, failed, #codes, code, count, ...,
 -- stage, seconds, ... Whoever wrote or found the part may say so, lease or not: there is exactly one part.
--- Answer: 'done', 'finishing' (done, and it was the last), 'already', 'stale' (another generation),
--- 'cancelled' or 'missing'.
-local job, chunk = ARGV[1], ARGV[2]
-local state = field(job, 'state')
-if not state or tonumber(chunk) >= number(job, 'next_chunk') then return 'missing' end
-if state == 'cancelled' or state == 'failed' then return 'cancelled' end
-if field(job, 'generation') ~= ARGV[4] then return 'stale' end
-if redis.call('SETBIT', job_key(job, DONE), chunk, 1) == 1 then return 'already' end
+-- Where the rows live here, those that `write_rows` has brought under this token become visible, all at once.
+-- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'already',
+-- 'incomplete' (rows are missing: bring them again), 'stale' (another generation), 'cancelled' or 'missing'.
+local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
+local refused = refusal(job, chunk, ARGV[4])
+if refused then
+  drop_pending(job, token)
+  return refused
+end
+local keeps_rows = lives_here(job)
+if keeps_rows and redis.call('HLEN', pending_key(job, token, ROWS)) ~= ARGV[5] + ARGV[6] then
+  return 'incomplete'
+end
+
+local STEP = 1000  -- Lua passes some thousand values to a call at most
+
+local function move(suffix)
+  local pending = redis.call('HGETALL', pending_key(job, token, suffix))
+  for i = 1, #pending, STEP do
+    redis.call('HSET', job_key(job, suffix), unpack(pending, i, math.min(i + STEP - 1, #pending)))
+  end
+end
+
+-- Chunks end in any order: an id keeps its lowest index.
+local function move_ids()
+  local pending = redis.call('HGETALL', pending_key(job, token, IDS))
+  for i = 1, #pending, STEP do
+    local ids, lower = {}, {}
+    for j = i, math.min(i + STEP - 1, #pending), 2 do ids[#ids + 1] = pending[j] end
+    for n, known in ipairs(redis.call('HMGET', job_key(job, IDS), unpack(ids))) do
+      local index = pending[i + 2 * n - 1]
+      if not known or tonumber(index) < tonumber(known) then
+        lower[#lower + 1] = ids[n]
+        lower[#lower + 1] = index
+      end
+    end
+    if lower[1] then redis.call('HSET', job_key(job, IDS), unpack(lower)) end
+  end
+end
+
 drop_lease(job, chunk)
+redis.call('SETBIT', job_key(job, DONE), chunk, 1)
+if keeps_rows then
+  move(ROWS)
+  move(VECTORS)
+  move_ids()
+  drop_pending(job, token)
+end
 redis.call('ZREM', job_key(job, DUE), chunk)
 redis.call('HDEL', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
 redis.call('HDEL', job_key(job), 'outage_since')
@@ -22,6 +61,6 @@ for i = codes_end + 1, #ARGV, 2 do
 end
 redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5],
   'failed', ARGV[6])
-local is_last = finish_if_done(job)
-keep_job(job)
-return is_last and 'finishing' or 'done'
+local ending = finish_if_done(job)
+if ending ~= 'ended' then keep_job(job) end
+return ending or 'done'

@@ -6,5 +6,5 @@ if not state then return 'missing' end
 if field(job, 'generation') ~= ARGV[2] then return 'stale' end
 if is_final(state) then return state end
 if state ~= 'finishing' then return 'stale' end
-end_job(job, number(job, 'failed') == 0 and 'completed' or 'completed_with_errors', '', tonumber(ARGV[3]))
+end_job(job, complete_state(job), '', tonumber(ARGV[3]))
 return field(job, 'state')

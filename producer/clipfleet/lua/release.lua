@@ -4,6 +4,7 @@
 local job, chunk, token, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not owns(job, chunk, token) then return {'not_held', 0} end
 local now, word = now_ms(), 'released'
+drop_pending(job, token)
 local times = count_trouble(job, chunk, kind == 'drain' and 'waits' or kind)
 give_back(job, chunk, kind == 'drain' and now or now + back_off_ms(tonumber(ARGV[5]), times))
 if kind == 'waits' and is_claimable(field(job, 'state')) then

@@ -2,6 +2,7 @@
 -- Answer, in the same order: 'held', 'lost', 'cancelled' or 'paused' (paused is held too).
 local deadline = now_ms() + tonumber(ARGV[1])
 local answers = {}
+keep(LEASES)
 for i = 2, #ARGV, 3 do
   local job, chunk, token = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local state = field(job, 'state')

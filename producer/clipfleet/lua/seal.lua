@@ -9,6 +9,5 @@ if facts[3] == '1' then return {'sealed', state} end
 if is_final(state) then return {'refused', state} end
 redis.call('HSET', job_key(job), 'sealed', 1, 'sealed_ms', now_ms())
 if state == 'submitting' then redis.call('HSET', job_key(job), 'state', 'running') end
-finish_if_done(job)
-keep_job(job)
+if finish_if_done(job) ~= 'ended' then keep_job(job) end
 return {'sealed', field(job, 'state')}

@@ -1,7 +1,11 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
--- reason seconds:<stage>
+-- reason seconds:<stage>, and of a job whose results live here job_ttl_ms result_ttl_ms
+--
+-- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
+-- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
+-- that free memory or only go on with what was begun start with such a write.
 
 -- Unfinished jobs and the shared keys are kept this long after the last script that wrote them.
 local KEEP_MS = 30 * 86400 * 1000
@@ -21,21 +25,30 @@ local function queue_of(job)
   return lane_queue(facts[1], facts[2])
 end
 
--- Last of all in every script that writes a job: keep it and the shared keys it lives on. Neither its lane nor the
--- leases of its chunks may end before it.
-local function keep_job(job, ttl_ms)
-  for _, suffix in ipairs(JOB_SUFFIXES) do
-    redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
-  end
-  for _, key in ipairs({JOBS, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
-end
-
 local function field(job, name)
   return redis.call('HGET', job_key(job), name)
 end
 
 local function number(job, name)
   return tonumber(field(job, name) or '0')
+end
+
+-- Whether the rows of a job go into this Redis. What they are kept for was said at the submit.
+local function lives_here(job)
+  return field(job, 'result_ttl_ms') ~= false
+end
+
+-- Last of all in every script that writes a job: keep it and the shared keys it lives on. Neither its lane nor the
+-- leases of its chunks may end before it.
+local function keep_job(job, ttl_ms)
+  for _, suffix in ipairs(JOB_SUFFIXES) do
+    redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
+  end
+  if lives_here(job) then
+    local result_ttl_ms = ttl_ms and number(job, 'result_ttl_ms') or KEEP_MS
+    for _, suffix in ipairs(RESULT_SUFFIXES) do redis.call('PEXPIRE', job_key(job, suffix), result_ttl_ms) end
+  end
+  for _, key in ipairs({JOBS, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
 end
 
 local function is_claimable(state)
@@ -84,26 +97,33 @@ local function back_off_ms(first_ms, times)
   return math.min(300000, first_ms * 2 ^ math.min(20, times - 1))
 end
 
--- All chunks of a sealed job are complete: what is left is the work of finish_job.
-local function finish_if_done(job)
+-- What a worker has brought of a chunk and will not complete.
+local function drop_pending(job, token)
+  for _, suffix in ipairs(RESULT_SUFFIXES) do redis.call('UNLINK', pending_key(job, token, suffix)) end
+end
+
+-- Why the ledger takes no rows of a chunk, or nil if it does.
+local function refusal(job, chunk, generation)
   local state = field(job, 'state')
-  if field(job, 'sealed') ~= '1' or is_final(state) or state == 'finishing' then return false end
-  if number(job, 'done_chunks') < number(job, 'staged_chunks') then return false end
-  withdraw(job)
-  redis.call('HSET', job_key(job), 'state', 'finishing')
-  redis.call('ZADD', FINISHING, now_ms(), job)
-  return true
+  if not state or tonumber(chunk) >= number(job, 'next_chunk') then return 'missing' end
+  if state == 'cancelled' or state == 'failed' then return 'cancelled' end
+  if field(job, 'generation') ~= generation then return 'stale' end
+  if redis.call('GETBIT', job_key(job, DONE), chunk) == 1 then return 'already' end
+  return nil
 end
 
 -- The one way into a final state: one event per job and generation, whatever is repeated.
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
   redis.call('ZREM', FINISHING, job)
-  for _, chunk in ipairs(redis.call('HKEYS', job_key(job, OWNERS))) do
-    redis.call('ZREM', LEASES, lease_name(job, chunk))
+  local owners = redis.call('HGETALL', job_key(job, OWNERS))
+  for i = 1, #owners, 2 do
+    redis.call('ZREM', LEASES, lease_name(job, owners[i]))
+    drop_pending(job, owners[i + 1])
   end
   -- After an outage these hold every chunk of a large job: UNLINK does not make the others wait.
   redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
+  if state == 'completed' then redis.call('UNLINK', job_key(job, ITEMS)) end  -- else a retry reads them again
   redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
   redis.call('HDEL', job_key(job), 'finish_token')
   local facts = redis.call('HMGET', job_key(job), 'generation', 'ok', 'failed')
@@ -111,5 +131,26 @@ local function end_job(job, state, reason, ttl_ms)
     'state', state, 'ok', facts[2], 'failed', facts[3], 'reason', reason)
   keep(EVENTS)
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
-  keep_job(job, ttl_ms)
+  -- Rows that live here are found through the job: it stays as long as they do.
+  keep_job(job, math.max(ttl_ms, number(job, 'result_ttl_ms')))
+end
+
+local function complete_state(job)
+  return number(job, 'failed') == 0 and 'completed' or 'completed_with_errors'
+end
+
+-- All chunks of a sealed job are complete: what is left is the work of finish_job, and nothing where the rows
+-- live here. Answer: 'finishing', 'ended', or nil if it was not the last.
+local function finish_if_done(job)
+  local state = field(job, 'state')
+  if field(job, 'sealed') ~= '1' or is_final(state) or state == 'finishing' then return nil end
+  if number(job, 'done_chunks') < number(job, 'staged_chunks') then return nil end
+  if lives_here(job) then
+    end_job(job, complete_state(job), '', number(job, 'job_ttl_ms'))
+    return 'ended'
+  end
+  withdraw(job)
+  redis.call('HSET', job_key(job), 'state', 'finishing')
+  redis.call('ZADD', FINISHING, now_ms(), job)
+  return 'finishing'
 end

@@ -12,8 +12,11 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from clipfleet.contract import REDIS_OUTPUT, Job
 from clipfleet.errors import UsageError
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.redis import RedisOutput, require_own_redis
+from clipfleet.redis_store import RedisStore
 
 
 class Output(Protocol):
@@ -89,12 +92,31 @@ class Output(Protocol):
         ...
 
 
-def open_output(uri: str) -> Output:
-    """The output at a URI (today: a folder's path).
+def output_uri(text: str) -> str:
+    """The absolute name of the output that a user means by `text`.
 
     Raises:
         UsageError: no output of this kind exists.
     """
+    if text.startswith(REDIS_OUTPUT):
+        require_own_redis(text)
+        return REDIS_OUTPUT
+    return open_output(text).uri
+
+
+def output_of(job: Job, store: RedisStore) -> Output:
+    """The output of a job; raises like `open_output`."""
+    return RedisOutput(store, job.job_id) if job.output_is_redis else open_output(job.output)
+
+
+def open_output(uri: str) -> Output:
+    """The output at a URI of its own (today: a folder's path).
+
+    Raises:
+        UsageError: no output of this kind exists.
+    """
+    if uri.startswith(REDIS_OUTPUT):
+        raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: name one of them by its id")
     if "://" in uri and not uri.startswith("file://"):
         scheme = uri.partition("://")[0]
         raise UsageError(f"output {uri!r}: {scheme}:// is not supported, give the path of a folder")

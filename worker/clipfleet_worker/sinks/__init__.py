@@ -35,7 +35,13 @@ class Sink(Protocol):
         ...
 
     def write(
-        self, identity: PartIdentity, rows: pa.Table, counts: PartCounts, *, over: OlderPart | None = None
+        self,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        over: OlderPart | None = None,
+        token: str = "",
     ) -> PartCounts:
         """Put a part in place, unless it is there already.
 
@@ -44,6 +50,7 @@ class Sink(Protocol):
             rows: all its rows.
             counts: its rows by outcome.
             over: what it may replace; by default nothing.
+            token: of the claim. Rows that become visible by its `complete` wait under it.
 
         Returns:
             Counts of the part that is in place now: another writer's, if it came first.

@@ -47,7 +47,13 @@ class PartSink:
             return OlderPart(pa.Table.from_batches(part.batches(), part.schema), version)
 
     def write(
-        self, identity: PartIdentity, rows: pa.Table, counts: PartCounts, *, over: OlderPart | None = None
+        self,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        over: OlderPart | None = None,
+        token: str = "",
     ) -> PartCounts:
         """See the protocol."""
         name = self._files.name(identity.chunk_id)

@@ -1,0 +1,20 @@
+-- Bring some rows of a chunk; nobody sees them until `complete`. ARGV: job, chunk, token, generation, keep_ms,
+-- #rows, item_index, row, ..., #vectors, item_index, vector, ..., #ids, item_id, lowest item_index, ...
+-- Answer: 'written', or why nothing was: 'already', 'stale', 'cancelled' or 'missing'.
+local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
+local refused = refusal(job, chunk, ARGV[4])
+if refused then
+  drop_pending(job, token)
+  return refused
+end
+local position = 6
+for _, suffix in ipairs(RESULT_SUFFIXES) do
+  local last = position + 2 * tonumber(ARGV[position])
+  if last > position then
+    local key = pending_key(job, token, suffix)
+    redis.call('HSET', key, unpack(ARGV, position + 1, last))
+    redis.call('PEXPIRE', key, ARGV[5])
+  end
+  position = last + 1
+end
+return 'written'

@@ -1,0 +1,92 @@
+"""The output of a `redis://` job: its objects are values in the ledger's own Redis, below the job's keys.
+
+The job file is the job as the ledger knows it, so it is there before anything else. Parts are no objects
+here: rows go in with the `complete` of their chunk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from clipfleet import keys
+from clipfleet.contract import REDIS_OUTPUT
+from clipfleet.errors import UsageError
+from clipfleet.outputs.folder import output_errors
+from clipfleet.redis_store import RedisStore
+
+
+class RedisOutput:
+    """See `clipfleet.outputs.Output`. All methods raise `RedisUnavailableError` while Redis is away."""
+
+    def __init__(self, store: RedisStore, job_id: str) -> None:
+        self._store = store
+        self._job_id = job_id
+
+    @property
+    def uri(self) -> str:
+        """The same for every job: the Redis of whoever asks."""
+        return REDIS_OUTPUT
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A file in the machine's own folder for such."""
+        with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
+            yield Path(folder) / "scratch"
+
+    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+        """See the protocol; also False if the job has ended meanwhile."""
+        with output_errors(scratch):
+            data = scratch.read_bytes()
+        return self._store.put_object(self._job_id, name, data, replace=replace)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See the protocol."""
+        if name == keys.JOB_FILE:
+            return False
+        return self._store.put_object(self._job_id, name, data, replace=False)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See the protocol."""
+        self._store.put_object(self._job_id, name, data, replace=True)
+
+    def read(self, name: str) -> bytes | None:
+        """See the protocol."""
+        if name == keys.JOB_FILE:
+            return self._store.job_file(self._job_id)
+        return self._store.object(self._job_id, name)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """See the protocol."""
+        data = self.read(name)
+        if data is None:
+            raise FileNotFoundError(f"{self.uri}/{name}")
+        return pa.BufferReader(data)
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """See the protocol."""
+        return (name for name in self._store.object_names(self._job_id) if name.startswith(prefix))
+
+    def remove(self, name: str) -> None:
+        """See the protocol."""
+        self._store.remove_object(self._job_id, name)
+
+    def sweep(self, staged: Collection[str]) -> None:
+        """Nothing to do: the script that ends a job removes what is not needed any more."""
+
+    def clear(self) -> None:
+        """See the protocol; the job itself stays in the ledger."""
+        self._store.clear(self._job_id)
+
+
+def require_own_redis(uri: str) -> None:
+    """Raise `UsageError` unless a `redis://` URI names no server: results go where the ledger is."""
+    if uri != REDIS_OUTPUT:
+        raise UsageError(
+            f"output {uri!r}: results go into the Redis of CLIPFLEET_REDIS_URL, "
+            f"which is called {REDIS_OUTPUT} without a name"
+        )

@@ -1,0 +1,127 @@
+"""What a `redis://` job keeps beside its entries in the ledger: staged items, rows, vectors, ids.
+
+Bytes in, bytes out; what they mean is said elsewhere. Rows become visible by `Ledger.complete`, never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from clipfleet import keys
+from clipfleet.lua_scripts import load_scripts
+from clipfleet.parts import PartIdentity
+from clipfleet.redis_connection import connect, translated
+
+_SCRIPTS = ("put_object", "write_rows")
+_KEEP_PENDING_SECONDS = 3600  # rows whose worker died; one that lives completes them within seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlice:
+    """Some rows of a chunk, at most 500: a call to Redis should be short."""
+
+    rows: Mapping[int, str]  # item_index -> JSON
+    vectors: Mapping[int, bytes]  # item_index -> little-endian float16, where there is one
+    ids: Mapping[str, int]  # item_id -> its lowest item_index in the chunk
+
+
+class RedisStore:
+    """All calls raise `RedisUnavailableError` while Redis is away, or its memory is full."""
+
+    def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
+        self._url = url
+        self._redis = client or connect(url, decode=False)
+        self._scripts = load_scripts(self._redis, _SCRIPTS)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _run(self, script: str, *arguments: str | bytes | int) -> Any:
+        with translated(self._url):
+            return self._scripts[script](keys=[], args=list(arguments))
+
+    # --- objects: the job file and staged items ---
+
+    def job_file(self, job_id: str) -> bytes | None:
+        """The job as it was submitted, or None if there is none."""
+        with translated(self._url):
+            return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]
+
+    def put_object(self, job_id: str, name: str, data: bytes, *, replace: bool) -> bool:
+        """Keep an object; False if its name is taken (unless `replace`), or the job is over."""
+        return bool(self._run("put_object", job_id, name, data, int(replace)))
+
+    def object(self, job_id: str, name: str) -> bytes | None:
+        """All bytes of an object, or None."""
+        with translated(self._url):
+            return self._redis.hget(keys.job(job_id, keys.ITEMS), name)  # type: ignore[return-value]
+
+    def object_names(self, job_id: str) -> list[str]:
+        """Sorted names of a job's objects."""
+        with translated(self._url):
+            names: list[Any] = self._redis.hkeys(keys.job(job_id, keys.ITEMS))
+        return sorted(name.decode() for name in names)
+
+    def remove_object(self, job_id: str, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        with translated(self._url):
+            self._redis.hdel(keys.job(job_id, keys.ITEMS), name)
+
+    def clear(self, job_id: str) -> None:
+        """Remove all objects and results of a job."""
+        suffixes = (keys.ITEMS, *keys.RESULT_SUFFIXES)
+        with translated(self._url):
+            self._redis.unlink(*(keys.job(job_id, suffix) for suffix in suffixes))
+
+    # --- results ---
+
+    def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> str:
+        """Bring some rows of a chunk claimed by this token. `Ledger.complete` makes them visible. Idempotent.
+
+        Returns:
+            `written`, or why the chunk is not wanted any more: `already`, `stale`, `cancelled`, `missing`.
+        """
+        kinds: Sequence[Mapping[Any, Any]] = (rows.rows, rows.vectors, rows.ids)
+        flat = [
+            value
+            for kind in kinds
+            for value in (len(kind), *(part for pair in kind.items() for part in pair))
+        ]
+        answer: bytes = self._run(
+            "write_rows", identity.job_id, identity.chunk_id, token, identity.generation,
+            _KEEP_PENDING_SECONDS * 1000, *flat,
+        )  # fmt: skip
+        return answer.decode()
+
+    def has_rows(self, job_id: str) -> bool:
+        """Whether a job has rows here."""
+        with translated(self._url):
+            return bool(self._redis.exists(keys.job(job_id, keys.ROWS)))
+
+    def rows(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
+        """The rows of these items as JSON, None where there is none (yet)."""
+        return self._values(job_id, keys.ROWS, indexes)
+
+    def vectors(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
+        """The vectors of these items as little-endian float16, None where there is none."""
+        return self._values(job_id, keys.VECTORS, indexes)
+
+    def dimension(self, job_id: str) -> int | None:
+        """Length of a job's vectors; None if it has none."""
+        with translated(self._url):
+            pair: Any = self._redis.hrandfield(keys.job(job_id, keys.VECTORS), 1, withvalues=True)
+        vector = pair[-1] if pair else b""
+        if isinstance(vector, list):  # RESP3 pairs them
+            vector = vector[-1]
+        return len(vector) // 2 or None
+
+    def _values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
+        if not indexes:
+            return []
+        with translated(self._url):
+            return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]
