@@ -143,6 +143,9 @@ class Retention:
         return self.job_seconds * 1000, self.result_seconds * 1000
 
 
+DEFAULT_RETENTION = Retention()
+
+
 class Ledger:
     """All calls raise `RedisUnavailableError` while Redis is away."""
 
@@ -166,7 +169,7 @@ class Ledger:
 
     # --- the producer's side ---
 
-    def submit(self, job: Job, retention: Retention = Retention()) -> tuple[bool, JobState]:
+    def submit(self, job: Job, retention: Retention = DEFAULT_RETENTION) -> tuple[bool, JobState]:
         """Make a job known. `retention` counts where the output is `redis://`: others are told at their end.
 
         Returns:

@@ -5,10 +5,12 @@ Bytes in, bytes out; what they mean is said elsewhere. Rows become visible by `L
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import redis
 
 from clipfleet import keys
@@ -24,6 +26,7 @@ _KEEP_PENDING_SECONDS = 3600  # rows whose worker died; one that lives completes
 class RowSlice:
     """Some rows of a chunk, at most 500: a call to Redis should be short."""
 
+    schema: pa.Schema  # of the rows, without `embedding`; the same for the whole job
     rows: Mapping[int, str]  # item_index -> JSON
     vectors: Mapping[int, bytes]  # item_index -> little-endian float16, where there is one
     ids: Mapping[str, int]  # item_id -> its lowest item_index in the chunk
@@ -94,9 +97,15 @@ class RedisStore:
         ]
         answer: bytes = self._run(
             "write_rows", identity.job_id, identity.chunk_id, token, identity.generation,
-            _KEEP_PENDING_SECONDS * 1000, *flat,
+            _KEEP_PENDING_SECONDS * 1000, b64encode(rows.schema.serialize()), *flat,
         )  # fmt: skip
         return answer.decode()
+
+    def schema(self, job_id: str) -> pa.Schema | None:
+        """Schema of a job's rows, without `embedding`; None if there is no row yet."""
+        with translated(self._url):
+            text: Any = self._redis.hget(keys.job(job_id), "row_schema")
+        return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
 
     def has_rows(self, job_id: str) -> bool:
         """Whether a job has rows here."""

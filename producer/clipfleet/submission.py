@@ -22,7 +22,7 @@ from clipfleet.errors import (
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import Ledger, Retention
+from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.sources import Source
 from clipfleet.staging import StagedFile, Stager
@@ -37,7 +37,7 @@ class Submission:
         hints: Hints,
         output: Output,
         job: Job,
-        retention: Retention = Retention(),
+        retention: Retention = DEFAULT_RETENTION,
     ) -> None:
         self._ledger = ledger
         self._retention = retention

@@ -13,6 +13,7 @@ from clipfleet import keys
     [
         ("job_key('j.1')", keys.job("j.1")),
         ("job_key('j.1', DUE)", keys.job("j.1", keys.DUE)),
+        ("pending_key('j.1', 't', ROWS)", keys.pending("j.1", "t", keys.ROWS)),
         ("lane_queue('bulk', 'ViT-B-32:openai')", keys.lane_queue("bulk", "ViT-B-32:openai")),
         ("token_key('t')", keys.claim_token("t")),
         ("LEASES", keys.LEASES),

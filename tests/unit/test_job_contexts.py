@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from clipfleet import keys
-from clipfleet.contract import Job, read_job
+from clipfleet.contract import REDIS_OUTPUT, Job, read_job
 from clipfleet.errors import (
     JobNotFoundError,
     JobUnreadableError,
@@ -20,9 +20,12 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import Ledger
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.redis import RedisOutput
+from clipfleet.redis_store import RedisStore
 from clipfleet_worker import job_contexts
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.sinks.parts import PartSink
+from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.jobs import make_claim, make_finish_claim, make_job, place_job, stage_items
 
@@ -62,7 +65,7 @@ def ledger(job: Job) -> FakeLedger:
 
 
 def contexts(ledger: FakeLedger, *roots: Path) -> JobContexts:
-    return JobContexts(cast(Ledger, ledger), roots)
+    return JobContexts(cast(Ledger, ledger), RedisStore("redis://nowhere.invalid"), roots)
 
 
 @pytest.fixture
@@ -86,6 +89,14 @@ class TestOpening:
         assert context.output.uri == job.output
         assert isinstance(context.sink, PartSink)
         assert context.items(make_claim(job))["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
+
+    def test_a_job_whose_results_stay_in_redis_needs_no_root(self) -> None:
+        job = make_job(REDIS_OUTPUT)
+
+        context = contexts(FakeLedger(job)).get(make_claim(job))
+
+        assert isinstance(context.sink, RedisSink)
+        assert isinstance(context.output, RedisOutput)
 
     def test_a_job_is_opened_once_for_chunks_and_finishing(
         self, job: Job, ledger: FakeLedger, opened: JobContexts

@@ -11,7 +11,8 @@ import pytest
 
 from clipfleet import keys
 from clipfleet.contract import PartFormat
-from clipfleet.ledger import _SCRIPTS
+from clipfleet.ledger import _SCRIPTS as LEDGER_SCRIPTS
+from clipfleet.redis_store import _SCRIPTS as STORE_SCRIPTS
 from tests.support.documents import ROOT
 
 SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet") / "lua")).glob("*.lua")}
@@ -52,19 +53,23 @@ class TestLua:
         assert lua_function("lane_queue", "high", "ViT-B-32:openai") == keys.lane_queue(
             "high", "ViT-B-32:openai"
         )
+        assert lua_function("pending_key", job_id, "t0k3n", keys.ROWS) == keys.pending(
+            job_id, "t0k3n", keys.ROWS
+        )
         assert lua_function("token_key", "t0k3n") == keys.claim_token("t0k3n")
 
     def test_every_suffix_of_a_job_is_known_to_lua(self) -> None:
-        listed = re.search(r"local JOB_SUFFIXES = \{(.*)\}", keys.lua_prelude())
-        assert listed is not None
-        assert tuple(re.findall(r"'([^']*)'", listed[1])) == keys.JOB_SUFFIXES
+        for name in ("JOB_SUFFIXES", "RESULT_SUFFIXES"):
+            listed = re.search(rf"local {name} = \{{(.*)\}}", keys.lua_prelude())
+            assert listed is not None
+            assert tuple(re.findall(r"'([^']*)'", listed[1])) == getattr(keys, name)
         suffixes = {value for value in lua_constants().values() if value.startswith(":")}
-        assert suffixes | {""} == set(keys.JOB_SUFFIXES)
+        assert suffixes | {""} == {*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES}
 
     @pytest.mark.parametrize("name", SCRIPTS)
     def test_no_script_spells_a_key(self, name: str) -> None:
         script = without_comments(SCRIPTS[name])
-        for value in [f"{keys.PREFIX}:", *keys.JOB_SUFFIXES[1:]]:
+        for value in [f"{keys.PREFIX}:", *keys.JOB_SUFFIXES[1:], *keys.RESULT_SUFFIXES]:
             assert f"'{value}" not in script
             assert f'"{value}' not in script
 
@@ -73,7 +78,9 @@ class TestLua:
         assert any(re.search(rf"\b{name}\b", without_comments(script)) for script in SCRIPTS.values())
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
-        assert {f"{name}.lua" for name in _SCRIPTS} | {"transitions.lua"} == set(SCRIPTS)
+        assert {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS)} | {"transitions.lua"} == set(
+            SCRIPTS
+        )
 
 
 class TestRedis:
@@ -81,7 +88,8 @@ class TestRedis:
         single = [value for value in lua_constants().values() if value.startswith(f"{keys.PREFIX}:")]
         names = [*single, keys.lane_queue("high", "demo"), keys.claim_token("x")]
         for job_id in ("jobs", "leases", "lane", "token", "events"):
-            names += [keys.job(job_id, suffix) for suffix in keys.JOB_SUFFIXES]
+            names += [keys.job(job_id, suffix) for suffix in (*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES)]
+            names += [keys.pending(job_id, "rows", suffix) for suffix in keys.RESULT_SUFFIXES]
 
         assert len(set(names)) == len(names)
         assert all(name.startswith(f"{keys.PREFIX}:") for name in names)

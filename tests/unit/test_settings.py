@@ -32,6 +32,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "lease_seconds": {"1": 1.0, "2.5": 2.5, str(DAY): float(DAY)},
     "job_ttl_seconds": {"60": 60, str(3650 * DAY): 3650 * DAY},
+    "result_ttl_seconds": {"60": 60, str(3650 * DAY): 3650 * DAY},
     "models": {
         "demo": ("demo",),
         "demo, ViT-B-32 ,": ("demo", DEFAULT_MODEL),
@@ -74,6 +75,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     ],
     "lease_seconds": ["0.9", "inf", "nan", "soon", str(DAY + 1)],
     "job_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
+    "result_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
     "models": [(",", "at least one"), ("ViT-L-14", "which weights"), ("demo,:x", "which weights")],
     "loaded_models": COUNT,
     "precision": [("BF16", "'bf16'"), "int8"],

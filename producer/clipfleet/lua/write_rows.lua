@@ -1,5 +1,5 @@
 -- Bring some rows of a chunk; nobody sees them until `complete`. ARGV: job, chunk, token, generation, keep_ms,
--- #rows, item_index, row, ..., #vectors, item_index, vector, ..., #ids, item_id, lowest item_index, ...
+-- schema, #rows, item_index, row, ..., #vectors, item_index, vector, ..., #ids, item_id, lowest item_index, ...
 -- Answer: 'written', or why nothing was: 'already', 'stale', 'cancelled' or 'missing'.
 local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
 local refused = refusal(job, chunk, ARGV[4])
@@ -7,7 +7,8 @@ if refused then
   drop_pending(job, token)
   return refused
 end
-local position = 6
+redis.call('HSETNX', job_key(job), 'row_schema', ARGV[6])
+local position = 7
 for _, suffix in ipairs(RESULT_SUFFIXES) do
   local last = position + 2 * tonumber(ARGV[position])
   if last > position then

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.json_rows import json_lines, json_schema
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.redis_store import RedisStore, RowSlice
 
-_ROWS_PER_SLICE = 500  # a call that writes them takes Redis a few milliseconds
+_ROWS_PER_SLICE = 500  # a call that brings them takes Redis a few milliseconds
 
 
 class RedisSink:
@@ -36,17 +35,18 @@ class RedisSink:
 
 def _slices(rows: pa.Table) -> Iterator[RowSlice]:
     lowest = _lowest_indexes(rows)
+    plain = rows.drop_columns(["embedding"])
+    schema = json_schema(plain.schema.remove_metadata())
     for start in range(0, rows.num_rows, _ROWS_PER_SLICE):
         some = rows.slice(start, _ROWS_PER_SLICE)
-        plain: list[dict[str, Any]] = some.drop_columns(["embedding"]).to_pylist()
+        batches = plain.slice(start, _ROWS_PER_SLICE).to_batches()
+        lines = [line.rstrip("\n") for batch in batches for line in json_lines(batch)]
+        indexes, ids = some["item_index"].to_pylist(), some["item_id"].to_pylist()
         yield RowSlice(
-            rows={row["item_index"]: json.dumps(row, ensure_ascii=False) for row in plain},
+            schema=schema,
+            rows=dict(zip(indexes, lines, strict=True)),
             vectors=_vectors(some),
-            ids={
-                row["item_id"]: row["item_index"]
-                for row in plain
-                if lowest[row["item_id"]] == row["item_index"]
-            },
+            ids={name: index for name, index in zip(ids, indexes, strict=True) if lowest[name] == index},
         )
 
 

@@ -1,0 +1,411 @@
+"""Results in Redis with the real scripts: rows become visible once, a whole chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import redis
+
+from clipfleet import keys
+from clipfleet.contract import JobState
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import Claim, Lease, Ledger, Retention
+from clipfleet.redis_connection import connect
+from clipfleet.redis_store import RedisStore
+from clipfleet_worker.sinks.redis import RedisSink
+from tests.support.ledger import claim, let_leases_expire, new_token, server_now_ms, try_claim
+from tests.support.redis_rows import (
+    DIMENSION,
+    bring,
+    chunk_rows,
+    complete,
+    counts,
+    identity,
+    pending_keys,
+    submit_job,
+    visible_rows,
+)
+
+RESULTS = [keys.job("job", suffix) for suffix in keys.RESULT_SUFFIXES]
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[RedisStore]:
+    store = RedisStore(redis_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def sink(store: RedisStore) -> RedisSink:
+    return RedisSink(store)
+
+
+def work(ledger: Ledger, sink: RedisSink, claimed: Claim, *, writer: str = "w", items: int = 4) -> str:
+    """Bring and complete a chunk."""
+    rows = chunk_rows(claimed.chunk_id * items, items, writer=writer)
+    return complete(ledger, claimed, bring(sink, claimed, rows))
+
+
+class TestVisible:
+    def test_nothing_is_seen_of_a_chunk_before_it_is_complete_and_then_all_of_it(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        claimed = claim(ledger)
+        found = bring(sink, claimed, chunk_rows(0, failed=[2]))
+        assert visible_rows(redis_client) == {}
+
+        assert complete(ledger, claimed, found) == "done"
+
+        rows = visible_rows(redis_client)
+        assert list(rows) == [0, 1, 2, 3]
+        assert [row["status"] for row in rows.values()] == ["ok", "ok", "failed", "ok"]
+        assert rows[2]["error_code"] == "not_found"
+        assert rows[1]["shelf"] == "shelf 1"
+        assert "embedding" not in rows[0]
+        assert pending_keys(redis_client) == []
+        status = ledger.status("job")
+        assert (status.ok, status.failed, status.codes) == (3, 1, {"not_found": 1})
+
+    def test_vectors_are_little_endian_float16_of_the_ok_rows(
+        self, ledger: Ledger, sink: RedisSink, redis_url: str
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+
+        complete(ledger, claimed, bring(sink, claimed, chunk_rows(0, failed=[2])))
+
+        with connect(redis_url, decode=False) as client:
+            vectors = client.hgetall(keys.job("job", keys.VECTORS))
+        assert sorted(vectors) == [b"0", b"1", b"3"]
+        assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * DIMENSION
+
+    def test_a_repeated_id_leads_to_its_first_item_in_whatever_order_chunks_end(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        first, second = claim(ledger), claim(ledger)
+
+        complete(ledger, second, bring(sink, second, chunk_rows(4, ids=["a", "b", "a", "d"])))
+        assert redis_client.hgetall(keys.job("job", keys.IDS)) == {"a": "4", "b": "5", "d": "7"}
+        complete(ledger, first, bring(sink, first, chunk_rows(0, ids=["a", "a", "c", "b"])))
+
+        assert redis_client.hgetall(keys.job("job", keys.IDS)) == {"a": "0", "b": "3", "c": "2", "d": "7"}
+        assert len(visible_rows(redis_client)) == 8
+
+    @pytest.mark.parametrize("count", [499, 500, 501, 4096])
+    def test_a_chunk_of_any_size_is_brought_in_slices(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis, count: int
+    ) -> None:
+        submit_job(ledger, chunk_items=count)
+        claimed = claim(ledger)
+        rows = chunk_rows(0, count, ids=[f"id-{index % 600}" for index in range(count)])
+
+        assert complete(ledger, claimed, bring(sink, claimed, rows)) == "ended"
+
+        assert list(visible_rows(redis_client)) == list(range(count))
+        assert redis_client.hlen(keys.job("job", keys.VECTORS)) == count
+        assert redis_client.hgetall(keys.job("job", keys.IDS)) == {
+            f"id-{index}": str(index) for index in range(min(count, 600))
+        }
+
+    def test_each_chunk_that_is_complete_is_an_entry_of_the_stream(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        work(ledger, sink, claim(ledger))
+        work(ledger, sink, claim(ledger))
+
+        entries = [fields for _, fields in redis_client.xrange(keys.job("job", keys.STREAM))]
+
+        assert [entry.get("chunk") for entry in entries] == ["0", "1", None]
+        assert entries[-1] == {"state": "completed"}
+
+
+class TestLate:
+    def test_a_zombie_that_completes_late_changes_nothing(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        zombie = claim(ledger)
+        rows = chunk_rows(0, writer="zombie", failed=[0])
+        found = bring(sink, zombie, rows)
+        let_leases_expire(redis_client)
+        ledger.reconcile()
+        assert work(ledger, sink, claim(ledger), writer="owner") == "done"
+        before = ledger.status("job")
+
+        assert complete(ledger, zombie, found) == "already"
+
+        assert {row["label"] for row in visible_rows(redis_client).values()} == {"owner"}
+        assert ledger.status("job") == before
+        assert pending_keys(redis_client) == []
+
+    def test_a_zombie_that_completes_first_wins_and_the_owner_changes_nothing(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        zombie = claim(ledger)
+        let_leases_expire(redis_client)
+        ledger.reconcile()
+        owner = claim(ledger)
+        found = bring(sink, owner, chunk_rows(0, writer="owner", failed=[1, 2]))
+
+        assert work(ledger, sink, zombie, writer="zombie") == "done"
+        assert complete(ledger, owner, found) == "already"
+
+        assert {row["label"] for row in visible_rows(redis_client).values()} == {"zombie"}
+        assert ledger.status("job").ok == 4
+
+    def test_slices_of_a_zombie_are_not_taken_once_the_chunk_is_complete(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        zombie = claim(ledger)
+        let_leases_expire(redis_client)
+        ledger.reconcile()
+        work(ledger, sink, claim(ledger), writer="owner")
+
+        bring(sink, zombie, chunk_rows(0, writer="zombie"))
+
+        assert pending_keys(redis_client) == []
+        assert {row["label"] for row in visible_rows(redis_client).values()} == {"owner"}
+
+    def test_a_complete_that_is_repeated_counts_once(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        claimed = claim(ledger)
+        found = bring(sink, claimed, chunk_rows(0))
+
+        assert complete(ledger, claimed, found) == "done"
+        assert complete(ledger, claimed, found) == "already"
+
+        assert ledger.status("job").ok == 4
+        assert len(visible_rows(redis_client)) == 4
+
+    def test_slices_that_are_repeated_count_once(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        bring(sink, claimed, chunk_rows(0))
+
+        assert complete(ledger, claimed, bring(sink, claimed, chunk_rows(0))) == "ended"
+
+        assert len(visible_rows(redis_client)) == 4
+
+
+class TestHalf:
+    """A worker that stops between two slices, or between the last one and the complete."""
+
+    def bring_half(self, store: RedisStore, claimed: Claim, count: int = 4) -> None:
+        sink = RedisSink(store)
+        rows = chunk_rows(0, count, writer="dead").slice(0, count // 2)
+        sink.write(identity(claimed), rows, counts(rows), token=claimed.token)
+
+    def test_half_a_chunk_cannot_be_completed(
+        self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        self.bring_half(store, claimed)
+
+        assert complete(ledger, claimed, counts(chunk_rows(0))) == "incomplete"
+
+        assert visible_rows(redis_client) == {}
+        assert ledger.status("job").done_chunks == 0
+        assert work(ledger, RedisSink(store), claimed) == "ended"
+
+    def test_the_next_owner_begins_anew_and_what_the_dead_one_brought_expires(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        self.bring_half(store, claim(ledger))
+        let_leases_expire(redis_client)
+        ledger.reconcile()
+
+        assert work(ledger, sink, claim(ledger), writer="next") == "ended"
+
+        assert {row["label"] for row in visible_rows(redis_client).values()} == {"next"}
+        left = pending_keys(redis_client)
+        assert left
+        assert all(0 < redis_client.pttl(name) <= 3_600_000 for name in left)
+
+    def test_what_was_brought_and_lost_by_redis_must_be_brought_again(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        found = bring(sink, claimed, chunk_rows(0))
+        redis_client.delete(*pending_keys(redis_client))
+
+        assert complete(ledger, claimed, found) == "incomplete"
+        assert ledger.release(claimed, "waits", reason="lost") == "released"
+
+    @pytest.mark.parametrize("kind", ["drain", "waits", "failures"])
+    def test_a_release_removes_what_was_brought(
+        self, ledger: Ledger, store: RedisStore, redis_client: redis.Redis, kind: str
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        self.bring_half(store, claimed)
+
+        ledger.release(claimed, kind, reason="")
+
+        assert pending_keys(redis_client) == []
+
+
+class TestEnded:
+    def test_the_last_complete_ends_the_job_with_one_event(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        assert work(ledger, sink, claim(ledger)) == "done"
+
+        assert work(ledger, sink, claim(ledger)) == "ended"
+
+        assert ledger.status("job").state is JobState.COMPLETED
+        assert [event["state"] for _, event in redis_client.xrange(keys.EVENTS)] == ["completed"]
+        assert ledger.claim_finish(new_token(), 60) is None
+
+    def test_failed_rows_make_it_end_with_errors(self, ledger: Ledger, sink: RedisSink) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+
+        assert complete(ledger, claimed, bring(sink, claimed, chunk_rows(0, failed=[0]))) == "ended"
+
+        assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
+
+    def test_a_seal_that_comes_last_ends_it_too(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, sealed=False)
+        assert work(ledger, sink, claim(ledger)) == "done"
+
+        assert ledger.seal("job", 1, 4) == "sealed"
+        assert ledger.seal("job", 1, 4) == "sealed"
+
+        assert ledger.status("job").state is JobState.COMPLETED
+        assert redis_client.xlen(keys.EVENTS) == 1
+
+    def test_results_and_job_stay_for_their_times_and_the_job_not_shorter(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        for job_id, retention in (("a", Retention(1000, 500)), ("b", Retention(500, 1000))):
+            submit_job(ledger, job_id, retention=retention)
+            work(ledger, sink, claim(ledger))
+
+        def seconds(job_id: str, suffix: str) -> float:
+            return redis_client.pttl(keys.job(job_id, suffix)) / 1000
+
+        for suffix in keys.RESULT_SUFFIXES:
+            assert seconds("a", suffix) == pytest.approx(500, abs=60)
+            assert seconds("b", suffix) == pytest.approx(1000, abs=60)
+        for job_id in ("a", "b"):
+            assert seconds(job_id, "") == pytest.approx(1000, abs=60)
+
+    @pytest.mark.parametrize("failed", [[], [1]])
+    def test_staged_items_stay_only_where_a_retry_may_want_them(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, failed: list[int]
+    ) -> None:
+        submit_job(ledger, sealed=False)
+        assert store.put_object("job", "items", b"...", replace=False)
+        claimed = claim(ledger)
+        complete(ledger, claimed, bring(sink, claimed, chunk_rows(0, failed=failed)))
+
+        ledger.seal("job", 1, 4)
+
+        assert store.object_names("job") == (["items"] if failed else [])
+
+    def test_a_cancelled_job_keeps_its_rows_and_takes_no_more(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=3)
+        work(ledger, sink, claim(ledger))
+        between, late = claim(ledger), claim(ledger)
+        found = bring(sink, between, chunk_rows(4))
+
+        ledger.cancel("job", ttl_seconds=60)
+
+        assert pending_keys(redis_client) == []
+        bring(sink, late, chunk_rows(8))
+        assert pending_keys(redis_client) == []
+        assert complete(ledger, between, found) == "cancelled"
+        assert list(visible_rows(redis_client)) == [0, 1, 2, 3]
+        assert not store.put_object("job", "late", b"", replace=False)
+
+    def test_a_job_that_is_gone_leaves_nothing_behind_when_rows_come_late(
+        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        redis_client.delete(keys.job("job"))
+
+        found = bring(sink, claimed, chunk_rows(0))
+
+        assert complete(ledger, claimed, found) == "missing"
+        assert pending_keys(redis_client) == []
+        assert not redis_client.exists(*RESULTS)
+
+
+class TestFullMemory:
+    """Redis refuses to grow (`noeviction`): work waits, nothing is lost, what was brought can end."""
+
+    @pytest.fixture
+    def full(self, redis_client: redis.Redis) -> Iterator[redis.Redis]:
+        """The server; `fill` it with maxmemory, it is emptied afterwards."""
+        yield redis_client
+        redis_client.config_set("maxmemory", 0)
+
+    def test_it_is_told_in_one_line_that_names_the_way_out(
+        self, ledger: Ledger, store: RedisStore, full: redis.Redis
+    ) -> None:
+        submit_job(ledger, sealed=False)
+        full.config_set("maxmemory", 1)
+
+        with pytest.raises(RedisUnavailableError, match="its memory is full: raise maxmemory"):
+            store.put_object("job", "items", b"...", replace=False)
+
+    def test_a_chunk_that_cannot_be_brought_is_released_to_wait_and_its_slices_make_room(
+        self, ledger: Ledger, sink: RedisSink, full: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        claimed = claim(ledger)
+        bring(sink, claimed, chunk_rows(0).slice(0, 2))
+        full.config_set("maxmemory", 1)
+
+        with pytest.raises(RedisUnavailableError):
+            bring(sink, claimed, chunk_rows(0))
+        assert ledger.release(claimed, "waits", reason="full") == "released"
+
+        assert pending_keys(full) == []
+        with pytest.raises(RedisUnavailableError):
+            try_claim(ledger)
+        full.config_set("maxmemory", 0)
+        assert claim(ledger).chunk_id == 1
+        assert ledger.status("job").due_chunks == 1
+
+    def test_what_was_brought_before_can_be_completed(
+        self, ledger: Ledger, sink: RedisSink, full: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        found = bring(sink, claimed, chunk_rows(0))
+        full.config_set("maxmemory", 1)
+
+        assert complete(ledger, claimed, found) == "ended"
+
+        assert len(visible_rows(full)) == 4
+
+    def test_leases_are_renewed(self, ledger: Ledger, full: redis.Redis) -> None:
+        submit_job(ledger)
+        claimed = claim(ledger)
+        full.config_set("maxmemory", 1)
+
+        assert ledger.renew([Lease("job", "0", claimed.token)], 60) == ["held"]
+
+        assert full.zscore(keys.LEASES, "job:0") > server_now_ms(full)
