@@ -5,6 +5,7 @@ Bytes in, bytes out; what they mean is said elsewhere. Rows become visible by `L
 
 from __future__ import annotations
 
+import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ class RowSlice:
     ids: Mapping[str, int]  # item_id -> its lowest item_index in the chunk
 
 
+ANYTHING = "any"
+
+
+def version_of(data: bytes) -> str:
+    """What tells an object from any other under its name."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()  # what Redis has for its scripts
+
+
 class RedisStore:
     """All calls raise `RedisUnavailableError` while Redis is away, or its memory is full."""
 
@@ -55,9 +64,19 @@ class RedisStore:
         with translated(self._url):
             return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]
 
-    def put_object(self, job_id: str, name: str, data: bytes, *, replace: bool) -> bool:
-        """Keep an object; False if its name is taken (unless `replace`), or the job is over."""
-        return bool(self._run("put_object", job_id, name, data, int(replace)))
+    def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
+        """Keep an object.
+
+        Args:
+            job_id: whose it is.
+            name: its name.
+            data: at most 512 MB.
+            over: what it may be written over: nothing, `ANYTHING`, or the one object of this `version_of`.
+
+        Returns:
+            False if something else is there, or the job is over: then nothing was changed.
+        """
+        return bool(self._run("put_object", job_id, name, data, over))
 
     def object(self, job_id: str, name: str) -> bytes | None:
         """All bytes of an object, or None."""

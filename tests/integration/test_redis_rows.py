@@ -313,7 +313,7 @@ class TestEnded:
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, failed: list[int]
     ) -> None:
         submit_job(ledger, sealed=False)
-        assert store.put_object("job", "items", b"...", replace=False)
+        assert store.put_object("job", "items", b"...")
         claimed = claim(ledger)
         complete(ledger, claimed, bring(sink, claimed, chunk_rows(0, failed=failed)))
 
@@ -336,7 +336,7 @@ class TestEnded:
         assert pending_keys(redis_client) == []
         assert complete(ledger, between, found) == "cancelled"
         assert list(visible_rows(redis_client)) == [0, 1, 2, 3]
-        assert not store.put_object("job", "late", b"", replace=False)
+        assert not store.put_object("job", "late", b"")
 
     def test_a_job_that_is_gone_leaves_nothing_behind_when_rows_come_late(
         self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
@@ -368,7 +368,7 @@ class TestFullMemory:
         full.config_set("maxmemory", 1)
 
         with pytest.raises(RedisUnavailableError, match="its memory is full: raise maxmemory"):
-            store.put_object("job", "items", b"...", replace=False)
+            store.put_object("job", "items", b"...")
 
     def test_a_chunk_that_cannot_be_brought_is_released_to_wait_and_its_slices_make_room(
         self, ledger: Ledger, sink: RedisSink, full: redis.Redis

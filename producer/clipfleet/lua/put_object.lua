@@ -1,9 +1,13 @@
--- Keep an object of a job that lives here. ARGV: job, name, data, 1 if it may replace another.
--- Answer: 1, or 0 if there is one of this name or the job takes nothing any more.
-local job, name = ARGV[1], ARGV[2]
+-- Keep an object of a job that lives here. ARGV: job, name, data, what it may be written over: '' (nothing), 'any'
+-- or the sha1 of the one object that it may replace.
+-- Answer: 1, or 0 if something else is there or the job takes nothing any more.
+local job, name, over = ARGV[1], ARGV[2], ARGV[4]
 local state = field(job, 'state')
 if not state or is_final(state) then return 0 end
-if ARGV[4] ~= '1' and redis.call('HEXISTS', job_key(job, ITEMS), name) == 1 then return 0 end
+if over ~= 'any' then
+  local there = redis.call('HGET', job_key(job, ITEMS), name)
+  if (there and redis.sha1hex(there) or '') ~= over then return 0 end
+end
 redis.call('HSET', job_key(job, ITEMS), name, ARGV[3])
 keep_job(job)
 return 1

@@ -17,7 +17,7 @@ from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT
 from clipfleet.errors import UsageError
 from clipfleet.outputs.folder import output_errors
-from clipfleet.redis_store import RedisStore
+from clipfleet.redis_store import ANYTHING, RedisStore, version_of
 
 
 class RedisOutput:
@@ -40,19 +40,27 @@ class RedisOutput:
 
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """See the protocol; also False if the job has ended meanwhile."""
-        with output_errors(scratch):
-            data = scratch.read_bytes()
-        return self._store.put_object(self._job_id, name, data, replace=replace)
+        return self._put(name, _content(scratch), ANYTHING if replace else "")
+
+    def version(self, name: str) -> str | None:
+        """See the protocol."""
+        data = self.read(name)
+        return None if data is None else version_of(data)
+
+    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+        """See the protocol; also False if the job has ended meanwhile."""
+        return self._put(name, _content(scratch), version)
 
     def create(self, name: str, data: bytes) -> bool:
         """See the protocol."""
-        if name == keys.JOB_FILE:
-            return False
-        return self._store.put_object(self._job_id, name, data, replace=False)
+        return name != keys.JOB_FILE and self._put(name, data, "")
 
     def replace(self, name: str, data: bytes) -> None:
         """See the protocol."""
-        self._store.put_object(self._job_id, name, data, replace=True)
+        self._put(name, data, ANYTHING)
+
+    def _put(self, name: str, data: bytes, over: str) -> bool:
+        return self._store.put_object(self._job_id, name, data, over=over)
 
     def read(self, name: str) -> bytes | None:
         """See the protocol."""
@@ -81,6 +89,11 @@ class RedisOutput:
     def clear(self) -> None:
         """See the protocol; the job itself stays in the ledger."""
         self._store.clear(self._job_id)
+
+
+def _content(scratch: Path) -> bytes:
+    with output_errors(scratch):
+        return scratch.read_bytes()
 
 
 def require_own_redis(uri: str) -> None:

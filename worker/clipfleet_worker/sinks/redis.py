@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from clipfleet.json_rows import json_lines, json_schema
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.redis_store import RedisStore, RowSlice
+from clipfleet_worker.sinks import OlderPart
 
 _ROWS_PER_SLICE = 500  # a call that brings them takes Redis a few milliseconds
 
@@ -23,8 +24,18 @@ class RedisSink:
     def find(self, identity: PartIdentity) -> None:
         """Nothing: rows that are visible belong to a chunk that is complete, and no such chunk is claimed."""
 
+    def older(self, identity: PartIdentity) -> OlderPart | None:
+        """See the protocol."""
+        return None
+
     def write(
-        self, identity: PartIdentity, rows: pa.Table, counts: PartCounts, *, token: str = ""
+        self,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        over: OlderPart | None = None,
+        token: str = "",
     ) -> PartCounts:
         """See the protocol. If the chunk is not wanted any more, `complete` will say so too."""
         for rows_of_slice in _slices(rows):
