@@ -73,11 +73,20 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def make_client(*, connections: int = _CONNECTIONS) -> S3Client:
+def make_client(
+    *,
+    connections: int = _CONNECTIONS,
+    connect_timeout_seconds: float = _CONNECT_TIMEOUT_SECONDS,
+    read_timeout_seconds: float = _READ_TIMEOUT_SECONDS,
+    attempts: int = _ATTEMPTS,
+) -> S3Client:
     """A client of its own session, for any number of threads. Nothing is sent yet.
 
     Args:
         connections: how many are kept open at a time.
+        connect_timeout_seconds: per attempt.
+        read_timeout_seconds: longest silence of the store.
+        attempts: of one call, the first included.
 
     Raises:
         UsageError: the configuration cannot be used (no such profile, no URL as endpoint).
@@ -87,10 +96,10 @@ def make_client(*, connections: int = _CONNECTIONS) -> S3Client:
     from botocore.exceptions import BotoCoreError
 
     config = Config(
-        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-        read_timeout=_READ_TIMEOUT_SECONDS,
+        connect_timeout=connect_timeout_seconds,
+        read_timeout=read_timeout_seconds,
         max_pool_connections=connections,
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         tcp_keepalive=True,
         user_agent_extra="clipfleet",
     )

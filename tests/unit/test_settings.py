@@ -44,6 +44,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "batch_size": {"0": 0, "512": 512},
     "file_roots": {"/a": ("/a",), " /a , /b b,": ("/a", "/b b")},
     "output_roots": {"/a,/b": ("/a", "/b")},
+    "s3_buckets": {"pictures, other.bucket": ("pictures", "other.bucket")},
     "allow_private": {"10.0.0.0/8, fd00::/8": ("10.0.0.0/8", "fd00::/8"), "192.168.1.7": ("192.168.1.7",)},
     "allow_ports": {"1,65535": ("1", "65535")},
     "contact": {"ops@example.org": "ops@example.org"},
@@ -83,6 +84,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "batch_size": ["-1", "1.5"],
     "file_roots": [("pictures", "not an absolute path"), "/a,~/b"],
     "output_roots": [("results", "not an absolute path")],
+    "s3_buckets": [("s3://pictures", "not the name of a bucket"), ("a/b", "'a/b'")],
     "allow_private": [("localhost", "'localhost'"), ("10.0.0.1/8", "host bits"), "10.0.0.0/33"],
     "allow_ports": [("0", "not a port"), "65536", "http", "-1"],
     "contact": [],  # any text

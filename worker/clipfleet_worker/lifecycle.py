@@ -12,10 +12,12 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
 
+from clipfleet import s3, tar_member
 from clipfleet.contract import Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import Hints
@@ -26,11 +28,15 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
+from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
 from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.data_uri import DataUriFetcher
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
+from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
+from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
@@ -49,6 +55,8 @@ _EXIT_THREAD_DIED = 70  # the supervisor starts a new process
 _PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work by itself
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _IDLE_READ_TIMEOUT_SECONDS = 15.0
+_S3_CONNECTIONS = 64  # of fetching; each is a thread
+_S3_ATTEMPTS = 2
 _CPU_BATCH = 32
 _GPU_BATCH = 256
 
@@ -228,9 +236,37 @@ def _while_true(call: Callable[[], bool]) -> None:
 
 def _routes(settings: WorkerSettings) -> Routes:
     """The fetchers of this worker by scheme."""
-    http = _http_fetcher(settings)
+    http, objects = _http_fetcher(settings), _s3_fetcher(settings)
     files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
-    return Routes(RemoteFetchers({"http": http, "https": http}), LocalFetchers({"file": files}))
+    remote: dict[str, AsyncFetcher] = {
+        "http": http,
+        "https": http,
+        "s3": objects,
+        tar_member.S3_SCHEME: TarObjectFetcher(objects),
+    }
+    local: dict[str, BlockingFetcher] = {
+        "file": files,
+        "data": DataUriFetcher(settings.max_image_bytes),
+        tar_member.FILE_SCHEME: TarFileFetcher(files),
+    }
+    return Routes(RemoteFetchers(remote), LocalFetchers(local))
+
+
+def _s3_fetcher(settings: WorkerSettings) -> S3Fetcher:
+    connections = min(_S3_CONNECTIONS, settings.total_connections)
+    limits = S3Limits(
+        max_image_bytes=settings.max_image_bytes,
+        fetch_timeout_seconds=settings.fetch_timeout_seconds,
+        connections=connections,
+    )
+    make_client = partial(
+        s3.make_client,
+        connections=connections,
+        connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        attempts=_S3_ATTEMPTS,
+    )
+    return S3Fetcher(limits, settings.s3_buckets, make_client)
 
 
 def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:

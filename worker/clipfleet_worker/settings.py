@@ -32,6 +32,9 @@ class WorkerSettings(Settings):
 
     file_roots: CommaSeparated = Field((), description="folders that images may be read from")
     output_roots: CommaSeparated = Field((), description="folders that results may be written to")
+    s3_buckets: CommaSeparated = Field(
+        (), description="the only buckets that are read and written; empty: all that the credentials allow"
+    )
     allow_private: CommaSeparated = Field((), description="non-public networks that URLs may reach, as CIDR")
     allow_ports: CommaSeparated = Field((), description="ports of public addresses beside 80 and 443")
     contact: str = Field("", description="mail or URL of the operator, sent in the User-Agent")
@@ -64,7 +67,9 @@ class WorkerSettings(Settings):
     celery_events: bool = Field(False, description="send Celery's task events, for Flower")
     ready_file: Path | None = Field(None, description="created once the worker takes work")
 
-    @field_validator("models", "file_roots", "output_roots", "allow_private", "allow_ports", mode="before")
+    @field_validator(
+        "models", "file_roots", "output_roots", "s3_buckets", "allow_private", "allow_ports", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return split_commas(value)
@@ -96,6 +101,14 @@ class WorkerSettings(Settings):
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
             ipaddress.ip_network(network)
+        return value
+
+    @field_validator("s3_buckets")
+    @classmethod
+    def _check_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for bucket in value:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+                raise ValueError(f"{bucket!r} is not the name of a bucket, without s3:// and path")
         return value
 
     @field_validator("allow_ports")

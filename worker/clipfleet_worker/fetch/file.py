@@ -13,7 +13,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -67,17 +68,43 @@ class FileFetcher:
             ItemFailure: `path_refused`, `bad_uri`, `not_found`, `access_denied`, `too_many_bytes`, or
                 `incomplete_body` where the disk or the machine fails while reading.
         """
+        with self._opened(uri) as (descriptor, status):
+            if status.st_size > self._max_image_bytes:
+                raise self._too_many_bytes()
+            return self._read_all(descriptor, status.st_size)
+
+    def read_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
+        """Exactly these bytes of a file, which itself may be of any size; otherwise like `read`."""
+        if size_bytes > self._max_image_bytes:
+            raise self._too_many_bytes()
+        with self._opened(uri) as (descriptor, _):
+            data = bytearray()
+            while part := os.pread(descriptor, size_bytes - len(data), offset_bytes + len(data)):
+                data += part
+        if len(data) < size_bytes:
+            raise ItemFailure(
+                ErrorCode.INCOMPLETE_BODY, f"the file ends after {len(data)} of {size_bytes} bytes"
+            )
+        return bytes(data)
+
+    @contextmanager
+    def _opened(self, uri: str) -> Iterator[tuple[int, os.stat_result]]:
+        """A descriptor of a regular file inside the roots, and what was known of it before it was opened."""
         if not self._prefixes:
             raise ItemFailure(
                 ErrorCode.PATH_REFUSED, "no folder may be read here: CLIPFLEET_FILE_ROOTS is not set"
             )
         path = path_of(uri)
         try:
-            return self._read(path)
+            descriptor, status = self._open(path)
+            try:
+                yield descriptor, status
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise self._failure(path, error) from error
 
-    def _read(self, path: str) -> bytes:
+    def _open(self, path: str) -> tuple[int, os.stat_result]:
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             handle = f"{_OPEN_FILES}/{pinned}"
@@ -85,22 +112,10 @@ class FileFetcher:
             if not os.readlink(handle).startswith(self._prefixes):  # noqa: PTH115
                 raise _outside()
             status = os.fstat(pinned)
-            self._check_kind_and_size(status)
-            descriptor = os.open(handle, _READ_FLAGS)
+            _require_file(status)
+            return os.open(handle, _READ_FLAGS), status
         finally:
             os.close(pinned)
-        try:
-            return self._read_all(descriptor, status.st_size)
-        finally:
-            os.close(descriptor)
-
-    def _check_kind_and_size(self, status: os.stat_result) -> None:
-        if stat.S_ISDIR(status.st_mode):
-            raise ItemFailure(ErrorCode.NOT_FOUND, "a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ItemFailure(ErrorCode.PATH_REFUSED, "a pipe, socket or device, not a file")
-        if status.st_size > self._max_image_bytes:
-            raise self._too_many_bytes()
 
     def _read_all(self, descriptor: int, expected_bytes: int) -> bytes:
         # One byte more than expected: most files then need one call for their bytes and one to see the end.
@@ -154,6 +169,13 @@ def _path_in_url(uri: str) -> str:
     if "?" in uri or "#" in uri:
         raise ItemFailure(ErrorCode.BAD_URI, "? and # in a file URL must be written %3F and %23")
     return os.fsdecode(unquote_to_bytes(match["path"]))
+
+
+def _require_file(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ItemFailure(ErrorCode.NOT_FOUND, "a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise ItemFailure(ErrorCode.PATH_REFUSED, "a pipe, socket or device, not a file")
 
 
 def _outside() -> ItemFailure:

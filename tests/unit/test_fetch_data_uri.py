@@ -1,0 +1,59 @@
+"""Images that are written out in their URI."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch.data_uri import DataUriFetcher
+
+FETCHER = DataUriFetcher(1000)
+
+
+@given(st.binary(max_size=200))
+def test_base64_in_every_spelling(content: bytes) -> None:
+    text = base64.b64encode(content).decode()
+    for body in (
+        text,
+        text.rstrip("="),
+        base64.urlsafe_b64encode(content).decode(),
+        text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+        "\n".join(text[start : start + 7] for start in range(0, len(text), 7)),
+    ):
+        assert FETCHER.read(f"data:image/png;base64,{body}") == content
+
+
+@pytest.mark.parametrize(
+    ("uri", "content"),
+    [
+        ("data:,abc", b"abc"),
+        ("DATA:image/png;BASE64,YWJj", b"abc"),
+        ("data:image/svg+xml,%3Csvg%3E,x", b"<svg>,x"),
+        ("data:;base64,", b""),
+    ],
+)
+def test_what_it_says(uri: str, content: bytes) -> None:
+    assert FETCHER.read(uri) == content
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("data:", ErrorCode.BAD_URI),
+        ("data:image/png;base64", ErrorCode.BAD_URI),
+        ("data:image/png;base64,a", ErrorCode.BAD_URI),
+        ("data:image/png;base64,abc!", ErrorCode.BAD_URI),
+        ("data:image/png;base64,äöü", ErrorCode.BAD_URI),
+        ("data:," + "x" * 1001, ErrorCode.TOO_MANY_BYTES),
+        ("data:;base64," + base64.b64encode(b"x" * 1001).decode(), ErrorCode.TOO_MANY_BYTES),
+    ],
+)
+def test_what_it_cannot_say(uri: str, code: ErrorCode) -> None:
+    with pytest.raises(ItemFailure) as raised:
+        FETCHER.read(uri)
+    assert raised.value.error.code is code

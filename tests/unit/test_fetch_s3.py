@@ -1,0 +1,233 @@
+"""Objects from S3, with a client that answers what a test wants: codes, limits, turns. The real thing:
+`tests/integration/test_fetch_s3.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    SSLError,
+)
+
+from clipfleet.contract import ErrorCode
+from clipfleet.errors import UsageError
+from clipfleet.tar_member import TarMember
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
+from clipfleet_worker.fetch.tar import TarObjectFetcher
+
+MAX_BYTES = 3_000_000
+
+
+class Store:
+    """Objects by (bucket, key): bytes, or an exception, or a function that gives one of them."""
+
+    def __init__(self, objects: dict[tuple[str, str], Any] | None = None) -> None:
+        self.objects = objects or {}
+        self.calls: list[dict[str, str]] = []
+
+    def get_object(self, **wanted: str) -> dict[str, Any]:
+        self.calls.append(wanted)
+        content = self.objects[wanted["Bucket"], wanted["Key"]]
+        if callable(content):
+            content = content()
+        if isinstance(content, Exception):
+            raise content
+        if "Range" in wanted:
+            first, last = wanted["Range"].removeprefix("bytes=").split("-")
+            content = content[int(first) : int(last) + 1]
+        return {"Body": io.BytesIO(content), "ContentLength": len(content)}
+
+
+def fetch(store: Store, *uris: str, buckets: tuple[str, ...] = ()) -> list[Any]:
+    """What becomes of each URI: bytes, or the error."""
+
+    async def run() -> list[Any]:
+        limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=30.0, connections=4)
+        fetcher = S3Fetcher(limits, buckets, lambda: store)
+        await fetcher.start()
+        tars = TarObjectFetcher(fetcher)
+        try:
+            calls = [(tars if uri.startswith("tar+") else fetcher).fetch(uri) for uri in uris]
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            return [one.error.code if isinstance(one, ItemFailure) else one for one in found]
+        finally:
+            await fetcher.close()
+
+    return asyncio.run(run())
+
+
+def answer(status: int, code: str) -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject"
+    )
+
+
+@pytest.mark.parametrize(
+    ("uri", "key"),
+    [
+        ("s3://b/x.jpg", "x.jpg"),
+        ("S3://b/a b/100%25?x=1#y+z.jpg", "a b/100%25?x=1#y+z.jpg"),
+        ("s3://b//x", "/x"),
+    ],
+)
+def test_the_key_is_what_stands_after_the_bucket(uri: str, key: str) -> None:
+    assert fetch(Store({("b", key): b"picture"}), uri) == [b"picture"]
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3://b", "s3://b/", "s3:///x", "s3:x", "s3://b c/x"])
+def test_what_names_no_object_is_a_bad_uri(uri: str) -> None:
+    store = Store()
+
+    assert fetch(store, uri) == [ErrorCode.BAD_URI]
+    assert store.calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (answer(404, "NoSuchKey"), ErrorCode.NOT_FOUND),
+        (answer(404, "NoSuchBucket"), ErrorCode.NOT_FOUND),
+        (answer(403, "AccessDenied"), ErrorCode.ACCESS_DENIED),
+        (answer(403, "InvalidAccessKeyId"), ErrorCode.ACCESS_DENIED),
+        (NoCredentialsError(), ErrorCode.ACCESS_DENIED),
+        (answer(503, "SlowDown"), ErrorCode.RATE_LIMITED),
+        (answer(500, "InternalError"), ErrorCode.SERVER_ERROR),
+        (answer(403, "InvalidObjectState"), ErrorCode.ACCESS_DENIED),
+        (answer(416, "InvalidRange"), ErrorCode.HTTP_ERROR),
+        (answer(301, "PermanentRedirect"), ErrorCode.HTTP_ERROR),
+        (EndpointConnectionError(endpoint_url="http://s"), ErrorCode.CONNECT_FAILED),
+        (ConnectTimeoutError(endpoint_url="http://s"), ErrorCode.CONNECT_FAILED),
+        (ReadTimeoutError(endpoint_url="http://s"), ErrorCode.TIMEOUT),
+        (ResponseStreamingError(error="broken"), ErrorCode.INCOMPLETE_BODY),
+        (SSLError(endpoint_url="http://s", error="certificate"), ErrorCode.TLS_FAILED),
+        (ParamValidationError(report="Invalid bucket name"), ErrorCode.BAD_URI),
+    ],
+)
+def test_every_refusal_has_its_code(error: Exception, code: ErrorCode) -> None:
+    assert fetch(Store({("b", "x"): error}), "s3://b/x") == [code]
+
+
+def test_only_buckets_of_the_setting_are_asked() -> None:
+    store = Store({("mine", "x"): b"1", ("other", "x"): b"2"})
+
+    found = fetch(
+        store, "s3://mine/x", "s3://other/x", "tar+s3://other/x#offset=0&size=1&name=a", buckets=("mine",)
+    )
+
+    assert found == [b"1", ErrorCode.BUCKET_REFUSED, ErrorCode.BUCKET_REFUSED]
+    assert [call["Bucket"] for call in store.calls] == ["mine"]
+
+
+def test_too_many_bytes_are_not_read_even_where_the_size_lies() -> None:
+    class Liar(Store):
+        def get_object(self, **wanted: str) -> dict[str, Any]:
+            return {**super().get_object(**wanted), "ContentLength": 1}
+
+    objects = {("b", "x"): b"x" * (MAX_BYTES + 1), ("b", "y"): b"y" * MAX_BYTES}
+
+    for store in (Store(dict(objects)), Liar(dict(objects))):
+        assert fetch(store, "s3://b/x", "s3://b/y") == [ErrorCode.TOO_MANY_BYTES, b"y" * MAX_BYTES]
+
+
+def test_an_empty_object_is_no_bytes() -> None:
+    assert fetch(Store({("b", "x"): b""}), "s3://b/x") == [b""]
+
+
+def test_a_store_that_hangs_is_a_timeout_and_keeps_its_turn() -> None:
+    release = threading.Event()
+    entered = threading.Event()
+
+    def hang() -> bytes:
+        entered.set()
+        release.wait(30)
+        return b"late"
+
+    store = Store({("b", "slow"): hang, ("b", "next"): b"n"})
+
+    async def run() -> None:
+        limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=0.05, connections=1)
+        fetcher = S3Fetcher(limits, (), lambda: store)
+        await fetcher.start()
+        with pytest.raises(ItemFailure) as raised:
+            await fetcher.fetch("s3://b/slow")
+        assert raised.value.error.code is ErrorCode.TIMEOUT
+        # The only turn is still taken: the next one waits for it, and that is not counted as its time.
+        waiting = asyncio.create_task(fetcher.fetch("s3://b/next"))
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+        release.set()
+        assert await waiting == b"n"
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert entered.is_set()
+
+
+def test_a_configuration_that_cannot_be_used_is_told_with_each_item() -> None:
+    def refuse() -> Any:
+        raise UsageError("S3 cannot be used: no such profile")
+
+    async def run() -> str:
+        limits = S3Limits(max_image_bytes=1, fetch_timeout_seconds=9, connections=1)
+        fetcher = S3Fetcher(limits, (), refuse)
+        await fetcher.start()
+        with pytest.raises(ItemFailure) as raised:
+            await fetcher.fetch("s3://b/x")
+        await fetcher.close()
+        return str(raised.value)
+
+    assert asyncio.run(run()) == "access_denied: S3 cannot be used: no such profile"
+
+
+def test_the_client_is_made_once_and_only_when_it_is_needed() -> None:
+    made: list[Callable[[], Any]] = []
+    store = Store({("b", "x"): b"1"})
+
+    async def run() -> None:
+        limits = S3Limits(max_image_bytes=9, fetch_timeout_seconds=9, connections=4)
+        fetcher = S3Fetcher(limits, (), lambda: made.append(run) or store)  # type: ignore[func-returns-value]
+        await fetcher.start()
+        assert made == []
+        await asyncio.gather(*(fetcher.fetch("s3://b/x") for _ in range(9)))
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert len(made) == 1
+
+
+class TestPieces:
+    def uri(self, offset: int, size: int) -> str:
+        return TarMember("s3://b/a b.tar", "x.jpg", offset, size).uri()
+
+    def test_exactly_these_bytes_are_asked_for(self) -> None:
+        store = Store({("b", "a b.tar"): bytes(range(100))})
+
+        assert fetch(store, self.uri(10, 5), self.uri(0, 0)) == [bytes(range(10, 15)), b""]
+        assert [call["Range"] for call in store.calls] == ["bytes=10-14"]
+
+    def test_an_archive_that_is_shorter_now(self) -> None:
+        assert fetch(Store({("b", "a b.tar"): b"x" * 12}), self.uri(10, 5)) == [ErrorCode.INCOMPLETE_BODY]
+
+    def test_a_member_that_is_too_large_is_not_asked_for(self) -> None:
+        store = Store()
+
+        assert fetch(store, self.uri(0, MAX_BYTES + 1)) == [ErrorCode.TOO_MANY_BYTES]
+        assert store.calls == []
+
+    @pytest.mark.parametrize("uri", ["tar+s3://b/x.tar", "tar+s3://b/x.tar#offset=1&size=a&name=", "tar+s3:"])
+    def test_a_name_that_is_none(self, uri: str) -> None:
+        assert fetch(Store(), uri) == [ErrorCode.BAD_URI]

@@ -1,0 +1,189 @@
+"""Gets objects from S3: one client of its own session for the whole process, its calls in a pool of threads.
+
+Endpoint and credentials are the worker's own (`AWS_*`), so no URI can lead elsewhere; which buckets may be
+read is a setting. Time, bytes and simultaneous calls are capped. What comes back is bytes or an
+`ItemFailure`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from clipfleet.contract import ErrorCode
+from clipfleet.errors import UsageError
+from clipfleet.s3 import S3Client, S3Problem, explain, split_s3_uri
+from clipfleet_worker.failures import ItemFailure
+
+_READ_BYTES = 1 << 20
+_SCHEME_LENGTH = len("s3://")
+
+_CODES = {
+    S3Problem.NO_OBJECT: ErrorCode.NOT_FOUND,
+    S3Problem.NO_BUCKET: ErrorCode.NOT_FOUND,
+    S3Problem.DENIED: ErrorCode.ACCESS_DENIED,
+    S3Problem.NO_CREDENTIALS: ErrorCode.ACCESS_DENIED,
+    S3Problem.MISCONFIGURED: ErrorCode.HTTP_ERROR,
+    S3Problem.REFUSED: ErrorCode.HTTP_ERROR,
+    S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
+    S3Problem.AWAY: ErrorCode.SERVER_ERROR,
+}
+# By name, as botocore's own; first what says most.
+_NETWORK_CODES = {
+    "ParamValidationError": ErrorCode.BAD_URI,
+    "SSLError": ErrorCode.TLS_FAILED,
+    "ConnectTimeoutError": ErrorCode.CONNECT_FAILED,
+    "ReadTimeoutError": ErrorCode.TIMEOUT,
+    "ResponseStreamingError": ErrorCode.INCOMPLETE_BODY,
+    "IncompleteReadError": ErrorCode.INCOMPLETE_BODY,
+    "ConnectionClosedError": ErrorCode.INCOMPLETE_BODY,
+    "EndpointConnectionError": ErrorCode.CONNECT_FAILED,
+    "ProxyConnectionError": ErrorCode.CONNECT_FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Limits:
+    """What one object may cost."""
+
+    max_image_bytes: int
+    fetch_timeout_seconds: float  # from the request to the last byte; waiting for a turn is not counted
+    connections: int  # objects at a time
+
+
+class S3Fetcher:
+    """See `clipfleet_worker.fetch.AsyncFetcher`. All methods belong to one event loop.
+
+    Args:
+        limits: see there.
+        buckets: the only ones that may be read; empty: all that the credentials may.
+        make_client: called with the first object, so that a worker without any needs no configuration.
+    """
+
+    def __init__(self, limits: S3Limits, buckets: Iterable[str], make_client: Callable[[], S3Client]) -> None:
+        self._limits = limits
+        self._buckets = frozenset(buckets)
+        self._make_client = make_client
+        self._client: S3Client | None = None
+        self._client_lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._turns = asyncio.Semaphore(limits.connections)
+
+    async def start(self) -> None:
+        """Make the pool; its threads start when they are needed."""
+        self._pool = ThreadPoolExecutor(self._limits.connections, thread_name_prefix="s3")
+
+    async def close(self) -> None:
+        """Calls under way end by themselves, at the latest by their time limit."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    async def fetch(self, uri: str) -> bytes:
+        """See the protocol. The key is taken as it stands, not percent-decoded."""
+        return await self._fetch(uri, "")
+
+    async def fetch_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
+        """Exactly these bytes of an object; otherwise like `fetch`.
+
+        Raises:
+            ItemFailure: also `incomplete_body` where the object ends before.
+        """
+        if size_bytes > self._limits.max_image_bytes:
+            raise self._too_many_bytes()
+        if size_bytes == 0:
+            return b""
+        data = await self._fetch(uri, f"bytes={offset_bytes}-{offset_bytes + size_bytes - 1}")
+        if len(data) != size_bytes:
+            raise ItemFailure(
+                ErrorCode.INCOMPLETE_BODY, f"{len(data)} of {size_bytes} bytes: the archive was changed"
+            )
+        return data
+
+    async def _fetch(self, uri: str, byte_range: str) -> bytes:
+        bucket, key = self._target(uri)
+        if self._pool is None:
+            raise RuntimeError("start comes first")
+        await self._turns.acquire()
+        call = partial(self._get, bucket, key, byte_range)
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        except BaseException:
+            self._turns.release()
+            raise
+        # The turn ends with the thread, whoever waits for it or not: else calls would pile up in the pool.
+        future.add_done_callback(lambda _: self._turns.release())
+        try:
+            async with asyncio.timeout(self._limits.fetch_timeout_seconds):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise self._too_late() from None
+
+    def _target(self, uri: str) -> tuple[str, str]:
+        try:
+            bucket, key = split_s3_uri(f"s3://{uri[_SCHEME_LENGTH:]}")
+        except UsageError as error:
+            raise ItemFailure(ErrorCode.BAD_URI, str(error)) from error
+        if not key:
+            raise ItemFailure(ErrorCode.BAD_URI, "a bucket, not an object")
+        if self._buckets and bucket not in self._buckets:
+            raise ItemFailure(ErrorCode.BUCKET_REFUSED, f"bucket {bucket} is not one of CLIPFLEET_S3_BUCKETS")
+        return bucket, key
+
+    def _get(self, bucket: str, key: str, byte_range: str) -> bytes:
+        """In a thread of the pool."""
+        ends = time.monotonic() + self._limits.fetch_timeout_seconds
+        wanted = {"Bucket": bucket, "Key": key} | ({"Range": byte_range} if byte_range else {})
+        try:
+            answer = self._connected().get_object(**wanted)
+            with closing(answer["Body"]) as body:
+                if answer["ContentLength"] > self._limits.max_image_bytes:
+                    raise self._too_many_bytes()
+                return self._read_all(body, ends)
+        except (BotoCoreError, ClientError) as error:
+            raise _failure(error) from error
+
+    def _read_all(self, body: Any, ends: float) -> bytes:
+        parts = []
+        total = 0
+        while part := body.read(_READ_BYTES):
+            total += len(part)
+            if total > self._limits.max_image_bytes:
+                raise self._too_many_bytes()
+            if time.monotonic() > ends:
+                raise self._too_late()
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _connected(self) -> S3Client:
+        with self._client_lock:
+            if self._client is None:
+                try:
+                    self._client = self._make_client()
+                except UsageError as error:
+                    raise ItemFailure(ErrorCode.ACCESS_DENIED, str(error)) from error
+            return self._client
+
+    def _too_many_bytes(self) -> ItemFailure:
+        return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._limits.max_image_bytes} bytes")
+
+    def _too_late(self) -> ItemFailure:
+        return ItemFailure(ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s")
+
+
+def _failure(error: BotoCoreError | ClientError) -> ItemFailure:
+    failure = explain(error)
+    named = (_NETWORK_CODES.get(kind.__name__) for kind in type(error).__mro__)
+    code = next((code for code in named if code is not None), None)
+    if code is None and not isinstance(error, ClientError) and failure.problem is S3Problem.AWAY:
+        code = ErrorCode.CONNECT_FAILED
+    return ItemFailure(code or _CODES[failure.problem], failure.detail)
