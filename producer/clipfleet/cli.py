@@ -8,7 +8,7 @@ import typer
 
 from clipfleet.commands import jobs, submitting
 from clipfleet.commands.following import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, watch
-from clipfleet.commands.results import results
+from clipfleet.commands.results import export, results
 from clipfleet.console import say_error, warn_of_doubtful_variables
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.settings import Settings
@@ -27,6 +27,7 @@ for _command in (
     jobs.jobs,
     watch,
     results,
+    export,
     jobs.cancel,
     jobs.pause,
     jobs.resume,

@@ -30,6 +30,7 @@ from clipfleet.contract import (
     new_job_id,
 )
 from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints, make_app
 from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
 from clipfleet.model_names import normalise_model
@@ -220,6 +221,10 @@ class JobHandle:
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """`item_index` (n,) and the vectors (n, d) float16 of the rows that have one."""
         return results.vectors(self._rows())
+
+    def export(self, layout: Layout, folder: str | Path) -> ExportCounts:
+        """Copy the rows that are there into a new folder, see `clipfleet.exports.export`."""
+        return export(self._rows(), layout, Path(folder))
 
     def _rows(self) -> RowReader:
         return PartRows(open_output(self.output))

@@ -19,6 +19,9 @@ from clipfleet.parts import part_schema
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
+_SLICE_ROWS = 512  # as Python objects at a time: a vector is large then
+
+
 def json_type(kind: pa.DataType) -> pa.DataType:
     """The type in which a column comes back from JSON: its own where JSON has it, else string."""
     if pa.types.is_dictionary(kind):
@@ -42,8 +45,13 @@ def as_json(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def json_lines(batch: pa.RecordBatch) -> Iterator[str]:
     """One line per row, each with its end; keys in the order of the columns, nulls included."""
-    for row in as_json(batch).to_pylist():
-        yield json_line(row)
+    return map(json_line, json_dicts(batch))
+
+
+def json_dicts(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows as objects of JSON's own types."""
+    for start in range(0, batch.num_rows, _SLICE_ROWS):
+        yield from as_json(batch.slice(start, _SLICE_ROWS)).to_pylist()
 
 
 def json_line(row: dict[str, Any]) -> str:

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipfleet.json_rows import as_json, json_lines
+from clipfleet.json_rows import json_dicts, json_lines
 from clipfleet.results import RowReader
 
 TABLE_ROWS = 20
-_EXPORT_ROWS = 32_768  # rows of a row group of an exported file; 32 MB of vectors of length 512
+_GROUP_ROWS = 32_768  # 32 MB of vectors of length 512
 
 
 class ResultFormat(StrEnum):
@@ -89,7 +89,7 @@ def _write_csv(wanted: _Rows, stream: BinaryIO) -> int:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(wanted.schema.names)
         for batch in wanted.first():
-            writer.writerows(map(_csv_value, row.values()) for row in as_json(batch).to_pylist())
+            writer.writerows(map(_csv_value, row.values()) for row in json_dicts(batch))
             count += batch.num_rows
     return count
 
@@ -100,22 +100,28 @@ def _csv_value(value: object) -> object:
 
 def _write_parquet(wanted: _Rows, stream: BinaryIO) -> int:
     count = 0
-    held: list[pa.RecordBatch] = []
     with pq.ParquetWriter(stream, wanted.schema, compression="zstd") as writer:
-        for batch in wanted.first():
-            held.append(batch)
-            count += batch.num_rows
-            if sum(one.num_rows for one in held) >= _EXPORT_ROWS:
-                writer.write_table(pa.Table.from_batches(held))
-                held = []
-        if held:
-            writer.write_table(pa.Table.from_batches(held))
+        for group in row_groups(wanted.first()):
+            writer.write_table(group)
+            count += group.num_rows
     return count
+
+
+def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches, which may be small, gathered to tables that are worth a row group each."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(one.num_rows for one in held) >= _GROUP_ROWS:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _write_table(wanted: _Rows, stream: BinaryIO) -> int:
     # One row more than is shown tells whether there are more.
-    rows = [row for batch in wanted.first(wanted.limit + 1) for row in as_json(batch).to_pylist()]
+    rows = [row for batch in wanted.first(wanted.limit + 1) for row in json_dicts(batch)]
     shown = rows[: wanted.limit]
     answer = "label" if any(row["label"] is not None for row in shown) else "vector"
     table = Table(box=box.SIMPLE_HEAD)

@@ -6,9 +6,10 @@ Works while a job still runs: what is there is read. One batch is held at a time
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from clipfleet.contract import Job, PartFormat, read_job
 from clipfleet.errors import (
     JobUnreadableError,
     OutputConflictError,
+    OutputDamagedError,
     OutputUnavailableError,
     ResultsNotReadyError,
     UsageError,
@@ -49,8 +51,16 @@ class RowReader(Protocol):
         """Name of the output, for messages."""
         ...
 
-    def read(self) -> RowStream:
-        """The rows that are there now; may be called again.
+    def job(self) -> Job | None:
+        """The job that the rows are of, as far as this version of clipfleet understands it."""
+        ...
+
+    def finished_at(self) -> datetime | None:
+        """When the job was finished; None if it still runs, was cancelled or failed: rows may be missing."""
+        ...
+
+    def read(self, columns: Sequence[str] | None = None) -> RowStream:
+        """The rows that are there now, with all columns or the named ones; may be called again.
 
         Raises:
             ResultsNotReadyError: at once, where there is no row yet.
@@ -139,16 +149,36 @@ class PartRows:
         """See the protocol."""
         return self._output.uri
 
-    def read(self) -> RowStream:
+    def job(self) -> Job | None:
+        """See the protocol."""
+        data = self._output.read(keys.JOB_FILE)
+        try:
+            return None if data is None else read_job(data)
+        except JobUnreadableError:
+            return None
+
+    def finished_at(self) -> datetime | None:
+        """See the protocol."""
+        data = self._output.read(keys.MANIFEST)
+        if data is None or self._output.read(keys.SUCCESS) is None:
+            return None
+        try:
+            return datetime.fromisoformat(json.loads(data)["finished_at"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST}: damaged: {error!r}") from error
+
+    def read(self, columns: Sequence[str] | None = None) -> RowStream:
         """See the protocol.
 
         Parts may differ in the length of `embedding` where it is all null (a part that was given up before
         the model was known); they get the length of the others.
         """
-        job = _job_of(self._output)
+        job = self.job()
         part_format, names = self._part_names(job)
         files = part_files(part_format, job.job_id if job else None)
         schema = self._common_schema(files, names)
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
         return RowStream(schema, self._batches(files, names, schema))
 
     def _part_names(self, job: Job | None) -> tuple[PartFormat, list[str]]:
@@ -181,7 +211,8 @@ class PartRows:
     def _batches(self, files: PartFiles, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for name in names:
             with self._opened(files, name) as part:
-                for batch in part.batches():
+                there = [column for column in schema.names if column in part.schema.names]
+                for batch in part.batches(there):
                     yield _conformed(batch, schema, name)
 
     @contextmanager
@@ -192,15 +223,6 @@ class PartRows:
         except FileNotFoundError as error:
             where = f"{self._output.uri}/{name}"
             raise OutputUnavailableError(f"{where}: was removed while it was read") from error
-
-
-def _job_of(output: Output) -> Job | None:
-    """The job that the output holds, as far as this version understands it: its rows can be read anyway."""
-    data = output.read(keys.JOB_FILE)
-    try:
-        return None if data is None else read_job(data)
-    except JobUnreadableError:
-        return None
 
 
 def _has_ok_row(part: OpenPart) -> bool:

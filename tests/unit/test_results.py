@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,58 +29,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts import part_schema
 from clipfleet.result_formats import ResultFormat
 from clipfleet.results import PartRows
-
-NO_ANSWER = {
-    "error_code": None,
-    "error_detail": None,
-    "label": None,
-    "score": None,
-    "labels": None,
-    "scores": None,
-    "embedding": None,
-    "width": None,
-    "height": None,
-    "content_hash": None,
-    "model_fingerprint": None,
-}
-
-
-def row(index: int, **values: Any) -> dict[str, Any]:
-    base = {"item_index": index, "item_id": f"img{index}", "uri": f"/p/{index}.jpg", "status": "ok"}
-    return {**base, **NO_ANSWER, **values}
-
-
-def embedded(index: int, *vector: float) -> dict[str, Any]:
-    return row(index, embedding=list(vector), width=640, height=480)
-
-
-def failed(index: int) -> dict[str, Any]:
-    return row(index, status="failed", error_code="not_found", error_detail="no such file")
-
-
-def classified(index: int) -> dict[str, Any]:
-    return row(index, label="cat", score=0.75, labels=["cat", "dog"], scores=[0.75, 0.25])
-
-
-def add_part(
-    output: FolderOutput,
-    chunk_id: int,
-    rows: Sequence[dict[str, Any]],
-    *,
-    dimension: int = 2,
-    extra: Sequence[str] = (),
-    is_fixed: bool = True,
-) -> None:
-    ok = sum(one["status"] == "ok" for one in rows)
-    footer = {"job_id": "j", "chunk_id": str(chunk_id), "ok": str(ok), "failed": str(len(rows) - ok)}
-    schema = part_schema(dimension, [pa.field(name, pa.string()) for name in extra])
-    if not is_fixed:  # lists of any length: what readers older than pyarrow 26 need where some are null
-        position = schema.get_field_index("embedding")
-        schema = schema.set(position, pa.field("embedding", pa.list_(pa.float16())))
-    table = pa.Table.from_pylist(list(rows), schema).replace_schema_metadata(footer)
-    with output.scratch() as path:
-        pq.write_table(table, path)
-        output.publish(path, keys.part(chunk_id))
+from tests.support.rows import add_part, classified, embedded, failed, row
 
 
 def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -> bytes:
@@ -300,7 +248,7 @@ class TestExports:
         assert table.to_pylist() == list(results.rows(PartRows(finished)))
 
     def test_parquet_groups_small_parts(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(result_formats, "_EXPORT_ROWS", 8)
+        monkeypatch.setattr(result_formats, "_GROUP_ROWS", 8)
         for chunk_id in range(10):
             rows = range(3 * chunk_id, 3 * chunk_id + 3)
             add_part(output, chunk_id, [embedded(index, 0.0, 1.0) for index in rows])

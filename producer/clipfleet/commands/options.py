@@ -46,4 +46,5 @@ BaseUri = Annotated[
         metavar="URI", help="what relative paths and bare keys of a list are below, s3://BUCKET/PREFIX/"
     ),
 ]
+JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id")]

@@ -1,7 +1,8 @@
-"""The command that prints rows."""
+"""Commands that read rows: print them, copy them in the layouts of other programs."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,22 +12,26 @@ import typer
 
 from clipfleet import keys
 from clipfleet.client import Client
+from clipfleet.commands.options import AsJson, JobOrOutput
+from clipfleet.console import say
 from clipfleet.errors import JobNotFoundError, UsageError
+from clipfleet.exports import Layout
+from clipfleet.exports import export as write_export
 from clipfleet.outputs import open_output
 from clipfleet.result_formats import ResultFormat, write
-from clipfleet.results import PartRows
+from clipfleet.results import PartRows, RowReader
 from clipfleet.settings import load_settings
 
 
 def results(
-    job: Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or the folder of the results")],
+    job: JobOrOutput,
     result_format: Annotated[ResultFormat, typer.Option("--format", help="how to print")] = (
         ResultFormat.TABLE
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows (table: 20)")] = None,
 ) -> None:
     """Print the rows that are there, in the order of the source."""
-    reader = PartRows(open_output(_output_of(job)))
+    reader = row_reader(job)
     if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
         raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
     try:
@@ -36,8 +41,42 @@ def results(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def export(
+    job: JobOrOutput,
+    layout: Annotated[Layout, typer.Option(help="of the files")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="new folder for them")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy the rows in the layout of another program."""
+    reader = row_reader(job)
+    counts = write_export(reader, layout, to)
+    if as_json:
+        typer.echo(
+            json.dumps({"layout": layout, "to": str(to), "rows": counts.rows, "left_out": counts.left_out})
+        )
+        return
+    say(f"{counts.rows:,} rows -> {to}")
+    if counts.left_out:
+        say(f"{counts.left_out:,} rows without a vector are left out", style="yellow")
+    if reader.finished_at() is None:
+        say("the job has not finished: rows may be missing", style="yellow")
+    for note in counts.notes:
+        say(note)
+
+
+def row_reader(job: str) -> RowReader:
+    """The rows of a job id or an output.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    return PartRows(open_output(_output_of(job)))
+
+
 def _output_of(job: str) -> str:
     """The output of a job, or the folder itself: results outlive the ledger."""
+    if "://" in job:
+        return job
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")

@@ -1,0 +1,50 @@
+"""Copies of a job's rows in the layouts of other programs: the choice, and one file per layout.
+
+An export reads rows, whatever output they are in, and changes nothing there. It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from clipfleet.exports.clip_retrieval import export_clip_retrieval
+from clipfleet.exports.counts import ExportCounts
+from clipfleet.exports.csv import export_csv
+from clipfleet.exports.new_folder import new_folder
+from clipfleet.exports.openai_batch import export_openai_batch
+from clipfleet.results import RowReader
+
+__all__ = ["ExportCounts", "Layout", "export"]
+
+
+class Layout(StrEnum):
+    """What `clipfleet export` can write."""
+
+    CLIP_RETRIEVAL = "clip-retrieval"
+    OPENAI_BATCH = "openai-batch"
+    CSV = "csv"
+
+
+_EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
+    Layout.CLIP_RETRIEVAL: export_clip_retrieval,
+    Layout.OPENAI_BATCH: export_openai_batch,
+    Layout.CSV: export_csv,
+}
+
+
+def export(reader: RowReader, layout: Layout, folder: Path) -> ExportCounts:
+    """Write the rows so far into a new folder, in bounded memory.
+
+    Args:
+        reader: the rows of a job.
+        layout: what is written.
+        folder: must not exist, or be empty; its parents are made.
+
+    Raises:
+        UsageError: the folder holds something, or the rows do not fit the layout; nothing was written.
+        OutputUnavailableError: the folder cannot be written. Else see `RowReader.read`.
+    """
+    with new_folder(folder) as scratch:
+        return _EXPORTS[layout](reader, scratch)

@@ -1,0 +1,174 @@
+"""The files that `clip-retrieval inference` writes, for `clip-retrieval index` and `embedding-reader`.
+
+    img_emb/img_emb_0.npy         float16 (n, d), one row per item that has a vector (texts: text_emb/...)
+    metadata/metadata_0.parquet   row i belongs to row i of the matrix
+    stats/0.json                  how long it took
+
+Failed items are in neither. There is one partition, and never one without rows: readers drop an empty matrix
+but not its metadata, so that every later row gets another one's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipfleet.contract import Job, Task
+from clipfleet.errors import UsageError
+from clipfleet.exports.counts import Counted, ExportCounts
+from clipfleet.parts import PART_COLUMNS
+from clipfleet.result_formats import row_groups
+from clipfleet.results import RowReader, RowStream, batches_with_vectors
+
+_CAPTION = "caption"
+_OF_THE_LABELS = ("label", "score", "labels", "scores")
+_OF_EVERY_ROW = ("width", "height", "content_hash", "model_fingerprint")
+_HEADER_BYTES = 128  # of a version 1 .npy file, magic and length included; room for any shape
+
+
+def export_clip_retrieval(reader: RowReader, folder: Path) -> ExportCounts:
+    """Write the layout into a folder.
+
+    Raises:
+        UsageError: no row has a vector.
+    """
+    began, written = time.time(), 0.0
+    job = reader.job()
+    stored = reader.read()
+    counted = Counted(stored.batches)
+    metadata = _Metadata(stored.schema, job)
+    kind = "text_emb" if metadata.is_of_texts else "img_emb"
+    for name in (kind, "metadata", "stats"):
+        (folder / name).mkdir()
+    path = folder / "metadata" / "metadata_0.parquet"
+    with (
+        _Matrix(folder / kind / f"{kind}_0.npy") as matrix,
+        pq.ParquetWriter(path, metadata.schema, compression="zstd") as writer,
+    ):
+        of_vectors = batches_with_vectors(RowStream(stored.schema, iter(counted)))
+        for group in row_groups(map(metadata.of, matrix.passing(of_vectors))):
+            since = time.time()
+            writer.write_table(group)
+            written += time.time() - since
+    if matrix.rows == 0:
+        raise UsageError(
+            f"{reader.uri}: none of the {counted.rows:,} rows has a vector, which this layout is made of: "
+            "embed the source, or classify it with --store-embeddings"
+        )
+    _write_stats(folder / "stats" / "0.json", began, written + matrix.write_seconds, matrix.rows)
+    return ExportCounts(matrix.rows, left_out=counted.rows - matrix.rows)
+
+
+def _write_stats(path: Path, began: float, write_seconds: float, rows: int) -> None:
+    ended = time.time()
+    stats = {
+        "start_time": began,
+        "end_time": ended,
+        "read_duration": ended - began - write_seconds,
+        "inference_duration": 0.0,  # that was the job's
+        "write_duration": write_seconds,
+        "total_duration": ended - began,
+        "sample_count": rows,
+    }
+    path.write_text(json.dumps(stats))
+
+
+class _Matrix:
+    """A `.npy` file that grows; its header is written when the shape is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._dimension = 0
+        self.rows = 0
+        self.write_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._file.write(bytes(_HEADER_BYTES))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._file.write(_npy_header(self.rows, self._dimension))
+
+    def passing(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same batches, after their vectors (none is null) were appended."""
+        for batch in batches:
+            since = time.time()
+            vectors = batch.column("embedding")
+            values = vectors.flatten()
+            _, data = values.buffers()
+            self._file.write(memoryview(data)[2 * values.offset : 2 * (values.offset + len(values))])
+            self._dimension = vectors.type.list_size
+            self.rows += len(vectors)
+            self.write_seconds += time.time() - since
+            yield batch
+
+
+def _npy_header(rows: int, dimension: int) -> bytes:
+    # Readers take this apart by regular expressions: the spelling is numpy's own.
+    text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({rows}, {dimension}), }}"
+    start = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
+    return start + text.encode().ljust(_HEADER_BYTES - 11) + b"\n"
+
+
+class _Metadata:
+    """What is told of each vector: the columns that clip-retrieval knows, then ours, then the source's."""
+
+    def __init__(self, schema: pa.Schema, job: Job | None) -> None:
+        self.is_of_texts = job is not None and job.task is Task.EMBED_TEXT
+        has_labels = job is None or job.task is Task.CLASSIFY
+        ours = ("item_index", "item_id", *(_OF_THE_LABELS if has_labels else ()), *_OF_EVERY_ROW)
+        extra = [name for name in schema.names if name not in PART_COLUMNS]
+        self._has_caption = _CAPTION in extra and not self.is_of_texts
+        theirs = [_CAPTION] if self.is_of_texts else ["image_path", "url"]
+        if self._has_caption:
+            extra.remove(_CAPTION)
+            theirs.insert(1, _CAPTION)
+        self._copied = _unique_names([*ours, *extra], taken=theirs)
+        fields = [pa.field(name, pa.string()) for name in theirs]
+        fields += [schema.field(column).with_name(name) for name, column in self._copied.items()]
+        self.schema = pa.schema(fields).remove_metadata()
+
+    def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Metadata of some rows."""
+        copied = [batch.column(column) for column in self._copied.values()]
+        uris: list[str] = batch.column("uri").to_pylist()
+        if self.is_of_texts:
+            return pa.RecordBatch.from_arrays([batch.column("uri"), *copied], schema=self.schema)
+        ids: list[str] = batch.column("item_id").to_pylist()
+        paths = [_path(uri) or item_id for uri, item_id in zip(uris, ids, strict=True)]
+        urls = [None if _path(uri) or uri.startswith("data:") else uri for uri in uris]
+        theirs = [pa.array(paths, pa.string()), pa.array(urls, pa.string())]
+        if self._has_caption:
+            theirs.insert(1, pc.cast(batch.column(_CAPTION), pa.string()))
+        return pa.RecordBatch.from_arrays([*theirs, *copied], schema=self.schema)
+
+
+def _unique_names(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Name in the export -> column of the part; a source's column called `url` becomes `source_url`."""
+    names: dict[str, str] = {}
+    unusable = {*taken, *columns}
+    for column in columns:
+        name = column
+        if name in taken:
+            while name in unusable:
+                name = f"source_{name}"
+        names[name] = column
+        unusable.add(name)
+    return names
+
+
+def _path(uri: str) -> str | None:
+    """A local path as it is on disk, None for anything else."""
+    return uri if uri.startswith("/") else None

@@ -1,0 +1,65 @@
+"""A folder that becomes visible when all its files are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clipfleet.errors import OutputUnavailableError, UsageError
+from clipfleet.sources.uris import printable
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder` to write into; it gets that name at the end, or is removed.
+
+    Raises:
+        UsageError: `folder` is a file, holds something, or is the current folder.
+        OutputUnavailableError: something cannot be written.
+    """
+    folder = folder.expanduser().absolute()
+    _require_free(folder)
+    scratch = folder.with_name(f".{folder.name[:200]}.{uuid.uuid4().hex[:12]}")
+    try:
+        with _told(folder):
+            scratch.mkdir(parents=True)
+            yield scratch
+            _sync(scratch)
+            _require_free(folder)
+            # Over an empty folder, too. One that another program has filled meanwhile is left as it is.
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_free(folder: Path) -> None:
+    name = printable(str(folder))
+    with _told(folder):
+        if not folder.exists() and not folder.is_symlink():
+            return
+        if not folder.is_dir() or folder.is_symlink():
+            raise UsageError(f"{name} is no folder: choose another one")
+        if any(folder.iterdir()):
+            raise UsageError(f"{name} is not empty: choose another folder, or remove what is there")
+        if folder.samefile(Path.cwd()):
+            raise UsageError(f"{name} is the current folder: name a new one below it")
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        raise OutputUnavailableError(f"{printable(str(where))}: {error.strerror or error}") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,141 @@
+"""The files of a finished OpenAI batch, one line per row.
+
+    output.jsonl   the ok rows: id, custom_id, response {status_code, request_id, body}, error (null)
+    error.jsonl    the failed ones: id, custom_id, response (null), error {code, message}
+    batch.json     the batch object
+
+As there, a file that would be empty is missing and its id is null. `custom_id` is the `item_id` where no two
+rows share one, else the `item_index`: programs that read these files find their requests by it.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipfleet.contract import Job, Task
+from clipfleet.exports.counts import ExportCounts
+from clipfleet.json_rows import json_dicts, json_line
+from clipfleet.parts import ItemStatus, label_columns
+from clipfleet.results import RowReader
+
+OUTPUT, ERROR, BATCH = "output.jsonl", "error.jsonl", "batch.json"
+_LABEL_COLUMNS = ("label", "score", "labels", "scores")
+_NOT_OF_THE_ITEM = {"status", "error_code", "error_detail", "embedding"}
+
+
+def export_openai_batch(reader: RowReader, folder: Path) -> ExportCounts:
+    """Write the layout into a folder."""
+    job = reader.job()
+    stored = reader.read()  # before the ids are looked at, so that no row comes in between
+    has_unique_ids = _are_unique(reader)
+    lines = _Lines(job, stored.schema, "item_id" if has_unique_ids else "item_index")
+    counts = {ItemStatus.OK: 0, ItemStatus.FAILED: 0}
+    with ExitStack() as stack:
+        files: dict[ItemStatus, TextIO] = {}
+        for row in (row for batch in stored.batches for row in json_dicts(batch)):
+            status = ItemStatus(row["status"])
+            if status not in files:
+                path = folder / (OUTPUT if status is ItemStatus.OK else ERROR)
+                files[status] = stack.enter_context(path.open("w", encoding="utf-8"))
+            files[status].write(json_line(lines.of(row)))
+            counts[status] += 1
+    batch = _batch_object(reader, job, counts)
+    (folder / BATCH).write_text(json.dumps(batch, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    note = "some items share an item_id, so custom_id is the item_index"
+    return ExportCounts(sum(counts.values()), left_out=0, notes=() if has_unique_ids else (note,))
+
+
+def _are_unique(reader: RowReader) -> bool:
+    """Whether no two rows share an id, by 64 bits of each: the ids themselves may not fit into memory."""
+    hashes = array("q")
+    for batch in reader.read(["item_id"]).batches:
+        hashes.extend(map(hash, batch.column("item_id").to_pylist()))
+    numbers = pa.Array.from_buffers(pa.int64(), len(hashes), [None, pa.py_buffer(hashes)])
+    return bool(pc.count_distinct(numbers).as_py() == len(hashes))
+
+
+class _Lines:
+    """Rows as lines of the batch's files."""
+
+    def __init__(self, job: Job | None, schema: pa.Schema, id_column: str) -> None:
+        self._job = job
+        self._id_column = id_column
+        further = [label_columns(one.name) for one in job.further_label_sets] if job else []
+        self._answers = [columns for columns in (_LABEL_COLUMNS, *further) if columns[0] in schema.names]
+        ours = {*_NOT_OF_THE_ITEM, *(name for columns in self._answers for name in columns)}
+        self._of_the_item = [name for name in schema.names if name not in ours]
+
+    def of(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One line."""
+        request = f"{self._job.job_id}-{row['item_index']}" if self._job else str(row["item_index"])
+        is_ok = row["status"] == ItemStatus.OK
+        response = {"status_code": 200, "request_id": request, "body": self._body(row)}
+        error = {"code": row["error_code"], "message": row["error_detail"]}
+        return {
+            "id": f"batch_req_{request}",
+            "custom_id": str(row[self._id_column]),
+            "response": response if is_ok else None,
+            "error": None if is_ok else error,
+        }
+
+    def _body(self, row: dict[str, Any]) -> dict[str, Any]:
+        data = []
+        if row["embedding"] is not None:
+            data.append({"object": "embedding", "index": 0, "embedding": row["embedding"]})
+        for columns in self._answers:
+            label, score, labels, scores = (row[name] for name in columns)
+            if label is not None:
+                answer = {"label": label, "score": score, "labels": labels, "scores": scores}
+                data.append({"object": "classification", "index": len(data), **answer})
+        return {
+            "object": "list",
+            "data": data,
+            "model": self._job.model if self._job else row["model_fingerprint"],
+            "usage": {"prompt_tokens": 0, "total_tokens": 0},
+            "item": {name: row[name] for name in self._of_the_item},
+        }
+
+
+def _batch_object(reader: RowReader, job: Job | None, counts: Mapping[ItemStatus, int]) -> dict[str, Any]:
+    """The batch object; times that nobody noted are null."""
+    finished_at = reader.finished_at()
+    is_classified = job is not None and job.task is Task.CLASSIFY
+    return {
+        "id": f"batch_{job.job_id if job else ''}",
+        "object": "batch",
+        "endpoint": "/v1/classifications" if is_classified else "/v1/embeddings",
+        "errors": None,
+        "input_file_id": job.source.uri if job else None,
+        "completion_window": "24h",
+        "status": "in_progress" if finished_at is None else "completed",
+        "output_file_id": OUTPUT if counts[ItemStatus.OK] else None,
+        "error_file_id": ERROR if counts[ItemStatus.FAILED] else None,
+        "created_at": _seconds(job.created_at) if job else None,
+        "in_progress_at": _seconds(job.created_at) if job else None,
+        "expires_at": None,
+        "finalizing_at": _seconds(finished_at),
+        "completed_at": _seconds(finished_at),
+        "failed_at": None,
+        "expired_at": None,
+        "cancelling_at": None,
+        "cancelled_at": None,
+        "request_counts": {
+            "total": sum(counts.values()),
+            "completed": counts[ItemStatus.OK],
+            "failed": counts[ItemStatus.FAILED],
+        },
+        "metadata": None,
+    }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
