@@ -259,19 +259,21 @@ class TestOpenaiBatch:
     def test_labels_of_all_sets_are_answers(self, output: FolderOutput, tmp_path: Path) -> None:
         sets = (LabelSet(name="kinds", labels=("cat", "dog")), LabelSet(name="mood", labels=("up", "down")))
         place_job(output, make_job(output.uri, labels=("cat",), label_sets=sets))
+        kinds = {"label_kinds": "cat", "score_kinds": 0.75, "labels_kinds": ["cat", "dog"],
+                 "scores_kinds": [0.75, 0.25]}  # fmt: skip
         mood = {"label_mood": "up", "score_mood": 0.5, "labels_mood": ["up"], "scores_mood": [0.5]}
-        add_part(output, 0, [{**classified(0), **mood, "source_label": "mine"}], label_sets=["mood"],
-                 extra=["source_label"])  # fmt: skip
+        add_part(output, 0, [{**classified(0), **kinds, **mood, "source_label": "mine"}],
+                 label_sets=["kinds", "mood"], extra=["source_label"])  # fmt: skip
 
         export(PartRows(output), Layout.OPENAI_BATCH, tmp_path / "to")
 
         (line,) = lines(tmp_path / "to" / "output.jsonl")
         body = line["response"]["body"]
         answers = [
-            {"object": "classification", "index": 0, "label": "cat", "score": 0.75, "labels": ["cat", "dog"],
-             "scores": [0.75, 0.25]},
-            {"object": "classification", "index": 1, "label": "up", "score": 0.5, "labels": ["up"],
-             "scores": [0.5]},
+            {"object": "classification", "index": 0, "label_set": "kinds",
+             "label": "cat", "score": 0.75, "labels": ["cat", "dog"], "scores": [0.75, 0.25]},
+            {"object": "classification", "index": 1, "label_set": "mood",
+             "label": "up", "score": 0.5, "labels": ["up"], "scores": [0.5]},
         ]  # fmt: skip
         assert body["data"] == answers
         assert body["item"]["source_label"] == "mine"

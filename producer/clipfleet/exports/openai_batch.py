@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,9 +70,10 @@ class _Lines:
     def __init__(self, job: Job | None, schema: pa.Schema, id_column: str) -> None:
         self._job = job
         self._id_column = id_column
-        further = [label_columns(one.name) for one in job.further_label_sets] if job else []
-        self._answers = [columns for columns in (_LABEL_COLUMNS, *further) if columns[0] in schema.names]
-        ours = {*_NOT_OF_THE_ITEM, *(name for columns in self._answers for name in columns)}
+        named = [one.name for one in job.named_label_sets] if job else []
+        by_set: dict[str | None, Sequence[str]] = {name: label_columns(name) for name in named}
+        self._answers = by_set or {None: _LABEL_COLUMNS}
+        ours = {*_NOT_OF_THE_ITEM, *_LABEL_COLUMNS, *chain.from_iterable(self._answers.values())}
         self._of_the_item = [name for name in schema.names if name not in ours]
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -91,11 +93,11 @@ class _Lines:
         data = []
         if row["embedding"] is not None:
             data.append({"object": "embedding", "index": 0, "embedding": row["embedding"]})
-        for columns in self._answers:
-            label, score, labels, scores = (row[name] for name in columns)
-            if label is not None:
-                answer = {"label": label, "score": score, "labels": labels, "scores": scores}
-                data.append({"object": "classification", "index": len(data), **answer})
+        for set_name, columns in self._answers.items():
+            answer = dict(zip(_LABEL_COLUMNS, (row[name] for name in columns), strict=True))
+            if answer["label"] is not None:
+                named = {"label_set": set_name} if set_name is not None else {}
+                data.append({"object": "classification", "index": len(data), **named, **answer})
         return {
             "object": "list",
             "data": data,
