@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -48,14 +48,16 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     return Installation(tmp_path_factory.mktemp("site"))
 
 
-def python(site: Path, code: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def python(
+    site: Path, code: str, folder: Path, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """Run code with these packages and ours, and nothing else of this environment."""
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("CLIPFLEET_", "PYTHON"))
     }
     path = os.pathsep.join(map(str, [site, ROOT / "producer", ROOT / "worker"]))
     return subprocess.run(
-        [sys.executable, "-S", "-P", "-W", "error", "-c", code],
+        [sys.executable, "-S", "-P", "-W", "error", "-c", code, *arguments],
         env={**clean, "PYTHONPATH": path, "COLUMNS": "200", **settings},
         cwd=folder,
         capture_output=True,
@@ -65,12 +67,39 @@ def python(site: Path, code: str, folder: Path, **settings: str) -> subprocess.C
     )
 
 
-def worker(
-    site: Path, folder: Path, words: Sequence[str], **settings: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `clipfleet-worker WORDS`."""
-    code = f"import sys; sys.argv = ['clipfleet-worker', *{list(words)!r}]\n"
-    return python(site, code + "from clipfleet_worker.cli import main\nmain()", folder, **settings)
+# One process for several command lines, one after the other: most of its time is the start.
+RUN_ALL = """
+import contextlib, importlib, io, json, sys
+program, lines = json.loads(sys.argv[1])
+main = importlib.import_module(program.replace("-", "_") + ".cli").main
+answers = []
+for words in lines:
+    sys.argv = [program, *words]
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    answers.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(answers))
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    line: str
+    code: int | None
+    out: str
+    err: str
+
+
+def run_all(site: Path, folder: Path, program: str, *lines: str) -> list[Answer]:
+    """Run `PROGRAM LINE` for each line."""
+    request = json.dumps([program, [line.split() for line in lines]])
+    result = python(site, RUN_ALL, folder, request)
+    assert result.returncode == 0, result.stderr
+    return [Answer(line, *answer) for line, answer in zip(lines, json.loads(result.stdout), strict=True)]
 
 
 IMPORT_ALL = """
@@ -105,73 +134,62 @@ class TestProducer:
         assert "pyarrow" in loaded
         assert loaded & (set(HEAVY) - {"numpy"}) == set()  # pyarrow loads numpy where it is
 
-    @pytest.mark.parametrize("words", [["--help"], ["classify", "--help"], ["jobs", "--help"]])
-    def test_the_commands_need_nothing_of_it(
-        self, installation: Installation, tmp_path: Path, words: list[str]
-    ) -> None:
+    def test_the_commands_need_nothing_of_it(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
-        code = f"import sys; sys.argv = ['clipfleet', *{words!r}]\nfrom clipfleet.cli import main\nmain()"
 
-        result = python(site, code, tmp_path)
-
-        assert (result.returncode, result.stderr) == (0, "")
-        assert "Usage: clipfleet" in result.stdout
+        for answer in run_all(site, tmp_path, "clipfleet", "--help", "classify --help", "jobs --help"):
+            assert (answer.code, answer.err) == (0, ""), answer
+            assert "Usage: clipfleet" in answer.out
 
 
 class TestWithoutWorkerExtra:
-    @pytest.mark.parametrize("words", [["run"], ["up"], ["up", "--", "true"], ["demo"]], ids=" ".join)
-    def test_the_line_that_mends_it_is_printed(
-        self, installation: Installation, tmp_path: Path, words: list[str]
-    ) -> None:
+    def test_the_line_that_mends_it_is_printed(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow")
 
-        result = worker(site, tmp_path, words)
-
-        assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith("error: this command needs torch, torchvision, open_clip, PIL,")
-        assert 'pip install "clipfleet[worker,embedded]"' in result.stderr
-        assert result.stderr.count("\n") == 1
+        for answer in run_all(site, tmp_path, "clipfleet-worker", "run", "up", "up -- true", "demo"):
+            assert (answer.code, answer.out) == (2, ""), answer
+            assert answer.err.startswith("error: this command needs torch, torchvision, open_clip, PIL,")
+            assert 'pip install "clipfleet[worker,embedded]"' in answer.err
+            assert answer.err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("module", WORKER_EXTRA)
     def test_what_is_missing_is_named(self, installation: Installation, tmp_path: Path, module: str) -> None:
-        result = worker(installation.without(WORKER_EXTRA[module]), tmp_path, ["run"])
+        (answer,) = run_all(installation.without(WORKER_EXTRA[module]), tmp_path, "clipfleet-worker", "run")
 
-        assert result.returncode == 2
-        named = result.stderr.partition("needs ")[2].partition(":")[0].split(", ")
+        assert answer.code == 2
+        named = answer.err.partition("needs ")[2].partition(":")[0].split(", ")
         assert module in named
         assert all(name.lower().startswith(WORKER_EXTRA[module]) for name in named)
 
-    @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["up", "--help"]], ids=" ".join)
-    def test_help_is_there_all_the_same(
-        self, installation: Installation, tmp_path: Path, words: list[str]
-    ) -> None:
-        result = worker(installation.without(*WORKER_EXTRA.values(), "pillow", "valkey"), tmp_path, words)
+    def test_help_is_there_all_the_same(self, installation: Installation, tmp_path: Path) -> None:
+        site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
 
-        assert (result.returncode, result.stderr) == (0, "")
+        for answer in run_all(site, tmp_path, "clipfleet-worker", "--help", "run --help", "up --help"):
+            assert (answer.code, answer.err) == (0, ""), answer
 
     def test_a_command_may_run_beside_a_redis_that_is_there(
         self, installation: Installation, tmp_path: Path
     ) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
+        request = json.dumps(["clipfleet-worker", [["up", "--no-worker", "--", "true"]]])
 
-        result = worker(
-            site, tmp_path, ["up", "--no-worker", "--", "true"], CLIPFLEET_REDIS_URL="redis://elsewhere/0"
-        )
+        result = python(site, RUN_ALL, tmp_path, request, CLIPFLEET_REDIS_URL="redis://elsewhere/0")
 
         assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)[0][0] == 0, result.stdout
 
 
 class TestWithoutEmbeddedExtra:
-    @pytest.mark.parametrize(
-        "words", [["up"], ["up", "--no-worker"], ["up", "--", "true"], ["demo"]], ids=" ".join
-    )
     def test_the_line_that_mends_it_and_the_other_way_are_printed(
-        self, installation: Installation, tmp_path: Path, words: list[str]
+        self, installation: Installation, tmp_path: Path
     ) -> None:
-        result = worker(installation.without("valkey"), tmp_path, words)
+        site = installation.without("valkey")
 
-        assert (result.returncode, result.stdout) == (2, "")
-        assert 'pip install "clipfleet[embedded]"' in result.stderr
-        assert "CLIPFLEET_REDIS_URL" in result.stderr
-        assert "Traceback" not in result.stderr
+        for answer in run_all(
+            site, tmp_path, "clipfleet-worker", "up", "up --no-worker", "up -- true", "demo"
+        ):
+            assert (answer.code, answer.out) == (2, ""), answer
+            assert 'pip install "clipfleet[embedded]"' in answer.err
+            assert "CLIPFLEET_REDIS_URL" in answer.err
+            assert "Traceback" not in answer.err
