@@ -47,7 +47,9 @@ def spec_of(
         return image
 
     height, width = (size, size) if isinstance(size, int) else size
-    return PixelSpec(width, height, interpolation, resize_mode, config.mean, config.std, exact)
+    return PixelSpec(
+        width, height, interpolation, resize_mode, config.fill_color, config.mean, config.std, exact
+    )
 
 
 def reference(data: bytes, spec: PixelSpec) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,10 @@ import torch
 
 from clipfleet.contract import DecodeRoute, Precision
 from clipfleet.errors import UsageError
-from clipfleet_worker import model as model_module
-from clipfleet_worker.model import (
-    LoadedModel,
-    ModelUnavailableError,
-    embedding_dimension,
-    load_model,
-    pick_device,
-    resolve_precision,
-)
+from clipfleet_worker import device as device_module
+from clipfleet_worker.device import pick_device, resolve_precision
+from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.model import LoadedModel, embedding_dimension, load_model
 from clipfleet_worker.testing import FakeEncoder
 
 SIZE = 8
@@ -184,7 +182,7 @@ class TestPrecision:
         self, monkeypatch: pytest.MonkeyPatch, requested: Precision, device: str, has_bf16: bool,
         resolved: Precision,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(model_module, "_cpu_has_bf16", lambda: has_bf16)
+        monkeypatch.setattr(device_module, "_cpu_has_bf16", lambda: has_bf16)
         assert resolve_precision(requested, device) is resolved
 
     def test_a_precision_that_the_processor_lacks_is_left_to_other_workers(self) -> None:
@@ -200,7 +198,12 @@ class TestNames:
         assert embedding_dimension("local-dir:/nowhere") is None
         assert embedding_dimension("no-such-architecture:x") is None
 
-    @pytest.mark.parametrize("name", ["no-such-architecture:x", "local-dir:/nowhere"])
-    def test_a_model_that_is_not_there_is_unavailable(self, name: str) -> None:
-        with pytest.raises(ModelUnavailableError, match=name):
-            load_model(name, Precision.FP32, "cpu")
+    def test_weights_that_are_no_weights_are_unavailable(self, tmp_path: Path) -> None:
+        with as_file(files("clipfleet_worker") / "demo_model") as demo:
+            shutil.copy(demo / "open_clip_config.json", tmp_path)
+            weights = (demo / "open_clip_model.safetensors").read_bytes()
+        for data in (b"", b"not weights", weights[:-1000]):
+            (tmp_path / "open_clip_model.safetensors").write_bytes(data)
+            with pytest.raises(ModelUnavailableError, match=f"files in {tmp_path} do not fit") as caught:
+                load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
+            assert "\n" not in str(caught.value)

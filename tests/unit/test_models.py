@@ -9,7 +9,8 @@ from typing import cast
 import pytest
 
 from clipfleet.contract import Precision
-from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
 from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread

@@ -23,14 +23,14 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
 from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.testing import COLOURS, FakeEncoder, MemorySink

@@ -9,7 +9,8 @@ import torch
 
 from clipfleet.contract import DEMO_MODEL, LabelSet, Precision, Preset
 from clipfleet_worker import scoring
-from clipfleet_worker.model import LoadedModel, load_model, preset_label_set
+from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import Ranking, rank, text_matrix_of
 
 

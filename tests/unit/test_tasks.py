@@ -27,11 +27,11 @@ from clipfleet.parts import PartCounts
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.claims import Claims
-from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.tasks import Tasks, register

@@ -87,6 +87,7 @@ class PixelSpec:
     height: int
     interpolation: str  # bicubic, bilinear
     resize_mode: str  # shortest (then centre crop), longest (then pad), squash
+    fill_colour: int  # of the padding
     mean: tuple[float, float, float]  # of values in 0..1, by channel
     std: tuple[float, float, float]
     exact: Callable[[Image.Image], Image.Image]  # open_clip's own transform up to the tensor; gives RGB
@@ -98,6 +99,7 @@ class PixelSpec:
             self.height,
             self.interpolation,
             self.resize_mode,
+            self.fill_colour,
             list(self.mean),
             list(self.std),
         ]

@@ -17,3 +17,12 @@ class ItemFailure(Exception):  # noqa: N818 - the design's word
 
 class ChunkInterrupted(Exception):  # noqa: N818 - the design's words
     """The chunk is no longer ours to finish (cancelled, lease lost) or cannot be finished in time (drain)."""
+
+
+class ModelUnavailableError(Exception):
+    """The model cannot be loaded on this machine; the message is one line and says what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, fit for one line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -28,6 +28,7 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
+from clipfleet_worker.device import pick_device
 from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.data_uri import DataUriFetcher
@@ -42,7 +43,7 @@ from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.model import LoadedModel, load_model, pick_device
+from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings

@@ -1,39 +1,27 @@
-"""The only module that imports open_clip: loading, precision, preprocessing, warm-up, fingerprint.
+"""A loaded model: its weights on the device, what it wants to see, and its fingerprint.
 
-open_clip and torch are imported when a model is loaded, not before: that alone takes seconds.
+torch is imported when a model is loaded, not before: that alone takes seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-from collections.abc import Callable, Sequence
-from importlib.resources import as_file, files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision, Preset, short_hash
-from clipfleet.errors import UsageError
+from clipfleet.contract import DecodeRoute, Precision, short_hash
+from clipfleet_worker import open_clip_models, transformers_layout
 from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.device import resolve_precision
 from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.failures import ModelUnavailableError, first_line
+from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_configuration
+from clipfleet_worker.open_clip_models import BuiltModel
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
-
-_CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-_LOCAL_DIR = "local-dir:"
-_HUB = "hf-hub:"
-_CONFIG_FILE = "open_clip_config.json"
-
-
-class ModelUnavailableError(Exception):
-    """The model cannot be loaded on this machine; the message says what to do."""
 
 
 class LoadedModel:
@@ -97,56 +85,56 @@ class LoadedModel:
 
 
 def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
-    """Load a model by name: `demo`, `NAME:PRETRAINED`, `hf-hub:ORG/REPOSITORY` or `local-dir:PATH`.
+    """Load a model by its full name, see `clipfleet.model_names`; what is not here yet is downloaded.
 
     Raises:
         ModelUnavailableError: it cannot be loaded here.
+        MemoryError: not enough memory for it now.
     """
     precision = resolve_precision(precision, device)
-    if name == DEMO_MODEL:
-        with as_file(files("clipfleet_worker") / "demo_model") as folder:
-            return _load(name, f"{_LOCAL_DIR}{folder}", None, precision, device)
-    if name.startswith((_LOCAL_DIR, _HUB)):
-        return _load(name, name, None, precision, device)
-    architecture, _, pretrained = name.partition(":")
-    return _load(name, architecture, pretrained, precision, device)
-
-
-def _load(
-    name: str, identifier: str, pretrained: str | None, precision: Precision, device: str
-) -> LoadedModel:
-    import open_clip
-
-    if pretrained is not None and not open_clip.get_model_config(identifier):
-        raise ModelUnavailableError(f"model {name}: open_clip knows no architecture {identifier!r}")
+    files = fetch_files(name)
     try:
-        module, _, preprocess = open_clip.create_model_and_transforms(
-            identifier, pretrained=pretrained, require_pretrained=True, device="cpu"
-        )
-        tokenizer = open_clip.get_tokenizer(identifier, context_length=_context_length(module))
+        with memory_errors():
+            built = _build(name, files)
     except _loading_errors() as error:
         raise ModelUnavailableError(
-            f"model {name} cannot be loaded: copy its weights to this machine's hub cache, or give "
-            f"local-dir:PATH ({_first_line(error)})"
+            f"model {name} cannot be loaded: the files in {files.folder} do not fit ({first_line(error)})"
         ) from error
-    module.eval()  # before any forward: in training mode batch norm would shift its statistics
-    spec = _pixel_spec(open_clip.get_model_preprocess_cfg(module), preprocess.transforms)
     return LoadedModel(
         name,
-        module,
-        tokenizer,
-        spec,
-        embedding_dimension=_dimension_of(module),
+        built.module,
+        built.tokenizer,
+        _pixel_spec(built),
+        embedding_dimension=_dimension_of(built.module),
         precision=precision,
         device=device,
     )
 
 
-def _pixel_spec(config: dict[str, Any], transforms: Sequence[Callable[[Any], Any]]) -> PixelSpec:
+def _build(name: str, files: ModelFiles) -> BuiltModel:
+    if files.layout is Layout.OPEN_CLIP:
+        return open_clip_models.build_from_folder(files.folder, files.configuration, files.tokenizer)
+    if files.layout is Layout.TRANSFORMERS:
+        state: dict[str, Any] = {}
+        for file in files.weights:
+            state |= open_clip_models.read_weights(file)
+        return open_clip_models.build_from_state(
+            files.configuration, files.preprocessing, transformers_layout.state_of(state)
+        )
+    architecture, _, pretrained = name.partition(":")
+    open_clip_models.warn_of_other_activation(architecture, pretrained)
+    return open_clip_models.build_named(
+        architecture, files.configuration, files.preprocessing, files.weights[0], files.tokenizer
+    )
+
+
+def _pixel_spec(built: BuiltModel) -> PixelSpec:
     """What a model wants to see, from open_clip's preprocess configuration and its own transform."""
+    config = built.preprocessing
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size[-2:]
-    steps = transforms[: next(n for n, step in enumerate(transforms) if "ToTensor" in type(step).__name__)]
+    to_tensor = next(n for n, step in enumerate(built.transforms) if "ToTensor" in type(step).__name__)
+    steps = built.transforms[:to_tensor]
 
     def exact(image: Image.Image) -> Image.Image:
         for step in steps:
@@ -158,38 +146,21 @@ def _pixel_spec(config: dict[str, Any], transforms: Sequence[Callable[[Any], Any
         height=height,
         interpolation=config["interpolation"],
         resize_mode=config["resize_mode"],
+        fill_colour=config["fill_color"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         exact=exact,
     )
 
 
-def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
-    import open_clip
-
-    match preset:
-        case Preset.IMAGENET1K:
-            templates = (template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-            return tuple(open_clip.IMAGENET_CLASSNAMES), tuple(templates)
-
-
 def _loading_errors() -> tuple[type[Exception], ...]:
-    """What open_clip, the hub client and safetensors raise for a model that is not there or does not fit."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    """What open_clip, transformers and safetensors raise for files that are damaged or do not fit."""
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
 
-    return (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError, ImportError,
-            SafetensorError, HfHubHTTPError, HFValidationError)  # fmt: skip
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _context_length(module: Any) -> int | None:
-    length = getattr(module, "context_length", None)
-    return int(length) if isinstance(length, int) else None
+    return (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+            AssertionError, ImportError, EOFError, UnpicklingError, SafetensorError)  # fmt: skip
 
 
 def _dimension_of(module: Any) -> int:
@@ -201,69 +172,13 @@ def _dimension_of(module: Any) -> int:
         return int(module.encode_image(torch.zeros(1, 3, height, width)).shape[1])
 
 
-def resolve_precision(requested: Precision, device: str) -> Precision:
-    """`auto` becomes bf16 where the device computes it in hardware, else fp32.
-
-    Raises:
-        ModelUnavailableError: the device cannot compute in this precision.
-    """
-    is_cpu = device == "cpu"
-    if requested is Precision.AUTO:
-        return Precision.BF16 if not is_cpu or _cpu_has_bf16() else Precision.FP32
-    if requested is Precision.FP16 and is_cpu:
-        raise ModelUnavailableError("precision fp16 needs a GPU: use auto, bf16 or fp32 on this worker")
-    return requested
-
-
-def pick_device(setting: str) -> str:
-    """`auto` becomes `cuda` if torch sees a GPU, else `cpu`.
-
-    Raises:
-        UsageError: the setting names a GPU that torch does not see.
-    """
-    import torch
-
-    if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = setting.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 0
-    if kind == "cuda" and int(number or 0) >= count:
-        raise UsageError(
-            f"CLIPFLEET_DEVICE is {setting}, but torch {torch.__version__} sees {count or 'no'} "
-            f"GPU{'s' if count > 1 else ''} here"
-        )
-    return setting
-
-
 def embedding_dimension(name: str) -> int | None:
-    """Length of a model's vectors, from its configuration alone; None if that is not at hand."""
-    if name == DEMO_MODEL:
-        with as_file(files("clipfleet_worker") / "demo_model") as folder:
-            return _configured_dimension(folder)
-    if name.startswith(_LOCAL_DIR):
-        return _configured_dimension(Path(name.removeprefix(_LOCAL_DIR)))
-    if name.startswith(_HUB):
-        return None
-    import open_clip
-
-    config = open_clip.get_model_config(name.partition(":")[0])
-    return int(config["embed_dim"]) if config else None
-
-
-def _configured_dimension(folder: Path) -> int | None:
+    """Length of a model's vectors, from what is on this machine; None if that does not tell."""
     try:
-        return int(json.loads((folder / _CONFIG_FILE).read_text())["model_cfg"]["embed_dim"])
-    except (OSError, ValueError, KeyError, TypeError):
+        configuration = find_configuration(name)
+    except ModelUnavailableError:
         return None
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not _CPU_BF16_FLAGS.isdisjoint(flags.split())
+    return int(configuration["embed_dim"]) if configuration else None
 
 
 def _torch_dtype(precision: Precision) -> torch.dtype:

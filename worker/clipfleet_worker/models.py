@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from clipfleet.contract import Precision
-from clipfleet_worker.model import LoadedModel, ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.model import LoadedModel
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,10 @@ from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisU
 from clipfleet.hints import Hints
 from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
 from clipfleet_worker.claims import Claims
-from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from clipfleet_worker.model import ModelUnavailableError
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
 
 log = logging.getLogger(__name__)

@@ -44,6 +44,7 @@ class FakeEncoder:
             height=size,
             interpolation="bicubic",
             resize_mode="squash",
+            fill_colour=0,
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             exact=lambda image: image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC),

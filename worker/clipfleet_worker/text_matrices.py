@@ -12,7 +12,7 @@ import numpy as np
 
 from clipfleet.contract import LabelSet, Lane
 from clipfleet_worker.batcher import Batcher, Encoder
-from clipfleet_worker.model import preset_label_set
+from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,194 @@
+"""Where a model's files are found: in folders and in the hub's cache, never by a question to the network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from clipfleet.contract import DEFAULT_MODEL
+from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.model_files import Layout, fetch_files, find_configuration, find_files
+from tests.support.hub_cache import HubCache
+
+DEMO = Path(str(files("clipfleet_worker"))) / "demo_model"
+DATACOMP = "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"
+OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
+    cache = HubCache(tmp_path / "hf")
+    cache.use(monkeypatch)
+    return cache
+
+
+class TestTheHubsCache:
+    def test_weights_that_open_clip_knows_by_name(self, hub: HubCache) -> None:
+        folder = hub.add(DATACOMP, {OPEN_CLIP_WEIGHTS: b"12345"})
+
+        found = find_files(DEFAULT_MODEL)
+
+        assert found is not None
+        assert (found.layout, found.weights) == (Layout.NAMED, (folder / OPEN_CLIP_WEIGHTS,))
+        assert (found.size_bytes, found.configuration["embed_dim"], found.tokenizer) == (5, 512, None)
+        assert fetch_files(DEFAULT_MODEL) == found
+
+    def test_an_older_kind_of_file_serves_if_there_is_no_better_one(self, hub: HubCache) -> None:
+        folder = hub.add(DATACOMP, {"open_clip_pytorch_model.bin": b"1"})
+        found = find_files(DEFAULT_MODEL)
+        assert found is not None
+        assert found.weights == (folder / "open_clip_pytorch_model.bin",)
+
+    def test_preprocessing_is_that_of_the_weights(self, hub: HubCache) -> None:
+        hub.add("timm/ViT-B-16-SigLIP", {OPEN_CLIP_WEIGHTS: b"1", "tokenizer.json": b"{}"})
+        found = find_files("ViT-B-16-SigLIP:webli")
+        assert found is not None
+        assert found.preprocessing["resize_mode"] == "squash"
+        assert found.preprocessing["mean"] == (0.5, 0.5, 0.5)
+        assert found.tokenizer == found.folder
+
+    def test_a_tokenizer_that_is_missing_is_missed(self, hub: HubCache) -> None:
+        hub.add("timm/ViT-B-16-SigLIP", {OPEN_CLIP_WEIGHTS: b"1"})
+        assert find_files("ViT-B-16-SigLIP:webli") is None
+
+    def test_a_repository_in_open_clips_layout(self, hub: HubCache) -> None:
+        folder = hub.add("org/demo", {name: DEMO / name for name in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)})
+        found = find_files("hf-hub:org/demo")
+        assert found is not None
+        assert (found.layout, found.folder) == (Layout.OPEN_CLIP, folder)
+        assert find_configuration("hf-hub:org/demo") == found.configuration
+
+    def test_a_repository_in_the_layout_of_transformers(self, hub: HubCache) -> None:
+        config = json.dumps({"model_type": "clip"}).encode()
+        folder = hub.add("openai/clip", {"config.json": config, "model.safetensors": b"1"})
+        found = find_files("hf-hub:openai/clip")
+        assert found is not None
+        assert (found.layout, found.weights) == (Layout.TRANSFORMERS, (folder / "model.safetensors",))
+
+    def test_one_in_both_layouts_is_read_by_open_clips(self, hub: HubCache) -> None:
+        hub.add("org/both", {
+            "config.json": b'{"model_type": "clip"}', "model.safetensors": b"1",
+            OPEN_CLIP_CONFIG: DEMO / OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS: b"1",
+        })  # fmt: skip
+        found = find_files("hf-hub:org/both")
+        assert found is not None
+        assert (found.layout, found.weights[0].name) == (Layout.OPEN_CLIP, OPEN_CLIP_WEIGHTS)
+
+    def test_weights_in_several_files_count_once_all_are_there(self, hub: HubCache) -> None:
+        index = {
+            "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
+        }
+        repository = {
+            "config.json": b'{"model_type": "clip"}',
+            "model.safetensors.index.json": json.dumps(index).encode(),
+            "model-1.safetensors": b"12",
+        }
+        hub.add("org/large", repository)
+        assert find_files("hf-hub:org/large") is None
+
+        hub.add("org/large", {"model-2.safetensors": b"345"})
+        found = find_files("hf-hub:org/large")
+        assert found is not None
+        assert ([path.name for path in found.weights], found.size_bytes) == (
+            ["model-1.safetensors", "model-2.safetensors"], 5,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("name", [DEFAULT_MODEL, "hf-hub:org/none", "ViT-B-16-SigLIP:webli"])
+    def test_what_is_not_there_is_told_in_one_line_with_the_ways_out(self, hub: HubCache, name: str) -> None:
+        assert find_files(name) is None
+        with pytest.raises(ModelUnavailableError) as caught:
+            fetch_files(name)
+        message = str(caught.value)
+        for word in ("HF_HUB_OFFLINE", f"clipfleet-worker models pull {name}", "./FOLDER", "demo"):
+            assert word in message
+        assert "\n" not in message
+
+
+class TestFolders:
+    def test_open_clips_layout(self) -> None:
+        found = find_files(f"local-dir:{DEMO}")
+        assert found is not None
+        assert found == find_files("demo")
+        assert (found.layout, found.folder) == (Layout.OPEN_CLIP, DEMO)
+
+    def test_a_file_with_weights_for_an_architecture(self, tmp_path: Path) -> None:
+        weights = tmp_path / "mine.safetensors"
+        with pytest.raises(ModelUnavailableError, match=f"no file {weights}"):
+            find_files(f"ViT-B-32:{weights}")
+        weights.write_bytes(b"1")
+        found = find_files(f"ViT-B-32:{weights}")
+        assert found is not None
+        assert (found.layout, found.weights) == (Layout.NAMED, (weights,))
+
+    def test_its_own_tokenizer_goes_before_the_hubs(self, tmp_path: Path, hub: HubCache) -> None:
+        shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True)
+        config = json.loads((DEMO / OPEN_CLIP_CONFIG).read_text())
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
+        (tmp_path / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
+        assert find_files(f"local-dir:{tmp_path}") is None
+
+        of_the_hub = hub.add("org/words", {"tokenizer.json": b"{}"})
+        found = find_files(f"local-dir:{tmp_path}")
+        assert found is not None
+        assert found.tokenizer == of_the_hub
+
+        (tmp_path / "tokenizer.json").write_text("{}")
+        found = find_files(f"local-dir:{tmp_path}")
+        assert found is not None
+        assert found.tokenizer == tmp_path
+
+    @pytest.mark.parametrize(
+        ("contents", "words"),
+        [
+            (None, "there is no folder"),
+            ({}, "holds no model: neither open_clip_config.json nor config.json"),
+            ({OPEN_CLIP_CONFIG: "{"}, "cannot be read"),
+            ({OPEN_CLIP_CONFIG: "[]"}, "no JSON object"),
+            ({OPEN_CLIP_CONFIG: '{"model_cfg": {}}'}, "no model_cfg of open_clip"),
+            (
+                {OPEN_CLIP_CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {}}}'},
+                "holds no weights: put open_clip_model.safetensors there",
+            ),
+            ({"config.json": '{"model_type": "clip"}'}, "holds no weights: put model.safetensors there"),
+            (
+                {
+                    "config.json": '{"model_type": "clip"}',
+                    "model.safetensors.index.json": '{"weight_map": {"a": "../../1.safetensors"}}',
+                },
+                "lacks 1.safetensors",
+            ),
+        ],
+        ids=str,
+    )
+    def test_what_is_wrong_with_a_folder_is_told(
+        self, contents: dict[str, str] | None, words: str, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "model"
+        if contents is not None:
+            folder.mkdir()
+            for name, text in contents.items():
+                (folder / name).write_text(text)
+
+        for ask in (find_files, fetch_files):
+            with pytest.raises(ModelUnavailableError, match=words) as caught:
+                ask(f"local-dir:{folder}")
+            assert str(folder) in str(caught.value)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("ViT-B-23:openai", "no architecture 'ViT-B-23' .*ViT-B-32"),
+            ("ViT-B-32:datacomp_xl", "no weights 'datacomp_xl' of ViT-B-32 .*datacomp_xl_s13b_b90k"),
+            ("zzz:openai", "no architecture 'zzz'; `clipfleet-worker models list --all`"),
+        ],
+    )
+    def test_a_name_that_open_clip_does_not_know_meets_those_it_knows(self, name: str, words: str) -> None:
+        for ask in (find_files, fetch_files):
+            with pytest.raises(ModelUnavailableError, match=words):
+                ask(name)

@@ -1,0 +1,54 @@
+"""The device of a worker, and the arithmetic that it is good at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipfleet.contract import Precision
+from clipfleet.errors import UsageError
+from clipfleet_worker.failures import ModelUnavailableError
+
+_CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def pick_device(setting: str) -> str:
+    """`auto` becomes `cuda` if torch sees a GPU, else `cpu`.
+
+    Raises:
+        UsageError: the setting names a GPU that torch does not see.
+    """
+    import torch
+
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = setting.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        raise UsageError(
+            f"CLIPFLEET_DEVICE is {setting}, but torch {torch.__version__} sees {count or 'no'} "
+            f"GPU{'s' if count > 1 else ''} here"
+        )
+    return setting
+
+
+def resolve_precision(requested: Precision, device: str) -> Precision:
+    """`auto` becomes bf16 where the device computes it in hardware, else fp32.
+
+    Raises:
+        ModelUnavailableError: the device cannot compute in this precision.
+    """
+    is_cpu = device == "cpu"
+    if requested is Precision.AUTO:
+        return Precision.BF16 if not is_cpu or _cpu_has_bf16() else Precision.FP32
+    if requested is Precision.FP16 and is_cpu:
+        raise ModelUnavailableError("precision fp16 needs a GPU: use auto, bf16 or fp32 on this worker")
+    return requested
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return not _CPU_BF16_FLAGS.isdisjoint(flags.split())

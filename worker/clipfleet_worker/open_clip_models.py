@@ -1,0 +1,206 @@
+"""The only module that imports open_clip: what models it knows, and building one from files.
+
+open_clip and torch are imported in functions, when a model is asked for: that alone takes seconds. Nothing
+here goes to the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clipfleet.contract import Preset
+from clipfleet_worker.failures import ModelUnavailableError
+
+log = logging.getLogger(__name__)
+
+# In the order in which open_clip looks for them.
+WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_OTHER_WEIGHTS_FILES = (
+    "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.pth",
+    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+
+_PREPROCESSING_WORDS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownWeights:
+    """Weights that open_clip knows by name, and where they are on the hub."""
+
+    repository: str
+    file_names: tuple[str, ...]  # any of them will do, best first
+    preprocessing: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModel:
+    """A model as open_clip makes it: on the CPU, in fp32, in evaluation mode."""
+
+    module: Any
+    tokenizer: Callable[[list[str]], Any]  # texts -> int64 (n, context length)
+    preprocessing: dict[str, Any]  # size, mean, std, interpolation, resize_mode, fill_color
+    transforms: Sequence[Callable[[Any], Any]]  # open_clip's own, from picture to normalised tensor
+
+
+def known_models() -> list[str]:
+    """All names `NAME:PRETRAINED`."""
+    import open_clip
+
+    names: list[str] = open_clip.list_pretrained(as_str=True)
+    return names
+
+
+def configuration_of(architecture: str) -> dict[str, Any]:
+    """An architecture's configuration: embed_dim, vision_cfg, text_cfg.
+
+    Raises:
+        ModelUnavailableError: open_clip knows no such architecture.
+    """
+    import open_clip
+
+    configuration: dict[str, Any] | None = open_clip.get_model_config(architecture)
+    if configuration is None:
+        meant = _meant(architecture, open_clip.list_models())
+        raise ModelUnavailableError(
+            f"open_clip knows no architecture {architecture!r}{meant}; "
+            "`clipfleet-worker models list --all` lists those it knows"
+        )
+    return configuration
+
+
+def known_weights(architecture: str, pretrained: str) -> KnownWeights:
+    """Where the weights of an architecture are.
+
+    Raises:
+        ModelUnavailableError: open_clip knows none of this name.
+    """
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(architecture, pretrained)
+    if not config:
+        names = open_clip.list_pretrained_tags_by_model(architecture)
+        raise ModelUnavailableError(
+            f"open_clip knows no weights {pretrained!r} of {architecture}{_meant(pretrained, names)}; "
+            "`clipfleet-worker models list --all` lists those it knows"
+        )
+    repository, _, file_name = config["hf_hub"].rpartition("/")
+    names = [f"{file_name.rpartition('.')[0]}.safetensors", file_name] if file_name else WEIGHTS_FILES
+    preprocessing = {word: config[word] for word in _PREPROCESSING_WORDS if word in config}
+    return KnownWeights(repository, tuple(names), preprocessing)
+
+
+def warn_of_other_activation(architecture: str, pretrained: str) -> None:
+    """Log a warning if weights were trained with another activation than the architecture has."""
+    import open_clip
+
+    trained = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
+    if trained and not configuration_of(architecture).get("quick_gelu", False):
+        log.warning(
+            "the weights %s were trained with the activation QuickGELU, which %s has not: "
+            "as in open_clip features are a little off; the model %s-quickgelu:%s is what they want",
+            pretrained, architecture, architecture, pretrained, extra={"action": "other_activation"},
+        )  # fmt: skip
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of a folder that open_clip takes the weights from."""
+    found = [path for suffix in ("safetensors", "bin", "pth") for path in sorted(folder.glob(f"*.{suffix}"))]
+    by_name = {path.name: path for path in found}
+    preferred = [by_name[name] for name in (*WEIGHTS_FILES, *_OTHER_WEIGHTS_FILES) if name in by_name]
+    return next(iter(preferred + found), None)
+
+
+def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
+    import open_clip
+
+    match preset:
+        case Preset.IMAGENET1K:
+            templates = (template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+            return tuple(open_clip.IMAGENET_CLASSNAMES), tuple(templates)
+
+
+def build_named(
+    architecture: str,
+    configuration: dict[str, Any],
+    preprocessing: dict[str, Any],
+    weights: Path,
+    tokenizer: Path | None,
+) -> BuiltModel:
+    """A model whose architecture open_clip knows by name, with weights from a file."""
+    return _create(
+        architecture, configuration, tokenizer, pretrained=str(weights), force_preprocess_cfg=preprocessing
+    )
+
+
+def build_from_folder(folder: Path, configuration: dict[str, Any], tokenizer: Path | None) -> BuiltModel:
+    """A model whose folder holds open_clip's configuration and weights."""
+    return _create(f"local-dir:{folder}", configuration, tokenizer)
+
+
+def build_from_state(
+    configuration: dict[str, Any], preprocessing: dict[str, Any], state: dict[str, Any]
+) -> BuiltModel:
+    """A plain CLIP from weights that are read already, by open_clip's names."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    module = open_clip.CLIP(**configuration)
+    module.load_state_dict(state)
+    size = {"size": module.visual.image_size}
+    return _built(module, PreprocessCfg(**(size | preprocessing)), configuration, None)
+
+
+def read_weights(file: Path) -> dict[str, Any]:
+    """Tensors by name, from a .safetensors or a file of torch's; a pickle may hold nothing but tensors."""
+    from open_clip.factory import load_state_dict
+
+    state: dict[str, Any] = load_state_dict(str(file), weights_only=True)
+    return state
+
+
+def _create(name: str, configuration: dict[str, Any], tokenizer: Path | None, **options: Any) -> BuiltModel:
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    text_cfg = configuration.get("text_cfg", {})
+    if text_cfg.get("hf_model_name"):  # a text tower of transformers: its configuration is with its tokenizer
+        options["text_cfg"] = {**text_cfg, "hf_model_name": str(tokenizer), "hf_model_pretrained": False}
+    module = open_clip.create_model(name, require_pretrained=True, device="cpu", **options)
+    preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(module))
+    return _built(module, preprocessing, configuration, tokenizer)
+
+
+def _built(
+    module: Any, preprocessing: Any, configuration: dict[str, Any], tokenizer: Path | None
+) -> BuiltModel:
+    from open_clip.transform import image_transform_v2
+
+    module.eval()  # before any forward: in training mode batch norm would shift its statistics
+    return BuiltModel(
+        module,
+        _tokenizer(configuration.get("text_cfg", {}), tokenizer, int(module.context_length)),
+        asdict(preprocessing),
+        image_transform_v2(preprocessing, is_train=False).transforms,
+    )
+
+
+def _tokenizer(text_cfg: dict[str, Any], folder: Path | None, context_length: int) -> Any:
+    """What `open_clip.get_tokenizer` makes, from files that are here."""
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    options = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if folder is None:
+        return SimpleTokenizer(context_length=context_length, **options)
+    mode = text_cfg.get("tokenizer_mode")
+    return HFTokenizer(str(folder), context_length=context_length, tokenizer_mode=mode, **options)
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3)
+    return f" (do you mean {' or '.join(close)}?)" if close else ""
