@@ -16,7 +16,9 @@ from clipfleet.contract import REDIS_OUTPUT, Job
 from clipfleet.errors import UsageError
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput, require_own_redis
+from clipfleet.outputs.s3 import s3_output
 from clipfleet.redis_store import RedisStore
+from clipfleet.s3 import SCHEME, default_client
 
 
 class Output(Protocol):
@@ -96,7 +98,7 @@ def output_uri(text: str) -> str:
     """The absolute name of the output that a user means by `text`.
 
     Raises:
-        UsageError: no output of this kind exists.
+        UsageError: no output of this kind exists, or S3 is not configured in a way that can work.
     """
     if text.startswith(REDIS_OUTPUT):
         require_own_redis(text)
@@ -110,14 +112,18 @@ def output_of(job: Job, store: RedisStore) -> Output:
 
 
 def open_output(uri: str) -> Output:
-    """The output at a URI of its own (today: a folder's path).
+    """The output at a folder's path or an `s3://` URI.
 
     Raises:
-        UsageError: no output of this kind exists.
+        UsageError: no output of this kind exists, or S3 is not configured in a way that can work.
     """
     if uri.startswith(REDIS_OUTPUT):
         raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: name one of them by its id")
+    if uri.startswith(SCHEME):
+        return s3_output(uri, default_client())
     if "://" in uri and not uri.startswith("file://"):
         scheme = uri.partition("://")[0]
-        raise UsageError(f"output {uri!r}: {scheme}:// is not supported, give the path of a folder")
+        raise UsageError(
+            f"output {uri!r}: {scheme}:// is not supported, give the path of a folder or s3://BUCKET/PREFIX"
+        )
     return FolderOutput(Path(uri.removeprefix("file://")))

@@ -1,0 +1,264 @@
+"""An output below a prefix of an S3 bucket.
+
+A name is taken by a put that succeeds only if it was free (`If-None-Match: *`). Every write carries an id, by
+which one whose answer was lost is recognised. A store that ignores conditions is found out by a canary before
+the first write; there a look comes before a plain put.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from clipfleet import keys
+from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
+from clipfleet.outputs.folder import output_errors
+from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, list_objects, s3_errors, split_s3_uri
+from clipfleet.s3_file import S3File
+
+_WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
+_CONFLICT_ATTEMPTS = 6
+_CONFLICT_SECONDS = 0.1  # doubles
+_KEYS_OF_A_DELETE = 1000  # S3's own limit
+_MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
+
+
+class S3Output:
+    """See `clipfleet.outputs.Output`."""
+
+    def __init__(self, bucket: str, prefix: str, client: S3Client) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            bucket: it must exist.
+            prefix: what the keys of all objects begin with, without a slash at the end; may be empty.
+            client: see `clipfleet.s3.make_client`.
+        """
+        self._bucket = bucket
+        self._root = f"{prefix}/" if prefix else ""
+        self._uri = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
+        self._client = client
+        self._conditional: bool | None = None  # not known yet
+        self._probing = threading.Lock()
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix`."""
+        return self._uri
+
+    @property
+    def has_conditional_writes(self) -> bool:
+        """Whether the store keeps to conditions of a put; the first call asks it, by means of a canary."""
+        with self._probing:
+            if self._conditional is None:
+                with self._errors():
+                    self._conditional = self._probe()
+            return self._conditional
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A path in the machine's own folder of temporary files."""
+        with output_errors(Path(tempfile.gettempdir())):
+            folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
+        with folder as path:
+            yield Path(path) / "scratch"
+
+    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+        """See the protocol."""
+        with _opened(scratch) as file:
+            return self._put(name, file) if replace else self._put_if_absent(name, file)
+
+    def version(self, name: str) -> str | None:
+        """See the protocol. Equal for equal bytes; to put something in their place is no mistake then."""
+        head = self._head(name)
+        return None if head is None else str(head["ETag"])
+
+    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+        """See the protocol. A store without conditional writes lets another writer in between."""
+        with _opened(scratch) as file:
+            if self.has_conditional_writes:
+                return self._put(name, file, {"IfMatch": version})
+            return self.version(name) == version and self._put(name, file)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See the protocol."""
+        return self._put_if_absent(name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """See the protocol."""
+        self._put(name, data)
+
+    def read(self, name: str) -> bytes | None:
+        """See the protocol."""
+        try:
+            with S3File(self._client, self._bucket, self._root + name) as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> pa.NativeFile:
+        """See the protocol. Reads by ranges of the version that is there now."""
+        return pa.PythonFile(S3File(self._client, self._bucket, self._root + name), mode="r")
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """See the protocol."""
+        yield from sorted(self._names(prefix, delimiter="/"))
+
+    def remove(self, name: str) -> None:
+        """See the protocol."""
+        with self._errors(name):
+            self._client.delete_object(Bucket=self._bucket, Key=self._root + name)
+
+    def sweep(self, staged: Collection[str]) -> None:
+        """See the protocol. Scratch files are on the machines of their writers, which remove them."""
+        with suppress(OutputUnavailableError):
+            self._remove_all([name for name in self._names(keys.STAGED_PREFIX) if name not in staged])
+
+    def clear(self) -> None:
+        """See the protocol. The job file goes last: until then the output is not free for others."""
+        found = [*self._names(keys.PART_PREFIX, delimiter="/"), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]
+        found += [name for name in self._names(f"{keys.INTERNAL}/") if name != keys.JOB_FILE]
+        self._remove_all(found)
+        self.remove(keys.JOB_FILE)
+
+    # --- Writing ---
+
+    def _put_if_absent(self, name: str, body: bytes | BinaryIO) -> bool:
+        if self.has_conditional_writes:
+            return self._put(name, body, {"IfNoneMatch": "*"})
+        return self._head(name) is None and self._put(name, body)
+
+    def _put(self, name: str, body: bytes | BinaryIO, condition: dict[str, str] | None = None) -> bool:
+        """Write an object; False if the condition does not hold."""
+        from botocore.exceptions import ClientError
+
+        write_id = uuid.uuid4().hex
+        for attempt in range(_CONFLICT_ATTEMPTS):
+            if not isinstance(body, bytes):
+                body.seek(0)
+            with self._errors(name):
+                try:
+                    self._client.put_object(
+                        Bucket=self._bucket,
+                        Key=self._root + name,
+                        Body=body,
+                        Metadata={_WRITE_ID: write_id},
+                        **(condition or {}),
+                    )
+                    return True
+                except ClientError as error:
+                    if _status(error) == 412 or (condition and _status(error) == 404 and _no_object(error)):
+                        # The answer to an earlier attempt may have been lost, here or on the way: ours then.
+                        return self._is_written_by(name, write_id)
+                    if _status(error) != 409:
+                        raise
+            # Another conditional write of this name was under way; how it ended is seen by trying again.
+            time.sleep(_CONFLICT_SECONDS * 2**attempt)
+        raise OutputUnavailableError(f"{self._uri}/{name}: other writers are in the way")
+
+    def _is_written_by(self, name: str, write_id: str) -> bool:
+        head = self._head(name)
+        return head is not None and head.get("Metadata", {}).get(_WRITE_ID) == write_id
+
+    def _probe(self) -> bool:
+        """Write a canary twice; only a store that ignores the condition takes it both times."""
+        from botocore.exceptions import ClientError
+
+        where = {"Bucket": self._bucket, "Key": f"{self._root}{keys.TMP}/canary-{uuid.uuid4().hex}"}
+        try:
+            for _ in range(2):
+                self._client.put_object(**where, Body=b"canary", IfNoneMatch="*")
+        except ClientError as error:
+            if _status(error) == 412:
+                return True
+            if not _is_unknown_condition(error):
+                raise
+        finally:
+            with suppress(ClientError):
+                self._client.delete_object(**where)
+        return False
+
+    # --- Looking and removing ---
+
+    def _head(self, name: str) -> dict[str, Any] | None:
+        from botocore.exceptions import ClientError
+
+        with self._errors(name):
+            try:
+                found: dict[str, Any] = self._client.head_object(Bucket=self._bucket, Key=self._root + name)
+                return found
+            except ClientError as error:
+                if _status(error) == 404:
+                    return None
+                raise
+
+    def _names(self, prefix: str, *, delimiter: str = "") -> Iterator[str]:
+        with self._errors(prefix):
+            found = list_objects(self._client, self._bucket, self._root + prefix, delimiter=delimiter)
+            names = [entry.key[len(self._root) :] for entry in found]
+        return iter(names)
+
+    def _remove_all(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), _KEYS_OF_A_DELETE):
+            slice_of_names = names[start : start + _KEYS_OF_A_DELETE]
+            entries = [{"Key": self._root + name} for name in slice_of_names]
+            with self._errors():
+                answer = self._client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": entries, "Quiet": True}
+                )
+            for error in answer.get("Errors", ()):
+                raise OutputUnreachableError(
+                    f"{SCHEME}{self._bucket}/{error.get('Key')}: cannot be removed ({error.get('Code')})"
+                )
+
+    @contextmanager
+    def _errors(self, name: str = "") -> Iterator[None]:
+        with s3_errors(f"{self._uri}/{name}".rstrip("/")):
+            yield
+
+
+def s3_output(uri: str, client: S3Client) -> S3Output:
+    """The output at `s3://bucket/prefix`.
+
+    Raises:
+        UsageError: no prefix of keys that every store keeps apart and finds again.
+    """
+    bucket, key = split_s3_uri(uri)
+    prefix = key.rstrip("/")
+    segments = prefix.split("/") if prefix else []
+    if any(segment in ("", ".", "..") for segment in segments):
+        raise UsageError(
+            f"output {uri!r}: empty segments, `.` and `..` have no meaning in S3, leave them out"
+        )
+    if len(prefix.encode()) > _MAX_KEY_BYTES or any(len(segment.encode()) > 255 for segment in segments):
+        raise UsageError(f"output {uri!r} is too long for a key")
+    if any(not character.isprintable() for character in prefix):
+        raise UsageError(f"output {uri!r}: control characters cannot be in it")
+    return S3Output(bucket, prefix, client)
+
+
+def _is_unknown_condition(error: Exception) -> bool:
+    """Some stores do not ignore a condition that they do not know, but say so."""
+    return _status(error) == 501 or (_status(error) == 400 and explain(error).problem is S3Problem.REFUSED)
+
+
+def _no_object(error: Exception) -> bool:
+    return explain(error).problem is S3Problem.NO_OBJECT
+
+
+def _status(error: Any) -> int:
+    return int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+
+
+@contextmanager
+def _opened(scratch: Path) -> Iterator[BinaryIO]:
+    with output_errors(scratch), scratch.open("rb") as file:
+        yield file
