@@ -192,7 +192,7 @@ class TestStoresWithoutConditions:
     def plain(self, output: S3Output) -> Iterator[S3Output]:
         """The same store behind something that throws the conditions away, as old stores do."""
 
-        def without_conditions(request: Any) -> Any:
+        def without_conditions(request: Any, **_: object) -> None:
             for header in ("If-None-Match", "If-Match"):
                 if header in request.headers:
                     del request.headers[header]
