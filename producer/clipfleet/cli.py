@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from clipfleet.commands import jobs, submitting
+from clipfleet.commands import jobs, recovering, submitting
 from clipfleet.commands.following import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, watch
 from clipfleet.commands.results import export, results
 from clipfleet.console import say_error, warn_of_doubtful_variables
@@ -31,6 +31,8 @@ for _command in (
     jobs.cancel,
     jobs.pause,
     jobs.resume,
+    recovering.retry,
+    recovering.rebuild,
 ):
     app.command()(_command)
 

@@ -20,6 +20,7 @@ from clipfleet.contract import (
     DEFAULT_TEMPLATE,
     JOB_ID_PATTERN,
     DecodeRoute,
+    ErrorCode,
     Job,
     JobState,
     LabelSet,
@@ -29,13 +30,16 @@ from clipfleet.contract import (
     Task,
     new_job_id,
 )
-from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.errors import JobNotFoundError, OutputConflictError, RedisUnavailableError, UsageError
 from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints, make_app
+from clipfleet.job_file import job_of
 from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
 from clipfleet.model_names import normalise_model
-from clipfleet.outputs import open_output
+from clipfleet.outputs import Output, open_output
+from clipfleet.rebuild import Rebuild
 from clipfleet.results import PartRows, RowReader
+from clipfleet.retry import Retry
 from clipfleet.settings import Settings, load_settings
 from clipfleet.sources import Source, open_source
 from clipfleet.submission import Submission
@@ -123,7 +127,30 @@ class Client:
         Raises:
             JobNotFoundError: no such job.
         """
-        return JobHandle(self._ledger, self._ledger.job(job_id), self._settings.job_ttl_seconds)
+        return self._handle(self._ledger.job(job_id))
+
+    def rebuild(self, output: str | Path) -> JobHandle:
+        """The job of an output; it is put back if the ledger has lost it, and goes on where it was.
+
+        A job that the ledger knows stays as it is. Of one whose items were not all staged yet
+        (`status().sealed`) the same submit goes on.
+
+        Raises:
+            JobNotFoundError: no job has this output.
+            UsageError: the output was moved, or holds something else than its job's parts.
+            WorldError: Redis or the output is away.
+        """
+        given = open_output(str(output))
+        job = job_of(given)
+        if job is None:
+            raise JobNotFoundError(f"{given.uri}: no job has this output")
+        place = open_output(job.output)
+        if job_of(place) != job:
+            raise OutputConflictError(
+                f"{given.uri} was moved here from {job.output}: move it back there first"
+            )
+        self._rebuild(place)
+        return self._handle(job)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         """The newest jobs first."""
@@ -152,16 +179,26 @@ class Client:
             base_uri=options.base_uri,
         )
         job = _make_job(opened, task, options, label_sets, top_k)
-        submission = Submission(self._ledger, self._hints, open_output(job.output), job)
-        submission.run(opened, overwrite=options.overwrite)
-        return JobHandle(self._ledger, job, self._settings.job_ttl_seconds)
+        place = open_output(job.output)
+        holder = job_of(place)
+        if holder is not None and (holder.job_id, holder.fingerprint) == (job.job_id, job.fingerprint):
+            self._rebuild(place)  # a submit that goes on after the ledger was lost
+        Submission(self._ledger, self._hints, place, job).run(opened, overwrite=options.overwrite)
+        return self._handle(job)
+
+    def _rebuild(self, place: Output) -> None:
+        Rebuild(self._ledger, self._hints, place, self._settings.job_ttl_seconds).run()
+
+    def _handle(self, job: Job) -> JobHandle:
+        return JobHandle(self._ledger, self._hints, job, self._settings.job_ttl_seconds)
 
 
 class JobHandle:
     """One job."""
 
-    def __init__(self, ledger: Ledger, job: Job, job_ttl_seconds: int) -> None:
+    def __init__(self, ledger: Ledger, hints: Hints, job: Job, job_ttl_seconds: int) -> None:
         self._ledger = ledger
+        self._hints = hints
         self._job_ttl_seconds = job_ttl_seconds
         self.job = job
 
@@ -240,6 +277,30 @@ class JobHandle:
     def resume(self) -> tuple[bool, JobState]:
         """Undo `pause`, also one that the job did itself."""
         return self._ledger.resume(self.job_id)
+
+    def retry(self, codes: Sequence[str] = ()) -> bool:
+        """Run the failed rows of an ended job again, in place, and whatever a cancelled or failed job left.
+
+        Returns as soon as the job goes on: `wait` for its end. A retry that is under way is left alone.
+
+        Args:
+            codes: only rows with these error codes; empty: all that failed.
+
+        Returns:
+            False if there is nothing to run again.
+
+        Raises:
+            JobNotFoundError: the ledger has forgotten the job: use `Client.rebuild` first.
+            JobConflictError: the job has not ended yet, or another retry of it began at the same time.
+            UsageError: there is no such error code, or the output does not hold this job any more.
+            WorldError: Redis or the output is away.
+        """
+        known = [code for code in codes if code in list(ErrorCode)]
+        if len(known) < len(codes):
+            strange = next(code for code in codes if code not in known)
+            raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
+        retry = Retry(self._ledger, self._hints, open_output(self.output), self.job)
+        return retry.run([ErrorCode(code) for code in known])
 
 
 def _make_job(

@@ -44,7 +44,16 @@ CODES = ":codes"  # hash: error code -> failed rows
 STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
 DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
 ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of the job file and the staged items
-JOB_SUFFIXES = ("", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE, ITEMS)
+
+# What a retry or rebuild notes, before it puts all of it in place at once.
+DRAFT = ":draft"  # string: token of the retry or rebuild that began last
+DRAFT_DONE = ":draft-done"  # will be `DONE`
+DRAFT_DUE = ":draft-due"  # will be `DUE`
+DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
+JOB_SUFFIXES = (
+    "", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
+    DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
+)  # fmt: skip
 
 # --- Redis: the results of a redis:// job, kept for a time of their own ---
 
@@ -66,6 +75,7 @@ def lua_prelude() -> str:
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,
         "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS,
+        "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))
@@ -96,6 +106,8 @@ INTERNAL = "_clipfleet"
 STAGED_PREFIX = f"{INTERNAL}/items-"
 TMP = f"{INTERNAL}/tmp"  # noqa: S108 - below the output, not the machine's
 JOB_FILE = f"{INTERNAL}/job.json"
+SEAL = f"{INTERNAL}/sealed.json"  # the source has ended: all staged files
+GENERATION = f"{INTERNAL}/generation.json"  # the retry that was begun last
 MANIFEST = "_manifest.json"
 ERRORS = "errors.jsonl"
 SUCCESS = "_SUCCESS"

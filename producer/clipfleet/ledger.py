@@ -25,7 +25,8 @@ FINISH = "finish"  # stands for the chunk in the lease of a job that is being fi
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
-    "postpone_finish", "cancel", "pause", "status", "heartbeat", "workers",
+    "postpone_finish", "cancel", "pause", "status", "heartbeat", "workers", "draft_begin", "draft_add",
+    "retry", "rebuild",
 )  # fmt: skip
 
 
@@ -115,6 +116,19 @@ class StageAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """What a retry or rebuild puts in place of what the ledger knows of a job's chunks."""
+
+    done: bytes  # bitmap of the chunks whose part stays; chunk 0 is the highest bit of the first byte
+    due: Sequence[int]  # chunks below `next_chunk` that are to be claimed
+    next_chunk: int  # from here on nobody has written a part
+    ok: int  # rows of the chunks that are done
+    failed: int
+    codes: Mapping[str, int]
+    staged: Sequence[tuple[int, int]] = ()  # (first chunk, chunks) of each staged file; only a rebuild tells
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFacts:
     """What a worker says about itself with every heartbeat."""
 
@@ -154,7 +168,7 @@ class Ledger:
         self._redis = client or connect(url)
         self._scripts = load_scripts(self._redis, _SCRIPTS)
 
-    def _run(self, script: str, *arguments: str | int | float) -> Any:
+    def _run(self, script: str, *arguments: str | int | float | bytes) -> Any:
         with translated(self._url):
             return self._scripts[script](keys=[], args=list(arguments))
 
@@ -230,6 +244,79 @@ class Ledger:
     def resume(self, job_id: str) -> tuple[bool, JobState]:
         """Undo `pause`. See `cancel` for the answer."""
         return self._changed(job_id, self._run("pause", job_id, "running", ""))
+
+    def begin_draft(self, job_id: str, token: str) -> None:
+        """Begin a retry or rebuild; one of the same job that was begun before can do nothing any more.
+
+        `token` names it in `retry` and `rebuild`. An output is looked at after this, not before.
+        """
+        self._run("draft_begin", job_id, token)
+
+    def retry(
+        self, job_id: str, token: str, draft: Draft, *, generation: int, codes: Sequence[str] = ()
+    ) -> tuple[str, JobState | None]:
+        """Have an ended job go on in a new generation. Idempotent.
+
+        Args:
+            job_id: the job.
+            token: what `begin_draft` was given.
+            draft: its chunks as the output shows them.
+            generation: higher than that of every part.
+            codes: error codes of the failed rows to run again; empty: all.
+
+        Returns:
+            `started`, `refused` (it is not over), `taken` (another retry began after this one) or `missing`;
+            and the state.
+        """
+        if not self._note(job_id, token, draft):
+            return "taken", None
+        word, state = self._run("retry", job_id, token, generation, ",".join(codes), *_draft_counts(draft))
+        return word, JobState(state) if state else None
+
+    def rebuild(
+        self,
+        job: Job,
+        token: str,
+        draft: Draft,
+        *,
+        state: JobState,
+        generation: int,
+        codes: Sequence[str] = (),
+        items: int,
+        ttl_seconds: int,
+    ) -> tuple[str, JobState | None]:
+        """Put a job back that the ledger has lost; one that it knows stays as it is. Idempotent.
+
+        Args:
+            job: the job, as its output holds it.
+            token: what `begin_draft` was given.
+            draft: its chunks and staged files, as the output shows them.
+            state: `submitting` if it is not sealed, `running`, or how it ended; then no event is sent.
+            generation: that of the newest part, at least.
+            codes: see `retry`.
+            items: of all staged files.
+            ttl_seconds: how long an ended job is kept.
+
+        Returns:
+            `rebuilt`, `exists` or `taken` (another rebuild began after this one); and the state.
+        """
+        if not self._note(job.job_id, token, draft):
+            return "taken", None
+        chunks = sum(count for _, count in draft.staged)
+        word, known = self._run(
+            "rebuild", job.job_id, token, job.model_dump_json(), job.fingerprint, job.lane.value, job.model,
+            job.chunk_size, int(job.created_at.timestamp() * 1000), generation, ",".join(codes), state.value,
+            chunks, items, ttl_seconds * 1000, *_draft_counts(draft),
+        )  # fmt: skip
+        return word, JobState(known) if known else None
+
+    def _note(self, job_id: str, token: str, draft: Draft) -> bool:
+        """Tell the ledger what will be put in place; False if another retry or rebuild has begun."""
+        files = [(first, f"{first}-{count}") for first, count in draft.staged]
+        slices: list[tuple[str, Sequence[Any]]] = [("done", [draft.done])]
+        slices += [("due", part) for part in _slices(draft.due)]
+        slices += [("staged", [value for pair in part for value in pair]) for part in _slices(files)]
+        return all(self._run("draft_add", job_id, token, kind, *part) == 1 for kind, part in slices)
 
     def _changed(self, job_id: str, answer: list[Any]) -> tuple[bool, JobState]:
         if answer[1] == "missing":
@@ -386,6 +473,18 @@ class Ledger:
     def heartbeat(self, facts: WorkerFacts) -> None:
         """Tell that a worker is alive and what it serves."""
         self._run("heartbeat", facts.worker_id, json.dumps(_facts_dict(facts)))
+
+
+_SLICE = 1000  # of a draft: no script holds up the others for long
+
+
+def _slices(values: Sequence[Any]) -> list[Sequence[Any]]:
+    return [values[start : start + _SLICE] for start in range(0, len(values), _SLICE)]
+
+
+def _draft_counts(draft: Draft) -> list[int | str]:
+    codes = [part for code, count in draft.codes.items() for part in (code, count)]
+    return [draft.next_chunk, draft.ok, draft.failed, *codes]
 
 
 def _not_found(job_id: str) -> JobNotFoundError:

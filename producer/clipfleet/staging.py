@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -256,18 +256,27 @@ class StagedReader:
         """
         if not first_chunk <= chunk_id < first_chunk + chunks:
             raise ValueError(f"chunk {chunk_id} is not among {chunks} chunks from {first_chunk}")
+        with self._opened(first_chunk, chunks) as file:
+            return file.read_row_group(chunk_id - first_chunk, use_threads=False)
+
+    def count_items(self, first_chunk: int, chunks: int) -> int:
+        """Items of a whole file. Raises like `read_chunk`."""
+        with self._opened(first_chunk, chunks) as file:
+            return int(file.metadata.num_rows)
+
+    @contextmanager
+    def _opened(self, first_chunk: int, chunks: int) -> Iterator[pq.ParquetFile]:
         name = keys.staged_file(first_chunk, chunks)
         with self._lock, parquet_errors(self._output, name):
             file = self._files.pop(name, None) or self._open(name, first_chunk, chunks)
             try:
-                rows = file.read_row_group(chunk_id - first_chunk, use_threads=False)
+                yield file
             except BaseException:
                 file.close(force=True)  # a stale handle would fail forever; the next read opens it again
                 raise
             self._files[name] = file
             while len(self._files) > self._capacity:
                 self._files.popitem(last=False)[1].close(force=True)
-            return rows
 
     def close(self) -> None:
         """Close all files; the reader can be used again."""

@@ -9,11 +9,10 @@ from itertools import chain
 import pyarrow as pa
 
 from clipfleet import keys
-from clipfleet.contract import Job, JobState, read_job
+from clipfleet.contract import Job, JobState
 from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
-    JobUnreadableError,
     OutputConflictError,
     OutputUnreachableError,
     SourceChangedError,
@@ -22,6 +21,7 @@ from clipfleet.errors import (
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.job_file import job_of, note_seal
 from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.sources import Source
@@ -90,7 +90,7 @@ class Submission:
             OutputConflictError: they must stay: nobody asked for their removal, or the job is not over.
             UsageError: they are this job's own.
         """
-        holder = _holder(self._output)
+        holder = job_of(self._output)
         if holder is not None and holder.job_id == self._job.job_id:
             if overwrite:
                 raise UsageError(
@@ -119,22 +119,24 @@ class Submission:
     def _claim_output(self) -> None:
         if self._output.create(keys.JOB_FILE, self._job.model_dump_json(indent=1).encode()):
             return
-        holder = _holder(self._output)
+        holder = job_of(self._output)
         if holder is None or (holder.job_id, holder.fingerprint) != (self._job.job_id, self._job.fingerprint):
             raise OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")
 
     def _stage(self, batches: Iterator[pa.RecordBatch]) -> None:
         job_id = self._job.job_id
         already = self._ledger.staged_files(job_id)
-        chunks, items = sum(count for _, count in already), self._ledger.status(job_id).total
-        self._hint(chunks)
+        files, items = list(already), self._ledger.status(job_id).total
+        self._hint(sum(count for _, count in files))
         stager = Stager(self._output, job_id, self._job.chunk_size)
         for file in stager.stage(batches, already):
             if not self._tell(file):
                 return
             self._hint(file.chunks)
-            chunks, items = chunks + file.chunks, items + file.items
-        word = self._ledger.seal(job_id, chunks, items)
+            files.append((file.first_chunk, file.chunks))
+            items += file.items
+        note_seal(self._output, files, items)
+        word = self._ledger.seal(job_id, sum(count for _, count in files), items)
         if word == "refused":
             self._require_failed(self._ledger.status(job_id).state)
         elif word != "sealed":
@@ -176,19 +178,3 @@ def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same batches; reads the first, so that an unusable source fails before anything was made for it."""
     first = next(batches, None)
     return batches if first is None else chain([first], batches)
-
-
-def _holder(output: Output) -> Job | None:
-    """The job whose output this is.
-
-    Raises:
-        OutputConflictError: there is a job file that cannot be read.
-    """
-    data = output.read(keys.JOB_FILE)
-    if data is None:
-        return None
-    try:
-        return read_job(data)
-    except JobUnreadableError as error:
-        where = f"{output.uri}/{keys.JOB_FILE}"
-        raise OutputConflictError(f"{where}: {error}, or choose another --output") from None

@@ -3,6 +3,7 @@
 | path | answer |
 |---|---|
 | `/files/<name>` | a file of the folder |
+| `/sick/<name>` | 500 until `heal` is called, then a file of the folder |
 | `/status/<code>` | that status with a short body |
 | `/html`, `/empty` | 200 with a page, with nothing |
 | `/bytes/<count>` | that many bytes, with Content-Length |
@@ -62,6 +63,7 @@ class HttpSite:
         self.connections: set[object] = set()  # one entry for each connection that carried a request
         self.active = 0  # requests being answered now
         self.most_active = 0
+        self.is_healed = False
         self._folder = folder
         self._host = host
         self._port = port
@@ -107,6 +109,10 @@ class HttpSite:
         """Connections that neither side has closed."""
         return len(self._runner.server.connections) if self._runner.server else 0
 
+    def heal(self) -> None:
+        """From now on `/sick/` answers like `/files/`."""
+        self.is_healed = True
+
     def url(self, path: str) -> str:
         """URL of a path that begins with a slash."""
         return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}{path}"
@@ -138,6 +144,7 @@ class HttpSite:
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._counted])
         routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+            "/sick/{name}": self._sick,
             "/status/{code}": self._status,
             "/html": self._html,
             "/empty": self._empty,
@@ -181,6 +188,11 @@ class HttpSite:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=int(request.match_info["code"]), text="no picture")
+
+    async def _sick(self, request: web.Request) -> web.StreamResponse:
+        if not self.is_healed or self._folder is None:
+            return web.Response(status=500, text="not well")
+        return web.FileResponse(self._folder / request.match_info["name"])
 
     async def _html(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="<html>no picture</html>", content_type="text/html")

@@ -166,7 +166,11 @@ class TestOrder:
         assert bench.ledger.calls == ["submit", "stage", "hint", "seal"]
         assert bench.ledger.staged == [(0, 3)]
         assert bench.hints.counts == [3]
-        assert bench.names() == ["_clipfleet/items-00000000-3.parquet", "_clipfleet/job.json"]
+        assert bench.names() == [
+            "_clipfleet/items-00000000-3.parquet",
+            "_clipfleet/job.json",
+            "_clipfleet/sealed.json",
+        ]
 
     def test_the_outputs_own_file_is_the_whole_job(self, bench: Bench) -> None:
         bench.submit()
@@ -295,8 +299,11 @@ class TestOccupiedOutput:
         bench.submit(overwrite=True)
 
         assert bench.names() == [
-            "_clipfleet/items-00000000-3.parquet", "_clipfleet/job.json", "notes.txt",
-        ]  # fmt: skip
+            "_clipfleet/items-00000000-3.parquet",
+            "_clipfleet/job.json",
+            "_clipfleet/sealed.json",
+            "notes.txt",
+        ]
 
     @pytest.mark.parametrize(
         "state", [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED, JobState.FINISHING]

@@ -75,13 +75,9 @@ def row_reader(job: str) -> RowReader:
 
 def _output_of(job: str) -> str:
     """The output of a job, or the folder itself: results outlive the ledger."""
-    if "://" in job:
+    if is_output(job):
         return job
     path = Path(job)
-    if "/" in job and path.is_file():
-        raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    if "/" in job or (path / keys.INTERNAL).is_dir() or _holds_parts(path):
-        return str(path)
     if load_settings().redis_url is None and not path.is_dir():
         raise UsageError(
             f"no folder here is called {job!r}, and to look for a job of this name "
@@ -94,6 +90,18 @@ def _output_of(job: str) -> str:
         if path.is_dir():
             return str(path)
         raise
+
+
+def is_output(job: str) -> bool:
+    """Whether a place of results was given, not the id of a job.
+
+    Raises:
+        UsageError: it is a file.
+    """
+    path = Path(job)
+    if "/" in job and path.is_file():
+        raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
+    return "/" in job or (path / keys.INTERNAL).is_dir() or _holds_parts(path)
 
 
 def _holds_parts(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
--- reason seconds:<stage>, and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
+-- reason retry_codes draft_token seconds:<stage>, and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
 -- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
@@ -153,4 +153,39 @@ local function finish_if_done(job)
   redis.call('HSET', job_key(job), 'state', 'finishing')
   redis.call('ZADD', FINISHING, now_ms(), job)
   return 'finishing'
+end
+
+-- What a retry or rebuild notes is kept for a day, so that one that died leaves nothing behind.
+local DRAFT_SUFFIXES = {DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED}
+
+local function keep_draft(job)
+  for _, suffix in ipairs(DRAFT_SUFFIXES) do redis.call('PEXPIRE', job_key(job, suffix), 86400 * 1000) end
+end
+
+local function forget_draft(job)
+  for _, suffix in ipairs(DRAFT_SUFFIXES) do redis.call('UNLINK', job_key(job, suffix)) end
+end
+
+-- What was noted becomes the truth about a job that nobody works on. ARGV[from]: next_chunk, ok, failed (rows of
+-- the chunks that are done), code, count, ...
+local function apply_draft(job, from)
+  redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
+    job_key(job, CODES))
+  for draft, suffix in pairs({[DRAFT_DONE] = DONE, [DRAFT_DUE] = DUE}) do
+    if redis.call('EXISTS', job_key(job, draft)) == 1 then
+      redis.call('RENAME', job_key(job, draft), job_key(job, suffix))
+    end
+  end
+  redis.call('HSET', job_key(job), 'next_chunk', ARGV[from], 'ok', ARGV[from + 1], 'failed', ARGV[from + 2],
+    'done_chunks', redis.call('BITCOUNT', job_key(job, DONE)),
+    'draft_token', redis.call('GET', job_key(job, DRAFT)))
+  for i = from + 3, #ARGV, 2 do redis.call('HSET', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
+  forget_draft(job)
+end
+
+-- A job that was put in place is handed out, or finished where nothing is left to be done.
+local function go_on(job)
+  offer(job)
+  redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', field(job, 'state'))
+  if finish_if_done(job) ~= 'ended' then keep_job(job) end
 end

@@ -1,0 +1,55 @@
+"""Commands that have a job go on: its failed rows, or all of it after the ledger was lost."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from clipfleet.client import Client, JobHandle
+from clipfleet.commands.following import follow
+from clipfleet.commands.options import AsJson, JobOrOutput, Wait
+from clipfleet.commands.results import is_output
+from clipfleet.console import say
+
+
+def retry(
+    job: JobOrOutput,
+    codes: Annotated[
+        str, typer.Option(help="only rows with these error codes, separated by commas (default: all)")
+    ] = "",
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run the failed rows of an ended job again, in place."""
+    started = time.monotonic()
+    with Client() as client:
+        handle = client.rebuild(job) if is_output(job) else client.job(job)
+        is_under_way = handle.retry([code.strip() for code in codes.split(",") if code.strip()])
+        if not is_under_way:
+            which = f" with {codes}" if codes else ""
+            say(f"job {handle.job_id} has no failed rows{which}: nothing to retry")
+        _follow(client, handle, wait=wait, as_json=as_json, started=started)
+
+
+def rebuild(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="where the results are")],
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Put a job back that Redis has lost, as its output tells it, and let it go on."""
+    started = time.monotonic()
+    with Client() as client:
+        _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
+
+
+def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:
+    is_sealed = job.status().sealed
+    if not is_sealed:
+        say(
+            f"not all items of job {job.job_id} are staged: the same submit with `--job-id {job.job_id}` "
+            "goes on where it stopped",
+            style="yellow",
+        )
+    follow(client, job, wait=wait and is_sealed, as_json=as_json, started=started)

@@ -1,0 +1,82 @@
+"""What an output tells of its job beside the parts: which it is, whether all items are staged, its retry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipfleet import keys
+from clipfleet.contract import Job, read_job
+from clipfleet.errors import JobUnreadableError, OutputConflictError, OutputDamagedError
+from clipfleet.outputs import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """The source has ended: these are all staged files."""
+
+    files: tuple[tuple[int, int], ...]  # (first chunk, chunks) of each, in order
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The retry that was begun last."""
+
+    number: int = 0
+    codes: tuple[str, ...] = ()  # error codes of the rows that it runs again; empty: all
+
+
+def job_of(output: Output) -> Job | None:
+    """The job whose output this is, or None.
+
+    Raises:
+        OutputConflictError: there is a job file that cannot be read.
+    """
+    data = output.read(keys.JOB_FILE)
+    if data is None:
+        return None
+    try:
+        return read_job(data)
+    except JobUnreadableError as error:
+        raise OutputConflictError(
+            f"{output.uri}/{keys.JOB_FILE}: {error}, or choose another --output"
+        ) from None
+
+
+def note_seal(output: Output, files: Sequence[tuple[int, int]], items: int) -> None:
+    """Note that all items are staged. Idempotent."""
+    output.replace(keys.SEAL, json.dumps({"items": items, "files": [list(file) for file in files]}).encode())
+
+
+def seal_of(output: Output) -> Seal | None:
+    """What `note_seal` noted, or None. Raises `OutputDamagedError`."""
+    noted = _read(output, keys.SEAL)
+    if noted is None:
+        return None
+    return Seal(tuple((first, count) for first, count in noted["files"]), noted["items"])
+
+
+def note_generation(output: Output, generation: Generation) -> None:
+    """Note that a retry begins. Idempotent."""
+    data = {"generation": generation.number, "codes": list(generation.codes)}
+    output.replace(keys.GENERATION, json.dumps(data).encode())
+
+
+def generation_of(output: Output) -> Generation:
+    """What `note_generation` noted, or generation 0. Raises `OutputDamagedError`."""
+    noted = _read(output, keys.GENERATION)
+    return Generation(noted["generation"], tuple(noted["codes"])) if noted else Generation()
+
+
+def _read(output: Output, name: str) -> dict[str, Any] | None:
+    data = output.read(name)
+    if data is None:
+        return None
+    try:
+        noted: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+    return noted

@@ -1,0 +1,150 @@
+"""Puts a job back into a ledger that has lost it, as its output tells it. Safe to repeat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+from clipfleet import keys
+from clipfleet.contract import Job, JobState
+from clipfleet.errors import JobConflictError, JobNotFoundError
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.inventory import Inventory, take_inventory
+from clipfleet.job_file import Generation, generation_of, job_of, seal_of
+from clipfleet.ledger import Ledger
+from clipfleet.outputs import Output
+from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet.retry import draft_of, has_failed
+from clipfleet.staging import StagedReader
+
+_STAGED_FILE = re.compile(rf"{keys.STAGED_PREFIX}(\d+)-(\d+)\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """The staged items of an output."""
+
+    files: tuple[tuple[int, int], ...]
+    items: int
+    is_sealed: bool
+
+    @property
+    def chunks(self) -> int:
+        return sum(count for _, count in self.files)
+
+
+class Rebuild:
+    """For one output that holds a job."""
+
+    def __init__(self, ledger: Ledger, hints: Hints, output: Output, job_ttl_seconds: int) -> None:
+        self._ledger = ledger
+        self._hints = hints
+        self._output = output
+        self._job_ttl_seconds = job_ttl_seconds
+
+    def run(self) -> Job:
+        """Have the ledger know the job of the output; a job that it knows stays as it is.
+
+        Chunks whose part is in place are done. A job that had ended is over; one whose items are all staged
+        goes on, with its retry if it was in one; of any other the same submit goes on.
+
+        Raises:
+            JobNotFoundError: no job has this output.
+            JobConflictError: the ledger knows another job of this id, or another rebuild began meanwhile.
+            OutputConflictError: the output holds parts of another job.
+            OutputUnavailableError: the output cannot be read.
+        """
+        job = job_of(self._output)
+        if job is None:
+            raise JobNotFoundError(f"{self._output.uri}: no job has this output")
+        if not self._is_known(job):
+            self._rebuild(job)
+        return job
+
+    def _is_known(self, job: Job) -> bool:
+        try:
+            known = self._ledger.job(job.job_id)
+        except JobNotFoundError:
+            return False
+        if known.fingerprint != job.fingerprint:
+            raise JobConflictError(
+                f"{self._output.uri} holds a job {job.job_id}, but the ledger knows another one of this id, "
+                f"with output {known.output}"
+            )
+        return True
+
+    def _rebuild(self, job: Job) -> None:
+        token = uuid4().hex
+        self._ledger.begin_draft(job.job_id, token)
+        staged = self._staged(job)
+        generation = generation_of(self._output)
+        is_over = self._output.read(keys.SUCCESS) is not None
+        inventory = self._take_inventory(job, staged.chunks, None if is_over else generation)
+        if is_over and inventory.open_chunks:  # a part has gone
+            is_over = False
+            self._output.remove(keys.SUCCESS)
+        word, state = self._ledger.rebuild(
+            job,
+            token,
+            draft_of(inventory, staged.files),
+            state=_state(staged, inventory, is_over=is_over),
+            generation=max(generation.number, inventory.generation),
+            codes=generation.codes,
+            items=staged.items,
+            ttl_seconds=self._job_ttl_seconds,
+        )
+        if word == "taken":
+            raise JobConflictError(f"another rebuild of {self._output.uri} was begun meanwhile")
+        if state is JobState.FINISHING:
+            self._hints.publish_finish()
+        elif state is not None and not state.is_final:
+            self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
+
+    def _staged(self, job: Job) -> _Staged:
+        seal = seal_of(self._output)
+        if seal is not None:
+            return _Staged(seal.files, seal.items, is_sealed=True)
+        names = map(_STAGED_FILE.fullmatch, self._output.names(keys.STAGED_PREFIX))
+        files = tuple(_longest_row([(int(name[1]), int(name[2])) for name in names if name is not None]))
+        with StagedReader(self._output, job_id=job.job_id) as reader:
+            items = sum(reader.count_items(first, count) for first, count in files)
+        return _Staged(files, items, is_sealed=False)
+
+    def _take_inventory(self, job: Job, chunks: int, retried: Generation | None) -> Inventory:
+        """The chunks of a job; those that a retry which is under way has not got to are not done."""
+
+        def is_done(identity: PartIdentity, counts: PartCounts) -> bool:
+            return (
+                retried is None
+                or identity.generation >= retried.number
+                or not has_failed(counts, retried.codes)
+            )
+
+        return take_inventory(self._output, job, chunks, is_done)
+
+
+def _state(staged: _Staged, inventory: Inventory, *, is_over: bool) -> JobState:
+    if not staged.is_sealed:
+        return JobState.SUBMITTING
+    if not is_over:
+        return JobState.RUNNING
+    return JobState.COMPLETED_WITH_ERRORS if inventory.counts.failed else JobState.COMPLETED
+
+
+def _longest_row(files: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Of all staged files those that follow one another from chunk 0 on, as far as possible.
+
+    A submit that died may have left a file of which the ledger never heard; the next one began at the same
+    chunk again, and may have closed its file after another number of chunks. Both hold the same items.
+    """
+    best: dict[int, tuple[int, int]] = {}  # first chunk -> how far one gets from it, and its file's chunks
+    for first, count in sorted(files, reverse=True):
+        end = best.get(first + count, (first + count, 0))[0]
+        best[first] = max(best.get(first, (0, 0)), (end, count))
+    position = 0
+    while position in best:
+        count = best[position][1]
+        yield position, count
+        position += count

@@ -1,0 +1,104 @@
+"""One retry: an ended job goes on in a new generation, with the chunks that have failed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from clipfleet import keys
+from clipfleet.contract import ErrorCode, Job, JobState
+from clipfleet.errors import JobConflictError, OutputConflictError
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.inventory import Inventory, take_inventory
+from clipfleet.job_file import Generation, job_of, note_generation
+from clipfleet.ledger import Draft, JobStatus, Ledger
+from clipfleet.outputs import Output
+from clipfleet.parts import PartCounts
+
+_COMPLETED = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+
+
+class Retry:
+    """Has the failed rows of a job run again, and the chunks that a cancelled or failed one never got to."""
+
+    def __init__(self, ledger: Ledger, hints: Hints, output: Output, job: Job) -> None:
+        self._ledger = ledger
+        self._hints = hints
+        self._output = output
+        self._job = job
+
+    def run(self, codes: Sequence[ErrorCode] = ()) -> bool:
+        """Start, or leave a retry alone that is under way. `_SUCCESS` is gone when the job goes on.
+
+        Args:
+            codes: run only rows with these error codes again; empty: all that failed.
+
+        Returns:
+            False if there is nothing to run again.
+
+        Raises:
+            JobNotFoundError: the ledger has forgotten the job, see `clipfleet.rebuild`.
+            JobConflictError: the job has not ended yet, or somebody else begins a retry of it, too.
+            OutputConflictError: the output does not hold this job any more.
+            OutputUnavailableError: the parts cannot be read.
+        """
+        token = uuid4().hex
+        self._ledger.begin_draft(self._job.job_id, token)
+        status = self._ledger.status(self._job.job_id)
+        if not status.state.is_final:
+            return self._join(status)
+        inventory = self._take_inventory(status, codes)
+        if not inventory.open_chunks and status.state in _COMPLETED:
+            return False
+        generation = Generation(max(status.generation, inventory.generation) + 1, tuple(codes))
+        note_generation(self._output, generation)
+        self._output.remove(keys.SUCCESS)
+        word, state = self._ledger.retry(
+            self._job.job_id, token, draft_of(inventory), generation=generation.number, codes=codes
+        )
+        if word != "started":
+            return self._lost_to_another()
+        if state is JobState.FINISHING:
+            self._hints.publish_finish()
+        self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
+        return True
+
+    def _join(self, status: JobStatus) -> bool:
+        """A retry that is under way is what was asked for."""
+        if status.generation == 0:
+            raise JobConflictError(
+                f"job {self._job.job_id} is {status.state}: a retry is for a job that has ended; "
+                f"follow it with `clipfleet watch {self._job.job_id}`"
+            )
+        return True
+
+    def _take_inventory(self, status: JobStatus, codes: Sequence[ErrorCode]) -> Inventory:
+        holder = job_of(self._output)
+        if holder is None or holder.job_id != self._job.job_id:
+            raise OutputConflictError(
+                f"{self._output.uri} does not hold job {self._job.job_id} any more: there is nothing to retry"
+            )
+        return take_inventory(
+            self._output, self._job, status.chunks, lambda _, counts: not has_failed(counts, codes)
+        )
+
+    def _lost_to_another(self) -> bool:
+        status = self._ledger.status(self._job.job_id)
+        if status.state in _COMPLETED:  # the other one was so quick that what we removed was its own
+            self._output.create(keys.SUCCESS, b"")
+        if status.state.is_final:
+            raise JobConflictError(f"another retry of job {self._job.job_id} was begun meanwhile: try again")
+        return self._join(status)
+
+
+def has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
+    """Whether a part has rows that a retry of these error codes (empty: all) runs again."""
+    return any(counts.codes.get(code, 0) for code in codes) if codes else counts.failed > 0
+
+
+def draft_of(inventory: Inventory, staged: Sequence[tuple[int, int]] = ()) -> Draft:
+    """What the ledger is told of an inventory."""
+    counts = inventory.counts
+    return Draft(
+        inventory.done, inventory.due, inventory.next_chunk, counts.ok, counts.failed, counts.codes, staged
+    )
