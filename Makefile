@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 
-.PHONY: demo install test lint unit integration e2e test-chaos bench clean
+.PHONY: demo install test lint unit integration e2e test-chaos test-peers bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -20,6 +21,10 @@ unit integration e2e: $(VENV)/.dev-installed
 
 test-chaos: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/chaos -q -s
+
+# The programs that exports are made for, in an environment of their own: their requirements are not ours.
+test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
+	PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/pytest tests/peers -q
 
 # Figures, not tests: they depend on the machine.
 bench: $(VENV)/.dev-installed
@@ -38,5 +43,11 @@ $(VENV)/.dev-installed: $(VENV)/.demo-installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(PEERS)/.installed: tests/peers/requirements.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/pip install --quiet --no-deps --only-binary :all: --requirement $< || \
+	  { echo "they do not install on this Python: make test-peers PYTHON=python3.13"; exit 1; }
+	touch $@
+
 clean:
-	rm -rf $(VENV) clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
