@@ -41,7 +41,7 @@ from clipfleet.rebuild import Rebuild
 from clipfleet.results import PartRows, RowReader
 from clipfleet.retry import Retry
 from clipfleet.settings import Settings, load_settings
-from clipfleet.sources import Source, open_source
+from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.submission import Submission
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Client:
 
     def classify(
         self,
-        source: str | Path,
+        source: SourceLike,
         labels: Sequence[str],
         *,
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
@@ -117,7 +117,7 @@ class Client:
             raise UsageError(f"label set: {_first_problem(error)}") from None
         return self._submit(source, Task.CLASSIFY, options, label_sets=(label_set,), top_k=top_k)
 
-    def embed(self, source: str | Path, *, options: JobOptions = JobOptions()) -> JobHandle:
+    def embed(self, source: SourceLike, *, options: JobOptions = JobOptions()) -> JobHandle:
         """Turn every image of a source into a vector; otherwise like `classify`."""
         return self._submit(source, Task.EMBED, options)
 
@@ -162,7 +162,7 @@ class Client:
 
     def _submit(
         self,
-        source: str | Path,
+        source: SourceLike,
         task: Task,
         options: JobOptions,
         *,
@@ -172,12 +172,7 @@ class Client:
         self._ledger.ping()
         if options.output is not None:
             open_output(str(options.output))  # a wrong one is told before the source is looked at
-        opened = open_source(
-            str(source),
-            url_column=options.url_column,
-            id_column=options.id_column,
-            base_uri=options.base_uri,
-        )
+        opened = source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
         job = _make_job(opened, task, options, label_sets, top_k)
         place = open_output(job.output)
         holder = job_of(place)

@@ -72,8 +72,8 @@ class Stager:
     ) -> Iterator[StagedFile]:
         """Write the items as files of whole chunks, and yield each file once it is visible.
 
-        A file is closed when it is full, or at the first chunk boundary two seconds after its first row; the
-        clock is looked at whenever a batch comes. Stopping early leaves no file behind that was not yielded.
+        A file is closed when it is full, or two seconds after its first row; the clock is looked at whenever
+        a batch comes, also one without rows. Stopping early leaves no file behind that was not yielded.
 
         Args:
             batches: the batches of a `Source`, from its first item on.
@@ -85,11 +85,11 @@ class Stager:
             OutputUnavailableError: the output cannot be written, or a file that the ledger knows cannot be
                 read.
         """
-        chunks = self._cut(batches)
-        next_chunk = self._compare(chunks, already_staged)
+        items = _Cutter(batches, self._chunk_size, self._close_after_seconds, self._monotonic)
+        next_chunk = self._compare(items, already_staged)
         file: _OpenFile | None = None
         try:
-            for chunk in chunks:
+            for chunk in items.chunks():
                 if chunk is not None:
                     if file is None:
                         file = _OpenFile(
@@ -111,30 +111,8 @@ class Stager:
         age_seconds = self._monotonic() - file.since
         return file.chunks >= self._chunks_per_file or age_seconds >= self._close_after_seconds
 
-    def _cut(self, batches: Iterable[pa.RecordBatch]) -> Iterator[_Chunk | None]:
-        """Chunks of exactly the right size (the last one may be shorter), and None after each batch."""
-        held: list[pa.RecordBatch] = []
-        rows = 0
-        since = 0.0
-        for batch in batches:
-            came = self._monotonic()
-            since = since if rows else came
-            held.append(batch)
-            rows += batch.num_rows
-            if rows >= self._chunk_size:
-                table = pa.Table.from_batches(held)
-                whole = rows - rows % self._chunk_size
-                for start in range(0, whole, self._chunk_size):
-                    yield _Chunk(table.slice(start, self._chunk_size), since)
-                    since = came
-                held = table.slice(whole).to_batches()
-                rows -= whole
-            yield None
-        if rows:
-            yield _Chunk(pa.Table.from_batches(held), since)
-
-    def _compare(self, chunks: Iterator[_Chunk | None], already_staged: Sequence[tuple[int, int]]) -> int:
-        """Take the staged chunks off the source and compare them; returns the number of the next chunk."""
+    def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
+        """Take the staged items off the source and compare them; returns the number of the next chunk."""
         next_chunk = 0
         with StagedReader(self._output, job_id=self._job_id, capacity=1) as reader:
             for first_chunk, count in sorted(already_staged):
@@ -142,10 +120,75 @@ class Stager:
                     raise ValueError(f"staged files leave a gap: chunk {next_chunk} before {first_chunk}")
                 for chunk_id in range(first_chunk, first_chunk + count):
                     staged = reader.read_chunk(first_chunk, count, chunk_id)
-                    fresh = next((chunk.rows for chunk in chunks if chunk is not None), None)
-                    _require_equal(staged, fresh, chunk_id * self._chunk_size)
+                    # By its own length: a pause of the source may have cut it short, and need not come again.
+                    _require_equal(staged, items.take(len(staged)))
                 next_chunk += count
         return next_chunk
+
+
+class _Cutter:
+    """Cuts a stream of batches into chunks."""
+
+    def __init__(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        chunk_size: int,
+        close_after_seconds: float,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._batches = iter(batches)
+        self._chunk_size = chunk_size
+        self._close_after_seconds = close_after_seconds
+        self._monotonic = monotonic
+        self._held: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._since = 0.0  # when the first held row came
+        self._came = 0.0  # when the last batch came
+
+    def take(self, count: int) -> pa.Table | None:
+        """The next rows, fewer than `count` only where the source ends, None where it has ended."""
+        while self._rows < count and self._add_next():
+            pass
+        return self._cut(min(count, self._rows)).rows if self._rows else None
+
+    def chunks(self) -> Iterator[_Chunk | None]:
+        """The other rows as chunks, and None after each batch.
+
+        A chunk is shorter than the chunk size at the end, and where its first row has waited too long for
+        others: a source that trickles keeps nobody waiting.
+        """
+        yield from self._whole_chunks()
+        while self._add_next():
+            yield from self._whole_chunks()
+            if self._rows and self._came - self._since >= self._close_after_seconds:
+                yield self._cut(self._rows)
+            yield None
+        if self._rows:
+            yield self._cut(self._rows)
+
+    def _whole_chunks(self) -> Iterator[_Chunk]:
+        while self._rows >= self._chunk_size:
+            yield self._cut(self._chunk_size)
+
+    def _add_next(self) -> bool:
+        batch = next(self._batches, None)
+        if batch is None:
+            return False
+        self._came = self._monotonic()
+        if batch.num_rows:
+            if not self._rows:
+                self._since = self._came
+            self._held.append(batch)
+            self._rows += batch.num_rows
+        return True
+
+    def _cut(self, count: int) -> _Chunk:
+        table = pa.Table.from_batches(self._held)
+        chunk = _Chunk(table.slice(0, count), self._since)
+        self._held = table.slice(count).to_batches()
+        self._rows -= count
+        self._since = self._came  # what is left came with the last batch
+        return chunk
 
 
 class _OpenFile:
@@ -206,20 +249,22 @@ def _parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
-def _require_equal(staged: pa.Table, fresh: pa.Table | None, first_index: int) -> None:
+def _require_equal(staged: pa.Table, fresh: pa.Table | None) -> None:
     if fresh is not None and fresh.equals(staged):
         return
+    first_index = staged["item_index"][0].as_py()
     if fresh is not None and fresh.column_names != staged.column_names:
         before, now = (", ".join(table.column_names) for table in (staged, fresh))
         raise _changed(f"at item {first_index} its columns were {before}, now they are {now}")
     pairs = zip_longest(staged.to_pylist(), [] if fresh is None else fresh.to_pylist())
     for item_index, (before, now) in enumerate(pairs, first_index):
-        if before is None or now is None:
-            raise _changed(f"it {'ends before' if now is None else 'goes on with'} item {item_index}")
+        if now is None:
+            raise _changed(f"it ends before item {item_index}")
         differing = [name for name in before if before[name] != now[name]]
         if differing:
             # No values: a URL may hold a password.
             raise _changed(f"item {item_index} differs in {', '.join(differing)}")
+    raise _changed(f"at item {first_index} the types of its columns are others")
 
 
 def _changed(how: str) -> SourceChangedError:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipfleet.errors import SourceError
-from clipfleet.sources import open_source, walk
+from clipfleet.sources import ReadOptions, open_source, walk
 from clipfleet.sources.batches import MAX_ROWS, in_batches
 
 
@@ -32,7 +32,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def items(source: str | Path, **options: str) -> list[dict[str, Any]]:
-    batches = list(open_source(str(source), **options).batches())
+    batches = list(open_source(str(source), ReadOptions(**options)).batches())
     table = pa.Table.from_batches(batches)
     assert table.column("item_index").to_pylist() == list(range(len(table)))
     assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
@@ -50,7 +50,7 @@ def uris(source: str | Path, **options: str) -> list[str]:
 
 def problem(source: str | Path, **options: str) -> str:
     with pytest.raises(SourceError) as caught:
-        list(open_source(str(source), **options).batches())
+        list(open_source(str(source), ReadOptions(**options)).batches())
     return str(caught.value)
 
 
@@ -386,7 +386,7 @@ class TestCsv:
         assert items(path, url_column="link", id_column="SKU") == [
             {"item_id": "s", "uri": "https://a/1.jpg", "url": "u", "id": "i"}
         ]
-        description = open_source(str(path), url_column="link", id_column="SKU").description
+        description = open_source(str(path), ReadOptions(url_column="link", id_column="SKU")).description
         assert description.options["url_column"] == "Link"
         assert description.options["id_column"] == "SKU"
         assert description != open_source(str(path)).description

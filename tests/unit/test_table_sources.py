@@ -15,7 +15,7 @@ import pytest
 
 from clipfleet.errors import SourceError
 from clipfleet.parts import INLINE_COLUMN
-from clipfleet.sources import open_source
+from clipfleet.sources import ReadOptions, open_source
 from clipfleet.sources.batches import MAX_ROWS
 
 URL = "https://a/1.jpg"
@@ -23,7 +23,7 @@ URL = "https://a/1.jpg"
 
 def table(source: Path, **options: str) -> pa.Table:
     """All items, after checks that hold for every source."""
-    opened = open_source(str(source), **options)
+    opened = open_source(str(source), ReadOptions(**options))
     batches = list(opened.batches())
     found = pa.Table.from_batches(batches)
     assert found["item_index"].to_pylist() == list(range(len(found)))
@@ -40,7 +40,7 @@ def items(source: Path, **options: str) -> list[dict[str, Any]]:
 
 def problem(source: Path, **options: str) -> str:
     with pytest.raises(SourceError) as caught:
-        list(open_source(str(source), **options).batches())
+        list(open_source(str(source), ReadOptions(**options)).batches())
     return str(caught.value)
 
 
@@ -382,7 +382,8 @@ class TestBaseUri:
         for name in ("a.txt", "a.csv", "a.jsonl", "a.parquet"):
             found = [row["uri"] for row in items(tmp_path / name, base_uri=base)]
             assert found == [expected, expected, URL, "/abs.jpg"], name
-            assert open_source(str(tmp_path / name), base_uri=base).description.options["base_uri"] == base
+            description = open_source(str(tmp_path / name), ReadOptions(base_uri=base)).description
+            assert description.options["base_uri"] == base
 
     def test_a_folder_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "1.jpg").touch()

@@ -6,7 +6,8 @@ A source is read once, in a stable order and in bounded memory. It knows names a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -18,14 +19,19 @@ from clipfleet.sources.files import LocalFile
 from clipfleet.sources.folder import FolderSource, is_picture_name
 from clipfleet.sources.formats import has_columns, list_opener
 from clipfleet.sources.glob import GlobSource, has_wildcards
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.iterable import Item, IterableSource
+from clipfleet.sources.options import BY_NAME, ReadOptions
+from clipfleet.sources.stdin import StdinSource
 from clipfleet.sources.uris import has_scheme, printable
 
-__all__ = ["SUPPORTED", "Source", "open_source"]
+__all__ = ["SUPPORTED", "ReadOptions", "Source", "SourceLike", "open_source", "source_of"]
 
+SourceLike = str | os.PathLike[str] | Iterable[Item]
+
+STDIN = "-"
 SUPPORTED = (
     "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
-    "per line, a table (.csv, .tsv, .jsonl, .parquet), and a single picture"
+    "per line, a table (.csv, .tsv, .jsonl, .parquet), - for standard input, and a single picture"
 )
 
 
@@ -38,7 +44,7 @@ class Source(Protocol):
         ...
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The items, as batches of 1 to 8,192 rows.
+        """The items, as batches of up to 8,192 rows; none while nothing comes for a moment.
 
         Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
         `description.extra_columns` in that order, of whatever type, and the pictures themselves where the
@@ -53,30 +59,40 @@ class Source(Protocol):
         ...
 
 
-def open_source(
-    text: str, *, url_column: str | None = None, id_column: str | None = None, base_uri: str | None = None
-) -> Source:
+def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
     """The source that a user means by `text`: a folder, a pattern, a list, a table or one picture.
 
     What exists under exactly this name comes first, so a file called `a[1].jpg` is that file and no pattern.
 
     Args:
-        text: path or pattern; a relative one counts from the current folder, `~` is the home folder.
-        url_column: column of a table that holds the URLs or paths, where its name is not one of the usual
-            ones.
-        id_column: column of a table that holds the user's names of the items.
-        base_uri: what relative paths and bare keys of a list are below, by default the list's own folder.
+        text: path or pattern; a relative one counts from the current folder, `~` is the home folder; `-` is
+            standard input.
+        options: how to read it.
 
     Raises:
         SourceError: there is nothing of this name, it is of no supported kind, or its header cannot be used.
     """
-    options = ReadOptions(url_column, id_column, base_uri)
+    if text == STDIN:
+        return StdinSource(options)
     path = _absolute(text)
     opener = list_opener(path.name) if path.is_file() else None
     _require_fit(text, options, is_list=opener is not None, is_table=has_columns(path.name))
     if opener is not None:
         return opener(LocalFile(path), options)
     return _without_list(text, path)
+
+
+def source_of(source: SourceLike, options: ReadOptions) -> Source:
+    """Like `open_source`; anything that is iterable and no name holds the items themselves.
+
+    Raises:
+        SourceError: see `open_source`; also for a single picture or dict, which must be in a list.
+    """
+    if isinstance(source, str | os.PathLike):
+        return open_source(os.fspath(source), options)
+    if isinstance(source, bytes | bytearray | memoryview | Mapping) or not isinstance(source, Iterable):
+        raise SourceError(f"a {type(source).__name__} cannot be a source: put it into a list")
+    return IterableSource(source, options)
 
 
 def _require_fit(text: str, options: ReadOptions, *, is_list: bool, is_table: bool) -> None:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 MAX_ROWS = 8192
 _FIRST_ROWS = 512
-_MAX_BYTES = 32 * 1024 * 1024  # so that pictures inside a list keep the memory flat
+MAX_BYTES = 32 * 1024 * 1024  # so that pictures inside a list keep the memory flat
 
 
 def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
@@ -40,7 +40,7 @@ def in_batches(rows: Iterable[T], size_bytes: Callable[[T], int] = lambda row: 0
     for row in rows:
         batch.append(row)
         held_bytes += size_bytes(row)
-        if len(batch) >= most or held_bytes >= _MAX_BYTES:
+        if len(batch) >= most or held_bytes >= MAX_BYTES:
             yield batch
             batch, held_bytes, most = [], 0, min(2 * most, MAX_ROWS)
     if batch:

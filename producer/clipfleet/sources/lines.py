@@ -12,7 +12,7 @@ from clipfleet.errors import SourceError
 from clipfleet.sources.files import SourceFile
 
 MAX_LINE_BYTES = 64 * 1024 * 1024  # room for a data: URL; what is longer is no list of images
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
 
@@ -58,7 +58,7 @@ class TextFile:
         while raw := stream.readline(MAX_LINE_BYTES):
             number += 1
             if number == 1:
-                raw = raw.removeprefix(_BOM)
+                raw = raw.removeprefix(BOM)
             if len(raw) == MAX_LINE_BYTES:
                 raise self.error(number, f"the line is longer than {MAX_LINE_BYTES:,} bytes")
             yield decoded_line(raw, self.file.name, number)

@@ -23,3 +23,6 @@ class ReadOptions:
     def described(self) -> dict[str, str]:
         """What changes the meaning of a list, in the words of `SourceDescription.options`."""
         return {"base_uri": self.base_uri} if self.base_uri else {}
+
+
+BY_NAME = ReadOptions()  # the name of the source says it all

@@ -38,10 +38,18 @@ class RecordTable:
         where: beginning of messages about the columns.
         base: what relative names are below.
         is_all: whether the sample is all there is.
+        may_hold_pictures: whether values may be bytes; then any record may hold a picture instead of a URL.
     """
 
     def __init__(
-        self, sample: Sequence[Record], options: ReadOptions, *, where: str, base: str, is_all: bool
+        self,
+        sample: Sequence[Record],
+        options: ReadOptions,
+        *,
+        where: str,
+        base: str,
+        is_all: bool,
+        may_hold_pictures: bool = False,
     ) -> None:
         header = list(dict.fromkeys(name for record in sample for name in record))
         held = {
@@ -54,7 +62,11 @@ class RecordTable:
             name: _common_type([record.get(header[position]) for record in sample])
             for name, position in self._columns.extra.items()
         }
-        self._known = frozenset(header)
+        columns = self._columns
+        self.url_field = "url" if columns.url is None else header[columns.url]
+        self.bytes_field = "bytes" if columns.bytes is None else header[columns.bytes]
+        self._may_hold_pictures = may_hold_pictures
+        self._known = frozenset([*header, *([self.url_field, self.bytes_field] if may_hold_pictures else [])])
         self._others = None if is_all else _unused_name(OTHER_FIELDS, self._types)
 
     @property
@@ -85,12 +97,13 @@ class RecordTable:
         }
         if self._others:
             extra[self._others] = pa.array([_json(rest) if rest else None for rest in misfits], pa.string())
-        if self._columns.bytes is not None:
-            field = self._header[self._columns.bytes]
-            missing = b"" if self._columns.url is None else None  # else it is fetched
-            pictures = [_bytes(one.get(field), missing) for one in records]
-            extra[INLINE_COLUMN] = pa.array(pictures, pa.binary())
+        if self._may_hold_pictures:
+            extra[INLINE_COLUMN] = pa.array([self._picture(record) for record in records], pa.binary())
         return item_batch(first_index, self._ids(records), self._uris(first_index, records), extra)
+
+    def _picture(self, record: Record) -> bytes | None:
+        values = (record.get(self.bytes_field), record.get(self.url_field))
+        return next((value for value in values if isinstance(value, bytes)), None)
 
     def _extra(
         self, name: str, field: str, records: Sequence[Record], misfits: list[dict[str, Any]]
@@ -106,11 +119,17 @@ class RecordTable:
         return pa.array(values, kind)
 
     def _uris(self, first_index: int, records: Sequence[Record]) -> pa.Array:
-        if self._columns.url is None:  # the pictures themselves, which need a name all the same
-            return pa.array([f"#{number}" for number in range(first_index, first_index + len(records))])
-        field = self._header[self._columns.url]
-        texts = pa.array([_text(record.get(field)) or "" for record in records], pa.string())
-        return absolute_uris(pc.utf8_trim_whitespace(texts), self._base)
+        given = [record.get(self.url_field) for record in records]
+        texts = pa.array([None if isinstance(one, bytes) else _text(one) for one in given], pa.string())
+        uris = absolute_uris(pc.fill_null(pc.utf8_trim_whitespace(texts), ""), self._base)
+        if not self._may_hold_pictures:
+            return uris
+        # A picture without a URL needs a name all the same.
+        numbers = range(first_index, first_index + len(records))
+        names = [
+            f"#{number}" if self._picture(one) else "" for number, one in zip(numbers, records, strict=True)
+        ]
+        return pc.if_else(pc.equal(uris, ""), pa.array(names, pa.string()), uris)
 
     def _ids(self, records: Sequence[Record]) -> pa.Array | None:
         if self._columns.id is None:
@@ -193,10 +212,6 @@ def _unprintable(value: Any) -> str:
 
 def _is_bytes(value: Any) -> bool:
     return isinstance(value, bytes)
-
-
-def _bytes(value: Any, missing: bytes | None) -> bytes | None:
-    return value if isinstance(value, bytes) else missing
 
 
 def _unused_name(name: str, taken: Mapping[str, object]) -> str:

@@ -1,0 +1,118 @@
+"""Items of a Python program: URLs, paths, pictures as bytes, or dicts with one of these and further fields.
+
+A list (anything with a length) is looked at before it is read, so that its description tells its content. An
+iterator is read once, item by item, in the caller's thread: what it gave half a second ago leaves with the
+next item as a batch. Relative paths count from the current folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clipfleet.contract import SourceDescription
+from clipfleet.errors import SourceError
+from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS
+from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.records import Record, RecordTable, plain
+
+Item = str | os.PathLike[str] | bytes | Mapping[str, Any]
+
+NAME = "the items"
+PASS_ON_SECONDS = 0.5
+_SAMPLE_ITEMS = 8192
+
+
+class IterableSource:
+    """See `clipfleet.sources.Source`.
+
+    Args:
+        items: see the module; a list must not change while it is read.
+        options: `url_column` and `id_column` name fields of dicts.
+        monotonic: a clock in seconds.
+
+    Raises:
+        SourceError: there are no items, or the first ones cannot be used.
+    """
+
+    def __init__(
+        self, items: Iterable[Item], options: ReadOptions, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._monotonic = monotonic
+        is_list = isinstance(items, Collection)
+        rest = iter(items)
+        first = list(islice(rest, _SAMPLE_ITEMS if is_list else 1))
+        if not first:
+            raise SourceError("there are no items")
+        self._items: Iterable[Item] = items if is_list else chain(first, rest)
+        self._table = RecordTable(
+            [_record(item, number, "url", "bytes") for number, item in enumerate(first)],
+            options,
+            where=NAME,
+            base=options.base or f"{Path.cwd()}/",
+            is_all=isinstance(items, Collection) and len(items) == len(first),
+            may_hold_pictures=True,
+        )
+        self.description = SourceDescription(
+            kind="iterable",
+            uri="python:",
+            options=options.described() | self._table.described() | (_content(items) if is_list else {}),
+            extra_columns=self._table.extra_columns,
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """See the protocol."""
+        index = 0
+        for records in self._passed_on():
+            yield self._table.batch(index, records)
+            index += len(records)
+
+    def _passed_on(self) -> Iterator[list[Record]]:
+        held: list[Record] = []
+        held_bytes = 0
+        since = self._monotonic()
+        url_field, bytes_field = self._table.url_field, self._table.bytes_field
+        for number, item in enumerate(self._items):
+            record = _record(item, number, url_field, bytes_field)
+            held.append(record)
+            held_bytes += sum(len(value) for value in record.values() if isinstance(value, bytes | str))
+            is_full = len(held) >= MAX_ROWS or held_bytes >= MAX_BYTES
+            if is_full or self._monotonic() - since >= PASS_ON_SECONDS:
+                yield held
+                held, held_bytes, since = [], 0, self._monotonic()
+        if held:
+            yield held
+
+
+def _record(item: Item, number: int, url_field: str, bytes_field: str) -> Record:
+    if isinstance(item, str):
+        return {url_field: item}
+    if isinstance(item, bytes | bytearray | memoryview):
+        return {bytes_field: bytes(item)}
+    try:
+        if isinstance(item, Mapping):
+            return {str(name): plain(value) for name, value in item.items()}
+        return {url_field: os.fsdecode(os.fspath(item))}
+    except TypeError as error:
+        raise SourceError(f"item {number} cannot be used: {error}") from None
+
+
+def _content(items: Iterable[Item]) -> dict[str, str]:
+    """What tells a list from another one, in the words of `SourceDescription.options`."""
+    digest = hashlib.sha256()
+    count = 0
+    for number, item in enumerate(items):
+        for name, value in _record(item, number, "", "").items():
+            content = value if isinstance(value, bytes) else repr(value).encode(errors="replace")
+            digest.update(b"%d:%s%d:" % (len(name), name.encode(errors="replace"), len(content)))
+            digest.update(content)
+        digest.update(b"\n")
+        count += 1
+    return {"items": str(count), "sha256": digest.hexdigest()[:16]}

@@ -1,0 +1,128 @@
+"""Standard input: one URL or path per line, or one JSON object per line if the first line begins with `{`.
+
+Items are passed on as they come: whatever was read half a second ago has left as a batch, and while nothing
+comes there are batches without rows, so that staging can look at its clock. The first line is waited for as
+long as it takes. Relative paths count from the current folder. In JSON lines the fields of the first object
+become columns, later ones go into `other_fields`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from clipfleet.contract import SourceDescription
+from clipfleet.errors import SourceError
+from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, item_batch
+from clipfleet.sources.jsonl import json_record
+from clipfleet.sources.lines import BOM, MAX_LINE_BYTES, decoded_line
+from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.records import RecordTable
+from clipfleet.sources.uris import absolute_uris
+
+NAME = "stdin"
+PASS_ON_SECONDS = 0.5
+_BLOCK_BYTES = 1 << 16
+
+NumberedLine = tuple[int, str]
+
+
+class StdinSource:
+    """See `clipfleet.sources.Source`. Can be read once.
+
+    Args:
+        options: see there.
+        descriptor: what is read; nobody else may read from it.
+        monotonic: a clock in seconds.
+    """
+
+    def __init__(
+        self, options: ReadOptions, *, descriptor: int = 0, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._descriptor = descriptor
+        self._monotonic = monotonic
+        self._base = options.base or f"{Path.cwd()}/"
+        self._blocks = self._read_blocks()
+        self._first = self._wait_for_lines()
+        number, line = self._first[0]
+        self._table: RecordTable | None = None
+        if line.startswith("{"):
+            sample = [json_record(line, NAME, number)]
+            self._table = RecordTable(sample, options, where=NAME, base=self._base, is_all=False)
+        elif options.url_column is not None or options.id_column is not None:
+            raise SourceError(f"{NAME}: --url-column and --id-column apply to lines of JSON only")
+        self.description = SourceDescription(
+            kind="stdin",
+            uri="-",
+            options=options.described() | (self._table.described() if self._table else {}),
+            extra_columns=self._table.extra_columns if self._table else (),
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """See the protocol."""
+        index = 0
+        for lines in self._passed_on():
+            yield self._batch(index, lines)
+            index += len(lines)
+
+    def _batch(self, first_index: int, lines: list[NumberedLine]) -> pa.RecordBatch:
+        if self._table is not None:
+            return self._table.batch(first_index, [json_record(line, NAME, number) for number, line in lines])
+        uris = pa.array([line for _, line in lines], pa.string())
+        return item_batch(first_index, None, absolute_uris(uris, self._base))
+
+    def _passed_on(self) -> Iterator[list[NumberedLine]]:
+        """Lines for one batch each: many where they come fast, else what came within half a second."""
+        yield self._first
+        held: list[NumberedLine] = []
+        since = self._monotonic()
+        for block in self._blocks:
+            held += block
+            is_full = len(held) >= MAX_ROWS or sum(len(line) for _, line in held) >= MAX_BYTES
+            if is_full or self._monotonic() - since >= PASS_ON_SECONDS:
+                for start in range(0, len(held) or 1, MAX_ROWS):
+                    yield held[start : start + MAX_ROWS]
+                held, since = [], self._monotonic()
+        if held:
+            yield held
+
+    def _wait_for_lines(self) -> list[NumberedLine]:
+        for block in self._blocks:
+            if block:
+                return block
+        raise SourceError(f"{NAME}: no lines came, one URL or path per line is expected")
+
+    def _read_blocks(self) -> Iterator[list[NumberedLine]]:
+        """Lines that are not blank, with their number; an empty list where nothing comes for a while."""
+        number = 0
+        rest: list[bytes] = []  # of a line whose end has not come yet
+        while True:
+            if not select.select([self._descriptor], [], [], PASS_ON_SECONDS)[0]:
+                yield []
+                continue
+            data = os.read(self._descriptor, _BLOCK_BYTES)
+            *whole, last = data.split(b"\n") if data else [b"", b""]
+            if whole:
+                whole[0] = b"".join([*rest, whole[0]])
+                rest = []
+            rest.append(last)
+            if sum(map(len, rest)) > MAX_LINE_BYTES:
+                raise SourceError(
+                    f"{NAME}:{number + len(whole) + 1}: the line is longer than {MAX_LINE_BYTES:,} bytes"
+                )
+            yield [*_decoded(whole, number)]
+            number += len(whole)
+            if not data:
+                return
+
+
+def _decoded(lines: list[bytes], before: int) -> Iterator[NumberedLine]:
+    for number, raw in enumerate(lines, before + 1):
+        text = decoded_line(raw.removeprefix(BOM) if number == 1 else raw, NAME, number).strip()
+        if text:
+            yield number, text

@@ -1,0 +1,292 @@
+"""Sources that are read once and may pause: standard input, and what a Python program hands over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipfleet.errors import SourceError
+from clipfleet.parts import INLINE_COLUMN
+from clipfleet.sources import ReadOptions, Source, open_source, source_of
+from clipfleet.sources.batches import MAX_ROWS
+from clipfleet.sources.iterable import IterableSource
+from clipfleet.sources.options import BY_NAME
+from clipfleet.sources.stdin import StdinSource
+from tests.support.doubles import Clock
+
+
+def items(source: Source) -> list[dict[str, Any]]:
+    table = pa.Table.from_batches(list(source.batches()))
+    assert table["item_index"].to_pylist() == list(range(len(table)))
+    carried = [name for name in table.column_names[3:] if name != INLINE_COLUMN]
+    assert carried == list(source.description.extra_columns)
+    return [{k: v for k, v in row.items() if k != "item_index"} for row in table.to_pylist()]
+
+
+class Pipe:
+    """A pipe whose reading end is a source's standard input."""
+
+    def __init__(self) -> None:
+        self.reading, self._writing = os.pipe()
+
+    def write(self, text: str | bytes) -> None:
+        os.write(self._writing, text.encode() if isinstance(text, str) else text)
+
+    def end(self) -> None:
+        os.close(self._writing)
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    """Half a second is over at once: a test waits for nothing."""
+    monkeypatch.setattr("clipfleet.sources.stdin.PASS_ON_SECONDS", 0.001)
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.reading)
+
+
+def of_stdin(pipe: Pipe, content: str | bytes, **options: str) -> Source:
+    pipe.write(content)
+    pipe.end()
+    return StdinSource(ReadOptions(**options), descriptor=pipe.reading)
+
+
+def stdin_problem(pipe: Pipe, content: str | bytes, **options: str) -> str:
+    with pytest.raises(SourceError) as caught:
+        list(of_stdin(pipe, content, **options).batches())
+    return str(caught.value)
+
+
+class TestStdin:
+    def test_lines_are_urls_and_paths(
+        self, pipe: Pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        source = of_stdin(pipe, b"\xef\xbb\xbfhttps://a/1.jpg\r\n\n  b.jpg \n/c.jpg")
+
+        assert [(row["item_id"], row["uri"]) for row in items(source)] == [
+            ("0", "https://a/1.jpg"),
+            ("1", f"{tmp_path}/b.jpg"),
+            ("2", "/c.jpg"),
+        ]
+        assert source.description.kind == "stdin"
+
+    def test_the_base_of_relative_names(self, pipe: Pipe) -> None:
+        source = of_stdin(pipe, "a/1.jpg\n", base_uri="s3://bucket/x")
+
+        assert items(source) == [{"item_id": "0", "uri": "s3://bucket/x/a/1.jpg"}]
+
+    def test_lines_of_json_have_the_columns_of_the_first_and_the_rest_as_json(self, pipe: Pipe) -> None:
+        records = [
+            {"url": "/1", "id": "a", "n": 1},
+            {"url": "/2", "n": "two", "more": [1]},
+            {"url": "/3", "n": 3},
+        ]
+        source = of_stdin(pipe, "".join(json.dumps(record) + "\n" for record in records))
+
+        assert items(source) == [
+            {"item_id": "a", "uri": "/1", "n": 1, "other_fields": None},
+            {"item_id": "1", "uri": "/2", "n": None, "other_fields": '{"more": [1], "n": "two"}'},
+            {"item_id": "2", "uri": "/3", "n": 3, "other_fields": None},
+        ]
+
+    def test_what_came_is_passed_on_while_nothing_more_comes(self, pipe: Pipe) -> None:
+        pipe.write("/1.jpg\n/2.j")
+        batches = StdinSource(BY_NAME, descriptor=pipe.reading).batches()
+
+        assert next(batches)["uri"].to_pylist() == ["/1.jpg"]
+        assert next(batches).num_rows == 0
+        pipe.write("pg\n/3.jpg\n")
+        assert next(batch for batch in batches if batch.num_rows)["uri"].to_pylist() == ["/2.jpg", "/3.jpg"]
+        pipe.end()
+        assert sum(batch.num_rows for batch in batches) == 0
+
+    def test_many_lines_come_in_large_batches(self, tmp_path: Path) -> None:
+        (tmp_path / "lines").write_text("".join(f"/{number}.jpg\n" for number in range(50_000)))
+        descriptor = os.open(tmp_path / "lines", os.O_RDONLY)
+        source = StdinSource(BY_NAME, descriptor=descriptor, monotonic=Clock())
+
+        sizes = [batch.num_rows for batch in source.batches()]
+
+        os.close(descriptor)
+        assert sum(sizes) == 50_000
+        assert max(sizes) == MAX_ROWS
+        assert len(sizes) < 20
+
+    def test_a_long_line_in_many_pieces(self, tmp_path: Path) -> None:
+        uri = "data:image/png;base64," + "A" * 3_000_000
+        (tmp_path / "lines").write_text(f"/1\n{uri}\n/2")
+        descriptor = os.open(tmp_path / "lines", os.O_RDONLY)
+
+        found = [row["uri"] for row in items(StdinSource(BY_NAME, descriptor=descriptor))]
+
+        os.close(descriptor)
+        assert found == ["/1", uri, "/2"]
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", "stdin: no lines came"),
+            ("\n \n", "stdin: no lines came"),
+            (b"/1\n\n/caf\xe9\n", "stdin:3: byte 5 of the line is not UTF-8"),
+            (b"\x1f\x8b\x08 \xff\n", "looks like gzip"),
+            ('{"url": "/1"}\n{"url"\n', "stdin:2: not a line of JSON"),
+            ('{"url": "/1"}\n/2\n', "stdin:2: not a line of JSON"),
+            ('{"link": "/1"}\n', "stdin: no column is called url"),
+        ],
+    )
+    def test_what_is_wrong_names_the_line(self, pipe: Pipe, content: str | bytes, words: str) -> None:
+        assert words in stdin_problem(pipe, content)
+
+    def test_an_endless_line(self, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clipfleet.sources.stdin.MAX_LINE_BYTES", 1000)
+
+        assert "stdin:2: the line is longer than 1,000 bytes" in stdin_problem(pipe, "/1\n" + "x" * 5000)
+
+    def test_columns_apply_to_json_only(self, pipe: Pipe) -> None:
+        assert "--url-column" in stdin_problem(pipe, "/1.jpg\n", url_column="x")
+
+    def test_a_dash_is_standard_input(self, monkeypatch: pytest.MonkeyPatch, pipe: Pipe) -> None:
+        pipe.write("/1.jpg\n")
+        pipe.end()
+        source = StdinSource(BY_NAME, descriptor=pipe.reading)
+        monkeypatch.setattr("clipfleet.sources.StdinSource", lambda _: source)
+
+        assert open_source("-") is source
+
+
+class TestIterable:
+    def test_urls_paths_pictures_and_dicts_in_one_list(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        source = source_of(
+            [
+                "https://a/1.jpg", "b.jpg", Path("c.jpg"), Path("/d.jpg"), b"picture",
+                {"url": "e.jpg", "id": 7, "price": 1.5},
+                {"bytes": bytearray(b"two"), "id": "x"}, {"id": "none"},
+            ],
+            BY_NAME,
+        )  # fmt: skip
+
+        assert [tuple(row.values()) for row in items(source)] == [
+            ("0", "https://a/1.jpg", None, None),
+            ("1", f"{tmp_path}/b.jpg", None, None),
+            ("2", f"{tmp_path}/c.jpg", None, None),
+            ("3", "/d.jpg", None, None),
+            ("4", "#4", None, b"picture"),
+            ("7", f"{tmp_path}/e.jpg", 1.5, None),
+            ("x", "#6", None, b"two"),
+            ("none", "", None, None),
+        ]
+
+    def test_values_of_a_program_become_values_of_json(self) -> None:
+        source = source_of(
+            [
+                {
+                    "url": "/1",
+                    "n": np.int64(3),
+                    "x": np.float32(0.5),
+                    "day": date(2026, 1, 2),
+                    "tags": {"a": (1, 2)},
+                    "vector": np.array([1, 2]),
+                }
+            ],
+            BY_NAME,
+        )
+
+        assert items(source) == [
+            {
+                "item_id": "0", "uri": "/1", "n": 3, "x": 0.5, "day": "2026-01-02", "tags": '{"a": [1, 2]}',
+                "vector": "[1, 2]", INLINE_COLUMN: None,
+            }
+        ]  # fmt: skip
+
+    def test_a_generator_is_streamed(self) -> None:
+        taken: list[int] = []
+
+        def endless() -> Iterator[str]:
+            for number in range(10**9):
+                taken.append(number)
+                yield f"/{number}.jpg"
+
+        batches = IterableSource(endless(), BY_NAME, monotonic=Clock()).batches()
+
+        assert len(taken) == 1
+        assert next(batches).num_rows == MAX_ROWS
+        assert len(taken) == MAX_ROWS
+
+    def test_what_a_slow_generator_gave_is_passed_on(self) -> None:
+        clock = Clock()
+
+        def slow() -> Iterator[str]:
+            for number in range(10):
+                clock.now += 0.2
+                yield f"/{number}.jpg"
+
+        sizes = [batch.num_rows for batch in IterableSource(slow(), BY_NAME, monotonic=clock).batches()]
+
+        assert sum(sizes) == 10
+        assert max(sizes) <= 4
+
+    def test_a_generator_may_hand_over_anything_after_its_first_item(self) -> None:
+        source = source_of(
+            iter([{"image_url": "/1", "n": 1}, "/2", b"3", {"image_url": "/4", "m": 2}]), BY_NAME
+        )
+
+        assert [tuple(row.values()) for row in items(source)] == [
+            ("0", "/1", 1, None, None),
+            ("1", "/2", None, None, None),
+            ("2", "#2", None, None, b"3"),
+            ("3", "/4", None, '{"m": 2}', None),
+        ]
+
+    def test_large_pictures_make_small_batches(self) -> None:
+        source = source_of((b"x" * 1_000_000 for _ in range(100)), BY_NAME)
+
+        assert max(batch.num_rows for batch in source.batches()) < 40
+
+    def test_fields_that_are_chosen(self) -> None:
+        source = source_of([{"scan": b"1", "sku": 5}], ReadOptions(url_column="scan", id_column="sku"))
+
+        assert items(source) == [{"item_id": "5", "uri": "#0", INLINE_COLUMN: b"1"}]
+
+    def test_the_description_of_a_list_tells_its_content(self) -> None:
+        lists: list[list[Any]] = [
+            ["/1"],
+            ["/2"],
+            ["/1", "/2"],
+            [b"/1"],
+            [{"url": "/1", "n": 1}],
+            [{"url": "/1", "n": 2}],
+        ]
+        descriptions = [source_of(one, BY_NAME).description for one in lists]
+
+        assert len({description.model_dump_json() for description in descriptions}) == len(lists)
+        assert source_of(["/1"], BY_NAME).description == descriptions[0]
+
+    @pytest.mark.parametrize(
+        ("source", "words"),
+        [
+            ([], "there are no items"),
+            (iter(()), "there are no items"),
+            (b"picture", "put it into a list"),
+            ({"url": "/1"}, "put it into a list"),
+            (5, "put it into a list"),
+            ([None], "item 0 cannot be used"),
+            (["/1", 5], "item 1 cannot be used"),
+            ([{"url": "/1", "x": object()}], "item 0 cannot be used: a object cannot be carried"),
+            ([{"link": "/1"}], "no column is called url"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named(self, source: Any, words: str) -> None:
+        with pytest.raises(SourceError, match=words):
+            list(source_of(source, BY_NAME).batches())
