@@ -202,6 +202,62 @@ class TestRoots:
         assert contexts(ledger, tmp_path / "mount").get(make_claim(linked)).job == linked
 
 
+class FakeOutput:
+    """Holds a job file and nothing else."""
+
+    def __init__(self, job: Job, *, is_there: bool = True) -> None:
+        self.uri = job.output
+        self._data = job.model_dump_json().encode() if is_there else None
+
+    def read(self, name: str) -> bytes | None:
+        assert name == keys.JOB_FILE
+        return self._data
+
+
+class TestBuckets:
+    """Which outputs on S3 are opened. The roots do not matter for them, nor the buckets for folders."""
+
+    @pytest.fixture
+    def job(self) -> Job:
+        return make_job("s3://results/nightly")
+
+    def opened(
+        self, monkeypatch: pytest.MonkeyPatch, job: Job, *buckets: str, is_there: bool = True
+    ) -> JobContexts:
+        output = FakeOutput(job, is_there=is_there)
+        monkeypatch.setattr(job_contexts, "output_of", lambda *_: output)
+        store = RedisStore("redis://nowhere.invalid")
+        return JobContexts(cast(Ledger, FakeLedger(job)), store, (), buckets)
+
+    @pytest.mark.parametrize("buckets", [(), ("results",), ("pictures", "results")])
+    def test_all_buckets_or_those_of_the_list(
+        self, monkeypatch: pytest.MonkeyPatch, job: Job, buckets: tuple[str, ...]
+    ) -> None:
+        assert self.opened(monkeypatch, job, *buckets).get(make_claim(job)).job == job
+
+    @pytest.mark.parametrize("bucket", ["pictures", "result", "results-2", "Results"])
+    def test_another_bucket_is_refused_and_the_setting_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, job: Job, bucket: str
+    ) -> None:
+        with pytest.raises(OutputUnreachableError, match="add results to CLIPFLEET_S3_BUCKETS"):
+            self.opened(monkeypatch, job, bucket).get(make_claim(job))
+
+    def test_where_the_job_file_is_missing_it_may_be_another_store(
+        self, monkeypatch: pytest.MonkeyPatch, job: Job
+    ) -> None:
+        with pytest.raises(OutputUnreachableError, match=r"job\.json is not there.*AWS_ENDPOINT_URL"):
+            self.opened(monkeypatch, job, is_there=False).get(make_claim(job))
+
+    def test_a_worker_whose_s3_cannot_be_used_gives_the_reason(
+        self, monkeypatch: pytest.MonkeyPatch, job: Job
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "nonsense")
+        store = RedisStore("redis://nowhere.invalid")
+
+        with pytest.raises(OutputUnreachableError, match=r"S3 cannot be used.*nonsense"):
+            JobContexts(cast(Ledger, FakeLedger(job)), store, ()).get(make_claim(job))
+
+
 class TestJobFile:
     def test_where_it_is_missing_the_folder_is_another_one(self, job: Job, opened: JobContexts) -> None:
         Path(job.output, keys.JOB_FILE).unlink()

@@ -31,7 +31,7 @@ Models = Annotated[
     str | None,
     typer.Option("--models", metavar="NAME,...", help="models to serve; the first is loaded at start"),
 ]
-Directory = Annotated[Path, typer.Option("--dir", help="where the embedded server keeps its data and logs")]
+Directory = Annotated[Path, typer.Option("--dir", help="where the embedded servers keep their data and logs")]
 
 
 def require_worker_extra() -> None:
@@ -76,7 +76,10 @@ def up(
         typer.Argument(metavar="-- COMMAND", help="run this with the environment set, then end"),
     ] = None,
     directory: Directory = Path(".clipfleet"),
-    no_worker: Annotated[bool, typer.Option("--no-worker", help="start only the server")] = False,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="start no worker")] = False,
+    with_s3: Annotated[
+        bool, typer.Option("--s3", help="start an S3 store too, with a bucket clipfleet")
+    ] = False,
     models: Models = None,
 ) -> None:
     """Start an embedded Valkey and a worker on this machine, in the foreground."""
@@ -88,7 +91,14 @@ def up(
     worker_arguments = ["--models", models] if models is not None else []
     stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
     raise typer.Exit(
-        run_up(directory, not no_worker, command or None, worker_arguments, worker_stop_seconds=stop_seconds)
+        run_up(
+            directory,
+            not no_worker,
+            command or None,
+            worker_arguments,
+            with_s3=with_s3,
+            worker_stop_seconds=stop_seconds,
+        )
     )
 
 

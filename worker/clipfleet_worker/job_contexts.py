@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import Job, read_job
-from clipfleet.errors import JobUnreadableError, OutputUnreachableError
+from clipfleet.errors import JobUnreadableError, OutputUnreachableError, UsageError
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, output_of
 from clipfleet.part_files import part_files
 from clipfleet.redis_store import RedisStore
+from clipfleet.s3 import SCHEME
 from clipfleet.staging import StagedReader
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
@@ -41,10 +43,25 @@ class JobContext:
 class JobContexts:
     """The contexts of the jobs that came by last, by job id and fingerprint."""
 
-    def __init__(self, ledger: Ledger, store: RedisStore, output_roots: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: RedisStore,
+        output_roots: tuple[Path, ...],
+        s3_buckets: Collection[str] = (),
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            ledger: knows the jobs.
+            store: results of `redis://` outputs.
+            output_roots: folders below which outputs may be.
+            s3_buckets: the only buckets that outputs may be in; empty: all that the credentials may.
+        """
         self._ledger = ledger
         self._store = store
         self._output_roots = tuple(root.resolve() for root in output_roots)
+        self._s3_buckets = frozenset(s3_buckets)
         self._contexts: OrderedDict[tuple[str, str], JobContext] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -72,10 +89,16 @@ class JobContexts:
             job = self._ledger.job(job_id)
         except JobUnreadableError as error:  # others may be of a newer version
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
-        output = output_of(job, self._store)
+        if job.output.startswith(SCHEME):
+            self._check_bucket(job.output)
+        elif not job.output_is_redis:
+            self._check_root(job.output)
+        try:
+            output = output_of(job, self._store)
+        except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
+            raise OutputUnreachableError(str(error)) from error
         if job.output_is_redis:
             return JobContext(job, output, RedisSink(self._store), StagedReader(output, job_id=job_id))
-        self._check_root(job.output)
         _check_holds(output, job)
         sink = PartSink(output, part_files(job.part_format, job_id))
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
@@ -88,14 +111,24 @@ class JobContexts:
                 "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
             )
 
+    def _check_bucket(self, output: str) -> None:
+        bucket = output.removeprefix(SCHEME).partition("/")[0]
+        if self._s3_buckets and bucket not in self._s3_buckets:
+            raise OutputUnreachableError(
+                f"{output} is in a bucket that this worker must not use: add {bucket} to CLIPFLEET_S3_BUCKETS"
+            )
+
 
 def _check_holds(output: Output, job: Job) -> None:
     """A worker that does not see the job's own file looks at another disk, or at another job's output."""
     data = output.read(keys.JOB_FILE)
     if data is None:
-        raise OutputUnreachableError(
-            f"{output.uri}/{keys.JOB_FILE} is not there: is this folder shared between producer and worker?"
+        doubt = (
+            "do producer and worker have the same AWS_ENDPOINT_URL?"
+            if output.uri.startswith(SCHEME)
+            else "is this folder shared between producer and worker?"
         )
+        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE} is not there: {doubt}")
     try:
         found = read_job(data)
     except JobUnreadableError as error:

@@ -103,7 +103,10 @@ class Worker:
             ledger=self._ledger,
             claims=self._claims,
             contexts=JobContexts(
-                self._ledger, self._store, tuple(Path(root) for root in settings.output_roots)
+                self._ledger,
+                self._store,
+                tuple(Path(root) for root in settings.output_roots),
+                settings.s3_buckets,
             ),
             keeper=self._keeper,
             pipeline=Pipeline(

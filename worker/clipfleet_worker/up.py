@@ -1,4 +1,4 @@
-"""`clipfleet-worker up`: a server with Redis' protocol and a worker, kept running until told to stop.
+"""`clipfleet-worker up`: a server with Redis' protocol, if wanted an S3 store, and a worker, kept running.
 
 With a command it runs that beside them and ends with its exit code. Everything it says goes to stderr: stdout
 belongs to the command. It does no work of its own, and starts no server where CLIPFLEET_REDIS_URL names one.
@@ -22,6 +22,7 @@ from clipfleet.console import say_error
 from clipfleet.errors import ClipfleetError, UsageError
 from clipfleet.redis_connection import masked
 from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.private_files import holder, note_holder, try_lock, write_private
 from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
 
@@ -38,7 +39,7 @@ _NOT_FOUND = 127  # the shells' exit code
 class Up:
     """Server, worker and command of one folder, for one run. Main thread only.
 
-    The folder holds `env` (to be sourced by a shell), `lock`, `worker.log`, `worker.ready` and `valkey/`.
+    The folder holds `env` (to be sourced by a shell), `lock`, `worker.log`, `worker.ready`, `valkey/`, `s3/`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Up:
         *,
         worker_argv: Sequence[str] | None,
         command: Sequence[str] | None = None,
+        with_s3: bool = False,
         environ: Mapping[str, str] | None = None,
         worker_ready_seconds: float = _WORKER_READY_SECONDS,
         worker_stop_seconds: float = _WORKER_STOP_SECONDS,
@@ -57,6 +59,7 @@ class Up:
             directory: its folder; made with mode 0700 if need be.
             worker_argv: the worker's command line; None: no worker.
             command: what to run beside it; None: run until a signal comes.
+            with_s3: whether to start an S3 store, too.
             environ: the user's environment; None: this process's.
             worker_ready_seconds: how long the first start of the worker may take.
             worker_stop_seconds: how long the worker may take to finish what it holds.
@@ -68,6 +71,7 @@ class Up:
         self._worker_ready_seconds = worker_ready_seconds
         self._worker_stop_seconds = worker_stop_seconds
         self._valkey = EmbeddedValkey(self._directory / "valkey")
+        self._s3 = EmbeddedS3(self._directory / "s3") if with_s3 else None
         self._signals = SignalRecorder()
         self._restarters: list[Restarter] = []
         self._console = Console(stderr=True)
@@ -89,8 +93,9 @@ class Up:
             return self._run(children)
 
     def _run(self, children: ExitStack) -> int:
-        url = self._start_redis(children)
-        settings = self._settings(url)
+        settings = self._settings(self._start_redis(children))
+        if self._s3 is not None and not self._signals.pending:
+            settings |= self._start_s3(self._s3, children)
         if not self._signals.pending:
             write_private(self._directory / "env", _shell_script(settings))
             if self._worker_argv is not None:
@@ -114,6 +119,13 @@ class Up:
         if self._valkey.start(self._carry_on):
             self._restarters.append(Restarter(self._valkey.child, self._valkey.start_again))
         return self._valkey.url
+
+    def _start_s3(self, store: EmbeddedS3, children: ExitStack) -> dict[str, str]:
+        """The variables that lead to the store."""
+        children.callback(store.stop)
+        if store.start(self._carry_on):
+            self._restarters.append(Restarter(store.child, store.start_again))
+        return store.environment()
 
     def _settings(self, url: str) -> dict[str, str]:
         """The variables that worker, command and `env` get, on top of the user's environment."""
@@ -193,6 +205,8 @@ class Up:
     def _announce(self, settings: Mapping[str, str]) -> None:
         self._say(f"clipfleet is up (pid {os.getpid()})")
         self._say(f"  Redis   {masked(settings[_URL])}")
+        if self._s3 is not None:
+            self._say(f"  S3      {self._s3.endpoint}, bucket {BUCKET}")
         if self._worker_argv is not None:
             self._say(f"  files   read below {settings[_ROOTS[0]]}, written below {settings[_ROOTS[1]]}")
         for child in (restarter.child for restarter in self._restarters):
@@ -229,6 +243,7 @@ def up(
     command: list[str] | None,
     worker_arguments: list[str],
     *,
+    with_s3: bool = False,
     worker_stop_seconds: float = _WORKER_STOP_SECONDS,
 ) -> int:
     """Run `clipfleet-worker up`; errors become messages on stderr.
@@ -238,6 +253,7 @@ def up(
         with_worker: whether to start a worker.
         command: see `Up`.
         worker_arguments: passed to `clipfleet-worker run`.
+        with_s3: see `Up`.
         worker_stop_seconds: see `Up`; longer than the worker's own drain time.
 
     Returns:
@@ -249,6 +265,7 @@ def up(
         directory,
         worker_argv=worker if with_worker else None,
         command=command,
+        with_s3=with_s3,
         worker_stop_seconds=worker_stop_seconds,
     )
     try:
