@@ -23,6 +23,7 @@ app = typer.Typer(
 for _command in (
     submitting.classify,
     submitting.embed,
+    submitting.run,
     jobs.status,
     jobs.jobs,
     watch,

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from clipfleet import results
 from clipfleet.contract import (
+    DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
-    DEFAULT_TEMPLATE,
     JOB_ID_PATTERN,
     DecodeRoute,
     ErrorCode,
@@ -34,9 +34,12 @@ from clipfleet.errors import JobNotFoundError, OutputConflictError, RedisUnavail
 from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
+from clipfleet.job_spec import JobSpec
+from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
 from clipfleet.model_names import normalise_model
 from clipfleet.outputs import Output, open_output
+from clipfleet.parts import extra_column_name
 from clipfleet.rebuild import Rebuild
 from clipfleet.results import PartRows, RowReader
 from clipfleet.retry import Retry
@@ -71,7 +74,17 @@ class JobOptions:
     base_uri: str | None = None  # what bare keys and relative paths of a manifest are below
     store_embeddings: bool = False  # also of a classify job
     part_format: PartFormat = PartFormat.PARQUET
-    on_finished: str | None = None  # a Celery task of yours, sent with the job's end
+    on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
+    on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where its worker takes it from
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked about every image, beside its vector."""
+
+    label_sets: tuple[LabelSet, ...] = ()
+    top_k: int = 5
+    label_set_column: str | None = None
 
 
 class Client:
@@ -99,23 +112,43 @@ class Client:
     def classify(
         self,
         source: SourceLike,
-        labels: Sequence[str],
+        labels: Labels,
         *,
-        templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+        templates: Sequence[str] = (),
         top_k: int = 5,
+        label_set_column: str | None = None,
         options: JobOptions = JobOptions(),
     ) -> JobHandle:
         """Label every image of a source with the best of some labels. Returns once all items are staged.
+
+        Args:
+            source: see the README.
+            labels: names; or several sets of names by the name of the set, all used on every image; or
+                `LabelSet`s; or `"imagenet1k"`.
+            templates: prompts, `{}` is the label; several are averaged. None: `a photo of a {}`.
+            top_k: how many labels are kept per image and set.
+            label_set_column: column of the source that names the one set to be used on an item.
+            options: see `JobOptions`.
 
         Raises:
             UsageError: see `clipfleet.errors`; the message says what to change.
             WorldError: Redis or the output is away.
         """
-        try:
-            label_set = LabelSet(labels=tuple(labels), templates=tuple(templates))
-        except ValidationError as error:
-            raise UsageError(f"label set: {_first_problem(error)}") from None
-        return self._submit(source, Task.CLASSIFY, options, label_sets=(label_set,), top_k=top_k)
+        question = _Question(label_sets_of(labels, templates), top_k, label_set_column)
+        return self._submit(source, Task.CLASSIFY, options, question)
+
+    def run(self, spec: JobSpec) -> JobHandle:
+        """Submit the job that a `clipfleet.job_spec.JobSpec` describes; otherwise like `classify`."""
+        question = _Question(spec.made_label_sets(), spec.top_k, spec.label_set_column)
+        options = JobOptions(
+            output=spec.output, model=spec.model, precision=spec.precision, decode=spec.decode,
+            lane=spec.lane, chunk_size=spec.chunk_size, job_id=spec.job_id, overwrite=spec.overwrite,
+            url_column=spec.url_column, id_column=spec.id_column, base_uri=spec.base_uri,
+            store_embeddings=spec.embedding, part_format=spec.format, on_finished=spec.on_finished,
+            on_finished_queue=spec.on_finished_queue,
+        )  # fmt: skip
+        task = Task.CLASSIFY if question.label_sets else Task.EMBED
+        return self._submit(spec.source, task, options, question)
 
     def embed(self, source: SourceLike, *, options: JobOptions = JobOptions()) -> JobHandle:
         """Turn every image of a source into a vector; otherwise like `classify`."""
@@ -165,15 +198,13 @@ class Client:
         source: SourceLike,
         task: Task,
         options: JobOptions,
-        *,
-        label_sets: Sequence[LabelSet] = (),
-        top_k: int = 5,
+        question: _Question = _Question(),
     ) -> JobHandle:
         self._ledger.ping()
         if options.output is not None:
             open_output(str(options.output))  # a wrong one is told before the source is looked at
         opened = source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
-        job = _make_job(opened, task, options, label_sets, top_k)
+        job = _make_job(opened, task, options, question)
         place = open_output(job.output)
         holder = job_of(place)
         if holder is not None and (holder.job_id, holder.fingerprint) == (job.job_id, job.fingerprint):
@@ -298,9 +329,7 @@ class JobHandle:
         return retry.run([ErrorCode(code) for code in known])
 
 
-def _make_job(
-    source: Source, task: Task, options: JobOptions, label_sets: Sequence[LabelSet], top_k: int
-) -> Job:
+def _make_job(source: Source, task: Task, options: JobOptions, question: _Question) -> Job:
     job_id = options.job_id or new_job_id()
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
         raise UsageError(
@@ -315,11 +344,13 @@ def _make_job(
             model=normalise_model(options.model),
             precision=options.precision,
             decode=options.decode,
-            label_sets=tuple(label_sets),
-            store_embeddings=options.store_embeddings,
+            label_sets=question.label_sets,
+            label_set_column=_column(source, question.label_set_column),
+            store_embeddings=options.store_embeddings and task is Task.CLASSIFY,
             part_format=options.part_format,
             on_finished=options.on_finished,
-            top_k=top_k,
+            on_finished_queue=options.on_finished_queue,
+            top_k=question.top_k,
             lane=options.lane,
             chunk_size=options.chunk_size,
             source=source.description,
@@ -330,6 +361,15 @@ def _make_job(
         raise UsageError(_first_problem(error)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _column(source: Source, name: str | None) -> str | None:
+    """The staged name of a column of the source, which may be told without regard to case."""
+    if name is None:
+        return None
+    wanted = extra_column_name(name)
+    columns = source.description.extra_columns
+    return next((column for column in columns if column.lower() == wanted.lower()), wanted)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -29,8 +29,11 @@ REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the led
 MAX_ITEMS_IN_REDIS = 100_000  # of one job: more of them belong into a folder or a bucket
 
 DEFAULT_LABEL_SET_NAME = "labels"
+DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+TASK_NAME_PATTERN = r"^[A-Za-z_][\w.:-]{0,199}$"
+QUEUE_NAME_PATTERN = r"^[\w.:-]{1,100}$"
 LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
@@ -257,7 +260,10 @@ class Job(_Frozen):
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
     source: SourceDescription
     output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
-    on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
+    on_finished: Annotated[str, Field(pattern=TASK_NAME_PATTERN)] | None = None  # a Celery task of the user's
+    on_finished_queue: Annotated[str, Field(pattern=QUEUE_NAME_PATTERN)] = (
+        DEFAULT_CELERY_QUEUE  # where it is sent to
+    )
     created_at: datetime
 
     @model_validator(mode="after")
@@ -308,7 +314,7 @@ class Job(_Frozen):
 
     def identity(self) -> dict[str, Any]:
         """What makes two jobs the same: everything but the id, the time, the lane and the versions."""
-        unlike = {"schema_version", "job_id", "created_at", "lane", "on_finished"}
+        unlike = {"schema_version", "job_id", "created_at", "lane", "on_finished", "on_finished_queue"}
         return self.model_dump(mode="json", exclude=unlike)
 
     @property

@@ -43,7 +43,7 @@ from clipfleet.parts import (
 from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from tests.support.jobs import make_job
 
-NO_IDENTITY = {"schema_version", "job_id", "created_at", "lane", "on_finished"}
+NO_IDENTITY = {"schema_version", "job_id", "created_at", "lane", "on_finished", "on_finished_queue"}
 DIFFERENT: dict[str, Any] = {
     "schema_version": 0,
     "job_id": "other",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Lane
 from clipfleet_worker.batcher import Batcher
@@ -95,6 +96,14 @@ class Labeller:
             for position, indices, scores in ranked:
                 table.labels[position] = [matrix.labels[index] for index in indices]
                 table.scores[position] = scores
+
+
+def choices_of(items: pa.Table, job: Job) -> list[str | None] | None:
+    """The label set that each item names; None where the job has no column for that."""
+    if job.label_set_column is None:
+        return None
+    values = items[job.label_set_column].to_pylist()
+    return [None if value is None else str(value).strip() for value in values]
 
 
 def fail_unknown_choices(

@@ -18,7 +18,7 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
-from clipfleet_worker.labelling import ChunkLabels, Labeller, fail_unknown_choices
+from clipfleet_worker.labelling import ChunkLabels, Labeller, choices_of, fail_unknown_choices
 from clipfleet_worker.leases import HeldLease
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
@@ -89,7 +89,7 @@ class Pipeline:
         """Fetch, decode, encode and score the items of a chunk."""
         outcomes = Outcomes(items.num_rows)
         lease.on_interrupt(outcomes.interrupt)
-        choices = items[job.label_set_column].to_pylist() if job.label_set_column else None
+        choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
         self._items.start(items, Destination(model, job.decode, job.lane, outcomes))

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
+from clipfleet.contract import LabelSet
 from clipfleet.errors import UsageError
+from clipfleet.label_sets import label_sets_of, read_label_lines, read_label_set
 
 _FILE_SUFFIXES = (".txt", ".csv", ".lst")
+
+
+def chosen_label_sets(
+    labels: str | None, files: Sequence[str], templates: Sequence[str]
+) -> tuple[LabelSet, ...]:
+    """The label sets of `--labels` and `--label-set`.
+
+    Raises:
+        UsageError: there is none, or one that cannot be used.
+    """
+    if labels is None and not files:
+        raise UsageError(
+            "no labels: give --labels A,B,C, a file with one per line, or --label-set imagenet1k or FILE.yaml"
+        )
+    if labels is None and templates:
+        raise UsageError("--template goes with --labels: write the templates into the file of the label set")
+    named = () if labels is None else label_sets_of(read_labels(labels), templates)
+    return (*named, *(read_label_set(text) for text in files))
 
 
 def read_labels(text: str) -> list[str]:
@@ -20,7 +41,10 @@ def read_labels(text: str) -> list[str]:
     """
     path = Path(text)
     if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
-        names = _lines(path)
+        try:
+            names = read_label_lines(path)
+        except UsageError as error:
+            raise UsageError(f"--labels {error}") from None
     else:
         try:
             rows = csv.reader(
@@ -42,12 +66,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # no file can have so long a name
         return False
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UsageError(f"--labels {path}: not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"--labels {path}: {error.strerror}") from None

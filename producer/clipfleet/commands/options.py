@@ -47,4 +47,9 @@ BaseUri = Annotated[
     ),
 ]
 JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
+OnFinished = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="Celery task of yours that is sent when the job has ended"),
+]
+OnFinishedQueue = Annotated[str, typer.Option(metavar="QUEUE", help="queue that TASK is sent to")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id")]

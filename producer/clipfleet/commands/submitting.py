@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.commands.following import EXIT_INTERRUPTED, follow
-from clipfleet.commands.labels import read_labels
+from clipfleet.commands.labels import chosen_label_sets
 from clipfleet.commands.options import (
     AsJson,
     BaseUri,
@@ -22,6 +23,8 @@ from clipfleet.commands.options import (
     JobId,
     LaneOption,
     Model,
+    OnFinished,
+    OnFinishedQueue,
     Output,
     Overwrite,
     PrecisionOption,
@@ -31,26 +34,32 @@ from clipfleet.commands.options import (
 )
 from clipfleet.console import say
 from clipfleet.contract import (
+    DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
-    DEFAULT_TEMPLATE,
     DecodeRoute,
     Lane,
     PartFormat,
     Precision,
     new_job_id,
 )
+from clipfleet.job_spec import read_job_spec
 
 _LABELS_HELP = (
     "names separated by commas (one that holds a comma in double quotes), or a file with one per line"
 )
+_LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; may be repeated"
 
 
 def classify(
     source: Source,
-    labels: Annotated[str, typer.Option(help=_LABELS_HELP)],
+    labels: Annotated[str | None, typer.Option(help=_LABELS_HELP)] = None,
     template: Annotated[
         list[str] | None, typer.Option(help="prompt; {} is the label; may be repeated")
+    ] = None,
+    label_set: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP)] = None,
+    label_set_column: Annotated[
+        str | None, typer.Option(help="column of a table that names the label set of an item")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image")] = 5,
     output: Output = None,
@@ -67,19 +76,25 @@ def classify(
     id_column: IdColumn = None,
     base_uri: BaseUri = None,
     part_format: Format = PartFormat.PARQUET,
+    store_embeddings: Annotated[
+        bool, typer.Option("--store-embeddings", help="keep the vectors beside the labels")
+    ] = False,
+    on_finished: OnFinished = None,
+    on_finished_queue: OnFinishedQueue = DEFAULT_CELERY_QUEUE,
 ) -> None:
     """Label every image with the best of some names (zero-shot)."""
     job_id = job_id or new_job_id()
     options = JobOptions(
         output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
-        base_uri=base_uri, part_format=part_format,
+        base_uri=base_uri, part_format=part_format, store_embeddings=store_embeddings,
+        on_finished=on_finished, on_finished_queue=on_finished_queue,
     )  # fmt: skip
-    names = read_labels(labels)
+    label_sets = chosen_label_sets(labels, label_set or [], template or [])
     started = time.monotonic()
     with Client() as client:
         with _resumable(job_id):
             job = client.classify(
-                source, names, templates=template or [DEFAULT_TEMPLATE], top_k=top_k, options=options
+                source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
             )
         follow(client, job, wait=wait, as_json=as_json, started=started)
 
@@ -100,17 +115,39 @@ def embed(
     id_column: IdColumn = None,
     base_uri: BaseUri = None,
     part_format: Format = PartFormat.PARQUET,
+    on_finished: OnFinished = None,
+    on_finished_queue: OnFinishedQueue = DEFAULT_CELERY_QUEUE,
 ) -> None:
     """Turn every image into a vector."""
     job_id = job_id or new_job_id()
     options = JobOptions(
         output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
-        base_uri=base_uri, part_format=part_format,
+        base_uri=base_uri, part_format=part_format, on_finished=on_finished,
+        on_finished_queue=on_finished_queue,
     )  # fmt: skip
     started = time.monotonic()
     with Client() as client:
         with _resumable(job_id):
             job = client.embed(source, options=options)
+        follow(client, job, wait=wait, as_json=as_json, started=started)
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml or .json file that describes a job")],
+    output: Output = None,
+    job_id: JobId = None,
+    overwrite: Overwrite = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Submit the job that a file describes: several label sets and vectors in one pass."""
+    spec = read_job_spec(file)
+    job_id = job_id or spec.job_id or new_job_id()
+    chosen = {"output": output or spec.output, "overwrite": overwrite or spec.overwrite, "job_id": job_id}
+    started = time.monotonic()
+    with Client() as client:
+        with _resumable(job_id):
+            job = client.run(spec.model_copy(update=chosen))
         follow(client, job, wait=wait, as_json=as_json, started=started)
 
 

@@ -1,0 +1,153 @@
+"""Small files that users write, in YAML or JSON: read and checked, every mistake told with its line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from clipfleet.errors import UsageError
+
+M = TypeVar("M", bound=BaseModel)
+Key = tuple[str | int, ...]
+
+_TRUE_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `yes`, `no`, `on` and dates are what they look like: text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUE_FALSE, list("tTfF"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What a file holds, and where."""
+
+    value: Any
+    lines: dict[Key, int]  # by the way to a value: ("label_sets", "animals", 0)
+
+    def line_of(self, way: Sequence[str | int]) -> int:
+        """The line of a value, or of what it is missing in; steps that the file left out are skipped."""
+        key: Key = ()
+        for step in way:
+            key = (*key, step) if (*key, step) in self.lines else key
+        return self.lines[key]
+
+
+def read_yaml_file(path: Path, model: type[M]) -> M:
+    """A file as an instance of a model.
+
+    Raises:
+        UsageError: it cannot be read, is no YAML, or holds something else than the model says; the message
+            begins with the file and the line.
+    """
+    document = _parsed(path)
+    try:
+        return model.model_validate(document.value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        line = document.line_of(problem["loc"])
+        raise UsageError(f"{path}:{line}: {_explained(problem, model)}") from None
+
+
+def _parsed(path: Path) -> _Document:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+    return _from_json(path, text) if path.suffix.lower() == ".json" else _from_yaml(path, text)
+
+
+def _from_json(path: Path, text: str) -> _Document:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UsageError(f"{path}: {twice[0]!r} appears twice")
+        return dict(pairs)
+
+    try:
+        return _Document(json.loads(text, object_pairs_hook=unique), {(): 1})
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not JSON: nested too deeply") from None
+
+
+def _from_yaml(path: Path, text: str) -> _Document:
+    lines: dict[Key, int] = {(): 1}
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            return _Document(None if node is None else _value(loader, node, (), lines, path), lines)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _value(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(loader, child, (*key, n), lines, path) for n, child in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node)
+    values: dict[str, Any] = {}
+    for name_node, child in node.value:
+        name, line = name_node.value, name_node.start_mark.line + 1
+        if not isinstance(name, str):
+            raise UsageError(f"{path}:{line}: a key must be a word")
+        if name in values:
+            raise UsageError(f"{path}:{line}: {name!r} appears twice")
+        lines[(*key, name)] = line
+        values[name] = _value(loader, child, (*key, name), lines, path)
+    return values
+
+
+def _explained(problem: Any, model: type[BaseModel]) -> str:
+    *above, last = problem["loc"] or ("",)
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            known = list(model.model_fields) if not above else []
+            meant = difflib.get_close_matches(str(last), known, 1)
+            hint = (
+                f", did you mean {meant[0]!r}?"
+                if meant
+                else f"; known are {', '.join(known)}"
+                if known
+                else ""
+            )
+            return f"there is no key {where!r}{hint}"
+        case "string_pattern_mismatch" if last == "[key]":
+            name = where.removesuffix(".[key]")
+            return f"{name}: a name begins with a letter and has only letters, digits and _, at most 40"
+        case "missing":
+            return f"the key {where!r} is missing"
+        case "string_type":
+            return f"{where}: {problem['input']!r} is no text: put it in quotes"
+        case "model_type" | "dict_type" if not where:
+            return f"the file must hold keys and values, such as {next(iter(model.model_fields))}: ..."
+        case _:
+            message = problem["msg"].removeprefix("Value error, ")
+            return f"{where}: {message}" if where else message

@@ -1,0 +1,141 @@
+"""Several label sets in one job, a label set for each item, presets and vectors: the real path."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet.client import Client, JobOptions
+from clipfleet.job_spec import JobSpec
+from clipfleet.parts import PART_COLUMNS, label_columns
+from clipfleet.settings import Settings
+from tests.support.cluster import Cluster
+from tests.support.pictures import write_pictures
+
+ANIMALS, COLOURS = ("cat", "dog", "fish"), ("red", "green", "blue")
+
+
+@pytest.fixture
+def folder(cluster: Cluster, tmp_path: Path) -> Path:
+    """A folder of the test's own with seven pictures, below the worker's roots."""
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 7)
+    return folder
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [row for part in sorted(output.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+
+
+def test_a_job_file_with_two_label_sets_and_vectors_gives_what_three_jobs_would(
+    cluster: Cluster, folder: Path
+) -> None:
+    (folder / "colours.txt").write_text("\n".join(COLOURS))
+    (folder / "job.yaml").write_text(
+        "source: pictures\noutput: both\nmodel: demo\nchunk_size: 3\nembedding: true\ntop_k: 2\nlabel_sets:\n"
+        "  animals: [cat, dog, fish]\n"
+        "  colours: {file: colours.txt, templates: ['{}', 'something {}']}\n"
+    )
+    answer = cluster.run_json("run", folder / "job.yaml")
+    assert (answer["state"], answer["ok"], answer["output"]) == ("completed", 7, str(folder / "both"))
+    pictures = folder / "pictures"
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+
+        def into(name: str) -> JobOptions:
+            return JobOptions(output=folder / name, model="demo")
+
+        alone = [
+            client.classify(pictures, ANIMALS, top_k=2, options=into("a")),
+            client.classify(pictures, COLOURS, templates=["{}", "something {}"], top_k=2, options=into("c")),
+            client.embed(pictures, options=into("e")),
+        ]
+        assert [job.wait(120).ok for job in alone] == [7, 7, 7]
+
+    both = rows(folder / "both")
+    columns = [*label_columns("animals"), *label_columns("colours")]
+    assert list(both[0]) == [*PART_COLUMNS, *columns]
+    for row, animal, colour, vector in zip(
+        both, rows(folder / "a"), rows(folder / "c"), rows(folder / "e"), strict=True
+    ):
+        assert row["item_id"] == animal["item_id"]
+        assert (row["label"], row["labels"]) == (row["label_animals"], row["labels_animals"])
+        assert row["labels_animals"] == animal["labels"]
+        assert row["labels_colours"] == colour["labels"]
+        np.testing.assert_allclose(row["scores_animals"], animal["scores"], atol=1e-5)
+        np.testing.assert_allclose(row["scores_colours"], colour["scores"], atol=1e-5)
+        np.testing.assert_allclose(row["embedding"], vector["embedding"], atol=1e-3)
+    assert cluster.run("results", folder / "both", "--format", "csv").stdout.startswith("item_index,")
+
+
+def test_the_same_from_python(cluster: Cluster, folder: Path) -> None:
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+        spec = JobSpec.model_validate(
+            {
+                "source": str(folder / "pictures"), "output": str(folder / "run"), "model": "demo",
+                "label_sets": {"animals": ANIMALS, "colours": {"labels": COLOURS}}, "embedding": True,
+            }
+        )  # fmt: skip
+        assert client.run(spec).wait(120).ok == 7
+        options = JobOptions(output=folder / "classify", model="demo", store_embeddings=True)
+        job = client.classify(folder / "pictures", {"animals": ANIMALS, "colours": COLOURS}, options=options)
+        assert job.wait(120).ok == 7
+        assert job.vectors()[1].shape == (7, 128)
+    for one, other in zip(rows(folder / "run"), rows(folder / "classify"), strict=True):
+        assert one["labels_colours"] == other["labels_colours"]
+        assert one["embedding"] is not None
+
+
+def test_vectors_beside_labels(cluster: Cluster, folder: Path) -> None:
+    cluster.run_json(
+        "classify", folder / "pictures", "--labels", "cat,dog", "--model", "demo", "--output", folder / "out",
+        "--store-embeddings",
+    )  # fmt: skip
+    for row in rows(folder / "out"):
+        assert row["label"] in ("cat", "dog")
+        assert np.linalg.norm(np.array(row["embedding"], dtype=np.float64)) == pytest.approx(1, abs=1e-2)
+
+
+def test_a_column_chooses_the_label_set_of_each_item(cluster: Cluster, folder: Path) -> None:
+    chosen = ["animals", "colours", "plants", "", "colours", "animals", "colours"]
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "Label_Set"])
+        writer.writerows([f"pictures/{number:06d}.jpg", name] for number, name in enumerate(chosen))
+    for name, labels in (("animals", ANIMALS), ("colours", COLOURS)):
+        (folder / f"{name}.json").write_text(json.dumps(labels))
+
+    answer = cluster.run_json(
+        "classify", folder / "list.csv", "--label-set", folder / "animals.json", "--label-set",
+        folder / "colours.json", "--label-set-column", "label_set", "--model", "demo", "--output",
+        folder / "out", expect=3,
+    )  # fmt: skip
+
+    assert (answer["ok"], answer["failed"]) == (5, 2)
+    found = rows(folder / "out")
+    assert list(found[0]) == [*PART_COLUMNS, "Label_Set"]
+    for row, name in zip(found, chosen, strict=True):
+        expected = {"animals": ANIMALS, "colours": COLOURS}.get(name)
+        assert (row["Label_Set"] or "") == name
+        assert (set(row["labels"]) == set(expected)) if expected else (row["label"] is None)
+    assert [row["error_code"] for row in found if row["status"] == "failed"] == ["bad_uri", "bad_uri"]
+    assert "'plants'" in found[2]["error_detail"]
+    errors = [json.loads(line) for line in (folder / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [error["Label_Set"] for error in errors] == ["plants", found[3]["Label_Set"]]
+
+
+def test_imagenet(cluster: Cluster, folder: Path) -> None:
+    cluster.run_json(
+        "classify", folder / "pictures", "--label-set", "imagenet1k", "--model", "demo", "--output",
+        folder / "out", "--top-k", "1000",
+    )  # fmt: skip
+    for row in rows(folder / "out"):
+        assert sorted(row["labels"]) == sorted(open_clip.IMAGENET_CLASSNAMES)
+        assert sum(row["scores"]) == pytest.approx(1, abs=1e-4)
+        assert row["scores"] == sorted(row["scores"], reverse=True)

@@ -1,0 +1,133 @@
+"""A job in one file: what it says, and how mistakes in it are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
+from clipfleet.errors import UsageError
+from clipfleet.job_spec import JobSpec, read_job_spec
+
+FULL = """\
+source: photos/list.csv
+output: results/night
+model: demo
+label_sets:
+  animals: [cat, dog]
+  colours:
+    labels: [red, blue]
+    templates: ["something {}", "{}"]
+  names:
+    file: names.txt
+  objects: {preset: imagenet1k}
+embedding: true
+top_k: 3
+precision: fp32
+decode: exact
+lane: bulk
+chunk_size: 64
+job_id: nightly
+format: jsonl
+on_finished: myapp.tasks.handle
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Path:
+    (tmp_path / "names.txt").write_text("ann\nbob\n")
+    return tmp_path / "job.yaml"
+
+
+def test_everything_that_may_be_said(write: Path) -> None:
+    write.write_text(FULL)
+
+    spec = read_job_spec(write)
+
+    animals, colours, names, objects = spec.made_label_sets()
+    assert (animals.name, animals.labels) == ("animals", ("cat", "dog"))
+    assert (colours.labels, colours.templates) == (("red", "blue"), ("something {}", "{}"))
+    assert names.labels == ("ann", "bob")
+    assert objects.preset == "imagenet1k"
+    assert (spec.embedding, spec.top_k, spec.chunk_size, spec.job_id) == (True, 3, 64, "nightly")
+    assert (spec.precision, spec.decode, spec.lane) == (Precision.FP32, DecodeRoute.EXACT, Lane.BULK)
+    assert (spec.format, spec.on_finished) == (PartFormat.JSONL, "myapp.tasks.handle")
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/list.parquet", "https://h.example/x", "-", "/abs/list.csv"])
+def test_relative_paths_count_from_the_files_folder(
+    write: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    write.write_text(FULL)
+    spec = read_job_spec(write)
+    assert spec.source == str(write.parent / "photos" / "list.csv")
+    assert spec.output == str(write.parent / "results" / "night")
+
+    write.write_text(f"source: {source!r}\noutput: redis://\nmodel: ./weights\nembedding: true\n")
+    spec = read_job_spec(write)
+    assert (spec.source, spec.output) == (source, "redis://")
+    assert spec.model == str(write.parent / "weights")
+
+
+def test_json_is_read_too(write: Path) -> None:
+    path = write.with_suffix(".json")
+    path.write_text('{\n\t"source": "/p",\n\t"label_sets": {"animals": ["cat"]}\n}\n')
+
+    assert read_job_spec(path).made_label_sets()[0].labels == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", r"job.yaml:1: the file must hold keys and values, such as source: \.\.\."),
+        ("- a\n", "job.yaml:1: the file must hold keys and values"),
+        ("label_sets: {a: [b]}\n", "job.yaml:1: the key 'source' is missing"),
+        ("source: p\n", "job.yaml:1: there is nothing to do"),
+        (
+            "source: p\nembedding: true\nlabel_set: {}\n",
+            "job.yaml:3: .*'label_set', did you mean 'label_sets'",
+        ),
+        ("source: p\nembedding: true\nzzz: 1\n", "job.yaml:3: .*'zzz'; known are source, output, model"),
+        ("source: p\nlabel_sets:\n", "job.yaml:2: label_sets: there is no label set"),
+        ("source: p\nlabel_sets:\n  1a: [b]\n", "job.yaml:3: label_sets.1a: a name begins with a letter"),
+        (
+            "source: p\nlabel_sets:\n  a: []\n",
+            "job.yaml:3: label_sets.a: give one of labels, file and preset",
+        ),
+        ("source: p\nlabel_sets:\n  a:\n    labels: [x, x]\n", "label_sets.a: label 'x' appears twice"),
+        ("source: p\nlabel_sets:\n  a:\n  - x\n  - 3\n", "job.yaml:5: label_sets.a.labels.1: 3 is no text"),
+        ("source: p\nlabel_sets:\n  a: x\n", "job.yaml:3: label_sets.a"),
+        ("source: p\nlabel_sets: {a: {label: [x]}}\n", "there is no key 'label_sets.a.label'"),
+        ("source: p\nembedding: true\ntop_k: 0\n", "job.yaml:3: top_k: "),
+        ("source: p\nembedding: true\nlane: urgent\n", "job.yaml:3: lane: .*'high'"),
+        ("source: p\nembedding: true\nchunk_size: 5000\n", "job.yaml:3: chunk_size: .*4096"),
+        ("source: p\nembedding: perhaps\n", "job.yaml:2: embedding: "),
+        ("source: 7\nembedding: true\n", "job.yaml:1: source: 7 is no text: put it in quotes"),
+        ("source: p\nsource: q\n", "job.yaml:2: 'source' appears twice"),
+        ("source: [p\n", "not YAML"),
+    ],
+)
+def test_mistakes_name_the_file_the_line_and_the_key(write: Path, content: str, problem: str) -> None:
+    write.write_text(content)
+
+    with pytest.raises(UsageError, match=problem) as caught:
+        read_job_spec(write)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_labels_that_cannot_be_used_names_the_set(write: Path) -> None:
+    write.write_text("source: p\nlabel_sets: {people: {file: nobody.txt}}\n")
+    with pytest.raises(UsageError, match=r"label set 'people': .*nobody\.txt: No such file"):
+        read_job_spec(write).made_label_sets()
+
+    (write.parent / "nobody.txt").write_text("ann\nann\n")
+    with pytest.raises(UsageError, match="label set 'people': label 'ann' appears twice"):
+        read_job_spec(write).made_label_sets()
+
+
+def test_a_program_may_write_names_where_a_set_is_meant() -> None:
+    spec = JobSpec.model_validate({"source": "p", "label_sets": {"animals": ["cat"]}})
+
+    assert spec.made_label_sets()[0].labels == ("cat",)
