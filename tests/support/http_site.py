@@ -3,7 +3,7 @@
 | path | answer |
 |---|---|
 | `/files/<name>` | a file of the folder |
-| `/sick/<name>` | 500 until `heal` is called, then a file of the folder |
+| `/sick/<name>` | 500 until `heal` is called, then a file of the folder, so often as it allows |
 | `/status/<code>` | that status with a short body |
 | `/html`, `/empty` | 200 with a page, with nothing |
 | `/bytes/<count>` | that many bytes, with Content-Length |
@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import socket
 import ssl
 import struct
@@ -63,7 +64,8 @@ class HttpSite:
         self.connections: set[object] = set()  # one entry for each connection that carried a request
         self.active = 0  # requests being answered now
         self.most_active = 0
-        self.is_healed = False
+        self._answers_left: float = 0  # of `/sick/`, once it is healed
+        self._is_healed = False
         self._folder = folder
         self._host = host
         self._port = port
@@ -109,9 +111,15 @@ class HttpSite:
         """Connections that neither side has closed."""
         return len(self._runner.server.connections) if self._runner.server else 0
 
-    def heal(self) -> None:
-        """From now on `/sick/` answers like `/files/`."""
-        self.is_healed = True
+    def heal(self, answers: float = math.inf) -> None:
+        """From now on `/sick/` answers like `/files/`: so many times more, then it lets its clients wait."""
+        self._is_healed = True
+        self._answers_left += answers
+
+    @property
+    def has_answered_all(self) -> bool:
+        """Whether everything that `heal` allowed has been asked for."""
+        return self._answers_left < 1
 
     def url(self, path: str) -> str:
         """URL of a path that begins with a slash."""
@@ -190,8 +198,11 @@ class HttpSite:
         return web.Response(status=int(request.match_info["code"]), text="no picture")
 
     async def _sick(self, request: web.Request) -> web.StreamResponse:
-        if not self.is_healed or self._folder is None:
+        if not self._is_healed or self._folder is None:
             return web.Response(status=500, text="not well")
+        while self._answers_left < 1:
+            await asyncio.sleep(_DRIP_SECONDS)
+        self._answers_left -= 1
         return web.FileResponse(self._folder / request.match_info["name"])
 
     async def _html(self, request: web.Request) -> web.StreamResponse:
