@@ -19,6 +19,7 @@ from clipfleet.contract import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
     JOB_ID_PATTERN,
+    REDIS_OUTPUT,
     DecodeRoute,
     ErrorCode,
     Job,
@@ -36,11 +37,13 @@ from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
 from clipfleet.job_spec import JobSpec
 from clipfleet.label_sets import Labels, label_sets_of
-from clipfleet.ledger import JobStatus, Ledger, WorkerFacts
+from clipfleet.ledger import JobStatus, Ledger, Retention, WorkerFacts
 from clipfleet.model_names import normalise_model
-from clipfleet.outputs import Output, open_output
+from clipfleet.outputs import Output, open_output, output_of, output_uri
 from clipfleet.parts import extra_column_name
 from clipfleet.rebuild import Rebuild
+from clipfleet.redis_results import RedisRows
+from clipfleet.redis_store import RedisStore
 from clipfleet.results import PartRows, RowReader
 from clipfleet.retry import Retry
 from clipfleet.settings import Settings, load_settings
@@ -61,7 +64,7 @@ OnTrouble = Callable[[str], None]
 class JobOptions:
     """What `classify` and `embed` have in common."""
 
-    output: str | Path | None = None  # a folder; by default clipfleet-output/<job id>
+    output: str | Path | None = None  # a folder; by default the ledger's own Redis, for up to 100,000 items
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
@@ -93,6 +96,7 @@ class Client:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or load_settings()
         self._ledger = Ledger(self._settings.require_redis_url())
+        self._store = RedisStore(self._settings.require_redis_url())
         broker_url = self._settings.require_broker_url()
         self._hints = Hints(make_app(broker_url), broker_url)
 
@@ -107,6 +111,7 @@ class Client:
     def close(self) -> None:
         """Close the connections; jobs go on."""
         self._hints.close()
+        self._store.close()
         self._ledger.close()
 
     def classify(
@@ -202,28 +207,33 @@ class Client:
     ) -> JobHandle:
         self._ledger.ping()
         if options.output is not None:
-            open_output(str(options.output))  # a wrong one is told before the source is looked at
+            output_uri(str(options.output))  # a wrong one is told before the source is looked at
         opened = source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
         job = _make_job(opened, task, options, question)
-        place = open_output(job.output)
-        holder = job_of(place)
+        output = output_of(job, self._store)
+        holder = None if job.output_is_redis else job_of(output)
         if holder is not None and (holder.job_id, holder.fingerprint) == (job.job_id, job.fingerprint):
-            self._rebuild(place)  # a submit that goes on after the ledger was lost
-        Submission(self._ledger, self._hints, place, job).run(opened, overwrite=options.overwrite)
+            self._rebuild(output)  # a submit that goes on after the ledger was lost
+        retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
+        submission = Submission(self._ledger, self._hints, output, job, retention)
+        submission.run(opened, overwrite=options.overwrite)
         return self._handle(job)
 
-    def _rebuild(self, place: Output) -> None:
-        Rebuild(self._ledger, self._hints, place, self._settings.job_ttl_seconds).run()
+    def _rebuild(self, output: Output) -> None:
+        Rebuild(self._ledger, self._hints, output, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job) -> JobHandle:
-        return JobHandle(self._ledger, self._hints, job, self._settings.job_ttl_seconds)
+        return JobHandle(self._ledger, self._store, self._hints, job, self._settings.job_ttl_seconds)
 
 
 class JobHandle:
     """One job."""
 
-    def __init__(self, ledger: Ledger, hints: Hints, job: Job, job_ttl_seconds: int) -> None:
+    def __init__(
+        self, ledger: Ledger, store: RedisStore, hints: Hints, job: Job, job_ttl_seconds: int
+    ) -> None:
         self._ledger = ledger
+        self._store = store
         self._hints = hints
         self._job_ttl_seconds = job_ttl_seconds
         self.job = job
@@ -235,7 +245,7 @@ class JobHandle:
 
     @property
     def output(self) -> str:
-        """Where the parts are."""
+        """Where the rows are."""
         return self.job.output
 
     def status(self) -> JobStatus:
@@ -279,17 +289,27 @@ class JobHandle:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """The rows that are there, as dicts, in the order of the source."""
-        return results.rows(self._rows())
+        return results.rows(self.rows_reader())
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """`item_index` (n,) and the vectors (n, d) float16 of the rows that have one."""
-        return results.vectors(self._rows())
+        return results.vectors(self.rows_reader())
 
     def export(self, layout: Layout, folder: str | Path) -> ExportCounts:
         """Copy the rows that are there into a new folder, see `clipfleet.exports.export`."""
-        return export(self._rows(), layout, Path(folder))
+        return export(self.rows_reader(), layout, Path(folder))
 
-    def _rows(self) -> RowReader:
+    def failure_examples(self) -> dict[str, str]:
+        """One detail for each error code, as far as that is told quickly."""
+        if not self.job.output_is_redis:
+            return results.failure_examples(open_output(self.output))
+        codes = self.status().codes
+        return RedisRows(self._ledger, self._store, self.job).failure_examples(codes) if codes else {}
+
+    def rows_reader(self) -> RowReader:
+        """The rows that are there, for `clipfleet.results` and `clipfleet.exports`."""
+        if self.job.output_is_redis:
+            return RedisRows(self._ledger, self._store, self.job)
         return PartRows(open_output(self.output))
 
     def cancel(self) -> tuple[bool, JobState]:
@@ -325,7 +345,7 @@ class JobHandle:
         if len(known) < len(codes):
             strange = next(code for code in codes if code not in known)
             raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
-        retry = Retry(self._ledger, self._hints, open_output(self.output), self.job)
+        retry = Retry(self._ledger, self._hints, output_of(self.job, self._store), self.job)
         return retry.run([ErrorCode(code) for code in known])
 
 
@@ -336,7 +356,9 @@ def _make_job(source: Source, task: Task, options: JobOptions, question: _Questi
             f"job id {job_id!r} cannot be used: it must begin with a letter or digit, and have at most 64 "
             "letters, digits, dots, underscores and hyphens"
         )
-    output = options.output or Path("clipfleet-output") / job_id
+    output = output_uri(str(options.output or REDIS_OUTPUT))
+    if output == REDIS_OUTPUT and options.part_format is not PartFormat.PARQUET:
+        raise UsageError(f"--format {options.part_format} is for parts: give an --output, Redis has none")
     try:
         return Job(
             job_id=job_id,
@@ -354,7 +376,7 @@ def _make_job(source: Source, task: Task, options: JobOptions, question: _Questi
             lane=options.lane,
             chunk_size=options.chunk_size,
             source=source.description,
-            output=open_output(str(output)).uri,
+            output=output,
             created_at=datetime.now(UTC),
         )
     except ValidationError as error:

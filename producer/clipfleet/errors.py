@@ -8,7 +8,9 @@
     │   ├── OutputConflictError    the output already holds another job
     │   ├── JobNotFoundError       no job of this id, no output at this path
     │   ├── JobUnreadableError     the job was described by another version of clipfleet, or by none
-    │   └── ResultsNotReadyError   no part has been written yet
+    │   ├── TooManyItemsError      more than Redis keeps of one job: give an --output
+    │   ├── ResultsNotReadyError   no part has been written yet
+    │   └── ResultsExpiredError    the rows were in Redis, and the time is over for which it kept them
     └── WorldError             the world failed: trying again later may help
         ├── RedisUnavailableError  no Redis answers at the configured address
         └── OutputUnavailableError the output cannot be read or written now
@@ -52,6 +54,14 @@ class JobNotFoundError(UsageError):
 
 class JobUnreadableError(UsageError):
     """The description of a job is not one that this version understands."""
+
+
+class TooManyItemsError(UsageError):
+    """A job for Redis has more items than Redis keeps of one job."""
+
+
+class ResultsExpiredError(UsageError):
+    """The rows of a job were in Redis, and are gone."""
 
 
 class ResultsNotReadyError(UsageError):

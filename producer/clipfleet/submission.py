@@ -17,6 +17,7 @@ from clipfleet.errors import (
     OutputUnreachableError,
     SourceChangedError,
     SourceError,
+    TooManyItemsError,
     UsageError,
     WorldError,
 )
@@ -24,8 +25,11 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.job_file import job_of, note_seal
 from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
+from clipfleet.redis_bound import within_redis
 from clipfleet.sources import Source
 from clipfleet.staging import StagedFile, Stager
+
+_STREAMS = ("stdin", "iterable")  # kinds of sources that come as slowly as somebody else makes them
 
 
 class Submission:
@@ -58,9 +62,10 @@ class Submission:
             OutputConflictError: the output holds another job.
             SourceError: the source holds no images or cannot be read.
             SourceChangedError: the source differs from what an earlier submit of this job staged.
+            TooManyItemsError: the output is Redis, and they are more than it keeps: the job is cancelled.
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
-        batches = _peeked(source.batches())
+        batches = _peeked(self._bounded(source))
         with _way_out():
             must_clear = self._is_occupied(overwrite)
         is_new, state = self._ledger.submit(self._job, self._retention)
@@ -76,12 +81,22 @@ class Submission:
             self._stage(batches)
         except SourceChangedError:
             raise
+        except TooManyItemsError:
+            self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
+            self._output.clear()
+            raise
         except (SourceError, OutputConflictError, OutputUnreachableError):
             if is_new:
                 self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
             raise
         except WorldError as error:
             raise type(error)(f"{error}; the same submit with job id {self._job.job_id} goes on") from error
+
+    def _bounded(self, source: Source) -> Iterator[pa.RecordBatch]:
+        batches = source.batches()
+        if not self._job.output_is_redis:
+            return batches
+        return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
 
     def _is_occupied(self, overwrite: bool) -> bool:
         """Whether there are another job's results to be removed first.

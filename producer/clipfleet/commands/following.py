@@ -14,9 +14,7 @@ from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.console import say
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
-from clipfleet.outputs import open_output
 from clipfleet.progress import JobProgress, why_nobody_works
-from clipfleet.results import failure_examples
 
 EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_CANCELLED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -80,12 +78,12 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
     )
     if snapshot.reason:
         say(f"reason: {snapshot.reason}", style="red")
-    examples = failure_examples(open_output(job.output)) if snapshot.codes else {}
+    examples = job.failure_examples() if snapshot.codes else {}
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
         example = f", for example: {examples[code]}" if code in examples else ""
         say(f"  {code}: {count:,}{example}")
     if rows:
-        say(f"see them with `clipfleet results {job.output}`")
+        say(f"see them with `clipfleet results {job.job_id if job.job.output_is_redis else job.output}`")
 
 
 def _exit_code(snapshot: JobStatus) -> int:

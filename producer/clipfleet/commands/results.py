@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -31,14 +33,14 @@ def results(
     limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows (table: 20)")] = None,
 ) -> None:
     """Print the rows that are there, in the order of the source."""
-    reader = row_reader(job)
-    if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
-        raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
-    try:
-        write(reader, result_format, sys.stdout.buffer, limit=limit)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; what is left to be flushed goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with row_reader(job) as reader:
+        if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
+            raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
+        try:
+            write(reader, result_format, sys.stdout.buffer, limit=limit)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; what is left to be flushed goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def export(
@@ -48,8 +50,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Copy the rows in the layout of another program."""
-    reader = row_reader(job)
-    counts = write_export(reader, layout, to)
+    with row_reader(job) as reader:
+        counts = write_export(reader, layout, to)
+        is_finished = reader.finished_at() is not None
     if as_json:
         typer.echo(
             json.dumps({"layout": layout, "to": str(to), "rows": counts.rows, "left_out": counts.left_out})
@@ -58,38 +61,41 @@ def export(
     say(f"{counts.rows:,} rows -> {to}")
     if counts.left_out:
         say(f"{counts.left_out:,} rows without a vector are left out", style="yellow")
-    if reader.finished_at() is None:
+    if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:
         say(note)
 
 
-def row_reader(job: str) -> RowReader:
-    """The rows of a job id or an output.
+@contextmanager
+def row_reader(job: str) -> Iterator[RowReader]:
+    """The rows of a job id, or of an output itself: there they outlive the ledger.
 
     Raises:
         UsageError: there is neither.
     """
-    return PartRows(open_output(_output_of(job)))
-
-
-def _output_of(job: str) -> str:
-    """The output of a job, or the folder itself: results outlive the ledger."""
-    if is_output(job):
-        return job
     path = Path(job)
-    if load_settings().redis_url is None and not path.is_dir():
+    if is_output(job) or (path.is_dir() and not _is_job(job)):
+        yield PartRows(open_output(job))
+        return
+    if load_settings().redis_url is None:
         raise UsageError(
             f"no folder here is called {job!r}, and to look for a job of this name "
             "CLIPFLEET_REDIS_URL is not set"
         )
+    with Client() as client:
+        yield client.job(job).rows_reader()
+
+
+def _is_job(name: str) -> bool:
+    if load_settings().redis_url is None:
+        return False
     try:
         with Client() as client:
-            return client.job(job).output
+            client.job(name)
     except JobNotFoundError:
-        if path.is_dir():
-            return str(path)
-        raise
+        return False
+    return True
 
 
 def is_output(job: str) -> bool:
