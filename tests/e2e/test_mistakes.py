@@ -307,7 +307,7 @@ def test_the_list_of_jobs_shows_whole_ids_on_a_narrow_terminal(
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("clipfleet classify", "folder for the results (default: clipfleet-output/JOB_ID)"),
+        ("clipfleet classify", "redis:// (the default, up to 100,000 items)"),
         ("clipfleet results", "at most this many rows (table: 20)"),
         ("clipfleet-worker up", "[OPTIONS] [-- COMMAND]..."),
     ],

@@ -97,4 +97,4 @@ def visible_rows(client: redis.Redis, job_id: str = "job") -> dict[int, dict[str
 
 def pending_keys(client: redis.Redis, job_id: str = "job") -> list[str]:
     """What workers have brought and nobody sees."""
-    return sorted(str(name) for name in client.scan_iter(keys.job(job_id, ":pending:*").replace("{", "[{]")))
+    return sorted(str(name) for name in client.scan_iter(keys.job(job_id, ":pending:*")))

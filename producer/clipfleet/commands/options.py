@@ -16,7 +16,10 @@ Source = Annotated[
         "(.csv, .tsv, .jsonl, .parquet)",
     ),
 ]
-Output = Annotated[str | None, typer.Option(help="folder for the results (default: clipfleet-output/JOB_ID)")]
+Output = Annotated[
+    str | None,
+    typer.Option(help="a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)"),
+]
 Model = Annotated[
     str,
     typer.Option(
