@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError, UsageError
 
@@ -21,6 +23,7 @@ SCHEME = "s3://"
 S3Client = Any  # boto3 makes the class of its clients while it runs
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # what botocore lets pass
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")  # no proxy leads there, whatever HTTP_PROXY says
 _CONNECTIONS = 64  # more than a worker has slots
 _CONNECT_TIMEOUT_SECONDS = 10
 _READ_TIMEOUT_SECONDS = 60
@@ -107,7 +110,11 @@ def make_client(
         # boto3 knows the region's variable only by its older name.
         session = boto3.session.Session()
         region = session.region_name or os.environ.get("AWS_REGION") or None
-        return session.client("s3", config=config, region_name=region)
+        client = session.client("s3", config=config, region_name=region)
+        if getproxies() and urlsplit(client.meta.endpoint_url).hostname in _THIS_MACHINE:
+            direct = config.merge(Config(proxies={}))
+            client = session.client("s3", config=direct, region_name=region)
+        return client
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
 

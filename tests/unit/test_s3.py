@@ -158,6 +158,22 @@ class TestClient:
         assert make_client().meta.region_name == "eu-north-1"
 
     @pytest.mark.parametrize(
+        ("endpoint", "proxies"),
+        [("http://127.0.0.1:9000", {}), ("http://store.internal", {"http": "http://proxy.internal:3128"})],
+    )
+    def test_a_proxy_does_not_lead_to_this_machine(
+        self, monkeypatch: pytest.MonkeyPatch, endpoint: str, proxies: dict[str, str]
+    ) -> None:
+        for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", "http://proxy.internal:3128")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+        session = make_client()._endpoint.http_session
+
+        assert session._proxy_config.proxy_url_for(f"{endpoint}/bucket") == proxies.get("http")
+
+    @pytest.mark.parametrize(
         ("name", "value"),
         [("AWS_ENDPOINT_URL", "store:9000"), ("AWS_PROFILE", "nobody"), ("AWS_REGION", "a b")],
     )

@@ -247,7 +247,8 @@ def _probing_client(identity: _Identity) -> Any:
         aws_access_key_id=identity.access_key,
         aws_secret_access_key=identity.secret_key,
         region_name=_REGION,
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5),
+        # A proxy of the user's does not lead to his own machine.
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5, proxies={}),
     )
 
 
