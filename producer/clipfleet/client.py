@@ -48,7 +48,7 @@ from clipfleet.results import PartRows, RowReader
 from clipfleet.retry import Retry
 from clipfleet.settings import Settings, load_settings
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
-from clipfleet.submission import Submission
+from clipfleet.submission import Submission, naming_the_way_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -211,7 +211,8 @@ class Client:
         opened = source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
         job = _make_job(opened, task, options, question)
         output = output_of(job, self._store)
-        holder = None if job.output_is_redis else job_of(output)
+        with naming_the_way_out():
+            holder = None if job.output_is_redis else job_of(output)
         if holder is not None and (holder.job_id, holder.fingerprint) == (job.job_id, job.fingerprint):
             self._rebuild(output)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -24,6 +25,7 @@ def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
         UsageError: the URL cannot be used.
     """
     try:
+        (urlsplit(url).hostname or "").encode("idna")  # else the first command fails, with a UnicodeError
         return redis.Redis.from_url(
             url,
             decode_responses=decode,

@@ -66,7 +66,7 @@ class Submission:
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
         batches = _peeked(self._bounded(source))
-        with _way_out():
+        with naming_the_way_out():
             must_clear = self._is_occupied(overwrite)
         is_new, state = self._ledger.submit(self._job, self._retention)
         if state.is_final or self._ledger.status(self._job.job_id).sealed:
@@ -74,7 +74,7 @@ class Submission:
                 raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")
             return
         try:
-            with _way_out():
+            with naming_the_way_out():
                 if must_clear:
                     self._output.clear()
                 self._claim_output()
@@ -180,7 +180,8 @@ class Submission:
 
 
 @contextmanager
-def _way_out() -> Iterator[None]:
+def naming_the_way_out() -> Iterator[None]:
+    """Around the first calls of an output: say what to do where it cannot be used."""
     try:
         yield
     except OutputUnreachableError as error:

@@ -139,8 +139,8 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             id="a job id with a space",
         ),
         pytest.param(
-            (*EMBED, "pictures", "--output", "s3://bucket/x"),
-            ["s3://", "folder"],
+            (*EMBED, "pictures", "--output", "gs://bucket/x"),
+            ["gs://", "folder"],
             id="an output of another kind",
         ),
         *(
@@ -174,6 +174,11 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             ("clipfleet-worker", "up", "--dir", "notes.md"),
             ["notes.md: File exists", "--dir"],
             id="up: the folder is a file",
+        ),
+        pytest.param(
+            ("clipfleet-worker", "up", "--dir", "x" * 300),
+            ["x: File name too long", "--dir"],
+            id="up: a long name",
         ),
         pytest.param(
             ("clipfleet-worker", "demo", "--dir", "notes.md"),

@@ -15,6 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from clipfleet import cli as producer_cli
+from clipfleet import program
 from clipfleet.commands import following
 from clipfleet.contract import ErrorCode
 from clipfleet.parts import PART_COLUMNS
@@ -92,16 +93,17 @@ def test_the_columns_table_is_that_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "app"), [("clipfleet", producer_cli.app), ("clipfleet-worker", worker_cli.app)]
+    ("name", "app"), [("clipfleet", producer_cli.app), ("clipfleet-worker", worker_cli.app)]
 )
-def test_the_commands_table_has_every_command(program: str, app: typer.Typer) -> None:
+def test_the_commands_table_has_every_command(name: str, app: typer.Typer) -> None:
     listed = [row[0].strip("`").split() for row in table(README, "command", "what it does")]
     group: Any = typer.main.get_command(app)
-    assert [words[1] for words in listed if words[0] == program] == list(group.commands)
+    assert [words[1] for words in listed if words[0] == name] == list(group.commands)
 
 
 def test_the_exit_codes_are_those_of_the_command() -> None:
-    codes = {0, *(value for name, value in vars(following).items() if name.startswith("EXIT_"))}
+    named = vars(following) | vars(program)
+    codes = {0, *(value for name, value in named.items() if name.startswith("EXIT_"))}
     assert [row[0] for row in table(README, "exit code", "meaning")] == [str(code) for code in sorted(codes)]
 
 

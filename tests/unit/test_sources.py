@@ -78,9 +78,10 @@ class TestFolder:
         touch(tmp_path, "in/a.jpg", "other.jpg")
         (tmp_path / "in/link.jpg").symlink_to(tmp_path / "other.jpg")
         (tmp_path / "in/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+        (tmp_path / "in/self.jpg").symlink_to("self.jpg")
         os.mkfifo(tmp_path / "in/pipe.jpg")
 
-        assert ids(tmp_path / "in") == ["a.jpg", "gone.jpg", "link.jpg"]
+        assert ids(tmp_path / "in") == ["a.jpg", "gone.jpg", "link.jpg", "self.jpg"]
 
     def test_the_folder_itself_may_be_a_link_or_relative(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipfleet.console import say_error, warn_of_doubtful_variables
-from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.errors import UsageError
 from clipfleet.model_names import normalise_model
+from clipfleet.program import new_app, run_program
 from clipfleet.settings import checked
 from clipfleet_worker.settings import WorkerSettings
 
-app = typer.Typer(
-    help="Run clipfleet workers: processes that label and embed images on this machine's device.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = new_app(
+    "Run clipfleet workers: processes that label and embed images on this machine's device.",
 )
 
 _WORKER_MODULES = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy")
@@ -116,13 +112,5 @@ def demo(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
-    try:
-        warn_of_doubtful_variables(WorkerSettings, has_all=True)
-        app()
-    except UsageError as error:
-        say_error(error)
-        sys.exit(2)
-    except ClipfleetError as error:
-        say_error(error)
-        sys.exit(1)
+    """Entry point, see `run_program`."""
+    run_program(app, WorkerSettings, has_all_settings=True)

@@ -300,7 +300,7 @@ def _make_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True)
         (directory / ".gitignore").write_text("*\n")  # there are passwords in here
     except OSError as error:
-        if not directory.is_dir():
+        if not (isinstance(error, FileExistsError) and directory.is_dir()):
             raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
 
 

@@ -14,9 +14,10 @@ from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.console import say
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
+from clipfleet.program import EXIT_FAILED, EXIT_INTERRUPTED
 from clipfleet.progress import JobProgress, why_nobody_works
 
-EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_CANCELLED, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
 def watch(job: JobArgument, as_json: AsJson = False) -> None:

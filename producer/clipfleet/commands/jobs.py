@@ -36,7 +36,8 @@ def status(job: JobArgument, as_json: AsJson = False) -> None:
 
 
 def jobs(
-    limit: Annotated[int, typer.Option(min=1, help="show at most this many")] = 50, as_json: AsJson = False
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="show at most this many")] = 50,
+    as_json: AsJson = False,
 ) -> None:
     """List the newest jobs."""
     with Client() as client:

@@ -8,6 +8,14 @@ import typer
 
 from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
 
+
+def _not_empty(value: str | None) -> str | None:
+    """An option that is given with nothing is a variable of a shell that is not set."""
+    if value == "":
+        raise typer.BadParameter("it is empty: give a value, or leave the option out")
+    return value
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -18,7 +26,10 @@ Source = Annotated[
 ]
 Output = Annotated[
     str | None,
-    typer.Option(help="a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)"),
+    typer.Option(
+        callback=_not_empty,
+        help="a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
+    ),
 ]
 Model = Annotated[
     str,
@@ -32,14 +43,21 @@ Decode = Annotated[
 ]
 LaneOption = Annotated[Lane, typer.Option(help="priority")]
 ChunkSize = Annotated[int, typer.Option(min=1, max=4096, help="items that are claimed at a time")]
-JobId = Annotated[str | None, typer.Option(help="name of the job; repeat it to resume an interrupted submit")]
+JobId = Annotated[
+    str | None,
+    typer.Option(callback=_not_empty, help="name of the job; repeat it to resume an interrupted submit"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an ended job's results in the output")]
 Wait = Annotated[bool, typer.Option(help="wait for the end and show progress")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="print one JSON object on stdout and nothing else there")
 ]
-UrlColumn = Annotated[str | None, typer.Option(help="column of a table that holds the URL or path")]
-IdColumn = Annotated[str | None, typer.Option(help="column of a table that names the item")]
+UrlColumn = Annotated[
+    str | None, typer.Option(callback=_not_empty, help="column of a table that holds the URL or path")
+]
+IdColumn = Annotated[
+    str | None, typer.Option(callback=_not_empty, help="column of a table that names the item")
+]
 Format = Annotated[
     PartFormat, typer.Option("--format", help="of the results: parquet, or jsonl (one JSON object per row)")
 ]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.commands.following import EXIT_INTERRUPTED, follow
+from clipfleet.commands.following import follow
 from clipfleet.commands.labels import chosen_label_sets
 from clipfleet.commands.options import (
     AsJson,
@@ -44,6 +44,7 @@ from clipfleet.contract import (
     new_job_id,
 )
 from clipfleet.job_spec import read_job_spec
+from clipfleet.program import EXIT_INTERRUPTED
 
 _LABELS_HELP = (
     "names separated by commas (one that holds a comma in double quotes), or a file with one per line"

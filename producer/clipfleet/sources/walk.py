@@ -135,11 +135,20 @@ def _entries(folder: Path, pattern: Pattern, positions: Positions) -> Iterator[s
 def _wanted(entries: Iterable[os.DirEntry[str]], pattern: Pattern, positions: Positions) -> Iterator[str]:
     for entry in entries:
         name = entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             if pattern.descend(positions, name, is_link=entry.is_symlink()):
                 yield name + "/"
-        elif pattern.matches_file(positions, name) and (entry.is_file() or entry.is_symlink()):
+        elif pattern.matches_file(positions, name) and (entry.is_symlink() or entry.is_file()):
             yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        if not entry.is_symlink():
+            raise
+        return False  # a link that leads to itself, or where nobody may look: no reason to refuse the rest
 
 
 def _sorted(names: Iterator[str]) -> Iterator[str]:
