@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +35,7 @@ from clipfleet.contract import (
 from clipfleet.errors import JobNotFoundError, OutputConflictError, RedisUnavailableError, UsageError
 from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints, make_app
+from clipfleet.inventory import parts_in_place
 from clipfleet.job_file import job_of
 from clipfleet.job_spec import JobSpec
 from clipfleet.label_sets import Labels, label_sets_of
@@ -45,7 +47,7 @@ from clipfleet.rebuild import Rebuild
 from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import PartRows, RowReader
-from clipfleet.retry import Retry
+from clipfleet.retry import Parts, Retry
 from clipfleet.settings import Settings, load_settings
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.submission import Submission, naming_the_way_out
@@ -305,13 +307,14 @@ class JobHandle:
         if not self.job.output_is_redis:
             return results.failure_examples(open_output(self.output))
         codes = self.status().codes
-        return RedisRows(self._ledger, self._store, self.job).failure_examples(codes) if codes else {}
+        return self._redis_rows().failure_examples(codes) if codes else {}
 
     def rows_reader(self) -> RowReader:
         """The rows that are there, for `clipfleet.results` and `clipfleet.exports`."""
-        if self.job.output_is_redis:
-            return RedisRows(self._ledger, self._store, self.job)
-        return PartRows(open_output(self.output))
+        return self._redis_rows() if self.job.output_is_redis else PartRows(open_output(self.output))
+
+    def _redis_rows(self) -> RedisRows:
+        return RedisRows(self._ledger, self._store, self.job)
 
     def cancel(self) -> tuple[bool, JobState]:
         """End the job early; False and its state if it is finishing or over."""
@@ -346,7 +349,11 @@ class JobHandle:
         if len(known) < len(codes):
             strange = next(code for code in codes if code not in known)
             raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
-        retry = Retry(self._ledger, self._hints, output_of(self.job, self._store), self.job)
+        output = output_of(self.job, self._store)
+        parts: Parts = partial(parts_in_place, output, self.job)
+        if self.job.output_is_redis:
+            parts = self._redis_rows().parts_in_place
+        retry = Retry(self._ledger, self._hints, output, parts, self.job)
         return retry.run([ErrorCode(code) for code in known])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -38,24 +38,20 @@ class Inventory:
         return len(self.due) + self.chunks - self.next_chunk
 
 
-def take_inventory(output: Output, job: Job, chunks: int, is_done: IsDone) -> Inventory:
+def take_inventory(
+    parts: Iterable[tuple[PartIdentity, PartCounts]], chunks: int, is_done: IsDone
+) -> Inventory:
     """Look at every part of a job.
 
     Args:
-        output: where its parts are.
-        job: the job.
-        chunks: how many are staged; parts beyond them do not count.
+        parts: those that are in place, in any order.
+        chunks: how many are staged; parts beyond them must not be among `parts`.
         is_done: whether a part may stay as it is.
-
-    Raises:
-        OutputConflictError: there is a part of another job.
-        OutputDamagedError: there is a part that cannot be read.
-        OutputUnavailableError: the output cannot be read now.
     """
     done, found = bytearray(-(-chunks // 8)), bytearray(chunks)
     ok = failed = generation = 0
     codes: Counter[str] = Counter()
-    for identity, counts in _footers(output, job, chunks):
+    for identity, counts in parts:
         found[identity.chunk_id] = 1
         generation = max(generation, identity.generation)
         if is_done(identity, counts):
@@ -67,7 +63,14 @@ def take_inventory(output: Output, job: Job, chunks: int, is_done: IsDone) -> In
     return Inventory(bytes(done), due, next_chunk, PartCounts(ok, failed, dict(codes)), generation, chunks)
 
 
-def _footers(output: Output, job: Job, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
+def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
+    """The footers of a job's parts below the given number of chunks.
+
+    Raises:
+        OutputConflictError: there is a part of another job.
+        OutputDamagedError: there is a part that cannot be read.
+        OutputUnavailableError: the output cannot be read now.
+    """
     wanted = _chunk_ids(output, job, chunks)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="inventory") as pool:
         while some := list(islice(wanted, _AT_A_TIME)):

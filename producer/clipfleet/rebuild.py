@@ -11,7 +11,7 @@ from clipfleet import keys
 from clipfleet.contract import Job, JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.inventory import Inventory, take_inventory
+from clipfleet.inventory import Inventory, parts_in_place, take_inventory
 from clipfleet.job_file import Generation, generation_of, job_of, seal_of
 from clipfleet.ledger import Ledger
 from clipfleet.outputs import Output
@@ -122,7 +122,7 @@ class Rebuild:
                 or not has_failed(counts, retried.codes)
             )
 
-        return take_inventory(self._output, job, chunks, is_done)
+        return take_inventory(parts_in_place(self._output, job, chunks), chunks, is_done)
 
 
 def _state(staged: _Staged, inventory: Inventory, *, is_over: bool) -> JobState:

@@ -6,6 +6,7 @@ Works while the job still runs: the rows of the chunks that are complete are rea
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -20,7 +21,7 @@ from clipfleet.errors import (
 )
 from clipfleet.json_rows import from_json
 from clipfleet.ledger import JobStatus, Ledger
-from clipfleet.parts import PART_COLUMNS
+from clipfleet.parts import PART_COLUMNS, PartCounts, PartIdentity
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import RowStream
 
@@ -62,24 +63,26 @@ class RedisRows:
         """
         job_id = self._job.job_id
         status = self._ledger.status(job_id)
-        stored = self._store.schema(job_id)
-        if stored is None or not self._store.has_rows(job_id):
+        schema = _schema(self._store, job_id, columns)
+        if schema is None or not self._store.has_rows(job_id):
             raise _why_there_are_none(status)
-        dimension = self._store.dimension(job_id) or _UNKNOWN_DIMENSION
-        schema = with_embedding(stored, dimension)
-        if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
         return RowStream(schema, self._batches(status, schema))
 
-    def rows_at(self, first_index: int, count: int) -> pa.Table | None:
-        """The rows that are there among `count` items from `first_index` on; None if there are none."""
-        job_id = self._job.job_id
-        stored = self._store.schema(job_id)
-        if stored is None:
-            return None
-        schema = with_embedding(stored, self._store.dimension(job_id) or _UNKNOWN_DIMENSION)
-        rows = pa.Table.from_batches(self._read(range(first_index, first_index + count), schema), schema)
-        return rows if rows.num_rows else None
+    def parts_in_place(self, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
+        """Whose the rows of each complete chunk are and what they count, below the given number of chunks.
+
+        Raises:
+            ResultsExpiredError: the time is over for which the rows were kept.
+        """
+        job, status = self._job, self._ledger.status(self._job.job_id)
+        if status.ok + status.failed and not self._store.has_rows(job.job_id):
+            raise _why_there_are_none(status)
+        for chunk_id in range(chunks):
+            rows = rows_at(self._store, job.job_id, chunk_range(job, chunk_id), ["error_code"])
+            if rows is not None:
+                codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+                counts = PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
+                yield PartIdentity(job.job_id, chunk_id, status.generation), counts
 
     def failure_examples(self, codes: Collection[str]) -> dict[str, str]:
         """One detail for each of these error codes; reads no further than the last of them."""
@@ -94,54 +97,68 @@ class RedisRows:
 
     def _batches(self, status: JobStatus, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         count = 0
-        for batch in self._read(range(status.total), schema):
+        for batch in _read(self._store, self._job.job_id, range(status.total), schema):
             count += batch.num_rows
             yield batch
         if count < status.ok + status.failed:  # there were as many when we began
             raise OutputUnavailableError(f"{self.uri}: rows were removed while they were read")
 
-    def _read(self, indexes: range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        wants_vectors = "embedding" in schema.names
-        for start in range(indexes.start, indexes.stop, _ROWS_PER_CALL):
-            some = range(start, min(start + _ROWS_PER_CALL, indexes.stop))
-            found = {
-                index: text
-                for index, text in zip(some, self._store.rows(self._job.job_id, some), strict=True)
-                if text is not None
-            }
-            if found:
-                vectors = self._store.vectors(self._job.job_id, list(found)) if wants_vectors else ()
-                yield self._batch(list(found.values()), vectors, schema)
 
-    def _batch(
-        self, texts: Sequence[bytes], vectors: Sequence[bytes | None], schema: pa.Schema
-    ) -> pa.RecordBatch:
+def chunk_range(job: Job, chunk_id: int) -> range:
+    """The `item_index` of all items of a chunk; the last one may have fewer."""
+    return range(chunk_id * job.chunk_size, (chunk_id + 1) * job.chunk_size)
+
+
+def rows_at(
+    store: RedisStore, job_id: str, indexes: range, columns: Sequence[str] | None = None
+) -> pa.Table | None:
+    """The rows that are there of some items, with all columns or the named ones; None if there are none."""
+    schema = _schema(store, job_id, columns)
+    if schema is None:
+        return None
+    rows = pa.Table.from_batches(_read(store, job_id, indexes, schema), schema)
+    return rows if rows.num_rows else None
+
+
+def _schema(store: RedisStore, job_id: str, columns: Sequence[str] | None) -> pa.Schema | None:
+    """Schema of a job's rows with their vectors; None if there is no row yet."""
+    stored = store.schema(job_id)
+    if stored is None:
+        return None
+    kind = pa.list_(pa.float16(), store.dimension(job_id) or _UNKNOWN_DIMENSION)
+    schema = stored.insert(PART_COLUMNS.index("embedding"), pa.field("embedding", kind))
+    return schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+
+def _read(store: RedisStore, job_id: str, indexes: range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for start in range(indexes.start, indexes.stop, _ROWS_PER_CALL):
+        some = range(start, min(start + _ROWS_PER_CALL, indexes.stop))
+        texts = zip(some, store.rows(job_id, some), strict=True)
+        found = {index: text for index, text in texts if text is not None}
+        if not found:
+            continue
         try:
-            rows = from_json([json.loads(text) for text in texts], schema)
-            if not vectors:
-                return rows
-            position = schema.get_field_index("embedding")
-            field = schema.field(position)
-            return rows.set_column(position, field, _embeddings(vectors, field.type))
+            batch = from_json([json.loads(text) for text in found.values()], schema)
+            if "embedding" in schema.names:
+                batch = _with_vectors(batch, store.vectors(job_id, list(found)))
         except (ValueError, pa.ArrowException) as error:
-            raise OutputDamagedError(f"{self.uri}: damaged: {error}") from error
+            where = f"{REDIS_OUTPUT}: rows {some.start} to {some.stop - 1} of job {job_id}"
+            raise OutputDamagedError(f"{where} are damaged: {error}") from error
+        yield batch
 
 
-def with_embedding(schema: pa.Schema, dimension: int) -> pa.Schema:
-    """The schema of stored rows with the column for their vectors, where parts have it."""
-    kind = pa.list_(pa.float16(), dimension)
-    return schema.insert(PART_COLUMNS.index("embedding"), pa.field("embedding", kind))
-
-
-def _embeddings(vectors: Sequence[bytes | None], kind: pa.DataType) -> pa.Array:
-    nothing = bytes(2 * kind.list_size)
+def _with_vectors(batch: pa.RecordBatch, vectors: Sequence[bytes | None]) -> pa.RecordBatch:
+    position = batch.schema.get_field_index("embedding")
+    field = batch.schema.field(position)
+    length = field.type.list_size
+    nothing = bytes(2 * length)
     data = b"".join(nothing if vector is None else vector for vector in vectors)
-    count = len(vectors) * kind.list_size
-    if len(data) != 2 * count:
+    if len(data) != 2 * length * len(vectors):
         raise ValueError("vectors differ in length")
-    values = pa.Array.from_buffers(pa.float16(), count, [None, pa.py_buffer(data)])
+    values = pa.Array.from_buffers(pa.float16(), length * len(vectors), [None, pa.py_buffer(data)])
     missing = pa.array([vector is None for vector in vectors])
-    return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=missing)
+    column = pa.FixedSizeListArray.from_arrays(values, type=field.type, mask=missing)
+    return batch.set_column(position, field, column)
 
 
 def _why_there_are_none(status: JobStatus) -> ResultsNotReadyError | ResultsExpiredError:

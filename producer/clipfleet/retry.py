@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from uuid import uuid4
 
 from clipfleet import keys
@@ -13,18 +13,22 @@ from clipfleet.inventory import Inventory, take_inventory
 from clipfleet.job_file import Generation, job_of, note_generation
 from clipfleet.ledger import Draft, JobStatus, Ledger
 from clipfleet.outputs import Output
-from clipfleet.parts import PartCounts
+from clipfleet.parts import PartCounts, PartIdentity
 
 _COMPLETED = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+
+
+Parts = Callable[[int], Iterable[tuple[PartIdentity, PartCounts]]]  # those in place below a number of chunks
 
 
 class Retry:
     """Has the failed rows of a job run again, and the chunks that a cancelled or failed one never got to."""
 
-    def __init__(self, ledger: Ledger, hints: Hints, output: Output, job: Job) -> None:
+    def __init__(self, ledger: Ledger, hints: Hints, output: Output, parts: Parts, job: Job) -> None:
         self._ledger = ledger
         self._hints = hints
         self._output = output
+        self._parts = parts
         self._job = job
 
     def run(self, codes: Sequence[ErrorCode] = ()) -> bool:
@@ -78,9 +82,8 @@ class Retry:
             raise OutputConflictError(
                 f"{self._output.uri} does not hold job {self._job.job_id} any more: there is nothing to retry"
             )
-        return take_inventory(
-            self._output, self._job, status.chunks, lambda _, counts: not has_failed(counts, codes)
-        )
+        parts = self._parts(status.chunks)
+        return take_inventory(parts, status.chunks, lambda _, counts: not has_failed(counts, codes))
 
     def _lost_to_another(self) -> bool:
         status = self._ledger.status(self._job.job_id)

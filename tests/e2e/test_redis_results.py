@@ -122,6 +122,32 @@ def test_programs_find_rows_vectors_and_ids_by_their_keys(
     assert all(0 < ttl <= 7 * 86_400 for ttl in ttls.values())
 
 
+def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: Path, client: Client) -> None:
+    here = cluster.run_json("embed", folder / "list.csv", "--model", "demo", "--chunk-size", "5", expect=3)
+    before = rows_of(cluster, here["job_id"])
+    write_pictures(folder / "pictures", 12)
+
+    again = cluster.run_json("retry", here["job_id"])
+
+    assert (again["state"], again["ok"], again["failed"]) == ("completed", 12, 0)
+    rows = rows_of(cluster, here["job_id"])
+    assert rows[:10] == before[:10]
+    assert [row["status"] for row in rows] == ["ok"] * 12
+    assert len(client.job(here["job_id"]).vectors()[0]) == 12
+    assert [event["generation"] for event in job_events(cluster, here["job_id"])] == ["0", "1"]
+
+
+def test_an_export_has_the_rows(cluster: Cluster, folder: Path) -> None:
+    here = cluster.run_json("embed", folder / "list.csv", "--model", "demo", expect=3)
+
+    counts = cluster.run_json(
+        "export", here["job_id"], "--layout", "clip-retrieval", "--to", folder / "export"
+    )
+
+    assert (counts["rows"], counts["left_out"]) == (10, 2)
+    assert np.load(folder / "export" / "img_emb" / "img_emb_0.npy").shape == (10, 128)
+
+
 def test_the_end_tells_what_failed_and_how_to_see_the_rows(cluster: Cluster, folder: Path) -> None:
     result = cluster.run("embed", folder / "list.csv", "--model", "demo")
 

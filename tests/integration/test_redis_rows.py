@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ import redis
 
 from clipfleet import keys
 from clipfleet.contract import JobState
-from clipfleet.errors import RedisUnavailableError
+from clipfleet.errors import RedisUnavailableError, ResultsExpiredError
+from clipfleet.hints import Hints
 from clipfleet.ledger import Claim, Lease, Ledger, Retention
+from clipfleet.outputs.redis import RedisOutput
 from clipfleet.redis_connection import connect
+from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
+from clipfleet.retry import Retry
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import claim, let_leases_expire, new_token, server_now_ms, try_claim
 from tests.support.redis_rows import (
@@ -24,6 +30,7 @@ from tests.support.redis_rows import (
     counts,
     identity,
     pending_keys,
+    redis_job,
     submit_job,
     visible_rows,
 )
@@ -40,7 +47,7 @@ def store(redis_url: str) -> Iterator[RedisStore]:
 
 @pytest.fixture
 def sink(store: RedisStore) -> RedisSink:
-    return RedisSink(store)
+    return RedisSink(store, redis_job())
 
 
 def work(ledger: Ledger, sink: RedisSink, claimed: Claim, *, writer: str = "w", items: int = 4) -> str:
@@ -203,7 +210,7 @@ class TestHalf:
     """A worker that stops between two slices, or between the last one and the complete."""
 
     def bring_half(self, store: RedisStore, claimed: Claim, count: int = 4) -> None:
-        sink = RedisSink(store)
+        sink = RedisSink(store, redis_job())
         rows = chunk_rows(0, count, writer="dead").slice(0, count // 2)
         sink.write(identity(claimed), rows, counts(rows), token=claimed.token)
 
@@ -218,7 +225,7 @@ class TestHalf:
 
         assert visible_rows(redis_client) == {}
         assert ledger.status("job").done_chunks == 0
-        assert work(ledger, RedisSink(store), claimed) == "ended"
+        assert work(ledger, RedisSink(store, redis_job()), claimed) == "ended"
 
     def test_the_next_owner_begins_anew_and_what_the_dead_one_brought_expires(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
@@ -350,6 +357,123 @@ class TestEnded:
         assert complete(ledger, claimed, found) == "missing"
         assert pending_keys(redis_client) == []
         assert not redis_client.exists(*RESULTS)
+
+
+class TestRetry:
+    """A new generation replaces rows of chunks that are complete, and only it may."""
+
+    def retry(self, ledger: Ledger, store: RedisStore) -> bool:
+        job = redis_job()
+        parts = RedisRows(ledger, store, job).parts_in_place
+        hints = cast(Hints, SimpleNamespace(publish_work=lambda count: None))
+        return Retry(ledger, hints, RedisOutput(store, job.job_id), parts, job).run()
+
+    def end_with_errors(self, ledger: Ledger, sink: RedisSink) -> Claim:
+        """Three chunks; rows 1 and 2 of the first fail and row 3 of the last. Returns the first claim."""
+        submit_job(ledger, chunks=3)
+        claims = [claim(ledger) for _ in range(3)]
+        for one, failed in zip(claims, ([1, 2], [], [3]), strict=True):
+            rows = chunk_rows(one.chunk_id * 4, failed=failed, writer="first")
+            word = complete(ledger, one, bring(sink, one, rows))
+        assert word == "ended"
+        return claims[0]
+
+    def test_chunks_with_failed_rows_are_claimed_again_and_see_the_rows_that_are_there(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink
+    ) -> None:
+        self.end_with_errors(ledger, sink)
+
+        assert self.retry(ledger, store)
+
+        again = claim(ledger)
+        assert (again.chunk_id, again.generation) == (0, 1)
+        older = sink.older(identity(again))
+        assert older is not None
+        assert older.rows.drop_columns("embedding").equals(
+            chunk_rows(0, failed=[1, 2], writer="first").drop_columns("embedding")
+        )
+        assert older.rows["embedding"].to_pylist()[3] == [3.0] * DIMENSION
+        assert claim(ledger).chunk_id == 2
+        assert try_claim(ledger) is None
+
+    def test_the_retried_rows_replace_the_failed_ones_and_are_counted_once(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        self.end_with_errors(ledger, sink)
+        self.retry(ledger, store)
+
+        assert work(ledger, sink, claim(ledger), writer="second") == "done"
+        assert work(ledger, sink, claim(ledger), writer="second") == "ended"
+
+        status = ledger.status("job")
+        assert (status.state, status.ok, status.failed, status.codes) == (JobState.COMPLETED, 12, 0, {})
+        rows = visible_rows(redis_client)
+        assert [row["label"] for row in rows.values()] == ["second"] * 4 + ["first"] * 4 + ["second"] * 4
+        assert all(row["error_code"] is None for row in rows.values())
+        assert redis_client.hlen(keys.job("job", keys.VECTORS)) == 12
+        events = [(event["generation"], event["state"]) for _, event in redis_client.xrange(keys.EVENTS)]
+        assert events == [("0", "completed_with_errors"), ("1", "completed")]
+
+    def test_a_zombie_of_the_first_run_changes_nothing(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        zombie = self.end_with_errors(ledger, sink)
+        self.retry(ledger, store)
+        before = visible_rows(redis_client)
+
+        found = bring(sink, zombie, chunk_rows(0, writer="zombie"))
+
+        assert complete(ledger, zombie, found) == "stale"
+        assert visible_rows(redis_client) == before
+        assert pending_keys(redis_client) == []
+
+    def test_rows_stay_while_it_runs_and_their_time_begins_anew_at_its_end(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        self.end_with_errors(ledger, sink)
+        rows_key = keys.job("job", keys.ROWS)
+        assert redis_client.ttl(rows_key) <= 500
+
+        self.retry(ledger, store)
+        assert redis_client.ttl(rows_key) > 86_400
+
+        work(ledger, sink, claim(ledger))
+        work(ledger, sink, claim(ledger))
+        assert redis_client.ttl(rows_key) <= 500
+
+    def test_a_job_without_failed_rows_has_nothing_to_retry(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink
+    ) -> None:
+        submit_job(ledger)
+        work(ledger, sink, claim(ledger))
+
+        assert not self.retry(ledger, store)
+        assert ledger.status("job").state is JobState.COMPLETED
+
+    def test_a_cancelled_job_goes_on_with_what_it_left(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger, chunks=3)
+        work(ledger, sink, claim(ledger))
+        claim(ledger)
+        ledger.cancel("job", ttl_seconds=60)
+
+        assert self.retry(ledger, store)
+
+        assert {work(ledger, sink, claim(ledger)) for _ in range(2)} == {"done", "ended"}
+        assert len(visible_rows(redis_client)) == 12
+        assert ledger.status("job").ok == 12
+
+    def test_rows_that_have_expired_cannot_be_retried(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
+        self.end_with_errors(ledger, sink)
+        redis_client.delete(*RESULTS)
+
+        with pytest.raises(ResultsExpiredError, match="the rows of job job are gone"):
+            self.retry(ledger, store)
+
+        assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
 
 
 class TestFullMemory:

@@ -21,6 +21,11 @@ DIMENSION = 4
 LONG = Retention(job_seconds=1000, result_seconds=500)
 
 
+def redis_job(job_id: str = "job", chunk_items: int = 4) -> Job:
+    """A job that keeps its rows in Redis."""
+    return make_job(job_id, output=REDIS_OUTPUT).model_copy(update={"chunk_size": chunk_items})
+
+
 def submit_job(
     ledger: Ledger,
     job_id: str = "job",
@@ -30,8 +35,8 @@ def submit_job(
     sealed: bool = True,
     retention: Retention = LONG,
 ) -> Job:
-    """A job that keeps its rows in Redis, with its chunks in one staged file."""
-    job = make_job(job_id, output=REDIS_OUTPUT)
+    """Such a job in the ledger, with its chunks in one staged file."""
+    job = redis_job(job_id, chunk_items)
     ledger.submit(job, retention)
     if chunks:
         assert ledger.stage(job_id, 0, chunks, chunks * chunk_items).word == "staged"

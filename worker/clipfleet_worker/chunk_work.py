@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.errors import OutputConflictError
+from clipfleet.json_rows import as_json
 from clipfleet.parts import ItemStatus
 from clipfleet_worker.sinks import OlderPart
 
@@ -34,7 +35,7 @@ class ChunkWork:
             return fresh
         if not fresh.num_rows:
             return self.kept
-        fresh, kept = _with_equal_vectors(fresh, self.kept)
+        fresh, kept = _with_equal_vectors(_as_read_back(fresh, self.kept), self.kept)
         # By name: an older version of this program may have written fewer columns.
         return pa.concat_tables([fresh, kept], promote_options="default").sort_by("item_index")
 
@@ -57,6 +58,14 @@ def chunk_work(items: pa.Table, older: OlderPart | None, retry_codes: Sequence[s
     # Whatever is not kept: so the part has one row per item, whatever the older one held.
     is_done = pc.is_in(items["item_index"], kept["item_index"].combine_chunks())
     return ChunkWork(items.filter(pc.invert(is_done)), older, kept)
+
+
+def _as_read_back(fresh: pa.Table, kept: pa.Table) -> pa.Table:
+    """The new rows as old ones come back: from JSON, where the new ones go too, some columns are text."""
+    common = set(kept.schema.names).intersection(fresh.schema.names) - {"embedding"}
+    if all(kept.schema.field(name).type.equals(fresh.schema.field(name).type) for name in common):
+        return fresh
+    return pa.Table.from_batches([as_json(batch) for batch in fresh.to_batches()])
 
 
 def _with_equal_vectors(fresh: pa.Table, kept: pa.Table) -> tuple[pa.Table, pa.Table]:
