@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from clipfleet.errors import OutputConflictError
+from clipfleet.json_rows import as_json
 from clipfleet.parts import part_schema
 from clipfleet_worker.chunk_work import chunk_work
 from clipfleet_worker.sinks import OlderPart
@@ -104,3 +106,19 @@ def test_a_part_of_an_older_version_may_lack_columns() -> None:
 
     assert whole.column_names == OLD.column_names
     assert whole.num_rows == 4
+
+
+def test_columns_that_came_back_from_json_as_text_fit_the_new_rows() -> None:
+    extra = [pa.field("day", pa.date32()), pa.field("raw", pa.binary()), pa.field("shelf", pa.int64())]
+    typed = pa.Table.from_pylist(
+        [row(10) | {"day": date(2026, 11, 25), "raw": b"\xff", "shelf": 7}, row(11, "timeout")],
+        part_schema(2, extra),
+    )
+    read_back = pa.Table.from_batches([as_json(batch) for batch in typed.to_batches()])
+    work = chunk_work(ITEMS.slice(0, 2), OlderPart(read_back, ""))
+
+    whole = work.all_rows(typed.slice(0, 1).set_column(0, "item_index", pa.array([11])))
+
+    assert whole["day"].to_pylist() == ["2026-11-25"] * 2
+    assert whole["raw"].to_pylist() == ["/w=="] * 2
+    assert whole["shelf"].to_pylist() == [7, 7]
