@@ -127,6 +127,11 @@ def let_outage_grow_old(client: redis.Redis, job_id: str) -> None:
         client.hset(keys.job(job_id), "outage_since", _LONG_AGO)
 
 
+def let_announcement_claims_expire(client: redis.Redis) -> None:
+    """Whoever was to announce the end of a job is past its lease."""
+    _make_past(client, keys.ANNOUNCEMENTS, client.zrange(keys.ANNOUNCEMENTS, 0, -1))
+
+
 def _make_past(client: redis.Redis, key: str, members: Iterable[str]) -> None:
     marks = {str(member): _LONG_AGO for member in members}
     if marks:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipfleet import keys
+from clipfleet.announcements import _SCRIPTS as ANNOUNCEMENT_SCRIPTS
 from clipfleet.contract import PartFormat
 from clipfleet.ledger import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.redis_store import _SCRIPTS as STORE_SCRIPTS
@@ -78,9 +79,8 @@ class TestLua:
         assert any(re.search(rf"\b{name}\b", without_comments(script)) for script in SCRIPTS.values())
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
-        assert {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS)} | {"transitions.lua"} == set(
-            SCRIPTS
-        )
+        loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ANNOUNCEMENT_SCRIPTS)}
+        assert loaded | {"transitions.lua"} == set(SCRIPTS)
 
 
 class TestRedis:

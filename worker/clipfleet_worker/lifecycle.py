@@ -18,11 +18,13 @@ from pathlib import Path
 from celery import Celery, signals
 
 from clipfleet import s3, tar_member
+from clipfleet.announcements import Announcements
 from clipfleet.contract import Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
+from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems
@@ -120,6 +122,7 @@ class Worker:
             lease_seconds=settings.lease_seconds,
         )
         self._stopping = threading.Event()
+        self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
         self._helpers = [
             threading.Thread(target=self._reconcile, name="reconciler", daemon=True),
             threading.Thread(target=self._pull, name="puller", daemon=True),
@@ -152,6 +155,7 @@ class Worker:
         self._batcher.start()
         self._fetch_loop.start()
         self._keeper.start()
+        self._announcer.start()
         for helper in self._helpers:
             helper.start()
         try:
@@ -187,6 +191,7 @@ class Worker:
         self._stopping.set()
         for helper in self._helpers:
             helper.join(self._settings.drain_seconds + 5)
+        self._announcer.stop()
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()

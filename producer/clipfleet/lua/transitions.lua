@@ -112,6 +112,19 @@ local function refusal(job, chunk, generation)
   return nil
 end
 
+-- The user's own Celery task is to be told of the end: a worker sends it (claim_announcement).
+local function announce(job)
+  local names = {'spec', 'state', 'generation', 'staged_items', 'ok', 'failed', 'reason'}
+  local facts = redis.call('HMGET', job_key(job), unpack(names))
+  local spec = cjson.decode(facts[1])
+  if type(spec.on_finished) ~= 'string' then return end
+  local text = cjson.encode({task = spec.on_finished, queue = spec.on_finished_queue, event = {
+    job_id = job, state = facts[2], generation = tonumber(facts[3]), total = tonumber(facts[4]),
+    ok = tonumber(facts[5]), failed = tonumber(facts[6]), reason = facts[7], output = spec.output}})
+  redis.call('ZADD', ANNOUNCEMENTS, now_ms(), text)
+  keep(ANNOUNCEMENTS)
+end
+
 -- The one way into a final state: one event per job and generation, whatever is repeated.
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
@@ -130,6 +143,7 @@ local function end_job(job, state, reason, ttl_ms)
   redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', facts[1],
     'state', state, 'ok', facts[2], 'failed', facts[3], 'reason', reason)
   keep(EVENTS)
+  announce(job)
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
   -- Rows that live here are found through the job: it stays as long as they do.
   keep_job(job, math.max(ttl_ms, number(job, 'result_ttl_ms')))

@@ -1,0 +1,86 @@
+"""A user's own Celery worker is told when a job has ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+MODULE = """\
+import json
+import os
+
+from celery import Celery
+
+app = Celery("myapp", broker=os.environ["CLIPFLEET_REDIS_URL"])
+
+
+@app.task(name="myapp.tasks.handle", bind=True)
+def handle(self, event):
+    with open("told.jsonl", "a") as file:
+        file.write(json.dumps({"id": self.request.id, **event}) + "\\n")
+"""
+
+
+@pytest.fixture
+def told(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    """The file of what a plain Celery worker, which knows nothing of clipfleet, was told."""
+    package = tmp_path / "myapp"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tasks.py").write_text(MODULE)
+    with (tmp_path / "celery.log").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "myapp.tasks", "worker", "--pool", "solo", "--loglevel",
+             "INFO", "--without-gossip", "--without-mingle"],
+            cwd=tmp_path, env=cluster.environment(), stdout=log, stderr=log,
+        )  # fmt: skip
+    yield tmp_path / "told.jsonl"
+    worker.terminate()
+    assert worker.wait(30) == 0
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: Path, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 3)
+    (folder / "pictures" / "broken.jpg").write_bytes(b"no picture")
+    done = cluster.run_json(
+        "embed", folder / "pictures", "--model", "demo", "--output", folder / "out",
+        "--on-finished", "myapp.tasks.handle", expect=3,
+    )  # fmt: skip
+    waiting = cluster.run_json(
+        "embed", folder / "pictures", "--model", "nobody:serves", "--output", folder / "never", "--no-wait",
+        "--on-finished", "myapp.tasks.handle",
+    )  # fmt: skip
+    cluster.run("cancel", waiting["job_id"])
+
+    events = wait_until(lambda: len(lines(told)) >= 2 and lines(told), "both ends were told", 30)
+
+    assert isinstance(events, list)
+    by_job = {event["job_id"]: event for event in events}
+    assert by_job[done["job_id"]] == {
+        "id": by_job[done["job_id"]]["id"], "job_id": done["job_id"], "generation": 0,
+        "state": "completed_with_errors", "total": 4, "ok": 3, "failed": 1, "output": str(folder / "out"),
+        "reason": "",
+    }  # fmt: skip
+    assert by_job[waiting["job_id"]]["state"] == "cancelled"
+
+    (folder / "pictures" / "broken.jpg").write_bytes((folder / "pictures" / "000000.jpg").read_bytes())
+    cluster.run_json("retry", done["job_id"])
+    events = wait_until(lambda: len(lines(told)) >= 3 and lines(told), "the end of the retry was told", 30)
+    assert isinstance(events, list)
+    assert (events[-1]["generation"], events[-1]["state"], events[-1]["ok"]) == (1, "completed", 4)
+    assert len({event["id"] for event in events}) == 3

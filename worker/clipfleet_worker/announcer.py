@@ -1,0 +1,72 @@
+"""Tells users of the ends of their jobs by a Celery task of theirs: at least once, the id repeats."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from celery import Celery
+from kombu.entity import Queue
+from kombu.exceptions import KombuError
+
+from clipfleet.announcements import Announcement, Announcements
+from clipfleet.errors import RedisUnavailableError
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_LEASE_SECONDS = 30.0  # after it another worker tries again
+
+
+class Announcer:
+    """A thread that sends what the ledger has noted."""
+
+    def __init__(self, announcements: Announcements, app: Celery) -> None:
+        self._announcements = announcements
+        self._app = app
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is left is sent by others."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._announcements.close()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_SECONDS):
+            while self.announce() and not self._stopping.is_set():
+                pass
+
+    def announce(self) -> bool:
+        """Send one announcement; False if none is due, or it could not be sent now."""
+        try:
+            announcement = self._announcements.claim(_LEASE_SECONDS)
+            if announcement is None:
+                return False
+            self._send(announcement)
+            self._announcements.drop(announcement)
+        except (RedisUnavailableError, KombuError, OSError) as error:
+            log.warning("no end announced: %s", error, extra={"action": "announce_failed"})
+            return False
+        return True
+
+    def _send(self, announcement: Announcement) -> None:
+        self._app.send_task(
+            announcement.task,
+            args=[announcement.event],
+            task_id=announcement.task_id,
+            queue=Queue(announcement.queue),  # type: ignore[no-untyped-call]  # kombu has no types
+            ignore_result=False,  # whether it has a result is the user's business
+        )
+        log.info(
+            "job %s: %s was told",
+            announcement.event["job_id"],
+            announcement.task,
+            extra={"action": "end_announced", "job_id": announcement.event["job_id"]},
+        )
