@@ -13,6 +13,7 @@
     │   └── ResultsExpiredError    the rows were in Redis, and the time is over for which it kept them
     └── WorldError             the world failed: trying again later may help
         ├── RedisUnavailableError  no Redis answers at the configured address
+        ├── SourceUnavailableError the source cannot be read now
         └── OutputUnavailableError the output cannot be read or written now
             └── OutputUnreachableError  not without a change of settings or mounts
                 └── OutputDamagedError      an object in it holds something else than it should
@@ -74,6 +75,10 @@ class WorldError(ClipfleetError):
 
 class RedisUnavailableError(WorldError):
     """No Redis answers at the configured address."""
+
+
+class SourceUnavailableError(WorldError):
+    """The source cannot be read at the moment (store away)."""
 
 
 class OutputUnavailableError(WorldError):

@@ -36,7 +36,7 @@ class TarMember:
             archive = f"s3://{quote(self.archive.removeprefix('s3://'))}"
         else:
             archive = self.archive  # percent-encoded already
-        name = quote(self.name, safe="/ ", errors="replace")
+        name = quote(self.name, errors="replace")
         return f"tar+{archive}#offset={self.offset_bytes}&size={self.size_bytes}&name={name}"
 
 

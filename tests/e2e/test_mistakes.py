@@ -98,7 +98,6 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         pytest.param(
             (*CLASSIFY, "https://example.org/a.jpg", *LABELS), ["list it in a file"], id="a URL as source"
         ),
-        pytest.param((*CLASSIFY, "s3://bucket/photos", *LABELS), ["s3://bucket/photos"], id="a bucket"),
         pytest.param(
             (*EMBED, "list.csv"),
             ["list.csv:1", "name, shelf", "--url-column"],

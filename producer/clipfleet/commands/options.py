@@ -20,8 +20,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="a folder, a glob in quotes, a .txt with one URL or path per line, or a table "
-        "(.csv, .tsv, .jsonl, .parquet)",
+        help="a folder, a glob in quotes, a .txt with one URL or path per line, a table "
+        "(.csv, .tsv, .jsonl, .parquet), .tar shards, each also as s3://BUCKET/...; - is stdin",
     ),
 ]
 Output = Annotated[

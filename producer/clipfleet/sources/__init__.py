@@ -5,22 +5,20 @@ A source is read once, in a stable order and in bounded memory. It knows names a
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
-from clipfleet.sources.files import LocalFile
-from clipfleet.sources.folder import FolderSource, is_picture_name
-from clipfleet.sources.formats import has_columns, list_opener
-from clipfleet.sources.glob import GlobSource, has_wildcards
+from clipfleet.s3 import SCHEME as S3_SCHEME
+from clipfleet.sources.formats import SUPPORTED
 from clipfleet.sources.iterable import Item, IterableSource
+from clipfleet.sources.local import open_local
 from clipfleet.sources.options import BY_NAME, ReadOptions
+from clipfleet.sources.s3 import open_s3
 from clipfleet.sources.stdin import StdinSource
 from clipfleet.sources.uris import has_scheme, printable
 
@@ -29,10 +27,6 @@ __all__ = ["SUPPORTED", "ReadOptions", "Source", "SourceLike", "open_source", "s
 SourceLike = str | os.PathLike[str] | Iterable[Item]
 
 STDIN = "-"
-SUPPORTED = (
-    "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
-    "per line, a table (.csv, .tsv, .jsonl, .parquet), - for standard input, and a single picture"
-)
 
 
 class Source(Protocol):
@@ -65,21 +59,25 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
     What exists under exactly this name comes first, so a file called `a[1].jpg` is that file and no pattern.
 
     Args:
-        text: path or pattern; a relative one counts from the current folder, `~` is the home folder; `-` is
-            standard input.
+        text: path or pattern; a relative one counts from the current folder, `~` is the home folder.
+            `s3://...` likewise; `-` is standard input.
         options: how to read it.
 
     Raises:
         SourceError: there is nothing of this name, it is of no supported kind, or its header cannot be used.
+        SourceUnavailableError: it is in S3, and the store is away.
     """
+    if not text.strip():
+        raise SourceError(f"the source is empty; {SUPPORTED}")
     if text == STDIN:
         return StdinSource(options)
-    path = _absolute(text)
-    opener = list_opener(path.name) if path.is_file() else None
-    _require_fit(text, options, is_list=opener is not None, is_table=has_columns(path.name))
-    if opener is not None:
-        return opener(LocalFile(path), options)
-    return _without_list(text, path)
+    if text.startswith(S3_SCHEME):
+        return open_s3(text, options)
+    if has_scheme(text):
+        raise SourceError(
+            f"{printable(text)}: a URL cannot be a source itself, list it in a file; {SUPPORTED}"
+        )
+    return open_local(text, options)
 
 
 def source_of(source: SourceLike, options: ReadOptions) -> Source:
@@ -93,45 +91,3 @@ def source_of(source: SourceLike, options: ReadOptions) -> Source:
     if isinstance(source, bytes | bytearray | memoryview | Mapping) or not isinstance(source, Iterable):
         raise SourceError(f"a {type(source).__name__} cannot be a source: put it into a list")
     return IterableSource(source, options)
-
-
-def _require_fit(text: str, options: ReadOptions, *, is_list: bool, is_table: bool) -> None:
-    """Refuse options that a source of this kind would ignore."""
-    if not (is_list and is_table) and (options.url_column is not None or options.id_column is not None):
-        raise SourceError(
-            f"{printable(text)}: --url-column and --id-column apply to tables only "
-            "(.csv, .tsv, .jsonl, .parquet)"
-        )
-    if not is_list and options.base_uri is not None:
-        raise SourceError(f"{printable(text)}: --base-uri applies to lists and tables only")
-
-
-def _without_list(text: str, path: Path) -> Source:
-    if path.is_dir():
-        return FolderSource(path)
-    if path.is_file():
-        if is_picture_name(path.name):
-            return GlobSource.of_one_file(path)
-        raise SourceError(f"{printable(str(path))}: a file of this kind cannot be a source; {SUPPORTED}")
-    if path.exists():
-        raise SourceError(f"{printable(str(path))}: neither a folder nor an ordinary file; {SUPPORTED}")
-    if has_wildcards(text):
-        return GlobSource.of_pattern(path)
-    raise SourceError(f"{printable(str(path))}: does not exist")
-
-
-def _absolute(text: str) -> Path:
-    if not text.strip():
-        raise SourceError(f"the source is empty; {SUPPORTED}")
-    if has_scheme(text):
-        raise SourceError(
-            f"{printable(text)}: a URL cannot be a source itself, list it in a file; {SUPPORTED}"
-        )
-    path = Path(text)
-    with contextlib.suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
-        path = path.expanduser()
-    try:
-        path.exists()
-    except OSError as error:
-        raise SourceError(f"{printable(text)}: {error.strerror}") from error
-    return path.absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ T = TypeVar("T")
 
 MAX_ROWS = 8192
 _FIRST_ROWS = 512
+PASS_ON_SECONDS = 0.5  # so that no item waits long for others
 MAX_BYTES = 32 * 1024 * 1024  # so that pictures inside a list keep the memory flat
 
 
@@ -27,22 +29,29 @@ def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
     )
 
 
-def in_batches(rows: Iterable[T], size_bytes: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
+def in_batches(
+    rows: Iterable[T],
+    size_bytes: Callable[[T], int] = lambda row: 0,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Iterator[list[T]]:
     """Lists of 512 rows at first, so that work can start early, then of up to 8,192.
 
     Args:
         rows: are not read ahead of the list they belong to.
         size_bytes: of a row, where rows may be large: a list ends early once they reach 32 MiB.
+        monotonic: a clock in seconds; where rows come slowly, a list ends after half a second.
     """
     most = _FIRST_ROWS
     batch: list[T] = []
     held_bytes = 0
+    since = monotonic()
     for row in rows:
         batch.append(row)
         held_bytes += size_bytes(row)
-        if len(batch) >= most or held_bytes >= MAX_BYTES:
+        if len(batch) >= most or held_bytes >= MAX_BYTES or monotonic() - since >= PASS_ON_SECONDS:
             yield batch
-            batch, held_bytes, most = [], 0, min(2 * most, MAX_ROWS)
+            batch, held_bytes, most, since = [], 0, min(2 * most, MAX_ROWS), monotonic()
     if batch:
         yield batch
 

@@ -6,15 +6,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from clipfleet.errors import SourceError
 from clipfleet.sources.csv import CsvSource
 from clipfleet.sources.files import SourceFile
 from clipfleet.sources.jsonl import JsonlSource
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.parquet import ParquetSource
 from clipfleet.sources.txt import TxtSource
+from clipfleet.sources.uris import printable
 
 if TYPE_CHECKING:
     from clipfleet.sources import Source
+
+SUPPORTED = (
+    "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
+    "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single picture, "
+    "each also as s3://BUCKET/..., and - for standard input"
+)
 
 OpenList = Callable[[SourceFile, ReadOptions], "Source"]
 
@@ -39,9 +47,30 @@ def list_opener(name: str) -> OpenList | None:
     return _LISTS.get(end) if end else None
 
 
+def is_shard_name(name: str) -> bool:
+    """True if a file's name ends like a tar archive's."""
+    return name.lower().endswith(".tar")
+
+
 def has_columns(name: str) -> bool:
     """True if a list of this name is a table."""
     return (_ending(name) or "").removesuffix(".gz") in _WITH_COLUMNS
+
+
+def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
+    """Refuse options that a source would ignore.
+
+    Raises:
+        SourceError: names what they are for.
+    """
+    is_table = is_list and has_columns(text)
+    if not is_table and (options.url_column is not None or options.id_column is not None):
+        raise SourceError(
+            f"{printable(text)}: --url-column and --id-column apply to tables only "
+            "(.csv, .tsv, .jsonl, .parquet)"
+        )
+    if not is_list and options.base_uri is not None:
+        raise SourceError(f"{printable(text)}: --base-uri applies to lists and tables only")
 
 
 def _ending(name: str) -> str | None:

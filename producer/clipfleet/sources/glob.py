@@ -16,7 +16,7 @@ import pyarrow as pa
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.uris import local_uri, printable
-from clipfleet.sources.walk import Pattern, walked_batches
+from clipfleet.sources.walk import Pattern, walk, walked_batches
 
 
 def has_wildcards(text: str) -> bool:
@@ -52,6 +52,13 @@ class GlobSource:
             yield batch
         if is_empty:
             raise SourceError(f"{self._name}: no file matches this pattern")
+
+
+def matching_files(pattern: Path) -> Iterator[Path]:
+    """The files that an absolute pattern means, sorted."""
+    fixed = _fixed_components(pattern)
+    prefix = Path(*pattern.parts[:fixed])
+    return (prefix / name for name in walk(prefix, Pattern.of(pattern.parts[fixed:])))
 
 
 def _fixed_components(pattern: Path) -> int:

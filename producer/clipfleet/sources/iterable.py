@@ -19,14 +19,13 @@ import pyarrow as pa
 
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
-from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS
+from clipfleet.sources.batches import in_batches
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.records import Record, RecordTable, plain
 
 Item = str | os.PathLike[str] | bytes | Mapping[str, Any]
 
 NAME = "the items"
-PASS_ON_SECONDS = 0.5
 _SAMPLE_ITEMS = 8192
 
 
@@ -70,25 +69,17 @@ class IterableSource:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
         index = 0
-        for records in self._passed_on():
+        for records in in_batches(self._records(), _size_bytes, monotonic=self._monotonic):
             yield self._table.batch(index, records)
             index += len(records)
 
-    def _passed_on(self) -> Iterator[list[Record]]:
-        held: list[Record] = []
-        held_bytes = 0
-        since = self._monotonic()
-        url_field, bytes_field = self._table.url_field, self._table.bytes_field
+    def _records(self) -> Iterator[Record]:
         for number, item in enumerate(self._items):
-            record = _record(item, number, url_field, bytes_field)
-            held.append(record)
-            held_bytes += sum(len(value) for value in record.values() if isinstance(value, bytes | str))
-            is_full = len(held) >= MAX_ROWS or held_bytes >= MAX_BYTES
-            if is_full or self._monotonic() - since >= PASS_ON_SECONDS:
-                yield held
-                held, held_bytes, since = [], 0, self._monotonic()
-        if held:
-            yield held
+            yield _record(item, number, self._table.url_field, self._table.bytes_field)
+
+
+def _size_bytes(record: Record) -> int:
+    return sum(len(value) for value in record.values() if isinstance(value, bytes | str))
 
 
 def _record(item: Item, number: int, url_field: str, bytes_field: str) -> Record:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
-from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, item_batch
+from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, PASS_ON_SECONDS, item_batch
 from clipfleet.sources.jsonl import json_record
 from clipfleet.sources.lines import BOM, MAX_LINE_BYTES, decoded_line
 from clipfleet.sources.options import ReadOptions
@@ -26,7 +26,6 @@ from clipfleet.sources.records import RecordTable
 from clipfleet.sources.uris import absolute_uris
 
 NAME = "stdin"
-PASS_ON_SECONDS = 0.5
 _BLOCK_BYTES = 1 << 16
 
 NumberedLine = tuple[int, str]

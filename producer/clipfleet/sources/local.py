@@ -1,0 +1,111 @@
+"""What a user means by a path or pattern of this machine as a source."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipfleet.errors import SourceError
+from clipfleet.sources.braces import expand_braces
+from clipfleet.sources.files import LocalFile
+from clipfleet.sources.folder import FolderSource, is_picture_name
+from clipfleet.sources.formats import SUPPORTED, is_shard_name, list_opener, require_fit
+from clipfleet.sources.glob import GlobSource, has_wildcards, matching_files
+from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.tar import Shard, TarSource, shards_state
+from clipfleet.sources.uris import local_uri, printable
+
+if TYPE_CHECKING:
+    from clipfleet.sources import Source
+
+_PACKED_SHARDS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def open_local(text: str, options: ReadOptions) -> Source:
+    """The source at a path; what exists under exactly this name comes before what a pattern means.
+
+    Raises:
+        SourceError: there is nothing of this name, it is of no supported kind, or its header cannot be used.
+    """
+    path = _absolute(text)
+    opener = list_opener(path.name) if path.is_file() else None
+    require_fit(text, options, is_list=opener is not None)
+    if opener is not None:
+        return opener(LocalFile(path), options)
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _file(path)
+    if path.exists():
+        raise SourceError(f"{printable(str(path))}: neither a folder nor an ordinary file; {SUPPORTED}")
+    if is_shard_name(text):
+        return _shards(path, [*_named_shards(text)])
+    if has_wildcards(text):
+        return GlobSource.of_pattern(path)
+    raise SourceError(f"{printable(str(path))}: does not exist")
+
+
+def _folder(path: Path) -> Source:
+    """Pictures, or the shards that lie directly in the folder and have no pictures beside them."""
+    shards = []
+    has_pictures = False
+    try:
+        with os.scandir(path) as entries:
+            for name in (entry.name for entry in entries if not entry.name.startswith(".")):
+                if is_shard_name(name):
+                    shards.append(path / name)
+                has_pictures = has_pictures or is_picture_name(name)
+    except OSError as error:
+        raise SourceError(f"{printable(str(path))}: cannot be read: {error.strerror}") from error
+    if not shards:
+        return FolderSource(path)
+    if has_pictures:
+        raise SourceError(
+            f"{printable(str(path))}: holds pictures and .tar files; "
+            f"say which by a pattern: '{printable(path.name)}/*.tar' or '{printable(path.name)}/**/*.jpg'"
+        )
+    return _shards(path, sorted(shards))
+
+
+def _file(path: Path) -> Source:
+    if is_shard_name(path.name):
+        return _shards(path, [path])
+    if is_picture_name(path.name):
+        return GlobSource.of_one_file(path)
+    name = printable(str(path))
+    if path.name.lower().endswith(_PACKED_SHARDS):
+        raise SourceError(f"{name}: single pictures of a packed archive cannot be read; unpack it to a .tar")
+    raise SourceError(f"{name}: a file of this kind cannot be a source; {SUPPORTED}")
+
+
+def _named_shards(text: str) -> Iterator[Path]:
+    for name in expand_braces(text):
+        path = _absolute(name)
+        if path.exists() or not has_wildcards(name):
+            yield path
+            continue
+        found = [*matching_files(path)]
+        if not found:
+            raise SourceError(f"{printable(str(path))}: no file matches this pattern")
+        yield from found
+
+
+def _shards(path: Path, shards: list[Path]) -> Source:
+    found = [Shard(local_uri(str(shard)), partial(LocalFile, shard)) for shard in shards]
+    states = [(shard.uri, " ".join(shard.open().state().values())) for shard in found]
+    return TarSource(found, uri=local_uri(str(path)), state=shards_state(states))
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+        path = path.expanduser()
+    try:
+        path.exists()
+    except OSError as error:
+        raise SourceError(f"{printable(text)}: {error.strerror}") from error
+    return path.absolute()

@@ -1,0 +1,136 @@
+"""What a user means by `s3://...` as a source: a list, a table, shards, a pattern, a picture or a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from clipfleet.errors import SourceError
+from clipfleet.s3 import S3Client, S3Object, default_client, split_s3_uri
+from clipfleet.sources.braces import expand_braces
+from clipfleet.sources.folder import PICTURE_EXTENSIONS, is_picture_name
+from clipfleet.sources.formats import is_shard_name, list_opener, require_fit
+from clipfleet.sources.glob import has_wildcards
+from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.s3_objects import ObjectFile, PrefixSource, is_hidden, listing
+from clipfleet.sources.tar import Shard, TarSource, shards_state
+from clipfleet.sources.walk import Pattern
+
+if TYPE_CHECKING:
+    from clipfleet.sources import Source
+
+_LOOKED_AT = 10_000  # objects of a prefix that tell whether it holds pictures or shards
+
+
+def open_s3(uri: str, options: ReadOptions) -> Source:
+    """The source at an S3 URI; the key is taken as it stands.
+
+    A key that ends like a list, a table or a picture is that object. Any other one is a prefix, with or
+    without its slash: all pictures below it, or all shards where the first thing below it is one.
+
+    Raises:
+        SourceError: there is nothing of this name, or it must not be read.
+        SourceUnavailableError: the store is away.
+        UsageError: the URI or the configuration of S3 cannot be used.
+    """
+    bucket, key = split_s3_uri(uri)
+    client = default_client()
+    opener = None if has_wildcards(key) else list_opener(key)
+    require_fit(uri, options, is_list=opener is not None)
+    if opener is not None:
+        return opener(ObjectFile(client, bucket, key), options)
+    if is_shard_name(key):
+        return _shards(client, bucket, uri)
+    if has_wildcards(key):
+        return _pattern(client, bucket, uri)
+    if is_picture_name(key):
+        return _picture(client, bucket, key)
+    return _prefix(client, bucket, uri)
+
+
+def _shards(client: S3Client, bucket: str, uri: str) -> Source:
+    """Shards by name, with braces or wildcards."""
+    keys = [split_s3_uri(name)[1] for name in expand_braces(uri)]
+    found: list[S3Object] = []
+    for key in keys:
+        if has_wildcards(key):
+            found += _matching(client, bucket, key)()
+        else:
+            found.append(S3Object(key, 0))
+    return _tar_source(client, bucket, uri, found)
+
+
+def _pattern(client: S3Client, bucket: str, uri: str) -> Source:
+    prefix = _fixed_prefix(split_s3_uri(uri)[1])
+    matching = _matching(client, bucket, split_s3_uri(uri)[1])
+    return PrefixSource(
+        matching, bucket, prefix, lambda name: True, wanted="no object matches this pattern", uri=uri
+    )
+
+
+def _picture(client: S3Client, bucket: str, key: str) -> Source:
+    ObjectFile(client, bucket, key).state()
+    folder, _, _ = key.rpartition("/")
+    prefix = f"{folder}/" if folder else ""
+    return PrefixSource(
+        lambda: [S3Object(key, 0)], bucket, prefix, lambda name: True, wanted="", uri=f"s3://{bucket}/{key}"
+    )
+
+
+def _prefix(client: S3Client, bucket: str, uri: str) -> Source:
+    key = split_s3_uri(uri)[1]
+    prefix = f"{key}/" if key and not key.endswith("/") else key
+    where = f"s3://{bucket}/{prefix}"
+    objects = partial(listing, client, bucket, prefix)
+    names = (one.key for one in islice(objects(), _LOOKED_AT) if not is_hidden(one.key[len(prefix) :]))
+    first = next((name for name in names if is_picture_name(name) or is_shard_name(name)), None)
+    if first is not None and is_shard_name(first):
+        found = (one for one in objects() if is_shard_name(one.key))
+        return _tar_source(client, bucket, where, sorted(found, key=lambda one: one.key))
+    return PrefixSource(
+        objects,
+        bucket,
+        prefix,
+        lambda name: is_picture_name(name) and not is_hidden(name),
+        wanted=f"no images found; looked for keys that end in {' '.join(PICTURE_EXTENSIONS)}",
+        uri=where,
+    )
+
+
+def _tar_source(client: S3Client, bucket: str, uri: str, objects: Iterable[S3Object]) -> Source:
+    found = list(objects)
+    if not found:
+        raise SourceError(f"{uri}: no object matches this pattern")
+    shards = [
+        Shard(f"s3://{bucket}/{one.key}", partial(ObjectFile, client, bucket, one.key)) for one in found
+    ]
+    states = [(shard.uri, str(one.size_bytes)) for shard, one in zip(shards, found, strict=True)]
+    return TarSource(shards, uri=uri, state=shards_state(states))
+
+
+def _matching(client: S3Client, bucket: str, pattern: str) -> Callable[[], Iterable[S3Object]]:
+    """Objects whose keys match, in the store's order."""
+    prefix = _fixed_prefix(pattern)
+    wanted = Pattern.of(pattern[len(prefix) :].split("/"))
+
+    def objects() -> Iterable[S3Object]:
+        return (one for one in listing(client, bucket, prefix) if _matches(wanted, one.key[len(prefix) :]))
+
+    return objects
+
+
+def _matches(pattern: Pattern, name: str) -> bool:
+    *folders, last = name.split("/")
+    positions = pattern.start()
+    for folder in folders:
+        positions = pattern.descend(positions, folder, is_link=False)
+    return pattern.matches_file(positions, last)
+
+
+def _fixed_prefix(pattern: str) -> str:
+    """The folders in front of the first wildcard, with their slash."""
+    parts = pattern.split("/")
+    fixed = next(number for number, part in enumerate(parts) if has_wildcards(part))
+    return "".join(f"{part}/" for part in parts[:fixed])

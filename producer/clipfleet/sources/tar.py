@@ -1,0 +1,185 @@
+"""Shards of webdataset and img2dataset: tar archives whose members are grouped by the name before the dot.
+
+Every picture of a group is an item. Its id is that name, the key (where a group holds several pictures: the
+whole name). What lies beside it is carried: the fields of `.json`, the text of `.txt`, the number of `.cls`.
+
+Only headers and those texts are read here. The pictures stay in the archive, and workers read just their
+bytes there: staging them too would write and read everything once more. On a local disk the submit jumps from
+header to header; from S3 an archive streams through it once, because a request for each header would take
+longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from clipfleet.contract import SourceDescription
+from clipfleet.errors import SourceError
+from clipfleet.sources.batches import in_batches
+from clipfleet.sources.files import SourceFile
+from clipfleet.sources.folder import is_picture_name
+from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.records import RecordTable
+from clipfleet.tar_member import TarMember
+
+# Key and extension, as webdataset has them.
+_NAME = re.compile(r"(?:\./)*((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)
+_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
+_SAMPLE_ITEMS = 256
+_MAX_TEXT_BYTES = 16 * 1024 * 1024  # of one .json, .txt or .cls
+_BLOCK_BYTES = 512
+
+# Names that no field of a .json has.
+_URI_FIELD = "\0uri"
+_ID_FIELD = "\0id"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An archive that is opened when its turn comes."""
+
+    uri: str
+    open: Callable[[], SourceFile]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Members with one key."""
+
+    key: str
+    pictures: list[TarMember] = field(default_factory=list)
+    texts: dict[str, bytes] = field(default_factory=dict)  # by extension
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One for each picture."""
+        carried = _carried(self.texts)
+        for picture in self.pictures:
+            name = self.key if len(self.pictures) == 1 else picture.name
+            yield {_URI_FIELD: picture.uri(), _ID_FIELD: name, **carried}
+
+
+class TarSource:
+    """See `clipfleet.sources.Source`.
+
+    Args:
+        shards: at least one, in the order of their items.
+        uri: of the whole, for people.
+        state: what changes with the shards, in the words of `SourceDescription.options`.
+    """
+
+    def __init__(self, shards: Sequence[Shard], *, uri: str, state: dict[str, str]) -> None:
+        self._shards = shards
+        self._uri = uri
+        with closing(self._records()) as records:
+            sample = list(islice(records, _SAMPLE_ITEMS))
+            is_all = next(records, None) is None
+        if not sample:
+            raise SourceError(f"{uri}: no pictures in {len(shards)} tar files")
+        options = ReadOptions(url_column=_URI_FIELD, id_column=_ID_FIELD)
+        self._table = RecordTable(sample, options, where=uri, base="/", is_all=is_all)
+        self.description = SourceDescription(
+            kind="tar", uri=uri, options=state, extra_columns=self._table.extra_columns
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """See the protocol."""
+        index = 0
+        for records in in_batches(self._records(), _characters):
+            yield self._table.batch(index, records)
+            index += len(records)
+
+    def _records(self) -> Generator[dict[str, Any], None, None]:
+        for shard in self._shards:
+            file = shard.open()
+            with file.open() as stream:
+                for group in _groups(stream, file):
+                    yield from group.records()
+
+
+def shards_state(shards: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Number of the shards, and a digest of what is known of each: its URI and its state."""
+    digest = hashlib.sha256("\n".join(f"{uri}\t{state}" for uri, state in shards).encode(errors="replace"))
+    return {"shards": str(len(shards)), "sha256": digest.hexdigest()[:16]}
+
+
+def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
+    """Members that follow one another under one key."""
+    group = _Group("")
+    for archive, info in _members(stream, file.name):
+        match = _NAME.fullmatch(info.name)
+        if match is None or not info.isreg():
+            continue
+        key, extension = match[1], match[2].lower()
+        if key != group.key:
+            yield group
+            group = _Group(key)
+        if is_picture_name(info.name):
+            group.pictures.append(TarMember(file.uri, info.name, info.offset_data, info.size))
+        elif extension in ("json", "txt", "cls"):
+            group.texts[extension] = _content(archive, info, file.name)
+    yield group
+
+
+def _members(stream: BinaryIO, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Headers in their order.
+
+    Raises:
+        SourceError: the archive is damaged or breaks off: then members would be missing.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                if info.issparse():
+                    raise SourceError(f"{name}: {info.name} is stored with holes; pack it without --sparse")
+                yield archive, info
+            # tarfile takes whatever is no header, and an end too early, for the end.
+            stream.seek(archive.offset)
+            block = stream.read(_BLOCK_BYTES)
+    except tarfile.TarError as error:
+        raise SourceError(f"{name}: not a whole tar file: {error}") from error
+    if len(block) < _BLOCK_BYTES:
+        raise SourceError(f"{name}: the tar file breaks off; is the copy complete?")
+    if block.strip(b"\0"):
+        raise SourceError(f"{name}: the tar file is damaged at byte {archive.offset}")
+
+
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> bytes:
+    if info.size > _MAX_TEXT_BYTES:
+        raise SourceError(f"{name}: {info.name} is larger than {_MAX_TEXT_BYTES:,} bytes")
+    reader = archive.extractfile(info)
+    data = reader.read() if reader is not None else b""
+    if len(data) < info.size:
+        raise SourceError(f"{name}: the tar file breaks off in {info.name}; is the copy complete?")
+    return data
+
+
+def _carried(texts: dict[str, bytes]) -> dict[str, Any]:
+    """The columns of a group."""
+    carried: dict[str, Any] = {}
+    for extension in ("txt", "cls"):
+        if extension in texts:
+            text = texts[extension].decode(errors="replace")
+            is_number = extension == "cls" and _NUMBER.fullmatch(text)
+            carried[extension] = int(text) if is_number else text
+    if "json" in texts:
+        try:
+            value = json.loads(texts["json"])
+        except (ValueError, RecursionError):
+            value = texts["json"].decode(errors="replace")
+        carried |= value if isinstance(value, dict) else {"json": value}
+    return carried
+
+
+def _characters(record: dict[str, Any]) -> int:
+    return sum(len(value) for value in record.values() if isinstance(value, str))
