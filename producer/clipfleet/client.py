@@ -226,19 +226,17 @@ class Client:
         Rebuild(self._ledger, self._hints, output, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job) -> JobHandle:
-        return JobHandle(self._ledger, self._store, self._hints, job, self._settings.job_ttl_seconds)
+        return JobHandle(self._ledger, self._store, self._hints, job, self._settings)
 
 
 class JobHandle:
     """One job."""
 
-    def __init__(
-        self, ledger: Ledger, store: RedisStore, hints: Hints, job: Job, job_ttl_seconds: int
-    ) -> None:
+    def __init__(self, ledger: Ledger, store: RedisStore, hints: Hints, job: Job, settings: Settings) -> None:
         self._ledger = ledger
         self._store = store
         self._hints = hints
-        self._job_ttl_seconds = job_ttl_seconds
+        self._settings = settings
         self.job = job
 
     @property
@@ -318,7 +316,7 @@ class JobHandle:
 
     def cancel(self) -> tuple[bool, JobState]:
         """End the job early; False and its state if it is finishing or over."""
-        return self._ledger.cancel(self.job_id, ttl_seconds=self._job_ttl_seconds)
+        return self._ledger.cancel(self.job_id, ttl_seconds=self._settings.job_ttl_seconds)
 
     def pause(self) -> tuple[bool, JobState]:
         """Hand out no more chunks; those under way are finished."""
@@ -353,7 +351,14 @@ class JobHandle:
         parts: Parts = partial(parts_in_place, output, self.job)
         if self.job.output_is_redis:
             parts = self._redis_rows().parts_in_place
-        retry = Retry(self._ledger, self._hints, output, parts, self.job)
+        retry = Retry(
+            self._ledger,
+            self._hints,
+            output,
+            parts,
+            self.job,
+            lease_seconds=self._settings.lease_seconds,
+        )
         return retry.run([ErrorCode(code) for code in known])
 
 

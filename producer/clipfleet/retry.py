@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from uuid import uuid4
 
@@ -24,7 +25,19 @@ Parts = Callable[[int], Iterable[tuple[PartIdentity, PartCounts]]]  # those in p
 class Retry:
     """Has the failed rows of a job run again, and the chunks that a cancelled or failed one never got to."""
 
-    def __init__(self, ledger: Ledger, hints: Hints, output: Output, parts: Parts, job: Job) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        hints: Hints,
+        output: Output,
+        parts: Parts,
+        job: Job,
+        *,
+        lease_seconds: float,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._lease_seconds = lease_seconds
+        self._sleep = sleep
         self._ledger = ledger
         self._hints = hints
         self._output = output
@@ -33,6 +46,8 @@ class Retry:
 
     def run(self, codes: Sequence[ErrorCode] = ()) -> bool:
         """Start, or leave a retry alone that is under way. `_SUCCESS` is gone when the job goes on.
+
+        Takes a lease's time more on a store without conditional writes.
 
         Args:
             codes: run only rows with these error codes again; empty: all that failed.
@@ -51,6 +66,9 @@ class Retry:
         status = self._ledger.status(self._job.job_id)
         if not status.state.is_final:
             return self._join(status)
+        if not self._output.has_conditional_writes:
+            # Nothing but its lease stops a writer of the last generation that is late.
+            self._sleep(self._lease_seconds)
         inventory = self._take_inventory(status, codes)
         if not inventory.open_chunks and status.state in _COMPLETED:
             return False

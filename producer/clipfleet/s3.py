@@ -37,6 +37,7 @@ class S3Problem(StrEnum):
     NO_BUCKET = "no_bucket"
     DENIED = "denied"
     NO_CREDENTIALS = "no_credentials"
+    EXPIRED = "expired"  # credentials that were good; whoever renews them need not do anything else
     MISCONFIGURED = "misconfigured"  # endpoint, profile or region
     REFUSED = "refused"  # any other answer that repeating does not change
     THROTTLED = "throttled"
@@ -53,7 +54,7 @@ class S3Failure:
     @property
     def waiting_helps(self) -> bool:
         """Whether the same call may succeed later."""
-        return self.problem in (S3Problem.THROTTLED, S3Problem.AWAY)
+        return self.problem in (S3Problem.EXPIRED, S3Problem.THROTTLED, S3Problem.AWAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,7 @@ _WAYS_OUT = {
     S3Problem.NO_BUCKET: "; make the bucket, or name another",
     S3Problem.DENIED: "; these credentials need the rights GetObject, PutObject, DeleteObject, ListBucket",
     S3Problem.NO_CREDENTIALS: "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    S3Problem.EXPIRED: "; start again with fresh credentials",
     S3Problem.MISCONFIGURED: "; see AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION and AWS_CA_BUNDLE",
 }
 
@@ -225,7 +227,8 @@ _ANSWERS = {
     "InvalidAccessKeyId": S3Problem.NO_CREDENTIALS,
     "SignatureDoesNotMatch": S3Problem.NO_CREDENTIALS,
     "InvalidToken": S3Problem.NO_CREDENTIALS,
-    "ExpiredToken": S3Problem.NO_CREDENTIALS,
+    "ExpiredToken": S3Problem.EXPIRED,
+    "ExpiredTokenException": S3Problem.EXPIRED,
     "AuthorizationHeaderMalformed": S3Problem.MISCONFIGURED,
     "PermanentRedirect": S3Problem.MISCONFIGURED,
     "RequestTimeTooSkewed": S3Problem.MISCONFIGURED,

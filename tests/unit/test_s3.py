@@ -72,6 +72,7 @@ class TestRefusals:
             (answer(403, "AccessDenied"), S3Problem.DENIED),
             (answer(403, "403", "Forbidden"), S3Problem.DENIED),
             (answer(403, "InvalidAccessKeyId"), S3Problem.NO_CREDENTIALS),
+            (answer(400, "ExpiredToken"), S3Problem.EXPIRED),
             (answer(301, "PermanentRedirect"), S3Problem.MISCONFIGURED),
             (answer(400, "InvalidArgument"), S3Problem.REFUSED),
             (answer(503, "SlowDown"), S3Problem.THROTTLED),
@@ -92,6 +93,7 @@ class TestRefusals:
 
         assert waited_for == {S3Problem.THROTTLED, S3Problem.AWAY}
         assert all(explain(answer(status)).waiting_helps for status in (429, 500))
+        assert explain(answer(400, "ExpiredToken")).waiting_helps
         assert not any(explain(answer(status)).waiting_helps for status in (301, 400, 401, 403, 404))
 
     def test_the_message_is_one_line_with_the_way_out(self) -> None:

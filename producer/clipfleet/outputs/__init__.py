@@ -33,6 +33,11 @@ class Output(Protocol):
         """Absolute name of the output, equal on every machine."""
         ...
 
+    @property
+    def has_conditional_writes(self) -> bool:
+        """Whether names are taken and versions replaced by one step of the store, not by a look before it."""
+        ...
+
     def scratch(self) -> AbstractContextManager[Path]:
         """A path for a new local file that `publish` can make visible; gone when the context ends."""
         ...

@@ -48,6 +48,11 @@ class FolderOutput:
         """Absolute path of the folder."""
         return str(self._folder)
 
+    @property
+    def has_conditional_writes(self) -> bool:
+        """See the protocol."""
+        return True
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A path below `_clipfleet/tmp/`, on the same file system as the parts."""

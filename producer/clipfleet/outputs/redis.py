@@ -32,6 +32,11 @@ class RedisOutput:
         """The same for every job: the Redis of whoever asks."""
         return REDIS_OUTPUT
 
+    @property
+    def has_conditional_writes(self) -> bool:
+        """See the protocol."""
+        return True
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A file in the machine's own folder for such."""

