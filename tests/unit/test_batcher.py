@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -449,3 +450,21 @@ class TestStopping:
         with pytest.raises(BatcherStopped):
             waiting.outcomes.wait()
         assert encoder.passes == [[1, 2]]
+
+
+@pytest.mark.parametrize("what", ["images", "texts"])
+def test_an_idle_batcher_keeps_no_model_alive(run: Callable[[Batcher], None], what: str) -> None:
+    batcher = make(4)
+    run(batcher)
+    encoder = FakeEncoder()
+    alive = weakref.ref(encoder)
+    if what == "images":
+        outcomes = Outcomes(2)
+        batcher.submit(part(encoder, [1, 2], outcomes))
+        outcomes.wait()
+    else:
+        batcher.encode_texts(encoder, ["red"], Lane.NORMAL)
+
+    del encoder
+
+    wait_until(lambda: alive() is None, "the model is freed")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import cast
 
@@ -10,7 +12,7 @@ import pytest
 
 from clipfleet.contract import Precision
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
@@ -83,6 +85,39 @@ class TestLoading:
             served.get(name, FP32)
 
         assert [name for name, _ in loader.calls] == ["a", "b", "c", "b"]
+
+
+class TestUnloading:
+    @pytest.mark.parametrize("has_cycle", [False, True])
+    def test_an_unloaded_model_is_freed_before_the_next_one_is_loaded(self, has_cycle: bool) -> None:
+        made: list[weakref.ref[LoadedModel]] = []
+        alive_at_load: list[int] = []
+
+        def load(name: str, precision: Precision) -> LoadedModel:
+            alive_at_load.append(sum(model() is not None for model in made))
+            model = load_model("demo", precision, "cpu")
+            if has_cycle:  # as imports leave behind: the frames of an exception hold what they loaded
+                vars(model)["itself"] = model
+            made.append(weakref.ref(model))
+            return model
+
+        served = Models(("a", "b"), load, kept=1, default_precision=FP32)
+        gc.disable()
+        try:
+            for name in ("a", "b", "a", "b"):
+                served.get(name, FP32).warm_up()
+        finally:
+            gc.enable()
+
+        assert alive_at_load == [0, 0, 0, 0]
+
+    def test_a_chunk_under_way_keeps_its_model(self, loader: Loader) -> None:
+        served = models(loader, kept=1)
+        in_use = served.get("a", FP32)
+        served.get("b", FP32)
+
+        assert in_use.encode_texts(["red"]).shape == (1, 16)
+        assert served.get("a", FP32) is not in_use
 
 
 class TestFailures:

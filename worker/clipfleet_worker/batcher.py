@@ -162,17 +162,22 @@ class Batcher:
         return [call.future for call in calls]
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._next_lane() is not None)
-                if self._stopping:
-                    return
-                call = self._next_call()
-                batch = [] if call else self._gather()
-            if call:
-                call.run()
-            else:
-                self._encode(batch)
+        while self._work_once():
+            pass
+
+    def _work_once(self) -> bool:
+        """Encode a batch or do a call; False at the end. While it waits nothing here keeps a model alive."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._next_lane() is not None)
+            if self._stopping:
+                return False
+            call = self._next_call()
+            batch = [] if call else self._gather()
+        if call:
+            call.run()
+        else:
+            self._encode(batch)
+        return True
 
     def _next_lane(self) -> Lane | None:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)

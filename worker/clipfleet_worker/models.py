@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -79,6 +80,7 @@ class Models:
 
     def _fill(self, key: tuple[str, Precision], future: Future[LoadedModel]) -> None:
         started = self._monotonic()
+        gc.collect()  # of models that were unloaded, what hangs in cycles; they are large, Python would wait
         try:
             model = self._load(*key)
         except (ModelUnavailableError, MemoryError) as error:
