@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -13,30 +12,23 @@ from clipfleet.errors import UsageError
 from clipfleet.model_names import normalise_model
 from clipfleet.program import new_app, run_program
 from clipfleet.settings import checked
+from clipfleet_worker import cli_models
+from clipfleet_worker.requirements import require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
 
 app = new_app(
     "Run clipfleet workers: processes that label and embed images on this machine's device.",
 )
 
-_WORKER_MODULES = ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy")
-
 _STOP_SECONDS_BEYOND_DRAIN = 30.0  # what is in the middle of a forward pass or a write ends by itself
+
+app.add_typer(cli_models.app, name="models")
 
 Models = Annotated[
     str | None,
     typer.Option("--models", metavar="NAME,...", help="models to serve; the first is loaded at start"),
 ]
 Directory = Annotated[Path, typer.Option("--dir", help="where the embedded servers keep their data and logs")]
-
-
-def require_worker_extra() -> None:
-    """Raise `UsageError` unless the packages of the extra `[worker]` are installed."""
-    missing = [name for name in _WORKER_MODULES if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f'this command needs {", ".join(missing)}: run `pip install "clipfleet[worker,embedded]"`'
-        )
 
 
 def _set_models(models: str | None) -> None:

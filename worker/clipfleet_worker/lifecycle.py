@@ -46,6 +46,7 @@ from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings
@@ -145,7 +146,12 @@ class Worker:
         return model
 
     def run(self) -> int:
-        """Work until SIGTERM or SIGINT; returns the exit code."""
+        """Work until SIGTERM or SIGINT; returns the exit code.
+
+        Raises:
+            UsageError: one of the models cannot be served whatever happens.
+        """
+        require_known(self._settings.models)
         threading.excepthook = _exit_when_a_thread_dies
         register(self._celery_app, self._tasks)
         signals.worker_shutting_down.connect(self._on_shutting_down)

@@ -80,13 +80,10 @@ class _Cache:
 
     def file(self, repository: str, names: Sequence[str]) -> Path:
         """The first of some files that is there; `_NotHereError` if none is."""
-        from huggingface_hub import try_to_load_from_cache
-
-        for name in names:
-            found = try_to_load_from_cache(repository, name)
-            if isinstance(found, str):
-                return Path(found)
-        raise _NotHereError
+        found = _cached(repository, names)
+        if found is None:
+            raise _NotHereError
+        return found
 
     def add(self, repository: str, names: Sequence[str]) -> None:
         """Have one of these files too, if the repository has any: they are not needed."""
@@ -103,10 +100,10 @@ class _Hub(_Cache):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        try:
-            return super().file(repository, names)
-        except _NotHereError:
-            _require_hub()
+        found = _cached(repository, names)
+        if found is not None:
+            return found
+        _require_hub()
         for name in names:
             try:
                 return Path(hf_hub_download(repository, name))
@@ -123,12 +120,19 @@ class _Hub(_Cache):
     def tokenizer(self, repository: str) -> Path:
         from huggingface_hub import snapshot_download
 
-        try:
-            return super().tokenizer(repository)
-        except _NotHereError:
-            _require_hub()
+        found = _cached(repository, _TOKENIZER_FILES)
+        if found is not None:
+            return found.parent
+        _require_hub()
         wanted = [*_TOKENIZER_FILES, _TRANSFORMERS_CONFIG]
         return Path(snapshot_download(repository, allow_patterns=wanted))
+
+
+def _cached(repository: str, names: Sequence[str]) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    paths = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in paths if isinstance(path, str)), None)
 
 
 def find_files(name: str) -> ModelFiles | None:
@@ -141,6 +145,14 @@ def find_files(name: str) -> ModelFiles | None:
         return _resolve(name, _Cache())
     except _NotHereError:
         return None
+
+
+def repositories_in_cache() -> list[str]:
+    """Repositories of models in the hub's cache, whatever of them is there; sorted."""
+    from huggingface_hub import constants
+
+    names = [path.name.removeprefix("models--") for path in Path(constants.HF_HUB_CACHE).glob("models--*--*")]
+    return sorted(name.replace("--", "/", 1) for name in names)
 
 
 def find_configuration(name: str) -> dict[str, Any] | None:
@@ -172,8 +184,8 @@ def fetch_files(name: str) -> ModelFiles:
     except (HfHubHTTPError, OSError, HTTPException) as error:
         raise ModelUnavailableError(
             f"model {name} is not on this machine and cannot be downloaded ({first_line(error)}): run "
-            f"`clipfleet-worker models pull {name}` where the hub can be reached, name a folder that holds "
-            f"it (./FOLDER), or use the model `{DEMO_MODEL}`"
+            f"`clipfleet-worker models pull {name}` where the hub can be reached (its cache may be copied), "
+            f"name a folder that holds it (./FOLDER), or use the model `{DEMO_MODEL}`"
         ) from error
 
 
