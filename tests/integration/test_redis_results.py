@@ -1,0 +1,383 @@
+"""Rows in Redis read back, and a submit whose output is Redis, against a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pytest
+import redis
+
+from clipfleet import keys
+from clipfleet.contract import REDIS_OUTPUT, Job, JobState, SourceDescription
+from clipfleet.errors import (
+    OutputDamagedError,
+    OutputUnavailableError,
+    RedisUnavailableError,
+    ResultsExpiredError,
+    ResultsNotReadyError,
+    SourceChangedError,
+    TooManyItemsError,
+)
+from clipfleet.hints import Hints
+from clipfleet.ledger import Ledger
+from clipfleet.outputs.redis import RedisOutput
+from clipfleet.parts import part_schema
+from clipfleet.redis_results import RedisRows
+from clipfleet.redis_store import RedisStore
+from clipfleet.results import rows as rows_of
+from clipfleet.results import vectors as vectors_of
+from clipfleet.sources.batches import item_batch
+from clipfleet.staging import StagedReader
+from clipfleet.submission import Submission
+from clipfleet_worker.sinks.redis import RedisSink
+from tests.support.ledger import claim, make_job
+from tests.support.redis_rows import DIMENSION, bring, chunk_rows, complete, redis_job, submit_job
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[RedisStore]:
+    store = RedisStore(redis_url)
+    yield store
+    store.close()
+
+
+class TestReading:
+    @pytest.fixture
+    def reader(self, ledger: Ledger, store: RedisStore) -> RedisRows:
+        return RedisRows(ledger, store, redis_job())
+
+    def work(self, ledger: Ledger, store: RedisStore, rows: pa.Table) -> None:
+        claimed = claim(ledger)
+        complete(ledger, claimed, bring(RedisSink(store, redis_job()), claimed, rows))
+
+    def test_all_rows_come_back_as_they_were_written(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        submit_job(ledger, chunks=2)
+        written = [chunk_rows(0, failed=[1]), chunk_rows(4)]
+        for rows in written:
+            self.work(ledger, store, rows)
+
+        stream = reader.read()
+
+        read = pa.Table.from_batches(stream.batches, stream.schema)
+        assert read.equals(pa.concat_tables(written))
+        assert read.schema.field("embedding").type == pa.list_(pa.float16(), DIMENSION)
+        assert reader.job() == redis_job().model_copy(update={"created_at": reader.job().created_at})
+        assert reader.finished_at() is not None
+
+    def test_many_rows_come_in_batches_and_in_the_order_of_the_source(
+        self, ledger: Ledger, store: RedisStore
+    ) -> None:
+        job = submit_job(ledger, chunks=3, chunk_items=700)
+        sink = RedisSink(store, job)
+        claims = [claim(ledger) for _ in range(3)]
+        for claimed in reversed(claims):
+            complete(ledger, claimed, bring(sink, claimed, chunk_rows(claimed.chunk_id * 700, 700)))
+
+        batches = list(RedisRows(ledger, store, job).read().batches)
+
+        assert max(batch.num_rows for batch in batches) == 500
+        indexes = [index for batch in batches for index in batch.column("item_index").to_pylist()]
+        assert indexes == list(range(2100))
+
+    def test_while_the_job_runs_the_rows_of_complete_chunks_are_read(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        submit_job(ledger, chunks=3)
+        claim(ledger)
+        self.work(ledger, store, chunk_rows(4))
+
+        assert [row["item_index"] for row in rows_of(reader)] == [4, 5, 6, 7]
+        assert reader.finished_at() is None
+
+    def test_vectors_leave_out_what_failed(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        submit_job(ledger)
+        self.work(ledger, store, chunk_rows(0, failed=[0, 2]))
+
+        index, matrix = vectors_of(reader)
+
+        assert index.tolist() == [1, 3]
+        assert matrix.tolist() == [[1.0] * DIMENSION, [3.0] * DIMENSION]
+
+    def test_a_job_without_vectors_has_none(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        submit_job(ledger)
+        self.work(ledger, store, chunk_rows(0, failed=[0, 1, 2, 3]))
+
+        index, matrix = vectors_of(reader)
+
+        assert (index.size, matrix.size) == (0, 0)
+        assert [row["embedding"] for row in rows_of(reader)] == [None] * 4
+
+    def test_columns_are_of_the_types_that_json_has(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        extra = {
+            "day": pa.array([date(2026, 11, 25), None]), "count": pa.array([7, None], pa.int32()),
+            "tags": pa.array([["a", "b"], None]), "raw": pa.array([b"\xff", None]),
+            "line": pa.array(["one\ntwo \u2028 three", "ä\"'"]),
+        }  # fmt: skip
+        schema = part_schema(DIMENSION, [pa.field(name, values.type) for name, values in extra.items()])
+        plain = chunk_rows(0, 2).drop_columns("shelf").to_pylist()
+        columns = {name: values.to_pylist() for name, values in extra.items()}
+        table = pa.Table.from_pylist(
+            [row | {name: columns[name][n] for name in columns} for n, row in enumerate(plain)], schema
+        )
+        submit_job(ledger, chunk_items=2)
+
+        self.work(ledger, store, table)
+
+        first, second = rows_of(reader)
+        assert (first["day"], first["count"], first["tags"], first["raw"]) == (
+            "2026-11-25", 7, ["a", "b"], "/w==",
+        )  # fmt: skip
+        assert (first["line"], second["line"]) == ("one\ntwo \u2028 three", "ä\"'")
+        assert (second["day"], second["count"], second["tags"], second["raw"]) == (None,) * 4
+
+    def test_only_the_columns_that_are_asked_for_are_read(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        submit_job(ledger)
+        self.work(ledger, store, chunk_rows(0))
+
+        stream = reader.read(["shelf", "item_id"])
+
+        assert stream.schema.names == ["shelf", "item_id"]
+        assert next(stream.batches).to_pylist()[0] == {"shelf": "shelf 0", "item_id": "id-0"}
+
+    def test_one_failure_of_each_kind_is_an_example(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows
+    ) -> None:
+        submit_job(ledger)
+        self.work(ledger, store, chunk_rows(0, failed=[1, 2]))
+
+        assert reader.failure_examples({"not_found"}) == {"not_found": "404"}
+
+    def test_before_the_first_chunk_there_is_nothing_yet(self, ledger: Ledger, reader: RedisRows) -> None:
+        submit_job(ledger)
+
+        with pytest.raises(ResultsNotReadyError, match="job job: no results yet, it is running"):
+            reader.read()
+
+    def test_rows_that_have_expired_say_how_long_they_are_kept(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows, redis_client: redis.Redis
+    ) -> None:
+        submit_job(ledger)
+        self.work(ledger, store, chunk_rows(0))
+        redis_client.delete(keys.job("job", keys.ROWS))
+
+        with pytest.raises(ResultsExpiredError, match="CLIPFLEET_RESULT_TTL_SECONDS"):
+            reader.read()
+
+    def test_rows_that_expire_while_they_are_read_do_not_look_like_all_of_them(
+        self, ledger: Ledger, store: RedisStore, reader: RedisRows, redis_client: redis.Redis
+    ) -> None:
+        job = submit_job(ledger, chunk_items=700)
+        claimed = claim(ledger)
+        complete(ledger, claimed, bring(RedisSink(store, job), claimed, chunk_rows(0, 700)))
+        batches = reader.read().batches
+        assert next(batches).num_rows == 500
+        redis_client.delete(keys.job("job", keys.ROWS))
+
+        with pytest.raises(OutputUnavailableError, match="rows were removed while they were read"):
+            list(batches)
+
+    @pytest.mark.parametrize(
+        ("suffix", "value"), [(keys.ROWS, "{"), (keys.ROWS, '{"item_index": "x"}'), (keys.VECTORS, "abc")]
+    )
+    def test_what_somebody_else_wrote_there_is_damage(
+        self,
+        ledger: Ledger,
+        store: RedisStore,
+        reader: RedisRows,
+        redis_client: redis.Redis,
+        suffix: str,
+        value: str,
+    ) -> None:
+        submit_job(ledger)
+        self.work(ledger, store, chunk_rows(0))
+        stream = reader.read()
+        redis_client.hset(keys.job("job", suffix), "2", value)
+
+        with pytest.raises(OutputDamagedError, match="rows 0 to 3 of job job are damaged"):
+            list(stream.batches)
+
+
+class FakeSource:
+    """Items that are made as they are asked for."""
+
+    def __init__(self, count: int, *, kind: str = "txt", on_batch: Callable[[], None] | None = None) -> None:
+        self.description = SourceDescription(kind=kind, uri="/list")
+        self._count, self._on_batch = count, on_batch
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for first in range(0, self._count, 8192):
+            if self._on_batch is not None:
+                self._on_batch()
+            count = min(8192, self._count - first)
+            yield item_batch(first, None, pa.array(["https://example.org/a.jpg"] * count, pa.string()))
+
+
+class QuietHints:
+    """Publishes nothing."""
+
+    def publish_work(self, count: int = 1) -> None:
+        pass
+
+
+class TestSubmit:
+    @pytest.fixture
+    def job(self) -> Job:
+        return make_job(output=REDIS_OUTPUT)
+
+    def submit(self, ledger: Ledger, store: RedisStore, job: Job, source: FakeSource) -> None:
+        job = job.model_copy(update={"source": source.description})
+        output = RedisOutput(store, job.job_id)
+        Submission(ledger, cast(Hints, QuietHints()), output, job).run(source)
+
+    def test_items_are_staged_in_redis_and_read_by_workers(
+        self, ledger: Ledger, store: RedisStore, job: Job
+    ) -> None:
+        self.submit(ledger, store, job, FakeSource(1300))
+
+        assert (ledger.status("job").chunks, ledger.status("job").total) == (3, 1300)
+        claims = [claim(ledger) for _ in range(3)]
+        with StagedReader(RedisOutput(store, "job"), job_id="job") as reader:
+            tables = [reader.read_chunk(c.first_chunk, c.chunks, c.chunk_id) for c in claims]
+        assert pa.concat_tables(tables)["item_index"].to_pylist() == list(range(1300))
+
+    def test_the_same_submit_again_changes_nothing_and_another_source_is_refused(
+        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+    ) -> None:
+        self.submit(ledger, store, job, FakeSource(600))
+        before = ledger.status("job")
+        self.submit(ledger, store, job, FakeSource(600))
+        assert ledger.status("job") == before
+
+        redis_client.hset(keys.job("job"), mapping={"sealed": 0, "state": "submitting"})  # killed before it
+        with pytest.raises(SourceChangedError, match="ends before item 599"):
+            self.submit(ledger, store, job, FakeSource(599))
+        self.submit(ledger, store, job, FakeSource(600))
+        assert ledger.status("job").state is JobState.RUNNING
+
+    def test_too_many_items_of_a_stream_end_the_job_and_leave_nothing_of_them(
+        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+    ) -> None:
+        seen: list[Any] = []
+        source = FakeSource(100_001, kind="stdin", on_batch=lambda: seen.append(store.object_names("job")))
+
+        with pytest.raises(TooManyItemsError, match="more than 100,000 items"):
+            self.submit(ledger, store, job, source)
+
+        assert len(seen) == 13
+        assert ledger.status("job").state is JobState.CANCELLED
+        suffixes = (keys.ITEMS, *keys.RESULT_SUFFIXES)
+        assert not redis_client.exists(*(keys.job("job", suffix) for suffix in suffixes))
+
+    def test_too_many_items_of_a_list_are_told_before_there_is_a_job(
+        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+    ) -> None:
+        with pytest.raises(TooManyItemsError):
+            self.submit(ledger, store, job, FakeSource(100_001))
+
+        assert redis_client.keys(f"{keys.PREFIX}:*") == []
+
+    def test_a_hundred_thousand_fit(self, ledger: Ledger, store: RedisStore, job: Job) -> None:
+        self.submit(ledger, store, job, FakeSource(100_000))
+
+        assert ledger.status("job").total == 100_000
+
+    def test_a_full_memory_interrupts_a_submit_which_goes_on_later(
+        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+    ) -> None:
+        batches: list[int] = []
+
+        def fill() -> None:
+            batches.append(len(batches))
+            if len(batches) == 2:
+                redis_client.config_set("maxmemory", 1)
+
+        try:
+            with pytest.raises(RedisUnavailableError, match=r"memory is full.* job id job goes on"):
+                self.submit(ledger, store, job, FakeSource(9000, kind="stdin", on_batch=fill))
+        finally:
+            redis_client.config_set("maxmemory", 0)
+
+        self.submit(ledger, store, job, FakeSource(9000, kind="stdin"))
+
+        assert ledger.status("job").total == 9000
+
+
+class TestObjects:
+    """`RedisOutput` as an output like any other; see `clipfleet.outputs.Output`."""
+
+    @pytest.fixture
+    def output(self, ledger: Ledger, store: RedisStore) -> RedisOutput:
+        submit_job(ledger, sealed=False)
+        return RedisOutput(store, "job")
+
+    def test_creating_is_exclusive(self, output: RedisOutput) -> None:
+        assert output.create("a", b"1")
+        assert not output.create("a", b"2")
+        assert output.read("a") == b"1"
+        output.replace("a", b"3")
+        with output.open("a") as file:
+            assert file.read() == b"3"
+
+    def test_publishing_and_conditional_replacing(self, output: RedisOutput) -> None:
+        def publish(data: bytes, call: Callable[[Path], bool]) -> bool:
+            with output.scratch() as path:
+                path.write_bytes(data)
+                return call(path)
+
+        assert publish(b"1", lambda path: output.publish(path, "a"))
+        assert not publish(b"2", lambda path: output.publish(path, "a"))
+        version = output.version("a")
+        assert version is not None
+        assert publish(b"3", lambda path: output.replace_if(path, "a", version))
+        assert not publish(b"4", lambda path: output.replace_if(path, "a", version))
+        assert output.read("a") == b"3"
+        assert publish(b"5", lambda path: output.publish(path, "a", replace=True))
+        assert output.read("a") == b"5"
+        assert not publish(b"6", lambda path: output.replace_if(path, "none", version))
+
+    def test_names_removal_and_what_is_not_there(self, output: RedisOutput) -> None:
+        for name in ("b-2", "b-1", "a-1"):
+            output.create(name, b"")
+
+        assert list(output.names("b-")) == ["b-1", "b-2"]
+        output.remove("b-1")
+        output.remove("b-1")
+        assert list(output.names("")) == ["a-1", "b-2"]
+        assert (output.read("none"), output.version("none")) == (None, None)
+        with pytest.raises(FileNotFoundError):
+            output.open("none")
+
+    def test_the_job_file_is_the_job_of_the_ledger(self, output: RedisOutput, ledger: Ledger) -> None:
+        data = output.read(keys.JOB_FILE)
+
+        assert data is not None
+        assert Job.model_validate_json(data) == ledger.job("job")
+        assert not output.create(keys.JOB_FILE, b"{}")
+        assert keys.JOB_FILE not in list(output.names(""))
+
+    def test_clearing_leaves_the_job(self, output: RedisOutput, ledger: Ledger) -> None:
+        output.create("a", b"")
+
+        output.clear()
+
+        assert list(output.names("")) == []
+        assert ledger.status("job").state is JobState.SUBMITTING
+
+    @pytest.mark.parametrize("size", [0, 5_000_000])
+    def test_an_object_may_be_empty_or_large(self, output: RedisOutput, size: int) -> None:
+        assert output.create("a", bytes(size))
+        assert output.read("a") == bytes(size)
