@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 
 from clipfleet import keys
 from clipfleet.contract import Job
@@ -14,9 +13,9 @@ from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnav
 from clipfleet.outputs import Output
 from clipfleet.part_files import part_files
 from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet.read_ahead import read_ahead
 
 _READERS = 16  # a footer of a remote part takes a round trip or three
-_AT_A_TIME = 1024
 
 IsDone = Callable[[PartIdentity, PartCounts], bool]
 
@@ -71,10 +70,7 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
         OutputDamagedError: there is a part that cannot be read.
         OutputUnavailableError: the output cannot be read now.
     """
-    wanted = _chunk_ids(output, job, chunks)
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="inventory") as pool:
-        while some := list(islice(wanted, _AT_A_TIME)):
-            yield from pool.map(lambda chunk_id: _footer(output, job, chunk_id), some)
+    return read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=_READERS)
 
 
 def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:

@@ -1,6 +1,6 @@
 """Reads the rows of a job back, whatever its output and the format of its parts. Reads only.
 
-Works while a job still runs: what is there is read. One batch is held at a time.
+Works while a job still runs: what is there is read. A few parts are held at a time.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from clipfleet.errors import (
 from clipfleet.outputs import Output
 from clipfleet.part_files import OpenPart, PartFiles, part_files
 from clipfleet.parts import ItemStatus
+from clipfleet.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     import numpy as np
 
+_READERS = 8  # of parts; each is held whole, 10 MB at most
 _EXAMPLE_BYTES = 1 << 20
 
 
@@ -139,7 +141,7 @@ def failure_examples(output: Output) -> dict[str, str]:
 
 
 class PartRows:
-    """The rows in the parts of an output; see `RowReader`. One part is open at a time."""
+    """The rows in the parts of an output; see `RowReader`."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -209,11 +211,13 @@ class PartRows:
         return first
 
     def _batches(self, files: PartFiles, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        for name in names:
+        def load(name: str) -> list[pa.RecordBatch]:
             with self._opened(files, name) as part:
                 there = [column for column in schema.names if column in part.schema.names]
-                for batch in part.batches(there):
-                    yield _conformed(batch, schema, name)
+                return [_conformed(batch, schema, name) for batch in part.batches(there)]
+
+        for batches in read_ahead(load, names, depth=_READERS):
+            yield from batches
 
     @contextmanager
     def _opened(self, files: PartFiles, name: str) -> Iterator[OpenPart]:

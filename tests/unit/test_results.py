@@ -125,19 +125,21 @@ class TestReading:
         with pytest.raises(OutputUnreachableError, match=r"part-00000002\.parquet: damaged"):
             list(results.rows(PartRows(finished)))
 
-    def test_one_part_is_open_at_a_time(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_few_parts_are_read_ahead(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[pa.NativeFile] = []
         original = output.open
         monkeypatch.setattr(output, "open", lambda name: opened.append(original(name)) or opened[-1])
-        for chunk_id in range(20):
+        for chunk_id in range(40):
             add_part(output, chunk_id, [embedded(chunk_id, 0.0, 1.0)])
+        stored = PartRows(output).read()
+        opened.clear()
 
-        for _ in PartRows(output).read().batches:
-            assert sum(not file.closed for file in opened) == 1
+        for taken, _ in enumerate(stored.batches, 1):
+            assert len(opened) <= taken + 7
+            assert taken > 1 or len(opened) == 1
+        assert len(opened) == 40
         assert all(file.closed for file in opened)
 
-
-class TestVectors:
     def test_items_without_a_vector_are_left_out(self, finished: FolderOutput) -> None:
         indexes, matrix = results.vectors(PartRows(finished))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +22,12 @@ from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import output_errors
 from clipfleet.part_files import OpenPart, part_files
 from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
+from clipfleet.read_ahead import read_ahead
 from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.job_contexts import JobContext
 
 _ERROR_COLUMNS = ("error_code", "error_detail")
+_READERS = 16
 _PART_LIMIT_SECONDS = 300.0  # a single part that takes longer to read hangs
 
 
@@ -76,10 +80,11 @@ class Finisher:
         """Write `errors.jsonl`; returns all parts."""
         parts = []
         with context.output.scratch() as path:
-            with output_errors(path), path.open("w", encoding="utf-8") as file:
-                for chunk_id in range(chunks):
+            loaded = read_ahead(partial(_read_part, context), range(chunks), depth=_READERS)
+            with output_errors(path), path.open("w", encoding="utf-8") as file, closing(loaded):
+                for _ in range(chunks):
                     alive("finish", _PART_LIMIT_SECONDS)
-                    part, errors = _read_part(context, chunk_id)
+                    part, errors = next(loaded)
                     file.writelines(map(json_line, errors))
                     parts.append(part)
             context.output.publish(path, keys.ERRORS, replace=True)
