@@ -1,0 +1,319 @@
+"""Every source into every output, with a real worker: one row per input, in order, with its columns."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet.client import Client, JobOptions
+from clipfleet.contract import PartFormat
+from clipfleet.ledger import Ledger
+from clipfleet.settings import Settings
+from clipfleet.sources import SourceLike
+from tests.support.cluster import Cluster
+from tests.support.pictures import encoded, picture
+from tests.support.s3 import S3Bucket
+from tests.support.shards import img2dataset_shard, webdataset_shard
+from tests.support.waiting import wait_until
+
+COUNT = 6
+PICTURES = [encoded(picture(number)) for number in range(COUNT)]
+
+
+@dataclass
+class Place:
+    """Where the pictures and lists of a test lie: a folder that the worker may read, and a bucket."""
+
+    folder: Path
+    s3: S3Bucket
+
+    def write(self, name: str, data: str | bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return path
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source, and what must come of it."""
+
+    source: SourceLike
+    ids: Sequence[str]
+    codes: Sequence[str | None]
+    columns: dict[str, Sequence[Any]] = field(default_factory=dict)
+    base_uri: str | None = None
+
+
+@pytest.fixture
+def place(cluster: Cluster, tmp_path: Path, s3: S3Bucket) -> Place:
+    folder = cluster.folder / tmp_path.name
+    folder.mkdir()
+    for number, data in enumerate(PICTURES):
+        (folder / f"{number}.jpg").write_bytes(data)
+        s3.put(f"pictures/{number}.jpg", data)
+    return Place(folder, s3)
+
+
+ALL = [str(number) for number in range(COUNT)]
+NAMES = [f"{number}.jpg" for number in range(COUNT)]
+OK: list[str | None] = [None] * COUNT
+
+# A list of all pictures, of one that is missing, of an empty name, and of one twice under the same id.
+URIS = [*NAMES, "missing.jpg", "", "0.jpg"]
+IDS = [*ALL, "gone", "blank", "0"]
+CODES = [*OK, "not_found", "bad_uri", None]
+TEXTS = {
+    "source_label": [f"mine {n}" for n in range(9)],
+    "source_status": ["new"] * 9,
+    "note": ['a,"b"\tü'] * 9,
+}
+NUMBERS = {"n": [1, 2, None, 4, 5, 6, 7, 8, 9], "x": [0.5] * 9}
+HEADER = ["id", "url", "label", "status", "note"]
+ROWS = [[name, uri, *texts] for name, uri, *texts in zip(IDS, URIS, *TEXTS.values(), strict=True)]
+
+
+def table_text(separator: str) -> str:
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator).writerows([HEADER, *ROWS])
+    return text.getvalue()
+
+
+def records() -> list[dict[str, Any]]:
+    numbers = zip(*NUMBERS.values(), strict=True)
+    return [
+        {**dict(zip(HEADER, row, strict=True)), "n": n, "x": x, "more": {"deep": [n]}}
+        for row, (n, x) in zip(ROWS, numbers, strict=True)
+    ]
+
+
+def json_lines() -> str:
+    return "".join(json.dumps(record) + "\n" for record in records())
+
+
+JSON_COLUMNS = {**TEXTS, **NUMBERS, "more": [json.dumps({"deep": [n]}) for n in NUMBERS["n"]]}
+TYPED = {**TEXTS, **NUMBERS, "tags": [["a", "b"]] * 9, "day": ["2026-01-02"] * 9}
+
+
+def parquet_bytes() -> bytes:
+    columns = dict(zip(HEADER, zip(*ROWS, strict=True), strict=True))
+    typed = {"n": pa.array(NUMBERS["n"], pa.int32()), "x": NUMBERS["x"], "tags": TYPED["tags"]}
+    day = pa.array([20455] * 9, pa.int32()).cast(pa.date32())
+    table = pa.table({**{name: pa.array(values) for name, values in columns.items()}, **typed, "day": day})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=4)
+    return buffer.getvalue()
+
+
+def pictures_parquet(place: Place) -> Given:
+    """As Hugging Face writes it, one picture missing and one broken."""
+    cells = [{"bytes": data, "path": name} for data, name in zip(PICTURES, NAMES, strict=True)]
+    cells += [{"bytes": None, "path": None}, {"bytes": PICTURES[0][:300], "path": "broken.jpg"}]
+    path = place.folder / "pictures.parquet"
+    pq.write_table(pa.table({"image": cells, "label": [*range(COUNT), 7, 8]}), path)
+    codes = [*OK, "empty", "broken_image"]
+    return Given(str(path), [*NAMES, "6", "broken.jpg"], codes, {"source_label": [*range(COUNT), 7, 8]})
+
+
+def img2dataset_columns(keys: Sequence[int]) -> dict[str, Sequence[Any]]:
+    return {
+        "caption": [f"picture {key}" for key in keys],
+        "url": [f"https://example.org/{key}.jpg" for key in keys],
+        "key": [f"{key:09d}" for key in keys],
+        "source_status": ["success"] * len(keys),
+        "source_width": [96] * len(keys),
+    }
+
+
+def local_shards(place: Place) -> Given:
+    (place.folder / "shards").mkdir()
+    for shard in range(2):
+        place.write(f"shards/{shard:05d}.tar", img2dataset_shard(range(shard * 3, shard * 3 + 3)))
+    place.write("shards/00000.parquet", b"x")
+    keys = range(COUNT)
+    return Given(place.folder / "shards", [f"{key:09d}" for key in keys], OK, img2dataset_columns(keys))
+
+
+def webdataset_shards(place: Place) -> Given:
+    for shard in range(2):
+        samples = [
+            {"__key__": f"s/{n}", "jpg": PICTURES[n], "cls": n, "json": {"n": n, "label": "x"}}
+            for n in range(shard * 3, shard * 3 + 3)
+        ]
+        webdataset_shard(place.folder / f"{shard:03d}.tar", samples)
+    columns = {"cls": range(COUNT), "n": range(COUNT), "source_label": ["x"] * COUNT}
+    return Given(f"{place.folder}/{{000..001}}.tar", [f"s/{n}" for n in range(COUNT)], OK, columns)
+
+
+def s3_shards(place: Place) -> Given:
+    for shard in range(2):
+        place.s3.put(f"set/{shard:05d}.tar", img2dataset_shard(range(shard * 3, shard * 3 + 3)))
+    keys = range(COUNT)
+    ids = [f"{key:09d}" for key in keys]
+    return Given(f"{place.s3.uri}/set/*.tar", ids, OK, img2dataset_columns(keys))
+
+
+def in_bucket(place: Place, name: str, data: str | bytes, columns: dict[str, Any]) -> Given:
+    uri = place.s3.put(f"pictures/{name}", data.encode() if isinstance(data, str) else data)
+    return Given(uri, IDS, CODES, columns)
+
+
+def bare_keys(place: Place) -> Given:
+    path = place.write("keys.csv", "s3_key,id\n" + "".join(f"{n}.jpg,{n}\n" for n in ALL) + "gone.jpg,gone\n")
+    return Given(path, [*ALL, "gone"], [*OK, "not_found"], base_uri=f"{place.s3.uri}/pictures/")
+
+
+def data_uris(place: Place) -> Given:
+    lines = [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in PICTURES]
+    return Given(place.write("data.txt", "\n".join([*lines, "data:x"])), [*ALL, "6"], [*OK, "bad_uri"])
+
+
+def iterable(place: Place) -> Given:
+    given: list[Any] = [str(place.folder / "0.jpg"), place.folder / "1.jpg", PICTURES[2]]
+    given += [{"url": f"{place.s3.uri}/pictures/3.jpg", "id": "three", "n": 3, "label": "x"}]
+    given += [{"bytes": PICTURES[4]}, b"no picture"]
+    columns = {"n": [None, None, None, 3, None, None], "source_label": [None, None, None, "x", None, None]}
+    return Given(given, ["0", "1", "2", "three", "4", "5"], [*OK[:5], "not_an_image"], columns)
+
+
+GIVEN: dict[str, Callable[[Place], Given]] = {
+    "folder": lambda place: Given(place.folder, NAMES, OK),
+    "glob": lambda place: Given(f"{place.folder}/[1-3].jpg", NAMES[1:4], OK[1:4]),
+    "picture": lambda place: Given(place.folder / "2.jpg", ["2.jpg"], [None]),
+    "txt": lambda place: Given(place.write("a.txt", "\n".join(NAMES)), ALL, OK),
+    "csv": lambda place: Given(place.write("a.csv", table_text(",")), IDS, CODES, TEXTS),
+    "tsv.gz": lambda place: Given(
+        place.write("a.tsv.gz", gzip.compress(table_text("\t").encode())), IDS, CODES, TEXTS
+    ),
+    "jsonl": lambda place: Given(place.write("a.jsonl", json_lines()), IDS, CODES, JSON_COLUMNS),
+    "jsonl.gz": lambda place: Given(
+        place.write("a.jsonl.gz", gzip.compress(json_lines().encode())), IDS, CODES, JSON_COLUMNS
+    ),
+    "parquet": lambda place: Given(place.write("a.parquet", parquet_bytes()), IDS, CODES, TYPED),
+    "pictures in parquet": pictures_parquet,
+    "img2dataset": local_shards,
+    "webdataset": webdataset_shards,
+    "s3 prefix": lambda place: Given(f"{place.s3.uri}/pictures", NAMES, OK),
+    "s3 csv.gz": lambda place: in_bucket(place, "a.csv.gz", gzip.compress(table_text(",").encode()), TEXTS),
+    "s3 jsonl": lambda place: in_bucket(place, "a.jsonl", json_lines(), JSON_COLUMNS),
+    "s3 parquet": lambda place: in_bucket(place, "a.parquet", parquet_bytes(), TYPED),
+    "s3 shards": s3_shards,
+    "bare keys": bare_keys,
+    "data URIs": data_uris,
+    "iterable": iterable,
+    "generator": lambda place: Given((place.folder / name for name in NAMES), ALL, OK),
+}
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[Client]:
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+        yield client
+
+
+def check(rows: list[dict[str, Any]], given: Given) -> None:
+    assert [row["item_index"] for row in rows] == list(range(len(given.ids)))
+    assert [row["item_id"] for row in rows] == list(given.ids)
+    assert [row["error_code"] for row in rows] == list(given.codes)
+    assert all((row["label"] is not None) == (row["status"] == "ok") for row in rows)
+    for name, values in given.columns.items():
+        assert [row[name] for row in rows] == list(values), name
+
+
+@pytest.mark.parametrize("output", ["folder", "s3", "redis"])
+@pytest.mark.parametrize("kind", GIVEN)
+def test_one_row_per_input_in_its_order_with_its_columns(
+    client: Client, place: Place, kind: str, output: str
+) -> None:
+    given = GIVEN[kind](place)
+    outputs = {"folder": str(place.folder / "out"), "s3": f"{place.s3.uri}/out", "redis": "redis://"}
+    options = JobOptions(
+        output=outputs[output],
+        model="demo",
+        chunk_size=4,
+        base_uri=given.base_uri,
+        part_format=PartFormat.JSONL if kind == "jsonl" and output != "redis" else PartFormat.PARQUET,
+    )
+
+    job = client.classify(given.source, ["red apple", "dog", "car"], options=options)
+    status = job.wait(120)
+
+    failed = len(given.codes) - given.codes.count(None)
+    assert (status.total, status.failed) == (len(given.ids), failed), status
+    check(list(job.results()), given)
+
+
+class TestStandardInput:
+    def start(self, cluster: Cluster, *words: str | Path) -> subprocess.Popen[bytes]:
+        command = [Path(sys.executable).with_name("clipfleet"), "embed", "-", "--model", "demo", *words]
+        return subprocess.Popen(
+            list(map(str, command)),
+            env=cluster.environment(),
+            cwd=cluster.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    @pytest.mark.parametrize("kind", ["lines", "json"])
+    def test_items_are_worked_on_while_more_come(
+        self, cluster: Cluster, client: Client, place: Place, kind: str
+    ) -> None:
+        def line(number: int) -> bytes:
+            path = str(place.folder / f"{number}.jpg")
+            return (json.dumps({"url": path, "n": number}) if kind == "json" else path).encode() + b"\n"
+
+        job_id = place.folder.name
+        with self.start(cluster, "--output", place.folder / "out", "--job-id", job_id, "--json") as process:
+            assert process.stdin is not None
+            process.stdin.write(line(0))
+            process.stdin.flush()
+            ledger = Ledger(cluster.server.url)
+            wait_until(lambda: _ok(ledger, job_id) == 1, "the first row is there")
+            ledger.close()
+            process.stdin.write(line(1) + line(2))
+            answer, said = process.communicate(timeout=120)
+
+        assert process.returncode == 0, said
+        assert json.loads(answer)["ok"] == 3
+        rows = list(client.job(job_id).results())
+        assert [Path(row["uri"]).name for row in rows] == NAMES[:3]
+        assert [row.get("n") for row in rows] == ([0, 1, 2] if kind == "json" else [None] * 3)
+
+    def test_the_same_lines_again_go_on_where_a_killed_submit_stopped(
+        self, cluster: Cluster, client: Client, place: Place
+    ) -> None:
+        job_id = place.folder.name
+        words = ("--output", place.folder / "out", "--job-id", job_id, "--json")
+        lines = [f"{place.folder}/{name}\n".encode() for name in NAMES]
+        with self.start(cluster, *words) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"".join(lines[:2]))
+            process.stdin.flush()
+            ledger = Ledger(cluster.server.url)
+            wait_until(lambda: _ok(ledger, job_id) == 2, "two rows are there")
+            ledger.close()
+            process.kill()
+
+        with self.start(cluster, *words) as process:
+            answer, said = process.communicate(b"".join(lines), timeout=120)
+
+        assert process.returncode == 0, said
+        assert json.loads(answer)["ok"] == COUNT
+        assert [Path(row["uri"]).name for row in client.job(job_id).results()] == NAMES
+
+
+def _ok(ledger: Ledger, job_id: str) -> int:
+    return next((status.ok for status in ledger.jobs(50) if status.job_id == job_id), 0)
