@@ -11,6 +11,7 @@ from clipfleet import keys
 from clipfleet.contract import Job, read_job
 from clipfleet.errors import JobUnreadableError, OutputConflictError, OutputDamagedError
 from clipfleet.outputs import Output
+from clipfleet.outputs.folder import output_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,22 @@ def seal_of(output: Output) -> Seal | None:
     return Seal(tuple((first, count) for first, count in noted["files"]), noted["items"])
 
 
-def note_generation(output: Output, generation: Generation) -> None:
-    """Note that a retry begins. Idempotent."""
-    data = {"generation": generation.number, "codes": list(generation.codes)}
-    output.replace(keys.GENERATION, json.dumps(data).encode())
+def note_generation(output: Output, generation: Generation) -> bool:
+    """Note that a retry begins, unless another one notes the same or a later generation just now.
+
+    Returns:
+        False if so: then nothing was changed.
+    """
+    data = json.dumps({"generation": generation.number, "codes": list(generation.codes)}).encode()
+    version = output.version(keys.GENERATION)
+    if version is None:
+        return output.create(keys.GENERATION, data)
+    if generation_of(output).number > generation.number:
+        return False
+    with output.scratch() as path:
+        with output_errors(path):
+            path.write_bytes(data)
+        return output.replace_if(path, keys.GENERATION, version)
 
 
 def generation_of(output: Output) -> Generation:

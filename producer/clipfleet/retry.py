@@ -73,13 +73,14 @@ class Retry:
         if not inventory.open_chunks and status.state in _COMPLETED:
             return False
         generation = Generation(max(status.generation, inventory.generation) + 1, tuple(codes))
-        note_generation(self._output, generation)
+        if not note_generation(self._output, generation):
+            return self._lost_to_another(status)
         self._output.remove(keys.SUCCESS)
         word, state = self._ledger.retry(
             self._job.job_id, token, draft_of(inventory), generation=generation.number, codes=codes
         )
         if word != "started":
-            return self._lost_to_another()
+            return self._lost_to_another(status)
         if state is JobState.FINISHING:
             self._hints.publish_finish()
         self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
@@ -103,10 +104,10 @@ class Retry:
         parts = self._parts(status.chunks)
         return take_inventory(parts, status.chunks, lambda _, counts: not has_failed(counts, codes))
 
-    def _lost_to_another(self) -> bool:
+    def _lost_to_another(self, before: JobStatus) -> bool:
         status = self._ledger.status(self._job.job_id)
-        if status.state in _COMPLETED:  # the other one was so quick that what we removed was its own
-            self._output.create(keys.SUCCESS, b"")
+        if status.state in _COMPLETED and status.generation > before.generation:
+            self._output.create(keys.SUCCESS, b"")  # it is over already: what we removed was its own
         if status.state.is_final:
             raise JobConflictError(f"another retry of job {self._job.job_id} was begun meanwhile: try again")
         return self._join(status)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from clipfleet import keys
-from clipfleet.contract import Job
+from clipfleet.contract import Job, JobState
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
@@ -68,12 +68,15 @@ class FakeLedger:
 
     def __init__(self, status: JobStatus, steps: Steps) -> None:
         self._status = status
+        self.later: list[JobStatus] = []  # what the ledger says next
         self._steps = steps
         self.staged = [(0, status.chunks)]
         self.ended: list[tuple[FinishClaim, int]] = []
 
     def status(self, job_id: str) -> JobStatus:
         assert job_id == self._status.job_id
+        if self.later:
+            self._status = self.later.pop(0)
         return self._status
 
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
@@ -94,7 +97,8 @@ class Bench:
         self.steps = Steps(kill_at)
         self.output = SteppingOutput(folder, self.steps)
         self.job = make_job(folder)
-        self.ledger = FakeLedger(make_status(chunks=chunks, total=3, ok=1, failed=2), self.steps)
+        status = make_status(state=JobState.FINISHING, chunks=chunks, total=3, ok=1, failed=2)
+        self.ledger = FakeLedger(status, self.steps)
         self.alive: list[tuple[str, float]] = []
         self.parts_until_interrupted = chunks
 
@@ -188,7 +192,7 @@ class TestFiles:
     def test_the_counts_are_those_of_the_footers(self, folder: Path) -> None:
         # Given a ledger that was restored from an old copy, and counts less than there is
         bench = Bench(folder)
-        bench.ledger._status = make_status(chunks=2, total=3, ok=0, failed=0)
+        bench.ledger._status = make_status(state=JobState.FINISHING, chunks=2, total=3, ok=0, failed=0)
         bench.finish()
 
         assert bench.manifest()["ok"] == 1
@@ -284,6 +288,29 @@ class TestRepeating:
             bench.finish()
 
         assert bench.steps.done == []
+
+    @pytest.mark.parametrize("writes", [0, 1, 2])
+    @pytest.mark.parametrize(
+        "later",
+        [
+            {"state": JobState.COMPLETED_WITH_ERRORS},
+            {"state": JobState.RUNNING, "generation": 1},
+            {"state": JobState.FINISHING, "generation": 1},
+        ],
+    )
+    def test_a_finisher_that_slept_writes_nothing_into_what_came_after_it(
+        self, folder: Path, writes: int, later: dict[str, Any]
+    ) -> None:
+        # Given that another one finished the job, and somebody retried it, after so many writes of ours
+        bench = Bench(folder)
+        finishing = make_status(state=JobState.FINISHING, chunks=2)
+        bench.ledger.later = [finishing] * (1 + writes) + [make_status(chunks=2, **later)]
+
+        with pytest.raises(ChunkInterrupted):
+            bench.finish()
+
+        assert bench.steps.done == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS][:writes]
+        assert not (folder / keys.SUCCESS).exists()
 
 
 class TestSweeping:

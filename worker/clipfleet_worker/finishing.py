@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet import keys
-from clipfleet.contract import Job
+from clipfleet.contract import Job, JobState
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
@@ -24,6 +24,7 @@ from clipfleet.part_files import OpenPart, part_files
 from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
 from clipfleet.read_ahead import read_ahead
 from clipfleet.versions import SCHEMA_VERSION
+from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.job_contexts import JobContext
 
 _ERROR_COLUMNS = ("error_code", "error_detail")
@@ -58,14 +59,24 @@ class Finisher:
         Raises:
             OutputUnavailableError: parts cannot be read or files not written; the job stays `finishing`.
             OutputConflictError: something else is in the place of a part.
+            ChunkInterrupted: somebody else has finished the job; it may be in its next retry by now.
         """
-        status = self._ledger.status(claim.job_id)
-        parts = self._write_errors(context, status.chunks, alive)
+        status = self._still_finishing(claim)
+        parts = self._write_errors(claim, context, status.chunks, alive)
         manifest = _manifest(context, status, parts)
+        self._still_finishing(claim)
         context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
         self._sweep(context, status.chunks)
+        self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"")
         return self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
+
+    def _still_finishing(self, claim: FinishClaim) -> JobStatus:
+        """Ask before each write: a worker that slept must not undo what came after it."""
+        status = self._ledger.status(claim.job_id)
+        if (status.generation, status.state) != (claim.generation, JobState.FINISHING):
+            raise ChunkInterrupted(f"the job is {status.state} in generation {status.generation}")
+        return status
 
     def _sweep(self, context: JobContext, chunks: int) -> None:
         """Remove what killed programs left; a sealed job takes no more staged files."""
@@ -75,7 +86,7 @@ class Finisher:
             context.output.sweep([keys.staged_file(first, count) for first, count in staged])
 
     def _write_errors(
-        self, context: JobContext, chunks: int, alive: Callable[[str, float], None]
+        self, claim: FinishClaim, context: JobContext, chunks: int, alive: Callable[[str, float], None]
     ) -> list[_Part]:
         """Write `errors.jsonl`; returns all parts."""
         parts = []
@@ -87,6 +98,7 @@ class Finisher:
                     part, errors = next(loaded)
                     file.writelines(map(json_line, errors))
                     parts.append(part)
+            self._still_finishing(claim)
             context.output.publish(path, keys.ERRORS, replace=True)
         return parts
 
