@@ -1,10 +1,10 @@
 """The ledger under everything at once: the real scripts on a real server against a model of their promises.
 
 Producers die and resume, workers crash between any two steps, lose leases and go on as zombies, jobs are
-paused and cancelled, and each call may be sent twice, as redis-py does after a time-out. After every step the
-server must be what the model says (`tests/support/ledger_model.py`), and hold what is true of any ledger.
-At the end everything left is driven to its end: no chunk may be lost, no row may count twice, no job may end
-twice.
+paused, cancelled and retried, the server forgets all and is told again what the outputs show, and each call
+may be sent twice, as redis-py does after a time-out. After every step the server must be what the model says
+(`tests/support/ledger_model.py`), and hold what is true of any ledger. At the end everything left is driven
+to its end: no chunk may be lost, no row may count twice, no generation of a job may end twice.
 
 `LEDGER_STEPS=500 pytest tests/integration/test_ledger_states.py` walks further, each time another way.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ from hypothesis.stateful import (
 
 from clipfleet import keys
 from clipfleet.contract import JobState, Lane
-from clipfleet.ledger import FINISH, MAX_LOSSES, Claim, FinishClaim, Lease, Ledger
+from clipfleet.ledger import FINISH, MAX_LOSSES, Claim, Draft, FinishClaim, Lease, Ledger
 from clipfleet.parts import PartCounts
 from tests.support.ledger import (
     LANES,
@@ -50,6 +50,7 @@ STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
 EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
 IS_NIGHTLY = "LEDGER_STEPS" in os.environ
 ENDABLE = (*CLAIMABLE, JobState.PAUSED, JobState.FINISHING)
+COMPLETED = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 INTERVENTIONS = ("pause", "pause", "resume", "resume", "cancel", "fail")
 LIVE_JOBS = 3  # at a time
 SOURCES = ([2], [3], [1, 2], [2, 1], [1, 1, 2], [])  # chunks of each staged file
@@ -92,16 +93,46 @@ class Producer:
         return sum(self.files), sum(sum(self.items(position)) for position in range(len(self.files)))
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is visible of a chunk."""
+
+    generation: int
+    counts: PartCounts
+
+
 @dataclass
 class Delivery:
     """What a worker remembers of one claim."""
 
     claim: Claim
+    older: Part | None  # in place when the chunk was claimed; only that one is replaced
     is_written: bool = False
 
     @property
-    def part(self) -> tuple[str, int, int]:
-        return self.claim.job_id, self.claim.chunk_id, self.claim.generation
+    def place(self) -> tuple[str, int]:
+        return self.claim.job_id, self.claim.chunk_id
+
+
+@dataclass
+class Notes:
+    """What an output holds beside the parts."""
+
+    is_sealed: bool = False
+    is_success: bool = False
+    generation: int = 0  # of the retry that was noted last
+    codes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A retry that somebody has begun."""
+
+    job_id: str
+    token: str
+    draft: Draft
+    generation: int
+    codes: tuple[str, ...]
 
 
 @dataclass
@@ -137,7 +168,7 @@ class SharedFacts:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The rules are what may happen; `store` stands for the folder or bucket that holds the parts."""
+    """The rules are what may happen; `store` and `notes` stand for the folders or buckets of the jobs."""
 
     def __init__(self, client: redis.Redis, ledger: Ledger) -> None:
         super().__init__()
@@ -147,7 +178,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model = ModelLedger()
         self.producers: dict[str, Producer] = {}
         self.workers = [Worker(models) for models in SERVED]
-        self.store: dict[tuple[str, int, int], PartCounts] = {}
+        self.store: dict[tuple[str, int], Part] = {}
+        self.notes: dict[str, Notes] = {}
+        self.retries: list[Retry] = []  # begun, not put in place
+        self.past_retries: list[Retry] = []  # put in place, or refused
+        self.rebuilt: set[str] = set()
+        self.losses = 0  # of everything
         self.claim_tokens: list[tuple[str, Sequence[str]]] = []  # of every claim, and for which models
         self.tokens = 0
         self.past: list[Delivery] = []  # every claim that was ever answered
@@ -172,6 +208,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _new_job(self, lane: Lane, model: str, files: Sequence[int], steps: int) -> None:
         job_id = f"job{len(self.producers)}"
         self.producers[job_id] = producer = Producer(job_id, lane, model, files)
+        self.notes[job_id] = Notes()
         for _ in range(min(steps, producer.last_step)):
             self._produce(producer)
 
@@ -214,6 +251,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.stage(producer.job_id, first, len(file), sum(file)).word == predicted
 
     def _seal(self, producer: Producer) -> None:
+        job = self.model.jobs[producer.job_id]
+        self.notes[producer.job_id].is_sealed |= len(job.chunks) == producer.totals[0]
         predicted = self.model.seal(producer.job_id, *producer.totals)
         assert self.ledger.seal(producer.job_id, *producer.totals) == predicted
 
@@ -263,7 +302,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.claim_tokens.append((token, MODELS))
         claim = self._claim(token, MODELS, LANES, ())
         if claim is not None:
-            delivery = Delivery(claim)
+            delivery = self._delivery(claim)
             self.past.append(delivery)
             self._write(delivery)
             assert self._complete(delivery) in ("done", "finishing")
@@ -291,8 +330,11 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(times):
             claim = self._claim(token, worker.models, lanes, excluded)
         if claim is not None and is_answered:
-            worker.deliveries.append(Delivery(claim))
+            worker.deliveries.append(self._delivery(claim))
             self.past.append(worker.deliveries[-1])
+
+    def _delivery(self, claim: Claim) -> Delivery:
+        return Delivery(claim, self.store.get((claim.job_id, claim.chunk_id)))
 
     def _claim(
         self, token: str, models: Sequence[str], lanes: Sequence[Lane], excluded: Sequence[str]
@@ -308,7 +350,8 @@ class LedgerMachine(RuleBasedStateMachine):
         troubles = {"losses": claim.losses, "failures": claim.failures, "waits": claim.waits}
         assert Counter(troubles) == chunk.troubles
         assert (claim.first_chunk, claim.chunks) == job.file_of(claim.chunk_id)
-        assert (claim.generation, claim.job_fingerprint) == (0, job.job.fingerprint)
+        assert (claim.generation, claim.retry_codes) == (job.generation, job.retry_codes)
+        assert claim.job_fingerprint == job.job.fingerprint
         self.model.claimed(claim)
         assert claim.more or not self.model.must_say_more(lanes, models, excluded)
         return claim
@@ -319,15 +362,36 @@ class LedgerMachine(RuleBasedStateMachine):
         self._write(data.draw(st.sampled_from(list(self._unwritten()))), failed)
 
     def _write(self, delivery: Delivery, failed: int = 0) -> None:
-        """Create the part, exclusively; one that is in place is adopted."""
-        claim = delivery.claim
+        """Put the part in place of the one that was seen, exclusively; one of this generation is adopted."""
+        claim, found = delivery.claim, self.store.get(delivery.place)
+        if found is not None and found.generation == claim.generation:
+            may_be_there = claim.has_history or claim.generation > 0 or claim.job_id in self.rebuilt
+            assert may_be_there, "only a chunk with a history has a part"
+            delivery.is_written = True
+        elif found is delivery.older:
+            self.store[delivery.place] = Part(claim.generation, self._counts(claim, found, failed))
+            delivery.is_written = True
+        else:  # another generation came in between: the worker begins with the chunk again
+            self._release(delivery, "waits")
+            self._forget(delivery)
+
+    def _counts(self, claim: Claim, older: Part | None, failed: int) -> PartCounts:
+        """Of a part whose rows were run, in a retry only those that had failed."""
         items = self.model.jobs[claim.job_id].chunks[claim.chunk_id].items
+        kept = Counter[str]()  # failed rows that are not run again
+        if older is not None:
+            kept.update({code: n for code, n in older.counts.codes.items() if code not in claim.retry_codes})
+            if not claim.retry_codes:
+                kept.clear()
+            items = older.counts.failed - kept.total()
         failed, code = (items, "chunk_failed") if claim.is_exhausted else (min(failed, items), "timeout")
-        assert claim.has_history or delivery.part not in self.store, "only a chunk with a history has a part"
-        self.store.setdefault(
-            delivery.part, PartCounts(items - failed, failed, {code: failed} if failed else {})
-        )
-        delivery.is_written = True
+        codes = kept + Counter({code: failed})
+        total = self.model.jobs[claim.job_id].chunks[claim.chunk_id].items
+        return PartCounts(total - codes.total(), codes.total(), dict(codes))
+
+    def _forget(self, delivery: Delivery) -> None:
+        for worker in self.workers:
+            worker.deliveries = [one for one in worker.deliveries if one is not delivery]
 
     @rule(data=st.data(), times=times)
     @precondition(lambda self: any(self._written()))
@@ -338,7 +402,7 @@ class LedgerMachine(RuleBasedStateMachine):
         worker.deliveries.remove(delivery)
 
     def _complete(self, delivery: Delivery) -> str:
-        counts = self.store[delivery.part]
+        counts = self.store[delivery.place].counts
         predicted = self.model.complete(delivery.claim, counts)
         word = self.ledger.complete(
             delivery.claim,
@@ -415,7 +479,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._expire([(claim.job_id, claim.chunk_id)])
                 self._reconcile()
             else:
-                self._release(Delivery(claim), kind)
+                self._release(self._delivery(claim), kind)
                 self._age_outages()
             self._end_back_offs(claim.job_id)
 
@@ -498,7 +562,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (claim is not None) == bool(choices), f"{claim} is not one of {choices}"
         if claim is not None:
             assert claim.job_id in choices
-            assert claim.job_fingerprint == self.model.jobs[claim.job_id].job.fingerprint
+            job = self.model.jobs[claim.job_id]
+            assert (claim.generation, claim.job_fingerprint) == (job.generation, job.job.fingerprint)
             self.model.finish_claimed(claim)
             self.past_finishes.append(claim)
         return claim
@@ -520,7 +585,126 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.postpone_finish(claim, "no disk")
 
     def _finish(self, claim: FinishClaim) -> None:
+        job = self.model.jobs[claim.job_id]
+        if (job.state, job.generation) == (JobState.FINISHING, claim.generation):
+            self.notes[claim.job_id].is_success = True
         assert self.ledger.finish(claim, ttl_seconds=TTL_SECONDS) == self.model.finish(claim)
+
+    # --- going on after an end ---
+
+    @rule(data=st.data(), codes=st.sampled_from([(), (), ("timeout",)]))
+    @precondition(lambda self: self._ended_jobs() and len(self._live_jobs()) < LIVE_JOBS)
+    def somebody_begins_a_retry(self, data: st.DataObject, codes: tuple[str, ...]) -> None:
+        """The output is looked at; what is begun later puts this one out of the race."""
+        job_id = data.draw(st.sampled_from(self._ended_jobs()))
+        token = self._new_token()
+        self.ledger.begin_draft(job_id, token)
+        self.model.begin_draft(job_id, token)
+        draft, newest = self._inventory(job_id, lambda part: not _has_failed(part.counts, codes))
+        generation = max(self.model.jobs[job_id].generation, newest) + 1
+        self.retries.append(Retry(job_id, token, draft, generation, codes))
+        if data.draw(st.booleans()):
+            self._start_retry(self.retries.pop(), 1)
+
+    @rule(data=st.data(), dies=st.sampled_from([False, False, True]), times=times)
+    @precondition(lambda self: self.retries)
+    def a_retry_starts(self, data: st.DataObject, dies: bool, times: int) -> None:
+        retry = data.draw(st.sampled_from(self.retries))
+        self.retries.remove(retry)
+        if not dies:
+            self._start_retry(retry, times)
+
+    def _start_retry(self, retry: Retry, times: int) -> None:
+        """As `clipfleet.retry` does it: noted in the output, `_SUCCESS` removed, then the ledger is told."""
+        notes, before = self.notes[retry.job_id], self.model.jobs[retry.job_id].generation
+        if notes.generation > retry.generation:
+            return
+        notes.generation, notes.codes, notes.is_success = retry.generation, retry.codes, False
+        for _ in range(times):
+            word = self._put_retry_in_place(retry)
+        job = self.model.jobs[retry.job_id]
+        if word != "started" and job.state in COMPLETED and job.generation > before:
+            notes.is_success = True
+        self.past_retries.append(retry)
+
+    def _put_retry_in_place(self, retry: Retry) -> str:
+        generation, codes = retry.generation, retry.codes
+        predicted = self.model.retry(
+            retry.job_id, retry.token, retry.draft, generation=generation, codes=codes
+        )
+        answer = self.ledger.retry(retry.job_id, retry.token, retry.draft, generation=generation, codes=codes)
+        assert answer == predicted
+        return answer[0]
+
+    @rule(times=times)
+    @precondition(lambda self: self.losses < 2)
+    def the_server_forgets_everything(self, times: int) -> None:
+        """Each job is put back as its output shows it."""
+        self.client.flushall()
+        lost, self.retries, self.past_retries = self.model.jobs, [], []
+        self.losses += 1
+        self.model.lose_everything()
+        for job_id, job in lost.items():
+            self.rebuilt.add(job_id)
+            for _ in range(times):
+                self._rebuild(job_id, job)
+
+    def _rebuild(self, job_id: str, lost: ModelJob) -> None:
+        notes, token = self.notes[job_id], self._new_token()
+        self.ledger.begin_draft(job_id, token)
+        draft, newest = self._inventory(
+            job_id,
+            lambda part: (
+                notes.is_success
+                or part.generation >= notes.generation
+                or not _has_failed(part.counts, notes.codes)
+            ),
+            lost,
+        )
+        state = JobState.RUNNING if notes.is_sealed else JobState.SUBMITTING
+        if notes.is_success:
+            state = JobState.COMPLETED_WITH_ERRORS if draft.failed else JobState.COMPLETED
+        generation = max(notes.generation, newest)
+        if job_id in self.model.jobs:
+            self.model.begin_draft(job_id, token)
+            predicted = "exists", self.model.jobs[job_id].state
+        else:
+            predicted = (
+                "rebuilt",
+                self.model.rebuild(lost, token, draft, state=state, generation=generation, codes=notes.codes),
+            )
+        answer = self.ledger.rebuild(
+            lost.job, token, draft, state=state, generation=generation, codes=notes.codes, items=lost.items,
+            ttl_seconds=TTL_SECONDS,
+        )  # fmt: skip
+        assert answer == predicted
+
+    def _inventory(
+        self, job_id: str, is_done: Callable[[Part], bool], job: ModelJob | None = None
+    ) -> tuple[Draft, int]:
+        """What the parts of a job show, and their newest generation."""
+        job = job or self.model.jobs[job_id]
+        parts = {
+            number: self.store[(job_id, number)]
+            for number in range(len(job.chunks))
+            if (job_id, number) in self.store
+        }
+        done = {number: part for number, part in parts.items() if is_done(part)}
+        bits, codes = bytearray(-(-len(job.chunks) // 8)), Counter[str]()
+        for number, part in done.items():
+            bits[number // 8] |= 0x80 >> number % 8
+            codes.update(part.counts.codes)
+        next_chunk = max(parts, default=-1) + 1
+        draft = Draft(
+            done=bytes(bits),
+            due=[number for number in range(next_chunk) if number not in done],
+            next_chunk=next_chunk,
+            ok=sum(part.counts.ok for part in done.values()),
+            failed=sum(part.counts.failed for part in done.values()),
+            codes=codes,
+            staged=job.files,
+        )
+        return draft, max((part.generation for part in parts.values()), default=0)
 
     # --- what must be true at any time ---
 
@@ -536,6 +720,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_against_model(self, facts: JobFacts, job: ModelJob) -> None:
         assert facts.hash["state"] == job.state
         assert facts.hash["reason"] == job.reason
+        assert int(facts.hash["generation"]) == job.generation
         assert int(facts.hash["staged_items"]) == job.items
         assert facts.staged == [f"{first}-{chunks}" for first, chunks in job.files]
         assert int(facts.hash["next_chunk"]) == job.next_chunk
@@ -551,7 +736,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert ("outage_since" in facts.hash) == (job.outage is not Outage.NONE)
 
     def _check_rows(self, facts: JobFacts, job_id: str, job: ModelJob) -> None:
-        parts = [self.store[(job_id, number, 0)] for number in facts.done]  # no part, no completion
+        parts = [self.store[(job_id, number)].counts for number in facts.done]  # no part, no completion
         assert int(facts.hash["ok"]) == sum(part.ok for part in parts)
         assert int(facts.hash["failed"]) == sum(part.failed for part in parts)
         assert int(facts.hash["done_chunks"]) == len(facts.done) == facts.done_bits
@@ -584,9 +769,19 @@ class LedgerMachine(RuleBasedStateMachine):
             for _, entry in self.client.xrange(keys.EVENTS)
         )
         assert events == Counter(
-            (job_id, "0", state.value) for job_id, job in self.model.jobs.items() for state in job.ends
+            (job_id, str(generation), state.value)
+            for job_id, job in self.model.jobs.items()
+            for generation, state in job.ends
         )
-        assert all(len(job.ends) == job.state.is_final for job in self.model.jobs.values())
+        for job_id, job in self.model.jobs.items():
+            ended = [generation for generation, _ in job.ends]
+            assert len(set(ended)) == len(ended)
+            assert (job.generation in ended) == job.state.is_final or job_id in self.rebuilt
+
+    @invariant()
+    def success_is_said_of_finished_jobs_only(self) -> None:
+        for job_id, job in self.model.jobs.items():
+            assert not self.notes[job_id].is_success or job.state in COMPLETED, job_id
 
     @invariant()
     def nothing_is_kept_for_ever(self) -> None:
@@ -662,6 +857,8 @@ class LedgerMachine(RuleBasedStateMachine):
             self._claim_finish(finish.token)
             self._postpone_finish(finish)
             self._finish(finish)
+        for retry in self.past_retries:
+            self._put_retry_in_place(retry)
 
     def _follow_one_hint(self) -> None:
         """A hint that sets off the next one is enough, and it dies when nothing is left."""
@@ -685,10 +882,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert job.state.is_final, f"{job_id} never ends"
             if job.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
                 chunks, items = self.producers[job_id].totals
-                parts = [part for (owner, _, _), part in self.store.items() if owner == job_id]
+                parts = [part.counts for (owner, _), part in self.store.items() if owner == job_id]
                 assert len(parts) == chunks
                 assert sum(part.ok + part.failed for part in parts) == items == job.ok + job.failed
-            names = self.client.keys(keys.job(job_id, "*"))
+                assert sum(part.failed for part in parts) == job.failed
+            names = {
+                keys.job(job_id, suffix) for suffix in keys.JOB_SUFFIXES if not suffix.startswith(keys.DRAFT)
+            }
             assert max(map(self.client.pttl, names)) <= TTL_SECONDS * 1000, f"{job_id} is kept for too long"
         assert self.ledger.reconcile() == (0, 0)
         assert not self.client.exists(keys.LEASES, keys.FINISHING)
@@ -710,6 +910,9 @@ class LedgerMachine(RuleBasedStateMachine):
         jobs = self.model.jobs
         return [job_id for job_id in self.producers if job_id not in jobs or not jobs[job_id].state.is_final]
 
+    def _ended_jobs(self) -> list[str]:
+        return sorted(job_id for job_id, job in self.model.jobs.items() if job.state.is_final)
+
     def _producers_at_work(self) -> Iterator[Producer]:
         return (producer for producer in self.producers.values() if producer.step < producer.last_step)
 
@@ -725,6 +928,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _unwritten(self) -> Iterator[Delivery]:
         return (delivery for _, delivery in self._held() if not delivery.is_written)
+
+
+def _has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
+    return any(counts.codes.get(code) for code in codes) if codes else counts.failed > 0
 
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)

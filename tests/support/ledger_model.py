@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from clipfleet.contract import Job, JobState, Lane
-from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease
+from clipfleet.ledger import FINISH, Claim, Draft, FinishClaim, Lease
 from clipfleet.parts import PartCounts
 
 CLAIMABLE = (JobState.SUBMITTING, JobState.RUNNING)
@@ -66,7 +66,11 @@ class ModelJob:
     outage: Outage = Outage.NONE
     finish_token: str = ""
     finish_is_due: bool = False
-    ends: list[JobState] = field(default_factory=list)  # one, at most
+    generation: int = 0
+    retry_codes: tuple[str, ...] = ()
+    draft: str = ""  # token of the retry that began last
+    draft_in_place: str = ""  # token of the one that was put in place last
+    ends: list[tuple[int, JobState]] = field(default_factory=list)  # one for each generation, at most
 
     def in_place(self, *places: Place) -> list[int]:
         """Ids of the chunks in one of these places."""
@@ -226,8 +230,12 @@ class ModelLedger:
     def complete(self, claim: Claim, counts: PartCounts) -> str:
         job = self.jobs[claim.job_id]
         chunk = job.chunks[claim.chunk_id]
+        if claim.chunk_id >= job.next_chunk:
+            return "missing"
         if job.state in (JobState.CANCELLED, JobState.FAILED):
             return "cancelled"
+        if claim.generation != job.generation:
+            return "stale"
         if chunk.place is Place.DONE:
             return "already"
         self._put(chunk, Place.DONE)
@@ -287,9 +295,70 @@ class ModelLedger:
 
     def finish(self, claim: FinishClaim) -> str:
         job = self.jobs[claim.job_id]
-        if not job.state.is_final:
-            self._end(job, JobState.COMPLETED_WITH_ERRORS if job.failed else JobState.COMPLETED, "")
+        if claim.generation != job.generation:
+            return "stale"
+        if job.state.is_final:
+            return job.state.value
+        if job.state is not JobState.FINISHING:
+            return "stale"
+        self._end(job, JobState.COMPLETED_WITH_ERRORS if job.failed else JobState.COMPLETED, "")
         return job.state.value
+
+    # --- going on ---
+
+    def begin_draft(self, job_id: str, token: str) -> None:
+        self.jobs[job_id].draft = token
+
+    def retry(
+        self, job_id: str, token: str, draft: Draft, *, generation: int, codes: Sequence[str]
+    ) -> tuple[str, JobState | None]:
+        job = self.jobs[job_id]
+        if job.draft_in_place == token:
+            return "started", job.state
+        if job.draft != token:
+            return "taken", None
+        if not job.state.is_final:
+            return "refused", job.state
+        job.state = JobState.RUNNING if job.sealed else JobState.SUBMITTING
+        job.generation, job.retry_codes, job.reason, job.outage = generation, tuple(codes), "", Outage.NONE
+        self._put_in_place(job, token, draft)
+        return "started", job.state
+
+    def lose_everything(self) -> None:
+        """The server forgets all it knew."""
+        self.jobs, self.turns, self._claimed, self._finishes = {}, 0, {}, {}
+
+    def rebuild(
+        self,
+        lost: ModelJob,
+        token: str,
+        draft: Draft,
+        *,
+        state: JobState,
+        generation: int,
+        codes: Sequence[str],
+    ) -> JobState:
+        """`lost` is what was known of the job; only what its output shows comes back."""
+        job = ModelJob(
+            lost.job, state, sealed=state is not JobState.SUBMITTING, files=list(lost.files),
+            chunks=[ModelChunk(chunk.items) for chunk in lost.chunks],
+            generation=generation, retry_codes=tuple(codes),
+        )  # fmt: skip
+        self.jobs[job.job.job_id] = job
+        self._put_in_place(job, token, draft)
+        return job.state
+
+    def _put_in_place(self, job: ModelJob, token: str, draft: Draft) -> None:
+        job.next_chunk, job.ok, job.failed = draft.next_chunk, draft.ok, draft.failed
+        job.codes = Counter(draft.codes)
+        job.draft, job.draft_in_place = "", token
+        for number, chunk in enumerate(job.chunks):
+            is_done = bool(draft.done[number // 8] & 0x80 >> number % 8)
+            is_fresh = number >= draft.next_chunk
+            self._put(chunk, Place.DONE if is_done else Place.FRESH if is_fresh else Place.BACK)
+            chunk.troubles.clear()
+        assert job.in_place(Place.BACK) == list(draft.due)
+        self._finish_if_done(job)
 
     # --- time ---
 
@@ -349,7 +418,7 @@ class ModelLedger:
 
     def _end(self, job: ModelJob, state: JobState, reason: str) -> None:
         job.state, job.reason, job.finish_token, job.finish_is_due = state, reason, "", False
-        job.ends.append(state)
+        job.ends.append((job.generation, state))
         for number in job.in_place(Place.LEASED, Place.BACK):
             self._put(job.chunks[number], Place.FRESH)
             job.chunks[number].troubles.clear()
