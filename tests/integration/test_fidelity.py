@@ -31,6 +31,7 @@ from clipfleet_worker.decode import Decoder
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.scoring import rank, text_matrix_of
 from tests.support.pictures import encoded, gradient, photo, shapes, text
+from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
 _KINDS = {"photo": photo, "gradient": gradient, "shapes": shapes, "text": text}
 _QUALITIES = (60, 75, 85, 95)
@@ -79,36 +80,7 @@ class Compared:
     @property
     def difference(self) -> np.ndarray:
         """Of the fast route, in levels."""
-        return _difference(self.fast, self.reference_pixels)
-
-
-class ReferenceModel:
-    """open_clip alone."""
-
-    def __init__(self, folder: Path) -> None:
-        name = f"local-dir:{folder}"
-        self.module, _, self.preprocess = open_clip.create_model_and_transforms(name)
-        self.module.eval()
-        self.tokenizer = open_clip.get_tokenizer(name, context_length=self.module.context_length)
-        self._normalise = self.preprocess.transforms[-1]
-
-    def tensor(self, image: Image.Image) -> np.ndarray:
-        """float32 (3, size, size)."""
-        array: np.ndarray = self.preprocess(image).numpy()
-        return array
-
-    def pixels(self, tensor: np.ndarray) -> np.ndarray:
-        """Normalised values back to uint8 (size, size, 3)."""
-        mean, std = (np.reshape(values, (3, 1, 1)) for values in (self._normalise.mean, self._normalise.std))
-        return np.rint((tensor * std + mean) * 255).astype(np.uint8).transpose(1, 2, 0)
-
-    def features(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 (n, d), L2-normalised."""
-        with torch.no_grad():
-            array: np.ndarray = self.module.encode_image(
-                torch.from_numpy(np.stack(tensors)), normalize=True
-            ).numpy()
-        return array
+        return difference_of(self.fast, self.reference_pixels)
 
 
 class JpegSpy:
@@ -129,10 +101,6 @@ class JpegSpy:
         shape: tuple[int, ...] = self._seen.shape
         del self._seen.shape
         return shape
-
-
-def _difference(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    return np.abs(ours.astype(np.int16) - reference)
 
 
 def _sizes(random: np.random.Generator) -> Iterator[tuple[int, int]]:
@@ -232,15 +200,6 @@ def features(comparisons: dict[int, list[Compared]], demo: LoadedModel) -> np.nd
     return demo.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
 
 
-def cosines(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    products: np.ndarray = (features.astype(np.float64) * reference).sum(axis=1)
-    return products / np.linalg.norm(features, axis=1) / np.linalg.norm(reference, axis=1)
-
-
-def p999(differences: Sequence[np.ndarray]) -> float:
-    return float(np.quantile(np.concatenate([values.ravel() for values in differences]), 0.999))
-
-
 class TestPictures:
     def test_there_are_enough_of_every_sort(self, comparisons: dict[int, list[Compared]]) -> None:
         assert len(comparisons[64]) >= 300
@@ -254,7 +213,7 @@ class TestPictures:
 class TestPixels:
     def test_the_exact_route_is_exact(self, comparisons: dict[int, list[Compared]], size: int) -> None:
         differences = [
-            _difference(compared.exact, compared.reference_pixels)
+            difference_of(compared.exact, compared.reference_pixels)
             for compared in comparisons[size]
             if compared.exact is not None
         ]

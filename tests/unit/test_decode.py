@@ -513,6 +513,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         "data",
         [
+            b"\xff\xd8",
             b"\xff\xd8\xff\xe0",
             b"\xff\xd8\xff\xd9",
             b"\x89PNG\r\n\x1a\n",

@@ -194,14 +194,12 @@ class Decoder:
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} is more than {self._max_pixels} pixels"
             )
-        if spec.resize_mode == "shortest":
-            growth = max(spec.width / width, spec.height / height)
-            if width * growth * height * growth > _MAX_RESIZED_PIXELS:
-                raise ItemFailure(
-                    ErrorCode.TOO_MANY_PIXELS,
-                    f"{width} x {height} is too long a strip: with the model's {spec.width} x {spec.height} "
-                    f"filled it would have more than {_MAX_RESIZED_PIXELS} pixels",
-                )
+        if _resized_pixels(width, height, spec) > max(_MAX_RESIZED_PIXELS, width * height):
+            raise ItemFailure(
+                ErrorCode.TOO_MANY_PIXELS,
+                f"{width} x {height} is too long a strip: with the model's {spec.width} x {spec.height} "
+                f"filled it would have more than {_MAX_RESIZED_PIXELS} pixels",
+            )
 
 
 @contextmanager
@@ -235,6 +233,14 @@ def _is_covered(spec: PixelSpec) -> bool:
         return False
     # open_clip has a resize of its own for `shortest` with other than square targets.
     return spec.resize_mode == "squash" or (spec.resize_mode == "shortest" and spec.width == spec.height)
+
+
+def _resized_pixels(width: int, height: int, spec: PixelSpec) -> float:
+    """How large a picture becomes on the way to the model's size."""
+    if spec.resize_mode == "shortest":
+        growth = max(spec.width / width, spec.height / height)
+        return width * growth * height * growth
+    return spec.width * height if spec.resize_mode == "squash" else 0  # Pillow squashes the rows first
 
 
 def _resized_size(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:

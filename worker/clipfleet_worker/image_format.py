@@ -16,20 +16,21 @@ _SNIFFED_BYTES = 1024
 _TEXT_START = rb"(?:\xef\xbb\xbf)?\s*"
 _HTML_TAG = rb"(?i:!doctype html|html|head|body)\b"
 
-# How a file begins, and what that is; the first line that matches counts.
-_IMAGE_FORMATS: tuple[tuple[bytes, str], ...] = (
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"\x89PNG\r\n\x1a\n", "PNG"),
-    (rb"RIFF.{4}WEBP", "WEBP"),
-    (rb"GIF8[79]a", "GIF"),
+# How a file begins, and what that is; the first line that matches counts. A file may break off in it.
+_FORMATS: tuple[tuple[bytes, str], ...] = (
+    (rb"\xff\xd8(?:\xff|\Z)", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n|\x89P[NG\r\n\x1a]{0,5}\Z", "PNG"),
+    (rb"RIFF(?:.{4}WEBP|.{0,7}\Z)", "WEBP"),
+    (rb"GIF8(?:[79](?:a|\Z)|\Z)", "GIF"),
     # Two letters could open a text: the size of the second header follows at offset 14.
     (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
+    (rb"II\*\0.{4}CR", "CR2"),
     (rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", "TIFF"),
     (rb"8BPS", "PSD"),
     (rb"\0\0\x01\0", "ICO"),
     (rb"\0\0\x02\0", "CUR"),
     (rb"icns", "ICNS"),
-    (rb".{4}ftypavi[fs]", "AVIF"),
+    (rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,6}avi[fs])", "AVIF"),
     (rb".{4}ftyphe[iv]", "HEIC"),
     (rb".{4}ftypm[is]f1", "HEIF"),
     (rb".{4}jP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000"),
@@ -44,16 +45,23 @@ _IMAGE_FORMATS: tuple[tuple[bytes, str], ...] = (
     (rb"/\* XPM \*/", "XPM"),
     (rb"\xd7\xcd\xc6\x9a", "WMF"),
     (rb"P[1-7]\s+(#[^\n]*\n\s*)*(\d|WIDTH)", "PPM"),
+    (rb"%PDF-", "PDF"),
+    (rb".{4}ftypqt  |.{4}(?:moov|mdat)", "QuickTime video"),
+    (rb".{4}ftypcrx ", "CR3"),
+    (rb".{4}ftyp", "MP4 video"),
+    (rb"\x1a\x45\xdf\xa3", "Matroska or WebM video"),
+    (rb"RIFF.{4}AVI ", "AVI video"),
+    (rb"\0\0\x01[\xba\xb3]", "MPEG video"),
+    (rb"FLV\x01", "Flash video"),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media video"),
     (_TEXT_START + rb"<(?!" + _HTML_TAG + rb")(?:.*<)?svg\b", "SVG"),
 )
 _OTHER_FILES: tuple[tuple[bytes, str], ...] = (
     (_TEXT_START + rb"<" + _HTML_TAG, "an HTML page"),
     (_TEXT_START + rb"<[?!A-Za-z]", "an XML document"),
     (_TEXT_START + rb"[{\[]\s*[\[\]{}\"\d]", "a JSON document"),
-    (rb"%PDF-", "a PDF document"),
     (rb"PK\x03\x04", "a ZIP archive"),
     (rb"\x1f\x8b", "gzip-compressed data"),
-    (rb".{4}ftyp|\x1a\x45\xdf\xa3|RIFF.{4}AVI ", "a video"),
     (rb"[^\0-\x08\x0e-\x1f\x7f]+\Z", "a text"),
 )
 
@@ -62,7 +70,7 @@ def _compiled(table: tuple[tuple[bytes, str], ...]) -> tuple[tuple[re.Pattern[by
     return tuple((re.compile(beginning, re.DOTALL), name) for beginning, name in table)
 
 
-_IMAGE_PATTERNS = _compiled(_IMAGE_FORMATS)
+_FORMAT_PATTERNS = _compiled(_FORMATS)
 _OTHER_PATTERNS = _compiled(_OTHER_FILES)
 
 
@@ -76,7 +84,7 @@ def allowed_format(data: bytes) -> str:
     if not data:
         raise ItemFailure(ErrorCode.EMPTY, "no bytes")
     head = data[:_SNIFFED_BYTES]
-    name = _first_match(_IMAGE_PATTERNS, head)
+    name = _first_match(_FORMAT_PATTERNS, head)
     if name is None:
         what = _first_match(_OTHER_PATTERNS, head) or "no image format starts with these bytes"
         raise ItemFailure(ErrorCode.NOT_AN_IMAGE, what)

@@ -1,0 +1,121 @@
+"""What files are told to be by their first bytes: pictures of Pillow's own making, and others."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zipfile
+
+import pytest
+from PIL import features
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format
+from tests.support.pictures import encoded, picture
+
+IMAGE = picture(1, 40, 30)
+
+
+def box(kind: bytes, brands: bytes = b"") -> bytes:
+    """The first box of an MP4 and its relatives."""
+    body = b"ftyp" + kind + b"\0\0\2\0" + brands
+    return (len(body) + 4).to_bytes(4, "big") + body + b"\0\0\0\x08free"
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.jpg", encoded(IMAGE))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("image_format", ALLOWED_FORMATS)
+def test_what_is_read(image_format: str) -> None:
+    assert allowed_format(encoded(IMAGE, image_format)) == image_format
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("is_big", [False, True])
+def test_every_sort_of_tiff(byte_order: str, is_big: bool) -> None:
+    data = encoded(IMAGE, "TIFF", big_tiff=is_big) if byte_order == "<" else b"MM\0*" + b"\0" * 100
+    assert allowed_format(data) == "TIFF"
+
+
+REFUSED = {
+    "ICO": encoded(IMAGE, "ICO"),
+    "ICNS": encoded(IMAGE, "ICNS"),
+    "DDS": encoded(IMAGE, "DDS"),
+    "PPM": encoded(IMAGE, "PPM"),
+    "EPS": encoded(IMAGE, "EPS"),
+    "PDF": encoded(IMAGE, "PDF"),
+    "JPEG 2000": encoded(IMAGE, "JPEG2000") if features.check("jpg_2000") else b"\xff\x4f\xff\x51",
+    "AVIF": box(b"avif", b"avifmif1miaf"),
+    "HEIC": box(b"heic", b"mif1heic"),
+    "HEIF": box(b"mif1", b"mif1heic"),
+    "PSD": b"8BPS\0\1" + bytes(20),
+    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "QOI": b"qoif" + bytes(10),
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "CR2": b"II*\0\x10\0\0\0CR\2\0",
+    "MP4 video": box(b"isom", b"isomiso2avc1mp41"),
+    "QuickTime video": box(b"qt  "),
+    "Matroska or WebM video": b"\x1a\x45\xdf\xa3\x9f\x42\x86",
+    "AVI video": b"RIFF\x10\0\0\0AVI LIST",
+    "MPEG video": b"\0\0\1\xba!",
+    "Flash video": b"FLV\1\5",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_named(name: str) -> None:
+    with pytest.raises(ItemFailure) as caught:
+        allowed_format(REFUSED[name])
+    assert caught.value.error.code is ErrorCode.FORMAT_REFUSED
+    assert caught.value.error.detail.startswith(f"{name} is not among the formats read here: JPEG, PNG")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
+        (b"\xef\xbb\xbf\n <HTML><svg></svg></HTML>", "an HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "an XML document"),
+        (b'{"error": "gone"}', "a JSON document"),
+        (b'[{"a": 1}]', "a JSON document"),
+        (b"hello", "a text"),
+        (b"BMW is no picture", "a text"),
+        (zipped(), "a ZIP archive"),
+        (gzip.compress(encoded(IMAGE)), "gzip-compressed data"),
+        (b"\0" * 500, "no image format starts with these bytes"),
+        (b"P", "a text"),
+    ],
+)
+def test_what_is_no_picture_says_what_it_is(data: bytes, what: str) -> None:
+    with pytest.raises(ItemFailure) as caught:
+        allowed_format(data)
+    assert (caught.value.error.code, caught.value.error.detail) == (ErrorCode.NOT_AN_IMAGE, what)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "svg"),
+    [(b"", b"<svg>"), (b'<?xml version="1.0"?>\n', b"<svg>"), (b"<!-- a comment -->", b'<svg width="4">')],
+)
+def test_an_svg_may_begin_like_other_xml(prefix: bytes, svg: bytes) -> None:
+    with pytest.raises(ItemFailure, match="SVG"):
+        allowed_format(prefix + svg)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_picture_that_breaks_off_at_once_is_still_one(image_format: str) -> None:
+    """Its row should say `broken_image`, which is not what a web page gets."""
+    data = encoded(IMAGE, image_format)
+    shortest = {"JPEG": 2, "PNG": 2, "WEBP": 4, "GIF": 4}[image_format]
+    for size in range(shortest, 40):
+        assert allowed_format(data[:size]) == image_format
+
+
+def test_nothing_at_all() -> None:
+    with pytest.raises(ItemFailure) as caught:
+        allowed_format(b"")
+    assert caught.value.error.code is ErrorCode.EMPTY
