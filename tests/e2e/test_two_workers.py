@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
@@ -21,6 +22,7 @@ from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
 PICTURES = 20_000
+PICTURES_IN_REDIS = 6_000
 SETTINGS = {
     "CLIPFLEET_LEASE_SECONDS": "4",
     "CLIPFLEET_RECONCILE_SECONDS": "1",
@@ -47,22 +49,34 @@ def leases_of(cluster: Cluster, job: JobHandle) -> dict[str, str]:
 
 @pytest.mark.timeout(600)
 def test_kill_freeze_and_restart_cost_nothing(tmp_path: Path) -> None:
+    _run(tmp_path, PICTURES, output=tmp_path / "out")
+
+
+@pytest.mark.timeout(300)
+def test_kill_freeze_and_restart_cost_nothing_where_the_rows_are_in_redis(tmp_path: Path) -> None:
+    _run(tmp_path, PICTURES_IN_REDIS, output=None)
+
+
+def _run(tmp_path: Path, count: int, output: Path | None) -> None:
     with Cluster(tmp_path, SETTINGS) as cluster:
-        pictures = many_pictures(tmp_path, PICTURES)
+        pictures = many_pictures(tmp_path, count)
         first, second = cluster.launch_worker(), cluster.start_worker()
         wait_until(lambda: "is ready" in first.log(), "the first worker is ready too", 120)
         with Client(Settings(redis_url=cluster.server.url)) as client:
-            options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=128)
+            options = JobOptions(output=output, model="demo", chunk_size=128)
             job = client.embed(pictures, options=options)
-            figures = _disturb(cluster, job, first, second)
+            figures = _disturb(cluster, job, first, second, count)
             status = job.wait(400)
-        _check(cluster, job, status)
-        print(f"\n{PICTURES} pictures: missing 0, doubled 0, events 1; {figures}")
+            rows = _rows(job)
+        _check(cluster, job, status, rows, count)
+        print(f"\n{count} pictures: missing 0, doubled 0, events 1; {figures}")
 
 
-def _disturb(cluster: Cluster, job: JobHandle, first: WorkerProcess, second: WorkerProcess) -> str:
+def _disturb(
+    cluster: Cluster, job: JobHandle, first: WorkerProcess, second: WorkerProcess, count: int
+) -> str:
     def done(share: float) -> Callable[[], bool]:
-        return lambda: job.status().ok >= share * PICTURES
+        return lambda: job.status().ok >= share * count
 
     wait_until(done(0.1), "a tenth of the rows is there", 120)
     first.kill()
@@ -92,14 +106,21 @@ def _disturb(cluster: Cluster, job: JobHandle, first: WorkerProcess, second: Wor
     )
 
 
-def _check(cluster: Cluster, job: JobHandle, status: JobStatus) -> None:
+def _rows(job: JobHandle) -> pa.Table:
+    columns = ["item_index", "item_id", "status"]
+    if job.job.output_is_redis:
+        stream = job.rows_reader().read(columns)
+        return pa.Table.from_batches(stream.batches, stream.schema)
+    return ds.dataset(sorted(Path(job.output).glob("part-*.parquet"))).to_table(columns=columns)
+
+
+def _check(cluster: Cluster, job: JobHandle, status: JobStatus, rows: pa.Table, count: int) -> None:
     assert status.state == "completed", (status, cluster.logs())
-    parts = sorted(Path(job.output).glob("part-*.parquet"))
-    table = ds.dataset(parts).to_table(columns=["item_index", "item_id", "status"])
-    counts = Counter(table["item_index"].to_pylist())
-    assert sorted(counts) == list(range(PICTURES))
+    counts = Counter(rows["item_index"].to_pylist())
+    assert sorted(counts) == list(range(count))
     assert set(counts.values()) == {1}
-    assert table["item_id"].to_pylist() == [f"{number:06d}.jpg" for number in range(PICTURES)]
-    assert (status.total, status.ok, status.failed) == (PICTURES, PICTURES, 0)
+    assert rows["item_id"].to_pylist() == [f"{number:06d}.jpg" for number in range(count)]
+    assert (status.total, status.ok, status.failed) == (count, count, 0)
     assert len(job_events(cluster, job.job_id)) == 1
-    assert list((Path(job.output) / keys.TMP).iterdir()) == []
+    if not job.job.output_is_redis:
+        assert list((Path(job.output) / keys.TMP).iterdir()) == []
