@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from clipfleet import keys
-from clipfleet.client import Client
+from clipfleet.client import Client, JobHandle
 from clipfleet.commands.options import AsJson, JobOrOutput
 from clipfleet.console import say
 from clipfleet.errors import JobNotFoundError, UsageError
@@ -84,7 +84,16 @@ def row_reader(job: str) -> Iterator[RowReader]:
             "CLIPFLEET_REDIS_URL is not set"
         )
     with Client() as client:
-        yield client.job(job).rows_reader()
+        yield _known_job(client, job).rows_reader()
+
+
+def _known_job(client: Client, job_id: str) -> JobHandle:
+    try:
+        return client.job(job_id)
+    except JobNotFoundError as error:
+        raise JobNotFoundError(
+            f"{error}; one that ended long ago is forgotten, with its rows in Redis: else give the output"
+        ) from None
 
 
 def _is_job(name: str) -> bool:
