@@ -25,8 +25,8 @@ FINISH = "finish"  # stands for the chunk in the lease of a job that is being fi
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
-    "postpone_finish", "cancel", "pause", "status", "heartbeat", "workers", "draft_begin", "draft_add",
-    "retry", "rebuild",
+    "postpone_finish", "cancel", "pause", "status", "heartbeat", "farewell", "workers", "draft_begin",
+    "draft_add", "retry", "rebuild",
 )  # fmt: skip
 
 
@@ -473,6 +473,10 @@ class Ledger:
     def heartbeat(self, facts: WorkerFacts) -> None:
         """Tell that a worker is alive and what it serves."""
         self._run("heartbeat", facts.worker_id, json.dumps(_facts_dict(facts)))
+
+    def farewell(self, worker_id: str) -> None:
+        """Tell that a worker has ended; what it still holds is another matter. Idempotent."""
+        self._run("farewell", worker_id)
 
 
 _SLICE = 1000  # of a draft: no script holds up the others for long

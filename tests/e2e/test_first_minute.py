@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -16,11 +17,25 @@ from tests.support.documents import README, blocks
 NOWHERE = "http://127.0.0.1:9"  # a proxy that is not there: the demo needs no network
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "here").mkdir()
-    return tmp_path / "here"
+@dataclass(frozen=True)
+class Demo:
+    """A demo that was run once."""
+
+    folder: Path
+    result: subprocess.CompletedProcess[str]
+
+
+def new_folder(parent: Path) -> Path:
+    """An empty folder beside an empty home."""
+    (parent / "home").mkdir()
+    (parent / "here").mkdir()
+    return parent / "here"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = new_folder(tmp_path_factory.mktemp("first"))
+    return Demo(folder, run_demo(folder))
 
 
 def run_demo(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -69,11 +84,11 @@ def number_right(output: str) -> int:
     return int(found[1])
 
 
-def test_the_demo_labels_sixty_pictures_and_can_be_run_again(folder: Path) -> None:
-    first = run_demo(folder)
-    assert first.returncode == 0, (first.stdout, first.stderr)
-    assert number_right(first.stdout) >= 45
-    assert "Traceback" not in first.stdout + first.stderr
+def test_the_demo_labels_sixty_pictures_and_can_be_run_again(first: Demo) -> None:
+    folder, result = first.folder, first.result
+    assert result.returncode == 0, (result.stdout, result.stderr)
+    assert number_right(result.stdout) >= 45
+    assert "Traceback" not in result.stdout + result.stderr
     assert processes_of(folder) == []
 
     demo = folder / "clipfleet-demo"
@@ -85,15 +100,15 @@ def test_the_demo_labels_sixty_pictures_and_can_be_run_again(folder: Path) -> No
 
     second = run_demo(folder)
     assert second.returncode == 0, (second.stdout, second.stderr)
-    assert number_right(second.stdout) == number_right(first.stdout)
+    assert number_right(second.stdout) == number_right(result.stdout)
     assert processes_of(folder) == []
     assert [path.name for path in folder.iterdir()] == ["clipfleet-demo"]
 
 
-def test_the_readme_shows_what_the_demo_prints(folder: Path) -> None:
+def test_the_readme_shows_what_the_demo_prints(first: Demo) -> None:
     excerpt = next(block for block in blocks(README) if block.language == "text").text
     table, left_out, end = excerpt.partition("\n...\n")
-    printed = run_demo(folder).stdout
+    printed = first.result.stdout
     shown = without_scores(table)
     assert [line for line in without_scores(printed) if line in shown] == shown  # all of them, in this order
     assert {line.split()[-1] for line in shown} >= {"right", "wrong"}
@@ -101,7 +116,8 @@ def test_the_readme_shows_what_the_demo_prints(folder: Path) -> None:
     assert abs(number_right(printed) - number_right(end)) <= 2
 
 
-def test_a_folder_with_something_else_in_it_is_refused(folder: Path) -> None:
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path)
     mine = folder / "clipfleet-demo" / "thesis.txt"
     mine.parent.mkdir()
     mine.write_text("mine")

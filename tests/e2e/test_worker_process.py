@@ -50,6 +50,7 @@ def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
             job = client.embed(tmp_path / "pictures", options=options)
             wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done", 60)
             assert leaver.terminate() == 0, leaver.log()
+            assert client.workers() == []
             status = job.status()
             assert status.leased_chunks == 0
             assert not status.state.is_final

@@ -1357,6 +1357,19 @@ def test_a_worker_that_is_silent_is_listed_no_more_and_then_forgotten(
     assert redis_client.hkeys(keys.WORKER_FACTS) == redis_client.zrange(keys.WORKERS, 0, -1) == ["lively"]
 
 
+def test_a_worker_that_has_said_farewell_is_forgotten_at_once(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    for worker_id in ("gone", "here"):
+        ledger.heartbeat(WorkerFacts(worker_id, "host", 7, ("demo",)))
+
+    ledger.farewell("gone")
+    ledger.farewell("gone")
+
+    assert [facts.worker_id for facts in ledger.workers()] == ["here"]
+    assert redis_client.hkeys(keys.WORKER_FACTS) == redis_client.zrange(keys.WORKERS, 0, -1) == ["here"]
+
+
 # --- wait_for_progress ---
 
 

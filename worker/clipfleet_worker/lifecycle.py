@@ -202,6 +202,7 @@ class Worker:
         self._fetch_loop.stop()
         self._batcher.stop()
         self._decode_pool.shutdown(cancel_futures=True)
+        self._say_farewell()
         self._hints.close()
         self._store.close()
         self._ledger.close()
@@ -232,6 +233,12 @@ class Worker:
             self._ledger.heartbeat(facts)
         except RedisUnavailableError as error:
             log.warning("no heartbeat: %s", error, extra={"action": "heartbeat_failed"})
+
+    def _say_farewell(self) -> None:
+        try:
+            self._ledger.farewell(self._worker_id)
+        except RedisUnavailableError as error:
+            log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
 
     def _pull(self) -> None:
         """Work without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
