@@ -29,6 +29,7 @@ test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
 # Figures, not tests: they depend on the machine.
 bench: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.bench.decode
+	$(BIN)/python -m ops.bench.submit
 
 install: $(VENV)/.dev-installed
 

@@ -1,0 +1,225 @@
+"""What a submit costs: memory, time to the first chunk that may be claimed, time in all. No worker runs.
+
+    python -m ops.bench.submit [--rows 1000000] [--kinds parquet,csv,stdin]
+
+Each manifest is made here, and read by the real command in a process of its own, whose peak memory (VmHWM)
+the kernel keeps. Time counts from the start of that process, its imports included. `trickle` is standard
+input that brings a hundred lines a second and does not end: it has only a first chunk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipfleet.errors import JobNotFoundError
+from clipfleet.ledger import Ledger
+from clipfleet_worker.embedded import EmbeddedValkey
+
+MAX_PRODUCER_MB = 300
+MAX_FIRST_CHUNK_SECONDS = 5.0
+
+_BLOCK_ROWS = 1 << 20
+_TRICKLE_SECONDS = 6.0
+_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One submit."""
+
+    first_chunk_seconds: float
+    seconds: float
+    peak_mb: float
+
+
+def _blocks(rows: int) -> Iterator[pa.Table]:
+    """A manifest of URLs, ids and two columns more, in blocks."""
+    for start in range(0, rows, _BLOCK_ROWS):
+        index = pa.array(range(start, min(start + _BLOCK_ROWS, rows)), pa.int64())
+        text = pc.cast(index, pa.string())
+        scattered = pc.cast(pc.bit_wise_and(pc.multiply(index, 2654435761), 2**32 - 1), pa.string())
+        yield pa.table(
+            {
+                "url": pc.binary_join_element_wise("https://pictures.example/", scattered, text, "/"),
+                "id": pc.binary_join_element_wise("picture-", text, ""),
+                "shelf": index,
+                "caption": pc.binary_join_element_wise("a picture called ", scattered, ""),
+            }
+        )
+
+
+def _make_parquet(path: Path, rows: int) -> None:
+    writer: pq.ParquetWriter | None = None
+    for block in _blocks(rows):
+        writer = writer or pq.ParquetWriter(path, block.schema)
+        writer.write_table(block, row_group_size=_BLOCK_ROWS)  # as large as pyarrow makes them by default
+    if writer is not None:
+        writer.close()
+
+
+def _make_text(path: Path, rows: int, header: str, line: str, columns: tuple[str, ...]) -> None:
+    with path.open("w") as file:
+        file.write(header)
+        for block in _blocks(rows):
+            values = zip(*(block[name].to_pylist() for name in columns), strict=True)
+            file.writelines(line.format(*row) for row in values)
+
+
+MANIFESTS: dict[str, tuple[str, Callable[[Path, int], None]]] = {
+    "parquet": ("manifest.parquet", _make_parquet),
+    "csv": (
+        "manifest.csv",
+        lambda path, rows: _make_text(
+            path, rows, "url,id,shelf,caption\n", "{},{},{},{}\n", ("url", "id", "shelf", "caption")
+        ),
+    ),
+    "jsonl": (
+        "manifest.jsonl",
+        lambda path, rows: _make_text(
+            path, rows, "", '{{"url": "{}", "id": "{}", "shelf": {}}}\n', ("url", "id", "shelf")
+        ),
+    ),
+    "stdin": ("lines.txt", lambda path, rows: _make_text(path, rows, "", "{}\n", ("url",))),
+}
+
+
+class Bench:
+    """A ledger, and submits into it one after the other."""
+
+    def __init__(self, folder: Path, server: EmbeddedValkey) -> None:
+        self._folder = folder
+        self._server = server
+        self._ledger = Ledger(server.url)
+
+    def close(self) -> None:
+        """Close the ledger's connections."""
+        self._ledger.close()
+
+    def submit(self, kind: str, rows: int) -> Measured:
+        """Make a manifest, submit it, remove it."""
+        name, make = MANIFESTS[kind]
+        path = self._folder / name
+        make(path, rows)
+        with path.open("rb") as lines:
+            source = "-" if kind == "stdin" else str(path)
+            measured = self._measure(kind, source, lines if kind == "stdin" else subprocess.DEVNULL)
+        path.unlink()
+        status = self._ledger.status(kind)
+        if (status.total, status.sealed) != (rows, True):
+            raise SystemExit(f"{kind}: {status.total} of {rows} items were submitted")
+        return measured
+
+    def trickle(self) -> float:
+        """Seconds to the first chunk of lines that come slowly."""
+        reading, writing = os.pipe()
+        process, began = self._start("trickle", "-", reading)
+        first = None
+        number = 0
+        while time.monotonic() - began < _TRICKLE_SECONDS:
+            number += 1
+            os.write(writing, b"https://pictures.example/%d.jpg\n" % number)
+            first = first or (time.monotonic() - began if self._chunks("trickle") else None)
+            time.sleep(_POLL_SECONDS)
+        for descriptor in (reading, writing):
+            os.close(descriptor)
+        process.wait()
+        return first if first is not None else float("inf")
+
+    def _measure(self, job_id: str, source: str, stdin: int | BinaryIO) -> Measured:
+        process, began = self._start(job_id, source, stdin)
+        first = None
+        peak_mb = 0.0
+        while process.poll() is None:
+            peak_mb = max(peak_mb, _peak_mb(process.pid))
+            first = first or (time.monotonic() - began if self._chunks(job_id) else None)
+            time.sleep(_POLL_SECONDS)
+        seconds = time.monotonic() - began
+        if process.returncode != 0:
+            raise SystemExit(f"{job_id}: the submit ended with code {process.returncode}")
+        return Measured(first if first is not None else seconds, seconds, peak_mb)
+
+    def _start(
+        self, job_id: str, source: str, stdin: int | BinaryIO
+    ) -> tuple[subprocess.Popen[bytes], float]:
+        output = str(self._folder / f"out-{job_id}")
+        words = ["embed", source, "--output", output, "--job-id", job_id, "--model", "demo", "--no-wait"]
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "clipfleet", *words],
+            env={**_clean_environment(), "CLIPFLEET_REDIS_URL": self._server.url},
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return process, began
+
+    def _chunks(self, job_id: str) -> int:
+        with suppress(JobNotFoundError):
+            return self._ledger.status(job_id).chunks
+        return 0
+
+
+def _clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
+
+
+def _peak_mb(pid: int) -> float:
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 1024
+    return 0.0
+
+
+def main() -> int:
+    """Print a table; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--kinds", default="parquet,csv,stdin,trickle", help="also jsonl")
+    arguments = parser.parse_args()
+    print(f"submit of {arguments.rows:,} rows, no worker")
+    print(f"{'source':8}  {'first chunk':>11}  {'in all':>8}  {'rows/s':>9}  {'peak memory':>11}")
+    is_good = True
+    with (
+        tempfile.TemporaryDirectory(prefix="clipfleet-bench-") as folder,
+        EmbeddedValkey(Path(folder) / "valkey") as server,
+        closing(Bench(Path(folder), server)) as bench,
+    ):
+        for kind in arguments.kinds.split(","):
+            if kind == "trickle":
+                first = bench.trickle()
+                print(f"{kind:8}  {first:9.2f} s")
+            else:
+                found = bench.submit(kind, arguments.rows)
+                first = found.first_chunk_seconds
+                is_good = is_good and found.peak_mb < MAX_PRODUCER_MB
+                print(
+                    f"{kind:8}  {first:9.2f} s  {found.seconds:6.1f} s  "
+                    f"{arguments.rows / found.seconds:9,.0f}  {found.peak_mb:8.0f} MB",
+                    flush=True,
+                )
+            is_good = is_good and first < MAX_FIRST_CHUNK_SECONDS
+    verdict = "held" if is_good else "MISSED"
+    print(f"bars: {MAX_PRODUCER_MB} MB, first chunk in {MAX_FIRST_CHUNK_SECONDS:g} s: {verdict}")
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
