@@ -29,6 +29,7 @@ from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
 CHUNKS_PER_FILE = 256
 CLOSE_AFTER_SECONDS = 2.0
+MAX_CHUNK_BYTES = 32 * 1024 * 1024  # about: a chunk ends with the batch that reaches it
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,9 @@ class _Cutter:
     def chunks(self) -> Iterator[_Chunk | None]:
         """The other rows as chunks, and None after each batch.
 
-        A chunk is shorter than the chunk size at the end, and where its first row has waited too long for
-        others: a source that trickles keeps nobody waiting.
+        A chunk is shorter than the chunk size at the end; where its first row has waited too long for others,
+        so that a source that trickles keeps nobody waiting; and where the pictures themselves are in it, so
+        that neither submit nor worker needs much memory for it.
         """
         yield from self._whole_chunks()
         while self._add_next():
@@ -169,6 +171,8 @@ class _Cutter:
     def _whole_chunks(self) -> Iterator[_Chunk]:
         while self._rows >= self._chunk_size:
             yield self._cut(self._chunk_size)
+        if self._rows and sum(batch.nbytes for batch in self._held) >= MAX_CHUNK_BYTES:
+            yield self._cut(self._rows)
 
     def _add_next(self) -> bool:
         batch = next(self._batches, None)

@@ -26,7 +26,7 @@ from clipfleet.sources.files import SourceFile
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.uris import absolute_uris
 
-_PICTURE_ROWS = 64  # rows of a batch where pictures are in it, so that memory stays flat
+_PICTURE_ROWS = 16  # rows of a batch where pictures are in it, so that memory stays flat
 _READ_BYTES = 1 << 20
 
 
