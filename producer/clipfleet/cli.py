@@ -13,6 +13,7 @@ app = new_app("Label and embed piles of images with CLIP: one row per image, not
 for _command in (
     submitting.classify,
     submitting.embed,
+    submitting.embed_text,
     submitting.run,
     jobs.status,
     jobs.jobs,

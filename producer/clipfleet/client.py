@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from clipfleet.results import PartRows, RowReader
 from clipfleet.retry import Parts, Retry
 from clipfleet.settings import Settings, load_settings
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
+from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submission import Submission, naming_the_way_out
 
 if TYPE_CHECKING:
@@ -161,6 +162,18 @@ class Client:
         """Turn every image of a source into a vector; otherwise like `classify`."""
         return self._submit(source, Task.EMBED, options)
 
+    def embed_text(
+        self, source: SourceLike, *, text_column: str | None = None, options: JobOptions = JobOptions()
+    ) -> JobHandle:
+        """Turn every text of a source into a vector, comparable with those of images; see `classify`.
+
+        Args:
+            source: a `.txt` with one text per line, a table, or an iterable of strings and dicts.
+            text_column: of a table, where it is not called `text` or `caption`.
+            options: `url_column`, `base_uri` and `decode` mean nothing here.
+        """
+        return self._submit(source, Task.EMBED_TEXT, replace(options, url_column=text_column))
+
     def job(self, job_id: str) -> JobHandle:
         """An existing job.
 
@@ -210,7 +223,7 @@ class Client:
         self._ledger.ping()
         if options.output is not None:
             output_uri(str(options.output))  # a wrong one is told before the source is looked at
-        opened = source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
+        opened = _opened(source, task, options)
         job = _make_job(opened, task, options, question)
         output = output_of(job, self._store)
         with naming_the_way_out():
@@ -362,6 +375,12 @@ class JobHandle:
         return retry.run([ErrorCode(code) for code in known])
 
 
+def _opened(source: SourceLike, task: Task, options: JobOptions) -> Source:
+    if task is Task.EMBED_TEXT:
+        return text_source_of(source, text_column=options.url_column, id_column=options.id_column)
+    return source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
+
+
 def _make_job(source: Source, task: Task, options: JobOptions, question: _Question) -> Job:
     job_id = options.job_id or new_job_id()
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
@@ -381,6 +400,7 @@ def _make_job(source: Source, task: Task, options: JobOptions, question: _Questi
             decode=options.decode,
             label_sets=question.label_sets,
             label_set_column=_column(source, question.label_set_column),
+            text_column=source.text_column if isinstance(source, TextSource) else None,
             store_embeddings=options.store_embeddings and task is Task.CLASSIFY,
             part_format=options.part_format,
             on_finished=options.on_finished,

@@ -261,6 +261,7 @@ class Job(_Frozen):
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
     label_sets: tuple[LabelSet, ...] = ()
+    text_column: str | None = None  # column of the source that holds the text of an item
     label_set_column: str | None = None  # column of the source that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
     store_embeddings: bool = False  # of a classify job; the others always do
@@ -283,6 +284,10 @@ class Job(_Frozen):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"two label sets are called {twice[0]!r}: give each a name of its own")
+        if (self.task is Task.EMBED_TEXT) != (self.text_column is not None):
+            raise ValueError("a job that embeds texts needs their column, another one has none")
+        if self.text_column is not None:
+            self._check_column(self.text_column, "with the texts")
         if self.label_set_column is not None:
             self._check_column(self.label_set_column, "to choose label sets by")
             if not self.label_sets:

@@ -75,6 +75,9 @@ class TestJob:
         "values",
         [
             {"task": Task.CLASSIFY},
+            {"task": Task.EMBED_TEXT},
+            {"task": Task.EMBED_TEXT, "text_column": "text"},
+            {"text_column": "text"},
             {"labels": ("a",), "task": Task.EMBED},
             {"chunk_size": 0},
             {"chunk_size": MAX_CHUNK_SIZE + 1},

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import keys
-from clipfleet.contract import LabelSet, Task
+from clipfleet.contract import LabelSet, SourceDescription, Task
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.outputs.folder import FolderOutput
@@ -146,8 +146,9 @@ class TestClipRetrieval:
         assert [(one["label"], one["labels"]) for one in table.to_pylist()] == [("cat", ["cat", "dog"])]
 
     def test_texts_have_a_folder_of_their_own(self, output: FolderOutput, tmp_path: Path) -> None:
-        place_job(output, make_job(output.uri, task=Task.EMBED_TEXT))
-        add_part(output, 0, [{**embedded(0, 1.0, 0.0), "uri": "a red apple"}])
+        source = SourceDescription(kind="csv", uri="/list.csv", extra_columns=("phrase",))
+        place_job(output, make_job(output.uri, task=Task.EMBED_TEXT, text_column="phrase", source=source))
+        add_part(output, 0, [{**embedded(0, 1.0, 0.0), "uri": "", "phrase": "a red apple"}], extra=["phrase"])
 
         export(PartRows(output), Layout.CLIP_RETRIEVAL, tmp_path / "to")
 
@@ -155,6 +156,7 @@ class TestClipRetrieval:
         table = pq.read_table(tmp_path / "to" / "metadata" / "metadata_0.parquet")
         assert table.column_names[0] == "caption"
         assert table["caption"].to_pylist() == ["a red apple"]
+        assert "phrase" not in table.column_names
 
     def test_many_small_parts_make_few_row_groups(
         self, output: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Precision, SourceDescription
+from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Precision, SourceDescription, Task
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger import Claim, Lease, Ledger
 from clipfleet.outputs.folder import FolderOutput
@@ -430,6 +430,32 @@ class TestLabelSetColumn:
         assert missing == "the item names no label set: the job has warm, cold"
         assert [label is None for label in bench.column("label")] == [False, True, True, False]
         assert sorted(bench.places.asked) == sorted([uris[0], uris[3]])
+
+
+class TestTexts:
+    VALUES: ClassVar[dict[str, Any]] = {"task": Task.EMBED_TEXT, "text_column": "caption"}
+
+    def test_every_text_becomes_a_vector_and_a_blank_one_fails(self, bench: Bench) -> None:
+        texts = [f"thing {number}" for number in range(150)]
+        texts[3], texts[70] = "", " \t"
+        job = bench.submit([""] * 150, labels=(), values=self.VALUES, caption=texts)
+        result = bench.run(job)
+
+        assert result.counts == PartCounts(148, 2, {"empty": 2})
+        assert bench.column("caption") == texts
+        assert set(bench.column("uri")) == {""}
+        expected = FakeEncoder("demo", embedding_dimension=128).encode_texts(["thing 149"])[0]
+        np.testing.assert_allclose(bench.column("embedding")[149], expected, atol=1e-3)
+        assert bench.column("embedding")[3] is None
+        assert bench.column("width") == bench.column("content_hash") == [None] * 150
+        assert bench.places.asked == []
+
+    def test_an_interrupted_chunk_ends(self, bench: Bench) -> None:
+        job = bench.submit([""] * 5, labels=(), values=self.VALUES, caption=list("abcde"))
+        bench.lease.interrupt("lost")
+
+        with pytest.raises(ChunkInterrupted):
+            bench.run(job)
 
 
 class TestLabelsThatFail:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract import DecodeRoute, ErrorCode, Lane
+from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Lane
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher, ItemSlice
 from clipfleet_worker.decode import Decoder
@@ -31,6 +31,7 @@ from clipfleet_worker.outcomes import Outcomes
 T = TypeVar("T")
 Read = Callable[[], bytes]  # raises ItemFailure
 _ITEMS_PER_SLICE = 16
+_TEXTS_PER_SLICE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,23 @@ class ItemPath:
             self._fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice))
         for start in range(0, len(local), _ITEMS_PER_SLICE):
             self._in_pool(destination, self._read_and_decode, local[start : start + _ITEMS_PER_SLICE])
+
+    def start_texts(self, texts: Sequence[str | None], destination: Destination) -> None:
+        """Send items that are texts to the batcher; blocks while it has no room for them."""
+        outcomes = destination.outcomes
+        given: list[tuple[int, str]] = []
+        for position, text in enumerate(texts):
+            if text is None or not text.strip():
+                outcomes.fail(position, ItemError(ErrorCode.EMPTY, "the item has no text"))
+            else:
+                given.append((position, text))
+        for start in range(0, len(given), _TEXTS_PER_SLICE):
+            positions, some = zip(*given[start : start + _TEXTS_PER_SLICE], strict=True)
+            if outcomes.is_interrupted:
+                return
+            self._batcher.submit(
+                ItemSlice(destination.model, destination.lane, list(some), list(positions), outcomes)
+            )
 
     def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
         self._in_pool(destination, self._decode_fetched, fetched)

@@ -92,7 +92,11 @@ class Pipeline:
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
-        self._items.start(items, Destination(model, job.decode, job.lane, outcomes))
+        destination = Destination(model, job.decode, job.lane, outcomes)
+        if job.text_column is not None:
+            self._items.start_texts(items[job.text_column].to_pylist(), destination)
+        else:
+            self._items.start(items, destination)
         matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
         lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
         outcomes.wait()

@@ -133,6 +133,41 @@ def embed(
         follow(client, job, wait=wait, as_json=as_json, started=started)
 
 
+def embed_text(
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="a .txt with one text per line, a table, or - for stdin")
+    ],
+    text_column: Annotated[
+        str | None, typer.Option(help="column of a table that holds the text (default: text or caption)")
+    ] = None,
+    id_column: IdColumn = None,
+    output: Output = None,
+    model: Model = DEFAULT_MODEL,
+    precision: PrecisionOption = Precision.AUTO,
+    lane: LaneOption = Lane.NORMAL,
+    chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
+    job_id: JobId = None,
+    overwrite: Overwrite = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+    part_format: Format = PartFormat.PARQUET,
+    on_finished: OnFinished = None,
+    on_finished_queue: OnFinishedQueue = DEFAULT_CELERY_QUEUE,
+) -> None:
+    """Turn every text into a vector, comparable with those of images."""
+    job_id = job_id or new_job_id()
+    options = JobOptions(
+        output=output, model=model, precision=precision, lane=lane, chunk_size=chunk_size, job_id=job_id,
+        overwrite=overwrite, id_column=id_column, part_format=part_format, on_finished=on_finished,
+        on_finished_queue=on_finished_queue,
+    )  # fmt: skip
+    started = time.monotonic()
+    with Client() as client:
+        with _resumable(job_id):
+            job = client.embed_text(source, text_column=text_column, options=options)
+        follow(client, job, wait=wait, as_json=as_json, started=started)
+
+
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml or .json file that describes a job")],
     output: Output = None,

@@ -126,12 +126,15 @@ class _Metadata:
     """What is told of each vector: the columns that clip-retrieval knows, then ours, then the source's."""
 
     def __init__(self, schema: pa.Schema, job: Job | None) -> None:
-        self.is_of_texts = job is not None and job.task is Task.EMBED_TEXT
+        self._text_column = job.text_column if job else None
         has_labels = job is None or job.task is Task.CLASSIFY
         ours = ("item_index", "item_id", *(_OF_THE_LABELS if has_labels else ()), *_OF_EVERY_ROW)
         extra = [name for name in schema.names if name not in PART_COLUMNS]
         self._has_caption = _CAPTION in extra and not self.is_of_texts
-        theirs = [_CAPTION] if self.is_of_texts else ["image_path", "url"]
+        theirs = ["image_path", "url"]
+        if self._text_column is not None:
+            extra.remove(self._text_column)
+            theirs = [_CAPTION]
         if self._has_caption:
             extra.remove(_CAPTION)
             theirs.insert(1, _CAPTION)
@@ -140,12 +143,18 @@ class _Metadata:
         fields += [schema.field(column).with_name(name) for name, column in self._copied.items()]
         self.schema = pa.schema(fields).remove_metadata()
 
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether the vectors are those of texts."""
+        return self._text_column is not None
+
     def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Metadata of some rows."""
         copied = [batch.column(column) for column in self._copied.values()]
         uris: list[str] = batch.column("uri").to_pylist()
-        if self.is_of_texts:
-            return pa.RecordBatch.from_arrays([batch.column("uri"), *copied], schema=self.schema)
+        if self._text_column is not None:
+            texts = pc.cast(batch.column(self._text_column), pa.string())
+            return pa.RecordBatch.from_arrays([texts, *copied], schema=self.schema)
         ids: list[str] = batch.column("item_id").to_pylist()
         paths = [_path(uri) or item_id for uri, item_id in zip(uris, ids, strict=True)]
         urls = [None if _path(uri) or uri.startswith("data:") else uri for uri in uris]

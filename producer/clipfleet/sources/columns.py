@@ -1,8 +1,8 @@
 """Which column of a table is what: the one that says where the image is, the one that names it, the others.
 
-The column of the images is the one the caller names, else the first of `URL_COLUMNS` that is there; the
-column of the ids likewise, with `ID_COLUMNS`. All others are carried along. Names are compared without
-regard to case.
+The column of the images is the one the caller names, else the first of `URL_COLUMNS` that is there, or of
+`TEXT_COLUMNS` where the items are texts; the column of the ids likewise, with `ID_COLUMNS`. All others are
+carried along. Names are compared without regard to case.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from clipfleet.parts import extra_column_name
 from clipfleet.sources.options import ReadOptions
 
 URL_COLUMNS = ("url", "uri", "image_url", "image_path", "path", "key", "s3_key")
+TEXT_COLUMNS = ("text", "caption")
 ID_COLUMNS = ("id", "item_id", "image_id")
 BYTES_COLUMNS = (
     "image", "bytes", "image_bytes", "img", "picture", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff",
@@ -29,7 +30,7 @@ _OF_THE_FAILURE = {"item_index", "error_code", "error_detail"}
 class Columns:
     """What each column of a table is for, as positions in its header."""
 
-    url: int | None  # None only where there are bytes
+    url: int | None  # or the text of an item; None only where there are bytes
     bytes: int | None  # the pictures themselves
     id: int | None
     extra: dict[str, int]  # name in our schema -> position
@@ -65,15 +66,18 @@ def assign_columns(
     usual_urls, usual_ids = (("uri",), ("item_id",)) if is_ours else (URL_COLUMNS, ID_COLUMNS)
     url, held = _image_columns(header, options, where, bytes_columns, usual_urls)
     if url is None and held is None:
+        usual = ", ".join(TEXT_COLUMNS if options.holds_texts else URL_COLUMNS)
+        wanted = "texts" if options.holds_texts else "URLs or paths"
         raise SourceError(
-            f"{where}: no column is called {', '.join(URL_COLUMNS)}; the columns are {', '.join(header)}: "
-            "name the one that holds the URLs or paths with --url-column"
+            f"{where}: no column is called {usual}; the columns are {', '.join(header)}: "
+            f"name the one that holds the {wanted} with {options.content_option}"
         )
     besides = {position for position in (url, held) if position is not None}
     name = _position(header, options.id_column, usual_ids, "--id-column", where, besides=besides)
     unused = {*besides, *bytes_columns, *left_out} | ({name} if name is not None else set())
     if is_ours:
-        unused |= {position for position, column in enumerate(header) if column in _OF_THE_FAILURE}
+        ours = _OF_THE_FAILURE | ({"uri"} if options.holds_texts else set())
+        unused |= {position for position, column in enumerate(header) if column in ours}
     carried = [position for position in range(len(header)) if position not in unused]
     names = [extra_column_name(header[position]) for position in carried]
     _require_unique(names, where, "two columns would both be called {!r} in the results; rename one of them")
@@ -88,6 +92,8 @@ def _image_columns(
     usual_urls: Sequence[str],
 ) -> tuple[int | None, int | None]:
     """Positions of the column of the URLs, and of the one with the pictures themselves."""
+    if options.holds_texts:
+        return _position(header, options.url_column, TEXT_COLUMNS, options.content_option, where), None
     chosen = None
     if options.url_column is not None:
         chosen = _position(header, options.url_column, (), "--url-column", where)

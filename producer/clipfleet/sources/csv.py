@@ -38,7 +38,7 @@ class CsvSource:
     ) -> None:
         self._text = TextFile(file, is_gzip=is_gzip)
         self._name = file.name
-        self._base = options.base or file.folder
+        self._base = options.base_in(file.folder)
         self._separator = separator
         header = self._header()
         self._count = len(header)

@@ -66,7 +66,7 @@ def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
     is_table = is_list and has_columns(text)
     if not is_table and (options.url_column is not None or options.id_column is not None):
         raise SourceError(
-            f"{printable(text)}: --url-column and --id-column apply to tables only "
+            f"{printable(text)}: {options.content_option} and --id-column apply to tables only "
             "(.csv, .tsv, .jsonl, .parquet)"
         )
     if not is_list and options.base_uri is not None:

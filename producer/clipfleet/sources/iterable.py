@@ -52,10 +52,10 @@ class IterableSource:
             raise SourceError("there are no items")
         self._items: Iterable[Item] = items if is_list else chain(first, rest)
         self._table = RecordTable(
-            [_record(item, number, "url", "bytes") for number, item in enumerate(first)],
+            [_record(item, number, options.content_field, "bytes") for number, item in enumerate(first)],
             options,
             where=NAME,
-            base=options.base or f"{Path.cwd()}/",
+            base=options.base_in(f"{Path.cwd()}/"),
             is_all=isinstance(items, Collection) and len(items) == len(first),
             may_hold_pictures=True,
         )

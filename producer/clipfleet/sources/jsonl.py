@@ -37,7 +37,7 @@ class JsonlSource:
         self._name = file.name
         sample, is_all = self._sample()
         self._table = RecordTable(
-            sample, options, where=file.name, base=options.base or file.folder, is_all=is_all
+            sample, options, where=file.name, base=options.base_in(file.folder), is_all=is_all
         )
         self.description = SourceDescription(
             kind="jsonl",

@@ -35,7 +35,7 @@ class ParquetSource:
 
     def __init__(self, file: SourceFile, options: ReadOptions) -> None:
         self._file = file
-        self._base = options.base or file.folder
+        self._base = options.base_in(file.folder)
         with self._opened() as parquet:
             self._schema = parquet.schema_arrow
             self._rows = parquet.metadata.num_rows

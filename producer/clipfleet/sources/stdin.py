@@ -45,7 +45,7 @@ class StdinSource:
     ) -> None:
         self._descriptor = descriptor
         self._monotonic = monotonic
-        self._base = options.base or f"{Path.cwd()}/"
+        self._base = options.base_in(f"{Path.cwd()}/")
         self._blocks = self._read_blocks()
         self._first = self._wait_for_lines()
         number, line = self._first[0]

@@ -24,7 +24,7 @@ class TxtSource:
 
     def __init__(self, file: SourceFile, options: ReadOptions, *, is_gzip: bool = False) -> None:
         self._text = TextFile(file, is_gzip=is_gzip)
-        self._base = options.base or file.folder
+        self._base = options.base_in(file.folder)
         self.description = SourceDescription(
             kind="txt", uri=file.uri, options=file.state() | options.described()
         )

@@ -46,8 +46,10 @@ def absolute_uris(uris: pa.Array, base: str) -> pa.Array:
 
     Args:
         uris: strings.
-        base: an absolute folder or a URI that ends in a slash.
+        base: an absolute folder or a URI that ends in a slash; empty: nothing is changed.
     """
+    if not base:
+        return uris
     settled = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.match_substring_regex(uris, "^(/|$)"))
     if pc.all(settled, min_count=0).as_py():
         return uris

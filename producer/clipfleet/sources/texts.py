@@ -1,0 +1,78 @@
+"""Texts as items, from whatever source holds them: lines, a column of a table, strings of a program.
+
+The text of an item becomes a column of its own (called as in the table, else `text`), and `uri` is empty.
+Blanks around a text are left out. An item without a text is an item that will fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipfleet.errors import SourceError
+from clipfleet.parts import INLINE_COLUMN, extra_column_name
+from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
+
+_KINDS = ("txt", "csv", "tsv", "jsonl", "parquet", "stdin", "iterable")
+_SUPPORTED = (
+    "texts come from a .txt with one per line, a table (.csv, .tsv, .jsonl, .parquet) or standard input"
+)
+
+
+class TextSource:
+    """See `clipfleet.sources.Source`."""
+
+    def __init__(self, items: Source, default_column: str) -> None:
+        self._items = items
+        described = items.description
+        name = described.options.get("url_column", default_column)
+        self.text_column = extra_column_name(name)
+        if self.text_column in described.extra_columns:
+            raise SourceError(f"two columns would both be called {self.text_column!r} in the results")
+        options = {key: value for key, value in described.options.items() if key != "url_column"}
+        self.description = described.model_copy(
+            update={
+                "options": options | {"text_column": name},
+                "extra_columns": (self.text_column, *described.extra_columns),
+            }
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """See the protocol."""
+        for batch in self._items.batches():
+            self._require_texts(batch)
+            texts = batch["uri"]
+            nothing = pa.array([""] * batch.num_rows, pa.string())
+            extra = {name: batch[name] for name in self.description.extra_columns[1:]}
+            columns = {"item_index": batch["item_index"], "item_id": batch["item_id"], "uri": nothing,
+                       self.text_column: texts, **extra}  # fmt: skip
+            fields = [batch.schema.field(name) for name in ("item_index", "item_id", "uri")]
+            fields += [pa.field(self.text_column, pa.string()), *(batch.schema.field(name) for name in extra)]
+            yield pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
+
+    def _require_texts(self, batch: pa.RecordBatch) -> None:
+        if INLINE_COLUMN not in batch.schema.names:
+            return
+        strange = pc.drop_null(pc.if_else(batch[INLINE_COLUMN].is_valid(), batch["item_index"], None))
+        if len(strange):
+            raise SourceError(f"item {strange[0].as_py()} is no text but bytes")
+
+
+def text_source_of(source: SourceLike, *, text_column: str | None, id_column: str | None) -> TextSource:
+    """The texts that a user means; see `clipfleet.sources.source_of`.
+
+    Args:
+        source: a file, `-`, or an iterable of strings and dicts.
+        text_column: column of a table, where it is not called `text` or `caption`.
+        id_column: column of a table that names the items.
+
+    Raises:
+        SourceError: there are no texts there.
+    """
+    options = ReadOptions(text_column, id_column, holds_texts=True)
+    items = source_of(source, options)
+    if items.description.kind not in _KINDS:
+        raise SourceError(f"{items.description.uri}: no source of texts; {_SUPPORTED}")
+    return TextSource(items, options.content_field)
