@@ -1,0 +1,211 @@
+"""Every source into every sink: one row per input, in order, codes and columns right, read by anyone."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import pytest
+from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
+from typer.testing import CliRunner
+
+from clipfleet.cli import app
+from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.contract import PartFormat
+from clipfleet.errors import JobConflictError, OutputConflictError
+from clipfleet.settings import Settings
+from tests.support.cluster import Cluster, job_events
+from tests.support.http_site import HttpSite
+from tests.support.s3 import S3Bucket
+from tests.support.source_table import SOURCES, Given, Place
+
+LABELS = ("red apple", "dog", "car")
+CHUNK_SIZE = 4
+
+
+@dataclass(frozen=True)
+class SinkCase:
+    """A kind of output, and how its parts are written."""
+
+    output: str
+    part_format: PartFormat = PartFormat.PARQUET
+
+
+SINKS = {
+    "folder": SinkCase("{folder}/out"),
+    "folder jsonl": SinkCase("{folder}/out", PartFormat.JSONL),
+    "s3": SinkCase("{bucket}/out"),
+    "s3 jsonl": SinkCase("{bucket}/out", PartFormat.JSONL),
+    "redis": SinkCase("redis://"),
+}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[HttpSite]:
+    with HttpSite(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def place(cluster: Cluster, s3: S3Bucket, site: HttpSite, tmp_path: Path) -> Place:
+    folder = cluster.folder / tmp_path.name
+    folder.mkdir()
+    return Place(folder, s3, site)
+
+
+@pytest.fixture
+def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setenv("CLIPFLEET_REDIS_URL", cluster.server.url)
+    with Client(Settings(redis_url=cluster.server.url)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("sink", SINKS.values(), ids=SINKS)
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_one_row_per_input(
+    source: Any, sink: SinkCase, place: Place, cluster: Cluster, client: Client
+) -> None:
+    given: Given = source(place)
+    options = JobOptions(
+        output=sink.output.format(folder=place.folder, bucket=place.bucket.uri),
+        model="demo",
+        chunk_size=CHUNK_SIZE,
+        base_uri=given.base_uri,
+        url_column=given.url_column,
+        part_format=sink.part_format,
+    )
+    job = _submitted(given, options, cluster, client)
+
+    status = job.wait(120)
+
+    failed = sum(row.error_code is not None for row in given.rows)
+    assert (status.total, status.ok, status.failed) == (len(given.rows), len(given.rows) - failed, failed)
+    assert status.state == ("completed_with_errors" if failed else "completed")
+    assert len(job_events(cluster, job.job_id)) == 1
+    for reader, rows in _read_back(job, sink, place).items():
+        _compare(rows, given, reader)
+    _require_refused(given, options, client)
+
+
+def _submitted(given: Given, options: JobOptions, cluster: Cluster, client: Client) -> JobHandle:
+    if given.stdin is None:
+        return client.classify(given.source, LABELS, options=options)
+    command = [
+        sys.executable, "-m", "clipfleet", "classify", "-", "--labels", ",".join(LABELS), "--model", "demo",
+        "--output", str(options.output), "--chunk-size", str(CHUNK_SIZE), "--format", options.part_format,
+        "--no-wait", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, input=given.stdin, env=cluster.environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return client.job(json.loads(done.stdout)["job_id"])
+
+
+def _read_back(job: JobHandle, sink: SinkCase, place: Place) -> Mapping[str, Sequence[Any]]:
+    """The rows as each reader sees them."""
+    files, system = _files(job, place)
+    is_json = sink.part_format is PartFormat.JSONL
+    table = _arrow_table(files, system, is_json=is_json)
+    frames = [_pandas_frame(file, system, is_json=is_json) for file in files]
+    if isinstance(system, LocalFileSystem):
+        read = duckdb.read_json if is_json else duckdb.read_parquet
+        relation = read(files)
+    else:  # DuckDB's own reader of S3 is an extension that must be downloaded
+        relation = duckdb.from_arrow(table)
+    relation = relation.order("item_index")
+    return {
+        "results": [json.loads(line) for line in _printed(job, "jsonl").splitlines()],
+        "JobHandle": list(job.results()),
+        "pyarrow": table.to_pylist(),
+        "DuckDB": [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()],
+        "pandas": pandas.concat(frames).astype(object).to_dict("records"),
+    }
+
+
+def _printed(job: JobHandle, result_format: str) -> bytes:
+    """What `clipfleet results` says; in this process, for it is asked often."""
+    answer = CliRunner().invoke(app, ["results", job.job_id, "--format", result_format])
+    assert answer.exit_code == 0, answer
+    return answer.stdout_bytes
+
+
+def _files(job: JobHandle, place: Place) -> tuple[list[str], FileSystem]:
+    """The parts by glob; of results in Redis a file that `results` writes."""
+    if job.output.startswith("s3://"):
+        keys = place.bucket.keys("out/part-")
+        environment = place.bucket.environment
+        system = S3FileSystem(
+            access_key=environment["AWS_ACCESS_KEY_ID"],
+            secret_key=environment["AWS_SECRET_ACCESS_KEY"],
+            endpoint_override=place.bucket.endpoint,
+            region="us-east-1",
+        )
+        return [f"{place.bucket.name}/{key}" for key in keys], system
+    if job.output.startswith("redis://"):
+        file = place.folder / "rows.parquet"
+        file.write_bytes(_printed(job, "parquet"))
+        return [str(file)], LocalFileSystem()
+    return sorted(map(str, Path(job.output).glob("part-*"))), LocalFileSystem()
+
+
+def _arrow_table(files: Sequence[str], system: FileSystem, *, is_json: bool) -> pa.Table:
+    tables = []
+    for file in files:
+        with system.open_input_file(file) as stream:
+            tables.append(pyarrow.json.read_json(stream) if is_json else pq.read_table(stream))
+    return pa.concat_tables(tables, promote_options="permissive" if is_json else "none")
+
+
+def _pandas_frame(file: str, system: FileSystem, *, is_json: bool) -> pandas.DataFrame:
+    with system.open_input_file(file) as stream:
+        data = io.BytesIO(stream.read())
+    if is_json:
+        return pandas.read_json(data, lines=True, dtype=False)
+    return pandas.read_parquet(data)
+
+
+def _compare(rows: Sequence[Mapping[str, Any]], given: Given, reader: str) -> None:
+    assert [row["item_index"] for row in rows] == list(range(len(given.rows))), reader
+    for row, expected in zip(rows, given.rows, strict=True):
+        found = (row["item_id"], row["status"], _value(row["error_code"]))
+        status = "failed" if expected.error_code else "ok"
+        assert found == (expected.item_id, status, expected.error_code), (reader, row)
+        assert {name: row[name] for name in expected.columns} == expected.columns, (reader, row)
+        if status == "ok":
+            assert row["label"] in LABELS, (reader, row)
+            assert (row["width"], row["height"]) == (96, 80), (reader, row)
+        else:
+            assert _value(row["label"]) is None, (reader, row)
+            assert row["error_detail"], (reader, row)
+
+
+def _value(value: Any) -> Any:
+    """None for what pandas calls not a number."""
+    return None if isinstance(value, float) and pandas.isna(value) else value
+
+
+def _require_refused(given: Given, options: JobOptions, client: Client) -> None:
+    """A second job has no place in this output; in Redis every job has its own, but not another's name."""
+    if options.output == "redis://":
+        return
+    with pytest.raises(OutputConflictError, match="--overwrite"):
+        client.embed([b"a picture of another job"], options=JobOptions(output=options.output, model="demo"))
+
+
+def test_in_redis_a_second_job_needs_another_name(place: Place, client: Client) -> None:
+    options = JobOptions(output="redis://", model="demo", job_id=place.folder.name)
+    client.embed([b"one"], options=options).wait(60)
+    with pytest.raises(JobConflictError, match="source"):
+        client.embed([b"one", b"two"], options=options)
