@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
-from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
+from pyarrow.fs import S3FileSystem, copy_files
 from typer.testing import CliRunner
 
 from clipfleet.cli import app
@@ -115,22 +114,19 @@ def _submitted(given: Given, options: JobOptions, cluster: Cluster, client: Clie
 
 def _read_back(job: JobHandle, sink: SinkCase, place: Place) -> Mapping[str, Sequence[Any]]:
     """The rows as each reader sees them."""
-    files, system = _files(job, place)
+    files = _files(job, place)
     is_json = sink.part_format is PartFormat.JSONL
-    table = _arrow_table(files, system, is_json=is_json)
-    frames = [_pandas_frame(file, system, is_json=is_json) for file in files]
-    if isinstance(system, LocalFileSystem):
-        read = duckdb.read_json if is_json else duckdb.read_parquet
-        relation = read(files)
-    else:  # DuckDB's own reader of S3 is an extension that must be downloaded
-        relation = duckdb.from_arrow(table)
-    relation = relation.order("item_index")
+    read_arrow = pyarrow.json.read_json if is_json else pq.read_table
+    read_duckdb = duckdb.read_json if is_json else duckdb.read_parquet
+    tables = [read_arrow(file) for file in files]
+    relation = read_duckdb([str(file) for file in files]).order("item_index")
+    frame = pandas.concat(_pandas_frame(file, is_json=is_json) for file in files)
     return {
         "results": [json.loads(line) for line in _printed(job, "jsonl").splitlines()],
         "JobHandle": list(job.results()),
-        "pyarrow": table.to_pylist(),
+        "pyarrow": pa.concat_tables(tables, promote_options="permissive" if is_json else "none").to_pylist(),
         "DuckDB": [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()],
-        "pandas": pandas.concat(frames).astype(object).to_dict("records"),
+        "pandas": frame.astype(object).to_dict("records"),
     }
 
 
@@ -141,10 +137,10 @@ def _printed(job: JobHandle, result_format: str) -> bytes:
     return answer.stdout_bytes
 
 
-def _files(job: JobHandle, place: Place) -> tuple[list[str], FileSystem]:
-    """The parts by glob; of results in Redis a file that `results` writes."""
+def _files(job: JobHandle, place: Place) -> list[Path]:
+    """The parts by glob; from a bucket by a client that is not ours, from Redis as `results` writes them."""
+    copy = place.folder / "copy"
     if job.output.startswith("s3://"):
-        keys = place.bucket.keys("out/part-")
         environment = place.bucket.environment
         system = S3FileSystem(
             access_key=environment["AWS_ACCESS_KEY_ID"],
@@ -152,28 +148,18 @@ def _files(job: JobHandle, place: Place) -> tuple[list[str], FileSystem]:
             endpoint_override=place.bucket.endpoint,
             region="us-east-1",
         )
-        return [f"{place.bucket.name}/{key}" for key in keys], system
+        copy_files(f"{place.bucket.name}/out", str(copy), source_filesystem=system)
+        return sorted(copy.glob("part-*"))
     if job.output.startswith("redis://"):
-        file = place.folder / "rows.parquet"
-        file.write_bytes(_printed(job, "parquet"))
-        return [str(file)], LocalFileSystem()
-    return sorted(map(str, Path(job.output).glob("part-*"))), LocalFileSystem()
+        copy.write_bytes(_printed(job, "parquet"))
+        return [copy]
+    return sorted(Path(job.output).glob("part-*"))
 
 
-def _arrow_table(files: Sequence[str], system: FileSystem, *, is_json: bool) -> pa.Table:
-    tables = []
-    for file in files:
-        with system.open_input_file(file) as stream:
-            tables.append(pyarrow.json.read_json(stream) if is_json else pq.read_table(stream))
-    return pa.concat_tables(tables, promote_options="permissive" if is_json else "none")
-
-
-def _pandas_frame(file: str, system: FileSystem, *, is_json: bool) -> pandas.DataFrame:
-    with system.open_input_file(file) as stream:
-        data = io.BytesIO(stream.read())
+def _pandas_frame(file: Path, *, is_json: bool) -> pandas.DataFrame:
     if is_json:
-        return pandas.read_json(data, lines=True, dtype=False)
-    return pandas.read_parquet(data)
+        return pandas.read_json(file, lines=True, dtype=False)
+    return pandas.read_parquet(file)
 
 
 def _compare(rows: Sequence[Mapping[str, Any]], given: Given, reader: str) -> None:

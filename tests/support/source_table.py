@@ -281,7 +281,14 @@ def _img2dataset_shards(place: Place) -> tuple[list[tuple[str, bytes]], list[Exp
                 (f"{key}.json", json.dumps(facts, indent=4).encode()),
             ]
             code = {TRUNCATED: "broken_image", b"": "empty"}.get(data)
-            rows.append(Expected(key, code))
+            columns = {
+                "txt": f"caption of {key}",
+                "url": facts["url"],
+                "key": key,
+                "source_status": "success",
+                "source_width": 96,
+            }
+            rows.append(Expected(key, code, columns))
         shards.append((f"{shard:05d}.tar", _archive(members)))
     return shards, rows
 
