@@ -297,14 +297,23 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(count):
             self._work_off_one()
 
-    def _work_off_one(self) -> Claim | None:
+    @rule(failed=st.sampled_from([0, 1, 3]))
+    @precondition(lambda self: self.model.has_claimable_work())
+    def all_of_it_gets_done(self, failed: int) -> None:
+        """So that there are jobs which ended, and were retried, more than once."""
+        while self.model.has_claimable_work():
+            self._work_off_one(failed)
+        while finish := self._claim_finish(self._new_token()):
+            self._finish(finish)
+
+    def _work_off_one(self, failed: int = 0) -> Claim | None:
         token = self._new_token()
         self.claim_tokens.append((token, MODELS))
         claim = self._claim(token, MODELS, LANES, ())
         if claim is not None:
             delivery = self._delivery(claim)
             self.past.append(delivery)
-            self._write(delivery)
+            self._write(delivery, failed)
             assert self._complete(delivery) in ("done", "finishing")
         return claim
 
