@@ -25,9 +25,11 @@ S3Client = Any  # boto3 makes the class of its clients while it runs
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # what botocore lets pass
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")  # no proxy leads there, whatever HTTP_PROXY says
 _CONNECTIONS = 64  # more than a worker has slots
-_CONNECT_TIMEOUT_SECONDS = 10
-_READ_TIMEOUT_SECONDS = 60
-_ATTEMPTS = 5  # about 10 s altogether; whoever calls comes back later
+# A store that takes requests and never answers is found out after 75 s: so a chunk is given back to wait for
+# better times before its lease runs out, which would count as a dead worker.
+_CONNECT_TIMEOUT_SECONDS = 5
+_READ_TIMEOUT_SECONDS = 20
+_ATTEMPTS = 3
 
 
 class S3Problem(StrEnum):
@@ -181,6 +183,8 @@ def explain(error: Exception) -> S3Failure:
     if isinstance(error, ValueError) and kind is S3Problem.AWAY:  # botocore's way to refuse an endpoint
         kind = S3Problem.MISCONFIGURED
     text = " ".join(str(error).split()).rstrip(".")
+    if type(error).__name__ in _NO_CONNECTION:
+        text += "; is the store up, and AWS_ENDPOINT_URL right?"
     return S3Failure(kind, f"{text}{_WAYS_OUT.get(kind, '')}")
 
 
@@ -200,6 +204,7 @@ _LOCAL_PROBLEMS = {
     "SSLError": S3Problem.MISCONFIGURED,
     "ParamValidationError": S3Problem.REFUSED,
 }
+_NO_CONNECTION = ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError")
 _WAYS_OUT = {
     S3Problem.NO_BUCKET: "; make the bucket, or name another",
     S3Problem.DENIED: "; these credentials need the rights GetObject, PutObject, DeleteObject, ListBucket",

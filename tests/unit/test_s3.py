@@ -16,6 +16,8 @@ from botocore.exceptions import (
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceError, UsageError
 from clipfleet.s3 import S3Problem, default_client, explain, make_client, s3_errors, split_s3_uri
 
+STAGE_SECONDS, LEASE_SECONDS = 60, 30  # of a chunk that was just claimed
+
 
 @pytest.fixture(autouse=True)
 def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,6 +134,12 @@ class TestClient:
         url = make_client().generate_presigned_url("get_object", Params={"Bucket": "bkt", "Key": "a b"})
 
         assert url.startswith("http://store.internal:9000/bkt/a%20b?")
+
+    def test_a_store_that_never_answers_is_found_out_before_a_lease_is_lost(self) -> None:
+        settings = make_client().meta.config
+
+        attempt_seconds = settings.connect_timeout + settings.read_timeout
+        assert settings.retries["total_max_attempts"] * attempt_seconds < STAGE_SECONDS + LEASE_SECONDS
 
     def test_the_endpoint_of_s3_goes_before_the_endpoint_of_everything(
         self, monkeypatch: pytest.MonkeyPatch
