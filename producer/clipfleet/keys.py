@@ -61,11 +61,15 @@ JOB_SUFFIXES = (
 ROWS = ":rows"  # hash: item_index -> row as JSON
 VECTORS = ":vectors"  # hash: item_index -> vector as little-endian float16
 IDS = ":ids"  # hash: item_id -> first item_index that has it
-RESULT_SUFFIXES = (ROWS, VECTORS, IDS)
+CHUNKS = (
+    ":chunks"  # hash: complete chunk -> "<first item_index>-<rows>"; a source that trickles makes short ones
+)
+PENDING_SUFFIXES = (ROWS, VECTORS, IDS)
+RESULT_SUFFIXES = (*PENDING_SUFFIXES, CHUNKS)
 
 
 def pending(job_id: str, token: str, suffix: str) -> str:
-    """What a worker has brought of a chunk; `complete` moves it to the results. See `RESULT_SUFFIXES`."""
+    """What a worker has brought of a chunk; `complete` moves it to the results. See `PENDING_SUFFIXES`."""
     return job(job_id, f":pending:{token}{suffix}")
 
 
@@ -77,6 +81,7 @@ def lua_prelude() -> str:
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,
         "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS,
+        "CHUNKS": CHUNKS,
         "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]
@@ -88,6 +93,7 @@ def lua_prelude() -> str:
         f"local function token_key(token) return '{claim_token(_spliced('token'))}' end",
         f"local function pending_key(job, token, suffix) return '{pending_key}' end",
         f"local JOB_SUFFIXES = {_lua_list(JOB_SUFFIXES)}",
+        f"local PENDING_SUFFIXES = {_lua_list(PENDING_SUFFIXES)}",
         f"local RESULT_SUFFIXES = {_lua_list(RESULT_SUFFIXES)}",
     ]
     return "\n".join(lines)

@@ -77,9 +77,9 @@ class RedisRows:
         job, status = self._job, self._ledger.status(self._job.job_id)
         if status.ok + status.failed and not self._store.has_rows(job.job_id):
             raise _why_there_are_none(status)
-        for chunk_id in range(chunks):
-            rows = rows_at(self._store, job.job_id, chunk_range(job, chunk_id), ["error_code"])
-            if rows is not None:
+        for chunk_id, indexes in self._store.chunks(job.job_id).items():
+            rows = rows_at(self._store, job.job_id, indexes, ["error_code"])
+            if chunk_id < chunks and rows is not None:
                 codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
                 counts = PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
                 yield PartIdentity(job.job_id, chunk_id, status.generation), counts
@@ -102,11 +102,6 @@ class RedisRows:
             yield batch
         if count < status.ok + status.failed:  # there were as many when we began
             raise OutputUnavailableError(f"{self.uri}: rows were removed while they were read")
-
-
-def chunk_range(job: Job, chunk_id: int) -> range:
-    """The `item_index` of all items of a chunk; the last one may have fewer."""
-    return range(chunk_id * job.chunk_size, (chunk_id + 1) * job.chunk_size)
 
 
 def rows_at(

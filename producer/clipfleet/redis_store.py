@@ -148,8 +148,25 @@ class RedisStore:
             vector = vector[-1]
         return len(vector) // 2 or None
 
+    def chunk(self, job_id: str, chunk_id: int) -> range | None:
+        """The `item_index` of the rows of a chunk, None if it is not complete."""
+        with translated(self._url):
+            span: Any = self._redis.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
+        return None if span is None else _indexes(span)
+
+    def chunks(self, job_id: str) -> dict[int, range]:
+        """Likewise for each chunk that is complete, in order."""
+        with translated(self._url):
+            spans: Any = self._redis.hgetall(keys.job(job_id, keys.CHUNKS))
+        return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
+
     def _values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
         if not indexes:
             return []
         with translated(self._url):
             return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]
+
+
+def _indexes(span: bytes) -> range:
+    first, count = map(int, span.split(b"-"))
+    return range(first, first + count)

@@ -52,7 +52,7 @@ class TestReading:
 
     def work(self, ledger: Ledger, store: RedisStore, rows: pa.Table) -> None:
         claimed = claim(ledger)
-        complete(ledger, claimed, bring(RedisSink(store, redis_job()), claimed, rows))
+        complete(ledger, claimed, bring(RedisSink(store), claimed, rows))
 
     def test_all_rows_come_back_as_they_were_written(
         self, ledger: Ledger, store: RedisStore, reader: RedisRows
@@ -74,7 +74,7 @@ class TestReading:
         self, ledger: Ledger, store: RedisStore
     ) -> None:
         job = submit_job(ledger, chunks=3, chunk_items=700)
-        sink = RedisSink(store, job)
+        sink = RedisSink(store)
         claims = [claim(ledger) for _ in range(3)]
         for claimed in reversed(claims):
             complete(ledger, claimed, bring(sink, claimed, chunk_rows(claimed.chunk_id * 700, 700)))
@@ -180,9 +180,9 @@ class TestReading:
     def test_rows_that_expire_while_they_are_read_do_not_look_like_all_of_them(
         self, ledger: Ledger, store: RedisStore, reader: RedisRows, redis_client: redis.Redis
     ) -> None:
-        job = submit_job(ledger, chunk_items=700)
+        submit_job(ledger, chunk_items=700)
         claimed = claim(ledger)
-        complete(ledger, claimed, bring(RedisSink(store, job), claimed, chunk_rows(0, 700)))
+        complete(ledger, claimed, bring(RedisSink(store), claimed, chunk_rows(0, 700)))
         batches = reader.read().batches
         assert next(batches).num_rows == 500
         redis_client.delete(keys.job("job", keys.ROWS))

@@ -47,7 +47,7 @@ def store(redis_url: str) -> Iterator[RedisStore]:
 
 @pytest.fixture
 def sink(store: RedisStore) -> RedisSink:
-    return RedisSink(store, redis_job())
+    return RedisSink(store)
 
 
 def work(ledger: Ledger, sink: RedisSink, claimed: Claim, *, writer: str = "w", items: int = 4) -> str:
@@ -210,7 +210,7 @@ class TestHalf:
     """A worker that stops between two slices, or between the last one and the complete."""
 
     def bring_half(self, store: RedisStore, claimed: Claim, count: int = 4) -> None:
-        sink = RedisSink(store, redis_job())
+        sink = RedisSink(store)
         rows = chunk_rows(0, count, writer="dead").slice(0, count // 2)
         sink.write(identity(claimed), rows, counts(rows), token=claimed.token)
 
@@ -225,7 +225,7 @@ class TestHalf:
 
         assert visible_rows(redis_client) == {}
         assert ledger.status("job").done_chunks == 0
-        assert work(ledger, RedisSink(store, redis_job()), claimed) == "ended"
+        assert work(ledger, RedisSink(store), claimed) == "ended"
 
     def test_the_next_owner_begins_anew_and_what_the_dead_one_brought_expires(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
@@ -366,7 +366,7 @@ class TestRetry:
         job = redis_job()
         parts = RedisRows(ledger, store, job).parts_in_place
         hints = cast(Hints, SimpleNamespace(publish_work=lambda count: None))
-        return Retry(ledger, hints, RedisOutput(store, job.job_id), parts, job).run()
+        return Retry(ledger, hints, RedisOutput(store, job.job_id), parts, job, lease_seconds=30).run()
 
     def end_with_errors(self, ledger: Ledger, sink: RedisSink) -> Claim:
         """Three chunks; rows 1 and 2 of the first fail and row 3 of the last. Returns the first claim."""

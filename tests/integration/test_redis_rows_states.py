@@ -166,7 +166,9 @@ class RowsMachine(RuleBasedStateMachine):
     def retry(self) -> None:
         parts = RedisRows(self.ledger, self.store, self.job).parts_in_place
         hints = cast(Hints, SimpleNamespace(publish_work=lambda count: None))
-        is_started = Retry(self.ledger, hints, RedisOutput(self.store, "job"), parts, self.job).run()
+        is_started = Retry(
+            self.ledger, hints, RedisOutput(self.store, "job"), parts, self.job, lease_seconds=30
+        ).run()
         whole = {chunk for chunk, rows in self.visible.items() if not counts(rows).failed}
         assert is_started == (len(whole) < CHUNKS or self.state is JobState.CANCELLED)
         if is_started:
@@ -276,7 +278,7 @@ class RowsMachine(RuleBasedStateMachine):
                 assert claimed is not None, "a chunk is lost"
                 self.next_chunk = max(self.next_chunk, claimed.chunk_id + 1)
                 delivery = Delivery(claimed, chunk_rows(claimed.chunk_id * ITEMS, ITEMS))
-                RedisSink(self.store, self.job).write(
+                RedisSink(self.store).write(
                     identity(claimed), delivery.rows, counts(delivery.rows), token=claimed.token
                 )
                 delivery.slices = set(range(ITEMS))

@@ -60,7 +60,7 @@ class TestLua:
         assert lua_function("token_key", "t0k3n") == keys.claim_token("t0k3n")
 
     def test_every_suffix_of_a_job_is_known_to_lua(self) -> None:
-        for name in ("JOB_SUFFIXES", "RESULT_SUFFIXES"):
+        for name in ("JOB_SUFFIXES", "PENDING_SUFFIXES", "RESULT_SUFFIXES"):
             listed = re.search(rf"local {name} = \{{(.*)\}}", keys.lua_prelude())
             assert listed is not None
             assert tuple(re.findall(r"'([^']*)'", listed[1])) == getattr(keys, name)
@@ -89,7 +89,7 @@ class TestRedis:
         names = [*single, keys.lane_queue("high", "demo"), keys.claim_token("x")]
         for job_id in ("jobs", "leases", "lane", "token", "events"):
             names += [keys.job(job_id, suffix) for suffix in (*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES)]
-            names += [keys.pending(job_id, "rows", suffix) for suffix in keys.RESULT_SUFFIXES]
+            names += [keys.pending(job_id, "rows", suffix) for suffix in keys.PENDING_SUFFIXES]
 
         assert len(set(names)) == len(names)
         assert all(name.startswith(f"{keys.PREFIX}:") for name in names)

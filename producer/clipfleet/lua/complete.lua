@@ -23,6 +23,15 @@ local function move(suffix)
   end
 end
 
+-- Which rows are the chunk's: those from its first index on.
+local function note_chunk()
+  local first
+  for _, index in ipairs(redis.call('HKEYS', pending_key(job, token, ROWS))) do
+    first = math.min(first or tonumber(index), tonumber(index))
+  end
+  redis.call('HSET', job_key(job, CHUNKS), chunk, string.format('%d-%d', first, ARGV[5] + ARGV[6]))
+end
+
 -- Chunks end in any order: an id keeps its lowest index.
 local function move_ids()
   local pending = redis.call('HGETALL', pending_key(job, token, IDS))
@@ -43,6 +52,7 @@ end
 drop_lease(job, chunk)
 redis.call('SETBIT', job_key(job, DONE), chunk, 1)
 if keeps_rows then
+  note_chunk()
   move(ROWS)
   move(VECTORS)
   move_ids()

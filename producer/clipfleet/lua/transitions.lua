@@ -99,7 +99,7 @@ end
 
 -- What a worker has brought of a chunk and will not complete.
 local function drop_pending(job, token)
-  for _, suffix in ipairs(RESULT_SUFFIXES) do redis.call('UNLINK', pending_key(job, token, suffix)) end
+  for _, suffix in ipairs(PENDING_SUFFIXES) do redis.call('UNLINK', pending_key(job, token, suffix)) end
 end
 
 -- Why the ledger takes no rows of a chunk, or nil if it does.

@@ -9,7 +9,7 @@ if refused then
 end
 redis.call('HSETNX', job_key(job), 'row_schema', ARGV[6])
 local position = 7
-for _, suffix in ipairs(RESULT_SUFFIXES) do
+for _, suffix in ipairs(PENDING_SUFFIXES) do
   local last = position + 2 * tonumber(ARGV[position])
   if last > position then
     local key = pending_key(job, token, suffix)

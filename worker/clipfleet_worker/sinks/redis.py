@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract import Job
 from clipfleet.json_rows import json_lines, json_schema
 from clipfleet.parts import PartCounts, PartIdentity
-from clipfleet.redis_results import chunk_range, rows_at
+from clipfleet.redis_results import rows_at
 from clipfleet.redis_store import RedisStore, RowSlice
 from clipfleet_worker.sinks import OlderPart
 
@@ -20,16 +19,16 @@ _ROWS_PER_SLICE = 500  # a call that brings them takes Redis a few milliseconds
 class RedisSink:
     """See `clipfleet_worker.sinks.Sink`. Raises `RedisUnavailableError` where Redis is away or full."""
 
-    def __init__(self, store: RedisStore, job: Job) -> None:
+    def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._job = job
 
     def find(self, identity: PartIdentity) -> None:
         """Nothing: rows that are visible belong to a chunk that is complete, and no such chunk is claimed."""
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
         """See the protocol. No version is needed: the ledger lets nobody of an earlier generation write."""
-        rows = rows_at(self._store, identity.job_id, chunk_range(self._job, identity.chunk_id))
+        indexes = self._store.chunk(identity.job_id, identity.chunk_id)
+        rows = None if indexes is None else rows_at(self._store, identity.job_id, indexes)
         return None if rows is None else OlderPart(rows, "")
 
     def write(
