@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, Preset
 from clipfleet.errors import UsageError
+from clipfleet.text_file import read_text_file
 from clipfleet.yaml_files import read_yaml_file
 
 Labels = Sequence[str] | LabelSet | Sequence[LabelSet] | Mapping[str, Sequence[str] | LabelSet]
@@ -161,10 +162,4 @@ def read_label_lines(path: Path) -> list[str]:
     Raises:
         UsageError: the file cannot be read, or holds no label.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text_file(path).splitlines() if line.strip()]

@@ -67,7 +67,8 @@ def _exit_code(app: typer.Typer) -> int:
     try:
         return int(app(standalone_mode=False) or 0)
     except _CommandLineError as error:
-        say_error(_one_line(error))
+        if message := _one_line(error):
+            say_error(message)
     except UsageError as error:
         say_error(error)
     except ClipfleetError as error:
@@ -87,10 +88,11 @@ def _exit_code(app: typer.Typer) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """Typer's message and where the options are listed."""
+    """Typer's message and where the options are listed; empty if the help was printed instead."""
     message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]  # see above
+    message = message.replace("Value error, ", "")  # pydantic's, through typer
     context = getattr(error, "ctx", None)
-    return f"{message} (see `{context.command_path} --help`)" if context else message
+    return f"{message} (see `{context.command_path} --help`)" if message and context else message
 
 
 def _garbled_texts() -> list[str]:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clipfleet.errors import UsageError
+from clipfleet.text_file import read_text_file
 
 M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
@@ -65,12 +66,7 @@ def read_yaml_file(path: Path, model: type[M]) -> M:
 
 
 def _parsed(path: Path) -> _Document:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text") from None
+    text = read_text_file(path)
     return _from_json(path, text) if path.suffix.lower() == ".json" else _from_yaml(path, text)
 
 

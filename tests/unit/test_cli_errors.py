@@ -205,6 +205,7 @@ class TestEveryCommand:
         ("clipfleet classify pictures --labels a,b --on-finished a\\b", ["on_finished"]),
         ("clipfleet run", ["FILE"]),
         ("clipfleet run nowhere.yaml", ["nowhere.yaml", "No such file"]),
+        ("clipfleet run /dev/zero", ["/dev/zero: larger than 64 MB"]),
         ("clipfleet run list.csv", ["list.csv:", "source"]),
         ("clipfleet embed pictures --model ViT-L-14", ["ViT-L-14", "NAME:PRETRAINED", "demo"]),
         ("clipfleet embed pictures --job-id a/b", ["a/b"]),
@@ -254,6 +255,13 @@ class TestProgram:
 
         assert (answer.code, answer.err) == (2, "")
         assert all(command.split()[1] in answer.out for command in commands(program))
+
+
+def test_a_group_without_a_command_lists_them(run: Run) -> None:
+    answer = run("clipfleet-worker", "models")
+
+    assert (answer.code, answer.err) == (2, "")
+    assert "Usage: clipfleet-worker models" in answer.out
 
 
 def test_what_cannot_be_sent_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
