@@ -29,6 +29,11 @@ def claim_token(token: str) -> str:
     return f"{PREFIX}:token:{token}"
 
 
+def text_matrix(model_fingerprint: str, label_set_hash: str, suffix: str = "") -> str:
+    """String: a large label set as a model sees it, shared by workers; `:lock`: who encodes it."""
+    return f"{PREFIX}:text-matrix:{model_fingerprint}:{label_set_hash}{suffix}"
+
+
 # --- Redis: per job (the braces keep them apart from the names above, whatever the job is called) ---
 
 

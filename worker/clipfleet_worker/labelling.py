@@ -14,7 +14,8 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.scoring import rank
-from clipfleet_worker.text_matrices import Alive, TextMatrices, TextMatrix
+from clipfleet_worker.shared_matrices import Alive
+from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 
 _IMAGES_PER_CALL = 256  # ranked at a time; the batches of others go in between
 

@@ -50,6 +50,7 @@ from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
 
@@ -78,6 +79,7 @@ class Worker:
         )
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
+        self._shared_matrices = SharedMatrices(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = LeaseKeeper(self._ledger, settings.lease_seconds)
@@ -91,7 +93,6 @@ class Worker:
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         routes = _routes(settings)
         self._fetch_loop = FetchLoop(routes.remote, waiting_bytes, settings.chunk_deadline_seconds)
-        items = self._item_path(routes, waiting_bytes)
         self._claims = Claims(
             ledger=self._ledger,
             open_items=self._open_items,
@@ -112,12 +113,7 @@ class Worker:
                 settings.s3_buckets,
             ),
             keeper=self._keeper,
-            pipeline=Pipeline(
-                models=self._models,
-                items=items,
-                labeller=Labeller(self._batcher, TextMatrices(self._batcher)),
-                fetch_deadline_seconds=settings.chunk_deadline_seconds,
-            ),
+            pipeline=self._pipeline(self._item_path(routes, waiting_bytes)),
             finisher=Finisher(self._ledger, settings.job_ttl_seconds),
             hints=self._hints,
             lease_seconds=settings.lease_seconds,
@@ -128,6 +124,14 @@ class Worker:
             threading.Thread(target=self._reconcile, name="reconciler", daemon=True),
             threading.Thread(target=self._pull, name="puller", daemon=True),
         ]
+
+    def _pipeline(self, items: ItemPath) -> Pipeline:
+        return Pipeline(
+            models=self._models,
+            items=items,
+            labeller=Labeller(self._batcher, TextMatrices(self._batcher, self._shared_matrices)),
+            fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
+        )
 
     def _item_path(self, routes: Routes, waiting_bytes: WaitingBytes) -> ItemPath:
         return ItemPath(
@@ -205,6 +209,7 @@ class Worker:
         self._say_farewell()
         self._hints.close()
         self._store.close()
+        self._shared_matrices.close()
         self._ledger.close()
 
     def _reconcile(self) -> None:

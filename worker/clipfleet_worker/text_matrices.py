@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,15 +15,15 @@ from clipfleet.contract import LabelSet, Lane
 from clipfleet_worker.batcher import Batcher, Encoder
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of
+from clipfleet_worker.shared_matrices import Alive, SharedMatrices
 
 if TYPE_CHECKING:
     import torch
 
 _KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix stays whatever its size
-_PROMPTS_PER_PASS = 512
+_PROMPTS_PER_PASS = 256
+_SHARED_FROM_PROMPTS = 1000  # fewer are encoded faster than they are asked for
 _POLL_SECONDS = 0.5  # while somebody else encodes the same label set
-
-Alive = Callable[[], None]
 
 
 class TextModel(Encoder, Protocol):
@@ -43,8 +44,9 @@ class TextMatrix:
 class TextMatrices:
     """By model and label set; each is encoded once, whoever asks first."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, shared: SharedMatrices | None = None) -> None:
         self._batcher = batcher
+        self._shared = shared
         self._matrices: OrderedDict[tuple[str, str], TextMatrix] = OrderedDict()  # least recently used first
         self._encoding: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
@@ -64,7 +66,7 @@ class TextMatrices:
         while not encoding.acquire(timeout=_POLL_SECONDS):
             alive()
         try:
-            return self._kept(key) or self._keep(key, self._encode(model, label_set, lane, alive))
+            return self._kept(key) or self._keep(key, self._made(model, label_set, lane, alive))
         finally:
             encoding.release()
 
@@ -82,12 +84,22 @@ class TextMatrices:
                 self._encoding.pop(gone, None)
         return matrix
 
-    def _encode(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def _made(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         import torch
 
         labels, templates = label_set.labels, label_set.templates
         if label_set.preset is not None:
             labels, templates = preset_label_set(label_set.preset)
+        encode = partial(self._encode, model, labels, templates, lane)
+        if self._shared is not None and len(labels) * len(templates) >= _SHARED_FROM_PROMPTS:
+            values = self._shared.get(model.fingerprint, label_set.hash, encode, alive)
+        else:
+            values = encode(alive)
+        return TextMatrix(labels, torch.from_numpy(values).to(model.device))
+
+    def _encode(
+        self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane, alive: Alive
+    ) -> np.ndarray:
         step = max(1, _PROMPTS_PER_PASS // len(templates))
         rows = []
         for start in range(0, len(labels), step):
@@ -95,7 +107,7 @@ class TextMatrices:
             some = labels[start : start + step]
             prompts = [template.replace("{}", label) for label in some for template in templates]
             rows.append(text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(some)))
-        return TextMatrix(labels, torch.from_numpy(np.concatenate(rows)).to(model.device))
+        return np.concatenate(rows)
 
 
 def _size_bytes(matrix: TextMatrix) -> int:

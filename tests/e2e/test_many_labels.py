@@ -1,0 +1,62 @@
+"""A label set too large for one table of pictures and labels; two workers, one of which encodes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import redis
+
+from clipfleet import keys
+from clipfleet.contract import DEMO_MODEL, LabelSet, Precision
+from clipfleet.redis_connection import connect
+from clipfleet_worker.model import load_model
+from tests.support.cluster import Cluster
+from tests.support.pictures import write_pictures
+
+LABELS = 10_500
+PICTURES = 40
+TOP_K = 7
+
+
+def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
+    names = [f"thing number {number}" for number in range(LABELS)]
+    with Cluster(tmp_path) as cluster:
+        (tmp_path / "names.txt").write_text("\n".join(names))
+        write_pictures(tmp_path / "pictures", PICTURES)
+        for _ in range(2):
+            cluster.launch_worker({"CLIPFLEET_PRECISION": "fp32"})
+        answer = cluster.run_json(
+            "classify", tmp_path / "pictures", "--labels", tmp_path / "names.txt", "--model", "demo",
+            "--chunk-size", "4", "--top-k", str(TOP_K), "--store-embeddings", "--output", tmp_path / "out",
+        )  # fmt: skip
+        assert (answer["state"], answer["ok"]) == ("completed", PICTURES)
+        with connect(cluster.server.url) as client:
+            shared = shared_matrices(client)
+    table = ds.dataset(sorted((tmp_path / "out").glob("part-*.parquet"))).to_table()
+
+    # The matrix was shared, and is the one that the model gives
+    model = load_model(DEMO_MODEL, Precision.FP32, "cpu")
+    matrix = np.concatenate(
+        [
+            model.encode_texts(LabelSet(labels=tuple(names[n : n + 500])).prompts())
+            for n in range(0, LABELS, 500)
+        ]
+    )
+    assert shared == [keys.text_matrix(model.fingerprint, LabelSet(labels=tuple(names)).hash)]
+    # The labels are the best ones of a table of all pictures and labels
+    vectors = np.array(table["embedding"].to_pylist(), dtype=np.float64)
+    logits = model.logit_scale * vectors @ matrix.T.astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    position = {name: number for number, name in enumerate(names)}
+    for row, labels, scores in zip(
+        expected, table["labels"].to_pylist(), table["scores"].to_pylist(), strict=True
+    ):
+        np.testing.assert_allclose(scores, np.sort(row)[::-1][:TOP_K], rtol=0.05)  # vectors are float16
+        np.testing.assert_allclose(scores, row[[position[label] for label in labels]], rtol=0.05)
+
+
+def shared_matrices(client: redis.Redis) -> list[str]:
+    return sorted(str(name) for name in client.scan_iter(match="clipfleet:text-matrix:*"))
