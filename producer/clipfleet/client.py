@@ -50,6 +50,8 @@ from clipfleet.results import PartRows, RowReader
 from clipfleet.retry import Parts, Retry
 from clipfleet.settings import Settings, load_settings
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
+from clipfleet.sources.handover import run_beside
+from clipfleet.sources.iterable import IterableSource
 from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submission import Submission, naming_the_way_out
 
@@ -232,7 +234,11 @@ class Client:
             self._rebuild(output)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         submission = Submission(self._ledger, self._hints, output, job, retention)
-        submission.run(opened, overwrite=options.overwrite)
+        run = partial(submission.run, overwrite=options.overwrite)
+        if isinstance(opened, IterableSource) and opened.may_pause:
+            run_beside(opened, run)
+        else:
+            run(opened)
         return self._handle(job)
 
     def _rebuild(self, output: Output) -> None:

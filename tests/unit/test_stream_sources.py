@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -17,10 +18,11 @@ from clipfleet.errors import SourceError
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources import ReadOptions, Source, open_source, source_of
 from clipfleet.sources.batches import MAX_ROWS
+from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
 from clipfleet.sources.options import BY_NAME
 from clipfleet.sources.stdin import StdinSource
-from tests.support.doubles import Clock
+from tests.support.doubles import PATIENCE_SECONDS, Clock
 
 
 def items(source: Source) -> list[dict[str, Any]]:
@@ -290,3 +292,79 @@ class TestIterable:
     def test_what_cannot_be_used_is_named(self, source: Any, words: str) -> None:
         with pytest.raises(SourceError, match=words):
             list(source_of(source, BY_NAME).batches())
+
+
+class TestHandover:
+    def test_the_iterator_runs_in_the_callers_thread_and_its_pauses_hold_nothing_back(self) -> None:
+        threads: list[threading.Thread] = []
+        came: list[str] = []
+        has_come = threading.Event()
+
+        def pausing() -> Iterator[str]:
+            yield "/1.jpg"
+            yield "/2.jpg"
+            assert has_come.wait(PATIENCE_SECONDS), "the items are held back"
+            threads.append(threading.current_thread())
+            yield "/3.jpg"
+
+        def run(source: Source) -> None:
+            threads.append(threading.current_thread())
+            for batch in source.batches():
+                came.extend(batch["uri"].to_pylist())
+                if len(came) == 2:
+                    has_come.set()
+
+        run_beside(IterableSource(pausing(), BY_NAME), run)
+
+        assert came == ["/1.jpg", "/2.jpg", "/3.jpg"]
+        assert threads[1] is threading.main_thread() is not threads[0]
+
+    def test_many_items_come_in_large_batches_and_few_are_held(self) -> None:
+        taken = 0
+        sizes: list[int] = []
+
+        def fast() -> Iterator[str]:
+            nonlocal taken
+            for taken in range(1, 50_001):
+                yield f"/{taken}"
+
+        def run(source: Source) -> None:
+            for batch in source.batches():
+                assert taken - sum(sizes) <= 2 * MAX_ROWS + 1
+                sizes.append(batch.num_rows)
+
+        run_beside(IterableSource(fast(), BY_NAME), run)
+
+        assert sum(sizes) == 50_000
+        assert max(sizes) == MAX_ROWS
+
+    @pytest.mark.parametrize("error", [RuntimeError("the cursor broke"), KeyboardInterrupt()])
+    def test_what_the_iterator_raises_ends_both(self, error: BaseException) -> None:
+        seen: list[BaseException] = []
+
+        def breaking() -> Iterator[str]:
+            yield "/1.jpg"
+            raise error
+
+        def run(source: Source) -> None:
+            try:
+                list(source.batches())
+            except BaseException as found:
+                seen.append(found)
+                raise
+
+        with pytest.raises(type(error)):
+            run_beside(IterableSource(breaking(), BY_NAME), run)
+        assert seen == [error]
+
+    def test_an_end_before_the_end_stops_the_iterator(self) -> None:
+        def endless() -> Iterator[str]:
+            while True:
+                yield "/1.jpg"
+
+        def run(source: Source) -> None:
+            next(source.batches())
+            raise SourceError("refused")
+
+        with pytest.raises(SourceError, match="refused"):
+            run_beside(IterableSource(endless(), BY_NAME), run)

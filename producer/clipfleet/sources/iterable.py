@@ -1,8 +1,8 @@
 """Items of a Python program: URLs, paths, pictures as bytes, or dicts with one of these and further fields.
 
 A list (anything with a length) is looked at before it is read, so that its description tells its content. An
-iterator is read once, item by item, in the caller's thread: what it gave half a second ago leaves with the
-next item as a batch. Relative paths count from the current folder.
+iterator is read once, item by item; `handover.py` is for those that pause. Relative paths count from the
+current folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class IterableSource:
     ) -> None:
         self._monotonic = monotonic
         is_list = isinstance(items, Collection)
+        self.may_pause = not is_list  # nobody knows when an iterator gives its next item
         rest = iter(items)
         first = list(islice(rest, _SAMPLE_ITEMS if is_list else 1))
         if not first:
@@ -69,16 +70,22 @@ class IterableSource:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
         index = 0
-        for records in in_batches(self._records(), _size_bytes, monotonic=self._monotonic):
-            yield self._table.batch(index, records)
+        for records in in_batches(self.records(), size_bytes, monotonic=self._monotonic):
+            yield self.batch(index, records)
             index += len(records)
 
-    def _records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[Record]:
+        """The items, each in one form."""
         for number, item in enumerate(self._items):
             yield _record(item, number, self._table.url_field, self._table.bytes_field)
 
+    def batch(self, first_index: int, records: Sequence[Record]) -> pa.RecordBatch:
+        """What `records` gave as a batch, which may have no rows."""
+        return self._table.batch(first_index, records)
 
-def _size_bytes(record: Record) -> int:
+
+def size_bytes(record: Record) -> int:
+    """About what a record holds in memory."""
     return sum(len(value) for value in record.values() if isinstance(value, bytes | str))
 
 
