@@ -73,7 +73,8 @@ class Retry:
         if not inventory.open_chunks and status.state in _COMPLETED:
             return False
         generation = Generation(max(status.generation, inventory.generation) + 1, tuple(codes))
-        if not note_generation(self._output, generation):
+        # What lives in Redis is never rebuilt, and the ledger knows the generation.
+        if not self._job.output_is_redis and not note_generation(self._output, generation):
             return self._lost_to_another(status)
         self._output.remove(keys.SUCCESS)
         word, state = self._ledger.retry(
