@@ -69,7 +69,8 @@ OnTrouble = Callable[[str], None]
 class JobOptions:
     """What `classify` and `embed` have in common."""
 
-    output: str | Path | None = None  # a folder; by default the ledger's own Redis, for up to 100,000 items
+    # A folder or s3://BUCKET/PREFIX; by default the ledger's own Redis, for up to 100,000 items.
+    output: str | Path | None = None
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST

@@ -15,7 +15,6 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError, UsageError
 
@@ -97,6 +96,8 @@ def make_client(
     Raises:
         UsageError: the configuration cannot be used (no such profile, no URL as endpoint).
     """
+    from urllib.request import getproxies
+
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError

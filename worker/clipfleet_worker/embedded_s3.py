@@ -105,6 +105,8 @@ class EmbeddedS3(EmbeddedServer):
         return self._directory / "s3.lock"
 
     def _prepare(self, binary: Path) -> Child:
+        self._identity = self._saved_identity()
+        self._remove_sockets()  # of a run that was killed
         self._identity = self._choose_identity()
         self._client = _probing_client(self._identity)
         write_private(self._directory / "s3.json", _users(self._identity))
@@ -175,7 +177,8 @@ class EmbeddedS3(EmbeddedServer):
         """SeaweedFS leaves them behind, in /tmp whatever TMPDIR says."""
         for flag, port in self._identity.ports.items() if self._identity else ():
             part = flag.partition(".")[0]
-            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+            if port_is_free(port):  # else it may be another store's by now
+                Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
 
 def weed_binary() -> Path:
