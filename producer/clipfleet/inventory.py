@@ -70,7 +70,8 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
         OutputDamagedError: there is a part that cannot be read.
         OutputUnavailableError: the output cannot be read now.
     """
-    return read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=_READERS)
+    depth = min(_READERS, 2 * part_files(job.part_format, job.job_id).readers)
+    return read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
 
 
 def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.parts import part_schema
+from clipfleet.parts import PART_COLUMNS, part_schema
 
 # Valid in JSON, but many programs that split text into lines take them for ends of a line.
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -74,14 +74,17 @@ def from_json(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBat
     return pa.RecordBatch.from_pylist(list(rows), schema=schema)
 
 
-def inferred_schema(rows: Sequence[dict[str, Any]]) -> pa.Schema:
+def inferred_schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
     """A schema for rows of a part whose own one is not known: our columns as ever, others by their values."""
-    dimension = next((len(row["embedding"]) for row in rows if row.get("embedding")), 1)
-    ours = part_schema(dimension)
-    known = set(ours.names)
-    others = dict.fromkeys(name for row in rows for name in row if name not in known)
-    extra = [pa.field(name, _value_type([row.get(name) for row in rows])) for name in others]
-    return part_schema(dimension, extra)
+    dimension = 0
+    others: dict[str, list[Any]] = {}
+    for row in rows:
+        dimension = dimension or len(row.get("embedding") or ())
+        for name in row:
+            if name not in PART_COLUMNS:
+                others.setdefault(name, []).append(row[name])
+    extra = [pa.field(name, _value_type(values)) for name, values in others.items()]
+    return part_schema(dimension or 1, extra)
 
 
 def _value_type(values: list[Any]) -> pa.DataType:

@@ -33,7 +33,6 @@ from clipfleet.read_ahead import read_ahead
 if TYPE_CHECKING:
     import numpy as np
 
-_READERS = 8  # of parts; each is held whole, 10 MB at most
 _EXAMPLE_BYTES = 1 << 20
 
 
@@ -216,7 +215,7 @@ class PartRows:
                 there = [column for column in schema.names if column in part.schema.names]
                 return [_conformed(batch, schema, name) for batch in part.batches(there)]
 
-        for batches in read_ahead(load, names, depth=_READERS):
+        for batches in read_ahead(load, names, depth=files.readers):
             yield from batches
 
     @contextmanager

@@ -91,7 +91,8 @@ class Finisher:
         """Write `errors.jsonl`; returns all parts."""
         parts = []
         with context.output.scratch() as path:
-            loaded = read_ahead(partial(_read_part, context), range(chunks), depth=_READERS)
+            depth = min(_READERS, 2 * part_files(context.job.part_format, context.job.job_id).readers)
+            loaded = read_ahead(partial(_read_part, context), range(chunks), depth=depth)
             with output_errors(path), path.open("w", encoding="utf-8") as file, closing(loaded):
                 for _ in range(chunks):
                     alive("finish", _PART_LIMIT_SECONDS)

@@ -43,7 +43,12 @@ class OpenPart(Protocol):
 
 
 class PartFiles(Protocol):
-    """One format. Both methods raise `OutputUnavailableError` where waiting may help."""
+    """One format. Its methods raise `OutputUnavailableError` where waiting may help."""
+
+    @property
+    def readers(self) -> int:
+        """How many parts may be read at a time, so that memory stays in bounds."""
+        ...
 
     def name(self, chunk_id: int) -> str:
         """Object name of the part of a chunk."""

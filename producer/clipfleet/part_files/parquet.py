@@ -22,6 +22,8 @@ _BATCH_ROWS = 4096
 class ParquetParts:
     """See `clipfleet.part_files.PartFiles`."""
 
+    readers = 8  # a part of 4,096 rows with vectors of length 512 is 5 MB
+
     def name(self, chunk_id: int) -> str:
         """See the protocol."""
         return keys.part(chunk_id, PartFormat.PARQUET)
