@@ -43,7 +43,7 @@ def job_of(output: Output) -> Job | None:
         return read_job(data)
     except JobUnreadableError as error:
         raise OutputConflictError(
-            f"{output.uri}/{keys.JOB_FILE}: {error}, or choose another --output"
+            f"{output.uri}/{keys.JOB_FILE}: {error}; remove that file, or choose another --output"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,9 @@ def test_without_roots_nothing_is_read_or_written(tmp_path: Path) -> None:
         failed = cluster.run("embed", "pictures", "--model", "demo", "--output", "out2")
         assert failed.returncode == 1
         assert "CLIPFLEET_OUTPUT_ROOTS" in failed.stderr
+        assert "output_unreachable" in failed.stderr
+        failed = cluster.run("embed", "pictures", "--model", "demo", "--output", "out3", "--json")
+        assert json.loads(failed.stdout)["state"] == "failed"
         assert "output_unreachable" in failed.stderr
 
 

@@ -48,6 +48,8 @@ def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started
             "seconds": round(time.monotonic() - started, 3),
         }
         typer.echo(json.dumps(summary))
+        if snapshot.reason:
+            say(f"reason: {snapshot.reason}", style="red")
     else:
         _say_summary(client, job, snapshot, time.monotonic() - started)
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
