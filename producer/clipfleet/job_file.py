@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipfleet import keys
 from clipfleet.contract import Job, read_job
@@ -13,18 +12,22 @@ from clipfleet.errors import JobUnreadableError, OutputConflictError, OutputDama
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import output_errors
 
+Note = TypeVar("Note", bound=BaseModel)
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+
+class Seal(BaseModel):
     """The source has ended: these are all staged files."""
 
-    files: tuple[tuple[int, int], ...]  # (first chunk, chunks) of each, in order
+    model_config = ConfigDict(frozen=True)
+
     items: int
+    files: tuple[tuple[int, int], ...]  # (first chunk, chunks) of each, in order
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(BaseModel):
     """The retry that was begun last."""
+
+    model_config = ConfigDict(frozen=True)
 
     number: int = 0
     codes: tuple[str, ...] = ()  # error codes of the rows that it runs again; empty: all
@@ -47,17 +50,14 @@ def job_of(output: Output) -> Job | None:
         ) from None
 
 
-def note_seal(output: Output, files: Sequence[tuple[int, int]], items: int) -> None:
+def note_seal(output: Output, seal: Seal) -> None:
     """Note that all items are staged. Idempotent."""
-    output.replace(keys.SEAL, json.dumps({"items": items, "files": [list(file) for file in files]}).encode())
+    output.replace(keys.SEAL, seal.model_dump_json().encode())
 
 
 def seal_of(output: Output) -> Seal | None:
     """What `note_seal` noted, or None. Raises `OutputDamagedError`."""
-    noted = _read(output, keys.SEAL)
-    if noted is None:
-        return None
-    return Seal(tuple((first, count) for first, count in noted["files"]), noted["items"])
+    return _read(output, keys.SEAL, Seal)
 
 
 def note_generation(output: Output, generation: Generation) -> bool:
@@ -66,7 +66,7 @@ def note_generation(output: Output, generation: Generation) -> bool:
     Returns:
         False if so: then nothing was changed.
     """
-    data = json.dumps({"generation": generation.number, "codes": list(generation.codes)}).encode()
+    data = generation.model_dump_json().encode()
     version = output.version(keys.GENERATION)
     if version is None:
         return output.create(keys.GENERATION, data)
@@ -80,16 +80,14 @@ def note_generation(output: Output, generation: Generation) -> bool:
 
 def generation_of(output: Output) -> Generation:
     """What `note_generation` noted, or generation 0. Raises `OutputDamagedError`."""
-    noted = _read(output, keys.GENERATION)
-    return Generation(noted["generation"], tuple(noted["codes"])) if noted else Generation()
+    return _read(output, keys.GENERATION, Generation) or Generation()
 
 
-def _read(output: Output, name: str) -> dict[str, Any] | None:
+def _read(output: Output, name: str, kind: type[Note]) -> Note | None:
     data = output.read(name)
     if data is None:
         return None
     try:
-        noted: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
-    return noted
+        return kind.model_validate_json(data)
+    except ValidationError:
+        raise OutputDamagedError(f"{output.uri}/{name} is damaged: remove it and try again") from None

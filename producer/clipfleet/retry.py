@@ -72,7 +72,7 @@ class Retry:
         inventory = self._take_inventory(status, codes)
         if not inventory.open_chunks and status.state in _COMPLETED:
             return False
-        generation = Generation(max(status.generation, inventory.generation) + 1, tuple(codes))
+        generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))
         # What lives in Redis is never rebuilt, and the ledger knows the generation.
         if not self._job.output_is_redis and not note_generation(self._output, generation):
             return self._lost_to_another(status)

@@ -22,7 +22,7 @@ from clipfleet.errors import (
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.job_file import job_of, note_seal
+from clipfleet.job_file import Seal, job_of, note_seal
 from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.redis_bound import within_redis
@@ -150,7 +150,7 @@ class Submission:
             self._hint(file.chunks)
             files.append((file.first_chunk, file.chunks))
             items += file.items
-        note_seal(self._output, files, items)
+        note_seal(self._output, Seal(items=items, files=tuple(files)))
         word = self._ledger.seal(job_id, sum(count for _, count in files), items)
         if word == "refused":
             self._require_failed(self._ledger.status(job_id).state)
