@@ -29,6 +29,7 @@ from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
 CHUNKS_PER_FILE = 256
 CLOSE_AFTER_SECONDS = 2.0
+BYTES_PER_FILE = 64 << 20  # reached only by items that bring their pictures: a reader may hold a whole file
 MAX_CHUNK_BYTES = 32 * 1024 * 1024  # about: a chunk ends with the batch that reaches it
 
 
@@ -59,6 +60,7 @@ class Stager:
         *,
         chunks_per_file: int = CHUNKS_PER_FILE,
         close_after_seconds: float = CLOSE_AFTER_SECONDS,
+        bytes_per_file: int = BYTES_PER_FILE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._output = output
@@ -66,6 +68,7 @@ class Stager:
         self._chunk_size = chunk_size
         self._chunks_per_file = chunks_per_file
         self._close_after_seconds = close_after_seconds
+        self._bytes_per_file = bytes_per_file
         self._monotonic = monotonic
 
     def stage(
@@ -73,8 +76,9 @@ class Stager:
     ) -> Iterator[StagedFile]:
         """Write the items as files of whole chunks, and yield each file once it is visible.
 
-        A file is closed when it is full, or two seconds after its first row; the clock is looked at whenever
-        a batch comes, also one without rows. Stopping early leaves no file behind that was not yielded.
+        A file is closed when it has enough chunks or bytes, or two seconds after its first row; the clock is
+        looked at whenever a batch comes, also one without rows. Stopping early leaves no file behind that was
+        not yielded.
 
         Args:
             batches: the batches of a `Source`, from its first item on.
@@ -110,7 +114,11 @@ class Stager:
 
     def _is_due(self, file: _OpenFile) -> bool:
         age_seconds = self._monotonic() - file.since
-        return file.chunks >= self._chunks_per_file or age_seconds >= self._close_after_seconds
+        return (
+            file.chunks >= self._chunks_per_file
+            or age_seconds >= self._close_after_seconds
+            or file.bytes >= self._bytes_per_file
+        )
 
     def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
         """Take the staged items off the source and compare them; returns the number of the next chunk."""
@@ -203,6 +211,7 @@ class _OpenFile:
     ) -> None:
         self.since = since
         self.chunks = 0
+        self.bytes = 0  # of its items in memory
         self._items = 0
         self._first_chunk = first_chunk
         self._output = output
@@ -222,6 +231,7 @@ class _OpenFile:
         with output_errors(self._path):
             self._writer.write_table(rows, row_group_size=len(rows))
         self.chunks += 1
+        self.bytes += rows.nbytes
         self._items += len(rows)
 
     def publish(self) -> StagedFile:

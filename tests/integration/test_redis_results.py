@@ -24,6 +24,7 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import Hints
 from clipfleet.ledger import Ledger
+from clipfleet.outputs import redis as redis_output
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.parts import part_schema
 from clipfleet.redis_results import RedisRows
@@ -348,6 +349,14 @@ class TestObjects:
         assert publish(b"5", lambda path: output.publish(path, "a", replace=True))
         assert output.read("a") == b"5"
         assert not publish(b"6", lambda path: output.replace_if(path, "none", version))
+
+    def test_an_object_that_redis_cannot_hold_is_refused(
+        self, output: RedisOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_output, "_MAX_OBJECT_BYTES", 5 << 20)
+
+        with pytest.raises(TooManyItemsError, match=r"have 6 MiB.*choose a smaller --chunk-size"):
+            output.create("a", bytes(6 << 20))
 
     def test_names_removal_and_what_is_not_there(self, output: RedisOutput) -> None:
         for name in ("b-2", "b-1", "a-1"):

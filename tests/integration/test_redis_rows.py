@@ -396,6 +396,26 @@ class TestRetry:
         assert claim(ledger).chunk_id == 2
         assert try_claim(ledger) is None
 
+    def test_chunks_of_a_source_that_trickled_are_as_short_as_they_were(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink
+    ) -> None:
+        job = redis_job()
+        ledger.submit(job)
+        ledger.stage("job", 0, 2, 6)
+        ledger.seal("job", 2, 6)
+        first, second = claim(ledger), claim(ledger)
+        complete(ledger, first, bring(sink, first, chunk_rows(0, 2)))
+        complete(ledger, second, bring(sink, second, chunk_rows(2, failed=[3])))
+
+        assert self.retry(ledger, store)
+
+        again = claim(ledger)
+        older = sink.older(identity(again))
+        assert again.chunk_id == 1
+        assert older is not None
+        assert older.rows["item_index"].to_pylist() == [2, 3, 4, 5]
+        assert ledger.status("job").ok == 2
+
     def test_the_retried_rows_replace_the_failed_ones_and_are_counted_once(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
     ) -> None:

@@ -99,7 +99,9 @@ class TestCutting:
         assert sizes == [10, 10, 10, 5]
         assert all_items(output, files) == list(range(35))
 
-    def test_a_chunk_with_pictures_in_it_is_shorter(self, output: FolderOutput, clock: Clock) -> None:
+    def test_a_chunk_with_pictures_in_it_is_shorter_and_so_is_its_file(
+        self, output: FolderOutput, clock: Clock
+    ) -> None:
         def with_pictures() -> Iterator[pa.RecordBatch]:
             for first in range(0, 64, 4):
                 pictures = pa.array([b"x" * 3_000_000] * 4, pa.binary())
@@ -107,8 +109,12 @@ class TestCutting:
 
         files = list(Stager(output, JOB, 50, monotonic=clock).stage(with_pictures()))
 
-        assert [(file.chunks, file.items) for file in files] == [(6, 64)]
-        sizes = [read_chunk(output, 0, 6, chunk_id).num_rows for chunk_id in range(6)]
+        assert [(file.chunks, file.items) for file in files] == [(2, 24), (2, 24), (2, 16)]
+        sizes = [
+            read_chunk(output, file.first_chunk, 2, file.first_chunk + number).num_rows
+            for file in files
+            for number in range(2)
+        ]
         assert sizes == [12, 12, 12, 12, 12, 4]
         assert list(Stager(output, JOB, 50).stage(with_pictures(), known(files))) == []
 

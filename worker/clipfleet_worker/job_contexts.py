@@ -98,7 +98,9 @@ class JobContexts:
         except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
             raise OutputUnreachableError(str(error)) from error
         if job.output_is_redis:
-            return JobContext(job, output, RedisSink(self._store), StagedReader(output, job_id=job_id))
+            return JobContext(
+                job, output, RedisSink(self._store), StagedReader(output, job_id=job_id, capacity=1)
+            )
         _check_holds(output, job)
         sink = PartSink(output, part_files(job.part_format, job_id))
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))

@@ -15,9 +15,11 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT
-from clipfleet.errors import UsageError
+from clipfleet.errors import TooManyItemsError, UsageError
 from clipfleet.outputs.folder import output_errors
 from clipfleet.redis_store import ANYTHING, RedisStore, version_of
+
+_MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
 
 
 class RedisOutput:
@@ -65,6 +67,11 @@ class RedisOutput:
         self._put(name, data, ANYTHING)
 
     def _put(self, name: str, data: bytes, over: str) -> bool:
+        if len(data) > _MAX_OBJECT_BYTES:
+            raise TooManyItemsError(
+                f"the items of one chunk have {len(data) >> 20:,} MiB, more than Redis holds in one value: "
+                "choose a smaller --chunk-size, or an --output"
+            )
         return self._store.put_object(self._job_id, name, data, over=over)
 
     def read(self, name: str) -> bytes | None:
