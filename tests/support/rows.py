@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -51,12 +52,15 @@ def add_part(
     *,
     dimension: int = 2,
     extra: Sequence[str] = (),
+    types: Mapping[str, pa.DataType] = MappingProxyType({}),
     label_sets: Sequence[str] = (),
     is_fixed: bool = True,
 ) -> None:
     ok = sum(one["status"] == "ok" for one in rows)
     footer = {"job_id": "j", "chunk_id": str(chunk_id), "ok": str(ok), "failed": str(len(rows) - ok)}
-    schema = part_schema(dimension, [pa.field(name, pa.string()) for name in extra], label_sets)
+    fields = [pa.field(name, pa.string()) for name in extra]
+    fields += [pa.field(name, kind) for name, kind in types.items()]
+    schema = part_schema(dimension, fields, label_sets)
     if not is_fixed:  # lists of any length: what readers older than pyarrow 26 need where some are null
         position = schema.get_field_index("embedding")
         schema = schema.set(position, pa.field("embedding", pa.list_(pa.float16())))

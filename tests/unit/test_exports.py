@@ -137,6 +137,20 @@ class TestClipRetrieval:
         assert found["source_label"] == "my source_label"
         assert len(set(table.column_names)) == len(table.column_names)
 
+    @pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.int64(), pa.timestamp("ns")])
+    def test_a_caption_that_is_no_text_is_a_column_like_others(
+        self, output: FolderOutput, tmp_path: Path, kind: pa.DataType
+    ) -> None:
+        value: Any = ["a", "b"] if pa.types.is_list(kind) else 7
+        add_part(output, 0, [{**embedded(0, 1.0, 0.0), "caption": value}], types={"caption": kind})
+
+        _, table = self.export(output, tmp_path / "to")
+
+        assert table.column_names[:2] == ["image_path", "url"]
+        assert table["caption"].type.equals(kind)
+        for layout in (Layout.CSV, Layout.OPENAI_BATCH):
+            export(PartRows(output), layout, tmp_path / layout)
+
     def test_labels_of_a_classify_job_are_metadata(self, output: FolderOutput, tmp_path: Path) -> None:
         place_job(output, make_job(output.uri, labels=("cat", "dog"), store_embeddings=True))
         add_part(output, 0, [{**classified(0), "embedding": [1.0, 0.0]}, failed(1)])
@@ -370,6 +384,15 @@ class TestTheFolder:
 
         with pytest.raises(UsageError, match="is no folder"):
             export(PartRows(finished), Layout.CSV, tmp_path / "to")
+
+    @pytest.mark.parametrize("to", ["s3://bucket/x", "file:///tmp/x"])
+    def test_a_url_is_no_folder(
+        self, finished: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UsageError, match="a folder of this machine"):
+            export(PartRows(finished), Layout.CSV, Path(to))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
     def test_where_nothing_can_be_written_it_says_so(self, finished: FolderOutput) -> None:
         with pytest.raises(OutputUnavailableError, match="/proc"):

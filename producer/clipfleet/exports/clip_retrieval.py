@@ -130,7 +130,8 @@ class _Metadata:
         has_labels = job is None or job.task is Task.CLASSIFY
         ours = ("item_index", "item_id", *(_OF_THE_LABELS if has_labels else ()), *_OF_EVERY_ROW)
         extra = [name for name in schema.names if name not in PART_COLUMNS]
-        self._has_caption = _CAPTION in extra and not self.is_of_texts
+        is_text = _CAPTION in extra and pa.types.is_string(schema.field(_CAPTION).type)
+        self._has_caption = is_text and not self.is_of_texts
         theirs = ["image_path", "url"]
         if self._text_column is not None:
             extra.remove(self._text_column)
@@ -160,7 +161,7 @@ class _Metadata:
         urls = [None if _path(uri) or uri.startswith("data:") else uri for uri in uris]
         theirs = [pa.array(paths, pa.string()), pa.array(urls, pa.string())]
         if self._has_caption:
-            theirs.insert(1, pc.cast(batch.column(_CAPTION), pa.string()))
+            theirs.insert(1, batch.column(_CAPTION))
         return pa.RecordBatch.from_arrays([*theirs, *copied], schema=self.schema)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder beside `folder` to write into; it gets that name at the end, or is removed.
 
     Raises:
-        UsageError: `folder` is a file, holds something, or is the current folder.
+        UsageError: `folder` is a file, a URL or the current folder, or holds something.
         OutputUnavailableError: something cannot be written.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+        raise UsageError(f"{folder}: an export is written to a folder of this machine, copy it from there")
     folder = folder.expanduser().absolute()
     _require_free(folder)
     scratch = folder.with_name(f".{folder.name[:200]}.{uuid.uuid4().hex[:12]}")
