@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,8 +33,7 @@ DEFAULT_LABEL_SET_NAME = "labels"
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-TASK_NAME_PATTERN = r"^[A-Za-z_][\w.:-]{0,199}$"
-QUEUE_NAME_PATTERN = r"^[\w.:-]{1,100}$"
+CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
 LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
@@ -270,10 +270,8 @@ class Job(_Frozen):
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
     source: SourceDescription
     output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
-    on_finished: Annotated[str, Field(pattern=TASK_NAME_PATTERN)] | None = None  # a Celery task of the user's
-    on_finished_queue: Annotated[str, Field(pattern=QUEUE_NAME_PATTERN)] = (
-        DEFAULT_CELERY_QUEUE  # where it is sent to
-    )
+    on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
+    on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where it is sent to
     created_at: datetime
 
     @model_validator(mode="after")
@@ -292,6 +290,13 @@ class Job(_Frozen):
             self._check_column(self.label_set_column, "to choose label sets by")
             if not self.label_sets:
                 raise ValueError("a label set column needs label sets that it can name")
+        for field in ("on_finished", "on_finished_queue"):
+            name = getattr(self, field)
+            if name is not None and not re.fullmatch(CELERY_NAME_PATTERN, name):
+                raise ValueError(
+                    f"{field.replace('_', '-')} {name!r} must be a name without blanks, "
+                    "such as myapp.tasks.handle for a task and celery for a queue"
+                )
         for label_set in self.named_label_sets:
             clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))
             if clash:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from clipfleet.client import Client, JobOptions
+from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
@@ -66,8 +68,11 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
         "--on-finished", "myapp.tasks.handle",
     )  # fmt: skip
     cluster.run("cancel", waiting["job_id"])
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+        options = JobOptions(output="redis://", model="demo", on_finished="myapp.tasks.handle")
+        in_redis = client.embed_text(["a cat"], options=options)
 
-    events = wait_until(lambda: len(lines(told)) >= 2 and lines(told), "both ends were told", 30)
+    events = wait_until(lambda: len(lines(told)) >= 3 and lines(told), "all ends were told", 30)
 
     assert isinstance(events, list)
     by_job = {event["job_id"]: event for event in events}
@@ -77,10 +82,12 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
         "reason": "",
     }  # fmt: skip
     assert by_job[waiting["job_id"]]["state"] == "cancelled"
+    told_of_redis = by_job[in_redis.job_id]
+    assert (told_of_redis["state"], told_of_redis["output"]) == ("completed", in_redis.output)
 
     (folder / "pictures" / "broken.jpg").write_bytes((folder / "pictures" / "000000.jpg").read_bytes())
     cluster.run_json("retry", done["job_id"])
-    events = wait_until(lambda: len(lines(told)) >= 3 and lines(told), "the end of the retry was told", 30)
+    events = wait_until(lambda: len(lines(told)) >= 4 and lines(told), "the end of the retry was told", 30)
     assert isinstance(events, list)
     assert (events[-1]["generation"], events[-1]["state"], events[-1]["ok"]) == (1, "completed", 4)
-    assert len({event["id"] for event in events}) == 3
+    assert len({event["id"] for event in events}) == 4

@@ -310,6 +310,20 @@ class TestCalls:
         with pytest.raises(BatcherStopped):
             batcher.call(lambda: 7, Lane.NORMAL)
 
+    def test_a_call_of_a_worse_lane_is_not_passed_over_for_ever(self, run: Run) -> None:
+        # Given pictures of a better lane that never run dry
+        batcher, encoder = make(1), Recorder()
+        pictures = part(encoder, list(range(30)), lane=Lane.NORMAL)
+        texts = queue_texts(batcher, encoder, ["a"], Lane.BULK)
+        batcher.submit(pictures)
+
+        run(batcher)
+
+        texts.result()
+        pictures.outcomes.wait()
+        assert encoder.passes.index(["a"]) == 8
+        assert len(encoder.passes) == 31
+
 
 class TestTextItems:
     def test_texts_of_several_chunks_share_a_batch_but_not_with_pictures(self, run: Run) -> None:

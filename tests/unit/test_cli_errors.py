@@ -202,7 +202,7 @@ class TestEveryCommand:
         ("clipfleet classify . --label-set imagenet1k --label-set imagenet1k", ["'imagenet1k'", "name"]),
         ("clipfleet classify . --label-set imagenet1k --template {}", ["--template", "--labels"]),
         ("clipfleet classify pictures --labels a,b --label-set-column kind", ["'kind'", "none at all"]),
-        ("clipfleet classify pictures --labels a,b --on-finished a\\b", ["on_finished"]),
+        ("clipfleet classify pictures --labels a,b --on-finished a\\b", ["on-finished", "myapp.tasks"]),
         ("clipfleet run", ["FILE"]),
         ("clipfleet run nowhere.yaml", ["nowhere.yaml", "No such file"]),
         ("clipfleet run /dev/zero", ["/dev/zero: larger than 64 MB"]),

@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _LANE_ORDER = tuple(Lane)
 _LINGER_SECONDS = 0.005  # a partial batch goes when the device is idle and nothing came for this long
+_MAX_PASSED_OVER = 8  # batches of better lanes before a call
 _TEXTS_PER_PASS = 64  # so that a large label set does not hold up the images of other jobs
 
 
@@ -97,6 +98,7 @@ class Batcher:
         self._items: dict[Lane, deque[ItemSlice]] = {lane: deque() for lane in _LANE_ORDER}
         self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
         self._call_went_last = False
+        self._passed_over = 0  # batches that went while a call waited
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -183,13 +185,22 @@ class Batcher:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
 
     def _next_call(self) -> _Call | None:
-        """A call of the best lane, if it is its turn: where a lane has both, calls and batches alternate."""
-        lane = self._next_lane()
-        if lane is None or not self._calls[lane] or (self._items[lane] and self._call_went_last):
-            self._call_went_last = False
+        """A call, if it is its turn: where the best lane has both, calls and batches alternate.
+
+        A call of a worse lane than that of the waiting items goes after it was passed over often enough:
+        unlike items, calls do not fill the ring until they are let through.
+        """
+        waiting = next((lane for lane in _LANE_ORDER if self._calls[lane]), None)
+        if waiting is None:
+            self._call_went_last, self._passed_over = False, 0
             return None
-        self._call_went_last = True
-        return self._calls[lane].popleft()
+        is_best = waiting is self._next_lane()
+        is_turn = is_best and not (self._items[waiting] and self._call_went_last)
+        if not is_turn and self._passed_over < _MAX_PASSED_OVER:
+            self._call_went_last, self._passed_over = False, self._passed_over + 1
+            return None
+        self._call_went_last, self._passed_over = True, 0
+        return self._calls[waiting].popleft()
 
     def _gather(self) -> list[_Segment]:
         """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
