@@ -37,6 +37,7 @@ from clipfleet.contract import (
     DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
+    DEFAULT_TEMPLATE,
     DecodeRoute,
     Lane,
     PartFormat,
@@ -56,7 +57,8 @@ def classify(
     source: Source,
     labels: Annotated[str | None, typer.Option(help=_LABELS_HELP)] = None,
     template: Annotated[
-        list[str] | None, typer.Option(help="prompt; {} is the label; may be repeated")
+        list[str] | None,
+        typer.Option(help=f"prompt; {{}} is the label; may be repeated (default: {DEFAULT_TEMPLATE})"),
     ] = None,
     label_set: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP)] = None,
     label_set_column: Annotated[
