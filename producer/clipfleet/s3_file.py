@@ -13,7 +13,7 @@ from clipfleet.s3 import S3Client, S3Failure, S3Problem, explain, s3_errors
 
 _TAIL_BYTES = 1 << 16  # holds the footer of a part, or all of a small object
 _BLOCK_BYTES = 1 << 20
-_KEPT_BLOCKS = 4
+_KEPT_BLOCKS = 2
 _READ_ATTEMPTS = 3  # of one range: a connection may break after the answer began, beyond boto3's own retries
 
 
@@ -21,7 +21,7 @@ class S3File(io.RawIOBase):
     """A binary file, read-only and seekable. For one thread at a time.
 
     The first request brings the size and the end of the object. Later ones are made for blocks of 1 MiB, of
-    which four are kept, or for exactly what is wanted where that is more. If somebody replaces the object
+    which two are kept, or for exactly what is wanted where that is more. If somebody replaces the object
     meanwhile, reading fails: bytes of two versions are never mixed.
     """
 
