@@ -159,6 +159,41 @@ class TestLostAnswers:
         assert not isinstance(told.value, OutputUnreachableError)
 
 
+class TestWritersInTheWay:
+    """Amazon answers 409 while another conditional write of the same name is under way."""
+
+    def conflicting(self, count: float) -> Callable[[Any], Any]:
+        left = [count]
+
+        def treat(request: Any) -> Any:
+            if left[0] == 0:
+                return None
+            left[0] -= 1
+            request.body.read()  # as the store has done by then
+            return _answer(409, "ConditionalRequestConflict", request.url)
+
+        return treat
+
+    def test_a_conflict_is_asked_again_from_the_first_byte(self, output: S3Output) -> None:
+        assert output.has_conditional_writes
+        with requests_to(output._client, "PutObject", self.conflicting(2)) as seen:
+            assert publish(output, "part-1", b"all of it")
+
+        assert len(seen) == 3
+        assert output.read("part-1") == b"all of it"
+
+    def test_one_that_does_not_end_is_waited_for(
+        self, output: S3Output, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("clipfleet.outputs.s3.time.sleep", lambda seconds: None)
+        assert output.has_conditional_writes
+        with (
+            requests_to(output._client, "PutObject", self.conflicting(99)),
+            pytest.raises(OutputUnavailableError, match="other writers"),
+        ):
+            publish(output, "part-1", b"ours")
+
+
 class TestReplacingConditionally:
     def test_only_the_version_that_was_seen_is_replaced(self, output: S3Output) -> None:
         output.create("part-1", b"one")
