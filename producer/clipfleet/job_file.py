@@ -15,13 +15,14 @@ from clipfleet.outputs.folder import output_errors
 Note = TypeVar("Note", bound=BaseModel)
 
 
-class Seal(BaseModel):
-    """The source has ended: these are all staged files."""
+class StagedFiles(BaseModel):
+    """Those that the ledger knows, or is told of next; what else is there was left by submits that died."""
 
     model_config = ConfigDict(frozen=True)
 
-    items: int
-    files: tuple[tuple[int, int], ...]  # (first chunk, chunks) of each, in order
+    files: tuple[tuple[int, int], ...] = ()  # (first chunk, chunks) of each, in order
+    items: int = 0
+    is_sealed: bool = False  # the source has ended: there will be no more
 
 
 class Generation(BaseModel):
@@ -50,14 +51,27 @@ def job_of(output: Output) -> Job | None:
         ) from None
 
 
-def note_seal(output: Output, seal: Seal) -> None:
-    """Note that all items are staged. Idempotent."""
-    output.replace(keys.SEAL, seal.model_dump_json().encode())
+class StagedNote:
+    """What a submit notes of its staged files, before it tells the ledger of them."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._before = staged_files(output)
+
+    def write(self, files: tuple[tuple[int, int], ...], items: int, *, is_sealed: bool = False) -> bool:
+        """Note all files so far; False, and nothing is changed, if another submit has noted something."""
+        version = self._output.version(keys.STAGED_FILES)  # before it is read: what comes after is noticed
+        now = StagedFiles(files=files, items=items, is_sealed=is_sealed)
+        if staged_files(self._output) != self._before:
+            return False
+        self._before = now
+        return _put_if(self._output, keys.STAGED_FILES, now, version)
 
 
-def seal_of(output: Output) -> Seal | None:
-    """What `note_seal` noted, or None. Raises `OutputDamagedError`."""
-    return _read(output, keys.SEAL, Seal)
+def staged_files(output: Output) -> StagedFiles:
+    """What `note_staged` noted, or no files. Raises `OutputDamagedError`."""
+    way_out = "submit the job anew into another --output"
+    return _read(output, keys.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
 
 
 def note_generation(output: Output, generation: Generation) -> bool:
@@ -66,28 +80,31 @@ def note_generation(output: Output, generation: Generation) -> bool:
     Returns:
         False if so: then nothing was changed.
     """
-    data = generation.model_dump_json().encode()
     version = output.version(keys.GENERATION)
-    if version is None:
-        return output.create(keys.GENERATION, data)
-    if generation_of(output).number > generation.number:
-        return False
-    with output.scratch() as path:
-        with output_errors(path):
-            path.write_bytes(data)
-        return output.replace_if(path, keys.GENERATION, version)
+    is_late = generation_of(output).number > generation.number
+    return not is_late and _put_if(output, keys.GENERATION, generation, version)
 
 
 def generation_of(output: Output) -> Generation:
     """What `note_generation` noted, or generation 0. Raises `OutputDamagedError`."""
-    return _read(output, keys.GENERATION, Generation) or Generation()
+    return _read(output, keys.GENERATION, Generation, "remove it and try again") or Generation()
 
 
-def _read(output: Output, name: str, kind: type[Note]) -> Note | None:
+def _put_if(output: Output, name: str, note: BaseModel, version: str | None) -> bool:
+    data = note.model_dump_json().encode()
+    if version is None:
+        return output.create(name, data)
+    with output.scratch() as path:
+        with output_errors(path):
+            path.write_bytes(data)
+        return output.replace_if(path, name, version)
+
+
+def _read(output: Output, name: str, kind: type[Note], way_out: str) -> Note | None:
     data = output.read(name)
     if data is None:
         return None
     try:
         return kind.model_validate_json(data)
     except ValidationError:
-        raise OutputDamagedError(f"{output.uri}/{name} is damaged: remove it and try again") from None
+        raise OutputDamagedError(f"{output.uri}/{name} is damaged: {way_out}") from None

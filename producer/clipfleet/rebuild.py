@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from uuid import uuid4
 
 from clipfleet import keys
@@ -12,27 +9,12 @@ from clipfleet.contract import Job, JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.inventory import Inventory, parts_in_place, take_inventory
-from clipfleet.job_file import Generation, generation_of, job_of, seal_of
+from clipfleet.job_file import Generation, StagedFiles, generation_of, job_of, staged_files
 from clipfleet.ledger import Ledger
 from clipfleet.outputs import Output
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.retry import draft_of, has_failed
 from clipfleet.staging import StagedReader
-
-_STAGED_FILE = re.compile(rf"{keys.STAGED_PREFIX}(\d+)-(\d+)\.parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """The staged items of an output."""
-
-    files: tuple[tuple[int, int], ...]
-    items: int
-    is_sealed: bool
-
-    @property
-    def chunks(self) -> int:
-        return sum(count for _, count in self.files)
 
 
 class Rebuild:
@@ -78,10 +60,11 @@ class Rebuild:
     def _rebuild(self, job: Job) -> None:
         token = uuid4().hex
         self._ledger.begin_draft(job.job_id, token)
-        staged = self._staged(job)
+        staged = staged_files(self._output)
+        chunks = sum(count for _, count in staged.files)
         generation = generation_of(self._output)
         is_over = self._output.read(keys.SUCCESS) is not None
-        inventory = self._take_inventory(job, staged.chunks, None if is_over else generation)
+        inventory = self._take_inventory(job, chunks, None if is_over else generation)
         if is_over and inventory.open_chunks:  # a part has gone
             is_over = False
             self._output.remove(keys.SUCCESS)
@@ -92,7 +75,7 @@ class Rebuild:
             state=_state(staged, inventory, is_over=is_over),
             generation=max(generation.number, inventory.generation),
             codes=generation.codes,
-            items=staged.items,
+            items=self._count_items(job, staged),
             ttl_seconds=self._job_ttl_seconds,
         )
         if word == "taken":
@@ -102,15 +85,12 @@ class Rebuild:
         elif state is not None and not state.is_final:
             self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
 
-    def _staged(self, job: Job) -> _Staged:
-        seal = seal_of(self._output)
-        if seal is not None:
-            return _Staged(seal.files, seal.items, is_sealed=True)
-        names = map(_STAGED_FILE.fullmatch, self._output.names(keys.STAGED_PREFIX))
-        files = tuple(_longest_row([(int(name[1]), int(name[2])) for name in names if name is not None]))
+    def _count_items(self, job: Job, staged: StagedFiles) -> int:
+        """Of all staged files. The last one of a submit that was killed may be another than was noted."""
+        if staged.is_sealed:
+            return staged.items
         with StagedReader(self._output, job_id=job.job_id) as reader:
-            items = sum(reader.count_items(first, count) for first, count in files)
-        return _Staged(files, items, is_sealed=False)
+            return sum(reader.count_items(first, count) for first, count in staged.files)
 
     def _take_inventory(self, job: Job, chunks: int, retried: Generation | None) -> Inventory:
         """The chunks of a job; those that a retry which is under way has not got to are not done."""
@@ -125,26 +105,9 @@ class Rebuild:
         return take_inventory(parts_in_place(self._output, job, chunks), chunks, is_done)
 
 
-def _state(staged: _Staged, inventory: Inventory, *, is_over: bool) -> JobState:
+def _state(staged: StagedFiles, inventory: Inventory, *, is_over: bool) -> JobState:
     if not staged.is_sealed:
         return JobState.SUBMITTING
     if not is_over:
         return JobState.RUNNING
     return JobState.COMPLETED_WITH_ERRORS if inventory.counts.failed else JobState.COMPLETED
-
-
-def _longest_row(files: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Of all staged files those that follow one another from chunk 0 on, as far as possible.
-
-    A submit that died may have left a file of which the ledger never heard; the next one began at the same
-    chunk again, and may have closed its file after another number of chunks. Both hold the same items.
-    """
-    best: dict[int, tuple[int, int]] = {}  # first chunk -> how far one gets from it, and its file's chunks
-    for first, count in sorted(files, reverse=True):
-        end = best.get(first + count, (first + count, 0))[0]
-        best[first] = max(best.get(first, (0, 0)), (end, count))
-    position = 0
-    while position in best:
-        count = best[position][1]
-        yield position, count
-        position += count

@@ -22,7 +22,7 @@ from clipfleet.errors import (
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.job_file import Seal, job_of, note_seal
+from clipfleet.job_file import StagedNote, job_of
 from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.redis_bound import within_redis
@@ -141,16 +141,19 @@ class Submission:
     def _stage(self, batches: Iterator[pa.RecordBatch]) -> None:
         job_id = self._job.job_id
         already = self._ledger.staged_files(job_id)
-        files, items = list(already), self._ledger.status(job_id).total
+        files, items = tuple(already), self._ledger.status(job_id).total
         self._hint(sum(count for _, count in files))
         stager = Stager(self._output, job_id, self._job.chunk_size)
+        note = None if self._job.output_is_redis else StagedNote(self._output)
         for file in stager.stage(batches, already):
+            files, items = (*files, (file.first_chunk, file.chunks)), items + file.items
+            if note is not None and not note.write(files, items):
+                raise self._two_submits()
             if not self._tell(file):
                 return
             self._hint(file.chunks)
-            files.append((file.first_chunk, file.chunks))
-            items += file.items
-        note_seal(self._output, Seal(items=items, files=tuple(files)))
+        if note is not None and not note.write(files, items, is_sealed=True):
+            raise self._two_submits()
         word = self._ledger.seal(job_id, sum(count for _, count in files), items)
         if word == "refused":
             self._require_failed(self._ledger.status(job_id).state)
@@ -161,11 +164,14 @@ class Submission:
         """Make the chunks of a file known; False if the job has failed meanwhile."""
         answer = self._ledger.stage(self._job.job_id, file.first_chunk, file.chunks, file.items)
         if answer.word == "gap":
-            raise JobConflictError(f"another submit of job {self._job.job_id} is running")
+            raise self._two_submits()
         if answer.word == "refused":
             self._require_failed(answer.detail)
             return False
         return True
+
+    def _two_submits(self) -> JobConflictError:
+        return JobConflictError(f"another submit of job {self._job.job_id} is running")
 
     def _require_failed(self, state: str) -> None:
         """The job takes no more items. If it has failed, its status says why; else somebody ended it."""

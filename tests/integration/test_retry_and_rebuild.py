@@ -24,7 +24,14 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import Hints
 from clipfleet.inventory import parts_in_place
-from clipfleet.job_file import Generation, generation_of, note_generation
+from clipfleet.job_file import (
+    Generation,
+    StagedFiles,
+    StagedNote,
+    generation_of,
+    note_generation,
+    staged_files,
+)
 from clipfleet.ledger import Claim, Ledger
 from clipfleet.outputs import Output, open_output
 from clipfleet.outputs.folder import FolderOutput
@@ -78,12 +85,13 @@ class Scene:
         self.ledger.submit(self.job)
         self.output.create(keys.JOB_FILE, self.job.model_dump_json().encode())
         self.stage(items)
+        StagedNote(self.output).write(((0, items // CHUNK),), items)
         self.ledger.stage("job", 0, items // CHUNK, items)
 
-    def stage(self, items: int) -> None:
+    def stage(self, items: int, *, chunk_size: int = CHUNK) -> None:
         """One staged file with the beginning of the source."""
         (batch,) = open_source(self.job.source.uri).batches()
-        assert len(list(Stager(self.output, "job", CHUNK).stage([batch.slice(0, items)]))) == 1
+        assert len(list(Stager(self.output, "job", chunk_size).stage([batch.slice(0, items)]))) == 1
 
     def work(
         self, *, failing: Collection[int] = (), chunks: int = CHUNKS, code: str = "timeout"
@@ -424,29 +432,32 @@ class TestRebuild:
         assert scene.work() == [2, 3, 4, 5]
         assert scene.finish() == "completed"
 
-    @pytest.mark.parametrize("others", [[2], [2, 4], [8, 4, 2]])
-    def test_of_staged_files_that_overlap_those_that_reach_farthest_count(
-        self, folder_scene: Scene, others: list[int]
+    @pytest.mark.parametrize("items", [2, 4, 8, ITEMS])
+    @pytest.mark.parametrize("is_sealed", [False, True])
+    def test_a_file_of_which_the_ledger_never_heard_does_not_count(
+        self, folder_scene: Scene, items: int, is_sealed: bool
     ) -> None:
-        # Given files of which the ledger never heard: of submits that were killed
-        folder_scene.submit(items=6)
-        for items in others:
-            folder_scene.stage(items)
+        folder_scene.submit(items=ITEMS if is_sealed else 6)
+        folder_scene.stage(items, chunk_size=1)
         folder_scene.forget()
         folder_scene.rebuild()
 
-        assert folder_scene.ledger.status("job").total == max(6, *others)
+        assert folder_scene.ledger.staged_files("job") == [(0, CHUNKS if is_sealed else 3)]
         folder_scene.submit()
         assert folder_scene.work() == list(range(CHUNKS))
         assert folder_scene.ledger.status("job").ok == ITEMS
 
-    def test_a_leftover_does_not_count_where_the_seal_tells_the_files(self, folder_scene: Scene) -> None:
-        folder_scene.submit()
-        folder_scene.stage(4)
+    def test_a_file_that_was_noted_and_then_written_again_is_counted_as_it_is(
+        self, folder_scene: Scene
+    ) -> None:
+        # Given two submits that were killed before they told the ledger; the source paused for the second
+        folder_scene.submit(items=6)
+        folder_scene.stage(3, chunk_size=1)
         folder_scene.forget()
         folder_scene.rebuild()
 
-        assert folder_scene.ledger.staged_files("job") == [(0, CHUNKS)]
+        assert folder_scene.ledger.staged_files("job") == [(0, 3)]
+        assert folder_scene.ledger.status("job").total == 3
 
     def test_a_finished_job_of_which_a_part_has_gone_is_not_over(self, folder_scene: Scene) -> None:
         folder_scene.end()
@@ -471,7 +482,7 @@ class TestRebuild:
         with pytest.raises(JobNotFoundError, match="no job has this output"):
             folder_scene.rebuild()
 
-    @pytest.mark.parametrize("name", [keys.SEAL, keys.GENERATION])
+    @pytest.mark.parametrize("name", [keys.STAGED_FILES, keys.GENERATION])
     @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"number": "x", "files": 1}'])
     def test_a_damaged_note_is_named(self, folder_scene: Scene, name: str, data: bytes) -> None:
         folder_scene.submit()
@@ -522,8 +533,19 @@ class TestClient:
             with pytest.raises(JobNotFoundError, match="no job has this output"):
                 client.rebuild(tmp_path / "out")
 
-    def test_the_seal_names_the_staged_files(self, submit: Callable[[], Any], tmp_path: Path) -> None:
+    def test_what_is_staged_is_noted(self, submit: Callable[[], Any], tmp_path: Path) -> None:
         submit()
 
-        seal = json.loads((tmp_path / "out" / keys.SEAL).read_text())
-        assert seal == {"items": 1, "files": [[0, 1]]}
+        noted = json.loads((tmp_path / "out" / keys.STAGED_FILES).read_text())
+        assert noted == {"items": 1, "files": [[0, 1]], "is_sealed": True}
+
+    def test_of_two_submits_that_note_at_once_one_goes_on(self, tmp_path: Path) -> None:
+        output = FolderOutput(tmp_path / "out")
+        first, second = StagedNote(output), StagedNote(output)
+        assert first.write(((0, 3),), 6)
+        assert not second.write(((0, 2),), 4)
+        assert first.write(((0, 3), (3, 1)), 8, is_sealed=True)
+
+        assert staged_files(output) == StagedFiles(files=((0, 3), (3, 1)), items=8, is_sealed=True)
+        # A submit that goes on begins with what the ledger knows, not with the note
+        assert StagedNote(output).write(((0, 3),), 6)

@@ -169,7 +169,7 @@ class TestOrder:
         assert bench.names() == [
             "_clipfleet/items-00000000-3.parquet",
             "_clipfleet/job.json",
-            "_clipfleet/sealed.json",
+            "_clipfleet/staged.json",
         ]
 
     def test_the_outputs_own_file_is_the_whole_job(self, bench: Bench) -> None:
@@ -301,7 +301,7 @@ class TestOccupiedOutput:
         assert bench.names() == [
             "_clipfleet/items-00000000-3.parquet",
             "_clipfleet/job.json",
-            "_clipfleet/sealed.json",
+            "_clipfleet/staged.json",
             "notes.txt",
         ]
 
