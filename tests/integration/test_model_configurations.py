@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 from clipfleet.contract import DEFAULT_MODEL, DecodeRoute, Precision
 from clipfleet_worker.decode import Decoder
@@ -194,6 +194,30 @@ def test_features_of_texts(pair: Pair) -> None:
     assert tokens.shape == (len(_TEXTS), pair.reference.module.context_length)
     assert found.min() >= 0.9999
     assert (expected @ expected.T).min() < 0.999
+
+
+def test_a_text_tower_of_transformers(tmp_path: Path) -> None:
+    """Its configuration is read from the model's folder, not from the hub that open_clip would ask."""
+    RobertaConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=90, pad_token_id=0,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    write_tokenizer(tmp_path)
+    text_cfg = {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base",
+                "hf_pooler_type": "mean_pooler"}  # fmt: skip
+    model_cfg = {**CONFIGURATIONS["padded"]["model_cfg"], "text_cfg": text_cfg}
+    here = {**text_cfg, "hf_model_name": str(tmp_path), "hf_model_pretrained": False}
+    torch.manual_seed(0)
+    module = open_clip.CustomTextCLIP(**(model_cfg | {"text_cfg": here})).eval()
+    safetensors.torch.save_file(module.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+
+    found = load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu").encode_texts(_TEXTS)
+
+    tokens = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=77)(_TEXTS)
+    with torch.no_grad():
+        expected = module.encode_text(tokens, normalize=True).numpy()
+    assert cosines(found, expected).min() >= 0.9999
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from clipfleet_worker.model import LoadedModel, embedding_dimension, load_model
 from clipfleet_worker.testing import FakeEncoder
 
 SIZE = 8
+NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a .safetensors
 
 
 class TinyModule(torch.nn.Module):
@@ -202,7 +203,7 @@ class TestNames:
         with as_file(files("clipfleet_worker") / "demo_model") as demo:
             shutil.copy(demo / "open_clip_config.json", tmp_path)
             weights = (demo / "open_clip_model.safetensors").read_bytes()
-        for data in (b"", b"not weights", weights[:-1000]):
+        for data in (b"", b"not weights", weights[:-1000], NO_TENSORS):
             (tmp_path / "open_clip_model.safetensors").write_bytes(data)
             with pytest.raises(ModelUnavailableError, match=f"files in {tmp_path} do not fit") as caught:
                 load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")

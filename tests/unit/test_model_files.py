@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from clipfleet.contract import DEFAULT_MODEL
 from clipfleet_worker.failures import ModelUnavailableError
@@ -107,6 +108,14 @@ class TestTheHubsCache:
             assert word in message
         assert "\n" not in message
 
+    def test_an_address_of_the_hub_that_is_none_is_no_bug(
+        self, hub: HubCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", "nonsense")
+        with pytest.raises(ModelUnavailableError, match="unknown url type: 'nonsense'"):
+            fetch_files(DEFAULT_MODEL)
+
 
 class TestFolders:
     def test_open_clips_layout(self) -> None:
@@ -153,7 +162,16 @@ class TestFolders:
                 {OPEN_CLIP_CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}, "text_cfg": {}}}'},
                 "holds no weights: put open_clip_model.safetensors there",
             ),
+            (
+                {OPEN_CLIP_CONFIG: '{"model_cfg": {"embed_dim": 4, "vision_cfg": {}}}'},
+                "no model_cfg of open_clip",
+            ),
             ({"config.json": '{"model_type": "clip"}'}, "holds no weights: put model.safetensors there"),
+            ({"config.json": '{"model_type": "clip", "text_config": 3}'}, "cannot be used"),
+            (
+                {"config.json": '{"model_type": "clip", "vision_config": {"num_attention_heads": 0}}'},
+                "cannot be used",
+            ),
             (
                 {
                     "config.json": '{"model_type": "clip"}',

@@ -96,6 +96,11 @@ def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
     try:
         with memory_errors():
             built = _build(name, files)
+            dimension = _dimension_of(built.module)
+    except ImportError as error:
+        raise ModelUnavailableError(
+            f"model {name} needs the package {error.name}: run `pip install {error.name}`"
+        ) from error
     except _loading_errors() as error:
         raise ModelUnavailableError(
             f"model {name} cannot be loaded: the files in {files.folder} do not fit ({first_line(error)})"
@@ -105,7 +110,7 @@ def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
         built.module,
         built.tokenizer,
         _pixel_spec(built),
-        embedding_dimension=_dimension_of(built.module),
+        embedding_dimension=dimension,
         precision=precision,
         device=device,
     )
@@ -160,7 +165,7 @@ def _loading_errors() -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
     return (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError,
-            AssertionError, ImportError, EOFError, UnpicklingError, SafetensorError)  # fmt: skip
+            AssertionError, StopIteration, EOFError, UnpicklingError, SafetensorError)  # fmt: skip
 
 
 def _dimension_of(module: Any) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -181,7 +181,7 @@ def fetch_files(name: str) -> ModelFiles:
         raise ModelUnavailableError(
             f"model {name}: the hub has no such repository, or it is private: check the name, or set HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, OSError, HTTPException) as error:
+    except (HfHubHTTPError, OSError, HTTPException, ValueError) as error:  # the last: an address that is none
         raise ModelUnavailableError(
             f"model {name} is not on this machine and cannot be downloaded ({first_line(error)}): run "
             f"`clipfleet-worker models pull {name}` where the hub can be reached (its cache may be copied), "
@@ -239,7 +239,7 @@ def _in_folder(folder: Path, store: _Cache) -> ModelFiles:
 def _open_clip_layout(folder: Path, store: _Cache) -> ModelFiles:
     config = _read_json(folder / _OPEN_CLIP_CONFIG)
     configuration = config.get("model_cfg")
-    if not isinstance(configuration, dict) or not {"embed_dim", "vision_cfg"} <= configuration.keys():
+    if not _is_configuration(configuration):
         raise ModelUnavailableError(f"{folder / _OPEN_CLIP_CONFIG} has no model_cfg of open_clip")
     weights = open_clip_models.weights_in(folder)
     if weights is None:
@@ -249,6 +249,14 @@ def _open_clip_layout(folder: Path, store: _Cache) -> ModelFiles:
     tokenizer = _tokenizer(configuration, folder, store)
     return ModelFiles(
         Layout.OPEN_CLIP, configuration, config.get("preprocess_cfg") or {}, (weights,), tokenizer
+    )
+
+
+def _is_configuration(value: Any) -> TypeGuard[dict[str, Any]]:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("embed_dim"), int)
+        and all(isinstance(value.get(tower), dict) for tower in ("vision_cfg", "text_cfg"))
     )
 
 
@@ -266,6 +274,8 @@ def _transformers_layout(folder: Path) -> ModelFiles:
                 break
     except ValueError as error:
         raise ModelUnavailableError(f"{config} {error}") from error
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:
+        raise ModelUnavailableError(f"{config} cannot be used: {first_line(error)}") from error
     return ModelFiles(
         Layout.TRANSFORMERS, configuration, preprocessing, _transformers_weights(folder), tokenizer=None
     )
@@ -292,7 +302,7 @@ def _parts_of(weights: Path) -> tuple[Path, ...]:
 
 def _tokenizer(configuration: dict[str, Any], folder: Path | None, store: _Cache) -> Path | None:
     """Folder of the tokenizer that a configuration names: the model's own, or a repository of the hub."""
-    repository = configuration.get("text_cfg", {}).get("hf_tokenizer_name")
+    repository = configuration["text_cfg"].get("hf_tokenizer_name")
     if not repository:
         return None
     if folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES):

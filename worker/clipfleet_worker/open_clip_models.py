@@ -168,7 +168,7 @@ def _create(name: str, configuration: dict[str, Any], tokenizer: Path | None, **
     import open_clip
     from open_clip.transform import PreprocessCfg
 
-    text_cfg = configuration.get("text_cfg", {})
+    text_cfg = configuration["text_cfg"]
     if text_cfg.get("hf_model_name"):  # a text tower of transformers: its configuration is with its tokenizer
         options["text_cfg"] = {**text_cfg, "hf_model_name": str(tokenizer), "hf_model_pretrained": False}
     module = open_clip.create_model(name, require_pretrained=True, device="cpu", **options)
@@ -184,16 +184,17 @@ def _built(
     module.eval()  # before any forward: in training mode batch norm would shift its statistics
     return BuiltModel(
         module,
-        _tokenizer(configuration.get("text_cfg", {}), tokenizer, int(module.context_length)),
+        _tokenizer(configuration["text_cfg"], tokenizer),
         asdict(preprocessing),
         image_transform_v2(preprocessing, is_train=False).transforms,
     )
 
 
-def _tokenizer(text_cfg: dict[str, Any], folder: Path | None, context_length: int) -> Any:
+def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Any:
     """What `open_clip.get_tokenizer` makes, from files that are here."""
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+    from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 
+    context_length = text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     if folder is None:
         return SimpleTokenizer(context_length=context_length, **options)
