@@ -111,13 +111,33 @@ class TestUnloading:
 
         assert alive_at_load == [0, 0, 0, 0]
 
-    def test_a_chunk_under_way_keeps_its_model(self, loader: Loader) -> None:
+    def test_what_chunks_under_way_still_hold_is_not_loaded_a_second_time(self, loader: Loader) -> None:
         served = models(loader, kept=1)
-        in_use = served.get("a", FP32)
-        served.get("b", FP32)
+        in_use = [served.get("a", FP32), served.get("b", FP32)]
 
-        assert in_use.encode_texts(["red"]).shape == (1, 16)
-        assert served.get("a", FP32) is not in_use
+        for _ in range(3):
+            assert [served.get("a", FP32), served.get("b", FP32)] == in_use
+        assert [name for name, _ in loader.calls] == ["a", "b"]
+
+        in_use.clear()
+        served.get("c", FP32)
+        served.get("a", FP32)
+        assert [name for name, _ in loader.calls] == ["a", "b", "c", "a"]
+
+    def test_what_is_still_loading_is_not_loaded_a_second_time(self, loader: Loader) -> None:
+        served = models(loader, kept=1)
+        loader.go.clear()
+        futures = [served.prefetch(name, FP32) for name in ("a", "b", "a", "b")]
+        loader.go.set()
+        for future in futures:
+            future.result(PATIENCE_SECONDS)
+        _join_loaders()
+
+        assert sorted(name for name, _ in loader.calls) == ["a", "b"]
+        del futures, future
+        served.get("b", FP32)
+        assert served.get("b", FP32).name == "b"
+        assert len(served._kept_models) == 1
 
 
 class TestFailures:

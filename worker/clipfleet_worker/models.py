@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from weakref import WeakValueDictionary
 
 from clipfleet.contract import Precision
 from clipfleet_worker.failures import ModelUnavailableError
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _SHUN_SECONDS = 300.0  # how long a model that could not be loaded is left to other workers
 
+Key = tuple[str, Precision]
 LoadModel = Callable[[str, Precision], LoadedModel]
 
 
@@ -38,7 +40,9 @@ class Models:
         self._kept = kept
         self._default_precision = default_precision
         self._monotonic = monotonic
-        self._loading: OrderedDict[tuple[str, Precision], Future[LoadedModel]] = OrderedDict()
+        self._kept_models: OrderedDict[Key, Future[LoadedModel]] = OrderedDict()  # least recently used first
+        # Unloaded models that chunks under way still hold: a second copy would need memory of its own.
+        self._in_use: WeakValueDictionary[Key, LoadedModel] = WeakValueDictionary()
         self._shunned: dict[str, float] = {}  # model -> when it may be tried again
         self._lock = threading.Lock()
 
@@ -68,17 +72,30 @@ class Models:
             precision = self._default_precision
         key = (name, precision)
         with self._lock:
-            future = self._loading.get(key)
+            future = self._kept_models.get(key)
             if future is not None:
-                self._loading.move_to_end(key)
+                self._kept_models.move_to_end(key)
                 return future
-            future = self._loading[key] = Future()
-            while len(self._loading) > self._kept:
-                self._loading.popitem(last=False)  # chunks under way hold their own reference
-        threading.Thread(target=self._fill, args=(key, future), name=f"load {name}", daemon=True).start()
+            future = self._kept_models[key] = Future()
+            model = self._in_use.get(key)
+            if model is not None:
+                future.set_result(model)
+            self._unload_surplus()
+        if model is None:
+            self._start_loading(key, future)
         return future
 
-    def _fill(self, key: tuple[str, Precision], future: Future[LoadedModel]) -> None:
+    def _unload_surplus(self) -> None:
+        """Forget the least recently used models; what still loads stays, or it would be loaded twice."""
+        surplus = len(self._kept_models) - self._kept
+        ready = [key for key, future in self._kept_models.items() if future.done()]
+        for key in ready[: max(surplus, 0)]:
+            del self._kept_models[key]
+
+    def _start_loading(self, key: Key, future: Future[LoadedModel]) -> None:
+        threading.Thread(target=self._fill, args=(key, future), name=f"load {key[0]}", daemon=True).start()
+
+    def _fill(self, key: Key, future: Future[LoadedModel]) -> None:
         started = self._monotonic()
         gc.collect()  # of models that were unloaded, what hangs in cycles; they are large, Python would wait
         try:
@@ -98,10 +115,13 @@ class Models:
                 model.device,
                 extra={"action": "model_loaded", "model": key[0]},
             )
-            future.set_result(model)
+            with self._lock:
+                self._in_use[key] = model
+                future.set_result(model)
+                self._unload_surplus()
 
-    def _fail(self, key: tuple[str, Precision], future: Future[LoadedModel], error: BaseException) -> None:
+    def _fail(self, key: Key, future: Future[LoadedModel], error: BaseException) -> None:
         with self._lock:
-            if self._loading.get(key) is future:
-                del self._loading[key]  # it takes no place, and the next call tries again
+            if self._kept_models.get(key) is future:
+                del self._kept_models[key]  # it takes no place, and the next call tries again
         future.set_exception(error)

@@ -23,7 +23,9 @@ class WorkerSettings(Settings):
     models: CommaSeparated = Field(
         (DEFAULT_MODEL, DEMO_MODEL), description="models this worker serves; the first is loaded at start"
     )
-    loaded_models: int = Field(2, ge=1, description="models kept in memory at a time")
+    loaded_models: int = Field(
+        2, ge=1, description="models kept in memory; more only while chunks of more are under way"
+    )
     precision: Precision = Field(
         Precision.AUTO, description="for jobs that leave it open: auto, fp32, bf16, fp16"
     )
