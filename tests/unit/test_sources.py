@@ -364,6 +364,12 @@ class TestCsv:
         assert [row["caption"] for row in items(path)] == ['a "big"\r\ncat', "y"]
         assert uris(path) == ["https://a/1,2.jpg", f"{tmp_path}/x.jpg"]
 
+    def test_a_picture_written_out_as_a_data_url(self, tmp_path: Path) -> None:
+        uri = "data:image/png;base64," + "A" * 3_000_000
+        path = write(tmp_path / "a.csv", f'url,n\n"{uri}",1\n')
+
+        assert uris(path) == [uri]
+
     def test_byte_order_mark(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", b"\xef\xbb\xbfurl\nhttps://a/1.jpg\n")
 

@@ -153,6 +153,14 @@ class TestStdin:
 
         assert "stdin:2: the line is longer than 1,000 bytes" in stdin_problem(pipe, "/1\n" + "x" * 5000)
 
+    def test_what_cannot_be_read(self, tmp_path: Path) -> None:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(SourceError, match="stdin: cannot be read: Is a directory"):
+            StdinSource(BY_NAME, descriptor=folder)
+        os.close(folder)
+        with pytest.raises(SourceError, match="stdin: cannot be read: Bad file descriptor"):
+            StdinSource(BY_NAME, descriptor=folder)
+
     def test_columns_apply_to_json_only(self, pipe: Pipe) -> None:
         assert "--url-column" in stdin_problem(pipe, "/1.jpg\n", url_column="x")
 

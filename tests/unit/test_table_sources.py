@@ -219,6 +219,11 @@ class TestJsonl:
         assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
         assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
 
+    def test_a_field_without_a_name_gets_its_position(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"url": URL, "": 1})
+
+        assert items(path) == [{"item_id": "0", "uri": URL, "column_2": 1}]
+
 
 class TestOurErrors:
     FAILED: ClassVar = {
@@ -383,7 +388,15 @@ class TestBaseUri:
             found = [row["uri"] for row in items(tmp_path / name, base_uri=base)]
             assert found == [expected, expected, URL, "/abs.jpg"], name
             description = open_source(str(tmp_path / name), ReadOptions(base_uri=base)).description
-            assert description.options["base_uri"] == base
+            assert description.options["base_uri"] == expected.removesuffix("a/1.jpg")
+
+    def test_a_folder_as_base_counts_from_the_current_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.txt").write_text("1.jpg\n")
+
+        assert items(Path("a.txt"), base_uri="pictures/new")[0]["uri"] == f"{tmp_path}/pictures/new/1.jpg"
 
     def test_a_folder_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "1.jpg").touch()

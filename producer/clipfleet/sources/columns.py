@@ -79,7 +79,7 @@ def assign_columns(
         ours = _OF_THE_FAILURE | ({"uri"} if options.holds_texts else set())
         unused |= {position for position, column in enumerate(header) if column in ours}
     carried = [position for position in range(len(header)) if position not in unused]
-    names = [extra_column_name(header[position]) for position in carried]
+    names = [extra_column_name(header[position] or f"column_{position + 1}") for position in carried]
     _require_unique(names, where, "two columns would both be called {!r} in the results; rename one of them")
     return Columns(url, held, name, dict(zip(names, carried, strict=True)))
 

@@ -18,7 +18,7 @@ from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.columns import Columns, assign_columns
 from clipfleet.sources.files import SourceFile
-from clipfleet.sources.lines import TextFile
+from clipfleet.sources.lines import MAX_LINE_BYTES, TextFile
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.uris import absolute_uris
 
@@ -79,6 +79,8 @@ class CsvSource:
 
     def _records(self) -> Generator[tuple[int, list[str]], None, None]:
         """Records with the number of the line they start on."""
+        if csv.field_size_limit() < MAX_LINE_BYTES:  # a data: URL is longer than the module's own limit
+            csv.field_size_limit(MAX_LINE_BYTES)
         reader = csv.reader(self._text.lines(), delimiter=self._separator, strict=True)
         line = 1
         try:
@@ -87,7 +89,7 @@ class CsvSource:
                     yield line, record
                 line = reader.line_num + 1
         except csv.Error as error:
-            # A quote that is never closed runs into the module's limit of a field, so memory stays bounded.
+            # A quote that is never closed runs into the limit of a field, so memory stays bounded.
             raise self._text.error(line, f"not a well-formed row: {error} (a quote not closed?)") from error
 
 

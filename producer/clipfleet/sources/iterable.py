@@ -27,6 +27,8 @@ Item = str | os.PathLike[str] | bytes | Mapping[str, Any]
 
 NAME = "the items"
 _SAMPLE_ITEMS = 8192
+_DIGESTED_ITEMS = 100_000
+_DIGESTED_BYTES = 256 * 1024 * 1024
 
 
 class IterableSource:
@@ -63,7 +65,9 @@ class IterableSource:
         self.description = SourceDescription(
             kind="iterable",
             uri="python:",
-            options=options.described() | self._table.described() | (_content(items) if is_list else {}),
+            options=options.described()
+            | self._table.described()
+            | (_content(items) if isinstance(items, Collection) else {}),
             extra_columns=self._table.extra_columns,
         )
 
@@ -102,15 +106,21 @@ def _record(item: Item, number: int, url_field: str, bytes_field: str) -> Record
         raise SourceError(f"item {number} cannot be used: {error}") from None
 
 
-def _content(items: Iterable[Item]) -> dict[str, str]:
-    """What tells a list from another one, in the words of `SourceDescription.options`."""
+def _content(items: Collection[Item]) -> dict[str, str]:
+    """What tells a list from another one, in the words of `SourceDescription.options`.
+
+    Only the beginning of a long list is looked at: work must not wait for the rest. A submit that goes on
+    compares all items anyway.
+    """
     digest = hashlib.sha256()
-    count = 0
-    for number, item in enumerate(items):
+    hashed_bytes = 0
+    for number, item in enumerate(islice(items, _DIGESTED_ITEMS)):
+        if hashed_bytes > _DIGESTED_BYTES:
+            break
         for name, value in _record(item, number, "", "").items():
             content = value if isinstance(value, bytes) else repr(value).encode(errors="replace")
             digest.update(b"%d:%s%d:" % (len(name), name.encode(errors="replace"), len(content)))
             digest.update(content)
+            hashed_bytes += len(content)
         digest.update(b"\n")
-        count += 1
-    return {"items": str(count), "sha256": digest.hexdigest()[:16]}
+    return {"items": str(len(items)), "sha256": digest.hexdigest()[:16]}

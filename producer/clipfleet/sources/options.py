@@ -34,7 +34,7 @@ class ReadOptions:
 
     def described(self) -> dict[str, str]:
         """What changes the meaning of a list, in the words of `SourceDescription.options`."""
-        return {"base_uri": self.base_uri} if self.base_uri else {}
+        return {"base_uri": base_of(self.base_uri)} if self.base_uri else {}
 
 
 BY_NAME = ReadOptions()  # the name of the source says it all

@@ -101,10 +101,10 @@ class StdinSource:
         number = 0
         rest: list[bytes] = []  # of a line whose end has not come yet
         while True:
-            if not select.select([self._descriptor], [], [], PASS_ON_SECONDS)[0]:
+            data = self._read()
+            if data is None:
                 yield []
                 continue
-            data = os.read(self._descriptor, _BLOCK_BYTES)
             *whole, last = data.split(b"\n") if data else [b"", b""]
             if whole:
                 whole[0] = b"".join([*rest, whole[0]])
@@ -118,6 +118,15 @@ class StdinSource:
             number += len(whole)
             if not data:
                 return
+
+    def _read(self) -> bytes | None:
+        """What is there, empty at the end; None where nothing comes for a while."""
+        try:
+            if not select.select([self._descriptor], [], [], PASS_ON_SECONDS)[0]:
+                return None
+            return os.read(self._descriptor, _BLOCK_BYTES)
+        except OSError as error:
+            raise SourceError(f"{NAME}: cannot be read: {error.strerror}") from error
 
 
 def _decoded(lines: list[bytes], before: int) -> Iterator[NumberedLine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import quote_from_bytes
 
 import pyarrow as pa
@@ -35,9 +36,11 @@ def printable(name: str) -> str:
 def base_of(base_uri: str) -> str:
     """What is put before a relative name, from what a user calls its base.
 
-    A slash is added, unless there is one or the base ends in a query that waits for a value
-    (`https://host/image?name=`).
+    A folder counts from the current one. A slash is added, unless there is one or the base ends in a query
+    that waits for a value (`https://host/image?name=`).
     """
+    if not has_scheme(base_uri):
+        base_uri = str(Path(base_uri).expanduser().absolute())
     return base_uri if base_uri.endswith(("/", "=")) else base_uri + "/"
 
 
