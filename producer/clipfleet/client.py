@@ -429,9 +429,9 @@ def _column(source: Source, name: str | None) -> str | None:
     """The staged name of a column of the source, which may be told without regard to case."""
     if name is None:
         return None
-    wanted = extra_column_name(name)
-    columns = source.description.extra_columns
-    return next((column for column in columns if column.lower() == wanted.lower()), wanted)
+    wanted = (extra_column_name(name), extra_column_name(name.lower()))
+    names = {column.lower(): column for column in source.description.extra_columns}
+    return next((names[one.lower()] for one in wanted if one.lower() in names), name)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -34,7 +34,11 @@ class LabelSetSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_names(cls, value: Any) -> Any:
-        return {"labels": value} if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return {"labels": value}
+        if not isinstance(value, Mapping | LabelSetSpec):
+            raise ValueError("give a list of labels, or the keys labels (or file, or preset) and templates")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

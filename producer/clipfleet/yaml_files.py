@@ -140,6 +140,10 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
             return f"{name}: a name begins with a letter and has only letters, digits and _, at most 40"
         case "missing":
             return f"the key {where!r} is missing"
+        case "string_type" if problem["input"] is None:
+            return f"the key {where!r} is empty"
+        case "tuple_type":
+            return f"{where}: give a list, such as [a, b]"
         case "string_type":
             return f"{where}: {problem['input']!r} is no text: put it in quotes"
         case "model_type" | "dict_type" if not where:

@@ -64,15 +64,15 @@ def test_several_label_sets_and_vectors(client: Client, options: JobOptions) -> 
 
 def test_a_label_set_for_each_item(client: Client, options: JobOptions) -> None:
     names = ["colours", "animals", "plants", None, "colours"]
-    items = [{"bytes": data, "group": name} for data, name in zip(PICTURES, names, strict=True)]
-    job = client.classify(items, SETS, label_set_column="group", options=options)
+    items = [{"bytes": data, "label": name} for data, name in zip(PICTURES, names, strict=True)]
+    job = client.classify(items, SETS, label_set_column="Label", options=options)
 
     rows = finished(job, 3, 2)
 
     assert [row["error_code"] for row in rows] == [None, None, "bad_uri", "bad_uri", None]
     assert [row["label"] in SETS["colours"] for row in rows] == [True, False, False, False, True]
     assert rows[1]["label"] in SETS["animals"]
-    assert [row["group"] for row in rows] == names
+    assert [row["source_label"] for row in rows] == names
     assert job.retry()
     assert [row["error_code"] for row in finished(job, 3, 2)] == [row["error_code"] for row in rows]
 

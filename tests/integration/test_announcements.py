@@ -131,6 +131,20 @@ def test_the_announcer_sends_a_task_that_celery_understands(
     redis_client.delete("_kombu.binding.ends")
 
 
+def test_what_is_noted_just_before_a_worker_stops_is_still_sent(
+    ledger: Ledger, announcements: Announcements, app: Celery, redis_client: redis.Redis
+) -> None:
+    announcer = Announcer(announcements, app)
+    announcer.start()
+    submit(ledger)
+    finish(ledger)
+
+    announcer.stop()
+
+    assert redis_client.llen("celery") == 1
+    redis_client.delete("celery", "_kombu.binding.celery")
+
+
 def test_a_broker_that_is_away_costs_no_announcement(
     ledger: Ledger, announcements: Announcements, redis_client: redis.Redis, app: Celery
 ) -> None:

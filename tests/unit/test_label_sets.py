@@ -106,8 +106,8 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("content", "problem"),
         [
-            ("", "x.yaml:1: the file must hold keys and values"),
-            ("labels:\n", "x.yaml:1: labels: "),
+            ("", "x.yaml:1: give a list of labels, or the keys labels"),
+            ("labels:\n", "x.yaml:1: labels: give a list"),
             ("labels: []\n", "x.yaml:1: give one of labels, file and preset"),
             ("labels: [a]\nfile: b.txt\n", "give one of labels, file and preset"),
             ("labels:\n  - cat\n  - 7\n", "x.yaml:3: labels.1: 7 is no text: put it in quotes"),

@@ -40,8 +40,12 @@ class Announcer:
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
-            while self.announce() and not self._stopping.is_set():
-                pass
+            self._announce_all()
+        self._announce_all()  # `up -- COMMAND` stops its worker as soon as the command has seen the end
+
+    def _announce_all(self) -> None:
+        while self.announce():
+            pass
 
     def announce(self) -> bool:
         """Send one announcement; False if none is due, or it could not be sent now."""
