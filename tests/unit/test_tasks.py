@@ -240,6 +240,21 @@ class TestChunk:
 
         assert bench.stage.published == ["finish"]
 
+    def test_the_last_chunk_of_a_job_in_redis_has_ended_it(self, bench: Bench) -> None:
+        bench.ledger.complete_word = "ended"
+        bench.work()
+
+        assert bench.stage.published == []
+
+    def test_a_chunk_whose_rows_redis_has_lost_waits_to_be_done_again(self, bench: Bench) -> None:
+        bench.ledger.complete_word = "incomplete"
+        bench.work(chunk_id=7)
+
+        assert bench.ledger.told[-1] == (
+            "waits",
+            "OutputUnavailableError: rows of chunk 7 were lost by Redis",
+        )
+
     def test_the_lease_is_kept_and_the_items_are_counted_meanwhile(self, bench: Bench) -> None:
         seen: list[object] = []
         bench.stage.run_does = lambda _: seen.extend([bench.held(), bench.open_items.count])
