@@ -94,7 +94,7 @@ class StdinSource:
         for block in self._blocks:
             if block:
                 return block
-        raise SourceError(f"{NAME}: no lines came, one URL or path per line is expected")
+        raise SourceError(f"{NAME}: no lines came, one item per line is expected")
 
     def _read_blocks(self) -> Iterator[list[NumberedLine]]:
         """Lines that are not blank, with their number; an empty list where nothing comes for a while."""
