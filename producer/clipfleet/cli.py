@@ -31,4 +31,4 @@ for _command in (
 
 def main() -> None:
     """Entry point, see `run_program`."""
-    run_program(app, Settings, has_all_settings=False)
+    run_program(app, "clipfleet", Settings, has_all_settings=False)

@@ -51,21 +51,24 @@ def _begin(
         raise typer.Exit(EXIT_USAGE)
 
 
-def run_program(app: typer.Typer, settings: type[BaseSettings], *, has_all_settings: bool) -> NoReturn:
+def run_program(
+    app: typer.Typer, name: str, settings: type[BaseSettings], *, has_all_settings: bool
+) -> NoReturn:
     """Run the command that `sys.argv` names, and end the process.
 
     Args:
         app: from `new_app`.
+        name: what people call it, however it was started.
         settings: what the program reads from the environment.
         has_all_settings: there are no settings of clipfleet beside these.
     """
     _warn_of_doubtful_variables(settings, has_all_settings)
-    sys.exit(_exit_code(app))
+    sys.exit(_exit_code(app, name))
 
 
-def _exit_code(app: typer.Typer) -> int:
+def _exit_code(app: typer.Typer, name: str) -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name=name, standalone_mode=False) or 0)
     except _CommandLineError as error:
         if message := _one_line(error):
             say_error(message)

@@ -105,4 +105,4 @@ def demo(
 
 def main() -> None:
     """Entry point, see `run_program`."""
-    run_program(app, WorkerSettings, has_all_settings=True)
+    run_program(app, "clipfleet-worker", WorkerSettings, has_all_settings=True)
