@@ -233,9 +233,9 @@ class Ledger:
         """
         return self._changed(job_id, self._run("cancel", job_id, "cancelled", "", ttl_seconds * 1000))
 
-    def fail(self, job_id: str, reason: str, *, ttl_seconds: int) -> None:
-        """End a job because no rows could be written. Idempotent."""
-        self._run("cancel", job_id, "failed", reason, ttl_seconds * 1000)
+    def fail(self, job_id: str, reason: str, *, ttl_seconds: int, generation: int = 0) -> None:
+        """End a job because no rows could be written in this generation of it. Idempotent."""
+        self._run("cancel", job_id, "failed", reason, ttl_seconds * 1000, generation)
 
     def pause(self, job_id: str, reason: str) -> tuple[bool, JobState]:
         """Stop handing out chunks of a job; those under way are finished. See `cancel` for the answer."""

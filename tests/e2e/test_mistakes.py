@@ -148,7 +148,22 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
                 ["'j1' is not known here", "clipfleet jobs"],
                 id=f"{name}: no such job",
             )
-            for name in ("status", "watch", "cancel", "pause", "resume", "results")
+            for name in ("status", "watch", "cancel", "pause", "resume", "results", "retry")
+        ),
+        pytest.param(
+            ("clipfleet", "retry", "j1"), ["forgotten", "give the output"], id="retry: a forgotten job"
+        ),
+        pytest.param(
+            ("clipfleet", "retry", "./nowhere"), ["nowhere: no job has this output"], id="retry of no folder"
+        ),
+        pytest.param(
+            ("clipfleet", "rebuild", "empty"), ["empty: no job has this output"], id="rebuild of a folder"
+        ),
+        pytest.param(
+            ("clipfleet", "rebuild", "notes.md"), ["notes.md is a file", "folder"], id="rebuild of a file"
+        ),
+        pytest.param(
+            ("clipfleet", "rebuild", "redis://"), ["name one of them by its id"], id="rebuild of Redis"
         ),
         pytest.param(
             ("clipfleet", "results", "./nowhere"), ["nowhere: no results yet"], id="results of no folder"

@@ -272,8 +272,12 @@ class LedgerMachine(RuleBasedStateMachine):
             elif action == "cancel":
                 assert self.ledger.cancel(job_id, ttl_seconds=TTL_SECONDS) == self.model.cancel(job_id)
             else:
-                self.ledger.fail(job_id, "no disk", ttl_seconds=TTL_SECONDS)
-                self.model.fail(job_id, "no disk")
+                generation = self.model.jobs[job_id].generation
+                self._fail(job_id, data.draw(st.sampled_from([generation, generation, 0])))
+
+    def _fail(self, job_id: str, generation: int) -> None:
+        self.ledger.fail(job_id, "no disk", ttl_seconds=TTL_SECONDS, generation=generation)
+        self.model.fail(job_id, "no disk", generation)
 
     # --- the worker's side ---
 

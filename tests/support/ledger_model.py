@@ -164,9 +164,9 @@ class ModelLedger:
         self._end(job, JobState.CANCELLED, "")
         return True, job.state
 
-    def fail(self, job_id: str, reason: str) -> None:
+    def fail(self, job_id: str, reason: str, generation: int) -> None:
         job = self.jobs[job_id]
-        if not job.state.is_final:
+        if not job.state.is_final and job.generation == generation:
             self._end(job, JobState.FAILED, reason)
 
     # --- the worker's side ---

@@ -95,7 +95,7 @@ class FakeLedger:
         self.told.append((kind, reason))
         return "released"
 
-    def fail(self, job_id: str, reason: str, *, ttl_seconds: int) -> None:
+    def fail(self, job_id: str, reason: str, *, ttl_seconds: int, generation: int) -> None:
         self.told.append(("fail", job_id, reason))
 
     def workers(self) -> list[WorkerFacts]:

@@ -15,7 +15,7 @@ from clipfleet.errors import (
     OutputUnreachableError,
     RedisUnavailableError,
 )
-from clipfleet.ledger import MAX_FAILURES, Claim, Ledger
+from clipfleet.ledger import MAX_FAILURES, Claim, FinishClaim, Ledger
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.failures import ChunkInterrupted
@@ -186,7 +186,7 @@ class Claims:
             log.info("chunk %d: %s", claim.chunk_id, error, extra=_context(claim, "chunk_interrupted"))
             self._release(claim, "drain", error)
         elif isinstance(error, OutputConflictError):
-            self.fail_job(claim.job_id, ErrorCode.OUTPUT_CONFLICT, error)
+            self.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
@@ -212,7 +212,7 @@ class Claims:
     def _count_failure(self, claim: Claim, error: BaseException) -> None:
         """Try again, or end a job for which not even the failed rows of this chunk can be written."""
         if claim.failures + 1 >= _LAST_FAILURE:
-            self.fail_job(claim.job_id, ErrorCode.CHUNK_FAILED, error)
+            self.fail_job(claim, ErrorCode.CHUNK_FAILED, error)
         else:
             self._release(claim, "failures", error)
 
@@ -221,13 +221,18 @@ class Claims:
         log.error("%s", error, extra=_context(claim, "output_unreachable"))
         self.shunned_jobs.add(claim.job_id)
         if self.is_alone() or claim.failures + 1 >= MAX_FAILURES:
-            self.fail_job(claim.job_id, ErrorCode.OUTPUT_UNREACHABLE, error)
+            self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
         else:
             self._release(claim, "failures", error)
 
-    def fail_job(self, job_id: str, code: ErrorCode, error: BaseException) -> None:
+    def fail_job(self, claim: Claim | FinishClaim, code: ErrorCode, error: BaseException) -> None:
         """End a job whose rows cannot be written."""
-        self._ledger.fail(job_id, f"{code}: {error}"[:300], ttl_seconds=self._job_ttl_seconds)
+        self._ledger.fail(
+            claim.job_id,
+            f"{code}: {error}"[:300],
+            ttl_seconds=self._job_ttl_seconds,
+            generation=claim.generation,
+        )
 
     def is_alone(self, model: str | None = None) -> bool:
         """Whether no other worker was heard of lately (that serves a model, if one is named)."""

@@ -106,7 +106,7 @@ class Tasks:
             return False
         except OutputConflictError as error:
             log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
-            self.claims.fail_job(claim.job_id, ErrorCode.OUTPUT_CONFLICT, error)
+            self.claims.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         except OutputUnavailableError as error:
             log.warning("job %s waits: %s", claim.job_id, error, extra=_context("finish_waits", claim.job_id))
             self.claims.shunned_jobs.add(claim.job_id)

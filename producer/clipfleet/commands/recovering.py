@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from clipfleet.commands.following import follow
 from clipfleet.commands.options import AsJson, JobOrOutput, Wait
 from clipfleet.commands.results import is_output
 from clipfleet.console import say
+from clipfleet.errors import JobNotFoundError, UsageError
 
 
 def retry(
@@ -25,7 +27,7 @@ def retry(
     """Run the failed rows of an ended job again, in place."""
     started = time.monotonic()
     with Client() as client:
-        handle = client.rebuild(job) if is_output(job) else client.job(job)
+        handle = client.rebuild(job) if is_output(job) else _known(client, job)
         is_under_way = handle.retry([code.strip() for code in codes.split(",") if code.strip()])
         if not is_under_way:
             which = f" with {codes}" if codes else ""
@@ -39,9 +41,18 @@ def rebuild(
     as_json: AsJson = False,
 ) -> None:
     """Put a job back that Redis has lost, as its output tells it, and let it go on."""
+    if Path(output).is_file():
+        raise UsageError(f"{output} is a file: give the folder of the results")
     started = time.monotonic()
     with Client() as client:
         _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
+
+
+def _known(client: Client, job_id: str) -> JobHandle:
+    try:
+        return client.job(job_id)
+    except JobNotFoundError as error:
+        raise JobNotFoundError(f"{error}; of one that was forgotten give the output") from None
 
 
 def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:

@@ -1,7 +1,9 @@
--- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms.
--- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail).
+-- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms; of a failed one its generation.
+-- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail), and so
+-- does one that was retried since it failed.
 local job, state = ARGV[1], field(ARGV[1], 'state')
 if not state then return {0, 'missing'} end
 if is_final(state) or (state == 'finishing' and ARGV[2] == 'cancelled') then return {0, state} end
+if ARGV[5] and field(job, 'generation') ~= ARGV[5] then return {0, state} end
 end_job(job, ARGV[2], ARGV[3], tonumber(ARGV[4]))
 return {1, ARGV[2]}
