@@ -102,7 +102,7 @@ class TestClipRetrieval:
     def test_metadata_begin_with_what_clip_retrieval_knows(
         self, output: FolderOutput, tmp_path: Path
     ) -> None:
-        uris = ["/p/a.jpg", "https://example.org/b.jpg", "s3://bucket/c.jpg", "data:image/png;base64,AA"]
+        uris = ["/p/a.jpg", "https://example.org/b.jpg", "s3://bucket/c.jpg", "data:image/png;base64,AA", ""]
         rows = [
             {**embedded(index, 0.5, 0.5), "uri": uri, "caption": f"text {index}", "shelf": "7"}
             for index, uri in enumerate(uris)
@@ -116,9 +116,9 @@ class TestClipRetrieval:
             "image_path", "caption", "url", "item_index", "item_id",
             "width", "height", "content_hash", "model_fingerprint", "shelf",
         ]  # fmt: skip
-        assert table["image_path"].to_pylist() == ["/p/a.jpg", "img1", "img2", "img3"]
-        assert table["url"].to_pylist() == [None, uris[1], uris[2], None]
-        assert table["caption"].to_pylist() == ["text 0", "text 1", "text 2", "text 3"]
+        assert table["image_path"].to_pylist() == ["/p/a.jpg", "img1", "img2", "img3", "img4"]
+        assert table["url"].to_pylist() == [None, uris[1], uris[2], None, None]
+        assert table["caption"].to_pylist() == [f"text {index}" for index in range(5)]
 
     def test_columns_of_the_source_never_take_the_place_of_others(
         self, output: FolderOutput, tmp_path: Path
@@ -130,7 +130,7 @@ class TestClipRetrieval:
 
         (found,) = table.to_pylist()
         assert found["image_path"] == "/p/0.jpg"
-        assert found["url"] is None
+        assert found["url"] == "my url"  # the only one there is
         assert found["source_source_url"] == "my url"
         assert found["source_url"] == "my source_url"
         assert found["source_image_path"] == "my image_path"

@@ -29,6 +29,7 @@ from clipfleet.result_formats import row_groups
 from clipfleet.results import RowReader, RowStream, batches_with_vectors
 
 _CAPTION = "caption"
+_URL = r"^(https?|s3)://"
 _OF_THE_LABELS = ("label", "score", "labels", "scores")
 _OF_EVERY_ROW = ("width", "height", "content_hash", "model_fingerprint")
 _HEADER_BYTES = 128  # of a version 1 .npy file, magic and length included; room for any shape
@@ -130,8 +131,9 @@ class _Metadata:
         has_labels = job is None or job.task is Task.CLASSIFY
         ours = ("item_index", "item_id", *(_OF_THE_LABELS if has_labels else ()), *_OF_EVERY_ROW)
         extra = [name for name in schema.names if name not in PART_COLUMNS]
-        is_text = _CAPTION in extra and pa.types.is_string(schema.field(_CAPTION).type)
-        self._has_caption = is_text and not self.is_of_texts
+        texts = {name for name in extra if pa.types.is_string(schema.field(name).type)}
+        self._has_caption = _CAPTION in texts and not self.is_of_texts
+        self._has_url = "url" in texts  # of pictures in shards, where they once came from
         theirs = ["image_path", "url"]
         if self._text_column is not None:
             extra.remove(self._text_column)
@@ -152,14 +154,15 @@ class _Metadata:
     def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Metadata of some rows."""
         copied = [batch.column(column) for column in self._copied.values()]
-        uris: list[str] = batch.column("uri").to_pylist()
         if self._text_column is not None:
             texts = pc.cast(batch.column(self._text_column), pa.string())
             return pa.RecordBatch.from_arrays([texts, *copied], schema=self.schema)
-        ids: list[str] = batch.column("item_id").to_pylist()
-        paths = [_path(uri) or item_id for uri, item_id in zip(uris, ids, strict=True)]
-        urls = [None if _path(uri) or uri.startswith("data:") else uri for uri in uris]
-        theirs = [pa.array(paths, pa.string()), pa.array(urls, pa.string())]
+        uris = batch.column("uri")
+        elsewhere = batch.column("url") if self._has_url else pa.nulls(batch.num_rows, pa.string())
+        theirs = [
+            pc.if_else(pc.starts_with(uris, "/"), uris, batch.column("item_id")),
+            pc.if_else(pc.match_substring_regex(uris, _URL), uris, elsewhere),
+        ]
         if self._has_caption:
             theirs.insert(1, batch.column(_CAPTION))
         return pa.RecordBatch.from_arrays([*theirs, *copied], schema=self.schema)
@@ -177,8 +180,3 @@ def _unique_names(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str
         names[name] = column
         unusable.add(name)
     return names
-
-
-def _path(uri: str) -> str | None:
-    """A local path as it is on disk, None for anything else."""
-    return uri if uri.startswith("/") else None
