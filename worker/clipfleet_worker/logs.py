@@ -31,3 +31,4 @@ def log_to_stderr(level: str = "INFO") -> None:
         logging.getLogger(ours).setLevel(level)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # of damaged files, whose rows say it
