@@ -22,8 +22,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         UsageError: `folder` is a file, a URL or the current folder, or holds something.
         OutputUnavailableError: something cannot be written.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
-        raise UsageError(f"{folder}: an export is written to a folder of this machine, copy it from there")
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(folder)):
+        raise UsageError(
+            f"{scheme[1]}://...: an export is written to a folder of this machine, copy it from there"
+        )
     folder = folder.expanduser().absolute()
     _require_free(folder)
     scratch = folder.with_name(f".{folder.name[:200]}.{uuid.uuid4().hex[:12]}")
