@@ -151,6 +151,11 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             for name in ("status", "watch", "cancel", "pause", "resume", "results", "retry")
         ),
         pytest.param(
+            ("clipfleet", "export", "j1", "--layout", "csv", "--to", "new"),
+            ["'j1' is not known here", "clipfleet jobs"],
+            id="export: no such job",
+        ),
+        pytest.param(
             ("clipfleet", "retry", "j1"), ["forgotten", "give the output"], id="retry: a forgotten job"
         ),
         pytest.param(

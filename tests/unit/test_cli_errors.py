@@ -227,6 +227,15 @@ class TestEveryCommand:
         ("clipfleet resume gone", ["'gone'", "clipfleet jobs"]),
         ("clipfleet results gone", ["'gone'", "clipfleet jobs"]),
         ("clipfleet results ./empty", ["empty", "no results"]),
+        ("clipfleet export gone --layout csv --to new", ["'gone'", "clipfleet jobs"]),
+        ("clipfleet export ./empty --layout csv --to new", ["empty", "no results"]),
+        ("clipfleet export . --layout csv --to pictures", ["pictures is not empty", "another folder"]),
+        ("clipfleet export . --layout csv --to notes.md", ["notes.md is no folder"]),
+        ("clipfleet export . --layout csv --to s3://b/x", ["s3://", "a folder of this machine"]),
+        ("clipfleet export . --layout csv --to=", ["--to", "empty"]),
+        ("clipfleet export . --layout parquet --to new", ["--layout", "clip-retrieval"]),
+        ("clipfleet export .", ["--layout"]),
+        ("clipfleet export . --layout csv", ["--to"]),
     ],
 )
 def test_a_mistake_is_told_with_exit_code_2(run: Run, tmp_path: Path, command: str, words: list[str]) -> None:

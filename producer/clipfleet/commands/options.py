@@ -67,6 +67,9 @@ BaseUri = Annotated[
         metavar="URI", help="what relative paths and bare keys of a list are below, s3://BUCKET/PREFIX/"
     ),
 ]
+ExportFolder = Annotated[
+    str, typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files")
+]
 JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
 OnFinished = Annotated[
     str | None,

@@ -14,7 +14,7 @@ import typer
 
 from clipfleet import keys
 from clipfleet.client import Client, JobHandle
-from clipfleet.commands.options import AsJson, JobOrOutput
+from clipfleet.commands.options import AsJson, ExportFolder, JobOrOutput
 from clipfleet.console import say
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.exports import Layout
@@ -46,17 +46,15 @@ def results(
 def export(
     job: JobOrOutput,
     layout: Annotated[Layout, typer.Option(help="of the files")],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="new folder for them")],
+    to: ExportFolder,
     as_json: AsJson = False,
 ) -> None:
     """Copy the rows in the layout of another program."""
     with row_reader(job) as reader:
-        counts = write_export(reader, layout, to)
+        counts = write_export(reader, layout, Path(to))
         is_finished = reader.finished_at() is not None
     if as_json:
-        typer.echo(
-            json.dumps({"layout": layout, "to": str(to), "rows": counts.rows, "left_out": counts.left_out})
-        )
+        typer.echo(json.dumps({"layout": layout, "to": to, "rows": counts.rows, "left_out": counts.left_out}))
         return
     say(f"{counts.rows:,} rows -> {to}")
     if counts.left_out:
