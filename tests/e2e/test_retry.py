@@ -91,6 +91,7 @@ def test_a_retry_turns_exactly_the_failed_rows_into_good_ones_in_place(
     assert (manifest["generation"], manifest["ok"], manifest["failed"]) == (1, 32, 0)
     events = [(event["generation"], event["state"]) for event in job_events(cluster, job_id)]
     assert events == [("0", "completed_with_errors"), ("1", "completed")]
+    assert "retries  1" in cluster.run("status", job_id).stdout
     again = cluster.run("retry", job_id)
     assert again.returncode == 0
     assert "no failed rows" in again.stderr

@@ -98,6 +98,8 @@ def _status_lines(snapshot: JobStatus) -> Iterator[str]:
         f"chunks   {snapshot.done_chunks:,} of {snapshot.chunks:,} done, {snapshot.leased_chunks:,} in work, "
         f"{snapshot.due_chunks:,} waiting for another try"
     )
+    if snapshot.generation:
+        yield f"retries  {snapshot.generation}"
     yield f"model    {snapshot.model}"
     yield f"created  {_utc(snapshot.created_ms)} UTC"
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
