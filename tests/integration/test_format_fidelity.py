@@ -105,6 +105,17 @@ def test_embeddings(
     assert found.min() >= 0.9999
 
 
+def test_embeddings_in_bf16(comparisons: list[Compared], reference: ReferenceModel) -> None:
+    expected = reference.features([found.reference for found in comparisons])
+    model = load_model(DEMO_MODEL, Precision.BF16, "cpu")
+
+    found = cosines(model.encode_images(np.stack([found.fast for found in comparisons])), expected)
+
+    print(f"\nbf16: mean {found.mean():.6f}, min {found.min():.6f}")
+    assert found.mean() >= 0.9995
+    assert found.min() >= 0.997
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # workers silence them, pytest brings them back
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_breaks_off_is_broken_or_had_all_it_needs(

@@ -21,9 +21,8 @@ class HubCache:
         """Put files into a repository; those given by path are linked. Returns their folder."""
         folder = self.home / "hub" / f"models--{repository.replace('/', '--')}"
         snapshot = folder / "snapshots" / _COMMIT
-        for path, data in {folder / "refs" / "main": _COMMIT.encode()}.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(_COMMIT)
         for name, content in files.items():
             path = snapshot / name
             path.parent.mkdir(parents=True, exist_ok=True)

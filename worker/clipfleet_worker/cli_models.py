@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
+from clipfleet.commands.options import AsJson
 from clipfleet.console import print_table, say
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.model_names import normalise_model
@@ -16,11 +17,10 @@ from clipfleet.settings import checked
 from clipfleet_worker.requirements import require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
 
-app = typer.Typer(help="List models, and have them on this machine.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from clipfleet_worker.model_files import ModelFiles
 
-AsJson = Annotated[
-    bool, typer.Option("--json", help="print one JSON object on stdout and nothing else there")
-]
+app = typer.Typer(help="List models, and have them on this machine.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -85,7 +85,7 @@ def _full_name(model: str) -> str:
         raise UsageError(str(error)) from None
 
 
-def _object(name: str, files: Any) -> dict[str, object]:
+def _object(name: str, files: ModelFiles | None) -> dict[str, object]:
     return {
         "model": name,
         "size_bytes": files.size_bytes if files else None,
