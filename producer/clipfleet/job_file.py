@@ -69,7 +69,7 @@ class StagedNote:
 
 
 def staged_files(output: Output) -> StagedFiles:
-    """What `note_staged` noted, or no files. Raises `OutputDamagedError`."""
+    """What a `StagedNote` wrote last, or no files. Raises `OutputDamagedError`."""
     way_out = "submit the job anew into another --output"
     return _read(output, keys.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
 
