@@ -153,6 +153,12 @@ class TestStdin:
 
         assert "stdin:2: the line is longer than 1,000 bytes" in stdin_problem(pipe, "/1\n" + "x" * 5000)
 
+    def test_one_that_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.stdin", None)
+
+        with pytest.raises(SourceError, match="stdin: is closed"):
+            open_source("-")
+
     def test_what_cannot_be_read(self, tmp_path: Path) -> None:
         folder = os.open(tmp_path, os.O_RDONLY)
         with pytest.raises(SourceError, match="stdin: cannot be read: Is a directory"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,13 +37,21 @@ class StdinSource:
 
     Args:
         options: see there.
-        descriptor: what is read; nobody else may read from it.
+        descriptor: what is read, by default standard input; nobody else may read from it.
         monotonic: a clock in seconds.
     """
 
     def __init__(
-        self, options: ReadOptions, *, descriptor: int = 0, monotonic: Callable[[], float] = time.monotonic
+        self,
+        options: ReadOptions,
+        *,
+        descriptor: int | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        if descriptor is None:
+            if sys.stdin is None:  # closed; some other file may have its number now
+                raise SourceError(f"{NAME}: is closed")
+            descriptor = 0
         self._descriptor = descriptor
         self._monotonic = monotonic
         self._base = options.base_in(f"{Path.cwd()}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote_from_bytes
 
@@ -40,7 +41,10 @@ def base_of(base_uri: str) -> str:
     that waits for a value (`https://host/image?name=`).
     """
     if not has_scheme(base_uri):
-        base_uri = str(Path(base_uri).expanduser().absolute())
+        path = Path(base_uri)
+        with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+            path = path.expanduser()
+        base_uri = str(path.absolute())
     return base_uri if base_uri.endswith(("/", "=")) else base_uri + "/"
 
 
