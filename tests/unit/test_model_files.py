@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from clipfleet.contract import DEFAULT_MODEL
+from clipfleet.contract import DEFAULT_MODEL, Precision
 from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.model import load_model
 from clipfleet_worker.model_files import Layout, fetch_files, find_configuration, find_files
 from tests.support.hub_cache import HubCache
 
@@ -195,6 +196,16 @@ class TestFolders:
             with pytest.raises(ModelUnavailableError, match=words) as caught:
                 ask(f"local-dir:{folder}")
             assert str(folder) in str(caught.value)
+
+
+def test_a_model_is_the_same_wherever_it_lies(hub: HubCache, tmp_path: Path) -> None:
+    hub.add("org/demo", {name: DEMO / name for name in (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS)})
+    shutil.copytree(DEMO, tmp_path / "copy")
+
+    names = ("demo", "hf-hub:org/demo", f"local-dir:{DEMO}", f"local-dir:{tmp_path / 'copy'}")
+    found = {load_model(name, Precision.FP32, "cpu").fingerprint for name in names}
+
+    assert len(found) == 1
 
 
 class TestMistakes:

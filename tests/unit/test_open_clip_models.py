@@ -1,0 +1,91 @@
+"""What we ask of open_clip's own registry: names, places of weights, and what they were trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from clipfleet.contract import DEFAULT_MODEL
+from clipfleet_worker.open_clip_models import (
+    configuration_of,
+    known_models,
+    known_weights,
+    warn_of_other_activation,
+    weights_in,
+)
+
+
+def test_all_names_have_a_place_on_the_hub() -> None:
+    """Weights that open_clip knows by an address alone could not be pulled."""
+    names = known_models()
+
+    assert DEFAULT_MODEL in names
+    assert len(names) > 100
+    for name in names:
+        found = known_weights(*name.split(":"))
+        assert found.repository.count("/") == 1
+        assert found.file_names[0].endswith(".safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "file_names"),
+    [
+        (
+            DEFAULT_MODEL,
+            "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+            ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+        ),
+        ("ViTamin-S:datacomp1b", "jienengchen/ViTamin-S", ("pytorch_model.safetensors", "pytorch_model.bin")),
+    ],
+)
+def test_where_weights_are(name: str, repository: str, file_names: tuple[str, ...]) -> None:
+    found = known_weights(*name.split(":"))
+
+    assert (found.repository, found.file_names) == (repository, file_names)
+    assert found.preprocessing["interpolation"] == "bicubic"
+
+
+def test_a_configuration_may_be_changed_without_harm() -> None:
+    configuration_of("ViT-B-32")["embed_dim"] = 1
+    assert (
+        configuration_of("ViT-B-32")["embed_dim"]
+        == open_clip.get_model_config("ViT-B-32")["embed_dim"]
+        == 512
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["model.safetensors", "open_clip_model.safetensors"], "open_clip_model.safetensors"),
+        (["model.safetensors", "open_clip_pytorch_model.bin"], "open_clip_pytorch_model.bin"),
+        (["b.safetensors", "a.bin", "model.pth"], "model.pth"),
+        (["b.safetensors", "a.bin"], "b.safetensors"),
+        (["a.pth", "b.bin"], "b.bin"),
+        (["a.txt"], None),
+    ],
+)  # fmt: skip
+def test_the_weights_of_a_folder(names: list[str], chosen: str | None, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    assert weights_in(tmp_path) == (tmp_path / chosen if chosen else None)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pretrained", "warns"),
+    [
+        ("ViT-B-32", "openai", True),
+        ("ViT-B-32-quickgelu", "openai", False),
+        ("ViT-B-32", "datacomp_xl_s13b_b90k", False),
+        ("ViT-B-32", "/a/file.pt", False),
+    ],
+)
+def test_weights_that_want_another_activation_are_told(
+    architecture: str, pretrained: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_other_activation(architecture, pretrained)
+
+    assert [record.getMessage().endswith("what they want") for record in caplog.records] == [True] * warns
+    assert not warns or "ViT-B-32-quickgelu:openai" in caplog.text
