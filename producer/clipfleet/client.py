@@ -236,10 +236,7 @@ class Client:
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         submission = Submission(self._ledger, self._hints, output, job, retention)
         run = partial(submission.run, overwrite=options.overwrite)
-        if isinstance(opened, IterableSource) and opened.may_pause:
-            run_beside(opened, run)
-        else:
-            run(opened)
+        _run_without_pauses(opened, run)
         return self._handle(job)
 
     def _rebuild(self, output: Output) -> None:
@@ -386,6 +383,17 @@ def _opened(source: SourceLike, task: Task, options: JobOptions) -> Source:
     if task is Task.EMBED_TEXT:
         return text_source_of(source, text_column=options.url_column, id_column=options.id_column)
     return source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
+
+
+def _run_without_pauses(source: Source, run: Callable[[Source], None]) -> None:
+    """Run a submit; where the next item may be long in coming, what is there goes on meanwhile."""
+    items = source.items if isinstance(source, TextSource) else source
+    if not (isinstance(items, IterableSource) and items.may_pause):
+        run(source)
+    elif isinstance(source, TextSource):
+        run_beside(items, lambda handed_over: run(source.over(handed_over)))
+    else:
+        run_beside(items, run)
 
 
 def _make_job(source: Source, task: Task, options: JobOptions, question: _Question) -> Job:

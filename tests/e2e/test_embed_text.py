@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from clipfleet.contract import DEMO_MODEL, Precision
 from clipfleet.settings import Settings
 from clipfleet_worker.model import load_model
 from tests.support.cluster import Cluster
+from tests.support.waiting import wait_until
 
 TEXTS = ["a photo of a cat", "ein Haus, groß", "word " * 200, "rocket"]
 
@@ -61,6 +63,19 @@ def test_a_column_of_a_table_with_a_blank_text(cluster: Cluster, folder: Path) -
     refused = cluster.run("embed-text", folder / "list.csv", "--model", "demo")
     assert refused.returncode == 2
     assert "--text-column" in refused.stderr
+
+
+def test_a_generator_that_pauses_holds_nothing_back(cluster: Cluster, folder: Path) -> None:
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+
+        def texts() -> Iterator[str]:
+            yield "a cat"
+            wait_until(lambda: client.job("paused").status().ok == 1, "the first text has its vector", 60)
+            yield "a dog"
+
+        options = JobOptions(output=folder / "out", model="demo", chunk_size=1, job_id="paused")
+        job = client.embed_text(texts(), options=options)
+        assert job.wait(120).ok == 2
 
 
 def test_strings_of_a_program(cluster: Cluster, folder: Path) -> None:

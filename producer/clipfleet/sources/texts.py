@@ -25,7 +25,8 @@ class TextSource:
     """See `clipfleet.sources.Source`."""
 
     def __init__(self, items: Source, default_column: str) -> None:
-        self._items = items
+        self.items = items
+        self._default_column = default_column
         described = items.description
         name = described.options.get("url_column", default_column)
         self.text_column = extra_column_name(name)
@@ -39,9 +40,13 @@ class TextSource:
             }
         )
 
+    def over(self, items: Source) -> TextSource:
+        """The same texts, where their items come another way."""
+        return TextSource(items, self._default_column)
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
-        for batch in self._items.batches():
+        for batch in self.items.batches():
             self._require_texts(batch)
             texts = batch["uri"]
             nothing = pa.array([""] * batch.num_rows, pa.string())
