@@ -19,7 +19,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -307,6 +307,8 @@ def test_whatever_happens_whole_chunks_are_seen_once(
             database=None,
             deadline=None,
             print_blob=True,
+            report_multiple_bugs=False,
+            phases=[Phase.generate],  # shrinking takes long, and a failing walk is short enough to be read
             suppress_health_check=list(HealthCheck),
         ),
     )
