@@ -24,6 +24,7 @@ from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import claim, let_leases_expire, new_token, server_now_ms, try_claim
 from tests.support.redis_rows import (
     DIMENSION,
+    LONG,
     bring,
     chunk_rows,
     complete,
@@ -300,6 +301,8 @@ class TestEnded:
 
         assert ledger.status("job").state is JobState.COMPLETED
         assert redis_client.xlen(keys.EVENTS) == 1
+        assert redis_client.ttl(keys.job("job")) <= LONG.job_seconds
+        assert redis_client.ttl(RESULTS[0]) <= LONG.result_seconds
 
     def test_results_and_job_stay_for_their_times_and_the_job_not_shorter(
         self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
