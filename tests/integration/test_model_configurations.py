@@ -233,6 +233,7 @@ def default_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[open_cli
     with pytest.MonkeyPatch.context() as monkeypatch:
         cache.use(monkeypatch)
         yield module.eval()
+    weights.unlink()  # 605 MB, which pytest would keep for three runs
 
 
 def test_the_default_model_is_found_by_name(default_model: open_clip.CLIP) -> None:

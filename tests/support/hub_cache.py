@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class HubCache:
             path = snapshot / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
-                os.link(content, path)
+                path.symlink_to(content)
             else:
                 path.write_bytes(content)
         return snapshot
