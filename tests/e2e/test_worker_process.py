@@ -93,12 +93,10 @@ def test_without_roots_nothing_is_read_or_written(tmp_path: Path) -> None:
         assert "output_unreachable" in failed.stderr
 
 
-def test_a_model_that_cannot_be_loaded_gives_failed_rows(tmp_path: Path) -> None:
-    with Cluster(tmp_path, {"CLIPFLEET_MODELS": "ViT-B-32:no_such_weights"}) as cluster:
-        write_pictures(tmp_path / "pictures", 3)
-        cluster.start_worker()
-        answer = cluster.run_json(
-            "embed", "pictures", "--model", "ViT-B-32:no_such_weights", "--output", "out", expect=3
-        )
-        assert answer["failed"] == 3
-        assert "model_unavailable" in cluster.run("results", "out", "--format", "jsonl").stdout
+def test_a_model_that_nobody_knows_is_refused_at_start() -> None:
+    result = run_worker(
+        CLIPFLEET_REDIS_URL="redis://127.0.0.1:1/0", CLIPFLEET_MODELS="ViT-B-32:no_such_weights"
+    )
+    assert result.returncode == 2
+    assert "knows no weights 'no_such_weights'" in result.stderr
+    assert result.stderr.count("\n") == 1
