@@ -38,7 +38,7 @@ class Source(Protocol):
         ...
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The items, as batches of up to 8,192 rows; none while nothing comes for a moment.
+        """The items, as batches of up to 8,192 rows; one without rows says that nothing came for a while.
 
         Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
         `description.extra_columns` in that order, of whatever type, and the pictures themselves where the

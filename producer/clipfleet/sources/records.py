@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources.batches import item_batch
-from clipfleet.sources.columns import Columns, assign_columns
+from clipfleet.sources.columns import assign_columns
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.uris import absolute_uris
 
@@ -68,11 +68,6 @@ class RecordTable:
         self._may_hold_pictures = may_hold_pictures
         self._known = frozenset([*header, *([self.url_field, self.bytes_field] if may_hold_pictures else [])])
         self._others = None if is_all else _unused_name(OTHER_FIELDS, self._types)
-
-    @property
-    def columns(self) -> Columns:
-        """What each field is for."""
-        return self._columns
 
     def described(self) -> dict[str, str]:
         """The choice of columns, in the words of `SourceDescription.options`."""

@@ -86,18 +86,17 @@ class StdinSource:
 
     def _passed_on(self) -> Iterator[list[NumberedLine]]:
         """Lines for one batch each: many where they come fast, else what came within half a second."""
-        yield self._first
+        yield from _of_batch_size(self._first)
         held: list[NumberedLine] = []
         since = self._monotonic()
         for block in self._blocks:
             held += block
             is_full = len(held) >= MAX_ROWS or sum(len(line) for _, line in held) >= MAX_BYTES
             if is_full or self._monotonic() - since >= PASS_ON_SECONDS:
-                for start in range(0, len(held) or 1, MAX_ROWS):
-                    yield held[start : start + MAX_ROWS]
+                yield from _of_batch_size(held)
                 held, since = [], self._monotonic()
         if held:
-            yield held
+            yield from _of_batch_size(held)
 
     def _wait_for_lines(self) -> list[NumberedLine]:
         for block in self._blocks:
@@ -136,6 +135,11 @@ class StdinSource:
             return os.read(self._descriptor, _BLOCK_BYTES)
         except OSError as error:
             raise SourceError(f"{NAME}: cannot be read: {error.strerror}") from error
+
+
+def _of_batch_size(lines: list[NumberedLine]) -> Iterator[list[NumberedLine]]:
+    for start in range(0, len(lines) or 1, MAX_ROWS):
+        yield lines[start : start + MAX_ROWS]
 
 
 def _decoded(lines: list[bytes], before: int) -> Iterator[NumberedLine]:
