@@ -234,6 +234,12 @@ class TestGlob:
     def test_a_pattern_without_a_match_is_an_error_that_names_it(self, tree: Path) -> None:
         assert problem(tree / "*.gif") == f"{tree}/*.gif: no file matches this pattern"
 
+    @pytest.mark.parametrize("pattern", ["*.parquet", "data/**/*.csv.gz", "[ab].txt"])
+    def test_a_pattern_of_lists_is_refused_before_each_is_taken_for_a_picture(
+        self, tree: Path, pattern: str
+    ) -> None:
+        assert "submit lists one by one" in problem(tree / pattern)
+
     def test_a_pattern_below_a_folder_that_is_not_there(self, tree: Path) -> None:
         assert f"{tree}/nowhere: cannot be read" in problem(tree / "nowhere/*.jpg")
 

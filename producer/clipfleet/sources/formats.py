@@ -73,5 +73,17 @@ def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
         raise SourceError(f"{printable(text)}: --base-uri applies to lists and tables only")
 
 
+def refuse_pattern_of_lists(pattern: str) -> None:
+    """Refuse what would take each list for a picture.
+
+    Raises:
+        SourceError: the pattern ends like a list or a table.
+    """
+    if list_opener(pattern) is not None:
+        raise SourceError(
+            f"{printable(pattern)}: a pattern can mean pictures or .tar shards; submit lists one by one"
+        )
+
+
 def _ending(name: str) -> str | None:
     return next((end for end in _LISTS if name.lower().endswith(end)), None)

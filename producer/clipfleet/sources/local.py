@@ -13,7 +13,13 @@ from clipfleet.errors import SourceError
 from clipfleet.sources.braces import expand_braces
 from clipfleet.sources.files import LocalFile
 from clipfleet.sources.folder import FolderSource, is_picture_name
-from clipfleet.sources.formats import SUPPORTED, is_shard_name, list_opener, require_fit
+from clipfleet.sources.formats import (
+    SUPPORTED,
+    is_shard_name,
+    list_opener,
+    refuse_pattern_of_lists,
+    require_fit,
+)
 from clipfleet.sources.glob import GlobSource, has_wildcards, matching_files
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.tar import Shard, TarSource, shards_state
@@ -45,6 +51,7 @@ def open_local(text: str, options: ReadOptions) -> Source:
     if is_shard_name(text):
         return _shards(path, [*_named_shards(text)])
     if has_wildcards(text):
+        refuse_pattern_of_lists(text)
         return GlobSource.of_pattern(path)
     raise SourceError(f"{printable(str(path))}: does not exist")
 

@@ -11,7 +11,7 @@ from clipfleet.errors import SourceError
 from clipfleet.s3 import S3Client, S3Object, default_client, split_s3_uri
 from clipfleet.sources.braces import expand_braces
 from clipfleet.sources.folder import PICTURE_EXTENSIONS, is_picture_name
-from clipfleet.sources.formats import is_shard_name, list_opener, require_fit
+from clipfleet.sources.formats import is_shard_name, list_opener, refuse_pattern_of_lists, require_fit
 from clipfleet.sources.glob import has_wildcards
 from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.s3_objects import ObjectFile, PrefixSource, is_hidden, listing
@@ -44,6 +44,7 @@ def open_s3(uri: str, options: ReadOptions) -> Source:
     if is_shard_name(key):
         return _shards(client, bucket, uri)
     if has_wildcards(key):
+        refuse_pattern_of_lists(uri)
         return _pattern(client, bucket, uri)
     if is_picture_name(key):
         return _picture(client, bucket, key)
