@@ -232,13 +232,15 @@ def test_a_child_with_a_log_has_its_own_session_and_one_without_shares_ours(
 
 
 def test_a_child_starts_with_default_signals(launch: Callable[..., Child], log: Path) -> None:
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignored = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    previous = [signal.signal(number, signal.SIG_IGN) for number in ignored]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         child = launch("cat", "/proc/self/status")
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        signal.signal(signal.SIGHUP, previous)
+        for number, handler in zip(ignored, previous, strict=True):
+            signal.signal(number, handler)
     wait_until(lambda: not child.alive, "the child ends")
     status = dict(line.split(":\t") for line in log.read_text().splitlines() if line.startswith("Sig"))
     assert int(status["SigBlk"], 16) == 0
@@ -293,6 +295,15 @@ def test_a_child_whose_supervisor_died_before_it_could_say_so_does_not_start() -
 # --- Signals ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def sigint_is_heard() -> Iterator[None]:
+    """The background jobs of a script ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_signals_are_noted_in_order_and_handlers_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with SignalRecorder() as signals:

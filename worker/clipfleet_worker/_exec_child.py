@@ -29,9 +29,10 @@ def die_with(supervisor_pid: int) -> None:
 
 
 def reset_signals() -> None:
-    """Undo what is inherited over exec: a mask, and signals ignored (Python itself ignores SIGPIPE)."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+    """Undo what is inherited over exec: a mask, signals ignored (SIGPIPE by Python, SIGINT by scripts)."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
