@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import KombuError
 
@@ -17,6 +18,9 @@ from clipfleet.redis_connection import masked
 log = logging.getLogger(__name__)
 
 MAX_HINTS = 64  # per job, whatever its size: every successful claim publishes the next one
+
+# What publishing may raise: of RabbitMQ's refusals kombu passes on most as they are.
+BROKER_ERRORS = (KombuError, AMQPError, OSError)
 
 # Every value answers a measured fault of Celery on Redis.
 REDIS_TRANSPORT_OPTIONS: dict[str, Any] = {
@@ -74,7 +78,7 @@ class Hints:
             with self._app.producer_or_acquire() as producer:
                 for _ in range(count):
                     self._app.send_task(task, producer=producer, argsrepr="-", kwargsrepr="-")
-        except (KombuError, OSError) as error:
+        except BROKER_ERRORS as error:
             log.warning(
                 "hint not published on %s: %s", self._where, error, extra={"action": "hint_not_published"}
             )

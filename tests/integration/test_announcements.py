@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import redis
+from amqp.exceptions import AccessRefused, PreconditionFailed
 from celery import Celery
+from kombu.entity import Queue
 
 from clipfleet import keys
 from clipfleet.announcements import Announcement, Announcements
@@ -162,3 +164,36 @@ def test_a_broker_that_is_away_costs_no_announcement(
     wait_until(lambda: redis_client.llen("celery") == 1, "the end is announced")
     announcer.stop()
     redis_client.delete("celery", "_kombu.binding.celery")
+
+
+def test_a_refusal_of_rabbitmq_is_no_end_of_the_worker(
+    ledger: Ledger, announcements: Announcements, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AccessRefused("ACCESS_REFUSED - access to queue 'celery' refused")
+
+    monkeypatch.setattr(app, "send_task", refuse)
+    submit(ledger)
+    finish(ledger)
+
+    assert not Announcer(announcements, app).announce()
+
+
+def test_a_queue_that_the_user_made_otherwise_is_taken_as_it_is(
+    ledger: Ledger, announcements: Announcements, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ refuses to declare a queue again with other properties, a quorum queue for example."""
+    sent: list[str] = []
+
+    def send_task(name: str, *, queue: Queue, **_: object) -> None:
+        if not queue.no_declare:
+            raise PreconditionFailed("PRECONDITION_FAILED - inequivalent arg 'x-queue-type'")
+        sent.append(f"{name} to {queue.name}")
+
+    monkeypatch.setattr(app, "send_task", send_task)
+    submit(ledger)
+    finish(ledger)
+
+    assert Announcer(announcements, app).announce()
+    assert sent == [f"{TASK} to celery"]
+    assert announcements.claim(60) is None

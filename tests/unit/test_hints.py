@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
+from amqp.exceptions import AccessRefused
 from celery import Celery
 from kombu.exceptions import ConnectionLimitExceeded, OperationalError
 
@@ -57,7 +58,13 @@ def test_work_is_published_as_often_as_asked(app: FakeApp, hints: Hints) -> None
 
 @pytest.mark.parametrize("where", ["acquire_error", "send_error"])
 @pytest.mark.parametrize(
-    "error", [OperationalError("no route"), ConnectionLimitExceeded(4), OSError(111, "Connection refused")]
+    "error",
+    [
+        OperationalError("no route"),
+        ConnectionLimitExceeded(4),
+        OSError(111, "Connection refused"),
+        AccessRefused("ACCESS_REFUSED - login was refused"),  # of RabbitMQ: kombu passes it on as it is
+    ],
 )
 def test_a_broker_that_is_away_is_logged_and_nothing_else(
     app: FakeApp, hints: Hints, caplog: pytest.LogCaptureFixture, where: str, error: Exception

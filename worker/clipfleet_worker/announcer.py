@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 
+from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from kombu.entity import Queue
-from kombu.exceptions import KombuError
 
 from clipfleet.announcements import Announcement, Announcements
 from clipfleet.errors import RedisUnavailableError
+from clipfleet.hints import BROKER_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +56,28 @@ class Announcer:
                 return False
             self._send(announcement)
             self._announcements.drop(announcement)
-        except (RedisUnavailableError, KombuError, OSError) as error:
+        except (RedisUnavailableError, *BROKER_ERRORS) as error:
             log.warning("no end announced: %s", error, extra={"action": "announce_failed"})
             return False
         return True
 
     def _send(self, announcement: Announcement) -> None:
-        self._app.send_task(
-            announcement.task,
-            args=[announcement.event],
-            task_id=announcement.task_id,
-            queue=Queue(announcement.queue),  # type: ignore[no-untyped-call]  # kombu has no types
-            ignore_result=False,  # whether it has a result is the user's business
-        )
+        try:
+            self._send_to(Queue(announcement.queue), announcement)  # type: ignore[no-untyped-call]  # kombu has no types
+        except PreconditionFailed:  # RabbitMQ has the queue, made with other properties: it will do
+            self._send_to(Queue(announcement.queue, no_declare=True), announcement)  # type: ignore[no-untyped-call]
         log.info(
             "job %s: %s was told",
             announcement.event["job_id"],
             announcement.task,
             extra={"action": "end_announced", "job_id": announcement.event["job_id"]},
+        )
+
+    def _send_to(self, queue: Queue, announcement: Announcement) -> None:
+        self._app.send_task(
+            announcement.task,
+            args=[announcement.event],
+            task_id=announcement.task_id,
+            queue=queue,
+            ignore_result=False,  # whether it has a result is the user's business
         )
