@@ -34,6 +34,8 @@ DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_f
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
+# Keys of ours, and of kombu, in a Redis that is the broker too: a queue of that name would take their place.
+_RESERVED_QUEUES = re.compile(r"clipfleet(:.*)?|_kombu\..*|unacked(_.*)?")
 LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
@@ -297,6 +299,10 @@ class Job(_Frozen):
                     f"{field.replace('_', '-')} {name!r} must be a name without blanks, "
                     "such as myapp.tasks.handle for a task and celery for a queue"
                 )
+        if _RESERVED_QUEUES.fullmatch(self.on_finished_queue):
+            raise ValueError(
+                f"on-finished-queue {self.on_finished_queue!r} is a name that clipfleet needs itself"
+            )
         for label_set in self.named_label_sets:
             clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))
             if clash:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -295,3 +296,11 @@ class TestParts:
 
         with pytest.raises(ValueError):
             read_part_footer(footer | {name: value})
+
+
+@pytest.mark.parametrize(
+    "queue", ["clipfleet", "clipfleet:finishing", "_kombu.binding.celery", "unacked", "unacked_index"]
+)
+def test_nothing_of_a_user_is_sent_to_a_name_of_ours_or_of_the_broker(tmp_path: Path, queue: str) -> None:
+    with pytest.raises(ValidationError, match="on-finished-queue"):
+        Job.model_validate(make_job(tmp_path).model_dump() | {"on_finished_queue": queue})
