@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -84,9 +84,12 @@ class RedisRows:
                 counts = PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
                 yield PartIdentity(job.job_id, chunk_id, status.generation), counts
 
-    def failure_examples(self, codes: Collection[str]) -> dict[str, str]:
-        """One detail for each of these error codes; reads no further than the last of them."""
+    def failure_examples(self) -> dict[str, str]:
+        """See the protocol; reads no further than the last code that the ledger has counted."""
+        codes = self._ledger.status(self._job.job_id).codes
         examples: dict[str, str] = {}
+        if not codes:
+            return examples
         for batch in self.read(["error_code", "error_detail"]).batches:
             for row in batch.to_pylist():
                 if row["error_code"] is not None:

@@ -71,6 +71,10 @@ class RowReader(Protocol):
         """
         ...
 
+    def failure_examples(self) -> dict[str, str]:
+        """One detail for each error code, as far as that is told quickly."""
+        ...
+
 
 def rows(reader: RowReader) -> Iterator[dict[str, Any]]:
     """All rows so far as plain dicts; `embedding` is a list of floats or None. Raises like `read`."""
@@ -128,17 +132,6 @@ def require_numpy() -> Any:
     return np
 
 
-def failure_examples(output: Output) -> dict[str, str]:
-    """One detail for each error code, as far as the beginning of the job's list of failed rows goes."""
-    try:
-        with output.open(keys.ERRORS) as file:
-            lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
-    except (FileNotFoundError, OutputUnavailableError):
-        return {}
-    failed = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {row["error_code"]: row["error_detail"] for row in reversed(failed)}
-
-
 class PartRows:
     """The rows in the parts of an output; see `RowReader`."""
 
@@ -181,6 +174,16 @@ class PartRows:
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         return RowStream(schema, self._batches(files, names, schema))
+
+    def failure_examples(self) -> dict[str, str]:
+        """See the protocol; looks at the beginning of the finished job's list of failed rows."""
+        try:
+            with self._output.open(keys.ERRORS) as file:
+                lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
+        except (FileNotFoundError, OutputUnavailableError):
+            return {}
+        failed = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {row["error_code"]: row["error_detail"] for row in reversed(failed)}
 
     def _part_names(self, job: Job | None) -> tuple[PartFormat, list[str]]:
         found: dict[PartFormat, list[str]] = {}

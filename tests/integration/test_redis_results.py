@@ -160,7 +160,7 @@ class TestReading:
         submit_job(ledger)
         self.work(ledger, store, chunk_rows(0, failed=[1, 2]))
 
-        assert reader.failure_examples({"not_found"}) == {"not_found": "404"}
+        assert reader.failure_examples() == {"not_found": "404"}
 
     def test_before_the_first_chunk_there_is_nothing_yet(self, ledger: Ledger, reader: RedisRows) -> None:
         submit_job(ledger)

@@ -1,0 +1,162 @@
+"""One job in the hands of a program: where it stands, its rows, and what can be done to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipfleet import results
+from clipfleet.contract import ErrorCode, Job, JobState
+from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.exports import ExportCounts, Layout, export
+from clipfleet.hints import Hints
+from clipfleet.inventory import parts_in_place
+from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.outputs import open_output, output_of
+from clipfleet.redis_results import RedisRows
+from clipfleet.redis_store import RedisStore
+from clipfleet.results import PartRows, RowReader
+from clipfleet.retry import Parts, Retry
+from clipfleet.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_POLL_SECONDS = 1.0
+_BREATH_SECONDS = 0.1  # between two looks at a job whose chunks end quickly
+
+OnProgress = Callable[[JobStatus], None]
+OnTrouble = Callable[[str], None]
+
+
+class JobHandle:
+    """One job."""
+
+    def __init__(self, ledger: Ledger, store: RedisStore, hints: Hints, job: Job, settings: Settings) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._hints = hints
+        self._settings = settings
+        self.job = job
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.job.job_id
+
+    @property
+    def output(self) -> str:
+        """Where the rows are."""
+        return self.job.output
+
+    def status(self) -> JobStatus:
+        """A snapshot. Raises `JobNotFoundError` once the ledger has forgotten the job."""
+        return self._ledger.status(self.job_id)
+
+    def wait(
+        self,
+        timeout_seconds: float | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        on_trouble: OnTrouble | None = None,
+    ) -> JobStatus:
+        """Block until the job has ended; a Redis that is away is waited for.
+
+        Args:
+            timeout_seconds: give up then.
+            on_progress: called with every snapshot, about once a second.
+            on_trouble: called with a line for people when Redis does not answer.
+
+        Raises:
+            TimeoutError: the job has not ended in time; it goes on.
+        """
+        ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        last = "$"
+        while True:
+            try:
+                status = self.status()
+                if on_progress is not None:
+                    on_progress(status)
+                if status.state.is_final:
+                    return status
+                if ends is not None and time.monotonic() >= ends:
+                    raise TimeoutError(f"job {self.job_id} is {status.state} after {timeout_seconds:g} s")
+                last = self._ledger.wait_for_progress(self.job_id, last, _POLL_SECONDS)
+                time.sleep(_BREATH_SECONDS)
+            except RedisUnavailableError as error:
+                if on_trouble is not None:
+                    on_trouble(str(error))
+                time.sleep(_POLL_SECONDS)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The rows that are there, as dicts, in the order of the source."""
+        return results.rows(self.rows_reader())
+
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """`item_index` (n,) and the vectors (n, d) float16 of the rows that have one."""
+        return results.vectors(self.rows_reader())
+
+    def export(self, layout: Layout, folder: str | Path) -> ExportCounts:
+        """Copy the rows that are there into a new folder, see `clipfleet.exports.export`."""
+        return export(self.rows_reader(), layout, Path(folder))
+
+    def failure_examples(self) -> dict[str, str]:
+        """One detail for each error code, as far as that is told quickly."""
+        return self.rows_reader().failure_examples()
+
+    def rows_reader(self) -> RowReader:
+        """The rows that are there, for `clipfleet.results` and `clipfleet.exports`."""
+        return self._redis_rows() if self.job.output_is_redis else PartRows(open_output(self.output))
+
+    def _redis_rows(self) -> RedisRows:
+        return RedisRows(self._ledger, self._store, self.job)
+
+    def cancel(self) -> tuple[bool, JobState]:
+        """End the job early; False and its state if it is finishing or over."""
+        return self._ledger.cancel(self.job_id, ttl_seconds=self._settings.job_ttl_seconds)
+
+    def pause(self) -> tuple[bool, JobState]:
+        """Hand out no more chunks; those under way are finished."""
+        return self._ledger.pause(self.job_id, "paused by request")
+
+    def resume(self) -> tuple[bool, JobState]:
+        """Undo `pause`, also one that the job did itself."""
+        return self._ledger.resume(self.job_id)
+
+    def retry(self, codes: Sequence[str] = ()) -> bool:
+        """Run the failed rows of an ended job again, in place, and whatever a cancelled or failed job left.
+
+        Returns as soon as the job goes on: `wait` for its end. A retry that is under way is left alone.
+
+        Args:
+            codes: only rows with these error codes; empty: all that failed.
+
+        Returns:
+            False if there is nothing to run again.
+
+        Raises:
+            JobNotFoundError: the ledger has forgotten the job: use `Client.rebuild` first.
+            JobConflictError: the job has not ended yet, or another retry of it began at the same time.
+            UsageError: there is no such error code, or the output does not hold this job any more.
+            WorldError: Redis or the output is away.
+        """
+        known = [code for code in codes if code in list(ErrorCode)]
+        if len(known) < len(codes):
+            strange = next(code for code in codes if code not in known)
+            raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
+        output = output_of(self.job, self._store)
+        parts: Parts = partial(parts_in_place, output, self.job)
+        if self.job.output_is_redis:
+            parts = self._redis_rows().parts_in_place
+        retry = Retry(
+            self._ledger,
+            self._hints,
+            output,
+            parts,
+            self.job,
+            lease_seconds=self._settings.lease_seconds,
+        )
+        return retry.run([ErrorCode(code) for code in known])
