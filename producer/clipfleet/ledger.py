@@ -47,6 +47,7 @@ class Claim:
     more: bool  # work remains for another claim
     chunk_size: int  # items in the chunk, at most
     retry_codes: tuple[str, ...] = ()  # of a retry: the error codes of the rows to run again; empty: all
+    job_created_ms: int = 0  # with id and fingerprint, what tells a job from all that were before it
 
     @property
     def has_history(self) -> bool:
@@ -67,6 +68,7 @@ class FinishClaim:
     job_id: str
     generation: int
     job_fingerprint: str
+    job_created_ms: int = 0  # see `Claim`
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,14 +391,13 @@ class Ledger:
         )  # fmt: skip
         if not answer:
             return None
-        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more, size, codes = (
-            answer
-        )
+        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more = answer[:10]
+        size, codes, created_ms = answer[10:]
         return Claim(
             token=token, job_id=job_id, chunk_id=int(chunk), generation=int(generation), losses=int(losses),
             failures=int(failures), waits=int(waits), job_fingerprint=fingerprint, first_chunk=int(first),
             chunks=int(chunks), more=more == "1", chunk_size=int(size),
-            retry_codes=tuple(codes.split(",")) if codes else (),
+            retry_codes=tuple(codes.split(",")) if codes else (), job_created_ms=int(created_ms),
         )  # fmt: skip
 
     def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:
@@ -460,7 +461,10 @@ class Ledger:
     ) -> FinishClaim | None:
         """Lease the finishing of a job whose chunks are all done."""
         answer = self._run("claim_finish", token, int(lease_seconds * 1000), *excluded_jobs)
-        return FinishClaim(token, answer[0], int(answer[1]), answer[2]) if answer else None
+        if not answer:
+            return None
+        job_id, generation, fingerprint, created_ms = answer
+        return FinishClaim(token, job_id, int(generation), fingerprint, int(created_ms))
 
     def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> str:
         """Tell that the manifest is written; answers the final state, `stale` or `missing`. Idempotent."""

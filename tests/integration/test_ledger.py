@@ -290,6 +290,7 @@ def test_a_claim_tells_the_worker_all_it_needs_to_find_the_items(ledger: Ledger)
     assert found == Claim(
         token="delivery-1", job_id="job", chunk_id=3, generation=0, losses=0, failures=0, waits=0,
         job_fingerprint=job.fingerprint, first_chunk=3, chunks=2, more=True, chunk_size=512,
+        job_created_ms=ledger.status("job").created_ms,
     )  # fmt: skip
 
 

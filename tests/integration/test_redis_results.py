@@ -34,6 +34,7 @@ from clipfleet.results import vectors as vectors_of
 from clipfleet.sources.batches import item_batch
 from clipfleet.staging import StagedReader
 from clipfleet.submission import Submission
+from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import claim, make_job
 from tests.support.redis_rows import DIMENSION, bring, chunk_rows, complete, redis_job, submit_job
@@ -215,16 +216,23 @@ class TestReading:
 class FakeSource:
     """Items that are made as they are asked for."""
 
-    def __init__(self, count: int, *, kind: str = "txt", on_batch: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        kind: str = "txt",
+        on_batch: Callable[[], None] | None = None,
+        uri: str = "https://example.org/a.jpg",
+    ) -> None:
         self.description = SourceDescription(kind=kind, uri="/list")
-        self._count, self._on_batch = count, on_batch
+        self._count, self._on_batch, self._uri = count, on_batch, uri
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         for first in range(0, self._count, 8192):
             if self._on_batch is not None:
                 self._on_batch()
             count = min(8192, self._count - first)
-            yield item_batch(first, None, pa.array(["https://example.org/a.jpg"] * count, pa.string()))
+            yield item_batch(first, None, pa.array([self._uri] * count, pa.string()))
 
 
 class QuietHints:
@@ -315,6 +323,18 @@ class TestSubmit:
         self.submit(ledger, store, job, FakeSource(9000, kind="stdin"))
 
         assert ledger.status("job").total == 9000
+
+    def test_a_later_job_of_the_same_name_is_not_taken_for_the_one_that_was(
+        self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
+    ) -> None:
+        """Both read their items from standard input, so nothing else tells them apart."""
+        contexts = JobContexts(ledger, store, ())
+        for uri in ("/monday.jpg", "/tuesday.jpg"):
+            redis_client.flushall()  # the time of the one before is over
+            self.submit(ledger, store, job, FakeSource(3, kind="stdin", uri=uri))
+            claimed = claim(ledger)
+
+            assert contexts.get(claimed).items(claimed)["uri"].to_pylist() == [uri] * 3
 
 
 class TestObjects:

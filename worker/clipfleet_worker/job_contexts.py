@@ -41,7 +41,11 @@ class JobContext:
 
 
 class JobContexts:
-    """The contexts of the jobs that came by last, by job id and fingerprint."""
+    """The contexts of the jobs that came by last.
+
+    A job of the same name that was submitted later is another one, even if it is equal: from standard input,
+    say, come other items.
+    """
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class JobContexts:
         self._store = store
         self._output_roots = tuple(root.resolve() for root in output_roots)
         self._s3_buckets = frozenset(s3_buckets)
-        self._contexts: OrderedDict[tuple[str, str], JobContext] = OrderedDict()
+        self._contexts: OrderedDict[tuple[str, str, int], JobContext] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, claim: Claim | FinishClaim) -> JobContext:
@@ -72,7 +76,7 @@ class JobContexts:
             OutputUnreachableError: the output is outside the roots, not mounted here, or holds another job.
             OutputUnavailableError: the output cannot be read now.
         """
-        key = (claim.job_id, claim.job_fingerprint)
+        key = (claim.job_id, claim.job_fingerprint, claim.job_created_ms)
         with self._lock:
             if key in self._contexts:
                 self._contexts.move_to_end(key)

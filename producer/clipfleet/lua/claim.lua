@@ -2,7 +2,7 @@
 -- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take
 -- turns.
 -- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
--- chunk_size, retry_codes} where more = 1 if work remains for another claim.
+-- chunk_size, retry_codes, created_ms} where more = 1 if work remains for another claim.
 local token, lease_ms = ARGV[1], tonumber(ARGV[2])
 local position = 3
 local function read_list()
@@ -18,13 +18,14 @@ local now = now_ms()
 
 local function answer(job, chunk, more)
   local facts = redis.call('HMGET', job_key(job), 'generation', 'fingerprint', 'chunk_size',
-    'retry_codes')
+    'retry_codes', 'created_ms')
   local troubles = redis.call('HMGET', job_key(job, TROUBLES),
     chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
   local file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
   local first, chunks = string.match(file, '^(%d+)-(%d+)$')
   return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2],
-    first, chunks, more and '1' or '0', facts[3], facts[4] or ''}
+    first, chunks, more and '1' or '0', facts[3], facts[4] or '',
+    facts[5]}
 end
 
 local function take(job, chunk, turn, queue)

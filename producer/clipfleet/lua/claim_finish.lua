@@ -1,5 +1,5 @@
 -- Lease the finishing of a job. ARGV: token, lease_ms, excluded jobs...
--- Answer: {} or {job, generation, fingerprint}.
+-- Answer: {} or {job, generation, fingerprint, created_ms}.
 local token, now = ARGV[1], now_ms()
 local excluded = {}
 for i = 3, #ARGV do excluded[ARGV[i]] = true end
@@ -15,7 +15,7 @@ for _, job in ipairs(candidates) do
     redis.call('HSET', job_key(job), 'finish_token', token)
     redis.call('SET', memory, job, 'PX', math.max(600000, tonumber(ARGV[2]) * 2))
     keep_job(job)
-    return {job, field(job, 'generation'), field(job, 'fingerprint')}
+    return {job, field(job, 'generation'), field(job, 'fingerprint'), field(job, 'created_ms')}
   end
 end
 return {}
