@@ -6,6 +6,9 @@ import datetime
 import decimal
 import gzip
 import json
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -241,6 +244,93 @@ class TestOurErrors:
         assert items(path) == [{"item_id": "a", "uri": URL, "url": "https://old/x.jpg", "id": 9}]
 
 
+NS = 1_600_000_000_123_456_789
+WHEN = "2020-09-13 12:26:40.123456789"
+WITHOUT_PANDAS = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "pandas":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+from clipfleet.sources import ReadOptions, open_source
+for batch in open_source(sys.argv[1], ReadOptions()).batches():
+    for row in batch.to_pylist():
+        del row["item_index"]
+        print(json.dumps(row))
+"""
+
+
+def strange_columns() -> dict[str, pa.Array]:
+    """One value and a null of each type that not every reader of the results knows."""
+    when, zoned = pa.timestamp("ns"), pa.timestamp("ns", "Europe/Berlin")
+    types: dict[str, tuple[Any, pa.DataType]] = {
+        "list": ([NS], pa.list_(when)),
+        "large_list": ([NS], pa.large_list(when)),
+        "list_view": ([NS], pa.list_view(when)),
+        "large_list_view": ([NS], pa.large_list_view(when)),
+        "fixed_list": ([NS], pa.list_(when, 1)),
+        "deep": ([[[NS]], None], pa.list_(pa.list_(pa.list_(when)))),
+        "zoned": ([NS], pa.list_(zoned)),
+        "nowhere": ([1000], pa.list_(pa.timestamp("ms", "Mars/Olympus"))),
+        "nowhere_flat": (1000, pa.timestamp("ms", "Mars/Olympus")),
+        "far": ([2**62], pa.list_(pa.timestamp("ms"))),
+        "far_day": ([2**30], pa.list_(pa.date32())),
+        "time": ([123_456_789], pa.list_(pa.time64("ns"))),
+        "duration": ([NS], pa.list_(pa.duration("ns"))),
+        "far_duration": ([2**62], pa.list_(pa.duration("s"))),
+        "map": ([(NS, 1)], pa.map_(when, pa.int8())),
+        "map_twice": ([("a", 1), ("a", 2)], pa.map_(pa.string(), pa.int8())),
+        "struct": ({"a": NS, "b": b"\xff"}, pa.struct([("a", when), ("b", pa.binary())])),
+        "decimal": ([decimal.Decimal("1.50")], pa.list_(pa.decimal256(50, 2))),
+        "bytes": ([b"\xff"], pa.list_(pa.binary())),
+        "no_number": ({"a": float("nan")}, pa.struct([("a", pa.float64())])),
+        "half": ([0.5], pa.list_(pa.float16())),
+        "nulls": ([None], pa.list_(pa.null())),
+    }
+    columns = {name: pa.array([value, None], kind) for name, (value, kind) in types.items()}
+    words = pa.DictionaryArray.from_arrays([0], pa.array([NS], when))
+    columns["dictionary"] = pa.ListArray.from_arrays([0, 1, 1], words, mask=pa.array([False, True]))
+    columns["uuid"] = pa.array([uuid.UUID(int=7).bytes, None], pa.uuid())
+    columns["extension"] = pa.ExtensionArray.from_storage(
+        pa.opaque(pa.list_(when), "a", "b"), columns["list"]
+    )
+    same = pa.StructArray.from_arrays([[1, 2], [3, 4]], names=["a", "a"], mask=pa.array([False, True]))
+    return columns | {"same": same}
+
+
+EXPECTED = {
+    **{name: [WHEN] for name in ("list", "large_list", "list_view", "large_list_view", "fixed_list")},
+    "deep": [[[WHEN]], None],
+    "zoned": ["2020-09-13 14:26:40.123456789+0200"],
+    "nowhere": ["1970-01-01 00:00:01.000Z"],
+    "nowhere_flat": "1970-01-01 00:00:01.000Z",
+    "far": [f"<value out of range: {2**62}>"],
+    "far_day": [f"<value out of range: {2**30}>"],
+    "time": ["00:00:00.123456789"],
+    "duration": [str(NS)],
+    "far_duration": [str(2**62)],
+    "map": [[WHEN, 1]],
+    "map_twice": [["a", 1], ["a", 2]],
+    "struct": {"a": WHEN, "b": "/w=="},
+    "decimal": ["1.50"],
+    "bytes": ["/w=="],
+    "no_number": {"a": None},
+    "half": [0.5],
+    "nulls": [None],
+    "dictionary": [WHEN],
+    "uuid": str(uuid.UUID(int=7)),
+    "extension": [WHEN],
+    "same": [["a", 1], ["a", 3]],
+}
+
+
+def read(text: str) -> Any:
+    return json.loads(text) if text[0] in "[{" else text
+
+
 class TestParquet:
     def test_columns_keep_their_types(self, tmp_path: Path) -> None:
         columns = {
@@ -291,6 +381,55 @@ class TestParquet:
         assert json.loads(first["boxes"]) == [{"x": 1}]
         assert first["wide"] == "w"
         assert set(second.values()) == {"1", URL, None}
+
+    def test_nothing_that_a_column_may_hold_is_refused(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", {"url": [URL] * 2} | strange_columns())
+
+        (_, first), (_, second) = ((row.pop("uri"), row) for row in items(path))
+
+        first.pop("item_id")
+        assert second.pop("item_id") == "1"
+        assert {name: read(first[name]) for name in first} == EXPECTED
+        assert {*second.values()} == {None}
+
+    def test_pandas_makes_no_difference(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", {"url": [URL] * 2} | strange_columns())
+
+        shown = subprocess.run(
+            [sys.executable, "-c", WITHOUT_PANDAS, str(path)], capture_output=True, text=True, timeout=60
+        )
+
+        assert shown.returncode == 0, shown.stderr
+        assert [json.loads(line) for line in shown.stdout.splitlines()] == items(path)
+
+    @pytest.mark.parametrize("column", ["url", "id"])
+    def test_a_name_may_be_anything_too(self, tmp_path: Path, column: str) -> None:
+        path = tmp_path / "a.parquet"
+        for name, values in strange_columns().items():
+            write_parquet(path, {"url": [URL] * 2} | {column: values})
+            options = {"id_column": "id"} if column == "id" else {}
+            found = items(path, **options)[0]["item_id" if column == "id" else "uri"]
+            assert isinstance(found, str), name
+
+    def test_text_that_is_no_utf8_is_replaced(self, tmp_path: Path) -> None:
+        bad = pa.array([b"a\xff", None]).view(pa.string())
+        columns = {
+            "text": bad,
+            "texts": pa.ListArray.from_arrays([0, 1, 2], bad),
+            "inside": pa.StructArray.from_arrays([bad], ["a"]),
+            "id": bad,
+        }
+        path = write_parquet(tmp_path / "a.parquet", {"url": [URL] * 2} | columns)
+
+        found = table(path)
+
+        found.validate(full=True)
+        assert found["item_id"].to_pylist() == ["a\ufffd", "1"]
+        assert found["text"].to_pylist() == ["a\ufffd", None]
+        assert found["texts"].to_pylist() == [["a\ufffd"], [None]]
+        assert json.loads(found["inside"][0].as_py()) == {"a": "a\ufffd"}
+        key = write_parquet(path, {"url": pa.array([b"/a\xff"])})
+        assert items(key) == [{"item_id": "0", "uri": "/a\ufffd"}]
 
     def test_pictures_in_the_table_as_hugging_face_writes_them(self, tmp_path: Path) -> None:
         image = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": b"two", "path": None}, None]

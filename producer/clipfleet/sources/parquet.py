@@ -1,14 +1,12 @@
 """A Parquet file: one column with URLs or paths, or with the pictures themselves.
 
 Pictures are a binary column, or a struct with the fields `bytes` and `path` as Hugging Face writes it; they
-are staged with the items, because single rows of a Parquet file cannot be read cheaply. The other columns
-keep their types, as far as every reader of the results knows them: truth values, numbers, text, and lists of
-these. Times and decimals become text, structs and maps JSON; other binary columns are left out.
+are staged with the items, because single rows of a Parquet file cannot be read cheaply. Other binary columns
+are left out; all the others are carried, see `arrow_values.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.parts import INLINE_COLUMN
+from clipfleet.sources.arrow_values import as_text, carried, is_binary
 from clipfleet.sources.batches import MAX_ROWS, item_batch
 from clipfleet.sources.columns import URL_COLUMNS, assign_columns
 from clipfleet.sources.files import SourceFile
@@ -67,14 +66,14 @@ class ParquetSource:
 
     def _items(self, first_index: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns, names = self._columns, self._schema.names
-        extra = {name: _carried(batch[names[position]]) for name, position in columns.extra.items()}
+        extra = {name: carried(batch[names[position]]) for name, position in columns.extra.items()}
         given: pa.Array | None = None
         if columns.bytes is not None:
             pictures, given = _pictures(batch[names[columns.bytes]])
             extra[INLINE_COLUMN] = pictures if columns.url is not None else pc.fill_null(pictures, b"")
         if columns.url is not None:
-            given = _as_text(batch[names[columns.url]])
-        ids = None if columns.id is None else _as_text(batch[names[columns.id]])
+            given = as_text(batch[names[columns.url]])
+        ids = None if columns.id is None else as_text(batch[names[columns.id]])
         if ids is None and columns.url is None:
             ids = given  # the name of a picture that lies in the table
         return item_batch(first_index, ids, self._uris(first_index, batch.num_rows, given), extra)
@@ -106,15 +105,9 @@ def _holds_pictures(field: pa.Field[Any]) -> bool:
     kind = field.type
     if pa.types.is_struct(kind):
         position = kind.get_field_index("bytes")
-        return position >= 0 and _is_binary(kind.field(position).type)
+        return position >= 0 and is_binary(kind.field(position).type)
     # Some writers do not say that text is text.
-    return _is_binary(kind) and field.name.lower() not in URL_COLUMNS
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    types = pa.types
-    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
-    return any(test(kind) for test in tests)
+    return is_binary(kind) and field.name.lower() not in URL_COLUMNS
 
 
 def _pictures(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
@@ -124,39 +117,7 @@ def _pictures(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     pictures = pc.cast(pc.struct_field(values, "bytes"), pa.binary())
     if values.type.get_field_index("path") < 0:
         return pictures, None
-    return pictures, _as_text(pc.struct_field(values, "path"))
-
-
-def _as_text(values: pa.Array) -> pa.Array:
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return _as_text(values.dictionary_decode())
-    if pa.types.is_nested(kind):
-        return pa.array([_json(value) for value in values.to_pylist()], pa.string())
-    try:
-        return pc.cast(values, pa.string())
-    except pa.ArrowNotImplementedError:  # durations and other rarities
-        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
-
-
-def _carried(values: pa.Array) -> pa.Array:
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        return _carried(values.dictionary_decode())
-    return values if _is_known(kind) else _as_text(values)
-
-
-def _is_known(kind: pa.DataType) -> bool:
-    """Whether every reader of the results, JSON included, can tell such a value."""
-    types = pa.types
-    if types.is_list(kind) or types.is_fixed_size_list(kind):
-        return _is_known(kind.value_type)
-    tests = (types.is_integer, types.is_float32, types.is_float64, types.is_boolean, types.is_string)
-    return any(test(kind) for test in tests)
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return pictures, as_text(pc.struct_field(values, "path"))
 
 
 def _first_line(error: Exception) -> str:
