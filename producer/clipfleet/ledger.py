@@ -470,9 +470,28 @@ class Ledger:
         """Tell that the manifest is written; answers the final state, `stale` or `missing`. Idempotent."""
         return str(self._run("finish", claim.job_id, claim.generation, ttl_seconds * 1000))
 
-    def postpone_finish(self, claim: FinishClaim, delay_seconds: float, reason: str = "") -> None:
-        """Try the finishing again later, by whoever comes first; the reason shows in the status."""
-        self._run("postpone_finish", claim.job_id, claim.token, int(delay_seconds * 1000), reason)
+    def postpone_finish(
+        self,
+        claim: FinishClaim,
+        delay_seconds: float,
+        reason: str = "",
+        *,
+        outage_seconds: float = 86400.0,
+        ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
+    ) -> str:
+        """Try the finishing again later, by whoever comes first; the reason shows in the status.
+
+        A job whose finishing fails for longer than an outage may last ends as failed: it can be retried then.
+
+        Returns:
+            `postponed`, `failed` or `not_held`.
+        """
+        return str(
+            self._run(
+                "postpone_finish", claim.job_id, claim.token, int(delay_seconds * 1000), reason,
+                int(outage_seconds * 1000), ttl_seconds * 1000,
+            )
+        )  # fmt: skip
 
     def heartbeat(self, facts: WorkerFacts) -> None:
         """Tell that a worker is alive and what it serves."""

@@ -1140,6 +1140,27 @@ def test_a_finishing_that_is_postponed_is_tried_again_later_by_whoever_comes_fir
     assert ledger.claim_finish(new_token(), 600) is not None
 
 
+def test_a_finishing_that_is_postponed_for_too_long_fails_the_job_and_it_can_be_retried(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_finishing_job(ledger)
+
+    def postpone(reason: str) -> str:
+        let_finish_claims_expire(redis_client)
+        claimed = claim_finish(ledger)
+        return ledger.postpone_finish(claimed, 0, reason, outage_seconds=3600, ttl_seconds=60)
+
+    assert postpone("the store is away") == "postponed"
+    let_outage_grow_old(redis_client, "job")
+    assert postpone("") == "postponed"  # a worker that leaves, nothing else
+    assert postpone("part 0 is gone") == "failed"
+
+    status = ledger.status("job")
+    assert (status.state, status.reason) == (JobState.FAILED, "part 0 is gone")
+    assert redis_client.ttl(keys.job("job")) <= 60
+    assert ledger.claim_finish(new_token(), 600) is None
+
+
 def test_who_lost_the_finish_claim_cannot_postpone_what_another_does(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:

@@ -594,7 +594,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._finish(claim)
 
     def _postpone_finish(self, claim: FinishClaim) -> None:
-        self.ledger.postpone_finish(claim, LATER_SECONDS, "no disk")
+        self.ledger.postpone_finish(
+            claim, LATER_SECONDS, "no disk", outage_seconds=3600, ttl_seconds=TTL_SECONDS
+        )
         self.model.postpone_finish(claim, "no disk")
 
     def _finish(self, claim: FinishClaim) -> None:

@@ -291,7 +291,11 @@ class ModelLedger:
     def postpone_finish(self, claim: FinishClaim, reason: str) -> None:
         job = self.jobs[claim.job_id]
         if job.state is JobState.FINISHING and job.finish_token == claim.token:
-            job.finish_token, job.finish_is_due, job.reason = "", False, reason
+            if job.outage is Outage.OLD:
+                self._end(job, JobState.FAILED, reason)
+            else:
+                job.finish_token, job.finish_is_due, job.reason = "", False, reason
+                job.outage = Outage.RECENT
 
     def finish(self, claim: FinishClaim) -> str:
         job = self.jobs[claim.job_id]

@@ -110,9 +110,13 @@ class FakeLedger:
         self._fail("claim_finish")
         return self.finish_claims.pop(0) if self.finish_claims else None
 
-    def postpone_finish(self, claim: FinishClaim, delay_seconds: float, reason: str = "") -> None:
+    def postpone_finish(
+        self, claim: FinishClaim, delay_seconds: float, reason: str = "", **limits: float
+    ) -> str:
         self._fail("postpone_finish")
         self.told.append(("postpone", claim.job_id, f"{delay_seconds:g}", reason))
+        assert not reason or limits.keys() == {"outage_seconds", "ttl_seconds"}
+        return "postponed"
 
 
 @dataclass

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
 _COMPLETE_RETRY_SECONDS = 1.0
+_POSTPONE_SECONDS = 5.0
 _LOOK_FOR_HIGH_SECONDS = 1.0  # while the room that is left is kept for the lane `high`
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 
@@ -233,6 +234,22 @@ class Claims:
             ttl_seconds=self._job_ttl_seconds,
             generation=claim.generation,
         )
+
+    def postpone_finish(self, claim: FinishClaim, error: BaseException) -> None:
+        """Leave a job whose output cannot be used here to others, or to better times; not for ever."""
+        self.shunned_jobs.add(claim.job_id)
+        word = self._ledger.postpone_finish(
+            claim,
+            _POSTPONE_SECONDS,
+            str(error)[:300],
+            outage_seconds=self._outage_seconds,
+            ttl_seconds=self._job_ttl_seconds,
+        )
+        context = {"action": f"finish_{word}", "job_id": claim.job_id}
+        if word == "failed":
+            log.error("job %s could not be finished: %s", claim.job_id, error, extra=context)
+        else:
+            log.warning("job %s waits: %s", claim.job_id, error, extra=context)
 
     def is_alone(self, model: str | None = None) -> bool:
         """Whether no other worker was heard of lately (that serves a model, if one is named)."""

@@ -26,8 +26,6 @@ from clipfleet_worker.pipeline import ChunkResult, Pipeline
 
 log = logging.getLogger(__name__)
 
-_POSTPONE_SECONDS = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
@@ -108,9 +106,7 @@ class Tasks:
             log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
             self.claims.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         except OutputUnavailableError as error:
-            log.warning("job %s waits: %s", claim.job_id, error, extra=_context("finish_waits", claim.job_id))
-            self.claims.shunned_jobs.add(claim.job_id)
-            self.ledger.postpone_finish(claim, _POSTPONE_SECONDS, str(error)[:300])
+            self.claims.postpone_finish(claim, error)
         else:
             log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
         return True
