@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 
 from clipfleet.contract import LabelSet, Lane, Preset
 from clipfleet_worker import text_matrices
@@ -175,3 +176,14 @@ def test_the_newest_matrix_stays_whatever_its_size(monkeypatch: pytest.MonkeyPat
 
     assert get(matrices, labels("a")) is get(matrices, labels("a"))
     assert len(batcher.asked) == 1
+
+
+def test_too_little_memory_of_the_device_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    _, matrices = made()
+    monkeypatch.setattr(torch.Tensor, "to", refuse)
+
+    with pytest.raises(MemoryError, match="out of memory"):
+        get(matrices, labels("cat"))

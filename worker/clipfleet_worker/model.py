@@ -51,9 +51,9 @@ class LoadedModel:
         self._dtype = _torch_dtype(precision)
         with memory_errors():
             self._module = module.requires_grad_(False).to(device=device, dtype=self._dtype)
+            self._mean = torch.tensor(pixel_spec.mean, device=device).view(1, 3, 1, 1) * 255
+            self._std = torch.tensor(pixel_spec.std, device=device).view(1, 3, 1, 1) * 255
         self._tokenizer = tokenizer
-        self._mean = torch.tensor(pixel_spec.mean, device=device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(pixel_spec.std, device=device).view(1, 3, 1, 1) * 255
 
     def fingerprint_for(self, route: DecodeRoute) -> str:
         """The fingerprint that goes into rows: model, weights, preprocessing, precision and decode route."""

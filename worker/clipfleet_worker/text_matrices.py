@@ -13,6 +13,7 @@ import numpy as np
 
 from clipfleet.contract import LabelSet, Lane
 from clipfleet_worker.batcher import Batcher, Encoder
+from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of
 from clipfleet_worker.shared_matrices import Alive, SharedMatrices
@@ -59,6 +60,9 @@ class TextMatrices:
             label_set: what is wanted.
             lane: of the job that needs it.
             alive: called before each slice and while somebody else encodes; what it raises ends the call.
+
+        Raises:
+            MemoryError: the device has no room for the matrix now.
         """
         key = (model.fingerprint, label_set.hash)
         with self._lock:
@@ -95,7 +99,8 @@ class TextMatrices:
             values = self._shared.get(model.fingerprint, label_set.hash, encode, alive)
         else:
             values = encode(alive)
-        return TextMatrix(labels, torch.from_numpy(values).to(model.device))
+        with memory_errors():
+            return TextMatrix(labels, torch.from_numpy(values).to(model.device))
 
     def _encode(
         self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane, alive: Alive
