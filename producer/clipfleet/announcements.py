@@ -9,8 +9,8 @@ from typing import Any
 
 import redis
 
-from clipfleet.lua_scripts import load_scripts
-from clipfleet.redis_connection import connect, translated
+from clipfleet.lua_scripts import LuaScripts
+from clipfleet.redis_connection import connect
 
 _SCRIPTS = ("claim_announcement", "drop_announcement")
 _NAMESPACE = uuid.UUID("8f2c1f5e-3c1e-4a57-9f0e-6b1f7f0f6a3d")
@@ -35,9 +35,8 @@ class Announcements:
     """What is still to be sent. Calls raise `RedisUnavailableError` while Redis is away."""
 
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
-        self._url = url
         self._redis = client or connect(url)
-        self._scripts = load_scripts(self._redis, _SCRIPTS)
+        self._run = LuaScripts(self._redis, url, _SCRIPTS).run
 
     def close(self) -> None:
         """Close the connections."""
@@ -45,8 +44,7 @@ class Announcements:
 
     def claim(self, lease_seconds: float) -> Announcement | None:
         """One that is due; unless it is dropped within the lease, it is handed out again."""
-        with translated(self._url):
-            text = self._scripts["claim_announcement"](keys=[], args=[int(lease_seconds * 1000)])
+        text = self._run("claim_announcement", int(lease_seconds * 1000))
         if not text:
             return None
         value = json.loads(text)
@@ -54,5 +52,4 @@ class Announcements:
 
     def drop(self, announcement: Announcement) -> None:
         """It was sent. Idempotent."""
-        with translated(self._url):
-            self._scripts["drop_announcement"](keys=[], args=[announcement.text])
+        self._run("drop_announcement", announcement.text)

@@ -6,9 +6,7 @@ starts over. Times are the server's. Nothing here knows about Celery, outputs or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -16,12 +14,27 @@ import redis
 from clipfleet import keys
 from clipfleet.contract import Job, JobState, Lane, read_job
 from clipfleet.errors import JobConflictError, JobNotFoundError, JobUnreadableError
-from clipfleet.lua_scripts import load_scripts
-from clipfleet.redis_connection import connect, translated
+from clipfleet.ledger_values import (
+    DEFAULT_RETENTION,
+    FINISH,
+    MAX_FAILURES,
+    MAX_LOSSES,
+    Claim,
+    Draft,
+    FinishClaim,
+    JobStatus,
+    Lease,
+    Retention,
+    StageAnswer,
+    WorkerFacts,
+)
+from clipfleet.lua_scripts import LuaScripts
+from clipfleet.redis_connection import connect, redis_errors
 
-MAX_LOSSES = 5
-MAX_FAILURES = 5
-FINISH = "finish"  # stands for the chunk in the lease of a job that is being finished
+__all__ = [
+    "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Claim", "Draft", "FinishClaim", "JobStatus",
+    "Lease", "Ledger", "Retention", "StageAnswer", "WorkerFacts",
+]  # fmt: skip
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
@@ -30,149 +43,13 @@ _SCRIPTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A chunk that is ours until its lease runs out."""
-
-    token: str
-    job_id: str
-    chunk_id: int
-    generation: int
-    losses: int  # workers that died on it
-    failures: int  # exceptions of ours
-    waits: int  # releases for the world's sake
-    job_fingerprint: str
-    first_chunk: int  # of the staged file that holds the chunk
-    chunks: int  # in that file
-    more: bool  # work remains for another claim
-    chunk_size: int  # items in the chunk, at most
-    retry_codes: tuple[str, ...] = ()  # of a retry: the error codes of the rows to run again; empty: all
-    job_created_ms: int = 0  # with id and fingerprint, what tells a job from all that were before it
-
-    @property
-    def has_history(self) -> bool:
-        """True if somebody held the chunk before: its part may be in place."""
-        return self.losses + self.failures + self.waits > 0
-
-    @property
-    def is_exhausted(self) -> bool:
-        """True if the chunk has failed too often: it gets failed rows instead of another try."""
-        return self.losses >= MAX_LOSSES or self.failures >= MAX_FAILURES
-
-
-@dataclass(frozen=True, slots=True)
-class FinishClaim:
-    """The finishing of a job that is ours until its lease runs out."""
-
-    token: str
-    job_id: str
-    generation: int
-    job_fingerprint: str
-    job_created_ms: int = 0  # see `Claim`
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What `renew` needs to know of a claim; `chunk` is a number as text, or `FINISH`."""
-
-    job_id: str
-    chunk: str
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobStatus:
-    """A snapshot of a job. `total` grows until the source has ended (`sealed`)."""
-
-    job_id: str
-    state: JobState
-    lane: Lane
-    model: str
-    generation: int
-    sealed: bool
-    total: int
-    ok: int
-    failed: int
-    chunks: int
-    done_chunks: int
-    leased_chunks: int
-    due_chunks: int
-    codes: Mapping[str, int]
-    stage_seconds: Mapping[str, float]
-    reason: str
-    created_ms: int
-    finished_ms: int | None
-
-    @property
-    def open(self) -> int:
-        """Items without a row yet."""
-        return self.total - self.ok - self.failed
-
-
-@dataclass(frozen=True, slots=True)
-class StageAnswer:
-    """What the ledger said to a staged file: `staged`, `known`, `gap` or `refused`."""
-
-    word: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a retry or rebuild puts in place of what the ledger knows of a job's chunks."""
-
-    done: bytes  # bitmap of the chunks whose part stays; chunk 0 is the highest bit of the first byte
-    due: Sequence[int]  # chunks below `next_chunk` that are to be claimed
-    next_chunk: int  # from here on nobody has written a part
-    ok: int  # rows of the chunks that are done
-    failed: int
-    codes: Mapping[str, int]
-    staged: Sequence[tuple[int, int]] = ()  # (first chunk, chunks) of each staged file; only a rebuild tells
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """What a worker says about itself with every heartbeat."""
-
-    worker_id: str
-    host: str
-    pid: int
-    models: tuple[str, ...]
-    device: str = "cpu"
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def serves(self, model: str) -> bool:
-        """Whether this worker takes jobs of a model."""
-        return model in self.models
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long a job and its rows in Redis stay after its end. The job stays at least as long as the rows."""
-
-    job_seconds: int = 7 * 86_400
-    result_seconds: int = 7 * 86_400
-
-    @property
-    def milliseconds(self) -> tuple[int, int]:
-        """Both, as Redis wants them."""
-        return self.job_seconds * 1000, self.result_seconds * 1000
-
-
-DEFAULT_RETENTION = Retention()
-
-
 class Ledger:
     """All calls raise `RedisUnavailableError` while Redis is away."""
 
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
         self._redis = client or connect(url)
-        self._scripts = load_scripts(self._redis, _SCRIPTS)
-
-    def _run(self, script: str, *arguments: str | int | float | bytes) -> Any:
-        with translated(self._url):
-            return self._scripts[script](keys=[], args=list(arguments))
+        self._run = LuaScripts(self._redis, url, _SCRIPTS).run
 
     def close(self) -> None:
         """Close the connections."""
@@ -180,13 +57,17 @@ class Ledger:
 
     def ping(self) -> None:
         """Raise `RedisUnavailableError` unless Redis answers."""
-        with translated(self._url):
+        with redis_errors(self._url):
             self._redis.ping()
 
     # --- the producer's side ---
 
     def submit(self, job: Job, retention: Retention = DEFAULT_RETENTION) -> tuple[bool, JobState]:
-        """Make a job known. `retention` counts where the output is `redis://`: others are told at their end.
+        """Make a job known.
+
+        Args:
+            job: the job.
+            retention: counts where the output is `redis://`; for any other `finish` says how long it is kept.
 
         Returns:
             Whether it is new, and its state. An equal job of this id is returned as it is, to be resumed.
@@ -218,7 +99,7 @@ class Ledger:
 
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
         """`(first_chunk, chunks)` of each staged file, in order."""
-        with translated(self._url):
+        with redis_errors(self._url):
             members = self._redis.zrange(keys.job(job_id, keys.STAGED), 0, -1)
         pairs = (str(member).split("-") for member in members)
         return [(int(first), int(chunks)) for first, chunks in pairs]
@@ -332,7 +213,7 @@ class Ledger:
             JobNotFoundError: no such job.
             JobUnreadableError: another version of clipfleet submitted it.
         """
-        with translated(self._url):
+        with redis_errors(self._url):
             spec = self._redis.hget(keys.job(job_id), "spec")
         if spec is None:
             raise _not_found(job_id)
@@ -347,14 +228,14 @@ class Ledger:
         answer = self._run("status", job_id)
         if not answer:
             raise _not_found(job_id)
-        return _status(job_id, answer)
+        return JobStatus.of_answer(job_id, answer)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         """The newest jobs first."""
-        with translated(self._url):
+        with redis_errors(self._url):
             names = self._redis.zrange(keys.JOBS, 0, limit - 1, desc=True)
         answers = ((str(name), self._run("status", str(name))) for name in names)
-        return [_status(name, answer) for name, answer in answers if answer]
+        return [JobStatus.of_answer(name, answer) for name, answer in answers if answer]
 
     def wait_for_progress(self, job_id: str, after: str, block_seconds: float) -> str:
         """Block until the job's stream has an entry after the one named; returns the last entry's name.
@@ -363,7 +244,7 @@ class Ledger:
         without news `after` itself comes back.
         """
         block_ms = max(1, int(min(block_seconds, 5) * 1000))
-        with translated(self._url):
+        with redis_errors(self._url):
             answer: Any = self._redis.xread({keys.job(job_id, keys.STREAM): after}, block=block_ms)
         if not answer:
             return after
@@ -372,7 +253,7 @@ class Ledger:
 
     def workers(self, silence_seconds: float = 30) -> list[WorkerFacts]:
         """Workers that were heard of within the given time."""
-        return [_facts(text) for text in self._run("workers", int(silence_seconds * 1000))]
+        return [WorkerFacts.of_json(text) for text in self._run("workers", int(silence_seconds * 1000))]
 
     # --- the worker's side ---
 
@@ -389,16 +270,7 @@ class Ledger:
             "claim", token, int(lease_seconds * 1000), len(lanes), *(lane.value for lane in lanes),
             len(models), *models, *excluded_jobs,
         )  # fmt: skip
-        if not answer:
-            return None
-        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more = answer[:10]
-        size, codes, created_ms = answer[10:]
-        return Claim(
-            token=token, job_id=job_id, chunk_id=int(chunk), generation=int(generation), losses=int(losses),
-            failures=int(failures), waits=int(waits), job_fingerprint=fingerprint, first_chunk=int(first),
-            chunks=int(chunks), more=more == "1", chunk_size=int(size),
-            retry_codes=tuple(codes.split(",")) if codes else (), job_created_ms=int(created_ms),
-        )  # fmt: skip
+        return Claim.of_answer(token, answer) if answer else None
 
     def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:
         """Prolong leases; one word each: `held`, `paused`, `lost` or `cancelled`."""
@@ -422,12 +294,11 @@ class Ledger:
             `done`; `finishing` or `ended` (it was the last one); `already`, `stale`, `cancelled` or
             `missing`; `incomplete`, if not all rows of a `redis://` job have been brought.
         """
-        flat_codes = [part for code, count in codes.items() for part in (code, count)]
-        flat_seconds = [part for stage, value in stage_seconds.items() for part in (stage, f"{value:.6f}")]
+        seconds = {stage: f"{value:.6f}" for stage, value in stage_seconds.items()}
         return str(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
-                len(codes), *flat_codes, *flat_seconds,
+                len(codes), *_flat(codes), *_flat(seconds),
             )
         )  # fmt: skip
 
@@ -461,10 +332,7 @@ class Ledger:
     ) -> FinishClaim | None:
         """Lease the finishing of a job whose chunks are all done."""
         answer = self._run("claim_finish", token, int(lease_seconds * 1000), *excluded_jobs)
-        if not answer:
-            return None
-        job_id, generation, fingerprint, created_ms = answer
-        return FinishClaim(token, job_id, int(generation), fingerprint, int(created_ms))
+        return FinishClaim.of_answer(token, answer) if answer else None
 
     def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> str:
         """Tell that the manifest is written; answers the final state, `stale` or `missing`. Idempotent."""
@@ -495,7 +363,7 @@ class Ledger:
 
     def heartbeat(self, facts: WorkerFacts) -> None:
         """Tell that a worker is alive and what it serves."""
-        self._run("heartbeat", facts.worker_id, json.dumps(_facts_dict(facts)))
+        self._run("heartbeat", facts.worker_id, facts.to_json())
 
     def farewell(self, worker_id: str) -> None:
         """Tell that a worker has ended; what it still holds is another matter. Idempotent."""
@@ -510,8 +378,11 @@ def _slices(values: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 def _draft_counts(draft: Draft) -> list[int | str]:
-    codes = [part for code, count in draft.codes.items() for part in (code, count)]
-    return [draft.next_chunk, draft.ok, draft.failed, *codes]
+    return [draft.next_chunk, draft.ok, draft.failed, *_flat(draft.codes)]
+
+
+def _flat(pairs: Mapping[str, str | int]) -> list[str | int]:
+    return [part for pair in pairs.items() for part in pair]
 
 
 def _not_found(job_id: str) -> JobNotFoundError:
@@ -526,57 +397,4 @@ def _conflict(job: Job, other_spec: str) -> str:
     return (
         f"job {job.job_id!r} exists and differs in: {differences}. "
         "Choose another --job-id, or repeat the submit exactly as it was"
-    )
-
-
-def _pairs(flat: Sequence[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _status(job_id: str, answer: list[Any]) -> JobStatus:
-    leased, due, codes, *flat = answer
-    facts = _pairs(flat)
-    stages = {name: value for name, value in facts.items() if name.startswith("seconds:")}
-    return JobStatus(
-        job_id=job_id,
-        state=JobState(facts["state"]),
-        lane=Lane(facts["lane"]),
-        model=facts["model"],
-        generation=int(facts["generation"]),
-        sealed=facts["sealed"] == "1",
-        total=int(facts["staged_items"]),
-        ok=int(facts["ok"]),
-        failed=int(facts["failed"]),
-        chunks=int(facts["staged_chunks"]),
-        done_chunks=int(facts["done_chunks"]),
-        leased_chunks=int(leased),
-        due_chunks=int(due),
-        codes={code: int(count) for code, count in _pairs(codes).items()},
-        stage_seconds={name.removeprefix("seconds:"): float(value) for name, value in stages.items()},
-        reason=facts["reason"],
-        created_ms=int(facts["created_ms"]),
-        finished_ms=int(facts["finished_ms"]) if "finished_ms" in facts else None,
-    )
-
-
-def _facts_dict(facts: WorkerFacts) -> dict[str, Any]:
-    return {
-        "worker_id": facts.worker_id,
-        "host": facts.host,
-        "pid": facts.pid,
-        "models": list(facts.models),
-        "device": facts.device,
-        "extra": dict(facts.extra),
-    }
-
-
-def _facts(text: str) -> WorkerFacts:
-    value = json.loads(text)
-    return WorkerFacts(
-        worker_id=value.get("worker_id", "?"),
-        host=value.get("host", "?"),
-        pid=value.get("pid", 0),
-        models=tuple(value.get("models", ())),
-        device=value.get("device", "cpu"),
-        extra=value.get("extra", {}),
     )

@@ -1,4 +1,4 @@
-"""Loads the Lua scripts, each with the names of `keys.py` and the shared transitions in front."""
+"""Runs the Lua scripts, each with the names of `keys.py` and the shared transitions in front."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import Any
 import redis
 
 from clipfleet import keys
+from clipfleet.redis_connection import redis_errors
 
 
-def load_scripts(client: redis.Redis, names: Iterable[str]) -> dict[str, Any]:
-    """The scripts by name, ready to be called with `keys` and `args`; nothing is sent yet."""
-    folder = files("clipfleet") / "lua"
-    prelude = keys.lua_prelude() + "\n" + (folder / "transitions.lua").read_text()
-    return {
-        name: client.register_script(prelude + "\n" + (folder / f"{name}.lua").read_text()) for name in names
-    }
+class LuaScripts:
+    """Some of the scripts, on one connection. Nothing is sent before one is run."""
+
+    def __init__(self, client: redis.Redis, url: str, names: Iterable[str]) -> None:
+        folder = files("clipfleet") / "lua"
+        prelude = keys.lua_prelude() + "\n" + (folder / "transitions.lua").read_text() + "\n"
+        self._url = url
+        self._scripts = {
+            name: client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names
+        }
+
+    def run(self, name: str, *arguments: str | int | float | bytes) -> Any:
+        """What a script answers; raises `RedisUnavailableError`."""
+        with redis_errors(self._url):
+            return self._scripts[name](keys=[], args=list(arguments))

@@ -47,7 +47,7 @@ def masked(url: str) -> str:
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
+def redis_errors(url: str) -> Iterator[None]:
     """Turn redis-py's exceptions into `RedisUnavailableError`, which names the server and the way out."""
     try:
         yield

@@ -15,9 +15,9 @@ import pyarrow as pa
 import redis
 
 from clipfleet import keys
-from clipfleet.lua_scripts import load_scripts
+from clipfleet.lua_scripts import LuaScripts
 from clipfleet.parts import PartIdentity
-from clipfleet.redis_connection import connect, translated
+from clipfleet.redis_connection import connect, redis_errors
 
 _SCRIPTS = ("put_object", "write_rows")
 _KEEP_PENDING_SECONDS = 3600  # rows whose worker died; one that lives completes them within seconds
@@ -47,21 +47,17 @@ class RedisStore:
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
         self._redis = client or connect(url, decode=False)
-        self._scripts = load_scripts(self._redis, _SCRIPTS)
+        self._run = LuaScripts(self._redis, url, _SCRIPTS).run
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
-    def _run(self, script: str, *arguments: str | bytes | int) -> Any:
-        with translated(self._url):
-            return self._scripts[script](keys=[], args=list(arguments))
-
     # --- objects: the job file and staged items ---
 
     def job_file(self, job_id: str) -> bytes | None:
         """The job as it was submitted, or None if there is none."""
-        with translated(self._url):
+        with redis_errors(self._url):
             return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]
 
     def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
@@ -80,24 +76,24 @@ class RedisStore:
 
     def object(self, job_id: str, name: str) -> bytes | None:
         """All bytes of an object, or None."""
-        with translated(self._url):
+        with redis_errors(self._url):
             return self._redis.hget(keys.job(job_id, keys.ITEMS), name)  # type: ignore[return-value]
 
     def object_names(self, job_id: str) -> list[str]:
         """Sorted names of a job's objects."""
-        with translated(self._url):
+        with redis_errors(self._url):
             names: list[Any] = self._redis.hkeys(keys.job(job_id, keys.ITEMS))
         return sorted(name.decode() for name in names)
 
     def remove_object(self, job_id: str, name: str) -> None:
         """Remove an object; one that is not there is no error."""
-        with translated(self._url):
+        with redis_errors(self._url):
             self._redis.hdel(keys.job(job_id, keys.ITEMS), name)
 
     def clear(self, job_id: str) -> None:
         """Remove all objects and results of a job."""
         suffixes = (keys.ITEMS, *keys.RESULT_SUFFIXES)
-        with translated(self._url):
+        with redis_errors(self._url):
             self._redis.unlink(*(keys.job(job_id, suffix) for suffix in suffixes))
 
     # --- results ---
@@ -122,13 +118,13 @@ class RedisStore:
 
     def schema(self, job_id: str) -> pa.Schema | None:
         """Schema of a job's rows, without `embedding`; None if there is no row yet."""
-        with translated(self._url):
+        with redis_errors(self._url):
             text: Any = self._redis.hget(keys.job(job_id), "row_schema")
         return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
 
     def has_rows(self, job_id: str) -> bool:
         """Whether a job has rows here."""
-        with translated(self._url):
+        with redis_errors(self._url):
             return bool(self._redis.exists(keys.job(job_id, keys.ROWS)))
 
     def rows(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
@@ -141,7 +137,7 @@ class RedisStore:
 
     def dimension(self, job_id: str) -> int | None:
         """Length of a job's vectors; None if it has none."""
-        with translated(self._url):
+        with redis_errors(self._url):
             pair: Any = self._redis.hrandfield(keys.job(job_id, keys.VECTORS), 1, withvalues=True)
         vector = pair[-1] if pair else b""
         if isinstance(vector, list):  # RESP3 pairs them
@@ -150,20 +146,20 @@ class RedisStore:
 
     def chunk(self, job_id: str, chunk_id: int) -> range | None:
         """The `item_index` of the rows of a chunk, None if it is not complete."""
-        with translated(self._url):
+        with redis_errors(self._url):
             span: Any = self._redis.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
         return None if span is None else _indexes(span)
 
     def chunks(self, job_id: str) -> dict[int, range]:
         """Likewise for each chunk that is complete, in order."""
-        with translated(self._url):
+        with redis_errors(self._url):
             spans: Any = self._redis.hgetall(keys.job(job_id, keys.CHUNKS))
         return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
 
     def _values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
         if not indexes:
             return []
-        with translated(self._url):
+        with redis_errors(self._url):
             return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]
 
 

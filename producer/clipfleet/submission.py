@@ -26,6 +26,7 @@ from clipfleet.job_file import StagedNote, job_of
 from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.redis_bound import within_redis
+from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
 from clipfleet.staging import StagedFile, Stager
 
@@ -82,12 +83,12 @@ class Submission:
         except SourceChangedError:
             raise
         except TooManyItemsError:
-            self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
+            self._ledger.cancel(self._job.job_id, ttl_seconds=DAY_SECONDS)
             self._output.clear()
             raise
         except (SourceError, OutputConflictError, OutputUnreachableError):
             if is_new:
-                self._ledger.cancel(self._job.job_id, ttl_seconds=86400)
+                self._ledger.cancel(self._job.job_id, ttl_seconds=DAY_SECONDS)
             raise
         except WorldError as error:
             raise type(error)(f"{error}; the same submit with job id {self._job.job_id} goes on") from error

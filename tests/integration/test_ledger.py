@@ -1356,7 +1356,7 @@ def test_claims_forget_a_job_whose_time_is_up(ledger: Ledger, redis_client: redi
 
 
 def test_a_worker_is_known_by_its_heartbeat(ledger: Ledger) -> None:
-    facts = WorkerFacts("w1", "host", 7, ("demo", "one:x"), device="cuda", extra={"images_per_second": 900})
+    facts = WorkerFacts("w1", "host", 7, ("demo", "one:x"), device="cuda")
 
     ledger.heartbeat(facts)
     ledger.heartbeat(facts)

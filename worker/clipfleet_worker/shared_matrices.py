@@ -18,7 +18,7 @@ from redis.lock import Lock
 
 from clipfleet import keys
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.redis_connection import connect, translated
+from clipfleet.redis_connection import connect, redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class SharedMatrices:
         """The matrix as soon as it is there, or the right to encode it."""
         lock: Lock = self._redis.lock(lock_name, timeout=_LOCK_SECONDS, thread_local=False)
         token = uuid.uuid4().hex
-        with translated(self._url):
+        with redis_errors(self._url):
             while True:
                 if (found := self._load(name)) is not None:
                     return found
@@ -90,7 +90,7 @@ class SharedMatrices:
     def _quietly(self, call: Callable[[], object]) -> None:
         """A lock that was lost costs a second encoding, nothing else."""
         try:
-            with translated(self._url):
+            with redis_errors(self._url):
                 call()
         except (LockError, RedisUnavailableError) as error:
             log.info("lock of a text matrix: %s", error, extra={"action": "matrix_lock_lost"})
@@ -110,7 +110,7 @@ class SharedMatrices:
             return
         data = _HEADER.pack(*matrix.shape) + np.ascontiguousarray(matrix, dtype="<f4").tobytes()
         try:
-            with translated(self._url):
+            with redis_errors(self._url):
                 self._redis.set(name, data, ex=_KEEP_SECONDS)
         except RedisUnavailableError as error:
             log.warning("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})

@@ -1,6 +1,6 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
--- sealed done_chunks ok failed turn outage_since created_ms sealed_ms finished_ms finish_token
+-- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token
 -- reason retry_codes draft_token seconds:<stage>, and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow

@@ -1,0 +1,210 @@
+"""What the ledger takes and answers, as frozen values, and how they are spelled there. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from clipfleet.contract import JobState, Lane
+
+MAX_LOSSES = 5
+MAX_FAILURES = 5
+FINISH = "finish"  # stands for the chunk in the lease of a job that is being finished
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A chunk that is ours until its lease runs out."""
+
+    token: str
+    job_id: str
+    chunk_id: int
+    generation: int
+    losses: int  # workers that died on it
+    failures: int  # exceptions of ours
+    waits: int  # releases for the world's sake
+    job_fingerprint: str
+    first_chunk: int  # of the staged file that holds the chunk
+    chunks: int  # in that file
+    more: bool  # work remains for another claim
+    chunk_size: int  # items in the chunk, at most
+    retry_codes: tuple[str, ...] = ()  # of a retry: the error codes of the rows to run again; empty: all
+    job_created_ms: int = 0  # with id and fingerprint, what tells a job from all that were before it
+
+    @classmethod
+    def of_answer(cls, token: str, answer: Sequence[Any]) -> Self:
+        """From what `claim.lua` answers."""
+        job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more = answer[:10]
+        size, codes, created_ms = answer[10:]
+        return cls(
+            token=token, job_id=job_id, chunk_id=int(chunk), generation=int(generation), losses=int(losses),
+            failures=int(failures), waits=int(waits), job_fingerprint=fingerprint, first_chunk=int(first),
+            chunks=int(chunks), more=more == "1", chunk_size=int(size),
+            retry_codes=tuple(codes.split(",")) if codes else (), job_created_ms=int(created_ms),
+        )  # fmt: skip
+
+    @property
+    def has_history(self) -> bool:
+        """True if somebody held the chunk before: its part may be in place."""
+        return self.losses + self.failures + self.waits > 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if the chunk has failed too often: it gets failed rows instead of another try."""
+        return self.losses >= MAX_LOSSES or self.failures >= MAX_FAILURES
+
+
+@dataclass(frozen=True, slots=True)
+class FinishClaim:
+    """The finishing of a job that is ours until its lease runs out."""
+
+    token: str
+    job_id: str
+    generation: int
+    job_fingerprint: str
+    job_created_ms: int = 0  # see `Claim`
+
+    @classmethod
+    def of_answer(cls, token: str, answer: Sequence[Any]) -> Self:
+        """From what `claim_finish.lua` answers."""
+        job_id, generation, fingerprint, created_ms = answer
+        return cls(token, job_id, int(generation), fingerprint, int(created_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What `renew` needs to know of a claim; `chunk` is a number as text, or `FINISH`."""
+
+    job_id: str
+    chunk: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A snapshot of a job. `total` grows until the source has ended (`sealed`)."""
+
+    job_id: str
+    state: JobState
+    lane: Lane
+    model: str
+    generation: int
+    sealed: bool
+    total: int
+    ok: int
+    failed: int
+    chunks: int
+    done_chunks: int
+    leased_chunks: int
+    due_chunks: int
+    codes: Mapping[str, int]
+    stage_seconds: Mapping[str, float]
+    reason: str
+    created_ms: int
+    finished_ms: int | None
+
+    @classmethod
+    def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
+        """From what `status.lua` answers."""
+        leased, due, codes, *flat = answer
+        facts = _pairs(flat)
+        stages = {name: value for name, value in facts.items() if name.startswith("seconds:")}
+        return cls(
+            job_id=job_id,
+            state=JobState(facts["state"]),
+            lane=Lane(facts["lane"]),
+            model=facts["model"],
+            generation=int(facts["generation"]),
+            sealed=facts["sealed"] == "1",
+            total=int(facts["staged_items"]),
+            ok=int(facts["ok"]),
+            failed=int(facts["failed"]),
+            chunks=int(facts["staged_chunks"]),
+            done_chunks=int(facts["done_chunks"]),
+            leased_chunks=int(leased),
+            due_chunks=int(due),
+            codes={code: int(count) for code, count in _pairs(codes).items()},
+            stage_seconds={name.removeprefix("seconds:"): float(value) for name, value in stages.items()},
+            reason=facts["reason"],
+            created_ms=int(facts["created_ms"]),
+            finished_ms=int(facts["finished_ms"]) if "finished_ms" in facts else None,
+        )
+
+    @property
+    def open(self) -> int:
+        """Items without a row yet."""
+        return self.total - self.ok - self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class StageAnswer:
+    """What the ledger said to a staged file: `staged`, `known`, `gap` or `refused`."""
+
+    word: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a retry or rebuild puts in place of what the ledger knows of a job's chunks."""
+
+    done: bytes  # bitmap of the chunks whose part stays; chunk 0 is the highest bit of the first byte
+    due: Sequence[int]  # chunks below `next_chunk` that are to be claimed
+    next_chunk: int  # from here on nobody has written a part
+    ok: int  # rows of the chunks that are done
+    failed: int
+    codes: Mapping[str, int]
+    staged: Sequence[tuple[int, int]] = ()  # (first chunk, chunks) of each staged file; only a rebuild tells
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What a worker says about itself with every heartbeat."""
+
+    worker_id: str
+    host: str
+    pid: int
+    models: tuple[str, ...]
+    device: str = "cpu"
+
+    @classmethod
+    def of_json(cls, text: str) -> Self:
+        """From what `to_json` gave; a worker of another version may say less, or more."""
+        facts = json.loads(text)
+        return cls(
+            worker_id=facts.get("worker_id", "?"),
+            host=facts.get("host", "?"),
+            pid=facts.get("pid", 0),
+            models=tuple(facts.get("models", ())),
+            device=facts.get("device", "cpu"),
+        )
+
+    def to_json(self) -> str:
+        """As the ledger keeps them."""
+        return json.dumps(asdict(self))
+
+    def serves(self, model: str) -> bool:
+        """Whether this worker takes jobs of a model."""
+        return model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long a job and its rows in Redis stay after its end. The job stays at least as long as the rows."""
+
+    job_seconds: int = 7 * 86_400
+    result_seconds: int = 7 * 86_400
+
+    @property
+    def milliseconds(self) -> tuple[int, int]:
+        """Both, as Redis wants them."""
+        return self.job_seconds * 1000, self.result_seconds * 1000
+
+
+DEFAULT_RETENTION = Retention()
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
