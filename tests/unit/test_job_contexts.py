@@ -79,6 +79,10 @@ def rewrite(job: Job, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def _leads_below(link: Path, folder: Path) -> bool:
+    return link.is_symlink() and link.readlink().is_relative_to(folder)
+
+
 class TestOpening:
     def test_the_job_with_its_output_its_parts_and_its_items(self, job: Job, opened: JobContexts) -> None:
         stage_items(FolderOutput(Path(job.output)), job, ["/a.jpg", "/b.jpg"])
@@ -146,6 +150,25 @@ class TestOpening:
             opened.get(make_claim(one))
 
         assert ledger.asked == [job.job_id, "b", "c", "b"]
+
+    def test_only_the_last_few_jobs_hold_on_to_their_staged_files(
+        self, ledger: FakeLedger, opened: JobContexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One of a job whose items bring their pictures is large."""
+        monkeypatch.setattr(job_contexts, "_CONTEXTS_WITH_FILES", 2)
+        jobs = [make_job(tmp_path / "root" / name, job_id=name) for name in "abcd"]
+        for one in jobs:
+            ledger.jobs[one.job_id] = one.model_dump_json()
+            place_job(FolderOutput(Path(one.output)), one)
+            stage_items(FolderOutput(Path(one.output)), one, [f"/{one.job_id}.jpg"])
+
+        def read(one: Job) -> list[str]:
+            return cast(list[str], opened.get(make_claim(one)).items(make_claim(one))["uri"].to_pylist())
+
+        assert [read(one) for one in jobs] == [["/a.jpg"], ["/b.jpg"], ["/c.jpg"], ["/d.jpg"]]
+        held = [link for link in Path("/proc/self/fd").iterdir() if _leads_below(link, tmp_path)]
+        assert len(held) == 2
+        assert read(jobs[0]) == ["/a.jpg"]
 
     def test_what_failed_is_tried_again(self, job: Job, ledger: FakeLedger, opened: JobContexts) -> None:
         ledger.error = RedisUnavailableError("away")

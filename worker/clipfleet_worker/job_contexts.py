@@ -24,6 +24,7 @@ from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 
 _KEPT_CONTEXTS = 64
+_CONTEXTS_WITH_FILES = 8  # whose staged files may be open: of a job in Redis that is a file in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,9 @@ class JobContexts:
             self._contexts[key] = context
             while len(self._contexts) > _KEPT_CONTEXTS:
                 self._contexts.popitem(last=False)
+            idle = list(self._contexts.values())[:-_CONTEXTS_WITH_FILES]
+        for other in idle:
+            other.staged.close()
         return context
 
     def _open(self, job_id: str) -> JobContext:
