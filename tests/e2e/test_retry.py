@@ -11,8 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys
+from clipfleet import keys, results
+from clipfleet.contract import PartFormat
+from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis_connection import connect
+from clipfleet.results import PartRows
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture
@@ -47,8 +50,7 @@ def write_list(
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
-    parts = sorted(output.glob("part-*.parquet"))
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+    return list(results.rows(PartRows(FolderOutput(output))))
 
 
 def generations(output: Path) -> list[int]:
@@ -180,8 +182,9 @@ def test_workers_killed_during_a_retry_leave_the_parts_exact(
             worker.terminate()
 
 
+@pytest.mark.parametrize("part_format", list(PartFormat))
 def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
-    fragile: Cluster, tmp_path: Path, site: HttpSite
+    fragile: Cluster, tmp_path: Path, site: HttpSite, part_format: PartFormat
 ) -> None:
     # Given a job of which some chunks are done and others are under way
     folder = fragile.folder / tmp_path.name
@@ -189,7 +192,7 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     output = folder / "out"
     site.heal(4)
     arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
-    job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
+    job_id = fragile.run_json(*arguments, "--format", part_format, "--no-wait")["job_id"]
     wait_until(lambda: len(inodes_of(output)) >= 5 and site.has_answered_all, "half of it is done", 60)
 
     forget_everything(fragile)
@@ -201,6 +204,7 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     assert (answer["job_id"], answer["state"], answer["ok"]) == (job_id, "completed", 12 * CHUNK)
     assert [row["item_id"] for row in rows(output)] == [f"n{item}" for item in range(12 * CHUNK)]
     assert done.items() <= inodes_of(output).items()
+    assert {*inodes_of(output)} == {keys.part(chunk, part_format) for chunk in range(12)}
     assert len(job_events(fragile, job_id)) == 1
     # A job that is known stays as it is
     assert fragile.run_json("rebuild", output)["state"] == "completed"
