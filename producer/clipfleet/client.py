@@ -159,7 +159,7 @@ class Client:
         output = output_of(job, self._store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
-        if holder is not None and (holder.job_id, holder.fingerprint) == (job.job_id, job.fingerprint):
+        if holder is not None and holder.is_same(job):
             self._rebuild(output)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         submission = Submission(self._ledger, self._hints, output, job, retention)

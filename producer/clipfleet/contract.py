@@ -347,6 +347,10 @@ class Job(_Frozen):
         """Short hash of `identity()`."""
         return short_hash(self.identity())
 
+    def is_same(self, other: Job) -> bool:
+        """Whether this is the other job under its id, as one that was submitted again is."""
+        return (self.job_id, self.fingerprint) == (other.job_id, other.fingerprint)
+
     def differences(self, other: Job) -> list[str]:
         """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()

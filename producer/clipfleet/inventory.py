@@ -9,13 +9,11 @@ from functools import partial
 
 from clipfleet import keys
 from clipfleet.contract import Job
-from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output
 from clipfleet.part_files import part_files
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.read_ahead import read_ahead
-
-_READERS = 16  # a footer of a remote part takes a round trip or three
 
 IsDone = Callable[[PartIdentity, PartCounts], bool]
 
@@ -70,7 +68,7 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
         OutputDamagedError: there is a part that cannot be read.
         OutputUnavailableError: the output cannot be read now.
     """
-    depth = min(_READERS, 2 * part_files(job.part_format, job.job_id).readers)
+    depth = part_files(job.part_format, job.job_id).footer_readers
     return read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
 
 
@@ -95,6 +93,5 @@ def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, Part
         raise OutputDamagedError(
             f"{where} is not a whole part ({error}): remove it, then its chunk is done anew"
         ) from error
-    if (identity.job_id, identity.chunk_id) != (job.job_id, chunk_id):
-        raise OutputConflictError(f"{where} belongs to job {identity.job_id}, chunk {identity.chunk_id}")
+    identity.require(job.job_id, chunk_id, where)
     return identity, counts

@@ -13,12 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.parts import PART_COLUMNS, part_schema
+from clipfleet.parts import PART_COLUMNS, UNKNOWN_DIMENSION, part_schema
 
 # Valid in JSON, but many programs that split text into lines take them for ends of a line.
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-
-
 _SLICE_ROWS = 512  # as Python objects at a time: a vector is large then
 
 
@@ -84,7 +82,7 @@ def inferred_schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
             if name not in PART_COLUMNS:
                 others.setdefault(name, []).append(row[name])
     extra = [pa.field(name, _value_type(values)) for name, values in others.items()]
-    return part_schema(dimension or 1, extra)
+    return part_schema(dimension or UNKNOWN_DIMENSION, extra)
 
 
 def _value_type(values: list[Any]) -> pa.DataType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from clipfleet.errors import OutputConflictError
 from clipfleet.versions import SCHEMA_VERSION
 
 
@@ -27,6 +29,11 @@ class PartIdentity:
     job_id: str
     chunk_id: int
     generation: int
+
+    def require(self, job_id: str, chunk_id: int, where: str) -> None:
+        """Raise `OutputConflictError` unless it is the part of this chunk; `where` begins the message."""
+        if (self.job_id, self.chunk_id) != (job_id, chunk_id):
+            raise OutputConflictError(f"{where} belongs to job {self.job_id}, chunk {self.chunk_id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +72,23 @@ def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCoun
         raise ValueError(f"no footer of a part: {error!r}") from error
 
 
-PART_COLUMNS = (
-    "item_index",
-    "item_id",
-    "uri",
-    "status",
-    "error_code",
-    "error_detail",
-    "label",
-    "score",
-    "labels",
-    "scores",
-    "embedding",
-    "width",
-    "height",
-    "content_hash",
-    "model_fingerprint",
-)
+def count_rows(rows: pa.Table) -> PartCounts:
+    """Rows by outcome."""
+    codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+    return PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
 
 
-# Of `label`, `score`, `labels`, `scores`.
-LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))
+ITEM_COLUMNS = ("item_index", "item_id", "uri")
+INLINE_COLUMN = "_bytes"  # of staged items: the image itself, where the source holds it; not in the parts
+LABEL_COLUMNS = ("label", "score", "labels", "scores")
+LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))  # in the same order
+
+UNKNOWN_DIMENSION = 1  # where all vectors are null, and no model says how long they would be
 
 
-def label_columns(set_name: str) -> tuple[str, str, str, str]:
-    """Columns of a label set's own, in the order of `label`, `score`, `labels`, `scores`."""
-    return f"label_{set_name}", f"score_{set_name}", f"labels_{set_name}", f"scores_{set_name}"
+def label_columns(set_name: str) -> tuple[str, ...]:
+    """Columns of a label set's own, in the order of `LABEL_COLUMNS`."""
+    return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)
 
 
 def part_schema(
@@ -114,27 +112,23 @@ def part_schema(
             pa.field("status", pa.string(), nullable=False),
             pa.field("error_code", pa.string()),
             pa.field("error_detail", pa.string()),
-            pa.field("label", pa.string()),
-            pa.field("score", pa.float32()),
-            pa.field("labels", pa.list_(pa.string())),
-            pa.field("scores", pa.list_(pa.float32())),
+            *map(pa.field, LABEL_COLUMNS, LABEL_TYPES),
             pa.field("embedding", embedding),
             pa.field("width", pa.int32()),
             pa.field("height", pa.int32()),
             pa.field("content_hash", pa.string()),
             pa.field("model_fingerprint", pa.string()),
             *(
-                pa.field(name, kind)
+                field
                 for set_name in named_label_sets
-                for name, kind in zip(label_columns(set_name), LABEL_TYPES, strict=True)
+                for field in map(pa.field, label_columns(set_name), LABEL_TYPES)
             ),
             *extra_fields,
         ]
     )
 
 
-ITEM_COLUMNS = ("item_index", "item_id", "uri")
-INLINE_COLUMN = "_bytes"  # of staged items: the image itself, where the source holds it; not in the parts
+PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part, whatever its job
 
 
 def extra_column_name(name: str) -> str:

@@ -6,7 +6,6 @@ Works while the job still runs: the rows of the chunks that are complete are rea
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -21,12 +20,11 @@ from clipfleet.errors import (
 )
 from clipfleet.json_rows import from_json
 from clipfleet.ledger import JobStatus, Ledger
-from clipfleet.parts import PART_COLUMNS, PartCounts, PartIdentity
+from clipfleet.parts import PART_COLUMNS, UNKNOWN_DIMENSION, PartCounts, PartIdentity, count_rows
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import RowStream
 
 _ROWS_PER_CALL = 500
-_UNKNOWN_DIMENSION = 1  # of a job without a single vector, as in parts
 _COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 
 
@@ -80,9 +78,7 @@ class RedisRows:
         for chunk_id, indexes in self._store.chunks(job.job_id).items():
             rows = rows_at(self._store, job.job_id, indexes, ["error_code"])
             if chunk_id < chunks and rows is not None:
-                codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
-                counts = PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
-                yield PartIdentity(job.job_id, chunk_id, status.generation), counts
+                yield PartIdentity(job.job_id, chunk_id, status.generation), count_rows(rows)
 
     def failure_examples(self) -> dict[str, str]:
         """See the protocol; reads no further than the last code that the ledger has counted."""
@@ -123,7 +119,7 @@ def _schema(store: RedisStore, job_id: str, columns: Sequence[str] | None) -> pa
     stored = store.schema(job_id)
     if stored is None:
         return None
-    kind = pa.list_(pa.float16(), store.dimension(job_id) or _UNKNOWN_DIMENSION)
+    kind = pa.list_(pa.float16(), store.dimension(job_id) or UNKNOWN_DIMENSION)
     schema = stored.insert(PART_COLUMNS.index("embedding"), pa.field("embedding", kind))
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 

@@ -136,7 +136,7 @@ class Submission:
         if self._output.create(keys.JOB_FILE, self._job.model_dump_json(indent=1).encode()):
             return
         holder = job_of(self._output)
-        if holder is None or (holder.job_id, holder.fingerprint) != (self._job.job_id, self._job.fingerprint):
+        if holder is None or not holder.is_same(self._job):
             raise OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")
 
     def _stage(self, batches: Iterator[pa.RecordBatch]) -> None:

@@ -28,8 +28,9 @@ from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.job_contexts import JobContext
 
 _ERROR_COLUMNS = ("error_code", "error_detail")
-_READERS = 16
 _PART_LIMIT_SECONDS = 300.0  # a single part that takes longer to read hangs
+
+Enter = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +49,13 @@ class Finisher:
         self._ledger = ledger
         self._job_ttl_seconds = job_ttl_seconds
 
-    def finish(self, claim: FinishClaim, context: JobContext, alive: Callable[[str, float], None]) -> str:
+    def finish(self, claim: FinishClaim, context: JobContext, enter: Enter) -> str:
         """Finish a claimed job; answers the ledger's word, see `Ledger.finish`.
 
         Args:
             claim: the job that is ours to finish.
             context: the same job, opened.
-            alive: called before each part with the stage's name and its limit in seconds.
+            enter: called before each part, see `HeldLease.enter`.
 
         Raises:
             OutputUnavailableError: parts cannot be read or files not written; the job stays `finishing`.
@@ -62,7 +63,7 @@ class Finisher:
             ChunkInterrupted: somebody else has finished the job; it may be in its next retry by now.
         """
         status = self._still_finishing(claim)
-        parts = self._write_errors(claim, context, status.chunks, alive)
+        parts = self._write_errors(claim, context, status.chunks, enter)
         manifest = _manifest(context, status, parts)
         self._still_finishing(claim)
         context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -86,16 +87,16 @@ class Finisher:
             context.output.sweep([keys.staged_file(first, count) for first, count in staged])
 
     def _write_errors(
-        self, claim: FinishClaim, context: JobContext, chunks: int, alive: Callable[[str, float], None]
+        self, claim: FinishClaim, context: JobContext, chunks: int, enter: Enter
     ) -> list[_Part]:
         """Write `errors.jsonl`; returns all parts."""
         parts = []
         with context.output.scratch() as path:
-            depth = min(_READERS, 2 * part_files(context.job.part_format, context.job.job_id).readers)
+            depth = part_files(context.job.part_format, context.job.job_id).footer_readers
             loaded = read_ahead(partial(_read_part, context), range(chunks), depth=depth)
             with output_errors(path), path.open("w", encoding="utf-8") as file, closing(loaded):
                 for _ in range(chunks):
-                    alive("finish", _PART_LIMIT_SECONDS)
+                    enter("finish", _PART_LIMIT_SECONDS)
                     part, errors = next(loaded)
                     file.writelines(map(json_line, errors))
                     parts.append(part)
@@ -123,8 +124,7 @@ def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
         identity, counts = part.footer()
     except ValueError as error:
         raise OutputConflictError(f"{where} is not a part: {error}") from error
-    if (identity.job_id, identity.chunk_id) != (context.job.job_id, chunk_id):
-        raise OutputConflictError(f"{where} belongs to job {identity.job_id}, chunk {identity.chunk_id}")
+    identity.require(context.job.job_id, chunk_id, where)
     return counts
 
 

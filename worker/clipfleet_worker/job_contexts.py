@@ -143,5 +143,5 @@ def _check_holds(output: Output, job: Job) -> None:
         found = read_job(data)
     except JobUnreadableError as error:
         raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE}: {error}") from error
-    if (found.job_id, found.fingerprint) != (job.job_id, job.fingerprint):
+    if not found.is_same(job):
         raise OutputUnreachableError(f"{output.uri} holds job {found.job_id}, not {job.job_id}")

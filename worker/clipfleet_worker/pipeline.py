@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from clipfleet.contract import ErrorCode, ItemError, Job
 from clipfleet.ledger import Claim
-from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
@@ -23,7 +23,7 @@ from clipfleet_worker.leases import HeldLease
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.rows import count_rows, failed_outcomes, part_table
+from clipfleet_worker.rows import failed_outcomes, part_table
 from clipfleet_worker.text_matrices import TextMatrix
 
 # Beyond these a stage hangs, and its lease is left to expire.

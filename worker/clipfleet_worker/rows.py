@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -13,16 +12,15 @@ from clipfleet.contract import ItemError
 from clipfleet.parts import (
     INLINE_COLUMN,
     ITEM_COLUMNS,
+    LABEL_COLUMNS,
     LABEL_TYPES,
+    UNKNOWN_DIMENSION,
     ItemStatus,
-    PartCounts,
     label_columns,
     part_schema,
 )
 from clipfleet_worker.labelling import ChunkLabels, ItemLabels
 from clipfleet_worker.outcomes import Outcomes
-
-_UNKNOWN_DIMENSION = 1  # of a model that no worker could load: all vectors are null then
 
 
 def part_table(
@@ -48,7 +46,7 @@ def part_table(
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
-    schema = part_schema(embedding_dimension or _UNKNOWN_DIMENSION, extra, label_set_names)
+    schema = part_schema(embedding_dimension or UNKNOWN_DIMENSION, extra, label_set_names)
     ok = np.array([feature is not None for feature in outcomes.features], dtype=bool)
     errors = outcomes.errors
     columns: dict[str, pa.Array] = {
@@ -77,13 +75,6 @@ def failed_outcomes(count: int, error: ItemError) -> Outcomes:
     return outcomes
 
 
-def count_rows(rows: pa.Table) -> PartCounts:
-    """Rows by outcome."""
-    codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
-    failed = sum(codes.values())
-    return PartCounts(rows.num_rows - failed, failed, dict(codes))
-
-
 def without_userinfo(uri: str) -> str:
     """The URI without `user:password@`; other URIs as they are."""
     if "@" not in uri or "://" not in uri:
@@ -100,7 +91,7 @@ def _all_label_columns(
     count: int, label_set_names: Sequence[str], labels: ChunkLabels | None
 ) -> dict[str, pa.Array]:
     nothing = ItemLabels(count)
-    by_columns = {("label", "score", "labels", "scores"): labels.chosen if labels else nothing}
+    by_columns: dict[tuple[str, ...], ItemLabels] = {LABEL_COLUMNS: labels.chosen if labels else nothing}
     for name in label_set_names:
         by_columns[label_columns(name)] = labels.by_set[name] if labels else nothing
     return {

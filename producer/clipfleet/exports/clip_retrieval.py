@@ -24,13 +24,12 @@ import pyarrow.parquet as pq
 from clipfleet.contract import Job, Task
 from clipfleet.errors import UsageError
 from clipfleet.exports.counts import Counted, ExportCounts
-from clipfleet.parts import PART_COLUMNS
+from clipfleet.parts import LABEL_COLUMNS, PART_COLUMNS
 from clipfleet.result_formats import row_groups
 from clipfleet.results import RowReader, RowStream, batches_with_vectors
 
 _CAPTION = "caption"
 _URL = r"^(https?|s3)://"
-_OF_THE_LABELS = ("label", "score", "labels", "scores")
 _OF_EVERY_ROW = ("width", "height", "content_hash", "model_fingerprint")
 _HEADER_BYTES = 128  # of a version 1 .npy file, magic and length included; room for any shape
 
@@ -129,7 +128,7 @@ class _Metadata:
     def __init__(self, schema: pa.Schema, job: Job | None) -> None:
         self._text_column = job.text_column if job else None
         has_labels = job is None or job.task is Task.CLASSIFY
-        ours = ("item_index", "item_id", *(_OF_THE_LABELS if has_labels else ()), *_OF_EVERY_ROW)
+        ours = ("item_index", "item_id", *(LABEL_COLUMNS if has_labels else ()), *_OF_EVERY_ROW)
         extra = [name for name in schema.names if name not in PART_COLUMNS]
         texts = {name for name in extra if pa.types.is_string(schema.field(name).type)}
         self._has_caption = _CAPTION in texts and not self.is_of_texts

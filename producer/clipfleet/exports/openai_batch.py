@@ -25,11 +25,10 @@ import pyarrow.compute as pc
 from clipfleet.contract import Job, Task
 from clipfleet.exports.counts import ExportCounts
 from clipfleet.json_rows import json_dicts, json_line
-from clipfleet.parts import ItemStatus, label_columns
+from clipfleet.parts import LABEL_COLUMNS, ItemStatus, label_columns
 from clipfleet.results import RowReader
 
 OUTPUT, ERROR, BATCH = "output.jsonl", "error.jsonl", "batch.json"
-_LABEL_COLUMNS = ("label", "score", "labels", "scores")
 _NOT_OF_THE_ITEM = {"status", "error_code", "error_detail", "embedding"}
 
 
@@ -72,8 +71,8 @@ class _Lines:
         self._id_column = id_column
         named = [one.name for one in job.named_label_sets] if job else []
         by_set: dict[str | None, Sequence[str]] = {name: label_columns(name) for name in named}
-        self._answers = by_set or {None: _LABEL_COLUMNS}
-        ours = {*_NOT_OF_THE_ITEM, *_LABEL_COLUMNS, *chain.from_iterable(self._answers.values())}
+        self._answers = by_set or {None: LABEL_COLUMNS}
+        ours = {*_NOT_OF_THE_ITEM, *LABEL_COLUMNS, *chain.from_iterable(self._answers.values())}
         self._of_the_item = [name for name in schema.names if name not in ours]
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +93,7 @@ class _Lines:
         if row["embedding"] is not None:
             data.append({"object": "embedding", "index": 0, "embedding": row["embedding"]})
         for set_name, columns in self._answers.items():
-            answer = dict(zip(_LABEL_COLUMNS, (row[name] for name in columns), strict=True))
+            answer = dict(zip(LABEL_COLUMNS, (row[name] for name in columns), strict=True))
             if answer["label"] is not None:
                 named = {"label_set": set_name} if set_name is not None else {}
                 data.append({"object": "classification", "index": len(data), **named, **answer})

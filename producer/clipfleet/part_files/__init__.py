@@ -50,6 +50,11 @@ class PartFiles(Protocol):
         """How many parts may be read at a time, so that memory stays in bounds."""
         ...
 
+    @property
+    def footer_readers(self) -> int:
+        """Likewise where little beside the footers is wanted: a remote one takes a round trip or three."""
+        ...
+
     def name(self, chunk_id: int) -> str:
         """Object name of the part of a chunk."""
         ...

@@ -36,6 +36,7 @@ class JsonlParts:
     """See `clipfleet.part_files.PartFiles`."""
 
     readers = 2  # a part of 4,096 rows with vectors of length 512 is 40 MB of text
+    footer_readers = 4  # the whole part is read to find its footer
 
     def __init__(self, job_id: str | None) -> None:
         self._job_id = job_id

@@ -23,6 +23,7 @@ class ParquetParts:
     """See `clipfleet.part_files.PartFiles`."""
 
     readers = 8  # a part of 4,096 rows with vectors of length 512 is 5 MB
+    footer_readers = 16
 
     def name(self, chunk_id: int) -> str:
         """See the protocol."""

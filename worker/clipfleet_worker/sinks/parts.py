@@ -74,8 +74,7 @@ class PartSink:
 
     def _require_ours(self, found: PartIdentity, identity: PartIdentity) -> None:
         where = f"{self._output.uri}/{self._files.name(identity.chunk_id)}"
-        if (found.job_id, found.chunk_id) != (identity.job_id, identity.chunk_id):
-            raise OutputConflictError(f"{where} belongs to job {found.job_id}, chunk {found.chunk_id}")
+        found.require(identity.job_id, identity.chunk_id, where)
         if found.generation > identity.generation:
             # No conflict: the job was retried while this worker slept, and goes on without it.
             raise OutputUnavailableError(f"{where} is of generation {found.generation} by now")
