@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +23,12 @@ from tests.support.s3 import S3Bucket
 
 if TYPE_CHECKING:
     from clipfleet_worker.embedded_s3 import EmbeddedS3
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT, as the programs under test shall: a background job of a script is started without."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def service_is_missing(what: str) -> NoReturn:

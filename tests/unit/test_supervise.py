@@ -295,15 +295,6 @@ def test_a_child_whose_supervisor_died_before_it_could_say_so_does_not_start() -
 # --- Signals ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sigint_is_heard() -> Iterator[None]:
-    """The background jobs of a script ignore it."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("sigint_is_heard")
 def test_signals_are_noted_in_order_and_handlers_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with SignalRecorder() as signals:
