@@ -58,11 +58,16 @@ class StagedNote:
         self._output = output
         self._before = staged_files(output)
 
+    @property
+    def is_the_last(self) -> bool:
+        """Whether nobody has noted anything since this one was made, or wrote."""
+        return staged_files(self._output) == self._before
+
     def write(self, files: tuple[tuple[int, int], ...], items: int, *, is_sealed: bool = False) -> bool:
         """Note all files so far; False, and nothing is changed, if another submit has noted something."""
         version = self._output.version(keys.STAGED_FILES)  # before it is read: what comes after is noticed
         now = StagedFiles(files=files, items=items, is_sealed=is_sealed)
-        if staged_files(self._output) != self._before:
+        if not self.is_the_last:
             return False
         self._before = now
         return _put_if(self._output, keys.STAGED_FILES, now, version)

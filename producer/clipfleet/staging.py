@@ -72,7 +72,10 @@ class Stager:
         self._monotonic = monotonic
 
     def stage(
-        self, batches: Iterable[pa.RecordBatch], already_staged: Sequence[tuple[int, int]] = ()
+        self,
+        batches: Iterable[pa.RecordBatch],
+        already_staged: Sequence[tuple[int, int]] = (),
+        require_unknown: Callable[[int], None] = lambda _: None,
     ) -> Iterator[StagedFile]:
         """Write the items as files of whole chunks, and yield each file once it is visible.
 
@@ -84,6 +87,8 @@ class Stager:
             batches: the batches of a `Source`, from its first item on.
             already_staged: `(first_chunk, chunks)` of the files that the ledger knows from an earlier,
                 interrupted call. They are compared with the source, not written, and not yielded.
+            require_unknown: called with the first chunk of a file in whose place there is one already; raises
+                if the ledger knows that one. One that it does not know was left by a call that died.
 
         Raises:
             SourceChangedError: the source differs from what is already staged; names the first such item.
@@ -102,11 +107,11 @@ class Stager:
                         )
                     file.add(chunk.rows)
                 if file is not None and self._is_due(file):
-                    staged, file = file.publish(), None
+                    staged, file = file.publish(require_unknown), None
                     next_chunk += staged.chunks
                     yield staged
             if file is not None:
-                staged, file = file.publish(), None
+                staged, file = file.publish(require_unknown), None
                 yield staged
         finally:
             if file is not None:
@@ -234,14 +239,17 @@ class _OpenFile:
         self.bytes += rows.nbytes
         self._items += len(rows)
 
-    def publish(self) -> StagedFile:
+    def publish(self, require_unknown: Callable[[int], None]) -> StagedFile:
         name = keys.staged_file(self._first_chunk, self.chunks)
         with self._resources:
             with output_errors(self._path):
                 self._writer.close()
                 self._sink.close()
-            # What may be there under this name was left by a submit that died before the ledger knew it.
-            self._output.publish(self._path, name, replace=True)
+            if not self._output.publish(self._path, name):
+                version = self._output.version(name)  # before it is asked for: what comes after is noticed
+                require_unknown(self._first_chunk)
+                if version is None or not self._output.replace_if(self._path, name, version):
+                    require_unknown(self._first_chunk)
         return StagedFile(self._first_chunk, self.chunks, self._items, name)
 
     def discard(self) -> None:

@@ -146,7 +146,12 @@ class Submission:
         self._hint(sum(count for _, count in files))
         stager = Stager(self._output, job_id, self._job.chunk_size)
         note = None if self._job.output_is_redis else StagedNote(self._output)
-        for file in stager.stage(batches, already):
+
+        def require_unknown(first_chunk: int) -> None:
+            if self._ledger.status(job_id).chunks > first_chunk or (note and not note.is_the_last):
+                raise self._two_submits()
+
+        for file in stager.stage(batches, already, require_unknown):
             files, items = (*files, (file.first_chunk, file.chunks)), items + file.items
             if note is not None and not note.write(files, items):
                 raise self._two_submits()

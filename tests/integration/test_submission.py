@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 
-from clipfleet.contract import Job, JobState
+from clipfleet.contract import REDIS_OUTPUT, Job, JobState, SourceDescription
 from clipfleet.errors import JobConflictError, RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger
-from clipfleet.outputs import open_output
+from clipfleet.outputs import open_output, output_of
+from clipfleet.redis_store import RedisStore
 from clipfleet.sources import open_source
+from clipfleet.sources.batches import item_batch
+from clipfleet.staging import StagedReader
 from clipfleet.submission import Submission
 from tests.support.ledger import make_job, work_off
 
@@ -159,3 +163,41 @@ def test_a_submit_that_the_world_interrupts_says_how_to_go_on(
 
     submit(ledger, job)
     assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)
+
+
+class SlowSource:
+    """Items that come one by one; before the last one something else happens."""
+
+    description = SourceDescription(kind="stdin", uri="-")
+
+    def __init__(self, uris: Sequence[str], meanwhile: Callable[[], object] = lambda: None) -> None:
+        self._uris, self._meanwhile = uris, meanwhile
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for number, uri in enumerate(self._uris):
+            if number == len(self._uris) - 1:
+                self._meanwhile()
+            yield item_batch(number, None, pa.array([uri], pa.string()))
+
+
+@pytest.mark.parametrize("is_redis", [False, True])
+def test_a_second_submit_leaves_the_items_of_the_first_alone(
+    ledger: Ledger, redis_url: str, tmp_path: Path, is_redis: bool
+) -> None:
+    """Both have the same name for their first file, and other items in it."""
+    output_name = REDIS_OUTPUT if is_redis else str(tmp_path / "out")
+    job = make_job(output=output_name).model_copy(update={"source": SlowSource.description})
+    store = RedisStore(redis_url)
+    output = output_of(job, store)
+    first, second = [f"/first/{n}.jpg" for n in range(5)], [f"/second/{n}.jpg" for n in range(3)]
+
+    def submit(source: SlowSource) -> None:
+        Submission(ledger, cast(Hints, CountedHints()), output, job).run(source)
+
+    with pytest.raises(JobConflictError, match="another submit of job job is running"):
+        submit(SlowSource(second, meanwhile=lambda: submit(SlowSource(first))))
+
+    assert facts(ledger) == (JobState.RUNNING, True, 1, 5)
+    with StagedReader(output, job_id="job") as reader:
+        assert reader.read_chunk(0, 1, 0)["uri"].to_pylist() == first
+    store.close()
