@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.markup import escape
 
+from clipfleet.contract import Job
 from clipfleet.json_rows import json_dicts, json_lines
+from clipfleet.result_table import result_table
 from clipfleet.results import RowReader
 
 TABLE_ROWS = 20
@@ -55,7 +55,7 @@ def write(
     if limit is None:
         limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
     stored = reader.read()
-    return _WRITERS[result_format](_Rows(stored.schema, stored.batches, limit), stream)
+    return _WRITERS[result_format](_Rows(stored.schema, stored.batches, limit, reader.job), stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class _Rows:
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
     limit: int  # the most rows that are written
+    job: Callable[[], Job | None]
 
     def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
         """The rows up to the limit; no part is opened that is not needed for them."""
@@ -123,34 +124,20 @@ def _write_table(wanted: _Rows, stream: BinaryIO) -> int:
     # One row more than is shown tells whether there are more.
     rows = [row for batch in wanted.first(wanted.limit + 1) for row in json_dicts(batch)]
     shown = rows[: wanted.limit]
-    answer = "label" if any(row["label"] is not None for row in shown) else "vector"
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("index", "id", "status", answer, "score", "error"):
-        is_number = heading in ("index", "score")
-        table.add_column(heading, overflow="fold", justify="right" if is_number else "left")
-    for row in shown:
-        table.add_row(*(Text(cell) for cell in _cells(row)))
     with _as_text(stream) as text:
         console = Console(file=text)
+        table, left_out = result_table(shown, wanted.job(), console.width)
         console.print(table)
+        if left_out:
+            names = escape(", ".join(left_out))
+            console.print(
+                f"no room for {names}: widen the terminal, or all with --format jsonl, csv or parquet"
+            )
         if len(rows) > len(shown):
             console.print(
                 f"the first {len(shown)} rows; more with --limit, all with --format jsonl, csv or parquet"
             )
     return len(shown)
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    vector = row["embedding"]
-    error = ": ".join(part for part in (row["error_code"], row["error_detail"]) if part)
-    return (
-        str(row["item_index"]),
-        row["item_id"],
-        row["status"],
-        row["label"] or ("" if vector is None else f"{len(vector)} numbers"),
-        "" if row["score"] is None else f"{row['score']:.3f}",
-        error,
-    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import keys, result_formats, results
+from clipfleet.contract import Job, LabelSet, SourceDescription, Task
 from clipfleet.errors import (
     OutputConflictError,
     OutputUnavailableError,
@@ -26,9 +27,10 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts import part_schema
+from clipfleet.parts import label_columns, part_schema
 from clipfleet.result_formats import ResultFormat
 from clipfleet.results import PartRows
+from tests.support.ledger import make_job
 from tests.support.rows import add_part, classified, embedded, failed, row
 
 
@@ -38,6 +40,11 @@ def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -
     assert not stream.closed
     assert count >= 0
     return stream.getvalue()
+
+
+def note_job(output: FolderOutput, **changes: Any) -> None:
+    job = make_job("j", output=output.uri)
+    output.create(keys.JOB_FILE, Job.model_validate(dict(job) | changes).model_dump_json().encode())
 
 
 @pytest.fixture
@@ -294,6 +301,45 @@ class TestExports:
         text = export(finished, ResultFormat.TABLE).decode()
 
         assert "2 numbers" in text and "vector" in text
+
+    @pytest.mark.parametrize(("columns", "shown"), [(120, 3), (74, 2), (50, 1)])
+    def test_the_table_has_a_column_for_each_label_set_as_far_as_there_is_room(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch, columns: int, shown: int
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        sets = ["animals", "colours", "moods"]
+        label_sets = tuple(LabelSet(name=name, labels=("x", "y")) for name in sets)
+        note_job(output, task=Task.CLASSIFY, label_sets=label_sets)
+        answers = {name: value for label in sets for name, value in zip(
+            label_columns(label), (label[:3], 0.5, ["a"], [0.5]), strict=True
+        )}  # fmt: skip
+        add_part(output, 0, [{**classified(0), **answers}, failed(1)], label_sets=sets)
+
+        heading, _, first, *rest = export(output, ResultFormat.TABLE).decode().splitlines()[1:]
+
+        assert heading.split() == ["index", "id", "status", *sets[:shown], "error"]
+        assert [name for name in sets if f"{name[:3]} 0.500" in first] == sets[:shown]
+        note = " ".join(" ".join(rest).split())
+        assert ("no room for" in note) == (shown < 3)
+        assert shown == 3 or f"no room for {', '.join(sets[shown:])}: widen" in note
+
+    def test_the_table_shows_texts(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "400")
+        source = SourceDescription(kind="csv", uri="/t.csv", extra_columns=("caption",))
+        note_job(output, task=Task.EMBED_TEXT, source=source, text_column="caption")
+        texts = ["[b]a dog[/b]", "two\nlines", "long " * 100, None]
+        rows = [{**row(index, item_id=str(index)), "caption": text} for index, text in enumerate(texts)]
+        add_part(output, 0, rows, extra=["caption"])
+
+        text = export(output, ResultFormat.TABLE).decode()
+
+        assert text.split()[:3] == ["index", "caption", "status"]
+        assert "[b]a dog[/b]" in text and "two lines" in text
+        assert text.index("\u2026") - text.index("long long") == 199
+        assert len(text.splitlines()) < 9
+        # Ids that say more than the index are there too
+        add_part(output, 1, [{**row(4, item_id="tide"), "caption": "the sea"}], extra=["caption"])
+        assert "tide" in export(output, ResultFormat.TABLE).decode()
 
     def test_the_table_takes_names_literally(self, output: FolderOutput) -> None:
         add_part(output, 0, [row(0, item_id="[bold]a[/x].jpg")])
