@@ -58,7 +58,7 @@ class RedisStore:
     def job_file(self, job_id: str) -> bytes | None:
         """The job as it was submitted, or None if there is none."""
         with redis_errors(self._url):
-            return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]
+            return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]  # or async
 
     def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
         """Keep an object.
@@ -77,7 +77,7 @@ class RedisStore:
     def object(self, job_id: str, name: str) -> bytes | None:
         """All bytes of an object, or None."""
         with redis_errors(self._url):
-            return self._redis.hget(keys.job(job_id, keys.ITEMS), name)  # type: ignore[return-value]
+            return self._redis.hget(keys.job(job_id, keys.ITEMS), name)  # type: ignore[return-value]  # or async
 
     def object_names(self, job_id: str) -> list[str]:
         """Sorted names of a job's objects."""
@@ -160,7 +160,7 @@ class RedisStore:
         if not indexes:
             return []
         with redis_errors(self._url):
-            return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]
+            return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
 
 
 def _indexes(span: bytes) -> range:

@@ -66,6 +66,11 @@ class S3Object:
     size_bytes: int
 
 
+def is_bucket_name(text: str) -> bool:
+    """Whether a bucket may be called so."""
+    return _BUCKET.fullmatch(text) is not None
+
+
 def split_s3_uri(uri: str) -> tuple[str, str]:
     """Bucket and key of `s3://bucket/key`. The key is taken as it stands, not decoded; it may be empty.
 
@@ -73,7 +78,7 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
         UsageError: this is no such URI.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not _BUCKET.fullmatch(bucket):
+    if not uri.startswith(SCHEME) or not is_bucket_name(bucket):
         raise UsageError(f"{uri!r} is not an S3 URI: write s3://BUCKET/PATH")
     return bucket, key
 

@@ -10,9 +10,10 @@ from contextlib import suppress
 import pytest
 
 from clipfleet.contract import ErrorCode
+from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import loop as loop_module
-from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest, WaitingBytes
+from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 from tests.support.waiting import wait_until

@@ -22,9 +22,10 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
-from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
+from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext

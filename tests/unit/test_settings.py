@@ -258,11 +258,11 @@ class TestLists:
         settings = WorkerSettings(allow_private=("10.0.0.0/8",), allow_ports=("8080",))
 
         assert settings.private_networks == (ipaddress.ip_network("10.0.0.0/8"),)
-        assert settings.ports == {80, 443, 8080}
+        assert settings.ports == {8080}
 
     def test_without_any_only_the_webs_own_ports_are_open(self) -> None:
         assert WorkerSettings().private_networks == ()
-        assert WorkerSettings().ports == {80, 443}
+        assert WorkerSettings().ports == set()
 
 
 class TestDoubtfulVariables:

@@ -84,7 +84,7 @@ class _Segment:
     stop: int
 
 
-class BatcherStopped(RuntimeError):  # noqa: N818
+class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrupted
     """The worker is going down; nothing will be encoded any more."""
 
 

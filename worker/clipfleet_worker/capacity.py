@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from clipfleet.contract import Lane
 
@@ -58,3 +60,59 @@ class OpenItems:
     def count(self) -> int:
         """Items open now."""
         return self._count
+
+
+class WaitingBytes:
+    """Counts fetched bytes until they are decoded; closed while there are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened: asyncio.Event | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called once, in the loop that will wait."""
+        self._loop, self._opened = loop, asyncio.Event()
+        self._opened.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a fetch may begin."""
+        return self._count < self._limit
+
+    @property
+    def count(self) -> int:
+        """Bytes waiting now."""
+        return self._count
+
+    async def wait_open(self) -> None:
+        """Wait until a fetch may begin."""
+        if self._opened is None:
+            raise RuntimeError("bind comes first")
+        while not self.is_open:
+            await self._opened.wait()
+
+    def add(self, count: int) -> None:
+        """Bytes arrived; to be called in the loop."""
+        with self._lock:
+            self._count += count
+            if self._opened is not None and not self.is_open:
+                self._opened.clear()
+
+    def remove(self, count: int) -> None:
+        """Bytes were decoded or dropped; from any thread."""
+        with self._lock:
+            was_open = self.is_open
+            self._count -= count
+            wake = self.is_open and not was_open
+        if wake and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        """Wake who waits, unless the room is gone again: with the event set, `wait_open` would spin."""
+        with self._lock:
+            if self._opened is not None and self.is_open:
+                self._opened.set()

@@ -31,6 +31,7 @@ from PIL import (
 )
 
 from clipfleet.contract import DecodeRoute, ErrorCode
+from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format
 
@@ -297,15 +298,11 @@ def _resize(
     planes = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
     # torch multiplies by them and rounds down: not a bit too small, or the last row or column is missing.
     across, down = (math.nextafter(target[n] / rectangle[n], math.inf) for n in (0, 1))
-    try:
+    with memory_errors():
         for factors in ((down, 1.0), (1.0, across)) if is_vertical_first else ((down, across),):
             planes = torch.nn.functional.interpolate(
                 planes, scale_factor=factors, mode=interpolation, align_corners=False, antialias=True
             )
-    except RuntimeError as error:
-        if "allocate memory" in str(error):
-            raise MemoryError from error
-        raise
     array: np.ndarray = planes[0, :, : target[1], : target[0]].permute(1, 2, 0).numpy()
     return array
 

@@ -178,7 +178,7 @@ class EmbeddedS3(EmbeddedServer):
         for flag, port in self._identity.ports.items() if self._identity else ():
             part = flag.partition(".")[0]
             if port_is_free(port):  # else it may be another store's by now
-                Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
+                Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice
 
 
 def weed_binary() -> Path:

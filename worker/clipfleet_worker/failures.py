@@ -1,4 +1,4 @@
-"""The exceptions inside a worker: one for an item, one for a chunk."""
+"""The exceptions inside a worker: of an item, of a chunk, of a model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ class ItemFailure(Exception):  # noqa: N818 - the design's word
     def __init__(self, code: ErrorCode, detail: str) -> None:
         self.error = ItemError(code, " ".join(detail.split())[:_DETAIL_LIMIT])
         super().__init__(f"{code}: {self.error.detail}")
+
+
+def too_many_bytes(limit_bytes: int) -> ItemFailure:
+    """The failure of an item whose file is larger than is taken."""
+    return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {limit_bytes} bytes")
 
 
 class ChunkInterrupted(Exception):  # noqa: N818 - the design's words

@@ -1,8 +1,8 @@
 """The way of items from URI to features: fetch, decode, hand over to the batcher, all in slices.
 
 Remote items come from the event loop; local ones, and those that were staged with their bytes, are read where
-they are decoded. Whatever happens to an item
-ends in the chunk's outcomes; whatever is a bug of ours interrupts the chunk.
+they are decoded. Whatever happens to an item ends in the chunk's outcomes; whatever is a bug of ours
+interrupts the chunk.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import pyarrow as pa
 from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Lane
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher, ItemSlice
+from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest, WaitingBytes
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
+from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
@@ -125,7 +126,7 @@ class ItemPath:
 
     def _read_inline(self, staged: pa.BinaryScalar) -> bytes:
         if len(staged.as_buffer()) > self._max_image_bytes:
-            raise ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._max_image_bytes} bytes")
+            raise too_many_bytes(self._max_image_bytes)
         data: bytes = staged.as_py()
         return data
 

@@ -17,7 +17,7 @@ from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, output_of
 from clipfleet.part_files import part_files
 from clipfleet.redis_store import RedisStore
-from clipfleet.s3 import SCHEME
+from clipfleet.s3 import SCHEME, split_s3_uri
 from clipfleet.staging import StagedReader
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
@@ -97,11 +97,8 @@ class JobContexts:
             job = self._ledger.job(job_id)
         except JobUnreadableError as error:  # others may be of a newer version
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
-        if job.output.startswith(SCHEME):
-            self._check_bucket(job.output)
-        elif not job.output_is_redis:
-            self._check_root(job.output)
         try:
+            self._require_allowed(job)
             output = output_of(job, self._store)
         except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
             raise OutputUnreachableError(str(error)) from error
@@ -113,6 +110,12 @@ class JobContexts:
         sink = PartSink(output, part_files(job.part_format, job_id))
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
 
+    def _require_allowed(self, job: Job) -> None:
+        if job.output.startswith(SCHEME):
+            self._check_bucket(job.output)
+        elif not job.output_is_redis:
+            self._check_root(job.output)
+
     def _check_root(self, output: str) -> None:
         path = Path(output).resolve()
         if not any(path.is_relative_to(root) for root in self._output_roots):
@@ -122,7 +125,7 @@ class JobContexts:
             )
 
     def _check_bucket(self, output: str) -> None:
-        bucket = output.removeprefix(SCHEME).partition("/")[0]
+        bucket, _ = split_s3_uri(output)
         if self._s3_buckets and bucket not in self._s3_buckets:
             raise OutputUnreachableError(
                 f"{output} is in a bucket that this worker must not use: add {bucket} to CLIPFLEET_S3_BUCKETS"

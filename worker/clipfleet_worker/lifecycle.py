@@ -27,7 +27,7 @@ from clipfleet.redis_store import RedisStore
 from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.device import pick_device
@@ -36,7 +36,7 @@ from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.data_uri import DataUriFetcher
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
-from clipfleet_worker.fetch.loop import FetchLoop, WaitingBytes
+from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher

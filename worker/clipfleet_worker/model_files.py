@@ -49,9 +49,7 @@ class ModelFiles:
     """The files of one model, all on this machine."""
 
     layout: Layout
-    configuration: dict[
-        str, Any
-    ]  # of the architecture, in open_clip's words: embed_dim, vision_cfg, text_cfg
+    configuration: dict[str, Any]  # of the architecture, in open_clip's words: embed_dim, text_cfg, ...
     preprocessing: dict[str, Any]  # in open_clip's words; what is not said is its default
     weights: tuple[Path, ...]
     tokenizer: Path | None  # folder of a tokenizer's files; None: CLIP's own, which open_clip brings
@@ -332,7 +330,7 @@ def _require_hub() -> None:
         raise OSError("HF_HUB_OFFLINE is set")
     request = Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the operator's own setting
     try:
-        urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310
+        urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - likewise
     except HTTPError:
         return  # something answers
     except OSError as error:

@@ -10,10 +10,11 @@ from pydantic import Field, field_validator
 
 from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision
 from clipfleet.model_names import normalise_model
+from clipfleet.s3 import is_bucket_name
 from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings, split_commas
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Megabytes = 1024 * 1024
+_MEBIBYTE = 1024 * 1024
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -41,7 +42,7 @@ class WorkerSettings(Settings):
     allow_ports: CommaSeparated = Field((), description="ports of public addresses beside 80 and 443")
     contact: str = Field("", description="mail or URL of the operator, sent in the User-Agent")
 
-    max_image_bytes: int = Field(30 * Megabytes, ge=1, description="larger files are refused")
+    max_image_bytes: int = Field(30 * _MEBIBYTE, ge=1, description="larger files are refused")
     max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
     fetch_timeout_seconds: float = Field(
         30.0, gt=0, le=DAY_SECONDS, description="for one URL, from connect to the last byte"
@@ -51,7 +52,7 @@ class WorkerSettings(Settings):
 
     slots: int = Field(32, ge=1, description="chunks in progress at a time")
     items_in_flight: int = Field(4096, ge=1, description="no claim while this many items are open")
-    bytes_in_flight: int = Field(1024 * Megabytes, ge=1, description="no fetch while this many bytes wait")
+    bytes_in_flight: int = Field(1024 * _MEBIBYTE, ge=1, description="no fetch while this many bytes wait")
     decode_threads: int = Field(0, ge=0, description="0: one per core")
     chunk_deadline_seconds: float = Field(
         180.0, gt=0, le=DAY_SECONDS, description="fetches still open then become timeout rows"
@@ -109,7 +110,7 @@ class WorkerSettings(Settings):
     @classmethod
     def _check_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for bucket in value:
-            if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+            if not is_bucket_name(bucket):
                 raise ValueError(f"{bucket!r} is not the name of a bucket, without s3:// and path")
         return value
 
@@ -128,5 +129,5 @@ class WorkerSettings(Settings):
 
     @property
     def ports(self) -> frozenset[int]:
-        """`allow_ports` as numbers, with 80 and 443."""
-        return frozenset({80, 443, *(int(port) for port in self.allow_ports)})
+        """`allow_ports` as numbers."""
+        return frozenset(map(int, self.allow_ports))

@@ -96,7 +96,7 @@ class SharedMatrices:
             log.info("lock of a text matrix: %s", error, extra={"action": "matrix_lock_lost"})
 
     def _load(self, name: str) -> np.ndarray | None:
-        data: bytes | None = self._redis.getex(name, ex=_KEEP_SECONDS)  # type: ignore[assignment]
+        data: bytes | None = self._redis.getex(name, ex=_KEEP_SECONDS)  # type: ignore[assignment]  # or async
         if data is None or len(data) < _HEADER.size:
             return None
         labels, dimension = _HEADER.unpack_from(data)

@@ -124,6 +124,6 @@ def register(app: Celery, tasks: Tasks) -> None:
     def work(*_args: object, **_kwargs: object) -> None:
         tasks.work()
 
-    @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]
+    @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]  # likewise
     def finish_job(*_args: object, **_kwargs: object) -> None:
         tasks.finish_job()

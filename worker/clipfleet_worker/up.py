@@ -20,15 +20,15 @@ from rich.console import Console
 
 from clipfleet.console import say_error
 from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.program import EXIT_FAILED, EXIT_USAGE
 from clipfleet.redis_connection import masked
 from clipfleet_worker.embedded import EmbeddedValkey
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.private_files import holder, note_holder, try_lock, write_private
 from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
 
-READY_FILE_VARIABLE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work
-
 _URL = "CLIPFLEET_REDIS_URL"
+_READY_FILE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work
 _ROOTS = ("CLIPFLEET_FILE_ROOTS", "CLIPFLEET_OUTPUT_ROOTS")
 _WORKER_READY_SECONDS = 120.0
 _WORKER_STOP_SECONDS = 60.0
@@ -139,7 +139,7 @@ class Up:
             "worker",
             argv,
             log=self._directory / "worker.log",
-            env={**self._environ, **settings, READY_FILE_VARIABLE: str(ready_file)},
+            env={**self._environ, **settings, _READY_FILE: str(ready_file)},
             is_ready=ready_file.exists,
             ready_seconds=self._worker_ready_seconds,
             stop_seconds=self._worker_stop_seconds,
@@ -272,7 +272,7 @@ def up(
         return run.run()
     except (ClipfleetError, OSError) as error:
         say_error(error)
-        return 2 if isinstance(error, UsageError) else 1
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
 def roots(environ: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from aiohttp import AddrInfoType
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-DEFAULT_PORTS = frozenset({80, 443})
+_DEFAULT_PORTS = frozenset({80, 443})
 
 _REFUSED_V4 = {
     ipaddress.IPv4Network(network): kind
@@ -75,7 +75,7 @@ class AddressGuard:
         self, allow_private: Iterable[Network] = (), allow_ports: Iterable[int] = frozenset()
     ) -> None:
         self._allow_private = tuple(allow_private)
-        self._ports = DEFAULT_PORTS | frozenset(allow_ports)
+        self._ports = _DEFAULT_PORTS | frozenset(allow_ports)
 
     def check(self, host: str, port: int) -> None:
         """Return if a connection to this address is allowed.

@@ -8,7 +8,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
 
 _BLANKS = re.compile(rb"\s+")
 _FROM_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -29,7 +29,7 @@ class DataUriFetcher:
         if head.rstrip().lower().endswith(";base64"):
             data = _from_base64(data)
         if len(data) > self._max_image_bytes:
-            raise ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._max_image_bytes} bytes")
+            raise too_many_bytes(self._max_image_bytes)
         return data
 
 

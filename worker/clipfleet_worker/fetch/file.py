@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import UsageError
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
 
 _OPEN_FILES = "/proc/self/fd"
 _FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*)|(?!//))(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
@@ -70,13 +70,13 @@ class FileFetcher:
         """
         with self._opened(uri) as (descriptor, status):
             if status.st_size > self._max_image_bytes:
-                raise self._too_many_bytes()
+                raise too_many_bytes(self._max_image_bytes)
             return self._read_all(descriptor, status.st_size)
 
     def read_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
         """Exactly these bytes of a file, which itself may be of any size; otherwise like `read`."""
         if size_bytes > self._max_image_bytes:
-            raise self._too_many_bytes()
+            raise too_many_bytes(self._max_image_bytes)
         with self._opened(uri) as (descriptor, _):
             data = bytearray()
             while part := os.pread(descriptor, size_bytes - len(data), offset_bytes + len(data)):
@@ -126,13 +126,10 @@ class FileFetcher:
         while part := os.read(descriptor, size):
             total += len(part)
             if total > self._max_image_bytes:
-                raise self._too_many_bytes()
+                raise too_many_bytes(self._max_image_bytes)
             parts.append(part)
             size = _READ_BYTES
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _too_many_bytes(self) -> ItemFailure:
-        return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._max_image_bytes} bytes")
 
     def _failure(self, path: str, error: OSError) -> ItemFailure:
         # Errors are told only about paths inside the roots; elsewhere they would tell which files exist.

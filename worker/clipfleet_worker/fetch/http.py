@@ -25,7 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
 from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
 from clipfleet_worker.fetch.http_target import Target, next_target, target_of
@@ -52,9 +52,7 @@ class HttpLimits:
     """What one URL may cost."""
 
     max_image_bytes: int  # largest body, on the wire and after inflating
-    fetch_timeout_seconds: (
-        float  # per URL, redirects included; waiting for a turn at a busy host is not counted
-    )
+    fetch_timeout_seconds: float  # per URL, with redirects; without waiting for a turn at a busy host
     connect_timeout_seconds: float  # TCP and TLS, per address
     idle_read_timeout_seconds: float  # longest silence of a server
     host_connections: int  # requests to one host at a time
@@ -179,7 +177,7 @@ class HttpFetcher:
         status = response.status
         if status == 200:
             if (response.content_length or 0) > self._limits.max_image_bytes:
-                raise _too_many_bytes(self._limits.max_image_bytes)
+                raise too_many_bytes(self._limits.max_image_bytes)
             body = await self._body(host, response.content)
             encoding = response.headers.get("Content-Encoding")
             return await self._inflated(body, encoding.strip().lower()) if encoding else body
@@ -196,7 +194,7 @@ class HttpFetcher:
             while part := await content.readany():
                 total += len(part)
                 if total > limit:
-                    raise _too_many_bytes(limit)
+                    raise too_many_bytes(limit)
                 parts.append(part)
         except TimeoutError:
             raise ItemFailure(ErrorCode.TIMEOUT, f"{host}: fell silent in the body") from None
@@ -305,10 +303,6 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _too_many_bytes(limit: int) -> ItemFailure:
-    return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {limit} bytes")
-
-
 def _inflate(body: bytes, limit: int) -> bytes:
     for window_bits in (_GZIP_OR_ZLIB, _RAW_DEFLATE):  # some servers' "deflate" lacks the zlib header
         inflater = zlib.decompressobj(window_bits)
@@ -317,7 +311,7 @@ def _inflate(body: bytes, limit: int) -> bytes:
         except zlib.error:
             continue
         if len(inflated) > limit:
-            raise _too_many_bytes(limit)
+            raise too_many_bytes(limit)
         if not inflater.eof:
             raise ItemFailure(ErrorCode.INCOMPLETE_BODY, "the compressed body broke off")
         return inflated

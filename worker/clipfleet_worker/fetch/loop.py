@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import AsyncFetcher
 from clipfleet_worker.outcomes import Outcomes
@@ -28,62 +28,6 @@ _SLICE_LINGER_SECONDS = 0.05
 _CHECK_SECONDS = 0.5
 
 FetchedSlice = list[tuple[int, bytes]]  # (position in the chunk, bytes)
-
-
-class WaitingBytes:
-    """Counts fetched bytes until they are decoded; closed while there are too many."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._opened: asyncio.Event | None = None
-
-    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called once, in the loop that will wait."""
-        self._loop, self._opened = loop, asyncio.Event()
-        self._opened.set()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a fetch may begin."""
-        return self._count < self._limit
-
-    @property
-    def count(self) -> int:
-        """Bytes waiting now."""
-        return self._count
-
-    async def wait_open(self) -> None:
-        """Wait until a fetch may begin."""
-        if self._opened is None:
-            raise RuntimeError("bind comes first")
-        while not self.is_open:
-            await self._opened.wait()
-
-    def add(self, count: int) -> None:
-        """Bytes arrived; to be called in the loop."""
-        with self._lock:
-            self._count += count
-            if self._opened is not None and not self.is_open:
-                self._opened.clear()
-
-    def remove(self, count: int) -> None:
-        """Bytes were decoded or dropped; from any thread."""
-        with self._lock:
-            was_open = self.is_open
-            self._count -= count
-            wake = self.is_open and not was_open
-        if wake and self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        """Wake who waits, unless the room is gone again: with the event set, `wait_open` would spin."""
-        with self._lock:
-            if self._opened is not None and self.is_open:
-                self._opened.set()
 
 
 @dataclass(frozen=True, slots=True)

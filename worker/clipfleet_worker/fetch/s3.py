@@ -21,11 +21,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import UsageError
-from clipfleet.s3 import S3Client, S3Problem, explain, split_s3_uri
-from clipfleet_worker.failures import ItemFailure
+from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, split_s3_uri
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
 
 _READ_BYTES = 1 << 20
-_SCHEME_LENGTH = len("s3://")
 
 _CODES = {
     S3Problem.NO_OBJECT: ErrorCode.NOT_FOUND,
@@ -100,7 +99,7 @@ class S3Fetcher:
             ItemFailure: also `incomplete_body` where the object ends before.
         """
         if size_bytes > self._limits.max_image_bytes:
-            raise self._too_many_bytes()
+            raise too_many_bytes(self._limits.max_image_bytes)
         if size_bytes == 0:
             return b""
         data = await self._fetch(uri, f"bytes={offset_bytes}-{offset_bytes + size_bytes - 1}")
@@ -131,7 +130,7 @@ class S3Fetcher:
 
     def _target(self, uri: str) -> tuple[str, str]:
         try:
-            bucket, key = split_s3_uri(f"s3://{uri[_SCHEME_LENGTH:]}")
+            bucket, key = split_s3_uri(SCHEME + uri[len(SCHEME) :])  # a scheme may be in capitals
         except UsageError as error:
             raise ItemFailure(ErrorCode.BAD_URI, str(error)) from error
         if not key:
@@ -148,7 +147,7 @@ class S3Fetcher:
             answer = self._connected().get_object(**wanted)
             with closing(answer["Body"]) as body:
                 if answer["ContentLength"] > self._limits.max_image_bytes:
-                    raise self._too_many_bytes()
+                    raise too_many_bytes(self._limits.max_image_bytes)
                 return self._read_all(body, ends)
         except (BotoCoreError, ClientError) as error:
             raise _failure(error) from error
@@ -159,7 +158,7 @@ class S3Fetcher:
         while part := body.read(_READ_BYTES):
             total += len(part)
             if total > self._limits.max_image_bytes:
-                raise self._too_many_bytes()
+                raise too_many_bytes(self._limits.max_image_bytes)
             if time.monotonic() > ends:
                 raise self._too_late()
             parts.append(part)
@@ -173,9 +172,6 @@ class S3Fetcher:
                 except UsageError as error:
                     raise ItemFailure(ErrorCode.ACCESS_DENIED, str(error)) from error
             return self._client
-
-    def _too_many_bytes(self) -> ItemFailure:
-        return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {self._limits.max_image_bytes} bytes")
 
     def _too_late(self) -> ItemFailure:
         return ItemFailure(ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s")
