@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -211,6 +212,36 @@ class TestRoots:
         job = make_job(f"{tmp_path}/root/{way}", job_id="sly")
         place_job(outside, job)
         ledger.jobs["sly"] = job.model_dump_json()
+
+        with pytest.raises(OutputUnreachableError, match="outside"):
+            contexts(ledger, tmp_path / "root").get(make_claim(job))
+
+    @pytest.mark.parametrize("scheme", ["file://", ""])
+    def test_the_folder_that_is_opened_is_the_one_that_was_looked_at(
+        self, ledger: FakeLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+    ) -> None:
+        """Taken for relative, this output would lie below the root, where the worker was started."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "root").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / "root")
+        job = make_job(f"file://{tmp_path}/outside" if scheme else "~/outside", job_id="sly")
+        place_job(FolderOutput(tmp_path / "outside"), job)
+        ledger.jobs["sly"] = job.model_dump_json()
+
+        with pytest.raises(OutputUnreachableError, match="outside"):
+            contexts(ledger, tmp_path / "root").get(make_claim(job))
+
+    @pytest.mark.parametrize("name", [keys.INTERNAL, keys.TMP])
+    def test_scratch_files_lie_below_the_roots_too(
+        self, job: Job, ledger: FakeLedger, tmp_path: Path, name: str
+    ) -> None:
+        """A worker makes and removes files there."""
+        link = Path(job.output, name)
+        link.parent.mkdir(exist_ok=True)
+        if link.exists():
+            shutil.copytree(link, tmp_path / "outside")
+            shutil.rmtree(link)
+        link.symlink_to(tmp_path / "outside")
 
         with pytest.raises(OutputUnreachableError, match="outside"):
             contexts(ledger, tmp_path / "root").get(make_claim(job))

@@ -102,6 +102,10 @@ class JobContexts:
             output = output_of(job, self._store)
         except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
             raise OutputUnreachableError(str(error)) from error
+        if output.uri.startswith(SCHEME):
+            self._check_bucket(output.uri)
+        elif not job.output_is_redis:
+            self._check_root(output.uri)
         if job.output_is_redis:
             return JobContext(
                 job, output, RedisSink(self._store), StagedReader(output, job_id=job_id, capacity=1)
@@ -117,8 +121,9 @@ class JobContexts:
             self._check_root(job.output)
 
     def _check_root(self, output: str) -> None:
-        path = Path(output).resolve()
-        if not any(path.is_relative_to(root) for root in self._output_roots):
+        # Where scratch files are made and swept lies further below: links in between must not lead elsewhere.
+        paths = Path(output).resolve(), Path(output, keys.TMP).resolve()
+        if not all(any(path.is_relative_to(root) for root in self._output_roots) for path in paths):
             raise OutputUnreachableError(
                 f"{output} is outside this worker's output roots: "
                 "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
