@@ -366,6 +366,14 @@ class TestTheFolder:
             export(PartRows(finished), Layout.CSV, to)
             assert [path.name for path in to.iterdir()] == ["rows.csv"]
 
+    def test_a_home_that_is_not_there_is_an_ordinary_name(
+        self, finished: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        export(PartRows(finished), Layout.CSV, Path("~nobody-of-this-name/to"))
+
+        assert (tmp_path / "~nobody-of-this-name" / "to" / "rows.csv").exists()
+
     def test_the_current_folder_is_not_pulled_away(
         self, finished: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -113,6 +113,34 @@ class TestObjects:
             with pytest.raises(OutputUnreachableError):
                 output.publish(path, "a.json")
 
+    def test_clearing_frees_the_output_last(
+        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job that finds it free must not find anything of the one before."""
+        notes = (keys.STAGED_FILES, keys.GENERATION, keys.staged_file(0, 1), keys.part(0))
+        for name in (keys.JOB_FILE, *notes):
+            output.create(name, b"x")
+        left: list[list[str]] = []
+
+        def remove(name: str) -> None:
+            if name == keys.JOB_FILE:
+                left.append([name for name in notes if output.read(name) is not None])
+            FolderOutput.remove(output, name)
+
+        monkeypatch.setattr(output, "remove", remove)
+        output.clear()
+
+        assert left == [[]]
+        assert output.read(keys.JOB_FILE) is None
+        assert not Path(output.uri, keys.INTERNAL).exists()
+
+    def test_a_home_that_is_not_there_is_an_ordinary_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        assert FolderOutput(Path("~nobody-of-this-name/out")).uri == f"{tmp_path}/~nobody-of-this-name/out"
+
     def test_removing(self, output: FolderOutput) -> None:
         output.create("a.json", b"one")
         output.remove("a.json")

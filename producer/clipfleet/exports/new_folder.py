@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clipfleet.errors import OutputUnavailableError, UsageError
@@ -26,7 +26,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise UsageError(
             f"{scheme[1]}://...: an export is written to a folder of this machine, copy it from there"
         )
-    folder = folder.expanduser().absolute()
+    with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+        folder = folder.expanduser()
+    folder = folder.absolute()
     _require_free(folder)
     scratch = folder.with_name(f".{folder.name[:200]}.{uuid.uuid4().hex[:12]}")
     try:

@@ -41,7 +41,9 @@ class FolderOutput:
 
     def __init__(self, folder: Path) -> None:
         # Not resolve(): a symbolic link in the path may point elsewhere on another machine.
-        self._folder = folder.expanduser().absolute()
+        with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+            folder = folder.expanduser()
+        self._folder = folder.absolute()
 
     @property
     def uri(self) -> str:
@@ -173,10 +175,14 @@ class FolderOutput:
                 _remove_if_possible(path)
 
     def clear(self) -> None:
-        """See the protocol."""
+        """See the protocol. The job file goes last: until then the output is not free for others."""
         for name in [*self.names(keys.PART_PREFIX), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]:
             self.remove(name)
-        internal = self._folder / keys.INTERNAL
+        internal, job_file = self._folder / keys.INTERNAL, self._folder / keys.JOB_FILE
+        for path in internal.glob("*"):
+            if path != job_file and not path.is_dir():
+                _remove_if_possible(path)
+        self.remove(keys.JOB_FILE)
         with output_errors(internal):
             if internal.is_dir():
                 shutil.rmtree(internal)
