@@ -27,7 +27,7 @@ DEMO_MODEL = "demo"
 DEFAULT_TEMPLATE = "a photo of a {}"
 
 REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the ledger's Redis
-MAX_ITEMS_IN_REDIS = 100_000  # of one job: more of them belong into a folder or a bucket
+MAX_ITEMS_IN_REDIS = 100_000  # of one job; more go into a folder or a bucket
 
 DEFAULT_LABEL_SET_NAME = "labels"
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes

@@ -30,6 +30,7 @@ from clipfleet.outputs import output_uri
 from clipfleet.parts import extra_column_name
 from clipfleet.sources import Source
 from clipfleet.sources.texts import TextSource
+from clipfleet.validation import first_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def make_job(source: Source, question: Question, options: JobOptions) -> Job:
             created_at=datetime.now(UTC),
         )
     except ValidationError as error:
-        raise UsageError(_first_problem(error)) from None
+        raise UsageError(first_problem(error)) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -117,10 +118,3 @@ def _column(source: Source, name: str | None) -> str | None:
     wanted = (extra_column_name(name), extra_column_name(name.lower()))
     names = {column.lower(): column for column in source.description.extra_columns}
     return next((names[one.lower()] for one in wanted if one.lower() in names), name)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    text = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {text}" if where else text

@@ -22,6 +22,7 @@ from clipfleet.contract import (
 from clipfleet.errors import UsageError
 from clipfleet.label_sets import LabelSetSpec
 from clipfleet.sources.uris import has_scheme
+from clipfleet.validation import problem_text
 from clipfleet.yaml_files import read_yaml_file
 
 LabelSetName = Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)]
@@ -76,8 +77,7 @@ class JobSpec(BaseModel):
             try:
                 made.append(spec.made(name))
             except ValidationError as error:
-                problem = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise UsageError(f"label set {name!r}: {problem}") from None
+                raise UsageError(f"label set {name!r}: {problem_text(error.errors()[0])}") from None
             except UsageError as error:
                 raise UsageError(f"label set {name!r}: {error}") from None
         return tuple(made)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, Preset
 from clipfleet.errors import UsageError
 from clipfleet.text_file import read_text_file
+from clipfleet.validation import first_problem
 from clipfleet.yaml_files import read_yaml_file
 
 Labels = Sequence[str] | LabelSet | Sequence[LabelSet] | Mapping[str, Sequence[str] | LabelSet]
@@ -48,7 +49,7 @@ class LabelSetSpec(BaseModel):
             try:
                 self.made("x")
             except ValidationError as error:
-                raise ValueError(_first(error)) from None
+                raise ValueError(_problem(error)) from None
         return self
 
     def made(self, name: str, folder: Path = Path()) -> LabelSet:
@@ -81,15 +82,15 @@ def label_sets_of(labels: Labels, templates: Sequence[str] = ()) -> tuple[LabelS
         if not labels:
             raise UsageError("there is no label set")
         return tuple(_named(name, value, templates) for name, value in labels.items())
-    finished = _finished(labels)
-    if finished is None:
+    ready = _ready_made(labels)
+    if ready is None:
         return (_made(labels=tuple(labels), templates=tuple(templates)),)
     if templates:
         raise UsageError("templates go with names of labels: a label set has its own")
-    return finished
+    return ready
 
 
-def _finished(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[LabelSet, ...] | None:
+def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[LabelSet, ...] | None:
     """The label sets, where the caller has made them; None where there are names only."""
     if isinstance(labels, str):
         if labels not in list(Preset):
@@ -113,19 +114,17 @@ def _made(**values: Any) -> LabelSet:
     try:
         return LabelSet(**values)
     except ValidationError as error:
-        raise UsageError(f"label set{_whose(values.get('name'))}: {_first(error)}") from None
+        raise UsageError(f"label set{_whose(values.get('name'))}: {_problem(error)}") from None
 
 
 def _whose(name: str | None) -> str:
     return f" {name!r}" if name else ""
 
 
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    if problem["loc"] == ("name",):
+def _problem(error: ValidationError) -> str:
+    if error.errors()[0]["loc"] == ("name",):
         return "its name must begin with a letter, and have at most 40 letters, digits and underscores"
-    where = "".join(f"{part}: " for part in problem["loc"])
-    return f"{where}{problem['msg'].removeprefix('Value error, ')}"
+    return first_problem(error)
 
 
 def preset_label_set(preset: Preset) -> LabelSet:
@@ -157,7 +156,7 @@ def read_label_set(text: str) -> LabelSet:
     try:
         return spec.made(name, path.parent)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_first(error)}") from None
+        raise UsageError(f"{path}: {_problem(error)}") from None
 
 
 def read_label_lines(path: Path) -> list[str]:

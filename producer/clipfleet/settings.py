@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipfleet.errors import UsageError
+from clipfleet.validation import problem_text
 
 S = TypeVar("S", bound=BaseSettings)
 _PREFIX = "CLIPFLEET_"
@@ -110,7 +111,7 @@ def checked(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         problems = "; ".join(
-            f"CLIPFLEET_{str(problem['loc'][0]).upper()}: {problem['msg'].removeprefix('Value error, ')}"
+            f"CLIPFLEET_{str(problem['loc'][0]).upper()}: {problem_text(problem)}"
             for problem in error.errors()
         )
         raise UsageError(f"settings cannot be used: {problems}") from None

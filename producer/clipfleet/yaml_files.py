@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from clipfleet.errors import UsageError
 from clipfleet.text_file import read_text_file
+from clipfleet.validation import problem_text
 
 M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
@@ -125,16 +126,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            known = list(model.model_fields) if not above else []
-            meant = difflib.get_close_matches(str(last), known, 1)
-            hint = (
-                f", did you mean {meant[0]!r}?"
-                if meant
-                else f"; known are {', '.join(known)}"
-                if known
-                else ""
-            )
-            return f"there is no key {where!r}{hint}"
+            return f"there is no key {where!r}{_hint(str(last), [] if above else list(model.model_fields))}"
         case "string_pattern_mismatch" if last == "[key]":
             name = where.removesuffix(".[key]")
             return f"{name}: a name begins with a letter and has only letters, digits and _, at most 40"
@@ -149,5 +141,11 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
         case "model_type" | "dict_type" if not where:
             return f"the file must hold keys and values, such as {next(iter(model.model_fields))}: ..."
         case _:
-            message = problem["msg"].removeprefix("Value error, ")
-            return f"{where}: {message}" if where else message
+            return f"{where}: {problem_text(problem)}" if where else problem_text(problem)
+
+
+def _hint(word: str, known: list[str]) -> str:
+    meant = difflib.get_close_matches(word, known, 1)
+    if meant:
+        return f", did you mean {meant[0]!r}?"
+    return f"; known are {', '.join(known)}" if known else ""

@@ -65,7 +65,7 @@ class TestFromPrograms:
             ({"a b": LabelSet(labels=("a",))}, [], "label set 'a b': its name"),
             ([LabelSet(labels=("a",))], ["{}"], "templates go with names"),
             ([LabelSet(labels=("a",)), "b"], [], "label"),
-            ([1, 2], [], "labels: 0: Input should be a valid string"),
+            ([1, 2], [], "labels.0: Input should be a valid string"),
         ],
     )
     def test_what_cannot_be_used_is_told(self, labels: Any, templates: list[str], problem: str) -> None:

@@ -11,9 +11,9 @@ import typer
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.following import follow
 from clipfleet.commands.options import AsJson, JobOrOutput, Wait
-from clipfleet.commands.results import is_output
+from clipfleet.commands.results import is_output, known_job
 from clipfleet.console import say
-from clipfleet.errors import JobNotFoundError, UsageError
+from clipfleet.errors import UsageError
 
 
 def retry(
@@ -27,7 +27,7 @@ def retry(
     """Run the failed rows of an ended job again, in place."""
     started = time.monotonic()
     with Client() as client:
-        handle = client.rebuild(job) if is_output(job) else _known(client, job)
+        handle = client.rebuild(job) if is_output(job) else known_job(client, job)
         is_under_way = handle.retry([code.strip() for code in codes.split(",") if code.strip()])
         if not is_under_way:
             which = f" with {codes}" if codes else ""
@@ -46,13 +46,6 @@ def rebuild(
     started = time.monotonic()
     with Client() as client:
         _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
-
-
-def _known(client: Client, job_id: str) -> JobHandle:
-    try:
-        return client.job(job_id)
-    except JobNotFoundError as error:
-        raise JobNotFoundError(f"{error}; of one that was forgotten give the output") from None
 
 
 def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:

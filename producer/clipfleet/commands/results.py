@@ -82,10 +82,11 @@ def row_reader(job: str) -> Iterator[RowReader]:
             "CLIPFLEET_REDIS_URL is not set"
         )
     with Client() as client:
-        yield _known_job(client, job).rows_reader()
+        yield known_job(client, job).rows_reader()
 
 
-def _known_job(client: Client, job_id: str) -> JobHandle:
+def known_job(client: Client, job_id: str) -> JobHandle:
+    """A job that Redis knows; a `JobNotFoundError` says what else may be given."""
     try:
         return client.job(job_id)
     except JobNotFoundError as error:

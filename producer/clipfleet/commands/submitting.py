@@ -88,9 +88,10 @@ def classify(
     """Label every image with the best of some names (zero-shot)."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
-        base_uri=base_uri, part_format=part_format, store_embeddings=store_embeddings,
-        on_finished=on_finished, on_finished_queue=on_finished_queue,
+        output=output, model=model, precision=precision, decode=decode, lane=lane, chunk_size=chunk_size,
+        job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
+        part_format=part_format, store_embeddings=store_embeddings, on_finished=on_finished,
+        on_finished_queue=on_finished_queue,
     )  # fmt: skip
     label_sets = chosen_label_sets(labels, label_set or [], template or [])
     started = time.monotonic()
@@ -124,9 +125,9 @@ def embed(
     """Turn every image into a vector."""
     job_id = job_id or new_job_id()
     options = JobOptions(
-        output, model, precision, decode, lane, chunk_size, job_id, overwrite, url_column, id_column,
-        base_uri=base_uri, part_format=part_format, on_finished=on_finished,
-        on_finished_queue=on_finished_queue,
+        output=output, model=model, precision=precision, decode=decode, lane=lane, chunk_size=chunk_size,
+        job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
+        part_format=part_format, on_finished=on_finished, on_finished_queue=on_finished_queue,
     )  # fmt: skip
     started = time.monotonic()
     with Client() as client:

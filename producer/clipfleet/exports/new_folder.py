@@ -32,7 +32,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     _require_free(folder)
     scratch = folder.with_name(f".{folder.name[:200]}.{uuid.uuid4().hex[:12]}")
     try:
-        with _told(folder):
+        with _folder_errors(folder):
             scratch.mkdir(parents=True)
             yield scratch
             _sync(scratch)
@@ -45,7 +45,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def _require_free(folder: Path) -> None:
     name = printable(str(folder))
-    with _told(folder):
+    with _folder_errors(folder):
         if not folder.exists() and not folder.is_symlink():
             return
         if not folder.is_dir() or folder.is_symlink():
@@ -57,7 +57,7 @@ def _require_free(folder: Path) -> None:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _folder_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

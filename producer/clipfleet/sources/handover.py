@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, PASS_ON_SECONDS
-from clipfleet.sources.iterable import IterableSource, size_bytes
-from clipfleet.sources.records import Record
+from clipfleet.sources.iterable import IterableSource
+from clipfleet.sources.records import Record, size_bytes
 
 if TYPE_CHECKING:
     from clipfleet.sources import Source

@@ -21,7 +21,7 @@ from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches
 from clipfleet.sources.options import ReadOptions
-from clipfleet.sources.records import Record, RecordTable, plain
+from clipfleet.sources.records import Record, RecordTable, plain, size_bytes
 
 Item = str | os.PathLike[str] | bytes | Mapping[str, Any]
 
@@ -86,11 +86,6 @@ class IterableSource:
     def batch(self, first_index: int, records: Sequence[Record]) -> pa.RecordBatch:
         """What `records` gave as a batch, which may have no rows."""
         return self._table.batch(first_index, records)
-
-
-def size_bytes(record: Record) -> int:
-    """About what a record holds in memory."""
-    return sum(len(value) for value in record.values() if isinstance(value, bytes | str))
 
 
 def _record(item: Item, number: int, url_field: str, bytes_field: str) -> Record:

@@ -133,6 +133,11 @@ class RecordTable:
         return pa.array([_text(record.get(field)) for record in records], pa.string())
 
 
+def size_bytes(record: Record) -> int:
+    """About what a record holds in memory."""
+    return sum(len(value) for value in record.values() if isinstance(value, bytes | str))
+
+
 def plain(value: Any) -> Any:
     """A value of a program as one of JSON; bytes stay bytes.
 

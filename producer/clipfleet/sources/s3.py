@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from clipfleet.errors import SourceError
-from clipfleet.s3 import S3Client, S3Object, default_client, split_s3_uri
+from clipfleet.s3 import SCHEME, S3Client, S3Object, default_client, split_s3_uri
 from clipfleet.sources.braces import expand_braces
 from clipfleet.sources.folder import PICTURE_EXTENSIONS, is_picture_name
 from clipfleet.sources.formats import is_shard_name, list_opener, refuse_pattern_of_lists, require_fit
@@ -42,32 +42,34 @@ def open_s3(uri: str, options: ReadOptions) -> Source:
     if opener is not None:
         return opener(ObjectFile(client, bucket, key), options)
     if is_shard_name(key):
-        return _shards(client, bucket, uri)
+        return _shards(client, bucket, key)
     if has_wildcards(key):
         refuse_pattern_of_lists(uri)
-        return _pattern(client, bucket, uri)
+        return _pattern(client, bucket, key)
     if is_picture_name(key):
         return _picture(client, bucket, key)
-    return _prefix(client, bucket, uri)
+    return _prefix(client, bucket, key)
 
 
-def _shards(client: S3Client, bucket: str, uri: str) -> Source:
+def _shards(client: S3Client, bucket: str, keys: str) -> Source:
     """Shards by name, with braces or wildcards."""
-    keys = [split_s3_uri(name)[1] for name in expand_braces(uri)]
     found: list[S3Object] = []
-    for key in keys:
+    for key in expand_braces(keys):
         if has_wildcards(key):
             found += _matching(client, bucket, key)()
         else:
             found.append(S3Object(key, 0))
-    return _tar_source(client, bucket, uri, found)
+    return _tar_source(client, bucket, f"{SCHEME}{bucket}/{keys}", found)
 
 
-def _pattern(client: S3Client, bucket: str, uri: str) -> Source:
-    prefix = _fixed_prefix(split_s3_uri(uri)[1])
-    matching = _matching(client, bucket, split_s3_uri(uri)[1])
+def _pattern(client: S3Client, bucket: str, pattern: str) -> Source:
     return PrefixSource(
-        matching, bucket, prefix, lambda name: True, wanted="no object matches this pattern", uri=uri
+        _matching(client, bucket, pattern),
+        bucket,
+        _fixed_prefix(pattern),
+        lambda name: True,
+        wanted="no object matches this pattern",
+        uri=f"{SCHEME}{bucket}/{pattern}",
     )
 
 
@@ -76,14 +78,18 @@ def _picture(client: S3Client, bucket: str, key: str) -> Source:
     folder, _, _ = key.rpartition("/")
     prefix = f"{folder}/" if folder else ""
     return PrefixSource(
-        lambda: [S3Object(key, 0)], bucket, prefix, lambda name: True, wanted="", uri=f"s3://{bucket}/{key}"
+        lambda: [S3Object(key, 0)],
+        bucket,
+        prefix,
+        lambda name: True,
+        wanted="",
+        uri=f"{SCHEME}{bucket}/{key}",
     )
 
 
-def _prefix(client: S3Client, bucket: str, uri: str) -> Source:
-    key = split_s3_uri(uri)[1]
+def _prefix(client: S3Client, bucket: str, key: str) -> Source:
     prefix = f"{key}/" if key and not key.endswith("/") else key
-    where = f"s3://{bucket}/{prefix}"
+    where = f"{SCHEME}{bucket}/{prefix}"
     objects = partial(listing, client, bucket, prefix)
     names = (one.key for one in islice(objects(), _LOOKED_AT) if not is_hidden(one.key[len(prefix) :]))
     first = next((name for name in names if is_picture_name(name) or is_shard_name(name)), None)
@@ -105,7 +111,7 @@ def _tar_source(client: S3Client, bucket: str, uri: str, objects: Iterable[S3Obj
     if not found:
         raise SourceError(f"{uri}: no object matches this pattern")
     shards = [
-        Shard(f"s3://{bucket}/{one.key}", partial(ObjectFile, client, bucket, one.key)) for one in found
+        Shard(f"{SCHEME}{bucket}/{one.key}", partial(ObjectFile, client, bucket, one.key)) for one in found
     ]
     states = [(shard.uri, str(one.size_bytes)) for shard, one in zip(shards, found, strict=True)]
     return TarSource(shards, uri=uri, state=shards_state(states))

@@ -29,7 +29,7 @@ from clipfleet.sources.batches import in_batches
 from clipfleet.sources.files import SourceFile
 from clipfleet.sources.folder import is_picture_name
 from clipfleet.sources.options import ReadOptions
-from clipfleet.sources.records import RecordTable
+from clipfleet.sources.records import RecordTable, size_bytes
 from clipfleet.tar_member import TarMember
 
 # Key and extension, as webdataset has them.
@@ -94,7 +94,7 @@ class TarSource:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
         index = 0
-        for records in in_batches(self._records(), _characters):
+        for records in in_batches(self._records(), size_bytes):
             yield self._table.batch(index, records)
             index += len(records)
 
@@ -179,7 +179,3 @@ def _carried(texts: dict[str, bytes]) -> dict[str, Any]:
             value = texts["json"].decode(errors="replace")
         carried |= value if isinstance(value, dict) else {"json": value}
     return carried
-
-
-def _characters(record: dict[str, Any]) -> int:
-    return sum(len(value) for value in record.values() if isinstance(value, str))

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from clipfleet.errors import SourceError
 from clipfleet.parts import INLINE_COLUMN, extra_column_name
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
+from clipfleet.sources.batches import item_schema
 
 _KINDS = ("txt", "csv", "tsv", "jsonl", "parquet", "stdin", "iterable")
 _SUPPORTED = (
@@ -49,13 +50,14 @@ class TextSource:
         for batch in self.items.batches():
             self._require_texts(batch)
             texts = batch["uri"]
-            nothing = pa.array([""] * batch.num_rows, pa.string())
-            extra = {name: batch[name] for name in self.description.extra_columns[1:]}
-            columns = {"item_index": batch["item_index"], "item_id": batch["item_id"], "uri": nothing,
-                       self.text_column: texts, **extra}  # fmt: skip
-            fields = [batch.schema.field(name) for name in ("item_index", "item_id", "uri")]
-            fields += [pa.field(self.text_column, pa.string()), *(batch.schema.field(name) for name in extra)]
-            yield pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
+            uris = pa.array([""] * batch.num_rows, pa.string())
+            carried = self.description.extra_columns[1:]
+            arrays = [batch["item_index"], batch["item_id"], uris, texts, *(batch[name] for name in carried)]
+            fields = [
+                pa.field(self.text_column, pa.string()),
+                *(batch.schema.field(name) for name in carried),
+            ]
+            yield pa.RecordBatch.from_arrays(arrays, schema=item_schema(fields))
 
     def _require_texts(self, batch: pa.RecordBatch) -> None:
         if INLINE_COLUMN not in batch.schema.names:
