@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from clipfleet.contract import DEFAULT_MODEL, Precision
-from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet.contract import DEFAULT_MODEL, ErrorCode, Precision
+from clipfleet_worker.failures import ItemFailure, ModelUnavailableError
 from clipfleet_worker.model import load_model
 from clipfleet_worker.model_files import Layout, fetch_files, find_configuration, find_files
 from tests.support.hub_cache import HubCache
@@ -108,6 +108,18 @@ class TestTheHubsCache:
         for word in ("HF_HUB_OFFLINE", f"clipfleet-worker models pull {name}", "./FOLDER", "demo"):
             assert word in message
         assert "\n" not in message
+
+    def test_the_ways_out_are_not_what_a_row_cuts_off(
+        self, hub: HubCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"nonsense {'of many words ' * 20}")
+        name = "hf-hub:laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
+        with pytest.raises(ModelUnavailableError) as caught:
+            fetch_files(name)
+        detail = ItemFailure(ErrorCode.MODEL_UNAVAILABLE, str(caught.value)).error.detail
+        for word in (f"clipfleet-worker models pull {name}", "./FOLDER", "`demo`"):
+            assert word in detail
 
     def test_an_address_of_the_hub_that_is_none_is_no_bug(
         self, hub: HubCache, monkeypatch: pytest.MonkeyPatch

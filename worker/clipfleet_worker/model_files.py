@@ -180,10 +180,10 @@ def fetch_files(name: str) -> ModelFiles:
             f"model {name}: the hub has no such repository, or it is private: check the name, or set HF_TOKEN"
         ) from None
     except (HfHubHTTPError, OSError, HTTPException, ValueError) as error:  # the last: an address that is none
-        raise ModelUnavailableError(
-            f"model {name} is not on this machine and cannot be downloaded ({first_line(error)}): run "
-            f"`clipfleet-worker models pull {name}` where the hub can be reached (its cache may be copied), "
-            f"name a folder that holds it (./FOLDER), or use the model `{DEMO_MODEL}`"
+        raise ModelUnavailableError(  # the cause comes last: of a long line a row keeps the beginning
+            f"model {name} is not on this machine: run `clipfleet-worker models pull {name}` where the hub "
+            "can be reached (its cache may be copied), name a folder that holds it (./FOLDER), or use the "
+            f"model `{DEMO_MODEL}`; it cannot be downloaded here: {first_line(error)}"
         ) from error
 
 
