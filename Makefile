@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
-.PHONY: demo install test lint unit integration e2e test-chaos test-peers bench clean
+.PHONY: demo install test lint unit integration e2e test-peers bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -18,9 +18,6 @@ lint: $(VENV)/.dev-installed
 
 unit integration e2e: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ -q
-
-test-chaos: $(VENV)/.dev-installed
-	$(BIN)/pytest tests/chaos -q -s
 
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed

@@ -66,9 +66,7 @@ JOB_SUFFIXES = (
 ROWS = ":rows"  # hash: item_index -> row as JSON
 VECTORS = ":vectors"  # hash: item_index -> vector as little-endian float16
 IDS = ":ids"  # hash: item_id -> first item_index that has it
-CHUNKS = (
-    ":chunks"  # hash: complete chunk -> "<first item_index>-<rows>"; a source that trickles makes short ones
-)
+CHUNKS = ":chunks"  # hash: complete chunk -> "<first item_index>-<rows>"; not all are as long as others
 PENDING_SUFFIXES = (ROWS, VECTORS, IDS)
 RESULT_SUFFIXES = (*PENDING_SUFFIXES, CHUNKS)
 

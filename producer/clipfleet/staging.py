@@ -59,16 +59,12 @@ class Stager:
         chunk_size: int,
         *,
         chunks_per_file: int = CHUNKS_PER_FILE,
-        close_after_seconds: float = CLOSE_AFTER_SECONDS,
-        bytes_per_file: int = BYTES_PER_FILE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._output = output
         self._job_id = job_id
         self._chunk_size = chunk_size
         self._chunks_per_file = chunks_per_file
-        self._close_after_seconds = close_after_seconds
-        self._bytes_per_file = bytes_per_file
         self._monotonic = monotonic
 
     def stage(
@@ -95,7 +91,7 @@ class Stager:
             OutputUnavailableError: the output cannot be written, or a file that the ledger knows cannot be
                 read.
         """
-        items = _Cutter(batches, self._chunk_size, self._close_after_seconds, self._monotonic)
+        items = _Cutter(batches, self._chunk_size, self._monotonic)
         next_chunk = self._compare(items, already_staged)
         file: _OpenFile | None = None
         try:
@@ -121,8 +117,8 @@ class Stager:
         age_seconds = self._monotonic() - file.since
         return (
             file.chunks >= self._chunks_per_file
-            or age_seconds >= self._close_after_seconds
-            or file.bytes >= self._bytes_per_file
+            or age_seconds >= CLOSE_AFTER_SECONDS
+            or file.bytes >= BYTES_PER_FILE
         )
 
     def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
@@ -147,12 +143,10 @@ class _Cutter:
         self,
         batches: Iterable[pa.RecordBatch],
         chunk_size: int,
-        close_after_seconds: float,
         monotonic: Callable[[], float],
     ) -> None:
         self._batches = iter(batches)
         self._chunk_size = chunk_size
-        self._close_after_seconds = close_after_seconds
         self._monotonic = monotonic
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
@@ -175,7 +169,7 @@ class _Cutter:
         yield from self._whole_chunks()
         while self._add_next():
             yield from self._whole_chunks()
-            if self._rows and self._came - self._since >= self._close_after_seconds:
+            if self._rows and self._came - self._since >= CLOSE_AFTER_SECONDS:
                 yield self._cut(self._rows)
             yield None
         if self._rows:

@@ -165,13 +165,13 @@ class Claims:
                     stage_seconds=result.stage_seconds,
                 )
             except RedisUnavailableError as error:
-                log.warning("chunk not completed yet: %s", error, extra=_context(claim, "complete_retried"))
+                log.warning("chunk not completed yet: %s", error, extra=_context("complete_retried", claim))
                 if self._leaving.wait(_COMPLETE_RETRY_SECONDS):
                     return "left"
             else:
                 if word == "incomplete":
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
-                log.info("chunk %d is %s", claim.chunk_id, word, extra=_context(claim, "chunk_completed"))
+                log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
                 return word
 
     def give_back(self, claim: Claim, error: BaseException) -> None:
@@ -180,18 +180,18 @@ class Claims:
             self._give_back(claim, error)
         except RedisUnavailableError as unavailable:
             # The lease expires by itself, then the chunk is claimed again.
-            log.warning("chunk not released: %s", unavailable, extra=_context(claim, "release_failed"))
+            log.warning("chunk not released: %s", unavailable, extra=_context("release_failed", claim))
 
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         if isinstance(error, ChunkInterrupted | BatcherStopped):
-            log.info("chunk %d: %s", claim.chunk_id, error, extra=_context(claim, "chunk_interrupted"))
+            log.info("chunk %d: %s", claim.chunk_id, error, extra=_context("chunk_interrupted", claim))
             self._release(claim, "drain", error)
         elif isinstance(error, OutputConflictError):
             self.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
-            log.warning("chunk %d waits: %s", claim.chunk_id, error, extra=_context(claim, "chunk_waits"))
+            log.warning("chunk %d waits: %s", claim.chunk_id, error, extra=_context("chunk_waits", claim))
             self._release(claim, "waits", error)
         else:
             log.error(
@@ -199,7 +199,7 @@ class Claims:
                 claim.chunk_id,
                 error,
                 exc_info=error,
-                extra=_context(claim, "chunk_failed"),
+                extra=_context("chunk_failed", claim),
             )
             self._count_failure(claim, error)
 
@@ -208,7 +208,7 @@ class Claims:
             claim, kind, reason=f"{type(error).__name__}: {error}"[:300], outage_seconds=self._outage_seconds
         )
         if word == "paused":
-            log.error("job %s paused itself: %s", claim.job_id, error, extra=_context(claim, "job_paused"))
+            log.error("job %s paused itself: %s", claim.job_id, error, extra=_context("job_paused", claim))
 
     def _count_failure(self, claim: Claim, error: BaseException) -> None:
         """Try again, or end a job for which not even the failed rows of this chunk can be written."""
@@ -219,7 +219,7 @@ class Claims:
 
     def _out_of_reach(self, claim: Claim, error: BaseException) -> None:
         """Others may reach the output; if nobody else is there, or all have tried, the job cannot go on."""
-        log.error("%s", error, extra=_context(claim, "output_unreachable"))
+        log.error("%s", error, extra=_context("output_unreachable", claim))
         self.shunned_jobs.add(claim.job_id)
         if self.is_alone() or claim.failures + 1 >= MAX_FAILURES:
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
@@ -269,5 +269,5 @@ class Claims:
         return None
 
 
-def _context(claim: Claim, action: str) -> dict[str, object]:
+def _context(action: str, claim: Claim) -> dict[str, object]:
     return {"action": action, "job_id": claim.job_id, "chunk_id": claim.chunk_id}

@@ -20,7 +20,7 @@ class FieldFormatter(logging.Formatter):
         return f"{line} [{fields}]" if fields else line
 
 
-def log_to_stderr(level: str = "INFO") -> None:
+def log_to_stderr() -> None:
     """Send the logs of this process to stderr, one line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -28,7 +28,7 @@ def log_to_stderr(level: str = "INFO") -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)  # libraries, open_clip among them, tell a lot that nobody needs
     for ours in _OURS:
-        logging.getLogger(ours).setLevel(level)
+        logging.getLogger(ours).setLevel(logging.INFO)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # of damaged files, whose rows say it

@@ -49,8 +49,6 @@ class Up:
         worker_argv: Sequence[str] | None,
         command: Sequence[str] | None = None,
         with_s3: bool = False,
-        environ: Mapping[str, str] | None = None,
-        worker_ready_seconds: float = _WORKER_READY_SECONDS,
         worker_stop_seconds: float = _WORKER_STOP_SECONDS,
     ) -> None:
         """Describe the run; nothing is made yet.
@@ -60,15 +58,12 @@ class Up:
             worker_argv: the worker's command line; None: no worker.
             command: what to run beside it; None: run until a signal comes.
             with_s3: whether to start an S3 store, too.
-            environ: the user's environment; None: this process's.
-            worker_ready_seconds: how long the first start of the worker may take.
             worker_stop_seconds: how long the worker may take to finish what it holds.
         """
         self._directory = directory.absolute()
         self._worker_argv = worker_argv
         self._command = list(command or ())
-        self._environ = dict(os.environ if environ is None else environ)
-        self._worker_ready_seconds = worker_ready_seconds
+        self._environ = dict(os.environ)
         self._worker_stop_seconds = worker_stop_seconds
         self._valkey = EmbeddedValkey(self._directory / "valkey")
         self._s3 = EmbeddedS3(self._directory / "s3") if with_s3 else None
@@ -141,7 +136,7 @@ class Up:
             log=self._directory / "worker.log",
             env={**self._environ, **settings, _READY_FILE: str(ready_file)},
             is_ready=ready_file.exists,
-            ready_seconds=self._worker_ready_seconds,
+            ready_seconds=_WORKER_READY_SECONDS,
             stop_seconds=self._worker_stop_seconds,
         )
 
