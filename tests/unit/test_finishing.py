@@ -72,6 +72,7 @@ class FakeLedger:
         self._steps = steps
         self.staged = [(0, status.chunks)]
         self.ended: list[tuple[FinishClaim, int]] = []
+        self.word = "completed"
 
     def status(self, job_id: str) -> JobStatus:
         assert job_id == self._status.job_id
@@ -87,7 +88,7 @@ class FakeLedger:
         self._steps.take("ledger")
         self.ended.append((claim, ttl_seconds))
         self._steps.taken()
-        return "completed"
+        return self.word
 
 
 class Bench:
@@ -311,6 +312,27 @@ class TestRepeating:
 
         assert bench.steps.done == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS][:writes]
         assert not (folder / keys.SUCCESS).exists()
+
+    @pytest.mark.parametrize(
+        ("later", "stays"),
+        [
+            ({"state": JobState.RUNNING, "generation": 1}, False),
+            ({"state": JobState.PAUSED, "generation": 1}, False),
+            ({"state": JobState.FINISHING, "generation": 1}, True),  # it may be that one's
+            ({"state": JobState.COMPLETED, "generation": 1}, True),
+        ],
+    )
+    def test_a_finisher_that_slept_before_its_last_write_takes_it_back(
+        self, folder: Path, later: dict[str, Any], stays: bool
+    ) -> None:
+        bench = Bench(folder)
+        finishing = make_status(state=JobState.FINISHING, chunks=2)
+        bench.ledger.later = [finishing] * 4 + [make_status(chunks=2, **later)]
+        bench.ledger.word = "stale"
+
+        assert bench.finish() == "stale"
+
+        assert (folder / keys.SUCCESS).exists() == stays
 
 
 class TestSweeping:

@@ -70,7 +70,16 @@ class Finisher:
         self._sweep(context, status.chunks)
         self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"")
-        return self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
+        word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
+        if word == "stale" and self._is_retried(claim):  # we slept just before the last write
+            context.output.remove(keys.SUCCESS)
+        return word
+
+    def _is_retried(self, claim: FinishClaim) -> bool:
+        """Whether the job is in a later generation, whose own end has not come yet."""
+        status = self._ledger.status(claim.job_id)
+        is_over = status.state.is_final or status.state is JobState.FINISHING
+        return status.generation > claim.generation and not is_over
 
     def _still_finishing(self, claim: FinishClaim) -> JobStatus:
         """Ask before each write: a worker that slept must not undo what came after it."""
