@@ -14,14 +14,14 @@ from clipfleet import keys
 from clipfleet.contract import JobState
 from clipfleet.errors import RedisUnavailableError, ResultsExpiredError
 from clipfleet.hints import Hints
-from clipfleet.ledger import Claim, Lease, Ledger, Retention
+from clipfleet.ledger import Claim, Lease, Ledger, Retention, WorkerFacts
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.redis_connection import connect
 from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
 from clipfleet.retry import Retry
 from clipfleet_worker.sinks.redis import RedisSink
-from tests.support.ledger import claim, let_leases_expire, new_token, server_now_ms, try_claim
+from tests.support.ledger import add_job, claim, let_leases_expire, new_token, server_now_ms, try_claim
 from tests.support.redis_rows import (
     DIMENSION,
     LONG,
@@ -558,3 +558,30 @@ class TestFullMemory:
         assert ledger.renew([Lease("job", "0", claimed.token)], 60) == ["held"]
 
         assert full.zscore(keys.LEASES, "job:0") > server_now_ms(full)
+
+    def test_chunks_of_dead_workers_are_taken_back_and_their_jobs_finished(
+        self, ledger: Ledger, full: redis.Redis
+    ) -> None:
+        add_job(ledger, "in-a-folder")
+        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds={})
+        submit_job(ledger)
+        claim(ledger)
+        let_leases_expire(full, ("job", 0))
+        full.config_set("maxmemory", 1)
+
+        assert ledger.reconcile() == (1, 1)
+        finishing = ledger.claim_finish(new_token(), 60)
+        assert finishing is not None
+        assert ledger.finish(finishing, ttl_seconds=60) == "completed"
+
+        full.config_set("maxmemory", 0)
+        assert claim(ledger).losses == 1
+
+    def test_workers_are_heard_of(self, ledger: Ledger, full: redis.Redis) -> None:
+        """Who believes to be alone gives up what others could do."""
+        full.config_set("maxmemory", 1)
+
+        ledger.heartbeat(WorkerFacts("w", "host", 1, ("demo",)))
+
+        assert [facts.worker_id for facts in ledger.workers()] == ["w"]
+        assert min(full.ttl(keys.WORKERS), full.ttl(keys.WORKER_FACTS)) > 0

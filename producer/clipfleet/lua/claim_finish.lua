@@ -3,6 +3,7 @@
 local token, now = ARGV[1], now_ms()
 local excluded = {}
 for i = 3, #ARGV do excluded[ARGV[i]] = true end
+keep(FINISHING)  -- also where Redis is full: see transitions.lua
 local memory = token_key('finish:' .. token)  -- the same delivery may claim a chunk too
 local earlier = redis.call('GET', memory)
 local candidates = earlier and {earlier}

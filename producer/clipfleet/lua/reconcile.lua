@@ -2,6 +2,7 @@
 -- Answer: {chunks lost, jobs to finish now}.
 local now = now_ms()
 local lost, mended = 0, {}
+keep(LEASES)  -- also where Redis is full: see transitions.lua
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
   local job, chunk = string.match(lease, '^(.+):(%d+)$')
   local state = field(job, 'state')
