@@ -295,12 +295,11 @@ class StagedReader:
 
     Args:
         output: where the items are staged.
-        job_id: the job whose items are meant; a file of another job (`--overwrite`) is then refused. None:
-            any.
+        job_id: the job whose items are meant; a file of another job (`--overwrite`) is refused.
         capacity: number of files that stay open.
     """
 
-    def __init__(self, output: Output, *, job_id: str | None = None, capacity: int = 4) -> None:
+    def __init__(self, output: Output, *, job_id: str, capacity: int = 4) -> None:
         self._output = output
         self._job_id = job_id
         self._capacity = capacity
@@ -376,7 +375,7 @@ class StagedReader:
         noted = footer(file)
         if noted.get("schema_version") not in {str(version) for version in READABLE_SCHEMA_VERSIONS}:
             problem = "was written by another version of clipfleet; update this worker"
-        elif self._job_id is not None and noted.get("job_id") != self._job_id:
+        elif noted.get("job_id") != self._job_id:
             problem = f"belongs to job {noted.get('job_id')}, not to {self._job_id}"
         elif noted.get("first_chunk") != str(first_chunk) or file.num_row_groups != chunks:
             problem = "does not hold the chunks that its name says"

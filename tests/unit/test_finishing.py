@@ -105,7 +105,7 @@ class Bench:
 
     def finish(self, output: FolderOutput | None = None) -> str:
         output = output or self.output
-        context = JobContext(self.job, output, PartSink(output), StagedReader(output))
+        context = JobContext(self.job, output, PartSink(output), StagedReader(output, job_id=self.job.job_id))
         finisher = Finisher(cast(Ledger, self.ledger), TTL_SECONDS)
         return finisher.finish(make_finish_claim(self.job), context, self._enter)
 

@@ -53,7 +53,7 @@ def timed(clock: Clock, steps: Iterable[tuple[float, pa.RecordBatch]]) -> Iterat
 
 
 def read_chunk(output: FolderOutput, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
-    with StagedReader(output) as reader:
+    with StagedReader(output, job_id=JOB) as reader:
         return reader.read_chunk(first_chunk, chunks, chunk_id)
 
 
@@ -426,7 +426,7 @@ class TestReading:
         assert staged.files[0].closed
 
     def test_the_least_recently_used_file_is_closed(self, staged: CountingOutput) -> None:
-        with StagedReader(staged, capacity=2) as reader:
+        with StagedReader(staged, job_id=JOB, capacity=2) as reader:
             for first in (0, 4, 0, 8, 0, 4):
                 reader.read_chunk(first, 4, first)
 
@@ -443,7 +443,7 @@ class TestReading:
                 rows = reader.read_chunk(chunk_id // 4 * 4, 4, chunk_id)
                 assert rows.column("item_index").to_pylist()[0] == 5 * chunk_id
 
-        with StagedReader(staged, capacity=1) as reader, ThreadPoolExecutor(8) as pool:
+        with StagedReader(staged, job_id=JOB, capacity=1) as reader, ThreadPoolExecutor(8) as pool:
             list(pool.map(read, range(8)))
         assert all(file.closed for file in staged.files)
 
@@ -474,7 +474,7 @@ class TestReading:
         assert whole is not None
         staged.replace(name, whole[:4] + bytes(400) + whole[404:])
 
-        with StagedReader(staged) as reader:
+        with StagedReader(staged, job_id=JOB) as reader:
             with pytest.raises(OutputUnreachableError, match="damaged"):
                 reader.read_chunk(0, 4, 0)
             # When it is mended, the next read opens it again.

@@ -120,7 +120,7 @@ class Worker:
         )
         self._stopping = threading.Event()
         self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
-        self._helpers = [
+        self._loops = [
             threading.Thread(target=self._reconcile, name="reconciler", daemon=True),
             threading.Thread(target=self._pull, name="puller", daemon=True),
         ]
@@ -166,8 +166,8 @@ class Worker:
         self._fetch_loop.start()
         self._keeper.start()
         self._announcer.start()
-        for helper in self._helpers:
-            helper.start()
+        for loop in self._loops:
+            loop.start()
         try:
             return _run_celery(self._celery_app, self._worker_id)
         finally:
@@ -199,8 +199,8 @@ class Worker:
     def _stop(self) -> None:
         self._claims.leave()
         self._stopping.set()
-        for helper in self._helpers:
-            helper.join(self._settings.drain_seconds + 5)
+        for loop in self._loops:
+            loop.join(self._settings.drain_seconds + 5)
         self._announcer.stop()
         self._keeper.stop()
         self._fetch_loop.stop()
