@@ -16,8 +16,9 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Files side by side, each in one process: most tests wait for servers and workers that they started.
 unit integration e2e: $(VENV)/.dev-installed
-	$(BIN)/pytest tests/$@ -q
+	$(BIN)/pytest tests/$@ -q -n auto --maxprocesses 4 --dist loadfile
 
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
