@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from clipfleet import results
 from clipfleet.contract import ErrorCode, Job, JobState
-from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.errors import JobNotFoundError, RedisUnavailableError, UsageError
 from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints
 from clipfleet.inventory import parts_in_place
 from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import open_output, output_of
 from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
@@ -109,7 +110,15 @@ class JobHandle:
 
     def rows_reader(self) -> RowReader:
         """The rows that are there, for `clipfleet.results` and `clipfleet.exports`."""
-        return self._redis_rows() if self.job.output_is_redis else PartRows(open_output(self.output))
+        if self.job.output_is_redis:
+            return self._redis_rows()
+        return PartRows(open_output(self.output), early_end=self._early_end)
+
+    def _early_end(self) -> EarlyEnd | None:
+        try:
+            return self.status().early_end
+        except (JobNotFoundError, RedisUnavailableError):  # the rows are there all the same
+            return None
 
     def _redis_rows(self) -> RedisRows:
         return RedisRows(self._ledger, self._store, self.job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from clipfleet.contract import JobState, Lane
@@ -83,6 +84,14 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyEnd:
+    """The end of a job that was not finished."""
+
+    state: JobState  # `CANCELLED` or `FAILED`
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class JobStatus:
     """A snapshot of a job. `total` grows until the source has ended (`sealed`)."""
 
@@ -136,6 +145,13 @@ class JobStatus:
     def open(self) -> int:
         """Items without a row yet."""
         return self.total - self.ok - self.failed
+
+    @property
+    def early_end(self) -> EarlyEnd | None:
+        """How and when the job was cancelled or failed; None if it was not."""
+        if self.state not in (JobState.CANCELLED, JobState.FAILED) or self.finished_ms is None:
+            return None
+        return EarlyEnd(self.state, datetime.fromtimestamp(self.finished_ms / 1000, UTC))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from clipfleet.errors import (
 )
 from clipfleet.json_rows import from_json
 from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.ledger_values import EarlyEnd
 from clipfleet.parts import PART_COLUMNS, UNKNOWN_DIMENSION, PartCounts, PartIdentity, count_rows
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import RowStream
@@ -51,6 +52,10 @@ class RedisRows:
         if status.state not in _COMPLETE or status.finished_ms is None:
             return None
         return datetime.fromtimestamp(status.finished_ms / 1000, UTC)
+
+    def early_end(self) -> EarlyEnd | None:
+        """See the protocol."""
+        return self._ledger.status(self._job.job_id).early_end
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
         """See the protocol.

@@ -6,7 +6,7 @@ Works while a job still runs: what is there is read. A few parts are held at a t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +25,7 @@ from clipfleet.errors import (
     ResultsNotReadyError,
     UsageError,
 )
+from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import Output
 from clipfleet.part_files import OpenPart, PartFiles, part_files
 from clipfleet.parts import ItemStatus
@@ -58,6 +59,10 @@ class RowReader(Protocol):
 
     def finished_at(self) -> datetime | None:
         """When the job was finished; None if it still runs, was cancelled or failed: rows may be missing."""
+        ...
+
+    def early_end(self) -> EarlyEnd | None:
+        """How the job ended before it was finished; None if it did not, or if only the ledger could tell."""
         ...
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
@@ -133,10 +138,16 @@ def require_numpy() -> Any:
 
 
 class PartRows:
-    """The rows in the parts of an output; see `RowReader`."""
+    """The rows in the parts of an output; see `RowReader`.
 
-    def __init__(self, output: Output) -> None:
+    Args:
+        output: where the parts are.
+        early_end: asks the ledger, where there is one; nothing in an output tells of it.
+    """
+
+    def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:
         self._output = output
+        self._early_end = early_end
 
     @property
     def uri(self) -> str:
@@ -160,6 +171,10 @@ class PartRows:
             return datetime.fromisoformat(json.loads(data)["finished_at"])
         except (ValueError, KeyError, TypeError) as error:
             raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST}: damaged: {error!r}") from error
+
+    def early_end(self) -> EarlyEnd | None:
+        """See the protocol."""
+        return self._early_end()
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
         """See the protocol.

@@ -230,6 +230,12 @@ def test_a_retry_goes_on_after_redis_forgot_it(fragile: Cluster, tmp_path: Path,
     assert [event["generation"] for event in job_events(fragile, job_id)] == ["1"]
 
 
+def exported_batch(cluster: Cluster, job_id: str, to: Path) -> dict[str, Any]:
+    assert cluster.run("export", job_id, "--layout", "openai-batch", "--to", to).returncode == 0
+    batch: dict[str, Any] = json.loads((to / "batch.json").read_text())
+    return batch
+
+
 def test_a_cancelled_job_goes_on_where_it_was(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
     folder = fragile.folder / tmp_path.name
     source = write_list(folder, site, tmp_path / "site", chunks=12, sick_chunks=set(range(4, 12)))
@@ -239,12 +245,14 @@ def test_a_cancelled_job_goes_on_where_it_was(fragile: Cluster, tmp_path: Path, 
     job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
     wait_until(lambda: len(inodes_of(output)) == 4, "four chunks are done", 60)
     assert fragile.run("cancel", job_id).returncode == 0
+    assert exported_batch(fragile, job_id, folder / "cancelled")["status"] == "cancelled"
     done = inodes_of(output)
     site.heal()
 
     answer = fragile.run_json("retry", job_id)
 
     assert (answer["state"], answer["ok"]) == ("completed", 12 * CHUNK)
+    assert exported_batch(fragile, job_id, folder / "completed")["status"] == "completed"
     assert [row["item_index"] for row in rows(output)] == list(range(12 * CHUNK))
     assert done.items() <= inodes_of(output).items()
     events = [(event["generation"], event["state"]) for event in job_events(fragile, job_id)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,6 +95,19 @@ class TestReading:
         self.work(ledger, store, chunk_rows(4))
 
         assert [row["item_index"] for row in rows_of(reader)] == [4, 5, 6, 7]
+        assert reader.finished_at() is None
+        assert reader.early_end() is None
+
+    def test_an_early_end_is_told(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
+        job = submit_job(ledger, chunks=2)
+        self.work(ledger, store, chunk_rows(0))
+        ledger.cancel(job.job_id, ttl_seconds=60)
+
+        end = reader.early_end()
+
+        assert end is not None
+        assert end.state == "cancelled"
+        assert abs(datetime.now(UTC) - end.at) < timedelta(seconds=30)
         assert reader.finished_at() is None
 
     def test_vectors_leave_out_what_failed(

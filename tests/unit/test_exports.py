@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import keys
-from clipfleet.contract import LabelSet, SourceDescription, Task
+from clipfleet.contract import JobState, LabelSet, SourceDescription, Task
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
+from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job
@@ -271,6 +272,21 @@ class TestOpenaiBatch:
             "cancelling_at": None, "cancelled_at": None,
             "request_counts": {"total": 7, "completed": 3, "failed": 4}, "metadata": None,
         }  # fmt: skip
+
+    @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
+    def test_the_batch_object_tells_of_an_early_end(
+        self, output: FolderOutput, tmp_path: Path, state: JobState
+    ) -> None:
+        add_part(output, 0, [embedded(0, 0.5, 1.0)])
+        reader = PartRows(output, early_end=lambda: EarlyEnd(state, FINISHED_AT))
+
+        export(reader, Layout.OPENAI_BATCH, tmp_path / "to")
+
+        batch = json.loads((tmp_path / "to" / "batch.json").read_text())
+        times = {name for name, value in batch.items() if name.endswith("_at") and value is not None}
+        ended = int(FINISHED_AT.timestamp())
+        assert (batch["status"], batch[f"{state}_at"]) == (state, ended)
+        assert times == ({"cancelling_at", "cancelled_at"} if state == "cancelled" else {"failed_at"})
 
     def test_labels_of_all_sets_are_answers(self, output: FolderOutput, tmp_path: Path) -> None:
         sets = (LabelSet(name="kinds", labels=("cat", "dog")), LabelSet(name="mood", labels=("up", "down")))

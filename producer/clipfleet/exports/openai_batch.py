@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract import Job, Task
+from clipfleet.contract import Job, JobState, Task
 from clipfleet.exports.counts import ExportCounts
 from clipfleet.json_rows import json_dicts, json_line
 from clipfleet.parts import LABEL_COLUMNS, ItemStatus, label_columns
@@ -108,7 +108,8 @@ class _Lines:
 
 def _batch_object(reader: RowReader, job: Job | None, counts: Mapping[ItemStatus, int]) -> dict[str, Any]:
     """The batch object; times that nobody noted are null."""
-    finished_at = reader.finished_at()
+    finished_at, early_end = reader.finished_at(), reader.early_end()
+    ended_at = {early_end.state: _seconds(early_end.at)} if early_end else {}
     is_classified = job is not None and job.task is Task.CLASSIFY
     return {
         "id": f"batch_{job.job_id if job else ''}",
@@ -117,7 +118,7 @@ def _batch_object(reader: RowReader, job: Job | None, counts: Mapping[ItemStatus
         "errors": None,
         "input_file_id": job.source.uri if job else None,
         "completion_window": "24h",
-        "status": "in_progress" if finished_at is None else "completed",
+        "status": next(iter(ended_at), "in_progress" if finished_at is None else "completed"),
         "output_file_id": OUTPUT if counts[ItemStatus.OK] else None,
         "error_file_id": ERROR if counts[ItemStatus.FAILED] else None,
         "created_at": _seconds(job.created_at) if job else None,
@@ -125,10 +126,10 @@ def _batch_object(reader: RowReader, job: Job | None, counts: Mapping[ItemStatus
         "expires_at": None,
         "finalizing_at": _seconds(finished_at),
         "completed_at": _seconds(finished_at),
-        "failed_at": None,
+        "failed_at": ended_at.get(JobState.FAILED),
         "expired_at": None,
-        "cancelling_at": None,
-        "cancelled_at": None,
+        "cancelling_at": ended_at.get(JobState.CANCELLED),
+        "cancelled_at": ended_at.get(JobState.CANCELLED),
         "request_counts": {
             "total": sum(counts.values()),
             "completed": counts[ItemStatus.OK],
