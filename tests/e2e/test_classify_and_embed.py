@@ -218,5 +218,11 @@ def test_a_cancelled_job_ends_with_code_4(cluster: Cluster, tmp_path: Path) -> N
     assert submitted["state"] == "running"
     text = cluster.run("status", submitted["job_id"])
     assert "no connected worker serves nobody:serves" in text.stderr
-    assert cluster.run("cancel", submitted["job_id"]).returncode == 0
+    told = [cluster.run_json(word, submitted["job_id"]) for word in ("pause", "resume", "cancel", "cancel")]
+    assert [(answer["job_id"], answer["state"], answer["changed"]) for answer in told] == [
+        (submitted["job_id"], "paused", True),
+        (submitted["job_id"], "running", True),
+        (submitted["job_id"], "cancelled", True),
+        (submitted["job_id"], "cancelled", False),
+    ]
     assert cluster.run_json("watch", submitted["job_id"], expect=4)["state"] == "cancelled"

@@ -15,6 +15,7 @@ from rich.table import Table
 from clipfleet.client import Client
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.console import print_table, say
+from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
 from clipfleet.progress import why_nobody_works
 
@@ -59,28 +60,31 @@ def jobs(
     print_table(table)
 
 
-def cancel(job: JobArgument) -> None:
+def cancel(job: JobArgument, as_json: AsJson = False) -> None:
     """End a job early; the rows that are there stay."""
     with Client() as client:
         changed, state = client.job(job).cancel()
-    _say_state(job, state, changed)
+    _tell_state(job, state, changed, as_json=as_json)
 
 
-def pause(job: JobArgument) -> None:
+def pause(job: JobArgument, as_json: AsJson = False) -> None:
     """Hand out no more chunks of a job."""
     with Client() as client:
         changed, state = client.job(job).pause()
-    _say_state(job, state, changed)
+    _tell_state(job, state, changed, as_json=as_json)
 
 
-def resume(job: JobArgument) -> None:
+def resume(job: JobArgument, as_json: AsJson = False) -> None:
     """Let a paused job go on."""
     with Client() as client:
         changed, state = client.job(job).resume()
-    _say_state(job, state, changed)
+    _tell_state(job, state, changed, as_json=as_json)
 
 
-def _say_state(job: str, state: str, changed: bool) -> None:
+def _tell_state(job: str, state: JobState, changed: bool, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"job_id": job, "state": state.value, "changed": changed}))
+        return
     say(f"job {job} is {state}" + ("" if changed else " already"))
 
 
