@@ -204,6 +204,11 @@ class TestIterable:
             ("none", "", None, None),
         ]
 
+    def test_bytes_are_a_picture_also_where_others_have_theirs_under_another_name(self) -> None:
+        source = source_of([b"0", {"image": b"1"}, {"bytes": b"2"}, {"image": b"3", "bytes": b""}], BY_NAME)
+
+        assert [row[INLINE_COLUMN] for row in items(source)] == [b"0", b"1", b"2", b"3"]
+
     def test_values_of_a_program_become_values_of_json(self) -> None:
         source = source_of(
             [

@@ -25,6 +25,7 @@ from clipfleet.sources.uris import absolute_uris
 Record = Mapping[str, Any]
 
 OTHER_FIELDS = "other_fields"
+_BYTES_FIELD = "bytes"  # of a picture in a dict, whatever the others call theirs
 _INT64 = range(-(2**63), 2**63)
 _MISSING = object()
 
@@ -64,7 +65,7 @@ class RecordTable:
         }
         columns = self._columns
         self.url_field = "url" if columns.url is None else header[columns.url]
-        self.bytes_field = "bytes" if columns.bytes is None else header[columns.bytes]
+        self.bytes_field = _BYTES_FIELD if columns.bytes is None else header[columns.bytes]
         self._may_hold_pictures = may_hold_pictures
         self._known = frozenset([*header, *([self.url_field, self.bytes_field] if may_hold_pictures else [])])
         self._others = None if is_all else _unused_name(OTHER_FIELDS, self._types)
@@ -97,7 +98,7 @@ class RecordTable:
         return item_batch(first_index, self._ids(records), self._uris(first_index, records), extra)
 
     def _picture(self, record: Record) -> bytes | None:
-        values = (record.get(self.bytes_field), record.get(self.url_field))
+        values = (record.get(name) for name in (self.bytes_field, self.url_field, _BYTES_FIELD))
         return next((value for value in values if isinstance(value, bytes)), None)
 
     def _extra(
