@@ -386,6 +386,19 @@ class TestWorker:
         assert "ViT-L-14" in answer.err
         assert "which weights" in answer.err
 
+    @pytest.mark.parametrize("models", ["", " , "])
+    def test_no_models_on_the_command_line_are_not_the_usual_ones(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, models: str
+    ) -> None:
+        monkeypatch.setenv("CLIPFLEET_MODELS", "demo")
+        monkeypatch.delenv("CLIPFLEET_REDIS_URL", raising=False)
+
+        answer = run("clipfleet-worker", "run", "--models", models)
+
+        assert (answer.code, answer.out) == (2, "")
+        assert "--models names no model" in answer.err
+        assert answer.err.count("\n") == 1
+
     def test_without_a_redis_a_worker_has_nothing_to_do(
         self, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:

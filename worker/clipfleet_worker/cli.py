@@ -35,7 +35,10 @@ def _set_models(models: str | None) -> None:
     """Let the option override the variable; a name that cannot be used is told as the option's fault."""
     if models is None:
         return
-    for name in filter(None, map(str.strip, models.split(","))):
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--models names no model: give a value, or leave the option out")
+    for name in names:
         try:
             normalise_model(name)
         except ValueError as error:
