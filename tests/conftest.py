@@ -31,6 +31,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the tests that are marked `figures` have printed."""
+    reports = [
+        report
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call" and "figures" in report.keywords and report.capstdout
+    ]
+    if reports:
+        terminalreporter.section("figures")
+    for report in reports:
+        terminalreporter.write_line(f"{report.nodeid}:")
+        for line in report.capstdout.strip().splitlines():
+            terminalreporter.write_line(f"  {line}")
+
+
 def service_is_missing(what: str) -> NoReturn:
     """Skip at home, fail in CI: a green run there has run everything."""
     if os.environ.get("CI"):

@@ -21,6 +21,8 @@ from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.figures
+
 PICTURES = 20_000
 PICTURES_IN_REDIS = 6_000
 SETTINGS = {

@@ -3,7 +3,7 @@
 Ours go through the worker's decoder, model and scoring, the reference through open_clip and Pillow alone.
 More than 300 pictures, made by seed, are judged for the demo model (64 pixels) and for a 224-pixel model:
 that one has the preprocessing of the default model and random weights, so only its pixels count.
-`pytest -s` prints the figures.
+The figures are shown at the end of a run.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.scoring import rank, text_matrix_of
 from tests.support.pictures import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
+
+pytestmark = pytest.mark.figures
 
 _KINDS = {"photo": photo, "gradient": gradient, "shapes": shapes, "text": text}
 _QUALITIES = (60, 75, 85, 95)

@@ -1,8 +1,8 @@
 """Every format that is read, in every sort that Pillow or we can write: pixels and embeddings of open_clip.
 
 More than 500 files, made by seed, go through both decode routes and the demo model; the reference is
-open_clip's own transform and forward on the same bytes. Then the same sorts of files, cut off. `pytest -s`
-prints figures.
+open_clip's own transform and forward on the same bytes. Then the same sorts of files, cut off. The
+figures are shown at the end of a run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from clipfleet_worker.model import LoadedModel, load_model
 from tests.support.picture_files import FILES
 from tests.support.pictures import photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
+
+pytestmark = pytest.mark.figures
 
 # Too small for JPEGs to be decoded at a fraction of their size: test_fidelity.py judges those.
 _SIZES = ((64, 64), (97, 83), (83, 131), (300, 200), (199, 301), (30, 41), (1, 1), (5, 200), (640, 480))
