@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from importlib.resources import as_file, files
@@ -208,3 +209,13 @@ class TestNames:
             with pytest.raises(ModelUnavailableError, match=f"files in {tmp_path} do not fit") as caught:
                 load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
             assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("mean", ["abc", 5, [0.5], [0.5, 0.5, "x"]])
+    def test_a_preprocessing_that_is_none_is_unavailable(self, tmp_path: Path, mean: object) -> None:
+        with as_file(files("clipfleet_worker") / "demo_model") as demo:
+            shutil.copy(demo / "open_clip_model.safetensors", tmp_path)
+            configuration = json.loads((demo / "open_clip_config.json").read_text())
+        configuration["preprocess_cfg"]["mean"] = mean
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(configuration))
+        with pytest.raises(ModelUnavailableError, match=f"files in {tmp_path} do not fit"):
+            load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")

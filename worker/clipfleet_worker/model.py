@@ -96,6 +96,7 @@ def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
     try:
         with memory_errors():
             built = _build(name, files)
+            pixel_spec = _pixel_spec(built)
             dimension = _dimension_of(built.module)
     except ImportError as error:
         raise ModelUnavailableError(
@@ -109,7 +110,7 @@ def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
         name,
         built.module,
         built.tokenizer,
-        _pixel_spec(built),
+        pixel_spec,
         embedding_dimension=dimension,
         precision=precision,
         device=device,
@@ -152,10 +153,15 @@ def _pixel_spec(built: BuiltModel) -> PixelSpec:
         interpolation=config["interpolation"],
         resize_mode=config["resize_mode"],
         fill_colour=config["fill_color"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=_per_colour(config["mean"]),
+        std=_per_colour(config["std"]),
         exact=exact,
     )
+
+
+def _per_colour(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def _loading_errors() -> tuple[type[Exception], ...]:
