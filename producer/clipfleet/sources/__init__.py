@@ -15,6 +15,7 @@ from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.s3 import SCHEME as S3_SCHEME
 from clipfleet.sources.formats import SUPPORTED
+from clipfleet.sources.frames import FrameRows, is_frame
 from clipfleet.sources.iterable import Item, IterableSource
 from clipfleet.sources.local import open_local
 from clipfleet.sources.options import BY_NAME, ReadOptions
@@ -88,6 +89,8 @@ def source_of(source: SourceLike, options: ReadOptions) -> Source:
     """
     if isinstance(source, str | os.PathLike):
         return open_source(os.fspath(source), options)
+    if is_frame(source):
+        return IterableSource(FrameRows(source), options)
     if isinstance(source, bytes | bytearray | memoryview | Mapping) or not isinstance(source, Iterable):
         raise SourceError(f"a {type(source).__name__} cannot be a source: put it into a list")
     return IterableSource(source, options)
