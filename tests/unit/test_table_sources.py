@@ -441,6 +441,20 @@ class TestParquet:
             {"item_id": "2", "uri": f"{path}#2", "source_label": 6, INLINE_COLUMN: b""},
         ]
 
+    def test_a_picture_of_which_only_the_path_is_in_the_table_is_fetched(self, tmp_path: Path) -> None:
+        image = [
+            {"bytes": None, "path": "b/1.jpg"},
+            {"bytes": b"two", "path": "2.jpg"},
+            {"bytes": None, "path": ""},
+        ]
+        path = write_parquet(tmp_path / "a.parquet", {"image": image})
+
+        assert [(row["uri"], row[INLINE_COLUMN]) for row in items(path)] == [
+            (f"{tmp_path}/b/1.jpg", None),
+            (f"{path}#1", b"two"),
+            (f"{path}#2", b""),
+        ]
+
     def test_pictures_in_the_table_beside_their_urls_as_img2dataset_writes_them(self, tmp_path: Path) -> None:
         columns = {
             "url": [URL, URL], "key": ["000", "001"], "status": ["success", "failed_to_download"],

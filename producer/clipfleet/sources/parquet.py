@@ -67,22 +67,32 @@ class ParquetSource:
     def _items(self, first_index: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns, names = self._columns, self._schema.names
         extra = {name: carried(batch[names[position]]) for name, position in columns.extra.items()}
-        given: pa.Array | None = None
-        if columns.bytes is not None:
-            pictures, given = _pictures(batch[names[columns.bytes]])
-            extra[INLINE_COLUMN] = pictures if columns.url is not None else pc.fill_null(pictures, b"")
-        if columns.url is not None:
-            given = as_text(batch[names[columns.url]])
         ids = None if columns.id is None else as_text(batch[names[columns.id]])
-        if ids is None and columns.url is None:
-            ids = given  # the name of a picture that lies in the table
-        return item_batch(first_index, ids, self._uris(first_index, batch.num_rows, given), extra)
+        pictures, paths = (None, None) if columns.bytes is None else _pictures(batch[names[columns.bytes]])
+        if columns.url is not None:
+            uris = self._absolute(as_text(batch[names[columns.url]]))
+        else:
+            ids = paths if ids is None else ids
+            uris, pictures = self._named(first_index, pictures, paths)
+        if pictures is not None:
+            extra[INLINE_COLUMN] = pictures
+        return item_batch(first_index, ids, uris, extra)
 
-    def _uris(self, first_index: int, count: int, given: pa.Array | None) -> pa.Array:
-        if self._columns.url is None:
-            return pa.array([f"{self._file.uri}#{row}" for row in range(first_index, first_index + count)])
-        texts = pc.fill_null(pc.utf8_trim_whitespace(given), "")
-        return absolute_uris(texts, self._base)
+    def _named(
+        self, first_index: int, pictures: pa.Array, paths: pa.Array | None
+    ) -> tuple[pa.Array, pa.Array]:
+        """URIs of pictures that no column names, and the pictures; null where only their path is here."""
+        rows = range(first_index, first_index + len(pictures))
+        uris = pa.array([f"{self._file.uri}#{row}" for row in rows])
+        held = pc.fill_null(pictures, b"")
+        if paths is None:
+            return uris, held
+        elsewhere = self._absolute(paths)
+        is_elsewhere = pc.and_(pc.is_null(pictures), pc.not_equal(elsewhere, ""))
+        return pc.if_else(is_elsewhere, elsewhere, uris), pc.if_else(is_elsewhere, None, held)
+
+    def _absolute(self, names: pa.Array) -> pa.Array:
+        return absolute_uris(pc.fill_null(pc.utf8_trim_whitespace(names), ""), self._base)
 
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
