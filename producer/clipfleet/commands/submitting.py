@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipfleet.client import Client, JobOptions
+from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands.following import follow
 from clipfleet.commands.labels import chosen_label_sets
 from clipfleet.commands.options import (
@@ -94,13 +94,13 @@ def classify(
         on_finished_queue=on_finished_queue,
     )  # fmt: skip
     label_sets = chosen_label_sets(labels, label_set or [], template or [])
-    started = time.monotonic()
-    with Client() as client:
-        with _resumable(job_id):
-            job = client.classify(
-                source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
-            )
-        follow(client, job, wait=wait, as_json=as_json, started=started)
+
+    def submit(client: Client) -> JobHandle:
+        return client.classify(
+            source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
+        )
+
+    _submit_and_follow(submit, job_id, wait=wait, as_json=as_json)
 
 
 def embed(
@@ -129,11 +129,9 @@ def embed(
         job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
         part_format=part_format, on_finished=on_finished, on_finished_queue=on_finished_queue,
     )  # fmt: skip
-    started = time.monotonic()
-    with Client() as client:
-        with _resumable(job_id):
-            job = client.embed(source, options=options)
-        follow(client, job, wait=wait, as_json=as_json, started=started)
+    _submit_and_follow(
+        lambda client: client.embed(source, options=options), job_id, wait=wait, as_json=as_json
+    )
 
 
 def embed_text(
@@ -164,11 +162,12 @@ def embed_text(
         overwrite=overwrite, id_column=id_column, part_format=part_format, on_finished=on_finished,
         on_finished_queue=on_finished_queue,
     )  # fmt: skip
-    started = time.monotonic()
-    with Client() as client:
-        with _resumable(job_id):
-            job = client.embed_text(source, text_column=text_column, options=options)
-        follow(client, job, wait=wait, as_json=as_json, started=started)
+    _submit_and_follow(
+        lambda client: client.embed_text(source, text_column=text_column, options=options),
+        job_id,
+        wait=wait,
+        as_json=as_json,
+    )
 
 
 def run(
@@ -183,10 +182,19 @@ def run(
     spec = read_job_spec(file)
     job_id = job_id or spec.job_id or new_job_id()
     chosen = {"output": output or spec.output, "overwrite": overwrite or spec.overwrite, "job_id": job_id}
+    _submit_and_follow(
+        lambda client: client.run(spec.model_copy(update=chosen)), job_id, wait=wait, as_json=as_json
+    )
+
+
+def _submit_and_follow(
+    submit: Callable[[Client], JobHandle], job_id: str, *, wait: bool, as_json: bool
+) -> None:
+    """Submit, then show how the job goes on; its seconds count from here."""
     started = time.monotonic()
     with Client() as client:
         with _resumable(job_id):
-            job = client.run(spec.model_copy(update=chosen))
+            job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)
 
 
