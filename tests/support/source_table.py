@@ -7,7 +7,6 @@ import csv
 import gzip
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture
 from tests.support.s3 import S3Bucket
+from tests.support.shards import tar_bytes
 
 GOOD_JPEG, GOOD_PNG, GOOD_WEBP = (
     encoded(picture(1)),
@@ -256,16 +256,6 @@ def _stream(place: Place) -> Given:
     return Given((data for data in given.source), given.rows)
 
 
-def _archive(members: Iterable[tuple[str, bytes]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
 def _img2dataset_shards(place: Place) -> tuple[list[tuple[str, bytes]], list[Expected]]:
     """Two archives as img2dataset lays them out: `{key}.jpg`, `{key}.txt`, `{key}.json`."""
     shards, rows = [], []
@@ -289,7 +279,7 @@ def _img2dataset_shards(place: Place) -> tuple[list[tuple[str, bytes]], list[Exp
                 "source_width": 96,
             }
             rows.append(Expected(key, code, columns))
-        shards.append((f"{shard:05d}.tar", _archive(members)))
+        shards.append((f"{shard:05d}.tar", tar_bytes(members)))
     return shards, rows
 
 
