@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from tests.support.pictures import encoded, photo
 from torchvision import transforms
 
 from clipfleet.contract import DecodeRoute
 from clipfleet_worker.decode import Decoder, PixelSpec
+from tests.support.pictures import encoded, photo
 
 SIZES = ((640, 480), (1024, 768), (1920, 1080), (2999, 2001), (4000, 3000))
 PIXELS_PER_ROUND = 12_000_000  # of each route: a few large pictures, or many small ones

@@ -1,0 +1,1 @@
+"""Faults on purpose: what breaks connections, processes and stores for tests/chaos and `make chaos`."""
