@@ -1,0 +1,147 @@
+"""The front that breaks S3 for other tests: what it lets through arrives as it was, the rest is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+from clipfleet.s3 import make_client
+from tests.support.s3 import S3Bucket
+from tests.support.s3_front import Fault, Rule, S3Front
+
+BODY = bytes(range(256)) * 1000
+
+
+@pytest.fixture
+def front(s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Front]:
+    with S3Front(s3.endpoint, seed=7) as front:
+        for name, value in front.environment({}).items():
+            monkeypatch.setenv(name, value)
+        yield front
+
+
+@pytest.fixture
+def client(front: S3Front) -> Any:
+    """One that calls through the front, once."""
+    return make_client(attempts=1, read_timeout_seconds=0.5)
+
+
+def put(client: Any, s3: S3Bucket, key: str = "x", **more: str) -> Any:
+    return client.put_object(Bucket=s3.name, Key=key, Body=BODY, **more)
+
+
+def get(client: Any, s3: S3Bucket) -> bytes:
+    data: bytes = client.get_object(Bucket=s3.name, Key="x")["Body"].read()
+    return data
+
+
+def test_without_rules_nothing_changes(client: Any, s3: S3Bucket) -> None:
+    key = "a b/käse+50%25=&?#.bin"
+    put(client, s3, key, IfNoneMatch="*")
+
+    assert client.get_object(Bucket=s3.name, Key=key)["Body"].read() == BODY
+    assert client.head_object(Bucket=s3.name, Key=key)["ContentLength"] == len(BODY)
+    part = client.get_object(Bucket=s3.name, Key=key, Range="bytes=5-9")
+    assert part["Body"].read() == BODY[5:10]
+    assert part["ContentRange"] == f"bytes 5-9/{len(BODY)}"
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        put(client, s3, key, IfNoneMatch="*")
+    assert [one["Key"] for one in client.list_objects_v2(Bucket=s3.name)["Contents"]] == [key]
+    client.delete_objects(Bucket=s3.name, Delete={"Objects": [{"Key": key}]})
+    assert s3.keys() == []
+
+
+def test_the_store_still_checks_signatures(
+    front: S3Front, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
+
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        put(make_client(attempts=1), s3)
+
+
+def test_each_fault_is_noticed_once(front: S3Front, client: Any, s3: S3Bucket) -> None:
+    """One test for all: a bucket and a client for each would take most of the time."""
+    in_answer = {Fault.RESET_IN_ANSWER, Fault.TRUNCATED, Fault.STALL_IN_ANSWER, Fault.WRONG_ETAG}
+    for fault in Fault:
+        if fault in in_answer:
+            s3.put("x", BODY)
+        front.place(Rule(fault=fault, path=f"{s3.name}/x", times=1))
+
+        if fault is Fault.WRONG_ETAG:
+            assert client.head_object(Bucket=s3.name, Key="x")["ETag"] == f'"{"0" * 32}"'
+        else:
+            with pytest.raises((BotoCoreError, ClientError)) as told:
+                get(client, s3) if fault in in_answer else put(client, s3)
+            if isinstance(told.value, ClientError):
+                assert str(told.value.response["ResponseMetadata"]["HTTPStatusCode"]) in fault.value
+        assert front.hits[fault] == 1, fault
+
+        was_done = fault.name.startswith("DONE_BUT") or fault in in_answer
+        assert s3.keys() == (["x"] if was_done else []), fault
+        put(client, s3)
+        assert get(client, s3) == BODY
+        s3.client.delete_object(Bucket=s3.name, Key="x")
+        front.heal()
+
+
+class TestRules:
+    def broken(self, front: S3Front, client: Any, s3: S3Bucket, keys: list[str], **more: str) -> list[str]:
+        """The keys whose puts fail."""
+        failed = []
+        for key in keys:
+            try:
+                put(client, s3, key, **more)
+            except ClientError:
+                failed.append(key)
+        return failed
+
+    def test_they_look_at_method_path_condition_and_key(
+        self, front: S3Front, client: Any, s3: S3Bucket
+    ) -> None:
+        s3.put("part-1", BODY)
+        front.place(
+            Rule(fault=Fault.INTERNAL_ERROR, method="PUT", path="*/part-*", conditional=True),
+            Rule(fault=Fault.EXPIRED_TOKEN, access_key="someone-else"),
+        )
+
+        assert self.broken(front, client, s3, ["part-2", "other"], IfNoneMatch="*") == ["part-2"]
+        assert self.broken(front, client, s3, ["part-3"]) == []
+        client.head_object(Bucket=s3.name, Key="part-1")
+        assert front.hits == {Fault.INTERNAL_ERROR: 1}
+
+    def test_they_count(self, front: S3Front, client: Any, s3: S3Bucket) -> None:
+        front.place(Rule(fault=Fault.SLOW_DOWN, skip=1, times=2))
+
+        assert self.broken(front, client, s3, ["a", "b", "c", "d"]) == ["b", "c"]
+        front.place(Rule(fault=Fault.SLOW_DOWN))
+        assert self.broken(front, client, s3, ["e"]) == ["e"]
+        front.heal()
+        assert self.broken(front, client, s3, ["f"]) == []
+
+    def test_chance_follows_from_the_seed(self, front: S3Front, client: Any, s3: S3Bucket) -> None:
+        keys = [f"key-{number}" for number in range(40)]
+        with front.broken_by(Rule(fault=Fault.UNAVAILABLE, method="PUT", chance=0.5)):
+            first = self.broken(front, client, s3, keys)
+        with S3Front(s3.endpoint, seed=7) as other:
+            again = make_client_of(other)
+            with other.broken_by(Rule(fault=Fault.UNAVAILABLE, method="PUT", chance=0.5)):
+                second = self.broken(other, again, s3, list(reversed(keys)))
+
+        assert 5 < len(first) < 35
+        assert sorted(second) == sorted(first)
+
+
+def make_client_of(front: S3Front) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in front.environment({}).items():
+            patch.setenv(name, value)
+        return make_client(attempts=1)
+
+
+def test_a_store_that_is_away_resets(front: S3Front, s3: S3Bucket) -> None:
+    with S3Front("http://127.0.0.1:9") as nowhere, pytest.raises(BotoCoreError):
+        put(make_client_of(nowhere), s3)
