@@ -1,0 +1,234 @@
+"""Whether what a run left behind is what was promised. Pure: looks at values, touches nothing.
+
+It knows nothing of ledgers and workers, so that a system which is built otherwise can be held to the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ops.chaos.workload import JobPlan
+
+MAX_ATTEMPTS = 5  # of each kind: then a chunk is given up
+
+
+class Kind(StrEnum):
+    """What may be wrong."""
+
+    MISSING = "an input without a row"
+    DOUBLED = "an input with several rows"
+    STRANGE = "a row without an input"
+    WRONG = "a row that says something else than it should"
+    ORDER = "rows not in the order of the inputs"
+    NOT_FINISHED = "a job that has not ended as it should"
+    EVENTS = "not one event per job and generation"
+    COUNTERS = "counters, rows and manifest differ"
+    GIVEN_UP = "a chunk that was given up"
+    ATTEMPTS = "more attempts than allowed"
+    UNREADABLE = "an output that cannot be read"
+    NO_TTL = "a key that would stay for ever"
+    SCRATCH = "a file left below _clipfleet/tmp"
+    PROCESS = "a process left over"
+    WORKER_END = "a worker that ended by itself"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that is wrong."""
+
+    kind: Kind
+    where: str  # a job's id, or what else it is about
+    detail: str
+    count: int = 1  # rows, where it is about rows
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What matters of a row."""
+
+    item_index: int
+    item_id: str
+    error_code: str | None = None
+    content_hash: str | None = None
+    has_result: bool = True  # a label or a vector, as the task asks
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a ledger or manifest says of a job."""
+
+    total: int
+    ok: int
+    failed: int
+    codes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobLeft:
+    """What is left of a job after the run."""
+
+    state: str
+    generation: int
+    rows: Sequence[Row]
+    ledger: Counts | None = None
+    manifest: Counts | None = None  # None: this kind of output has none
+    error_lines: int | None = None  # of `errors.jsonl`; None: likewise
+    is_marked: bool = True  # `_SUCCESS` is there, or this kind of output has none
+    scratch: Sequence[str] = ()
+    problem: str = ""  # why it could not be read
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A completion event."""
+
+    job_id: str
+    generation: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The most of a chunk's counters that were seen."""
+
+    job_id: str
+    chunk_id: int
+    losses: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that is left of a run."""
+
+    jobs: Sequence[tuple[JobPlan, JobLeft]]
+    events: Sequence[Event]
+    picture_hashes: Sequence[str]  # sha256 of each picture of the workload
+    attempts: Sequence[Attempts] = ()
+    keys_without_ttl: Sequence[str] = ()
+    processes: Sequence[str] = ()
+    worker_ends: Sequence[str] = ()  # of workers that nobody had ended
+
+
+def check(world: World) -> list[Violation]:
+    """Everything that is wrong; an empty list is the promise kept."""
+    found: list[Violation] = []
+    for plan, left in world.jobs:
+        found += _check_job(plan, left, world.picture_hashes)
+    found += _check_events(world)
+    found += _check_attempts(world.attempts)
+    found += [Violation(Kind.NO_TTL, key, "no time to live") for key in world.keys_without_ttl]
+    found += [Violation(Kind.PROCESS, "run", process) for process in world.processes]
+    found += [Violation(Kind.WORKER_END, "run", end) for end in world.worker_ends]
+    return found
+
+
+def count_rows(violations: Iterable[Violation], kind: Kind) -> int:
+    """How many rows (or other things) a kind of violation is about, over all jobs."""
+    return sum(violation.count for violation in violations if violation.kind is kind)
+
+
+def _check_job(plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str]) -> Iterator[Violation]:
+    if left.problem:
+        yield Violation(Kind.UNREADABLE, plan.job_id, left.problem)
+    yield from _check_end(plan, left)
+    yield from _check_rows(plan, left)
+    yield from _check_contents(plan, left, picture_hashes)
+    yield from _check_counters(plan, left)
+    for name in left.scratch:
+        yield Violation(Kind.SCRATCH, plan.job_id, name)
+
+
+def _check_end(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
+    generation = plan.generations - 1
+    due = "completed_with_errors" if plan.failed(generation) else "completed"
+    if (left.state, left.generation) != (due, generation):
+        detail = f"{left.state} in generation {left.generation}, not {due} in {generation}"
+        yield Violation(Kind.NOT_FINISHED, plan.job_id, detail)
+    if not left.is_marked:
+        yield Violation(Kind.NOT_FINISHED, plan.job_id, "no _SUCCESS")
+
+
+def _check_rows(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
+    times = Counter(row.item_index for row in left.rows)
+    missing = [index for index in range(len(plan.items)) if index not in times]
+    doubled = {index: count for index, count in times.items() if count > 1}
+    strange = [index for index in times if not 0 <= index < len(plan.items)]
+    if missing:
+        yield Violation(Kind.MISSING, plan.job_id, f"items {_some(missing)}", len(missing))
+    if doubled:
+        surplus = sum(doubled.values()) - len(doubled)
+        yield Violation(Kind.DOUBLED, plan.job_id, f"items {_some(sorted(doubled))}", surplus)
+    if strange:
+        yield Violation(Kind.STRANGE, plan.job_id, f"items {_some(sorted(strange))}", len(strange))
+    indexes = [row.item_index for row in left.rows]
+    if indexes != sorted(indexes):
+        yield Violation(Kind.ORDER, plan.job_id, "the indexes do not rise")
+
+
+def _check_contents(plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str]) -> Iterator[Violation]:
+    wrong, given_up = [], []
+    for row in left.rows:
+        if not 0 <= row.item_index < len(plan.items):
+            continue
+        item = plan.items[row.item_index]
+        due = item.error_code(plan.generations - 1)
+        if row.error_code == "chunk_failed":
+            given_up.append(row.item_index)
+        elif row.item_id != item.item_id:
+            wrong.append(f"item {row.item_index} is called {row.item_id}")
+        elif row.error_code != due:
+            wrong.append(
+                f"item {row.item_index} ({item.kind}) is {row.error_code or 'ok'}, not {due or 'ok'}"
+            )
+        elif due is None and not row.has_result:
+            wrong.append(f"item {row.item_index} is ok without a result")
+        elif due is None and row.content_hash != picture_hashes[item.picture]:
+            wrong.append(f"item {row.item_index} has the hash of another picture")
+    if wrong:
+        yield Violation(Kind.WRONG, plan.job_id, f"{_some(wrong)}", len(wrong))
+    if given_up:
+        yield Violation(Kind.GIVEN_UP, plan.job_id, f"items {_some(given_up)}", len(given_up))
+
+
+def _check_counters(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
+    codes = Counter(row.error_code for row in left.rows if row.error_code)
+    failed = sum(codes.values())
+    due = Counts(len(left.rows), len(left.rows) - failed, failed, dict(codes))
+    for name, counts in (("the ledger", left.ledger), ("the manifest", left.manifest)):
+        if counts is not None and _without_zeros(counts) != due:
+            yield Violation(Kind.COUNTERS, plan.job_id, f"{name} says {counts}, the rows say {due}")
+    if left.error_lines is not None and left.error_lines != failed:
+        detail = f"errors.jsonl has {left.error_lines} lines for {failed} failed rows"
+        yield Violation(Kind.COUNTERS, plan.job_id, detail)
+
+
+def _check_events(world: World) -> Iterator[Violation]:
+    seen = Counter((event.job_id, event.generation) for event in world.events)
+    due = {(plan.job_id, generation) for plan, _ in world.jobs for generation in range(plan.generations)}
+    for job_id, generation in sorted(due | set(seen)):
+        count = seen[job_id, generation]
+        expected = int((job_id, generation) in due)
+        if count != expected:
+            detail = f"{count} events of generation {generation}, not {expected}"
+            yield Violation(Kind.EVENTS, job_id, detail)
+
+
+def _check_attempts(attempts: Iterable[Attempts]) -> Iterator[Violation]:
+    for one in attempts:
+        if max(one.losses, one.failures) > MAX_ATTEMPTS:
+            where = f"{one.job_id}, chunk {one.chunk_id}"
+            yield Violation(Kind.ATTEMPTS, where, f"{one.losses} losses, {one.failures} failures")
+
+
+def _without_zeros(counts: Counts) -> Counts:
+    codes = {code: count for code, count in counts.codes.items() if count}
+    return Counts(counts.total, counts.ok, counts.failed, codes)
+
+
+def _some(values: Sequence[object]) -> str:
+    shown = ", ".join(str(value) for value in values[:5])
+    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "")

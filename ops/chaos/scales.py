@@ -1,0 +1,100 @@
+"""How much `make chaos` breaks, by name: the value of CHAOS_SCALE."""
+
+from __future__ import annotations
+
+from ops.chaos.schedule import FaultKind, Scale
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "mini",  # for a test of the harness
+            seconds=8,
+            counts={FaultKind.KILL: 2, FaultKind.CRASH_POINT: 2, FaultKind.REDIS_KILL: 1},
+            workers=2,
+            long_freezes=0,
+        ),
+        Scale(
+            "short",
+            seconds=120,
+            counts={
+                FaultKind.KILL: 16,
+                FaultKind.CRASH_POINT: 16,
+                FaultKind.PRODUCER_CRASH: 4,
+                FaultKind.TERMINATE: 3,
+                FaultKind.ZOMBIE: 2,
+                FaultKind.REDIS_TERMINATE: 1,
+                FaultKind.REDIS_KILL: 1,
+                FaultKind.REDIS_FREEZE: 1,
+                FaultKind.REDIS_HALF_OPEN: 1,
+                FaultKind.REDIS_RESET: 3,
+                FaultKind.S3_OUTAGE: 1,
+                FaultKind.S3_RESET: 2,
+                FaultKind.S3_SLOW_DOWN: 2,
+            },
+        ),
+        Scale(
+            "default",
+            seconds=480,
+            counts={
+                FaultKind.KILL: 60,
+                FaultKind.CRASH_POINT: 48,
+                FaultKind.PRODUCER_CRASH: 12,
+                FaultKind.TERMINATE: 12,
+                FaultKind.ZOMBIE: 8,
+                FaultKind.REDIS_TERMINATE: 4,
+                FaultKind.REDIS_KILL: 4,
+                FaultKind.REDIS_FREEZE: 3,
+                FaultKind.REDIS_HALF_OPEN: 3,
+                FaultKind.REDIS_RESET: 12,
+                FaultKind.S3_OUTAGE: 2,
+                FaultKind.S3_RESET: 8,
+                FaultKind.S3_SLOW_DOWN: 6,
+            },
+            s3_outage_seconds=30,
+        ),
+        Scale(
+            "kills",
+            seconds=720,
+            counts={
+                FaultKind.KILL: 140,
+                FaultKind.CRASH_POINT: 64,
+                FaultKind.PRODUCER_CRASH: 16,
+                FaultKind.TERMINATE: 12,
+                FaultKind.ZOMBIE: 8,
+                FaultKind.REDIS_TERMINATE: 4,
+                FaultKind.REDIS_KILL: 4,
+                FaultKind.REDIS_FREEZE: 3,
+                FaultKind.REDIS_HALF_OPEN: 3,
+                FaultKind.REDIS_RESET: 10,
+                FaultKind.S3_OUTAGE: 2,
+                FaultKind.S3_RESET: 6,
+                FaultKind.S3_SLOW_DOWN: 6,
+            },
+            s3_outage_seconds=30,
+        ),
+        Scale(
+            "nightly",
+            seconds=5400,
+            counts={
+                FaultKind.KILL: 600,
+                FaultKind.CRASH_POINT: 320,
+                FaultKind.PRODUCER_CRASH: 80,
+                FaultKind.TERMINATE: 100,
+                FaultKind.ZOMBIE: 60,
+                FaultKind.REDIS_TERMINATE: 50,
+                FaultKind.REDIS_KILL: 50,
+                FaultKind.REDIS_FREEZE: 60,
+                FaultKind.REDIS_HALF_OPEN: 40,
+                FaultKind.REDIS_RESET: 100,
+                FaultKind.FAILOVER: 50,
+                FaultKind.S3_OUTAGE: 10,
+                FaultKind.S3_RESET: 60,
+                FaultKind.S3_SLOW_DOWN: 60,
+            },
+            long_freezes=20,
+            s3_outage_seconds=60,
+            soak_seconds=3600,
+        ),
+    )
+}

@@ -1,0 +1,101 @@
+"""The jobs of a run and what must come of each item: pure functions of a seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+PICTURES = 40  # different pictures; items share them
+LABELS = ("red apple", "dog", "car", "house", "tree")
+
+
+class ItemKind(StrEnum):
+    """Where an item is read from, and what is wrong with it."""
+
+    FILE = "file"
+    URL = "url"  # answered after a while, so that chunks last
+    MISSING = "missing"  # no such file
+    GONE = "gone"  # 404 for ever
+    SICK = "sick"  # 404 until the job is retried
+    BROKEN = "broken"  # the second half of the file is not there
+    TEXT = "text"  # a file that is no picture
+
+
+class OutputKind(StrEnum):
+    """Where the rows go."""
+
+    FOLDER = "folder"
+    S3 = "s3"
+    REDIS = "redis"
+
+
+_FAILURES = {
+    ItemKind.MISSING: "not_found",
+    ItemKind.GONE: "not_found",
+    ItemKind.BROKEN: "broken_image",
+    ItemKind.TEXT: "not_an_image",
+}
+_KINDS = list(ItemKind)
+_WEIGHTS = [50, 30, 3, 4, 6, 3, 4]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemPlan:
+    """One line of a job's manifest."""
+
+    item_id: str
+    kind: ItemKind
+    picture: int  # below `PICTURES`
+
+    def error_code(self, generation: int) -> str | None:
+        """The code of its row after the given generation; None: the row is ok."""
+        if self.kind is ItemKind.SICK:
+            return "not_found" if generation == 0 else None
+        return _FAILURES.get(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One job."""
+
+    job_id: str
+    task: str  # embed, classify
+    output: OutputKind
+    part_format: str  # parquet, jsonl
+    lane: str
+    chunk_size: int
+    items: tuple[ItemPlan, ...]
+    is_retried: bool  # once, after its first end
+
+    @property
+    def generations(self) -> int:
+        """How often it ends: so many completion events are due."""
+        return 2 if self.is_retried else 1
+
+    def failed(self, generation: int) -> int:
+        """How many rows have failed after the given generation."""
+        return sum(item.error_code(generation) is not None for item in self.items)
+
+
+def plan_job(seed: int, number: int) -> JobPlan:
+    """The job of this number; any number may be asked for, in any order."""
+    chance = random.Random(f"{seed} job {number}")
+    output = chance.choice(list(OutputKind))
+    chunk_size = chance.randint(4, 16)
+    chunks = chance.randint(2, 8)
+    kinds = chance.choices(_KINDS, _WEIGHTS, k=chunk_size * chunks - chance.randrange(chunk_size))
+    items = tuple(
+        ItemPlan(f"item-{index}", kind, chance.randrange(PICTURES)) for index, kind in enumerate(kinds)
+    )
+    has_failures = any(item.error_code(0) for item in items)
+    return JobPlan(
+        job_id=f"chaos-{seed}-{number:05d}",
+        task=chance.choice(["embed", "classify"]),
+        output=output,
+        part_format="parquet" if output is OutputKind.REDIS else chance.choice(["parquet", "jsonl"]),
+        lane=chance.choice(["high", "normal", "normal", "bulk"]),
+        chunk_size=chunk_size,
+        items=items,
+        is_retried=has_failures and chance.random() < 0.4,
+    )

@@ -1,0 +1,247 @@
+"""The checker of `make chaos` finds every kind of broken world; a seed decides all that a run does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ops.chaos.checker import (
+    Attempts,
+    Counts,
+    Event,
+    JobLeft,
+    Kind,
+    Row,
+    Violation,
+    World,
+    check,
+    count_rows,
+)
+from ops.chaos.history import History, read_history
+from ops.chaos.scales import SCALES
+from ops.chaos.schedule import (
+    PRODUCER_CRASH_POINTS,
+    REDIS_FAULTS,
+    S3_FAULTS,
+    WORKER_CRASH_POINTS,
+    FaultKind,
+    Scale,
+    make_schedule,
+)
+from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan, OutputKind, plan_job
+
+HASHES = [f"hash-{picture}" for picture in range(PICTURES)]
+EVENTS = [Event("a", 0, "completed_with_errors"), Event("b", 0, "-"), Event("b", 1, "-")]
+KINDS = [ItemKind.FILE, ItemKind.SICK, ItemKind.URL, ItemKind.TEXT, ItemKind.FILE]
+
+
+def a_plan(job_id: str = "job", *, is_retried: bool = False) -> JobPlan:
+    items = tuple(ItemPlan(f"item-{index}", kind, index) for index, kind in enumerate(KINDS))
+    return JobPlan(
+        job_id=job_id, task="embed", output=OutputKind.FOLDER, part_format="parquet", lane="normal",
+        chunk_size=2, items=items, is_retried=is_retried,
+    )  # fmt: skip
+
+
+def as_promised(plan: JobPlan) -> JobLeft:
+    """What must be left of a job."""
+    generation = plan.generations - 1
+    rows = [
+        Row(index, item.item_id, item.error_code(generation), HASHES[item.picture])
+        for index, item in enumerate(plan.items)
+    ]
+    codes: dict[str, int] = {}
+    for row in rows:
+        if row.error_code:
+            codes[row.error_code] = codes.get(row.error_code, 0) + 1
+    failed = plan.failed(generation)
+    counts = Counts(len(rows), len(rows) - failed, failed, codes)
+    return JobLeft(
+        state="completed_with_errors", generation=generation, rows=rows, ledger=counts, manifest=counts,
+        error_lines=failed,
+    )  # fmt: skip
+
+
+def good_world() -> World:
+    plans = [a_plan("a"), a_plan("b", is_retried=True)]
+    return World([(plan, as_promised(plan)) for plan in plans], EVENTS, HASHES)
+
+
+def with_rows(change: Callable[[list[Row]], list[Row]]) -> World:
+    """The rows of the first job changed, all its counters with them."""
+    world = good_world()
+    (plan, left), *others = world.jobs
+    rows = change(list(left.rows))
+    codes: dict[str, int] = {}
+    for row in rows:
+        if row.error_code:
+            codes[row.error_code] = codes.get(row.error_code, 0) + 1
+    failed = sum(codes.values())
+    counts = Counts(len(rows), len(rows) - failed, failed, codes)
+    left = replace(left, rows=rows, ledger=counts, manifest=counts, error_lines=failed)
+    return replace(world, jobs=[(plan, left), *others])
+
+
+def with_job(**changes: object) -> World:
+    world = good_world()
+    (plan, left), *others = world.jobs
+    return replace(world, jobs=[(plan, replace(left, **changes)), *others])  # type: ignore[arg-type]
+
+
+def test_a_promise_kept_is_no_violation() -> None:
+    assert check(good_world()) == []
+
+
+BROKEN: dict[str, tuple[World, Kind]] = {
+    "a row is missing": (with_rows(lambda rows: rows[:-1]), Kind.MISSING),
+    "all rows are missing": (with_rows(lambda _: []), Kind.MISSING),
+    "a row is there twice": (with_rows(lambda rows: [*rows[:2], rows[1], *rows[2:]]), Kind.DOUBLED),
+    "a row too many": (with_rows(lambda rows: [*rows, Row(5, "item-5")]), Kind.STRANGE),
+    "two rows exchanged": (with_rows(lambda rows: [rows[1], rows[0], *rows[2:]]), Kind.ORDER),
+    "another item's id": (
+        with_rows(lambda rows: [replace(rows[0], item_id="item-1"), *rows[1:]]),
+        Kind.WRONG,
+    ),
+    "another picture": (
+        with_rows(lambda rows: [replace(rows[0], content_hash="hash-9"), *rows[1:]]),
+        Kind.WRONG,
+    ),
+    "an ok row without a vector": (
+        with_rows(lambda rows: [replace(rows[0], has_result=False), *rows[1:]]),
+        Kind.WRONG,
+    ),
+    "a good item failed": (
+        with_rows(lambda rows: [replace(rows[0], error_code="timeout"), *rows[1:]]),
+        Kind.WRONG,
+    ),
+    "a bad item passed": (
+        with_rows(lambda rows: [rows[0], replace(rows[1], error_code=None), *rows[2:]]),
+        Kind.WRONG,
+    ),
+    "a chunk given up": (
+        with_rows(lambda rows: [replace(row, error_code="chunk_failed") for row in rows[:2]] + rows[2:]),
+        Kind.GIVEN_UP,
+    ),
+    "still running": (with_job(state="running"), Kind.NOT_FINISHED),
+    "ended without the errors": (with_job(state="completed"), Kind.NOT_FINISHED),
+    "another generation": (with_job(generation=1), Kind.NOT_FINISHED),
+    "no mark of success": (with_job(is_marked=False), Kind.NOT_FINISHED),
+    "a counter too high": (
+        with_job(ledger=Counts(5, 4, 2, {"not_found": 1, "not_an_image": 1})),
+        Kind.COUNTERS,
+    ),
+    "a code too many": (with_job(manifest=Counts(5, 3, 2, {"not_found": 2})), Kind.COUNTERS),
+    "an error line is missing": (with_job(error_lines=1), Kind.COUNTERS),
+    "scratch is left": (with_job(scratch=["_clipfleet/tmp/x"]), Kind.SCRATCH),
+    "a part that is torn": (with_job(problem="part-00000001.parquet: no footer"), Kind.UNREADABLE),
+    "no event": (replace(good_world(), events=EVENTS[1:]), Kind.EVENTS),
+    "an event twice": (replace(good_world(), events=[*EVENTS, Event("b", 1, "-")]), Kind.EVENTS),
+    "an event of no job": (replace(good_world(), events=[*EVENTS, Event("c", 0, "-")]), Kind.EVENTS),
+    "too many losses": (replace(good_world(), attempts=[Attempts("a", 0, 6, 0)]), Kind.ATTEMPTS),
+    "too many failures": (replace(good_world(), attempts=[Attempts("a", 0, 0, 6)]), Kind.ATTEMPTS),
+    "a key for ever": (replace(good_world(), keys_without_ttl=["clipfleet:x"]), Kind.NO_TTL),
+    "a child left": (replace(good_world(), processes=["17 python"]), Kind.PROCESS),
+    "a worker gone": (replace(good_world(), worker_ends=["worker 1: exit code 70"]), Kind.WORKER_END),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_world_is_found(name: str) -> None:
+    world, kind = BROKEN[name]
+
+    assert [violation.kind for violation in check(world)] == [kind]
+
+
+def test_every_kind_of_violation_is_proven_to_be_found() -> None:
+    assert {kind for _, kind in BROKEN.values()} == set(Kind)
+
+
+def test_rows_are_counted_not_jobs() -> None:
+    missing = check(with_rows(lambda rows: rows[3:]))
+    doubled = check(with_rows(lambda rows: [rows[0], rows[0], *rows]))
+
+    assert count_rows(missing, Kind.MISSING) == 3
+    assert count_rows(doubled, Kind.DOUBLED) == 2
+    assert count_rows([], Kind.MISSING) == 0
+
+
+def test_attempts_at_the_bound_are_allowed() -> None:
+    assert check(replace(good_world(), attempts=[Attempts("a", 0, 5, 5)])) == []
+
+
+def test_many_items_are_told_in_short() -> None:
+    violation = Violation(Kind.MISSING, "a", "items 0, 1, 2, 3, 4", 5)
+
+    assert check(with_rows(lambda _: [])) == [violation]
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
+class TestSchedule:
+    def test_a_seed_decides_everything(self, scale: Scale) -> None:
+        assert make_schedule(7, scale) == make_schedule(7, scale)
+        assert make_schedule(7, scale) != make_schedule(8, scale)
+
+    def test_it_has_what_the_scale_says(self, scale: Scale) -> None:
+        faults = make_schedule(1, scale)
+        counts = {kind: sum(fault.kind is kind for fault in faults) for kind in scale.counts}
+
+        assert counts == scale.counts
+        assert [fault.number for fault in faults] == list(range(1, len(faults) + 1))
+        assert sorted(fault.at_seconds for fault in faults) == [fault.at_seconds for fault in faults]
+        assert {fault.slot for fault in faults} <= set(range(scale.workers))
+
+    def test_a_server_has_one_trouble_at_a_time(self, scale: Scale) -> None:
+        for kinds in (REDIS_FAULTS, S3_FAULTS):
+            faults = [fault for fault in make_schedule(3, scale) if fault.kind in kinds]
+            for before, after in pairwise(faults):
+                assert after.at_seconds > before.ends_at_seconds + 2
+
+
+def test_the_nightly_scale_is_what_was_promised() -> None:
+    counts = SCALES["nightly"].counts
+    deaths = counts[FaultKind.KILL] + counts[FaultKind.CRASH_POINT] + counts[FaultKind.PRODUCER_CRASH]
+
+    assert deaths >= 1000
+    assert counts[FaultKind.REDIS_TERMINATE] + counts[FaultKind.REDIS_KILL] >= 100
+    assert counts[FaultKind.REDIS_FREEZE] + counts[FaultKind.REDIS_HALF_OPEN] >= 100
+    assert counts[FaultKind.FAILOVER] >= 50
+    assert SCALES["nightly"].soak_seconds == 3600
+
+
+def test_every_crash_point_is_in_a_run_of_ten_minutes() -> None:
+    faults = make_schedule(1, SCALES["default"])
+    points = {fault.crash_point for fault in faults} - {""}
+
+    assert points == {*WORKER_CRASH_POINTS, *PRODUCER_CRASH_POINTS}
+
+
+def test_a_job_is_planned_by_seed_and_number_alone() -> None:
+    plans = [plan_job(5, number) for number in range(60)]
+
+    assert plan_job(5, 17) == plans[17]
+    assert plan_job(6, 17) != plans[17]
+    assert {plan.output for plan in plans} == set(OutputKind)
+    assert {plan.part_format for plan in plans} == {"parquet", "jsonl"}
+    assert {plan.task for plan in plans} == {"embed", "classify"}
+    assert {plan.generations for plan in plans} == {1, 2}
+    assert {item.kind for plan in plans for item in plan.items} == set(ItemKind)
+
+
+def test_a_history_is_read_back_without_its_torn_last_line(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl", began=0.0)
+    history.note("fault", number=1)
+    at_seconds = history.note("worker_ended", slot=2, code=-9)
+    history.close()
+    with history.path.open("a") as file:
+        file.write('{"what": "torn')
+
+    events = list(read_history(history.path))
+
+    assert [event["what"] for event in events] == ["fault", "worker_ended"]
+    assert events[1] == {"at_seconds": round(at_seconds, 4), "what": "worker_ended", "slot": 2, "code": -9}
+    assert json.dumps(events[0])
