@@ -10,12 +10,10 @@ connection may have grown stale); failed rows are retried by `clipfleet retry`.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +24,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
-from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
+from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.host_turns import HostTurns
+from clipfleet_worker.fetch.http_failures import failure_before_answer, failure_of_status
 from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
 from clipfleet_worker.fetch.http_target import Target, next_target, target_of
 
@@ -34,13 +34,6 @@ _DNS_CACHE_SECONDS = 60
 _DNS_CACHE_NAMES = 10_000
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_STATUS_CODES = {
-    401: ErrorCode.ACCESS_DENIED,
-    403: ErrorCode.ACCESS_DENIED,
-    404: ErrorCode.NOT_FOUND,
-    410: ErrorCode.NOT_FOUND,
-    429: ErrorCode.RATE_LIMITED,
-}
 _CLOSE = {"Connection": "close"}
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
@@ -89,7 +82,7 @@ class HttpFetcher:
         self._contact = " ".join(contact.split())
         self._resolver = GuardedResolver(resolver or SystemResolver(), guard)
         self._tls = tls
-        self._turns = _Turns(limits.host_connections, limits.total_connections)
+        self._turns = HostTurns(limits.host_connections, limits.total_connections)
         self._session: aiohttp.ClientSession | None = None
         self._open_sockets = 0
 
@@ -99,7 +92,7 @@ class HttpFetcher:
         contact = f" (+{self._contact})" if self._contact else ""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0,  # _Turns limits: a wait inside aiohttp would count as the URL's time
+                limit=0,  # HostTurns limits: a wait inside aiohttp would count as the URL's time
                 ssl=True if self._tls is None else self._tls,
                 resolver=self._resolver,
                 ttl_dns_cache=_DNS_CACHE_SECONDS,
@@ -166,7 +159,7 @@ class HttpFetcher:
         try:
             response = await self._session.get(target.url, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _failure_before_answer(target.host, error) from error
+            raise failure_before_answer(target.host, error) from error
         try:
             return await self._answer(target.host, response)
         finally:
@@ -183,8 +176,7 @@ class HttpFetcher:
             return await self._inflated(body, encoding.strip().lower()) if encoding else body
         if status in _REDIRECTS and (location := response.headers.get("Location")):
             return location
-        default = ErrorCode.SERVER_ERROR if status >= 500 else ErrorCode.HTTP_ERROR
-        raise ItemFailure(_STATUS_CODES.get(status, default), f"{host}: HTTP status {status}")
+        raise failure_of_status(host, status)
 
     async def _body(self, host: str, content: aiohttp.StreamReader) -> bytes:
         limit = self._limits.max_image_bytes
@@ -233,74 +225,6 @@ class _CountedSocket(socket.socket):
         if self.on_close is not None:
             self.on_close()
             self.on_close = None
-
-
-class _Turns:
-    """At most so many requests at a time, per host and in all; first come, first served."""
-
-    def __init__(self, per_host: int, total: int) -> None:
-        self._per_host = per_host
-        self._total = asyncio.Semaphore(total)
-        self._hosts: dict[str, _HostTurns] = {}
-
-    @asynccontextmanager
-    async def at(self, host: str) -> AsyncIterator[None]:
-        turns = self._hosts.get(host)
-        if turns is None:
-            turns = self._hosts[host] = _HostTurns(asyncio.Semaphore(self._per_host))
-        turns.users += 1
-        try:
-            # The host's turn first: a slow host then holds up only its own images.
-            async with turns.free, self._total:
-                yield
-        finally:
-            turns.users -= 1
-            if not turns.users:
-                del self._hosts[host]
-
-
-@dataclass(slots=True)
-class _HostTurns:
-    free: asyncio.Semaphore
-    users: int = 0  # waiting ones included
-
-
-def _failure_before_answer(host: str, error: aiohttp.ClientError | OSError | ValueError) -> ItemFailure:
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, AddressRefusedError):
-        return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: {cause}")
-    if isinstance(error, aiohttp.InvalidURL):
-        # All that aiohttp still finds wrong: 127.1, 2130706433 and other disguises of an IPv4 address.
-        return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: not a canonical numeric address")
-    if isinstance(cause, TimeoutError):
-        return ItemFailure(ErrorCode.TIMEOUT, f"{host}: no connection or no answer in time")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return ItemFailure(ErrorCode.DNS_FAILED, f"{host}: {_reason(cause)}")
-    if isinstance(error, aiohttp.ClientSSLError):
-        return ItemFailure(ErrorCode.TLS_FAILED, f"{host}: {_reason(cause)}")
-    if isinstance(error, aiohttp.ClientResponseError):
-        if "chunk" in error.message.partition(":")[0]:
-            # Head and broken body came in one piece; in two, aiohttp blames the body, and so do we.
-            return ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the chunked body is broken")
-        return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: the answer is not HTTP, or its header is too long")
-    if isinstance(error, ValueError):
-        return ItemFailure(ErrorCode.BAD_URI, f"{host}: not a URL that can be asked for")
-    return ItemFailure(ErrorCode.CONNECT_FAILED, f"{host}: {_reason(cause)}")
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without the URL that aiohttp's own messages repeat."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, ssl.SSLError):
-        return error.reason or "TLS failed"
-    if isinstance(error, socket.gaierror):
-        return error.strerror or "no such name"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return (
-        "closed the connection before it answered" if isinstance(error, aiohttp.ClientError) else str(error)
-    )
 
 
 def _inflate(body: bytes, limit: int) -> bytes:
