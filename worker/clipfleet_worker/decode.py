@@ -3,6 +3,9 @@
 `exact` is open_clip's own transform on Pillow. `fast` decodes JPEGs with libjpeg-turbo, large ones scaled
 down on the way, and resizes with torch; whatever it does not cover takes the exact route. No EXIF rotation:
 open_clip does none. This module knows nothing of open_clip itself.
+
+Each route has two halves. `Decoder.read` parses the file, which a stranger may have made: it may run in
+another process, see `decode_stage`. `fit` brings what was read, plain pixels, to the model's size.
 """
 
 from __future__ import annotations
@@ -81,6 +84,16 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of a `PixelSpec` that reading needs to know."""
+
+    width: int  # of the model's input
+    height: int
+    interpolation: str  # bicubic, bilinear
+    resize_mode: str  # shortest (then centre crop), longest (then pad), squash
+
+
+@dataclass(frozen=True, slots=True)
 class PixelSpec:
     """What a model wants to see."""
 
@@ -92,6 +105,11 @@ class PixelSpec:
     mean: tuple[float, float, float]  # of values in 0..1, by channel
     std: tuple[float, float, float]
     exact: Callable[[Image.Image], Image.Image]  # open_clip's own transform up to the tensor; gives RGB
+
+    @property
+    def frame(self) -> Frame:
+        """What reading needs to know."""
+        return Frame(self.width, self.height, self.interpolation, self.resize_mode)
 
     def facts(self) -> list[object]:
         """What a fingerprint covers."""
@@ -115,6 +133,27 @@ class DecodedImage:
     height: int
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledJpeg:
+    """What the fast route reads: a JPEG at a fraction of its size."""
+
+    pixels: np.ndarray  # uint8 (height * eighths / 8, width * eighths / 8, 1 or 3), both rounded up
+    eighths: int
+    width: int  # of the original
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholePicture:
+    """What the exact route reads: all pixels, as they are in the file."""
+
+    image: Image.Image  # loaded, in the mode that Pillow gives it
+    image_format: str
+
+
+Raster = ScaledJpeg | WholePicture
+
+
 class Decoder:
     """Called by many threads at once; keeps nothing but its limit.
 
@@ -134,39 +173,41 @@ class Decoder:
             ItemFailure: `empty`, `not_an_image`, `format_refused`, `too_many_pixels`, `broken_image` or
                 `out_of_memory`.
         """
-        image_format = allowed_format(data)
         try:
-            if route is DecodeRoute.FAST and image_format == "JPEG":
-                image = self._fast(data, spec)
-                if image is not None:
-                    return image
-            return self._exact(data, spec, image_format)
+            return fit(self.read(data, spec.frame, route), spec)
         except MemoryError:
-            raise ItemFailure(
-                ErrorCode.OUT_OF_MEMORY, f"not enough memory to decode this {image_format}"
-            ) from None
+            detail = f"not enough memory to decode this {allowed_format(data)}"
+            raise ItemFailure(ErrorCode.OUT_OF_MEMORY, detail) from None
 
-    def _exact(self, data: bytes, spec: PixelSpec, image_format: str) -> DecodedImage:
+    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+        """The first half: all that touches the file.
+
+        Raises:
+            ItemFailure: see `decode`.
+            MemoryError: too little memory for this picture, or just now.
+        """
+        image_format = allowed_format(data)
+        if route is DecodeRoute.FAST and image_format == "JPEG":
+            scaled = self._fast(data, frame)
+            if scaled is not None:
+                return scaled
+        return self._exact(data, frame, image_format)
+
+    def _exact(self, data: bytes, frame: Frame, image_format: str) -> WholePicture:
         with _damage_reported(image_format):
             image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
             tile_pixels = _tile_pixels(image)
-        width, height = image.size
-        self._check_size(width, height, spec)
+        self.check_size(*image.size, frame)
         if tile_pixels > self._max_pixels:
             detail = f"a tile of this {image_format} has more than {self._max_pixels} pixels"
             raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
         with _damage_reported(image_format):
             image.load()
-        try:
-            pixels = np.array(spec.exact(image), dtype=np.uint8)
-        except ValueError as error:  # a mode that Pillow cannot resize or convert
-            detail = f"{image_format} of mode {image.mode}: {_described(error)}"
-            raise ItemFailure(ErrorCode.BROKEN_IMAGE, detail) from None
-        return DecodedImage(pixels, width, height)
+        return WholePicture(image, image_format)
 
-    def _fast(self, data: bytes, spec: PixelSpec) -> DecodedImage | None:
+    def _fast(self, data: bytes, frame: Frame) -> ScaledJpeg | None:
         """The picture in a JPEG, or None where this route does not cover it."""
-        if not _is_covered(spec):
+        if not _is_covered(frame):
             return None
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -174,33 +215,59 @@ class Decoder:
             return None  # damaged or unusual: Pillow judges
         if colours not in _FAST_COLOURS:
             return None
-        self._check_size(width, height, spec)
-        target = _resized_size(width, height, spec)
-        eighths = _eighths(width, height, target, spec)
-        rectangle = width * eighths / 8, height * eighths / 8
-        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], rectangle)
-        if pixels is None:
-            return None
-        is_vertical_first = _is_vertical_first(width, height, target)
-        pixels = _resize(pixels, rectangle, target, spec.interpolation, is_vertical_first=is_vertical_first)
-        pixels = _centre_crop(pixels, spec.width, spec.height)
-        if pixels.shape[2] == 1:
-            pixels = np.repeat(pixels, 3, axis=2)
-        return DecodedImage(np.ascontiguousarray(pixels), width, height)
+        self.check_size(width, height, frame)
+        eighths = _eighths(width, height, _resized_size(width, height, frame), frame)
+        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], _rectangle(width, height, eighths))
+        return None if pixels is None else ScaledJpeg(pixels, eighths, width, height)
 
-    def _check_size(self, width: int, height: int, spec: PixelSpec) -> None:
+    def check_size(self, width: int, height: int, frame: Frame) -> None:
+        """Refuse what is too large, before or after it is brought to the model's size.
+
+        Raises:
+            ItemFailure: `too_many_pixels`, or `broken_image` without any.
+        """
         if not width or not height:
             raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{width} x {height} has no pixels")
         if width * height > self._max_pixels:
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} is more than {self._max_pixels} pixels"
             )
-        if _resized_pixels(width, height, spec) > max(_MAX_RESIZED_PIXELS, width * height):
+        if _resized_pixels(width, height, frame) > max(_MAX_RESIZED_PIXELS, width * height):
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS,
-                f"{width} x {height} is too long a strip: with the model's {spec.width} x {spec.height} "
+                f"{width} x {height} is too long a strip: with the model's {frame.width} x {frame.height} "
                 f"filled it would have more than {_MAX_RESIZED_PIXELS} pixels",
             )
+
+
+def fit(raster: Raster, spec: PixelSpec) -> DecodedImage:
+    """The second half: what was read, at the model's size.
+
+    Raises:
+        ItemFailure: `broken_image`, a mode that Pillow cannot resize or convert.
+        MemoryError: too little memory.
+    """
+    if isinstance(raster, ScaledJpeg):
+        return _fit_scaled(raster, spec)
+    image = raster.image
+    try:
+        pixels = np.array(spec.exact(image), dtype=np.uint8)
+    except ValueError as error:
+        detail = f"{raster.image_format} of mode {image.mode}: {_described(error)}"
+        raise ItemFailure(ErrorCode.BROKEN_IMAGE, detail) from None
+    return DecodedImage(pixels, *image.size)
+
+
+def _fit_scaled(jpeg: ScaledJpeg, spec: PixelSpec) -> DecodedImage:
+    width, height = jpeg.width, jpeg.height
+    target = _resized_size(width, height, spec.frame)
+    rectangle = _rectangle(width, height, jpeg.eighths)
+    is_vertical_first = _is_vertical_first(width, height, target)
+    pixels = _resize(jpeg.pixels, rectangle, target, spec.interpolation, is_vertical_first=is_vertical_first)
+    pixels = _centre_crop(pixels, spec.width, spec.height)
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    return DecodedImage(np.ascontiguousarray(pixels), width, height)
 
 
 @contextmanager
@@ -228,35 +295,40 @@ def _described(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
 
 
-def _is_covered(spec: PixelSpec) -> bool:
+def _is_covered(frame: Frame) -> bool:
     """Whether the fast route knows how open_clip resizes for this model."""
-    if spec.interpolation not in _FAST_INTERPOLATIONS:
+    if frame.interpolation not in _FAST_INTERPOLATIONS:
         return False
     # open_clip has a resize of its own for `shortest` with other than square targets.
-    return spec.resize_mode == "squash" or (spec.resize_mode == "shortest" and spec.width == spec.height)
+    return frame.resize_mode == "squash" or (frame.resize_mode == "shortest" and frame.width == frame.height)
 
 
-def _resized_pixels(width: int, height: int, spec: PixelSpec) -> float:
+def _resized_pixels(width: int, height: int, frame: Frame) -> float:
     """How large a picture becomes on the way to the model's size."""
-    if spec.resize_mode == "shortest":
-        growth = max(spec.width / width, spec.height / height)
+    if frame.resize_mode == "shortest":
+        growth = max(frame.width / width, frame.height / height)
         return width * growth * height * growth
-    return spec.width * height if spec.resize_mode == "squash" else 0  # Pillow squashes the rows first
+    return frame.width * height if frame.resize_mode == "squash" else 0  # Pillow squashes the rows first
 
 
-def _resized_size(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:
+def _resized_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
     """(width, height) after the resize and before the crop, by torchvision's own formula."""
-    if spec.resize_mode == "squash":
-        return spec.width, spec.height
-    longer = int(spec.width * max(width, height) / min(width, height))
-    return (spec.width, longer) if width <= height else (longer, spec.width)
+    if frame.resize_mode == "squash":
+        return frame.width, frame.height
+    longer = int(frame.width * max(width, height) / min(width, height))
+    return (frame.width, longer) if width <= height else (longer, frame.width)
 
 
-def _eighths(width: int, height: int, target: tuple[int, int], spec: PixelSpec) -> int:
+def _eighths(width: int, height: int, target: tuple[int, int], frame: Frame) -> int:
     """N of the scale n/8 at which a JPEG is decoded: the smallest that keeps enough for the resize."""
-    margin = _SCALED_MARGIN_SMALL if min(spec.width, spec.height) < _SMALL_TARGET else _SCALED_MARGIN
+    margin = _SCALED_MARGIN_SMALL if min(frame.width, frame.height) < _SMALL_TARGET else _SCALED_MARGIN
     times = min(width / target[0], height / target[1])
     return next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
+
+
+def _rectangle(width: int, height: int, eighths: int) -> tuple[float, float]:
+    """(width, height) of the picture in a JPEG that is decoded at n/8 of its size."""
+    return width * eighths / 8, height * eighths / 8
 
 
 def _is_vertical_first(width: int, height: int, target: tuple[int, int]) -> bool:
