@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from clipfleet.contract import Job, Task
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
@@ -33,7 +34,10 @@ __all__ = ["Client", "JobHandle", "JobOptions"]
 class Client:
     """Makes jobs and finds them again. Close it, or use it as a context manager."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, crash_points: CrashPoints = NO_CRASH_POINTS
+    ) -> None:
+        self._crash_points = crash_points
         self._settings = settings or load_settings()
         self._ledger = Ledger(self._settings.require_redis_url())
         self._store = RedisStore(self._settings.require_redis_url())
@@ -162,7 +166,9 @@ class Client:
         if holder is not None and holder.is_same(job):
             self._rebuild(output)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
-        submission = Submission(self._ledger, self._hints, output, job, retention)
+        submission = Submission(
+            self._ledger, self._hints, output, job, retention, crash_points=self._crash_points
+        )
         _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite))
         return self._handle(job)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import Job, JobState
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
@@ -43,8 +44,10 @@ class Submission:
         output: Output,
         job: Job,
         retention: Retention = DEFAULT_RETENTION,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._ledger = ledger
+        self._crash_points = crash_points
         self._retention = retention
         self._hints = hints
         self._output = output
@@ -155,12 +158,14 @@ class Submission:
             files, items = (*files, (file.first_chunk, file.chunks)), items + file.items
             if note is not None and not note.write(files, items):
                 raise self._two_submits()
+            self._crash_points.reach(CrashPoint.MID_SUBMIT)
             if not self._tell(file):
                 return
             self._hint(file.chunks)
         if note is not None and not note.write(files, items, is_sealed=True):
             raise self._two_submits()
         word = self._ledger.seal(job_id, sum(count for _, count in files), items)
+        self._crash_points.reach(CrashPoint.AFTER_SEAL)
         if word == "refused":
             self._require_failed(self._ledger.status(job_id).state)
         elif word != "sealed":

@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from clipfleet_worker.embedded import EmbeddedValkey
+from tests.support.documents import ROOT
 from tests.support.waiting import wait_until
 
 _START_SECONDS = 120.0
 _BIN = Path(sys.executable).parent
+WORKER_PROGRAM = ("clipfleet_worker", "run")
 
 
 @dataclass
@@ -91,9 +93,11 @@ class Cluster:
             **self._settings,
         }
 
-    def start_worker(self, settings: Mapping[str, str] | None = None) -> WorkerProcess:
+    def start_worker(
+        self, settings: Mapping[str, str] | None = None, *, program: Sequence[str] = WORKER_PROGRAM
+    ) -> WorkerProcess:
         """Start a worker and wait until it takes work."""
-        worker = self.launch_worker(settings)
+        worker = self.launch_worker(settings, program=program)
         ready = self._ready_file(self.workers.index(worker))
         wait_until(
             lambda: ready.exists() or worker.process.poll() is not None, "the worker is ready", _START_SECONDS
@@ -101,14 +105,19 @@ class Cluster:
         assert worker.process.poll() is None, worker.log()
         return worker
 
-    def launch_worker(self, settings: Mapping[str, str] | None = None) -> WorkerProcess:
-        """Start a worker without waiting."""
+    def launch_worker(
+        self, settings: Mapping[str, str] | None = None, *, program: Sequence[str] = WORKER_PROGRAM
+    ) -> WorkerProcess:
+        """Start a worker without waiting; `program` is a module and its arguments."""
         number = len(self.workers)
         log_file = self.folder / f"worker-{number}.log"
         environment = self.environment() | {"CLIPFLEET_READY_FILE": str(self._ready_file(number))}
+        if program[0].startswith("tests."):
+            paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "clipfleet_worker", "run"],
+                [sys.executable, "-m", *program],
                 env=environment | dict(settings or {}),
                 cwd=self.folder,
                 stdout=log,

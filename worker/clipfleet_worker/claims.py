@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     OutputConflictError,
     OutputUnavailableError,
@@ -63,6 +64,7 @@ class Claims:
         outage_seconds: float,
         job_ttl_seconds: int,
         slots: int,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
@@ -76,6 +78,7 @@ class Claims:
         self._lock = threading.Lock()
         self._leaving = threading.Event()
         self._slots = slots
+        self._crash_points = crash_points
         self._monotonic = monotonic
         self._slots_in_use = 0
         self._takers = 0  # slots whose hint waits for room or for the answer to its claim
@@ -114,6 +117,7 @@ class Claims:
                 self.shunned_jobs.current(),
             )
             if claim is not None:
+                self._crash_points.reach(CrashPoint.AFTER_CLAIM)
                 self._open_items.add(claim.chunk_size)
                 return claim
             if len(lanes) == len(Lane):
@@ -169,6 +173,7 @@ class Claims:
                 if self._leaving.wait(_COMPLETE_RETRY_SECONDS):
                     return "left"
             else:
+                self._crash_points.reach(CrashPoint.AFTER_COMPLETE)
                 if word == "incomplete":
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
                 log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))

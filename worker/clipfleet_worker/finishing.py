@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from clipfleet import keys
 from clipfleet.contract import Job, JobState
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
@@ -45,7 +46,10 @@ class _Part:
 class Finisher:
     """Writes what a finished job needs beside its parts."""
 
-    def __init__(self, ledger: Ledger, job_ttl_seconds: int) -> None:
+    def __init__(
+        self, ledger: Ledger, job_ttl_seconds: int, *, crash_points: CrashPoints = NO_CRASH_POINTS
+    ) -> None:
+        self._crash_points = crash_points
         self._ledger = ledger
         self._job_ttl_seconds = job_ttl_seconds
 
@@ -64,12 +68,15 @@ class Finisher:
         """
         status = self._still_finishing(claim)
         parts = self._write_errors(claim, context, status.chunks, enter)
+        self._crash_points.reach(CrashPoint.MID_FINISH)
         manifest = _manifest(context, status, parts)
         self._still_finishing(claim)
         context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
+        self._crash_points.reach(CrashPoint.MID_FINISH)
         self._sweep(context, status.chunks)
         self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"")
+        self._crash_points.reach(CrashPoint.MID_FINISH)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
         if word == "stale" and self._is_retried(claim):  # we slept just before the last write
             context.output.remove(keys.SUCCESS)

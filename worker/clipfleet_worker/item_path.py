@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Lane
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher, ItemSlice
 from clipfleet_worker.capacity import WaitingBytes
@@ -58,7 +59,9 @@ class ItemPath:
         decode_pool: Executor,
         batcher: Batcher,
         max_image_bytes: int,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
+        self._crash_points = crash_points
         self._routes = routes
         self._max_image_bytes = max_image_bytes
         self._fetch_loop = fetch_loop
@@ -112,6 +115,7 @@ class ItemPath:
             )
 
     def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
+        self._crash_points.reach(CrashPoint.MID_FETCH)
         self._in_pool(destination, self._decode_fetched, fetched)
 
     def _in_pool(
@@ -142,6 +146,7 @@ class ItemPath:
                 destination.outcomes.fail(position, failure.error)
                 continue
             decoded.fetch_seconds += time.monotonic() - started
+            self._crash_points.reach(CrashPoint.MID_FETCH)
             self._decode(destination, position, data, decoded)
         self._hand_over(destination, decoded)
 

@@ -20,6 +20,7 @@ from celery import Celery, signals
 from clipfleet import s3, tar_member
 from clipfleet.announcements import Announcements
 from clipfleet.contract import Precision
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import Ledger, WorkerFacts
@@ -69,7 +70,10 @@ _GPU_BATCH = 256
 class Worker:
     """One worker process: Celery's pool of slots in front, the shared stages behind."""
 
-    def __init__(self, settings: WorkerSettings, *, preload: bool) -> None:
+    def __init__(
+        self, settings: WorkerSettings, *, preload: bool, crash_points: CrashPoints = NO_CRASH_POINTS
+    ) -> None:
+        self._crash_points = crash_points
         self._settings = settings
         self._preload = preload
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -102,22 +106,9 @@ class Worker:
             outage_seconds=settings.outage_hours * 3600,
             job_ttl_seconds=settings.job_ttl_seconds,
             slots=settings.slots,
+            crash_points=crash_points,
         )
-        self._tasks = Tasks(
-            ledger=self._ledger,
-            claims=self._claims,
-            contexts=JobContexts(
-                self._ledger,
-                self._store,
-                tuple(Path(root) for root in settings.output_roots),
-                settings.s3_buckets,
-            ),
-            keeper=self._keeper,
-            pipeline=self._pipeline(self._item_path(routes, waiting_bytes)),
-            finisher=Finisher(self._ledger, settings.job_ttl_seconds),
-            hints=self._hints,
-            lease_seconds=settings.lease_seconds,
-        )
+        self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
         self._stopping = threading.Event()
         self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
         self._loops = [
@@ -125,12 +116,34 @@ class Worker:
             threading.Thread(target=self._pull, name="puller", daemon=True),
         ]
 
+    def _make_tasks(self, pipeline: Pipeline) -> Tasks:
+        contexts = JobContexts(
+            self._ledger,
+            self._store,
+            tuple(Path(root) for root in self._settings.output_roots),
+            self._settings.s3_buckets,
+            crash_points=self._crash_points,
+        )
+        finisher = Finisher(self._ledger, self._settings.job_ttl_seconds, crash_points=self._crash_points)
+        return Tasks(
+            ledger=self._ledger,
+            claims=self._claims,
+            contexts=contexts,
+            keeper=self._keeper,
+            pipeline=pipeline,
+            finisher=finisher,
+            hints=self._hints,
+            lease_seconds=self._settings.lease_seconds,
+            crash_points=self._crash_points,
+        )
+
     def _pipeline(self, items: ItemPath) -> Pipeline:
         return Pipeline(
             models=self._models,
             items=items,
             labeller=Labeller(self._batcher, TextMatrices(self._batcher, self._shared_matrices)),
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
+            crash_points=self._crash_points,
         )
 
     def _item_path(self, routes: Routes, waiting_bytes: WaitingBytes) -> ItemPath:
@@ -142,6 +155,7 @@ class Worker:
             decode_pool=self._decode_pool,
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
+            crash_points=self._crash_points,
         )
 
     def _load(self, name: str, precision: Precision) -> LoadedModel:

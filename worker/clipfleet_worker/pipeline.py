@@ -13,6 +13,7 @@ from functools import partial
 import pyarrow as pa
 
 from clipfleet.contract import ErrorCode, ItemError, Job
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
@@ -46,12 +47,19 @@ class Pipeline:
     """Turns claimed chunks into parts; called by many threads at once."""
 
     def __init__(
-        self, *, models: Models, items: ItemPath, labeller: Labeller, fetch_deadline_seconds: float
+        self,
+        *,
+        models: Models,
+        items: ItemPath,
+        labeller: Labeller,
+        fetch_deadline_seconds: float,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._models = models
         self._items = items
         self._labeller = labeller
         self._fetch_deadline_seconds = fetch_deadline_seconds
+        self._crash_points = crash_points
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         """Process a chunk to its part.
@@ -138,9 +146,11 @@ class Pipeline:
             labels=labels,
         )
         rows = work.all_rows(fresh)
+        self._crash_points.reach(CrashPoint.BEFORE_WRITE)
         counts = context.sink.write(
             _identity(claim), rows, count_rows(rows), over=work.older, token=claim.token
         )
+        self._crash_points.reach(CrashPoint.AFTER_WRITE)
         return ChunkResult(counts, {**outcomes.seconds, "write": time.monotonic() - started})
 
 

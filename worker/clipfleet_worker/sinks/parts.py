@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output
 from clipfleet.part_files import PartFiles
@@ -18,7 +19,14 @@ from clipfleet_worker.sinks import OlderPart
 class PartSink:
     """See `clipfleet_worker.sinks.Sink`."""
 
-    def __init__(self, output: Output, files: PartFiles | None = None) -> None:
+    def __init__(
+        self,
+        output: Output,
+        files: PartFiles | None = None,
+        *,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
+    ) -> None:
+        self._crash_points = crash_points
         self._output = output
         self._files = files or ParquetParts()
 
@@ -59,6 +67,7 @@ class PartSink:
         name = self._files.name(identity.chunk_id)
         with self._output.scratch() as path:
             self._files.write(self._output, path, identity, rows, counts)
+            self._crash_points.reach(CrashPoint.MID_WRITE)
             if over is None:
                 is_in_place = self._output.publish(path, name)
             else:

@@ -1,0 +1,41 @@
+"""Crash points for tests: one that dies at the Nth passage, one that notes every passage in a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+from clipfleet.crash_points import CrashPoint
+
+
+class DiesAt:
+    """SIGKILL to this process when a point is reached for the Nth time."""
+
+    def __init__(self, point: CrashPoint, passage: int = 1) -> None:
+        self._point = point
+        self._left = passage
+        self._lock = threading.Lock()
+
+    def reach(self, point: CrashPoint) -> None:
+        if point is not self._point:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Recorder:
+    """Appends the name of each point that is reached to a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def reach(self, point: CrashPoint) -> None:
+        with self._file.open("a") as file:
+            file.write(f"{point.value}\n")
+
+    def reached(self) -> list[str]:
+        return self._file.read_text().split() if self._file.exists() else []
