@@ -98,12 +98,16 @@ class Cluster:
     ) -> WorkerProcess:
         """Start a worker and wait until it takes work."""
         worker = self.launch_worker(settings, program=program)
+        self.wait_ready(worker)
+        return worker
+
+    def wait_ready(self, worker: WorkerProcess) -> None:
+        """Wait until a launched worker takes work."""
         ready = self._ready_file(self.workers.index(worker))
         wait_until(
             lambda: ready.exists() or worker.process.poll() is not None, "the worker is ready", _START_SECONDS
         )
         assert worker.process.poll() is None, worker.log()
-        return worker
 
     def launch_worker(
         self, settings: Mapping[str, str] | None = None, *, program: Sequence[str] = WORKER_PROGRAM

@@ -57,6 +57,9 @@ _REFUSED_V6 = {
 }
 # IPv6-only networks reach public IPv4 hosts through this prefix, so it is judged by the address it embeds.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# ISATAP's interface identifiers (RFC 5214) embed an IPv4 address below any prefix, public ones too: its
+# router would carry the packet to that address inside its own network.
+_ISATAP_IDENTIFIERS = frozenset({0x0000_5EFE, 0x0200_5EFE})
 
 
 class AddressRefusedError(OSError):
@@ -122,6 +125,8 @@ def _refused_kind(address: Address) -> str | None:
         return _refused_kind(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     if address not in _PUBLIC_V6:
         return "IPv6 outside the public range"
+    if int(address) >> 32 & 0xFFFFFFFF in _ISATAP_IDENTIFIERS:
+        return "ISATAP"
     return next((kind for network, kind in _REFUSED_V6.items() if address in network), None)
 
 
