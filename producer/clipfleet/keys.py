@@ -14,6 +14,7 @@ LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
 FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be claimed, ms
 EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
 ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
+RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
@@ -80,6 +81,7 @@ def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
     names = {
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
+        "RECONCILED": RECONCILED,
         "ANNOUNCEMENTS": ANNOUNCEMENTS,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,

@@ -34,6 +34,8 @@ def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
             socket_keepalive=True,
             health_check_interval=15,
             retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries),
+            # Each try is a new connection: the name may lead to the new primary by then.
+            retry_on_error=[redis.ReadOnlyError],
         )
     except ValueError as error:
         raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {error}") from None
@@ -59,6 +61,12 @@ def redis_errors(url: str) -> Iterator[None]:
         raise RedisUnavailableError(
             f"Redis at {masked(url)}: its memory is full: raise maxmemory, or wait until ended jobs expire"
         ) from error
+    except redis.ReadOnlyError as error:
+        raise RedisUnavailableError(
+            f"Redis at {masked(url)} is a replica: CLIPFLEET_REDIS_URL must lead to the primary"
+        ) from error
+    except redis.ResponseError as error:  # it runs: -BUSY, -NOREPLICAS, -MISCONF, -NOPERM
+        raise RedisUnavailableError(f"Redis at {masked(url)} refuses: {error}") from error
     except RedisError as error:
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error

@@ -998,6 +998,66 @@ def test_a_chunk_that_is_lost_during_a_pause_is_claimed_after_it(
     assert claim(ledger).losses == 1
 
 
+def let_redis_be_away(ledger: Ledger, client: redis.Redis, seconds: float) -> None:
+    """Nobody reached it since the last reconcile: all that it knows is older by so much."""
+    ledger.reconcile()
+    for key in (keys.LEASES, keys.WORKERS):
+        for name, mark in client.zrange(key, 0, -1, withscores=True):
+            client.zadd(key, {name: mark - seconds * 1000})
+    client.decrby(keys.RECONCILED, int(seconds * 1000))
+
+
+@pytest.mark.parametrize("seconds", [20, 600, 86_400])
+def test_a_time_in_which_redis_was_away_costs_no_lease(
+    ledger: Ledger, redis_client: redis.Redis, seconds: float
+) -> None:
+    add_job(ledger, chunks=2)
+    ledger.heartbeat(WorkerFacts("w", "host", 7, ("demo",)))
+    assert ledger.claim(new_token(), 12, list(Lane), ["demo"])
+    assert ledger.claim(new_token(), 30, list(Lane), ["demo"])
+
+    let_redis_be_away(ledger, redis_client, seconds)
+
+    assert ledger.reconcile(lease_seconds=30) == (0, 0)
+    now_ms = server_now_ms(redis_client)
+    left = [
+        round((mark - now_ms) / 1000) for _, mark in redis_client.zrange(keys.LEASES, 0, -1, withscores=True)
+    ]
+    assert left == pytest.approx([12, 30], abs=2)
+    assert [facts.worker_id for facts in ledger.workers()] == ["w"]
+
+
+def test_after_it_leases_run_out_as_ever(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    claim(ledger)
+    let_redis_be_away(ledger, redis_client, 600)
+    assert ledger.reconcile() == (0, 0)
+
+    let_leases_expire(redis_client)
+
+    assert ledger.reconcile() == (1, 0)
+
+
+def test_a_short_silence_is_no_absence(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger)
+    assert ledger.claim(new_token(), 10, list(Lane), ["demo"])
+
+    let_redis_be_away(ledger, redis_client, 14)
+
+    assert ledger.reconcile(lease_seconds=30) == (1, 0)
+
+
+def test_a_lease_that_was_over_before_redis_went_away_is_lost(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_job(ledger)
+    claim(ledger)
+    let_redis_be_away(ledger, redis_client, 600)
+    let_leases_expire(redis_client)
+
+    assert ledger.reconcile() == (1, 0)
+
+
 def test_leases_of_a_job_that_is_gone_are_forgotten(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger)
     claim(ledger)

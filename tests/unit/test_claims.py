@@ -31,6 +31,7 @@ class FakeLedger:
         self.waiting: dict[Lane, list[Claim]] = {lane: [] for lane in Lane}
         self.is_away = False
         self.asked: list[Sequence[Lane]] = []
+        self.tokens: list[str] = []
         self.asked_for_high = threading.Event()
 
     def claim(
@@ -42,6 +43,7 @@ class FakeLedger:
         excluded_jobs: Iterable[str],
     ) -> Claim | None:
         self.asked.append(lanes)
+        self.tokens.append(token)
         if lanes == (Lane.HIGH,):
             self.asked_for_high.set()
         if self.is_away:
@@ -135,6 +137,23 @@ class TestTaking:
         bench.claims.leave()
 
         assert call.result() is None
+
+
+class TestUnanswered:
+    """The claim may have been granted: the same question gets the chunk, any other one would have it lost."""
+
+    def test_it_is_asked_again_until_there_is_an_answer(self, bench: Bench) -> None:
+        bench.ledger.is_away = True
+        for _ in range(2):
+            with pytest.raises(RedisUnavailableError):
+                bench.claims.take()
+        bench.ledger.is_away = False
+        bench.offer(Lane.NORMAL)
+        assert bench.claims.take() is CHUNK
+        bench.claims.take()
+
+        first, second, third, fourth = bench.ledger.tokens
+        assert first == second == third != fourth
 
 
 class TestIdleSlots:

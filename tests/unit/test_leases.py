@@ -158,6 +158,17 @@ class TestRenewing:
         assert ledger.renewed == [["2"]]
         assert "stage decode of chunk 1 hangs" in caplog.text
 
+    def test_a_finished_chunk_has_no_limit_and_is_not_interrupted(
+        self, keeper: LeaseKeeper, ledger: FakeLedger
+    ) -> None:
+        with keeper.hold(lease(1)) as held:
+            held.enter("write", 0)
+            keeper.interrupt_all("the worker leaves")
+            held.is_done()
+            keeper.renew_all()
+
+        assert ledger.renewed == [["1"]]
+
     def test_a_lease_is_let_go_whatever_happens_in_the_context(
         self, keeper: LeaseKeeper, ledger: FakeLedger
     ) -> None:
@@ -204,6 +215,21 @@ class TestThread:
 
         assert waited == [LEASE_SECONDS / 3] * 2
         assert ledger.renewed == [[]]
+
+    def test_a_redis_that_is_away_is_asked_often(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waited: list[float] = []
+
+        def wait(seconds: float) -> bool:
+            waited.append(seconds)
+            ledger.is_away = len(waited) < 3
+            return len(waited) > 3
+
+        monkeypatch.setattr(keeper, "_stop", SimpleNamespace(wait=wait))
+        keeper._run()
+
+        assert waited == [LEASE_SECONDS / 3, LEASE_SECONDS / 30, LEASE_SECONDS / 30, LEASE_SECONDS / 3]
 
     def test_it_can_be_stopped_without_having_been_started(self, keeper: LeaseKeeper) -> None:
         keeper.stop()

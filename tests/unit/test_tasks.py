@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from clipfleet.errors import (
 from clipfleet.hints import Hints
 from clipfleet.ledger import Claim, FinishClaim, Lease, Ledger, WorkerFacts
 from clipfleet.parts import PartCounts
+from clipfleet_worker import claims as claims_module
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.claims import Claims
@@ -74,10 +76,17 @@ class FakeLedger:
     finish_claims: list[FinishClaim] = field(default_factory=list)
     others: list[WorkerFacts] = field(default_factory=list)
     errors: dict[str, BaseException] = field(default_factory=dict)
+    on_call: dict[str, Callable[[], object]] = field(default_factory=dict)
     told: list[tuple[str, ...]] = field(default_factory=list)
     complete_word: str = "done"
 
+    def answers_from(self, call: str, time: int) -> None:
+        """A call that fails does so no more from the given time on."""
+        calls = itertools.count(1)
+        self.on_call[call] = lambda: next(calls) < time or self.errors.pop(call, None)
+
     def _fail(self, call: str) -> None:
+        self.on_call.get(call, lambda: None)()
         if call in self.errors:
             raise self.errors[call].with_traceback(None)
 
@@ -207,6 +216,10 @@ class Bench:
 
         self.stage.run_does = fail
 
+    def leave_once_called(self, call: str) -> None:
+        """The worker has to go by then."""
+        self.ledger.on_call[call] = self.claims.leave
+
     def held(self) -> tuple[str, ...]:
         """Chunks whose leases are kept alive now."""
         self.keeper.renew_all()
@@ -321,9 +334,36 @@ class TestOurBugs:
     @pytest.mark.parametrize("error", EVERYTHING, ids=named)
     def test_a_ledger_that_cannot_be_told_ends_well(self, bench: Bench, error: BaseException) -> None:
         bench.ledger.errors["release"] = error
+        bench.leave_once_called("release")
         bench.work(ValueError("bug"))
 
         assert bench.ledger.told == []
+
+    def test_a_redis_that_is_away_is_told_when_it_comes_back(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(claims_module, "_RETRY_SECONDS", 0.001)
+        bench.ledger.errors["release"] = RedisUnavailableError("away")
+        bench.ledger.answers_from("release", 3)
+        bench.work(ValueError("bug"))
+
+        assert bench.ledger.told == [("failures", "ValueError: bug")]
+        assert [record.levelname for record in caplog.records if "failed" in record.message] == ["ERROR"]
+
+    def test_while_the_ledger_is_told_of_a_part_the_lease_has_no_limit(self, bench: Bench) -> None:
+        names: list[str] = []
+        limits: list[bool] = []
+
+        def look() -> None:
+            (lease,) = bench.keeper._snapshot()
+            lease._monotonic = lambda: 1e12  # Redis is away for ages
+            names.append(lease.stage)
+            limits.append(lease.is_within_limit)
+
+        bench.ledger.on_call["complete"] = look
+        bench.work()
+
+        assert (names, limits) == (["complete"], [True])
 
     def test_a_chunk_that_cannot_even_be_given_up_ends_the_job(self, bench: Bench) -> None:
         # Given a chunk whose failed rows could not be written either, five times

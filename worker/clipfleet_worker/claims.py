@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
@@ -26,7 +26,7 @@ from clipfleet_worker.pipeline import ChunkResult
 log = logging.getLogger(__name__)
 
 _SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
-_COMPLETE_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
 _LOOK_FOR_HIGH_SECONDS = 1.0  # while the room that is left is kept for the lane `high`
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
@@ -76,6 +76,7 @@ class Claims:
         self._job_ttl_seconds = job_ttl_seconds
         self.shunned_jobs = ShunnedJobs()
         self._lock = threading.Lock()
+        self._unanswered: str | None = None  # token of a claim that may have been granted
         self._leaving = threading.Event()
         self._slots = slots
         self._crash_points = crash_points
@@ -109,13 +110,7 @@ class Claims:
 
     def _take(self) -> Claim | None:
         while lanes := self._open_items.wait_for_room():
-            claim = self._ledger.claim(
-                uuid.uuid4().hex,
-                self._lease_seconds,
-                lanes,
-                self._models.served(),
-                self.shunned_jobs.current(),
-            )
+            claim = self._claim(lanes)
             if claim is not None:
                 self._crash_points.reach(CrashPoint.AFTER_CLAIM)
                 self._open_items.add(claim.chunk_size)
@@ -125,6 +120,19 @@ class Claims:
             # There may be work in the other lanes: were the hint to die here, its chain would be broken.
             self._open_items.wait_for_room_in_all_lanes(_LOOK_FOR_HIGH_SECONDS)
         return None
+
+    def _claim(self, lanes: Sequence[Lane]) -> Claim | None:
+        """Ask the ledger. After a question that was not answered the same one is asked: else a chunk that was
+        granted then would be nobody's, and count as lost.
+        """
+        token, self._unanswered = self._unanswered or uuid.uuid4().hex, None
+        try:
+            return self._ledger.claim(
+                token, self._lease_seconds, lanes, self._models.served(), self.shunned_jobs.current()
+            )
+        except RedisUnavailableError:
+            self._unanswered = token
+            raise
 
     def done_with(self, claim: Claim) -> None:
         """Make room for the next claim."""
@@ -170,7 +178,7 @@ class Claims:
                 )
             except RedisUnavailableError as error:
                 log.warning("chunk not completed yet: %s", error, extra=_context("complete_retried", claim))
-                if self._leaving.wait(_COMPLETE_RETRY_SECONDS):
+                if self._leaving.wait(_RETRY_SECONDS):
                     return "left"
             else:
                 self._crash_points.reach(CrashPoint.AFTER_COMPLETE)
@@ -180,32 +188,31 @@ class Claims:
                 return word
 
     def give_back(self, claim: Claim, error: BaseException) -> None:
-        """Tell the ledger how a chunk ended without a part."""
-        try:
-            self._give_back(claim, error)
-        except RedisUnavailableError as unavailable:
-            # The lease expires by itself, then the chunk is claimed again.
-            log.warning("chunk not released: %s", unavailable, extra=_context("release_failed", claim))
+        """Tell the ledger how a chunk ended without a part; while Redis is away, again and again.
+
+        If the worker has to go first, the lease expires by itself and the chunk is claimed again.
+        """
+        _log_end(claim, error)
+        while True:
+            try:
+                self._give_back(claim, error)
+            except RedisUnavailableError as unavailable:
+                log.warning("chunk not released: %s", unavailable, extra=_context("release_failed", claim))
+                if self._leaving.wait(_RETRY_SECONDS):
+                    return
+            else:
+                return
 
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         if isinstance(error, ChunkInterrupted | BatcherStopped):
-            log.info("chunk %d: %s", claim.chunk_id, error, extra=_context("chunk_interrupted", claim))
             self._release(claim, "drain", error)
         elif isinstance(error, OutputConflictError):
             self.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
-            log.warning("chunk %d waits: %s", claim.chunk_id, error, extra=_context("chunk_waits", claim))
             self._release(claim, "waits", error)
         else:
-            log.error(
-                "chunk %d failed: %r",
-                claim.chunk_id,
-                error,
-                exc_info=error,
-                extra=_context("chunk_failed", claim),
-            )
             self._count_failure(claim, error)
 
     def _release(self, claim: Claim, kind: str, error: BaseException) -> None:
@@ -224,7 +231,6 @@ class Claims:
 
     def _out_of_reach(self, claim: Claim, error: BaseException) -> None:
         """Others may reach the output; if nobody else is there, or all have tried, the job cannot go on."""
-        log.error("%s", error, extra=_context("output_unreachable", claim))
         self.shunned_jobs.add(claim.job_id)
         if self.is_alone() or claim.failures + 1 >= MAX_FAILURES:
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
@@ -272,6 +278,24 @@ class Claims:
         self._models.shun(model)
         self._release(claim, "drain", error)
         return None
+
+
+def _log_end(claim: Claim, error: BaseException) -> None:
+    """Say how a chunk ended without a part."""
+    if isinstance(error, ChunkInterrupted | BatcherStopped):
+        log.info("chunk %d: %s", claim.chunk_id, error, extra=_context("chunk_interrupted", claim))
+    elif isinstance(error, OutputUnreachableError | OutputConflictError):
+        log.error("%s", error, extra=_context("output_unusable", claim))
+    elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
+        log.warning("chunk %d waits: %s", claim.chunk_id, error, extra=_context("chunk_waits", claim))
+    else:
+        log.error(
+            "chunk %d failed: %r",
+            claim.chunk_id,
+            error,
+            exc_info=error,
+            extra=_context("chunk_failed", claim),
+        )
 
 
 def _context(action: str, claim: Claim) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.failures import ChunkInterrupted
 
 log = logging.getLogger(__name__)
+
+_TRIES_PER_LEASE = 30  # while Redis is away: a lease may have little left when it comes back
 
 
 class HeldLease:
@@ -36,6 +39,10 @@ class HeldLease:
         self._stage, self._stage_ends = stage, self._monotonic() + limit_seconds
         if self._interruption is not None:
             raise self._interruption
+
+    def is_done(self) -> None:
+        """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
+        self._stage, self._stage_ends = "complete", math.inf
 
     @property
     def is_within_limit(self) -> bool:
@@ -115,11 +122,13 @@ class LeaseKeeper:
             return list(self._held.values())
 
     def _run(self) -> None:
-        while not self._stop.wait(self._lease_seconds / 3):
-            self.renew_all()
+        pause_seconds = self._lease_seconds / 3
+        while not self._stop.wait(pause_seconds):
+            was_told = self.renew_all()
+            pause_seconds = self._lease_seconds / (3 if was_told else _TRIES_PER_LEASE)
 
-    def renew_all(self) -> None:
-        """Renew once; called by the thread."""
+    def renew_all(self) -> bool:
+        """Renew once; called by the thread. False if the ledger could not be told."""
         held = []
         for lease in self._snapshot():
             if lease.is_within_limit:
@@ -135,7 +144,8 @@ class LeaseKeeper:
             words = self._ledger.renew([lease.lease for lease in held], self._lease_seconds)
         except RedisUnavailableError as error:
             log.warning("leases not renewed: %s", error, extra={"action": "renew_failed"})
-            return
+            return False
         for lease, word in zip(held, words, strict=True):
             if word in ("lost", "cancelled"):
                 lease.interrupt(word)
+        return True

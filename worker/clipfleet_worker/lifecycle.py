@@ -231,7 +231,7 @@ class Worker:
         while True:
             self._heartbeat()
             try:
-                lost, _ = self._ledger.reconcile()
+                lost, _ = self._ledger.reconcile(lease_seconds=self._settings.lease_seconds)
             except RedisUnavailableError as error:
                 log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
             else:

@@ -77,6 +77,7 @@ class Tasks:
             if error is None:
                 return
             result = self.pipeline.give_up(claim, context, lease, error)
+        lease.is_done()
         if self.claims.complete(claim, result) == "finishing":
             self.hints.publish_finish()
 

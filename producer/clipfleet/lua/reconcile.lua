@@ -1,8 +1,25 @@
--- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms.
+-- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms, lease_ms.
 -- Answer: {chunks lost, jobs to finish now}.
 local now = now_ms()
 local lost, mended = 0, {}
 keep(LEASES)  -- also where Redis is full: see transitions.lua
+
+-- Every worker reconciles every few seconds. Where that has not happened for long, none could reach this Redis, or
+-- none lived: such a time counts against nobody. A lease has after it what was left of it before, else every chunk
+-- would be lost to an outage in which no worker died.
+local silence = now - tonumber(redis.call('GET', RECONCILED) or now)
+local lease_ms = tonumber(ARGV[3])
+if silence > lease_ms / 2 then
+  for key, latest in pairs({[LEASES] = now + lease_ms, [WORKERS] = now}) do
+    local marks = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+    for i = 1, #marks, 2 do
+      local mark = tonumber(marks[i + 1])
+      redis.call('ZADD', key, math.max(mark, math.min(mark + silence, latest)), marks[i])
+    end
+  end
+end
+redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
+
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
   local job, chunk = string.match(lease, '^(.+):(%d+)$')
   local state = field(job, 'state')
