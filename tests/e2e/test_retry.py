@@ -107,6 +107,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "CLIPFLEET_LEASE_SECONDS": "2",
         "CLIPFLEET_RECONCILE_SECONDS": "0.5",
         "CLIPFLEET_ITEMS_IN_FLIGHT": str(6 * CHUNK),
+        "CLIPFLEET_FETCH_ATTEMPTS": "1",  # what fails is left to `clipfleet retry`
     }
     with Cluster(tmp_path_factory.mktemp("fragile"), settings) as running:
         running.start_worker()

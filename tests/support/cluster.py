@@ -88,6 +88,7 @@ class Cluster:
             "CLIPFLEET_OUTPUT_ROOTS": str(self.folder),
             "CLIPFLEET_MODELS": "demo",
             "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8",
+            "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what fails for ever is not waited for for long
             # Several workers share few cores here: each with a thread per core, they wait for one another's.
             "OMP_NUM_THREADS": "1",
             **self._settings,

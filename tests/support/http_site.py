@@ -5,6 +5,7 @@
 | `/files/<name>` | a file of the folder |
 | `/sick/<name>` | 500 until `heal` is called, then a file of the folder, so often as it allows |
 | `/status/<code>` | that status with a short body |
+| `/flaky/<status>/<times>?after=SECONDS` | so many times that status, then 200; with `Retry-After` |
 | `/html`, `/empty` | 200 with a page, with nothing |
 | `/bytes/<count>` | that many bytes, with Content-Length |
 | `/chunked/<count>` | that many bytes, without Content-Length |
@@ -154,6 +155,7 @@ class HttpSite:
         routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/sick/{name}": self._sick,
             "/status/{code}": self._status,
+            "/flaky/{status}/{times}": self._flaky,
             "/html": self._html,
             "/empty": self._empty,
             "/bytes/{count}": self._bytes,
@@ -196,6 +198,12 @@ class HttpSite:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=int(request.match_info["code"]), text="no picture")
+
+    async def _flaky(self, request: web.Request) -> web.StreamResponse:
+        if self.requests[request.path] > int(request.match_info["times"]):
+            return web.Response(body=_PICTURE)
+        after = {"Retry-After": request.query["after"]} if "after" in request.query else {}
+        return web.Response(status=int(request.match_info["status"]), text="no picture", headers=after)
 
     async def _sick(self, request: web.Request) -> web.StreamResponse:
         if not self._is_healed or self._folder is None:

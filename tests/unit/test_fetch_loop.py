@@ -12,6 +12,7 @@ import pytest
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.fetch import ChunkTime
 from clipfleet_worker.fetch import loop as loop_module
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.outcomes import Outcomes
@@ -37,7 +38,7 @@ class FakeFetcher:
     async def close(self) -> None:
         self.is_closed = True
 
-    async def fetch(self, uri: str) -> bytes:
+    async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
         self.asked.append(uri)
         await asyncio.sleep(0)
         answer = self.answers.get(uri, b"x")

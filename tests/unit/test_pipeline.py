@@ -26,6 +26,7 @@ from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
 from clipfleet_worker.fetch.loop import FetchLoop
+from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
@@ -122,7 +123,8 @@ class Bench:
         self.decoder = Decoder(1_000_000)
         self.batcher = Batcher(8)
         remote = RemoteFetchers({"http": self.places, "https": self.places})
-        self.fetch_loop = FetchLoop(remote, self.waiting_bytes, deadline_seconds)
+        retrying = RetryingFetcher(remote, RetryPolicy())
+        self.fetch_loop = FetchLoop(retrying, self.waiting_bytes, deadline_seconds)
         self.decode_pool = ThreadPoolExecutor(2)
         items = ItemPath(
             routes=Routes(remote, LocalFetchers({"file": self.places})),

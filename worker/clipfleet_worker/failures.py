@@ -15,6 +15,34 @@ class ItemFailure(Exception):  # noqa: N818 - the design's word
         super().__init__(f"{code}: {self.error.detail}")
 
 
+class TransientFailure(ItemFailure):
+    """The reason may be gone in a moment: a host that is away, overloaded or slow. It is asked again.
+
+    Args:
+        code: see `ItemFailure`.
+        detail: see `ItemFailure`.
+        retry_after_seconds: when to come again, where the host has said so.
+    """
+
+    def __init__(self, code: ErrorCode, detail: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(code, detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class HostLeftAlone(ItemFailure):
+    """The host has failed too often in a row and was not asked; the code is that of its last failure.
+
+    Args:
+        code: see `ItemFailure`.
+        detail: see `ItemFailure`.
+        wait_seconds: when it will be tried again; None where that is not worth waiting for.
+    """
+
+    def __init__(self, code: ErrorCode, detail: str, *, wait_seconds: float | None) -> None:
+        super().__init__(code, detail)
+        self.wait_seconds = wait_seconds
+
+
 def too_many_bytes(limit_bytes: int) -> ItemFailure:
     """The failure of an item whose file is larger than is taken."""
     return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {limit_bytes} bytes")

@@ -38,6 +38,7 @@ from clipfleet_worker.fetch.data_uri import DataUriFetcher
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop
+from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
@@ -62,7 +63,7 @@ _PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _IDLE_READ_TIMEOUT_SECONDS = 15.0
 _S3_CONNECTIONS = 64  # of fetching; each is a thread
-_S3_ATTEMPTS = 2
+_S3_ATTEMPTS = 1  # `RetryingFetcher` asks again, without holding one of the connections
 _CPU_BATCH = 32
 _GPU_BATCH = 256
 
@@ -95,8 +96,10 @@ class Worker:
             settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
         )
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
-        routes = _routes(settings)
-        self._fetch_loop = FetchLoop(routes.remote, waiting_bytes, settings.chunk_deadline_seconds)
+        self._http = _http_fetcher(settings)
+        routes = _routes(settings, self._http)
+        retrying = RetryingFetcher(routes.remote, RetryPolicy(attempts=settings.fetch_attempts))
+        self._fetch_loop = FetchLoop(retrying, waiting_bytes, settings.chunk_deadline_seconds)
         self._claims = Claims(
             ledger=self._ledger,
             open_items=self._open_items,
@@ -227,11 +230,12 @@ class Worker:
         self._ledger.close()
 
     def _reconcile(self) -> None:
-        """Every few seconds: tell that we live, take back what others lost."""
+        """Every few seconds: tell that we live, take back what others lost, share the hosts with them."""
         while True:
             self._heartbeat()
             try:
                 lost, _ = self._ledger.reconcile(lease_seconds=self._settings.lease_seconds)
+                self._http.turns.share(len(self._ledger.workers()))
             except RedisUnavailableError as error:
                 log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
             else:
@@ -275,9 +279,9 @@ def _while_true(call: Callable[[], bool]) -> None:
         pass
 
 
-def _routes(settings: WorkerSettings) -> Routes:
+def _routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
     """The fetchers of this worker by scheme."""
-    http, objects = _http_fetcher(settings), _s3_fetcher(settings)
+    objects = _s3_fetcher(settings)
     files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
     remote: dict[str, AsyncFetcher] = {
         "http": http,

@@ -47,7 +47,12 @@ class WorkerSettings(Settings):
     fetch_timeout_seconds: float = Field(
         30.0, gt=0, le=DAY_SECONDS, description="for one URL, from connect to the last byte"
     )
-    host_connections: int = Field(16, ge=1, description="simultaneous connections to one host")
+    fetch_attempts: int = Field(
+        5, ge=1, le=20, description="how often a URL is asked for while its host is away or overloaded"
+    )
+    host_connections: int = Field(
+        16, ge=1, description="simultaneous connections to one host, of all workers together"
+    )
     total_connections: int = Field(256, ge=1, description="simultaneous connections altogether")
 
     slots: int = Field(32, ge=1, description="chunks in progress at a time")

@@ -9,6 +9,7 @@ apart.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Protocol
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -29,7 +30,35 @@ class AsyncFetcher(Protocol):
         """The bytes behind the URI.
 
         Raises:
+            TransientFailure: they cannot be had now; a moment later they may.
             ItemFailure: they cannot be had; nothing else is raised for whatever a URI or a server can do.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class ChunkTime:
+    """What is left of the time for fetching a chunk; it may stand still."""
+
+    seconds: float
+
+
+class PatientFetcher(Protocol):
+    """An `AsyncFetcher` that may ask more than once."""
+
+    async def start(self) -> None:
+        """See `AsyncFetcher`."""
+        ...
+
+    async def close(self) -> None:
+        """See `AsyncFetcher`."""
+        ...
+
+    async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
+        """The bytes behind the URI; gives up rather than wait for longer than the chunk has time.
+
+        Raises:
+            ItemFailure: they cannot be had.
         """
         ...
 

@@ -3,8 +3,8 @@
 Everything a server can do is bounded: connections per host and in all, time to connect, silence, time per
 URL, length of a header line, redirects, bytes on the wire and after inflating. No cookies, no credentials,
 no Referer, no proxy from the environment. What comes back is bytes or an `ItemFailure`. There are no
-retries here, except that aiohttp asks once more when the server hangs up before it answered (a kept
-connection may have grown stale); failed rows are retried by `clipfleet retry`.
+retries here (`retrying.py` has them), except that aiohttp asks once more when the server hangs up before it
+answered: a kept connection may have grown stale.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import ItemFailure, too_many_bytes
+from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
 from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.host_breaker import HostBreaker
 from clipfleet_worker.fetch.host_turns import HostTurns
 from clipfleet_worker.fetch.http_failures import failure_before_answer, failure_of_status
 from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
@@ -48,7 +49,7 @@ class HttpLimits:
     fetch_timeout_seconds: float  # per URL, with redirects; without waiting for a turn at a busy host
     connect_timeout_seconds: float  # TCP and TLS, per address
     idle_read_timeout_seconds: float  # longest silence of a server
-    host_connections: int  # requests to one host at a time
+    host_connections: int  # requests to one host at a time, of all workers together
     total_connections: int  # requests to all hosts at a time
     max_redirects: int = 5  # redirects that are followed
     max_header_bytes: int = 16_384  # longest header line; aiohttp accepts 128 lines
@@ -63,6 +64,7 @@ class HttpFetcher:
         limits: see there.
         guard: decides about every address before a connection to it is made.
         contact: where the operator can be reached, an address or a URL; part of the User-Agent.
+        breaker: which hosts are left alone for a while.
         resolver: turns names into addresses, by default the system's. Its answers are guarded; it is closed
             with the fetcher.
         tls: to trust other certificates than the system's.
@@ -74,6 +76,7 @@ class HttpFetcher:
         guard: AddressGuard,
         *,
         contact: str = "",
+        breaker: HostBreaker | None = None,
         resolver: AbstractResolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -82,9 +85,15 @@ class HttpFetcher:
         self._contact = " ".join(contact.split())
         self._resolver = GuardedResolver(resolver or SystemResolver(), guard)
         self._tls = tls
+        self._breaker = breaker or HostBreaker()
         self._turns = HostTurns(limits.host_connections, limits.total_connections)
         self._session: aiohttp.ClientSession | None = None
         self._open_sockets = 0
+
+    @property
+    def turns(self) -> HostTurns:
+        """How many requests each host gets at a time."""
+        return self._turns
 
     async def start(self) -> None:
         """Open the session in the running loop."""
@@ -131,7 +140,8 @@ class HttpFetcher:
             # Hop by hop, so that no fetch holds a turn at one host while it waits for one at another.
             async with self._turns.at(target.host):
                 started = loop.time()
-                answer = await self._hop(target, seconds)
+                with self._breaker.watch(target.origin, target.text):
+                    answer = await self._hop(target, seconds)
             if isinstance(answer, bytes):
                 return answer
             seconds -= loop.time() - started
@@ -148,7 +158,8 @@ class HttpFetcher:
                 return await self._exchange(target)
         except TimeoutError:
             limit = self._limits.fetch_timeout_seconds
-            raise ItemFailure(ErrorCode.TIMEOUT, f"{target.host}: not finished within {limit:g} s") from None
+            detail = f"{target.host}: not finished within {limit:g} s"
+            raise TransientFailure(ErrorCode.TIMEOUT, detail) from None
 
     async def _exchange(self, target: Target) -> bytes | str:
         if self._session is None:
@@ -176,7 +187,7 @@ class HttpFetcher:
             return await self._inflated(body, encoding.strip().lower()) if encoding else body
         if status in _REDIRECTS and (location := response.headers.get("Location")):
             return location
-        raise failure_of_status(host, status)
+        raise failure_of_status(host, status, response.headers)
 
     async def _body(self, host: str, content: aiohttp.StreamReader) -> bytes:
         limit = self._limits.max_image_bytes
@@ -189,11 +200,11 @@ class HttpFetcher:
                     raise too_many_bytes(limit)
                 parts.append(part)
         except TimeoutError:
-            raise ItemFailure(ErrorCode.TIMEOUT, f"{host}: fell silent in the body") from None
+            raise TransientFailure(ErrorCode.TIMEOUT, f"{host}: fell silent in the body") from None
         except (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError) as error:
             # The second and the last: what broken chunks look like, depending on aiohttp's parser and on
             # timing. Its C parser (3.14) may also leave the reader waiting; _hop's time limit ends that.
-            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the body broke off") from error
+            raise TransientFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the body broke off") from error
         return b"".join(parts)
 
     async def _inflated(self, body: bytes, encoding: str) -> bytes:

@@ -34,6 +34,11 @@ class Target:
     scheme: str  # http or https
     host: str  # lower case, punycode, without brackets
 
+    @property
+    def origin(self) -> str:
+        """Host and port: what is up or down."""
+        return f"{self.host}:{self.url.port}"
+
 
 def target_of(text: str) -> Target:
     """Check a URL and take it apart.

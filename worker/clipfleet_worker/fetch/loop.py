@@ -18,7 +18,7 @@ from typing import Any
 
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.fetch import AsyncFetcher
+from clipfleet_worker.fetch import ChunkTime, PatientFetcher
 from clipfleet_worker.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class FetchLoop:
 
     def __init__(
         self,
-        fetcher: AsyncFetcher,
+        fetcher: PatientFetcher,
         waiting_bytes: WaitingBytes,
         deadline_seconds: float,
         *,
@@ -96,18 +96,20 @@ class FetchLoop:
 
     async def _fetch(self, request: FetchRequest) -> None:
         slicer = _Slicer(request.on_slice)
+        time_left = ChunkTime(self._deadline_seconds)
         tasks = {
-            asyncio.create_task(self._fetch_item(request.outcomes, position, uri, slicer)): position
+            asyncio.create_task(
+                self._fetch_item(request.outcomes, position, uri, slicer, time_left)
+            ): position
             for position, uri in request.uris
         }
         pending = set(tasks)
-        seconds_left = self._deadline_seconds
         try:
-            while pending and seconds_left > 0 and not request.outcomes.is_interrupted:
+            while pending and time_left.seconds > 0 and not request.outcomes.is_interrupted:
                 started, was_open = self._monotonic(), self._waiting_bytes.is_open
                 done, pending = await asyncio.wait(pending, timeout=_CHECK_SECONDS)
                 if was_open:
-                    seconds_left -= self._monotonic() - started
+                    time_left.seconds -= self._monotonic() - started
                 _report_bugs(done, request.outcomes)
         finally:
             for task in pending:
@@ -118,11 +120,13 @@ class FetchLoop:
             detail = f"not fetched within the chunk's {self._deadline_seconds:g} s"
             request.outcomes.time_out([tasks[task] for task in pending], detail)
 
-    async def _fetch_item(self, outcomes: Outcomes, position: int, uri: str, slicer: _Slicer) -> None:
+    async def _fetch_item(
+        self, outcomes: Outcomes, position: int, uri: str, slicer: _Slicer, time_left: ChunkTime
+    ) -> None:
         await self._waiting_bytes.wait_open()
         started = time.monotonic()
         try:
-            data = await self._fetcher.fetch(uri)
+            data = await self._fetcher.fetch(uri, time_left)
         except ItemFailure as failure:
             outcomes.fail(position, failure.error)
             return

@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import UsageError
 from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, split_s3_uri
-from clipfleet_worker.failures import ItemFailure, too_many_bytes
+from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
 
 _READ_BYTES = 1 << 20
 
@@ -49,6 +49,17 @@ _NETWORK_CODES = {
     "EndpointConnectionError": ErrorCode.CONNECT_FAILED,
     "ProxyConnectionError": ErrorCode.CONNECT_FAILED,
 }
+
+
+_TRANSIENT = frozenset(
+    {
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.SERVER_ERROR,
+        ErrorCode.CONNECT_FAILED,
+        ErrorCode.TIMEOUT,
+        ErrorCode.INCOMPLETE_BODY,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +185,9 @@ class S3Fetcher:
             return self._client
 
     def _too_late(self) -> ItemFailure:
-        return ItemFailure(ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s")
+        return TransientFailure(
+            ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s"
+        )
 
 
 def _failure(error: BotoCoreError | ClientError) -> ItemFailure:
@@ -183,4 +196,6 @@ def _failure(error: BotoCoreError | ClientError) -> ItemFailure:
     code = next((code for code in named if code is not None), None)
     if code is None and not isinstance(error, ClientError) and failure.problem is S3Problem.AWAY:
         code = ErrorCode.CONNECT_FAILED
-    return ItemFailure(code or _CODES[failure.problem], failure.detail)
+    code = code or _CODES[failure.problem]
+    kind = TransientFailure if code in _TRANSIENT else ItemFailure
+    return kind(code, failure.detail)

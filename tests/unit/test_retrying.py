@@ -1,0 +1,209 @@
+"""Asking again: what, how often, when, and what is told in the end. The clock moves when somebody sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+from clipfleet_worker.fetch import ChunkTime
+from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from tests.support.doubles import Clock
+
+POLICY = RetryPolicy()
+OVERLOADED = TransientFailure(ErrorCode.SERVER_ERROR, "h: HTTP status 503")
+SLOW = TransientFailure(ErrorCode.TIMEOUT, "h: not finished within 30 s")
+CUT = TransientFailure(ErrorCode.INCOMPLETE_BODY, "h: the body broke off")
+GONE = ItemFailure(ErrorCode.NOT_FOUND, "h: HTTP status 404")
+
+
+def told(seconds: float) -> TransientFailure:
+    return TransientFailure(ErrorCode.RATE_LIMITED, "h: HTTP status 429", retry_after_seconds=seconds)
+
+
+def alone(seconds: float | None) -> HostLeftAlone:
+    return HostLeftAlone(ErrorCode.CONNECT_FAILED, "h: not asked", wait_seconds=seconds)
+
+
+class Host:
+    """Answers one after the other, the last one for ever; each costs some seconds of the clock."""
+
+    def __init__(self, answers: Sequence[bytes | ItemFailure], clock: Clock, cost_seconds: float) -> None:
+        self.answers, self.clock, self.cost_seconds = list(answers), clock, cost_seconds
+        self.asked_at: list[float] = []
+        self.calls: list[str] = []
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+    async def fetch(self, uri: str) -> bytes:
+        self.asked_at.append(self.clock.now - 100)
+        self.clock.now += self.cost_seconds
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, ItemFailure):
+            raise answer
+        return answer
+
+
+class Trial:
+    """One fetch; `asked_at` tells when the host was asked."""
+
+    def __init__(
+        self,
+        *answers: bytes | ItemFailure,
+        policy: RetryPolicy = POLICY,
+        chance: float = 1.0,
+        cost_seconds: float = 0.0,
+        chunk_seconds: float = 180.0,
+    ) -> None:
+        clock = Clock()
+        self.host = Host(answers, clock, cost_seconds)
+        time_left = ChunkTime(chunk_seconds)
+
+        async def sleep(seconds: float) -> None:
+            clock.now += seconds
+            time_left.seconds = chunk_seconds - (clock.now - 100)
+
+        fetcher = RetryingFetcher(self.host, policy, monotonic=clock, chance=lambda: chance, sleep=sleep)
+        self.result: bytes | ItemFailure
+        try:
+            self.result = asyncio.run(fetcher.fetch("http://h/x", time_left))
+        except ItemFailure as failure:
+            self.result = failure
+        self.asked_at = self.host.asked_at
+
+    @property
+    def error(self) -> tuple[ErrorCode, str]:
+        assert isinstance(self.result, ItemFailure)
+        return self.result.error.code, self.result.error.detail
+
+
+def test_what_is_there_is_asked_for_once() -> None:
+    trial = Trial(b"x")
+    assert (trial.result, trial.asked_at) == (b"x", [0])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        ErrorCode.BAD_URI, ErrorCode.NOT_FOUND, ErrorCode.ACCESS_DENIED, ErrorCode.ADDRESS_REFUSED,
+        ErrorCode.ROBOTS_REFUSED, ErrorCode.TOO_MANY_BYTES, ErrorCode.HTTP_ERROR, ErrorCode.TLS_FAILED,
+    ],
+)  # fmt: skip
+def test_what_will_not_get_better_is_asked_for_once(code: ErrorCode) -> None:
+    trial = Trial(ItemFailure(code, "h: no"))
+    assert (trial.error, trial.asked_at) == ((code, "h: no"), [0])
+
+
+@pytest.mark.parametrize("failure", [OVERLOADED, SLOW, CUT, told(0.0)])
+def test_a_passing_trouble_costs_no_row(failure: TransientFailure) -> None:
+    assert Trial(failure, b"x").result == b"x"
+
+
+def test_delays_double_up_to_their_cap_and_the_code_is_the_last_one() -> None:
+    trial = Trial(told(0), OVERLOADED)
+    assert trial.asked_at == [0, 1.5, 4.5, 10.5, 22.5]
+    assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 5 times)")
+    capped = replace(POLICY, attempts=7, max_delay_seconds=4.0)
+    assert Trial(OVERLOADED, policy=capped).asked_at == [0, 1.5, 4.5, 8.5, 12.5, 16.5, 20.5]
+
+
+def test_with_the_least_luck_an_outage_of_ten_seconds_is_still_outlived() -> None:
+    trial = Trial(OVERLOADED, chance=0.0)
+    assert trial.asked_at == [0, 0.75, 2.25, 5.25, 11.25]
+
+
+@pytest.mark.parametrize("failure", [SLOW, CUT])
+def test_what_costs_much_is_tried_twice(failure: TransientFailure) -> None:
+    assert len(Trial(failure).asked_at) == 2
+    assert len(Trial(failure, policy=replace(POLICY, attempts=1)).asked_at) == 1
+
+
+def test_an_attempt_that_took_all_the_time_there_is_was_the_last() -> None:
+    trial = Trial(SLOW, cost_seconds=30.0)
+    assert trial.asked_at == [0]
+    assert trial.error == (ErrorCode.TIMEOUT, "h: not finished within 30 s")
+    assert Trial(SLOW, cost_seconds=10.0).asked_at == [0, 11.5]
+
+
+class TestRetryAfter:
+    def test_it_is_waited_for_before_the_next_attempt(self) -> None:
+        assert Trial(told(7), b"x").asked_at == [0, 7]
+
+    def test_it_may_be_longer_than_we_insist_by_ourselves(self) -> None:
+        assert Trial(told(50), told(40), b"x").asked_at == [0, 50, 90]
+
+    def test_a_short_one_does_not_undo_the_back_off(self) -> None:
+        assert Trial(told(0.1), told(0.1), b"x").asked_at == [0, 1.5, 4.5]
+
+    @pytest.mark.parametrize(("seconds", "chunk_seconds"), [(61, 180.0), (1e9, 180.0), (20, 20.0), (20, 5.0)])
+    def test_a_long_one_ends_the_item_at_once(self, seconds: float, chunk_seconds: float) -> None:
+        trial = Trial(told(seconds), b"x", chunk_seconds=chunk_seconds)
+        assert trial.asked_at == [0]
+        assert trial.error[0] is ErrorCode.RATE_LIMITED
+
+    def test_the_number_of_attempts_holds(self) -> None:
+        assert Trial(told(15)).asked_at == [0, 15, 30, 45, 60]
+
+
+def test_no_attempt_is_waited_for_that_the_chunk_has_no_time_for() -> None:
+    trial = Trial(OVERLOADED, chunk_seconds=10.0)
+    assert trial.asked_at == [0, 1.5, 4.5]
+    assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 3 times)")
+
+
+class TestHostThatIsLeftAlone:
+    def test_it_is_waited_for_and_that_is_no_attempt(self) -> None:
+        trial = Trial(*[alone(2.0)] * 7, OVERLOADED, OVERLOADED, b"x", chance=0.5)
+        assert trial.result == b"x"
+        assert len(trial.asked_at) == 10
+
+    def test_not_for_ever(self) -> None:
+        trial = Trial(alone(4.0), chance=0.0)
+        assert trial.asked_at == [0, 4, 8, 12, 16, 20, 24, 28]
+        assert trial.error == (ErrorCode.CONNECT_FAILED, "h: not asked")
+
+    def test_items_come_back_one_after_the_other(self) -> None:
+        assert [Trial(alone(4.0), b"x", chance=chance).asked_at[1] for chance in (0.0, 0.5, 1.0)] == [
+            4.0, 4.75, 5.5,
+        ]  # fmt: skip
+
+    def test_an_old_outage_is_not_waited_for(self) -> None:
+        trial = Trial(alone(None))
+        assert (trial.asked_at, trial.error) == ([0], (ErrorCode.CONNECT_FAILED, "h: not asked"))
+
+    def test_who_has_failed_himself_tells_his_own_failure(self) -> None:
+        trial = Trial(OVERLOADED, OVERLOADED, alone(None))
+        assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 2 times)")
+
+    def test_the_chunk_s_time_bounds_it(self) -> None:
+        assert Trial(alone(4.0), chunk_seconds=9.0, chance=0.0).asked_at == [0, 4, 8]
+
+
+def test_a_bug_is_nobody_s_passing_trouble() -> None:
+    class Bug(Host):
+        async def fetch(self, uri: str) -> bytes:
+            raise ZeroDivisionError
+
+    fetcher = RetryingFetcher(Bug([], Clock(), 0), POLICY)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(fetcher.fetch("u", ChunkTime(9)))
+
+
+def test_the_fetcher_is_opened_and_closed_with_it() -> None:
+    host = Host([], Clock(), 0)
+
+    async def run() -> None:
+        fetcher = RetryingFetcher(host, POLICY)
+        await fetcher.start()
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert host.calls == ["start", "close"]

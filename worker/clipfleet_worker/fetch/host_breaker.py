@@ -1,0 +1,148 @@
+"""Leaves a host alone that fails again and again, and tries it with one request at a time until it is back.
+
+Its items need not all find out for themselves: while the outage is young they are told when to come again,
+later they fail at once. Hosts know nothing of each other's troubles.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from clipfleet.contract import ErrorCode, ItemError
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerPolicy:
+    """When a host is left alone, and for how long."""
+
+    failing_urls: int = 10  # different ones in a row: one bad URL, asked for again and again, is no outage
+    first_pause_seconds: float = 1.0  # doubles with each trial in vain
+    max_pause_seconds: float = 60.0
+    patience_seconds: float = 30.0  # so long an outage is young: it is waited for
+    young_pause_seconds: float = 5.0  # longest pause meanwhile
+    remembered_hosts: int = 10_000
+
+
+class HostBreaker:
+    """One for all hosts; belongs to one event loop."""
+
+    def __init__(
+        self, policy: BreakerPolicy | None = None, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._policy = policy or BreakerPolicy()
+        self._monotonic = monotonic
+        self._troubles: OrderedDict[str, _Trouble] = OrderedDict()  # of hosts whose last answer was a failure
+
+    @contextmanager
+    def watch(self, host: str, url: str) -> Iterator[None]:
+        """Around one request: learns from how it ends.
+
+        Args:
+            host: with its port.
+            url: what is asked for.
+
+        Raises:
+            HostLeftAlone: the request must not be made.
+        """
+        is_trial = self._enter(host)
+        try:
+            yield
+        except TransientFailure as failure:
+            if failure.error.code is ErrorCode.INCOMPLETE_BODY:  # it was there to begin with
+                self._is_back(host)
+            else:
+                self._failed(host, url, failure, is_trial=is_trial)
+            raise
+        except ItemFailure:  # 404 and the like: the host answers
+            self._is_back(host)
+            raise
+        except BaseException:  # cancelled: nothing was learned
+            if is_trial and (trouble := self._troubles.get(host)):
+                trouble.is_tried = False
+            raise
+        else:
+            self._is_back(host)
+
+    def _enter(self, host: str) -> bool:
+        """Whether the request is a trial."""
+        trouble = self._troubles.get(host)
+        if trouble is None or trouble.opened_at is None:
+            return False
+        now = self._monotonic()
+        if trouble.is_tried or now < trouble.next_trial_at:
+            raise self._refusal(host, trouble, now, trouble.opened_at)
+        trouble.is_tried = True
+        return True
+
+    def _refusal(self, host: str, trouble: _Trouble, now: float, opened_at: float) -> HostLeftAlone:
+        pause = max(0.0, trouble.next_trial_at - now)
+        if trouble.is_tried:
+            pause += self._policy.first_pause_seconds
+        detail = (
+            f"{host}: not asked: {trouble.failures} failures in a row, the last: {trouble.last.detail}; "
+            f"next trial in {pause:.0f} s"
+        )
+        is_young = now - opened_at < self._policy.patience_seconds
+        return HostLeftAlone(trouble.last.code, detail, wait_seconds=pause if is_young else None)
+
+    def _failed(self, host: str, url: str, failure: TransientFailure, *, is_trial: bool) -> None:
+        trouble = self._troubles.get(host)
+        if trouble is None:
+            trouble = self._troubles[host] = _Trouble(failure.error, self._policy.first_pause_seconds)
+            if len(self._troubles) > self._policy.remembered_hosts:
+                self._troubles.popitem(last=False)
+        self._troubles.move_to_end(host)
+        trouble.failures += 1
+        trouble.last = failure.error
+        now, told = self._monotonic(), failure.retry_after_seconds or 0.0
+        if trouble.opened_at is None:
+            trouble.urls.add(hash(url))
+            if len(trouble.urls) >= self._policy.failing_urls:
+                self._open(host, trouble, now, told)
+        elif is_trial:
+            is_young = now - trouble.opened_at < self._policy.patience_seconds
+            longest = self._policy.young_pause_seconds if is_young else self._policy.max_pause_seconds
+            trouble.is_tried = False
+            trouble.pause_seconds = min(trouble.pause_seconds * 2, longest)
+            trouble.next_trial_at = now + self._pause_seconds(trouble, told)
+
+    def _open(self, host: str, trouble: _Trouble, now: float, told: float) -> None:
+        trouble.urls.clear()
+        trouble.opened_at = now
+        trouble.next_trial_at = now + self._pause_seconds(trouble, told)
+        log.warning(
+            "%s is left alone for a while: %d failures in a row, the last: %s",
+            host,
+            trouble.failures,
+            trouble.last.detail,
+            extra={"action": "host_left_alone"},
+        )
+
+    def _pause_seconds(self, trouble: _Trouble, told: float) -> float:
+        return max(trouble.pause_seconds, min(told, self._policy.max_pause_seconds))
+
+    def _is_back(self, host: str) -> None:
+        trouble = self._troubles.pop(host, None)
+        if trouble is not None and trouble.opened_at is not None:
+            log.info("%s answers again", host, extra={"action": "host_is_back"})
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """Failures of one host without an answer in between."""
+
+    last: ItemError
+    pause_seconds: float
+    failures: int = 0
+    urls: set[int] = field(default_factory=set)  # hashes of those that failed, until it is left alone
+    opened_at: float | None = None  # since when it is left alone
+    next_trial_at: float = 0.0
+    is_tried: bool = False  # a trial is under way

@@ -1,0 +1,127 @@
+"""Asks again for what failed for a passing reason, inside the chunk's time and without a turn at any host.
+
+A host that is away for ten seconds must not cost rows, and one that is gone must not hold up its chunk: both
+bounds are in the policy. What will not get better by waiting is not asked for twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+from clipfleet_worker.fetch import AsyncFetcher, ChunkTime
+
+_SLOW = frozenset({ErrorCode.TIMEOUT, ErrorCode.INCOMPLETE_BODY})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and when an item is asked for again.
+
+    Jitter is spread over the upper half of each delay. Over all of it the attempts might be used up within a
+    moment, and a short outage would cost rows.
+    """
+
+    attempts: int = 5  # in all
+    slow_attempts: int = 2  # where the first one may have cost its whole time, or most of the bytes
+    first_delay_seconds: float = 1.5  # doubles each time
+    max_delay_seconds: float = 12.0
+    max_retry_after_seconds: float = 60.0  # a host that asks for more is not waited for
+    persistence_seconds: float = (
+        30.0  # no attempt begins later after the first, unless the host named the time
+    )
+
+    def delay_seconds(self, failure: TransientFailure, asked: int, chance: float) -> float | None:
+        """How long to wait after the `asked`-th attempt; None: it was the last.
+
+        Args:
+            failure: how the attempt ended.
+            asked: attempts so far, at least 1.
+            chance: from 0 to 1, of the jitter.
+        """
+        code, told = failure.error.code, failure.retry_after_seconds
+        if asked >= (min(self.slow_attempts, self.attempts) if code in _SLOW else self.attempts):
+            return None
+        if told is not None and told > self.max_retry_after_seconds:
+            return None
+        delay: float = min(self.max_delay_seconds, self.first_delay_seconds * 2 ** (asked - 1))
+        return max(told or 0.0, delay * (1 + chance) / 2)
+
+
+class RetryingFetcher:
+    """See `clipfleet_worker.fetch.PatientFetcher`.
+
+    Args:
+        fetcher: what is asked; started and closed with this one.
+        policy: see there.
+        monotonic: the clock, in seconds.
+        chance: a random number from 0 to 1.
+        sleep: waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        fetcher: AsyncFetcher,
+        policy: RetryPolicy,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._fetcher = fetcher
+        self._policy = policy
+        self._monotonic = monotonic
+        self._chance = chance
+        self._sleep = sleep
+
+    async def start(self) -> None:
+        """Open the fetcher."""
+        await self._fetcher.start()
+
+    async def close(self) -> None:
+        """Close the fetcher."""
+        await self._fetcher.close()
+
+    async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
+        """The bytes behind the URI, asked for as often as the policy and the chunk's time allow.
+
+        Raises:
+            ItemFailure: as the item's own last attempt ended; where it never had one, as its host's did.
+        """
+        began = self._monotonic()
+        asked = 0
+        own: TransientFailure | None = None
+        while True:
+            failure: ItemFailure
+            try:
+                return await self._fetcher.fetch(uri)
+            except HostLeftAlone as refusal:  # no attempt: nothing was sent
+                failure, may_last = own or refusal, self._policy.persistence_seconds
+                delay = self._spread(refusal.wait_seconds)
+            except TransientFailure as transient:
+                asked += 1
+                failure = own = transient
+                told = transient.retry_after_seconds
+                may_last = self._policy.persistence_seconds if told is None else float("inf")
+                delay = self._policy.delay_seconds(transient, asked, self._chance())
+            elapsed = self._monotonic() - began
+            if delay is None or elapsed + delay > may_last or delay >= time_left.seconds:
+                raise _told(failure, asked) from failure
+            await self._sleep(delay)
+
+    def _spread(self, wait_seconds: float | None) -> float | None:
+        """All items of a host wait for the same moment: they shall not come back in one rush."""
+        if wait_seconds is None:
+            return None
+        return wait_seconds + self._chance() * self._policy.first_delay_seconds
+
+
+def _told(failure: ItemFailure, asked: int) -> ItemFailure:
+    if asked < 2:
+        return failure
+    return ItemFailure(failure.error.code, f"{failure.error.detail} (asked {asked} times)")
