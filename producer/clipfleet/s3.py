@@ -38,11 +38,15 @@ class S3Problem(StrEnum):
     NO_BUCKET = "no_bucket"
     DENIED = "denied"
     NO_CREDENTIALS = "no_credentials"
-    EXPIRED = "expired"  # credentials that were good; whoever renews them need not do anything else
+    EXPIRED = "expired"  # credentials that were good
+    CLOCK = "clock"  # the two machines' clocks differ too much for a signature
     MISCONFIGURED = "misconfigured"  # endpoint, profile or region
     REFUSED = "refused"  # any other answer that repeating does not change
     THROTTLED = "throttled"
     AWAY = "away"  # no answer, or one that tells of a fault of the store
+
+
+_CREDENTIALS = (S3Problem.NO_CREDENTIALS, S3Problem.EXPIRED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,12 @@ class S3Failure:
 
     @property
     def waiting_helps(self) -> bool:
-        """Whether the same call may succeed later."""
-        return self.problem in (S3Problem.EXPIRED, S3Problem.THROTTLED, S3Problem.AWAY)
+        """Whether the same call may succeed later.
+
+        Also where credentials are missing or refused: they are renewed behind a running program's back, and the
+        service that hands them out may be away.
+        """
+        return self.problem in (*_CREDENTIALS, S3Problem.CLOCK, S3Problem.THROTTLED, S3Problem.AWAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,8 @@ def make_client(
 ) -> S3Client:
     """A client of its own session, for any number of threads. Nothing is sent yet.
 
+    Credentials that the store refuses are read again, from wherever they came.
+
     Args:
         connections: how many are kept open at a time.
         connect_timeout_seconds: per attempt.
@@ -107,6 +117,8 @@ def make_client(
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
+    from clipfleet.s3_credentials import reread_when_refused, session_that_rereads
+
     config = Config(
         connect_timeout=connect_timeout_seconds,
         read_timeout=read_timeout_seconds,
@@ -117,12 +129,14 @@ def make_client(
     )
     try:
         # boto3 knows the region's variable only by its older name.
-        session = boto3.session.Session()
+        core, credentials = session_that_rereads()
+        session = boto3.session.Session(botocore_session=core)
         region = session.region_name or os.environ.get("AWS_REGION") or None
         client = session.client("s3", config=config, region_name=region)
         if getproxies() and urlsplit(client.meta.endpoint_url).hostname in _THIS_MACHINE:
             direct = config.merge(Config(proxies={}))
             client = session.client("s3", config=direct, region_name=region)
+        reread_when_refused(client, credentials, _CREDENTIAL_CODES)
         return client
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
@@ -199,6 +213,8 @@ _LOCAL_PROBLEMS = {
     "NoCredentialsError": S3Problem.NO_CREDENTIALS,
     "PartialCredentialsError": S3Problem.NO_CREDENTIALS,
     "TokenRetrievalError": S3Problem.NO_CREDENTIALS,
+    "CredentialRetrievalError": S3Problem.NO_CREDENTIALS,
+    "MetadataRetrievalError": S3Problem.NO_CREDENTIALS,
     "SSOTokenLoadError": S3Problem.NO_CREDENTIALS,
     "UnauthorizedSSOTokenError": S3Problem.NO_CREDENTIALS,
     "ProfileNotFound": S3Problem.MISCONFIGURED,
@@ -215,7 +231,8 @@ _WAYS_OUT = {
     S3Problem.NO_BUCKET: "; make the bucket, or name another",
     S3Problem.DENIED: "; these credentials need the rights GetObject, PutObject, DeleteObject, ListBucket",
     S3Problem.NO_CREDENTIALS: "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    S3Problem.EXPIRED: "; start again with fresh credentials",
+    S3Problem.EXPIRED: "; renew the credentials where they come from: they are read again",
+    S3Problem.CLOCK: "; set this machine's clock",
     S3Problem.MISCONFIGURED: "; see AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION and AWS_CA_BUNDLE",
 }
 
@@ -242,12 +259,13 @@ _ANSWERS = {
     "ExpiredTokenException": S3Problem.EXPIRED,
     "AuthorizationHeaderMalformed": S3Problem.MISCONFIGURED,
     "PermanentRedirect": S3Problem.MISCONFIGURED,
-    "RequestTimeTooSkewed": S3Problem.MISCONFIGURED,
+    "RequestTimeTooSkewed": S3Problem.CLOCK,
     "SlowDown": S3Problem.THROTTLED,
     "Throttling": S3Problem.THROTTLED,
     "RequestTimeout": S3Problem.AWAY,
     "OperationAborted": S3Problem.AWAY,
 }
+_CREDENTIAL_CODES = frozenset(code for code, problem in _ANSWERS.items() if problem in _CREDENTIALS)
 
 
 def _problem_of_status(status: int) -> S3Problem:

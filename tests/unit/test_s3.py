@@ -81,6 +81,7 @@ class TestRefusals:
             (answer(429, ""), S3Problem.THROTTLED),
             (answer(500, "InternalError"), S3Problem.AWAY),
             (answer(400, "RequestTimeout"), S3Problem.AWAY),
+            (answer(403, "RequestTimeTooSkewed"), S3Problem.CLOCK),
             (NoCredentialsError(), S3Problem.NO_CREDENTIALS),
             (EndpointConnectionError(endpoint_url="http://s3.example"), S3Problem.AWAY),
             (ReadTimeoutError(endpoint_url="http://s3.example"), S3Problem.AWAY),

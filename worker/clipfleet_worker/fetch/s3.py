@@ -32,6 +32,7 @@ _CODES = {
     S3Problem.DENIED: ErrorCode.ACCESS_DENIED,
     S3Problem.NO_CREDENTIALS: ErrorCode.ACCESS_DENIED,
     S3Problem.EXPIRED: ErrorCode.ACCESS_DENIED,
+    S3Problem.CLOCK: ErrorCode.ACCESS_DENIED,
     S3Problem.MISCONFIGURED: ErrorCode.HTTP_ERROR,
     S3Problem.REFUSED: ErrorCode.HTTP_ERROR,
     S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
