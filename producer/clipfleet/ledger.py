@@ -357,18 +357,20 @@ class Ledger:
         *,
         outage_seconds: float = 86400.0,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
+        is_lasting: bool = False,
     ) -> str:
         """Try the finishing again later, by whoever comes first; the reason shows in the status.
 
-        A job whose finishing fails for longer than an outage may last ends as failed: it can be retried then.
+        A job whose finishing fails for longer than an outage may last is paused, to be resumed. If the
+        trouble `is_lasting` (a part is gone), it ends as failed: it can be retried then.
 
         Returns:
-            `postponed`, `failed` or `not_held`.
+            `postponed`, `paused`, `failed` or `not_held`.
         """
         return str(
             self._run(
                 "postpone_finish", claim.job_id, claim.token, int(delay_seconds * 1000), reason,
-                int(outage_seconds * 1000), ttl_seconds * 1000,
+                int(outage_seconds * 1000), ttl_seconds * 1000, "failed" if is_lasting else "paused",
             )
         )  # fmt: skip
 

@@ -60,8 +60,8 @@ class S3Failure:
     def waiting_helps(self) -> bool:
         """Whether the same call may succeed later.
 
-        Also where credentials are missing or refused: they are renewed behind a running program's back, and the
-        service that hands them out may be away.
+        Also where credentials are missing or refused: they are renewed behind a running program's back, and
+        the service that hands them out may be away.
         """
         return self.problem in (*_CREDENTIALS, S3Problem.CLOCK, S3Problem.THROTTLED, S3Problem.AWAY)
 

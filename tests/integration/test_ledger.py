@@ -724,9 +724,11 @@ def test_what_is_under_way_when_a_job_is_paused_may_be_completed(ledger: Ledger)
 # --- release ---
 
 
-@pytest.mark.parametrize("kind", ["failures", "waits"])
-def test_each_release_doubles_the_back_off_up_to_five_minutes(
-    ledger: Ledger, redis_client: redis.Redis, kind: str
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("failures", [30, 60, 120, 240, 300]), ("waits", [30, 60, 60, 60, 60])]
+)
+def test_each_release_doubles_the_back_off_up_to_a_bound(
+    ledger: Ledger, redis_client: redis.Redis, kind: str, expected: list[float]
 ) -> None:
     add_job(ledger)
     back_offs = []
@@ -736,7 +738,7 @@ def test_each_release_doubles_the_back_off_up_to_five_minutes(
         back_offs.append(due_in_ms(redis_client, claimed) / 1000)
         let_back_offs_pass(redis_client, "job")
 
-    assert back_offs == pytest.approx([30, 60, 120, 240, 300], abs=5)
+    assert back_offs == pytest.approx(expected, abs=5)
 
 
 def test_a_released_chunk_is_claimed_once_its_back_off_is_over(ledger: Ledger) -> None:
@@ -841,6 +843,7 @@ def test_an_outage_that_lasts_too_long_pauses_the_job_with_its_reason(
 ) -> None:
     add_job(ledger, chunks=2)
     assert ledger.release(claim(ledger), "waits", reason="store away", outage_seconds=3600) == "released"
+    assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.RUNNING, "store away")
     let_outage_grow_old(redis_client, "job")
 
     word = ledger.release(claim(ledger), "waits", reason="store away since noon", outage_seconds=3600)
@@ -868,6 +871,7 @@ def test_a_chunk_that_gets_through_ends_the_outage(ledger: Ledger, redis_client:
     ledger.release(claim(ledger), "waits", reason="store away")
     let_outage_grow_old(redis_client, "job")
     complete(ledger, claim(ledger))
+    assert ledger.status("job").reason == ""
 
     assert ledger.release(claim(ledger), "waits", reason="store away") == "released"
 
@@ -1200,6 +1204,35 @@ def test_a_finishing_that_is_postponed_is_tried_again_later_by_whoever_comes_fir
     assert ledger.claim_finish(new_token(), 600) is not None
 
 
+def test_a_finishing_that_waits_for_too_long_pauses_the_job(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_finishing_job(ledger)
+    ledger.postpone_finish(claim_finish(ledger), 0, "the store is away", outage_seconds=3600)
+    let_outage_grow_old(redis_client, "job")
+    let_finish_claims_expire(redis_client)
+
+    word = ledger.postpone_finish(claim_finish(ledger), 0, "still away", outage_seconds=3600)
+
+    assert word == "paused"
+    assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.PAUSED, "still away")
+    assert ledger.claim_finish(new_token(), 600) is None
+    assert try_claim(ledger) is None
+    assert ledger.resume("job") == (True, JobState.FINISHING)
+    assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == "completed"
+    assert ledger.status("job").reason == ""
+
+
+def test_resuming_a_job_ends_all_waiting(ledger: Ledger) -> None:
+    add_job(ledger, chunks=2)
+    for _ in range(2):
+        ledger.release(claim(ledger), "waits", reason="store away", first_back_off_seconds=60)
+    ledger.pause("job", "for a while")
+    ledger.resume("job")
+
+    assert {claim(ledger).chunk_id for _ in range(2)} == {0, 1}
+
+
 def test_a_finishing_that_is_postponed_for_too_long_fails_the_job_and_it_can_be_retried(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
@@ -1208,7 +1241,9 @@ def test_a_finishing_that_is_postponed_for_too_long_fails_the_job_and_it_can_be_
     def postpone(reason: str) -> str:
         let_finish_claims_expire(redis_client)
         claimed = claim_finish(ledger)
-        return ledger.postpone_finish(claimed, 0, reason, outage_seconds=3600, ttl_seconds=60)
+        return ledger.postpone_finish(
+            claimed, 0, reason, outage_seconds=3600, ttl_seconds=60, is_lasting=True
+        )
 
     assert postpone("the store is away") == "postponed"
     let_outage_grow_old(redis_client, "job")

@@ -581,23 +581,28 @@ class LedgerMachine(RuleBasedStateMachine):
             self.past_finishes.append(claim)
         return claim
 
-    @rule(data=st.data(), output_is_away=st.sampled_from([False, False, True]), times=times)
+    @rule(data=st.data(), trouble=st.sampled_from([None, None, "away", "gone"]), times=times)
     @precondition(lambda self: any(worker.finishes for worker in self.workers))
-    def finish(self, data: st.DataObject, output_is_away: bool, times: int) -> None:
+    def finish(self, data: st.DataObject, trouble: str | None, times: int) -> None:
         """The manifest is written, or cannot be; the worker may have lost its claim meanwhile."""
         worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.finishes]))
         claim = worker.finishes.pop()
         for _ in range(times):
-            if output_is_away:
-                self._postpone_finish(claim)
+            if trouble:
+                self._postpone_finish(claim, is_lasting=trouble == "gone")
             else:
                 self._finish(claim)
 
-    def _postpone_finish(self, claim: FinishClaim) -> None:
-        self.ledger.postpone_finish(
-            claim, LATER_SECONDS, "no disk", outage_seconds=3600, ttl_seconds=TTL_SECONDS
+    def _postpone_finish(self, claim: FinishClaim, *, is_lasting: bool) -> None:
+        word = self.ledger.postpone_finish(
+            claim,
+            LATER_SECONDS,
+            "no disk",
+            outage_seconds=3600,
+            ttl_seconds=TTL_SECONDS,
+            is_lasting=is_lasting,
         )
-        self.model.postpone_finish(claim, "no disk")
+        assert word == self.model.postpone_finish(claim, "no disk", is_lasting=is_lasting)
 
     def _finish(self, claim: FinishClaim) -> None:
         job = self.model.jobs[claim.job_id]
@@ -757,7 +762,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert int(facts.hash["done_chunks"]) == len(facts.done) == facts.done_bits
         all_done = len(facts.done) == int(facts.hash["staged_chunks"])
         if facts.hash["sealed"] == "1" and all_done:
-            assert job.state is JobState.FINISHING or job.state.is_final
+            # A paused one could not be finished for too long: whoever resumes it has it tried again.
+            assert job.state in (JobState.FINISHING, JobState.PAUSED) or job.state.is_final
         if job.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
             assert int(facts.hash["ok"]) + int(facts.hash["failed"]) == int(facts.hash["staged_items"])
 
@@ -870,7 +876,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._complete(delivery)
         for finish in self.past_finishes:
             self._claim_finish(finish.token)
-            self._postpone_finish(finish)
+            self._postpone_finish(finish, is_lasting=True)
             self._finish(finish)
         for retry in self.past_retries:
             self._put_retry_in_place(retry)

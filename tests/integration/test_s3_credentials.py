@@ -39,7 +39,7 @@ def file(s3: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "credentials"
 
 
-def write(file: Path, key: str, secret: str = "guess") -> None:
+def write(file: Path, key: str, secret: str = "guess") -> None:  # noqa: S107 - of nothing
     file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
 
 

@@ -155,6 +155,9 @@ class ModelLedger:
         if changed:
             job.state = JobState.RUNNING if job.sealed else JobState.SUBMITTING
             job.reason, job.outage = "", Outage.NONE
+            for number in job.in_place(Place.BACK):
+                self._put(job.chunks[number], Place.BACK, is_due=True)
+            self._finish_if_done(job)
         return changed, job.state
 
     def cancel(self, job_id: str) -> tuple[bool, JobState]:
@@ -243,6 +246,8 @@ class ModelLedger:
         job.ok += counts.ok
         job.failed += counts.failed
         job.codes.update(counts.codes)
+        if job.outage is not Outage.NONE and job.state in CLAIMABLE:
+            job.reason = ""
         job.outage = Outage.NONE
         return "finishing" if self._finish_if_done(job) else "done"
 
@@ -255,8 +260,9 @@ class ModelLedger:
         self._put(chunk, Place.BACK, is_due=kind == "drain")
         if kind != "waits" or job.state not in CLAIMABLE:
             return "released"
+        job.reason = reason
         if job.outage is Outage.OLD:
-            job.state, job.reason = JobState.PAUSED, reason
+            job.state = JobState.PAUSED
             return "paused"
         job.outage = Outage.RECENT
         return "released"
@@ -288,14 +294,19 @@ class ModelLedger:
         job.finish_token, job.finish_is_due = claim.token, False
         self._finishes[claim.token] = claim.job_id
 
-    def postpone_finish(self, claim: FinishClaim, reason: str) -> None:
+    def postpone_finish(self, claim: FinishClaim, reason: str, *, is_lasting: bool) -> str:
         job = self.jobs[claim.job_id]
-        if job.state is JobState.FINISHING and job.finish_token == claim.token:
-            if job.outage is Outage.OLD:
-                self._end(job, JobState.FAILED, reason)
-            else:
-                job.finish_token, job.finish_is_due, job.reason = "", False, reason
-                job.outage = Outage.RECENT
+        if job.state is not JobState.FINISHING or job.finish_token != claim.token:
+            return "not_held"
+        if job.outage is Outage.OLD and is_lasting:
+            self._end(job, JobState.FAILED, reason)
+            return "failed"
+        job.finish_token, job.finish_is_due, job.reason = "", False, reason
+        if job.outage is Outage.OLD:
+            job.state = JobState.PAUSED
+            return "paused"
+        job.outage = Outage.RECENT
+        return "postponed"
 
     def finish(self, claim: FinishClaim) -> str:
         job = self.jobs[claim.job_id]

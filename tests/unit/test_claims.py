@@ -14,7 +14,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Claim, Ledger
 from clipfleet_worker import claims as claims_module
 from clipfleet_worker.capacity import OpenItems
-from clipfleet_worker.claims import Claims
+from clipfleet_worker.claims import Claims, ShunnedJobs
 from clipfleet_worker.models import Models
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
 from tests.support.jobs import make_claim
@@ -214,3 +214,31 @@ class TestIdleSlots:
 
         bench.claims.leave()
         assert call.result() is None
+
+
+class TestShunnedJobs:
+    def test_a_job_that_waits_is_left_alone_longer_each_time_up_to_a_bound(self) -> None:
+        clock = Clock()
+        shunned = ShunnedJobs(clock)
+        spans = []
+        for _ in range(7):
+            shunned.wait("job")
+            shunned.wait("job")  # its other chunks fail at the same time: that is the same trouble
+            began = clock.now
+            while shunned.current():
+                clock.now += 0.5
+            spans.append(clock.now - began)
+
+        assert spans == [1, 2, 4, 8, 15, 15, 15]
+
+    def test_a_chunk_that_comes_through_starts_anew(self) -> None:
+        clock = Clock()
+        shunned = ShunnedJobs(clock)
+        for _ in range(3):
+            shunned.wait("job")
+            clock.now += 60
+        shunned.forget("job")
+        shunned.wait("job")
+        clock.now += 1
+
+        assert shunned.current() == []

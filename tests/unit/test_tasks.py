@@ -124,7 +124,7 @@ class FakeLedger:
     ) -> str:
         self._fail("postpone_finish")
         self.told.append(("postpone", claim.job_id, f"{delay_seconds:g}", reason))
-        assert not reason or limits.keys() == {"outage_seconds", "ttl_seconds"}
+        assert not reason or limits.keys() == {"outage_seconds", "ttl_seconds", "is_lasting"}
         return "postponed"
 
 

@@ -26,6 +26,7 @@ from clipfleet_worker.pipeline import ChunkResult
 log = logging.getLogger(__name__)
 
 _SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
+_WAIT_SECONDS = (1.0, 15.0)  # the same for an output that is away for now: at first, and at most
 _RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
 _LOOK_FOR_HIGH_SECONDS = 1.0  # while the room that is left is kept for the lane `high`
@@ -38,10 +39,22 @@ class ShunnedJobs:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._until: dict[str, float] = {}
+        self._waits: dict[str, float] = {}  # how long each job was left alone last, for the world's sake
 
     def add(self, job_id: str) -> None:
         """Leave this job alone for a minute."""
         self._until[job_id] = self._monotonic() + _SHUN_JOB_SECONDS
+
+    def wait(self, job_id: str) -> None:
+        """Leave this job alone for a while, longer each time: else all its chunks would be tried in vain."""
+        if job_id not in self.current():
+            first, most = _WAIT_SECONDS
+            self._waits[job_id] = min(most, 2 * self._waits.get(job_id, first / 2))
+            self._until[job_id] = self._monotonic() + self._waits[job_id]
+
+    def forget(self, job_id: str) -> None:
+        """A chunk of this job has come through."""
+        self._waits.pop(job_id, None)
 
     def current(self) -> list[str]:
         """Jobs to leave alone now."""
@@ -184,6 +197,7 @@ class Claims:
                 self._crash_points.reach(CrashPoint.AFTER_COMPLETE)
                 if word == "incomplete":
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
+                self.shunned_jobs.forget(claim.job_id)
                 log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
                 return word
 
@@ -211,6 +225,8 @@ class Claims:
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
+            if isinstance(error, OutputUnavailableError):
+                self.shunned_jobs.wait(claim.job_id)
             self._release(claim, "waits", error)
         else:
             self._count_failure(claim, error)
@@ -248,16 +264,21 @@ class Claims:
 
     def postpone_finish(self, claim: FinishClaim, error: BaseException) -> None:
         """Leave a job whose output cannot be used here to others, or to better times; not for ever."""
-        self.shunned_jobs.add(claim.job_id)
+        is_lasting = isinstance(error, OutputUnreachableError)
+        if is_lasting:
+            self.shunned_jobs.add(claim.job_id)
+        else:
+            self.shunned_jobs.wait(claim.job_id)
         word = self._ledger.postpone_finish(
             claim,
             _POSTPONE_SECONDS,
             str(error)[:300],
             outage_seconds=self._outage_seconds,
             ttl_seconds=self._job_ttl_seconds,
+            is_lasting=is_lasting,
         )
         context = {"action": f"finish_{word}", "job_id": claim.job_id}
-        if word == "failed":
+        if word in ("failed", "paused"):
             log.error("job %s could not be finished: %s", claim.job_id, error, extra=context)
         else:
             log.warning("job %s waits: %s", claim.job_id, error, extra=context)

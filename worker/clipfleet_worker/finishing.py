@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from clipfleet import keys
 from clipfleet.contract import Job, JobState
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
-from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import output_errors
@@ -131,7 +131,7 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
             errors = _failed_rows(context.job, part) if counts.failed else []
             return _Part(name, part.num_rows, counts), errors
     except FileNotFoundError as error:
-        raise OutputUnavailableError(f"{context.output.uri}/{name} is not there (yet)") from error
+        raise OutputUnreachableError(f"{context.output.uri}/{name} is not there (yet)") from error
 
 
 def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:

@@ -60,7 +60,7 @@ if keeps_rows then
 end
 redis.call('ZREM', job_key(job, DUE), chunk)
 redis.call('HDEL', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
-redis.call('HDEL', job_key(job), 'outage_since')
+end_outage(job)
 redis.call('HINCRBY', job_key(job), 'done_chunks', 1)
 redis.call('HINCRBY', job_key(job), 'ok', ARGV[5])
 redis.call('HINCRBY', job_key(job), 'failed', ARGV[6])

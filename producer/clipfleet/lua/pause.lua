@@ -1,5 +1,15 @@
 -- Pause or resume a job. ARGV: job, 'paused' or 'running', reason. Answer: {changed, state}.
 local job, state = ARGV[1], field(ARGV[1], 'state')
+
+-- Whoever resumes a job knows that there is nothing left to wait for. The first thousand will do: no chunk waits
+-- for long.
+local function hasten(job)
+  local now = now_ms()
+  for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', job_key(job, DUE), now, '+inf', 'LIMIT', 0, 1000)) do
+    redis.call('ZADD', job_key(job, DUE), now, chunk)
+  end
+end
+
 if not state then return {0, 'missing'} end
 if ARGV[2] == 'paused' and is_claimable(state) then
   withdraw(job)
@@ -8,7 +18,9 @@ elseif ARGV[2] == 'running' and state == 'paused' then
   local sealed = field(job, 'sealed') == '1'
   redis.call('HSET', job_key(job), 'state', sealed and 'running' or 'submitting', 'reason', '')
   redis.call('HDEL', job_key(job), 'outage_since')
+  hasten(job)
   offer(job)
+  finish_if_done(job)  -- it was its finishing that had to wait
 else
   return {0, state}
 end

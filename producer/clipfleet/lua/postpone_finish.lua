@@ -1,16 +1,21 @@
--- Try the finishing again later, or end the job where that has been in vain for too long. ARGV: job, token, delay_ms,
--- reason ('' if nothing is wrong), outage_ms, ttl_ms of a job that ends.
--- Answer: 'postponed', 'failed' or 'not_held'.
-local job, reason, now = ARGV[1], ARGV[4], now_ms()
+-- Try the finishing again later; where that has been in vain for too long, leave it. ARGV: job, token, delay_ms,
+-- reason ('' if nothing is wrong), outage_ms, ttl_ms of a job that ends, what becomes of one that is left: 'paused'
+-- (`resume` tries again) or 'failed' (waiting will not help).
+-- Answer: 'postponed', 'paused', 'failed' or 'not_held'.
+local job, reason = ARGV[1], ARGV[4]
 if field(job, 'state') ~= 'finishing' or field(job, 'finish_token') ~= ARGV[2] then return 'not_held' end
 redis.call('HDEL', job_key(job), 'finish_token')
-redis.call('HSET', job_key(job), 'reason', reason)
-if reason ~= '' then
-  redis.call('HSETNX', job_key(job), 'outage_since', now)
-  if now - number(job, 'outage_since') > tonumber(ARGV[5]) then
+if reason == '' then
+  redis.call('HSET', job_key(job), 'reason', '')
+elseif note_outage(job, reason, tonumber(ARGV[5])) then
+  if ARGV[7] == 'failed' then
     end_job(job, 'failed', reason, tonumber(ARGV[6]))
-    return 'failed'
+  else
+    redis.call('ZREM', FINISHING, job)
+    redis.call('HSET', job_key(job), 'state', 'paused')
+    keep_job(job)
   end
+  return ARGV[7]
 end
-redis.call('ZADD', FINISHING, now + tonumber(ARGV[3]), job)
+redis.call('ZADD', FINISHING, now_ms() + tonumber(ARGV[3]), job)
 return 'postponed'

@@ -29,7 +29,7 @@ for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT',
     lost = lost + 1
     local times = count_trouble(job, chunk, 'losses')
     -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
-    give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1))
+    give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))
     mended[job] = true
   end
 end

@@ -6,14 +6,12 @@ if not owns(job, chunk, token) then return {'not_held', 0} end
 local now, word = now_ms(), 'released'
 drop_pending(job, token)
 local times = count_trouble(job, chunk, kind == 'drain' and 'waits' or kind)
-give_back(job, chunk, kind == 'drain' and now or now + back_off_ms(tonumber(ARGV[5]), times))
-if kind == 'waits' and is_claimable(field(job, 'state')) then
-  redis.call('HSETNX', job_key(job), 'outage_since', now)
-  if now - number(job, 'outage_since') > tonumber(ARGV[7]) then
-    word = 'paused'
-    withdraw(job)
-    redis.call('HSET', job_key(job), 'state', 'paused', 'reason', ARGV[6])
-  end
+local most_ms = kind == 'waits' and MOST_WAIT_MS or MOST_BACK_OFF_MS
+give_back(job, chunk, kind == 'drain' and now or now + back_off_ms(tonumber(ARGV[5]), times, most_ms))
+if kind == 'waits' and is_claimable(field(job, 'state')) and note_outage(job, ARGV[6], tonumber(ARGV[7])) then
+  word = 'paused'
+  withdraw(job)
+  redis.call('HSET', job_key(job), 'state', 'paused')
 end
 keep_job(job)
 return {word, times}

@@ -92,9 +92,27 @@ local function give_back(job, chunk, due_ms)
   if is_claimable(field(job, 'state')) then offer(job) end
 end
 
--- first_ms for the first time, then twice as long each time, at most five minutes.
-local function back_off_ms(first_ms, times)
-  return math.min(300000, first_ms * 2 ^ math.min(20, times - 1))
+-- first_ms for the first time, then twice as long each time, at most most_ms.
+local function back_off_ms(first_ms, times, most_ms)
+  return math.min(most_ms, first_ms * 2 ^ math.min(20, times - 1))
+end
+
+-- What is wrong with a chunk or a worker may take minutes; a store that is back shall not wait for us.
+local MOST_BACK_OFF_MS, MOST_WAIT_MS = 300000, 60000
+
+-- A chunk has come through, or somebody says so: the outage is over.
+local function end_outage(job)
+  if redis.call('HDEL', job_key(job), 'outage_since') == 1 and is_claimable(field(job, 'state')) then
+    redis.call('HSET', job_key(job), 'reason', '')
+  end
+end
+
+-- The world keeps a job from going on. Whether it has done so for longer than outage_ms.
+local function note_outage(job, reason, outage_ms)
+  local now = now_ms()
+  redis.call('HSETNX', job_key(job), 'outage_since', now)
+  redis.call('HSET', job_key(job), 'reason', reason)
+  return now - number(job, 'outage_since') > outage_ms
 end
 
 -- What a worker has brought of a chunk and will not complete.
