@@ -50,6 +50,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "contact": {"ops@example.org": "ops@example.org"},
     "max_image_bytes": {"1": 1},
     "max_pixels": {"1": 1},
+    "max_decode_bytes": {"1": 1},
     "fetch_timeout_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
     "fetch_attempts": {"1": 1, "20": 20},
     "host_connections": {"1": 1},
@@ -91,6 +92,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "contact": [],  # any text
     "max_image_bytes": COUNT,
     "max_pixels": COUNT,
+    "max_decode_bytes": COUNT,
     "fetch_timeout_seconds": DURATION,
     "fetch_attempts": ["0", "21", "1.5"],
     "host_connections": COUNT,

@@ -34,9 +34,21 @@ from PIL import (
 )
 
 from clipfleet.contract import DecodeRoute, ErrorCode
+from clipfleet_worker.decode_memory import (
+    TIFF_TILE_PIXEL_BYTES,
+    WEBP_PIXEL_BYTES,
+    is_run_length_bmp,
+    pillow_bytes,
+)
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format
+from clipfleet_worker.image_outline import (
+    DEFAULT_MAX_DECODE_BYTES,
+    check_outline,
+    jpeg_coefficient_bytes,
+    webp_size,
+)
 
 # Importing these registers them; else Pillow would load all of its plugins at the first picture.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
@@ -59,6 +71,11 @@ _PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >
 
 _FAST_INTERPOLATIONS = ("bicubic", "bilinear")
 _FAST_COLOURS = {"Gray": "gray", "YCbCr": "rgb", "RGB": "rgb"}  # simplejpeg's word -> what is asked of it
+
+# Pillow decodes run lengths in Python: a second for these.
+_MAX_RUN_LENGTH_PIXELS = 1 << 22
+_MAX_RUN_LENGTH_BYTES_PER_PIXEL = 2  # they are there to be fewer
+_RUN_LENGTH_SPARE_BYTES = 65_536
 
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_HEIGHT = 323
@@ -155,14 +172,15 @@ Raster = ScaledJpeg | WholePicture
 
 
 class Decoder:
-    """Called by many threads at once; keeps nothing but its limit.
+    """Called by many threads at once; keeps nothing but its limits.
 
     Making one changes two things for the whole process: Pillow's own limit of pixels is lifted, since a check
     of ours comes first, and Pillow's warnings about odd files are silenced, since the row says what matters.
     """
 
-    def __init__(self, max_pixels: int) -> None:
+    def __init__(self, max_pixels: int, max_decode_bytes: int = DEFAULT_MAX_DECODE_BYTES) -> None:
         self._max_pixels = max_pixels
+        self._max_decode_bytes = max_decode_bytes
         Image.MAX_IMAGE_PIXELS = None
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -187,13 +205,17 @@ class Decoder:
             MemoryError: too little memory for this picture, or just now.
         """
         image_format = allowed_format(data)
+        check_outline(data, image_format)
+        if image_format == "WEBP":  # libwebp has memory for all of it before Pillow knows the size
+            self._check_canvas(data, frame)
+        kept_bytes = jpeg_coefficient_bytes(data) if image_format == "JPEG" else 0
         if route is DecodeRoute.FAST and image_format == "JPEG":
-            scaled = self._fast(data, frame)
+            scaled = self._fast(data, frame, kept_bytes)
             if scaled is not None:
                 return scaled
-        return self._exact(data, frame, image_format)
+        return self._exact(data, frame, image_format, kept_bytes)
 
-    def _exact(self, data: bytes, frame: Frame, image_format: str) -> WholePicture:
+    def _exact(self, data: bytes, frame: Frame, image_format: str, kept_bytes: int) -> WholePicture:
         with _damage_reported(image_format):
             image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
             tile_pixels = _tile_pixels(image)
@@ -201,11 +223,15 @@ class Decoder:
         if tile_pixels > self._max_pixels:
             detail = f"a tile of this {image_format} has more than {self._max_pixels} pixels"
             raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
+        self._check_memory(pillow_bytes(image) + kept_bytes, *image.size)
+        self._check_memory(tile_pixels * TIFF_TILE_PIXEL_BYTES, *image.size)
+        if is_run_length_bmp(image):
+            _check_run_lengths(len(data), *image.size)
         with _damage_reported(image_format):
             image.load()
         return WholePicture(image, image_format)
 
-    def _fast(self, data: bytes, frame: Frame) -> ScaledJpeg | None:
+    def _fast(self, data: bytes, frame: Frame, kept_bytes: int) -> ScaledJpeg | None:
         """The picture in a JPEG, or None where this route does not cover it."""
         if not _is_covered(frame):
             return None
@@ -217,6 +243,8 @@ class Decoder:
             return None
         self.check_size(width, height, frame)
         eighths = _eighths(width, height, _resized_size(width, height, frame), frame)
+        channels = 1 if colours == "Gray" else 3
+        self._check_memory(kept_bytes + width * height * channels * eighths**2 // 64, width, height)
         pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], _rectangle(width, height, eighths))
         return None if pixels is None else ScaledJpeg(pixels, eighths, width, height)
 
@@ -237,6 +265,20 @@ class Decoder:
                 ErrorCode.TOO_MANY_PIXELS,
                 f"{width} x {height} is too long a strip: with the model's {frame.width} x {frame.height} "
                 f"filled it would have more than {_MAX_RESIZED_PIXELS} pixels",
+            )
+
+    def _check_canvas(self, data: bytes, frame: Frame) -> None:
+        size = webp_size(data)
+        if size is not None:
+            self.check_size(*size, frame)
+            self._check_memory(size[0] * size[1] * WEBP_PIXEL_BYTES, *size)
+
+    def _check_memory(self, needed: int, width: int, height: int) -> None:
+        if needed > self._max_decode_bytes:
+            raise ItemFailure(
+                ErrorCode.TOO_MANY_PIXELS,
+                f"{width} x {height} would take {needed >> 20} MiB to decode, "
+                f"more than {self._max_decode_bytes >> 20} MiB",
             )
 
 
@@ -289,6 +331,14 @@ def _tile_pixels(image: Image.Image) -> int:
         return 0
     width, height = (image.tag_v2.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT))
     return int(width) * int(height)
+
+
+def _check_run_lengths(file_bytes: int, width: int, height: int) -> None:
+    if width * height > _MAX_RUN_LENGTH_PIXELS:
+        detail = f"{width} x {height} is more than {_MAX_RUN_LENGTH_PIXELS} pixels of a BMP in run lengths"
+        raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
+    if file_bytes > width * height * _MAX_RUN_LENGTH_BYTES_PER_PIXEL + _RUN_LENGTH_SPARE_BYTES:
+        raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"BMP: too many run lengths for {width} x {height}")
 
 
 def _described(error: Exception) -> str:

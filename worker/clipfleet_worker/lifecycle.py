@@ -154,7 +154,7 @@ class Worker:
             routes=routes,
             fetch_loop=self._fetch_loop,
             waiting_bytes=waiting_bytes,
-            decoder=Decoder(self._settings.max_pixels),
+            decoder=Decoder(self._settings.max_pixels, self._settings.max_decode_bytes),
             decode_pool=self._decode_pool,
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,

@@ -12,6 +12,7 @@ from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision
 from clipfleet.model_names import normalise_model
 from clipfleet.s3 import is_bucket_name
 from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings, split_commas
+from clipfleet_worker.image_outline import DEFAULT_MAX_DECODE_BYTES
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MEBIBYTE = 1024 * 1024
@@ -44,6 +45,9 @@ class WorkerSettings(Settings):
 
     max_image_bytes: int = Field(30 * _MEBIBYTE, ge=1, description="larger files are refused")
     max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
+    max_decode_bytes: int = Field(
+        DEFAULT_MAX_DECODE_BYTES, ge=1, description="pictures that take more memory to decode are refused"
+    )
     fetch_timeout_seconds: float = Field(
         30.0, gt=0, le=DAY_SECONDS, description="for one URL, from connect to the last byte"
     )

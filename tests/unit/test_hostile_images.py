@@ -1,0 +1,248 @@
+"""Every kind of broken or hostile picture through the decoder: a picture or a code, in bounded memory.
+
+The files are made by `tests/support/hostile_files.py`. The whole way, with a worker, is
+`tests/e2e/test_hostile_images.py`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipfleet.contract import DecodeRoute, ErrorCode
+from clipfleet_worker.decode import Decoder, PixelSpec
+from clipfleet_worker.decode_memory import WEBP_PIXEL_BYTES
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.image_outline import (
+    DEFAULT_MAX_DECODE_BYTES,
+    MAX_PIECES,
+    MAX_SCANS,
+    check_outline,
+    jpeg_coefficient_bytes,
+    webp_size,
+)
+from tests.support.hostile_files import (
+    HOSTILE,
+    chunk,
+    core_gif,
+    core_jpeg,
+    core_png,
+    is_core,
+    jpeg_of_many_scans,
+    segment,
+)
+from tests.support.pictures import encoded, photo
+
+SIZE = 64
+BOMB_BYTES = 200_000_000
+# Threads and allocators reserve more than they use; what counts is that a bomb has no room for its pixels.
+_SPARE_BYTES = 24 << 20
+
+
+def _squeezed(image: Image.Image) -> Image.Image:
+    """A stand-in for open_clip's transform, with its two steps: resize, then RGB."""
+    return image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def _spec() -> PixelSpec:
+    return PixelSpec(SIZE, SIZE, "bicubic", "squash", 0, (0.5,) * 3, (0.5,) * 3, _squeezed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a decoder in a process of its own made of a file."""
+
+    code: ErrorCode | None
+    detail: str
+    is_core: bool
+    peak_bytes: int  # beyond what the process had before
+
+
+def _resident_bytes(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+@cache
+def _warm_decoder() -> Decoder:
+    """Once in a process, before its memory is limited."""
+    decoder = Decoder(max_pixels=100_000_000)
+    for image_format in ("JPEG", "PNG", "WEBP"):
+        for route in DecodeRoute:
+            decoder.decode(encoded(photo(1, 300, 200), image_format), _spec(), route)
+    return decoder
+
+
+def _decode_here(name: str, route: DecodeRoute) -> Outcome:
+    """Runs in a child whose data may grow by what a bomb may cost, and no further."""
+    decoder = _warm_decoder()
+    data = HOSTILE[name].build()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_bytes("VmHWM")
+    limit = _resident_bytes("VmData") + BOMB_BYTES + _SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+    try:
+        pixels = decoder.decode(data, _spec(), route).pixels
+        found = None, "", is_core(pixels)
+    except ItemFailure as failure:
+        found = failure.error.code, failure.error.detail, False
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return Outcome(*found, _resident_bytes("VmHWM") - before)
+
+
+COSTS: dict[tuple[str, DecodeRoute], int] = {}  # measured on the way
+
+
+@pytest.fixture(scope="module")
+def child() -> ProcessPoolExecutor:
+    """One process for all files: if one of them killed it, the pool would be broken."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("route", DecodeRoute, ids=lambda route: route.value)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_each_kind_is_a_picture_or_a_code(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> None:
+    kind = HOSTILE[name]
+
+    outcome = child.submit(_decode_here, name, route).result(timeout=60)
+    COSTS[name, route] = outcome.peak_bytes
+
+    assert outcome.code == kind.code, outcome.detail
+    assert outcome.is_core == (kind.is_picture and kind.shows_core)
+    assert outcome.peak_bytes < BOMB_BYTES
+
+
+def _cost_bytes(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> int:
+    """Measured before, or now."""
+    if (name, route) not in COSTS:
+        COSTS[name, route] = child.submit(_decode_here, name, route).result(timeout=60).peak_bytes
+    return COSTS[name, route]
+
+
+@pytest.mark.figures
+def test_what_the_worst_bombs_cost(child: ProcessPoolExecutor) -> None:
+    bombs = [name for name in HOSTILE if "below the limit of memory" in name]
+    costs = {(name, route): _cost_bytes(child, name, route) for name in bombs for route in DecodeRoute}
+    worst = max(costs, key=lambda key: costs[key])
+
+    print(f"{len(HOSTILE)} kinds; the largest bombs that are decoded cost {costs[worst] / 1e6:.0f} MB")
+    for (name, route), cost in costs.items():
+        print(f"{cost / 1e6:4.0f} MB  {name} ({route.value})")
+    assert len(HOSTILE) >= 30
+    assert costs[worst] < BOMB_BYTES
+
+
+class TestMemory:
+    """Pictures just below the limit of memory are decoded, and the estimate holds for them."""
+
+    @pytest.mark.parametrize(
+        ("image_format", "mode", "pixel_bytes"),
+        [
+            ("PNG", "RGB", 4),
+            ("PNG", "L", 1),
+            ("PNG", "RGBA", 8),
+            ("PNG", "I;16", 2),
+            ("BMP", "RGB", 4),
+            ("GIF", "L", 1),
+            ("TIFF", "RGB", 8),
+            ("WEBP", "RGB", 16),
+            ("JPEG", "CMYK", 4),
+        ],
+    )
+    def test_the_limit_is_met_exactly(self, image_format: str, mode: str, pixel_bytes: int) -> None:
+        data = encoded(Image.new(mode, (100, 50)), image_format)
+        needed = 100 * 50 * pixel_bytes
+
+        assert Decoder(10_000, needed).decode(data, _spec(), DecodeRoute.EXACT)
+        with pytest.raises(ItemFailure, match=r"too_many_pixels: 100 x 50 would take"):
+            Decoder(10_000, needed - 1).decode(data, _spec(), DecodeRoute.EXACT)
+
+    @pytest.mark.parametrize(
+        ("options", "pixel_bytes"),
+        [
+            ({}, 3),
+            ({"progressive": True, "subsampling": "4:4:4"}, 3 + 6),
+            ({"progressive": True, "subsampling": "4:2:0"}, 3 + 3),
+        ],
+    )
+    def test_of_a_jpeg_in_several_scans_the_coefficients_count(
+        self, options: dict[str, object], pixel_bytes: int
+    ) -> None:
+        data = encoded(photo(1, 160, 80), **options)
+        needed = 160 * 80 * pixel_bytes
+
+        assert Decoder(100_000, needed).decode(data, _spec(), DecodeRoute.FAST)
+        with pytest.raises(ItemFailure, match=r"too_many_pixels: 160 x 80 would take"):
+            Decoder(100_000, needed - 1).decode(data, _spec(), DecodeRoute.FAST)
+
+    @pytest.mark.parametrize("pixel_bytes", [4, 8, WEBP_PIXEL_BYTES])
+    def test_a_photograph_of_twelve_megapixels_passes_in_every_format(self, pixel_bytes: int) -> None:
+        assert 4032 * 3024 * pixel_bytes <= DEFAULT_MAX_DECODE_BYTES
+
+
+class TestOutlines:
+    @pytest.mark.parametrize("progressive", [False, True])
+    def test_a_jpegs_coefficients_are_kept_if_it_is_progressive(self, progressive: bool) -> None:
+        data = encoded(photo(1, 161, 83), progressive=progressive, subsampling="4:4:4")
+
+        assert jpeg_coefficient_bytes(data) == (168 * 88 * 3 * 2 if progressive else 0)
+
+    def test_few_scans_more_than_usual_are_read(self) -> None:
+        data = jpeg_of_many_scans(64, 48, MAX_SCANS // 2)
+
+        assert np.array_equal(
+            Decoder(10_000).decode(data, _spec(), DecodeRoute.FAST).pixels,
+            Decoder(10_000).decode(jpeg_of_many_scans(64, 48, 0), _spec(), DecodeRoute.FAST).pixels,
+        )
+
+    def test_scans_are_not_counted_behind_the_end(self) -> None:
+        """What a telephone puts there: a video, or more pictures."""
+        data = jpeg_of_many_scans(64, 48, 0) + b"\xff\xda\0\2" * 10_000
+
+        assert jpeg_coefficient_bytes(data)
+
+    def test_scans_in_a_segment_between_scans_are_none(self) -> None:
+        whole = jpeg_of_many_scans(64, 48, 0)
+        data = whole[:-2] + segment(0xFE, b"\xff\xda" * 5000) + whole[-2:]
+
+        assert jpeg_coefficient_bytes(data)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            core_jpeg(before=segment(0xEF, b"") * (MAX_PIECES - 100)),
+            core_png(before=chunk(b"abCd") * (MAX_PIECES - 10)),
+            core_gif(before=b"!\x01\x01x\0" * (MAX_PIECES // 2 - 10)),
+        ],
+        ids=["jpeg", "png", "gif"],
+    )
+    def test_as_many_pieces_as_are_allowed(self, data: bytes) -> None:
+        assert is_core(Decoder(10_000).decode(data, _spec(), DecodeRoute.EXACT).pixels)
+
+    @pytest.mark.parametrize("image_format", ["PNG", "GIF", "TIFF", "WEBP", "BMP"])
+    def test_any_beginning_of_a_file_has_an_outline_or_none(self, image_format: str) -> None:
+        whole = encoded(photo(1, 40, 30), image_format)
+        for size in range(8, len(whole), 7):
+            check_outline(whole[:size], image_format)
+            webp_size(whole[:size])
+
+    def test_any_beginning_of_a_jpeg_has_an_outline_or_none(self) -> None:
+        whole = encoded(photo(1, 40, 30), progressive=True)
+        for size in range(2, len(whole)):
+            jpeg_coefficient_bytes(whole[:size])
+
+    @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}, {"save_all": True}])
+    def test_the_size_of_a_webp(self, options: dict[str, object]) -> None:
+        more = {"append_images": [photo(2, 401, 299)]} if "save_all" in options else {}
+
+        assert webp_size(encoded(photo(1, 401, 299), "WEBP", **options, **more)) == (401, 299)
