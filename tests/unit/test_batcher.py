@@ -14,6 +14,7 @@ from clipfleet_worker.batcher import Batcher, BatcherStopped, ItemSlice
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.testing import FakeEncoder
+from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
 from tests.support.waiting import wait_until
 
@@ -482,3 +483,17 @@ def test_an_idle_batcher_keeps_no_model_alive(run: Callable[[Batcher], None], wh
     del encoder
 
     wait_until(lambda: alive() is None, "the model is freed")
+
+
+class TestPulse:
+    def test_a_batch_has_a_limit_and_an_idle_device_has_none(self, run: Run) -> None:
+        pulse = Pulse("batcher")
+        batcher, encoder = Batcher(4, pulse=pulse), Held()
+        outcomes = Outcomes(1)
+        run(batcher)
+        batcher.submit(part(encoder, [1], outcomes))
+        assert encoder.entered.wait(PATIENCE_SECONDS)
+        assert (pulse.phase.name, pulse.phase.limit_seconds) == ("encode", LOAD_LIMIT_SECONDS)
+        encoder.go.set()
+        outcomes.wait()
+        wait_until(lambda: pulse.phase.is_idle, "the batcher is idle")

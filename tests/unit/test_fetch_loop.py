@@ -16,6 +16,7 @@ from clipfleet_worker.fetch import ChunkTime
 from clipfleet_worker.fetch import loop as loop_module
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.watchdog import Pulse
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 from tests.support.waiting import wait_until
 
@@ -280,3 +281,16 @@ class TestEnd:
         with suppress(ChunkInterrupted):
             bench.waiting_bytes.remove(1)
         assert bench.waiting_bytes.count == 0
+
+
+def test_it_shows_that_its_loop_turns_until_it_is_stopped() -> None:
+    clock = Clock()
+    pulse = Pulse("fetch loop", clock)
+    loop = FetchLoop(FakeFetcher(), WaitingBytes(1), DEADLINE_SECONDS, pulse=pulse)
+    loop.start()
+    wait_until(lambda: pulse.phase.name == "turn", "the loop turns")
+    clock.now += 100
+    wait_until(lambda: pulse.phase.since == clock.now, "it turns once more")
+    assert not pulse.phase.is_idle
+    loop.stop()
+    assert pulse.phase.is_idle

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,8 +15,8 @@ import pytest
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from tests.support.doubles import PATIENCE_SECONDS, Clock
+from clipfleet_worker.leases import HeldLease, LeaseKeeper, Progress
+from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 
 LEASE_SECONDS = 30.0
 
@@ -100,6 +102,80 @@ class TestHeldLease:
         held.on_interrupt(told.append)
 
         assert [str(error) for error in told] == ["cancelled"]
+
+
+class TestAStageBehindOthers:
+    """On a slow device a chunk waits for its turn: the limit counts from the worker's last progress."""
+
+    def test_it_may_go_on_while_the_worker_gets_on(self) -> None:
+        clock = Clock()
+        progress = Progress(clock)
+        waiting, working = HeldLease(lease(0), clock, progress), HeldLease(lease(1), clock, progress)
+        waiting.enter("encode", 10, 100)
+        working.enter("encode", 10, 100)
+        for _ in range(5):
+            clock.now += 9
+            assert waiting.is_within_limit
+            working.note_progress()
+        clock.now += 10
+        assert not waiting.is_within_limit
+
+    def test_but_not_for_ever(self) -> None:
+        clock = Clock()
+        held = HeldLease(lease(0), clock)
+        held.enter("encode", 10, 100)
+        for _ in range(11):
+            clock.now += 9
+            held.note_progress()
+        assert held.is_within_limit
+        clock.now += 1
+        held.note_progress()
+        assert not held.is_within_limit
+
+    def test_another_stage_is_not_helped_by_what_others_do(self) -> None:
+        clock = Clock()
+        progress = Progress(clock)
+        writing, other = HeldLease(lease(0), clock, progress), HeldLease(lease(1), clock, progress)
+        writing.enter("write", 10)
+        clock.now += 10
+        other.note_progress()
+        assert not writing.is_within_limit
+
+
+class TestWaitingForOthers:
+    def test_the_result_or_the_error_comes_back(self) -> None:
+        loading: Future[str] = Future()
+        call = InThread(lambda: HeldLease(lease(0)).result_of(loading))
+        loading.set_result("model")
+        assert call.result() == "model"
+        failed: Future[str] = Future()
+        failed.set_exception(MemoryError("none left"))
+        with pytest.raises(MemoryError, match="none left"):
+            HeldLease(lease(0)).result_of(failed)
+
+    @pytest.mark.parametrize("is_late", [False, True])
+    def test_whoever_is_interrupted_waits_no_longer(self, is_late: bool) -> None:
+        held, loading = HeldLease(lease(0)), Future[str]()
+        if is_late:
+            held.interrupt("the worker leaves")
+        call = InThread(lambda: held.result_of(loading))
+        held.interrupt("the worker leaves")
+        with pytest.raises(ChunkInterrupted, match="the worker leaves"):
+            call.result()
+        loading.set_result("model")  # the loading itself went on, and disturbs nobody
+
+
+class TestPhases:
+    def test_the_watchdog_sees_each_stage_until_well_after_its_lease_was_left(
+        self, keeper: LeaseKeeper
+    ) -> None:
+        with keeper.hold(lease(1)) as first, keeper.hold(lease(2)) as second:
+            first.enter("write", 300)
+            second.enter("complete", math.inf)
+            one, other = keeper.phases()
+        assert (one.loop, one.name, one.limit_seconds) == ("chunk 1 of job job", "write", 360)
+        assert (other.name, other.is_idle) == ("complete", True)
+        assert keeper.phases() == []
 
 
 class TestRenewing:

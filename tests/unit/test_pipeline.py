@@ -105,10 +105,10 @@ class Stages(HeldLease):
         super().__init__(Lease(JOB_ID, "0", "token"))
         self.entered: list[str] = []
 
-    def enter(self, stage: str, limit_seconds: float) -> None:
-        assert limit_seconds > 0
+    def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+        assert 0 < limit_seconds <= (longest_seconds or limit_seconds)
         self.entered.append(stage)
-        super().enter(stage, limit_seconds)
+        super().enter(stage, limit_seconds, longest_seconds)
 
 
 class Bench:

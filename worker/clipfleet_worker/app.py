@@ -1,45 +1,26 @@
-"""The Celery app of a worker: its settings, each with the reason beside it, and a consumer that survives."""
+"""The Celery app of a worker: its settings, each with the reason beside it, and its consumer."""
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 
 from celery import Celery
-from celery.worker.consumer import Consumer
 from kombu.entity import Queue
 
 from clipfleet import keys
 from clipfleet.hints import make_app
-
-log = logging.getLogger(__name__)
-
-
-class SurvivingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
-    """A consumer whose failing clean-up of a lost broker connection does not end the worker.
-
-    Seen in 4 of 28 Redis restarts: closing the dead channel raised AttributeError, and the worker exited.
-    """
-
-    def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Clean up, reconnect."""
-        try:
-            super().on_connection_error_after_connected(exc)
-        except (AttributeError, OSError, RuntimeError) as error:
-            self.connection = None
-            log.warning(
-                "clean-up of a lost broker connection failed: %r; reconnecting",
-                error,
-                extra={"action": "broker_cleanup_failed"},
-            )
+from clipfleet_worker.consumer import SurvivingConsumer
+from clipfleet_worker.watchdog import Pulse
 
 
-def make_worker_app(broker_url: str, *, slots: int, events: bool) -> Celery:
+def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse) -> Celery:
     """The app that consumes hints.
 
     Args:
         broker_url: Redis or RabbitMQ.
         slots: chunks in progress at a time.
         events: send task events, which Flower needs and nothing else.
+        pulse: of the event loop.
     """
     app = make_app(broker_url)
     app.conf.update(
@@ -52,7 +33,7 @@ def make_worker_app(broker_url: str, *, slots: int, events: bool) -> Celery:
         broker_connection_retry_on_startup=True,  # start before Redis is up
         broker_connection_max_retries=None,  # the default gives up after 100
         broker_channel_error_retry=True,  # survive READONLY answers of a demoted Redis
-        worker_consumer=f"{__name__}:SurvivingConsumer",
+        worker_consumer=partial(SurvivingConsumer, pulse=pulse),
         worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be; leases fence
         worker_enable_prefetch_count_reduction=True,
         worker_soft_shutdown_timeout=0,  # in threads it only sleeps; the worker drains by itself

@@ -21,6 +21,7 @@ import numpy as np
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrup
 class Batcher:
     """Start it once per device share; its other methods may be called from any thread."""
 
-    def __init__(self, batch_size: int, *, ring_batches: int = 3) -> None:
+    def __init__(self, batch_size: int, *, ring_batches: int = 3, pulse: Pulse | None = None) -> None:
+        self._pulse = pulse or Pulse("batcher")
         self._batch_size = batch_size
         self._ring_items = batch_size * ring_batches
         self._waiting_items = 0
@@ -175,10 +177,11 @@ class Batcher:
                 return False
             call = self._next_call()
             batch = [] if call else self._gather()
-        if call:
-            call.run()
-        else:
-            self._encode(batch)
+        with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS):
+            if call:
+                call.run()
+            else:
+                self._encode(batch)
         return True
 
     def _next_lane(self) -> Lane | None:

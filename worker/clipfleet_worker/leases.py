@@ -7,57 +7,133 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TypeVar
 
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.watchdog import Phase, Pulse
 
 log = logging.getLogger(__name__)
 
 _TRIES_PER_LEASE = 30  # while Redis is away: a lease may have little left when it comes back
+T = TypeVar("T")
+_CLAIMED_LIMIT_SECONDS = 60.0  # before its first stage
+_HANG_SECONDS = 60.0  # after its limit a stage has this long before the watchdog ends the process
+_RENEW_LIMIT_SECONDS = 300.0  # a call to a Redis that is away or silent ends sooner
+
+
+class Progress:
+    """When this worker last got on with its work: an item or a chunk ended, a stage began."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._last = monotonic()
+
+    def note(self) -> None:
+        """It gets on just now."""
+        self._last = self._monotonic()
+
+    @property
+    def last(self) -> float:
+        """Monotonic seconds."""
+        return self._last
 
 
 class HeldLease:
     """A lease in our hands; renewed only while its stage is inside its limit, so a hang lets it expire."""
 
-    def __init__(self, lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        monotonic: Callable[[], float] = time.monotonic,
+        progress: Progress | None = None,
+    ) -> None:
         self.lease = lease
         self._monotonic = monotonic
+        self._progress = progress or Progress(monotonic)
         self._stage = "claimed"
-        self._stage_ends = monotonic() + 60
+        self._since = monotonic()
+        self._limit_seconds = _CLAIMED_LIMIT_SECONDS
+        self._longest_seconds: float | None = None
         self._lock = threading.Lock()
         self._interruption: ChunkInterrupted | None = None
-        self._callback: Callable[[BaseException], None] | None = None
+        self._callbacks: list[Callable[[BaseException], None]] = []
 
-    def enter(self, stage: str, limit_seconds: float) -> None:
+    def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
         """Work on a stage begins that ends within the limit, or hangs.
+
+        Args:
+            stage: its name.
+            limit_seconds: how long it may take; `math.inf` where it waits for the world.
+            longest_seconds: given where the stage queues behind other chunks. Then the limit counts from the
+                worker's last progress, whoever's it was, and this one from the beginning.
 
         Raises:
             ChunkInterrupted: the chunk was taken from us meanwhile.
         """
-        self._stage, self._stage_ends = stage, self._monotonic() + limit_seconds
+        self._stage, self._since = stage, self._monotonic()
+        self._limit_seconds, self._longest_seconds = limit_seconds, longest_seconds
+        self._progress.note()
         if self._interruption is not None:
             raise self._interruption
 
     def is_done(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
-        self._stage, self._stage_ends = "complete", math.inf
+        self._stage, self._since = "complete", self._monotonic()
+        self._limit_seconds, self._longest_seconds = math.inf, None
+
+    def note_progress(self) -> None:
+        """Some of the chunk's items have ended."""
+        self._progress.note()
+
+    @property
+    def _ends(self) -> float:
+        """When the present stage has taken too long."""
+        if self._longest_seconds is None:
+            return self._since + self._limit_seconds
+        moved = max(self._since, self._progress.last)
+        return min(self._since + self._longest_seconds, moved + self._limit_seconds)
 
     @property
     def is_within_limit(self) -> bool:
         """Whether the present stage may still be running as it should."""
-        return self._monotonic() < self._stage_ends
+        return self._monotonic() < self._ends
 
     @property
     def stage(self) -> str:
         """Name of the present stage."""
         return self._stage
 
+    @property
+    def phase(self) -> Phase:
+        """The present stage as the watchdog sees it: by its end the lease has run out."""
+        ends = self._ends + _HANG_SECONDS
+        limit_seconds = None if ends == math.inf else ends - self._since
+        return Phase(
+            f"chunk {self.lease.chunk} of job {self.lease.job_id}", self._stage, self._since, limit_seconds
+        )
+
+    def result_of(self, future: Future[T]) -> T:
+        """Wait for something that others do, such as a model that loads; what it raises is raised here.
+
+        Raises:
+            ChunkInterrupted: the chunk was taken from us meanwhile; the others go on.
+        """
+        changed = threading.Event()
+        future.add_done_callback(lambda _: changed.set())
+        self.on_interrupt(lambda _: changed.set())
+        changed.wait()
+        if self._interruption is not None and not future.done():
+            raise self._interruption
+        return future.result()
+
     def on_interrupt(self, callback: Callable[[BaseException], None]) -> None:
         """Have a waiting stage told; at once if it has happened already."""
         with self._lock:
-            self._callback = callback
+            self._callbacks.append(callback)
             interruption = self._interruption
         if interruption is not None:
             callback(interruption)
@@ -68,15 +144,17 @@ class HeldLease:
             if self._interruption is not None:
                 return
             self._interruption = ChunkInterrupted(reason)
-            callback = self._callback
-        if callback is not None:
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
             callback(self._interruption)
 
 
 class LeaseKeeper:
     """Renews what is held. While Redis is away nothing is interrupted: the lease may still be ours."""
 
-    def __init__(self, ledger: Ledger, lease_seconds: float) -> None:
+    def __init__(self, ledger: Ledger, lease_seconds: float, *, pulse: Pulse | None = None) -> None:
+        self.progress = Progress()
+        self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
         self._lease_seconds = lease_seconds
         self._held: dict[str, HeldLease] = {}  # by token
@@ -98,7 +176,7 @@ class LeaseKeeper:
     @contextmanager
     def hold(self, lease: Lease) -> Iterator[HeldLease]:
         """Keep a lease alive for the time of the context."""
-        held = HeldLease(lease)
+        held = HeldLease(lease, progress=self.progress)
         with self._lock:
             self._held[lease.token] = held
             leaving = self._leaving
@@ -107,6 +185,7 @@ class LeaseKeeper:
         try:
             yield held
         finally:
+            self.progress.note()
             with self._lock:
                 self._held.pop(lease.token, None)
 
@@ -117,6 +196,10 @@ class LeaseKeeper:
         for held in self._snapshot():
             held.interrupt(reason)
 
+    def phases(self) -> list[Phase]:
+        """The stages of all that is held."""
+        return [held.phase for held in self._snapshot()]
+
     def _snapshot(self) -> list[HeldLease]:
         with self._lock:
             return list(self._held.values())
@@ -124,7 +207,8 @@ class LeaseKeeper:
     def _run(self) -> None:
         pause_seconds = self._lease_seconds / 3
         while not self._stop.wait(pause_seconds):
-            was_told = self.renew_all()
+            with self._pulse.during("renew", _RENEW_LIMIT_SECONDS):
+                was_told = self.renew_all()
             pause_seconds = self._lease_seconds / (3 if was_told else _TRIES_PER_LEASE)
 
     def renew_all(self) -> bool:

@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
 from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
+from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
@@ -49,17 +49,17 @@ from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.model_catalogue import require_known
+from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
+from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
 
 log = logging.getLogger(__name__)
 
-_EXIT_THREAD_DIED = 70  # the supervisor starts a new process
-_PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work by itself
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _IDLE_READ_TIMEOUT_SECONDS = 15.0
 _S3_CONNECTIONS = 64  # of fetching; each is a thread
@@ -79,45 +79,66 @@ class Worker:
         self._preload = preload
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = pick_device(settings.device)
+        self._watchdog = Watchdog()
         self._celery_app = make_worker_app(
-            settings.require_broker_url(), slots=settings.slots, events=settings.celery_events
+            settings.require_broker_url(),
+            slots=settings.slots,
+            events=settings.celery_events,
+            pulse=self._watchdog.pulse("hints"),
         )
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
         self._shared_matrices = SharedMatrices(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
-        self._keeper = LeaseKeeper(self._ledger, settings.lease_seconds)
+        self._keeper = LeaseKeeper(
+            self._ledger, settings.lease_seconds, pulse=self._watchdog.pulse("lease keeper")
+        )
+        self._watchdog.watch(self._keeper.phases)
         self._models = Models(
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
-        self._batcher = Batcher(settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH))
+        self._batcher = Batcher(
+            settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH),
+            pulse=self._watchdog.pulse("batcher"),
+        )
         self._decode_pool = ThreadPoolExecutor(
             settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
         )
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = _http_fetcher(settings)
         routes = _routes(settings, self._http)
-        retrying = RetryingFetcher(routes.remote, RetryPolicy(attempts=settings.fetch_attempts))
-        self._fetch_loop = FetchLoop(retrying, waiting_bytes, settings.chunk_deadline_seconds)
-        self._claims = Claims(
+        self._fetch_loop = FetchLoop(
+            RetryingFetcher(routes.remote, RetryPolicy(attempts=settings.fetch_attempts)),
+            waiting_bytes,
+            settings.chunk_deadline_seconds,
+            pulse=self._watchdog.pulse("fetch loop"),
+        )
+        self._claims = self._make_claims()
+        self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
+        self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
+        self._reconciler = Reconciler(
+            self._ledger,
+            self._facts,
+            period_seconds=settings.reconcile_seconds,
+            lease_seconds=settings.lease_seconds,
+            on_workers=self._http.turns.share,
+            pulse=self._watchdog.pulse("reconciler"),
+        )
+        self._puller = Puller(self._tasks, self._claims)
+
+    def _make_claims(self) -> Claims:
+        return Claims(
             ledger=self._ledger,
             open_items=self._open_items,
             models=self._models,
             worker_id=self._worker_id,
-            lease_seconds=settings.lease_seconds,
-            outage_seconds=settings.outage_hours * 3600,
-            job_ttl_seconds=settings.job_ttl_seconds,
-            slots=settings.slots,
-            crash_points=crash_points,
+            lease_seconds=self._settings.lease_seconds,
+            outage_seconds=self._settings.outage_hours * 3600,
+            job_ttl_seconds=self._settings.job_ttl_seconds,
+            slots=self._settings.slots,
+            crash_points=self._crash_points,
         )
-        self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
-        self._stopping = threading.Event()
-        self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
-        self._loops = [
-            threading.Thread(target=self._reconcile, name="reconciler", daemon=True),
-            threading.Thread(target=self._pull, name="puller", daemon=True),
-        ]
 
     def _make_tasks(self, pipeline: Pipeline) -> Tasks:
         contexts = JobContexts(
@@ -162,8 +183,12 @@ class Worker:
         )
 
     def _load(self, name: str, precision: Precision) -> LoadedModel:
-        model = load_model(name, precision, self._device)
-        model.warm_up()
+        with self._watchdog.activity("model loader", f"load {name}", LOAD_LIMIT_SECONDS) as pulse:
+            pulse.rest(f"download {name}")  # the network has limits of its own
+            fetch_files(name)
+            pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
+            model = load_model(name, precision, self._device)
+            model.warm_up()
         return model
 
     def run(self) -> int:
@@ -179,19 +204,20 @@ class Worker:
         signals.worker_ready.connect(self._on_ready)
         if self._preload:
             self._models.prefetch(self._settings.models[0], Precision.AUTO)
+        self._watchdog.start()
         self._batcher.start()
         self._fetch_loop.start()
         self._keeper.start()
         self._announcer.start()
-        for loop in self._loops:
-            loop.start()
+        self._reconciler.start()
+        self._puller.start()
         try:
             return _run_celery(self._celery_app, self._worker_id)
         finally:
             self._stop()
 
     def _on_ready(self, **_: object) -> None:
-        self._heartbeat()
+        self._reconciler.heartbeat()
         log.info(
             "worker %s is ready: models %s on %s",
             self._worker_id,
@@ -205,19 +231,22 @@ class Worker:
     def _on_shutting_down(self, **_: object) -> None:
         """SIGTERM: take nothing more; what does not end in time is given back."""
         log.info("worker drains", extra={"action": "drain"})
-        self._claims.leave()
-        self._stopping.set()
+        self._take_nothing_more()
         timer = threading.Timer(
             self._settings.drain_seconds, self._keeper.interrupt_all, ["the worker leaves"]
         )
         timer.daemon = True
         timer.start()
 
-    def _stop(self) -> None:
+    def _take_nothing_more(self) -> None:
         self._claims.leave()
-        self._stopping.set()
-        for loop in self._loops:
-            loop.join(self._settings.drain_seconds + 5)
+        self._reconciler.stop()
+        self._puller.stop()
+
+    def _stop(self) -> None:
+        self._take_nothing_more()
+        self._reconciler.join()
+        self._puller.join(self._settings.drain_seconds)
         self._announcer.stop()
         self._keeper.stop()
         self._fetch_loop.stop()
@@ -229,54 +258,20 @@ class Worker:
         self._shared_matrices.close()
         self._ledger.close()
 
-    def _reconcile(self) -> None:
-        """Every few seconds: tell that we live, take back what others lost, share the hosts with them."""
-        while True:
-            self._heartbeat()
-            try:
-                lost, _ = self._ledger.reconcile(lease_seconds=self._settings.lease_seconds)
-                self._http.turns.share(len(self._ledger.workers()))
-            except RedisUnavailableError as error:
-                log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
-            else:
-                if lost:
-                    log.warning("%d leases had expired", lost, extra={"action": "leases_expired"})
-            if self._stopping.wait(self._settings.reconcile_seconds):
-                return
-
-    def _heartbeat(self) -> None:
-        facts = WorkerFacts(
+    def _facts(self) -> WorkerFacts:
+        return WorkerFacts(
             worker_id=self._worker_id,
             host=socket.gethostname(),
             pid=os.getpid(),
             models=self._models.served(),
             device=self._device,
         )
-        try:
-            self._ledger.heartbeat(facts)
-        except RedisUnavailableError as error:
-            log.warning("no heartbeat: %s", error, extra={"action": "heartbeat_failed"})
 
     def _say_farewell(self) -> None:
         try:
             self._ledger.farewell(self._worker_id)
         except RedisUnavailableError as error:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
-
-    def _pull(self) -> None:
-        """Work without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
-
-        Only while no hint is waiting for a slot, so that there are never many more chains than slots.
-        """
-        while not self._stopping.wait(_PULL_SECONDS):
-            _while_true(self._tasks.finish_job)
-            if self._claims.has_idle_slot(_PULL_SECONDS):
-                self._tasks.work()
-
-
-def _while_true(call: Callable[[], bool]) -> None:
-    while call():
-        pass
 
 
 def _routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
@@ -350,4 +345,4 @@ def _exit_when_a_thread_dies(arguments: threading.ExceptHookArgs) -> None:
         extra={"action": "thread_died"},
     )
     logging.shutdown()
-    os._exit(_EXIT_THREAD_DIED)
+    os._exit(EXIT_HUNG)

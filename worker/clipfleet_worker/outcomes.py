@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,7 +16,14 @@ class Outcomes:
     The chunk's own thread waits; any thread may report. What comes after `interrupt` is ignored.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, on_end: Callable[[], None] = lambda: None) -> None:
+        """All items are open.
+
+        Args:
+            count: how many there are.
+            on_end: called, quickly, whenever some of them have ended.
+        """
+        self._on_end = on_end
         self.errors: list[ItemError | None] = [None] * count
         self.widths: list[int | None] = [None] * count
         self.heights: list[int | None] = [None] * count
@@ -61,6 +68,7 @@ class Outcomes:
         for position in positions:
             self._ended[position] = True
         self._open -= len(positions)
+        self._on_end()
         if self._open == 0:
             self._changed.notify_all()
 

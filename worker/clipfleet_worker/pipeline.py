@@ -26,12 +26,14 @@ from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.rows import failed_outcomes, part_table
 from clipfleet_worker.text_matrices import TextMatrix
+from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 # Beyond these a stage hangs, and its lease is left to expire.
 _READ_LIMIT_SECONDS = 120.0
-_LOAD_LIMIT_SECONDS = 900.0
+_WAIT_FOR_MODEL_SECONDS = 3600.0  # with the download; the loading itself is the watchdog's
 _PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not for a whole label set
-_ENCODE_LIMIT_SECONDS = 1800.0
+_ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # in which no item of the worker ends
+_LONGEST_SECONDS = 6 * 3600.0  # of a chunk behind many others on a slow device
 _WRITE_LIMIT_SECONDS = 300.0
 
 
@@ -79,8 +81,8 @@ class Pipeline:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
         work = _work(claim, context)
-        lease.enter("load model", _LOAD_LIMIT_SECONDS)
-        model = self._models.get(context.job.model, context.job.precision)
+        lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
+        model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
         outcomes, labels = self._process(context.job, work.items, model, lease)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
         return self._write(claim, context, work, outcomes, model=model, labels=labels)
@@ -95,7 +97,7 @@ class Pipeline:
         self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease
     ) -> tuple[Outcomes, ChunkLabels | None]:
         """Fetch, decode, encode and score the items of a chunk."""
-        outcomes = Outcomes(items.num_rows)
+        outcomes = Outcomes(items.num_rows, lease.note_progress)
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
         if choices is not None:
@@ -106,9 +108,10 @@ class Pipeline:
         else:
             self._items.start(items, destination)
         matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
-        lease.enter("fetch, decode, encode", self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS)
+        limit_seconds = self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS
+        lease.enter("fetch, decode, encode", limit_seconds, _LONGEST_SECONDS)
         outcomes.wait()
-        lease.enter("score", _ENCODE_LIMIT_SECONDS)
+        lease.enter("score", _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return outcomes, None
         return outcomes, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)

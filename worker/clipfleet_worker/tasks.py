@@ -59,9 +59,9 @@ class Tasks:
 
     def _work(self, claim: Claim) -> None:
         try:
-            if claim.more:
-                self.hints.publish_work()
             with self.keeper.hold(Lease(claim.job_id, str(claim.chunk_id), claim.token)) as lease:
+                if claim.more:
+                    self.hints.publish_work()
                 self._process(claim, lease)
         except BaseException as error:
             self.claims.give_back(claim, error)

@@ -20,12 +20,15 @@ from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import ChunkTime, PatientFetcher
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
 _SLICE_ITEMS = 16
 _SLICE_LINGER_SECONDS = 0.05
 _CHECK_SECONDS = 0.5
+_BEAT_SECONDS = 1.0
+_TURN_LIMIT_SECONDS = 60.0  # of the event loop, in which nothing may block
 
 FetchedSlice = list[tuple[int, bytes]]  # (position in the chunk, bytes)
 
@@ -49,7 +52,10 @@ class FetchLoop:
         deadline_seconds: float,
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or Pulse("fetch loop")
+        self._beating: asyncio.Task[None] | None = None
         self._fetcher = fetcher
         self._waiting_bytes = waiting_bytes
         self._deadline_seconds = deadline_seconds
@@ -86,6 +92,15 @@ class FetchLoop:
     async def _open(self) -> None:
         self._waiting_bytes.bind(asyncio.get_running_loop())
         await self._fetcher.start()
+        self._beating = asyncio.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        try:
+            while True:
+                self._pulse.enter("turn", _TURN_LIMIT_SECONDS)
+                await asyncio.sleep(_BEAT_SECONDS)
+        finally:
+            self._pulse.rest("stopped")
 
     async def _close(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

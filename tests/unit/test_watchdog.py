@@ -1,0 +1,127 @@
+"""The watchdog ends a process in which a loop hangs, and no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from clipfleet_worker.watchdog import EXIT_HUNG, Phase, Watchdog
+from tests.support.doubles import Clock
+
+
+class Bench:
+    """A watchdog whose clock and exit are ours. A look takes place every second, as in production."""
+
+    def __init__(self) -> None:
+        self.clock, self.exits, self.dumps = Clock(), list[int](), 0
+        self.watchdog = Watchdog(monotonic=self.clock, exit_process=self.exits.append, dump_stacks=self._dump)
+
+    def _dump(self) -> None:
+        assert not self.exits  # the stacks come first
+        self.dumps += 1
+
+    def pass_time(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.clock.now += 1
+            self.watchdog.check()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_phase_beyond_its_limit_ends_the_process_with_the_stacks_of_all(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    pulse = bench.watchdog.pulse("batcher")
+    pulse.enter("encode", 30)
+    bench.pass_time(30)
+    assert (bench.exits, bench.dumps) == ([], 0)
+    bench.pass_time(1)
+    assert (bench.exits, bench.dumps) == ([EXIT_HUNG], 1)
+    assert "batcher hangs: encode takes more than 30 s" in caplog.text
+
+
+def test_each_phase_begins_anew(bench: Bench) -> None:
+    pulse = bench.watchdog.pulse("batcher")
+    for _ in range(5):
+        pulse.enter("encode", 30)
+        bench.pass_time(29)
+    assert bench.exits == []
+
+
+def test_whoever_rests_may_rest_for_ever(bench: Bench) -> None:
+    pulse = bench.watchdog.pulse("lease keeper")
+    with pulse.during("renew", 10):
+        bench.pass_time(9)
+    bench.pass_time(1000)
+    pulse.rest("reconnecting")
+    bench.pass_time(1000)
+    assert bench.exits == []
+
+
+def test_an_activity_is_watched_until_it_ends_and_forgotten_then(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="broken"), bench.watchdog.activity("decode", "a.jpg", 20):
+        assert [phase.name for phase in bench.watchdog.phases()] == ["a.jpg"]
+        raise ValueError("broken")
+    assert bench.watchdog.phases() == []
+    bench.pass_time(100)
+    assert bench.exits == []
+    with bench.watchdog.activity("decode", "b.jpg", 20), bench.watchdog.activity("decode", "c.jpg", 200):
+        bench.pass_time(21)
+        assert bench.exits == [EXIT_HUNG]
+        assert [phase.name for phase in bench.watchdog.overdue()] == ["b.jpg"]
+
+
+def test_a_source_is_asked_at_every_look(bench: Bench) -> None:
+    phases = [Phase("chunk", "write", bench.clock.now, 40)]
+    bench.watchdog.watch(lambda: phases)
+    bench.pass_time(40)
+    phases[:] = [Phase("chunk", "read", bench.clock.now, 40)]
+    bench.pass_time(40)
+    assert bench.exits == []
+    bench.pass_time(1)
+    assert bench.exits == [EXIT_HUNG]
+
+
+def test_time_in_which_the_whole_process_stood_still_does_not_count(bench: Bench) -> None:
+    bench.watchdog.pulse("batcher").enter("encode", 30)
+    bench.pass_time(20)
+    bench.clock.now += 3600  # the virtual machine was frozen
+    bench.watchdog.check()
+    bench.pass_time(29)
+    assert bench.exits == []
+    bench.pass_time(2)
+    assert bench.exits == [EXIT_HUNG]
+
+
+def test_a_real_process_ends_with_70_and_shows_where_each_thread_is() -> None:
+    program = """
+import threading
+from clipfleet_worker.watchdog import Watchdog
+
+def sleeps_for_ever():
+    threading.Event().wait()
+
+watchdog = Watchdog()
+watchdog.pulse("sleeper").enter("sleep", 0.1)
+watchdog.start()
+sleeps_for_ever()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == EXIT_HUNG, ended.stderr
+    assert "sleeps_for_ever" in ended.stderr
+    assert "watchdog.py" in ended.stderr
+
+
+def test_it_can_be_stopped() -> None:
+    watchdog = Watchdog()
+    watchdog.start()
+    watchdog.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]

@@ -1,0 +1,127 @@
+"""The loops of a worker beside its chunks: one says that it lives and mends, one looks for work by itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import Ledger, WorkerFacts
+from clipfleet_worker.claims import Claims
+from clipfleet_worker.tasks import Tasks
+from clipfleet_worker.watchdog import Pulse
+
+log = logging.getLogger(__name__)
+
+_CALL_LIMIT_SECONDS = 300.0  # a call to a Redis that is away or silent ends sooner
+_PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work by itself
+_STOP_SECONDS = 5.0
+
+
+class Reconciler:
+    """Every few seconds: tells that this worker lives, and takes back what others lost.
+
+    Any number of them may run at once, in one cluster: each mends what it finds, once.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        facts: Callable[[], WorkerFacts],
+        *,
+        period_seconds: float,
+        lease_seconds: float,
+        on_workers: Callable[[int], object],
+        pulse: Pulse,
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            ledger: what is mended.
+            facts: what this worker is and serves now.
+            period_seconds: how often it is told and mended.
+            lease_seconds: of all leases.
+            on_workers: called with the number of live workers, this one among them.
+            pulse: of this loop.
+        """
+        self._lease_seconds = lease_seconds
+        self._on_workers = on_workers
+        self._ledger = ledger
+        self._facts = facts
+        self._period_seconds = period_seconds
+        self._pulse = pulse
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have the thread end."""
+        self._stopping.set()
+
+    def join(self, timeout_seconds: float = _STOP_SECONDS) -> None:
+        """Wait for the thread's end, but not for ever."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._pulse.during("reconcile", _CALL_LIMIT_SECONDS):
+                self.heartbeat()
+                self.reconcile()
+            if self._stopping.wait(self._period_seconds):
+                return
+
+    def heartbeat(self) -> None:
+        """Tell what this worker is and serves."""
+        try:
+            self._ledger.heartbeat(self._facts())
+        except RedisUnavailableError as error:
+            log.warning("no heartbeat: %s", error, extra={"action": "heartbeat_failed"})
+
+    def reconcile(self) -> None:
+        """Take back expired leases, share with the other workers what is to be shared."""
+        try:
+            lost, _ = self._ledger.reconcile(lease_seconds=self._lease_seconds)
+            self._on_workers(len(self._ledger.workers()))
+        except RedisUnavailableError as error:
+            log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
+        else:
+            if lost:
+                log.warning("%d leases had expired", lost, extra={"action": "leases_expired"})
+
+
+class Puller:
+    """Works without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
+
+    Only while no hint is waiting for a slot, so that there are never many more chains than slots.
+    """
+
+    def __init__(self, tasks: Tasks, claims: Claims) -> None:
+        self._tasks = tasks
+        self._claims = claims
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="puller", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have the thread end, after the chunk that it holds."""
+        self._stopping.set()
+
+    def join(self, timeout_seconds: float = _STOP_SECONDS) -> None:
+        """Wait for the thread's end, but not for ever."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_PULL_SECONDS):
+            while not self._stopping.is_set() and self._tasks.finish_job():
+                pass
+            if self._claims.has_idle_slot(_PULL_SECONDS):
+                self._tasks.work()

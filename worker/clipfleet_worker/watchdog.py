@@ -1,0 +1,174 @@
+"""Ends a process in which a loop hangs: a thread cannot be killed, and leases make an exit cheap.
+
+Each loop publishes what it is doing, since when, and how long that may take. The watchdog compares, and
+beyond a limit writes the stacks of all threads to the log and ends the process; its supervisor starts a new
+one. To be idle, or to wait for a Redis that is away, has no limit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+EXIT_HUNG = 70  # the exit code of a process that was ended because it got on no more
+LOAD_LIMIT_SECONDS = 900.0  # of loading a model, and of a forward pass, which may have to compile first
+
+_LOOK_SECONDS = 1.0
+_FROZEN_SECONDS = 10.0  # between two looks: it was the process that stood still, not a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What a loop is doing."""
+
+    loop: str
+    name: str
+    since: float  # monotonic seconds
+    limit_seconds: float | None = None  # None: it may take any time
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may take any time."""
+        return self.limit_seconds is None
+
+
+class Pulse:
+    """Where one loop publishes its phase. Written by that loop, read by others."""
+
+    def __init__(self, loop: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._loop = loop
+        self._monotonic = monotonic
+        self._phase = Phase(loop, "idle", monotonic())
+
+    @property
+    def phase(self) -> Phase:
+        """The present phase."""
+        return self._phase
+
+    def enter(self, phase: str, limit_seconds: float | None = None) -> None:
+        """A phase begins that ends within the limit, or hangs."""
+        self._phase = Phase(self._loop, phase, self._monotonic(), limit_seconds)
+
+    def rest(self, phase: str = "idle") -> None:
+        """The loop waits for work, or for the world."""
+        self.enter(phase)
+
+    @contextmanager
+    def during(self, phase: str, limit_seconds: float) -> Iterator[None]:
+        """Be in a phase for the time of the context, then idle."""
+        self.enter(phase, limit_seconds)
+        try:
+            yield
+        finally:
+            self.rest()
+
+
+class Watchdog:
+    """Looks at all pulses once a second. Everything but `check` may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        exit_process: Callable[[int], None] = os._exit,
+        dump_stacks: Callable[[], None] = lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True),
+    ) -> None:
+        """Nothing is watched yet.
+
+        Args:
+            monotonic: seconds that only go forward.
+            exit_process: called with `EXIT_HUNG`; does not return in production.
+            dump_stacks: writes the stacks of all threads where the log goes.
+        """
+        self._monotonic = monotonic
+        self._exit_process = exit_process
+        self._dump_stacks = dump_stacks
+        self._pulses: dict[int, Pulse] = {}
+        self._sources: list[Callable[[], Iterable[Phase]]] = []
+        self._lock = threading.Lock()
+        self._last_look = monotonic()
+        self._thawed = monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def pulse(self, loop: str) -> Pulse:
+        """A new pulse, watched as long as the process lives."""
+        pulse = Pulse(loop, self._monotonic)
+        with self._lock:
+            self._pulses[id(pulse)] = pulse
+        return pulse
+
+    @contextmanager
+    def activity(self, name: str, phase: str, limit_seconds: float) -> Iterator[Pulse]:
+        """Watch something that ends with the context: one decoding, one load. Nesting is allowed."""
+        pulse = self.pulse(name)
+        pulse.enter(phase, limit_seconds)
+        try:
+            yield pulse
+        finally:
+            with self._lock:
+                del self._pulses[id(pulse)]
+
+    def watch(self, source: Callable[[], Iterable[Phase]]) -> None:
+        """Ask `source` for further phases at every look."""
+        with self._lock:
+            self._sources.append(source)
+
+    def phases(self) -> list[Phase]:
+        """What all loops are doing now."""
+        with self._lock:
+            pulses, sources = list(self._pulses.values()), list(self._sources)
+        found = [pulse.phase for pulse in pulses]
+        return found + [phase for source in sources for phase in source()]
+
+    def overdue(self) -> list[Phase]:
+        """Phases beyond their limit. The time in which the whole process stood still does not count."""
+        now = self._monotonic()
+        return [
+            phase
+            for phase in self.phases()
+            if phase.limit_seconds is not None and now - max(phase.since, self._thawed) > phase.limit_seconds
+        ]
+
+    def check(self) -> None:
+        """Look once: end the process if something hangs. Called by the thread."""
+        now = self._monotonic()
+        if now - self._last_look > _FROZEN_SECONDS:
+            self._thawed = now
+        self._last_look = now
+        overdue = self.overdue()
+        if not overdue:
+            return
+        for phase in overdue:
+            log.critical(
+                "%s hangs: %s takes more than %g s; the process ends, its leases expire",
+                phase.loop,
+                phase.name,
+                phase.limit_seconds,
+                extra={"action": "loop_hangs"},
+            )
+        self._dump_stacks()
+        self._exit_process(EXIT_HUNG)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_SECONDS):
+            self.check()
