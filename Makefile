@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
-.PHONY: demo install test lint unit integration e2e test-peers bench clean
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -23,6 +23,14 @@ unit integration e2e: $(VENV)/.dev-installed
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
 	PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/pytest tests/peers -q
+
+# One file at a time: they kill, cut and freeze what they started, and measure how long it takes to come back.
+test-chaos: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/chaos -q
+
+# CHAOS_SCALE=short, default, kills or nightly; CHAOS_SEED=N does the same again.
+chaos: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.chaos.run
 
 # Figures, not tests: they depend on the machine.
 bench: $(VENV)/.dev-installed

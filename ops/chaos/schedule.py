@@ -40,7 +40,7 @@ WORKER_CRASH_POINTS = (
     "after_claim", "mid_fetch", "before_write", "mid_write", "after_write", "after_complete", "before_ack",
     "mid_finish",
 )  # fmt: skip
-PRODUCER_CRASH_POINTS = ("mid_submit", "after_seal")
+PRODUCER_CRASH_POINTS = ("mid_submit", "after_seal")  # at their first passage: a small job has no second
 
 _BREATH_SECONDS = 3.0  # between two faults of one server: time to come back
 _PASSAGES = 6  # a crash point strikes at one of its first so many passages
@@ -122,8 +122,9 @@ def make_schedule(seed: int, scale: Scale) -> tuple[PlannedFault, ...]:
 
 
 def _passage(chance: random.Random, point: str) -> int:
-    """A job is finished but once: of rare passages the first or second."""
-    return chance.randint(1, 2 if point in ("mid_finish", *PRODUCER_CRASH_POINTS) else _PASSAGES)
+    if point in ("", *PRODUCER_CRASH_POINTS):
+        return 1
+    return chance.randint(1, _PASSAGES)
 
 
 def _shuffled_points(chance: random.Random, kind: FaultKind, count: int) -> list[str]:
@@ -145,7 +146,7 @@ def _seconds(chance: random.Random, kind: FaultKind, index: int, scale: Scale) -
             return 20.0 if index < scale.long_freezes else chance.uniform(4.0, 6.0)
         case FaultKind.S3_OUTAGE:
             return scale.s3_outage_seconds
-        case FaultKind.S3_SLOW_DOWN:
+        case FaultKind.S3_SLOW_DOWN | FaultKind.S3_RESET:
             return chance.uniform(3.0, 6.0)
         case _:
             return 0.0

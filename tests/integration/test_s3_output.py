@@ -122,6 +122,17 @@ class TestTakingAName:
 
         assert output.read("_SUCCESS") == b"two"
 
+    def test_a_canary_that_is_swept_away_meanwhile_says_nothing(self, s3: S3Bucket, output: S3Output) -> None:
+        def sweep(**_: Any) -> None:
+            if s3.keys("jobs/one/_clipfleet/tmp/"):
+                output._client.meta.events.unregister("before-call.s3.PutObject", sweep)
+                output.sweep([])
+
+        output._client.meta.events.register("before-call.s3.PutObject", sweep)
+
+        assert output.has_conditional_writes
+        assert s3.keys() == []
+
     def test_no_scratch_file_and_no_canary_stays(self, s3: S3Bucket, output: S3Output) -> None:
         with output.scratch() as path:
             path.write_bytes(b"data")
@@ -299,9 +310,9 @@ class TestNames:
         kept = ["jobs/on", "jobs/one-more/part-0", "jobs/one/notes.txt", "jobs/one/part-x/deep"]
         assert s3.keys() == sorted([*kept, "jobs/two/part-0"])
 
-    def test_sweep_removes_staged_files_that_nobody_knows(self, s3: S3Bucket, output: S3Output) -> None:
+    def test_sweep_removes_what_killed_programs_left(self, s3: S3Bucket, output: S3Output) -> None:
         known, stray = keys.staged_file(0, 2), keys.staged_file(2, 1)
-        for name in (known, stray, keys.JOB_FILE, "part-0"):
+        for name in (known, stray, keys.JOB_FILE, "part-0", f"{keys.TMP}/canary-of-a-killed-worker"):
             s3.put(f"jobs/one/{name}", b"x")
 
         output.sweep([known])

@@ -120,7 +120,8 @@ class S3Output:
     def sweep(self, staged: Collection[str]) -> None:
         """See the protocol. Scratch files are on the machines of their writers, which remove them."""
         with suppress(OutputUnavailableError):
-            self._remove_all([name for name in self._names(keys.STAGED_PREFIX) if name not in staged])
+            stray = [name for name in self._names(keys.STAGED_PREFIX) if name not in staged]
+            self._remove_all([*stray, *self._names(f"{keys.TMP}/")])  # of a probe that was killed
 
     def clear(self) -> None:
         """See the protocol. The job file goes last: until then the output is not free for others."""
@@ -169,12 +170,15 @@ class S3Output:
         return head is not None and head.get("Metadata", {}).get(_WRITE_ID) == write_id
 
     def _probe(self) -> bool:
-        """Write a canary twice; only a store that ignores the condition takes it both times."""
+        """Write a canary again and again; only a store that ignores the condition takes it each time.
+
+        Three times, for it may be swept away once.
+        """
         from botocore.exceptions import ClientError
 
         where = {"Bucket": self._bucket, "Key": f"{self._root}{keys.TMP}/canary-{uuid.uuid4().hex}"}
         try:
-            for _ in range(2):
+            for _ in range(3):
                 self._client.put_object(**where, Body=b"canary", IfNoneMatch="*")
         except ClientError as error:
             if _status(error) == 412:

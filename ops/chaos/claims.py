@@ -1,0 +1,67 @@
+"""Who claimed what when: a worker's ledger that notes it beside its work, and the notes read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clipfleet.contract import Lane
+from clipfleet.ledger import Claim, Ledger
+
+CLAIMS_FILE = "CHAOS_CLAIMS_FILE"  # environment variable with the file that a worker appends to
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimNote:
+    """One claim."""
+
+    at: float  # `time.monotonic()`, which is one clock for all processes of a machine
+    worker: int  # number of the worker process in the run
+    job_id: str
+    chunk_id: int
+    generation: int
+    losses: int
+    failures: int
+
+
+class NotingLedger(Ledger):
+    """A ledger that notes each claim of this worker."""
+
+    def claim(
+        self,
+        token: str,
+        lease_seconds: float,
+        lanes: Sequence[Lane],
+        models: Sequence[str],
+        excluded_jobs: Iterable[str] = (),
+    ) -> Claim | None:
+        """See `Ledger`."""
+        claim = super().claim(token, lease_seconds, lanes, models, excluded_jobs)
+        if claim is not None:
+            path = Path(os.environ[CLAIMS_FILE])
+            note(path, claim.job_id, claim.chunk_id, claim.generation, claim.losses, claim.failures)
+        return claim
+
+
+def note(
+    path: Path, job_id: str, chunk_id: int, generation: int = 0, losses: int = 0, failures: int = 0
+) -> None:
+    """Append one claim to a worker's file, whose name is the worker's number. Whole or not at all."""
+    claim = ClaimNote(
+        time.monotonic(), int(path.stem), job_id, chunk_id, generation, losses, failures
+    )  # fmt: skip
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, f"{json.dumps(asdict(claim))}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_claims(folder: Path) -> list[ClaimNote]:
+    """All notes of a run, by time."""
+    lines = (line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines())
+    return sorted((ClaimNote(**json.loads(line)) for line in lines), key=lambda claim: claim.at)

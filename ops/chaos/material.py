@@ -1,0 +1,142 @@
+"""What the jobs of a run read: pictures and broken files in a folder, and a web site that is slow."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import random
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan
+
+_SLOWEST_SECONDS = 0.5
+
+
+class Material:
+    """The files; made once per run.
+
+    Attributes:
+        hashes: sha256 of each picture, lowercase hex.
+    """
+
+    def __init__(self, folder: Path, site_url: str) -> None:
+        self._folder = folder
+        self._site_url = site_url
+        folder.mkdir()
+        self.hashes = [self._write(number) for number in range(PICTURES)]
+        (folder / "text.jpg").write_text("This is not a picture.\n")
+
+    def _write(self, number: int) -> str:
+        data = picture_bytes(number)
+        (self._folder / f"{number}.jpg").write_bytes(data)
+        (self._folder / f"broken-{number}.jpg").write_bytes(data[: len(data) // 2])
+        return hashlib.sha256(data).hexdigest()
+
+    def uri(self, job_id: str, item: ItemPlan) -> str:
+        """Where an item of a job is read from."""
+        match item.kind:
+            case ItemKind.URL:
+                return f"{self._site_url}/{item.picture}.jpg"
+            case ItemKind.GONE:
+                return f"{self._site_url}/gone/{item.picture}.jpg"
+            case ItemKind.SICK:
+                return f"{self._site_url}/sick/{job_id}/{item.picture}.jpg"
+            case ItemKind.MISSING:
+                return str(self._folder / "missing.jpg")
+            case ItemKind.BROKEN:
+                return str(self._folder / f"broken-{item.picture}.jpg")
+            case ItemKind.TEXT:
+                return str(self._folder / "text.jpg")
+            case ItemKind.FILE:
+                return str(self._folder / f"{item.picture}.jpg")
+
+    def write_manifest(self, path: Path, plan: JobPlan) -> None:
+        """The source of a job, as CSV."""
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "url"])
+            writer.writerows([item.item_id, self.uri(plan.job_id, item)] for item in plan.items)
+
+
+def picture_bytes(number: int) -> bytes:
+    """A small JPEG, different for every number."""
+    from PIL import Image
+
+    chance = random.Random(number)
+    image = Image.frombytes("RGB", (4, 3), chance.randbytes(36)).resize((64, 48), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+class Site:
+    """A site on loopback: `/N.jpg` after a while; 404 below `/gone/`, and below `/sick/JOB/` until healed."""
+
+    def __init__(self) -> None:
+        self._pictures = {f"{number}.jpg": picture_bytes(number) for number in range(PICTURES)}
+        self._healed: set[str] = set()
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:PORT`."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def heal(self, job_id: str) -> None:
+        """From now on the sick pictures of a job are there."""
+        self._healed.add(job_id)
+
+    def answer(self, path: str) -> bytes | None:
+        """The picture at a path, after a while; None: there is none."""
+        *folders, name = path.strip("/").split("/")
+        if folders and not (folders[0] == "sick" and folders[1] in self._healed):
+            return None
+        time.sleep(random.random() * _SLOWEST_SECONDS)
+        return self._pictures.get(name)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A worker that dies is no news here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        data = self.server.site.answer(self.path)
+        self.send_response_only(404 if data is None else 200)
+        self.send_header("Content-Type", "text/plain" if data is None else "image/jpeg")
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""

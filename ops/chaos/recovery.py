@@ -1,0 +1,106 @@
+"""How long the system took to come back, by kind of fault. Pure: works on what the history has."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ops.chaos.claims import ClaimNote
+from ops.chaos.schedule import DEATHS, REDIS_FAULTS, S3_FAULTS, FaultKind
+
+SERVER_FAULTS = REDIS_FAULTS | S3_FAULTS
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A fault as it happened; seconds since the start of the run."""
+
+    number: int
+    kind: FaultKind
+    began_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that was lost: died, or was frozen beyond its lease."""
+
+    worker: int
+    at: float
+    kind: FaultKind
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One recovery."""
+
+    kind: FaultKind
+    seconds: float
+    is_first_loss: bool = True  # later ones wait for a back-off that doubles
+    is_undisturbed: bool = True  # no server was broken meanwhile
+
+
+def chunk_recoveries(
+    claims: Sequence[ClaimNote], deaths: Iterable[Death], spans: Sequence[Span]
+) -> list[Recovery]:
+    """From the loss of a worker until each chunk that it held was claimed again.
+
+    Args:
+        claims: all claims of the run, by time.
+        deaths: of all workers.
+        spans: the faults of servers.
+    """
+    deaths = list(deaths)
+    before: dict[tuple[str, int, int], ClaimNote] = {}
+    found = []
+    for claim in claims:
+        key = (claim.job_id, claim.chunk_id, claim.generation)
+        previous = before.get(key)
+        before[key] = claim
+        if previous is None or claim.losses <= previous.losses:  # new, or given back in time
+            continue
+        death = _first_loss_of(previous, claim.at, deaths)
+        if death is not None:
+            disturbed = any(_overlap(span, death.at, claim.at) for span in spans)
+            is_first = claim.losses == 1
+            found.append(Recovery(death.kind, claim.at - death.at, is_first, not disturbed))
+    return found
+
+
+def server_recoveries(spans: Iterable[Span], completed: Mapping[bool, Sequence[float]]) -> list[Recovery]:
+    """From the end of each fault of a server until the next chunk was completed.
+
+    Args:
+        spans: the faults.
+        completed: times at which chunks were completed, in order; `True`: of outputs in S3, `False`: of all.
+    """
+    found = []
+    for span in spans:
+        times = completed[span.kind in S3_FAULTS]
+        position = bisect_right(times, span.ended_at)
+        if span.kind in SERVER_FAULTS and position < len(times):
+            found.append(Recovery(span.kind, times[position] - span.ended_at))
+    return found
+
+
+def slowest(recoveries: Iterable[Recovery]) -> dict[FaultKind, float]:
+    """The longest of each kind, in seconds."""
+    found: dict[FaultKind, float] = {}
+    for recovery in recoveries:
+        found[recovery.kind] = max(recovery.seconds, found.get(recovery.kind, 0.0))
+    return found
+
+
+def _first_loss_of(claim: ClaimNote, until: float, deaths: Iterable[Death]) -> Death | None:
+    """How the worker of a claim was lost before somebody else claimed the same."""
+    its = (death for death in deaths if death.worker == claim.worker and claim.at <= death.at <= until)
+    return min(its, key=lambda death: death.at, default=None)
+
+
+def _overlap(span: Span, begin: float, end: float) -> bool:
+    """Whether a server was broken, or coming back, within a time."""
+    return span.kind not in DEATHS and span.began_at <= end and span.ended_at + _COMING_BACK_SECONDS >= begin
+
+
+_COMING_BACK_SECONDS = 5.0

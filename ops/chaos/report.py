@@ -1,0 +1,112 @@
+"""What a run has shown, as a table for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ops.chaos.checker import Kind, Violation, World, count_rows
+from ops.chaos.measures import Measured
+from ops.chaos.schedule import FaultKind, Scale
+from ops.chaos.servers import DRAIN_SECONDS, LEASE_SECONDS, RECONCILE_SECONDS
+
+_SHOWN_VIOLATIONS = 20
+
+_UNTIL = {
+    FaultKind.KILL: "its chunks run again",
+    FaultKind.CRASH_POINT: "its chunks run again",
+    FaultKind.ZOMBIE: "its chunks run again",
+    FaultKind.PRODUCER_CRASH: "",
+    FaultKind.TERMINATE: "the exit, code 0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that is reported."""
+
+    seed: int
+    scale: Scale
+    seconds: float
+    planned: Mapping[FaultKind, int]
+    measured: Measured
+    workers: int  # processes that were started
+    claims: int
+    losses: int
+    world: World
+    violations: Sequence[Violation]
+    notes: Sequence[str] = ()
+
+
+def print_report(console: Console, outcome: Outcome) -> None:
+    """The tables, then the verdict."""
+    console.print(_faults_table(outcome))
+    console.print(_world_table(outcome))
+    for note in outcome.notes:
+        console.print(note, highlight=False)
+    for violation in outcome.violations[:_SHOWN_VIOLATIONS]:
+        console.print(f"[red]{violation.kind}[/]: {violation.where}: {violation.detail}", highlight=False)
+    hidden = len(outcome.violations) - _SHOWN_VIOLATIONS
+    if hidden > 0:
+        console.print(f"... and {hidden} more")
+
+
+def _faults_table(outcome: Outcome) -> Table:
+    title = f"chaos: seed {outcome.seed}, scale {outcome.scale.name}, {outcome.seconds:.0f} s"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("fault")
+    for name in ("planned", "done", "slowest recovery", "in worse times"):
+        table.add_column(name, justify="right")
+    table.add_column("until")
+    for kind in FaultKind:
+        if outcome.planned.get(kind):
+            table.add_row(
+                kind.value,
+                str(outcome.planned[kind]),
+                str(outcome.measured.done.get(kind, 0)),
+                _seconds(outcome.measured.slowest.get(kind)),
+                _seconds(outcome.measured.slowest_disturbed.get(kind)),
+                _UNTIL.get(kind, "the next chunk is complete"),
+            )
+    points = ", ".join(f"{point} {count}" for point, count in sorted(outcome.measured.crash_points.items()))
+    table.caption = (
+        f"lease {LEASE_SECONDS:g} s, reconcile {RECONCILE_SECONDS:g} s, drain {DRAIN_SECONDS:g} s; "
+        f"an outage of S3 lasts {outcome.scale.s3_outage_seconds:g} s, with leases of 30 s that would be "
+        f"{outcome.scale.s3_outage_seconds * 30 / LEASE_SECONDS / 60:g} min"
+        + (f"\ndeaths at: {points}" if points else "")
+    )
+    return table
+
+
+def _world_table(outcome: Outcome) -> Table:
+    world, violations = outcome.world, outcome.violations
+    ends = sum(plan.generations for plan, _ in world.jobs)
+    states = Counter(left.state for _, left in world.jobs)
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(justify="right")
+    table.add_column()
+    rows = (
+        (len(world.jobs), "jobs (" + ", ".join(f"{count} {state}" for state, count in states.items()) + ")"),
+        (sum(len(plan.items) for plan, _ in world.jobs), "items"),
+        (sum(len(left.rows) for _, left in world.jobs), "rows"),
+        (count_rows(violations, Kind.MISSING), "missing"),
+        (count_rows(violations, Kind.DOUBLED), "doubled"),
+        (count_rows(violations, Kind.STRANGE) + count_rows(violations, Kind.WRONG), "wrong"),
+        (count_rows(violations, Kind.GIVEN_UP), "given up"),
+        (len(world.events), f"events, for {ends} ends of jobs, retries included"),
+        (outcome.workers, "worker processes"),
+        (outcome.claims, f"claims, {outcome.losses} after a loss"),
+        (len(violations), "violations in all"),
+    )
+    for number, what in rows:
+        table.add_row(f"{number:,}", what)
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s"

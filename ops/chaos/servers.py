@@ -1,0 +1,126 @@
+"""The servers of a run, each behind what can break: Valkey behind a proxy, SeaweedFS behind a front."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.embedded_s3 import EmbeddedS3
+from ops.chaos.material import Site
+from ops.chaos.proxy import Proxy
+from tests.support.s3_front import S3Front
+
+ROOT = Path(__file__).resolve().parents[2]
+LEASE_SECONDS = 3.0
+RECONCILE_SECONDS = 0.5
+DRAIN_SECONDS = 5.0
+RUN_MARK = "CHAOS_RUN"  # environment variable that all processes of a run have
+
+
+class DurableValkey(EmbeddedValkey):
+    """One that keeps every write it acknowledged, also when it is killed in the next moment."""
+
+    def _config(self, identity: Any) -> str:
+        return super()._config(identity) + "appendfsync always\n"
+
+
+class Servers:
+    """Started on entry. Valkey and the store are started from the thread that calls, which must live on."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder = folder
+        self._seed = seed
+        self._stack = ExitStack()
+        self.valkey = DurableValkey(folder / "valkey")
+        self.store = EmbeddedS3(folder / "s3")
+        self.site = Site()
+        self.proxy: Proxy
+        self.front: S3Front
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.valkey)
+            stack.enter_context(self.store)
+            stack.enter_context(self.site)
+            self.proxy = stack.enter_context(Proxy(self._valkey_port))
+            self.front = stack.enter_context(S3Front(self.store.endpoint, seed=self._seed))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def _valkey_port(self) -> int:
+        return urlsplit(self.valkey.url).port or 0
+
+    @property
+    def direct_url(self) -> str:
+        """Redis as only the harness sees it: nothing breaks."""
+        return self.valkey.url
+
+    @property
+    def url(self) -> str:
+        """Redis as producers and workers see it."""
+        return self.valkey.url.replace(f":{self._valkey_port}/", f":{self.proxy.port}/")
+
+    def start_valkey(self) -> None:
+        """Start it again; its port may be another one."""
+        self.valkey.start()
+        self.proxy.retarget(self._valkey_port)
+
+    def heal(self) -> None:
+        """Everything that is broken works again. A store or Redis that is down is another matter."""
+        self.proxy.thaw()
+        self.front.heal()
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of producers and workers of this run."""
+        ours = ("CLIPFLEET_", "AWS_", "CHAOS_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        scratch = self._folder / "tmp"
+        scratch.mkdir(exist_ok=True)
+        paths = [str(ROOT), *(path for path in clean.get("PYTHONPATH", "").split(os.pathsep) if path)]
+        return {
+            **clean,
+            **self.front.environment(self.store.environment()),
+            "CLIPFLEET_REDIS_URL": self.url,
+            "CLIPFLEET_FILE_ROOTS": str(self._folder),
+            "CLIPFLEET_OUTPUT_ROOTS": str(self._folder),
+            "CLIPFLEET_MODELS": "demo",
+            "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8",
+            "CLIPFLEET_LEASE_SECONDS": str(LEASE_SECONDS),
+            "CLIPFLEET_RECONCILE_SECONDS": str(RECONCILE_SECONDS),
+            "CLIPFLEET_DRAIN_SECONDS": str(DRAIN_SECONDS),
+            "CLIPFLEET_DECODE_THREADS": "2",
+            RUN_MARK: str(self._folder),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "TMPDIR": str(scratch),
+            # Several workers share few cores: each with a thread per core, they wait for one another's.
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+
+
+def processes_of(mark: str) -> list[str]:
+    """Processes whose environment has this mark of a run, as `PID COMMAND`; not this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if f"{RUN_MARK}={mark}".encode() not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:  # it has just ended, or is somebody else's
+            continue
+        if command:  # else it is a zombie that its parent will collect
+            found.append(f"{entry.name} {command}")
+    return found

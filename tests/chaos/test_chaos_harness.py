@@ -1,0 +1,63 @@
+"""`make chaos` in small: a run of some seconds ends as promised, and one that does not says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops.chaos.history import read_history
+from ops.chaos.scales import SCALES
+from ops.chaos.schedule import make_schedule
+from tests.conftest import service_is_missing
+from tests.support.documents import ROOT
+
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _servers() -> None:
+    from clipfleet.errors import UsageError
+    from clipfleet_worker.embedded import valkey_binary
+    from clipfleet_worker.embedded_s3 import weed_binary
+
+    try:
+        valkey_binary(), weed_binary()
+    except UsageError as error:
+        service_is_missing(str(error))
+
+
+def chaos(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ops.chaos.run", "--folder", folder, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "130"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_of_some_seconds_ends_as_promised(tmp_path: Path) -> None:
+    result = chaos(tmp_path, "--scale", "mini", "--seed", "1", "--keep")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder,) = tmp_path.iterdir()
+    events = list(read_history(folder / "history.jsonl"))
+    begun = {event["number"]: event["kind"] for event in events if event["what"] == "fault"}
+    assert begun == {fault.number: fault.kind for fault in make_schedule(1, SCALES["mini"])}
+    assert sum(event["what"] == "job_ended" for event in events) >= 6
+    print(result.stdout)
+
+
+def test_the_schedule_is_printed_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    first, again, other = (
+        chaos(tmp_path, "--scale", "short", "--seed", seed, "--schedule").stdout for seed in ("7", "7", "8")
+    )
+
+    assert first == again
+    assert first != other
+    assert first.splitlines() == [str(fault) for fault in make_schedule(7, SCALES["short"])]
