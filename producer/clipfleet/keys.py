@@ -13,6 +13,7 @@ JOBS = f"{PREFIX}:jobs"  # zset: job id -> creation time, ms
 LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
 FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be claimed, ms
 EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
+SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may be swept, ms
 ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
@@ -82,7 +83,7 @@ def lua_prelude() -> str:
     names = {
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
         "RECONCILED": RECONCILED,
-        "ANNOUNCEMENTS": ANNOUNCEMENTS,
+        "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,
         "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS,
@@ -117,6 +118,7 @@ def _spliced(variable: str) -> str:
 
 INTERNAL = "_clipfleet"
 STAGED_PREFIX = f"{INTERNAL}/items-"
+FOOTER_PREFIX = f"{INTERNAL}/footer-"
 TMP = f"{INTERNAL}/tmp"  # noqa: S108 - below the output, not the machine's
 JOB_FILE = f"{INTERNAL}/job.json"
 STAGED_FILES = f"{INTERNAL}/staged.json"  # the staged files that the ledger may know; are these all?
@@ -140,4 +142,4 @@ def part(chunk_id: int, part_format: str = "parquet") -> str:
 
 def detached_footer(part_name: str, job_id: str, content_hash: str) -> str:
     """Name of the footer of a part whose format has no room for one."""
-    return f"{INTERNAL}/footer-{part_name}-{job_id}-{content_hash}.json"
+    return f"{FOOTER_PREFIX}{part_name}-{job_id}-{content_hash}.json"

@@ -40,6 +40,7 @@ def add_job(
     ledger: Ledger,
     job_id: str = "job",
     *,
+    job: Job | None = None,
     chunks: int = 1,
     chunk_items: int = 10,
     sealed: bool = True,
@@ -47,7 +48,8 @@ def add_job(
     model: str = MODEL,
 ) -> Job:
     """Submit a job whose chunks lie in one staged file."""
-    job = make_job(job_id, lane=lane, model=model)
+    job = job or make_job(job_id, lane=lane, model=model)
+    job_id = job.job_id
     ledger.submit(job)
     if chunks:
         assert ledger.stage(job_id, 0, chunks, chunks * chunk_items).word == "staged"
@@ -125,6 +127,11 @@ def let_outage_grow_old(client: redis.Redis, job_id: str) -> None:
     """An outage of a job, if there is one, has lasted for years."""
     if client.hexists(keys.job(job_id), "outage_since"):
         client.hset(keys.job(job_id), "outage_since", _LONG_AGO)
+
+
+def let_sweeps_be_due(client: redis.Redis) -> None:
+    """Every sweep that was ordered may begin; who began one is past its lease."""
+    _make_past(client, keys.SWEEPS, client.zrange(keys.SWEEPS, 0, -1))
 
 
 def let_announcement_claims_expire(client: redis.Redis) -> None:

@@ -41,6 +41,7 @@ class _Part:
     name: str
     rows: int
     counts: PartCounts
+    beside: Sequence[str]  # further objects that belong to it
 
 
 class Finisher:
@@ -73,7 +74,7 @@ class Finisher:
         self._still_finishing(claim)
         context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
         self._crash_points.reach(CrashPoint.MID_FINISH)
-        self._sweep(context, status.chunks)
+        self._sweep(context, status.chunks, parts)
         self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"")
         self._crash_points.reach(CrashPoint.MID_FINISH)
@@ -95,12 +96,13 @@ class Finisher:
             raise ChunkInterrupted(f"the job is {status.state} in generation {status.generation}")
         return status
 
-    def _sweep(self, context: JobContext, chunks: int) -> None:
+    def _sweep(self, context: JobContext, chunks: int, parts: Sequence[_Part]) -> None:
         """Remove what killed programs left; a sealed job takes no more staged files."""
         staged = self._ledger.staged_files(context.job.job_id)
         # A ledger that was lost meanwhile names none: what a rebuild needs must not go with it.
         if sum(count for _, count in staged) == chunks:
-            context.output.sweep([keys.staged_file(first, count) for first, count in staged])
+            kept = {keys.staged_file(first, count) for first, count in staged}
+            context.output.sweep(kept.union(*(part.beside for part in parts)))
 
     def _write_errors(
         self, claim: FinishClaim, context: JobContext, chunks: int, enter: Enter
@@ -129,7 +131,7 @@ def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str
         with files.open(context.output, name) as part:
             counts = _counts(context, chunk_id, part)
             errors = _failed_rows(context.job, part) if counts.failed else []
-            return _Part(name, part.num_rows, counts), errors
+            return _Part(name, part.num_rows, counts, part.beside), errors
     except FileNotFoundError as error:
         raise OutputUnreachableError(f"{context.output.uri}/{name} is not there (yet)") from error
 

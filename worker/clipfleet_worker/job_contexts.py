@@ -20,6 +20,7 @@ from clipfleet.part_files import part_files
 from clipfleet.redis_store import RedisStore
 from clipfleet.s3 import SCHEME, split_s3_uri
 from clipfleet.staging import StagedReader
+from clipfleet.sweeps import Sweep
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
@@ -40,6 +41,11 @@ class JobContext:
     def items(self, claim: Claim) -> pa.Table:
         """The items of a claimed chunk, in order."""
         return self.staged.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
+
+    def is_held(self) -> bool:
+        """Whether the output still holds this job: results that nobody needs any more are overwritten."""
+        data = self.output.read(keys.JOB_FILE)
+        return data is not None and read_job(data).is_same(self.job)
 
 
 class JobContexts:
@@ -75,7 +81,7 @@ class JobContexts:
         self._contexts: OrderedDict[tuple[str, str, int], JobContext] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, claim: Claim | FinishClaim) -> JobContext:
+    def get(self, claim: Claim | FinishClaim | Sweep) -> JobContext:
         """The context of a claimed chunk's job.
 
         Raises:

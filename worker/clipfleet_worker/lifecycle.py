@@ -24,6 +24,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
+from clipfleet.sweeps import Sweeps
 from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.background import Puller, Reconciler
@@ -54,6 +55,7 @@ from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
+from clipfleet_worker.sweeper import Sweeper
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
 from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
@@ -148,6 +150,7 @@ class Worker:
             self._settings.s3_buckets,
             crash_points=self._crash_points,
         )
+        self._sweeper = Sweeper(Sweeps(self._settings.require_redis_url()), contexts)
         finisher = Finisher(self._ledger, self._settings.job_ttl_seconds, crash_points=self._crash_points)
         return Tasks(
             ledger=self._ledger,
@@ -211,6 +214,7 @@ class Worker:
         self._announcer.start()
         self._reconciler.start()
         self._puller.start()
+        self._sweeper.start()
         try:
             return _run_celery(self._celery_app, self._worker_id)
         finally:
@@ -248,6 +252,7 @@ class Worker:
         self._reconciler.join()
         self._puller.join(self._settings.drain_seconds)
         self._announcer.stop()
+        self._sweeper.stop()
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()

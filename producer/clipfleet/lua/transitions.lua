@@ -1,6 +1,6 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
--- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token
+-- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
 -- reason retry_codes draft_token seconds:<stage>, and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
@@ -143,6 +143,18 @@ local function announce(job)
   keep(ANNOUNCEMENTS)
 end
 
+-- Scratch files of killed workers are removed by any worker: at once where no finishing has done so, and once more
+-- when whoever was late has gone.
+local SWEEP_AGAIN_MS = 120000
+
+local function order_sweeps(job, state)
+  if lives_here(job) then return end
+  local is_finished = state == 'completed' or state == 'completed_with_errors'
+  redis.call('HSET', job_key(job), 'sweeps_left', is_finished and 1 or 2)
+  redis.call('ZADD', SWEEPS, now_ms() + (is_finished and SWEEP_AGAIN_MS or 0), job)
+  keep(SWEEPS)
+end
+
 -- The one way into a final state: one event per job and generation, whatever is repeated.
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
@@ -162,6 +174,7 @@ local function end_job(job, state, reason, ttl_ms)
     'state', state, 'ok', facts[2], 'failed', facts[3], 'reason', reason)
   keep(EVENTS)
   announce(job)
+  order_sweeps(job, state)
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
   -- Rows that live here are found through the job: it stays as long as they do.
   keep_job(job, math.max(ttl_ms, number(job, 'result_ttl_ms')))

@@ -86,11 +86,17 @@ class Output(Protocol):
         """Remove an object; one that is not there is no error."""
         ...
 
-    def sweep(self, staged: Collection[str]) -> None:
-        """Remove what killed programs left: scratch files, and staged files other than `staged`. Idempotent.
+    def sweep(self, kept: Collection[str]) -> None:
+        """Remove what killed programs left: scratch files, and staged files and footers that are not `kept`.
 
-        For the end of a job, when all its parts are in place. A writer that is late all the same loses its
-        scratch file: its `publish` raises `OutputUnavailableError`. What cannot be removed stays.
+        For the end of a job, when all its parts are in place. What cannot be removed stays. Idempotent.
+        """
+        ...
+
+    def sweep_scratch(self) -> None:
+        """Remove scratch files only. Idempotent.
+
+        A writer that still needs one loses it: its `publish` raises `OutputUnavailableError`.
         """
         ...
 

@@ -164,15 +164,17 @@ class FolderOutput:
                 return
             _sync_folder(path.parent)
 
-    def sweep(self, staged: Collection[str]) -> None:
+    def sweep(self, kept: Collection[str]) -> None:
+        """See the protocol."""
+        self.sweep_scratch()
+        for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
+            for name in set(self.names(prefix)).difference(kept):
+                _remove_if_possible(self._folder / name)
+
+    def sweep_scratch(self) -> None:
         """See the protocol. The folder of scratch files stays: somebody may be about to make one."""
-        names = {Path(name).name for name in staged}
-        stray = keys.STAGED_PREFIX.rpartition("/")[2] + "*"
         for path in (self._folder / keys.TMP).glob("*"):
             _remove_if_possible(path)
-        for path in (self._folder / keys.INTERNAL).glob(stray):
-            if path.name not in names:
-                _remove_if_possible(path)
 
     def clear(self) -> None:
         """See the protocol. The job file goes last: until then the output is not free for others."""

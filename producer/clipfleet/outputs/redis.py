@@ -95,8 +95,11 @@ class RedisOutput:
         """See the protocol."""
         self._store.remove_object(self._job_id, name)
 
-    def sweep(self, staged: Collection[str]) -> None:
+    def sweep(self, kept: Collection[str]) -> None:
         """Nothing to do: the script that ends a job removes what is not needed any more."""
+
+    def sweep_scratch(self) -> None:
+        """Nothing to do: they are on the machines of their writers."""
 
     def clear(self) -> None:
         """See the protocol; the job itself stays in the ledger."""

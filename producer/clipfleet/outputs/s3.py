@@ -117,11 +117,16 @@ class S3Output:
         with self._errors(name):
             self._client.delete_object(Bucket=self._bucket, Key=self._root + name)
 
-    def sweep(self, staged: Collection[str]) -> None:
-        """See the protocol. Scratch files are on the machines of their writers, which remove them."""
+    def sweep(self, kept: Collection[str]) -> None:
+        """See the protocol."""
         with suppress(OutputUnavailableError):
-            stray = [name for name in self._names(keys.STAGED_PREFIX) if name not in staged]
-            self._remove_all([*stray, *self._names(f"{keys.TMP}/")])  # of a probe that was killed
+            self.sweep_scratch()
+            for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
+                self._remove_all([name for name in self._names(prefix) if name not in kept])
+
+    def sweep_scratch(self) -> None:
+        """See the protocol. Scratch files are no objects; the canaries of killed writers are."""
+        self._remove_all(list(self._names(f"{keys.TMP}/")))
 
     def clear(self) -> None:
         """See the protocol. The job file goes last: until then the output is not free for others."""
@@ -174,7 +179,7 @@ class S3Output:
 
         Three times, for it may be swept away once.
         """
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         where = {"Bucket": self._bucket, "Key": f"{self._root}{keys.TMP}/canary-{uuid.uuid4().hex}"}
         try:
@@ -186,7 +191,7 @@ class S3Output:
             if not _is_unknown_condition(error):
                 raise
         finally:
-            with suppress(ClientError):
+            with suppress(BotoCoreError, ClientError):  # then it is swept at the end of the job
                 self._client.delete_object(**where)
         return False
 

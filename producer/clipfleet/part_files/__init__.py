@@ -29,6 +29,11 @@ class OpenPart(Protocol):
         """Number of rows."""
         ...
 
+    @property
+    def beside(self) -> Sequence[str]:
+        """Names of further objects without which the part is not complete."""
+        ...
+
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         """Whose part it is, and what it counts.
 

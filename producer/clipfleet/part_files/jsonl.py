@@ -75,12 +75,12 @@ class JsonlParts:
         """See the protocol. Reads the whole part."""
         with parquet_errors(output, name), output.open(name) as file:
             content = file.read()
-        footer = None
+        footer, footer_name = None, ""
         if self._job_id is not None:
             footer_name = keys.detached_footer(name, self._job_id, hashlib.sha256(content).hexdigest())
             footer = _read_footer(output, footer_name)
         try:
-            yield OpenJsonlPart(content, footer)
+            yield OpenJsonlPart(content, footer, footer_name)
         except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowException) as error:
             raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
 
@@ -88,9 +88,10 @@ class JsonlParts:
 class OpenJsonlPart:
     """See `clipfleet.part_files.OpenPart`."""
 
-    def __init__(self, content: bytes, footer: dict[str, str] | None) -> None:
+    def __init__(self, content: bytes, footer: dict[str, str] | None, footer_name: str) -> None:
         self._content = content
         self._footer = footer
+        self.beside = (footer_name,) if footer is not None else ()
         self.schema = (
             _schema_of(footer) if footer is not None else inferred_schema(chain.from_iterable(self._rows()))
         )

@@ -64,6 +64,11 @@ class OpenParquetPart:
         """See the protocol."""
         return int(self._file.metadata.num_rows)
 
+    @property
+    def beside(self) -> Sequence[str]:
+        """See the protocol: a Parquet part is one object."""
+        return ()
+
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         """See the protocol."""
         return read_part_footer(footer(self._file))
