@@ -18,11 +18,11 @@ _NOT_EXECUTABLE = 126  # the shells' exit codes
 _NOT_FOUND = 127
 
 
-def die_with(supervisor_pid: int) -> None:
-    """Ask the kernel for a SIGTERM when the thread that started this process ends (Linux only)."""
+def die_with(supervisor_pid: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the thread that started this process ends (Linux only)."""
     if sys.platform != "linux":
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         sys.stderr.write(f"prctl: {os.strerror(ctypes.get_errno())}\n")
     if os.getppid() != supervisor_pid:  # it died before prctl: nobody would tell us any more
         os._exit(128 + signal.SIGTERM)

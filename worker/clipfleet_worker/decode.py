@@ -80,6 +80,8 @@ _RUN_LENGTH_SPARE_BYTES = 65_536
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_HEIGHT = 323
 
+_NO_MEMORY = "out of memory"  # an OSError of Pillow's says so (ImageFile.ERRORS)
+
 # What Pillow raises for damaged files, each seen in fuzzing or in its source; NotImplementedError: a variant
 # of a format that it does not read.
 _DAMAGED = (
@@ -179,8 +181,8 @@ class Decoder:
     """
 
     def __init__(self, max_pixels: int, max_decode_bytes: int = DEFAULT_MAX_DECODE_BYTES) -> None:
-        self._max_pixels = max_pixels
-        self._max_decode_bytes = max_decode_bytes
+        self.max_pixels = max_pixels
+        self.max_decode_bytes = max_decode_bytes
         Image.MAX_IMAGE_PIXELS = None
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -220,8 +222,8 @@ class Decoder:
             image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
             tile_pixels = _tile_pixels(image)
         self.check_size(*image.size, frame)
-        if tile_pixels > self._max_pixels:
-            detail = f"a tile of this {image_format} has more than {self._max_pixels} pixels"
+        if tile_pixels > self.max_pixels:
+            detail = f"a tile of this {image_format} has more than {self.max_pixels} pixels"
             raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
         self._check_memory(pillow_bytes(image) + kept_bytes, *image.size)
         self._check_memory(tile_pixels * TIFF_TILE_PIXEL_BYTES, *image.size)
@@ -256,9 +258,9 @@ class Decoder:
         """
         if not width or not height:
             raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{width} x {height} has no pixels")
-        if width * height > self._max_pixels:
+        if width * height > self.max_pixels:
             raise ItemFailure(
-                ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} is more than {self._max_pixels} pixels"
+                ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} is more than {self.max_pixels} pixels"
             )
         if _resized_pixels(width, height, frame) > max(_MAX_RESIZED_PIXELS, width * height):
             raise ItemFailure(
@@ -274,11 +276,11 @@ class Decoder:
             self._check_memory(size[0] * size[1] * WEBP_PIXEL_BYTES, *size)
 
     def _check_memory(self, needed: int, width: int, height: int) -> None:
-        if needed > self._max_decode_bytes:
+        if needed > self.max_decode_bytes:
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS,
                 f"{width} x {height} would take {needed >> 20} MiB to decode, "
-                f"more than {self._max_decode_bytes >> 20} MiB",
+                f"more than {self.max_decode_bytes >> 20} MiB",
             )
 
 
@@ -322,6 +324,8 @@ def _damage_reported(image_format: str) -> Iterator[None]:
             ErrorCode.BROKEN_IMAGE, f"the header of this {image_format} cannot be read"
         ) from None
     except _DAMAGED as error:
+        if _NO_MEMORY in str(error):
+            raise MemoryError(str(error)) from None
         raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"{image_format}: {_described(error)}") from None
 
 

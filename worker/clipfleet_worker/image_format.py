@@ -13,6 +13,14 @@ from clipfleet_worker.failures import ItemFailure
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 _SNIFFED_BYTES = 1024
+
+# Markers of JPEG.
+_MARKER = 0xFF
+_BASELINE = 0xC0
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others are tables and reserved
+_SCAN = 0xDA
+_END = 0xD9
+
 _TEXT_START = rb"(?:\xef\xbb\xbf)?\s*"
 _HTML_TAG = rb"(?i:!doctype html|html|head|body)\b"
 
@@ -98,3 +106,26 @@ def allowed_format(data: bytes) -> str:
 
 def _first_match(patterns: tuple[tuple[re.Pattern[bytes], str], ...], head: bytes) -> str | None:
     return next((name for pattern, name in patterns if pattern.match(head)), None)
+
+
+def is_png(data: bytes) -> bool:
+    """Whether this is a PNG, animated or not."""
+    return data.startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def is_baseline_jpeg(data: bytes) -> bool:
+    """Whether this is a JPEG of the first and simplest kind: in one pass, 8 bits, Huffman-coded."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    position = 2
+    while position + 4 <= len(data) and data[position] == _MARKER:
+        marker = data[position + 1]
+        if marker == _MARKER:  # fill bytes
+            position += 1
+        elif marker in _FRAME_MARKERS:
+            return marker == _BASELINE
+        elif marker in (_SCAN, _END):
+            return False
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
