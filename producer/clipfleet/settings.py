@@ -117,6 +117,15 @@ def checked(kind: type[S]) -> S:
         raise UsageError(f"settings cannot be used: {problems}") from None
 
 
+def _is_meant(name: str, near: str) -> bool:
+    """Whether two names are near without the unit that they end with, which makes any two alike."""
+    unit = f"_{near.rpartition('_')[2]}"
+    if not name.endswith(unit):
+        return True
+    heads = name.removesuffix(unit), near.removesuffix(unit)
+    return difflib.SequenceMatcher(None, *heads).ratio() >= _NEAR
+
+
 def doubtful_variables(
     kind: type[BaseSettings], names: Iterable[str], *, has_all: bool
 ) -> Iterator[tuple[str, str | None]]:
@@ -133,7 +142,9 @@ def doubtful_variables(
         rest = name.upper().removeprefix(_PREFIX)
         if not name.upper().startswith(_PREFIX) or rest in known or _OF_KUBERNETES.search(rest):
             continue
-        meant = difflib.get_close_matches(rest, known, n=1, cutoff=_NEAR)
+        meant = [
+            near for near in difflib.get_close_matches(rest, known, cutoff=_NEAR) if _is_meant(rest, near)
+        ]
         meant = meant or [setting for setting in known if rest and setting.startswith(f"{rest}_")]
         if meant or has_all:
             yield name, _PREFIX + meant[0] if meant else None

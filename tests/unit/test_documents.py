@@ -44,7 +44,7 @@ def shown_default(name: str, field: FieldInfo) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if "bytes" in name:
+    if "bytes" in name and value:
         return f"`{value}` ({value >> 20} MiB)"
     if name.endswith("ttl_seconds"):
         return f"`{value}` ({value // 86_400} days)"

@@ -15,15 +15,27 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Precision, SourceDescription, Task
+from clipfleet.contract import (
+    DecodeRoute,
+    ErrorCode,
+    ItemError,
+    Job,
+    LabelSet,
+    Precision,
+    SourceDescription,
+    Task,
+)
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger import Claim, Lease, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
+from clipfleet_worker import decode_stage
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.capacity import WaitingBytes
-from clipfleet_worker.decode import Decoder
+from clipfleet_worker.decode import Decoder, Frame, Raster
+from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
+from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
@@ -45,6 +57,7 @@ from tests.support.waiting import wait_until
 LABELS = tuple(COLOURS)
 ITEMS = 40  # several slices, several batches
 MAX_IMAGE_BYTES = 100_000
+DECODE_SECONDS = 20
 
 
 def colour(name: str) -> bytes:
@@ -121,6 +134,8 @@ class Bench:
         self.load_error: Exception | None = None
         self.waiting_bytes = WaitingBytes(1 << 20)
         self.decoder = Decoder(1_000_000)
+        self.children = DecodeChildren(self.decoder, DecodeLimits(DECODE_SECONDS, memory_bytes=1 << 30))
+        self.decode_stage = DecodeStage(self.decoder, self.children)
         self.batcher = Batcher(8)
         remote = RemoteFetchers({"http": self.places, "https": self.places})
         retrying = RetryingFetcher(remote, RetryPolicy())
@@ -130,7 +145,7 @@ class Bench:
             routes=Routes(remote, LocalFetchers({"file": self.places})),
             fetch_loop=self.fetch_loop,
             waiting_bytes=self.waiting_bytes,
-            decoder=self.decoder,
+            decode_stage=self.decode_stage,
             decode_pool=self.decode_pool,
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
@@ -138,7 +153,7 @@ class Bench:
         models = Models(("demo",), self._load, kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
             models=models, items=items, labeller=Labeller(self.batcher, TextMatrices(self.batcher)),
-            fetch_deadline_seconds=deadline_seconds,
+            fetch_deadline_seconds=deadline_seconds, decode_seconds=DECODE_SECONDS,
         )  # fmt: skip
         self.context: JobContext | None = None
 
@@ -150,6 +165,7 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self.fetch_loop.stop()
         self.batcher.stop()
+        self.decode_stage.close()
         self.decode_pool.shutdown()
 
     def _load(self, *_: object) -> LoadedModel:
@@ -502,14 +518,14 @@ class TestFailingBatch:
         with pytest.raises(MemoryError):
             bench.run(bench.submit(bench.colours()))
 
-    @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), KeyError("bug"), MemoryError()])
+    @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), KeyError("bug")])
     def test_a_bug_while_decoding_ends_the_chunk_and_frees_its_bytes(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        def decode(*_: object) -> None:
+        def read(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(bench.decoder, "decode", decode)
+        monkeypatch.setattr(bench.decoder, "read", read)
 
         with pytest.raises(type(error)):
             bench.run(bench.submit(bench.colours()))
@@ -523,6 +539,139 @@ class TestFailingBatch:
 
         bench.encoder.fails = lambda colours: None
         assert bench.run(job).counts.ok == ITEMS
+
+
+class Reader:
+    """Stands for the decoder, or for the children: reads as it does, unless it is told to raise."""
+
+    def __init__(self, decoder: Decoder, fails: Callable[[bytes], BaseException | None]) -> None:
+        self._read, self._fails = decoder.read, fails
+        self.read_files: list[bytes] = []
+
+    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+        self.read_files.append(data)
+        error = self._fails(data)
+        if error is not None:
+            raise error
+        return self._read(data, frame, route)
+
+
+class TestWhereItIsDecoded:
+    BLUE = colour("blue")
+
+    @pytest.fixture
+    def readers(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Reader, Reader]]:
+        """In the process and outside; the former has no memory for what is blue."""
+        inside = Reader(bench.decoder, lambda data: MemoryError() if data == self.BLUE else None)
+        outside = Reader(bench.decoder, lambda data: None)
+        monkeypatch.setattr(bench.decoder, "read", inside.read)
+        monkeypatch.setattr(bench.children, "read", outside.read)
+        yield inside, outside
+
+    def test_a_chunk_without_losses_is_read_in_the_process(
+        self, bench: Bench, readers: tuple[Reader, Reader]
+    ) -> None:
+        bench.places.contents = {"/p/red.png": colour("red")}
+        bench.run(bench.submit(["/p/red.png"] * 20), failures=4, waits=9)
+
+        assert [len(reader.read_files) for reader in readers] == [20, 0]
+
+    def test_a_suspect_is_read_outside_with_the_same_rows(
+        self, bench: Bench, readers: tuple[Reader, Reader]
+    ) -> None:
+        job = bench.submit(bench.colours())
+        bench.run(job, losses=1)
+        rows, part = bench.rows(), bench.sink.parts.pop(0)
+
+        assert [len(reader.read_files) for reader in readers] == [0, ITEMS]
+        assert part.counts == bench.run(job).counts
+        assert bench.rows() == rows
+
+    def test_what_finds_no_memory_in_the_process_is_tried_outside(
+        self, bench: Bench, readers: tuple[Reader, Reader]
+    ) -> None:
+        result = bench.run(bench.submit(bench.colours()))
+
+        blues = bench.column("label").count("blue")
+        assert result.counts == PartCounts(ITEMS, 0, {})
+        assert readers[1].read_files == [self.BLUE] * blues
+
+    def test_what_finds_none_there_either_is_a_row(
+        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failure = ItemFailure(ErrorCode.OUT_OF_MEMORY, "too much")
+        monkeypatch.setattr(bench.children, "read", Reader(bench.decoder, lambda data: failure).read)
+
+        result = bench.run(bench.submit(bench.colours()))
+
+        blues = [LABELS[number % len(LABELS)] == "blue" for number in range(ITEMS)]
+        assert [code == "out_of_memory" for code in bench.column("error_code")] == blues
+        assert result.counts.ok == ITEMS - sum(blues)
+
+    def test_where_no_child_can_be_started_the_chunk_waits(
+        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            bench.children, "read", Reader(bench.decoder, lambda data: NoRoomError("no process")).read
+        )
+
+        with pytest.raises(MemoryError, match="no process"):
+            bench.run(bench.submit(bench.colours()))
+        assert bench.sink.parts == {}
+        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+
+    def test_too_little_memory_to_fit_a_picture_is_a_row(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fit(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(decode_stage, "fit", fit)
+
+        assert bench.run(bench.submit(bench.colours())).counts == PartCounts(
+            0, ITEMS, {"out_of_memory": ITEMS}
+        )
+
+    def test_while_a_suspect_is_under_way_everything_is_read_outside(
+        self, bench: Bench, readers: tuple[Reader, Reader]
+    ) -> None:
+        decode, spec = bench.decode_stage.decode, bench.encoder.pixel_spec
+        with bench.decode_stage.with_suspect():
+            with bench.decode_stage.with_suspect():
+                decode(colour("red"), spec, DecodeRoute.FAST)
+            decode(colour("red"), spec, DecodeRoute.FAST)
+        assert [len(reader.read_files) for reader in readers] == [0, 2]
+
+        decode(colour("red"), spec, DecodeRoute.FAST)
+        assert [len(reader.read_files) for reader in readers] == [1, 2]
+
+    def test_a_careful_operator_has_but_the_simplest_formats_read_in_the_process(
+        self, bench: Bench, readers: tuple[Reader, Reader]
+    ) -> None:
+        inside, outside = readers
+        careful = DecodeStage(bench.decoder, bench.children, isolate=True)
+        image = Image.new("RGB", (24, 20), COLOURS["red"])
+        simple = [encoded(image), encoded(image, "PNG")]
+        others = [encoded(image, "JPEG", progressive=True)]
+        others += [encoded(image, image_format) for image_format in ("WEBP", "GIF", "TIFF", "BMP")]
+
+        for data in simple + others:
+            careful.decode(data, bench.encoder.pixel_spec, DecodeRoute.FAST)
+
+        assert (inside.read_files, outside.read_files) == (simple, others)
+
+    def test_the_lease_of_a_chunk_lasts_until_each_picture_has_had_its_time(self, bench: Bench) -> None:
+        limits: list[float] = []
+
+        class Limits(Stages):
+            def enter(self, stage: str, limit_seconds: float) -> None:
+                if stage == "fetch, decode, encode":
+                    limits.append(limit_seconds)
+                super().enter(stage, limit_seconds)
+
+        bench.run(bench.submit(bench.colours()), Limits())
+
+        assert limits[0] >= ITEMS * DECODE_SECONDS
 
 
 class TestAdoption:

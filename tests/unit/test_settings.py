@@ -51,6 +51,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "max_image_bytes": {"1": 1},
     "max_pixels": {"1": 1},
     "max_decode_bytes": {"1": 1},
+    "decode_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
+    "decode_memory_bytes": {"0": 0, "536870912": 536870912},
+    "isolate_decode": {"1": True, "0": False},
     "fetch_timeout_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
     "fetch_attempts": {"1": 1, "20": 20},
     "host_connections": {"1": 1},
@@ -93,6 +96,9 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "max_image_bytes": COUNT,
     "max_pixels": COUNT,
     "max_decode_bytes": COUNT,
+    "decode_seconds": DURATION,
+    "decode_memory_bytes": [("536870911", "process itself needs"), "-1", "1.5"],
+    "isolate_decode": ["perhaps"],
     "fetch_timeout_seconds": DURATION,
     "fetch_attempts": ["0", "21", "1.5"],
     "host_connections": COUNT,
@@ -279,6 +285,7 @@ class TestDoubtfulVariables:
             ("clipfleet_redis_uri", "CLIPFLEET_REDIS_URL"),
             ("CLIPFLEET_BROKER", "CLIPFLEET_BROKER_URL"),
             ("CLIPFLEET_LEASE", "CLIPFLEET_LEASE_SECONDS"),
+            ("CLIPFLEET_LEESE_SECONDS", "CLIPFLEET_LEASE_SECONDS"),
         ],
     )
     def test_every_program_tells_what_may_be_meant(self, name: str, meant: str) -> None:

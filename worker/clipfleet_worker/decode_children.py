@@ -156,7 +156,7 @@ class DecodeChild:
         """
         self._decoder = decoder
         self._limits = limits
-        self.is_ready = False  # for the next file; False for good once anything went wrong
+        self._is_clean = False  # between two files; never again once anything went wrong
         self._last_words = _scratch_file()
         ours, theirs = socket.socketpair()
         self._line = _Line(ours)
@@ -193,6 +193,11 @@ class DecodeChild:
         pid: int = self._process.pid
         return pid
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be given the next file."""
+        return self._is_clean and self._process.poll() is None
+
     def _await_ready(self) -> None:
         self._line.allow(_START_SECONDS)
         try:
@@ -201,8 +206,10 @@ class DecodeChild:
             is_ready = False
         if not is_ready:
             self.kill()
-            raise RuntimeError(f"the process for decoding does not start: {self._tail()}")
-        self.is_ready = True
+            last_words = self._tail()
+            self._release()
+            raise RuntimeError(f"the process for decoding does not start: {last_words}")
+        self._is_clean = True
 
     def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
         """Like `Decoder.read`, and whatever the file does to the child becomes an error of the file.
@@ -211,7 +218,7 @@ class DecodeChild:
             ItemFailure: also `decode_timeout`, `out_of_memory`, `crashed`.
             MemoryError: this process has no room for the pixels now.
         """
-        self.is_ready = False
+        self._is_clean = False
         try:
             raster = self._read(data, frame, route)
         except _TooSlow:
@@ -226,7 +233,7 @@ class DecodeChild:
             )
             self.kill()
             raise ItemFailure(ErrorCode.CRASHED, "the decoder's answer makes no sense") from None
-        self.is_ready = True
+        self._is_clean = True
         if isinstance(raster, ItemFailure):
             raise raster
         return raster
@@ -304,7 +311,7 @@ class DecodeChild:
 
     def kill(self) -> None:
         """End it now; again is harmless."""
-        self.is_ready = False
+        self._is_clean = False
         self._process.kill()
         self._process.wait()
 
@@ -337,21 +344,25 @@ class DecodeChildren:
             self._give_back(child)
 
     def _take(self) -> DecodeChild:
+        child = self._pop_idle()
+        while child is not None and not child.is_ready:  # it died of something else, no picture did it
+            child.close()
+            child = self._pop_idle()
+        child = child or self._start()
         with self._lock:
-            child = self._idle.pop() if self._idle else None
-            if child is not None:
-                self._busy.add(child)
-        if child is None:
-            started = time.monotonic()
-            child = DecodeChild(self._decoder, self._limits)
-            log.info(
-                "decode child %d started in %.2f s",
-                child.pid,
-                time.monotonic() - started,
-                extra={"action": "decode_child_started"},
-            )
-            with self._lock:
-                self._busy.add(child)
+            self._busy.add(child)
+        return child
+
+    def _pop_idle(self) -> DecodeChild | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _start(self) -> DecodeChild:
+        started = time.monotonic()
+        child = DecodeChild(self._decoder, self._limits)
+        seconds = time.monotonic() - started
+        context = {"action": "decode_child_started"}
+        log.info("decode child %d started in %.2f s", child.pid, seconds, extra=context)
         return child
 
     def _give_back(self, child: DecodeChild) -> None:

@@ -6,9 +6,10 @@ worker before, and what its operator wants to be careful with, is read by `Decod
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from clipfleet.contract import DecodeRoute, ErrorCode
 from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster, fit
@@ -16,20 +17,38 @@ from clipfleet_worker.decode_children import DecodeChildren, NoRoomError
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import is_baseline_jpeg, is_png
 
+Activity = Callable[[str, str, float], AbstractContextManager[object]]
+
+
+def _unwatched(_name: str, _phase: str, _limit_seconds: float) -> AbstractContextManager[object]:
+    return nullcontext()
+
 
 class DecodeStage:
     """Called by many threads at once."""
 
-    def __init__(self, decoder: Decoder, children: DecodeChildren, *, isolate: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        children: DecodeChildren,
+        *,
+        limit_seconds: float = math.inf,
+        activity: Activity = _unwatched,
+        isolate: bool = False,
+    ) -> None:
         """Nothing is started yet.
 
         Args:
             decoder: reads in this process.
             children: read outside.
+            limit_seconds: how long reading a picture in this process may take.
+            activity: who ends the process if it takes longer, see `Watchdog.activity`.
             isolate: have children read all but baseline JPEG and PNG, whose decoders are simple and old.
         """
         self._decoder = decoder
         self._children = children
+        self._limit_seconds = limit_seconds
+        self._activity = activity
         self._isolate = isolate
         self._suspects = 0
         self._lock = threading.Lock()
@@ -77,7 +96,8 @@ class DecodeStage:
 
     def _read(self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool) -> Raster:
         if not (is_suspect or self._suspects or (self._isolate and not _is_simple(data))):
-            with suppress(MemoryError):  # others may have it all just now: alone the picture is judged
+            watched = self._activity("decode", "read a picture", self._limit_seconds)
+            with suppress(MemoryError), watched:  # others may have it all just now: alone it is judged
                 return self._decoder.read(data, spec.frame, route)
         return self._children.read(data, spec.frame, route)
 

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -23,7 +24,7 @@ from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher, ItemSlice
 from clipfleet_worker.capacity import WaitingBytes
-from clipfleet_worker.decode import Decoder
+from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.routes import Routes
@@ -44,6 +45,7 @@ class Destination:
     decode: DecodeRoute
     lane: Lane
     outcomes: Outcomes
+    is_suspect: bool = False  # the chunk has cost a worker
 
 
 class ItemPath:
@@ -55,7 +57,7 @@ class ItemPath:
         routes: Routes,
         fetch_loop: FetchLoop,
         waiting_bytes: WaitingBytes,
-        decoder: Decoder,
+        decode_stage: DecodeStage,
         decode_pool: Executor,
         batcher: Batcher,
         max_image_bytes: int,
@@ -66,9 +68,13 @@ class ItemPath:
         self._max_image_bytes = max_image_bytes
         self._fetch_loop = fetch_loop
         self._waiting_bytes = waiting_bytes
-        self._decoder = decoder
+        self._decode_stage = decode_stage
         self._decode_pool = decode_pool
         self._batcher = batcher
+
+    def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
+        """To be held while the items of a chunk are on their way."""
+        return self._decode_stage.with_suspect() if is_suspect else nullcontext()
 
     def start(self, items: pa.Table, destination: Destination) -> None:
         """Send staged items that have not ended yet on their way; a row is a position in the outcomes.
@@ -171,7 +177,12 @@ class ItemPath:
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
         try:
-            image = self._decoder.decode(data, destination.model.pixel_spec, destination.decode)
+            image = self._decode_stage.decode(
+                data,
+                destination.model.pixel_spec,
+                destination.decode,
+                is_suspect=destination.is_suspect,
+            )
         except ItemFailure as failure:
             outcomes.fail(position, failure.error)
         else:

@@ -32,6 +32,8 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
+from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
 from clipfleet_worker.fetch.address_guard import AddressGuard
@@ -74,7 +76,12 @@ class Worker:
     """One worker process: Celery's pool of slots in front, the shared stages behind."""
 
     def __init__(
-        self, settings: WorkerSettings, *, preload: bool, crash_points: CrashPoints = NO_CRASH_POINTS
+        self,
+        settings: WorkerSettings,
+        *,
+        preload: bool,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
+        decoder_class: type[Decoder] = Decoder,
     ) -> None:
         self._crash_points = crash_points
         self._settings = settings
@@ -106,6 +113,9 @@ class Worker:
         )
         self._decode_pool = ThreadPoolExecutor(
             settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
+        )
+        self._decode_stage = _decode_stage(
+            settings, decoder_class(settings.max_pixels, settings.max_decode_bytes), self._watchdog
         )
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = _http_fetcher(settings)
@@ -170,6 +180,7 @@ class Worker:
             items=items,
             labeller=Labeller(self._batcher, TextMatrices(self._batcher, self._shared_matrices)),
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
+            decode_seconds=self._settings.decode_seconds,
             crash_points=self._crash_points,
         )
 
@@ -178,7 +189,7 @@ class Worker:
             routes=routes,
             fetch_loop=self._fetch_loop,
             waiting_bytes=waiting_bytes,
-            decoder=Decoder(self._settings.max_pixels, self._settings.max_decode_bytes),
+            decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
@@ -256,6 +267,7 @@ class Worker:
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()
+        self._decode_stage.close()
         self._decode_pool.shutdown(cancel_futures=True)
         self._say_farewell()
         self._hints.close()
@@ -277,6 +289,17 @@ class Worker:
             self._ledger.farewell(self._worker_id)
         except RedisUnavailableError as error:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
+
+
+def _decode_stage(settings: WorkerSettings, decoder: Decoder, watchdog: Watchdog) -> DecodeStage:
+    limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
+    return DecodeStage(
+        decoder,
+        DecodeChildren(decoder, limits),
+        limit_seconds=settings.decode_seconds,
+        activity=watchdog.activity,
+        isolate=settings.isolate_decode,
+    )
 
 
 def _routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:

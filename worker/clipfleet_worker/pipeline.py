@@ -55,12 +55,14 @@ class Pipeline:
         items: ItemPath,
         labeller: Labeller,
         fetch_deadline_seconds: float,
+        decode_seconds: float,
         crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._models = models
         self._items = items
         self._labeller = labeller
         self._fetch_deadline_seconds = fetch_deadline_seconds
+        self._decode_seconds = decode_seconds
         self._crash_points = crash_points
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
@@ -83,7 +85,9 @@ class Pipeline:
         work = _work(claim, context)
         lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
         model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
-        outcomes, labels = self._process(context.job, work.items, model, lease)
+        is_suspect = claim.losses > 0
+        with self._items.handling(is_suspect=is_suspect):
+            outcomes, labels = self._process(context.job, work.items, model, lease, is_suspect=is_suspect)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
         return self._write(claim, context, work, outcomes, model=model, labels=labels)
 
@@ -94,7 +98,7 @@ class Pipeline:
         return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
 
     def _process(
-        self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease
+        self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease, *, is_suspect: bool
     ) -> tuple[Outcomes, ChunkLabels | None]:
         """Fetch, decode, encode and score the items of a chunk."""
         outcomes = Outcomes(items.num_rows, lease.note_progress)
@@ -102,13 +106,13 @@ class Pipeline:
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
-        destination = Destination(model, job.decode, job.lane, outcomes)
+        destination = Destination(model, job.decode, job.lane, outcomes, is_suspect)
         if job.text_column is not None:
             self._items.start_texts(items[job.text_column].to_pylist(), destination)
         else:
             self._items.start(items, destination)
         matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
-        limit_seconds = self._fetch_deadline_seconds + _ENCODE_LIMIT_SECONDS
+        limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
         lease.enter("fetch, decode, encode", limit_seconds, _LONGEST_SECONDS)
         outcomes.wait()
         lease.enter("score", _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)

@@ -16,6 +16,7 @@ from clipfleet_worker.image_outline import DEFAULT_MAX_DECODE_BYTES
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MEBIBYTE = 1024 * 1024
+_DECODE_CHILD_BYTES = 512 * _MEBIBYTE  # of address space: Python, numpy and Pillow, and some room
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -47,6 +48,14 @@ class WorkerSettings(Settings):
     max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
     max_decode_bytes: int = Field(
         DEFAULT_MAX_DECODE_BYTES, ge=1, description="pictures that take more memory to decode are refused"
+    )
+    decode_seconds: float = Field(20.0, gt=0, le=DAY_SECONDS, description="for decoding one picture")
+    decode_memory_bytes: int = Field(
+        0,
+        description="of a process that decodes suspects; 0: twice MAX_DECODE_BYTES, and 512 MiB",
+    )
+    isolate_decode: bool = Field(
+        False, description="decode all but baseline JPEG and PNG in processes that may be killed"
     )
     fetch_timeout_seconds: float = Field(
         30.0, gt=0, le=DAY_SECONDS, description="for one URL, from connect to the last byte"
@@ -130,6 +139,18 @@ class WorkerSettings(Settings):
             if not (port.isdecimal() and 0 < int(port) < 65536):
                 raise ValueError(f"{port!r} is not a port")
         return value
+
+    @field_validator("decode_memory_bytes")
+    @classmethod
+    def _check_decode_memory(cls, value: int) -> int:
+        if value and value < _DECODE_CHILD_BYTES:
+            raise ValueError(f"{value} is less than the {_DECODE_CHILD_BYTES} that the process itself needs")
+        return value
+
+    @property
+    def decode_memory(self) -> int:
+        """`decode_memory_bytes`, or what pictures of `max_decode_bytes` need at most."""
+        return self.decode_memory_bytes or _DECODE_CHILD_BYTES + 2 * self.max_decode_bytes
 
     @property
     def private_networks(self) -> tuple[Network, ...]:

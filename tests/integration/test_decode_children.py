@@ -1,0 +1,344 @@
+"""Decode children as they are: real processes that read what a worker sends, and what their deaths mean."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipfleet.contract import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
+from clipfleet_worker import decode_children
+from clipfleet_worker.decode import Decoder, Frame, Raster, ScaledJpeg, WholePicture, fit
+from clipfleet_worker.decode_children import DecodeChild, DecodeChildren, DecodeLimits, NoRoomError
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.settings import WorkerSettings
+from tests.support.doubles import InThread
+from tests.support.hostile_decoder import Deed, HostileDecoder
+from tests.support.picture_files import FILES
+from tests.support.pictures import encoded, photo, picture
+from tests.support.waiting import wait_until
+
+FAST, EXACT = DecodeRoute.FAST, DecodeRoute.EXACT
+FRAME = Frame(64, 64, "bicubic", "shortest")
+MEMORY_BYTES = 1 << 30
+PATIENT = DecodeLimits(60, MEMORY_BYTES)
+HASTY = DecodeLimits(1, MEMORY_BYTES)
+JPEG = encoded(picture(1))
+SIZES = ((97, 83), (640, 480))
+
+
+@pytest.fixture
+def children() -> Iterator[DecodeChildren]:
+    children = DecodeChildren(HostileDecoder(100_000_000), PATIENT)
+    yield children
+    children.kill_all()
+
+
+@pytest.fixture
+def child() -> Iterator[DecodeChild]:
+    child = DecodeChild(HostileDecoder(100_000_000), PATIENT)
+    yield child
+    child.close()
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return load_model(DEMO_MODEL, Precision.FP32, "cpu")
+
+
+def failure(reader: DecodeChild | DecodeChildren, data: bytes) -> Any:
+    with pytest.raises(ItemFailure) as caught:
+        reader.read(data, FRAME, FAST)
+    return caught.value.error
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+class TestPixels:
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # workers silence them, pytest brings them back
+    def test_every_sort_of_file_gives_the_same_pixels_as_in_the_process(
+        self, children: DecodeChildren, demo: LoadedModel
+    ) -> None:
+        decoder, spec = Decoder(100_000_000), demo.pixel_spec
+        differing = []
+        for name, encode in FILES.items():
+            for seed, size in enumerate(SIZES):
+                data = encode(photo(seed, *size))
+                for route in DecodeRoute:
+                    outside = fit(children.read(data, spec.frame, route), spec)
+                    inside = decoder.decode(data, spec, route)
+                    assert (outside.width, outside.height) == size
+                    if not np.array_equal(inside.pixels, outside.pixels):
+                        differing.append((name, size, route))
+
+        assert differing == []
+
+    @pytest.mark.parametrize("size", [(1, 1), (7, 3), (1, 300), (300, 1), (1500, 1500)])
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+    def test_every_size_comes_whole(self, children: DecodeChildren, size: tuple[int, int], mode: str) -> None:
+        bits = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+        image = Image.fromarray(bits)
+        image = image.convert("RGB").convert(mode) if mode != "I;16" else image.convert(mode)
+
+        raster = children.read(encoded(image, "PNG", compress_level=0), FRAME, EXACT)
+
+        assert isinstance(raster, WholePicture)
+        assert raster.image.mode == image.mode
+        assert raster.image.tobytes() == image.tobytes()
+
+    @pytest.mark.parametrize("size", [(2101, 2201), (4203, 4099)])
+    def test_a_jpeg_at_a_fraction_of_its_size_too(
+        self, children: DecodeChildren, demo: LoadedModel, size: tuple[int, int]
+    ) -> None:
+        data, spec = encoded(picture(3, *size)), demo.pixel_spec
+
+        outside, inside = (reader.read(data, spec.frame, FAST) for reader in (children, Decoder(100_000_000)))
+
+        assert isinstance(outside, ScaledJpeg)
+        assert outside.eighths < 8
+        assert np.array_equal(fit(outside, spec).pixels, fit(inside, spec).pixels)
+
+    def test_errors_of_files_are_those_of_the_decoder(self, child: DecodeChild) -> None:
+        pid = child.pid
+        for data in (b"", b"<html>", JPEG[:200], b"GIF89a", b"%PDF-1.7", encoded(picture(2), "ICO")):
+            with pytest.raises(ItemFailure) as caught:
+                Decoder(100_000_000).decode(data, _spec(), FAST)
+            assert failure(child, data) == caught.value.error
+        assert child.read(JPEG, FRAME, FAST)
+        assert child.pid == pid
+
+    def test_what_is_too_large_is_refused_there(self) -> None:
+        child = DecodeChild(Decoder(1000), PATIENT)
+        assert failure(child, JPEG).code is ErrorCode.TOO_MANY_PIXELS
+        child.close()
+
+
+def _spec() -> Any:
+    class Spec:
+        frame = FRAME
+
+    return Spec()
+
+
+class TestDeaths:
+    def test_an_exit(self, child: DecodeChild) -> None:
+        failed = failure(child, Deed.EXIT.mark(JPEG))
+
+        assert failed.code is ErrorCode.CRASHED
+        assert failed.detail == "the decoder ended with exit code 3 on this picture"
+        assert not child.is_ready
+        assert is_gone(child.pid)
+
+    def test_a_segmentation_fault(self, child: DecodeChild) -> None:
+        failed = failure(child, Deed.SEGFAULT.mark(JPEG))
+
+        assert failed.code is ErrorCode.CRASHED
+        assert "SIGSEGV" in failed.detail
+
+    def test_a_bug_names_the_picture_but_quotes_nothing(
+        self, child: DecodeChild, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        failed = failure(child, Deed.RAISE.mark(JPEG))
+
+        assert failed.code is ErrorCode.CRASHED
+        assert "passwd" not in failed.detail
+        assert "RuntimeError: the picture says: /etc/passwd" in caplog.text
+
+    def test_no_memory(self, child: DecodeChild) -> None:
+        failed = failure(child, Deed.NO_MEMORY.mark(JPEG))
+
+        assert failed.code is ErrorCode.OUT_OF_MEMORY
+        assert str(MEMORY_BYTES) in failed.detail
+        assert is_gone(child.pid)
+
+    def test_more_memory_than_it_may_have(self, child: DecodeChild) -> None:
+        assert failure(child, Deed.HOARD.mark(JPEG)).code is ErrorCode.OUT_OF_MEMORY
+
+    def test_killed_by_the_kernel_for_want_of_memory(self, child: DecodeChild) -> None:
+        reading = InThread(lambda: failure(child, Deed.LOOP.mark(JPEG)))
+        os.kill(child.pid, signal.SIGKILL)
+
+        assert reading.result().code is ErrorCode.OUT_OF_MEMORY
+
+    def test_no_end(self) -> None:
+        child = DecodeChild(HostileDecoder(100_000_000), HASTY)
+        failed = failure(child, Deed.LOOP.mark(JPEG))
+
+        assert failed.code is ErrorCode.DECODE_TIMEOUT
+        assert failed.detail == "not decoded within 1 s"
+        assert is_gone(child.pid)
+        child.close()
+
+    def test_more_computing_than_it_may_do(self, child: DecodeChild, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a worker that does not look at the clock: it is frozen, say
+        monkeypatch.setattr(decode_children, "_CPU_MARGIN_SECONDS", 1 - PATIENT.seconds)
+
+        failed = failure(child, Deed.LOOP.mark(JPEG))
+
+        assert failed.code is ErrorCode.DECODE_TIMEOUT
+        assert "computing" in failed.detail
+
+
+class TestLife:
+    def test_a_child_serves_many_pictures_and_the_next_one_follows_a_death(
+        self, children: DecodeChildren
+    ) -> None:
+        pids = []
+        for data in (JPEG, JPEG, Deed.EXIT.mark(JPEG), JPEG, JPEG):
+            try:
+                children.read(data, FRAME, FAST)
+            except ItemFailure as failed:
+                assert failed.error.code is ErrorCode.CRASHED
+            pids.append([child.pid for child in children._idle])
+
+        assert pids[0] == pids[1] != []
+        assert pids[2] == []
+        assert pids[3] == pids[4] != pids[0]
+
+    def test_one_that_died_while_idle_is_no_pictures_fault(self, children: DecodeChildren) -> None:
+        children.read(JPEG, FRAME, FAST)
+        pid = children._idle[0].pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "Z" in _state(pid), "it is dead")
+
+        assert children.read(JPEG, FRAME, FAST)
+
+    def test_several_threads_have_a_child_each(self, children: DecodeChildren) -> None:
+        barrier = threading.Barrier(3)
+
+        def read() -> Raster:
+            barrier.wait()
+            return children.read(JPEG, FRAME, FAST)
+
+        rasters = [call.result() for call in [InThread(read) for _ in range(3)]]
+
+        assert len(rasters) == 3
+        assert 1 <= len(children._idle) <= 3
+        assert children._busy == set()
+
+    def test_closing_ends_the_processes(self, children: DecodeChildren) -> None:
+        children.read(JPEG, FRAME, FAST)
+        pid = children._idle[0].pid
+
+        children.close_idle()
+
+        assert is_gone(pid)
+        assert children.read(JPEG, FRAME, FAST)
+
+    def test_killing_all_ends_who_reads(self, children: DecodeChildren) -> None:
+        reading = InThread(lambda: failure(children, Deed.LOOP.mark(JPEG)))
+        wait_until(lambda: children._busy, "the child is busy")
+
+        children.kill_all()
+
+        assert reading.result()
+        assert children._busy == set()
+
+    def test_what_the_decoder_prints_does_not_get_between(self, child: DecodeChild) -> None:
+        assert child.read(Deed.SAY.mark(JPEG), FRAME, FAST)
+        assert child.read(JPEG, FRAME, FAST)
+
+    def test_it_knows_no_secrets_and_holds_no_files_of_the_worker(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in ("AWS_SECRET_ACCESS_KEY", "CLIPFLEET_REDIS_URL", "HF_TOKEN", "DATABASE_PASSWORD"):
+            monkeypatch.setenv(name, "s3cret")
+        secret = (tmp_path / "secret").open("w")
+        os.set_inheritable(secret.fileno(), True)
+        child = DecodeChild(Decoder(1000), PATIENT)
+        process = Path(f"/proc/{child.pid}")
+
+        assert b"s3cret" not in (process / "environ").read_bytes()
+        assert str(tmp_path) not in {str(link.readlink()) for link in (process / "fd").iterdir()}
+        assert (process / "oom_score_adj").read_text().strip() == "1000"
+        limits = (process / "limits").read_text()
+        assert f"Max address space         {MEMORY_BYTES}" in limits
+        assert "Max core file size        0 " in limits
+        child.close()
+        secret.close()
+
+    def test_it_dies_with_its_worker(self, tmp_path: Path) -> None:
+        program = (
+            "import sys, time\n"
+            "from clipfleet_worker.decode_children import DecodeChild, DecodeLimits\n"
+            "from tests.support.hostile_decoder import HostileDecoder\n"
+            f"child = DecodeChild(HostileDecoder(1000), DecodeLimits(60, {MEMORY_BYTES}))\n"
+            "print(child.pid, flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        worker = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        pid = int(worker.stdout.readline())
+        worker.kill()
+        worker.wait()
+
+        wait_until(lambda: is_gone(pid) or "Z" in _state(pid), "the child is gone")
+        worker.stdin.close()
+        worker.stdout.close()
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"
+
+
+class TestStart:
+    def test_a_program_that_does_not_start_says_why(self) -> None:
+        class OutOfReach(Decoder):
+            """No module has it."""
+
+        with pytest.raises(RuntimeError, match=r"does not start: (?s:.*)AttributeError"):
+            DecodeChild(OutOfReach(1000), PATIENT)
+
+    def test_a_machine_without_room_for_it_is_nobodys_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def popen(*_: object, **__: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(subprocess, "Popen", popen)
+
+        with pytest.raises(NoRoomError, match="temporarily unavailable"):
+            DecodeChild(Decoder(1000), PATIENT)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mode", "megapixels", "options"),
+    [
+        ("JPEG", "CMYK", 14, {"progressive": True, "subsampling": 0}),
+        ("WEBP", "RGBA", 12, {"lossless": True, "method": 0}),
+        ("TIFF", "RGB", 23, {"compression": "tiff_lzw", "strip_size": 1 << 30}),
+        ("PNG", "RGBA", 23, {"compress_level": 1}),
+    ],
+)
+def test_the_memory_of_a_child_is_enough_for_the_largest_pictures(
+    image_format: str, mode: str, megapixels: int, options: dict[str, Any]
+) -> None:
+    """Those that CLIPFLEET_MAX_DECODE_BYTES lets through."""
+    settings = WorkerSettings()
+    decoder = Decoder(settings.max_pixels, settings.max_decode_bytes)
+    image = Image.linear_gradient("L").resize((megapixels * 1000, 1000)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(90)
+    child = DecodeChild(decoder, DecodeLimits(60, settings.decode_memory))
+
+    assert child.read(encoded(image, image_format, **options), FRAME, EXACT)
+    child.close()

@@ -1,0 +1,90 @@
+"""A decoder that pictures can harm, by a mark at their end: what a hole in a real one would let them do.
+
+It is given to workers and their decode children by their constructors; production knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from enum import Enum
+from typing import NoReturn
+
+from clipfleet.contract import DecodeRoute
+from clipfleet_worker.decode import Decoder, Frame, Raster
+
+_HOARD_BYTES = 10_000_000_000
+_STEP_BYTES = 1 << 26
+_PAGE_BYTES = 4096
+
+
+class Deed(Enum):
+    """What a picture does to its decoder, and the mark behind its last byte."""
+
+    EXIT = b"~exit"
+    NO_MEMORY = b"~no memory"
+    LOOP = b"~loop"
+    HOARD = b"~hoard"
+    SEGFAULT = b"~segfault"
+    RAISE = b"~raise"
+    SAY = b"~say"
+
+    def mark(self, picture: bytes) -> bytes:
+        """The same picture, which does this; decoders stop before what stands behind its end."""
+        return picture + self.value
+
+
+class HostileDecoder(Decoder):
+    """Reads like its parent whatever has no mark."""
+
+    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+        """Do what the picture says first."""
+        for deed, do in _DEEDS.items():
+            if data.endswith(deed.value):
+                do()
+        return super().read(data, frame, route)
+
+
+def _exit() -> NoReturn:
+    os._exit(3)
+
+
+def _no_memory() -> NoReturn:
+    raise MemoryError
+
+
+def _loop() -> NoReturn:
+    while True:
+        pass
+
+
+def _hoard() -> None:
+    hoard = []
+    for _ in range(_HOARD_BYTES // _STEP_BYTES):
+        block = bytearray(_STEP_BYTES)
+        block[::_PAGE_BYTES] = b"\1" * (_STEP_BYTES // _PAGE_BYTES)  # else the kernel gives nothing
+        hoard.append(block)
+
+
+def _segfault() -> None:
+    ctypes.string_at(0)
+
+
+def _raise() -> NoReturn:
+    raise RuntimeError("the picture says: /etc/passwd")
+
+
+def _say() -> None:
+    os.write(1, b"words of a decoder, where nobody wants them\n" * 10_000)
+
+
+_DEEDS: dict[Deed, Callable[[], None]] = {
+    Deed.EXIT: _exit,
+    Deed.NO_MEMORY: _no_memory,
+    Deed.LOOP: _loop,
+    Deed.HOARD: _hoard,
+    Deed.SEGFAULT: _segfault,
+    Deed.RAISE: _raise,
+    Deed.SAY: _say,
+}
