@@ -1,8 +1,8 @@
 """The program of a decode child: reads files that a worker sends, and answers with plain pixels.
 
 `python -m clipfleet_worker.decode_child WORKER_PID DECODER MAX_PIXELS MAX_DECODE_BYTES MEMORY_BYTES`; its
-standard input is a socket to the worker. It may be killed at any time, by the worker, by the kernel, or by the
-file it reads: that is what it is for. It knows no secrets, writes no files and ends with its worker.
+standard input is a socket to the worker. It may be killed at any time, by the worker, by the kernel, or by
+the file it reads: that is what it is for. It knows no secrets, writes no files and ends with its worker.
 """
 
 from __future__ import annotations
