@@ -660,19 +660,6 @@ class TestWhereItIsDecoded:
 
         assert (inside.read_files, outside.read_files) == (simple, others)
 
-    def test_the_lease_of_a_chunk_lasts_until_each_picture_has_had_its_time(self, bench: Bench) -> None:
-        limits: list[float] = []
-
-        class Limits(Stages):
-            def enter(self, stage: str, limit_seconds: float) -> None:
-                if stage == "fetch, decode, encode":
-                    limits.append(limit_seconds)
-                super().enter(stage, limit_seconds)
-
-        bench.run(bench.submit(bench.colours()), Limits())
-
-        assert limits[0] >= ITEMS * DECODE_SECONDS
-
 
 class TestAdoption:
     COUNTS = PartCounts(1, 1, {"timeout": 1})

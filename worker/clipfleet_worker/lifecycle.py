@@ -107,16 +107,12 @@ class Worker:
         self._models = Models(
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
-        self._batcher = Batcher(
-            settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH),
-            pulse=self._watchdog.pulse("batcher"),
-        )
+        batch_size = settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH)
+        self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
         self._decode_pool = ThreadPoolExecutor(
             settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
         )
-        self._decode_stage = _decode_stage(
-            settings, decoder_class(settings.max_pixels, settings.max_decode_bytes), self._watchdog
-        )
+        self._decode_stage = _decode_stage(settings, decoder_class, self._watchdog)
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = _http_fetcher(settings)
         routes = _routes(settings, self._http)
@@ -291,7 +287,8 @@ class Worker:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
 
 
-def _decode_stage(settings: WorkerSettings, decoder: Decoder, watchdog: Watchdog) -> DecodeStage:
+def _decode_stage(settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog) -> DecodeStage:
+    decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
     return DecodeStage(
         decoder,
