@@ -95,7 +95,7 @@ class Client:
             lane=spec.lane, chunk_size=spec.chunk_size, job_id=spec.job_id, overwrite=spec.overwrite,
             url_column=spec.url_column, id_column=spec.id_column, base_uri=spec.base_uri,
             store_embeddings=spec.embedding, part_format=spec.format, on_finished=spec.on_finished,
-            on_finished_queue=spec.on_finished_queue,
+            on_finished_queue=spec.on_finished_queue, max_error_rate=spec.max_error_rate,
         )  # fmt: skip
         return self._submit(spec.source, question, options)
 

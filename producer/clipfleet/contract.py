@@ -179,6 +179,9 @@ class Preset(StrEnum):
     IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
 
 
+ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # failed rows of all that were run
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -270,6 +273,7 @@ class Job(_Frozen):
     part_format: PartFormat = PartFormat.PARQUET
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
+    max_error_rate: ErrorRate | None = None  # a job of which more rows fail stops early; None: it never does
     source: SourceDescription
     output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
     on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
@@ -338,8 +342,11 @@ class Job(_Frozen):
         return self.label_sets if self.label_set_column is None and len(self.label_sets) > 1 else ()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two jobs the same: everything but the id, the time, the lane and the versions."""
-        unlike = {"schema_version", "job_id", "created_at", "lane", "on_finished", "on_finished_queue"}
+        """What makes two jobs the same: all that the rows depend on, so neither lane nor error rate."""
+        unlike = {
+            "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
+            "on_finished_queue",
+        }  # fmt: skip
         return self.model_dump(mode="json", exclude=unlike)
 
     @property

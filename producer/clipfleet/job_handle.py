@@ -135,13 +135,14 @@ class JobHandle:
         """Undo `pause`, also one that the job did itself."""
         return self._ledger.resume(self.job_id)
 
-    def retry(self, codes: Sequence[str] = ()) -> bool:
+    def retry(self, codes: Sequence[str] = (), *, max_error_rate: float | None = None) -> bool:
         """Run the failed rows of an ended job again, in place, and whatever a cancelled or failed job left.
 
         Returns as soon as the job goes on: `wait` for its end. A retry that is under way is left alone.
 
         Args:
             codes: only rows with these error codes; empty: all that failed.
+            max_error_rate: from now on in place of the job's own; counted over the rows that are run again.
 
         Returns:
             False if there is nothing to run again.
@@ -156,6 +157,8 @@ class JobHandle:
         if len(known) < len(codes):
             strange = next(code for code in codes if code not in known)
             raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
+        if max_error_rate is not None and not 0 <= max_error_rate <= 1:
+            raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
         output = output_of(self.job, self._store)
         parts: Parts = partial(parts_in_place, output, self.job)
         if self.job.output_is_redis:
@@ -168,4 +171,4 @@ class JobHandle:
             self.job,
             lease_seconds=self._settings.lease_seconds,
         )
-        return retry.run([ErrorCode(code) for code in known])
+        return retry.run([ErrorCode(code) for code in known], max_error_rate)

@@ -51,6 +51,7 @@ class JobOptions:
     base_uri: str | None = None  # what bare keys and relative paths of a manifest are below
     store_embeddings: bool = False  # also of a classify job
     part_format: PartFormat = PartFormat.PARQUET
+    max_error_rate: float | None = None  # from 0 to 1: the job stops early once more of its rows have failed
     on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
     on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where its worker takes it from
 
@@ -96,6 +97,7 @@ def make_job(source: Source, question: Question, options: JobOptions) -> Job:
             text_column=source.text_column if isinstance(source, TextSource) else None,
             store_embeddings=options.store_embeddings and question.task is Task.CLASSIFY,
             part_format=options.part_format,
+            max_error_rate=options.max_error_rate,
             on_finished=options.on_finished,
             on_finished_queue=options.on_finished_queue,
             top_k=question.top_k,

@@ -14,6 +14,7 @@ from clipfleet.contract import (
     LABEL_SET_NAME_PATTERN,
     MAX_CHUNK_SIZE,
     DecodeRoute,
+    ErrorRate,
     LabelSet,
     Lane,
     PartFormat,
@@ -50,6 +51,7 @@ class JobSpec(BaseModel):
     id_column: str | None = None
     base_uri: str | None = None
     format: PartFormat = PartFormat.PARQUET
+    max_error_rate: ErrorRate | None = None
     on_finished: str | None = None
     on_finished_queue: str = DEFAULT_CELERY_QUEUE
 

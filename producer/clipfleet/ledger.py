@@ -83,6 +83,7 @@ class Ledger:
             job.lane.value,
             job.model,
             job.chunk_size,
+            _rate(job.max_error_rate),
             *(retention.milliseconds if job.output_is_redis else ()),
         )
         if answer[0] == "created":
@@ -136,7 +137,14 @@ class Ledger:
         self._run("draft_begin", job_id, token)
 
     def retry(
-        self, job_id: str, token: str, draft: Draft, *, generation: int, codes: Sequence[str] = ()
+        self,
+        job_id: str,
+        token: str,
+        draft: Draft,
+        *,
+        generation: int,
+        codes: Sequence[str] = (),
+        max_error_rate: float | None = None,
     ) -> tuple[str, JobState | None]:
         """Have an ended job go on in a new generation. Idempotent.
 
@@ -146,6 +154,7 @@ class Ledger:
             draft: its chunks as the output shows them.
             generation: higher than that of every part.
             codes: error codes of the failed rows to run again; empty: all.
+            max_error_rate: from now on in place of the job's own; None: that one stays.
 
         Returns:
             `started`, `refused` (it is not over), `taken` (another retry began after this one) or `missing`;
@@ -153,7 +162,9 @@ class Ledger:
         """
         if not self._note(job_id, token, draft):
             return "taken", None
-        word, state = self._run("retry", job_id, token, generation, ",".join(codes), *_draft_counts(draft))
+        word, state = self._run(
+            "retry", job_id, token, generation, ",".join(codes), _rate(max_error_rate), *_draft_counts(draft)
+        )
         return word, JobState(state) if state else None
 
     def rebuild(
@@ -188,8 +199,8 @@ class Ledger:
         chunks = sum(count for _, count in draft.staged)
         word, known = self._run(
             "rebuild", job.job_id, token, job.model_dump_json(), job.fingerprint, job.lane.value, job.model,
-            job.chunk_size, int(job.created_at.timestamp() * 1000), generation, ",".join(codes), state.value,
-            chunks, items, ttl_seconds * 1000, *_draft_counts(draft),
+            job.chunk_size, _rate(job.max_error_rate), int(job.created_at.timestamp() * 1000), generation,
+            ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, *_draft_counts(draft),
         )  # fmt: skip
         return word, JobState(known) if known else None
 
@@ -287,18 +298,32 @@ class Ledger:
         failed: int,
         codes: Mapping[str, int],
         stage_seconds: Mapping[str, float],
+        ran: tuple[int, int] | None = None,
+        ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
     ) -> str:
         """Tell that the part of a chunk is in place, with its counts.
 
+        Args:
+            claim: the chunk.
+            ok: good rows of its part.
+            failed: failed rows of its part.
+            codes: failed rows by error code.
+            stage_seconds: working time by stage.
+            ran: how many rows were run for it, and how many of them failed, where a retry kept others; by
+                default all rows of the part.
+            ttl_seconds: how long a job is kept that ends by this.
+
         Returns:
-            `done`; `finishing` or `ended` (it was the last one); `already`, `stale`, `cancelled` or
-            `missing`; `incomplete`, if not all rows of a `redis://` job have been brought.
+            `done`; `finishing` or `ended` (it was the last one); `stopped` (too many rows have failed, and
+            the job has ended as `cancelled`); `already`, `stale`, `cancelled` or `missing`; `incomplete`, if
+            not all rows of a `redis://` job have been brought.
         """
         seconds = {stage: f"{value:.6f}" for stage, value in stage_seconds.items()}
         return str(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
-                len(codes), *_flat(codes), *_flat(seconds),
+                *(ran or (ok + failed, failed)), ttl_seconds * 1000, len(codes), *_flat(codes),
+                *_flat(seconds),
             )
         )  # fmt: skip
 
@@ -388,6 +413,10 @@ _SLICE = 1000  # of a draft: no script holds up the others for long
 
 def _slices(values: Sequence[Any]) -> list[Sequence[Any]]:
     return [values[start : start + _SLICE] for start in range(0, len(values), _SLICE)]
+
+
+def _rate(rate: float | None) -> float | str:
+    return "" if rate is None else rate
 
 
 def _draft_counts(draft: Draft) -> list[int | str]:

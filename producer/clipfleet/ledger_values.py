@@ -147,6 +147,11 @@ class JobStatus:
         return self.total - self.ok - self.failed
 
     @property
+    def has_stopped_itself(self) -> bool:
+        """Whether too many rows failed; `reason` says how many, and how to go on."""
+        return self.state is JobState.CANCELLED and bool(self.reason)
+
+    @property
     def early_end(self) -> EarlyEnd | None:
         """How and when the job was cancelled or failed; None if it was not."""
         if self.state not in (JobState.CANCELLED, JobState.FAILED) or self.finished_ms is None:

@@ -44,13 +44,14 @@ class Retry:
         self._parts = parts
         self._job = job
 
-    def run(self, codes: Sequence[ErrorCode] = ()) -> bool:
+    def run(self, codes: Sequence[ErrorCode] = (), max_error_rate: float | None = None) -> bool:
         """Start, or leave a retry alone that is under way. `_SUCCESS` is gone when the job goes on.
 
         Takes a lease's time more on a store without conditional writes.
 
         Args:
             codes: run only rows with these error codes again; empty: all that failed.
+            max_error_rate: see `Ledger.retry`.
 
         Returns:
             False if there is nothing to run again.
@@ -78,7 +79,12 @@ class Retry:
             return self._lost_to_another(status)
         self._output.remove(keys.SUCCESS)
         word, state = self._ledger.retry(
-            self._job.job_id, token, draft_of(inventory), generation=generation.number, codes=codes
+            self._job.job_id,
+            token,
+            draft_of(inventory),
+            generation=generation.number,
+            codes=codes,
+            max_error_rate=max_error_rate,
         )
         if word != "started":
             return self._lost_to_another(status)

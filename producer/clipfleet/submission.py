@@ -167,7 +167,7 @@ class Submission:
         word = self._ledger.seal(job_id, sum(count for _, count in files), items)
         self._crash_points.reach(CrashPoint.AFTER_SEAL)
         if word == "refused":
-            self._require_failed(self._ledger.status(job_id).state)
+            self._require_stopped()
         elif word != "sealed":
             raise JobConflictError(f"job {job_id} was changed by somebody else meanwhile ({word})")
 
@@ -177,17 +177,18 @@ class Submission:
         if answer.word == "gap":
             raise self._two_submits()
         if answer.word == "refused":
-            self._require_failed(answer.detail)
+            self._require_stopped()
             return False
         return True
 
     def _two_submits(self) -> JobConflictError:
         return JobConflictError(f"another submit of job {self._job.job_id} is running")
 
-    def _require_failed(self, state: str) -> None:
-        """The job takes no more items. If it has failed, its status says why; else somebody ended it."""
-        if state != JobState.FAILED:
-            raise JobConflictError(f"job {self._job.job_id} takes no more items: it is {state}")
+    def _require_stopped(self) -> None:
+        """The job takes no more items. If it came to grief, its status says why; else somebody ended it."""
+        status = self._ledger.status(self._job.job_id)
+        if status.state is not JobState.FAILED and not status.has_stopped_itself:
+            raise JobConflictError(f"job {self._job.job_id} takes no more items: it is {status.state}")
 
     def _hint(self, chunks: int) -> None:
         count = min(chunks, MAX_HINTS - self._hinted)

@@ -72,6 +72,7 @@ class Producer:
     lane: Lane
     model: str
     files: Sequence[int]  # chunks of each staged file
+    max_error_rate: float | None = None
     step: int = 0  # of this run: submit, stage each file, seal
 
     @property
@@ -108,6 +109,7 @@ class Delivery:
     claim: Claim
     older: Part | None  # in place when the chunk was claimed; only that one is replaced
     is_written: bool = False
+    ran: tuple[int, int] = (0, 0)  # rows that were run for it, and how many of them failed
 
     @property
     def place(self) -> tuple[str, int]:
@@ -133,6 +135,7 @@ class Retry:
     draft: Draft
     generation: int
     codes: tuple[str, ...]
+    max_error_rate: float | None
 
 
 @dataclass
@@ -199,15 +202,18 @@ class LedgerMachine(RuleBasedStateMachine):
         lane=st.sampled_from(LANES),
         model=st.sampled_from(MODELS),
         files=st.sampled_from(SOURCES),
+        rate=st.sampled_from([None, None, 0.4, 0.0]),
         steps=st.sampled_from([5, 5, 4, 3, 0]),
     )
     @precondition(lambda self: len(self._live_jobs()) < LIVE_JOBS)
-    def new_job(self, lane: Lane, model: str, files: Sequence[int], steps: int) -> None:
-        self._new_job(lane, model, files, steps)
+    def new_job(self, lane: Lane, model: str, files: Sequence[int], rate: float | None, steps: int) -> None:
+        self._new_job(lane, model, files, rate, steps=steps)
 
-    def _new_job(self, lane: Lane, model: str, files: Sequence[int], steps: int) -> None:
+    def _new_job(
+        self, lane: Lane, model: str, files: Sequence[int], rate: float | None = None, *, steps: int
+    ) -> None:
         job_id = f"job{len(self.producers)}"
-        self.producers[job_id] = producer = Producer(job_id, lane, model, files)
+        self.producers[job_id] = producer = Producer(job_id, lane, model, files, rate)
         self.notes[job_id] = Notes()
         for _ in range(min(steps, producer.last_step)):
             self._produce(producer)
@@ -233,7 +239,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def _produce(self, producer: Producer, times: int = 1) -> None:
         for _ in range(times):
             if producer.step == 0:
-                job = make_job(producer.job_id, lane=producer.lane, model=producer.model)
+                job = make_job(
+                    producer.job_id,
+                    lane=producer.lane,
+                    model=producer.model,
+                    max_error_rate=producer.max_error_rate,
+                )
                 assert self.ledger.submit(job) == self.model.submit(job)
             else:
                 self._stage_or_seal(producer, producer.step - 1)
@@ -318,7 +329,7 @@ class LedgerMachine(RuleBasedStateMachine):
             delivery = self._delivery(claim)
             self.past.append(delivery)
             self._write(delivery, failed)
-            assert self._complete(delivery) in ("done", "finishing")
+            assert self._complete(delivery) in ("done", "finishing", "stopped")
         return claim
 
     @rule(data=st.data(), lanes=lane_choices, times=times)
@@ -380,16 +391,20 @@ class LedgerMachine(RuleBasedStateMachine):
         if found is not None and found.generation == claim.generation:
             may_be_there = claim.has_history or claim.generation > 0 or claim.job_id in self.rebuilt
             assert may_be_there, "only a chunk with a history has a part"
+            is_first = claim.generation == 0  # else nobody knows which of its rows were kept
+            counts = found.counts
+            delivery.ran = (counts.ok + counts.failed, counts.failed) if is_first else (0, 0)
             delivery.is_written = True
         elif found is delivery.older:
-            self.store[delivery.place] = Part(claim.generation, self._counts(claim, found, failed))
+            counts, delivery.ran = self._counts(claim, found, failed)
+            self.store[delivery.place] = Part(claim.generation, counts)
             delivery.is_written = True
         else:  # another generation came in between: the worker begins with the chunk again
             self._release(delivery, "waits")
             self._forget(delivery)
 
-    def _counts(self, claim: Claim, older: Part | None, failed: int) -> PartCounts:
-        """Of a part whose rows were run, in a retry only those that had failed."""
+    def _counts(self, claim: Claim, older: Part | None, failed: int) -> tuple[PartCounts, tuple[int, int]]:
+        """Of a part whose rows were run, in a retry only those that had failed; and of what was run."""
         items = self.model.jobs[claim.job_id].chunks[claim.chunk_id].items
         kept = Counter[str]()  # failed rows that are not run again
         if older is not None:
@@ -400,7 +415,7 @@ class LedgerMachine(RuleBasedStateMachine):
         failed, code = (items, "chunk_failed") if claim.is_exhausted else (min(failed, items), "timeout")
         codes = kept + Counter({code: failed})
         total = self.model.jobs[claim.job_id].chunks[claim.chunk_id].items
-        return PartCounts(total - codes.total(), codes.total(), dict(codes))
+        return PartCounts(total - codes.total(), codes.total(), dict(codes)), (items, failed)
 
     def _forget(self, delivery: Delivery) -> None:
         for worker in self.workers:
@@ -416,13 +431,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _complete(self, delivery: Delivery) -> str:
         counts = self.store[delivery.place].counts
-        predicted = self.model.complete(delivery.claim, counts)
+        predicted = self.model.complete(delivery.claim, counts, delivery.ran)
         word = self.ledger.complete(
             delivery.claim,
             ok=counts.ok,
             failed=counts.failed,
             codes=counts.codes,
             stage_seconds={"fetch": 0.5},
+            ran=delivery.ran,
+            ttl_seconds=TTL_SECONDS,
         )
         assert word == predicted
         return word
@@ -612,9 +629,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- going on after an end ---
 
-    @rule(data=st.data(), codes=st.sampled_from([(), (), ("timeout",)]))
+    @rule(
+        data=st.data(),
+        codes=st.sampled_from([(), (), ("timeout",)]),
+        rate=st.sampled_from([None, None, None, 0.9, 0.1]),
+    )
     @precondition(lambda self: self._ended_jobs() and len(self._live_jobs()) < LIVE_JOBS)
-    def somebody_begins_a_retry(self, data: st.DataObject, codes: tuple[str, ...]) -> None:
+    def somebody_begins_a_retry(
+        self, data: st.DataObject, codes: tuple[str, ...], rate: float | None
+    ) -> None:
         """The output is looked at; what is begun later puts this one out of the race."""
         job_id = data.draw(st.sampled_from(self._ended_jobs()))
         token = self._new_token()
@@ -622,7 +645,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.begin_draft(job_id, token)
         draft, newest = self._inventory(job_id, lambda part: not _has_failed(part.counts, codes))
         generation = max(self.model.jobs[job_id].generation, newest) + 1
-        self.retries.append(Retry(job_id, token, draft, generation, codes))
+        self.retries.append(Retry(job_id, token, draft, generation, codes, rate))
         if data.draw(st.booleans()):
             self._start_retry(self.retries.pop(), 1)
 
@@ -648,11 +671,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.past_retries.append(retry)
 
     def _put_retry_in_place(self, retry: Retry) -> str:
-        generation, codes = retry.generation, retry.codes
-        predicted = self.model.retry(
-            retry.job_id, retry.token, retry.draft, generation=generation, codes=codes
-        )
-        answer = self.ledger.retry(retry.job_id, retry.token, retry.draft, generation=generation, codes=codes)
+        ids = retry.job_id, retry.token, retry.draft
+        how: Any = {
+            "generation": retry.generation,
+            "codes": retry.codes,
+            "max_error_rate": retry.max_error_rate,
+        }
+        predicted = self.model.retry(*ids, **how)
+        answer = self.ledger.retry(*ids, **how)
         assert answer == predicted
         return answer[0]
 

@@ -19,7 +19,7 @@ from clipfleet.sources import open_source
 from clipfleet.sources.batches import item_batch
 from clipfleet.staging import StagedReader
 from clipfleet.submission import Submission
-from tests.support.ledger import make_job, work_off
+from tests.support.ledger import make_job, try_claim, work_off
 
 ITEMS = 300  # one per chunk, so they make two staged files
 FIRST_FILE = 256
@@ -148,6 +148,28 @@ def test_a_job_that_fails_while_it_is_submitted_says_why_in_its_status(
     status = ledger.status("job")
     assert status.state is JobState.FAILED
     assert status.reason == "output_unreachable: /out is not mounted"
+
+
+@pytest.mark.parametrize("chunk_size", [1, ITEMS])
+def test_a_job_that_stops_itself_while_it_is_submitted_says_why_in_its_status(
+    ledger: Ledger, job: Job, chunk_size: int
+) -> None:
+    class Stopping(CountedHints):
+        """Wakes a worker that finds more failed rows than are allowed."""
+
+        def publish_work(self, count: int = 1) -> None:
+            if claimed := try_claim(ledger):
+                codes = {"not_found": 1000}
+                word = ledger.complete(claimed, ok=0, failed=1000, codes=codes, stage_seconds={})
+                assert word == "stopped"
+
+    strict = job.model_copy(update={"chunk_size": chunk_size, "max_error_rate": 0.5})
+
+    submit(ledger, strict, Stopping())
+
+    status = ledger.status("job")
+    assert (status.state, status.has_stopped_itself) == (JobState.CANCELLED, True)
+    assert "1000 of 1000 rows failed" in status.reason
 
 
 def test_a_submit_that_the_world_interrupts_says_how_to_go_on(

@@ -27,11 +27,18 @@ def new_token() -> str:
 
 
 def make_job(
-    job_id: str = "job", *, lane: Lane = Lane.NORMAL, model: str = MODEL, top_k: int = 5, output: str = "/out"
+    job_id: str = "job",
+    *,
+    lane: Lane = Lane.NORMAL,
+    model: str = MODEL,
+    top_k: int = 5,
+    output: str = "/out",
+    max_error_rate: float | None = None,
 ) -> Job:
     """A job that embeds a folder."""
     return Job(
         job_id=job_id, task=Task.EMBED, model=model, lane=lane, top_k=top_k, output=output,
+        max_error_rate=max_error_rate,
         source=SourceDescription(kind="folder", uri="/images"), created_at=datetime.now(UTC),
     )  # fmt: skip
 
@@ -46,9 +53,10 @@ def add_job(
     sealed: bool = True,
     lane: Lane = Lane.NORMAL,
     model: str = MODEL,
+    max_error_rate: float | None = None,
 ) -> Job:
     """Submit a job whose chunks lie in one staged file."""
-    job = job or make_job(job_id, lane=lane, model=model)
+    job = job or make_job(job_id, lane=lane, model=model, max_error_rate=max_error_rate)
     job_id = job.job_id
     ledger.submit(job)
     if chunks:

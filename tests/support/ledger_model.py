@@ -70,6 +70,10 @@ class ModelJob:
     retry_codes: tuple[str, ...] = ()
     draft: str = ""  # token of the retry that began last
     draft_in_place: str = ""  # token of the one that was put in place last
+    max_error_rate: float | None = None
+    carried: int = 0  # rows that were ready when this generation began
+    ran: int = 0  # rows that were run in it
+    ran_failed: int = 0
     ends: list[tuple[int, JobState]] = field(default_factory=list)  # one for each generation, at most
 
     def in_place(self, *places: Place) -> list[int]:
@@ -93,6 +97,20 @@ class ModelJob:
         fresh = {self.next_chunk} if self.next_chunk < len(self.chunks) else set()
         return back or fresh
 
+    def why_stop(self) -> str:
+        """Why too many rows have failed for the job to go on; empty if it may."""
+        rate = self.max_error_rate
+        enough = min(1000.0, 0.1 * (self.items - self.carried)) if self.sealed else 1000.0
+        if rate is None or not self.ran or self.ran < enough or self.ran_failed / self.ran <= rate:
+            return ""
+        codes = sorted(self.codes.items(), key=lambda pair: (-pair[1], pair[0]))
+        leading = ", ".join(f"{count} {code}" for code, count in codes[:3])
+        return (
+            f"{self.ran_failed} of {self.ran} rows failed ({100 * self.ran_failed / self.ran:.1f} %), more "
+            f"than the error rate of {rate:g} that is allowed; failed so far: {leading}; `clipfleet retry "
+            f"{self.job.job_id}` goes on, with --max-error-rate to allow more"
+        )
+
     def has_work(self) -> bool:
         """Whether claims must find the job in its lane, now or after a back-off."""
         return self.state in CLAIMABLE and bool(self.in_place(Place.BACK, Place.FRESH))
@@ -112,7 +130,7 @@ class ModelLedger:
     def submit(self, job: Job) -> tuple[bool, JobState]:
         if job.job_id in self.jobs:
             return False, self.jobs[job.job_id].state
-        self.jobs[job.job_id] = ModelJob(job)
+        self.jobs[job.job_id] = ModelJob(job, max_error_rate=job.max_error_rate)
         return True, JobState.SUBMITTING
 
     def stage(self, job_id: str, first_chunk: int, items_of_chunks: Sequence[int]) -> str:
@@ -230,7 +248,7 @@ class ModelLedger:
         chunk.lease_is_over = False
         return "paused" if job.state is JobState.PAUSED else "held"
 
-    def complete(self, claim: Claim, counts: PartCounts) -> str:
+    def complete(self, claim: Claim, counts: PartCounts, ran: tuple[int, int]) -> str:
         job = self.jobs[claim.job_id]
         chunk = job.chunks[claim.chunk_id]
         if claim.chunk_id >= job.next_chunk:
@@ -249,7 +267,14 @@ class ModelLedger:
         if job.outage is not Outage.NONE and job.state in CLAIMABLE:
             job.reason = ""
         job.outage = Outage.NONE
-        return "finishing" if self._finish_if_done(job) else "done"
+        job.ran += ran[0]
+        job.ran_failed += ran[1]
+        if self._finish_if_done(job):
+            return "finishing"
+        if reason := job.why_stop():
+            self._end(job, JobState.CANCELLED, reason)
+            return "stopped"
+        return "done"
 
     def release(self, claim: Claim, kind: str, reason: str) -> str:
         job = self.jobs[claim.job_id]
@@ -325,7 +350,14 @@ class ModelLedger:
         self.jobs[job_id].draft = token
 
     def retry(
-        self, job_id: str, token: str, draft: Draft, *, generation: int, codes: Sequence[str]
+        self,
+        job_id: str,
+        token: str,
+        draft: Draft,
+        *,
+        generation: int,
+        codes: Sequence[str],
+        max_error_rate: float | None,
     ) -> tuple[str, JobState | None]:
         job = self.jobs[job_id]
         if job.draft_in_place == token:
@@ -336,6 +368,8 @@ class ModelLedger:
             return "refused", job.state
         job.state = JobState.RUNNING if job.sealed else JobState.SUBMITTING
         job.generation, job.retry_codes, job.reason, job.outage = generation, tuple(codes), "", Outage.NONE
+        if max_error_rate is not None:
+            job.max_error_rate = max_error_rate
         self._put_in_place(job, token, draft)
         return "started", job.state
 
@@ -357,7 +391,7 @@ class ModelLedger:
         job = ModelJob(
             lost.job, state, sealed=state is not JobState.SUBMITTING, files=list(lost.files),
             chunks=[ModelChunk(chunk.items) for chunk in lost.chunks],
-            generation=generation, retry_codes=tuple(codes),
+            generation=generation, retry_codes=tuple(codes), max_error_rate=lost.job.max_error_rate,
         )  # fmt: skip
         self.jobs[job.job.job_id] = job
         self._put_in_place(job, token, draft)
@@ -366,6 +400,7 @@ class ModelLedger:
     def _put_in_place(self, job: ModelJob, token: str, draft: Draft) -> None:
         job.next_chunk, job.ok, job.failed = draft.next_chunk, draft.ok, draft.failed
         job.codes = Counter(draft.codes)
+        job.carried, job.ran, job.ran_failed = draft.ok + draft.failed, 0, 0
         job.draft, job.draft_in_place = "", token
         for number, chunk in enumerate(job.chunks):
             is_done = bool(draft.done[number // 8] & 0x80 >> number % 8)

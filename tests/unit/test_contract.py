@@ -44,7 +44,9 @@ from clipfleet.parts import (
 from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from tests.support.jobs import make_job
 
-NO_IDENTITY = {"schema_version", "job_id", "created_at", "lane", "on_finished", "on_finished_queue"}
+NO_IDENTITY = {
+    "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished", "on_finished_queue",
+}  # fmt: skip
 DIFFERENT: dict[str, Any] = {
     "schema_version": 0,
     "job_id": "other",
@@ -54,6 +56,7 @@ DIFFERENT: dict[str, Any] = {
     "label_sets": (LabelSet(labels=("cat",)),),
     "top_k": 6,
     "lane": Lane.HIGH,
+    "max_error_rate": 0.2,
     "chunk_size": 7,
     "source": SourceDescription(kind="folder", uri="/other"),
     "output": "/elsewhere",

@@ -30,6 +30,7 @@ lane: bulk
 chunk_size: 64
 job_id: nightly
 format: jsonl
+max_error_rate: 0.2
 on_finished: myapp.tasks.handle
 """
 
@@ -53,6 +54,7 @@ def test_everything_that_may_be_said(write: Path) -> None:
     assert (spec.embedding, spec.top_k, spec.chunk_size, spec.job_id) == (True, 3, 64, "nightly")
     assert (spec.precision, spec.decode, spec.lane) == (Precision.FP32, DecodeRoute.EXACT, Lane.BULK)
     assert (spec.format, spec.on_finished) == (PartFormat.JSONL, "myapp.tasks.handle")
+    assert spec.max_error_rate == 0.2
 
 
 @pytest.mark.parametrize("source", ["s3://bucket/list.parquet", "https://h.example/x", "-", "/abs/list.csv"])

@@ -188,6 +188,8 @@ class Claims:
                     failed=result.counts.failed,
                     codes=result.counts.codes,
                     stage_seconds=result.stage_seconds,
+                    ran=result.ran,
+                    ttl_seconds=self._job_ttl_seconds,
                 )
             except RedisUnavailableError as error:
                 log.warning("chunk not completed yet: %s", error, extra=_context("complete_retried", claim))
@@ -199,6 +201,10 @@ class Claims:
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
                 self.shunned_jobs.forget(claim.job_id)
                 log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
+                if word == "stopped":
+                    log.warning(
+                        "job %s: too many rows failed", claim.job_id, extra=_context("job_stopped", claim)
+                    )
                 return word
 
     def give_back(self, claim: Claim, error: BaseException) -> None:

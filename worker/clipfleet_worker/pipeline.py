@@ -43,6 +43,9 @@ class ChunkResult:
 
     counts: PartCounts
     stage_seconds: dict[str, float]  # working time, summed over threads
+    ran: tuple[int, int] | None = (
+        None  # rows that were run for it, and how many failed; None: all in `counts`
+    )
 
 
 class Pipeline:
@@ -78,7 +81,7 @@ class Pipeline:
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
-                return ChunkResult(found, {})
+                return ChunkResult(found, {}, (0, 0) if claim.generation > 0 else None)
         if claim.is_exhausted:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
@@ -158,7 +161,8 @@ class Pipeline:
             _identity(claim), rows, count_rows(rows), over=work.older, token=claim.token
         )
         self._crash_points.reach(CrashPoint.AFTER_WRITE)
-        return ChunkResult(counts, {**outcomes.seconds, "write": time.monotonic() - started})
+        seconds = {**outcomes.seconds, "write": time.monotonic() - started}
+        return ChunkResult(counts, seconds, None if work.older is None else outcomes.ran)
 
 
 def _work(claim: Claim, context: JobContext) -> ChunkWork:

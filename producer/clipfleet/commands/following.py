@@ -96,6 +96,6 @@ def _exit_code(snapshot: JobStatus) -> int:
         case JobState.COMPLETED_WITH_ERRORS:
             return EXIT_SOME_FAILED
         case JobState.CANCELLED:
-            return EXIT_CANCELLED
+            return EXIT_FAILED if snapshot.has_stopped_itself else EXIT_CANCELLED
         case _:
             return EXIT_FAILED

@@ -71,6 +71,12 @@ ExportFolder = Annotated[
     str, typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files")
 ]
 JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
+MaxErrorRate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE", min=0, max=1, help="stop early once more of the rows have failed: 0.2 is one in five"
+    ),
+]
 OnFinished = Annotated[
     str | None,
     typer.Option(metavar="TASK", help="Celery task of yours that is sent when the job has ended"),

@@ -10,7 +10,7 @@ import typer
 
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.following import follow
-from clipfleet.commands.options import AsJson, JobOrOutput, Wait
+from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.commands.results import is_output, known_job
 from clipfleet.console import say
 from clipfleet.errors import UsageError
@@ -21,6 +21,7 @@ def retry(
     codes: Annotated[
         str, typer.Option(help="only rows with these error codes, separated by commas (default: all)")
     ] = "",
+    max_error_rate: MaxErrorRate = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
@@ -28,7 +29,8 @@ def retry(
     started = time.monotonic()
     with Client() as client:
         handle = client.rebuild(job) if is_output(job) else known_job(client, job)
-        is_under_way = handle.retry([code.strip() for code in codes.split(",") if code.strip()])
+        named = [code.strip() for code in codes.split(",") if code.strip()]
+        is_under_way = handle.retry(named, max_error_rate=max_error_rate)
         if not is_under_way:
             which = f" with {codes}" if codes else ""
             say(f"job {handle.job_id} has no failed rows{which}: nothing to retry")

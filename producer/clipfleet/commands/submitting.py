@@ -22,6 +22,7 @@ from clipfleet.commands.options import (
     IdColumn,
     JobId,
     LaneOption,
+    MaxErrorRate,
     Model,
     OnFinished,
     OnFinishedQueue,
@@ -82,6 +83,7 @@ def classify(
     store_embeddings: Annotated[
         bool, typer.Option("--store-embeddings", help="keep the vectors beside the labels")
     ] = False,
+    max_error_rate: MaxErrorRate = None,
     on_finished: OnFinished = None,
     on_finished_queue: OnFinishedQueue = DEFAULT_CELERY_QUEUE,
 ) -> None:
@@ -91,7 +93,7 @@ def classify(
         output=output, model=model, precision=precision, decode=decode, lane=lane, chunk_size=chunk_size,
         job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
         part_format=part_format, store_embeddings=store_embeddings, on_finished=on_finished,
-        on_finished_queue=on_finished_queue,
+        on_finished_queue=on_finished_queue, max_error_rate=max_error_rate,
     )  # fmt: skip
     label_sets = chosen_label_sets(labels, label_set or [], template or [])
 
@@ -119,6 +121,7 @@ def embed(
     id_column: IdColumn = None,
     base_uri: BaseUri = None,
     part_format: Format = PartFormat.PARQUET,
+    max_error_rate: MaxErrorRate = None,
     on_finished: OnFinished = None,
     on_finished_queue: OnFinishedQueue = DEFAULT_CELERY_QUEUE,
 ) -> None:
@@ -128,6 +131,7 @@ def embed(
         output=output, model=model, precision=precision, decode=decode, lane=lane, chunk_size=chunk_size,
         job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
         part_format=part_format, on_finished=on_finished, on_finished_queue=on_finished_queue,
+        max_error_rate=max_error_rate,
     )  # fmt: skip
     _submit_and_follow(
         lambda client: client.embed(source, options=options), job_id, wait=wait, as_json=as_json
@@ -152,6 +156,7 @@ def embed_text(
     wait: Wait = True,
     as_json: AsJson = False,
     part_format: Format = PartFormat.PARQUET,
+    max_error_rate: MaxErrorRate = None,
     on_finished: OnFinished = None,
     on_finished_queue: OnFinishedQueue = DEFAULT_CELERY_QUEUE,
 ) -> None:
@@ -160,7 +165,7 @@ def embed_text(
     options = JobOptions(
         output=output, model=model, precision=precision, lane=lane, chunk_size=chunk_size, job_id=job_id,
         overwrite=overwrite, id_column=id_column, part_format=part_format, on_finished=on_finished,
-        on_finished_queue=on_finished_queue,
+        on_finished_queue=on_finished_queue, max_error_rate=max_error_rate,
     )  # fmt: skip
     _submit_and_follow(
         lambda client: client.embed_text(source, text_column=text_column, options=options),

@@ -1,8 +1,9 @@
--- The part of a chunk is in place. ARGV: job, chunk, token, generation, ok, failed, #codes, code, count, ...,
--- stage, seconds, ... Whoever wrote or found the part may say so, lease or not: there is exactly one part.
+-- The part of a chunk is in place. ARGV: job, chunk, token, generation, ok, failed, rows that were run for it,
+-- how many of those failed, ttl_ms of a job that ends, #codes, code, count, ..., stage, seconds, ... Whoever wrote or found the part may say so, lease or not: there is exactly one part.
 -- Where the rows live here, those that `write_rows` has brought under this token become visible, all at once.
--- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'already',
--- 'incomplete' (rows are missing: bring them again), 'stale' (another generation), 'cancelled' or 'missing'.
+-- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'stopped' (too
+-- many rows have failed: the job is cancelled), 'already', 'incomplete' (rows are missing: bring them again), 'stale'
+-- (another generation), 'cancelled' or 'missing'.
 local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
 local refused = refusal(job, chunk, ARGV[4])
 if refused then
@@ -49,6 +50,32 @@ local function move_ids()
   end
 end
 
+local ENOUGH_ROWS, ENOUGH_SHARE, NAMED_CODES = 1000, 0.1, 3
+
+-- The commonest error codes of a job, for people.
+local function leading_codes(job)
+  local flat, codes, words = redis.call('HGETALL', job_key(job, CODES)), {}, {}
+  for i = 1, #flat, 2 do codes[#codes + 1] = {name = flat[i], count = tonumber(flat[i + 1])} end
+  table.sort(codes, function(a, b) return a.count > b.count or (a.count == b.count and a.name < b.name) end)
+  for i = 1, math.min(#codes, NAMED_CODES) do words[i] = codes[i].count .. ' ' .. codes[i].name end
+  return table.concat(words, ', ')
+end
+
+-- Why a job should not go on, or nil. Its rows are judged once there are a thousand of this generation, or a tenth
+-- of those it will have, where that is known and less.
+local function why_stop(job)
+  local rate = tonumber(field(job, 'max_error_rate') or '')
+  if not rate then return nil end
+  local ran, failed, enough = number(job, 'ran'), number(job, 'ran_failed'), ENOUGH_ROWS
+  if field(job, 'sealed') == '1' then
+    enough = math.min(enough, ENOUGH_SHARE * (number(job, 'staged_items') - number(job, 'carried')))
+  end
+  if ran == 0 or ran < enough or failed / ran <= rate then return nil end
+  return string.format('%d of %d rows failed (%.1f %%), more than the error rate of %s that is allowed; failed so far: ' ..
+    '%s; `clipfleet retry %s` goes on, with --max-error-rate to allow more', failed, ran, 100 * failed / ran, rate,
+    leading_codes(job), job)
+end
+
 drop_lease(job, chunk)
 redis.call('SETBIT', job_key(job, DONE), chunk, 1)
 if keeps_rows then
@@ -64,13 +91,20 @@ end_outage(job)
 redis.call('HINCRBY', job_key(job), 'done_chunks', 1)
 redis.call('HINCRBY', job_key(job), 'ok', ARGV[5])
 redis.call('HINCRBY', job_key(job), 'failed', ARGV[6])
-local codes_end = 7 + 2 * tonumber(ARGV[7])
-for i = 8, codes_end, 2 do redis.call('HINCRBY', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
+redis.call('HINCRBY', job_key(job), 'ran', ARGV[7])
+redis.call('HINCRBY', job_key(job), 'ran_failed', ARGV[8])
+local codes_end = 10 + 2 * tonumber(ARGV[10])
+for i = 11, codes_end, 2 do redis.call('HINCRBY', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
 for i = codes_end + 1, #ARGV, 2 do
   redis.call('HINCRBYFLOAT', job_key(job), 'seconds:' .. ARGV[i], ARGV[i + 1])
 end
 redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5],
   'failed', ARGV[6])
 local ending = finish_if_done(job)
+local reason = not ending and why_stop(job)
+if reason then
+  end_job(job, 'cancelled', reason, lives_here(job) and number(job, 'job_ttl_ms') or tonumber(ARGV[9]))
+  return 'stopped'
+end
 if ending ~= 'ended' then keep_job(job) end
 return ending or 'done'

@@ -1,5 +1,5 @@
 -- An ended job goes on in a new generation with what was noted (see draft_begin). ARGV: job, token, generation,
--- error codes to retry (comma-separated, '' for all), next_chunk, ok, failed, code, count, ...
+-- error codes to retry (comma-separated, '' for all), max_error_rate ('': as it was), next_chunk, ok, failed, code, count, ...
 -- Answer: {'started', state} (also to a repetition), {'refused', state} (it is not over), {'taken', state}
 -- (another one has begun meanwhile) or {'missing', ''}.
 local job, token = ARGV[1], ARGV[2]
@@ -11,6 +11,7 @@ if redis.call('GET', job_key(job, DRAFT)) ~= token then return {'taken', state} 
 redis.call('HSET', job_key(job), 'state', field(job, 'sealed') == '1' and 'running' or 'submitting',
   'generation', ARGV[3], 'retry_codes', ARGV[4], 'reason', '')
 redis.call('HDEL', job_key(job), 'finished_ms', 'finish_token', 'outage_since')
-apply_draft(job, 5)
+if ARGV[5] ~= '' then redis.call('HSET', job_key(job), 'max_error_rate', ARGV[5]) end
+apply_draft(job, 6)
 go_on(job)
 return {'started', field(job, 'state')}

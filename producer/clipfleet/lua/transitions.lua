@@ -1,7 +1,8 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
--- reason retry_codes draft_token seconds:<stage>, and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
+-- reason retry_codes draft_token seconds:<stage> max_error_rate; of the rows of this generation: carried (ready before
+-- it) ran ran_failed; and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
 -- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
@@ -222,7 +223,8 @@ local function apply_draft(job, from)
     end
   end
   redis.call('HSET', job_key(job), 'next_chunk', ARGV[from], 'ok', ARGV[from + 1], 'failed', ARGV[from + 2],
-    'done_chunks', redis.call('BITCOUNT', job_key(job, DONE)),
+    'done_chunks', redis.call('BITCOUNT', job_key(job, DONE)), 'carried', ARGV[from + 1] + ARGV[from + 2],
+    'ran', 0, 'ran_failed', 0,
     'draft_token', redis.call('GET', job_key(job, DRAFT)))
   for i = from + 3, #ARGV, 2 do redis.call('HSET', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
   forget_draft(job)
