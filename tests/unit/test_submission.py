@@ -74,6 +74,8 @@ class FakeLedger:
         if self.words["stage"] == "staged":
             self.staged.append((first_chunk, chunks))
             self.items += items
+        if self.words["stage"] == "refused":
+            self.states[job_id] = JobState.CANCELLED
         return StageAnswer(self.words["stage"], "cancelled")
 
     def seal(self, job_id: str, chunks: int, items: int) -> str:
