@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos bench clean
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -31,6 +31,10 @@ test-chaos: $(VENV)/.dev-installed
 # CHAOS_SCALE=short, default, kills or nightly; CHAOS_SEED=N does the same again.
 chaos: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.run
+
+# The same against a worker that has Celery's acks and no ledger: succeeds if that one loses or doubles.
+chaos-plain: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.chaos.run --system plain-acks --must-fail
 
 # Figures, not tests: they depend on the machine.
 bench: $(VENV)/.dev-installed

@@ -12,7 +12,10 @@ from enum import StrEnum
 
 from ops.chaos.workload import JobPlan
 
-MAX_ATTEMPTS = 5  # of each kind: then a chunk is given up
+MAX_ATTEMPTS = 5  # of each kind: then a chunk is given up; whoever does that may die, too
+
+
+GIVEN_UP_CODE = "chunk_failed"
 
 
 class Kind(StrEnum):
@@ -26,7 +29,7 @@ class Kind(StrEnum):
     NOT_FINISHED = "a job that has not ended as it should"
     EVENTS = "not one event per job and generation"
     COUNTERS = "counters, rows and manifest differ"
-    GIVEN_UP = "a chunk that was given up"
+    GIVEN_UP = "a chunk that was given up though it had not killed its workers"
     ATTEMPTS = "more attempts than allowed"
     UNREADABLE = "an output that cannot be read"
     NO_TTL = "a key that would stay for ever"
@@ -92,12 +95,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The most of a chunk's counters that were seen."""
+    """The most of a chunk's counters that were seen, in one generation of its job."""
 
     job_id: str
     chunk_id: int
     losses: int
     failures: int
+    deaths: int = 0  # workers that the run killed or froze while they held the chunk
+
+    @property
+    def is_given_up_rightly(self) -> bool:
+        """Whether so many workers died of it that its rows may say so."""
+        return self.deaths >= MAX_ATTEMPTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +126,10 @@ def check(world: World) -> list[Violation]:
     """Everything that is wrong; an empty list is the promise kept."""
     found: list[Violation] = []
     for plan, left in world.jobs:
-        found += _check_job(plan, left, world.picture_hashes)
+        given_up = frozenset(
+            one.chunk_id for one in world.attempts if one.job_id == plan.job_id and one.is_given_up_rightly
+        )
+        found += _check_job(plan, left, world.picture_hashes, given_up)
     found += _check_events(world)
     found += _check_attempts(world.attempts)
     found += [Violation(Kind.NO_TTL, key, "no time to live") for key in world.keys_without_ttl]
@@ -131,12 +143,15 @@ def count_rows(violations: Iterable[Violation], kind: Kind) -> int:
     return sum(violation.count for violation in violations if violation.kind is kind)
 
 
-def _check_job(plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str]) -> Iterator[Violation]:
+def _check_job(
+    plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str], given_up: frozenset[int]
+) -> Iterator[Violation]:
+    """See `check`; `given_up`: chunks whose rows may say that they killed too many workers."""
     if left.problem:
         yield Violation(Kind.UNREADABLE, plan.job_id, left.problem)
     yield from _check_end(plan, left)
     yield from _check_rows(plan, left)
-    yield from _check_contents(plan, left, picture_hashes)
+    yield from _check_contents(plan, left, picture_hashes, given_up)
     yield from _check_counters(plan, left)
     for name in left.scratch:
         yield Violation(Kind.SCRATCH, plan.job_id, name)
@@ -144,7 +159,8 @@ def _check_job(plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str]) -> I
 
 def _check_end(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
     generation = plan.generations - 1
-    due = "completed_with_errors" if plan.failed(generation) else "completed"
+    has_failures = any(row.error_code for row in left.rows) or plan.failed(generation)
+    due = "completed_with_errors" if has_failures else "completed"
     if (left.state, left.generation) != (due, generation):
         detail = f"{left.state} in generation {left.generation}, not {due} in {generation}"
         yield Violation(Kind.NOT_FINISHED, plan.job_id, detail)
@@ -169,15 +185,18 @@ def _check_rows(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
         yield Violation(Kind.ORDER, plan.job_id, "the indexes do not rise")
 
 
-def _check_contents(plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str]) -> Iterator[Violation]:
+def _check_contents(
+    plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str], may_be_given_up: frozenset[int]
+) -> Iterator[Violation]:
     wrong, given_up = [], []
     for row in left.rows:
         if not 0 <= row.item_index < len(plan.items):
             continue
         item = plan.items[row.item_index]
         due = item.error_code(plan.generations - 1)
-        if row.error_code == "chunk_failed":
-            given_up.append(row.item_index)
+        if row.error_code == GIVEN_UP_CODE:
+            if row.item_index // plan.chunk_size not in may_be_given_up:
+                given_up.append(row.item_index)
         elif row.item_id != item.item_id:
             wrong.append(f"item {row.item_index} is called {row.item_id}")
         elif row.error_code != due:
@@ -219,9 +238,10 @@ def _check_events(world: World) -> Iterator[Violation]:
 
 def _check_attempts(attempts: Iterable[Attempts]) -> Iterator[Violation]:
     for one in attempts:
-        if max(one.losses, one.failures) > MAX_ATTEMPTS:
+        if one.losses > max(MAX_ATTEMPTS, one.deaths) or one.failures > MAX_ATTEMPTS:
             where = f"{one.job_id}, chunk {one.chunk_id}"
-            yield Violation(Kind.ATTEMPTS, where, f"{one.losses} losses, {one.failures} failures")
+            detail = f"{one.losses} losses, {one.failures} failures, {one.deaths} deaths"
+            yield Violation(Kind.ATTEMPTS, where, detail)
 
 
 def _without_zeros(counts: Counts) -> Counts:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan
 
-_SLOWEST_SECONDS = 0.5
+_SLOWEST_SECONDS = 0.4
 
 
 class Material:

@@ -50,7 +50,8 @@ class Measured:
 def measure(notes: Notes) -> Measured:
     """What the notes say."""
     spans = _spans(notes.events)
-    chunks = chunk_recoveries(notes.claims, _deaths(notes), _on_clock(spans, notes.began))
+    deaths = deaths_of(notes.ended, notes.frozen)
+    chunks = chunk_recoveries(notes.claims, deaths, _on_clock(spans, notes.began), notes.s3_jobs)
     ordinary = [one for one in chunks if one.is_first_loss and one.is_undisturbed]
     others = [one for one in chunks if not (one.is_first_loss and one.is_undisturbed)]
     exits = [
@@ -90,13 +91,12 @@ def _on_clock(spans: Iterable[Span], began: float) -> list[Span]:
     ]
 
 
-def _deaths(notes: Notes) -> list[Death]:
+def deaths_of(ended: Iterable[Ended], frozen: Iterable[tuple[int, float]]) -> list[Death]:
+    """Workers that were struck down."""
     deaths = [
-        Death(end.number, end.at, _KIND_OF_END[end.ended_by])
-        for end in notes.ended
-        if end.ended_by in _KIND_OF_END
+        Death(end.number, end.at, _KIND_OF_END[end.ended_by]) for end in ended if end.ended_by in _KIND_OF_END
     ]
-    return deaths + [Death(worker, at, FaultKind.ZOMBIE) for worker, at in notes.frozen]
+    return deaths + [Death(worker, at, FaultKind.ZOMBIE) for worker, at in frozen]
 
 
 def _done(events: Iterable[Mapping[str, Any]], ended: Iterable[Ended]) -> dict[FaultKind, int]:

@@ -43,7 +43,14 @@ def clipfleet_worker(folder: Path) -> int:
     return worker.run()
 
 
-BODIES: dict[str, Body] = {"clipfleet": clipfleet_worker}
+def plain_worker(folder: Path) -> int:
+    """See `ops.chaos.plain_worker`."""
+    from ops.chaos.plain_worker import run_worker
+
+    return run_worker(folder)
+
+
+BODIES: dict[str, Body] = {"clipfleet": clipfleet_worker, "plain": plain_worker}
 
 
 class Nursery:

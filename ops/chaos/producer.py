@@ -17,7 +17,7 @@ from clipfleet.client import Client
 from clipfleet.console import say_error
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import ClipfleetError
-from ops.chaos.customers import submit
+from ops.chaos.clipfleet_service import submit
 from ops.chaos.workload import ItemKind, ItemPlan, JobPlan, OutputKind
 
 

@@ -42,7 +42,7 @@ class Recovery:
 
 
 def chunk_recoveries(
-    claims: Sequence[ClaimNote], deaths: Iterable[Death], spans: Sequence[Span]
+    claims: Sequence[ClaimNote], deaths: Sequence[Death], spans: Sequence[Span], s3_jobs: frozenset[str]
 ) -> list[Recovery]:
     """From the loss of a worker until each chunk that it held was claimed again.
 
@@ -50,8 +50,8 @@ def chunk_recoveries(
         claims: all claims of the run, by time.
         deaths: of all workers.
         spans: the faults of servers.
+        s3_jobs: whose chunks suffer when S3 does.
     """
-    deaths = list(deaths)
     before: dict[tuple[str, int, int], ClaimNote] = {}
     found = []
     for claim in claims:
@@ -60,9 +60,10 @@ def chunk_recoveries(
         before[key] = claim
         if previous is None or claim.losses <= previous.losses:  # new, or given back in time
             continue
-        death = _first_loss_of(previous, claim.at, deaths)
+        death = first_death(previous, claim.at, deaths)
         if death is not None:
-            disturbed = any(_overlap(span, death.at, claim.at) for span in spans)
+            matter = (span for span in spans if span.kind in REDIS_FAULTS or claim.job_id in s3_jobs)
+            disturbed = any(_overlap(span, death.at, claim.at) for span in matter)
             is_first = claim.losses == 1
             found.append(Recovery(death.kind, claim.at - death.at, is_first, not disturbed))
     return found
@@ -92,7 +93,7 @@ def slowest(recoveries: Iterable[Recovery]) -> dict[FaultKind, float]:
     return found
 
 
-def _first_loss_of(claim: ClaimNote, until: float, deaths: Iterable[Death]) -> Death | None:
+def first_death(claim: ClaimNote, until: float, deaths: Iterable[Death]) -> Death | None:
     """How the worker of a claim was lost before somebody else claimed the same."""
     its = (death for death in deaths if death.worker == claim.worker and claim.at <= death.at <= until)
     return min(its, key=lambda death: death.at, default=None)

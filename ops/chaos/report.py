@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ops.chaos.checker import Kind, Violation, World, count_rows
+from ops.chaos.checker import GIVEN_UP_CODE, MAX_ATTEMPTS, Kind, Violation, World, count_rows
 from ops.chaos.measures import Measured
 from ops.chaos.schedule import FaultKind, Scale
 from ops.chaos.servers import DRAIN_SECONDS, LEASE_SECONDS, RECONCILE_SECONDS
@@ -32,6 +32,7 @@ class Outcome:
 
     seed: int
     scale: Scale
+    system: str
     seconds: float
     planned: Mapping[FaultKind, int]
     measured: Measured
@@ -40,24 +41,24 @@ class Outcome:
     losses: int
     world: World
     violations: Sequence[Violation]
-    notes: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
 
 def print_report(console: Console, outcome: Outcome) -> None:
     """The tables, then the verdict."""
     console.print(_faults_table(outcome))
     console.print(_world_table(outcome))
-    for note in outcome.notes:
-        console.print(note, highlight=False)
+    for remark in outcome.remarks:
+        console.print(remark)
     for violation in outcome.violations[:_SHOWN_VIOLATIONS]:
-        console.print(f"[red]{violation.kind}[/]: {violation.where}: {violation.detail}", highlight=False)
+        console.print(f"[red]{violation.kind}[/]: {violation.where}: {violation.detail}")
     hidden = len(outcome.violations) - _SHOWN_VIOLATIONS
     if hidden > 0:
         console.print(f"... and {hidden} more")
 
 
 def _faults_table(outcome: Outcome) -> Table:
-    title = f"chaos: seed {outcome.seed}, scale {outcome.scale.name}, {outcome.seconds:.0f} s"
+    title = f"{outcome.system}: seed {outcome.seed}, scale {outcome.scale.name}, {outcome.seconds:.0f} s"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("fault")
     for name in ("planned", "done", "slowest recovery", "in worse times"):
@@ -97,7 +98,8 @@ def _world_table(outcome: Outcome) -> Table:
         (count_rows(violations, Kind.MISSING), "missing"),
         (count_rows(violations, Kind.DOUBLED), "doubled"),
         (count_rows(violations, Kind.STRANGE) + count_rows(violations, Kind.WRONG), "wrong"),
-        (count_rows(violations, Kind.GIVEN_UP), "given up"),
+        (_given_up(world), f"rows of chunks that {MAX_ATTEMPTS} workers died of, as they say"),
+        (count_rows(violations, Kind.GIVEN_UP), "rows of other chunks that were given up"),
         (len(world.events), f"events, for {ends} ends of jobs, retries included"),
         (outcome.workers, "worker processes"),
         (outcome.claims, f"claims, {outcome.losses} after a loss"),
@@ -106,6 +108,16 @@ def _world_table(outcome: Outcome) -> Table:
     for number, what in rows:
         table.add_row(f"{number:,}", what)
     return table
+
+
+def _given_up(world: World) -> int:
+    """Rows that say that their chunk was given up, and may."""
+    rightly = {(one.job_id, one.chunk_id) for one in world.attempts if one.is_given_up_rightly}
+    return sum(
+        row.error_code == GIVEN_UP_CODE and (plan.job_id, row.item_index // plan.chunk_size) in rightly
+        for plan, left in world.jobs
+        for row in left.rows
+    )
 
 
 def _seconds(value: float | None) -> str:

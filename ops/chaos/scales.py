@@ -10,13 +10,19 @@ SCALES = {
         Scale(
             "mini",  # for a test of the harness
             seconds=8,
-            counts={FaultKind.KILL: 2, FaultKind.CRASH_POINT: 2, FaultKind.REDIS_KILL: 1},
+            counts={
+                FaultKind.KILL: 2,
+                FaultKind.CRASH_POINT: 3,
+                FaultKind.REDIS_KILL: 1,
+                FaultKind.REDIS_RESET: 1,
+            },
             workers=2,
             long_freezes=0,
         ),
         Scale(
             "short",
             seconds=120,
+            workers=4,
             counts={
                 FaultKind.KILL: 16,
                 FaultKind.CRASH_POINT: 16,
@@ -36,6 +42,7 @@ SCALES = {
         Scale(
             "default",
             seconds=480,
+            workers=4,
             counts={
                 FaultKind.KILL: 60,
                 FaultKind.CRASH_POINT: 48,
@@ -51,11 +58,12 @@ SCALES = {
                 FaultKind.S3_RESET: 8,
                 FaultKind.S3_SLOW_DOWN: 6,
             },
-            s3_outage_seconds=30,
+            s3_outage_seconds=60,
         ),
         Scale(
             "kills",
             seconds=720,
+            workers=4,
             counts={
                 FaultKind.KILL: 140,
                 FaultKind.CRASH_POINT: 64,
@@ -71,11 +79,12 @@ SCALES = {
                 FaultKind.S3_RESET: 6,
                 FaultKind.S3_SLOW_DOWN: 6,
             },
-            s3_outage_seconds=30,
+            s3_outage_seconds=60,
         ),
         Scale(
             "nightly",
             seconds=5400,
+            workers=4,
             counts={
                 FaultKind.KILL: 600,
                 FaultKind.CRASH_POINT: 320,

@@ -100,6 +100,7 @@ class Servers:
             "CLIPFLEET_RECONCILE_SECONDS": str(RECONCILE_SECONDS),
             "CLIPFLEET_DRAIN_SECONDS": str(DRAIN_SECONDS),
             "CLIPFLEET_DECODE_THREADS": "2",
+            "CLIPFLEET_HOST_CONNECTIONS": "128",
             RUN_MARK: str(self._folder),
             "PYTHONPATH": os.pathsep.join(paths),
             "TMPDIR": str(scratch),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from clipfleet.outputs import Output, open_output
 from clipfleet.redis_connection import connect
 from ops.chaos.checker import Attempts, Counts, Event, JobLeft, Row
 from ops.chaos.claims import ClaimNote
+from ops.chaos.recovery import Death, first_death
 from ops.chaos.workload import JobPlan, OutputKind
 
 
@@ -47,16 +49,34 @@ def completions(redis_url: str, plans: Sequence[JobPlan]) -> dict[str, list[floa
     return times
 
 
-def attempts_of(claims: Sequence[ClaimNote]) -> list[Attempts]:
-    """The highest counters with which each chunk was claimed."""
-    most: dict[tuple[str, int], Attempts] = {}
+def attempts_of(claims: Sequence[ClaimNote], deaths: Sequence[Death]) -> list[Attempts]:
+    """The highest counters with which each chunk was claimed, and how many of its owners were struck down.
+
+    Args:
+        claims: by time.
+        deaths: of workers, freezes included.
+    """
+    by_chunk: dict[tuple[str, int, int], list[ClaimNote]] = {}
     for claim in claims:
-        key = (claim.job_id, claim.chunk_id)
-        known = most.get(key, Attempts(*key, 0, 0))
-        most[key] = Attempts(
-            *key, max(known.losses, claim.losses), max(known.failures, claim.failures)
-        )  # fmt: skip
-    return list(most.values())
+        by_chunk.setdefault((claim.job_id, claim.chunk_id, claim.generation), []).append(claim)
+    return [
+        Attempts(
+            job_id,
+            chunk_id,
+            losses=max(claim.losses for claim in of_chunk),
+            failures=max(claim.failures for claim in of_chunk),
+            deaths=_deaths_of(of_chunk, deaths),
+        )
+        for (job_id, chunk_id, _), of_chunk in by_chunk.items()
+    ]
+
+
+def _deaths_of(claims: Sequence[ClaimNote], deaths: Sequence[Death]) -> int:
+    """How many claims of a chunk ended with their worker."""
+    untils = [*(claim.at for claim in claims[1:]), math.inf]
+    return sum(
+        first_death(claim, until, deaths) is not None for claim, until in zip(claims, untils, strict=True)
+    )
 
 
 def _left(job: JobHandle, plan: JobPlan) -> JobLeft:

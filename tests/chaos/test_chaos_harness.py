@@ -53,6 +53,20 @@ def test_a_run_of_some_seconds_ends_as_promised(tmp_path: Path) -> None:
     print(result.stdout)
 
 
+def test_a_worker_without_the_ledger_loses_or_doubles(tmp_path: Path) -> None:
+    """The same faults, the same checker: it can fail. Which rows it hits is chance: some seeds are tried."""
+    results = []
+    for seed in range(1, 5):
+        results.append(
+            chaos(tmp_path, "--scale", "mini", "--seed", str(seed), "--system", "plain-acks", "--must-fail")
+        )
+        if results[-1].returncode == 0:
+            break
+
+    assert results[-1].returncode == 0, "\n".join(result.stdout + result.stderr for result in results)
+    print(results[-1].stdout)
+
+
 def test_the_schedule_is_printed_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
     first, again, other = (
         chaos(tmp_path, "--scale", "short", "--seed", seed, "--schedule").stdout for seed in ("7", "7", "8")

@@ -142,7 +142,7 @@ BROKEN: dict[str, tuple[World, Kind]] = {
     "no event": (replace(good_world(), events=EVENTS[1:]), Kind.EVENTS),
     "an event twice": (replace(good_world(), events=[*EVENTS, Event("b", 1, "-")]), Kind.EVENTS),
     "an event of no job": (replace(good_world(), events=[*EVENTS, Event("c", 0, "-")]), Kind.EVENTS),
-    "too many losses": (replace(good_world(), attempts=[Attempts("a", 0, 6, 0)]), Kind.ATTEMPTS),
+    "too many losses": (replace(good_world(), attempts=[Attempts("a", 0, 6, 0, deaths=5)]), Kind.ATTEMPTS),
     "too many failures": (replace(good_world(), attempts=[Attempts("a", 0, 0, 6)]), Kind.ATTEMPTS),
     "a key for ever": (replace(good_world(), keys_without_ttl=["clipfleet:x"]), Kind.NO_TTL),
     "a child left": (replace(good_world(), processes=["17 python"]), Kind.PROCESS),
@@ -172,6 +172,14 @@ def test_rows_are_counted_not_jobs() -> None:
 
 def test_attempts_at_the_bound_are_allowed() -> None:
     assert check(replace(good_world(), attempts=[Attempts("a", 0, 5, 5)])) == []
+
+
+def test_a_chunk_may_be_given_up_that_five_workers_died_of() -> None:
+    world, _ = BROKEN["a chunk given up"]
+    enough, too_few = Attempts("a", 0, 6, 0, deaths=6), Attempts("a", 0, 4, 0, deaths=4)
+
+    assert check(replace(world, attempts=[enough])) == []
+    assert [found.kind for found in check(replace(world, attempts=[too_few]))] == [Kind.GIVEN_UP]
 
 
 def test_many_items_are_told_in_short() -> None:

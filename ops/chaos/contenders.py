@@ -1,0 +1,123 @@
+"""The systems that a schedule can be carried out against: clipfleet, and a worker without a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from clipfleet.client import Client
+from clipfleet.redis_connection import connect
+from clipfleet.settings import Settings
+from ops.chaos import plain_service, survey
+from ops.chaos.checker import World
+from ops.chaos.claims import read_claims
+from ops.chaos.clipfleet_service import ClipfleetService
+from ops.chaos.customers import Service
+from ops.chaos.faults import System
+from ops.chaos.fleet import Ended
+from ops.chaos.history import History
+from ops.chaos.measures import deaths_of
+from ops.chaos.plain_service import PlainService
+from ops.chaos.servers import Servers, processes_of
+from ops.chaos.workload import JobPlan
+from tests.support.ledger import keys_without_ttl
+
+_AS_INTENDED = {("SIGKILL", -9), ("crash point", -9), ("SIGTERM", 0)}
+
+
+class Contender(Protocol):
+    """One of them."""
+
+    @property
+    def body(self) -> str:
+        """Which of the nursery's programs its workers run."""
+        ...
+
+    def service(
+        self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
+    ) -> Callable[[], AbstractContextManager[Service]]:
+        """What opens it for a customer."""
+        ...
+
+    def world(self, system: System, folder: Path) -> World:
+        """What is left after a run; nothing breaks any more."""
+        ...
+
+    def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
+        """When chunks of each job were completed: seconds of the wall clock, in order."""
+        ...
+
+
+class Clipfleet:
+    """The real thing."""
+
+    body = "clipfleet"
+
+    def service(
+        self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
+    ) -> Callable[[], AbstractContextManager[Service]]:
+        """See the protocol."""
+        return partial(ClipfleetService, servers.url, environment, history, folder / "producers.log")
+
+    def world(self, system: System, folder: Path) -> World:
+        """See the protocol."""
+        redis_url, customers, fleet = system.servers.direct_url, system.customers, system.fleet
+        with Client(Settings(redis_url=redis_url)) as client:
+            jobs = list(survey.survey_jobs(client, customers.plans))
+        with connect(redis_url) as redis:
+            without_ttl = keys_without_ttl(redis)
+        return World(
+            jobs=jobs,
+            events=survey.completion_events(redis_url),
+            picture_hashes=customers.picture_hashes,
+            attempts=survey.attempts_of(
+                read_claims(fleet.claims_folder), deaths_of(fleet.ended, fleet.frozen)
+            ),
+            keys_without_ttl=without_ttl,
+            processes=processes_of(str(folder)),
+            worker_ends=[*_unexpected(fleet.ended), *customers.failures],
+        )
+
+    def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
+        """See the protocol."""
+        return survey.completions(servers.direct_url, plans)
+
+
+class PlainAcks:
+    """Celery alone, see `ops.chaos.plain_worker`."""
+
+    body = "plain"
+
+    def service(
+        self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
+    ) -> Callable[[], AbstractContextManager[Service]]:
+        """See the protocol."""
+        return partial(PlainService, servers.url, history)
+
+    def world(self, system: System, folder: Path) -> World:
+        """See the protocol. How its workers end is not looked at, nor what keys they leave."""
+        redis_url, customers = system.servers.direct_url, system.customers
+        return World(
+            jobs=plain_service.survey(redis_url, folder, customers.plans),
+            events=plain_service.events(redis_url),
+            picture_hashes=customers.picture_hashes,
+        )
+
+    def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
+        """See the protocol. It keeps no record of that."""
+        return {}
+
+
+CONTENDERS: dict[str, Contender] = {"clipfleet": Clipfleet(), "plain-acks": PlainAcks()}
+
+
+def _unexpected(ended: Sequence[Ended]) -> list[str]:
+    """Workers that ended otherwise than the harness wanted."""
+    return [
+        f"worker {end.number} in slot {end.slot}: exit code {end.code} after {end.ended_by or 'nothing'}"
+        for end in ended
+        if (end.ended_by, end.code) not in _AS_INTENDED and end.struck_by is None
+    ]
