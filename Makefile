@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench clean
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -40,6 +40,11 @@ chaos-plain: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.bench.decode
 	$(BIN)/python -m ops.bench.submit
+
+# Damage for every reader; RUNS of each. Not in `make test`, which does little of it.
+RUNS ?= 10000
+fuzz: $(VENV)/.dev-installed
+	$(BIN)/python -m tests.fuzz --runs $(RUNS)
 
 install: $(VENV)/.dev-installed
 

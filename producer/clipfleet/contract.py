@@ -372,7 +372,7 @@ def read_job(text: str | bytes) -> Job:
     """
     try:
         version = json.loads(text)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise JobUnreadableError("this is not the description of a job") from None
     if version not in READABLE_SCHEMA_VERSIONS:
         raise JobUnreadableError(

@@ -169,7 +169,7 @@ class PartRows:
             return None
         try:
             return datetime.fromisoformat(json.loads(data)["finished_at"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST}: damaged: {error!r}") from error
 
     def early_end(self) -> EarlyEnd | None:
@@ -197,8 +197,14 @@ class PartRows:
                 lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
         except (FileNotFoundError, OutputUnavailableError):
             return {}
-        failed = [json.loads(line) for line in lines if line.endswith("\n")]
-        return {row["error_code"]: row["error_detail"] for row in reversed(failed)}
+        examples: dict[str, str] = {}
+        for line in lines:
+            try:
+                row = json.loads(line)
+                examples.setdefault(str(row["error_code"]), str(row["error_detail"]))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # it breaks off here, or somebody has written in it: an example less
+        return examples
 
     def _part_names(self, job: Job | None) -> tuple[PartFormat, list[str]]:
         found: dict[PartFormat, list[str]] = {}

@@ -317,7 +317,9 @@ class StagedReader:
         if not first_chunk <= chunk_id < first_chunk + chunks:
             raise ValueError(f"chunk {chunk_id} is not among {chunks} chunks from {first_chunk}")
         with self._opened(first_chunk, chunks) as file:
-            return file.read_row_group(chunk_id - first_chunk, use_threads=False)
+            items = file.read_row_group(chunk_id - first_chunk, use_threads=False)
+            items.validate(full=True)
+            return items
 
     def count_items(self, first_chunk: int, chunks: int) -> int:
         """Items of a whole file. Raises like `read_chunk`."""

@@ -21,6 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]
 
 _TRUE_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_MAX_VALUES = 1_000_000
 _KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -105,6 +106,8 @@ def _from_yaml(path: Path, text: str) -> _Document:
 
 def _value(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
     lines.setdefault(key, node.start_mark.line + 1)
+    if len(lines) > _MAX_VALUES:  # a few aliases of aliases are enough for that
+        raise UsageError(f"{path}: more than {_MAX_VALUES:,} values")
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, child, (*key, n), lines, path) for n, child in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):

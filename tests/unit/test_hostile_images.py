@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +31,8 @@ from clipfleet_worker.image_outline import (
     jpeg_coefficient_bytes,
     webp_size,
 )
+from tests.fuzz.images import image_seeds
+from tests.fuzz.mutations import mutated
 from tests.support.hostile_files import (
     HOSTILE,
     chunk,
@@ -42,6 +46,15 @@ from tests.support.hostile_files import (
 from tests.support.pictures import encoded, photo
 
 SIZE = 64
+FAST = DecodeRoute.FAST
+MUTATED_FILES = 2000
+DECODE_CODES = {
+    ErrorCode.EMPTY,
+    ErrorCode.NOT_AN_IMAGE,
+    ErrorCode.FORMAT_REFUSED,
+    ErrorCode.TOO_MANY_PIXELS,
+    ErrorCode.BROKEN_IMAGE,
+}
 BOMB_BYTES = 200_000_000
 # Threads and allocators reserve more than they use; what counts is that a bomb has no room for its pixels.
 _SPARE_BYTES = 24 << 20
@@ -103,14 +116,17 @@ COSTS: dict[tuple[str, DecodeRoute], int] = {}  # measured on the way
 
 
 @pytest.fixture(scope="module")
-def child() -> ProcessPoolExecutor:
+def child() -> Iterator[ProcessPoolExecutor]:
     """One process for all files: if one of them killed it, the pool would be broken."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
 
 
-@pytest.mark.parametrize("route", DecodeRoute, ids=lambda route: route.value)
-@pytest.mark.parametrize("name", HOSTILE)
+# The routes differ for JPEGs only.
+ROUTES = [(name, route) for name in HOSTILE for route in DecodeRoute if route is FAST or "jpeg" in name]
+
+
+@pytest.mark.parametrize(("name", "route"), ROUTES)
 def test_each_kind_is_a_picture_or_a_code(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> None:
     kind = HOSTILE[name]
 
@@ -132,7 +148,7 @@ def _cost_bytes(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> in
 @pytest.mark.figures
 def test_what_the_worst_bombs_cost(child: ProcessPoolExecutor) -> None:
     bombs = [name for name in HOSTILE if "below the limit of memory" in name]
-    costs = {(name, route): _cost_bytes(child, name, route) for name in bombs for route in DecodeRoute}
+    costs = {(name, route): _cost_bytes(child, name, route) for name, route in ROUTES if name in bombs}
     worst = max(costs, key=lambda key: costs[key])
 
     print(f"{len(HOSTILE)} kinds; the largest bombs that are decoded cost {costs[worst] / 1e6:.0f} MB")
@@ -140,6 +156,35 @@ def test_what_the_worst_bombs_cost(child: ProcessPoolExecutor) -> None:
         print(f"{cost / 1e6:4.0f} MB  {name} ({route.value})")
     assert len(HOSTILE) >= 30
     assert costs[worst] < BOMB_BYTES
+
+
+def _decode_mutated(seeds: range) -> Counter[str]:
+    """Runs in a child: how many of these are a picture, and which codes the others have."""
+    decoder = _warm_decoder()
+    found: Counter[str] = Counter()
+    for seed in seeds:
+        data = mutated(image_seeds(), seed)
+        try:
+            pixels = decoder.decode(data, _spec(), DecodeRoute.FAST).pixels
+            assert pixels.shape == (SIZE, SIZE, 3)
+            found["picture"] += 1
+        except ItemFailure as failure:
+            assert failure.error.detail
+            found[failure.error.code] += 1
+    return found
+
+
+@pytest.mark.figures
+def test_mutated_files_are_pictures_or_codes(child: ProcessPoolExecutor) -> None:
+    """`python -m tests.fuzz --runs 20000 image` takes as many as one likes, and both routes."""
+    found: Counter[str] = Counter()
+    for start in range(0, MUTATED_FILES, 500):
+        found += child.submit(_decode_mutated, range(start, start + 500)).result(timeout=120)
+
+    print(f"{found.total()} mutated files: {', '.join(f'{code} {n}' for code, n in found.most_common())}")
+    assert found.total() == MUTATED_FILES
+    assert found["picture"] > 0
+    assert set(found) <= {"picture", *DECODE_CODES}
 
 
 class TestMemory:

@@ -30,7 +30,11 @@ def open_parquet(output: Output, name: str) -> pq.ParquetFile:
 def footer(file: pq.ParquetFile) -> dict[str, str]:
     """What the writer noted in the footer, without Arrow's own schema entry."""
     entries = file.metadata.metadata or {}
-    return {key.decode(): value.decode() for key, value in entries.items() if key != b"ARROW:schema"}
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in entries.items()
+        if key != b"ARROW:schema"
+    }
 
 
 @contextmanager
@@ -43,7 +47,12 @@ def parquet_errors(output: Output, name: str) -> Iterator[None]:
     except OSError as error:
         # Arrow reports content that it cannot understand as an OSError, too, but without a number.
         if error.errno is None:
-            raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+            raise _damaged(output, name, error) from error
         raise OutputUnavailableError(f"{output.uri}/{name}: {error.strerror}") from error
-    except pa.ArrowException as error:
-        raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _damaged(output, name, error) from error
+
+
+def _damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0]  # Arrow adds where it was
+    return OutputDamagedError(f"{output.uri}/{name}: damaged: {problem}")

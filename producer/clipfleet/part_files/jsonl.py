@@ -81,8 +81,8 @@ class JsonlParts:
             footer = _read_footer(output, footer_name)
         try:
             yield OpenJsonlPart(content, footer, footer_name)
-        except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+        except (json.JSONDecodeError, UnicodeError, RecursionError, pa.ArrowException) as error:
+            raise _damaged(output, name, error) from error
 
 
 class OpenJsonlPart:
@@ -128,9 +128,15 @@ def _read_footer(output: Output, name: str) -> dict[str, str] | None:
     try:
         entries: dict[str, str] = json.loads(data)
         read_part_footer(entries)
-    except ValueError as error:
-        raise OutputDamagedError(f"{output.uri}/{name}: damaged: {error}") from error
+        _schema_of(entries)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, pa.ArrowException) as error:
+        raise _damaged(output, name, error) from error
     return entries
+
+
+def _damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return OutputDamagedError(f"{output.uri}/{name}: damaged: {problem}")
 
 
 def _schema_text(schema: pa.Schema) -> str:
@@ -138,4 +144,4 @@ def _schema_text(schema: pa.Schema) -> str:
 
 
 def _schema_of(footer: dict[str, str]) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(b64decode(footer[_SCHEMA])))
+    return pa.ipc.read_schema(pa.py_buffer(b64decode(footer[_SCHEMA], validate=True)))

@@ -75,4 +75,6 @@ class OpenParquetPart:
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
-        yield from self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
+        for batch in self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+            batch.validate(full=True)  # a damaged page may still be unpacked into what is no text
+            yield batch

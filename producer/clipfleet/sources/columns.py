@@ -25,6 +25,10 @@ BYTES_COLUMNS = (
 _OUR_ERRORS = {"item_index", "item_id", "uri", "error_code", "error_detail"}
 _OF_THE_FAILURE = {"item_index", "error_code", "error_detail"}
 
+# A message names this much of a table that may be no table at all.
+_SHOWN_COLUMNS = 40
+_SHOWN_CHARACTERS = 60
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -61,6 +65,8 @@ def assign_columns(
     Raises:
         SourceError: no column says where the images are, a chosen one is not there, or two have one name.
     """
+    # JSON can spell half a character in a name, a part cannot hold it.
+    header = [name.encode(errors="replace").decode() for name in header]
     _require_unique(header, where, "column {!r} appears twice in the header")
     is_ours = set(header) >= _OUR_ERRORS
     usual_urls, usual_ids = (("uri",), ("item_id",)) if is_ours else (URL_COLUMNS, ID_COLUMNS)
@@ -69,7 +75,7 @@ def assign_columns(
         usual = ", ".join(TEXT_COLUMNS if options.holds_texts else URL_COLUMNS)
         wanted = "texts" if options.holds_texts else "URLs or paths"
         raise SourceError(
-            f"{where}: no column is called {usual}; the columns are {', '.join(header)}: "
+            f"{where}: no column is called {usual}; the columns are {_shown(header)}: "
             f"name the one that holds the {wanted} with {options.content_option}"
         )
     besides = {position for position in (url, held) if position is not None}
@@ -120,8 +126,15 @@ def _position(
     exact = [position for position, name in enumerate(header) if name == chosen]
     loose = [position for position, name in enumerate(header) if name.lower() == chosen.strip().lower()]
     if not (exact or loose):
-        raise SourceError(f"{where}: {option} {chosen!r} is not there; the columns are {', '.join(header)}")
+        raise SourceError(f"{where}: {option} {chosen!r} is not there; the columns are {_shown(header)}")
     return (exact or loose)[0]
+
+
+def _shown(header: Sequence[str]) -> str:
+    """Names on one line, whatever is in them."""
+    shown = ", ".join(" ".join(name.split())[:_SHOWN_CHARACTERS] for name in header[:_SHOWN_COLUMNS])
+    more = len(header) - _SHOWN_COLUMNS
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _require_unique(names: Sequence[str], where: str, problem: str) -> None:

@@ -37,10 +37,10 @@ class ParquetSource:
         self._base = options.base_in(file.folder)
         with self._opened() as parquet:
             self._schema = parquet.schema_arrow
+            header = self._schema.names
             self._rows = parquet.metadata.num_rows
         if self._rows == 0:
             raise SourceError(f"{file.name}: the file has no rows")
-        header = self._schema.names
         held = [number for number, field in enumerate(self._schema) if _holds_pictures(field)]
         self._columns = assign_columns(header, options, where=file.name, bytes_columns=held)
         self.description = SourceDescription(
@@ -102,7 +102,7 @@ class ParquetSource:
             try:
                 with pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
                     yield parquet
-            except pa.ArrowException as error:
+            except (pa.ArrowException, UnicodeDecodeError) as error:
                 raise SourceError(f"{name}: not a whole Parquet file: {_first_line(error)}") from error
             except OSError as error:
                 if error.errno is not None:

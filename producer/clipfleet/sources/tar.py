@@ -158,7 +158,10 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> byte
     if info.size > _MAX_TEXT_BYTES:
         raise SourceError(f"{name}: {info.name} is larger than {_MAX_TEXT_BYTES:,} bytes")
     reader = archive.extractfile(info)
-    data = reader.read() if reader is not None else b""
+    try:
+        data = reader.read() if reader is not None else b""
+    except tarfile.ReadError:
+        data = b""
     if len(data) < info.size:
         raise SourceError(f"{name}: the tar file breaks off in {info.name}; is the copy complete?")
     return data

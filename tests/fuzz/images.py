@@ -1,0 +1,33 @@
+"""Pictures to be damaged: of every format, small, the good ones and the hostile ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from PIL import Image
+
+from clipfleet_worker.decode import PixelSpec
+from tests.support.hostile_files import HOSTILE
+from tests.support.picture_files import FILES
+from tests.support.pictures import photo
+
+_MAX_SEED_BYTES = 60_000
+_SIZE = 32
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    """Like open_clip's transform: resize, crop, then RGB."""
+    factor = _SIZE / min(image.size)
+    size = max(_SIZE, round(image.width * factor)), max(_SIZE, round(image.height * factor))
+    return image.resize(size, Image.Resampling.BICUBIC).crop((0, 0, _SIZE, _SIZE)).convert("RGB")
+
+
+SPEC = PixelSpec(_SIZE, _SIZE, "bicubic", "shortest", 0, (0.5,) * 3, (0.5,) * 3, _fitted)
+
+
+@cache
+def image_seeds() -> list[bytes]:
+    """In a fixed order, so that a seed of the damage means the same file everywhere."""
+    good = [encode(photo(number, 61, 47)) for number, encode in enumerate(FILES.values())]
+    hostile = [kind.build() for kind in HOSTILE.values()]
+    return good + [data for data in hostile if 0 < len(data) <= _MAX_SEED_BYTES]
