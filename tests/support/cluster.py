@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from clipfleet_worker.embedded import EmbeddedValkey
 from tests.support.documents import ROOT
+from tests.support.leftovers import MARK, left_by_jobs, left_in_redis, processes_marked
 from tests.support.waiting import wait_until
 
 _START_SECONDS = 120.0
@@ -62,6 +63,7 @@ class Cluster:
         self.server = EmbeddedValkey(folder / "service")
         self.workers: list[WorkerProcess] = []
         self._settings = dict(settings or {})
+        self._mark = str(folder)
 
     def __enter__(self) -> Self:
         self.server.start()
@@ -70,12 +72,28 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            if kind is None:
+                self._check_outputs()
+        finally:
+            for worker in self.workers:
+                if worker.process.poll() is None:
+                    worker.process.kill()
+                    worker.process.wait()
+        try:
+            if kind is None:
+                wait_until(lambda: not processes_marked(self._mark), "no child process is left", 20)
+                assert left_in_redis(self.server.url) == []
+        finally:
+            self.server.stop()
+
+    def _check_outputs(self) -> None:
+        """Where a worker lives that sweeps, ended jobs have left nothing but results."""
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.thaw()
-                worker.process.kill()
-                worker.process.wait()
-        self.server.stop()
+        if any(worker.process.poll() is None for worker in self.workers):
+            wait_until(lambda: not left_by_jobs(self.server.url), "ended jobs have left nothing", 20)
 
     def environment(self) -> dict[str, str]:
         """The developer's environment without its settings, plus this cluster's."""
@@ -91,6 +109,7 @@ class Cluster:
             "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what fails for ever is not waited for for long
             # Several workers share few cores here: each with a thread per core, they wait for one another's.
             "OMP_NUM_THREADS": "1",
+            MARK: self._mark,
             **self._settings,
         }
 
