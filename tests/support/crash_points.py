@@ -1,4 +1,4 @@
-"""Crash points for tests: one that dies at the Nth passage, one that notes every passage in a file."""
+"""Crash points for tests: dying at the Nth passage, hanging there, noting every passage in a file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ class DiesAt:
             self._left -= 1
             if self._left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HangsAt:
+    """Whoever reaches a point stays there, after a file has been made that tells so."""
+
+    def __init__(self, point: CrashPoint, file: Path) -> None:
+        self._point = point
+        self._file = file
+
+    def reach(self, point: CrashPoint) -> None:
+        if point is self._point:
+            self._file.touch()
+            threading.Event().wait()
 
 
 class Recorder:

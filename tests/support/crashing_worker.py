@@ -1,28 +1,49 @@
-"""A worker with crash points: `python -m tests.support.crashing_worker POINT [N]` dies at the Nth passage,
-`... record FILE` notes the passages. Otherwise the same as `clipfleet-worker run`.
+"""A worker with crash points, otherwise the same as `clipfleet-worker run`.
+
+`python -m tests.support.crashing_worker POINT N` dies at the Nth passage of a point, `POINT hang FILE` stays
+there and makes the file, `record FILE` notes all passages, `load hang FILE` stays in the loading of a model.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
-from clipfleet.crash_points import CrashPoint, CrashPoints
+from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.settings import checked
+from clipfleet_worker import lifecycle
+from clipfleet_worker.drain import end_process
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.settings import WorkerSettings
-from tests.support.crash_points import DiesAt, Recorder
+from tests.support.crash_points import DiesAt, HangsAt, Recorder
 
 
 def crash_points_of(arguments: list[str]) -> CrashPoints:
-    word, *rest = arguments
-    if word == "record":
-        return Recorder(Path(rest[0]))
-    return DiesAt(CrashPoint(word), int(rest[0]) if rest else 1)
+    match arguments:
+        case ["record", file]:
+            return Recorder(Path(file))
+        case ["load", "hang", file]:
+            lifecycle.load_model = hangs(Path(file))
+            return NO_CRASH_POINTS
+        case [point, "hang", file]:
+            return HangsAt(CrashPoint(point), Path(file))
+        case [point, passage]:
+            return DiesAt(CrashPoint(point), int(passage))
+    raise SystemExit(__doc__)
+
+
+def hangs(file: Path) -> Any:
+    def load_model(*_: object) -> None:
+        file.touch()
+        threading.Event().wait()
+
+    return load_model
 
 
 if __name__ == "__main__":
     log_to_stderr()
     worker = Worker(checked(WorkerSettings), preload=True, crash_points=crash_points_of(sys.argv[1:]))
-    sys.exit(worker.run())
+    end_process(worker.run())

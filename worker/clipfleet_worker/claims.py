@@ -95,6 +95,7 @@ class Claims:
         self._crash_points = crash_points
         self._monotonic = monotonic
         self._slots_in_use = 0
+        self._held: dict[str, Claim] = {}  # by token
         self._takers = 0  # slots whose hint waits for room or for the answer to its claim
         self._last_full = monotonic()  # when a slot became free after all were in use
         self._slots_lock = threading.Lock()
@@ -127,6 +128,8 @@ class Claims:
             if claim is not None:
                 self._crash_points.reach(CrashPoint.AFTER_CLAIM)
                 self._open_items.add(claim.chunk_size)
+                with self._slots_lock:
+                    self._held[claim.token] = claim
                 return claim
             if len(lanes) == len(Lane):
                 return None
@@ -150,7 +153,28 @@ class Claims:
     def done_with(self, claim: Claim) -> None:
         """Make room for the next claim."""
         self._open_items.remove(claim.chunk_size)
+        with self._slots_lock:
+            self._held.pop(claim.token, None)
         self._leave_slot()
+
+    def held(self) -> list[Claim]:
+        """Chunks between `take` and `done_with`."""
+        with self._slots_lock:
+            return list(self._held.values())
+
+    def give_back_all(self, reason: str) -> bool:
+        """Give back what is held, for a worker that leaves, while its threads may still be busy with it.
+
+        Whoever finishes a chunk all the same may still say so. Returns False if the ledger could not be told.
+        """
+        interruption = ChunkInterrupted(reason)
+        try:
+            for claim in self.held():
+                self._give_back(claim, interruption)
+        except RedisUnavailableError as error:
+            log.warning("chunks not given back: %s", error, extra={"action": "release_failed"})
+            return False
+        return True
 
     def _enter_slot(self) -> None:
         with self._slots_lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ app = new_app(
     "Run clipfleet workers: processes that label and embed images on this machine's device.",
 )
 
-_STOP_SECONDS_BEYOND_DRAIN = 30.0  # what is in the middle of a forward pass or a write ends by itself
+_STOP_SECONDS_BEYOND_DRAIN = 30.0  # a worker that hangs has ended itself by then
 
 app.add_typer(cli_models.app, name="models")
 
@@ -50,6 +51,8 @@ def _set_models(models: str | None) -> None:
 def run(models: Models = None) -> None:
     """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
     require_worker_extra()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker holds anything
+    from clipfleet_worker.drain import end_process
     from clipfleet_worker.lifecycle import Worker
     from clipfleet_worker.logs import log_to_stderr
 
@@ -57,7 +60,7 @@ def run(models: Models = None) -> None:
     settings = checked(WorkerSettings)
     settings.require_redis_url()
     log_to_stderr()
-    raise typer.Exit(Worker(settings, preload="models" in settings.model_fields_set).run())
+    end_process(Worker(settings, preload="models" in settings.model_fields_set).run())
 
 
 @app.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})

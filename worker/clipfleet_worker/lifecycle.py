@@ -35,6 +35,7 @@ from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.device import pick_device
+from clipfleet_worker.drain import Drain
 from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.data_uri import DataUriFetcher
@@ -134,6 +135,7 @@ class Worker:
             pulse=self._watchdog.pulse("reconciler"),
         )
         self._puller = Puller(self._tasks, self._claims)
+        self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
 
     def _make_claims(self) -> Claims:
         return Claims(
@@ -215,6 +217,7 @@ class Worker:
         if self._preload:
             self._models.prefetch(self._settings.models[0], Precision.AUTO)
         self._watchdog.start()
+        self._drain.start()
         self._batcher.start()
         self._fetch_loop.start()
         self._keeper.start()
@@ -240,22 +243,25 @@ class Worker:
             self._settings.ready_file.touch()
 
     def _on_shutting_down(self, **_: object) -> None:
-        """SIGTERM: take nothing more; what does not end in time is given back."""
-        log.info("worker drains", extra={"action": "drain"})
-        self._take_nothing_more()
-        timer = threading.Timer(
-            self._settings.drain_seconds, self._keeper.interrupt_all, ["the worker leaves"]
-        )
-        timer.daemon = True
-        timer.start()
+        self._drain.begin()
 
-    def _take_nothing_more(self) -> None:
+    def take_nothing_more(self) -> None:
+        """See `Leaver`."""
         self._claims.leave()
         self._reconciler.stop()
         self._puller.stop()
 
+    def interrupt(self, reason: str) -> None:
+        """See `Leaver`."""
+        self._keeper.interrupt_all(reason)
+
+    def give_back(self, reason: str) -> bool:
+        """See `Leaver`."""
+        return self._claims.give_back_all(reason) and self._say_farewell()
+
     def _stop(self) -> None:
-        self._take_nothing_more()
+        self._drain.begin()  # also where Celery ended by itself
+        self.take_nothing_more()
         self._reconciler.join()
         self._puller.join(self._settings.drain_seconds)
         self._announcer.stop()
@@ -264,12 +270,13 @@ class Worker:
         self._fetch_loop.stop()
         self._batcher.stop()
         self._decode_stage.close()
-        self._decode_pool.shutdown(cancel_futures=True)
+        self._decode_pool.shutdown(wait=False, cancel_futures=True)
         self._say_farewell()
         self._hints.close()
         self._store.close()
         self._shared_matrices.close()
         self._ledger.close()
+        self._drain.end()
 
     def _facts(self) -> WorkerFacts:
         return WorkerFacts(
@@ -280,11 +287,13 @@ class Worker:
             device=self._device,
         )
 
-    def _say_farewell(self) -> None:
+    def _say_farewell(self) -> bool:
         try:
             self._ledger.farewell(self._worker_id)
         except RedisUnavailableError as error:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
+            return False
+        return True
 
 
 def _decode_stage(settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog) -> DecodeStage:

@@ -80,7 +80,7 @@ class WorkerSettings(Settings):
         5.0, gt=0, le=DAY_SECONDS, description="how often expired leases are taken back"
     )
     drain_seconds: float = Field(
-        25.0, ge=0, le=DAY_SECONDS, description="after SIGTERM: time for chunks under way"
+        25.0, ge=0, le=DAY_SECONDS, description="after SIGTERM the worker is gone within this time"
     )
     outage_hours: float = Field(
         24.0, gt=0, le=10 * 365 * 24, description="a job whose output is away this long pauses itself"
