@@ -19,6 +19,8 @@
 | `/redirects/<count>` | that many redirects, then `/html` |
 | `/redirect?to=URL&status=302` | a redirect |
 | `/cookie` | sets one |
+| `/tagged?tag=VALUE&status=200` | with an `X-Robots-Tag` for each `tag` |
+| `/robots.txt` | the attribute `robots_txt`: text, or the status instead of it |
 | `/stall`, `/drip`, `/endless` | no answer; a byte now and then; a body without end |
 | `/meet/<count>` | waits until so many are here together, then answers all of them |
 | `/echo` | the request as JSON: path with query as sent, headers |
@@ -63,6 +65,7 @@ class HttpSite:
     ) -> None:
         self.requests: Counter[str] = Counter()  # by path, without the query
         self.connections: set[object] = set()  # one entry for each connection that carried a request
+        self.robots_txt: str | int = 404
         self.active = 0  # requests being answered now
         self.most_active = 0
         self._answers_left: float = 0  # of `/sick/`, once it is healed
@@ -172,6 +175,8 @@ class HttpSite:
             "/redirects/{count}": self._redirects,
             "/redirect": self._redirect,
             "/cookie": self._cookie,
+            "/tagged": self._tagged,
+            "/robots.txt": self._robots_txt,
             "/stall": self._stall,
             "/drip": self._drip,
             "/endless": self._endless,
@@ -281,6 +286,18 @@ class HttpSite:
 
     async def _cookie(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=_PICTURE, headers={"Set-Cookie": "visitor=1; Path=/"})
+
+    async def _tagged(self, request: web.Request) -> web.StreamResponse:
+        response = web.Response(status=int(request.query.get("status", "200")), body=_PICTURE)
+        for value in request.query.getall("tag", []):
+            response.headers.add("X-Robots-Tag", value)
+        return response
+
+    async def _robots_txt(self, request: web.Request) -> web.StreamResponse:
+        if isinstance(self.robots_txt, int):
+            return web.Response(status=self.robots_txt)
+        # As many sites have it: the file itself is not to be indexed.
+        return web.Response(text=self.robots_txt, headers={"X-Robots-Tag": "noindex"})
 
     async def _stall(self, request: web.Request) -> web.StreamResponse:
         await self._stopping.wait()

@@ -48,6 +48,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "allow_private": {"10.0.0.0/8, fd00::/8": ("10.0.0.0/8", "fd00::/8"), "192.168.1.7": ("192.168.1.7",)},
     "allow_ports": {"1,65535": ("1", "65535")},
     "contact": {"ops@example.org": "ops@example.org"},
+    "robots": {"tag, txt": ("tag", "txt"), "txt": ("txt",), "none": ("none",)},
     "max_image_bytes": {"1": 1},
     "max_pixels": {"1": 1},
     "max_decode_bytes": {"1": 1},
@@ -93,6 +94,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "allow_private": [("localhost", "'localhost'"), ("10.0.0.1/8", "host bits"), "10.0.0.0/33"],
     "allow_ports": [("0", "not a port"), "65536", "http", "-1"],
     "contact": [],  # any text
+    "robots": [("all", "tag,txt"), "none,tag", "TAG"],
     "max_image_bytes": COUNT,
     "max_pixels": COUNT,
     "max_decode_bytes": COUNT,

@@ -43,6 +43,7 @@ from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from clipfleet_worker.fetch.robots_txt import RobotsTxt
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
@@ -353,7 +354,11 @@ def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:
         total_connections=settings.total_connections,
     )
     return HttpFetcher(
-        limits, AddressGuard(settings.private_networks, settings.ports), contact=settings.contact
+        limits,
+        AddressGuard(settings.private_networks, settings.ports),
+        contact=settings.contact,
+        respects_robots_tag="tag" in settings.robots,
+        robots_txt=RobotsTxt() if "txt" in settings.robots else None,
     )
 
 

@@ -44,6 +44,11 @@ class WorkerSettings(Settings):
     allow_ports: CommaSeparated = Field((), description="ports of public addresses beside 80 and 443")
     contact: str = Field("", description="mail or URL of the operator, sent in the User-Agent")
 
+    robots: CommaSeparated = Field(
+        ("tag",),
+        description="refusals that are kept to: tag (X-Robots-Tag), txt (robots.txt), tag,txt or none",
+    )
+
     max_image_bytes: int = Field(30 * _MEBIBYTE, ge=1, description="larger files are refused")
     max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
     max_decode_bytes: int = Field(
@@ -89,7 +94,14 @@ class WorkerSettings(Settings):
     ready_file: Path | None = Field(None, description="created once the worker takes work")
 
     @field_validator(
-        "models", "file_roots", "output_roots", "s3_buckets", "allow_private", "allow_ports", mode="before"
+        "models",
+        "file_roots",
+        "output_roots",
+        "s3_buckets",
+        "allow_private",
+        "allow_ports",
+        "robots",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: object) -> object:
@@ -130,6 +142,13 @@ class WorkerSettings(Settings):
         for bucket in value:
             if not is_bucket_name(bucket):
                 raise ValueError(f"{bucket!r} is not the name of a bucket, without s3:// and path")
+        return value
+
+    @field_validator("robots")
+    @classmethod
+    def _check_robots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value != ("none",) and not (value and set(value) <= {"tag", "txt"}):
+            raise ValueError(f"{','.join(value)!r} is none of tag, txt, tag,txt, none")
         return value
 
     @field_validator("allow_ports")

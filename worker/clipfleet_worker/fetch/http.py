@@ -30,6 +30,8 @@ from clipfleet_worker.fetch.host_turns import HostTurns
 from clipfleet_worker.fetch.http_failures import failure_before_answer, failure_of_status
 from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
 from clipfleet_worker.fetch.http_target import Target, next_target, target_of
+from clipfleet_worker.fetch.robots_tag import USER_AGENT, refusal_of
+from clipfleet_worker.fetch.robots_txt import RobotsTxt
 
 _DNS_CACHE_SECONDS = 60
 _DNS_CACHE_NAMES = 10_000
@@ -65,6 +67,8 @@ class HttpFetcher:
         guard: decides about every address before a connection to it is made.
         contact: where the operator can be reached, an address or a URL; part of the User-Agent.
         breaker: which hosts are left alone for a while.
+        respects_robots_tag: whether an answer whose `X-Robots-Tag` refuses us is left unread.
+        robots_txt: what sites allow; None: they are not asked.
         resolver: turns names into addresses, by default the system's. Its answers are guarded; it is closed
             with the fetcher.
         tls: to trust other certificates than the system's.
@@ -77,6 +81,8 @@ class HttpFetcher:
         *,
         contact: str = "",
         breaker: HostBreaker | None = None,
+        respects_robots_tag: bool = True,
+        robots_txt: RobotsTxt | None = None,
         resolver: AbstractResolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -86,6 +92,8 @@ class HttpFetcher:
         self._resolver = GuardedResolver(resolver or SystemResolver(), guard)
         self._tls = tls
         self._breaker = breaker or HostBreaker()
+        self._respects_robots_tag = respects_robots_tag
+        self._robots_txt = robots_txt
         self._turns = HostTurns(limits.host_connections, limits.total_connections)
         self._session: aiohttp.ClientSession | None = None
         self._open_sockets = 0
@@ -108,7 +116,7 @@ class HttpFetcher:
                 dns_cache_max_size=_DNS_CACHE_NAMES,
                 socket_factory=partial(self._guard.open_socket, make_socket=self._make_socket),
             ),
-            headers={"User-Agent": f"clipfleet/{__version__}{contact}", "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"{USER_AGENT}/{__version__}{contact}", "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,  # _inflated does it, with a cap
@@ -133,15 +141,23 @@ class HttpFetcher:
         Raises:
             ItemFailure: anything else.
         """
+        return await self._follow(target_of(uri), must_be_allowed=True)
+
+    async def _rules_at(self, url: str) -> bytes:
+        """A robots.txt, which anybody may read."""
+        return await self._follow(target_of(url), must_be_allowed=False)
+
+    async def _follow(self, target: Target, *, must_be_allowed: bool) -> bytes:
         loop = asyncio.get_running_loop()
         seconds = self._limits.fetch_timeout_seconds
-        target = target_of(uri)
         for _ in range(self._limits.max_redirects + 1):
+            if must_be_allowed and self._robots_txt is not None:
+                await self._robots_txt.require_allowed(target, self._rules_at)
             # Hop by hop, so that no fetch holds a turn at one host while it waits for one at another.
             async with self._turns.at(target.host):
                 started = loop.time()
                 with self._breaker.watch(target.origin, target.text):
-                    answer = await self._hop(target, seconds)
+                    answer = await self._hop(target, seconds, must_be_allowed)
             if isinstance(answer, bytes):
                 return answer
             seconds -= loop.time() - started
@@ -151,17 +167,17 @@ class HttpFetcher:
             f"more than {self._limits.max_redirects}, the last one to {target.host}",
         )
 
-    async def _hop(self, target: Target, seconds: float) -> bytes | str:
+    async def _hop(self, target: Target, seconds: float, must_be_allowed: bool) -> bytes | str:
         """The body, or the location of a redirect."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._exchange(target)
+                return await self._exchange(target, must_be_allowed)
         except TimeoutError:
             limit = self._limits.fetch_timeout_seconds
             detail = f"{target.host}: not finished within {limit:g} s"
             raise TransientFailure(ErrorCode.TIMEOUT, detail) from None
 
-    async def _exchange(self, target: Target) -> bytes | str:
+    async def _exchange(self, target: Target, must_be_allowed: bool) -> bytes | str:
         if self._session is None:
             raise RuntimeError("HttpFetcher.start was not called")
         # aiohttp keeps any number of idle connections. With images on very many hosts they would use up the
@@ -172,10 +188,17 @@ class HttpFetcher:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise failure_before_answer(target.host, error) from error
         try:
+            if must_be_allowed:
+                self._require_no_refusal(target.host, response)
             return await self._answer(target.host, response)
         finally:
             # A no-op where the whole body has arrived: that connection went back to the pool.
             response.close()
+
+    def _require_no_refusal(self, host: str, response: aiohttp.ClientResponse) -> None:
+        refusal = refusal_of(response.headers.getall("X-Robots-Tag", ()))
+        if refusal is not None and self._respects_robots_tag and response.status == 200:
+            raise ItemFailure(ErrorCode.ROBOTS_REFUSED, f"{host}: X-Robots-Tag says {refusal}")
 
     async def _answer(self, host: str, response: aiohttp.ClientResponse) -> bytes | str:
         status = response.status

@@ -1,0 +1,228 @@
+"""What robots.txt allows, how often it is asked for, and what holds where it cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from clipfleet.contract import ErrorCode
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+from clipfleet_worker.fetch import robots_txt as robots_txt_module
+from clipfleet_worker.fetch.http_target import target_of
+from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from tests.support.doubles import Clock
+
+RULES = b"""\xef\xbb\xbf# rules of a site
+User-agent: *
+Disallow: /private/
+Allow: /private/open/
+Disallow: /*.gif$
+
+User-agent: otherbot
+Disallow: /
+"""
+
+
+class Web:
+    """Sites by origin: a text, or a failure; counts what is asked for."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, bytes | ItemFailure] = {}
+        self.asked: list[str] = []
+        self.clock = Clock()
+        self.robots = RobotsTxt(monotonic=self.clock)
+
+    async def get(self, url: str) -> bytes:
+        self.asked.append(url)
+        await asyncio.sleep(0)
+        found = self.sites.get(url.removesuffix("/robots.txt"), ItemFailure(ErrorCode.NOT_FOUND, "404"))
+        if isinstance(found, ItemFailure):
+            raise found
+        return found
+
+    async def verdict(self, url: str) -> ItemFailure | None:
+        try:
+            await self.robots.require_allowed(target_of(url), self.get)
+        except ItemFailure as failure:
+            return failure
+        return None
+
+    def codes(self, *urls: str) -> list[ErrorCode | None]:
+        async def run() -> list[ErrorCode | None]:
+            verdicts = await asyncio.gather(*map(self.verdict, urls))
+            return [verdict and verdict.error.code for verdict in verdicts]
+
+        return asyncio.run(run())
+
+
+@pytest.fixture
+def web() -> Web:
+    web = Web()
+    web.sites["http://h"] = RULES
+    return web
+
+
+@pytest.mark.parametrize(
+    ("path", "is_allowed"),
+    [
+        ("/", True),
+        ("/a.jpg", True),
+        ("/private/a.jpg", False),
+        ("/private/open/a.jpg", True),  # the longest rule counts
+        ("/b.gif", False),
+        ("/b.gif?x=1", True),  # $ is the end of path and query
+        ("/Private/a.jpg", True),
+        ("/%70rivate/a.jpg", False),
+        ("/private", True),
+    ],
+)
+def test_rules(web: Web, path: str, is_allowed: bool) -> None:
+    assert web.codes(f"http://h{path}") == [None if is_allowed else ErrorCode.ROBOTS_REFUSED]
+
+
+def test_a_group_of_our_own_counts_instead_of_everybody_s(web: Web) -> None:
+    web.sites["http://h"] = b"User-agent: ClipFleet\nDisallow: /only-us/\n\n" + RULES
+    codes = web.codes("http://h/only-us/a", "http://h/private/a")
+    assert codes == [ErrorCode.ROBOTS_REFUSED, None]
+
+
+def test_the_detail_names_the_host_and_hides_the_rest(web: Web) -> None:
+    failure = asyncio.run(web.verdict("http://h/private/a?token=secret"))
+    assert failure is not None
+    assert failure.error.detail == "h: robots.txt disallows it"
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\0\xff\xfe<html>", b"Disallow: /", b"User-agent\n:::\nDisallow", b"\n" * 9]
+)
+def test_texts_without_rules_allow_everything(web: Web, text: bytes) -> None:
+    web.sites["http://h"] = text
+    assert web.codes("http://h/private/a") == [None]
+
+
+class TestHowOften:
+    def test_once_for_many_who_ask_together_and_after_one_another(self, web: Web) -> None:
+        assert set(web.codes(*(f"http://h/{number}" for number in range(50)))) == {None}
+        assert web.codes("http://h/again") == [None]
+        assert web.asked == ["http://h/robots.txt"]
+
+    def test_each_scheme_host_and_port_is_a_site(self, web: Web) -> None:
+        web.codes("http://h/a", "https://h/a", "http://h:8080/a", "http://H:80/a", "http://i/a")
+        assert sorted(set(web.asked)) == [
+            "http://h/robots.txt", "http://h:8080/robots.txt", "http://i/robots.txt", "https://h/robots.txt",
+        ]  # fmt: skip
+
+    def test_it_is_read_again_after_an_hour(self, web: Web) -> None:
+        web.codes("http://h/private/a")
+        web.sites["http://h"] = b""
+        web.clock.now += 3599
+        assert web.codes("http://h/private/a") == [ErrorCode.ROBOTS_REFUSED]
+        web.clock.now += 2
+        assert web.codes("http://h/private/a") == [None]
+
+    def test_one_who_is_cancelled_does_not_take_the_answer_from_the_others(self, web: Web) -> None:
+        async def run() -> ItemFailure | None:
+            first = asyncio.create_task(web.verdict("http://h/private/a"))
+            second = asyncio.create_task(web.verdict("http://h/private/b"))
+            await asyncio.sleep(0)
+            first.cancel()
+            return await second
+
+        failure = asyncio.run(run())
+        assert failure is not None
+        assert len(web.asked) == 1
+
+    def test_what_is_kept_is_bounded(self, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(robots_txt_module, "_KEPT_SITES", 10)
+        web.codes(*(f"http://host{number}/a" for number in range(30)))
+        assert len(web.robots._sites) == 10
+        monkeypatch.setattr(robots_txt_module, "_KEPT_BYTES", 1000)
+        for number in range(30):
+            web.sites[f"http://large{number}"] = b"#" * 300
+        web.codes(*(f"http://large{number}/a" for number in range(30)))
+        assert len(web.robots._sites) == 3
+        assert web.robots._bytes == 900
+
+
+class TestWhereItCannotBeHad:
+    @pytest.mark.parametrize(
+        "code",
+        [ErrorCode.NOT_FOUND, ErrorCode.ACCESS_DENIED, ErrorCode.HTTP_ERROR, ErrorCode.TOO_MANY_REDIRECTS],
+    )
+    def test_a_site_without_rules_allows_everything(self, web: Web, code: ErrorCode) -> None:
+        web.sites["http://h"] = ItemFailure(code, "h: HTTP status 4xx")
+        assert web.codes("http://h/private/a", "http://h/b") == [None, None]
+        assert len(web.asked) == 1
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            ErrorCode.SERVER_ERROR, ErrorCode.RATE_LIMITED, ErrorCode.TIMEOUT, ErrorCode.CONNECT_FAILED,
+            ErrorCode.DNS_FAILED, ErrorCode.INCOMPLETE_BODY,
+        ],
+    )  # fmt: skip
+    def test_one_that_cannot_answer_allows_nothing_now(self, web: Web, code: ErrorCode) -> None:
+        web.sites["http://h"] = TransientFailure(code, "h: trouble", retry_after_seconds=7)
+        failure = asyncio.run(web.verdict("http://h/a"))
+        assert isinstance(failure, TransientFailure)
+        assert (failure.error.code, failure.error.detail) == (code, "robots.txt: h: trouble")
+        assert failure.retry_after_seconds == 7
+
+    @pytest.mark.parametrize("code", [ErrorCode.ADDRESS_REFUSED, ErrorCode.TLS_FAILED, ErrorCode.BAD_URI])
+    def test_what_waiting_will_not_mend_is_no_passing_trouble(self, web: Web, code: ErrorCode) -> None:
+        web.sites["http://h"] = ItemFailure(code, "h: no")
+        failure = asyncio.run(web.verdict("http://h/a"))
+        assert failure is not None
+        assert not isinstance(failure, TransientFailure)
+        assert failure.error.code is code
+
+    def test_a_host_that_is_left_alone_is_waited_for_as_its_items_are(self, web: Web) -> None:
+        web.sites["http://h"] = HostLeftAlone(ErrorCode.TIMEOUT, "h: not asked", wait_seconds=3.0)
+        for _ in range(5):
+            failure = asyncio.run(web.verdict("http://h/a"))
+            assert isinstance(failure, HostLeftAlone)
+            assert failure.wait_seconds == 3.0
+        assert len(web.asked) == 5
+
+    def test_it_is_asked_again_after_a_pause_that_grows_and_nobody_waits_for_ever(self, web: Web) -> None:
+        web.sites["http://h"] = TransientFailure(ErrorCode.SERVER_ERROR, "h: HTTP status 503")
+        kinds, pauses, last = [], [], web.clock.now
+        for _ in range(2000):
+            before = len(web.asked)
+            failure = asyncio.run(web.verdict("http://h/a"))
+            if len(web.asked) > before:
+                pauses.append(web.clock.now - last)
+                last = web.clock.now
+                kinds.append(isinstance(failure, TransientFailure))
+            web.clock.now += 1
+        assert pauses[:8] == [0, 5, 10, 20, 40, 80, 160, 300]
+        assert kinds[:4] == [True, True, False, False]
+
+    def test_once_it_answers_its_rules_hold(self, web: Web) -> None:
+        web.sites["http://h"] = ItemFailure(ErrorCode.SERVER_ERROR, "h: HTTP status 503")
+        web.codes("http://h/b")
+        web.sites["http://h"] = RULES
+        web.clock.now += 5
+        assert web.codes("http://h/b", "http://h/private/a") == [None, ErrorCode.ROBOTS_REFUSED]
+        assert web.codes("http://h/b") == [None]
+
+
+def test_rules_without_end_do_not_hold_up_the_loop_nor_are_they_read_to_the_end(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    class Watched(robots_txt_module.Protego):
+        def can_fetch(self, url: str, user_agent: str) -> bool:
+            threads.append(threading.current_thread().name)
+            return bool(super().can_fetch(url, user_agent))
+
+    monkeypatch.setattr(robots_txt_module, "Protego", Watched)
+    rules = b"".join(b"Disallow: /*a*b%d\n" % number for number in range(40_000))
+    web.sites["http://h"] = b"User-agent: *\nDisallow: /private/\n" + rules + b"Disallow: /last\n"
+    codes = web.codes("http://h/last", "http://h/private/" + "a" * 2000)
+    assert codes == [None, ErrorCode.ROBOTS_REFUSED]
+    assert threads
+    assert threading.main_thread().name not in threads
