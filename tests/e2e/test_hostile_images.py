@@ -1,0 +1,71 @@
+"""Every kind of broken or hostile picture among good ones, as one job: real command line, real worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.hostile_files import HOSTILE
+from tests.support.pictures import encoded, photo
+
+GOOD = {f"good-{number:02d}.jpg": (number, "JPEG" if number % 2 else "PNG") for number in range(24)}
+MAX_WORKER_BYTES = (
+    1_000_000_000  # of the peak, beyond what the worker had before; one bomb alone would be more
+)
+
+
+def write_good(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, (seed, image_format) in GOOD.items():
+        (folder / name).write_bytes(encoded(photo(seed, 200 + seed, 160), image_format))
+
+
+def embedded(cluster: Cluster, folder: Path, output: Path) -> pa.Table:
+    answer = cluster.run_json(
+        "embed", folder, "--model", "demo", "--output", output, "--chunk-size", "64",
+        expect=0 if folder.name == "good" else 3,
+    )  # fmt: skip
+    assert answer["ok"] + answer["failed"] == len(list(folder.iterdir()))
+    return ds.dataset(sorted(output.glob("part-*.parquet"))).to_table().sort_by("item_index")
+
+
+def peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+@pytest.mark.figures
+def test_good_pictures_among_hostile_ones(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    worker = next(worker for worker in cluster.workers if worker.process.poll() is None)
+    write_good(folder / "good")
+    alone = embedded(cluster, folder / "good", folder / "alone")
+    write_good(folder / "mixed")
+    # Their names lie: only the content tells what a file is.
+    kinds = {f"hostile-{number:03d}.jpg": kind for number, kind in enumerate(HOSTILE.values())}
+    for name, kind in kinds.items():
+        (folder / "mixed" / name).write_bytes(kind.build())
+    before = peak_bytes(worker.pid)
+
+    rows = embedded(cluster, folder / "mixed", folder / "out").to_pylist()
+
+    found = {row["item_id"]: row for row in rows}
+    assert len(rows) == len(found) == len(GOOD) + len(HOSTILE)
+    assert {name: found[name]["error_code"] for name in kinds} == {
+        name: kind.code and kind.code.value for name, kind in kinds.items()
+    }
+    for row in alone.to_pylist():
+        same = found[row["item_id"]]
+        assert same["content_hash"] == row["content_hash"]
+        assert np.dot(np.float32(same["embedding"]), np.float32(row["embedding"])) > 0.999
+    assert worker.process.poll() is None
+    grown = peak_bytes(worker.pid) - before
+    print(f"{len(HOSTILE)} hostile files, {len(GOOD)} good ones: the peak grew by {grown / 1e6:.0f} MB")
+    assert grown < MAX_WORKER_BYTES
+    for path in (folder / "mixed").iterdir():
+        path.unlink()
