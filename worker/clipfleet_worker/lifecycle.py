@@ -52,6 +52,7 @@ from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
+from clipfleet_worker.memory_guard import MemoryGuard, memory_limit, own_memory
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
@@ -91,6 +92,7 @@ class Worker:
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = pick_device(settings.device)
         self._watchdog = Watchdog()
+        self._memory_guard = MemoryGuard(memory_limit(settings.max_memory_bytes), used_bytes=own_memory)
         self._celery_app = make_worker_app(
             settings.require_broker_url(),
             slots=settings.slots,
@@ -219,6 +221,7 @@ class Worker:
             self._models.prefetch(self._settings.models[0], Precision.AUTO)
         self._watchdog.start()
         self._drain.start()
+        self._memory_guard.start()
         self._batcher.start()
         self._fetch_loop.start()
         self._keeper.start()
@@ -271,6 +274,7 @@ class Worker:
         self._fetch_loop.stop()
         self._batcher.stop()
         self._decode_stage.close()
+        self._memory_guard.stop()
         self._decode_pool.shutdown(wait=False, cancel_futures=True)
         self._say_farewell()
         self._hints.close()

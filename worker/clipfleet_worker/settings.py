@@ -59,6 +59,9 @@ class WorkerSettings(Settings):
         0,
         description="of a process that decodes suspects; 0: twice MAX_DECODE_BYTES, and 512 MiB",
     )
+    max_memory_bytes: int = Field(
+        0, ge=0, description="a worker that takes more ends; 0: 90 % of what the machine or container has"
+    )
     isolate_decode: bool = Field(
         False, description="decode all but baseline JPEG and PNG in processes that may be killed"
     )

@@ -1,0 +1,119 @@
+"""When a process has too much memory, and how much that is on machines and in containers of all sorts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from clipfleet_worker.memory_guard import MemoryGuard, memory_limit, own_memory
+
+MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+SMALL = 1 << 20  # less than any machine has
+
+
+class Process:
+    """Takes note of its end."""
+
+    def __init__(self, used_bytes: int | None) -> None:
+        self.used_bytes = used_bytes
+        self.ends: list[object] = []
+
+    def guard(self, limit_bytes: int) -> MemoryGuard:
+        return MemoryGuard(
+            limit_bytes,
+            used_bytes=lambda: self.used_bytes,
+            exit_process=self.ends.append,
+            dump_stacks=lambda: self.ends.append("stacks"),
+        )
+
+
+class TestGuard:
+    def test_up_to_the_limit_nothing_happens(self) -> None:
+        process = Process(100)
+        assert process.guard(100).check()
+        assert process.ends == []
+
+    def test_beyond_it_the_process_ends_with_its_stacks(self, caplog: pytest.LogCaptureFixture) -> None:
+        process = Process(300 << 20)
+        process.guard(200 << 20).check()
+
+        assert process.ends == ["stacks", 70]
+        assert "300 MiB" in caplog.text
+        assert "CLIPFLEET_MAX_MEMORY_BYTES, 200 MiB" in caplog.text
+
+    def test_where_the_system_does_not_tell_it_gives_up(self) -> None:
+        guard = Process(None).guard(1)
+        assert not guard.check()
+        guard.start()
+        guard.stop()
+
+    def test_it_looks_again_and_again_until_it_is_stopped(self) -> None:
+        process = Process(100)
+        guard = process.guard(100)
+        guard.start()
+        guard.stop()
+        guard.stop()
+        assert process.ends == []
+
+
+class TestOwnMemory:
+    def test_what_is_taken_is_seen_and_what_is_given_back_too(self) -> None:
+        before = own_memory()
+        taken = bytearray(os.urandom(1 << 16)) * 1024
+        during = own_memory()
+
+        assert before is not None
+        assert during is not None
+        assert during - before > 50 << 20
+        assert len(taken) == 1 << 26
+
+    def test_files_and_shared_memory_do_not_count(self, tmp_path: Path) -> None:
+        (tmp_path / "statm").write_text("5000 400 100 9 0 700 0\n")
+        assert own_memory(tmp_path) == 300 * os.sysconf("SC_PAGE_SIZE")
+
+    def test_a_system_that_does_not_tell(self, tmp_path: Path) -> None:
+        assert own_memory(tmp_path) is None
+
+
+class TestLimit:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        return tmp_path
+
+    def limit(self, root: Path, groups: str, limits: dict[str, str]) -> int:
+        """The limit of a process in these groups, whose files say so much."""
+        (root / "proc/self/cgroup").write_text(groups)
+        for name, text in limits.items():
+            path = root / "sys/fs/cgroup" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        return memory_limit(0, root)
+
+    def test_the_setting_counts(self, root: Path) -> None:
+        self.limit(root, "0::/\n", {"memory.max": str(SMALL)})
+        assert memory_limit(123, root) == 123
+
+    def test_a_machine_without_groups(self, tmp_path: Path) -> None:
+        assert memory_limit(0, tmp_path) == int(MACHINE_BYTES * 0.9)
+
+    def test_a_container(self, root: Path) -> None:
+        assert self.limit(root, "0::/\n", {"memory.max": str(SMALL)}) == int(SMALL * 0.9)
+
+    def test_the_smallest_limit_of_a_group_and_those_above_it(self, root: Path) -> None:
+        limits = {"a/b/c/memory.max": "max", "a/b/memory.max": str(SMALL), "a/memory.max": str(SMALL * 2)}
+        assert self.limit(root, "0::/a/b/c\n", limits) == int(SMALL * 0.9)
+
+    def test_no_limit(self, root: Path) -> None:
+        assert self.limit(root, "0::/a\n", {"a/memory.max": "max"}) == int(MACHINE_BYTES * 0.9)
+
+    def test_the_first_version_of_groups(self, root: Path) -> None:
+        groups = "12:cpu,cpuacct:/x\n5:memory:/docker/7\n1:name=systemd:/x\n"
+        limits = {"memory/docker/7/memory.limit_in_bytes": str(SMALL)}
+        assert self.limit(root, groups, limits) == int(SMALL * 0.9)
+
+    def test_the_first_version_says_a_huge_number_where_there_is_none(self, root: Path) -> None:
+        limits = {"memory/memory.limit_in_bytes": "9223372036854771712"}
+        assert self.limit(root, "5:memory:/\n", limits) == int(MACHINE_BYTES * 0.9)

@@ -1,0 +1,126 @@
+"""Ends a process that takes too much memory, before the kernel kills one at random.
+
+One picture may take ten gigabytes inside a decoder, and no thread can be stopped. After the end of the
+process its chunks are suspects, and a child with a limit names the picture.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from clipfleet_worker.watchdog import EXIT_HUNG
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.1  # a gigabyte takes longer than this to be touched
+_SHARE = 0.9  # of what there is; the rest is for children and for others
+
+
+class MemoryGuard:
+    """Looks at the memory that only this process has: neither files nor what it shares."""
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        *,
+        used_bytes: Callable[[], int | None],
+        exit_process: Callable[[int], None] = os._exit,
+        dump_stacks: Callable[[], None] = lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True),
+    ) -> None:
+        """Nothing is watched yet.
+
+        Args:
+            limit_bytes: beyond these the process ends.
+            used_bytes: see `own_memory`; None ends the guard: this system does not tell.
+            exit_process: called with `EXIT_HUNG`; does not return in production.
+            dump_stacks: writes the stacks of all threads where the log goes.
+        """
+        self._limit_bytes = limit_bytes
+        self._used_bytes = used_bytes
+        self._exit_process = exit_process
+        self._dump_stacks = dump_stacks
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory-guard", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def check(self) -> bool:
+        """Look once, and end the process if it has too much; False where there is nothing to be seen."""
+        used = self._used_bytes()
+        if used is None:
+            return False
+        if used > self._limit_bytes:
+            log.critical(
+                "%d MiB of memory are more than CLIPFLEET_MAX_MEMORY_BYTES, %d MiB; the process ends, its "
+                "leases expire. If no picture did it, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
+                "CLIPFLEET_BYTES_IN_FLIGHT or CLIPFLEET_DECODE_THREADS",
+                used >> 20,
+                self._limit_bytes >> 20,
+                extra={"action": "too_much_memory"},
+            )
+            self._dump_stacks()
+            self._exit_process(EXIT_HUNG)
+        return True
+
+    def _run(self) -> None:
+        while self.check() and not self._stop.wait(_LOOK_SECONDS):
+            pass
+
+
+def own_memory(process: Path = Path("/proc/self")) -> int | None:
+    """Bytes of memory that only this process has; None where the system does not tell."""
+    try:
+        _, resident, shared, *_ = (process / "statm").read_text().split()
+    except FileNotFoundError:  # not Linux
+        return None
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_limit(setting_bytes: int, root: Path = Path("/")) -> int:
+    """The setting, or nine tenths of what this machine or container has; at least one byte."""
+    if setting_bytes:
+        return setting_bytes
+    available = [_machine_bytes(), *_container_bytes(root)]
+    return max(1, int(min(available) * _SHARE))
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_bytes(root: Path) -> Iterator[int]:
+    """Limits of the control groups of this process and of those above them, of both versions."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except FileNotFoundError:
+        return
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, name = mounted, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = mounted / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # not there, or "max"
+                yield int((folder / name).read_text())
+            if folder == top:
+                break
