@@ -1,0 +1,26 @@
+"""Pictures that harm their decoder cost their own rows, also where several of them share a chunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hostile_pictures
+
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(400)]
+
+
+def test_pictures_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
+    """The first death has the chunk read by children: each of the others costs one of these, no worker."""
+    deeds = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
+    with Cluster(tmp_path, SETTINGS) as cluster:
+        write_hostile_pictures(tmp_path / "pictures", 60, deeds)
+        ending = run_with_restarts(cluster, tmp_path / "pictures", chunk_size=30)
+
+    print(f"\nworkers died with {ending.exit_codes}")
+    assert ending.status["state"] == "completed_with_errors"
+    assert ending.codes == {number: CODES[deeds[number]] if number in deeds else None for number in range(60)}
+    assert ending.decode_children == []
+    assert 1 <= len(ending.exit_codes) <= 6

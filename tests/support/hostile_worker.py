@@ -1,0 +1,15 @@
+"""A worker whose decoder can be harmed by pictures: `python -m tests.support.hostile_worker`."""
+
+from __future__ import annotations
+
+import sys
+
+from clipfleet.settings import checked
+from clipfleet_worker.lifecycle import Worker
+from clipfleet_worker.logs import log_to_stderr
+from clipfleet_worker.settings import WorkerSettings
+from tests.support.hostile_decoder import HostileDecoder
+
+if __name__ == "__main__":
+    log_to_stderr()
+    sys.exit(Worker(checked(WorkerSettings), preload=True, decoder_class=HostileDecoder).run())
