@@ -129,16 +129,19 @@ class Worker:
         self._claims = self._make_claims()
         self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
         self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
-        self._reconciler = Reconciler(
+        self._reconciler = self._make_reconciler()
+        self._puller = Puller(self._tasks, self._claims)
+        self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
+
+    def _make_reconciler(self) -> Reconciler:
+        return Reconciler(
             self._ledger,
             self._facts,
-            period_seconds=settings.reconcile_seconds,
-            lease_seconds=settings.lease_seconds,
+            period_seconds=self._settings.reconcile_seconds,
+            lease_seconds=self._settings.lease_seconds,
             on_workers=self._http.turns.share,
             pulse=self._watchdog.pulse("reconciler"),
         )
-        self._puller = Puller(self._tasks, self._claims)
-        self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
 
     def _make_claims(self) -> Claims:
         return Claims(
