@@ -10,10 +10,11 @@ from kombu.entity import Queue
 from clipfleet import keys
 from clipfleet.hints import make_app
 from clipfleet_worker.consumer import SurvivingConsumer
+from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.watchdog import Pulse
 
 
-def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse) -> Celery:
+def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse, guard: HintGuard) -> Celery:
     """The app that consumes hints.
 
     Args:
@@ -21,6 +22,7 @@ def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse) 
         slots: chunks in progress at a time.
         events: send task events, which Flower needs and nothing else.
         pulse: of the event loop.
+        guard: stands before the handlers of messages.
     """
     app = make_app(broker_url)
     app.conf.update(
@@ -33,7 +35,7 @@ def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse) 
         broker_connection_retry_on_startup=True,  # start before Redis is up
         broker_connection_max_retries=None,  # the default gives up after 100
         broker_channel_error_retry=True,  # survive READONLY answers of a demoted Redis
-        worker_consumer=partial(SurvivingConsumer, pulse=pulse),
+        worker_consumer=partial(SurvivingConsumer, pulse=pulse, guard=guard),
         worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be; leases fence
         worker_enable_prefetch_count_reduction=True,
         worker_soft_shutdown_timeout=0,  # in threads it only sleeps; the worker drains by itself

@@ -1,4 +1,7 @@
-"""The Celery consumer of hints: survives a broker that goes away, and shows that its event loop turns."""
+"""The Celery consumer of hints: survives a broker that goes away and messages that are no hints.
+
+It also shows that its event loop turns.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.consumer import Consumer
 
+from clipfleet_worker.hint_guard import Handler, HintGuard
 from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -22,14 +26,20 @@ class SurvivingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     Seen in 4 of 28 Redis restarts: closing the dead channel raised AttributeError, and the worker exited.
     """
 
-    def __init__(self, *args: Any, pulse: Pulse, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, pulse: Pulse, guard: HintGuard, **kwargs: Any) -> None:
         self._pulse = pulse
+        self._guard = guard
         super().__init__(*args, **kwargs)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Called for every new connection; the timer goes with it."""
         super().register_with_event_loop(hub)
+        self._guard.guard_redis(self.task_consumer.channel)
         hub.timer.call_repeatedly(_BEAT_SECONDS, self._beat)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Handler:
+        """Called for every new connection."""
+        return self._guard.guarded(super().create_task_handler(*args, **kwargs))
 
     def _beat(self) -> None:
         if self.blueprint.state == bootsteps.RUN:  # else the worker drains, which has a limit of its own

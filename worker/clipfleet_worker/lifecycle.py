@@ -48,6 +48,7 @@ from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
 from clipfleet_worker.finishing import Finisher
+from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
@@ -93,11 +94,13 @@ class Worker:
         self._device = pick_device(settings.device)
         self._watchdog = Watchdog()
         self._memory_guard = MemoryGuard(memory_limit(settings.max_memory_bytes), used_bytes=own_memory)
+        self._hint_guard = HintGuard()
         self._celery_app = make_worker_app(
             settings.require_broker_url(),
             slots=settings.slots,
             events=settings.celery_events,
             pulse=self._watchdog.pulse("hints"),
+            guard=self._hint_guard,
         )
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
