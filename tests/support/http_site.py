@@ -65,6 +65,7 @@ class HttpSite:
     ) -> None:
         self.requests: Counter[str] = Counter()  # by path, without the query
         self.connections: set[object] = set()  # one entry for each connection that carried a request
+        self.user_agents: set[str] = set()
         self.robots_txt: str | int = 404
         self.active = 0  # requests being answered now
         self.most_active = 0
@@ -194,6 +195,7 @@ class HttpSite:
     ) -> web.StreamResponse:
         self.requests[request.path] += 1
         self.connections.add(request.transport.get_extra_info("peername") if request.transport else None)
+        self.user_agents.add(request.headers.get("User-Agent", ""))
         self.active += 1
         self.most_active = max(self.most_active, self.active)
         try:

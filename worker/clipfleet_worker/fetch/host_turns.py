@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
 
 
 class HostTurns:
@@ -34,7 +37,16 @@ class HostTurns:
         From any thread. What is under way goes on; a host with requests waiting sees the change with the next
         one that ends.
         """
-        self._per_host = max(1, self._of_all_workers // max(1, workers))
+        share = max(1, self._of_all_workers // max(1, workers))
+        if share != self._per_host:
+            log.info(
+                "%d workers share what a host is asked at a time: %d of %d requests are ours",
+                workers,
+                share,
+                self._of_all_workers,
+                extra={"action": "hosts_shared"},
+            )
+        self._per_host = share
 
     @asynccontextmanager
     async def at(self, host: str) -> AsyncIterator[None]:
