@@ -36,6 +36,7 @@ class Kind(StrEnum):
     SCRATCH = "a file left below _clipfleet/tmp"
     PROCESS = "a process left over"
     WORKER_END = "a worker that ended by itself"
+    GROWTH = "a worker whose memory or descriptors grow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class World:
     keys_without_ttl: Sequence[str] = ()
     processes: Sequence[str] = ()
     worker_ends: Sequence[str] = ()  # of workers that nobody had ended
+    growing: Sequence[str] = ()  # workers that were larger after a soak
 
 
 def check(world: World) -> list[Violation]:
@@ -135,6 +137,7 @@ def check(world: World) -> list[Violation]:
     found += [Violation(Kind.NO_TTL, key, "no time to live") for key in world.keys_without_ttl]
     found += [Violation(Kind.PROCESS, "run", process) for process in world.processes]
     found += [Violation(Kind.WORKER_END, "run", end) for end in world.worker_ends]
+    found += [Violation(Kind.GROWTH, "soak", growth) for growth in world.growing]
     return found
 
 

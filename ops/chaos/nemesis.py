@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from ops.chaos.faults import Fault, System, fault_of
 from ops.chaos.history import History
 from ops.chaos.schedule import PlannedFault
+from ops.chaos.soak import Sample, sample
 
 _TICK_SECONDS = 0.02
 
@@ -41,6 +42,20 @@ class Nemesis:
             self._system.fleet.tend()
             time.sleep(_TICK_SECONDS)
         return True
+
+    def soak(self, seconds: float) -> list[Sample]:
+        """Let the system work, and look at its workers now and then."""
+        period = max(0.5, min(10.0, seconds / 100))
+        samples: list[Sample] = []
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            self.wait_for(lambda: False, period)
+            for slot in self._system.fleet.slots:
+                worker = slot.worker
+                if worker is not None and worker.pid is not None and worker.is_ready:
+                    seen = sample(worker.number, worker.pid, self._history.now())
+                    samples += [seen] if seen else []
+        return samples
 
     def _now(self) -> float:
         return self._history.now() - self._began_at

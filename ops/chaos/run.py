@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -31,6 +32,7 @@ from ops.chaos.report import Outcome, print_report
 from ops.chaos.scales import SCALES
 from ops.chaos.schedule import PlannedFault, Scale, make_schedule
 from ops.chaos.servers import Servers
+from ops.chaos.soak import Growth, growths
 from ops.chaos.workload import OutputKind
 
 _CRASH_SECONDS = 30.0  # for crash points that were not reached yet
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
     options = _options(arguments)
     scale = SCALES[options.scale]
+    if options.soak_seconds is not None:
+        scale = replace(scale, soak_seconds=options.soak_seconds)
     schedule = make_schedule(options.seed, scale)
     if options.schedule:
         for fault in schedule:
@@ -92,11 +96,12 @@ def run(
         try:
             fleet.start()
             system.customers.start()
-            remarks = _break(system, schedule)
+            remarks, grown = _break(system, schedule, scale.soak_seconds)
         finally:
             fleet.stop()
         history.note("survey")
-        world = contender.world(system, folder)
+        growing = [str(growth) for growth in grown if not growth.is_flat]
+        world = replace(contender.world(system, folder), growing=growing)
         completed = contender.completed(servers, system.customers.plans)
     history.note("end")
     history.close()
@@ -127,19 +132,26 @@ def run(
     )
 
 
-def _break(system: System, schedule: Sequence[PlannedFault]) -> list[str]:
-    """The faults, then time for the jobs to end; returns what people should know."""
+def _break(
+    system: System, schedule: Sequence[PlannedFault], soak_seconds: float
+) -> tuple[list[str], list[Growth]]:
+    """The faults, then work without them, then time for the jobs to end.
+
+    Returns:
+        What people should know, and how the workers changed in the time without faults.
+    """
     nemesis = Nemesis(schedule, system)
     nemesis.run()
     system.servers.heal()
     nemesis.wait_for(lambda: not system.fleet.any_armed, _CRASH_SECONDS)
     unreached = system.fleet.disarm()
+    grown = growths(nemesis.soak(soak_seconds))
     system.customers.close()
     system.history.note("customers_close")
     remarks = [f"{unreached} crash points were not reached"] if unreached else []
     if not nemesis.wait_for(lambda: system.customers.are_done, _END_SECONDS):
         remarks.append(f"jobs still run {_END_SECONDS:g} s after the last fault")
-    return remarks
+    return [*remarks, *(f"soak: {growth}" for growth in grown)], grown
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -155,6 +167,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="exit code 0 if something is wrong, 1 if not",
     )
+    parser.add_argument("--soak-seconds", type=float, help="of work after the faults; default: the scale's")
     parser.add_argument("--folder", type=Path, help="where the run makes its own folder; default: TMPDIR")
     parser.add_argument("--keep", action="store_true", help="leave the folder there also where all is well")
     parser.add_argument("--schedule", action="store_true", help="print the faults of this seed, do nothing")

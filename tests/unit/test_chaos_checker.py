@@ -33,6 +33,7 @@ from ops.chaos.schedule import (
     Scale,
     make_schedule,
 )
+from ops.chaos.soak import Sample, growths
 from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan, OutputKind, plan_job
 
 HASHES = [f"hash-{picture}" for picture in range(PICTURES)]
@@ -146,6 +147,7 @@ BROKEN: dict[str, tuple[World, Kind]] = {
     "too many failures": (replace(good_world(), attempts=[Attempts("a", 0, 0, 6)]), Kind.ATTEMPTS),
     "a key for ever": (replace(good_world(), keys_without_ttl=["clipfleet:x"]), Kind.NO_TTL),
     "a child left": (replace(good_world(), processes=["17 python"]), Kind.PROCESS),
+    "a worker grows": (replace(good_world(), growing=["worker 1: +50 MB"]), Kind.GROWTH),
     "a worker gone": (replace(good_world(), worker_ends=["worker 1: exit code 70"]), Kind.WORKER_END),
 }  # fmt: skip
 
@@ -238,6 +240,29 @@ def test_a_job_is_planned_by_seed_and_number_alone() -> None:
     assert {plan.task for plan in plans} == {"embed", "classify"}
     assert {plan.generations for plan in plans} == {1, 2}
     assert {item.kind for plan in plans for item in plan.items} == set(ItemKind)
+
+
+def soaked(rise_mebibytes: float, rise_descriptors: int) -> list[Sample]:
+    return [
+        Sample(1, at, 300 + rise_mebibytes * at / 99, 40 + rise_descriptors * at // 99) for at in range(100)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rise_mebibytes", "rise_descriptors", "is_flat"),
+    [(0, 0, True), (10, 3, True), (40, 0, False), (0, 30, False), (-50, -20, True)],
+)
+def test_a_worker_that_grows_in_a_soak_is_found(
+    rise_mebibytes: float, rise_descriptors: int, is_flat: bool
+) -> None:
+    (growth,) = growths(soaked(rise_mebibytes, rise_descriptors))
+
+    assert growth.is_flat is is_flat
+    assert str(growth).startswith("worker 1, 79 s: memory ")
+
+
+def test_a_worker_that_lived_for_moments_says_nothing_of_a_soak() -> None:
+    assert growths(soaked(50, 0)[:9]) == []
 
 
 def test_a_history_is_read_back_without_its_torn_last_line(tmp_path: Path) -> None:
