@@ -18,14 +18,16 @@ from ops.chaos.clipfleet_service import ClipfleetService
 from ops.chaos.customers import Service
 from ops.chaos.faults import System
 from ops.chaos.fleet import Ended
-from ops.chaos.history import History
-from ops.chaos.measures import deaths_of
+from ops.chaos.history import History, read_history
+from ops.chaos.measures import deaths_of, spans_of
 from ops.chaos.plain_service import PlainService
+from ops.chaos.schedule import REDIS_FAULTS
 from ops.chaos.servers import Servers, processes_of
 from ops.chaos.workload import JobPlan
 from tests.support.ledger import keys_without_ttl
 
 _AS_INTENDED = {("SIGKILL", -9), ("crash point", -9), ("SIGTERM", 0)}
+_EXIT_WITHOUT_LEDGER = 70  # of a worker that was asked to leave and could give nothing back: Redis was away
 
 
 class Contender(Protocol):
@@ -78,7 +80,7 @@ class Clipfleet:
             ),
             keys_without_ttl=without_ttl,
             processes=processes_of(str(folder)),
-            worker_ends=[*_unexpected(fleet.ended), *customers.failures],
+            worker_ends=[*_unexpected(fleet.ended, _redis_faults(system.history)), *customers.failures],
         )
 
     def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
@@ -114,10 +116,27 @@ class PlainAcks:
 CONTENDERS: dict[str, Contender] = {"clipfleet": Clipfleet(), "plain-acks": PlainAcks()}
 
 
-def _unexpected(ended: Sequence[Ended]) -> list[str]:
+def _redis_faults(history: History) -> list[tuple[float, float]]:
+    """From when until when Redis was broken, on the clock of the workers' ends."""
+    spans = spans_of(read_history(history.path))
+    return [
+        (span.began_at + history.began, span.ended_at + history.began)
+        for span in spans
+        if span.kind in REDIS_FAULTS
+    ]
+
+
+def _unexpected(ended: Sequence[Ended], redis_faults: Sequence[tuple[float, float]]) -> list[str]:
     """Workers that ended otherwise than the harness wanted."""
+
+    def is_as_intended(end: Ended) -> bool:
+        if (end.ended_by, end.code) == ("SIGTERM", _EXIT_WITHOUT_LEDGER):
+            asked_at = end.at - end.took_seconds
+            return any(began <= end.at and ended >= asked_at for began, ended in redis_faults)
+        return end.struck_by is not None or (end.ended_by, end.code) in _AS_INTENDED
+
     return [
         f"worker {end.number} in slot {end.slot}: exit code {end.code} after {end.ended_by or 'nothing'}"
         for end in ended
-        if (end.ended_by, end.code) not in _AS_INTENDED and end.struck_by is None
+        if not is_as_intended(end)
     ]

@@ -21,13 +21,13 @@ class History:
             began: `time.monotonic()` at the start of the run, the zero of all times.
         """
         self.path = path
-        self._began = began
+        self.began = began
         self._lock = threading.Lock()
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def now(self) -> float:
         """Seconds since the start of the run."""
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
     def note(self, what: str, **facts: object) -> float:
         """Add an event; returns its time in seconds since the start of the run."""

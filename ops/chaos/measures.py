@@ -49,7 +49,7 @@ class Measured:
 
 def measure(notes: Notes) -> Measured:
     """What the notes say."""
-    spans = _spans(notes.events)
+    spans = spans_of(notes.events)
     deaths = deaths_of(notes.ended, notes.frozen)
     chunks = chunk_recoveries(notes.claims, deaths, _on_clock(spans, notes.began), notes.s3_jobs)
     ordinary = [one for one in chunks if one.is_first_loss and one.is_undisturbed]
@@ -68,7 +68,7 @@ def measure(notes: Notes) -> Measured:
     )
 
 
-def _spans(events: Iterable[Mapping[str, Any]]) -> list[Span]:
+def spans_of(events: Iterable[Mapping[str, Any]]) -> list[Span]:
     """The faults that were done, from begin to end."""
     begun: dict[int, Mapping[str, Any]] = {}
     spans = []

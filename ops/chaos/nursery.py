@@ -25,10 +25,11 @@ _PR_SET_PDEATHSIG = 1
 Body = Callable[[Path], int]  # runs a worker to its end: folder of its slot -> exit code
 
 
-def clipfleet_worker(folder: Path) -> int:
-    """A worker whose crash points the slot's folder arms, and which notes its claims there."""
+def clipfleet_worker(folder: Path) -> NoReturn:
+    """What `clipfleet-worker run` does; the slot's folder arms crash points, and claims are noted there."""
     from clipfleet.settings import checked
     from clipfleet_worker import lifecycle
+    from clipfleet_worker.drain import end_process
     from clipfleet_worker.logs import log_to_stderr
     from clipfleet_worker.settings import WorkerSettings
     from ops.chaos.armed import ARMED, ArmedCrashPoints
@@ -40,7 +41,7 @@ def clipfleet_worker(folder: Path) -> int:
     worker = lifecycle.Worker(
         checked(WorkerSettings), preload=True, crash_points=ArmedCrashPoints(folder / ARMED)
     )
-    return worker.run()
+    end_process(worker.run())
 
 
 def plain_worker(folder: Path) -> int:
@@ -98,6 +99,8 @@ def _report(**facts: object) -> None:
 def _become_worker(order: dict[str, Any]) -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.setsid()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # as in `run`, until the worker holds anything
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
