@@ -402,6 +402,81 @@ class TestFailures:
                 one.outcomes.wait()
             assert one.outcomes.errors == [None, None]
 
+    def test_a_picture_that_is_alone_in_its_batch_is_judged_beside_a_harmless_one(self, run: Run) -> None:
+        batcher, encoder = make(8), Recorder(lambda values: RuntimeError("boom") if 13 in values else None)
+        one = part(encoder, [13])
+        batcher.submit(one)
+
+        run(batcher)
+
+        one.outcomes.wait()
+        assert [failure and failure.code for failure in one.outcomes.errors] == [ErrorCode.CRASHED]
+
+    def test_so_is_a_batch_of_nothing_but_guilty_ones(self, run: Run) -> None:
+        batcher, encoder = make(8), Recorder(lambda values: MemoryError("big") if max(values) > 9 else None)
+        one = part(encoder, [10, 11, 12])
+        batcher.submit(one)
+
+        run(batcher)
+
+        one.outcomes.wait()
+        assert [failure and failure.code for failure in one.outcomes.errors] == [ErrorCode.OUT_OF_MEMORY] * 3
+
+    def test_a_device_that_fails_is_not_asked_again_for_every_picture(self, run: Run) -> None:
+        batcher, encoder = make(256), Recorder(lambda values: RuntimeError("device gone"))
+        one = part(encoder, [1] * 256)
+        batcher.submit(one)
+
+        run(batcher)
+
+        with pytest.raises(RuntimeError, match="device gone"):
+            one.outcomes.wait()
+        assert len(encoder.passes) == 2
+
+    def test_a_device_without_memory_for_one_harmless_picture_makes_the_chunk_wait(self, run: Run) -> None:
+        batcher, encoder = make(4), Recorder(lambda values: MemoryError("no room"))
+        one = part(encoder, [1, 2, 3, 4])
+        batcher.submit(one)
+
+        run(batcher)
+
+        with pytest.raises(MemoryError, match="no room"):
+            one.outcomes.wait()
+        assert one.outcomes.errors == [None] * 4
+
+    def test_a_gpu_that_is_lost_for_this_process_ends_the_thread_and_with_it_the_process(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deaths: list[threading.ExceptHookArgs] = []
+        monkeypatch.setattr(threading, "excepthook", deaths.append)
+        batcher = make(4)
+        encoder = Recorder(lambda values: RuntimeError("CUDA error: device-side assert triggered"))
+        one = part(encoder, [1, 2])
+        batcher.submit(one)
+
+        batcher.start()
+
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            one.outcomes.wait()
+        wait_until(lambda: deaths, "the thread has died")
+        assert deaths[0].thread is not None
+        assert deaths[0].thread.name == "batcher"
+
+    def test_a_text_that_is_alone_is_judged_beside_a_harmless_one(self, run: Run) -> None:
+        class Choosy(FakeEncoder):
+            def encode_texts(self, prompts: list[str]) -> np.ndarray:
+                if "bad" in prompts:
+                    raise RuntimeError("index out of range")
+                return super().encode_texts(prompts)
+
+        batcher, outcomes = make(8), Outcomes(1)
+        batcher.submit(ItemSlice(Choosy(), Lane.NORMAL, ["bad"], [0], outcomes))
+
+        run(batcher)
+
+        outcomes.wait()
+        assert [error and error.code for error in outcomes.errors] == [ErrorCode.CRASHED]
+
 
 class TestStopping:
     def test_what_waits_is_failed(self) -> None:

@@ -20,6 +20,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
+from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, encode_each
+from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 
@@ -30,6 +32,7 @@ T = TypeVar("T")
 _LANE_ORDER = tuple(Lane)
 _LINGER_SECONDS = 0.005  # a partial batch goes when the device is idle and nothing came for this long
 _MAX_PASSED_OVER = 8  # batches of better lanes before a call
+_HARMLESS_TEXT = "a"
 _TEXTS_PER_PASS = 64  # so that a large label set does not hold up the images of other jobs
 
 
@@ -72,7 +75,7 @@ class _Call:
     def run(self) -> None:
         try:
             self.future.set_result(self.work())
-        except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
+        except FORWARD_ERRORS as error:
             self.future.set_exception(error)
 
 
@@ -246,14 +249,21 @@ class Batcher:
         items = [item for segment in live for item in segment.slice.items[segment.start : segment.stop]]
         started = time.monotonic()
         encoder, is_text = live[0].slice.kind
-        results = _encode_or_bisect(encoder.encode_texts if is_text else _stacked(encoder), items)
+        harmless = _HARMLESS_TEXT if is_text else np.zeros_like(items[0])
+        try:
+            results = encode_each(encoder.encode_texts if is_text else _stacked(encoder), items, harmless)
+        except DeviceFault as fault:
+            for segment in live:
+                segment.slice.outcomes.interrupt(fault.error)
+            if is_lost(fault.error):
+                raise  # the thread's end is that of the process; a new one has the device anew
+            return
         share = (time.monotonic() - started) / len(items)
-        some_worked = any(not isinstance(result, Exception) for result in results)
         offset = 0
         for segment in live:
             count = segment.stop - segment.start
             segment.slice.outcomes.add_seconds("encode", share * count)  # first: the chunk may end now
-            _deliver(segment, results[offset : offset + count], some_worked)
+            _deliver(segment, results[offset : offset + count])
             offset += count
 
 
@@ -261,37 +271,15 @@ def _stacked(encoder: Encoder) -> Callable[[list[np.ndarray]], np.ndarray]:
     return lambda images: encoder.encode_images(np.stack(images))
 
 
-def _encode_or_bisect(
-    encode: Callable[[list[Any]], np.ndarray], items: list[Any]
-) -> list[np.ndarray | Exception]:
-    """Features of each item; where the forward fails, the exception of the item that is left alone."""
-    try:
-        return list(encode(items))
-    except (RuntimeError, ValueError, MemoryError, ArithmeticError) as error:
-        # torch raises RuntimeError for nearly everything, out of device memory included.
-        log.warning(
-            "a batch of %d failed: %s", len(items), error, extra={"action": "batch_failed"}, exc_info=True
-        )
-        if len(items) == 1:
-            return [error]
-        half = len(items) // 2
-        first, second = _encode_or_bisect(encode, items[:half]), _encode_or_bisect(encode, items[half:])
-        if all(isinstance(result, Exception) for result in first + second):
-            return [error] * len(items)
-        return first + second
-
-
-def _deliver(segment: _Segment, results: list[np.ndarray | Exception], some_worked: bool) -> None:
+def _deliver(segment: _Segment, results: list[np.ndarray | Exception]) -> None:
     outcomes = segment.slice.outcomes
     positions = segment.slice.positions[segment.start : segment.stop]
     good: list[tuple[int, np.ndarray]] = []
     for position, result in zip(positions, results, strict=True):
         if not isinstance(result, Exception):
             good.append((position, result))
-        elif some_worked:
+        else:
             code = ErrorCode.OUT_OF_MEMORY if isinstance(result, MemoryError) else ErrorCode.CRASHED
             outcomes.fail(position, ItemError(code, f"the forward pass failed on this item: {result}"[:300]))
-        else:
-            outcomes.interrupt(result)  # nothing in the batch worked: it is not the item's fault
     if good:
         outcomes.deliver([position for position, _ in good], np.stack([result for _, result in good]))

@@ -45,6 +45,11 @@ def resolve_precision(requested: Precision, device: str) -> Precision:
     return requested
 
 
+def is_lost(error: Exception) -> bool:
+    """Whether a GPU is out of order for this process for good, as after an illegal access to its memory."""
+    return "CUDA error" in str(error)
+
+
 def _cpu_has_bf16() -> bool:
     try:
         text = Path("/proc/cpuinfo").read_text()

@@ -1,0 +1,74 @@
+"""A batch whose forward pass fails is halved until the guilty items are alone, or nobody is guilty.
+
+Where nothing works, not even an item that is harmless, the device is at fault: no item must pay for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+Encode = Callable[[list[Any]], np.ndarray]  # n items -> features (n, d)
+
+# torch raises RuntimeError for nearly everything; what is out of memory comes as MemoryError.
+FORWARD_ERRORS = (RuntimeError, ValueError, MemoryError, ArithmeticError)
+
+
+class DeviceFault(Exception):  # noqa: N818 - no error of an item
+    """Nothing can be encoded now; `error` is what the batch raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def encode_each(encode: Encode, items: list[Any], harmless: Any) -> list[np.ndarray | Exception]:
+    """Features of each item, or the exception of an item that fails alone.
+
+    Args:
+        encode: the forward pass; raises one of `FORWARD_ERRORS`.
+        items: a batch.
+        harmless: an item of the same kind on which the forward pass works if it works at all.
+
+    Raises:
+        DeviceFault: it does not work.
+    """
+    try:
+        return list(encode(items))
+    except FORWARD_ERRORS as error:
+        context = {"action": "batch_failed"}
+        log.warning("a batch of %d failed: %s", len(items), error, exc_info=True, extra=context)
+        failure = error
+    is_too_large = isinstance(failure, MemoryError)
+    if not is_too_large:  # else halves may fit, and as long as one does there is no doubt
+        _require_working(encode, harmless, failure)
+    results = _encode_halves(encode, items, failure)
+    if is_too_large and all(isinstance(result, Exception) for result in results):
+        _require_working(encode, harmless, failure)
+    return results
+
+
+def _encode_halves(encode: Encode, items: list[Any], error: Exception) -> list[np.ndarray | Exception]:
+    """Results of items that failed together."""
+    if len(items) == 1:
+        return [error]
+    half = len(items) // 2
+    results: list[np.ndarray | Exception] = []
+    for part in (items[:half], items[half:]):
+        try:
+            results += list(encode(part))
+        except FORWARD_ERRORS as again:
+            results += _encode_halves(encode, part, again)
+    return results
+
+
+def _require_working(encode: Encode, harmless: Any, error: Exception) -> None:
+    try:
+        encode([harmless])
+    except FORWARD_ERRORS:
+        raise DeviceFault(error) from error
