@@ -8,7 +8,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipfleet import keys
 from clipfleet.contract import Job, read_job
-from clipfleet.errors import JobUnreadableError, OutputConflictError, OutputDamagedError
+from clipfleet.errors import (
+    JobUnreadableError,
+    OutputConflictError,
+    OutputDamagedError,
+    OutputUnavailableError,
+)
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import output_errors
 
@@ -69,8 +74,12 @@ class StagedNote:
         now = StagedFiles(files=files, items=items, is_sealed=is_sealed)
         if not self.is_the_last:
             return False
-        self._before = now
-        return _put_if(self._output, keys.STAGED_FILES, now, version)
+        before, self._before = self._before, now
+        if _put_if(self._output, keys.STAGED_FILES, now, version):
+            return True
+        if staged_files(self._output) == before:
+            raise _refused(self._output, keys.STAGED_FILES)
+        return False
 
 
 def staged_files(output: Output) -> StagedFiles:
@@ -86,8 +95,14 @@ def note_generation(output: Output, generation: Generation) -> bool:
         False if so: then nothing was changed.
     """
     version = output.version(keys.GENERATION)
-    is_late = generation_of(output).number > generation.number
-    return not is_late and _put_if(output, keys.GENERATION, generation, version)
+    before = generation_of(output)
+    if before.number > generation.number:
+        return False
+    if _put_if(output, keys.GENERATION, generation, version):
+        return True
+    if generation_of(output) == before:
+        raise _refused(output, keys.GENERATION)
+    return False
 
 
 def generation_of(output: Output) -> Generation:
@@ -103,6 +118,10 @@ def _put_if(output: Output, name: str, note: BaseModel, version: str | None) -> 
         with output_errors(path):
             path.write_bytes(data)
         return output.replace_if(path, name, version)
+
+
+def _refused(output: Output, name: str) -> OutputUnavailableError:
+    return OutputUnavailableError(f"{output.uri}/{name}: was not written, though nobody else did so")
 
 
 def _read(output: Output, name: str, kind: type[Note], way_out: str) -> Note | None:

@@ -184,13 +184,23 @@ def s3_errors(
         away: raised when the store does not answer, or asks to come later.
         lasting: raised for everything else, missing objects included.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except failures_of_calls() as error:
         failure = explain(error)
         raise (away if failure.waiting_helps else lasting)(f"{where}: {failure.detail}") from error
+
+
+def failures_of_calls() -> tuple[type[Exception], ...]:
+    """What a call of boto3 raises that has failed.
+
+    Not only its own exceptions: where the body of a refusal breaks off, those of its libraries come through.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    return BotoCoreError, ClientError, ResponseParserError, HTTPError
 
 
 def explain(error: Exception) -> S3Failure:

@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.s3 import S3Client, S3Failure, S3Problem, explain, s3_errors
@@ -110,9 +111,8 @@ class S3File(io.RawIOBase):
 
         where = {"Bucket": self._bucket, "Key": self._key}
         try:
-            answer = self._client.get_object(**where, Range=f"bytes=-{_TAIL_BYTES}")
+            answer, tail = self._get(Range=f"bytes=-{_TAIL_BYTES}")
             found = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.get("ContentRange", ""))
-            tail: bytes = answer["Body"].read()
             self._etag = answer["ETag"]
             return int(found[1]) if found else len(tail), tail
         except ClientError as error:
@@ -146,15 +146,16 @@ class S3File(io.RawIOBase):
         return data
 
     def _fetch(self, start: int, end: int) -> bytes:
+        return self._get(Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)[1]
+
+    def _get(self, **wanted: str) -> tuple[dict[str, Any], bytes]:
+        """An answer and its body, which may break off."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for attempt in range(1, _READ_ATTEMPTS + 1):
-            answer = self._client.get_object(
-                Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{end - 1}", IfMatch=self._etag
-            )
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key, **wanted)
             try:
-                data: bytes = answer["Body"].read()
-                return data
+                return answer, answer["Body"].read()
             except (HTTPClientError, IncompleteReadError):
                 if attempt == _READ_ATTEMPTS:
                     raise

@@ -244,6 +244,9 @@ class _OpenFile:
                 require_unknown(self._first_chunk)
                 if version is None or not self._output.replace_if(self._path, name, version):
                     require_unknown(self._first_chunk)
+                    raise OutputUnavailableError(
+                        f"{self._output.uri}/{name}: was replaced or removed meanwhile"
+                    )
         return StagedFile(self._first_chunk, self.chunks, self._items, name)
 
     def discard(self) -> None:

@@ -15,6 +15,7 @@ from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
     OutputConflictError,
+    OutputUnavailableError,
     OutputUnreachableError,
     SourceChangedError,
     SourceError,
@@ -139,7 +140,9 @@ class Submission:
         if self._output.create(keys.JOB_FILE, self._job.model_dump_json(indent=1).encode()):
             return
         holder = job_of(self._output)
-        if holder is None or not holder.is_same(self._job):
+        if holder is None:
+            raise OutputUnavailableError(f"{self._output.uri}/{keys.JOB_FILE}: was not written")
+        if not holder.is_same(self._job):
             raise OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")
 
     def _stage(self, batches: Iterator[pa.RecordBatch]) -> None:

@@ -511,3 +511,24 @@ class TestReading:
     def test_a_chunk_outside_the_file_is_our_bug(self, staged: CountingOutput) -> None:
         with pytest.raises(ValueError, match="not among"):
             read_chunk(staged, 0, 4, 4)
+
+
+class RefusingOutput(FolderOutput):
+    """A store that says once that the name is taken, and then that nothing is there."""
+
+    refusals = 1
+
+    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            return False
+        return super().publish(scratch, name, replace=replace)
+
+
+def test_a_file_that_is_not_there_is_never_told_of(tmp_path: Path) -> None:
+    output = RefusingOutput(tmp_path)
+    with pytest.raises(OutputUnavailableError, match="was replaced or removed meanwhile"):
+        list(Stager(output, JOB, 1).stage(batches(1)))
+
+    (file,) = Stager(output, JOB, 1).stage(batches(1))
+    assert list(output.names(keys.STAGED_PREFIX)) == [file.name]

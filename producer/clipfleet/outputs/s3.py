@@ -21,7 +21,16 @@ import pyarrow as pa
 from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
 from clipfleet.outputs.folder import output_errors
-from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, list_objects, s3_errors, split_s3_uri
+from clipfleet.s3 import (
+    SCHEME,
+    S3Client,
+    S3Problem,
+    explain,
+    failures_of_calls,
+    list_objects,
+    s3_errors,
+    split_s3_uri,
+)
 from clipfleet.s3_file import S3File
 
 _WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
@@ -179,7 +188,7 @@ class S3Output:
 
         Three times, for it may be swept away once.
         """
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         where = {"Bucket": self._bucket, "Key": f"{self._root}{keys.TMP}/canary-{uuid.uuid4().hex}"}
         try:
@@ -191,7 +200,7 @@ class S3Output:
             if not _is_unknown_condition(error):
                 raise
         finally:
-            with suppress(BotoCoreError, ClientError):  # then it is swept at the end of the job
+            with suppress(*failures_of_calls()):  # then it is swept at the end of the job
                 self._client.delete_object(**where)
         return False
 

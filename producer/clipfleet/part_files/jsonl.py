@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import PartFormat
-from clipfleet.errors import OutputConflictError, OutputDamagedError
+from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.json_rows import from_json, inferred_schema, json_lines, json_schema
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import output_errors
@@ -66,7 +66,7 @@ class JsonlParts:
         # The same rows came out in an earlier generation, or another writer has them too.
         found = _read_footer(output, name)
         if found is None:
-            raise OutputConflictError(f"{output.uri}/{name} was removed while it was written")
+            raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was written")
         if int(found["generation"]) < int(footer["generation"]):
             output.replace(name, data)
 

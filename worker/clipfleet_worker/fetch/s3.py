@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import UsageError
-from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, split_s3_uri
+from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, failures_of_calls, split_s3_uri
 from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
 
 _READ_BYTES = 1 << 20
@@ -47,6 +47,7 @@ _NETWORK_CODES = {
     "ResponseStreamingError": ErrorCode.INCOMPLETE_BODY,
     "IncompleteReadError": ErrorCode.INCOMPLETE_BODY,
     "ConnectionClosedError": ErrorCode.INCOMPLETE_BODY,
+    "ProtocolError": ErrorCode.INCOMPLETE_BODY,
     "EndpointConnectionError": ErrorCode.CONNECT_FAILED,
     "ProxyConnectionError": ErrorCode.CONNECT_FAILED,
 }
@@ -161,7 +162,7 @@ class S3Fetcher:
                 if answer["ContentLength"] > self._limits.max_image_bytes:
                     raise too_many_bytes(self._limits.max_image_bytes)
                 return self._read_all(body, ends)
-        except (BotoCoreError, ClientError) as error:
+        except failures_of_calls() as error:
             raise _failure(error) from error
 
     def _read_all(self, body: Any, ends: float) -> bytes:
@@ -191,7 +192,7 @@ class S3Fetcher:
         )
 
 
-def _failure(error: BotoCoreError | ClientError) -> ItemFailure:
+def _failure(error: Exception) -> ItemFailure:
     failure = explain(error)
     named = (_NETWORK_CODES.get(kind.__name__) for kind in type(error).__mro__)
     code = next((code for code in named if code is not None), None)

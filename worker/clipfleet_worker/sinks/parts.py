@@ -75,10 +75,8 @@ class PartSink:
             if is_in_place:
                 return counts
         found = self.find(identity)
-        if found is None and self._output.version(name) is None:
-            raise OutputConflictError(f"{self._output.uri}/{name} was removed while it was written")
-        if found is None:
-            raise OutputUnavailableError(f"{self._output.uri}/{name}: another generation wrote it meanwhile")
+        if found is None:  # another generation wrote it, or it was removed: to be looked at anew
+            raise OutputUnavailableError(f"{self._output.uri}/{name}: was replaced or removed meanwhile")
         return found
 
     def _require_ours(self, found: PartIdentity, identity: PartIdentity) -> None:

@@ -1,0 +1,251 @@
+"""A store that fails in every known way: nothing is lost, doubled or undone; the same call succeeds later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow as pa
+import pytest
+
+from clipfleet import keys, results
+from clipfleet.contract import JobState, PartFormat
+from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError
+from clipfleet.hints import Hints
+from clipfleet.ledger import Ledger
+from clipfleet.outputs.s3 import S3Output, s3_output
+from clipfleet.part_files import part_files
+from clipfleet.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.results import PartRows
+from clipfleet.s3 import make_client
+from clipfleet.sources import open_source
+from clipfleet.staging import StagedReader
+from clipfleet.submission import Submission
+from clipfleet_worker.sinks.parts import PartSink
+from tests.support.ledger import make_job
+from tests.support.leftovers import left_in_output
+from tests.support.s3 import S3Bucket
+from tests.support.s3_front import Fault, Rule, S3Front
+
+Answer = TypeVar("Answer")
+
+DONE = [fault for fault in Fault if fault.name.startswith("DONE_BUT")]
+IN_ANSWER = [Fault.RESET_IN_ANSWER, Fault.TRUNCATED, Fault.STALL_IN_ANSWER]
+# A right that is missing is no fault of the moment.
+PASSING = [fault for fault in Fault if fault is not Fault.ACCESS_DENIED]
+QUICK = [fault for fault in PASSING if "STALL" not in fault.name]
+MANY_TIMES = 40
+
+
+def rule(fault: Fault, **where: Any) -> Rule:
+    """A precondition fails only where there is one."""
+    return Rule(fault=fault, conditional=True if fault is Fault.PRECONDITION_FAILED else None, **where)
+
+
+@pytest.fixture
+def front(s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Front]:
+    """In front of the store; clients do not wait between their attempts."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+    monkeypatch.setattr("clipfleet.outputs.s3._CONFLICT_SECONDS", 0)
+    with S3Front(s3.endpoint, seed=1) as front:
+        for name, value in front.environment({}).items():
+            monkeypatch.setenv(name, value)
+        yield front
+
+
+@pytest.fixture
+def output(s3: S3Bucket, front: S3Front) -> S3Output:
+    output = s3_output(f"{s3.uri}/jobs/one", make_client(read_timeout_seconds=0.5))
+    assert output.has_conditional_writes
+    return output
+
+
+def again(call: Callable[[], Answer], *, times: int = MANY_TIMES) -> Answer:
+    """Repeat a call until it succeeds, as chunks and people do; it may fail only by asking for patience."""
+    for _ in range(times):
+        try:
+            return call()
+        except OutputUnavailableError as error:
+            assert not isinstance(error, OutputUnreachableError), error
+    raise AssertionError(f"still not after {times} times")
+
+
+def part(chunk_id: int, generation: int = 0) -> PartIdentity:
+    return PartIdentity("job", chunk_id, generation)
+
+
+def rows(writer: str, *, failed: bool = False) -> pa.Table:
+    values = {"item_index": 0, "item_id": "0", "uri": writer, "status": "failed" if failed else "ok"}
+    return pa.Table.from_pylist([values], part_schema(2))
+
+
+OK, FAILED = PartCounts(1, 0, {}), PartCounts(0, 1, {"timeout": 1})
+
+
+def writers(output: S3Output) -> list[str]:
+    """Who wrote each part, by the store itself."""
+    return [row["uri"] for row in results.rows(PartRows(output))]
+
+
+@pytest.mark.parametrize("kind", list(PartFormat))
+def test_a_part_is_written_once_whatever_fails(
+    s3: S3Bucket, front: S3Front, output: S3Output, kind: PartFormat
+) -> None:
+    sink = PartSink(output, part_files(kind, "job"))
+    output.create(keys.JOB_FILE, make_job(output=output.uri).model_copy(update={"part_format": kind})
+                  .model_dump_json().encode())  # fmt: skip
+    for chunk_id, fault in enumerate(PASSING):
+        with front.broken_by(rule(fault, method="PUT", path="*/part-*", times=1)):
+            counts = again(lambda: sink.write(part(chunk_id), rows("first"), OK), times=3)  # noqa: B023
+        assert counts == OK, fault
+        assert sink.write(part(chunk_id), rows("second"), OK) == OK
+
+    assert front.hits == dict.fromkeys(PASSING, 1)
+    assert writers(output) == ["first"] * len(PASSING)
+    assert len(s3.keys("jobs/one/part-")) == len(PASSING)
+
+
+def test_a_part_whose_writer_never_heard_of_it_is_adopted(front: S3Front, output: S3Output) -> None:
+    sink = PartSink(output)
+    for chunk_id, fault in enumerate(DONE):
+        with (
+            front.broken_by(rule(fault, method="PUT", path="*/part-*")),
+            pytest.raises(OutputUnavailableError),
+        ):
+            sink.write(part(chunk_id), rows("first"), OK)
+
+        # The next owner of the chunk looks before it computes; one that does not comes to the same.
+        assert sink.find(part(chunk_id)) == OK
+        assert sink.write(part(chunk_id), rows("second"), FAILED) == OK
+    assert writers(output) == ["first"] * len(DONE)
+
+
+def test_a_retry_replaces_a_part_once_whatever_fails(front: S3Front, output: S3Output) -> None:
+    sink = PartSink(output)
+
+    def retry(chunk_id: int) -> PartCounts:
+        found = sink.find(part(chunk_id, 1))
+        if found is not None:
+            return found
+        older = sink.older(part(chunk_id, 1))
+        return sink.write(part(chunk_id, 1), rows("retry"), OK, over=older)
+
+    for chunk_id, fault in enumerate(PASSING):
+        sink.write(part(chunk_id), rows("first", failed=True), FAILED)
+        rules = [rule(fault, method=method, path="*/part-*", times=1) for method in ("PUT", "GET")]
+        with front.broken_by(*rules):
+            assert again(lambda: retry(chunk_id), times=5) == OK, fault  # noqa: B023
+
+    assert writers(output) == ["retry"] * len(PASSING)
+
+
+def test_a_later_generation_is_never_undone(front: S3Front, output: S3Output) -> None:
+    sink = PartSink(output)
+    for chunk_id, fault in enumerate(PASSING):
+        sink.write(part(chunk_id), rows("first", failed=True), FAILED)
+        seen_late = sink.older(part(chunk_id, 1))
+        sink.write(part(chunk_id, 2), rows("second retry"), OK, over=sink.older(part(chunk_id, 2)))
+        with front.broken_by(rule(fault, method="PUT", path="*/part-*", times=1)):
+            for _ in range(2):
+                with pytest.raises(OutputUnavailableError):
+                    sink.write(part(chunk_id, 1), rows("late"), OK, over=seen_late)
+
+    assert writers(output) == ["second retry"] * len(PASSING)
+
+
+def test_rows_are_read_whole_or_not_at_all(front: S3Front, output: S3Output) -> None:
+    sink = PartSink(output)
+    for chunk_id in range(8):
+        sink.write(part(chunk_id), rows(f"chunk {chunk_id}"), OK)
+    refusals = 0
+
+    def read() -> list[str]:
+        nonlocal refusals
+        refusals += 1
+        return writers(output)
+
+    faults = [fault for fault in QUICK if fault not in DONE]
+    with front.broken_by(*(rule(fault, chance=0.02) for fault in faults)):
+        for _ in range(10):
+            assert again(read) == [f"chunk {chunk_id}" for chunk_id in range(8)]
+    assert len(front.hits) > 5
+    assert refusals > 10
+
+
+class CountedHints:
+    """Hints go nowhere."""
+
+    def publish_work(self, count: int = 1) -> None:
+        """See `Hints`."""
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_submit_that_is_repeated_stages_every_item_once(
+    s3: S3Bucket, ledger: Ledger, tmp_path: Path, front: S3Front, seed: int
+) -> None:
+    (tmp_path / "urls.txt").write_text("".join(f"https://example.org/{n}.jpg\n" for n in range(600)))
+    source = open_source(str(tmp_path / "urls.txt"))
+    changes = {"source": source.description, "chunk_size": 1}
+    job = make_job(output=f"{s3.uri}/jobs/one").model_copy(update=changes)
+    attempts = 0
+
+    def submit() -> None:
+        nonlocal attempts
+        attempts += 1
+        output = s3_output(job.output, make_client())
+        Submission(ledger, cast(Hints, CountedHints()), output, job).run(open_source(job.source.uri))
+
+    with S3Front(s3.endpoint, seed=seed) as other, pytest.MonkeyPatch.context() as patch:
+        for name, value in other.environment({}).items():
+            patch.setenv(name, value)
+        other.place(*(rule(fault, chance=0.02) for fault in QUICK))
+        again(submit)
+        assert other.hits
+
+    status = ledger.status("job")
+    assert (status.state, status.sealed, status.total, status.chunks) == (JobState.RUNNING, True, 600, 600)
+    assert staged_uris(s3_output(job.output, make_client()), ledger.staged_files("job")) == [
+        f"https://example.org/{n}.jpg" for n in range(600)
+    ]
+    print(f"seed {seed}: {attempts} submits, {sum(other.hits.values())} faults")
+
+
+def staged_uris(output: S3Output, files: Sequence[tuple[int, int]]) -> list[str]:
+    with StagedReader(output, job_id="job") as reader:
+        chunks = [(first, count, first + n) for first, count in files for n in range(count)]
+        return [uri for one in chunks for uri in reader.read_chunk(*one)["uri"].to_pylist()]
+
+
+def test_what_a_cut_off_probe_leaves_is_swept(s3: S3Bucket, front: S3Front) -> None:
+    output = s3_output(f"{s3.uri}/jobs/one", make_client(attempts=1))
+    with front.broken_by(Rule(fault=Fault.RESET, method="DELETE")):
+        assert output.has_conditional_writes
+    assert len(left_in_output(output)) == 1
+
+    output.sweep([])
+
+    assert left_in_output(output) == []
+
+
+def test_a_missing_right_is_not_waited_for(front: S3Front, output: S3Output) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: output.read("x"),
+        lambda: output.version("x"),
+        lambda: output.create("x", b""),
+        lambda: list(output.names("")),
+    ]
+    with front.broken_by(Rule(fault=Fault.ACCESS_DENIED)):
+        for call in calls:
+            with pytest.raises(OutputUnreachableError, match="need the rights"):
+                call()
+
+
+def test_every_failure_is_one_line_that_names_the_object(front: S3Front, output: S3Output) -> None:
+    for fault in QUICK:
+        with front.broken_by(rule(fault, method="PUT")):
+            try:
+                output.replace("part-1", b"x")
+            except ClipfleetError as error:
+                assert str(error).startswith(f"{output.uri}/part-1: "), fault
+                assert "\n" not in str(error)
