@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 import redis
+from redis.exceptions import NoScriptError
 
 from clipfleet import keys
 from clipfleet.redis_connection import redis_errors
@@ -19,6 +20,7 @@ class LuaScripts:
         folder = files("clipfleet") / "lua"
         prelude = keys.lua_prelude() + "\n" + (folder / "transitions.lua").read_text() + "\n"
         self._url = url
+        self._redis = client
         self._scripts = {
             name: client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names
         }
@@ -26,4 +28,7 @@ class LuaScripts:
     def run(self, name: str, *arguments: str | int | float | bytes) -> Any:
         """What a script answers; raises `RedisUnavailableError`."""
         with redis_errors(self._url):
-            return self._scripts[name](keys=[], args=list(arguments))
+            try:
+                return self._scripts[name](keys=[], args=list(arguments))
+            except NoScriptError:  # a server that restarts or takes over forgets it between load and call
+                return self._redis.eval(self._scripts[name].script, 0, *arguments)

@@ -62,7 +62,7 @@ class Cluster:
         self.folder = folder
         self.server = EmbeddedValkey(folder / "service")
         self.workers: list[WorkerProcess] = []
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})  # of the programs that are started from now on
         self._mark = str(folder)
 
     def __enter__(self) -> Self:
@@ -110,7 +110,7 @@ class Cluster:
             # Several workers share few cores here: each with a thread per core, they wait for one another's.
             "OMP_NUM_THREADS": "1",
             MARK: self._mark,
-            **self._settings,
+            **self.settings,
         }
 
     def start_worker(

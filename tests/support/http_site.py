@@ -4,6 +4,7 @@
 |---|---|
 | `/files/<name>` | a file of the folder |
 | `/sick/<name>` | 500 until `heal` is called, then a file of the folder, so often as it allows |
+| `/held/<name>` | a file of the folder: a byte a second until `heal` allows the rest |
 | `/status/<code>` | that status with a short body |
 | `/flaky/<status>/<times>?after=SECONDS` | so many times that status, then 200; with `Retry-After` |
 | `/html`, `/empty` | 200 with a page, with nothing |
@@ -158,6 +159,7 @@ class HttpSite:
         app = web.Application(middlewares=[self._counted])
         routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/sick/{name}": self._sick,
+            "/held/{name}": self._held,
             "/status/{code}": self._status,
             "/flaky/{status}/{times}": self._flaky,
             "/html": self._html,
@@ -219,6 +221,23 @@ class HttpSite:
             await asyncio.sleep(_DRIP_SECONDS)
         self._answers_left -= 1
         return web.FileResponse(self._folder / request.match_info["name"])
+
+    async def _held(self, request: web.Request) -> web.StreamResponse:
+        if self._folder is None:
+            raise web.HTTPNotFound
+        data = (self._folder / request.match_info["name"]).read_bytes()
+        response = web.StreamResponse()
+        response.content_length = len(data)
+        await response.prepare(request)
+        sent, next_second = 0, 0.0
+        while self._answers_left < 1:
+            if asyncio.get_running_loop().time() >= next_second:
+                await response.write(data[sent : sent + 1])
+                sent, next_second = sent + 1, asyncio.get_running_loop().time() + 1
+            await asyncio.sleep(_DRIP_SECONDS)
+        self._answers_left -= 1
+        await response.write(data[sent:])
+        return response
 
     async def _html(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="<html>no picture</html>", content_type="text/html")
