@@ -21,9 +21,8 @@ class LuaScripts:
         prelude = keys.lua_prelude() + "\n" + (folder / "transitions.lua").read_text() + "\n"
         self._url = url
         self._redis = client
-        self._scripts = {
-            name: client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names
-        }
+        self._texts = {name: prelude + (folder / f"{name}.lua").read_text() for name in names}
+        self._scripts = {name: client.register_script(text) for name, text in self._texts.items()}
 
     def run(self, name: str, *arguments: str | int | float | bytes) -> Any:
         """What a script answers; raises `RedisUnavailableError`."""
@@ -31,4 +30,4 @@ class LuaScripts:
             try:
                 return self._scripts[name](keys=[], args=list(arguments))
             except NoScriptError:  # a server that restarts or takes over forgets it between load and call
-                return self._redis.eval(self._scripts[name].script, 0, *arguments)
+                return self._redis.eval(self._texts[name], 0, *arguments)
