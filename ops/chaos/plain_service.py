@@ -25,7 +25,7 @@ from ops.chaos.plain_worker import EVENTS, TASK, done_key, make_plain_app, part_
 from ops.chaos.workload import JobPlan, OutputKind, plan_job
 
 _POLL_SECONDS = 0.2
-_PATIENCE_SECONDS = 30.0  # without news of a job: what is missing will not come any more
+_PATIENCE_SECONDS = 60.0  # without news of a job: what is missing will not come any more
 
 
 class PlainService:

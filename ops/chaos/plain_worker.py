@@ -1,8 +1,8 @@
 """A worker as one would write it with Celery alone: what the ledger is compared with.
 
-An honest one: late acks, the best settings that are known for Redis as a broker (those of clipfleet's own
-app), a visibility timeout not much longer than the longest chunk, tries without end while the world is away,
-parts under fixed names that are written whole, rows and counter in one transaction. A task is a chunk; the
+An honest one: late acks, the best settings that are known for Redis as a broker (clipfleet's own), a
+visibility timeout not much longer than the longest chunk, tries without end while the world is away, parts
+under fixed names that are written whole, rows and counter in one transaction. A task is a chunk; the
 message is all that knows of it.
 """
 
@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 from celery import Celery
+from kombu.entity import Queue
 
+from clipfleet import keys
 from clipfleet.contract import DecodeRoute, ErrorCode
 from clipfleet.crash_points import CrashPoint, CrashPoints
+from clipfleet.hints import REDIS_TRANSPORT_OPTIONS, make_app
 from clipfleet.redis_connection import connect
 from clipfleet.s3 import default_client
-from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.testing import FakeEncoder
-from clipfleet_worker.watchdog import Watchdog
 from ops.chaos.armed import ARMED, ArmedCrashPoints
 from ops.chaos.claims import CLAIMS_FILE, note
 from ops.chaos.workload import OutputKind
@@ -59,11 +60,29 @@ def part_name(chunk_id: int) -> str:
 
 
 def make_plain_app(redis_url: str) -> Celery:
-    """The app of producers and workers."""
-    app = make_worker_app(redis_url, slots=_SLOTS, events=False, pulse=Watchdog().pulse("hints"))
-    transport = {**app.conf.broker_transport_options, "visibility_timeout": _VISIBILITY_SECONDS}
-    transport["unacked_restore_interval"] = 1
-    app.conf.update(broker_transport_options=transport)
+    """The app of producers and workers: clipfleet's settings where they are Celery's own, see there."""
+    app = make_app(redis_url)
+    app.conf.update(
+        broker_transport_options={
+            **REDIS_TRANSPORT_OPTIONS,
+            "visibility_timeout": _VISIBILITY_SECONDS,
+            "unacked_restore_interval": 1,
+        },
+        worker_pool="threads",
+        worker_concurrency=_SLOTS,
+        worker_prefetch_multiplier=1,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_queues=[Queue(keys.QUEUE)],  # type: ignore[no-untyped-call]  # kombu has no types
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_prefetch_count_reduction=True,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
     return app
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ops.chaos.claims import ClaimNote
-from ops.chaos.schedule import DEATHS, REDIS_FAULTS, S3_FAULTS, FaultKind
+from ops.chaos.schedule import REDIS_FAULTS, S3_FAULTS, FaultKind
 
 SERVER_FAULTS = REDIS_FAULTS | S3_FAULTS
 
@@ -62,14 +62,14 @@ def chunk_recoveries(
             continue
         death = first_death(previous, claim.at, deaths)
         if death is not None:
-            matter = (span for span in spans if span.kind in REDIS_FAULTS or claim.job_id in s3_jobs)
+            matter = (span for span in spans if _matters(span, claim.job_id in s3_jobs))
             disturbed = any(_overlap(span, death.at, claim.at) for span in matter)
             is_first = claim.losses == 1
             found.append(Recovery(death.kind, claim.at - death.at, is_first, not disturbed))
     return found
 
 
-def server_recoveries(spans: Iterable[Span], completed: Mapping[bool, Sequence[float]]) -> list[Recovery]:
+def server_recoveries(spans: Sequence[Span], completed: Mapping[bool, Sequence[float]]) -> list[Recovery]:
     """From the end of each fault of a server until the next chunk was completed.
 
     Args:
@@ -81,7 +81,11 @@ def server_recoveries(spans: Iterable[Span], completed: Mapping[bool, Sequence[f
         times = completed[span.kind in S3_FAULTS]
         position = bisect_right(times, span.ended_at)
         if span.kind in SERVER_FAULTS and position < len(times):
-            found.append(Recovery(span.kind, times[position] - span.ended_at))
+            back_at = times[position]
+            needs_s3 = span.kind in S3_FAULTS
+            others = (other for other in spans if other is not span and _matters(other, needs_s3))
+            disturbed = any(_overlap(other, span.ended_at, back_at) for other in others)
+            found.append(Recovery(span.kind, back_at - span.ended_at, is_undisturbed=not disturbed))
     return found
 
 
@@ -99,9 +103,14 @@ def first_death(claim: ClaimNote, until: float, deaths: Iterable[Death]) -> Deat
     return min(its, key=lambda death: death.at, default=None)
 
 
+def _matters(span: Span, needs_s3: bool) -> bool:
+    """Whether a fault holds up all work, or that which needs S3."""
+    return span.kind in REDIS_FAULTS or (needs_s3 and span.kind in S3_FAULTS)
+
+
 def _overlap(span: Span, begin: float, end: float) -> bool:
     """Whether a server was broken, or coming back, within a time."""
-    return span.kind not in DEATHS and span.began_at <= end and span.ended_at + _COMING_BACK_SECONDS >= begin
+    return span.began_at <= end and span.ended_at + _COMING_BACK_SECONDS >= begin
 
 
 _COMING_BACK_SECONDS = 5.0

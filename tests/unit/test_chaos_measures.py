@@ -71,7 +71,9 @@ def test_a_server_is_back_with_the_next_chunk() -> None:
     completed = {False: [10.5, 11.5, 30.1, 34.0], True: [34.0]}
 
     found = server_recoveries(spans, completed)
+    amid_others = server_recoveries([spans[1], Span(5, FaultKind.REDIS_FREEZE, 25, 33)], completed)[0]
 
+    assert not amid_others.is_undisturbed
     assert found == [Recovery(FaultKind.REDIS_KILL, 0.5), Recovery(FaultKind.S3_OUTAGE, 4.0)]
     assert slowest([*found, Recovery(FaultKind.REDIS_KILL, 0.1)]) == {
         FaultKind.REDIS_KILL: 0.5,
