@@ -24,3 +24,14 @@ def test_pictures_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
     assert ending.codes == {number: CODES[deeds[number]] if number in deeds else None for number in range(60)}
     assert ending.decode_children == []
     assert 1 <= len(ending.exit_codes) <= 6
+
+
+def test_a_worker_that_isolates_its_decoders_loses_nothing_but_the_rows(tmp_path: Path) -> None:
+    deeds = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
+    with Cluster(tmp_path, SETTINGS | {"CLIPFLEET_ISOLATE_DECODE": "1"}) as cluster:
+        write_hostile_pictures(tmp_path / "pictures", 40, deeds, image_format="WEBP")
+        ending = run_with_restarts(cluster, tmp_path / "pictures", chunk_size=40)
+
+    assert ending.codes == {number: CODES[deeds[number]] if number in deeds else None for number in range(40)}
+    assert ending.exit_codes == []
+    assert ending.decode_children == []

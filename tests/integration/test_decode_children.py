@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -189,6 +192,90 @@ class TestDeaths:
 
         assert failed.code is ErrorCode.DECODE_TIMEOUT
         assert "computing" in failed.detail
+
+
+def _frame(text: bytes) -> bytes:
+    return struct.pack(">I", len(text)) + text
+
+
+def _picture(**words: object) -> bytes:
+    honest = {"kind": "picture", "width": 2, "height": 2, "mode": "L", "image_format": "PNG"}
+    return _frame(json.dumps(honest | words).encode()) + bytes(1000)
+
+
+LIES = {
+    "no frame": bytes(100),
+    "endless words": b"\xff\xff\xff\xff" + bytes(100),
+    "no JSON": _frame(b"Segmentation fault"),
+    "no object": _frame(b"[1]"),
+    "a kind that is none": _frame(b'{"kind": "pickle"}'),
+    "ready again": _frame(b'{"kind": "ready"}'),
+    "a code that is none": _frame(b'{"kind": "failed", "code": "owned", "detail": ""}'),
+    "a scale that is none": _frame(b'{"kind":"jpeg","width":8,"height":8,"eighths":800,"channels":3}'),
+    "channels that are none": _frame(b'{"kind":"jpeg","width":8,"height":8,"eighths":8,"channels":4096}'),
+    "a mode that is none": _picture(mode="F;64"),
+    "no size": _picture(width=-1),
+    "a size that is no number": _picture(width="2"),
+    "more words than there are": _picture(path="/etc/passwd"),
+    "a palette of nonsense": _picture(mode="P", palette_mode="RGB", palette_hex="zz"),
+    "an endless palette": _picture(mode="P", palette_mode="RGB", palette_hex="00" * 2000),
+    "a palette for no colours": _picture(palette_mode="RGB", palette_hex="00" * 2000),
+    "a format with a long name": _picture(image_format="x" * 5000),
+}
+
+
+class TestLies:
+    """A child that a picture has taken over says what it likes; the worker believes none of it."""
+
+    def answer(self, child: DecodeChild, answer: bytes) -> Any:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(answer)
+        child._line.close()
+        child._line = decode_children._Line(ours)
+        try:
+            return failure(child, JPEG)
+        finally:
+            theirs.close()
+
+    @pytest.mark.parametrize("lie", LIES)
+    def test_an_answer_that_makes_no_sense_is_the_end_of_the_child(
+        self, child: DecodeChild, lie: str
+    ) -> None:
+        failed = self.answer(child, LIES[lie])
+
+        assert failed.code is ErrorCode.CRASHED
+        assert failed.detail == "the decoder's answer makes no sense"
+        assert is_gone(child.pid)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            _picture(width=1 << 20, height=1 << 20),
+            _picture(width=1 << 60, height=1 << 60, mode="RGBA"),
+            _frame(b'{"kind":"jpeg","width":1000000,"height":1000000,"eighths":8,"channels":3}'),
+            _picture(width=1, height=99_999_999),  # a strip that would have gigabytes once it is resized
+        ],
+    )
+    def test_a_size_beyond_the_limits_is_refused_before_anything_is_made_of_it(
+        self, child: DecodeChild, answer: bytes
+    ) -> None:
+        assert self.answer(child, answer).code is ErrorCode.TOO_MANY_PIXELS
+        assert not child.is_ready
+
+    def test_an_answer_by_drops_has_an_end(self) -> None:
+        child = DecodeChild(Decoder(1000), HASTY)
+        ours, theirs = socket.socketpair()
+        child._line.close()
+        child._line = decode_children._Line(ours)
+        reading = InThread(lambda: failure(child, JPEG))
+        theirs.send(struct.pack(">I", 4096))
+        while not reading.is_done:
+            theirs.send(b" ")
+            reading._thread.join(0.2)
+
+        assert reading.result().code is ErrorCode.DECODE_TIMEOUT
+        child.close()
+        theirs.close()
 
 
 class TestLife:

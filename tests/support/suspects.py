@@ -18,9 +18,9 @@ from tests.support.waiting import wait_until
 CODES = {
     Deed.EXIT: "crashed",
     Deed.NO_MEMORY: "out_of_memory",
-    Deed.LOOP: "decode_timeout",
     Deed.HOARD: "out_of_memory",
     Deed.SEGFAULT: "crashed",
+    Deed.LOOP: "decode_timeout",
 }
 
 SETTINGS = {
@@ -43,14 +43,16 @@ class Ending:
     decode_children: list[str]  # command lines of those that are left
 
 
-def write_hostile_pictures(folder: Path, count: int, deeds: Mapping[int, Deed]) -> None:
-    """`count` JPEGs named by number, some of which do something."""
+def write_hostile_pictures(
+    folder: Path, count: int, deeds: Mapping[int, Deed], *, image_format: str = "JPEG"
+) -> None:
+    """`count` pictures named by number, some of which do something."""
     folder.mkdir()
-    harmless = [encoded(picture(number)) for number in range(50)]
+    harmless = [encoded(picture(number), image_format) for number in range(50)]
     for number in range(count):
         data = harmless[number % len(harmless)]
         deed = deeds.get(number)
-        (folder / f"{number:06d}.jpg").write_bytes(deed.mark(data) if deed else data)
+        (folder / f"{number:06d}.{image_format.lower()}").write_bytes(deed.mark(data) if deed else data)
 
 
 def run_with_restarts(cluster: Cluster, pictures: Path, *, chunk_size: int) -> Ending:

@@ -100,7 +100,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "max_pixels": COUNT,
     "max_decode_bytes": COUNT,
     "decode_seconds": DURATION,
-    "decode_memory_bytes": [("536870911", "process itself needs"), "-1", "1.5"],
+    "decode_memory_bytes": [("536870911", "process itself needs"), "-1", "1.5", str(1 << 63)],
     "max_memory_bytes": ["-1", "1.5", "lots"],
     "isolate_decode": ["perhaps"],
     "fetch_timeout_seconds": DURATION,

@@ -120,6 +120,31 @@ sleeps_for_ever()
     assert "watchdog.py" in ended.stderr
 
 
+def test_a_library_that_hangs_and_lets_no_other_thread_run_ends_the_process_too() -> None:
+    program = """
+import ctypes
+import threading
+from clipfleet_worker import watchdog
+
+watchdog._LOOK_SECONDS, watchdog._STANDSTILL_SECONDS = 0.01, 1
+looked = threading.Event()
+dog = watchdog.Watchdog()
+dog.watch(lambda: looked.set() or ())
+dog.start()
+looked.wait()
+
+def sleeps_with_the_lock():
+    ctypes.PyDLL(None).sleep(1000)
+
+sleeps_with_the_lock()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "sleeps_with_the_lock" in ended.stderr
+
+
 def test_it_can_be_stopped() -> None:
     watchdog = Watchdog()
     watchdog.start()

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,10 +79,13 @@ def _limit(memory_bytes: int) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 65536),  # of what it says on standard error
     ):
+        hard = resource.getrlimit(kind)[1]  # that of the machine may be lower, and cannot be lifted
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        with suppress(OSError):  # a container may forbid it
+            Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _serve(worker: socket.socket, decoder: Decoder) -> None:

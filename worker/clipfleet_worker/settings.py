@@ -57,6 +57,7 @@ class WorkerSettings(Settings):
     decode_seconds: float = Field(20.0, gt=0, le=DAY_SECONDS, description="for decoding one picture")
     decode_memory_bytes: int = Field(
         0,
+        le=1 << 62,
         description="of a process that decodes suspects; 0: twice MAX_DECODE_BYTES, and 512 MiB",
     )
     max_memory_bytes: int = Field(

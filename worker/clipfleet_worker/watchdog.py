@@ -23,6 +23,7 @@ EXIT_HUNG = 70  # the exit code of a process that was ended because it got on no
 LOAD_LIMIT_SECONDS = 900.0  # of loading a model, and of a forward pass, which may have to compile first
 
 _LOOK_SECONDS = 1.0
+_STANDSTILL_SECONDS = 120.0  # without a look at all
 _FROZEN_SECONDS = 10.0  # between two looks: it was the process that stood still, not a loop
 
 
@@ -171,4 +172,8 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stop.wait(_LOOK_SECONDS):
+            # A library that hangs with Python's own lock in its hands stops this thread too; no thread of
+            # Python's counts down these seconds. The exit code is 1 then.
+            faulthandler.dump_traceback_later(_STANDSTILL_SECONDS, exit=True)
             self.check()
+        faulthandler.cancel_dump_traceback_later()
