@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clipfleet.redis_connection import connect
+from clipfleet.s3 import make_client
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, job_events
@@ -79,6 +80,32 @@ def test_a_store_that_is_away_is_waited_for(fragile: Cluster, store: EmbeddedS3,
     assert (answer["state"], answer["ok"], answer["failed"]) == ("completed", 20, 0)
     assert [row["item_index"] for row in rows(fragile, output)] == list(range(20))
     assert len(job_events(fragile, job_id)) == 1
+
+
+def test_pictures_in_a_store_that_is_away_are_waited_for(
+    fragile: Cluster, store: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job of pictures in a store, that dies
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    client = make_client()
+    for number in range(24):
+        client.put_object(Bucket=BUCKET, Key=f"pictures/{number}.jpg", Body=encoded(picture(number)))
+    for other in fragile.workers:
+        other.kill()
+    source = f"s3://{BUCKET}/pictures/"
+    job_id = fragile.run_json("embed", source, "--model", "demo", "--chunk-size", "4", "--no-wait")["job_id"]
+    store.kill()
+
+    # When a worker asks for them, more often than it would ask for one by one
+    taker = fragile.start_worker()
+    wait_until(lambda: "is left alone for a while" in taker.log(), "it knows that the store is away", 60)
+    assert fragile.run_json("status", job_id)["failed"] == 0
+    store.start()
+
+    # Then all of them come
+    answer = fragile.run_json("watch", job_id)
+    assert (answer["state"], answer["ok"], answer["failed"]) == ("completed", 24, 0)
 
 
 @pytest.mark.usefixtures("worker")

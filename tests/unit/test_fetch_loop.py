@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from clipfleet.contract import ErrorCode
+from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import ChunkTime
@@ -246,6 +247,16 @@ class TestInterruption:
 
         with pytest.raises(OverflowError):
             bench.fetch(*(f"u{n}" for n in range(16)), on_slice=refuse).wait()
+
+    def test_a_store_that_is_away_interrupts_the_chunk_and_is_no_bug(
+        self, bench: Bench, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench.fetcher.answers |= {"s3": SourceUnavailableError("the store is away"), "slow": HANG}
+
+        with pytest.raises(SourceUnavailableError):
+            bench.fetch("s3", "slow").wait()
+
+        assert not caplog.records
 
     def test_other_chunks_go_on(self, bench: Bench) -> None:
         bench.fetcher.answers["bad"] = ZeroDivisionError("bug")

@@ -23,11 +23,13 @@ from botocore.exceptions import (
 )
 
 from clipfleet.contract import ErrorCode
-from clipfleet.errors import UsageError
+from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.tar_member import TarMember
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
 from clipfleet_worker.fetch.tar import TarObjectFetcher
+from tests.support.doubles import Clock
 
 MAX_BYTES = 3_000_000
 
@@ -207,6 +209,65 @@ def test_the_client_is_made_once_and_only_when_it_is_needed() -> None:
 
     asyncio.run(run())
     assert len(made) == 1
+
+
+class TestStoreThatIsAway:
+    """Three objects that fail in a row are no accident."""
+
+    @staticmethod
+    def away() -> Exception:
+        return EndpointConnectionError(endpoint_url="http://s")
+
+    def ends(self, store: Store, clock: Clock, *uris: str) -> list[Any]:
+        """One after the other; each costs a second."""
+        breaker = HostBreaker(BreakerPolicy(failing_urls=3), monotonic=clock)
+
+        async def run() -> list[Any]:
+            limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=30.0, connections=1)
+            fetcher = S3Fetcher(limits, (), lambda: store, breaker)
+            await fetcher.start()
+            found: list[Any] = []
+            for uri in uris:
+                try:
+                    found.append(await fetcher.fetch(uri))
+                except (ItemFailure, SourceUnavailableError) as error:
+                    found.append(error)
+                clock.now += 1
+            await fetcher.close()
+            return found
+
+        return asyncio.run(run())
+
+    def test_objects_wait_for_it_and_then_their_chunk_does(self) -> None:
+        keys = [f"k{number}" for number in range(60)]
+        store = Store({("b", key): self.away for key in keys})
+
+        found = self.ends(store, Clock(), *(f"s3://b/{key}" for key in keys))
+
+        assert [type(one) for one in found[:2]] == [TransientFailure] * 2  # their own attempts
+        assert {type(one) for one in found[2:32]} == {HostLeftAlone}  # no attempts: nobody's fault
+        assert {type(one) for one in found[33:]} == {SourceUnavailableError}
+        assert "in a row" in str(found[-1])
+        assert len(store.calls) < 15
+
+    def test_a_single_bad_object_is_a_row(self) -> None:
+        store = Store({("b", "bad"): self.away, ("b", "good"): b"g"})
+        found = self.ends(store, Clock(), *["s3://b/bad"] * 40, "s3://b/good")
+        assert {type(one) for one in found[:-1]} == {TransientFailure}
+        assert found[-1] == b"g"
+
+    def test_once_it_is_back_all_is_well(self) -> None:
+        answers = iter([self.away() for _ in range(4)])
+        objects: dict[tuple[str, str], Any] = {
+            ("b", f"k{number}"): lambda: next(answers, b"back") for number in range(20)
+        }
+        found = self.ends(Store(objects), Clock(), *(f"s3://b/k{number}" for number in range(20)))
+        assert found[-10:] == [b"back"] * 10
+
+    def test_turns_are_given_back_by_those_that_are_not_asked(self) -> None:
+        """With one connection: were one kept, the test would hang."""
+        store = Store({("b", f"k{number}"): self.away for number in range(200)})
+        assert len(self.ends(store, Clock(), *(f"s3://b/k{number}" for number in range(200)))) == 200
 
 
 class TestPieces:

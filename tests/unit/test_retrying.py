@@ -165,9 +165,9 @@ class TestHostThatIsLeftAlone:
         assert trial.result == b"x"
         assert len(trial.asked_at) == 10
 
-    def test_not_for_ever(self) -> None:
-        trial = Trial(alone(4.0), chance=0.0)
-        assert trial.asked_at == [0, 4, 8, 12, 16, 20, 24, 28]
+    def test_as_long_as_the_outage_is_young(self) -> None:
+        trial = Trial(*[alone(4.0)] * 9, alone(None), chance=0.0)
+        assert trial.asked_at == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
         assert trial.error == (ErrorCode.CONNECT_FAILED, "h: not asked")
 
     def test_items_come_back_one_after_the_other(self) -> None:

@@ -21,6 +21,7 @@ from clipfleet.errors import (
     OutputUnavailableError,
     OutputUnreachableError,
     RedisUnavailableError,
+    SourceUnavailableError,
 )
 from clipfleet.hints import Hints
 from clipfleet.ledger import Claim, FinishClaim, Lease, Ledger, WorkerFacts
@@ -271,6 +272,16 @@ class TestChunk:
             "waits",
             "OutputUnavailableError: rows of chunk 7 were lost by Redis",
         )
+
+    @pytest.mark.parametrize(
+        "error", [OutputUnavailableError("away"), SourceUnavailableError("away"), MemoryError("away")]
+    )
+    def test_a_chunk_that_the_world_keeps_from_going_on_waits(
+        self, bench: Bench, error: BaseException
+    ) -> None:
+        bench.work(error)
+
+        assert bench.ledger.told == [("waits", f"{type(error).__name__}: away")]
 
     def test_the_lease_is_kept_and_the_items_are_counted_meanwhile(self, bench: Bench) -> None:
         seen: list[object] = []

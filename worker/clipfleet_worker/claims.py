@@ -15,6 +15,7 @@ from clipfleet.errors import (
     OutputUnavailableError,
     OutputUnreachableError,
     RedisUnavailableError,
+    SourceUnavailableError,
 )
 from clipfleet.ledger import MAX_FAILURES, Claim, FinishClaim, Ledger
 from clipfleet_worker.batcher import BatcherStopped
@@ -25,6 +26,7 @@ from clipfleet_worker.pipeline import ChunkResult
 
 log = logging.getLogger(__name__)
 
+_OF_THE_WORLD = (OutputUnavailableError, SourceUnavailableError, RedisUnavailableError, MemoryError)
 _SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
 _WAIT_SECONDS = (1.0, 15.0)  # the same for an output that is away for now: at first, and at most
 _RETRY_SECONDS = 1.0  # while Redis is away
@@ -254,7 +256,7 @@ class Claims:
             self.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
-        elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
+        elif isinstance(error, _OF_THE_WORLD):
             if isinstance(error, OutputUnavailableError):
                 self.shunned_jobs.wait(claim.job_id)
             self._release(claim, "waits", error)
@@ -337,7 +339,7 @@ def _log_end(claim: Claim, error: BaseException) -> None:
         log.info("chunk %d: %s", claim.chunk_id, error, extra=_context("chunk_interrupted", claim))
     elif isinstance(error, OutputUnreachableError | OutputConflictError):
         log.error("%s", error, extra=_context("output_unusable", claim))
-    elif isinstance(error, OutputUnavailableError | RedisUnavailableError | MemoryError):
+    elif isinstance(error, _OF_THE_WORLD):
         log.warning("chunk %d waits: %s", claim.chunk_id, error, extra=_context("chunk_waits", claim))
     else:
         log.error(

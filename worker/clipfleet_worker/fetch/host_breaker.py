@@ -71,18 +71,25 @@ class HostBreaker:
         else:
             self._is_back(host)
 
+    def refusal(self, host: str) -> HostLeftAlone | None:
+        """What a request would be told now if it may not be a trial; None of a host that may be asked."""
+        trouble = self._troubles.get(host)
+        if trouble is None or trouble.opened_at is None:
+            return None
+        return self._refusal(host, trouble, trouble.opened_at)
+
     def _enter(self, host: str) -> bool:
         """Whether the request is a trial."""
         trouble = self._troubles.get(host)
         if trouble is None or trouble.opened_at is None:
             return False
-        now = self._monotonic()
-        if trouble.is_tried or now < trouble.next_trial_at:
-            raise self._refusal(host, trouble, now, trouble.opened_at)
+        if trouble.is_tried or self._monotonic() < trouble.next_trial_at:
+            raise self._refusal(host, trouble, trouble.opened_at)
         trouble.is_tried = True
         return True
 
-    def _refusal(self, host: str, trouble: _Trouble, now: float, opened_at: float) -> HostLeftAlone:
+    def _refusal(self, host: str, trouble: _Trouble, opened_at: float) -> HostLeftAlone:
+        now = self._monotonic()
         pause = max(0.0, trouble.next_trial_at - now)
         if trouble.is_tried:
             pause += self._policy.first_pause_seconds

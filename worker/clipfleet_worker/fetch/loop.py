@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import ChunkTime, PatientFetcher
@@ -179,9 +180,11 @@ def _report_bugs(tasks: set[asyncio.Task[None]], outcomes: Outcomes) -> None:
     for task in tasks:
         # We have cancelled none of these: whoever did must not leave the item without an end.
         error = RuntimeError("a fetch was cancelled") if task.cancelled() else task.exception()
-        if error is not None:
+        if error is None:
+            continue
+        if not isinstance(error, SourceUnavailableError):
             log.error("fetching failed unexpectedly", exc_info=error, extra={"action": "fetch_bug"})
-            outcomes.interrupt(error)
+        outcomes.interrupt(error)
 
 
 def _report_end(outcomes: Outcomes, fetching: Future[None]) -> None:

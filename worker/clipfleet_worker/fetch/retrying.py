@@ -7,6 +7,7 @@ bounds are in the policy. What will not get better by waiting is not asked for t
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -92,6 +93,7 @@ class RetryingFetcher:
 
         Raises:
             ItemFailure: as the item's own last attempt ended; where it never had one, as its host's did.
+            SourceUnavailableError: see `AsyncFetcher`.
         """
         began = self._monotonic()
         asked = 0
@@ -101,13 +103,16 @@ class RetryingFetcher:
             try:
                 return await self._fetcher.fetch(uri)
             except HostLeftAlone as refusal:  # no attempt: nothing was sent
-                failure, may_last = own or refusal, self._policy.persistence_seconds
+                failure, may_last = (
+                    own or refusal,
+                    math.inf,
+                )  # it ends when the outage is no young one any more
                 delay = self._spread(refusal.wait_seconds)
             except TransientFailure as transient:
                 asked += 1
                 failure = own = transient
                 told = transient.retry_after_seconds
-                may_last = self._policy.persistence_seconds if told is None else float("inf")
+                may_last = self._policy.persistence_seconds if told is None else math.inf
                 delay = self._policy.delay_seconds(transient, asked, self._chance())
             elapsed = self._monotonic() - began
             if delay is None or elapsed + delay > may_last or delay >= time_left.seconds:

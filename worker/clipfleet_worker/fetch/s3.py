@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from clipfleet.contract import ErrorCode
-from clipfleet.errors import UsageError
+from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, failures_of_calls, split_s3_uri
-from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, too_many_bytes
+from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 
 _READ_BYTES = 1 << 20
 
@@ -63,6 +64,9 @@ _TRANSIENT = frozenset(
     }
 )
 
+_STORE = "the store"
+_STORE_POLICY = BreakerPolicy(failing_urls=3)  # it answers for all its objects, so that few tell enough
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Limits:
@@ -80,9 +84,17 @@ class S3Fetcher:
         limits: see there.
         buckets: the only ones that may be read; empty: all that the credentials may.
         make_client: called with the first object, so that a worker without any needs no configuration.
+        breaker: tells the troubles of an object from those of the store.
     """
 
-    def __init__(self, limits: S3Limits, buckets: Iterable[str], make_client: Callable[[], S3Client]) -> None:
+    def __init__(
+        self,
+        limits: S3Limits,
+        buckets: Iterable[str],
+        make_client: Callable[[], S3Client],
+        breaker: HostBreaker | None = None,
+    ) -> None:
+        self._breaker = breaker or HostBreaker(_STORE_POLICY)
         self._limits = limits
         self._buckets = frozenset(buckets)
         self._make_client = make_client
@@ -102,7 +114,12 @@ class S3Fetcher:
             self._pool = None
 
     async def fetch(self, uri: str) -> bytes:
-        """See the protocol. The key is taken as it stands, not percent-decoded."""
+        """See the protocol. The key is taken as it stands, not percent-decoded.
+
+        Raises:
+            ItemFailure: the object cannot be had.
+            SourceUnavailableError: none can: the store has been away for half a minute.
+        """
         return await self._fetch(uri, "")
 
     async def fetch_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
@@ -126,20 +143,32 @@ class S3Fetcher:
         bucket, key = self._target(uri)
         if self._pool is None:
             raise RuntimeError("start comes first")
+        try:
+            return await self._in_turn(uri, partial(self._get, bucket, key, byte_range))
+        except (HostLeftAlone, TransientFailure) as failure:
+            # While the store as a whole is away this is no fault of the object's, and no attempt of its own.
+            refusal = failure if isinstance(failure, HostLeftAlone) else self._breaker.refusal(_STORE)
+            if refusal is None or (refusal is failure and refusal.wait_seconds is not None):
+                raise
+            if refusal.wait_seconds is None:
+                raise SourceUnavailableError(refusal.error.detail) from failure
+            raise refusal from failure
+
+    async def _in_turn(self, uri: str, call: Callable[[], bytes]) -> bytes:
         await self._turns.acquire()
-        call = partial(self._get, bucket, key, byte_range)
-        try:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, call)
-        except BaseException:
-            self._turns.release()
-            raise
-        # The turn ends with the thread, whoever waits for it or not: else calls would pile up in the pool.
-        future.add_done_callback(lambda _: self._turns.release())
-        try:
-            async with asyncio.timeout(self._limits.fetch_timeout_seconds):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            raise self._too_late() from None
+        with ExitStack() as turn:
+            turn.callback(self._turns.release)
+            with self._breaker.watch(_STORE, uri):
+                future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+                # From here on the turn ends with the thread, whoever waits for it or not: else calls would
+                # pile up in the pool.
+                turn.pop_all()
+                future.add_done_callback(lambda _: self._turns.release())
+                try:
+                    async with asyncio.timeout(self._limits.fetch_timeout_seconds):
+                        return await asyncio.shield(future)
+                except TimeoutError:
+                    raise self._too_late() from None
 
     def _target(self, uri: str) -> tuple[str, str]:
         try:
