@@ -40,6 +40,7 @@ chaos-plain: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.bench.decode
 	$(BIN)/python -m ops.bench.submit
+	$(BIN)/python -m ops.bench.tail
 
 # Damage for every reader; RUNS of each. Not in `make test`, which does little of it.
 RUNS ?= 10000

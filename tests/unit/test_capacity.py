@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from clipfleet.contract import Lane
 from clipfleet_worker.capacity import OpenItems
 from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
@@ -42,6 +44,46 @@ class TestRoom:
 
         assert call.result() == ALL
         assert items.count == 50
+
+
+class TestMakingRoom:
+    def test_items_that_have_ended_make_room_while_others_are_waited_for(self) -> None:
+        items = opened(100, 100)
+        with items.making_room() as make_room:
+            make_room(30)
+            assert items.count == 70
+            assert items.wait_for_room() == ALL
+
+    def test_who_waits_goes_on_when_an_item_has_ended(self) -> None:
+        items = opened(100, 100)
+        with items.making_room() as make_room:
+            items._changed = changed = WatchedCondition()
+            call = InThread(items.wait_for_room)
+            assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+            make_room(1)
+            assert call.result() == (Lane.HIGH,)
+
+    def test_they_count_again_when_the_chunk_is_written(self) -> None:
+        items = opened(100, 60)
+        with items.making_room() as make_room:
+            make_room(59)
+        assert items.count == 60
+        items.remove(60)
+        assert items.count == 0
+
+    def test_they_count_again_when_the_chunk_is_given_up(self) -> None:
+        items = opened(100, 60)
+        with pytest.raises(RuntimeError), items.making_room() as make_room:
+            make_room(10)
+            raise RuntimeError
+        assert items.count == 60
+
+    def test_whoever_ends_later_is_not_counted(self) -> None:
+        items = opened(100, 60)
+        with items.making_room() as make_room:
+            make_room(10)
+        make_room(5)
+        assert items.count == 60
 
 
 class TestClosing:

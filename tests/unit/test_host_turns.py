@@ -140,3 +140,45 @@ def test_hosts_that_nobody_asks_are_forgotten() -> None:
         assert turns._hosts == {}
 
     run(scenario)
+
+
+def test_slow_ones_give_way_to_others_up_to_as_many_again() -> None:
+    """Their hosts keep counting them; a turn that was given away does not come back with its end."""
+
+    async def scenario() -> None:
+        turns = HostTurns(1, 2, slow_seconds=0)
+        visits = Visits(turns)
+        for number in range(6):
+            visits.come(number, host=f"host{number}")
+        while turns.slow < 2:
+            await asyncio.sleep(0)
+        assert await visits.settled() == [0, 1, 2, 3]
+        visits.come(6, host="host0")
+        assert await visits.settled() == [0, 1, 2, 3]
+        assert 6 not in await visits.leave(3)  # the turn of a host that is asked has to wait
+        assert 4 in visits.inside
+        for number in (0, 1, 2, 4, 5, 6):
+            while number not in visits.inside:
+                await asyncio.sleep(0)
+            await visits.leave(number)
+        assert turns.slow == 0
+        visits.come(7, 8, host="a")
+        visits.come(9, host="b")
+        assert await visits.settled() == [7, 9]
+
+    run(scenario)
+
+
+def test_quick_ones_are_not_slow() -> None:
+    async def scenario() -> None:
+        turns = HostTurns(2, 2, slow_seconds=30)
+        visits = Visits(turns)
+        visits.come(1, 2, 3)
+        assert await visits.settled() == [1, 2]
+        assert turns.slow == 0
+        await visits.leave(1)
+        await visits.leave(2)
+        await visits.leave(3)
+        assert turns.slow == 0
+
+    run(scenario)

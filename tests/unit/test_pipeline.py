@@ -32,7 +32,7 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage
 from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.capacity import WaitingBytes
+from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.decode import Decoder, Frame, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode_stage import DecodeStage
@@ -153,7 +153,8 @@ class Bench:
         models = Models(("demo",), self._load, kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
             models=models, items=items, labeller=Labeller(self.batcher, TextMatrices(self.batcher)),
-            fetch_deadline_seconds=deadline_seconds, decode_seconds=DECODE_SECONDS,
+            open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
+            decode_seconds=DECODE_SECONDS,
         )  # fmt: skip
         self.context: JobContext | None = None
 

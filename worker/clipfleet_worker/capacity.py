@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from clipfleet.contract import Lane
 
@@ -13,7 +13,7 @@ _BULK_SHARE = 0.9  # the rest of the open items is kept for the lane `high`
 
 
 class OpenItems:
-    """Counts items between claim and completion."""
+    """Counts items between claim and completion, without those whose chunk waits only for others."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -44,6 +44,31 @@ class OpenItems:
         with self._changed:
             self._count -= count
             self._changed.notify_all()
+
+    @contextmanager
+    def making_room(self) -> Iterator[Callable[[int], None]]:
+        """Around the time in which the items of a chunk end one after the other.
+
+        Gives a function to tell how many more have ended: they count no longer, so that a chunk with a few
+        dead hosts in it does not keep a worker from its work. At the end all count again, until `remove`:
+        chunks that wait to be written must not pile up.
+        """
+        ended, is_over = 0, False
+
+        def make_room(count: int) -> None:
+            nonlocal ended
+            with self._changed:
+                if not is_over:
+                    ended += count
+                    self._count -= count
+                    self._changed.notify_all()
+
+        try:
+            yield make_room
+        finally:
+            with self._changed:
+                is_over = True
+                self._count += ended
 
     def close(self) -> None:
         """Nothing may be claimed any more; whoever waits goes on with no lane."""

@@ -186,6 +186,7 @@ class Worker:
             models=self._models,
             items=items,
             labeller=Labeller(self._batcher, TextMatrices(self._batcher, self._shared_matrices)),
+            open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
             crash_points=self._crash_points,
@@ -362,6 +363,7 @@ def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:
         idle_read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
         host_connections=settings.host_connections,
         total_connections=settings.total_connections,
+        arriving_bytes=settings.bytes_in_flight,
     )
     return HttpFetcher(
         limits,

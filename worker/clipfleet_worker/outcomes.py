@@ -16,12 +16,12 @@ class Outcomes:
     The chunk's own thread waits; any thread may report. What comes after `interrupt` is ignored.
     """
 
-    def __init__(self, count: int, on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, count: int, on_end: Callable[[int], None] = lambda _: None) -> None:
         """All items are open.
 
         Args:
             count: how many there are.
-            on_end: called, quickly, whenever some of them have ended.
+            on_end: called, quickly, whenever some of them have ended, with their number.
         """
         self._on_end = on_end
         self.errors: list[ItemError | None] = [None] * count
@@ -73,7 +73,7 @@ class Outcomes:
         for position in positions:
             self._ended[position] = True
         self._open -= len(positions)
-        self._on_end()
+        self._on_end(len(positions))
         if self._open == 0:
             self._changed.notify_all()
 

@@ -16,6 +16,7 @@ from clipfleet.contract import ErrorCode, ItemError, Job
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity, count_rows
+from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
@@ -57,6 +58,7 @@ class Pipeline:
         models: Models,
         items: ItemPath,
         labeller: Labeller,
+        open_items: OpenItems,
         fetch_deadline_seconds: float,
         decode_seconds: float,
         crash_points: CrashPoints = NO_CRASH_POINTS,
@@ -64,6 +66,7 @@ class Pipeline:
         self._models = models
         self._items = items
         self._labeller = labeller
+        self._open_items = open_items
         self._fetch_deadline_seconds = fetch_deadline_seconds
         self._decode_seconds = decode_seconds
         self._crash_points = crash_points
@@ -89,8 +92,14 @@ class Pipeline:
         lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
         model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
         is_suspect = claim.losses > 0
-        with self._items.handling(is_suspect=is_suspect):
-            outcomes, labels = self._process(context.job, work.items, model, lease, is_suspect=is_suspect)
+        with self._items.handling(is_suspect=is_suspect), self._open_items.making_room() as make_room:
+
+            def on_end(count: int) -> None:
+                lease.note_progress()
+                make_room(count)
+
+            outcomes = Outcomes(work.items.num_rows, on_end)
+            labels = self._process(context.job, work.items, outcomes, model, lease, is_suspect=is_suspect)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
         return self._write(claim, context, work, outcomes, model=model, labels=labels)
 
@@ -101,10 +110,16 @@ class Pipeline:
         return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
 
     def _process(
-        self, job: Job, items: pa.Table, model: LoadedModel, lease: HeldLease, *, is_suspect: bool
-    ) -> tuple[Outcomes, ChunkLabels | None]:
+        self,
+        job: Job,
+        items: pa.Table,
+        outcomes: Outcomes,
+        model: LoadedModel,
+        lease: HeldLease,
+        *,
+        is_suspect: bool,
+    ) -> ChunkLabels | None:
         """Fetch, decode, encode and score the items of a chunk."""
-        outcomes = Outcomes(items.num_rows, lease.note_progress)
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
         if choices is not None:
@@ -120,8 +135,8 @@ class Pipeline:
         outcomes.wait()
         lease.enter("score", _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
-            return outcomes, None
-        return outcomes, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
+            return None
+        return self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
 
     def _text_matrices(
         self, job: Job, model: LoadedModel, lease: HeldLease, outcomes: Outcomes

@@ -75,9 +75,13 @@ class WorkerSettings(Settings):
     host_connections: int = Field(
         16, ge=1, description="simultaneous connections to one host, of all workers together"
     )
-    total_connections: int = Field(256, ge=1, description="simultaneous connections altogether")
+    total_connections: int = Field(
+        256, ge=1, description="simultaneous connections altogether; slow ones may be as many again"
+    )
 
-    slots: int = Field(32, ge=1, description="chunks in progress at a time")
+    slots: int = Field(
+        128, ge=1, description="chunks in progress at a time, those included that wait for a few slow hosts"
+    )
     items_in_flight: int = Field(4096, ge=1, description="no claim while this many items are open")
     bytes_in_flight: int = Field(1024 * _MEBIBYTE, ge=1, description="no fetch while this many bytes wait")
     decode_threads: int = Field(0, ge=0, description="0: one per core")

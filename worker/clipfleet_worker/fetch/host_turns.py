@@ -17,19 +17,29 @@ class HostTurns:
 
     Args:
         per_host: requests to one host at a time, of all workers together.
-        total: requests to all hosts at a time, of this worker.
+        total: requests to all hosts at a time, of this worker. Slow ones do not count, up to as many again:
+            a few hundred dead hosts must not keep the others waiting.
+        slow_seconds: after so long a request is a slow one.
     """
 
-    def __init__(self, per_host: int, total: int) -> None:
+    def __init__(self, per_host: int, total: int, *, slow_seconds: float = 3.0) -> None:
         self._of_all_workers = per_host
         self._per_host = per_host
         self._total = asyncio.Semaphore(total)
+        self._most_slow = total
+        self._slow_seconds = slow_seconds
+        self._slow = 0
         self._hosts: dict[str, _Host] = {}
 
     @property
     def per_host(self) -> int:
         """Requests to one host at a time, as they are now."""
         return self._per_host
+
+    @property
+    def slow(self) -> int:
+        """Slow requests under way."""
+        return self._slow
 
     def share(self, workers: int) -> None:
         """Divide what a host is asked at a time among so many workers; each keeps one at least.
@@ -55,11 +65,39 @@ class HostTurns:
         await self._enter(host, turns)
         try:
             # The host's turn first: a slow host then holds up only its own images.
-            async with self._total:
+            async with self._total_turn():
                 yield
         finally:
             turns.active -= 1
             self._go_on(host, turns)
+
+    @asynccontextmanager
+    async def _total_turn(self) -> AsyncIterator[None]:
+        """One of the turns at all hosts, given to the next when this request turns out to be slow."""
+        await self._total.acquire()
+        turn = _TotalTurn()
+        self._hand_on_later(turn)
+        try:
+            yield
+        finally:
+            if turn.timer is not None:
+                turn.timer.cancel()
+            if turn.is_slow:
+                self._slow -= 1
+            else:
+                self._total.release()
+
+    def _hand_on_later(self, turn: _TotalTurn) -> None:
+        loop = asyncio.get_running_loop()
+        turn.timer = loop.call_later(self._slow_seconds, self._hand_on, turn)
+
+    def _hand_on(self, turn: _TotalTurn) -> None:
+        if self._slow >= self._most_slow:
+            self._hand_on_later(turn)
+            return
+        turn.is_slow = True
+        self._slow += 1
+        self._total.release()
 
     async def _enter(self, host: str, turns: _Host) -> None:
         if turns.active < self._per_host and not turns.waiting:
@@ -84,6 +122,12 @@ class HostTurns:
                 turn.set_result(None)
         if not turns.active and not turns.waiting:
             self._hosts.pop(host, None)
+
+
+@dataclass(slots=True)
+class _TotalTurn:
+    is_slow: bool = False  # and has given its turn to the next
+    timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)

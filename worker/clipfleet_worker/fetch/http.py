@@ -1,35 +1,33 @@
 """Gets images over http and https: one session with keep-alive for the whole process, in one event loop.
 
 Everything a server can do is bounded: connections per host and in all, time to connect, silence, time per
-URL, length of a header line, redirects, bytes on the wire and after inflating. No cookies, no credentials,
-no Referer, no proxy from the environment. What comes back is bytes or an `ItemFailure`. There are no
-retries here (`retrying.py` has them), except that aiohttp asks once more when the server hangs up before it
-answered: a kept connection may have grown stale.
+URL, header, redirects, bytes on the wire, in memory and after inflating. No cookies, no credentials, no
+Referer, no proxy from the environment. What comes back is bytes or an `ItemFailure`. There are no retries
+here (`retrying.py` has them), except that aiohttp asks once more when the server hangs up before it answered:
+a kept connection may have grown stale.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
-from aiohttp.http_exceptions import HttpProcessingError
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
+from clipfleet_worker.failures import ItemFailure, TransientFailure
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.host_breaker import HostBreaker
 from clipfleet_worker.fetch.host_turns import HostTurns
+from clipfleet_worker.fetch.http_body import ArrivingBytes, BodyReader
 from clipfleet_worker.fetch.http_failures import failure_before_answer, failure_of_status
 from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
 from clipfleet_worker.fetch.http_target import Target, next_target, target_of
+from clipfleet_worker.fetch.metered_sockets import MeteredSockets
 from clipfleet_worker.fetch.robots_tag import USER_AGENT, refusal_of
 from clipfleet_worker.fetch.robots_txt import RobotsTxt
 
@@ -38,9 +36,6 @@ _DNS_CACHE_NAMES = 10_000
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CLOSE = {"Connection": "close"}
-
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-_RAW_DEFLATE = -zlib.MAX_WBITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +49,9 @@ class HttpLimits:
     host_connections: int  # requests to one host at a time, of all workers together
     total_connections: int  # requests to all hosts at a time
     max_redirects: int = 5  # redirects that are followed
-    max_header_bytes: int = 16_384  # longest header line; aiohttp accepts 128 lines
+    max_head_bytes: int = 65_536  # all lines of a header, of which aiohttp accepts 128
+    max_header_bytes: int = 16_384  # longest header line
+    arriving_bytes: int = 1 << 30  # of all bodies under way, beyond which they are read one after the other
 
 
 class HttpFetcher:
@@ -96,7 +93,8 @@ class HttpFetcher:
         self._robots_txt = robots_txt
         self._turns = HostTurns(limits.host_connections, limits.total_connections)
         self._session: aiohttp.ClientSession | None = None
-        self._open_sockets = 0
+        self._sockets = MeteredSockets()
+        self._bodies = BodyReader(limits.max_image_bytes, ArrivingBytes(limits.arriving_bytes))
 
     @property
     def turns(self) -> HostTurns:
@@ -114,7 +112,7 @@ class HttpFetcher:
                 resolver=self._resolver,
                 ttl_dns_cache=_DNS_CACHE_SECONDS,
                 dns_cache_max_size=_DNS_CACHE_NAMES,
-                socket_factory=partial(self._guard.open_socket, make_socket=self._make_socket),
+                socket_factory=partial(self._guard.open_socket, make_socket=self._sockets.make),
             ),
             headers={"User-Agent": f"{USER_AGENT}/{__version__}{contact}", "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -182,7 +180,8 @@ class HttpFetcher:
             raise RuntimeError("HttpFetcher.start was not called")
         # aiohttp keeps any number of idle connections. With images on very many hosts they would use up the
         # process's file descriptors, so beyond as many open sockets as there are turns none is kept any more.
-        headers = _CLOSE if self._open_sockets > self._limits.total_connections else None
+        kept_or_used = len(self._sockets) - self._turns.slow
+        headers = _CLOSE if kept_or_used > self._limits.total_connections else None
         try:
             response = await self._session.get(target.url, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -201,76 +200,18 @@ class HttpFetcher:
             raise ItemFailure(ErrorCode.ROBOTS_REFUSED, f"{host}: X-Robots-Tag says {refusal}")
 
     async def _answer(self, host: str, response: aiohttp.ClientResponse) -> bytes | str:
+        source = self._sockets.behind(response)
+        head_bytes = sum(len(name) + len(value) + 4 for name, value in response.raw_headers)
+        if head_bytes > self._limits.max_head_bytes:
+            raise ItemFailure(
+                ErrorCode.HTTP_ERROR, f"{host}: a header of more than {self._limits.max_head_bytes} bytes"
+            )
         status = response.status
         if status == 200:
-            if (response.content_length or 0) > self._limits.max_image_bytes:
-                raise too_many_bytes(self._limits.max_image_bytes)
-            body = await self._body(host, response.content)
-            encoding = response.headers.get("Content-Encoding")
-            return await self._inflated(body, encoding.strip().lower()) if encoding else body
+            body = await self._bodies.read(host, response, source)
+            if source is not None:
+                source.start_anew()
+            return body
         if status in _REDIRECTS and (location := response.headers.get("Location")):
             return location
         raise failure_of_status(host, status, response.headers)
-
-    async def _body(self, host: str, content: aiohttp.StreamReader) -> bytes:
-        limit = self._limits.max_image_bytes
-        parts = []
-        total = 0
-        try:
-            while part := await content.readany():
-                total += len(part)
-                if total > limit:
-                    raise too_many_bytes(limit)
-                parts.append(part)
-        except TimeoutError:
-            raise TransientFailure(ErrorCode.TIMEOUT, f"{host}: fell silent in the body") from None
-        except (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError) as error:
-            # The second and the last: what broken chunks look like, depending on aiohttp's parser and on
-            # timing. Its C parser (3.14) may also leave the reader waiting; _hop's time limit ends that.
-            raise TransientFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the body broke off") from error
-        return b"".join(parts)
-
-    async def _inflated(self, body: bytes, encoding: str) -> bytes:
-        # Unasked for, so rare. Values that are no compression at all (utf-8, base64, aws-chunked: left over
-        # from uploads to object stores) mean nothing, and browsers ignore them too.
-        if encoding in ("br", "zstd"):
-            raise ItemFailure(
-                ErrorCode.HTTP_ERROR, f"the server sent {encoding} where identity was asked for"
-            )
-        if not body or encoding not in ("gzip", "x-gzip", "deflate"):
-            return body
-        return await asyncio.to_thread(_inflate, body, self._limits.max_image_bytes)
-
-    def _make_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
-        opened = _CountedSocket(family, kind, protocol)
-        opened.on_close = self._count_closed_socket
-        self._open_sockets += 1
-        return opened
-
-    def _count_closed_socket(self) -> None:
-        self._open_sockets -= 1
-
-
-class _CountedSocket(socket.socket):
-    on_close: Callable[[], None] | None = None
-
-    def close(self) -> None:
-        super().close()
-        if self.on_close is not None:
-            self.on_close()
-            self.on_close = None
-
-
-def _inflate(body: bytes, limit: int) -> bytes:
-    for window_bits in (_GZIP_OR_ZLIB, _RAW_DEFLATE):  # some servers' "deflate" lacks the zlib header
-        inflater = zlib.decompressobj(window_bits)
-        try:
-            inflated = inflater.decompress(body, limit + 1)
-        except zlib.error:
-            continue
-        if len(inflated) > limit:
-            raise too_many_bytes(limit)
-        if not inflater.eof:
-            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, "the compressed body broke off")
-        return inflated
-    raise ItemFailure(ErrorCode.HTTP_ERROR, "the compressed body is broken")

@@ -18,6 +18,7 @@ import aiohttp
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure, TransientFailure
 from clipfleet_worker.fetch.address_guard import AddressRefusedError
+from clipfleet_worker.fetch.metered_sockets import FloodError
 
 _STATUS_CODES = {
     401: ErrorCode.ACCESS_DENIED,
@@ -71,6 +72,8 @@ def _timestamp(date: str) -> float | None:
 
 def failure_before_answer(host: str, error: aiohttp.ClientError | OSError | ValueError) -> ItemFailure:
     """The failure of a request that had no answer that can be read."""
+    if _is_flood(error):
+        return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: sent a flood in place of an answer")
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, AddressRefusedError):
         return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: {cause}")
@@ -93,6 +96,12 @@ def failure_before_answer(host: str, error: aiohttp.ClientError | OSError | Valu
     if isinstance(error, ValueError):
         return ItemFailure(ErrorCode.BAD_URI, f"{host}: not a URL that can be asked for")
     return TransientFailure(ErrorCode.CONNECT_FAILED, f"{host}: {_reason(cause)}")
+
+
+def _is_flood(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, FloodError):
+        error = error.__cause__
+    return error is not None
 
 
 def _reason(error: Exception) -> str:

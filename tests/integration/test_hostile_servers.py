@@ -1,0 +1,210 @@
+"""Servers that drip, flood, lie and loop: each URL ends as a row with the right code, within its own time."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import resource
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from clipfleet.contract import ErrorCode, ItemError
+from clipfleet_worker.capacity import WaitingBytes
+from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
+from clipfleet_worker.fetch.http_body import ArrivingBytes
+from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
+from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from clipfleet_worker.outcomes import Outcomes
+from tests.support.hostile_site import WAYS, HostileSite
+
+GOOD = b"a picture"
+LIMITS = HttpLimits(
+    max_image_bytes=2_000_000,
+    fetch_timeout_seconds=6.0,  # the floods come from this process, too, and all at once
+    connect_timeout_seconds=3.0,
+    idle_read_timeout_seconds=3.0,
+    host_connections=16,
+    total_connections=256,
+)
+CHUNK_DEADLINE_SECONDS = 120.0  # far beyond the limits of a URL: nothing may need it
+GUARD = AddressGuard((ipaddress.ip_network("127.0.0.0/8"),))
+
+TIMEOUT, TOO_MANY_BYTES, HTTP_ERROR = ErrorCode.TIMEOUT, ErrorCode.TOO_MANY_BYTES, ErrorCode.HTTP_ERROR
+INCOMPLETE, REDIRECTS = ErrorCode.INCOMPLETE_BODY, ErrorCode.TOO_MANY_REDIRECTS
+CONNECT_FAILED = ErrorCode.CONNECT_FAILED
+EXPECTED = {
+    "stall": TIMEOUT,
+    "drip-header": TIMEOUT,
+    "drip-header-lines": TIMEOUT,
+    "drip-body": TIMEOUT,
+    "drip-chunks": TIMEOUT,
+    "silent-body": TIMEOUT,
+    "drip-continue": TIMEOUT,
+    "endless": TOO_MANY_BYTES,
+    "endless-chunks": TOO_MANY_BYTES,
+    "tiny-chunks": TOO_MANY_BYTES,
+    "huge-length": TOO_MANY_BYTES,
+    "gzip-bomb": TOO_MANY_BYTES,
+    "header-half-megabyte": HTTP_ERROR,
+    "header-megabyte": HTTP_ERROR,
+    "header-lines": HTTP_ERROR,
+    "header-line": HTTP_ERROR,
+    "status-line": HTTP_ERROR,
+    "continue-flood": HTTP_ERROR,
+    "chunk-extension": TOO_MANY_BYTES,
+    "chunk-extensions": TOO_MANY_BYTES,
+    "trailers": HTTP_ERROR,
+    "trailer": HTTP_ERROR,
+    "answers": None,  # the first one counts, and it is empty
+    "length-too-long": INCOMPLETE,
+    "length-too-short": HTTP_ERROR,
+    "length-negative": HTTP_ERROR,
+    "length-overflow": HTTP_ERROR,
+    "length-words": HTTP_ERROR,
+    "two-lengths": HTTP_ERROR,
+    "length-and-chunks": HTTP_ERROR,
+    "chunk-size-overflow": HTTP_ERROR,
+    "chunk-size-negative": INCOMPLETE,
+    "chunks-cut": INCOMPLETE,
+    "http-0.9": HTTP_ERROR,
+    "http-2": HTTP_ERROR,
+    "smtp": HTTP_ERROR,
+    "switching": HTTP_ERROR,
+    "nul-header": HTTP_ERROR,
+    "close": CONNECT_FAILED,
+    "close-in-header": CONNECT_FAILED,
+    "reset": CONNECT_FAILED,
+    "reset-in-header": CONNECT_FAILED,
+    "reset-in-body": INCOMPLETE,
+    "reset-in-open-body": INCOMPLETE,
+    "redirect-loop": REDIRECTS,
+    "redirect-body": REDIRECTS,
+    "redirect-long": REDIRECTS,
+    "not-found-body": ErrorCode.NOT_FOUND,
+}
+# Depending on how the pieces arrive, aiohttp blames the head or the body.
+ALSO = {
+    "trailers": INCOMPLETE,
+    "trailer": INCOMPLETE,
+    "chunk-size-overflow": INCOMPLETE,
+    "chunk-size-negative": HTTP_ERROR,
+    "length-too-short": None,  # the declared bytes, should the rest come later
+}
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[HostileSite]:
+    with HostileSite(GOOD) as running:
+        yield running
+
+
+def outcomes_of(
+    uris: Sequence[str], limits: HttpLimits = LIMITS, attempts: int = 1
+) -> list[ItemError | None]:
+    """Fetched by the loop of a worker; None for what arrived."""
+    fetcher = HttpFetcher(limits, GUARD)
+    loop = FetchLoop(
+        RetryingFetcher(fetcher, RetryPolicy(attempts=attempts)),
+        WaitingBytes(1 << 30),
+        CHUNK_DEADLINE_SECONDS,
+    )
+    outcomes = Outcomes(len(uris))
+
+    def arrived(fetched: FetchedSlice) -> None:
+        for position, _ in fetched:
+            outcomes.fail(position, ItemError(ErrorCode.EMPTY, "arrived"))
+
+    loop.start()
+    try:
+        loop.fetch(FetchRequest(list(enumerate(uris)), outcomes, arrived))
+        outcomes.wait()
+    finally:
+        loop.stop()
+    return [None if error is None or error.code is ErrorCode.EMPTY else error for error in outcomes.errors]
+
+
+@pytest.mark.figures
+def test_every_way_to_be_hostile_is_a_row_within_its_own_time(site: HostileSite) -> None:
+    """All at once, each at a host of its own, with good ones among them that all arrive."""
+    assert set(EXPECTED) == set(WAYS)
+    ways = list(EXPECTED) * 3
+    uris = [site.url(f"/{way}", host=f"127.1.1.{1 + number}") for number, way in enumerate(ways)]
+    good = [site.url(f"/good/{number}") for number in range(300)]
+
+    ends = outcomes_of(uris + good)
+
+    assert ends[len(uris) :] == [None] * len(good)
+    assert not [end for end in ends if end is not None and "chunk's" in end.detail]
+    codes = [None if end is None else end.code for end in ends[: len(uris)]]
+    wrong = {
+        way: (code, EXPECTED[way])
+        for way, code in zip(ways, codes, strict=True)
+        if code is not EXPECTED[way] and (way not in ALSO or code is not ALSO[way])
+    }
+    assert wrong == {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"{len(uris)} URLs of {len(EXPECTED)} hostile kinds at once: {peak} MiB at most in this process")
+
+
+def test_a_server_that_takes_tls_and_says_nothing(site: HostileSite) -> None:
+    (end,) = outcomes_of([site.url("/good", scheme="https")])
+    assert end is not None
+    assert end.code is TIMEOUT
+
+
+def test_details_do_not_repeat_what_a_server_sent(site: HostileSite) -> None:
+    for end in outcomes_of(
+        [site.url(f"/{way}") for way in ("status-line", "header-line", "nul-header", "smtp")]
+    ):
+        assert end is not None
+        assert "OOO" not in end.detail + end.detail.upper().replace("NOT", "")
+        assert len(end.detail) < 100
+
+
+def test_kept_connections_start_anew_with_each_request(site: HostileSite) -> None:
+    """What a connection may bring counts for one answer, not for its life."""
+
+    async def run() -> None:
+        fetcher = HttpFetcher(replace(LIMITS, host_connections=1), GUARD)
+        await fetcher.start()
+        try:
+            for _ in range(40):
+                assert await fetcher.fetch(large.url("/good")) == bytes(60_000)
+        finally:
+            await fetcher.close()
+
+    with HostileSite(bytes(60_000)) as large:
+        asyncio.run(run())
+        assert large.connections == 1
+
+
+def test_bodies_under_way_share_a_bounded_memory(site: HostileSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty endless ones at once: one after the other reaches the limit of a body."""
+    most = 0
+    add = ArrivingBytes.add
+
+    async def watched(self: ArrivingBytes, body: object, count: int) -> None:
+        nonlocal most
+        most = max(most, self.count + count)
+        await add(self, body, count)
+
+    monkeypatch.setattr(ArrivingBytes, "add", watched)
+    limits = replace(LIMITS, arriving_bytes=4_000_000, fetch_timeout_seconds=60, idle_read_timeout_seconds=60)
+    uris = [site.url("/endless", host=f"127.1.2.{1 + number}") for number in range(60)]
+
+    ends = outcomes_of(uris, limits)
+
+    assert [end and end.code for end in ends] == [TOO_MANY_BYTES] * 60
+    # The bound, the oldest one, and of each other one the part that it was stopped after.
+    assert most <= 4_000_000 + 2_000_000 + 60 * 600_000
+    assert most < 60 * 2_000_000 / 2
+
+
+def test_floods_are_not_asked_for_again(site: HostileSite) -> None:
+    before = dict(site.requests)
+    ways = ["chunk-extension", "header-line", "gzip-bomb", "endless"]
+    outcomes_of([site.url(f"/{way}") for way in ways], attempts=3)
+    assert {way: site.requests[way] - before.get(way, 0) for way in ways} == dict.fromkeys(ways, 1)

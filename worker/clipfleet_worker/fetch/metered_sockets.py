@@ -1,0 +1,124 @@
+"""Sockets that count what comes in and break the connection to a server that sends too much of no use.
+
+A parser drops much that costs time or memory and that nobody else sees: answers before the answer, chunk
+extensions, chunks of a byte, answers to nothing on an idle connection. So the bytes on the wire are counted
+where they arrive, also below TLS. asyncio takes an error of `recv` for the end of the connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+if TYPE_CHECKING and sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+elif TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# A head, of 64 KiB at most, and the beginning of a body, of which aiohttp and asyncio receive up to 384 KiB
+# before anybody reads them, and TLS 512 KiB more.
+_FREE_BYTES = 512 << 10
+_FREE_BYTES_OF_TLS = 512 << 10
+_OF_USE_FACTOR = 2  # so much may come in for each byte of a body
+
+
+class FloodError(OSError):
+    """The other side sent too much that is of no use."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EMSGSIZE, "sent too many bytes that belong to no body")
+
+
+class MeteredSocket(socket.socket):
+    """Breaks with a `FloodError` when more came in than allowed, counted from each request on."""
+
+    def __init__(
+        self, family: int, kind: int, protocol: int, on_close: Callable[[MeteredSocket], None]
+    ) -> None:
+        super().__init__(family, kind, protocol)
+        self.number = self.fileno()
+        self._on_close = on_close
+        self._bytes_left = _FREE_BYTES
+        self.is_flooded = False
+        self.is_broken = False  # it ended by an error, not in order
+
+    def allow(self, body_bytes: int) -> None:
+        """So many bytes of a body have arrived."""
+        self._bytes_left += _OF_USE_FACTOR * body_bytes
+
+    def start_anew(self) -> None:
+        """A request is sent, or an answer is over."""
+        self._bytes_left = _FREE_BYTES
+
+    def send(self, data: Buffer, flags: int = 0, /) -> int:
+        """See socket.socket."""
+        self.start_anew()
+        return super().send(data, flags)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        """See socket.socket."""
+        self.start_anew()
+        return super().sendmsg(*arguments)
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """See socket.socket; asyncio reads plain connections by it."""
+        data: bytes = self._metered(super().recv, size, flags)
+        self._count(len(data), 0)
+        return data
+
+    def recv_into(self, buffer: Buffer, size: int = 0, flags: int = 0) -> int:
+        """See socket.socket; asyncio reads TLS by it."""
+        count: int = self._metered(super().recv_into, buffer, size, flags)
+        self._count(count, _FREE_BYTES_OF_TLS)
+        return count
+
+    def close(self) -> None:
+        """See socket.socket."""
+        super().close()
+        self._on_close(self)
+
+    def _metered(self, receive: Callable[..., Any], *arguments: object) -> Any:
+        try:
+            return receive(*arguments)
+        except (BlockingIOError, InterruptedError):
+            raise
+        except OSError:
+            self.is_broken = True
+            raise
+
+    def _count(self, received: int, free_bytes: int) -> None:
+        self._bytes_left -= received
+        if self._bytes_left + free_bytes < 0:
+            self.is_flooded = self.is_broken = True
+            raise FloodError
+
+
+class MeteredSockets:
+    """Those of one fetcher that are open."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, MeteredSocket] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def make(self, family: int, kind: int, protocol: int) -> MeteredSocket:
+        """A new one; fits `AddressGuard.open_socket`."""
+        made = MeteredSocket(family, kind, protocol, self._closed)
+        self._open[made.number] = made
+        return made
+
+    def behind(self, response: aiohttp.ClientResponse) -> MeteredSocket | None:
+        """The one that an answer comes from; None if all of it is here already."""
+        transport = response.connection.transport if response.connection else None
+        opened = transport.get_extra_info("socket") if transport else None
+        return self._open.get(opened.fileno()) if opened else None
+
+    def _closed(self, closed: MeteredSocket) -> None:
+        if self._open.get(closed.number) is closed:  # closed twice, its number may be another one's
+            del self._open[closed.number]
