@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from clipfleet.redis_connection import connect
 from ops.chaos.history import read_history
 from ops.chaos.scales import SCALES
 from ops.chaos.schedule import make_schedule
+from ops.chaos.sentinel import SentinelPair
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 
@@ -65,6 +67,19 @@ def test_a_worker_without_the_ledger_loses_or_doubles(tmp_path: Path) -> None:
 
     assert results[-1].returncode == 0, "\n".join(result.stdout + result.stderr for result in results)
     print(results[-1].stdout)
+
+
+def test_a_failover_by_sentinel_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    with SentinelPair(tmp_path) as pair:
+        before = pair.primary_port
+        with connect(pair.primary_url) as client:
+            client.set("clipfleet:written", "before")
+        seconds = pair.fail_over()
+
+        assert pair.primary_port != before
+        with connect(pair.primary_url) as client:
+            assert client.get("clipfleet:written") == "before"
+    print(f"Sentinels named the other one {seconds:.1f} s after the primary was killed")
 
 
 def test_the_schedule_is_printed_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
