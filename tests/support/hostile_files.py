@@ -580,6 +580,12 @@ _TIFFS: dict[str, Hostile] = {
     "tiff: a strip outside the file": _refused(_BROKEN, lambda: _core_tiff({273: (4, [0xFFFFFFF0])})),
     "tiff: orientation of 4711": _picture(lambda: _core_tiff({274: (3, [4711])})),
     "tiff: no directory": _refused(_BROKEN, lambda: b"II*\0\xff\xff\xff\xff" + bytes(100)),
+    "tiff: a directory behind 2^64 bytes": _refused(
+        _BROKEN, lambda: b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(100)
+    ),
+    "tiff: a directory of 2^64 tags": _refused(
+        _BROKEN, lambda: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 100
+    ),
     "tiff: a directory that is the header": _refused(_BROKEN, lambda: b"II*\0\0\0\0\0" + bytes(100)),
 }
 

@@ -99,7 +99,7 @@ def _check_tiff(data: bytes) -> None:
     try:
         (start,) = struct.unpack_from(order + word, data, 8 if is_big else 4)
         (tags,) = struct.unpack_from(order + number, data, start)
-    except struct.error:
+    except (struct.error, OverflowError):  # no directory there: Pillow will say so
         return
     _check_pieces(tags, "tags of this TIFF")
     start += struct.calcsize(order + number)
