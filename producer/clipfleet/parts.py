@@ -68,7 +68,7 @@ def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCoun
         identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
         codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
         return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
-    except (KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(f"no footer of a part: {error!r}") from error
 
 

@@ -30,6 +30,7 @@ FEW = settings(
 ALL = worker_targets() | TARGETS
 _DEEP = b"[" * 100_000
 _LAUGHS = b"".join(b"k%d: &k%d [%s]\n" % (n, n, b", ".join([b"*k%d" % (n - 1)] * 9)) for n in range(1, 12))
+_FOOTER = ALL["part.jsonl footer"].seeds()[0]
 
 
 def _parquet_in_which(text: bytes, damage: bytes) -> bytes:
@@ -87,6 +88,8 @@ def test_so_does_anything_at_all(name: str, data: bytes, tmp_path_factory: pytes
         ("csv", b'a,"two\nlines"\n1,2\n', "SourceError"),
         ("tar", tar_bytes([("a.jpg", b"x"), ("a.txt", b"y" * 3000)])[:2600], "SourceError"),
         ("part.jsonl", b'{"item_index": 0, "o\\ud800k": 1}\n', "OutputDamagedError"),
+        ("part.jsonl", b'{"item_index": %d}\n' % 2**70, "OutputDamagedError"),
+        ("part.jsonl footer", _FOOTER.replace(b'"ok": "2"', b'"ok": 1e999'), "OutputDamagedError"),
         ("parquet", _parquet_in_which(b"url", b"u\xf2l"), "SourceError"),
         ("parquet", _parquet_in_which(b"first.jpg", b"first\xffjpg"), "ok"),
         ("part.parquet", b"PAR1" + bytes(20) + b"\x14\0\0\0PAR1", "OutputDamagedError"),

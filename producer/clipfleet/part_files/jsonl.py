@@ -28,6 +28,9 @@ from clipfleet.outputs.folder import output_errors
 from clipfleet.outputs.parquet import parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
+# What JSON raises for what is none, and Arrow for values that do not fit.
+_DAMAGED = (json.JSONDecodeError, UnicodeError, OverflowError, RecursionError, pa.ArrowException)
+
 _BATCH_ROWS = 512  # they become Python objects on their way, and a vector is large then
 _SCHEMA = "schema"  # entry of the footer: the rows' Arrow schema, which JSON cannot tell
 
@@ -81,7 +84,7 @@ class JsonlParts:
             footer = _read_footer(output, footer_name)
         try:
             yield OpenJsonlPart(content, footer, footer_name)
-        except (json.JSONDecodeError, UnicodeError, RecursionError, pa.ArrowException) as error:
+        except _DAMAGED as error:
             raise _damaged(output, name, error) from error
 
 

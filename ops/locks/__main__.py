@@ -1,0 +1,77 @@
+"""Writes the lock files of this folder: `make lock`. Needs uv and a package index.
+
+Each pins versions and hashes for every Python and platform that pyproject.toml allows:
+
+- `ci.txt`: all that tests need but torch.
+- `worker.txt`: all that the image of a worker needs but torch.
+- `torch.txt`: torch and torchvision of the default build, with what only they need. Apart from the others,
+  because each build of torch (CPU, CUDA, ROCm) has an index, and so hashes, of its own.
+
+The versions of torch are those that `torch.in` names: the ones that the tests were run with.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+OLDEST_PYTHON = "3.11"
+OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
+EXTRAS = {"ci.txt": ("worker", "embedded", "dev"), "worker.txt": ("worker",)}
+
+_HEADER = "# {}\n# Written by `make lock`; do not edit. Install with --require-hashes --no-deps.\n"
+_TITLES = {
+    "ci.txt": "What tests need, but torch: see torch.txt.",
+    "worker.txt": "What the image of a worker needs, but torch: see torch.txt.",
+    "torch.txt": "The default build of torch, and what only it needs.",
+}
+
+
+def main() -> None:
+    compiled = {name: _blocks(_compile(extras)) for name, extras in EXTRAS.items()}
+    for name, blocks in compiled.items():
+        _write(name, [block for package, block in blocks.items() if not _is_of_torch(package)])
+    _write("torch.txt", [block for package, block in compiled["ci.txt"].items() if _is_of_torch(package)])
+
+
+def _compile(extras: Sequence[str]) -> str:
+    """What uv pins, as the text of a requirements file."""
+    command = [
+        sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--constraints", str(HERE / "torch.in"),
+        "--universal", "--python-version", OLDEST_PYTHON, "--generate-hashes", "--no-emit-package", "clipfleet",
+        "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet",
+    ]  # fmt: skip
+    for extra in extras:
+        command += ["--extra", extra]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def _blocks(text: str) -> dict[str, str]:
+    """One entry for each requirement: with its markers, and its hashes on the lines below."""
+    blocks: dict[str, str] = {}
+    key = ""
+    for line in text.splitlines(keepends=True):
+        if line.startswith("#"):
+            continue
+        if not line[0].isspace():
+            key = line.split("\\")[0].strip()
+        blocks[key] = blocks.get(key, "") + line
+    return blocks
+
+
+def _is_of_torch(requirement: str) -> bool:
+    name = requirement.partition("==")[0]
+    return any(name == known or (known.endswith("-") and name.startswith(known)) for known in OF_TORCH)
+
+
+def _write(name: str, blocks: Sequence[str]) -> None:
+    (HERE / name).write_text(_HEADER.format(_TITLES[name]) + "".join(blocks), encoding="utf-8")
+    print(f"{name}: {len(blocks)} requirements")
+
+
+if __name__ == "__main__":
+    main()
