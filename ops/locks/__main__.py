@@ -40,11 +40,10 @@ def main() -> None:
 
 def _compile(extras: Sequence[str]) -> str:
     """What uv pins, as the text of a requirements file."""
-    command = [
-        sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--constraints", str(HERE / "torch.in"),
-        "--universal", "--python-version", OLDEST_PYTHON, "--generate-hashes", "--no-emit-package", "clipfleet",
-        "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet",
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet"]
+    command += ["--constraints", str(HERE / "torch.in"), "--universal", "--python-version", OLDEST_PYTHON]
+    command += ["--generate-hashes", "--no-emit-package", "clipfleet", "--no-header", "--no-annotate"]
+    command += ["--no-emit-index-url", "--no-emit-find-links"]
     for extra in extras:
         command += ["--extra", extra]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout

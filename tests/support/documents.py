@@ -68,7 +68,13 @@ def _cells(line: str) -> list[str]:
 
 def documents() -> list[Path]:
     """Documents whose commands a reader may copy."""
-    found = [README, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("ops/**/README.md")]
+    found = [
+        README,
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("ops/**/README.md"),
+    ]
     return [path for path in found if "node_modules" not in path.parts]
 
 

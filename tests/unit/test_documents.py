@@ -146,10 +146,23 @@ def test_links_inside_a_document_lead_somewhere(document: Path) -> None:
 
 
 def test_variables_that_are_named_are_settings() -> None:
-    names = [README, ROOT / "CONTRIBUTING.md", ROOT / "docker-compose.yml", *ROOT.glob("ops/**/*")]
+    names = [
+        README,
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        ROOT / "docker-compose.yml",
+        *ROOT.glob("ops/**/*"),
+    ]
     named = {name for path in names if path.is_file() for name in SETTING.findall(_text(path))}
     assert "CLIPFLEET_REDIS_URL" in named
     assert named <= setting_names()
+
+
+def test_every_threat_names_a_defence_and_a_test() -> None:
+    rows = table(ROOT / "SECURITY.md", "attacker", "what they try", "what stands in the way", "proven by")
+    assert len(rows) >= 8
+    assert all(len(row) == 4 and re.search(r"`tests/\S+`", row[3]) for row in rows)
+    assert "](SECURITY.md)" in README.read_text()
 
 
 def test_the_notes_for_contributors_are_short() -> None:
