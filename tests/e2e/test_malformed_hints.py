@@ -21,6 +21,7 @@ from clipfleet.hints import make_app
 from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
+from tests.support.health_pages import ask
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
@@ -135,7 +136,7 @@ MALFORMED: dict[str, str | bytes] = {
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path, {"CLIPFLEET_SLOTS": "1"}) as cluster:
+    with Cluster(tmp_path, {"CLIPFLEET_SLOTS": "1", "CLIPFLEET_HEALTH_PORT": "0"}) as cluster:
         write_pictures(tmp_path / "pictures", 60)
         yield cluster
 
@@ -166,6 +167,9 @@ def test_they_change_nothing(cluster: Cluster) -> None:
         assert (status.state, status.ok) == ("completed", 60), worker.log()[-5000:]
         wait_until(lambda: server.llen(keys.QUEUE) == 0, "all messages are gone", 60)
         wait_until(lambda: unacked(server) == 0, "none is held", 60)
+
+        refused = ask(worker, "healthz")[1]["hints_refused"]
+        assert sum(refused.values()) == 2 * len(MALFORMED), refused
 
         # A hint that follows still meets its slot: the puller is not needed.
         make_app(cluster.server.url).send_task(keys.WORK_TASK, argsrepr="-", kwargsrepr="-")

@@ -1,7 +1,8 @@
 """A worker with crash points, otherwise the same as `clipfleet-worker run`.
 
 `python -m tests.support.crashing_worker POINT N` dies at the Nth passage of a point, `POINT hang FILE` stays
-there and makes the file, `record FILE` notes all passages, `load hang FILE` stays in the loading of a model.
+there and makes the file (`POINT hang FILE SECONDS`: where a write may take so long), `record FILE` notes all
+passages, `load hang FILE` stays in the loading of a model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.settings import checked
-from clipfleet_worker import lifecycle
+from clipfleet_worker import leases, lifecycle, pipeline
 from clipfleet_worker.drain import end_process
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
@@ -28,6 +29,9 @@ def crash_points_of(arguments: list[str]) -> CrashPoints:
         case ["load", "hang", file]:
             lifecycle.load_model = hangs(Path(file))
             return NO_CRASH_POINTS
+        case [point, "hang", file, limit_seconds]:
+            pipeline._WRITE_LIMIT_SECONDS = leases._HANG_SECONDS = float(limit_seconds)
+            return HangsAt(CrashPoint(point), Path(file))
         case [point, "hang", file]:
             return HangsAt(CrashPoint(point), Path(file))
         case [point, passage]:

@@ -68,6 +68,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "reconcile_seconds": {"0.5": 0.5, str(DAY): float(DAY)},
     "drain_seconds": {"0": 0.0, str(DAY): float(DAY)},
     "outage_hours": {"0.5": 0.5, "87600": 87_600.0},
+    "health_port": {"0": 0, "65535": 65535},
+    "health_host": {"10.0.0.7": "10.0.0.7", "::1": "::1"},
     "celery_events": {"true": True, "0": False, "no": False},
     "ready_file": {"/run/ready": Path("/run/ready")},
 }
@@ -115,6 +117,8 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "reconcile_seconds": DURATION,
     "drain_seconds": ["-1", "inf", "nan", str(DAY + 1)],
     "outage_hours": ["0", "-1", "inf", "nan", "87601"],
+    "health_port": ["-1", "65536", "http"],
+    "health_host": [],  # tests/unit/test_health.py: whoever listens judges
     "celery_events": ["maybe"],
     "ready_file": [],  # any path
 }  # fmt: skip

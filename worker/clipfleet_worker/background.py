@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from clipfleet.errors import RedisUnavailableError
@@ -17,6 +18,49 @@ log = logging.getLogger(__name__)
 _CALL_LIMIT_SECONDS = 300.0  # a call to a Redis that is away or silent ends sooner
 _PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work by itself
 _STOP_SECONDS = 5.0
+_SILENCE_SECONDS = 15.0  # of a call to Redis, before it is held to be away
+
+
+class Reachability:
+    """Whether Redis answers, as far as the reconciler has seen."""
+
+    def __init__(self, patience_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Nothing was asked yet.
+
+        Args:
+            patience_seconds: an answer that is older says nothing: the next call may be hanging.
+            monotonic: seconds that only go forward.
+        """
+        self._patience_seconds = patience_seconds
+        self._monotonic = monotonic
+        self._answered: float | None = None
+        self._changed = monotonic()
+        self._was_ok = False
+
+    def note(self, is_ok: bool) -> None:
+        """Redis has answered, or has not."""
+        now = self._monotonic()
+        if is_ok != self._was_ok:
+            self._was_ok, self._changed = is_ok, now
+        if is_ok:
+            self._answered = now
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it answered lately, and to the last call."""
+        return (
+            self._was_ok
+            and self._answered is not None
+            and self._monotonic() - self._answered <= self._patience_seconds
+        )
+
+    @property
+    def for_seconds(self) -> float:
+        """How long it has answered, or has not."""
+        since = self._changed
+        if self._was_ok and not self.is_ok:
+            since = self._answered or since
+        return self._monotonic() - since
 
 
 class Reconciler:
@@ -47,6 +91,7 @@ class Reconciler:
         """
         self._lease_seconds = lease_seconds
         self._on_workers = on_workers
+        self.redis = Reachability(period_seconds + _SILENCE_SECONDS)
         self._ledger = ledger
         self._facts = facts
         self._period_seconds = period_seconds
@@ -88,8 +133,10 @@ class Reconciler:
             lost, _ = self._ledger.reconcile(lease_seconds=self._lease_seconds)
             self._on_workers(len(self._ledger.workers()))
         except RedisUnavailableError as error:
+            self.redis.note(False)
             log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
         else:
+            self.redis.note(True)
             if lost:
                 log.warning("%d leases had expired", lost, extra={"action": "leases_expired"})
 

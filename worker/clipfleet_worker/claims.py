@@ -97,6 +97,7 @@ class Claims:
         self._crash_points = crash_points
         self._monotonic = monotonic
         self._slots_in_use = 0
+        self.completed = 0  # chunks, since the process began
         self._held: dict[str, Claim] = {}  # by token
         self._takers = 0  # slots whose hint waits for room or for the answer to its claim
         self._last_full = monotonic()  # when a slot became free after all were in use
@@ -223,6 +224,7 @@ class Claims:
                     return "left"
             else:
                 self._crash_points.reach(CrashPoint.AFTER_COMPLETE)
+                self.completed += 1  # of several threads one may get lost: it is a figure for people
                 if word == "incomplete":
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
                 self.shunned_jobs.forget(claim.job_id)

@@ -200,6 +200,10 @@ class LeaseKeeper:
         """The stages of all that is held."""
         return [held.phase for held in self._snapshot()]
 
+    def hanging(self) -> list[Phase]:
+        """The stages that have taken too long, whose leases are left to expire."""
+        return [held.phase for held in self._snapshot() if not held.is_within_limit]
+
     def _snapshot(self) -> list[HeldLease]:
         with self._lock:
             return list(self._held.values())

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,7 @@ from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
 from clipfleet_worker.finishing import Finisher
+from clipfleet_worker.health import Health
 from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
@@ -61,6 +62,7 @@ from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
+from clipfleet_worker.status_server import StatusServer, health_pages
 from clipfleet_worker.sweeper import Sweeper
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
@@ -90,6 +92,7 @@ class Worker:
         self._crash_points = crash_points
         self._settings = settings
         self._preload = preload
+        self._preloading: Future[LoadedModel] | None = None
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = pick_device(settings.device)
         self._watchdog = Watchdog()
@@ -134,6 +137,8 @@ class Worker:
         self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
         self._reconciler = self._make_reconciler()
         self._puller = Puller(self._tasks, self._claims)
+        self._has_started = False
+        self._status_server = self._make_status_server()
         self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
 
     def _make_reconciler(self) -> Reconciler:
@@ -145,6 +150,25 @@ class Worker:
             on_workers=self._http.turns.share,
             pulse=self._watchdog.pulse("reconciler"),
         )
+
+    def _make_status_server(self) -> StatusServer | None:
+        if self._settings.health_port is None:
+            return None
+        health = Health(
+            worker_id=self._worker_id,
+            watchdog=self._watchdog,
+            keeper=self._keeper,
+            claims=self._claims,
+            redis=self._reconciler.redis,
+            has_started=self._is_started,
+            is_draining=lambda: self._drain.has_begun,
+            hints_refused=lambda: self._hint_guard.refused,
+        )
+        return StatusServer(self._settings.health_host, self._settings.health_port, health_pages(health))
+
+    def _is_started(self) -> bool:
+        """Whether it could take work, with the model that was to be loaded at the start."""
+        return self._has_started and (self._preloading is None or self._preloading.done())
 
     def _make_claims(self) -> Claims:
         return Claims(
@@ -225,9 +249,11 @@ class Worker:
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.worker_ready.connect(self._on_ready)
         if self._preload:
-            self._models.prefetch(self._settings.models[0], Precision.AUTO)
+            self._preloading = self._models.prefetch(self._settings.models[0], Precision.AUTO)
         self._watchdog.start()
         self._drain.start()
+        if self._status_server is not None:
+            self._status_server.start()
         self._memory_guard.start()
         self._batcher.start()
         self._fetch_loop.start()
@@ -243,6 +269,7 @@ class Worker:
 
     def _on_ready(self, **_: object) -> None:
         self._reconciler.heartbeat()
+        self._has_started = True
         log.info(
             "worker %s is ready: models %s on %s",
             self._worker_id,
@@ -288,6 +315,8 @@ class Worker:
         self._store.close()
         self._shared_matrices.close()
         self._ledger.close()
+        if self._status_server is not None:
+            self._status_server.stop()
         self._drain.end()
 
     def _facts(self) -> WorkerFacts:

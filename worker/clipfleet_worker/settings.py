@@ -98,6 +98,10 @@ class WorkerSettings(Settings):
     outage_hours: float = Field(
         24.0, gt=0, le=10 * 365 * 24, description="a job whose output is away this long pauses itself"
     )
+    health_port: int | None = Field(
+        None, ge=0, le=65535, description="port of /healthz and /readyz; 0 takes a free one, not set: none"
+    )
+    health_host: str = Field("127.0.0.1", description="address that this port is opened at")
     celery_events: bool = Field(False, description="send Celery's task events, for Flower")
     ready_file: Path | None = Field(None, description="created once the worker takes work")
 

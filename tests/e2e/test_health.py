@@ -1,0 +1,59 @@
+"""`/healthz` and `/readyz` of a real worker: through its start, an outage, a hang and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipfleet.client import Client, JobOptions
+from clipfleet.settings import Settings
+from clipfleet_worker.watchdog import EXIT_HUNG
+from tests.support.cluster import Cluster
+from tests.support.health_pages import ask
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path, {"CLIPFLEET_HEALTH_PORT": "0", "CLIPFLEET_RECONCILE_SECONDS": "0.5"}) as cluster:
+        write_pictures(tmp_path / "pictures", 20)
+        yield cluster
+
+
+def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
+    worker = cluster.start_worker()
+    wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready", 60)
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=5)
+        assert client.embed(cluster.folder / "pictures", options=options).wait(60).ok == 20
+    code, report = ask(worker, "healthz")
+    assert (code, report["chunks_completed"], report["problems"]) == (200, 4, [])
+    loops = {phase["loop"] for phase in report["phases"]}
+    assert loops >= {"hints", "lease keeper", "reconciler", "batcher", "fetch loop", "drain"}
+
+    cluster.server.kill()
+    wait_until(lambda: ask(worker, "readyz")[0] == 503, "it is not ready without Redis", 60)
+    assert ask(worker, "readyz")[1]["obstacles"] == ["Redis is away"]
+    assert ask(worker, "healthz")[0] == 200  # nothing that a new process would do better
+    cluster.server.start_again()
+    wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready again", 60)
+    assert worker.terminate() == 0
+
+
+def test_a_chunk_that_hangs_is_told_then_the_process_ends(cluster: Cluster) -> None:
+    there = cluster.folder / "there"
+    program = ("tests.support.crashing_worker", "mid_write", "hang", str(there), "1")
+    worker = cluster.start_worker(program=program)
+    with Client(Settings(redis_url=cluster.server.url)) as client:
+        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
+        job = client.embed(cluster.folder / "pictures", options=options)
+        wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is told", 60)
+        assert worker.process.wait(60) == EXIT_HUNG, worker.log()
+        assert "write takes more than" in worker.log()
+        assert "crash_points.py" in worker.log()  # the stack of the thread that hangs
+
+        cluster.start_worker()
+        assert job.wait(120).ok == 20
