@@ -25,7 +25,6 @@ CODES = {
 
 SETTINGS = {
     "CLIPFLEET_DECODE_SECONDS": "5",
-    "CLIPFLEET_MAX_MEMORY_BYTES": str(3 << 30),  # of the ten gigabytes that one wants
     "CLIPFLEET_LEASE_SECONDS": "3",
     "CLIPFLEET_RECONCILE_SECONDS": "0.5",
 }

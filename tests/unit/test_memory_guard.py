@@ -20,9 +20,10 @@ class Process:
         self.used_bytes = used_bytes
         self.ends: list[object] = []
 
-    def guard(self, limit_bytes: int) -> MemoryGuard:
+    def guard(self, limit_bytes: int, growth_bytes: int = 1 << 40) -> MemoryGuard:
         return MemoryGuard(
             limit_bytes,
+            growth_bytes=growth_bytes,
             used_bytes=lambda: self.used_bytes,
             exit_process=self.ends.append,
             dump_stacks=lambda: self.ends.append("stacks"),
@@ -42,6 +43,32 @@ class TestGuard:
         assert process.ends == ["stacks", 70]
         assert "300 MiB" in caplog.text
         assert "CLIPFLEET_MAX_MEMORY_BYTES, 200 MiB" in caplog.text
+
+    def test_growth_while_a_picture_is_read(self, caplog: pytest.LogCaptureFixture) -> None:
+        process = Process(10 << 20)
+        guard = process.guard(1 << 40, growth_bytes=100 << 20)
+        with guard.reading():
+            process.used_bytes = 110 << 20
+            guard.check()
+            assert process.ends == []
+            with guard.reading():
+                process.used_bytes = 150 << 20
+                guard.check()
+
+        assert process.ends == ["stacks", 70]
+        assert "grew by 140 MiB" in caplog.text
+
+    def test_growth_while_none_is_read(self) -> None:
+        process = Process(10 << 20)
+        guard = process.guard(1 << 40, growth_bytes=100 << 20)
+        with guard.reading():
+            pass
+        process.used_bytes = 500 << 20
+        guard.check()
+        with guard.reading():
+            guard.check()
+
+        assert process.ends == []
 
     def test_where_the_system_does_not_tell_it_gives_up(self) -> None:
         guard = Process(None).guard(1)

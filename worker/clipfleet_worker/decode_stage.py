@@ -6,7 +6,6 @@ worker before, and what its operator wants to be careful with, is read by `Decod
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -17,12 +16,6 @@ from clipfleet_worker.decode_children import DecodeChildren, NoRoomError
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import is_baseline_jpeg, is_png
 
-Activity = Callable[[str, str, float], AbstractContextManager[object]]
-
-
-def _unwatched(_name: str, _phase: str, _limit_seconds: float) -> AbstractContextManager[object]:
-    return nullcontext()
-
 
 class DecodeStage:
     """Called by many threads at once."""
@@ -32,8 +25,7 @@ class DecodeStage:
         decoder: Decoder,
         children: DecodeChildren,
         *,
-        limit_seconds: float = math.inf,
-        activity: Activity = _unwatched,
+        watched: Callable[[], AbstractContextManager[object]] = nullcontext,
         isolate: bool = False,
     ) -> None:
         """Nothing is started yet.
@@ -41,14 +33,12 @@ class DecodeStage:
         Args:
             decoder: reads in this process.
             children: read outside.
-            limit_seconds: how long reading a picture in this process may take.
-            activity: who ends the process if it takes longer, see `Watchdog.activity`.
+            watched: entered while this process reads a picture, by who ends it if that takes too much.
             isolate: have children read all but baseline JPEG and PNG, whose decoders are simple and old.
         """
         self._decoder = decoder
         self._children = children
-        self._limit_seconds = limit_seconds
-        self._activity = activity
+        self._watched = watched
         self._isolate = isolate
         self._suspects = 0
         self._lock = threading.Lock()
@@ -96,8 +86,10 @@ class DecodeStage:
 
     def _read(self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool) -> Raster:
         if not (is_suspect or self._suspects or (self._isolate and not _is_simple(data))):
-            watched = self._activity("decode", "read a picture", self._limit_seconds)
-            with suppress(MemoryError), watched:  # others may have it all just now: alone it is judged
+            with (
+                suppress(MemoryError),
+                self._watched(),
+            ):  # others may have it all just now: alone it is judged
                 return self._decoder.read(data, spec.frame, route)
         return self._children.read(data, spec.frame, route)
 

@@ -32,8 +32,7 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
-from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet_worker.decode_set_up import decode_threads, make_decode_stage, make_memory_guard
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
@@ -54,7 +53,6 @@ from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.memory_guard import MemoryGuard, memory_limit, own_memory
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
@@ -96,7 +94,7 @@ class Worker:
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = pick_device(settings.device)
         self._watchdog = Watchdog()
-        self._memory_guard = MemoryGuard(memory_limit(settings.max_memory_bytes), used_bytes=own_memory)
+        self._memory_guard = make_memory_guard(settings)
         self._hint_guard = HintGuard()
         self._celery_app = make_worker_app(
             settings.require_broker_url(),
@@ -119,10 +117,8 @@ class Worker:
         )
         batch_size = settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH)
         self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
-        self._decode_pool = ThreadPoolExecutor(
-            settings.decode_threads or len(os.sched_getaffinity(0)), thread_name_prefix="decode"
-        )
-        self._decode_stage = _decode_stage(settings, decoder_class, self._watchdog)
+        self._decode_pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
+        self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = _http_fetcher(settings)
         routes = _routes(settings, self._http)
@@ -335,18 +331,6 @@ class Worker:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
             return False
         return True
-
-
-def _decode_stage(settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog) -> DecodeStage:
-    decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
-    limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
-    return DecodeStage(
-        decoder,
-        DecodeChildren(decoder, limits),
-        limit_seconds=settings.decode_seconds,
-        activity=watchdog.activity,
-        isolate=settings.isolate_decode,
-    )
 
 
 def _routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:

@@ -1,7 +1,8 @@
 """Ends a process that takes too much memory, before the kernel kills one at random.
 
 One picture may take ten gigabytes inside a decoder, and no thread can be stopped. After the end of the
-process its chunks are suspects, and a child with a limit names the picture.
+process its chunks are suspects, and a child with a limit names the picture. On a large machine ten gigabytes
+are no danger, and yet no picture may have them: while one is read the process may grow by so much only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clipfleet_worker.watchdog import EXIT_HUNG
@@ -30,6 +31,7 @@ class MemoryGuard:
         self,
         limit_bytes: int,
         *,
+        growth_bytes: int,
         used_bytes: Callable[[], int | None],
         exit_process: Callable[[int], None] = os._exit,
         dump_stacks: Callable[[], None] = lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True),
@@ -38,11 +40,16 @@ class MemoryGuard:
 
         Args:
             limit_bytes: beyond these the process ends.
+            growth_bytes: by so much it may grow while a picture is read, see `reading`.
             used_bytes: see `own_memory`; None ends the guard: this system does not tell.
             exit_process: called with `EXIT_HUNG`; does not return in production.
             dump_stacks: writes the stacks of all threads where the log goes.
         """
         self._limit_bytes = limit_bytes
+        self._growth_bytes = growth_bytes
+        self._last_bytes = used_bytes() or 0
+        self._readings: dict[object, int] = {}  # what the process had when each of them began
+        self._lock = threading.Lock()
         self._used_bytes = used_bytes
         self._exit_process = exit_process
         self._dump_stacks = dump_stacks
@@ -59,23 +66,47 @@ class MemoryGuard:
         if self._thread.is_alive():
             self._thread.join()
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the reading of one picture in this process."""
+        key = object()
+        with self._lock:
+            self._readings[key] = self._last_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._readings[key]
+
     def check(self) -> bool:
         """Look once, and end the process if it has too much; False where there is nothing to be seen."""
         used = self._used_bytes()
         if used is None:
             return False
+        with self._lock:
+            self._last_bytes = used
+            growth = used - min(self._readings.values(), default=used)
         if used > self._limit_bytes:
-            log.critical(
+            self._end(
                 "%d MiB of memory are more than CLIPFLEET_MAX_MEMORY_BYTES, %d MiB; the process ends, its "
                 "leases expire. If no picture did it, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
                 "CLIPFLEET_BYTES_IN_FLIGHT or CLIPFLEET_DECODE_THREADS",
-                used >> 20,
-                self._limit_bytes >> 20,
-                extra={"action": "too_much_memory"},
+                used,
+                self._limit_bytes,
             )
-            self._dump_stacks()
-            self._exit_process(EXIT_HUNG)
+        elif growth > self._growth_bytes:
+            self._end(
+                "the process grew by %d MiB while one picture was read, more than %d MiB; it ends, its "
+                "leases expire",
+                growth,
+                self._growth_bytes,
+            )
         return True
+
+    def _end(self, message: str, used_bytes: int, allowed_bytes: int) -> None:
+        log.critical(message, used_bytes >> 20, allowed_bytes >> 20, extra={"action": "too_much_memory"})
+        self._dump_stacks()
+        self._exit_process(EXIT_HUNG)
 
     def _run(self) -> None:
         while self.check() and not self._stop.wait(_LOOK_SECONDS):

@@ -1,0 +1,50 @@
+"""What a worker's settings mean for decoding: limits, who watches over them, how much goes on at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clipfleet_worker.decode import Decoder
+from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet_worker.memory_guard import MemoryGuard, memory_limit, own_memory
+from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.watchdog import Watchdog
+
+_MODEL_BYTES = 1 << 31
+
+
+def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
+    """Who ends the process before it has too much memory.
+
+    While a picture is read, others may arrive or be read too, and a model may be loaded.
+    """
+    others = settings.bytes_in_flight + decode_threads(settings) * settings.max_decode_bytes + _MODEL_BYTES
+    return MemoryGuard(
+        memory_limit(settings.max_memory_bytes),
+        growth_bytes=settings.decode_memory + others,
+        used_bytes=own_memory,
+    )
+
+
+def make_decode_stage(
+    settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog, memory_guard: MemoryGuard
+) -> DecodeStage:
+    """Where pictures are read, in sight of those who end a process that hangs or takes too much."""
+    decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
+    limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        with watchdog.activity("decode", "read a picture", limits.seconds), memory_guard.reading():
+            yield
+
+    children = DecodeChildren(decoder, limits)
+    return DecodeStage(decoder, children, watched=watched, isolate=settings.isolate_decode)
+
+
+def decode_threads(settings: WorkerSettings) -> int:
+    """How many pictures are read at a time."""
+    return settings.decode_threads or len(os.sched_getaffinity(0))
