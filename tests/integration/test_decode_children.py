@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -276,6 +278,22 @@ class TestLies:
         assert reading.result().code is ErrorCode.DECODE_TIMEOUT
         child.close()
         theirs.close()
+
+
+def test_a_worker_that_was_frozen_does_not_blame_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a clock by which a minute passes at every look
+    minutes = itertools.count(0, 60)
+    monkeypatch.setattr(decode_children.time, "monotonic", lambda: next(minutes))
+    ours, theirs = socket.socketpair()
+    line = decode_children._Line(ours)
+    line.allow(1.0)
+    answers = iter([[], [1]])  # it has an answer at the second look
+    monkeypatch.setattr(line, "_poll", MagicMock(poll=lambda _: next(answers)))
+    theirs.sendall(b"word")
+
+    assert line.receive(4) == b"word"
+    line.close()
+    theirs.close()
 
 
 class TestLife:
