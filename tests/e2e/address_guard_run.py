@@ -35,7 +35,7 @@ PUBLIC = {(host, port) for host in (PUBLIC_V4, OTHER_PUBLIC, PUBLIC_V6) for port
     (PUBLIC_BEHIND_NAT64, 80)
 }
 PORTS = (80, 443, 22, 25, 2375, 3128, 6379, 8000, 8080, 9000, 9200, 11211)
-IMAGES_ON_ONE_HOST = 1000
+IMAGES_ON_ONE_HOST, IMAGES_ON_A_DEAD_HOST = 1000, 200
 SITE = "http://site.test"
 PICTURE = "/picture.png"
 
@@ -363,6 +363,7 @@ def main() -> None:
         default.start_worker()
         allowing.wait_ready(other)
         many = [Case(f"http://many.test{PICTURE}?{n}", "ok") for n in range(IMAGES_ON_ONE_HOST)]
+        many += [Case(f"http://gone.test{PICTURE}?{n}", "dns_failed") for n in range(IMAGES_ON_A_DEAD_HOST)]
         reports = {
             "default": _run(default, cases() + many, web, server),
             "allowing": _run(allowing, cases_of_an_allowing_worker(), web, server),

@@ -77,7 +77,7 @@ def test_a_client_without_a_guard_reaches_each_of_these_addresses(reports: dict[
 
 def test_each_url_has_a_row_with_the_right_code(reports: dict[str, Any]) -> None:
     rows = reports["default"]["rows"]
-    assert len(rows) == len(run.cases()) + run.IMAGES_ON_ONE_HOST
+    assert len(rows) == len(run.cases()) + run.IMAGES_ON_ONE_HOST + run.IMAGES_ON_A_DEAD_HOST
     assert wrong_rows(reports["default"]) == []
 
 
@@ -95,9 +95,12 @@ def test_nothing_inside_was_connected_to(reports: dict[str, Any]) -> None:
 
 @pytest.mark.figures
 def test_a_host_is_looked_up_once_and_not_for_each_image(reports: dict[str, Any]) -> None:
-    questions = reports["default"]["questions"]["many.test"]
-    print(f"{run.IMAGES_ON_ONE_HOST} images on one host: {questions} questions to the name server")
-    assert questions <= 4  # IPv4 and IPv6, and once more should the job take a minute
+    questions = reports["default"]["questions"]
+    good, dead = questions["many.test"], questions["gone.test"]
+    print(f"{run.IMAGES_ON_ONE_HOST} images on one host: {good} questions to the name server")
+    print(f"{run.IMAGES_ON_A_DEAD_HOST} images on a host that does not exist: {dead} questions")
+    assert dead <= 8
+    assert good <= 4  # IPv4 and IPv6, and once more should the job take a minute
 
 
 def test_rebinding_was_tried(reports: dict[str, Any]) -> None:

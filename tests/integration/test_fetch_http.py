@@ -667,6 +667,17 @@ class TestAddresses:
         assert code(uri, guard=guard, resolver=always(lie=[INTERNAL])) is ErrorCode.ADDRESS_REFUSED
         assert guard.calls == 2
 
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("none", ErrorCode.DNS_FAILED), ("inside", ErrorCode.ADDRESS_REFUSED)]
+    )
+    def test_name_without_a_good_answer_is_not_asked_for_with_each_image(
+        self, name: str, expected: ErrorCode
+    ) -> None:
+        resolver = always(inside=[INTERNAL])
+        uris = [f"http://{name}.test/{number}" for number in range(50)]
+        assert asyncio.run(fetch_together(uris, resolver=resolver)) == [expected] * 50
+        assert resolver.questions == [f"{name}.test"]
+
     def test_ports_of_public_addresses(self) -> None:
         for port in (22, 25, 6379, 8080):
             error = failure(f"http://8.8.8.8:{port}/").error

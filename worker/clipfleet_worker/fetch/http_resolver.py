@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,9 +14,12 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
 
-# A dead name server blocks a look-up for many seconds. The event loop's own pool has a handful of threads,
-# which a few dead names would fill.
-_THREADS = 64
+# A dead name server blocks a look-up for many seconds, and its thread with it, also when nobody waits any
+# more: as many threads as requests may be under way, so that the names of others are looked up meanwhile.
+_THREADS = 512
+_REFUSAL_SECONDS = 10.0  # a name that does not exist or leads inside is not looked up again so soon
+_REMEMBERED_NAMES = 10_000
+_NO_ADDRESS = frozenset({None, socket.EAI_NONAME, socket.EAI_NODATA})  # None: refused, or an empty answer
 
 
 class SystemResolver(AbstractResolver):
@@ -56,17 +62,43 @@ class GuardedResolver(AbstractResolver):
     """Leaves out the answers that the guard refuses; a name that also has a public address then works.
 
     Not the wall itself, aiohttp asks no resolver about numeric hosts: `AddressGuard.open_socket` sees them
-    all.
+    all. Good answers are kept by aiohttp; names without one are remembered here for a while, or a dead host
+    with many images would cost a look-up for each.
     """
 
-    def __init__(self, resolver: AbstractResolver, guard: AddressGuard) -> None:
+    def __init__(
+        self,
+        resolver: AbstractResolver,
+        guard: AddressGuard,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._resolver = resolver
         self._guard = guard
+        self._monotonic = monotonic
+        self._refused: OrderedDict[tuple[str, int], tuple[float, OSError]] = OrderedDict()  # with the end
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """See aiohttp; `AddressRefusedError` if no answer is left."""
+        until, remembered = self._refused.get((host, port), (0.0, OSError()))
+        if self._monotonic() < until:
+            raise type(remembered)(*remembered.args)  # a new one: each gets a traceback of its own
+        try:
+            return await self._resolve(host, port, family)
+        except OSError as error:
+            if error.errno in _NO_ADDRESS:
+                self._remember(host, port, type(error)(*error.args))
+            raise
+
+    def _remember(self, host: str, port: int, error: OSError) -> None:
+        self._refused[host, port] = self._monotonic() + _REFUSAL_SECONDS, error
+        self._refused.move_to_end((host, port))
+        if len(self._refused) > _REMEMBERED_NAMES:
+            self._refused.popitem(last=False)
+
+    async def _resolve(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
         try:
             answers = await self._resolver.resolve(host, port, family)
         except UnicodeError:  # a label that Python's IDNA codec cannot encode
