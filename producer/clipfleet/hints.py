@@ -13,7 +13,9 @@ from celery import Celery
 from kombu.exceptions import KombuError
 
 from clipfleet import keys
+from clipfleet.errors import UsageError
 from clipfleet.redis_connection import masked
+from clipfleet.redis_url import broker_of
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +40,20 @@ REDIS_TRANSPORT_OPTIONS: dict[str, Any] = {
 
 
 def make_app(broker_url: str) -> Celery:
-    """A Celery app that can publish hints, with the settings that producer and worker share."""
-    app = Celery("clipfleet", broker=broker_url, set_as_current=False)
+    """A Celery app that can publish hints, with the settings that producer and worker share.
+
+    Raises:
+        UsageError: the URL cannot be used.
+    """
+    try:
+        broker = broker_of(broker_url)
+    except ValueError as error:
+        raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {error}") from None
+    is_redis = broker_url.startswith(("redis", "sentinel"))
+    app = Celery("clipfleet", broker=broker.url, set_as_current=False)
     app.conf.update(
-        broker_transport_options=REDIS_TRANSPORT_OPTIONS if broker_url.startswith("redis") else {},
+        broker_transport_options=REDIS_TRANSPORT_OPTIONS | broker.transport_options if is_redis else {},
+        broker_use_ssl=broker.use_ssl,
         broker_pool_limit=4,
         broker_pool_acquire_timeout=10,  # raise instead of blocking for ever
         broker_connection_timeout=4,

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.redis_url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, sentinel_options
 
 
 def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
@@ -24,21 +27,36 @@ def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
     Raises:
         UsageError: the URL cannot be used.
     """
+    options: dict[str, Any] = {
+        "decode_responses": decode,
+        "socket_timeout": 10,  # longer than any blocking read of ours
+        "socket_connect_timeout": 3,
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialBackoff(cap=1, base=0.05), retries),
+        # Each try is a new connection: the name may lead to the new primary by then.
+        "retry_on_error": [redis.ReadOnlyError],
+    }
     try:
-        (urlsplit(url).hostname or "").encode("idna")  # else the first command fails, with a UnicodeError
-        return redis.Redis.from_url(
-            url,
-            decode_responses=decode,
-            socket_timeout=10,  # longer than any blocking read of ours
-            socket_connect_timeout=3,
-            socket_keepalive=True,
-            health_check_interval=15,
-            retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries),
-            # Each try is a new connection: the name may lead to the new primary by then.
-            retry_on_error=[redis.ReadOnlyError],
-        )
+        parts = urlsplit(url)
+        if parts.scheme in SENTINEL_SCHEMES:
+            return _primary(parse_sentinel(url), options)
+        (parts.hostname or "").encode("idna")  # else the first command fails, with a UnicodeError
+        return redis.Redis.from_url(url, **options)
     except ValueError as error:
         raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {error}") from None
+
+
+def _primary(address: SentinelUrl, options: dict[str, Any]) -> redis.Redis:
+    """A client that asks the Sentinels for the primary whenever it connects."""
+    once = {"retry": Retry(NoBackoff(), 0)}  # the next Sentinel is asked instead
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        address.sentinels, sentinel_kwargs={**sentinel_options(address), **once}
+    )
+    client: redis.Redis = sentinels.master_for(  # type: ignore[no-untyped-call]  # likewise
+        address.master_name, db=address.database, **options, **address.login, **address.tls
+    )
+    return client
 
 
 def masked(url: str) -> str:

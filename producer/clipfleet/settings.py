@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipfleet.errors import UsageError
+from clipfleet.redis_url import SENTINEL_SCHEMES, parse_sentinel
 from clipfleet.validation import problem_text
 
 S = TypeVar("S", bound=BaseSettings)
@@ -22,7 +23,7 @@ DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a sl
 _NEAR = 0.72  # of difflib's ratio: what a slip of the finger leaves
 # Kubernetes sets these for every service whose name begins like ours.
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
-_BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps")
+_BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "sentinels", "amqp", "amqps")
 
 
 class _Base(BaseSettings):
@@ -86,7 +87,10 @@ def _require_broker_scheme(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in _BROKER_SCHEMES:
         raise ValueError(f"it must start with one of {', '.join(f'{name}://' for name in _BROKER_SCHEMES)}")
-    _ = parts.port  # raises ValueError where it is not a number
+    if parts.scheme in SENTINEL_SCHEMES:
+        parse_sentinel(url)
+    else:
+        _ = parts.port  # raises ValueError where it is not a number
 
 
 def split_commas(value: object) -> object:

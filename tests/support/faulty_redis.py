@@ -22,6 +22,7 @@ from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract import JobState
 from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
+from clipfleet_worker.embedded import EmbeddedValkey
 from ops.chaos.proxy import Proxy
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.http_site import HttpSite
@@ -78,6 +79,13 @@ class FaultyRedis:
         """A client that goes around the proxy."""
         return connect(self.cluster.server.url)
 
+    def take_over(self, server: EmbeddedValkey) -> None:
+        """The server dies, and another one is found in its place."""
+        self.cluster.server.kill()
+        self.cluster.server = server
+        self.proxy.retarget(self.server_port)
+        self.proxy.reset()
+
     @contextmanager
     def config(self, **values: str | int) -> Iterator[None]:
         """Settings of the server (`_` for `-`), and what they were before afterwards."""
@@ -120,12 +128,18 @@ class RunningJobs:
     log_begin: int
     healed_at: float = 0.0
     done_at_heal: int = 0
+    blame: tuple[str, ...] = BLAME
 
     def done_chunks(self) -> int:
         """Of both jobs, as the server itself says."""
         with self.bed.admin() as admin:
             counts = [admin.hget(keys.job(handle.job_id), "done_chunks") for handle in self.handles]
         return sum(int(count or 0) for count in counts)
+
+    def are_known_by(self, server: redis.Redis) -> bool:
+        """Whether another server has all of them by now."""
+        names = [keys.job(handle.job_id) for handle in self.handles]
+        return server.info("replication")["master_link_status"] == "up" and server.exists(*names) == 2
 
     def is_under_way(self, done: int) -> bool:
         with self.bed.admin() as admin:
@@ -159,7 +173,7 @@ class RunningJobs:
             assert (status.total, status.ok, status.failed) == (ITEMS, ITEMS, 0)
             assert len(job_events(self.bed.cluster, handle.job_id)) == 1
         assert self.bed.worker.process.poll() is None, self.bed.cluster.logs()
-        assert [line for line in self._said().splitlines() if any(word in line for word in BLAME)] == []
+        assert [line for line in self._said().splitlines() if any(word in line for word in self.blame)] == []
         print(f"first chunk {recovery_seconds:.1f} s after the fault")
 
 

@@ -1,0 +1,116 @@
+"""Failover by Sentinel under load, and one to a replica that had fallen behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.client import Client, JobOptions
+from clipfleet.redis_connection import connect
+from clipfleet.settings import Settings
+from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.loopback import free_port
+from tests.support.cluster import Cluster
+from tests.support.faulty_redis import BLAME, CHUNK_SIZE, ITEMS, SETTINGS, FaultyRedis
+from tests.support.http_site import HttpSite
+from tests.support.pictures import write_pictures
+from tests.support.sentinel_group import SentinelGroup
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[SentinelGroup]:
+    with SentinelGroup(tmp_path / "group") as group:
+        wait_until(group.is_complete, "the group is complete", 60)
+        yield group
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[HttpSite]:
+    write_pictures(tmp_path / "site", 20)
+    with HttpSite(tmp_path / "site") as site:
+        yield site
+
+
+def test_the_primary_is_killed_under_load(tmp_path: Path, group: SentinelGroup, site: HttpSite) -> None:
+    (tmp_path / "work").mkdir()
+    # The cluster's own server is not used: everything goes by the one variable.
+    with Cluster(tmp_path / "work", SETTINGS | {"CLIPFLEET_REDIS_URL": group.url}) as cluster:
+        worker = cluster.start_worker()
+        with Client(Settings(redis_url=group.url)) as client:  # type: ignore[arg-type]
+            urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
+            handles = [
+                client.embed(urls, options=JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE))
+                for output in (tmp_path / "work" / "out", None)
+            ]
+            site.heal(3 * CHUNK_SIZE)
+            wait_until(lambda: any(handle.status().ok for handle in handles), "a chunk is done", 60)
+            with group.server(0) as primary:
+                assert primary.wait(1, 10_000) == 1  # the replica has caught up
+            group.servers[0].kill()
+            killed = time.monotonic()
+            site.heal(64)
+            wait_until(lambda: group.primary_port() == group.port(1), "the replica was promoted", 60)
+            promoted_seconds = time.monotonic() - killed
+            site.heal()
+            statuses = [handle.wait(120) for handle in handles]
+            done_seconds = time.monotonic() - killed
+
+            for handle, status in zip(handles, statuses, strict=True):
+                assert (status.state, status.ok, status.failed) == ("completed", ITEMS, 0)
+                indexes = Counter(row["item_index"] for row in handle.results())
+                assert indexes == Counter(range(ITEMS))
+                with group.server(1) as promoted:
+                    events = [fields["job_id"] for _, fields in promoted.xrange(keys.EVENTS)]
+                assert events.count(handle.job_id) == 1
+        assert worker.process.poll() is None
+        log = worker.log()
+        assert "leases had expired" not in log
+        assert worker.terminate() == 0
+        assert not [secret for secret in group.secrets if secret in log]
+    print(f"promoted {promoted_seconds:.1f} s after the kill, {2 * ITEMS} rows after {done_seconds:.1f} s")
+
+
+def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path) -> None:
+    """Acknowledged writes are lost: what they told of is found in the output, or done once more."""
+    short = {"CLIPFLEET_LEASE_SECONDS": "5"}  # so long are chunks whose end was forgotten nobody's
+    with FaultyRedis(tmp_path, short) as bed, _twin(tmp_path / "replica", bed.cluster.server) as replica:
+        with bed.running_jobs() as jobs:
+            with connect(replica.url) as behind, bed.admin() as primary:
+                primary.config_set("repl-diskless-sync-delay", 0)
+                behind.config_set("masterauth", _password(replica))
+                behind.replicaof("127.0.0.1", bed.server_port)
+                wait_until(lambda: jobs.are_known_by(behind), "the replica has all", 30)
+                assert primary.wait(1, 10_000) == 1
+                behind.replicaof("NO", "ONE")  # from here on it hears of nothing
+            behind_by = jobs.done_chunks()
+            jobs.go_on()
+            wait_until(lambda: jobs.done_chunks() >= behind_by + 6, "chunks are acknowledged", 30)
+            at_kill = jobs.done_chunks()
+            bed.take_over(replica)
+            lost = at_kill - jobs.done_chunks()
+            jobs.blame = tuple(word for word in BLAME if word != "leases had expired")
+            jobs.fault_is_over()
+        assert lost >= 6
+        print(f"{lost} acknowledged chunks were lost by the failover")
+
+
+def _twin(folder: Path, server: EmbeddedValkey) -> EmbeddedValkey:
+    """A second server with the same password."""
+    folder.mkdir(mode=0o700)
+    state = {"port": free_port(), "password": _password(server)}
+    (folder / "state.json").write_text(json.dumps(state))
+    return EmbeddedValkey(folder)
+
+
+def _password(server: EmbeddedValkey) -> str:
+    return str(urlsplit(server.url).password)
