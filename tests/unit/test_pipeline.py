@@ -588,6 +588,26 @@ class TestWhereItIsDecoded:
         assert part.counts == bench.run(job).counts
         assert bench.rows() == rows
 
+    @pytest.mark.parametrize(
+        ("code", "is_suspect"),
+        [("crashed", True), ("decode_timeout", True), ("chunk_failed", True), ("timeout", False)],
+    )
+    def test_a_retry_of_what_harmed_its_decoder_is_careful_at_once(
+        self, bench: Bench, readers: tuple[Reader, Reader], code: str, is_suspect: bool
+    ) -> None:
+        uris = bench.colours(len(LABELS))
+        failed = uris[LABELS.index("red")]
+        bench.places.contents[failed] = ItemFailure(ErrorCode(code), "in an earlier generation")
+        job = bench.submit(uris)
+        bench.run(job)
+        bench.places.contents[failed] = colour("red")
+        for reader in readers:
+            reader.read_files.clear()
+
+        assert bench.run(job, generation=1).counts.ok == len(LABELS)
+
+        assert [len(reader.read_files) for reader in readers] == [not is_suspect, is_suspect]
+
     def test_what_finds_no_memory_in_the_process_is_tried_outside(
         self, bench: Bench, readers: tuple[Reader, Reader]
     ) -> None:

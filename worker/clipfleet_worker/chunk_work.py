@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract import ErrorCode
 from clipfleet.errors import OutputConflictError
 from clipfleet.json_rows import as_json
 from clipfleet.parts import ItemStatus
 from clipfleet_worker.sinks import OlderPart
+
+_HARM = (ErrorCode.CRASHED, ErrorCode.DECODE_TIMEOUT, ErrorCode.OUT_OF_MEMORY, ErrorCode.CHUNK_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,14 @@ class ChunkWork:
     items: pa.Table  # to be worked on, in order
     older: OlderPart | None = None  # the part to be replaced
     kept: pa.Table | None = None  # its rows that stay
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether some item has harmed what decoded it, or may have, in an earlier generation."""
+        if self.older is None:
+            return False
+        harm = pc.is_in(self.older.rows["error_code"], pa.array(_HARM, pa.string()))
+        return bool(pc.any(harm).as_py())
 
     def all_rows(self, fresh: pa.Table) -> pa.Table:
         """The rows of the whole part, in item order, from the new rows of `items`.

@@ -91,7 +91,7 @@ class Pipeline:
         work = _work(claim, context)
         lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
         model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
-        is_suspect = claim.losses > 0
+        is_suspect = claim.losses > 0 or work.is_suspect
         with self._items.handling(is_suspect=is_suspect), self._open_items.making_room() as make_room:
 
             def on_end(count: int) -> None:
