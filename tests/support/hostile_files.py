@@ -380,9 +380,12 @@ _PNGS: dict[str, Hostile] = {
     "png: a bomb with alpha at the limit of pixels": _refused(
         _PIXELS, lambda: black_png(10_000, 10_000, colour_type=6)
     ),
-    "png: a bomb just below the limit of memory": _picture(lambda: black_png(7000, 7000), shows_core=False),
+    "png: a bomb just below the limit of memory": _picture(lambda: black_png(6950, 6950), shows_core=False),
     "png: a bomb with alpha just below the limit of memory": _picture(
-        lambda: black_png(4950, 4950, colour_type=6), shows_core=False
+        lambda: black_png(4920, 4920, colour_type=6), shows_core=False
+    ),
+    "png: a strip that the model makes large": _refused(
+        _PIXELS, lambda: encoded(Image.new("RGBA", (65_000, 400)), "PNG")
     ),
     "png: sizes of 2^31": _refused(
         _PIXELS, lambda: _PNG_SIGNATURE + png_header(1 << 31, 1 << 31) + chunk(b"IDAT", b"x")

@@ -11,7 +11,7 @@ import resource
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from tests.support.hostile_files import (
     jpeg_of_many_scans,
     segment,
 )
-from tests.support.pictures import encoded, photo
+from tests.support.pictures import encoded, gradient, photo
 
 SIZE = 64
 FAST = DecodeRoute.FAST
@@ -56,6 +56,8 @@ DECODE_CODES = {
     ErrorCode.BROKEN_IMAGE,
 }
 BOMB_BYTES = 200_000_000
+MANY_PIXELS = 10_000_000
+RESIZE_BYTES = 200_000  # of the pictures here
 # Threads and allocators reserve more than they use; what counts is that a bomb has no room for its pixels.
 _SPARE_BYTES = 24 << 20
 
@@ -204,13 +206,13 @@ class TestMemory:
             ("JPEG", "CMYK", 4),
         ],
     )
-    def test_the_limit_is_met_exactly(self, image_format: str, mode: str, pixel_bytes: int) -> None:
-        data = encoded(Image.new(mode, (100, 50)), image_format)
-        needed = 100 * 50 * pixel_bytes
+    def test_the_limit_is_met(self, image_format: str, mode: str, pixel_bytes: int) -> None:
+        data = encoded(Image.new(mode, (1000, 500)), image_format)
+        needed = 1000 * 500 * pixel_bytes
 
-        assert Decoder(10_000, needed).decode(data, _spec(), DecodeRoute.EXACT)
-        with pytest.raises(ItemFailure, match=r"too_many_pixels: 100 x 50 would take"):
-            Decoder(10_000, needed - 1).decode(data, _spec(), DecodeRoute.EXACT)
+        assert Decoder(MANY_PIXELS, needed + RESIZE_BYTES).decode(data, _spec(), DecodeRoute.EXACT)
+        with pytest.raises(ItemFailure, match=r"too_many_pixels: 1000 x 500 would take"):
+            Decoder(MANY_PIXELS, needed - 1).decode(data, _spec(), DecodeRoute.EXACT)
 
     @pytest.mark.parametrize(
         ("options", "pixel_bytes"),
@@ -223,12 +225,23 @@ class TestMemory:
     def test_of_a_jpeg_in_several_scans_the_coefficients_count(
         self, options: dict[str, object], pixel_bytes: int
     ) -> None:
-        data = encoded(photo(1, 160, 80), **options)
-        needed = 160 * 80 * pixel_bytes
+        data = encoded(gradient(1, 1600, 800), **options)
+        needed = 1600 * 800 * pixel_bytes
 
-        assert Decoder(100_000, needed).decode(data, _spec(), DecodeRoute.FAST)
-        with pytest.raises(ItemFailure, match=r"too_many_pixels: 160 x 80 would take"):
-            Decoder(100_000, needed - 1).decode(data, _spec(), DecodeRoute.FAST)
+        assert Decoder(MANY_PIXELS, needed + RESIZE_BYTES).decode(data, _spec(), FAST)
+        with pytest.raises(ItemFailure, match=r"too_many_pixels: 1600 x 800 would take"):
+            Decoder(MANY_PIXELS, needed - 1).decode(data, _spec(), FAST)
+
+    @pytest.mark.parametrize("route", DecodeRoute, ids=lambda route: route.value)
+    @pytest.mark.parametrize("size", [(60_000, 90), (90, 60_000)], ids=["wide", "tall"])
+    def test_what_a_resize_makes_of_a_strip_counts(self, route: DecodeRoute, size: tuple[int, int]) -> None:
+        spec = replace(_spec(), resize_mode="shortest")
+        data = encoded(Image.new("RGB", size), "JPEG")
+        held = 4 if route is DecodeRoute.EXACT else 3
+        needed = held * (size[0] * size[1] + SIZE * SIZE * 60_000 // 90)
+
+        with pytest.raises(ItemFailure, match=r"too_many_pixels: \d+ x \d+ would take"):
+            Decoder(MANY_PIXELS, needed).decode(data, spec, route)
 
     @pytest.mark.parametrize("pixel_bytes", [4, 8, WEBP_PIXEL_BYTES])
     def test_a_photograph_of_twelve_megapixels_passes_in_every_format(self, pixel_bytes: int) -> None:

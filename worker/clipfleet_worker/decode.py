@@ -38,6 +38,7 @@ from clipfleet_worker.decode_memory import (
     TIFF_TILE_PIXEL_BYTES,
     WEBP_PIXEL_BYTES,
     is_run_length_bmp,
+    jpeg_bytes,
     pillow_bytes,
 )
 from clipfleet_worker.device_memory import memory_errors
@@ -225,7 +226,8 @@ class Decoder:
         if tile_pixels > self.max_pixels:
             detail = f"a tile of this {image_format} has more than {self.max_pixels} pixels"
             raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
-        self._check_memory(pillow_bytes(image) + kept_bytes, *image.size)
+        resize_pixels = _resize_pixels(*image.size, image.size, frame)
+        self._check_memory(pillow_bytes(image, kept_bytes, resize_pixels), *image.size)
         self._check_memory(tile_pixels * TIFF_TILE_PIXEL_BYTES, *image.size)
         if is_run_length_bmp(image):
             _check_run_lengths(len(data), *image.size)
@@ -245,9 +247,12 @@ class Decoder:
             return None
         self.check_size(width, height, frame)
         eighths = _eighths(width, height, _resized_size(width, height, frame), frame)
+        columns, rows = rectangle = _rectangle(width, height, eighths)
         channels = 1 if colours == "Gray" else 3
-        self._check_memory(kept_bytes + width * height * channels * eighths**2 // 64, width, height)
-        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], _rectangle(width, height, eighths))
+        resize_bytes = _resize_pixels(width, height, rectangle, frame) * channels
+        needed = jpeg_bytes(kept_bytes, int(columns * rows) * channels, resize_bytes)
+        self._check_memory(needed, width, height)
+        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], rectangle)
         return None if pixels is None else ScaledJpeg(pixels, eighths, width, height)
 
     def check_size(self, width: int, height: int, frame: Frame) -> None:
@@ -363,6 +368,17 @@ def _resized_pixels(width: int, height: int, frame: Frame) -> float:
         growth = max(frame.width / width, frame.height / height)
         return width * growth * height * growth
     return frame.width * height if frame.resize_mode == "squash" else 0  # Pillow squashes the rows first
+
+
+def _resize_pixels(width: int, height: int, held: tuple[float, float], frame: Frame) -> int:
+    """Pixels of both passes of a resize: what the first one makes of what is held, and the result."""
+    factors = frame.width / width, frame.height / height
+    if frame.resize_mode != "squash":
+        factors = (max(factors) if frame.resize_mode == "shortest" else min(factors),) * 2
+    across, down = round(width * factors[0]), round(height * factors[1])
+    is_vertical_first = _is_vertical_first(width, height, (across, down))
+    first = held[0] * down if is_vertical_first else across * held[1]
+    return int(first) + across * down
 
 
 def _resized_size(width: int, height: int, frame: Frame) -> tuple[int, int]:

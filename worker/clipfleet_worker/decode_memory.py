@@ -16,25 +16,37 @@ _WITH_ALPHA = ("RGBA", "LA")
 WEBP_PIXEL_BYTES = 16
 TIFF_TILE_PIXEL_BYTES = 4
 
+_WEBP_CANVASES_BYTES = 8  # per pixel: they live as long as the picture
 _TIFF_STRIP_BYTES = 4  # per pixel: one strip may hold the whole picture
 _RUN_LENGTH_BYTES = 2  # per pixel: Pillow's own decoder, twice
 _TIFF_ORIENTATION = 274
 
 
-def pillow_bytes(image: Image.Image) -> int:
-    """What `load` and a resize of a picture take that was opened by Pillow."""
+def pillow_bytes(image: Image.Image, kept_bytes: int, resize_pixels: int) -> int:
+    """What it takes to load and then to resize a picture that was opened by Pillow.
+
+    Args:
+        image: opened, not loaded.
+        kept_bytes: what its decoder keeps beside the pixels until it is loaded.
+        resize_pixels: of both passes of the resize.
+    """
+    pixels = image.width * image.height
     held = _SMALL_MODES.get(image.mode, _PILLOW_PIXEL_BYTES)
-    per_pixel = held
-    if image.mode in _WITH_ALPHA:
-        per_pixel += _PILLOW_PIXEL_BYTES  # a resize multiplies by it first
+    multiplied = _PILLOW_PIXEL_BYTES if image.mode in _WITH_ALPHA else 0  # by it, before a resize
+    loading, resizing = held, held + multiplied
     if isinstance(image, WebPImagePlugin.WebPImageFile):
-        per_pixel += WEBP_PIXEL_BYTES - _PILLOW_PIXEL_BYTES
+        loading, resizing = WEBP_PIXEL_BYTES, resizing + _WEBP_CANVASES_BYTES
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         is_turned = image.tag_v2.get(_TIFF_ORIENTATION, 1) != 1
-        per_pixel += _TIFF_STRIP_BYTES + (held if is_turned else 0)
+        loading += _TIFF_STRIP_BYTES + (held if is_turned else 0)
     elif is_run_length_bmp(image):
-        per_pixel += _RUN_LENGTH_BYTES
-    return image.width * image.height * per_pixel
+        loading += _RUN_LENGTH_BYTES
+    return max(pixels * loading + kept_bytes, pixels * resizing + resize_pixels * held)
+
+
+def jpeg_bytes(kept_bytes: int, scaled_bytes: int, resize_bytes: int) -> int:
+    """Likewise of libjpeg-turbo: coefficients and pixels, then pixels and both passes of the resize."""
+    return scaled_bytes + max(kept_bytes, resize_bytes)
 
 
 def is_run_length_bmp(image: Image.Image) -> bool:
