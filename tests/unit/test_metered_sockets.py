@@ -9,7 +9,7 @@ import pytest
 
 from clipfleet_worker.fetch.metered_sockets import FloodError, MeteredSocket, MeteredSockets
 
-FREE = 512 << 10
+FREE, FREE_OF_TLS = 320 << 10, 384 << 10
 PIECE = 64 << 10
 
 
@@ -56,7 +56,7 @@ def test_the_free_bytes_and_not_one_more(pair: Pair) -> None:
 
 
 def test_tls_reads_further_ahead(pair: Pair) -> None:
-    pair.bring(2 * FREE, tls=True)
+    pair.bring(FREE + FREE_OF_TLS, tls=True)
     with pytest.raises(FloodError):
         pair.bring(1, tls=True)
 
@@ -93,6 +93,18 @@ def test_nothing_there_yet_is_no_break_and_a_reset_is(pair: Pair) -> None:
     with pytest.raises(ConnectionResetError):
         pair.metered.recv(1)
     assert pair.metered.is_broken
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_one_call_receives_no_more_than_a_piece(pair: Pair, tls: bool) -> None:
+    pair.other.setblocking(False)
+    while True:
+        try:
+            pair.other.send(bytes(1 << 20))
+        except BlockingIOError:
+            break
+    got = pair.metered.recv_into(bytearray(1 << 20)) if tls else len(pair.metered.recv(1 << 20))
+    assert 0 < got <= PIECE
 
 
 def test_a_socket_closed_twice_does_not_take_another_one_away(sockets: MeteredSockets) -> None:

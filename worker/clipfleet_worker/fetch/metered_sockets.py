@@ -20,10 +20,12 @@ if TYPE_CHECKING and sys.version_info >= (3, 12):
 elif TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# A head, of 64 KiB at most, and the beginning of a body, of which aiohttp and asyncio receive up to 384 KiB
-# before anybody reads them, and TLS 512 KiB more.
-_FREE_BYTES = 512 << 10
-_FREE_BYTES_OF_TLS = 512 << 10
+# At a time: a flood holds up the event loop only for so long.
+_RECEIVED_BYTES = 64 << 10
+# A head, of 64 KiB at most, and the beginning of a body, of which aiohttp receives up to 192 KiB before
+# anybody reads them, and the TLS of asyncio 320 KiB more.
+_FREE_BYTES = 320 << 10
+_FREE_BYTES_OF_TLS = 384 << 10
 _OF_USE_FACTOR = 2  # so much may come in for each byte of a body
 
 
@@ -67,12 +69,13 @@ class MeteredSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """See socket.socket; asyncio reads plain connections by it."""
-        data: bytes = self._metered(super().recv, size, flags)
+        data: bytes = self._metered(super().recv, min(size, _RECEIVED_BYTES), flags)
         self._count(len(data), 0)
         return data
 
     def recv_into(self, buffer: Buffer, size: int = 0, flags: int = 0) -> int:
         """See socket.socket; asyncio reads TLS by it."""
+        size = min(size or memoryview(buffer).nbytes, _RECEIVED_BYTES)
         count: int = self._metered(super().recv_into, buffer, size, flags)
         self._count(count, _FREE_BYTES_OF_TLS)
         return count
