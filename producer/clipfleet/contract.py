@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clipfleet.errors import JobUnreadableError
+from clipfleet.errors import JobTooNewError, JobUnreadableError
 from clipfleet.parts import label_columns
 from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
@@ -368,14 +368,16 @@ def read_job(text: str | bytes) -> Job:
     """A job from what `Job.model_dump_json` wrote.
 
     Raises:
-        JobUnreadableError: it is of a version that this program does not read, or no job at all.
+        JobTooNewError: it is of a newer version than this program reads.
+        JobUnreadableError: it is of an older one, or no job at all.
     """
     try:
         version = json.loads(text)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise JobUnreadableError("this is not the description of a job") from None
     if version not in READABLE_SCHEMA_VERSIONS:
-        raise JobUnreadableError(
+        is_newer = isinstance(version, int) and version > SCHEMA_VERSION
+        raise (JobTooNewError if is_newer else JobUnreadableError)(
             f"the job has schema version {version}, this clipfleet reads "
             f"{' and '.join(str(known) for known in sorted(READABLE_SCHEMA_VERSIONS))}: update it"
         )

@@ -8,6 +8,7 @@
     │   ├── OutputConflictError    the output already holds another job
     │   ├── JobNotFoundError       no job of this id, no output at this path
     │   ├── JobUnreadableError     the job was described by another version of clipfleet, or by none
+    │   │   └── JobTooNewError         by a newer one
     │   ├── TooManyItemsError      more than Redis keeps of one job: give an --output
     │   ├── ResultsNotReadyError   no part has been written yet
     │   └── ResultsExpiredError    the rows were in Redis, and the time is over for which it kept them
@@ -16,7 +17,8 @@
         ├── SourceUnavailableError the source cannot be read now
         └── OutputUnavailableError the output cannot be read or written now
             └── OutputUnreachableError  not without a change of settings or mounts
-                └── OutputDamagedError      an object in it holds something else than it should
+                ├── OutputDamagedError      an object in it holds something else than it should
+                └── OutputTooNewError       the job or its items were written by a newer clipfleet
 
 Every message names the thing and the way out. What is wrong with a single image is never an exception here:
 it is a row with an `ErrorCode`.
@@ -61,6 +63,10 @@ class TooManyItemsError(UsageError):
     """A job for Redis has more items than Redis keeps of one job."""
 
 
+class JobTooNewError(JobUnreadableError):
+    """A newer version of clipfleet described the job."""
+
+
 class ResultsExpiredError(UsageError):
     """The rows of a job were in Redis, and are gone."""
 
@@ -91,3 +97,7 @@ class OutputUnreachableError(OutputUnavailableError):
 
 class OutputDamagedError(OutputUnreachableError):
     """An object of the output can be read, but does not hold what its name says."""
+
+
+class OutputTooNewError(OutputUnreachableError):
+    """A newer version of clipfleet wrote it: update this one, or leave the job to others."""

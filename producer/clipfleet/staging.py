@@ -21,7 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet import keys
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceChangedError
+from clipfleet.errors import (
+    OutputTooNewError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    SourceChangedError,
+)
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import output_errors
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
@@ -378,7 +383,12 @@ class StagedReader:
 
     def _require_ours(self, name: str, file: pq.ParquetFile, first_chunk: int, chunks: int) -> None:
         noted = footer(file)
-        if noted.get("schema_version") not in {str(version) for version in READABLE_SCHEMA_VERSIONS}:
+        version = noted.get("schema_version", "")
+        if version.isdecimal() and int(version) > max(READABLE_SCHEMA_VERSIONS):
+            raise OutputTooNewError(
+                f"{self._output.uri}/{name}: was written by a newer version of clipfleet; update this worker"
+            )
+        if version not in {str(known) for known in READABLE_SCHEMA_VERSIONS}:
             problem = "was written by another version of clipfleet; update this worker"
         elif noted.get("job_id") != self._job_id:
             problem = f"belongs to job {noted.get('job_id')}, not to {self._job_id}"

@@ -15,6 +15,7 @@ from clipfleet.contract import REDIS_OUTPUT, Job, read_job
 from clipfleet.errors import (
     JobNotFoundError,
     JobUnreadableError,
+    OutputTooNewError,
     OutputUnavailableError,
     OutputUnreachableError,
     RedisUnavailableError,
@@ -348,7 +349,7 @@ class TestJobFile:
     ) -> None:
         rewrite(job, schema_version=99, a_new_field=1)
 
-        with pytest.raises(OutputUnreachableError, match=r"schema version 99.*update"):
+        with pytest.raises(OutputTooNewError, match=r"schema version 99.*update"):
             opened.get(make_claim(job))
 
     def test_a_file_that_cannot_be_read_now_is_waited_for(
@@ -372,5 +373,5 @@ def test_a_job_of_a_newer_ledger_is_left_to_newer_workers(
     with pytest.raises(JobUnreadableError):
         read_job(ledger.jobs[job.job_id])
 
-    with pytest.raises(OutputUnreachableError, match=r"schema version 99.*update"):
+    with pytest.raises(OutputTooNewError, match=r"schema version 99.*update"):
         opened.get(make_claim(job))

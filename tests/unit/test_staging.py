@@ -15,7 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipfleet import keys
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceChangedError
+from clipfleet.errors import (
+    OutputTooNewError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+    SourceChangedError,
+)
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.staging import StagedFile, StagedReader, Stager
@@ -505,7 +510,7 @@ class TestReading:
         monkeypatch.setattr("clipfleet.staging.SCHEMA_VERSION", 2)
         list(Stager(staged, JOB, 5, monotonic=clock).stage(batches(5)))
 
-        with pytest.raises(OutputUnreachableError, match="update this worker"):
+        with pytest.raises(OutputTooNewError, match="update this worker"):
             read_chunk(staged, 0, 1, 0)
 
     def test_a_chunk_outside_the_file_is_our_bug(self, staged: CountingOutput) -> None:

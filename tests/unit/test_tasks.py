@@ -18,6 +18,7 @@ from clipfleet.errors import (
     JobNotFoundError,
     OutputConflictError,
     OutputDamagedError,
+    OutputTooNewError,
     OutputUnavailableError,
     OutputUnreachableError,
     RedisUnavailableError,
@@ -440,6 +441,27 @@ class TestOutOfReach:
         bench.work(OutputUnreachableError("no mount"), failures=4)
 
         assert bench.ledger.told == [("fail", JOB_ID, "output_unreachable: no mount")]
+
+
+class TestOfANewerVersion:
+    @pytest.mark.parametrize("is_alone", [True, False])
+    def test_a_chunk_is_left_to_others_and_nothing_counts_against_it(
+        self, bench: Bench, is_alone: bool
+    ) -> None:
+        if not is_alone:
+            bench.ledger.others.append(OTHER_WORKER)
+        bench.work(OutputTooNewError("schema version 9: update it"), failures=4)
+
+        assert bench.ledger.told == [("drain", "OutputTooNewError: schema version 9: update it")]
+        assert bench.claims.shunned_jobs.current() == [JOB_ID]
+
+    def test_so_is_a_job_to_be_finished(self, bench: Bench) -> None:
+        bench.ledger.finish_claims.append(make_finish_claim(bench.stage.job))
+        bench.stage.get_raises = OutputTooNewError("schema version 9: update it")
+        bench.hint(keys.FINISH_TASK)
+
+        assert bench.ledger.told == [("postpone", JOB_ID, "0", "")]
+        assert bench.claims.shunned_jobs.current() == [JOB_ID]
 
 
 class TestWithoutModel:

@@ -12,6 +12,7 @@ from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     OutputConflictError,
+    OutputTooNewError,
     OutputUnavailableError,
     OutputUnreachableError,
     RedisUnavailableError,
@@ -256,6 +257,9 @@ class Claims:
             self._release(claim, "drain", error)
         elif isinstance(error, OutputConflictError):
             self.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
+        elif isinstance(error, OutputTooNewError):
+            self.shunned_jobs.add(claim.job_id)  # newer workers do it: nothing is wrong with job or chunk
+            self._release(claim, "drain", error)
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, _OF_THE_WORLD):
@@ -298,6 +302,10 @@ class Claims:
 
     def postpone_finish(self, claim: FinishClaim, error: BaseException) -> None:
         """Leave a job whose output cannot be used here to others, or to better times; not for ever."""
+        if isinstance(error, OutputTooNewError):
+            self.shunned_jobs.add(claim.job_id)
+            self._ledger.postpone_finish(claim, 0)
+            return
         is_lasting = isinstance(error, OutputUnreachableError)
         if is_lasting:
             self.shunned_jobs.add(claim.job_id)

@@ -13,7 +13,13 @@ import pyarrow as pa
 from clipfleet import keys
 from clipfleet.contract import Job, read_job
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
-from clipfleet.errors import JobUnreadableError, OutputUnreachableError, UsageError
+from clipfleet.errors import (
+    JobTooNewError,
+    JobUnreadableError,
+    OutputTooNewError,
+    OutputUnreachableError,
+    UsageError,
+)
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, output_of
 from clipfleet.part_files import part_files
@@ -85,6 +91,7 @@ class JobContexts:
         """The context of a claimed chunk's job.
 
         Raises:
+            OutputTooNewError: a newer clipfleet submitted the job.
             OutputUnreachableError: the output is outside the roots, not mounted here, or holds another job.
             OutputUnavailableError: the output cannot be read now.
         """
@@ -106,7 +113,9 @@ class JobContexts:
     def _open(self, job_id: str) -> JobContext:
         try:
             job = self._ledger.job(job_id)
-        except JobUnreadableError as error:  # others may be of a newer version
+        except JobTooNewError as error:
+            raise OutputTooNewError(f"job {job_id}: {error}") from error
+        except JobUnreadableError as error:
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
         try:
             self._require_allowed(job)
@@ -160,6 +169,7 @@ def _check_holds(output: Output, job: Job) -> None:
     try:
         found = read_job(data)
     except JobUnreadableError as error:
-        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE}: {error}") from error
+        kind = OutputTooNewError if isinstance(error, JobTooNewError) else OutputUnreachableError
+        raise kind(f"{output.uri}/{keys.JOB_FILE}: {error}") from error
     if not found.is_same(job):
         raise OutputUnreachableError(f"{output.uri} holds job {found.job_id}, not {job.job_id}")

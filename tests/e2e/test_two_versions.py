@@ -1,0 +1,117 @@
+"""Workers of schema N and N-1 side by side: both do jobs of N-1, jobs of N are left to N."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.contract import REDIS_OUTPUT
+from clipfleet.redis_connection import connect
+from clipfleet.versions import SCHEMA_VERSION
+from tests.support.cluster import Cluster, WorkerProcess, job_events
+from tests.support.documents import ROOT
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+OLDER, NEWER = SCHEMA_VERSION, SCHEMA_VERSION + 1
+PICTURES = 60
+CHUNKS = 30
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    settings = {"CLIPFLEET_RECONCILE_SECONDS": "0.5", "CLIPFLEET_SLOTS": "2"}
+    with Cluster(tmp_path_factory.mktemp("two-versions"), settings) as cluster:
+        write_pictures(cluster.folder / "pictures", PICTURES)
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def older(cluster: Cluster) -> WorkerProcess:
+    return cluster.start_worker(program=("tests.support.versions", str(OLDER), "worker"))
+
+
+def start_newer(cluster: Cluster) -> WorkerProcess:
+    return cluster.start_worker(program=("tests.support.versions", str(NEWER), "worker"))
+
+
+def submit(cluster: Cluster, version: int, job_id: str, output: str) -> None:
+    chunk_size = str(PICTURES // CHUNKS)
+    program = [sys.executable, "-m", "tests.support.versions", str(version), "submit"]
+    submitted = subprocess.run(
+        [*program, str(cluster.folder / "pictures"), output, job_id, chunk_size],
+        env=cluster.environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert submitted.returncode == 0, submitted.stderr
+
+
+def completed_by(worker: WorkerProcess, job_id: str) -> int:
+    lines = worker.log().splitlines()
+    return sum("chunk_completed" in line and f"job_id={job_id} " in line for line in lines)
+
+
+def state_of(cluster: Cluster, job_id: str) -> dict[str, str]:
+    with connect(cluster.server.url) as server:
+        facts: dict[str, str] = server.hgetall(keys.job(job_id))  # type: ignore[assignment]  # or async
+    return facts
+
+
+def troubles(cluster: Cluster, job_id: str) -> list[str]:
+    """Losses and failures; `waits` are no trouble."""
+    with connect(cluster.server.url) as server:
+        names: list[str] = server.hkeys(keys.job(job_id, keys.TROUBLES))  # type: ignore[assignment]  # or async
+    return [name for name in names if not name.endswith(":waits")]
+
+
+def is_exact(cluster: Cluster, job_id: str, version: int) -> None:
+    wait_until(
+        lambda: state_of(cluster, job_id)["state"].startswith("completed"), f"{job_id} is completed", 120
+    )
+    facts = state_of(cluster, job_id)
+    assert (facts["state"], facts["ok"], facts["failed"]) == ("completed", str(PICTURES), "0")
+    assert json.loads(facts["spec"])["schema_version"] == version
+    assert len(job_events(cluster, job_id)) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "redis"])
+def test_versions(cluster: Cluster, older: WorkerProcess, kind: str) -> None:
+    def output(name: str) -> str:
+        return REDIS_OUTPUT if kind == "redis" else str(cluster.folder / name)
+
+    # Given only a worker of N-1, a job of N is left alone: no loss, no failure, no end, no busy loop
+    new_job = f"new-{kind}"
+    submit(cluster, NEWER, new_job, output(new_job))
+    wait_until(lambda: f"schema version {NEWER}" in older.log(), "the older worker has met it", 60)
+    old_job = f"old-{kind}"
+    submit(cluster, OLDER, old_job, output(old_job))  # it is not kept from its own
+    is_exact(cluster, old_job, OLDER)
+    facts = state_of(cluster, new_job)
+    assert (facts["state"], facts["done_chunks"]) == ("running", "0"), cluster.logs()
+    assert troubles(cluster, new_job) == []
+    assert older.log().count(f"job {new_job}: the job has schema version") <= CHUNKS
+
+    # When one of N comes, it does that job, and both do another one of N-1
+    newer = start_newer(cluster)
+    try:
+        is_exact(cluster, new_job, NEWER)
+        assert completed_by(newer, new_job) == CHUNKS
+        assert completed_by(older, new_job) == 0
+        both = f"both-{kind}"
+        submit(cluster, OLDER, both, output(both))
+        is_exact(cluster, both, OLDER)
+        shares = completed_by(older, both), completed_by(newer, both)
+        assert sum(shares) == CHUNKS
+        assert min(shares) > 0, shares
+        assert cluster.run("results", both if kind == "redis" else output(both)).returncode == 0
+    finally:
+        assert newer.terminate() == 0

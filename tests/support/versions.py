@@ -1,0 +1,47 @@
+"""Programs of another schema version: `python -m tests.support.versions VERSION worker`, or
+`... VERSION submit SOURCE OUTPUT JOB_ID CHUNK_SIZE`.
+
+The version is set before anything that uses it is imported. The ledger's scripts are others too, by hash.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from clipfleet import keys, versions
+
+
+def become(version: int) -> None:
+    """Write this version, read it and the one before it."""
+    versions.SCHEMA_VERSION = version
+    versions.READABLE_SCHEMA_VERSIONS = (version, version - 1)
+    prelude = keys.lua_prelude
+    keys.lua_prelude = lambda: f"{prelude()}\n-- version {version}\n"
+
+
+def run_worker() -> None:
+    from clipfleet.settings import checked
+    from clipfleet_worker.drain import end_process
+    from clipfleet_worker.lifecycle import Worker
+    from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.settings import WorkerSettings
+
+    log_to_stderr()
+    end_process(Worker(checked(WorkerSettings), preload=True).run())
+
+
+def submit(source: str, output: str, job_id: str, chunk_size: str) -> None:
+    from clipfleet.client import Client, JobOptions
+
+    with Client() as client:
+        options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=int(chunk_size))
+        client.embed(source, options=options)
+
+
+if __name__ == "__main__":
+    become(int(sys.argv[1]))
+    match sys.argv[2:]:
+        case ["worker"]:
+            run_worker()
+        case ["submit", *arguments]:
+            submit(*arguments)
