@@ -29,6 +29,8 @@ from tests.support.ledger import keys_without_ttl
 _AS_INTENDED = {("SIGKILL", -9), ("crash point", -9), ("SIGTERM", 0)}
 _EXIT_WITHOUT_LEDGER = 70  # of a worker that was asked to leave and could give nothing back: Redis was away
 
+_COMING_BACK_SECONDS = 15.0  # after a fault of Redis: a silent connection is given up after ten
+
 
 class Contender(Protocol):
     """One of them."""
@@ -62,11 +64,11 @@ class Clipfleet:
         self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
     ) -> Callable[[], AbstractContextManager[Service]]:
         """See the protocol."""
-        return partial(ClipfleetService, servers.url, environment, history, folder / "producers.log")
+        return partial(ClipfleetService, servers.redis.url, environment, history, folder / "producers.log")
 
     def world(self, system: System, folder: Path) -> World:
         """See the protocol."""
-        redis_url, customers, fleet = system.servers.direct_url, system.customers, system.fleet
+        redis_url, customers, fleet = system.servers.redis.direct_url, system.customers, system.fleet
         with Client(Settings(redis_url=redis_url)) as client:
             jobs = list(survey.survey_jobs(client, customers.plans))
         with connect(redis_url) as redis:
@@ -85,7 +87,7 @@ class Clipfleet:
 
     def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
         """See the protocol."""
-        return survey.completions(servers.direct_url, plans)
+        return survey.completions(servers.redis.direct_url, plans)
 
 
 class PlainAcks:
@@ -97,11 +99,11 @@ class PlainAcks:
         self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
     ) -> Callable[[], AbstractContextManager[Service]]:
         """See the protocol."""
-        return partial(PlainService, servers.url, history)
+        return partial(PlainService, servers.redis.url, history)
 
     def world(self, system: System, folder: Path) -> World:
         """See the protocol. How its workers end is not looked at, nor what keys they leave."""
-        redis_url, customers = system.servers.direct_url, system.customers
+        redis_url, customers = system.servers.redis.direct_url, system.customers
         return World(
             jobs=plain_service.survey(redis_url, folder, customers.plans),
             events=plain_service.events(redis_url),
@@ -132,7 +134,9 @@ def _unexpected(ended: Sequence[Ended], redis_faults: Sequence[tuple[float, floa
     def is_as_intended(end: Ended) -> bool:
         if (end.ended_by, end.code) == ("SIGTERM", _EXIT_WITHOUT_LEDGER):
             asked_at = end.at - end.took_seconds
-            return any(began <= end.at and ended >= asked_at for began, ended in redis_faults)
+            return any(
+                began <= end.at and ended + _COMING_BACK_SECONDS >= asked_at for began, ended in redis_faults
+            )
         return end.struck_by is not None or (end.ended_by, end.code) in _AS_INTENDED
 
     return [

@@ -115,40 +115,47 @@ class RedisTerminate(_Momentary):
     """An orderly restart."""
 
     def begin(self) -> None:
-        self._system.servers.valkey.stop()
-        self._system.servers.start_valkey()
+        self._system.servers.single_redis.terminate()
+        self._system.servers.single_redis.start_again()
 
 
 class RedisKill(_Momentary):
     """The server dies; its append-only file has all it acknowledged."""
 
     def begin(self) -> None:
-        self._system.servers.valkey.kill()
-        self._system.servers.start_valkey()
+        self._system.servers.single_redis.kill()
+        self._system.servers.single_redis.start_again()
 
 
 class RedisFreeze(_Momentary):
     """Nothing passes to or from the server, new connections included; then everything that was sent does."""
 
     def begin(self) -> None:
-        self._system.servers.proxy.freeze(new=True)
+        self._system.servers.single_redis.proxy.freeze(new=True)
 
     def end(self) -> None:
-        self._system.servers.proxy.thaw()
+        self._system.servers.single_redis.proxy.thaw()
 
 
 class RedisHalfOpen(_Momentary):
     """All connections are silent from now on, and nobody hears of an end; new ones are served."""
 
     def begin(self) -> None:
-        self._system.servers.proxy.freeze()
+        self._system.servers.single_redis.proxy.freeze()
 
 
 class RedisReset(_Momentary):
     """All connections break."""
 
     def begin(self) -> None:
-        self._system.servers.proxy.reset()
+        self._system.servers.single_redis.proxy.reset()
+
+
+class Failover(_Momentary):
+    """The primary dies, and the Sentinels make the copy the primary."""
+
+    def begin(self) -> None:
+        self._system.servers.sentinel_redis.fail_over()
 
 
 class S3Outage(_Momentary):
@@ -197,6 +204,7 @@ _KINDS: dict[FaultKind, type[_Momentary]] = {
     FaultKind.REDIS_FREEZE: RedisFreeze,
     FaultKind.REDIS_HALF_OPEN: RedisHalfOpen,
     FaultKind.REDIS_RESET: RedisReset,
+    FaultKind.FAILOVER: Failover,
     FaultKind.S3_OUTAGE: S3Outage,
     FaultKind.S3_RESET: S3Reset,
     FaultKind.S3_SLOW_DOWN: S3SlowDown,

@@ -96,7 +96,6 @@ SCALES = {
                 FaultKind.REDIS_FREEZE: 60,
                 FaultKind.REDIS_HALF_OPEN: 40,
                 FaultKind.REDIS_RESET: 100,
-                FaultKind.FAILOVER: 50,
                 FaultKind.S3_OUTAGE: 10,
                 FaultKind.S3_RESET: 60,
                 FaultKind.S3_SLOW_DOWN: 60,
@@ -105,5 +104,36 @@ SCALES = {
             s3_outage_seconds=60,
             soak_seconds=3600,
         ),
+        Scale(
+            "failover",
+            seconds=60,
+            workers=3,
+            counts={
+                FaultKind.KILL: 6,
+                FaultKind.CRASH_POINT: 4,
+                FaultKind.FAILOVER: 4,
+            },
+            with_sentinels=True,
+        ),
+        Scale(
+            "nightly-failover",
+            seconds=900,
+            workers=4,
+            counts={
+                FaultKind.KILL: 60,
+                FaultKind.CRASH_POINT: 32,
+                FaultKind.ZOMBIE: 8,
+                FaultKind.FAILOVER: 50,
+            },
+            with_sentinels=True,
+        ),
     )
 }
+
+# What CHAOS_SCALE names: these one after the other, or else the scale of that name.
+PARTS = {"default": ("default", "failover"), "nightly": ("nightly", "nightly-failover")}
+
+
+def parts_of(name: str) -> tuple[Scale, ...]:
+    """The scales that are run for a value of CHAOS_SCALE, in order."""
+    return tuple(SCALES[part] for part in PARTS.get(name, (name,)))

@@ -54,6 +54,7 @@ class Scale:
     seconds: float  # in which the faults begin
     counts: Mapping[FaultKind, int]
     workers: int = 3
+    with_sentinels: bool = False  # a pair that fails over, instead of one Redis that the other faults are for
     long_freezes: int = 1  # of the silent times of Redis, so many last 20 s
     s3_outage_seconds: float = 12.0
     soak_seconds: float = 0.0  # of work without faults afterwards

@@ -102,6 +102,12 @@ class SentinelPair:
             child.stop()
 
     @property
+    def url(self) -> str:
+        """For `CLIPFLEET_REDIS_URL`."""
+        hosts = ",".join(f"{HOST}:{port}" for port in self.sentinel_ports)
+        return f"sentinel://:{self.password}@{hosts}/{MASTER_NAME}/0?sentinel_password={self.password}"
+
+    @property
     def primary_port(self) -> int:
         """Where the primary is, as the first Sentinel has it."""
         answer = self._ask_sentinel(0, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)

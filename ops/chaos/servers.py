@@ -1,4 +1,7 @@
-"""The servers of a run, each behind what can break: Valkey behind a proxy, SeaweedFS behind a front."""
+"""The servers of a run, each behind what can break: Valkey behind a proxy, SeaweedFS behind a front.
+
+Or, instead of the one Valkey, a pair of them that Sentinels watch.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from clipfleet_worker.embedded import EmbeddedValkey
 from clipfleet_worker.embedded_s3 import EmbeddedS3
 from ops.chaos.material import Site
 from ops.chaos.proxy import Proxy
+from ops.chaos.sentinel import SentinelPair
 from tests.support.s3_front import S3Front
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,25 +33,86 @@ class DurableValkey(EmbeddedValkey):
         return super()._config(identity) + "appendfsync always\n"
 
 
+class SingleRedis:
+    """One Valkey, which producers and workers reach through a proxy."""
+
+    def __init__(self, folder: Path) -> None:
+        self._valkey = DurableValkey(folder)
+        self.proxy: Proxy
+
+    def __enter__(self) -> Self:
+        self._valkey.start()
+        self.proxy = Proxy(self._port)
+        self.proxy.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.proxy.stop()
+        self._valkey.stop()
+
+    @property
+    def _port(self) -> int:
+        return urlsplit(self._valkey.url).port or 0
+
+    @property
+    def direct_url(self) -> str:
+        """As only the harness sees it: nothing breaks."""
+        return self._valkey.url
+
+    @property
+    def url(self) -> str:
+        """As producers and workers see it."""
+        return self._valkey.url.replace(f":{self._port}/", f":{self.proxy.port}/")
+
+    def terminate(self) -> None:
+        """An orderly end."""
+        self._valkey.stop()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._valkey.kill()
+
+    def start_again(self) -> None:
+        """Its port may be another one."""
+        self._valkey.start()
+        self.proxy.retarget(self._port)
+
+    def heal(self) -> None:
+        """Let everything pass."""
+        self.proxy.thaw()
+
+
+class SentinelRedis(SentinelPair):
+    """A pair that fails over."""
+
+    @property
+    def direct_url(self) -> str:
+        """The primary."""
+        return self.primary_url
+
+    def heal(self) -> None:
+        """It is whole after every failover."""
+
+
 class Servers:
     """Started on entry. Valkey and the store are started from the thread that calls, which must live on."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, with_sentinels: bool) -> None:
         self._folder = folder
         self._seed = seed
         self._stack = ExitStack()
-        self.valkey = DurableValkey(folder / "valkey")
+        self.redis = SentinelRedis(folder / "redis") if with_sentinels else SingleRedis(folder / "redis")
         self.store = EmbeddedS3(folder / "s3")
         self.site = Site()
-        self.proxy: Proxy
         self.front: S3Front
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self.valkey)
+            stack.enter_context(self.redis)
             stack.enter_context(self.store)
             stack.enter_context(self.site)
-            self.proxy = stack.enter_context(Proxy(self._valkey_port))
             self.front = stack.enter_context(S3Front(self.store.endpoint, seed=self._seed))
             self._stack = stack.pop_all()
         return self
@@ -58,27 +123,22 @@ class Servers:
         self._stack.__exit__(kind, error, trace)
 
     @property
-    def _valkey_port(self) -> int:
-        return urlsplit(self.valkey.url).port or 0
+    def single_redis(self) -> SingleRedis:
+        """The one Valkey, where there is but one."""
+        if not isinstance(self.redis, SingleRedis):
+            raise TypeError("this fault is for a single Redis")
+        return self.redis
 
     @property
-    def direct_url(self) -> str:
-        """Redis as only the harness sees it: nothing breaks."""
-        return self.valkey.url
-
-    @property
-    def url(self) -> str:
-        """Redis as producers and workers see it."""
-        return self.valkey.url.replace(f":{self._valkey_port}/", f":{self.proxy.port}/")
-
-    def start_valkey(self) -> None:
-        """Start it again; its port may be another one."""
-        self.valkey.start()
-        self.proxy.retarget(self._valkey_port)
+    def sentinel_redis(self) -> SentinelRedis:
+        """The pair, where there is one."""
+        if not isinstance(self.redis, SentinelRedis):
+            raise TypeError("this fault is for a Redis with Sentinels")
+        return self.redis
 
     def heal(self) -> None:
         """Everything that is broken works again. A store or Redis that is down is another matter."""
-        self.proxy.thaw()
+        self.redis.heal()
         self.front.heal()
 
     def environment(self) -> dict[str, str]:
@@ -91,7 +151,7 @@ class Servers:
         return {
             **clean,
             **self.front.environment(self.store.environment()),
-            "CLIPFLEET_REDIS_URL": self.url,
+            "CLIPFLEET_REDIS_URL": self.redis.url,
             "CLIPFLEET_FILE_ROOTS": str(self._folder),
             "CLIPFLEET_OUTPUT_ROOTS": str(self._folder),
             "CLIPFLEET_MODELS": "demo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +24,7 @@ from ops.chaos.checker import (
     count_rows,
 )
 from ops.chaos.history import History, read_history
-from ops.chaos.scales import SCALES
+from ops.chaos.scales import SCALES, parts_of
 from ops.chaos.schedule import (
     PRODUCER_CRASH_POINTS,
     REDIS_FAULTS,
@@ -205,6 +206,12 @@ class TestSchedule:
         assert sorted(fault.at_seconds for fault in faults) == [fault.at_seconds for fault in faults]
         assert {fault.slot for fault in faults} <= set(range(scale.workers))
 
+    def test_its_redis_is_one_that_its_faults_are_for(self, scale: Scale) -> None:
+        of_redis = {kind for kind in scale.counts if kind in REDIS_FAULTS}
+
+        assert (of_redis == {FaultKind.FAILOVER}) is scale.with_sentinels
+        assert FaultKind.FAILOVER not in of_redis or scale.with_sentinels
+
     def test_a_server_has_one_trouble_at_a_time(self, scale: Scale) -> None:
         for kinds in (REDIS_FAULTS, S3_FAULTS):
             faults = [fault for fault in make_schedule(3, scale) if fault.kind in kinds]
@@ -213,14 +220,14 @@ class TestSchedule:
 
 
 def test_the_nightly_scale_is_what_was_promised() -> None:
-    counts = SCALES["nightly"].counts
+    counts: Counter[FaultKind] = sum((Counter(scale.counts) for scale in parts_of("nightly")), Counter())
     deaths = counts[FaultKind.KILL] + counts[FaultKind.CRASH_POINT] + counts[FaultKind.PRODUCER_CRASH]
 
     assert deaths >= 1000
     assert counts[FaultKind.REDIS_TERMINATE] + counts[FaultKind.REDIS_KILL] >= 100
     assert counts[FaultKind.REDIS_FREEZE] + counts[FaultKind.REDIS_HALF_OPEN] >= 100
     assert counts[FaultKind.FAILOVER] >= 50
-    assert SCALES["nightly"].soak_seconds == 3600
+    assert sum(scale.soak_seconds for scale in parts_of("nightly")) == 3600
 
 
 def test_every_crash_point_is_in_a_run_of_ten_minutes() -> None:
