@@ -70,7 +70,7 @@ def chunk_recoveries(
 
 
 def server_recoveries(spans: Sequence[Span], completed: Mapping[bool, Sequence[float]]) -> list[Recovery]:
-    """From the end of each fault of a server until the next chunk was completed.
+    """From the end of each fault of a server, or the death of a primary, until the next chunk was completed.
 
     Args:
         spans: the faults.
@@ -79,13 +79,14 @@ def server_recoveries(spans: Sequence[Span], completed: Mapping[bool, Sequence[f
     found = []
     for span in spans:
         times = completed[span.kind in S3_FAULTS]
-        position = bisect_right(times, span.ended_at)
+        since = _mended_at(span)
+        position = bisect_right(times, since)
         if span.kind in SERVER_FAULTS and position < len(times):
             back_at = times[position]
             needs_s3 = span.kind in S3_FAULTS
             others = (other for other in spans if other is not span and _matters(other, needs_s3))
-            disturbed = any(_overlap(other, span.ended_at, back_at) for other in others)
-            found.append(Recovery(span.kind, back_at - span.ended_at, is_undisturbed=not disturbed))
+            disturbed = any(_overlap(other, since, back_at) for other in others)
+            found.append(Recovery(span.kind, back_at - since, is_undisturbed=not disturbed))
     return found
 
 
@@ -101,6 +102,11 @@ def first_death(claim: ClaimNote, until: float, deaths: Iterable[Death]) -> Deat
     """How the worker of a claim was lost before somebody else claimed the same."""
     its = (death for death in deaths if death.worker == claim.worker and claim.at <= death.at <= until)
     return min(its, key=lambda death: death.at, default=None)
+
+
+def _mended_at(span: Span) -> float:
+    """From when on the system can recover: a failover is its recovery."""
+    return span.began_at if span.kind is FaultKind.FAILOVER else span.ended_at
 
 
 def _matters(span: Span, needs_s3: bool) -> bool:
