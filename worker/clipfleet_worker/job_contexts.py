@@ -22,6 +22,8 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, output_of
+from clipfleet.outputs.bound_folder import BoundFolderOutput
+from clipfleet.outputs.folder import FolderOutput
 from clipfleet.part_files import part_files
 from clipfleet.redis_store import RedisStore
 from clipfleet.s3 import SCHEME, split_s3_uri
@@ -119,7 +121,7 @@ class JobContexts:
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
         try:
             self._require_allowed(job)
-            output = output_of(job, self._store)
+            output = self._bound(output_of(job, self._store))
         except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
             raise OutputUnreachableError(str(error)) from error
         if output.uri.startswith(SCHEME):
@@ -132,6 +134,12 @@ class JobContexts:
         _check_holds(output, job)
         sink = PartSink(output, part_files(job.part_format, job_id), crash_points=self._crash_points)
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
+
+    def _bound(self, output: Output) -> Output:
+        """The same output, below the roots also where links are changed while it is used."""
+        if not isinstance(output, FolderOutput):
+            return output
+        return BoundFolderOutput(Path(output.uri), self._output_roots)
 
     def _require_allowed(self, job: Job) -> None:
         if job.output.startswith(SCHEME):

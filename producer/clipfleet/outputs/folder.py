@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,24 +55,42 @@ class FolderOutput:
         """See the protocol."""
         return True
 
+    # --- Where things are: what a kind of folder that trusts nobody does otherwise ---
+
+    @contextmanager
+    def _holder(self, name: str) -> Iterator[Path]:
+        """The folder that an object is in, as a path that is good inside the context."""
+        yield (self._folder / name).parent
+
+    @contextmanager
+    def _found(self, name: str) -> Iterator[Path]:
+        """An object that is to be read, likewise. Raises `FileNotFoundError`, now or inside the context."""
+        yield self._folder / name
+
+    def _make_tmp(self) -> None:
+        (self._folder / keys.TMP).mkdir(parents=True, exist_ok=True)
+
+    # --- Writing ---
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A path below `_clipfleet/tmp/`, on the same file system as the parts."""
-        folder = self._folder / keys.TMP
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        path = folder / uuid.uuid4().hex
-        try:
-            yield path
-        finally:
-            # What was published stays published, so a leftover here must not look like a failure.
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            with output_errors(self._folder / keys.TMP):
+                self._make_tmp()
+                folder = stack.enter_context(self._holder(f"{keys.TMP}/scratch"))
+            path = folder / uuid.uuid4().hex
+            try:
+                yield path
+            finally:
+                # What was published stays published, so a leftover here must not look like a failure.
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """Sync the file, then give it its name."""
-        target = self._folder / name
-        with output_errors(target), _needed(scratch):
+        with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
+            target = folder / Path(name).name
             _sync_file(scratch)
             if replace:
                 scratch.replace(target)
@@ -83,17 +101,17 @@ class FolderOutput:
 
     def version(self, name: str) -> str | None:
         """See the protocol."""
-        path = self._folder / name
-        with output_errors(path):
+        with output_errors(self._folder / name):
             try:
-                return _version(path.stat())
+                with self._found(name) as path:
+                    return _version(path.stat())
             except FileNotFoundError:
                 return None
 
     def replace_if(self, scratch: Path, name: str, version: str) -> bool:
         """See the protocol. Raises `OutputUnavailableError` while another writer is replacing the file."""
-        target = self._folder / name
-        with output_errors(target), _needed(scratch):
+        with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
+            target = folder / Path(name).name
             _sync_file(scratch)
             try:
                 # The file that is to go is its own lock; who gets it too late sees so at the path.
@@ -123,30 +141,29 @@ class FolderOutput:
 
     def read(self, name: str) -> bytes | None:
         """See the protocol."""
-        path = self._folder / name
-        with output_errors(path):
+        with output_errors(self._folder / name):
             try:
-                return path.read_bytes()
+                with self._found(name) as path:
+                    return path.read_bytes()
             except FileNotFoundError:
                 return None
 
     def open(self, name: str) -> pa.NativeFile:
         """See the protocol."""
-        path = self._folder / name
-        with output_errors(path):
+        with output_errors(self._folder / name):
             try:
-                return pa.OSFile(str(path), "rb")
+                with self._found(name) as path:
+                    return pa.OSFile(str(path), "rb")
             except FileNotFoundError:
                 pass
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(self._folder / name)
 
     def names(self, prefix: str) -> Iterator[str]:
         """See the protocol."""
         below, _, start = prefix.rpartition("/")
-        folder = self._folder / below
-        with output_errors(folder):
+        with output_errors(self._folder / below):
             try:
-                with os.scandir(folder) as entries:
+                with self._holder(prefix + "x") as folder, os.scandir(folder) as entries:
                     found = [
                         entry.name for entry in entries if entry.name.startswith(start) and entry.is_file()
                     ]
@@ -156,25 +173,27 @@ class FolderOutput:
 
     def remove(self, name: str) -> None:
         """See the protocol."""
-        path = self._folder / name
-        with output_errors(path):
+        with output_errors(self._folder / name):
             try:
-                path.unlink()
+                with self._holder(name) as folder:
+                    (folder / Path(name).name).unlink()
+                    _sync_folder(folder)
             except FileNotFoundError:
                 return
-            _sync_folder(path.parent)
 
     def sweep(self, kept: Collection[str]) -> None:
         """See the protocol."""
         self.sweep_scratch()
         for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
             for name in set(self.names(prefix)).difference(kept):
-                _remove_if_possible(self._folder / name)
+                with suppress(OutputUnavailableError):
+                    self.remove(name)
 
     def sweep_scratch(self) -> None:
         """See the protocol. The folder of scratch files stays: somebody may be about to make one."""
-        for path in (self._folder / keys.TMP).glob("*"):
-            _remove_if_possible(path)
+        with suppress(OSError), self._holder(f"{keys.TMP}/scratch") as folder:
+            for path in folder.glob("*"):
+                _remove_if_possible(path)
 
     def clear(self) -> None:
         """See the protocol. The job file goes last: until then the output is not free for others."""
