@@ -27,8 +27,11 @@ from clipfleet_worker.decode_children import DecodeChild, DecodeChildren, Decode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.settings import WorkerSettings
+from tests.fuzz.images import image_seeds
+from tests.fuzz.mutations import mutated
 from tests.support.doubles import InThread
 from tests.support.hostile_decoder import Deed, HostileDecoder
+from tests.support.hostile_files import HOSTILE
 from tests.support.picture_files import FILES
 from tests.support.pictures import encoded, photo, picture
 from tests.support.waiting import wait_until
@@ -65,6 +68,17 @@ def failure(reader: DecodeChild | DecodeChildren, data: bytes) -> Any:
     with pytest.raises(ItemFailure) as caught:
         reader.read(data, FRAME, FAST)
     return caught.value.error
+
+
+def end(reader: Decoder | DecodeChildren, data: bytes) -> tuple[object, ...]:
+    """A picture's pixels, or why there are none."""
+    try:
+        raster = reader.read(data, FRAME, FAST)
+    except ItemFailure as failed:
+        return failed.error.code, failed.error.detail
+    if isinstance(raster, ScaledJpeg):
+        return raster.width, raster.height, raster.pixels.tobytes()
+    return *raster.image.size, raster.image.resize((64, 64)).convert("RGB").tobytes()
 
 
 def is_gone(pid: int) -> bool:
@@ -123,6 +137,18 @@ class TestPixels:
             assert failure(child, data) == caught.value.error
         assert child.read(JPEG, FRAME, FAST)
         assert child.pid == pid
+
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    def test_hostile_and_mutated_files_come_to_the_same_end(self, children: DecodeChildren) -> None:
+        built = {name: hostile.build() for name, hostile in HOSTILE.items()}
+        files = {name: data for name, data in built.items() if len(data) < 100_000}
+        seeds = image_seeds()
+        files |= {f"mutated {number}": mutated(seeds, number) for number in range(300)}
+        decoder = Decoder(100_000_000)
+
+        differing = [name for name, data in files.items() if end(children, data) != end(decoder, data)]
+
+        assert differing == []
 
     def test_what_is_too_large_is_refused_there(self) -> None:
         child = DecodeChild(Decoder(1000), PATIENT)
