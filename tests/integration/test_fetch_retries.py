@@ -32,9 +32,9 @@ LIMITS = HttpLimits(
     total_connections=64,
 )
 QUICK = RetryPolicy(first_delay_seconds=0.02, max_delay_seconds=0.1)
-PATIENT = BreakerPolicy(first_pause_seconds=0.02, young_pause_seconds=0.05)
-HASTY = replace(QUICK, persistence_seconds=3.0)
-HASTY_BREAKER = replace(PATIENT, patience_seconds=3.0)
+PATIENT = BreakerPolicy(first_pause_seconds=0.02, max_pause_seconds=0.05)
+HASTY = replace(QUICK, persistence_seconds=3.0, old_outage_seconds=0.5)
+HASTY_BREAKER = replace(PATIENT, young_seconds=3.0)
 Result = bytes | ItemFailure
 
 
@@ -175,7 +175,7 @@ def test_a_host_that_is_gone_costs_its_own_rows_only_and_little_time(
 ) -> None:
     """Were each of its URLs asked, 400 of a silent host would take 400 / 8 x 0.3 s."""
     path = {"503": "/status/503", "429": "/status/429", "silence": "/stall"}.get(trouble, "/")
-    impatient = replace(PATIENT, patience_seconds=0.0, first_pause_seconds=60.0, max_pause_seconds=60.0)
+    impatient = replace(PATIENT, young_seconds=0.0, first_pause_seconds=60.0, max_pause_seconds=60.0)
     with HttpSite() as bad:
         port = closed_port if trouble == "closed port" else bad.port
         uris = [f"http://127.0.0.1:{port}{path}?{number}" for number in range(400)]
@@ -199,6 +199,22 @@ def test_a_host_of_which_every_other_url_is_bad_gives_all_the_good_ones(site: Ht
     results = fetch(uris, policy=HASTY, breaker=HASTY_BREAKER)
     assert results[0::2] == [bytes(number) for number in range(0, 200, 2)]
     assert set(codes(results[1::2])) == {ErrorCode.SERVER_ERROR}
+
+
+def test_a_host_that_was_left_alone_for_bad_urls_gives_the_good_ones_of_the_next_chunk(
+    site: HttpSite,
+) -> None:
+    """Nobody can tell an outage from a list of bad URLs, but whoever comes later."""
+
+    async def run() -> tuple[list[Result], list[Result]]:
+        async with started(HASTY, replace(HASTY_BREAKER, young_seconds=0.0), LIMITS) as fetcher:
+            bad = await each(fetcher, [site.url(f"/status/503?{number}") for number in range(60)])
+            return bad, await each(fetcher, [site.url(f"/bytes/{number}") for number in range(60)])
+
+    bad, good = asyncio.run(run())
+    assert set(codes(bad)) == {ErrorCode.SERVER_ERROR}
+    assert any(": not asked: " in str(result) for result in bad)
+    assert good == [bytes(number) for number in range(60)]
 
 
 def test_bad_urls_first_then_good_ones_of_the_same_host(site: HttpSite) -> None:

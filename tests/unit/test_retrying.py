@@ -18,6 +18,7 @@ POLICY = RetryPolicy()
 OVERLOADED = TransientFailure(ErrorCode.SERVER_ERROR, "h: HTTP status 503")
 SLOW = TransientFailure(ErrorCode.TIMEOUT, "h: not finished within 30 s")
 CUT = TransientFailure(ErrorCode.INCOMPLETE_BODY, "h: the body broke off")
+NAMELESS = TransientFailure(ErrorCode.DNS_FAILED, "h: Temporary failure in name resolution")
 GONE = ItemFailure(ErrorCode.NOT_FOUND, "h: HTTP status 404")
 
 
@@ -25,8 +26,8 @@ def told(seconds: float) -> TransientFailure:
     return TransientFailure(ErrorCode.RATE_LIMITED, "h: HTTP status 429", retry_after_seconds=seconds)
 
 
-def alone(seconds: float | None) -> HostLeftAlone:
-    return HostLeftAlone(ErrorCode.CONNECT_FAILED, "h: not asked", wait_seconds=seconds)
+def alone(seconds: float, *, is_old: bool = False) -> HostLeftAlone:
+    return HostLeftAlone(ErrorCode.CONNECT_FAILED, "h: not asked", wait_seconds=seconds, is_old=is_old)
 
 
 class Host:
@@ -120,7 +121,7 @@ def test_with_the_least_luck_an_outage_of_ten_seconds_is_still_outlived() -> Non
     assert trial.asked_at == [0, 0.75, 2.25, 5.25, 11.25]
 
 
-@pytest.mark.parametrize("failure", [SLOW, CUT])
+@pytest.mark.parametrize("failure", [SLOW, CUT, NAMELESS])
 def test_what_costs_much_is_tried_twice(failure: TransientFailure) -> None:
     assert len(Trial(failure).asked_at) == 2
     assert len(Trial(failure, policy=replace(POLICY, attempts=1)).asked_at) == 1
@@ -166,21 +167,27 @@ class TestHostThatIsLeftAlone:
         assert len(trial.asked_at) == 10
 
     def test_as_long_as_the_outage_is_young(self) -> None:
-        trial = Trial(*[alone(4.0)] * 9, alone(None), chance=0.0)
+        trial = Trial(*[alone(4.0)] * 9, alone(4.0, is_old=True), chance=0.0)
         assert trial.asked_at == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
         assert trial.error == (ErrorCode.CONNECT_FAILED, "h: not asked")
+
+    def test_an_old_outage_is_waited_for_a_few_seconds(self) -> None:
+        """The host may be well, and only those that asked last were unlucky."""
+        assert Trial(alone(4.0, is_old=True), chance=0.0).asked_at == [0, 4, 8]
+        assert Trial(alone(4.0, is_old=True), b"x", chance=0.0).result == b"x"
+        assert Trial(alone(8.5, is_old=True), chance=0.0).asked_at == [0]
+
+    def test_those_seconds_count_from_when_the_item_was_first_refused(self) -> None:
+        trial = Trial(OVERLOADED, OVERLOADED, alone(4.0, is_old=True), chance=0.0)
+        assert trial.asked_at == [0, 0.75, 2.25, 6.25, 10.25]
 
     def test_items_come_back_one_after_the_other(self) -> None:
         assert [Trial(alone(4.0), b"x", chance=chance).asked_at[1] for chance in (0.0, 0.5, 1.0)] == [
             4.0, 4.75, 5.5,
         ]  # fmt: skip
 
-    def test_an_old_outage_is_not_waited_for(self) -> None:
-        trial = Trial(alone(None))
-        assert (trial.asked_at, trial.error) == ([0], (ErrorCode.CONNECT_FAILED, "h: not asked"))
-
     def test_who_has_failed_himself_tells_his_own_failure(self) -> None:
-        trial = Trial(OVERLOADED, OVERLOADED, alone(None))
+        trial = Trial(OVERLOADED, OVERLOADED, alone(9.0, is_old=True))
         assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 2 times)")
 
     def test_the_chunk_s_time_bounds_it(self) -> None:

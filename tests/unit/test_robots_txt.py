@@ -179,11 +179,13 @@ class TestWhereItCannotBeHad:
         assert failure.error.code is code
 
     def test_a_host_that_is_left_alone_is_waited_for_as_its_items_are(self, web: Web) -> None:
-        web.sites["http://h"] = HostLeftAlone(ErrorCode.TIMEOUT, "h: not asked", wait_seconds=3.0)
+        web.sites["http://h"] = HostLeftAlone(
+            ErrorCode.TIMEOUT, "h: not asked", wait_seconds=3.0, is_old=True
+        )
         for _ in range(5):
             failure = asyncio.run(web.verdict("http://h/a"))
             assert isinstance(failure, HostLeftAlone)
-            assert failure.wait_seconds == 3.0
+            assert (failure.wait_seconds, failure.is_old) == (3.0, True)
         assert len(web.asked) == 5
 
     def test_it_is_asked_again_after_a_pause_that_grows_and_nobody_waits_for_ever(self, web: Web) -> None:

@@ -35,12 +35,14 @@ class HostLeftAlone(ItemFailure):
     Args:
         code: see `ItemFailure`.
         detail: see `ItemFailure`.
-        wait_seconds: when it will be tried again; None where that is not worth waiting for.
+        wait_seconds: when it will be tried again.
+        is_old: it has been failing for so long that it may not come back soon.
     """
 
-    def __init__(self, code: ErrorCode, detail: str, *, wait_seconds: float | None) -> None:
+    def __init__(self, code: ErrorCode, detail: str, *, wait_seconds: float, is_old: bool) -> None:
         super().__init__(code, detail)
         self.wait_seconds = wait_seconds
+        self.is_old = is_old
 
 
 def too_many_bytes(limit_bytes: int) -> ItemFailure:

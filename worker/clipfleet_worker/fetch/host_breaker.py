@@ -1,7 +1,7 @@
 """Leaves a host alone that fails again and again, and tries it with one request at a time until it is back.
 
-Its items need not all find out for themselves: while the outage is young they are told when to come again,
-later they fail at once. Hosts know nothing of each other's troubles.
+Its items need not all find out for themselves: they are told when it will be tried again, and whether the
+outage is an old one. Hosts know nothing of each other's troubles.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class BreakerPolicy:
     """When a host is left alone, and for how long."""
 
     failing_urls: int = 10  # different ones in a row: one bad URL, asked for again and again, is no outage
-    first_pause_seconds: float = 1.0  # doubles with each trial in vain
-    max_pause_seconds: float = 60.0
-    patience_seconds: float = 30.0  # so long an outage is young: it is waited for
-    young_pause_seconds: float = 5.0  # longest pause meanwhile
+    first_pause_seconds: float = 1.0  # before it is tried; doubles with each trial in vain
+    max_pause_seconds: float = 5.0
+    max_retry_after_seconds: float = 60.0  # a pause that the host itself asks for
+    young_seconds: float = 30.0  # so long an outage is a young one
     remembered_hosts: int = 10_000
 
 
@@ -97,8 +97,8 @@ class HostBreaker:
             f"{host}: not asked: {trouble.failures} failures in a row, the last: {trouble.last.detail}; "
             f"next trial in {pause:.0f} s"
         )
-        is_young = now - opened_at < self._policy.patience_seconds
-        return HostLeftAlone(trouble.last.code, detail, wait_seconds=pause if is_young else None)
+        is_old = now - opened_at >= self._policy.young_seconds
+        return HostLeftAlone(trouble.last.code, detail, wait_seconds=pause, is_old=is_old)
 
     def _failed(self, host: str, url: str, failure: TransientFailure, *, is_trial: bool) -> None:
         trouble = self._troubles.get(host)
@@ -115,10 +115,8 @@ class HostBreaker:
             if len(trouble.urls) >= self._policy.failing_urls:
                 self._open(host, trouble, now, told)
         elif is_trial:
-            is_young = now - trouble.opened_at < self._policy.patience_seconds
-            longest = self._policy.young_pause_seconds if is_young else self._policy.max_pause_seconds
             trouble.is_tried = False
-            trouble.pause_seconds = min(trouble.pause_seconds * 2, longest)
+            trouble.pause_seconds = min(trouble.pause_seconds * 2, self._policy.max_pause_seconds)
             trouble.next_trial_at = now + self._pause_seconds(trouble, told)
 
     def _open(self, host: str, trouble: _Trouble, now: float, told: float) -> None:
@@ -134,7 +132,7 @@ class HostBreaker:
         )
 
     def _pause_seconds(self, trouble: _Trouble, told: float) -> float:
-        return max(trouble.pause_seconds, min(told, self._policy.max_pause_seconds))
+        return max(trouble.pause_seconds, min(told, self._policy.max_retry_after_seconds))
 
     def _is_back(self, host: str) -> None:
         trouble = self._troubles.pop(host, None)

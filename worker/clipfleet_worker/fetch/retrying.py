@@ -17,7 +17,7 @@ from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch import AsyncFetcher, ChunkTime
 
-_SLOW = frozenset({ErrorCode.TIMEOUT, ErrorCode.INCOMPLETE_BODY})
+_SLOW = frozenset({ErrorCode.TIMEOUT, ErrorCode.INCOMPLETE_BODY, ErrorCode.DNS_FAILED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +29,14 @@ class RetryPolicy:
     """
 
     attempts: int = 5  # in all
-    slow_attempts: int = 2  # where the first one may have cost its whole time, or most of the bytes
+    slow_attempts: int = 2  # where the first one may have cost its whole time, most of the bytes, or a thread
     first_delay_seconds: float = 1.5  # doubles each time
     max_delay_seconds: float = 12.0
     max_retry_after_seconds: float = 60.0  # a host that asks for more is not waited for
-    persistence_seconds: float = (
-        30.0  # no attempt begins later after the first, unless the host named the time
-    )
+    # No attempt begins later than this after the first one, unless the host has named the time.
+    persistence_seconds: float = 30.0
+    # So long an item waits for a host that has been left alone for long. A young outage is waited out.
+    old_outage_seconds: float = 8.0
 
     def delay_seconds(self, failure: TransientFailure, asked: int, chance: float) -> float | None:
         """How long to wait after the `asked`-th attempt; None: it was the last.
@@ -96,33 +97,33 @@ class RetryingFetcher:
             SourceUnavailableError: see `AsyncFetcher`.
         """
         began = self._monotonic()
+        refused_at: float | None = None  # for the first time
         asked = 0
         own: TransientFailure | None = None
         while True:
             failure: ItemFailure
+            delay: float | None
+            ends = math.inf
             try:
                 return await self._fetcher.fetch(uri)
             except HostLeftAlone as refusal:  # no attempt: nothing was sent
-                failure, may_last = (
-                    own or refusal,
-                    math.inf,
-                )  # it ends when the outage is no young one any more
+                failure = own or refusal
+                refused_at = self._monotonic() if refused_at is None else refused_at
+                if refusal.is_old:
+                    ends = refused_at + self._policy.old_outage_seconds
                 delay = self._spread(refusal.wait_seconds)
             except TransientFailure as transient:
                 asked += 1
                 failure = own = transient
-                told = transient.retry_after_seconds
-                may_last = self._policy.persistence_seconds if told is None else math.inf
+                if transient.retry_after_seconds is None:
+                    ends = began + self._policy.persistence_seconds
                 delay = self._policy.delay_seconds(transient, asked, self._chance())
-            elapsed = self._monotonic() - began
-            if delay is None or elapsed + delay > may_last or delay >= time_left.seconds:
-                raise _told(failure, asked) from failure
+            if delay is None or self._monotonic() + delay > ends or delay >= time_left.seconds:
+                raise _told(failure, asked)
             await self._sleep(delay)
 
-    def _spread(self, wait_seconds: float | None) -> float | None:
+    def _spread(self, wait_seconds: float) -> float:
         """All items of a host wait for the same moment: they shall not come back in one rush."""
-        if wait_seconds is None:
-            return None
         return wait_seconds + self._chance() * self._policy.first_delay_seconds
 
 

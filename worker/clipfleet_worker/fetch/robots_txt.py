@@ -120,7 +120,7 @@ class _Site:
             raise RuntimeError("the rules of this site are known")
         code, detail = failure.error.code, f"robots.txt: {failure.error.detail}"
         if isinstance(failure, HostLeftAlone):
-            return HostLeftAlone(code, detail, wait_seconds=failure.wait_seconds)
+            return HostLeftAlone(code, detail, wait_seconds=failure.wait_seconds, is_old=failure.is_old)
         if isinstance(failure, TransientFailure) and self.failures < _PATIENCE:
             return TransientFailure(code, detail, retry_after_seconds=failure.retry_after_seconds)
         return ItemFailure(code, detail)

@@ -148,10 +148,12 @@ class S3Fetcher:
         except (HostLeftAlone, TransientFailure) as failure:
             # While the store as a whole is away this is no fault of the object's, and no attempt of its own.
             refusal = failure if isinstance(failure, HostLeftAlone) else self._breaker.refusal(_STORE)
-            if refusal is None or (refusal is failure and refusal.wait_seconds is not None):
+            if refusal is None:
                 raise
-            if refusal.wait_seconds is None:
+            if refusal.is_old:
                 raise SourceUnavailableError(refusal.error.detail) from failure
+            if refusal is failure:
+                raise
             raise refusal from failure
 
     async def _in_turn(self, uri: str, call: Callable[[], bytes]) -> bytes:
