@@ -178,8 +178,11 @@ class TestHostThatIsLeftAlone:
         assert Trial(alone(8.5, is_old=True), chance=0.0).asked_at == [0]
 
     def test_those_seconds_count_from_when_the_item_was_first_refused(self) -> None:
-        trial = Trial(OVERLOADED, OVERLOADED, alone(4.0, is_old=True), chance=0.0)
-        assert trial.asked_at == [0, 0.75, 2.25, 6.25, 10.25]
+        trial = Trial(*[alone(4.0)] * 5, alone(1.0, is_old=True), chance=0.0)
+        assert trial.asked_at == [0, 4, 8, 12, 16, 20]
+
+    def test_nor_is_an_old_outage_waited_for_by_whoever_was_its_trial(self) -> None:
+        assert Trial(SLOW, alone(1.0, is_old=True), chance=0.0, cost_seconds=15.0).asked_at == [0, 15.75]
 
     def test_items_come_back_one_after_the_other(self) -> None:
         assert [Trial(alone(4.0), b"x", chance=chance).asked_at[1] for chance in (0.0, 0.5, 1.0)] == [

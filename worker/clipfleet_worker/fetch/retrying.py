@@ -109,8 +109,8 @@ class RetryingFetcher:
             except HostLeftAlone as refusal:  # no attempt: nothing was sent
                 failure = own or refusal
                 refused_at = self._monotonic() if refused_at is None else refused_at
-                if refusal.is_old:
-                    ends = refused_at + self._policy.old_outage_seconds
+                if refusal.is_old:  # whoever has asked himself need not ask again
+                    ends = refused_at + self._policy.old_outage_seconds if own is None else -math.inf
                 delay = self._spread(refusal.wait_seconds)
             except TransientFailure as transient:
                 asked += 1
