@@ -57,6 +57,7 @@ from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
+from clipfleet_worker.open_files import raise_open_files_limit
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
@@ -240,6 +241,7 @@ class Worker:
             UsageError: one of the models cannot be served whatever happens.
         """
         require_known(self._settings.models)
+        raise_open_files_limit(connections=self._settings.total_connections)
         threading.excepthook = _exit_when_a_thread_dies
         register(self._celery_app, self._tasks)
         signals.worker_shutting_down.connect(self._on_shutting_down)

@@ -15,8 +15,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
 
 # A dead name server blocks a look-up for many seconds, and its thread with it, also when nobody waits any
-# more: as many threads as requests may be under way, so that the names of others are looked up meanwhile.
-_THREADS = 512
+# more: so many threads that the names of others are looked up meanwhile.
+_THREADS = 256
 _REFUSAL_SECONDS = 10.0  # a name that does not exist or leads inside is not looked up again so soon
 _REMEMBERED_NAMES = 10_000
 _NO_ADDRESS = frozenset({None, socket.EAI_NONAME, socket.EAI_NODATA})  # None: refused, or an empty answer
