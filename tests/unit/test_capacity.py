@@ -78,6 +78,18 @@ class TestMakingRoom:
             raise RuntimeError
         assert items.count == 60
 
+    def test_there_is_a_limit_to_items_that_wait_for_others(self) -> None:
+        items = OpenItems(10)
+        with items.making_room() as make_room, items.making_room() as make_more:
+            items.add(200)
+            make_room(150)
+            make_more(20)
+            assert items.count == 200 - 160
+        assert items.count == 200
+        with items.making_room() as make_room:
+            make_room(150)
+            assert items.count == 50
+
     def test_whoever_ends_later_is_not_counted(self) -> None:
         items = opened(100, 60)
         with items.making_room() as make_room:

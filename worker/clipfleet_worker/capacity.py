@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from clipfleet.contract import Lane
 
 _BULK_SHARE = 0.9  # the rest of the open items is kept for the lane `high`
+# Items that have ended and wait for others of their chunk, for each open one: they hold a vector each.
+_ENDED_PER_OPEN = 16
 
 
 class OpenItems:
@@ -18,6 +20,7 @@ class OpenItems:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._count = 0
+        self._ended = 0  # not counted, although their chunk is not written yet
         self._closed = False
         self._changed = threading.Condition()
 
@@ -59,8 +62,10 @@ class OpenItems:
             nonlocal ended
             with self._changed:
                 if not is_over:
-                    ended += count
-                    self._count -= count
+                    freed = min(count, _ENDED_PER_OPEN * self._limit - self._ended)
+                    ended += freed
+                    self._ended += freed
+                    self._count -= freed
                     self._changed.notify_all()
 
         try:
@@ -68,6 +73,7 @@ class OpenItems:
         finally:
             with self._changed:
                 is_over = True
+                self._ended -= ended
                 self._count += ended
 
     def close(self) -> None:
