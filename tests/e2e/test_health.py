@@ -32,7 +32,9 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     code, report = ask(worker, "healthz")
     assert (code, report["chunks_completed"], report["problems"]) == (200, 4, [])
     loops = {phase["loop"] for phase in report["phases"]}
-    assert loops >= {"hints", "lease keeper", "reconciler", "batcher", "fetch loop", "drain"}
+    assert loops >= {
+        "hints", "lease keeper", "reconciler", "puller", "announcer", "batcher", "fetch loop", "drain",
+    }  # fmt: skip
 
     cluster.server.kill()
     wait_until(lambda: ask(worker, "readyz")[0] == 503, "it is not ready without Redis", 60)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -962,6 +963,29 @@ def test_further_losses_wait_twice_as_long_each_time(ledger: Ledger, redis_clien
         let_back_offs_pass(redis_client, "job")
 
     assert back_offs == pytest.approx([0, 30, 60, 120], abs=5)
+
+
+def test_many_reconcilers_at_once_count_each_loss_once(
+    ledger: Ledger, redis_url: str, redis_client: redis.Redis
+) -> None:
+    add_job(ledger, chunks=50)
+    for _ in range(40):
+        claim(ledger)
+    let_leases_expire(redis_client)
+
+    def reconcile_often(_: int) -> int:
+        own = Ledger(redis_url)
+        try:
+            return sum(own.reconcile()[0] for _ in range(5))
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(8) as workers:
+        assert sum(workers.map(reconcile_often, range(8))) == 40
+
+    again = [claim(ledger) for _ in range(50)]
+    assert sorted(claimed.chunk_id for claimed in again) == list(range(50))
+    assert sorted(claimed.losses for claimed in again) == [0] * 10 + [1] * 40
 
 
 def test_reconciling_twice_counts_a_loss_once(ledger: Ledger, redis_client: redis.Redis) -> None:

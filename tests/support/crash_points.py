@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from clipfleet.crash_points import CrashPoint
@@ -28,15 +29,17 @@ class DiesAt:
 
 
 class HangsAt:
-    """Whoever reaches a point stays there, after a file has been made that tells so."""
+    """The first to reach a point stays there, after a file has been made that tells so; no other one does."""
 
     def __init__(self, point: CrashPoint, file: Path) -> None:
         self._point = point
         self._file = file
 
     def reach(self, point: CrashPoint) -> None:
-        if point is self._point:
-            self._file.touch()
+        if point is not self._point:
+            return
+        with suppress(FileExistsError):
+            self._file.touch(exist_ok=False)
             threading.Event().wait()
 
 

@@ -30,7 +30,8 @@ def crash_points_of(arguments: list[str]) -> CrashPoints:
             lifecycle.load_model = hangs(Path(file))
             return NO_CRASH_POINTS
         case [point, "hang", file, limit_seconds]:
-            pipeline._WRITE_LIMIT_SECONDS = leases._HANG_SECONDS = float(limit_seconds)
+            pipeline._WRITE_LIMIT_SECONDS = float(limit_seconds)
+            leases._HANG_SECONDS = 5 * float(limit_seconds)
             return HangsAt(CrashPoint(point), Path(file))
         case [point, "hang", file]:
             return HangsAt(CrashPoint(point), Path(file))

@@ -12,17 +12,20 @@ from kombu.entity import Queue
 from clipfleet.announcements import Announcement, Announcements
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import BROKER_ERRORS
+from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _LEASE_SECONDS = 30.0  # after it another worker tries again
+_SEND_LIMIT_SECONDS = 300.0  # calls to a broker or a Redis that is away or silent end sooner
 
 
 class Announcer:
     """A thread that sends what the ledger has noted."""
 
-    def __init__(self, announcements: Announcements, app: Celery) -> None:
+    def __init__(self, announcements: Announcements, app: Celery, pulse: Pulse | None = None) -> None:
+        self._pulse = pulse or Pulse("announcer")
         self._announcements = announcements
         self._app = app
         self._stopping = threading.Event()
@@ -45,8 +48,10 @@ class Announcer:
         self._announce_all()  # `up -- COMMAND` stops its worker as soon as the command has seen the end
 
     def _announce_all(self) -> None:
-        while self.announce():
-            pass
+        is_sent = True
+        while is_sent:
+            with self._pulse.during("announce", _SEND_LIMIT_SECONDS):
+                is_sent = self.announce()
 
     def announce(self) -> bool:
         """Send one announcement; False if none is due, or it could not be sent now."""

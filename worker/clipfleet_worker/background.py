@@ -147,7 +147,8 @@ class Puller:
     Only while no hint is waiting for a slot, so that there are never many more chains than slots.
     """
 
-    def __init__(self, tasks: Tasks, claims: Claims) -> None:
+    def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse) -> None:
+        self._pulse = pulse
         self._tasks = tasks
         self._claims = claims
         self._stopping = threading.Event()
@@ -168,7 +169,11 @@ class Puller:
 
     def _run(self) -> None:
         while not self._stopping.wait(_PULL_SECONDS):
+            # Without a limit: what it does has a lease, whose stages have theirs.
+            self._pulse.rest("finish jobs")
             while not self._stopping.is_set() and self._tasks.finish_job():
                 pass
+            self._pulse.rest("pull")
             if self._claims.has_idle_slot(_PULL_SECONDS):
                 self._tasks.work()
+            self._pulse.rest()

@@ -131,9 +131,11 @@ class Worker:
         )
         self._claims = self._make_claims()
         self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
-        self._announcer = Announcer(Announcements(settings.require_redis_url()), self._celery_app)
+        self._announcer = Announcer(
+            Announcements(settings.require_redis_url()), self._celery_app, self._watchdog.pulse("announcer")
+        )
         self._reconciler = self._make_reconciler()
-        self._puller = Puller(self._tasks, self._claims)
+        self._puller = Puller(self._tasks, self._claims, self._watchdog.pulse("puller"))
         self._has_started = False
         self._status_server = self._make_status_server()
         self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
