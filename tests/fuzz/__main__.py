@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import hashlib
+import os
 import resource
 import subprocess
 import sys
@@ -58,7 +59,8 @@ def _passes(name: str, given: argparse.Namespace) -> bool:
         sys.executable, "-m", "tests.fuzz", "--inside", "--runs", str(given.runs), "--seed", str(given.seed),
         "--engine", given.engine, "--crashes", str(given.crashes), name,
     ]  # fmt: skip
-    code = subprocess.run(command, check=False).returncode
+    with TemporaryDirectory() as folder:  # whatever a target that dies leaves goes with it
+        code = subprocess.run(command, env=os.environ | {"TMPDIR": folder}, check=False).returncode
     if code < 0 or code > 1:
         print(f"{name}: the process died, exit code {code}", flush=True)
     return code == 0
@@ -111,17 +113,17 @@ def _by_coverage(name: str, runs: int, first_seed: int, crashes: Path) -> int:
     """Damage by atheris, which watches what the code does with it; ends the process by itself."""
     import atheris
 
-    with atheris.instrument_imports(include=["clipfleet", "clipfleet_worker"]):
-        from tests.fuzz.targets import TARGETS, worker_targets
-
-        target = (worker_targets() | TARGETS)[name]
     with TemporaryDirectory() as folder:
-        corpus = Path(folder, "corpus")
+        corpus, run_folder = Path(folder, "corpus"), Path(folder, "run")
         corpus.mkdir()
-        for number, data in enumerate(target.seeds()):
-            (corpus / str(number)).write_bytes(data)
-        (run_folder := Path(folder, "run")).mkdir()
-        run = target.make(run_folder)
+        run_folder.mkdir()
+        with atheris.instrument_imports(include=["clipfleet", "clipfleet_worker"]):
+            from tests.fuzz.targets import TARGETS, worker_targets
+
+            target = (worker_targets() | TARGETS)[name]
+            run = target.make(run_folder)
+            for number, data in enumerate(target.seeds()):
+                (corpus / str(number)).write_bytes(data)
         crashes.mkdir(parents=True, exist_ok=True)
         options = [
             f"-runs={runs}",
@@ -129,13 +131,13 @@ def _by_coverage(name: str, runs: int, first_seed: int, crashes: Path) -> int:
             f"-artifact_prefix={crashes}/",
             "-max_len=65536",
         ]
-        atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: _quietly(target, run, data))
+
+        def check(data: bytes) -> None:
+            target.outcome(run, bytes(data))
+
+        atheris.Setup([sys.argv[0], *options, str(corpus)], check)
         atheris.Fuzz()
     return 0
-
-
-def _quietly(target: object, run: object, data: bytes) -> None:
-    target.outcome(run, bytes(data))  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
