@@ -1,0 +1,56 @@
+"""Hostile pictures in a child process: the same code as in the worker's own, and the child lives on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from clipfleet.contract import DecodeRoute, ErrorCode
+from clipfleet_worker.decode import Decoder, PixelSpec
+from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.settings import WorkerSettings
+from tests.support.hostile_files import HOSTILE, is_core
+
+_LARGE = re.compile("million|MB|50,000|bomb|limit|scans|thousands|claim|10,000")  # nothing else in a child
+
+
+def _squeezed(image: Image.Image) -> Image.Image:
+    return image.resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")
+
+
+SPEC = PixelSpec(64, 64, "bicubic", "squash", 0, (0.5,) * 3, (0.5,) * 3, _squeezed)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodeStage]:
+    """With the defaults of a worker, all in children."""
+    for name in WorkerSettings.model_fields:
+        monkeypatch.delenv(f"CLIPFLEET_{name.upper()}", raising=False)
+    settings = WorkerSettings()
+    decoder = Decoder(settings.max_pixels, settings.max_decode_bytes)
+    limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
+    stage = DecodeStage(decoder, DecodeChildren(decoder, limits), isolate=True)
+    yield stage
+    stage.close()
+
+
+def test_a_child_says_of_each_kind_what_the_worker_says(stage: DecodeStage) -> None:
+    kinds = {name: kind.build() for name, kind in HOSTILE.items() if not _LARGE.search(name)}
+    found: dict[str, ErrorCode | None] = {}
+
+    with stage.with_suspect():
+        for name, data in kinds.items():
+            try:
+                image = stage.decode(data, SPEC, DecodeRoute.FAST, is_suspect=True)
+                assert is_core(image.pixels) == HOSTILE[name].shows_core, name
+                found[name] = None
+            except ItemFailure as failure:
+                found[name] = failure.error.code
+
+    assert found == {name: HOSTILE[name].code for name in found}
+    assert len(found) > 90
