@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ops.chaos.checker import GIVEN_UP_CODE, MAX_ATTEMPTS, Kind, Violation, World, count_rows
@@ -16,6 +17,7 @@ from ops.chaos.schedule import FaultKind, Scale
 from ops.chaos.servers import DRAIN_SECONDS, LEASE_SECONDS, RECONCILE_SECONDS
 
 _SHOWN_VIOLATIONS = 20
+_USUAL_LEASE_SECONDS = 30.0  # the default of CLIPFLEET_LEASE_SECONDS
 
 _UNTIL = {
     FaultKind.KILL: "its chunks run again",
@@ -51,7 +53,7 @@ def print_report(console: Console, outcome: Outcome) -> None:
     for remark in outcome.remarks:
         console.print(remark)
     for violation in outcome.violations[:_SHOWN_VIOLATIONS]:
-        console.print(f"[red]{violation.kind}[/]: {violation.where}: {violation.detail}")
+        console.print(f"[red]{violation.kind}[/]: {escape(f'{violation.where}: {violation.detail}')}")
     hidden = len(outcome.violations) - _SHOWN_VIOLATIONS
     if hidden > 0:
         console.print(f"... and {hidden} more")
@@ -74,14 +76,21 @@ def _faults_table(outcome: Outcome) -> Table:
                 _seconds(outcome.measured.slowest_disturbed.get(kind)),
                 _UNTIL.get(kind, "the next chunk is complete"),
             )
-    points = ", ".join(f"{point} {count}" for point, count in sorted(outcome.measured.crash_points.items()))
-    table.caption = (
-        f"lease {LEASE_SECONDS:g} s, reconcile {RECONCILE_SECONDS:g} s, drain {DRAIN_SECONDS:g} s; "
-        f"an outage of S3 lasts {outcome.scale.s3_outage_seconds:g} s, with leases of 30 s that would be "
-        f"{outcome.scale.s3_outage_seconds * 30 / LEASE_SECONDS / 60:g} min"
-        + (f"\ndeaths at: {points}" if points else "")
-    )
+    table.caption = "\n".join(_remarks(outcome))
     return table
+
+
+def _remarks(outcome: Outcome) -> Iterator[str]:
+    """How the table is to be read."""
+    yield f"lease {LEASE_SECONDS:g} s, reconcile {RECONCILE_SECONDS:g} s, drain {DRAIN_SECONDS:g} s"
+    yield "worse times: a server was broken or coming back, or it was a second loss, which waits for longer"
+    if outcome.planned.get(FaultKind.S3_OUTAGE):
+        away_seconds = outcome.scale.s3_outage_seconds
+        minutes = away_seconds * _USUAL_LEASE_SECONDS / LEASE_SECONDS / 60
+        yield f"S3 is away for {away_seconds:g} s; with leases of 30 s as usual that would be {minutes:g} min"
+    points = sorted(outcome.measured.crash_points.items())
+    if points:
+        yield "deaths at: " + ", ".join(f"{point} {count}" for point, count in points)
 
 
 def _world_table(outcome: Outcome) -> Table:
@@ -103,11 +112,17 @@ def _world_table(outcome: Outcome) -> Table:
         (len(world.events), f"events, for {ends} ends of jobs, retries included"),
         (outcome.workers, "worker processes"),
         (outcome.claims, f"claims, {outcome.losses} after a loss"),
+        (_losses_without_death(world), "losses of chunks whose worker was not struck down"),
         (len(violations), "violations in all"),
     )
     for number, what in rows:
         table.add_row(f"{number:,}", what)
     return table
+
+
+def _losses_without_death(world: World) -> int:
+    """Leases that expired though nobody had killed or frozen their owner."""
+    return sum(max(0, one.losses - one.deaths) for one in world.attempts)
 
 
 def _given_up(world: World) -> int:
