@@ -1,0 +1,380 @@
+"""A producer that is an attacker: it writes jobs and staged items by hand, and shares a disk with the worker.
+
+The worker may read below `pictures` and write below `results`. Beside them lies a folder that is none of the
+producer's business.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet import keys
+from clipfleet.contract import ErrorCode, Job, JobState
+from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.tar_member import TarMember
+from tests.support.cluster import Cluster
+from tests.support.jobs import make_job, place_job, stage_items
+from tests.support.pictures import encoded, picture
+from tests.support.waiting import wait_until
+
+PATIENCE_SECONDS = 120
+SECRET = encoded(picture(77))
+REFUSED = {ErrorCode.PATH_REFUSED, ErrorCode.BAD_URI, ErrorCode.NOT_FOUND, ErrorCode.SCHEME_REFUSED}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The disk that the attacker shares with the worker."""
+
+    folder: Path
+
+    @property
+    def inside(self) -> Path:
+        return self.folder / "pictures"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @property
+    def outside(self) -> Path:
+        """Looks like an output of nobody's."""
+        return self.folder / "private"
+
+    @property
+    def secret(self) -> Path:
+        return self.outside / "secret.jpg"
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    ground = Ground(tmp_path_factory.mktemp("producer-paths"))
+    for folder in (ground.inside / "sub", ground.results, ground.outside / "sub"):
+        folder.mkdir(parents=True)
+    ground.secret.write_bytes(SECRET)
+    (ground.inside / "a.jpg").write_bytes(encoded(picture(1)))
+    return ground
+
+
+@pytest.fixture(scope="module")
+def attacked(ground: Ground) -> Iterator[Cluster]:
+    settings = {
+        "CLIPFLEET_FILE_ROOTS": str(ground.inside),
+        "CLIPFLEET_OUTPUT_ROOTS": str(ground.results),
+        "CLIPFLEET_CHUNK_DEADLINE_SECONDS": "30",
+    }
+    with Cluster(ground.folder, settings) as running:
+        running.start_worker()
+        yield running
+        shutil.rmtree(ground.outside)  # what the attacker put there is no leftover of a worker
+
+
+def hand_in(cluster: Cluster, job: Job, uris: list[str], *, at: FolderOutput | None = None) -> None:
+    """Submit what no program of ours would.
+
+    Args:
+        cluster: whose ledger is told.
+        job: as the attacker describes it.
+        uris: of its items, staged as they stand.
+        at: where the attacker puts the job's files, if not where the job says.
+    """
+    output = at or FolderOutput(Path(job.output))
+    place_job(output, job)
+    chunks = stage_items(output, job, uris)
+    with closing(Ledger(cluster.server.url)) as ledger:
+        ledger.submit(job)
+        ledger.stage(job.job_id, 0, chunks, len(uris))
+        ledger.seal(job.job_id, chunks, len(uris))
+
+
+def end_of(cluster: Cluster, job_id: str) -> JobStatus:
+    """How a job has ended."""
+    with closing(Ledger(cluster.server.url)) as ledger:
+        wait_until(lambda: ledger.status(job_id).state.is_final, f"job {job_id} ends", PATIENCE_SECONDS)
+        return ledger.status(job_id)
+
+
+def submit_by_hand(cluster: Cluster, job: Job, uris: list[str]) -> JobStatus:
+    """Both."""
+    hand_in(cluster, job, uris)
+    return end_of(cluster, job.job_id)
+
+
+def reading_tricks(ground: Ground) -> dict[str, str]:
+    """URIs that are to bring the secret, by the name of the trick; what they need is put in place."""
+    inside, secret = ground.inside, ground.secret
+    (inside / "link.jpg").symlink_to(secret)
+    (inside / "folder").symlink_to(ground.outside)
+    (inside / "relative").symlink_to("../private")
+    (inside / "chain").symlink_to("folder/sub/..")
+    (inside / "loop").symlink_to("loop")
+    os.mkfifo(inside / "fifo")
+    with tarfile.open(ground.outside / "secret.tar", "w") as archive:
+        entry = tarfile.TarInfo("../../private/secret.jpg")
+        entry.size = len(SECRET)
+        archive.addfile(entry, io.BytesIO(SECRET))
+    (inside / "secret.tar").symlink_to(ground.outside / "secret.tar")
+
+    def member(archive: str) -> str:
+        return TarMember(archive, "a.jpg", 512, len(SECRET)).uri()
+
+    return {
+        "absolute path": str(secret),
+        "dots": f"{inside}/../private/secret.jpg",
+        "dots further down": f"{inside}/sub/../../private/secret.jpg",
+        "slashes and dots": f"{inside}//./sub/..//../private//secret.jpg",
+        "relative path": "../private/secret.jpg",
+        "home": "~/secret.jpg",
+        "linked file": f"{inside}/link.jpg",
+        "linked folder": f"{inside}/folder/secret.jpg",
+        "relative link": f"{inside}/relative/secret.jpg",
+        "link over a link": f"{inside}/chain/secret.jpg",
+        "loop of links": f"{inside}/loop/secret.jpg",
+        "root of a process": f"/proc/self/root{secret}",
+        "folder of a process": "/proc/self/cwd/private/secret.jpg",
+        "environment of a process": "/proc/self/environ",
+        "open file of a process": "/proc/self/fd/0",
+        "standard input": "/dev/stdin",
+        "device": "/dev/zero",
+        "pipe": f"{inside}/fifo",
+        "file URL": f"file://{secret}",
+        "file URL of this machine": f"file://localhost{secret}",
+        "file URL of another": f"file://intranet{secret}",
+        "encoded dots": f"file://{inside}/%2e%2e/private/secret.jpg",
+        "encoded slash": f"file://{inside}/..%2Fprivate%2Fsecret.jpg",
+        "encoded twice": f"file://{inside}/%252e%252e/private/secret.jpg",
+        "encoded, but a path": f"{inside}/%2e%2e/private/secret.jpg",
+        "dots that look alike": f"{inside}/\u2024\u2024/private/secret.jpg",
+        "slashes that look alike": f"{inside}/..\uff0fprivate\uff0fsecret.jpg",
+        "backslashes": f"{inside}\\..\\private\\secret.jpg",
+        "NUL byte": f"{inside}/a.jpg\0/../private/secret.jpg",
+        "NUL byte, encoded": f"file://{inside}/a.jpg%00{secret}",
+        "dots at the end": f"{secret}...",
+        "blank at the end": f"{inside}/link.jpg ",
+        "capitals": f"FILE:{secret}",
+        "capital root": f"{str(inside).upper()}/../private/secret.jpg",
+        "name like the root's": f"{inside}2/../private/secret.jpg",
+        "long name": f"{inside}/{'x' * 300}/../../private/secret.jpg",
+        "long path": f"{inside}{'/sub/..' * 800}/../private/secret.jpg",
+        "archive outside": member(str(ground.outside / "secret.tar")),
+        "linked archive": member(str(inside / "secret.tar")),
+        "archive by dots": member(f"file://{inside}/%2e%2e/private/secret.tar"),
+        "picture as an archive": f"tar+file://{quote(str(secret))}#offset=0&size={len(SECRET)}&name=a.jpg",
+        "other schemes": f"local-file://{secret}",
+    }  # fmt: skip
+
+
+def test_no_trick_reads_a_file_outside_the_roots(attacked: Cluster, ground: Ground) -> None:
+    tricks = reading_tricks(ground)
+    job = make_job(ground.results / "reading", job_id="reading")
+
+    status = submit_by_hand(attacked, job, [*tricks.values(), str(ground.inside / "a.jpg")])
+
+    rows = pq.read_table(ground.results / "reading" / keys.part(0)).to_pylist()
+    codes = {name: row["error_code"] or "read" for name, row in zip([*tricks, "allowed"], rows, strict=True)}
+    assert codes.pop("allowed") == "read"
+    assert {name: code for name, code in codes.items() if code not in REFUSED} == {}
+    assert len(codes) >= 15
+    assert (status.ok, status.failed) == (1, len(tricks))
+    assert sha256(SECRET).hexdigest() not in str(rows)
+
+
+def test_a_hard_link_is_a_file_of_the_folder_that_it_lies_in(attacked: Cluster, ground: Ground) -> None:
+    """Who may link a file may have it read; Linux lets users link their own files only."""
+    (ground.inside / "hard.jpg").hardlink_to(ground.secret)
+    job = make_job(ground.results / "hard", job_id="hard")
+
+    status = submit_by_hand(attacked, job, [str(ground.inside / "hard.jpg")])
+
+    assert (status.ok, status.failed) == (1, 0)
+
+
+@contextmanager
+def swapping(folder: Path, target: Path) -> Iterator[None]:
+    """A folder that is a link to another one half of the time."""
+    real, link, stop = folder.with_name("real"), folder.with_name("swapped"), threading.Event()
+    link.symlink_to(target)
+
+    def swap() -> None:
+        while not stop.is_set():
+            folder.rename(real), link.rename(folder)
+            folder.rename(link), real.rename(folder)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_link_that_comes_and_goes_reads_nothing_outside(attacked: Cluster, ground: Ground) -> None:
+    racing = ground.inside / "race" / "folder"
+    racing.mkdir(parents=True)
+    (racing / "secret.jpg").write_bytes(encoded(picture(2)))
+    job = make_job(ground.results / "race", job_id="race")
+    with swapping(racing, ground.outside):
+        status = submit_by_hand(attacked, job, [str(racing / "secret.jpg")] * 500)
+
+    rows = pq.read_table(ground.results / "race" / keys.part(0)).to_pylist()
+    assert len(rows) == 500
+    assert status.ok > 0
+    assert {row["error_code"] for row in rows} <= {None, *REFUSED}
+    assert sha256(SECRET).hexdigest() not in {row["content_hash"] for row in rows}
+
+
+def writing_tricks(ground: Ground) -> dict[str, tuple[str, str]]:
+    """Outputs that are to lead to a private folder, and which one that is."""
+    results, outside = ground.results, ground.outside
+    (results / "link").symlink_to(outside / "linked")
+    (results / "above").symlink_to(outside)
+    (results / "chain").symlink_to("above/sub/../chained")
+    return {
+        "absolute path": (str(outside / "absolute"), "absolute"),
+        "dots": (f"{results}/../private/dots", "dots"),
+        "linked folder": (f"{results}/link", "linked"),
+        "below a linked folder": (f"{results}/above/below", "below"),
+        "link over a link": (f"{results}/chain", "chained"),
+        "link and dots": (f"{results}/above/../private/both", "both"),
+        "file URL": (f"file://{outside}/url", "url"),
+        "encoded file URL": (f"file://{results}/%2e%2e/private/encoded", "encoded"),
+        "root of a process": (f"/proc/self/root{outside}/root", "root"),
+        "folder of a process": ("/proc/self/cwd/private/cwd", "cwd"),
+        "relative path": ("../private/relative", "relative"),
+        "home": ("~/private/home", "home"),
+        "dots that look alike": (f"{results}/\u2024\u2024/private/alike", "alike"),
+        "capitals": (f"{str(results).upper()}/../private/capitals", "capitals"),
+        "name like the root's": (f"{results}2/../private/like", "like"),
+        "long path": (f"{results}{'/x/..' * 400}/../private/long", "long"),
+    }
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder that the attacker did not put there."""
+    ours = ("job.json", "items-")
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+        if not path.name.startswith(ours)
+    }
+
+
+def test_no_trick_writes_outside_the_roots(attacked: Cluster, ground: Ground) -> None:
+    tricks = writing_tricks(ground)
+    for _, target in tricks.values():
+        (ground.outside / target / keys.TMP).mkdir(parents=True)
+        (ground.outside / target / keys.TMP / "kept").write_bytes(b"not yours")
+    before = tree(ground.outside)
+
+    # The attacker may have access to the folders, too: the worker is who must not be used.
+    for output, target in tricks.values():
+        job = make_job(output, job_id=f"writing-{target}")
+        hand_in(attacked, job, [str(ground.inside / "a.jpg")], at=FolderOutput(ground.outside / target))
+
+    for name, (_, target) in tricks.items():
+        status = end_of(attacked, f"writing-{target}")
+        assert (status.state, status.ok) == (JobState.FAILED, 0), name
+        assert "output_unreachable" in status.reason, name
+    assert tree(ground.outside) == before
+    assert len(tricks) >= 15
+
+
+@pytest.mark.parametrize("name", [keys.INTERNAL, keys.TMP])
+def test_a_link_inside_an_output_is_not_followed(attacked: Cluster, ground: Ground, name: str) -> None:
+    job = make_job(
+        ground.results / f"inner-{name.replace('/', '-')}", job_id=f"inner-{name.replace('/', '-')}"
+    )
+    output = Path(job.output)
+    target = ground.outside / job.job_id
+    target.mkdir()
+    (target / "kept").write_bytes(b"not yours")
+    if name == keys.TMP:
+        (output / keys.INTERNAL).mkdir(parents=True)
+    else:
+        output.mkdir()
+    (output / name).symlink_to(target)
+    (output / name / "tmp").mkdir(exist_ok=True)
+    before = {path for path in tree(target) if "tmp" not in path}
+
+    status = submit_by_hand(attacked, job, [str(ground.inside / "a.jpg")])
+
+    assert (status.state, status.ok) == (JobState.FAILED, 0)
+    assert {path for path in tree(target) if "tmp" not in path} == before
+
+
+def test_an_output_that_turns_into_a_link_while_it_is_written_leads_nowhere(
+    attacked: Cluster, ground: Ground
+) -> None:
+    racing = ground.results / "racing" / "output"
+    private = ground.outside / "racing"
+    private.mkdir()
+    (private / keys.TMP).mkdir(parents=True)
+    job = make_job(racing, job_id="racing").model_copy(update={"chunk_size": 1})
+    for place in (FolderOutput(racing), FolderOutput(private)):  # the attacker prepares both
+        place_job(place, job)
+        stage_items(place, job, [str(ground.inside / "a.jpg")] * 40)
+    before = tree(private)
+    with closing(Ledger(attacked.server.url)) as ledger:
+        with swapping(racing, private):
+            ledger.submit(job)
+            ledger.stage(job.job_id, 0, 40, 40)
+            ledger.seal(job.job_id, 40, 40)
+            wait_until(
+                lambda: ledger.status("racing").state.is_final or ledger.status("racing").done_chunks >= 5,
+                "the worker has written, or given up",
+                PATIENCE_SECONDS,
+            )
+        ledger.cancel("racing", ttl_seconds=600)
+
+    assert tree(private) == before
+
+
+def test_an_output_that_holds_another_job_is_left_alone(attacked: Cluster, ground: Ground) -> None:
+    holder = make_job(ground.results / "taken", job_id="holder")
+    submit_by_hand(attacked, holder, [str(ground.inside / "a.jpg")])
+    before = tree(ground.results / "taken")
+    thief = make_job(ground.results / "taken", job_id="thief")
+
+    hand_in(attacked, thief, [str(ground.inside / "a.jpg")], at=FolderOutput(ground.outside / "thief"))
+
+    assert end_of(attacked, "thief").state is JobState.FAILED
+    assert tree(ground.results / "taken") == before
+
+
+def test_lists_and_label_files_of_a_producer_do_not_widen_what_a_worker_reads(
+    attacked: Cluster, ground: Ground
+) -> None:
+    """The command line resolves paths with its own rights; what it submits is refused by the worker."""
+    listed = ground.folder / "list.txt"
+    listed.write_text(f"../private/secret.jpg\nsub/../../private/secret.jpg\n{ground.secret}\n")
+    labels = ground.inside / "labels.yaml"
+    labels.symlink_to(ground.secret)
+
+    refused = attacked.run(
+        "classify", ground.inside / "a.jpg", "--label-set", labels, "--model", "demo",
+        "--output", ground.results / "labels",
+    )  # fmt: skip
+    answer = attacked.run_json(
+        "embed", listed, "--base-uri", ground.inside, "--model", "demo", "--output", ground.results / "based",
+        expect=3,
+    )  # fmt: skip
+
+    assert refused.returncode == 2
+    assert (answer["ok"], answer["failed"]) == (0, 3)
+    rows = pq.read_table(ground.results / "based" / keys.part(0)).to_pylist()
+    assert {row["error_code"] for row in rows} == {ErrorCode.PATH_REFUSED}
