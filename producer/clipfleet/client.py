@@ -17,7 +17,7 @@ from clipfleet.job_handle import JobHandle
 from clipfleet.job_options import DEFAULT_OPTIONS, JobOptions, Question, make_job
 from clipfleet.job_spec import JobSpec
 from clipfleet.label_sets import Labels, label_sets_of
-from clipfleet.ledger import JobStatus, Ledger, Retention, WorkerFacts
+from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.outputs import Output, open_output, output_of, output_uri
 from clipfleet.rebuild import Rebuild
 from clipfleet.redis_store import RedisStore
@@ -39,7 +39,8 @@ class Client:
     ) -> None:
         self._crash_points = crash_points
         self._settings = settings or load_settings()
-        self._ledger = Ledger(self._settings.require_redis_url())
+        quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
+        self._ledger = Ledger(self._settings.require_redis_url(), quota=quota)
         self._store = RedisStore(self._settings.require_redis_url())
         broker_url = self._settings.require_broker_url()
         self._hints = Hints(make_app(broker_url), broker_url)

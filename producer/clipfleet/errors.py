@@ -9,6 +9,7 @@
     │   ├── JobNotFoundError       no job of this id, no output at this path
     │   ├── JobUnreadableError     the job was described by another version of clipfleet, or by none
     │   │   └── JobTooNewError         by a newer one
+    │   ├── QuotaExceededError     the ledger holds as much as it may: later, or with a higher quota
     │   ├── TooManyItemsError      more than Redis keeps of one job: give an --output
     │   ├── ResultsNotReadyError   no part has been written yet
     │   └── ResultsExpiredError    the rows were in Redis, and the time is over for which it kept them
@@ -65,6 +66,10 @@ class TooManyItemsError(UsageError):
 
 class JobTooNewError(JobUnreadableError):
     """A newer version of clipfleet described the job."""
+
+
+class QuotaExceededError(UsageError):
+    """So much waits to be done that nothing more may be submitted now."""
 
 
 class ResultsExpiredError(UsageError):

@@ -13,17 +13,19 @@ import redis
 
 from clipfleet import keys
 from clipfleet.contract import Job, JobState, Lane, read_job
-from clipfleet.errors import JobConflictError, JobNotFoundError, JobUnreadableError
+from clipfleet.errors import JobConflictError, JobNotFoundError, JobUnreadableError, QuotaExceededError
 from clipfleet.ledger_values import (
     DEFAULT_RETENTION,
     FINISH,
     MAX_FAILURES,
     MAX_LOSSES,
+    NO_QUOTA,
     Claim,
     Draft,
     FinishClaim,
     JobStatus,
     Lease,
+    Quota,
     Retention,
     StageAnswer,
     WorkerFacts,
@@ -33,7 +35,7 @@ from clipfleet.redis_connection import connect, redis_errors
 
 __all__ = [
     "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Claim", "Draft", "FinishClaim", "JobStatus",
-    "Lease", "Ledger", "Retention", "StageAnswer", "WorkerFacts",
+    "Lease", "Ledger", "Quota", "Retention", "StageAnswer", "WorkerFacts",
 ]  # fmt: skip
 
 _SCRIPTS = (
@@ -46,8 +48,9 @@ _SCRIPTS = (
 class Ledger:
     """All calls raise `RedisUnavailableError` while Redis is away."""
 
-    def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
+    def __init__(self, url: str, *, client: redis.Redis | None = None, quota: Quota = NO_QUOTA) -> None:
         self._url = url
+        self._quota = quota
         self._redis = client or connect(url)
         self._run = LuaScripts(self._redis, url, _SCRIPTS).run
 
@@ -74,6 +77,7 @@ class Ledger:
 
         Raises:
             JobConflictError: the id is taken by a job that differs.
+            QuotaExceededError: so much waits already that there is no room for a new job.
         """
         answer = self._run(
             "submit",
@@ -84,18 +88,29 @@ class Ledger:
             job.model,
             job.chunk_size,
             _rate(job.max_error_rate),
+            self._quota.items,
+            self._quota.bytes,
             *(retention.milliseconds if job.output_is_redis else ()),
         )
         if answer[0] == "created":
             return True, JobState.SUBMITTING
+        if answer[0] == "quota":
+            raise _quota_exceeded(self._quota, *answer[1:])
         _, state, fingerprint, spec = answer
         if fingerprint != job.fingerprint:
             raise JobConflictError(_conflict(job, spec))
         return False, JobState(state)
 
     def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
-        """Tell that the staged file of these chunks is in place; they may be claimed from now on."""
-        word, *detail = self._run("stage", job_id, first_chunk, chunks, items)
+        """Tell that the staged file of these chunks is in place; they may be claimed from now on.
+
+        Raises:
+            QuotaExceededError: there is no room for them now; nothing was changed.
+        """
+        quota = self._quota
+        word, *detail = self._run("stage", job_id, first_chunk, chunks, items, quota.items, quota.bytes)
+        if word == "quota":
+            raise _quota_exceeded(quota, *detail)
         return StageAnswer(word, str(detail[0]) if detail else "")
 
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
@@ -429,6 +444,17 @@ def _flat(pairs: Mapping[str, str | int]) -> list[str | int]:
 
 def _not_found(job_id: str) -> JobNotFoundError:
     return JobNotFoundError(f"job {job_id!r} is not known here: `clipfleet jobs` lists the jobs")
+
+
+def _quota_exceeded(quota: Quota, which: str, used: int) -> QuotaExceededError:
+    what, limit = {
+        "items": ("items would wait to be done", quota.items),
+        "bytes": ("bytes of jobs without an output are kept in Redis", quota.bytes),
+    }[which]
+    return QuotaExceededError(
+        f"{int(used):,} {what}, CLIPFLEET_QUOTA_{which.upper()} allows {limit:,}: "
+        "wait until workers have done some, cancel a job, or raise the quota"
+    )
 
 
 def _conflict(job: Job, other_spec: str) -> str:

@@ -227,5 +227,16 @@ class Retention:
 DEFAULT_RETENTION = Retention()
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How much may wait in the ledger before it takes no more; 0: no bound."""
+
+    items: int = 0  # of all jobs, not done yet
+    bytes: int = 0  # of the staged items of jobs whose rows live in Redis
+
+
+NO_QUOTA = Quota()
+
+
 def _pairs(flat: Sequence[str]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -49,6 +49,12 @@ class Settings(_Base):
         le=3650 * DAY_SECONDS,
         description="how long the rows of an ended job stay in Redis",
     )
+    quota_items: int = Field(
+        0, ge=0, description="no submit while this many items of all jobs wait to be done; 0: no quota"
+    )
+    quota_bytes: int = Field(
+        0, ge=0, description="no submit while jobs without an output keep so much in Redis; 0: no quota"
+    )
 
     @field_validator("broker_url")
     @classmethod

@@ -17,6 +17,7 @@ from clipfleet.errors import (
     OutputConflictError,
     OutputUnavailableError,
     OutputUnreachableError,
+    QuotaExceededError,
     SourceChangedError,
     SourceError,
     TooManyItemsError,
@@ -68,6 +69,7 @@ class Submission:
             SourceError: the source holds no images or cannot be read.
             SourceChangedError: the source differs from what an earlier submit of this job staged.
             TooManyItemsError: the output is Redis, and they are more than it keeps: the job is cancelled.
+            QuotaExceededError: there is no room now; submit again with the same job id to go on later.
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
         batches = _peeked(self._bounded(source))
@@ -86,6 +88,8 @@ class Submission:
             self._stage(batches)
         except SourceChangedError:
             raise
+        except QuotaExceededError as error:
+            raise QuotaExceededError(f"{error}; then {self._goes_on}") from error
         except TooManyItemsError:
             self._ledger.cancel(self._job.job_id, ttl_seconds=DAY_SECONDS)
             self._output.clear()
@@ -95,7 +99,11 @@ class Submission:
                 self._ledger.cancel(self._job.job_id, ttl_seconds=DAY_SECONDS)
             raise
         except WorldError as error:
-            raise type(error)(f"{error}; the same submit with job id {self._job.job_id} goes on") from error
+            raise type(error)(f"{error}; {self._goes_on}") from error
+
+    @property
+    def _goes_on(self) -> str:
+        return f"the same submit with job id {self._job.job_id} goes on"
 
     def _bounded(self, source: Source) -> Iterator[pa.RecordBatch]:
         batches = source.batches()
@@ -176,7 +184,12 @@ class Submission:
 
     def _tell(self, file: StagedFile) -> bool:
         """Make the chunks of a file known; False if the job has failed meanwhile."""
-        answer = self._ledger.stage(self._job.job_id, file.first_chunk, file.chunks, file.items)
+        try:
+            answer = self._ledger.stage(self._job.job_id, file.first_chunk, file.chunks, file.items)
+        except QuotaExceededError:
+            if self._job.output_is_redis:  # it takes the room itself; the submit that goes on writes it again
+                self._output.remove(file.name)
+            raise
         if answer.word == "gap":
             raise self._two_submits()
         if answer.word == "refused":

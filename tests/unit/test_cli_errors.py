@@ -44,7 +44,7 @@ Run = Callable[..., Answer]
 class EmptyLedger:
     """A ledger that knows no job, and takes every one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **_: object) -> None:
         self._states: dict[str, JobState] = {}
 
     def close(self) -> None: ...
@@ -121,7 +121,7 @@ def test_an_error_is_one_line_and_the_exit_code_of_its_kind(
 
 @pytest.mark.parametrize("command", ["clipfleet jobs", "clipfleet-worker run"])
 def test_ctrl_c_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(EmptyLedger, "__init__", interrupt)
@@ -282,7 +282,7 @@ def test_what_cannot_be_sent_is_named(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_text_that_cannot_be_sent_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EmptyLedger, "__init__", lambda *_: "\udcff".encode())
+    monkeypatch.setattr(EmptyLedger, "__init__", lambda *_, **__: "\udcff".encode())
     monkeypatch.setattr(client, "Ledger", EmptyLedger)
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://nowhere.invalid/0")
     monkeypatch.setattr(sys, "argv", ["clipfleet", "jobs"])

@@ -1,5 +1,6 @@
--- A staged file is in place: its chunks may be claimed. ARGV: job, first_chunk, chunks, items.
--- Answer: {'staged'}, {'known'} for a repetition, {'gap', staged_chunks} or {'refused', state}.
+-- A staged file is in place: its chunks may be claimed. ARGV: job, first_chunk, chunks, items, quota_items, quota_bytes.
+-- Answer: {'staged'}, {'known'} for a repetition, {'gap', staged_chunks}, {'refused', state} or {'quota', which, how
+-- much there would be}.
 local job, first, chunks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local state = field(job, 'state')
 if not state then return {'refused', 'missing'} end
@@ -9,6 +10,8 @@ local is_open = state == 'submitting' or state == 'paused'
 if not is_open or field(job, 'sealed') == '1' then return {'refused', state} end
 local staged = number(job, 'staged_chunks')
 if first ~= staged then return {'gap', staged} end
+local which, used = full_quota(ARGV[5], ARGV[6], tonumber(ARGV[4]))
+if which then return {'quota', which, used} end
 redis.call('ZADD', job_key(job, STAGED), first, member)
 redis.call('HINCRBY', job_key(job), 'staged_chunks', chunks)
 redis.call('HINCRBY', job_key(job), 'staged_items', ARGV[4])

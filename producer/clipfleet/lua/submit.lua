@@ -1,16 +1,18 @@
--- Make a job known. ARGV: job, spec, fingerprint, lane, model, chunk_size, max_error_rate ('' for none); where its rows
--- live here also job_ttl_ms, result_ttl_ms.
--- Answer: {'created'} or {'exists', state, fingerprint, spec}.
+-- Make a job known. ARGV: job, spec, fingerprint, lane, model, chunk_size, max_error_rate ('' for none), quota_items,
+-- quota_bytes; where its rows live here also job_ttl_ms, result_ttl_ms.
+-- Answer: {'created'}, {'exists', state, fingerprint, spec} or {'quota', which, how much there is}.
 local job = ARGV[1]
 if redis.call('EXISTS', job_key(job)) == 1 then
   return {'exists', field(job, 'state'), field(job, 'fingerprint'), field(job, 'spec')}
 end
+local which, used = full_quota(ARGV[8], ARGV[9], 1)
+if which then return {'quota', which, used} end
 local now = now_ms()
 redis.call('HSET', job_key(job), 'spec', ARGV[2], 'fingerprint', ARGV[3], 'lane', ARGV[4], 'model', ARGV[5],
   'chunk_size', ARGV[6], 'state', 'submitting', 'generation', 0, 'staged_chunks', 0, 'staged_items', 0,
   'next_chunk', 0, 'sealed', 0, 'done_chunks', 0, 'ok', 0, 'failed', 0, 'created_ms', now, 'reason', '',
   'max_error_rate', ARGV[7])
-if ARGV[9] then redis.call('HSET', job_key(job), 'job_ttl_ms', ARGV[8], 'result_ttl_ms', ARGV[9]) end
+if ARGV[11] then redis.call('HSET', job_key(job), 'job_ttl_ms', ARGV[10], 'result_ttl_ms', ARGV[11]) end
 redis.call('ZADD', JOBS, now, job)
 keep_job(job)
 return {'created'}

@@ -60,6 +60,23 @@ local function is_final(state)
   return state == 'completed' or state == 'completed_with_errors' or state == 'cancelled' or state == 'failed'
 end
 
+-- Would more items be too many? Nothing is counted where there is no quota. Answer: nil, or which one and its use.
+local function full_quota(most_items, most_bytes, more_items)
+  most_items, most_bytes = tonumber(most_items), tonumber(most_bytes)
+  if most_items == 0 and most_bytes == 0 then return nil end
+  local items, bytes = more_items, 0
+  for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, -1)) do
+    local facts = redis.call('HMGET', job_key(job), 'state', 'staged_items', 'ok', 'failed')
+    if facts[1] and not is_final(facts[1]) then items = items + facts[2] - facts[3] - facts[4] end
+    if most_bytes > 0 then
+      bytes = bytes + (redis.call('MEMORY', 'USAGE', job_key(job, ITEMS), 'SAMPLES', 0) or 0)
+    end
+  end
+  if most_items > 0 and items > most_items then return 'items', items end
+  if most_bytes > 0 and bytes > most_bytes then return 'bytes', bytes end
+  return nil
+end
+
 -- Put a job where claims look for it, unless it is there; it keeps the turn it had.
 local function offer(job)
   redis.call('ZADD', queue_of(job), 'NX', number(job, 'turn'), job)
