@@ -150,7 +150,7 @@ class Bench:
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
         )
-        models = Models(("demo",), self._load, kept=1, default_precision=Precision.FP32)
+        models = Models(("demo",), lambda *_: self.load(), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
             models=models, items=items, labeller=Labeller(self.batcher, TextMatrices(self.batcher)),
             open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
@@ -169,7 +169,7 @@ class Bench:
         self.decode_stage.close()
         self.decode_pool.shutdown()
 
-    def _load(self, *_: object) -> LoadedModel:
+    def load(self) -> LoadedModel:
         if self.load_error is not None:
             raise self.load_error
         return cast(LoadedModel, self.encoder)
@@ -665,6 +665,27 @@ class TestWhereItIsDecoded:
 
         decode(colour("red"), spec, DecodeRoute.FAST)
         assert [len(reader.read_files) for reader in readers] == [1, 2]
+
+    def test_others_do_not_get_ahead_of_a_suspect_while_its_model_loads(
+        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loading, go = threading.Event(), threading.Event()
+
+        def load() -> LoadedModel:
+            loading.set()
+            assert go.wait(PATIENCE_SECONDS)
+            return cast(LoadedModel, bench.encoder)
+
+        monkeypatch.setattr(bench, "load", load)
+        job = bench.submit(bench.colours())
+        suspect = InThread(lambda: bench.run(job, losses=1))
+        assert loading.wait(PATIENCE_SECONDS)
+
+        bench.decode_stage.decode(colour("red"), bench.encoder.pixel_spec, DecodeRoute.FAST)
+        go.set()
+        suspect.result()
+
+        assert [len(reader.read_files) for reader in readers] == [0, 1 + ITEMS]
 
     def test_a_careful_operator_has_but_the_simplest_formats_read_in_the_process(
         self, bench: Bench, readers: tuple[Reader, Reader]

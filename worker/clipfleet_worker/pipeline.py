@@ -89,17 +89,18 @@ class Pipeline:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
         work = _work(claim, context)
-        lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
-        model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
         is_suspect = claim.losses > 0 or work.is_suspect
-        with self._items.handling(is_suspect=is_suspect), self._open_items.making_room() as make_room:
+        with self._items.handling(is_suspect=is_suspect):  # before the load: others may wait for it, too
+            lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
+            model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
+            with self._open_items.making_room() as make_room:
 
-            def on_end(count: int) -> None:
-                lease.note_progress()
-                make_room(count)
+                def on_end(count: int) -> None:
+                    lease.note_progress()
+                    make_room(count)
 
-            outcomes = Outcomes(work.items.num_rows, on_end)
-            labels = self._process(context.job, work.items, outcomes, model, lease, is_suspect=is_suspect)
+                outcomes = Outcomes(work.items.num_rows, on_end)
+                labels = self._process(context.job, work.items, outcomes, model, lease, is_suspect=is_suspect)
         lease.enter("write", _WRITE_LIMIT_SECONDS)
         return self._write(claim, context, work, outcomes, model=model, labels=labels)
 
