@@ -33,7 +33,7 @@ class PartIdentity:
     def require(self, job_id: str, chunk_id: int, where: str) -> None:
         """Raise `OutputConflictError` unless it is the part of this chunk; `where` begins the message."""
         if (self.job_id, self.chunk_id) != (job_id, chunk_id):
-            raise OutputConflictError(f"{where} belongs to job {self.job_id}, chunk {self.chunk_id}")
+            raise OutputConflictError(f"{where} belongs to job {self.job_id!r}, chunk {self.chunk_id}")
 
 
 @dataclass(frozen=True, slots=True)

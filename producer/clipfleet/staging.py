@@ -391,7 +391,7 @@ class StagedReader:
         if version not in {str(known) for known in READABLE_SCHEMA_VERSIONS}:
             problem = "was written by another version of clipfleet; update this worker"
         elif noted.get("job_id") != self._job_id:
-            problem = f"belongs to job {noted.get('job_id')}, not to {self._job_id}"
+            problem = f"belongs to job {noted.get('job_id')!r}, not to {self._job_id}"
         elif noted.get("first_chunk") != str(first_chunk) or file.num_row_groups != chunks:
             problem = "does not hold the chunks that its name says"
         else:

@@ -397,7 +397,7 @@ class TestTheWorldFails:
         bench = Bench(folder)
 
         with pytest.raises(
-            OutputConflictError, match=r"part-00000001\.parquet belongs to job other, chunk 1"
+            OutputConflictError, match=r"part-00000001\.parquet belongs to job 'other', chunk 1"
         ):
             bench.finish()
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clipfleet.versions import SCHEMA_VERSION
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS, worker_targets
 from tests.support.shards import tar_bytes
@@ -41,6 +42,16 @@ def _parquet_in_which(text: bytes, damage: bytes) -> bytes:
     data = buffer.getvalue()
     assert text in data
     return data.replace(text, damage)
+
+
+def _staged_by(job_id: str) -> bytes:
+    buffer = io.BytesIO()
+    footer = {"schema_version": str(SCHEMA_VERSION), "job_id": job_id, "first_chunk": "0"}
+    pq.write_table(pa.table({"uri": ["a"]}).replace_schema_metadata(footer), buffer)
+    return buffer.getvalue()
+
+
+_STAGED_BY_ANOTHER = _staged_by("another\njob")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "image"])  # some of those are hostile
@@ -94,6 +105,7 @@ def test_so_does_anything_at_all(name: str, data: bytes, tmp_path_factory: pytes
         ("parquet", _parquet_in_which(b"first.jpg", b"first\xffjpg"), "ok"),
         ("part.parquet", b"PAR1" + bytes(20) + b"\x14\0\0\0PAR1", "OutputDamagedError"),
         ("staged items", b"PAR1" + bytes(20) + b"\x14\0\0\0PAR1", "OutputDamagedError"),
+        ("staged items", _STAGED_BY_ANOTHER, "OutputUnreachableError"),
         ("part.jsonl", _DEEP + b"\n", "OutputDamagedError"),
         ("part.jsonl footer", _DEEP, "OutputDamagedError"),
         ("job.json", _DEEP, "JobUnreadableError"),

@@ -132,7 +132,7 @@ class TestWriting:
     ) -> None:
         put(output, other, keys.part(3))
 
-        with pytest.raises(OutputConflictError, match=f"job {other.job_id}"):
+        with pytest.raises(OutputConflictError, match=f"job {other.job_id!r}"):
             sink.write(OURS, rows("/a.jpg"), COUNTS)
 
         assert uris(output) == ["/theirs.jpg"]

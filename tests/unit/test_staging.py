@@ -489,7 +489,7 @@ class TestReading:
     def test_a_file_of_another_job_is_refused(self, staged: CountingOutput) -> None:
         with (
             StagedReader(staged, job_id="another") as reader,
-            pytest.raises(OutputUnreachableError, match=f"belongs to job {JOB}, not to another"),
+            pytest.raises(OutputUnreachableError, match=f"belongs to job '{JOB}', not to another"),
         ):
             reader.read_chunk(0, 4, 0)
         assert staged.files[0].closed
