@@ -20,6 +20,7 @@ from clipfleet_worker.failures import ItemFailure
 _PARTS = re.compile(r"[A-Za-z]+://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 _UNDECODABLE = re.compile(r"[\udc80-\udcff]")
+_HOST_AND_PORT = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::[0-9]*)?")
 _HOST_NAME = re.compile(r"(?=.{1,254}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 # What may stand on the wire as it is: the characters of RFC 3986, and % only in front of two hex digits.
 _WIRE_READY = re.compile(r"(?:[!#$&-;=?-\[\]_a-z~]|%[0-9A-Fa-f]{2})*")
@@ -64,6 +65,8 @@ def target_of(text: str) -> Target:
         raise _bad("a URL without a host")
     if "@" in parts["authority"]:
         raise _bad("a URL with a user name or password: credentials are refused")
+    if not _HOST_AND_PORT.fullmatch(parts["authority"]):
+        raise _bad("not a port")  # Python's int takes +80, 8_0 and digits of other scripts
     if not (_is_ipv6(host) if "[" in parts["authority"] else _HOST_NAME.fullmatch(host)):
         raise _bad("not a host name")
     return Target(text, _as_written(url, parts["path"], parts["query"] or ""), url.scheme, host)
