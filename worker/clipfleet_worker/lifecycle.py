@@ -246,6 +246,7 @@ class Worker:
         raise_open_files_limit(connections=self._settings.total_connections)
         threading.excepthook = _exit_when_a_thread_dies
         register(self._celery_app, self._tasks)
+        signals.setup_logging.connect(_leave_logging_alone)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.worker_ready.connect(self._on_ready)
         if self._preload:
@@ -389,6 +390,10 @@ def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:
         respects_robots_tag="tag" in settings.robots,
         robots_txt=RobotsTxt() if "txt" in settings.robots else None,
     )
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """Celery would have all libraries tell everything; where somebody receives its signal, it does not."""
 
 
 def _run_celery(app: Celery, worker_id: str) -> int:
