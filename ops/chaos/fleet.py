@@ -148,22 +148,21 @@ class Fleet:
     def end(self, slot: int, number: signal.Signals) -> None:
         """SIGKILL or SIGTERM; its end is noted by `tend`."""
         worker = self._worker(slot)
-        worker.ended_by, worker.asked_at = number.name, time.monotonic()
-        os.kill(self._pid(worker), number)
+        if self._signal(worker, number):
+            worker.ended_by, worker.asked_at = number.name, time.monotonic()
 
     def freeze(self, slot: int) -> LiveWorker:
         """SIGSTOP: its machine sleeps."""
         worker = self._worker(slot)
-        worker.is_frozen = True
-        os.kill(self._pid(worker), signal.SIGSTOP)
-        self.frozen.append((worker.number, time.monotonic()))
+        if self._signal(worker, signal.SIGSTOP):
+            worker.is_frozen = True
+            self.frozen.append((worker.number, time.monotonic()))
         return worker
 
     def thaw(self, worker: LiveWorker) -> None:
         """SIGCONT."""
         worker.is_frozen = False
-        with suppress(ProcessLookupError):
-            os.kill(self._pid(worker), signal.SIGCONT)
+        self._signal(worker, signal.SIGCONT)
 
     def arm(self, slot: int, number: int, point: str, passage: int) -> None:
         """Let the worker of a slot, or the next one there, die at a crash point."""
@@ -205,7 +204,7 @@ class Fleet:
             if time.monotonic() > deadline:
                 for slot in self.slots:
                     if slot.worker is not None and slot.worker.pid is not None:
-                        os.kill(slot.worker.pid, signal.SIGKILL)
+                        self._signal(slot.worker, signal.SIGKILL)
             time.sleep(0.02)
 
     # --- The nursery ---
@@ -291,7 +290,11 @@ class Fleet:
         return worker
 
     @staticmethod
-    def _pid(worker: LiveWorker) -> int:
+    def _signal(worker: LiveWorker, number: signal.Signals) -> bool:
+        """False if it has just ended by itself: the nursery's report of that is on its way."""
         if worker.pid is None:
             raise RuntimeError(f"worker {worker.number} was not started yet")
-        return worker.pid
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, number)
+            return True
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,12 +134,17 @@ class TestTakingAName:
         assert output.has_conditional_writes
         assert s3.keys() == []
 
-    def test_no_scratch_file_and_no_canary_stays(self, s3: S3Bucket, output: S3Output) -> None:
+    def test_no_scratch_file_and_no_canary_stays(
+        self, s3: S3Bucket, output: S3Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not even while it is written to: who is killed then leaves nothing on his machine."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         with output.scratch() as path:
             path.write_bytes(b"data")
+            assert list(tmp_path.iterdir()) == []
             output.publish(path, "part-1")
 
-        assert not path.parent.exists()
+        assert s3.get("jobs/one/part-1") == b"data"
         assert s3.keys() == ["jobs/one/part-1"]
 
 

@@ -74,11 +74,11 @@ class S3Output:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A path in the machine's own folder of temporary files."""
+        """A file without a name in the machine's own folder of temporary files: of a kill nothing is left."""
         with output_errors(Path(tempfile.gettempdir())):
-            folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
-        with folder as path:
-            yield Path(path) / "scratch"
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - errors of its user are not the folder's
+        with file:
+            yield Path(f"/proc/self/fd/{file.fileno()}")
 
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """See the protocol."""
