@@ -292,3 +292,14 @@ class TestPieces:
     @pytest.mark.parametrize("uri", ["tar+s3://b/x.tar", "tar+s3://b/x.tar#offset=1&size=a&name=", "tar+s3:"])
     def test_a_name_that_is_none(self, uri: str) -> None:
         assert fetch(Store(), uri) == [ErrorCode.BAD_URI]
+
+
+@pytest.mark.parametrize(
+    "key", ["../other/x.jpg", "a/../../other/x.jpg", "/../other/x.jpg", ".", "..\\other\\x"]
+)
+def test_a_key_that_may_lead_out_of_its_bucket_is_refused_where_buckets_are_listed(key: str) -> None:
+    store = Store({("mine", key): b"x"})
+
+    assert fetch(store, f"s3://mine/{key}", buckets=("mine",)) == [ErrorCode.BUCKET_REFUSED]
+    assert fetch(store, f"s3://mine/{key}") == [b"x"]  # to the letter it is a key like any other
+    assert len(store.calls) == 1

@@ -285,10 +285,10 @@ class Claims:
 
     def _out_of_reach(self, claim: Claim, error: BaseException) -> None:
         """Others may reach the output; if nobody else is there, or all have tried, the job cannot go on."""
-        self.shunned_jobs.add(claim.job_id)
         if self.is_alone() or claim.failures + 1 >= MAX_FAILURES:
             self.fail_job(claim, ErrorCode.OUTPUT_UNREACHABLE, error)
         else:
+            self.shunned_jobs.add(claim.job_id)
             self._release(claim, "failures", error)
 
     def fail_job(self, claim: Claim | FinishClaim, code: ErrorCode, error: BaseException) -> None:

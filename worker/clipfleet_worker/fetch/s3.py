@@ -8,6 +8,7 @@ read is a setting. Time, bytes and simultaneous calls are capped. What comes bac
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -181,6 +182,9 @@ class S3Fetcher:
             raise ItemFailure(ErrorCode.BAD_URI, "a bucket, not an object")
         if self._buckets and bucket not in self._buckets:
             raise ItemFailure(ErrorCode.BUCKET_REFUSED, f"bucket {bucket} is not one of CLIPFLEET_S3_BUCKETS")
+        if self._buckets and not {".", ".."}.isdisjoint(re.split(r"[/\\]", key)):
+            # To the letter that is a key like any other; a store or proxy that resolves it leads elsewhere.
+            raise ItemFailure(ErrorCode.BUCKET_REFUSED, "a key with `.` or `..` may lead out of its bucket")
         return bucket, key
 
     def _get(self, bucket: str, key: str, byte_range: str) -> bytes:
