@@ -17,7 +17,7 @@ RUN pip install --no-cache-dir --require-hashes --no-deps --requirement ops/lock
 COPY pyproject.toml README.md LICENSE ./
 COPY producer producer
 COPY worker worker
-RUN pip install --no-cache-dir --no-deps .
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 # By its number: so Kubernetes can tell that it is not root.
 USER 1000

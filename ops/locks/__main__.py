@@ -3,7 +3,7 @@
 Each pins versions and hashes for every Python and platform that pyproject.toml allows:
 
 - `ci.txt`: all that tests need but torch.
-- `worker.txt`: all that the image of a worker needs but torch.
+- `worker.txt`: all that the image of a worker needs but torch, and what builds the package there.
 - `torch.txt`: torch and torchvision of the default build, with what only they need. Apart from the others,
   because each build of torch (CPU, CUDA, ROCm) has an index, and so hashes, of its own.
 
@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OLDEST_PYTHON = "3.11"
 OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
+BUILDS = "hatchling"  # see build-system in pyproject.toml
 EXTRAS = {"ci.txt": ("worker", "embedded", "dev"), "worker.txt": ("worker",)}
 
 _HEADER = "# {}\n# Written by `make lock`; do not edit. Install with --require-hashes --no-deps.\n"
@@ -32,21 +33,23 @@ _TITLES = {
 
 
 def main() -> None:
-    compiled = {name: _blocks(_compile(extras)) for name, extras in EXTRAS.items()}
+    compiled = {
+        name: _blocks(_compile(extras, "" if "dev" in extras else BUILDS)) for name, extras in EXTRAS.items()
+    }
     for name, blocks in compiled.items():
         _write(name, [block for package, block in blocks.items() if not _is_of_torch(package)])
     _write("torch.txt", [block for package, block in compiled["ci.txt"].items() if _is_of_torch(package)])
 
 
-def _compile(extras: Sequence[str]) -> str:
+def _compile(extras: Sequence[str], more: str) -> str:
     """What uv pins, as the text of a requirements file."""
-    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet"]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--quiet"]
     command += ["--constraints", str(HERE / "torch.in"), "--universal", "--python-version", OLDEST_PYTHON]
     command += ["--generate-hashes", "--no-emit-package", "clipfleet", "--no-header", "--no-annotate"]
     command += ["--no-emit-index-url", "--no-emit-find-links"]
     for extra in extras:
         command += ["--extra", extra]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(command, cwd=ROOT, input=more, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _blocks(text: str) -> dict[str, str]:

@@ -65,6 +65,11 @@ def test_torch_is_in_its_own_file() -> None:
     assert {name: versions for name, versions in locked("torch.txt").items() if name in wanted} == wanted
 
 
+def test_what_builds_the_package_in_the_image_is_locked() -> None:
+    builds = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert {canonicalize_name(Requirement(one).name) for one in builds} <= set(locked("worker.txt"))
+
+
 def test_they_are_used() -> None:
     assert "LOCK=ops/locks/ci.txt" in (ROOT / ".ci" / "run").read_text()
     image = (ROOT / "ops" / "docker" / "worker.Dockerfile").read_text()
