@@ -15,6 +15,8 @@ from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from clipfleet_worker.lifecycle import _http_fetcher
+from clipfleet_worker.settings import WorkerSettings
 from tests.support.http_site import HttpSite
 
 LIMITS = HttpLimits(
@@ -35,21 +37,24 @@ def site(tmp_path: Path) -> Iterator[HttpSite]:
         yield site
 
 
-def fetch(*uris: str, tag: bool = True, txt: bool = False) -> list[Result]:
-    async def one(fetcher: HttpFetcher, uri: str) -> Result:
+def fetch(
+    *uris: str, tag: bool = True, txt: bool = False, fetcher: HttpFetcher | None = None
+) -> list[Result]:
+    robots_txt = RobotsTxt() if txt else None
+    chosen = fetcher or HttpFetcher(LIMITS, GUARD, respects_robots_tag=tag, robots_txt=robots_txt)
+
+    async def one(uri: str) -> Result:
         try:
-            return await fetcher.fetch(uri)
+            return await chosen.fetch(uri)
         except ItemFailure as failure:
             return failure.error.code
 
     async def run() -> list[Result]:
-        robots_txt = RobotsTxt() if txt else None
-        fetcher = HttpFetcher(LIMITS, GUARD, respects_robots_tag=tag, robots_txt=robots_txt)
-        await fetcher.start()
+        await chosen.start()
         try:
-            return list(await asyncio.gather(*(one(fetcher, uri) for uri in uris)))
+            return list(await asyncio.gather(*map(one, uris)))
         finally:
-            await fetcher.close()
+            await chosen.close()
 
     return asyncio.run(run())
 
@@ -122,3 +127,23 @@ class TestTxt:
 
     def test_an_internal_address_is_refused_before_its_robots_txt_is_asked_for(self) -> None:
         assert fetch("http://10.0.0.1/a.jpg", txt=True) == [ErrorCode.ADDRESS_REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("robots", "expected"),
+    [
+        (None, [ErrorCode.ROBOTS_REFUSED, bytes(7)]),
+        ("none", [b"picture", bytes(7)]),
+        ("txt", [b"picture", ErrorCode.ROBOTS_REFUSED]),
+        ("tag,txt", [ErrorCode.ROBOTS_REFUSED, ErrorCode.ROBOTS_REFUSED]),
+    ],
+)
+def test_the_setting_arrives_in_the_fetcher_of_a_worker(
+    site: HttpSite, monkeypatch: pytest.MonkeyPatch, robots: str | None, expected: list[Result]
+) -> None:
+    site.robots_txt = "User-agent: *\nDisallow: /bytes/\n"
+    monkeypatch.setenv("CLIPFLEET_ALLOW_PRIVATE", "127.0.0.1/32")
+    if robots is not None:
+        monkeypatch.setenv("CLIPFLEET_ROBOTS", robots)
+    fetcher = _http_fetcher(WorkerSettings())
+    assert fetch(site.url("/tagged?tag=noai"), site.url("/bytes/7"), fetcher=fetcher) == expected
