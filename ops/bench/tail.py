@@ -182,7 +182,7 @@ def run(cluster: Cluster, site: Site, name: str, uris: Sequence[str]) -> Run:
     )
     seconds = time.perf_counter() - began
     if result.returncode not in (0, 3):
-        raise SystemExit(result.stderr + cluster.logs())
+        raise SystemExit(f"clipfleet ended with {result.returncode}: {result.stderr}{cluster.logs()}")
     answers, good_seconds = site.good_answers()
     status = json.loads(result.stdout)
     if not status["total"] - len(uris) == status["ok"] - answers == 0:

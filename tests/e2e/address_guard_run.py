@@ -341,9 +341,7 @@ class Report:
 def main() -> None:
     folder = Path(sys.argv[1])
     open_network([PUBLIC_V4, PUBLIC_V6])
-    resolv = folder / "resolv.conf"
-    resolv.write_text("nameserver 127.0.0.1\nsearch search.test\noptions timeout:1 attempts:1\n")
-    subprocess.run(["mount", "--bind", resolv, "/etc/resolv.conf"], check=True)
+    _ask_here(folder)
     image = folder / "picture.png"
     image.write_bytes(encoded(picture(1), "PNG"))
     names = NAMES | {"allowed.test": ["A 10.77.7.2"], "*.store.test": [f"A {STORE[0]}"]}
@@ -378,6 +376,19 @@ def main() -> None:
         reports["default"].controls = controls
     report = {name: asdict(report) for name, report in reports.items()}
     (folder / "report.json").write_text(json.dumps(report))
+
+
+def _ask_here(folder: Path) -> None:
+    """Let this process and its children ask the name server of this network, and no daemon of the machine."""
+    files = {
+        "resolv.conf": "nameserver 127.0.0.1\nsearch search.test\noptions timeout:1 attempts:1\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    }
+    for name, text in files.items():
+        real, ours = Path("/etc", name), folder / name
+        if real.exists():
+            ours.write_text(text)
+            subprocess.run(["mount", "--bind", ours, real], check=True)
 
 
 def _run(cluster: Cluster, wanted: list[Case], web: EveryAddress, server: NameServer) -> Report:

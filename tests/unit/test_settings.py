@@ -100,7 +100,12 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "file_roots": [("pictures", "not an absolute path"), "/a,~/b"],
     "output_roots": [("results", "not an absolute path")],
     "s3_buckets": [("s3://pictures", "not the name of a bucket"), ("a/b", "'a/b'")],
-    "allow_private": [("localhost", "'localhost'"), ("10.0.0.1/8", "host bits"), "10.0.0.0/33"],
+    "allow_private": [
+        ("::ffff:10.0.0.0/104", "as an IPv4 network"),
+        ("localhost", "'localhost'"),
+        ("10.0.0.1/8", "host bits"),
+        "10.0.0.0/33",
+    ],
     "allow_ports": [("0", "not a port"), "65536", "http", "-1"],
     "contact": [],  # any text
     "robots": [("all", "tag,txt"), "none,tag", "TAG"],

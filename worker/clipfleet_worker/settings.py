@@ -16,6 +16,7 @@ from clipfleet_worker.image_outline import DEFAULT_MAX_DECODE_BYTES
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MEBIBYTE = 1024 * 1024
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _DECODE_CHILD_BYTES = 512 * _MEBIBYTE  # of address space: Python, numpy and Pillow, and some room
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -144,8 +145,10 @@ class WorkerSettings(Settings):
     @field_validator("allow_private")
     @classmethod
     def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
-            ipaddress.ip_network(network)
+        for text in value:
+            network = ipaddress.ip_network(text)
+            if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+                raise ValueError(f"{text!r} holds IPv4 addresses: write it as an IPv4 network")
         return value
 
     @field_validator("s3_buckets")
