@@ -303,3 +303,11 @@ def test_a_key_that_may_lead_out_of_its_bucket_is_refused_where_buckets_are_list
     assert fetch(store, f"s3://mine/{key}", buckets=("mine",)) == [ErrorCode.BUCKET_REFUSED]
     assert fetch(store, f"s3://mine/{key}") == [b"x"]  # to the letter it is a key like any other
     assert len(store.calls) == 1
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed"])
+def test_trouble_of_ours_is_no_fault_of_an_object(code: str) -> None:
+    (found,) = fetch(Store({("b", "x.jpg"): answer(403, code)}), "s3://b/x.jpg")
+
+    assert isinstance(found, SourceUnavailableError)
+    assert code in str(found)

@@ -263,7 +263,7 @@ class Claims:
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, _OF_THE_WORLD):
-            if isinstance(error, OutputUnavailableError):
+            if isinstance(error, OutputUnavailableError | SourceUnavailableError):
                 self.shunned_jobs.wait(claim.job_id)
             self._release(claim, "waits", error)
         else:

@@ -33,13 +33,13 @@ _CODES = {
     S3Problem.NO_BUCKET: ErrorCode.NOT_FOUND,
     S3Problem.DENIED: ErrorCode.ACCESS_DENIED,
     S3Problem.NO_CREDENTIALS: ErrorCode.ACCESS_DENIED,
-    S3Problem.EXPIRED: ErrorCode.ACCESS_DENIED,
-    S3Problem.CLOCK: ErrorCode.ACCESS_DENIED,
     S3Problem.MISCONFIGURED: ErrorCode.HTTP_ERROR,
     S3Problem.REFUSED: ErrorCode.HTTP_ERROR,
     S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
     S3Problem.AWAY: ErrorCode.SERVER_ERROR,
 }
+# No object is to blame for these, and they pass: its chunk waits.
+_OURS = (S3Problem.EXPIRED, S3Problem.CLOCK)
 # By name, as botocore's own; first what says most.
 _NETWORK_CODES = {
     "ParamValidationError": ErrorCode.BAD_URI,
@@ -198,6 +198,9 @@ class S3Fetcher:
                     raise too_many_bytes(self._limits.max_image_bytes)
                 return self._read_all(body, ends)
         except failures_of_calls() as error:
+            failure = explain(error)
+            if failure.problem in _OURS:
+                raise SourceUnavailableError(f"{SCHEME}{bucket}: {failure.detail}") from error
             raise _failure(error) from error
 
     def _read_all(self, body: Any, ends: float) -> bytes:
