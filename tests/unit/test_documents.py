@@ -225,12 +225,11 @@ def test_images_are_pinned_to_a_version() -> None:
         assert re.search(r":\d+\.\d+[\w.-]*$", image), image
 
 
-def test_the_container_says_when_it_takes_work() -> None:
+def test_the_container_is_asked_for_its_health() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    ready = re.search(r"CLIPFLEET_READY_FILE: (\S+)", text)
-    assert ready
-    assert f'["CMD", "test", "-e", "{ready[1]}"]' in text
-    assert f"- {Path(ready[1]).parent}:" in text  # a file system of its own, so a restart empties it
+    port = re.search(r'CLIPFLEET_HEALTH_PORT: "(\d+)"', text)
+    assert port
+    assert f"urlopen('http://127.0.0.1:{port[1]}/healthz')" in text
 
 
 def test_importing_the_producer_side_loads_neither_torch_nor_pillow() -> None:

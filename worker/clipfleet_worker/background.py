@@ -41,7 +41,8 @@ class Reachability:
         """Redis has answered, or has not."""
         now = self._monotonic()
         if is_ok != self._was_ok:
-            self._was_ok, self._changed = is_ok, now
+            # A call that failed may have hung for long: Redis was away from its last answer on.
+            self._was_ok, self._changed = is_ok, now if is_ok else self._answered or now
         if is_ok:
             self._answered = now
 
