@@ -6,9 +6,8 @@ here: rows go in with the `complete` of their chunk.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError, UsageError
 from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.local_scratch import local_scratch
 from clipfleet.redis_store import ANYTHING, RedisStore, version_of
 
 _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
@@ -39,11 +39,9 @@ class RedisOutput:
         """See the protocol."""
         return True
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A file in the machine's own folder for such."""
-        with tempfile.TemporaryDirectory(prefix="clipfleet-") as folder:
-            yield Path(folder) / "scratch"
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A file of this machine."""
+        return local_scratch()
 
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """See the protocol; also False if the job has ended meanwhile."""

@@ -7,12 +7,11 @@ the first write; there a look comes before a plain put.
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
 from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.local_scratch import local_scratch
 from clipfleet.s3 import (
     SCHEME,
     S3Client,
@@ -72,13 +72,9 @@ class S3Output:
                     self._conditional = self._probe()
             return self._conditional
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A file without a name in the machine's own folder of temporary files: of a kill nothing is left."""
-        with output_errors(Path(tempfile.gettempdir())):
-            file = tempfile.TemporaryFile()  # noqa: SIM115 - errors of its user are not the folder's
-        with file:
-            yield Path(f"/proc/self/fd/{file.fileno()}")
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A file of this machine."""
+        return local_scratch()
 
     def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
         """See the protocol."""
