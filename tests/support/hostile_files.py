@@ -296,6 +296,23 @@ def _core_tiff(extra: Mapping[int, tuple[int, list[int]]] | None = None, *, next
     return tiff(_rgb_tags(64, 48, len(pixels)) | dict(extra or {}), pixels, next_directory=next_directory)
 
 
+def _big_tiff_with_exif(tags: int) -> bytes:
+    """`CORE` as a BigTIFF with a second directory of many tags that Pillow reads after the picture."""
+    pixels = bytes(CORE_COLOUR) * (64 * 48)
+    exif_start = 16 + len(pixels)
+    exif = struct.pack("<Q", tags) + struct.pack("<HHQQ", 40_000, 4, 1, 1) * tags + bytes(8)
+    values = {256: 64, 257: 48, 258: 0, 259: 1, 262: 2, 273: 16, 277: 3, 278: 48, 279: len(pixels)}
+    values[34_665] = exif_start
+    entries = b"".join(
+        struct.pack("<HHQ", tag, 3, 3) + struct.pack("<HHHH", 8, 8, 8, 0)
+        if tag == 258
+        else struct.pack("<HHQQ", tag, 4, 1, value)
+        for tag, value in values.items()
+    )
+    directory = struct.pack("<Q", len(values)) + entries + bytes(8)
+    return b"II+\0\x08\0\0\0" + struct.pack("<Q", exif_start + len(exif)) + pixels + exif + directory
+
+
 def deflated_tiff(width: int, height: int, *, tile: int | None = None) -> bytes:
     """Black, compressed; in one strip or in tiles of one size that all are the same bytes."""
     size = height * width * 3 if tile is None else tile * tile * 3
@@ -497,6 +514,13 @@ _JPEGS: dict[str, Hostile] = {
     "jpeg: 25 MB of filling before the picture": _refused(
         _BROKEN, lambda: core_jpeg(before=b"\xff" * 25 * MEGABYTE)
     ),
+    "jpeg: 25 MB of filling and no picture": _refused(_BROKEN, lambda: b"\xff\xd8" + b"\xff" * 25 * MEGABYTE),
+    "jpeg: 25 MB of zeros before the picture": _refused(
+        _BROKEN, lambda: core_jpeg(before=segment(0xEF, b"") + bytes(25 * MEGABYTE))
+    ),
+    "jpeg: 25 MB of zeros and no picture": _refused(
+        _BROKEN, lambda: b"\xff\xd8\xff\xe0\0\2" + bytes(25 * MEGABYTE)
+    ),
     "jpeg: of two pictures (MPO)": _picture(
         lambda: encoded(CORE, "MPO", save_all=True, append_images=[CORE.rotate(180)], quality=95)
     ),
@@ -589,6 +613,7 @@ _TIFFS: dict[str, Hostile] = {
     "tiff: a directory of 2^64 tags": _refused(
         _BROKEN, lambda: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 100
     ),
+    "tiff: a million tags of EXIF": _picture(lambda: _big_tiff_with_exif(1_000_000)),
     "tiff: a directory that is the header": _refused(_BROKEN, lambda: b"II*\0\0\0\0\0" + bytes(100)),
 }
 

@@ -136,11 +136,12 @@ def jpeg_coefficient_bytes(data: bytes) -> int:
     position, pieces = 2, 0
     while True:
         found = _MARKER.search(data, position)
-        if found is None or found.end() + 4 > len(data):
-            return 0  # no scan: neither decoder will make a picture of it
-        pieces += found.end() - position
+        end = len(data) if found is None else found.end()
+        pieces += end - position
         _check_pieces(pieces, "segments and filling bytes of this JPEG")
-        marker, position = data[found.end()], found.end() + 1
+        if end + 4 > len(data):
+            return 0  # no scan: neither decoder will make a picture of it
+        marker, position = data[end], end + 1
         if marker == _START_OF_SCAN:
             break
         if marker in _BARE_MARKERS:
