@@ -254,8 +254,12 @@ def _other_refusals() -> list[Case]:
         ],
         "too_many_redirects": [to(*[SITE] * 7, inside("10.0.0.1")), to(*[SITE] * 7 + [f"{SITE}{PICTURE}"])],
         "dns_failed": [inside("nowhere.test"), to(SITE, inside("nowhere.test")), inside("silent.test")],
-        "bucket_refused": ["s3://10.0.0.1/picture.png", "s3://169.254.169.254/latest/meta-data"],
-        "not_found": ["s3://bucket/picture.png", "s3://bucket/../10.0.0.1/x"],
+        "bucket_refused": [
+            "s3://10.0.0.1/picture.png",
+            "s3://169.254.169.254/latest/meta-data",
+            "s3://bucket/../10.0.0.1/x",
+        ],
+        "not_found": ["s3://bucket/picture.png"],
     }
     return [Case(uri, code) for code, uris in by_code.items() for uri in uris]
 
@@ -381,7 +385,7 @@ def main() -> None:
 def _ask_here(folder: Path) -> None:
     """Let this process and its children ask the name server of this network, and no daemon of the machine."""
     files = {
-        "resolv.conf": "nameserver 127.0.0.1\nsearch search.test\noptions timeout:1 attempts:1\n",
+        "resolv.conf": "nameserver 127.0.0.1\nsearch search.test\noptions timeout:2 attempts:1\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     }
     for name, text in files.items():
