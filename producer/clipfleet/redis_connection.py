@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -84,7 +84,9 @@ def redis_errors(url: str) -> Iterator[None]:
             f"Redis at {masked(url)} is a replica: CLIPFLEET_REDIS_URL must lead to the primary"
         ) from error
     except redis.ResponseError as error:  # it runs: -BUSY, -NOREPLICAS, -MISCONF, -NOPERM
-        raise RedisUnavailableError(f"Redis at {masked(url)} refuses: {error}") from error
+        is_right = isinstance(error, NoPermissionError) or str(error).startswith("ACL failure")
+        hint = " (what a user needs is in ops/redis/users.acl)" if is_right else ""
+        raise RedisUnavailableError(f"Redis at {masked(url)} refuses: {error}{hint}") from error
     except RedisError as error:
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error

@@ -51,12 +51,12 @@ class FaultyRedis:
         self.proxy: Proxy
         self.url = ""
         self._extra = settings or {}
-        self._pictures = folder / "site"
+        self.pictures = folder / "site"
         self._jobs = 0
 
     def __enter__(self) -> Self:
         self.cluster.__enter__()
-        write_pictures(self._pictures, 20)
+        write_pictures(self.pictures, 20)
         self.proxy = Proxy(self.server_port)
         self.proxy.start()
         self.url = self.cluster.server.url.replace(f":{self.server_port}/", f":{self.proxy.port}/")
@@ -104,7 +104,7 @@ class FaultyRedis:
     def running_jobs(self) -> Iterator[RunningJobs]:
         """Two jobs that have begun, one with a folder, one with rows in Redis. They must end exactly."""
         self._jobs += 1
-        with HttpSite(self._pictures) as site, Client(Settings(redis_url=self.url)) as client:  # type: ignore[arg-type]
+        with HttpSite(self.pictures) as site, Client(Settings(redis_url=self.url)) as client:  # type: ignore[arg-type]
             urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
             folder = self.cluster.folder / f"out-{self._jobs}"
             handles = [

@@ -1,0 +1,166 @@
+"""Users with least rights in Redis: every command of the product works with its user, nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from clipfleet import keys
+from clipfleet.redis_connection import connect
+from tests.support.acl_users import USERS, make_users, refusals, url_of
+from tests.support.cluster import Cluster, WorkerProcess
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+# None of them may do any of these.
+FORBIDDEN: list[tuple[str, ...]] = [
+    ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("SCAN", "0"), ("CONFIG", "GET", "*"),
+    ("CONFIG", "SET", "requirepass", ""), ("ACL", "LIST"), ("ACL", "SETUSER", "me", "on", "+@all"),
+    ("SHUTDOWN",), ("ROLE",), ("REPLICAOF", "127.0.0.1", "1"), ("MONITOR",), ("SAVE",),
+    ("BGREWRITEAOF",),
+    ("CLIENT", "LIST"), ("CLIENT", "KILL", "TYPE", "normal"), ("SCRIPT", "FLUSH"), ("FUNCTION", "LIST"),
+    ("GET", "somebody-elses"), ("HGET", "somebody-elses", "x"),
+    ("EVAL", "return redis.call('GET', 'other')", "0"), ("EVAL", "return redis.call('FLUSHALL')", "0"),
+    ("MIGRATE", "127.0.0.1", "1", "clipfleet:jobs", "0", "1"),
+    ("DUMP", "clipfleet:jobs"), ("RESTORE", "clipfleet:x", "0", "x"), ("PUBLISH", "channel", "x"),
+    ("SUBSCRIBE", "channel"), ("MODULE", "LIST"), ("INFO",), ("SWAPDB", "0", "1"),
+]  # fmt: skip
+# Beyond these, a producer takes no hints and sees nothing that is under way on the broker; a reader changes
+# nothing.
+FORBIDDEN_TO: dict[str, list[tuple[str, ...]]] = {
+    "producer": [
+        ("BRPOP", keys.QUEUE, "1"), ("RPOP", keys.QUEUE), ("DEL", keys.QUEUE), ("HGETALL", "unacked"),
+        ("LPUSH", "celery", "a task of somebody's"), ("LPUSH", "another-queue", "x"),
+    ],
+    "worker": [
+        ("LPUSH", "another-queue", "x"), ("SET", "somebody-elses", "x"),
+        ("RENAME", "clipfleet:jobs", "clipfleet:x"),
+    ],
+    "reader": [
+        ("SET", "clipfleet:x", "1"), ("HSET", "clipfleet:{job}", "state", "x"), ("UNLINK", "clipfleet:jobs"),
+        ("LPUSH", keys.QUEUE, "x"), ("ZADD", "clipfleet:jobs", "1", "x"),
+        ("XADD", keys.EVENTS, "*", "a", "b"),
+        ("EVAL", "return redis.call('HSET', 'clipfleet:{job}', 'state', 'x')", "0"),
+        ("LLEN", keys.QUEUE),
+    ],
+}  # fmt: skip
+
+
+@dataclass
+class Site:
+    """A server with the users, a worker that is one of them, and programs as any of them."""
+
+    cluster: Cluster
+    urls: dict[str, str]
+    worker: WorkerProcess
+    secrets: list[str]
+
+    def run(self, user: str, *arguments: str | Path, expect: int = 0) -> dict[str, Any]:
+        self.cluster.settings["CLIPFLEET_REDIS_URL"] = self.urls[user]
+        return self.cluster.run_json(*arguments, expect=expect)
+
+    def text(self, user: str, *arguments: str | Path) -> str:
+        self.cluster.settings["CLIPFLEET_REDIS_URL"] = self.urls[user]
+        answer = self.cluster.run(*arguments)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Cluster(tmp_path_factory.mktemp("users")) as cluster, connect(cluster.server.url) as admin:
+        passwords = make_users(admin)
+        urls = {user: url_of(user, passwords, cluster.server.url) for user in USERS}
+        write_pictures(cluster.folder / "pictures", 4)
+        cluster.settings["CLIPFLEET_REDIS_URL"] = urls["worker"]
+        worker = cluster.start_worker()
+        yield Site(cluster, urls, worker, list(passwords.values()))
+
+
+def test_each_command_works_with_its_user(site: Site) -> None:
+    pictures, out = site.cluster.folder / "pictures", site.cluster.folder / "out"
+    labels = ("--labels", "cat,dog", "--model", "demo")
+    done = site.run("producer", "classify", pictures, *labels, "--output", out)
+    in_redis = site.run("producer", "embed", pictures, "--model", "demo")
+    broken = site.cluster.folder / "list.txt"
+    broken.write_text("pictures/000000.jpg\npictures/none.jpg\n")
+    failed = site.run("producer", "classify", broken, *labels, "--on-finished", "their.task", expect=3)
+    assert (done["state"], in_redis["state"], failed["state"]) == (
+        "completed",
+        "completed",
+        "completed_with_errors",
+    )
+
+    (pictures / "none.jpg").write_bytes((pictures / "000000.jpg").read_bytes())
+    site.run("producer", "retry", failed["job_id"])
+    waiting = site.run("producer", "embed", pictures, "--model", "ViT-B-32:openai", "--no-wait")
+    for command in ("pause", "resume", "cancel"):
+        assert site.run("producer", command, waiting["job_id"])["changed"]
+    site.run("producer", "rebuild", out)
+
+    for user in ("producer", "reader"):
+        assert done["job_id"] in site.text(user, "jobs")
+        assert site.run(user, "status", in_redis["job_id"])["ok"] == 4
+        assert site.run(user, "watch", done["job_id"])["state"] == "completed"
+        for where in (in_redis["job_id"], done["job_id"], str(out)):
+            assert len(site.text(user, "results", where, "--format", "jsonl").splitlines()) == 4
+        exported = site.cluster.folder / f"export-{user}"
+        site.text(user, "export", in_redis["job_id"], "--layout", "csv", "--to", exported)
+
+    assert site.worker.terminate() == 0
+    with connect(site.cluster.server.url) as admin:
+        assert refusals(admin) == []
+        assert admin.llen("celery") == 2  # the user's own task was told of both ends
+    said = site.cluster.logs() + site.worker.log()
+    assert not [secret for secret in site.secrets if secret in said]
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_nothing_else_does(site: Site, user: str) -> None:
+    allowed = []
+    with connect(site.cluster.server.url) as admin:
+        admin.set("somebody-elses", "secret")
+    for command in [*FORBIDDEN, *FORBIDDEN_TO[user]]:
+        with connect(site.urls[user], retries=0) as client:
+            try:
+                client.execute_command(*command)
+            except NoPermissionError:
+                continue
+            except redis.ResponseError as error:
+                if "NOPERM" in str(error) or "permission" in str(error).lower():
+                    continue
+            allowed.append(command)
+
+    assert allowed == []
+    with connect(site.cluster.server.url) as admin:
+        assert admin.get("somebody-elses") == "secret"
+
+
+def test_a_refused_command_is_told_in_one_line(site: Site) -> None:
+    site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["reader"]
+    answer = site.cluster.run("embed", site.cluster.folder / "pictures", "--model", "demo")
+
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.count("\n") == 1
+    assert "clipfleet-reader" in answer.stderr
+    assert "ops/redis/users.acl" in answer.stderr
+    assert not [secret for secret in site.secrets if secret in answer.stderr]
+
+
+def test_a_worker_that_was_refused_goes_on_once_it_may(site: Site, tmp_path: Path) -> None:
+    with connect(site.cluster.server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "-hset")
+        site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["worker"]
+        worker = site.cluster.launch_worker()
+        job = site.run("producer", "embed", site.cluster.folder / "pictures", "--model", "demo", "--no-wait")
+        wait_until(lambda: "ops/redis/users.acl" in worker.log(), "the worker says what it lacks", 60)
+        admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "+hset")
+
+    assert site.run("producer", "watch", job["job_id"])["state"] == "completed"
+    assert worker.process.poll() is None
