@@ -78,6 +78,7 @@ class Reconciler:
         period_seconds: float,
         lease_seconds: float,
         on_workers: Callable[[int], object],
+        on_lost: Callable[[int], object],
         pulse: Pulse,
     ) -> None:
         """Nothing runs yet.
@@ -88,10 +89,12 @@ class Reconciler:
             period_seconds: how often it is told and mended.
             lease_seconds: of all leases.
             on_workers: called with the number of live workers, this one among them.
+            on_lost: called with the number of chunks that were taken back, if there were any.
             pulse: of this loop.
         """
         self._lease_seconds = lease_seconds
         self._on_workers = on_workers
+        self._on_lost = on_lost
         self.redis = Reachability(period_seconds + _SILENCE_SECONDS)
         self._ledger = ledger
         self._facts = facts
@@ -140,6 +143,7 @@ class Reconciler:
             self.redis.note(True)
             if lost:
                 log.warning("%d leases had expired", lost, extra={"action": "leases_expired"})
+                self._on_lost(lost)  # the hints of their owner died with it
 
 
 class Puller:

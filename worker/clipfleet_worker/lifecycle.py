@@ -21,7 +21,7 @@ from clipfleet.announcements import Announcements
 from clipfleet.contract import Precision
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.hints import Hints
+from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
 from clipfleet.sweeps import Sweeps
@@ -147,6 +147,7 @@ class Worker:
             period_seconds=self._settings.reconcile_seconds,
             lease_seconds=self._settings.lease_seconds,
             on_workers=self._http.turns.share,
+            on_lost=lambda lost: self._hints.publish_work(min(lost, MAX_HINTS)),
             pulse=self._watchdog.pulse("reconciler"),
         )
 
