@@ -92,10 +92,10 @@ class Drain:
         if self._ended.wait(self._drain_seconds - self._reserve_seconds):
             return
         self._leaver.interrupt(_REASON)
-        if self._ended.wait(self._reserve_seconds * 0.4):
+        if self._ended.wait(self._reserve_seconds * 0.35):
             return
         given_back = _InBackground(lambda: self._leaver.give_back(_REASON))
-        if self._ended.wait(self._reserve_seconds * 0.4):
+        if self._ended.wait(self._reserve_seconds * 0.35):
             return
         if given_back.result():
             log.warning(
