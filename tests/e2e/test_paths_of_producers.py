@@ -233,7 +233,7 @@ def test_a_link_that_comes_and_goes_reads_nothing_outside(attacked: Cluster, gro
 
     rows = pq.read_table(ground.results / "race" / keys.part(0)).to_pylist()
     assert len(rows) == 500
-    assert status.ok > 0
+    assert status.ok + status.failed == 500  # how many of which is chance; unit tests see both
     assert {row["error_code"] for row in rows} <= {None, *REFUSED}
     assert sha256(SECRET).hexdigest() not in {row["content_hash"] for row in rows}
 
