@@ -1,0 +1,131 @@
+"""What producers do while Redis is away: a submit and a wait go on, or say how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.settings import Settings
+from tests.support.faulty_redis import FaultyRedis, hold
+from tests.support.http_site import HttpSite
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(300)]
+
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRedis]:
+    with FaultyRedis(tmp_path_factory.mktemp("bed")) as bed:
+        yield bed
+
+
+@pytest.fixture
+def site(bed: FaultyRedis) -> Iterator[HttpSite]:
+    with HttpSite(bed.pictures) as site:
+        site.heal()
+        yield site
+
+
+def submit(bed: FaultyRedis, site: HttpSite, job_id: str, in_the_middle: Callable[[], None]) -> JobHandle:
+    """Submit a job; something happens after half of its items."""
+
+    def urls() -> Iterator[str]:
+        for number in range(ITEMS):
+            if number == ITEMS // 2:
+                with bed.admin() as admin:
+                    wait_until(
+                        lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged", 30
+                    )
+                in_the_middle()
+            yield site.url(f"/held/{number % 20:06d}.jpg?{number}")
+
+    with Client(Settings(redis_url=bed.url)) as client:  # type: ignore[arg-type]
+        options = JobOptions(output=bed.cluster.folder / job_id, model="demo", chunk_size=8, job_id=job_id)
+        return client.embed(urls(), options=options)
+
+
+def require_exact(bed: FaultyRedis, job_id: str) -> None:
+    with Client(Settings(redis_url=bed.url)) as client:  # type: ignore[arg-type]
+        job = client.job(job_id)
+        status = job.wait(60)
+        rows = [row["item_index"] for row in job.results()]
+    assert (status.state, status.ok, rows) == ("completed", ITEMS, list(range(ITEMS)))
+
+
+class TestSubmit:
+    def test_half_open_connections(self, bed: FaultyRedis, site: HttpSite) -> None:
+        submit(bed, site, "half-open", bed.proxy.freeze)
+        require_exact(bed, "half-open")
+
+    def test_resets(self, bed: FaultyRedis, site: HttpSite) -> None:
+        submit(bed, site, "resets", lambda: bed.proxy.cut_after(300, towards="client"))
+        require_exact(bed, "resets")
+
+    @pytest.mark.parametrize("fault", ["refused", "full"])
+    def test_what_lasts_is_told_and_the_same_submit_goes_on(
+        self, bed: FaultyRedis, site: HttpSite, fault: str
+    ) -> None:
+        def begin() -> None:
+            if fault == "full":
+                with bed.admin() as admin:
+                    admin.config_set("maxmemory", 1)
+            else:
+                bed.proxy.refuse()
+                bed.proxy.reset()
+
+        try:
+            with pytest.raises(RedisUnavailableError, match=f"the same submit with job id {fault} goes on"):
+                submit(bed, site, fault, begin)
+        finally:
+            with bed.admin() as admin:
+                admin.config_set("maxmemory", 0)
+            bed.proxy.admit()
+
+        submit(bed, site, fault, lambda: None)
+        require_exact(bed, fault)
+
+
+class TestWait:
+    @pytest.mark.parametrize("fault", ["silence", "restart"])
+    def test_it_sees_the_end(self, bed: FaultyRedis, fault: str) -> None:
+        with HttpSite(bed.pictures) as site:
+            list_of_urls = bed.cluster.folder / f"{fault}.txt"
+            urls = (site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS))
+            list_of_urls.write_text("\n".join(urls))
+            program = bed.cluster.start(
+                "embed", list_of_urls, "--model", "demo", "--job-id", f"wait-{fault}", "--json"
+            )
+            with bed.admin() as admin:
+                wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way", 60)
+            if fault == "silence":
+                bed.proxy.freeze(new=True)
+                hold(20)
+                bed.proxy.thaw()
+            else:
+                bed.cluster.server.kill()
+                hold(2)
+                bed.cluster.server.start()
+                bed.proxy.retarget(bed.server_port)
+            site.heal()
+            out, said = program.communicate(timeout=120)
+
+        assert program.returncode == 0, said
+        assert '"state": "completed"' in out
+        assert "Traceback" not in said
+        require_exact(bed, f"wait-{fault}")
+
+
+class TestHints:
+    def test_a_worker_hears_of_hints_again_after_its_connection_fell_silent(self, bed: FaultyRedis) -> None:
+        """For ever: its blocking read must be given up."""
+        bed.proxy.freeze()
+        with bed.admin() as admin:
+            admin.lpush(keys.QUEUE, "no hint: it is only to be taken off")
+            wait_until(lambda: admin.llen(keys.QUEUE) == 0, "the worker has taken it", 60)
+        assert bed.worker.process.poll() is None
