@@ -363,18 +363,19 @@ class Ledger:
         first_back_off_seconds: float = 2.0,
         worker_silence_seconds: float = 60.0,
         lease_seconds: float = 30.0,
+        period_seconds: float = 5.0,
     ) -> tuple[int, int]:
-        """Take back expired leases, forget silent workers; to be called by every worker, every few seconds.
+        """Take back expired leases, forget silent workers; to be called by every worker in each period.
 
-        A time in which nobody has called it for more than half a lease, because Redis was away, is no time:
-        leases run on after it.
+        A time in which nobody has called it for more than half a lease, and for two periods, because Redis
+        was away, is no time: leases run on after it.
 
         Returns:
             Chunks lost, and jobs to be finished.
         """
         lost, finishing = self._run(
             "reconcile", int(first_back_off_seconds * 1000), int(worker_silence_seconds * 1000),
-            int(lease_seconds * 1000),
+            int(lease_seconds * 1000), int(period_seconds * 1000),
         )  # fmt: skip
         return int(lost), int(finishing)
 

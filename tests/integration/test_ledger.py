@@ -1075,6 +1075,21 @@ def test_a_short_silence_is_no_absence(ledger: Ledger, redis_client: redis.Redis
     assert ledger.reconcile(lease_seconds=30) == (1, 0)
 
 
+def test_whoever_reconciles_seldom_lets_leases_run_out_all_the_same(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    """One worker is left, and CLIPFLEET_RECONCILE_SECONDS is long for CLIPFLEET_LEASE_SECONDS."""
+    add_job(ledger)
+    assert ledger.claim(new_token(), 10, list(Lane), ["demo"])
+
+    lost = []
+    for _ in range(3):
+        let_redis_be_away(ledger, redis_client, 6)
+        lost.append(ledger.reconcile(lease_seconds=10, period_seconds=5)[0])
+
+    assert lost == [0, 1, 0]
+
+
 def test_a_lease_that_was_over_before_redis_went_away_is_lost(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:

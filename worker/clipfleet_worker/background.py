@@ -134,7 +134,9 @@ class Reconciler:
     def reconcile(self) -> None:
         """Take back expired leases, share with the other workers what is to be shared."""
         try:
-            lost, _ = self._ledger.reconcile(lease_seconds=self._lease_seconds)
+            lost, _ = self._ledger.reconcile(
+                lease_seconds=self._lease_seconds, period_seconds=self._period_seconds
+            )
             self._on_workers(len(self._ledger.workers()))
         except RedisUnavailableError as error:
             self.redis.note(False)

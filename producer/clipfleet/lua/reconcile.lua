@@ -1,4 +1,4 @@
--- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms, lease_ms.
+-- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms, lease_ms, period_ms.
 -- Answer: {chunks lost, jobs to finish now}.
 local now = now_ms()
 local lost, mended = 0, {}
@@ -6,10 +6,11 @@ keep(LEASES)  -- also where Redis is full: see transitions.lua
 
 -- Every worker reconciles every few seconds. Where that has not happened for long, none could reach this Redis, or
 -- none lived: such a time counts against nobody. A lease has after it what was left of it before, else every chunk
--- would be lost to an outage in which no worker died.
+-- would be lost to an outage in which no worker died. But two periods may lie between two calls: were the time of
+-- a worker that is alone to stand still again and again, the leases of dead ones would never end.
 local silence = now - tonumber(redis.call('GET', RECONCILED) or now)
 local lease_ms = tonumber(ARGV[3])
-if silence > lease_ms / 2 then
+if silence > math.max(lease_ms / 2, 2 * tonumber(ARGV[4])) then
   for key, latest in pairs({[LEASES] = now + lease_ms, [WORKERS] = now}) do
     local marks = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
     for i = 1, #marks, 2 do
