@@ -381,6 +381,16 @@ class TestLife:
         assert child.read(Deed.SAY.mark(JPEG), FRAME, FAST)
         assert child.read(JPEG, FRAME, FAST)
 
+    def test_who_complains_at_length_is_cut_off_not_killed(
+        self, child: DecodeChild, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for _ in range(3):
+            assert child.read(Deed.COMPLAIN.mark(JPEG), FRAME, FAST)
+
+        assert failure(child, Deed.RAISE.mark(JPEG)).code is ErrorCode.CRASHED
+        assert "RuntimeError: the picture says" in caplog.text
+        assert "warns of this picture" not in caplog.text
+
     def test_it_knows_no_secrets_and_holds_no_files_of_the_worker(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -438,8 +448,28 @@ class TestStart:
         class OutOfReach(Decoder):
             """No module has it."""
 
-        with pytest.raises(RuntimeError, match=r"does not start: (?s:.*)AttributeError"):
+        with pytest.raises(NoRoomError, match=r"does not start: AttributeError"):
             DecodeChild(OutOfReach(1000), PATIENT)
+
+    def test_a_program_that_the_machine_ends_at_its_start_is_nobodys_fault(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        killed = tmp_path / "python"
+        killed.write_text("#!/bin/sh\nkill -9 $$\n")
+        killed.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(killed))
+
+        with pytest.raises(NoRoomError, match="does not start: it said nothing"):
+            DecodeChild(Decoder(1000), PATIENT)
+
+    def test_too_many_open_files_are_nobodys_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def socketpair() -> None:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(socket, "socketpair", socketpair)
+
+        with pytest.raises(NoRoomError, match="Too many open files"):
+            DecodeChild(Decoder(1000), PATIENT)
 
     def test_a_machine_without_room_for_it_is_nobodys_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def popen(*_: object, **__: object) -> None:

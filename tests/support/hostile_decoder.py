@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ class Deed(Enum):
     SEGFAULT = b"~segfault"
     RAISE = b"~raise"
     SAY = b"~say"
+    COMPLAIN = b"~complain"
 
     def mark(self, picture: bytes) -> bytes:
         """The same picture, which does this; decoders stop before what stands behind its end."""
@@ -79,6 +81,12 @@ def _say() -> None:
     os.write(1, b"words of a decoder, where nobody wants them\n" * 10_000)
 
 
+def _complain() -> None:
+    with suppress(OSError):  # somebody may cut it off
+        for _ in range(1000):
+            os.write(2, b"words of a library that warns of this picture\n")
+
+
 _DEEDS: dict[Deed, Callable[[], None]] = {
     Deed.EXIT: _exit,
     Deed.NO_MEMORY: _no_memory,
@@ -87,4 +95,5 @@ _DEEDS: dict[Deed, Callable[[], None]] = {
     Deed.SEGFAULT: _segfault,
     Deed.RAISE: _raise,
     Deed.SAY: _say,
+    Deed.COMPLAIN: _complain,
 }

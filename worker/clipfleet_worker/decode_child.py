@@ -46,6 +46,7 @@ def main() -> None:
     worker_pid, decoder_name, max_pixels, max_decode_bytes, memory_bytes = sys.argv[1:]
     die_with(int(worker_pid), signal.SIGKILL)
     reset_signals()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # who complains too much is cut off, not killed
     worker = _take_standard_input()
     decoder = _decoder_class(decoder_name)(int(max_pixels), int(max_decode_bytes))
     _limit(int(memory_bytes))
@@ -90,6 +91,7 @@ def _limit(memory_bytes: int) -> None:
 
 def _serve(worker: socket.socket, decoder: Decoder) -> None:
     length = words_length(bytes(_received(worker, LENGTH_BYTES)))
+    _forget_last_words()
     request = Request.model_validate_json(_received(worker, length))
     spent = math.ceil(time.process_time() + request.cpu_seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
@@ -97,6 +99,13 @@ def _serve(worker: socket.socket, decoder: Decoder) -> None:
         _answer(worker, decoder, request)
     except MemoryError:
         os._exit(EXIT_OUT_OF_MEMORY)  # with whatever the decoder left behind
+
+
+def _forget_last_words() -> None:
+    """Each file has all the room there is on standard error, and is told of for its own words only."""
+    with suppress(OSError):
+        os.lseek(2, 0, os.SEEK_SET)
+        os.ftruncate(2, 0)
 
 
 def _answer(worker: socket.socket, decoder: Decoder, request: Request) -> None:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -65,7 +65,7 @@ class DecodeLimits:
 
 
 class NoRoomError(MemoryError):
-    """The machine has no room for another process now; no picture is to blame."""
+    """No process can be had on this machine now: no memory, too many of them; no picture is to blame."""
 
 
 class _TooSlow(Exception):  # noqa: N818 - no error of ours
@@ -151,14 +151,12 @@ class DecodeChild:
             limits: see there.
 
         Raises:
-            NoRoomError: see there.
-            RuntimeError: the program does not start.
+            NoRoomError: see there; also where the program does not start, for whatever reason.
         """
         self._decoder = decoder
         self._limits = limits
         self._is_clean = False  # between two files; never again once anything went wrong
-        self._last_words = _scratch_file()
-        ours, theirs = socket.socketpair()
+        self._last_words, ours, theirs = _means_of_talking()
         self._line = _Line(ours)
         try:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - our own program
@@ -208,7 +206,8 @@ class DecodeChild:
             self.kill()
             last_words = self._tail()
             self._release()
-            raise RuntimeError(f"the process for decoding does not start: {last_words}")
+            log.error("no decode child starts: %s", last_words, extra={"action": "decode_child_not_started"})
+            raise NoRoomError(f"the process for decoding does not start: {last_words.splitlines()[-1]}")
         self._is_clean = True
 
     def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
@@ -387,6 +386,18 @@ class DecodeChildren:
         for child in busy:
             child.kill()
         self.close_idle()
+
+
+def _means_of_talking() -> tuple[IO[bytes], socket.socket, socket.socket]:
+    """Where a child leaves its last words, our end of a socket, and its own."""
+    try:
+        with ExitStack() as stack:
+            last_words = stack.enter_context(_scratch_file())
+            ours, theirs = socket.socketpair()
+            stack.pop_all()
+    except OSError as error:  # too many open files
+        raise NoRoomError(f"no process for decoding: {error.strerror}") from error
+    return last_words, ours, theirs
 
 
 def _scratch_file() -> IO[bytes]:
