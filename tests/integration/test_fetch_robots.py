@@ -15,7 +15,7 @@ from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.robots_txt import RobotsTxt
-from clipfleet_worker.lifecycle import _http_fetcher
+from clipfleet_worker.fetch_set_up import make_http_fetcher
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.http_site import HttpSite
 
@@ -145,5 +145,5 @@ def test_the_setting_arrives_in_the_fetcher_of_a_worker(
     monkeypatch.setenv("CLIPFLEET_ALLOW_PRIVATE", "127.0.0.1/32")
     if robots is not None:
         monkeypatch.setenv("CLIPFLEET_ROBOTS", robots)
-    fetcher = _http_fetcher(WorkerSettings())
+    fetcher = make_http_fetcher(WorkerSettings())
     assert fetch(site.url("/tagged?tag=noai"), site.url("/bytes/7"), fetcher=fetcher) == expected

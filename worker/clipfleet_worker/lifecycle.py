@@ -11,12 +11,10 @@ import socket
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
 
-from clipfleet import s3, tar_member
 from clipfleet.announcements import Announcements
 from clipfleet.contract import Precision
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
@@ -35,17 +33,8 @@ from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import decode_threads, make_decode_stage, make_memory_guard
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.drain import Drain
-from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
-from clipfleet_worker.fetch.address_guard import AddressGuard
-from clipfleet_worker.fetch.data_uri import DataUriFetcher
-from clipfleet_worker.fetch.file import FileFetcher
-from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
-from clipfleet_worker.fetch.loop import FetchLoop
-from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
-from clipfleet_worker.fetch.robots_txt import RobotsTxt
-from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
-from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
-from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
+from clipfleet_worker.fetch.routes import Routes
+from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.health import Health
 from clipfleet_worker.hint_guard import HintGuard
@@ -69,10 +58,6 @@ from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
 
 log = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_SECONDS = 10.0
-_IDLE_READ_TIMEOUT_SECONDS = 15.0
-_S3_CONNECTIONS = 64  # of fetching; each is a thread
-_S3_ATTEMPTS = 1  # `RetryingFetcher` asks again, without holding one of the connections
 _CPU_BATCH = 32
 _GPU_BATCH = 256
 
@@ -121,13 +106,10 @@ class Worker:
         self._decode_pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
         self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
         waiting_bytes = WaitingBytes(settings.bytes_in_flight)
-        self._http = _http_fetcher(settings)
-        routes = _routes(settings, self._http)
-        self._fetch_loop = FetchLoop(
-            RetryingFetcher(routes.remote, RetryPolicy(attempts=settings.fetch_attempts)),
-            waiting_bytes,
-            settings.chunk_deadline_seconds,
-            pulse=self._watchdog.pulse("fetch loop"),
+        self._http = make_http_fetcher(settings)
+        routes = make_routes(settings, self._http)
+        self._fetch_loop = make_fetch_loop(
+            settings, routes, waiting_bytes, self._watchdog.pulse("fetch loop")
         )
         self._claims = self._make_claims()
         self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
@@ -337,60 +319,6 @@ class Worker:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
             return False
         return True
-
-
-def _routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
-    """The fetchers of this worker by scheme."""
-    objects = _s3_fetcher(settings)
-    files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
-    remote: dict[str, AsyncFetcher] = {
-        "http": http,
-        "https": http,
-        "s3": objects,
-        tar_member.S3_SCHEME: TarObjectFetcher(objects),
-    }
-    local: dict[str, BlockingFetcher] = {
-        "file": files,
-        "data": DataUriFetcher(settings.max_image_bytes),
-        tar_member.FILE_SCHEME: TarFileFetcher(files),
-    }
-    return Routes(RemoteFetchers(remote), LocalFetchers(local))
-
-
-def _s3_fetcher(settings: WorkerSettings) -> S3Fetcher:
-    connections = min(_S3_CONNECTIONS, settings.total_connections)
-    limits = S3Limits(
-        max_image_bytes=settings.max_image_bytes,
-        fetch_timeout_seconds=settings.fetch_timeout_seconds,
-        connections=connections,
-    )
-    make_client = partial(
-        s3.make_client,
-        connections=connections,
-        connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
-        read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
-        attempts=_S3_ATTEMPTS,
-    )
-    return S3Fetcher(limits, settings.s3_buckets, make_client)
-
-
-def _http_fetcher(settings: WorkerSettings) -> HttpFetcher:
-    limits = HttpLimits(
-        max_image_bytes=settings.max_image_bytes,
-        fetch_timeout_seconds=settings.fetch_timeout_seconds,
-        connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
-        idle_read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
-        host_connections=settings.host_connections,
-        total_connections=settings.total_connections,
-        arriving_bytes=settings.bytes_in_flight,
-    )
-    return HttpFetcher(
-        limits,
-        AddressGuard(settings.private_networks, settings.ports),
-        contact=settings.contact,
-        respects_robots_tag="tag" in settings.robots,
-        robots_txt=RobotsTxt() if "txt" in settings.robots else None,
-    )
 
 
 def _leave_logging_alone(**_: object) -> None:

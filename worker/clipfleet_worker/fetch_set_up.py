@@ -1,0 +1,94 @@
+"""What a worker's settings mean for fetching: who reads which scheme, with which limits, how often."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from clipfleet import s3, tar_member
+from clipfleet_worker.capacity import WaitingBytes
+from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
+from clipfleet_worker.fetch.address_guard import AddressGuard
+from clipfleet_worker.fetch.data_uri import DataUriFetcher
+from clipfleet_worker.fetch.file import FileFetcher
+from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
+from clipfleet_worker.fetch.loop import FetchLoop
+from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
+from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
+from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
+from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.watchdog import Pulse
+
+_CONNECT_TIMEOUT_SECONDS = 10.0
+_IDLE_READ_TIMEOUT_SECONDS = 15.0
+_S3_CONNECTIONS = 64  # of fetching; each is a thread
+_S3_ATTEMPTS = 1  # `RetryingFetcher` asks again, without holding one of the connections
+
+
+def make_routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
+    """The fetchers of this worker by scheme."""
+    objects = _s3_fetcher(settings)
+    files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
+    remote: dict[str, AsyncFetcher] = {
+        "http": http,
+        "https": http,
+        "s3": objects,
+        tar_member.S3_SCHEME: TarObjectFetcher(objects),
+    }
+    local: dict[str, BlockingFetcher] = {
+        "file": files,
+        "data": DataUriFetcher(settings.max_image_bytes),
+        tar_member.FILE_SCHEME: TarFileFetcher(files),
+    }
+    return Routes(RemoteFetchers(remote), LocalFetchers(local))
+
+
+def make_http_fetcher(settings: WorkerSettings) -> HttpFetcher:
+    """What asks web servers, and counts what each of them is asked at a time."""
+    limits = HttpLimits(
+        max_image_bytes=settings.max_image_bytes,
+        fetch_timeout_seconds=settings.fetch_timeout_seconds,
+        connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        idle_read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        host_connections=settings.host_connections,
+        total_connections=settings.total_connections,
+        arriving_bytes=settings.bytes_in_flight,
+    )
+    return HttpFetcher(
+        limits,
+        AddressGuard(settings.private_networks, settings.ports),
+        contact=settings.contact,
+        respects_robots_tag="tag" in settings.robots,
+        robots_txt=RobotsTxt() if "txt" in settings.robots else None,
+    )
+
+
+def make_fetch_loop(
+    settings: WorkerSettings, routes: Routes, waiting_bytes: WaitingBytes, pulse: Pulse
+) -> FetchLoop:
+    """What fetches from other machines, and asks again."""
+    return FetchLoop(
+        RetryingFetcher(routes.remote, RetryPolicy(attempts=settings.fetch_attempts)),
+        waiting_bytes,
+        settings.chunk_deadline_seconds,
+        pulse=pulse,
+    )
+
+
+def _s3_fetcher(settings: WorkerSettings) -> S3Fetcher:
+    connections = min(_S3_CONNECTIONS, settings.total_connections)
+    limits = S3Limits(
+        max_image_bytes=settings.max_image_bytes,
+        fetch_timeout_seconds=settings.fetch_timeout_seconds,
+        connections=connections,
+    )
+    make_client = partial(
+        s3.make_client,
+        connections=connections,
+        connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        attempts=_S3_ATTEMPTS,
+    )
+    return S3Fetcher(limits, settings.s3_buckets, make_client)
