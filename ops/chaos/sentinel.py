@@ -1,6 +1,6 @@
 """Two Valkeys, one the copy of the other, and three Sentinels that watch them: what fails over when one dies.
 
-All on loopback with one password, each in a folder of its own. The copy follows with a delay, so a primary
+All on loopback with passwords, each in a folder of its own. The copy follows with a delay, so a primary
 that dies may take the last writes it acknowledged with it: `fail_over` waits until the copy has them all.
 """
 
@@ -50,8 +50,8 @@ _WATCHER = """\
 bind {host}
 port {port}
 protected-mode yes
-requirepass {password}
-sentinel sentinel-pass {password}
+requirepass {sentinel_password}
+sentinel sentinel-pass {sentinel_password}
 dir .
 sentinel monitor {name} {host} {primary} {quorum}
 sentinel auth-pass {name} {password}
@@ -66,7 +66,7 @@ class SentinelPair:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.password = secrets.token_urlsafe(24)
+        self._password, self._sentinel_password = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self._ports = [free_port() for _ in range(2)]
         self.sentinel_ports: list[int] = []
         self._nodes: dict[int, Child] = {}
@@ -105,7 +105,12 @@ class SentinelPair:
     def url(self) -> str:
         """For `CLIPFLEET_REDIS_URL`."""
         hosts = ",".join(f"{HOST}:{port}" for port in self.sentinel_ports)
-        return f"sentinel://:{self.password}@{hosts}/{MASTER_NAME}/0?sentinel_password={self.password}"
+        return f"sentinel://:{self._password}@{hosts}/{MASTER_NAME}/0?sentinel_password={self._sentinel_password}"
+
+    @property
+    def passwords(self) -> tuple[str, str]:
+        """What must show nowhere."""
+        return self._password, self._sentinel_password
 
     @property
     def primary_port(self) -> int:
@@ -116,7 +121,11 @@ class SentinelPair:
     @property
     def primary_url(self) -> str:
         """The primary without asking a Sentinel again."""
-        return f"redis://:{self.password}@{HOST}:{self.primary_port}/0"
+        return f"redis://:{self._password}@{HOST}:{self.primary_port}/0"
+
+    def kill_primary(self) -> None:
+        """Kill it; it does not come back."""
+        self._nodes[self.primary_port].kill()
 
     def fail_over(self) -> float:
         """Kill the primary once the copy has all it acknowledged; it comes back as the copy.
@@ -126,10 +135,10 @@ class SentinelPair:
         """
         old = self.primary_port
         (new,) = (port for port in self._ports if port != old)
-        with self._client(old) as primary, self._client(new) as copy:
+        with self._node(old) as primary, self._node(new) as copy:
             primary.client_pause(_PAUSE_MS, all=False)
             _wait_until(lambda: _offset(primary) <= _offset(copy), "the copy has everything")
-        self._nodes[old].kill()
+        self.kill_primary()
         killed_at = time.monotonic()
         _wait_until(lambda: self.primary_port == new, "the Sentinels name the other one")
         seconds = time.monotonic() - killed_at
@@ -138,19 +147,20 @@ class SentinelPair:
         return seconds
 
     def _start_node(self, port: int, follows: int | None) -> Child:
-        config = _NODE.format(host=HOST, port=port, password=self.password)
+        config = _NODE.format(host=HOST, port=port, password=self._password)
         if follows is not None:
             config += f"replicaof {HOST} {follows}\n"
-        return self._start(f"node-{port}", config, port, [])
+        return self._start(f"node-{port}", config, port, self._password)
 
     def _start_sentinel(self, number: int, port: int) -> Child:
         config = _WATCHER.format(
-            host=HOST, port=port, password=self.password, primary=self._ports[0], name=MASTER_NAME,
-            quorum=_QUORUM, down_after_ms=_DOWN_AFTER_MS, failover_timeout_ms=_FAILOVER_TIMEOUT_MS,
+            host=HOST, port=port, password=self._password, sentinel_password=self._sentinel_password,
+            primary=self._ports[0], name=MASTER_NAME, quorum=_QUORUM, down_after_ms=_DOWN_AFTER_MS,
+            failover_timeout_ms=_FAILOVER_TIMEOUT_MS,
         )  # fmt: skip
-        return self._start(f"sentinel-{number}", config, port, ["--sentinel"])
+        return self._start(f"sentinel-{number}", config, port, self._sentinel_password, "--sentinel")
 
-    def _start(self, name: str, config: str, port: int, flags: list[str]) -> Child:
+    def _start(self, name: str, config: str, port: int, password: str, *flags: str) -> Child:
         folder = self._folder / name
         folder.mkdir(parents=True, exist_ok=True)
         write_private(folder / "valkey.conf", config)
@@ -159,33 +169,28 @@ class SentinelPair:
             [str(valkey_binary()), str(folder / "valkey.conf"), *flags],
             log=folder / "valkey.log",
             cwd=folder,
-            is_ready=lambda: self._answers(port),
+            is_ready=lambda: self._answers(port, password),
             ready_seconds=_READY_SECONDS,
         )
         child.start()
         child.wait_ready()
         return child
 
-    def _answers(self, port: int) -> bool:
+    def _answers(self, port: int, password: str) -> bool:
         try:
-            with self._client(port) as client:
+            with _client(port, password) as client:
                 return bool(client.ping())
         except RedisError:
             return False
 
-    def _client(self, port: int) -> redis.Redis:
-        """One that does not try again."""
-        return redis.Redis(
-            host=HOST,
-            port=port,
-            password=self.password,
-            decode_responses=True,
-            socket_timeout=2,
-            retry=Retry(NoBackoff(), 0),
-        )
+    def _node(self, port: int) -> redis.Redis:
+        return _client(port, self._password)
+
+    def _sentinel(self, number: int) -> redis.Redis:
+        return _client(self.sentinel_ports[number], self._sentinel_password)
 
     def _ask_sentinel(self, number: int, *words: str) -> list[str]:
-        with self._client(self.sentinel_ports[number]) as client:
+        with self._sentinel(number) as client:
             answer: list[str] = client.execute_command(*words)
         return answer
 
@@ -194,7 +199,7 @@ class SentinelPair:
         try:
             primary = self.primary_port
             (other,) = (port for port in self._ports if port != primary)
-            with self._client(other) as client:
+            with self._node(other) as client:
                 replication = client.info("replication")
             follows = replication["role"] == "slave" and replication["master_link_status"] == "up"
             return follows and all(self._sees_all(number, primary) for number in range(_SENTINELS))
@@ -202,13 +207,25 @@ class SentinelPair:
             return False
 
     def _sees_all(self, number: int, primary: int) -> bool:
-        with self._client(self.sentinel_ports[number]) as client:
+        with self._sentinel(number) as client:
             master = client.sentinel_master(MASTER_NAME)
         return (int(master["port"]), int(master["num-other-sentinels"]), int(master["num-slaves"])) == (
             primary,
             _SENTINELS - 1,
             1,
         ) and not master["is_odown"]
+
+
+def _client(port: int, password: str) -> redis.Redis:
+    """One that does not try again."""
+    return redis.Redis(
+        host=HOST,
+        port=port,
+        password=password,
+        decode_responses=True,
+        socket_timeout=2,
+        retry=Retry(NoBackoff(), 0),
+    )
 
 
 def _offset(client: redis.Redis) -> int:

@@ -17,21 +17,20 @@ from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
 from clipfleet_worker.embedded import EmbeddedValkey
 from clipfleet_worker.loopback import free_port
+from ops.chaos.sentinel import SentinelPair
 from tests.support.cluster import Cluster
 from tests.support.faulty_redis import BLAME, CHUNK_SIZE, ITEMS, SETTINGS, FaultyRedis
 from tests.support.http_site import HttpSite
 from tests.support.pictures import write_pictures
-from tests.support.sentinel_group import SentinelGroup
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Iterator[SentinelGroup]:
-    with SentinelGroup(tmp_path / "group") as group:
-        wait_until(group.is_complete, "the group is complete", 60)
-        yield group
+def pair(tmp_path: Path) -> Iterator[SentinelPair]:
+    with SentinelPair(tmp_path / "pair") as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -41,12 +40,12 @@ def site(tmp_path: Path) -> Iterator[HttpSite]:
         yield site
 
 
-def test_the_primary_is_killed_under_load(tmp_path: Path, group: SentinelGroup, site: HttpSite) -> None:
+def test_the_primary_is_killed_under_load(tmp_path: Path, pair: SentinelPair, site: HttpSite) -> None:
     (tmp_path / "work").mkdir()
     # The cluster's own server is not used: everything goes by the one variable.
-    with Cluster(tmp_path / "work", SETTINGS | {"CLIPFLEET_REDIS_URL": group.url}) as cluster:
+    with Cluster(tmp_path / "work", SETTINGS | {"CLIPFLEET_REDIS_URL": pair.url}) as cluster:
         worker = cluster.start_worker()
-        with Client(Settings(redis_url=group.url)) as client:  # type: ignore[arg-type]
+        with Client(Settings(redis_url=pair.url)) as client:  # type: ignore[arg-type]
             urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
             handles = [
                 client.embed(urls, options=JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE))
@@ -54,12 +53,13 @@ def test_the_primary_is_killed_under_load(tmp_path: Path, group: SentinelGroup, 
             ]
             site.heal(3 * CHUNK_SIZE)
             wait_until(lambda: any(handle.status().ok for handle in handles), "a chunk is done", 60)
-            with group.server(0) as primary:
+            with connect(pair.primary_url) as primary:
                 assert primary.wait(1, 10_000) == 1  # the replica has caught up
-            group.servers[0].kill()
+            old_port = pair.primary_port
+            pair.kill_primary()
             killed = time.monotonic()
             site.heal(64)
-            wait_until(lambda: group.primary_port() == group.port(1), "the replica was promoted", 60)
+            wait_until(lambda: pair.primary_port != old_port, "the replica was promoted", 60)
             promoted_seconds = time.monotonic() - killed
             site.heal()
             statuses = [handle.wait(120) for handle in handles]
@@ -69,14 +69,14 @@ def test_the_primary_is_killed_under_load(tmp_path: Path, group: SentinelGroup, 
                 assert (status.state, status.ok, status.failed) == ("completed", ITEMS, 0)
                 indexes = Counter(row["item_index"] for row in handle.results())
                 assert indexes == Counter(range(ITEMS))
-                with group.server(1) as promoted:
+                with connect(pair.primary_url) as promoted:
                     events = [fields["job_id"] for _, fields in promoted.xrange(keys.EVENTS)]
                 assert events.count(handle.job_id) == 1
         assert worker.process.poll() is None
         log = worker.log()
         assert "leases had expired" not in log
         assert worker.terminate() == 0
-        assert not [secret for secret in group.secrets if secret in log]
+        assert not [secret for secret in pair.passwords if secret in log]
     print(f"promoted {promoted_seconds:.1f} s after the kill, {2 * ITEMS} rows after {done_seconds:.1f} s")
 
 
