@@ -52,18 +52,18 @@ def measure(notes: Notes) -> Measured:
     spans = spans_of(notes.events)
     deaths = deaths_of(notes.ended, notes.frozen)
     chunks = chunk_recoveries(notes.claims, deaths, _on_clock(spans, notes.began), notes.s3_jobs)
-    found = [*chunks, *server_recoveries(spans, _completed(notes))]
-    ordinary = [one for one in found if one.is_first_loss and one.is_undisturbed]
-    others = [one for one in found if not (one.is_first_loss and one.is_undisturbed)]
     exits = [
-        Recovery(FaultKind.TERMINATE, end.took_seconds)
+        Recovery(FaultKind.TERMINATE, end.took_seconds, is_undisturbed=end.code == 0)  # 70: Redis was away
         for end in notes.ended
         if end.ended_by == "SIGTERM" and not end.is_last
     ]
+    found = [*chunks, *exits, *server_recoveries(spans, _completed(notes))]
+    ordinary = [one for one in found if one.is_first_loss and one.is_undisturbed]
+    others = [one for one in found if not (one.is_first_loss and one.is_undisturbed)]
     return Measured(
         done=_done(notes.events, notes.ended),
         crash_points=_crash_points(notes),
-        slowest=slowest([*ordinary, *exits]),
+        slowest=slowest(ordinary),
         slowest_disturbed=slowest(others),
     )
 

@@ -24,7 +24,7 @@ _UNTIL = {
     FaultKind.CRASH_POINT: "its chunks run again",
     FaultKind.ZOMBIE: "its chunks run again",
     FaultKind.PRODUCER_CRASH: "",
-    FaultKind.TERMINATE: "the exit, code 0",
+    FaultKind.TERMINATE: "the exit, code 0; without Redis 70",
 }
 
 
