@@ -77,7 +77,7 @@ def spec_of(size: int) -> PixelSpec:
         cropped: Image.Image = crop(resize(image))
         return cropped.convert("RGB")
 
-    return PixelSpec(size, size, "bicubic", "shortest", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), exact)
+    return PixelSpec(size, size, "bicubic", "shortest", 0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), exact)
 
 
 def measure(files: Sequence[bytes], spec: PixelSpec, rounds: int, pixels: int) -> Figures:

@@ -147,7 +147,7 @@ def let_announcement_claims_expire(client: redis.Redis) -> None:
     _make_past(client, keys.ANNOUNCEMENTS, client.zrange(keys.ANNOUNCEMENTS, 0, -1))
 
 
-def _make_past(client: redis.Redis, key: str, members: Iterable[str]) -> None:
+def _make_past(client: redis.Redis, key: str, members: Iterable[object]) -> None:
     marks = {str(member): _LONG_AGO for member in members}
     if marks:
         client.zadd(key, marks, xx=True)

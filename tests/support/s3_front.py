@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.STALL:
             self.server.front.stall()
             return self._reset()
-        if fault in _ANSWERS and fault not in _DONE:
+        if fault is not None and fault in _ANSWERS and fault not in _DONE:
             return self._refuse(*_ANSWERS[fault])
         return self._forward(body, fault)
 
@@ -301,11 +301,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()  # the store itself is away
         finally:
             connection.close()
-        if fault in _DONE:
+        if fault is not None and fault in _DONE:
             return self._lie(fault)
         return self._pass_on(answer, data, fault)
 
-    def _lie(self, fault: Fault | None) -> None:
+    def _lie(self, fault: Fault) -> None:
         if fault in _ANSWERS:
             return self._refuse(*_ANSWERS[fault])
         if fault is Fault.DONE_BUT_STALL:
