@@ -65,6 +65,11 @@ class Ledger:
 
     # --- the producer's side ---
 
+    @property
+    def quota(self) -> Quota:
+        """What `submit` and `stage` keep to."""
+        return self._quota
+
     def submit(self, job: Job, retention: Retention = DEFAULT_RETENTION) -> tuple[bool, JobState]:
         """Make a job known.
 

@@ -31,7 +31,7 @@ from clipfleet.outputs import Output
 from clipfleet.redis_bound import within_redis
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
-from clipfleet.staging import StagedFile, Stager
+from clipfleet.staging import CHUNKS_PER_FILE, StagedFile, Stager
 
 _STREAMS = ("stdin", "iterable")  # kinds of sources that come as slowly as somebody else makes them
 
@@ -158,7 +158,9 @@ class Submission:
         already = self._ledger.staged_files(job_id)
         files, items = tuple(already), self._ledger.status(job_id).total
         self._hint(sum(count for _, count in files))
-        stager = Stager(self._output, job_id, self._job.chunk_size)
+        stager = Stager(
+            self._output, job_id, self._job.chunk_size, chunks_per_file=self._chunks_per_file()
+        )
         note = None if self._job.output_is_redis else StagedNote(self._output)
 
         def require_unknown(first_chunk: int) -> None:
@@ -181,6 +183,13 @@ class Submission:
             self._require_stopped()
         elif word != "sealed":
             raise JobConflictError(f"job {job_id} was changed by somebody else meanwhile ({word})")
+
+    def _chunks_per_file(self) -> int:
+        """Several files go into a quota: one that is too large for it would never be taken."""
+        most_items = self._ledger.quota.items
+        if not most_items:
+            return CHUNKS_PER_FILE
+        return max(1, min(CHUNKS_PER_FILE, most_items // (4 * self._job.chunk_size)))
 
     def _tell(self, file: StagedFile) -> bool:
         """Make the chunks of a file known; False if the job has failed meanwhile."""

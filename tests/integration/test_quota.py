@@ -103,6 +103,24 @@ class TestSubmit:
             assert (job.status().sealed, job.status().total) == (True, 30)
 
 
+    def test_one_that_is_larger_than_the_quota_comes_through_in_pieces(
+        self, redis_url: str, ledger: Ledger, tmp_path: Path
+    ) -> None:
+        urls = [f"https://example.org/{number}.jpg" for number in range(90)]
+        options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=10, job_id="long")
+        totals = []
+        with client_of(redis_url, quota_items=40) as client:
+            for _ in range(2):
+                with pytest.raises(QuotaExceededError):
+                    client.embed(urls, options=options)
+                totals.append(ledger.status("long").total)
+                work_off(ledger)
+            client.embed(urls, options=options)
+
+        assert totals == [40, 80]
+        assert ledger.status("long").sealed
+
+
 class TestBytes:
     def test_jobs_whose_items_are_in_redis(
         self, redis_url: str, redis_client: redis.Redis, ledger: Ledger

@@ -23,7 +23,7 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import JobStatus, Ledger, StageAnswer
+from clipfleet.ledger import JobStatus, Ledger, Quota, StageAnswer
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.submission import Submission
@@ -34,6 +34,8 @@ ITEMS = 5
 
 class FakeLedger:
     """Knows jobs by their states; notes every call, may fail at one."""
+
+    quota = Quota()
 
     def __init__(self) -> None:
         self.states: dict[str, JobState] = {}
