@@ -305,9 +305,14 @@ class StagedReader:
         output: where the items are staged.
         job_id: the job whose items are meant; a file of another job (`--overwrite`) is refused.
         capacity: number of files that stay open.
+        patience_seconds: how long a thread waits for its turn. Were all that want a chunk to find out one
+            after the other that the store does not answer, the last ones would seem to hang.
     """
 
-    def __init__(self, output: Output, *, job_id: str, capacity: int = 4) -> None:
+    def __init__(
+        self, output: Output, *, job_id: str, capacity: int = 4, patience_seconds: float = 30.0
+    ) -> None:
+        self._patience_seconds = patience_seconds
         self._output = output
         self._job_id = job_id
         self._capacity = capacity
@@ -337,7 +342,7 @@ class StagedReader:
     @contextmanager
     def _opened(self, first_chunk: int, chunks: int) -> Iterator[pq.ParquetFile]:
         name = keys.staged_file(first_chunk, chunks)
-        with self._lock, parquet_errors(self._output, name):
+        with self._turn(name), parquet_errors(self._output, name):
             file = self._files.pop(name, None) or self._open(name, first_chunk, chunks)
             try:
                 yield file
@@ -348,11 +353,31 @@ class StagedReader:
             while len(self._files) > self._capacity:
                 self._files.popitem(last=False)[1].close(force=True)
 
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        if not self._lock.acquire(timeout=self._patience_seconds):
+            raise OutputUnavailableError(f"{self._output.uri}/{name}: no answer to whoever reads it now")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def close(self) -> None:
         """Close all files; the reader can be used again."""
         with self._lock:
-            while self._files:
-                self._files.popitem()[1].close(force=True)
+            self._close_all()
+
+    def close_unless_busy(self) -> None:
+        """Close all files, but wait for nobody who reads one."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._close_all()
+            finally:
+                self._lock.release()
+
+    def _close_all(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close(force=True)
 
     def __enter__(self) -> Self:
         return self

@@ -430,6 +430,34 @@ class TestReading:
         assert staged.opened == [keys.staged_file(4, 4)]
         assert staged.files[0].closed
 
+    def test_who_waits_for_others_waits_for_the_world_and_not_for_long(
+        self, staged: CountingOutput, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else, where a store does not answer, the last of many readers would seem to hang."""
+        there, answer = threading.Event(), threading.Event()
+        open_file = staged.open
+
+        def stuck(name: str) -> pa.NativeFile:
+            there.set()
+            assert answer.wait(30)
+            return open_file(name)
+
+        monkeypatch.setattr(staged, "open", stuck)
+        reader = StagedReader(staged, job_id=JOB, patience_seconds=0.01)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(reader.read_chunk, 0, 4, 0)
+            assert there.wait(30)
+
+            with pytest.raises(OutputUnavailableError, match="no answer to whoever reads it now"):
+                reader.read_chunk(0, 4, 1)
+            reader.close_unless_busy()
+
+            answer.set()
+            assert len(first.result()) == 5
+        assert len(reader.read_chunk(0, 4, 1)) == 5
+        reader.close_unless_busy()
+        assert all(file.closed for file in staged.files)
+
     def test_the_least_recently_used_file_is_closed(self, staged: CountingOutput) -> None:
         with StagedReader(staged, job_id=JOB, capacity=2) as reader:
             for first in (0, 4, 0, 8, 0, 4):

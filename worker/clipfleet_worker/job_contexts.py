@@ -109,7 +109,7 @@ class JobContexts:
                 self._contexts.popitem(last=False)
             idle = list(self._contexts.values())[:-_CONTEXTS_WITH_FILES]
         for other in idle:
-            other.staged.close()
+            other.staged.close_unless_busy()
         return context
 
     def _open(self, job_id: str) -> JobContext:

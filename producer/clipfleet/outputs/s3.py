@@ -36,6 +36,7 @@ from clipfleet.s3_file import S3File
 _WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
 _CONFLICT_ATTEMPTS = 6
 _CONFLICT_SECONDS = 0.1  # doubles
+_PROBE_PATIENCE_SECONDS = 30.0  # many writers shall not find out one after the other that a store is away
 _KEYS_OF_A_DELETE = 1000  # S3's own limit
 _MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
 
@@ -66,11 +67,15 @@ class S3Output:
     @property
     def has_conditional_writes(self) -> bool:
         """See the protocol; the first call asks the store, by means of a canary."""
-        with self._probing:
+        if not self._probing.acquire(timeout=_PROBE_PATIENCE_SECONDS):
+            raise OutputUnavailableError(f"{self._uri}: no answer to whoever asks what it can do")
+        try:
             if self._conditional is None:
                 with self._errors():
                     self._conditional = self._probe()
             return self._conditional
+        finally:
+            self._probing.release()
 
     def scratch(self) -> AbstractContextManager[Path]:
         """A file of this machine."""
