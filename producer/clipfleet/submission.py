@@ -158,9 +158,7 @@ class Submission:
         already = self._ledger.staged_files(job_id)
         files, items = tuple(already), self._ledger.status(job_id).total
         self._hint(sum(count for _, count in files))
-        stager = Stager(
-            self._output, job_id, self._job.chunk_size, chunks_per_file=self._chunks_per_file()
-        )
+        stager = Stager(self._output, job_id, self._job.chunk_size, chunks_per_file=self._chunks_per_file())
         note = None if self._job.output_is_redis else StagedNote(self._output)
 
         def require_unknown(first_chunk: int) -> None:

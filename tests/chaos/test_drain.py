@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,14 +45,16 @@ def embed(cluster: Cluster, client: Client, chunk_size: int = 8) -> JobHandle:
     return client.embed(cluster.folder / "pictures", options=options)
 
 
-def leaves_in_time(worker: WorkerProcess, what: str) -> None:
+def leaves_in_time(
+    worker: WorkerProcess, what: str, numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGTERM)
+) -> None:
     """SIGTERM, and once more: gone with 0. How long that takes is printed, beside the time it has."""
     started = time.monotonic()
-    worker.process.terminate()
-    worker.process.terminate()
+    for number in numbers:
+        worker.process.send_signal(number)
     assert worker.process.wait(PATIENCE_SECONDS) == 0, worker.log()
     assert "Traceback" not in worker.log()
-    print(f"SIGTERM {what}: gone after {time.monotonic() - started:.1f} s of {DRAIN_SECONDS:g}")
+    print(f"{numbers[0].name} {what}: gone after {time.monotonic() - started:.1f} s of {DRAIN_SECONDS:g}")
 
 
 def nothing_counts_against_anybody(cluster: Cluster, job: JobHandle) -> None:
@@ -93,6 +95,19 @@ def test_while_the_model_loads(cluster: Cluster, client: Client) -> None:
     leaves_in_time(worker, "while the model loads")
     nothing_counts_against_anybody(cluster, job)
     is_finished_by_another(cluster, job)
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGQUIT), (signal.SIGQUIT,), (signal.SIGHUP, signal.SIGINT)]
+)
+def test_by_whatever_signal(cluster: Cluster, client: Client, numbers: Sequence[signal.Signals]) -> None:
+    loading = cluster.folder / "loading"
+    worker = cluster.start_worker(program=(CRASHING, "load", "hang", str(loading)))
+    job = embed(cluster, client)
+    wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model", 60)
+    leaves_in_time(worker, "while the model loads", numbers)
+    nothing_counts_against_anybody(cluster, job)
 
 
 @pytest.mark.figures

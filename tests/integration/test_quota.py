@@ -102,7 +102,6 @@ class TestSubmit:
 
             assert (job.status().sealed, job.status().total) == (True, 30)
 
-
     def test_one_that_is_larger_than_the_quota_comes_through_in_pieces(
         self, redis_url: str, ledger: Ledger, tmp_path: Path
     ) -> None:

@@ -33,6 +33,7 @@ from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import decode_threads, make_decode_stage, make_memory_guard
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.drain import Drain
+from clipfleet_worker.ending_signals import DrainingWorker
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.finishing import Finisher
@@ -326,7 +327,8 @@ def _leave_logging_alone(**_: object) -> None:
 
 
 def _run_celery(app: Celery, worker_id: str) -> int:
-    worker = app.Worker(
+    worker = DrainingWorker(
+        app=app,
         hostname=f"clipfleet@{worker_id}",
         quiet=True,
         loglevel="INFO",
