@@ -346,6 +346,27 @@ class TestLife:
 
         assert children.read(JPEG, FRAME, FAST)
 
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_one_that_the_kernel_takes_is_followed_by_another_once(
+        self, children: DecodeChildren, monkeypatch: pytest.MonkeyPatch, times: int
+    ) -> None:
+        """Children are the first that it takes, whoever wants its memory: the picture may be innocent."""
+        read, taken = DecodeChild.read, []
+
+        def unlucky(child: DecodeChild, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+            if len(taken) < times:
+                taken.append(child.pid)
+                os.kill(child.pid, signal.SIGKILL)
+            return read(child, data, frame, route)
+
+        monkeypatch.setattr(DecodeChild, "read", unlucky)
+
+        if times == 1:
+            assert children.read(JPEG, FRAME, FAST)
+        else:
+            assert failure(children, JPEG).code is ErrorCode.OUT_OF_MEMORY
+        assert len(set(taken)) == times
+
     def test_several_threads_have_a_child_each(self, children: DecodeChildren) -> None:
         barrier = threading.Barrier(3)
 

@@ -76,6 +76,10 @@ class _HungUp(Exception):  # noqa: N818 - likewise
     """The child has closed the socket: it is dead or dying."""
 
 
+class _TakenByKernel(ItemFailure):
+    """It has no memory left, and takes children before others, whoever wants it."""
+
+
 class _Line:
     """A socket to a child on which nothing waits longer than it may.
 
@@ -292,10 +296,9 @@ class DecodeChild:
         if code == -signal.SIGXCPU:
             detail = f"more than {self._limits.seconds:g} s of computing"
             return ItemFailure(ErrorCode.DECODE_TIMEOUT, detail)
-        if code in (
-            EXIT_OUT_OF_MEMORY,
-            -signal.SIGKILL,
-        ):  # the latter by the kernel: we have not killed it yet
+        if code == -signal.SIGKILL:  # by the kernel: we have not killed it yet
+            return _TakenByKernel(ErrorCode.OUT_OF_MEMORY, "more memory than the machine has")
+        if code == EXIT_OUT_OF_MEMORY:
             detail = f"more than {self._limits.memory_bytes} bytes of memory, or than the machine has"
             return ItemFailure(ErrorCode.OUT_OF_MEMORY, detail)
         return ItemFailure(ErrorCode.CRASHED, f"the decoder {ending} on this picture")
@@ -332,10 +335,19 @@ class DecodeChildren:
         self._limits = limits
         self._idle: list[DecodeChild] = []
         self._busy: set[DecodeChild] = set()
+        self._have_ended = False
         self._lock = threading.Lock()
 
     def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
-        """Have a child read a file, see `DecodeChild.read`."""
+        """Have a child read a file, see `DecodeChild.read`; another one if the kernel takes the first."""
+        try:
+            return self._read(data, frame, route)
+        except _TakenByKernel:
+            if self._have_ended:  # it was us
+                raise
+        return self._read(data, frame, route)
+
+    def _read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
         child = self._take()
         try:
             return child.read(data, frame, route)
@@ -380,7 +392,8 @@ class DecodeChildren:
             child.close()
 
     def kill_all(self) -> None:
-        """End all of them; what they were reading fails, with no meaning."""
+        """End all of them; what they were reading fails, with no meaning. Nobody wants another one."""
+        self._have_ended = True
         with self._lock:
             busy = list(self._busy)
         for child in busy:
