@@ -5,12 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from clipfleet.printable import printable_lines
+
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str, style: str = "") -> None:
     """A line for people."""
-    stderr.print(text, style=style, markup=False, emoji=False)
+    stderr.print(printable_lines(text), style=style, markup=False, emoji=False)
 
 
 def print_table(table: Table) -> None:
@@ -22,4 +24,4 @@ def print_table(table: Table) -> None:
 
 def say_error(error: Exception | str) -> None:
     """A line about what went wrong and the way out."""
-    stderr.print(f"error: {error}", style="red", markup=False, emoji=False)
+    stderr.print(f"error: {printable_lines(str(error))}", style="red", markup=False, emoji=False)

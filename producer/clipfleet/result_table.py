@@ -13,6 +13,7 @@ from rich.text import Text
 
 from clipfleet.contract import Job
 from clipfleet.parts import label_columns
+from clipfleet.printable import printable
 
 _TEXT_CHARACTERS = 200
 _FOLDED_WIDTH = 12  # wider cells are folded before a label set is left out
@@ -26,8 +27,13 @@ class _Column:
     is_number: bool = False
 
     @property
+    def shown(self) -> Sequence[str]:
+        """The cells as a terminal may have them."""
+        return [printable(cell) for cell in self.cells]
+
+    @property
     def width(self) -> int:
-        widest = max(map(cell_len, self.cells), default=0)
+        widest = max(map(cell_len, self.shown), default=0)
         return max(cell_len(self.heading), min(widest, _FOLDED_WIDTH)) + _BETWEEN
 
 
@@ -53,9 +59,9 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(
-            Text(column.heading), overflow="fold", justify="right" if column.is_number else "left"
+            Text(printable(column.heading)), overflow="fold", justify="right" if column.is_number else "left"
         )
-    for cells in zip(*(column.cells for column in columns), strict=True):
+    for cells in zip(*(column.shown for column in columns), strict=True):
         table.add_row(*map(Text, cells))
     return table, left_out
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from clipfleet.printable import printable
+
 _FIELDS = ("action", "job_id", "chunk_id", "model")
 _OURS = ("clipfleet", "clipfleet_worker", "celery")
 _NOISY = ("celery.worker.strategy", "celery.app.trace")
@@ -13,10 +15,16 @@ _NOISY = ("celery.worker.strategy", "celery.app.trace")
 class FieldFormatter(logging.Formatter):
     """Adds `name=value` for each of our fields that a record has."""
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """One line, and no terminal obeys it: messages quote URLs, paths and names of strangers."""
+        return printable(super().formatMessage(record))
+
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         line = super().format(record)
-        fields = " ".join(f"{name}={getattr(record, name)}" for name in _FIELDS if hasattr(record, name))
+        fields = " ".join(
+            f"{name}={printable(str(getattr(record, name)))}" for name in _FIELDS if hasattr(record, name)
+        )
         return f"{line} [{fields}]" if fields else line
 
 

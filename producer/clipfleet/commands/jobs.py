@@ -11,12 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from clipfleet.client import Client
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.console import print_table, say
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
+from clipfleet.printable import printable
 from clipfleet.progress import why_nobody_works
 
 _NUMBERS = ("items", "ok", "failed")
@@ -30,7 +32,7 @@ def status(job: JobArgument, as_json: AsJson = False) -> None:
             typer.echo(json.dumps(_status_object(snapshot)))
             return
         for line in _status_lines(snapshot):
-            typer.echo(line)
+            typer.echo(printable(line))
         problem = None if snapshot.state.is_final else why_nobody_works(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
         say(problem, style="yellow")
@@ -54,7 +56,7 @@ def jobs(
         table.add_column(heading, no_wrap=True, justify="right" if heading in _NUMBERS else "left")
     for snapshot in snapshots:
         table.add_row(
-            snapshot.job_id, snapshot.state, f"{snapshot.total:,}", f"{snapshot.ok:,}",
+            Text(printable(snapshot.job_id)), snapshot.state, f"{snapshot.total:,}", f"{snapshot.ok:,}",
             f"{snapshot.failed:,}", _utc(snapshot.created_ms),
         )  # fmt: skip
     print_table(table)
