@@ -303,7 +303,7 @@ class Job(_Frozen):
                     f"{field.replace('_', '-')} {name!r} must be a name without blanks, "
                     "such as myapp.tasks.handle for a task and celery for a queue"
                 )
-        if _RESERVED_QUEUES.fullmatch(self.on_finished_queue):
+        if not is_queue_of_users(self.on_finished_queue):
             raise ValueError(
                 f"on-finished-queue {self.on_finished_queue!r} is a name that clipfleet needs itself"
             )
@@ -362,6 +362,11 @@ class Job(_Frozen):
         """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()
         return [name for name in mine if mine[name] != theirs.get(name)]
+
+
+def is_queue_of_users(name: str) -> bool:
+    """Whether users may have a Celery queue of this name: it is one, and no key of ours or of kombu's."""
+    return bool(re.fullmatch(CELERY_NAME_PATTERN, name)) and not _RESERVED_QUEUES.fullmatch(name)
 
 
 def read_job(text: str | bytes) -> Job:

@@ -7,6 +7,7 @@ starts over. Times are the server's. Nothing here knows about Celery, outputs or
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -255,18 +256,25 @@ class Ledger:
 
         Raises:
             JobNotFoundError: no such job.
+            JobUnreadableError: what is there is not of clipfleet.
         """
         answer = self._run("status", job_id)
         if not answer:
             raise _not_found(job_id)
-        return JobStatus.of_answer(job_id, answer)
+        try:
+            return JobStatus.of_answer(job_id, answer)
+        except (LookupError, ValueError):
+            raise JobUnreadableError(f"job {job_id!r}: what Redis holds of it is not of clipfleet") from None
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         """The newest jobs first."""
         with redis_errors(self._url):
             names = self._redis.zrange(keys.JOBS, 0, limit - 1, desc=True)
-        answers = ((str(name), self._run("status", str(name))) for name in names)
-        return [JobStatus.of_answer(name, answer) for name, answer in answers if answer]
+        found = []
+        for name in names:
+            with suppress(JobNotFoundError, JobUnreadableError):
+                found.append(self.status(str(name)))
+        return found
 
     def wait_for_progress(self, job_id: str, after: str, block_seconds: float) -> str:
         """Block until the job's stream has an entry after the one named; returns the last entry's name.
@@ -284,7 +292,11 @@ class Ledger:
 
     def workers(self, silence_seconds: float = 30) -> list[WorkerFacts]:
         """Workers that were heard of within the given time."""
-        return [WorkerFacts.of_json(text) for text in self._run("workers", int(silence_seconds * 1000))]
+        workers = []
+        for text in self._run("workers", int(silence_seconds * 1000)):
+            with suppress(ValueError):  # written by no worker
+                workers.append(WorkerFacts.of_json(text))
+        return workers
 
     # --- the worker's side ---
 

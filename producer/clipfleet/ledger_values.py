@@ -192,8 +192,17 @@ class WorkerFacts:
 
     @classmethod
     def of_json(cls, text: str) -> Self:
-        """From what `to_json` gave; a worker of another version may say less, or more."""
-        facts = json.loads(text)
+        """From what `to_json` gave; a worker of another version may say less, or more.
+
+        Raises:
+            ValueError: no worker has said this.
+        """
+        try:
+            facts = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested without end") from None
+        if not isinstance(facts, dict) or not _are_facts(facts):
+            raise ValueError("these are no facts of a worker")
         return cls(
             worker_id=facts.get("worker_id", "?"),
             host=facts.get("host", "?"),
@@ -236,6 +245,16 @@ class Quota:
 
 
 NO_QUOTA = Quota()
+
+
+def _are_facts(facts: Mapping[str, Any]) -> bool:
+    models = facts.get("models", [])
+    texts = [facts.get(name, "") for name in ("worker_id", "host", "device")]
+    return (
+        isinstance(models, list)
+        and all(isinstance(text, str) for text in (*texts, *models))
+        and isinstance(facts.get("pid", 0), int)
+    )
 
 
 def _pairs(flat: Sequence[str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
 
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
   local job, chunk = string.match(lease, '^(.+):(%d+)$')
-  local state = field(job, 'state')
+  local state = job and field(job, 'state')  -- planted by hand it may be anything
   if not state or is_final(state) or state == 'finishing' then
     redis.call('ZREM', LEASES, lease)
   else

@@ -1,0 +1,101 @@
+"""What a producer plants in Redis by hand: a worker's loops live on, and do what else there is to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from clipfleet import keys
+from clipfleet.announcements import Announcements
+from clipfleet.errors import JobUnreadableError
+from clipfleet.hints import make_app
+from clipfleet.ledger import Ledger
+from clipfleet.ledger_values import WorkerFacts
+from clipfleet_worker.announcer import Announcer
+from tests.support.ledger import claim, let_leases_expire, make_job
+
+NO_JSON = ["garbage", "[]", "17", "[" * 100_000]
+EVENT = {"job_id": "a", "generation": 0}
+ME = WorkerFacts("me", "here", 1, ("demo",))
+
+
+def announcement(**values: object) -> str:
+    return json.dumps({"task": "myapp.handle", "queue": "celery", "event": EVENT} | values)
+
+
+@pytest.fixture
+def announcer(redis_url: str) -> Iterator[Announcer]:
+    app = make_app(redis_url)
+    announcer = Announcer(Announcements(redis_url), app)
+    yield announcer
+    announcer.stop()
+    app.close()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        *NO_JSON,
+        "{}",
+        announcement(event={}),
+        announcement(event=7),
+        announcement(task=7),
+        announcement(task="a\nb"),
+        announcement(queue="clipfleet:jobs"),
+        announcement(queue="unacked"),
+        announcement(queue=None),
+    ],
+)
+def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
+    announcer: Announcer, redis_client: redis.Redis, planted: str
+) -> None:
+    redis_client.zadd(keys.ANNOUNCEMENTS, {planted: 0, announcement(): 1})
+
+    assert announcer.announce()
+
+    assert redis_client.llen("celery") == 1
+    assert not redis_client.exists(keys.ANNOUNCEMENTS)
+
+
+@pytest.mark.parametrize(
+    "planted", [*NO_JSON, '{"models": 7}', '{"models": [7]}', '{"pid": "x"}', '{"host": []}']
+)
+def test_what_no_worker_has_said_of_itself_hides_no_worker(
+    ledger: Ledger, redis_client: redis.Redis, planted: str
+) -> None:
+    ledger.heartbeat(ME)
+    redis_client.zadd(keys.WORKERS, {"planted": 10**15})
+    redis_client.hset(keys.WORKER_FACTS, "planted", planted)
+
+    assert ledger.workers() == [ME]
+
+
+@pytest.mark.parametrize("planted", ["", ":", "garbage", "a:b:c", "nobody:1", "job:finish"])
+def test_a_lease_of_nothing_does_not_keep_others_from_being_taken_back(
+    ledger: Ledger, redis_client: redis.Redis, planted: str
+) -> None:
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 1, 10)
+    claim(ledger)
+    let_leases_expire(redis_client, ("job", 0))
+    redis_client.zadd(keys.LEASES, {planted: 0})
+
+    lost, _ = ledger.reconcile(lease_seconds=30)
+
+    assert lost == 1
+    assert not redis_client.exists(keys.LEASES)
+
+
+def test_a_job_that_nobody_submitted_hides_no_job(ledger: Ledger, redis_client: redis.Redis) -> None:
+    ledger.submit(make_job("job"))
+    for name, facts in (("half", {"state": "running"}), ("[/x]", {"state": "?"})):
+        redis_client.zadd(keys.JOBS, {name: 10**15})
+        redis_client.hset(keys.job(name), mapping=facts)
+        redis_client.expire(keys.job(name), 60)
+
+    assert [status.job_id for status in ledger.jobs()] == ["job"]
+    with pytest.raises(JobUnreadableError, match="not of clipfleet"):
+        ledger.status("half")
