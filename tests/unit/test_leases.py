@@ -164,6 +164,14 @@ class TestWaitingForOthers:
             call.result()
         loading.set_result("model")  # the loading itself went on, and disturbs nobody
 
+    def test_a_stage_that_waits_for_others_too_long_gives_the_chunk_back(self) -> None:
+        """A download may take hours: that is no hang, and no reason to end the process in its middle."""
+        held = HeldLease(lease(0))
+        held.enter("load model", 60)
+
+        with pytest.raises(ChunkInterrupted, match=r"load model takes more than 0.01 s"):
+            held.result_of(Future(), 0.01)
+
 
 class TestPhases:
     def test_the_watchdog_sees_each_stage_until_well_after_its_lease_was_left(

@@ -116,18 +116,19 @@ class HeldLease:
             f"chunk {self.lease.chunk} of job {self.lease.job_id}", self._stage, self._since, limit_seconds
         )
 
-    def result_of(self, future: Future[T]) -> T:
+    def result_of(self, future: Future[T], seconds: float | None = None) -> T:
         """Wait for something that others do, such as a model that loads; what it raises is raised here.
 
         Raises:
-            ChunkInterrupted: the chunk was taken from us meanwhile; the others go on.
+            ChunkInterrupted: the chunk was taken from us meanwhile, or so many seconds were not enough; the
+                others go on.
         """
         changed = threading.Event()
         future.add_done_callback(lambda _: changed.set())
         self.on_interrupt(lambda _: changed.set())
-        changed.wait()
-        if self._interruption is not None and not future.done():
-            raise self._interruption
+        changed.wait(seconds)
+        if not future.done():
+            raise self._interruption or ChunkInterrupted(f"stage {self._stage} takes more than {seconds:g} s")
         return future.result()
 
     def on_interrupt(self, callback: Callable[[BaseException], None]) -> None:

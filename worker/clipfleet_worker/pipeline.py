@@ -31,7 +31,10 @@ from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 # Beyond these a stage hangs, and its lease is left to expire.
 _READ_LIMIT_SECONDS = 120.0
-_WAIT_FOR_MODEL_SECONDS = 3600.0  # with the download; the loading itself is the watchdog's
+# With the download, which may take longer: then the chunk is given back, and claimed by whoever is ready.
+# The loading itself is the watchdog's.
+_WAIT_FOR_MODEL_SECONDS = 3600.0
+_GIVE_BACK_SECONDS = 60.0
 _PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not for a whole label set
 _ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # in which no item of the worker ends
 _LONGEST_SECONDS = 6 * 3600.0  # of a chunk behind many others on a slow device
@@ -91,8 +94,9 @@ class Pipeline:
         work = _work(claim, context)
         is_suspect = claim.losses > 0 or work.is_suspect
         with self._items.handling(is_suspect=is_suspect):  # before the load: others may wait for it, too
-            lease.enter("load model", _WAIT_FOR_MODEL_SECONDS)
-            model = lease.result_of(self._models.prefetch(context.job.model, context.job.precision))
+            lease.enter("load model", _WAIT_FOR_MODEL_SECONDS + _GIVE_BACK_SECONDS)
+            loading = self._models.prefetch(context.job.model, context.job.precision)
+            model = lease.result_of(loading, _WAIT_FOR_MODEL_SECONDS)
             with self._open_items.making_room() as make_room:
 
                 def on_end(count: int) -> None:
