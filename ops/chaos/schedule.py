@@ -34,7 +34,6 @@ class FaultKind(StrEnum):
 # One of these at a time; what follows waits until it is over and has been noticed.
 REDIS_FAULTS = frozenset(kind for kind in FaultKind if kind.value.startswith("Redis"))
 S3_FAULTS = frozenset(kind for kind in FaultKind if kind.value.startswith("S3"))
-DEATHS = frozenset({FaultKind.KILL, FaultKind.CRASH_POINT, FaultKind.PRODUCER_CRASH})
 
 WORKER_CRASH_POINTS = (
     "after_claim", "mid_fetch", "before_write", "mid_write", "after_write", "after_complete", "before_ack",

@@ -9,7 +9,6 @@ from clipfleet_worker.failures import TransientFailure
 from clipfleet_worker.fetch.http_failures import failure_of_status, retry_after_seconds
 
 NOW = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
-DATE = "Fri, 15 Jan 2027 08:00:00 GMT"
 
 
 @pytest.mark.parametrize(
