@@ -67,13 +67,7 @@ def test_damage_gives_an_error_that_is_promised(name: str, tmp_path_factory: pyt
     target = ALL[name]
     run, seeds = target.make(tmp_path_factory.mktemp("fuzz")), target.seeds()
 
-    @settings(
-        max_examples=60,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @FEW
     @given(st.integers(0, 2**32))
     def check(seed: int) -> None:
         target.outcome(run, mutated(seeds, seed))
@@ -82,9 +76,7 @@ def test_damage_gives_an_error_that_is_promised(name: str, tmp_path_factory: pyt
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "image"])
-@settings(
-    max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@FEW
 @given(data=st.one_of(st.binary(max_size=2000), st.text(max_size=500).map(lambda text: text.encode())))
 def test_so_does_anything_at_all(name: str, data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     target = ALL[name]
