@@ -22,10 +22,11 @@ from PIL import Image
 
 from clipfleet.contract import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
 from clipfleet_worker import decode_children
-from clipfleet_worker.decode import Decoder, Frame, Raster, ScaledJpeg, WholePicture, fit
+from clipfleet_worker.decode import Decoder, Raster, ScaledJpeg, WholePicture, fit
 from clipfleet_worker.decode_children import DecodeChild, DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.picture_sizes import Frame
 from clipfleet_worker.settings import WorkerSettings
 from tests.fuzz.images import image_seeds
 from tests.fuzz.mutations import mutated

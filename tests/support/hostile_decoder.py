@@ -13,7 +13,8 @@ from enum import Enum
 from typing import NoReturn
 
 from clipfleet.contract import DecodeRoute
-from clipfleet_worker.decode import Decoder, Frame, Raster
+from clipfleet_worker.decode import Decoder, Raster
+from clipfleet_worker.picture_sizes import Frame
 
 _HOARD_BYTES = 10_000_000_000
 _STEP_BYTES = 1 << 26

@@ -33,7 +33,7 @@ from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
-from clipfleet_worker.decode import Decoder, Frame, Raster
+from clipfleet_worker.decode import Decoder, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
@@ -46,6 +46,7 @@ from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
+from clipfleet_worker.picture_sizes import Frame
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.testing import COLOURS, FakeEncoder, MemorySink
 from clipfleet_worker.text_matrices import TextMatrices

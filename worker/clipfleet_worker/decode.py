@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import PIL
 import simplejpeg
 from PIL import (
     BmpImagePlugin,
@@ -50,27 +49,23 @@ from clipfleet_worker.image_outline import (
     jpeg_coefficient_bytes,
     webp_size,
 )
+from clipfleet_worker.picture_sizes import (
+    Frame,
+    is_covered,
+    pixels_of_passes,
+    resized_pixels,
+    resized_size,
+    resizes_vertically_first,
+    scaled_eighths,
+    scaled_rectangle,
+)
 
 # Importing these registers them; else Pillow would load all of its plugins at the first picture.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
-# A JPEG is decoded at n/8 of its size where that leaves this many times the model's size. At 3.3 photographs
-# differ from the reference by at most 2 levels, print and saturated drawings by more; smaller margins break
-# the bars of tests/integration/test_fidelity.py. Small models see every grey level and need more. For other n
-# than 1, 2 and 4 libjpeg-turbo has no SIMD code: they are slower than decoding at full size.
-_SCALED_MARGIN = 3.3
-_SCALED_MARGIN_SMALL = 16.0
-_SMALL_TARGET = 128
-_SCALED_EIGHTHS = (1, 2, 4)
-_FULL_SIZE = 8
-
 # A strip of 1 x 65000 is few pixels, but gigabytes once its short side has the model's size.
 _MAX_RESIZED_PIXELS = 1 << 25
 
-# Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
-_PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
-
-_FAST_INTERPOLATIONS = ("bicubic", "bilinear")
 _FAST_COLOURS = {"Gray": "gray", "YCbCr": "rgb", "RGB": "rgb"}  # simplejpeg's word -> what is asked of it
 
 # Pillow decodes run lengths in Python: a second for these.
@@ -101,16 +96,6 @@ _DAMAGED = (
     AssertionError,
     NotImplementedError,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The part of a `PixelSpec` that reading needs to know."""
-
-    width: int  # of the model's input
-    height: int
-    interpolation: str  # bicubic, bilinear
-    resize_mode: str  # shortest (then centre crop), longest (then pad), squash
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +211,7 @@ class Decoder:
         if tile_pixels > self.max_pixels:
             detail = f"a tile of this {image_format} has more than {self.max_pixels} pixels"
             raise ItemFailure(ErrorCode.TOO_MANY_PIXELS, detail)
-        resize_pixels = _resize_pixels(*image.size, image.size, frame)
+        resize_pixels = pixels_of_passes(*image.size, image.size, frame)
         self._check_memory(pillow_bytes(image, kept_bytes, resize_pixels), *image.size)
         self._check_memory(tile_pixels * TIFF_TILE_PIXEL_BYTES, *image.size)
         if is_run_length_bmp(image):
@@ -237,7 +222,7 @@ class Decoder:
 
     def _fast(self, data: bytes, frame: Frame, kept_bytes: int) -> ScaledJpeg | None:
         """The picture in a JPEG, or None where this route does not cover it."""
-        if not _is_covered(frame):
+        if not is_covered(frame):
             return None
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -246,10 +231,10 @@ class Decoder:
         if colours not in _FAST_COLOURS:
             return None
         self.check_size(width, height, frame)
-        eighths = _eighths(width, height, _resized_size(width, height, frame), frame)
-        columns, rows = rectangle = _rectangle(width, height, eighths)
+        eighths = scaled_eighths(width, height, resized_size(width, height, frame), frame)
+        columns, rows = rectangle = scaled_rectangle(width, height, eighths)
         channels = 1 if colours == "Gray" else 3
-        resize_bytes = _resize_pixels(width, height, rectangle, frame) * channels
+        resize_bytes = pixels_of_passes(width, height, rectangle, frame) * channels
         needed = jpeg_bytes(kept_bytes, int(columns * rows) * channels, resize_bytes)
         self._check_memory(needed, width, height)
         pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], rectangle)
@@ -267,7 +252,7 @@ class Decoder:
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS, f"{width} x {height} is more than {self.max_pixels} pixels"
             )
-        if _resized_pixels(width, height, frame) > max(_MAX_RESIZED_PIXELS, width * height):
+        if resized_pixels(width, height, frame) > max(_MAX_RESIZED_PIXELS, width * height):
             raise ItemFailure(
                 ErrorCode.TOO_MANY_PIXELS,
                 f"{width} x {height} is too long a strip: with the model's {frame.width} x {frame.height} "
@@ -309,9 +294,9 @@ def fit(raster: Raster, spec: PixelSpec) -> DecodedImage:
 
 def _fit_scaled(jpeg: ScaledJpeg, spec: PixelSpec) -> DecodedImage:
     width, height = jpeg.width, jpeg.height
-    target = _resized_size(width, height, spec.frame)
-    rectangle = _rectangle(width, height, jpeg.eighths)
-    is_vertical_first = _is_vertical_first(width, height, target)
+    target = resized_size(width, height, spec.frame)
+    rectangle = scaled_rectangle(width, height, jpeg.eighths)
+    is_vertical_first = resizes_vertically_first(width, height, target)
     pixels = _resize(jpeg.pixels, rectangle, target, spec.interpolation, is_vertical_first=is_vertical_first)
     pixels = _centre_crop(pixels, spec.width, spec.height)
     if pixels.shape[2] == 1:
@@ -352,59 +337,6 @@ def _check_run_lengths(file_bytes: int, width: int, height: int) -> None:
 
 def _described(error: Exception) -> str:
     return str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
-
-
-def _is_covered(frame: Frame) -> bool:
-    """Whether the fast route knows how open_clip resizes for this model."""
-    if frame.interpolation not in _FAST_INTERPOLATIONS:
-        return False
-    # open_clip has a resize of its own for `shortest` with other than square targets.
-    return frame.resize_mode == "squash" or (frame.resize_mode == "shortest" and frame.width == frame.height)
-
-
-def _resized_pixels(width: int, height: int, frame: Frame) -> float:
-    """How large a picture becomes on the way to the model's size."""
-    if frame.resize_mode == "shortest":
-        growth = max(frame.width / width, frame.height / height)
-        return width * growth * height * growth
-    return frame.width * height if frame.resize_mode == "squash" else 0  # Pillow squashes the rows first
-
-
-def _resize_pixels(width: int, height: int, held: tuple[float, float], frame: Frame) -> int:
-    """Pixels of both passes of a resize: what the first one makes of what is held, and the result."""
-    factors = frame.width / width, frame.height / height
-    if frame.resize_mode != "squash":
-        factors = (max(factors) if frame.resize_mode == "shortest" else min(factors),) * 2
-    across, down = round(width * factors[0]), round(height * factors[1])
-    is_vertical_first = _is_vertical_first(width, height, (across, down))
-    first = held[0] * down if is_vertical_first else across * held[1]
-    return int(first) + across * down
-
-
-def _resized_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
-    """(width, height) after the resize and before the crop, by torchvision's own formula."""
-    if frame.resize_mode == "squash":
-        return frame.width, frame.height
-    longer = int(frame.width * max(width, height) / min(width, height))
-    return (frame.width, longer) if width <= height else (longer, frame.width)
-
-
-def _eighths(width: int, height: int, target: tuple[int, int], frame: Frame) -> int:
-    """N of the scale n/8 at which a JPEG is decoded: the smallest that keeps enough for the resize."""
-    margin = _SCALED_MARGIN_SMALL if min(frame.width, frame.height) < _SMALL_TARGET else _SCALED_MARGIN
-    times = min(width / target[0], height / target[1])
-    return next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
-
-
-def _rectangle(width: int, height: int, eighths: int) -> tuple[float, float]:
-    """(width, height) of the picture in a JPEG that is decoded at n/8 of its size."""
-    return width * eighths / 8, height * eighths / 8
-
-
-def _is_vertical_first(width: int, height: int, target: tuple[int, int]) -> bool:
-    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows."""
-    fewer_rows, fewer_columns = height - target[1], width - target[0]
-    return _PILLOW_RESIZES_TALL_VERTICALLY_FIRST and fewer_rows > max(0, 2 * fewer_columns)
 
 
 def _scaled_jpeg(data: bytes, colours: str, rectangle: tuple[float, float]) -> np.ndarray | None:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from clipfleet_worker._exec_child import die_with, reset_signals
-from clipfleet_worker.decode import Decoder, Frame, Raster, ScaledJpeg, WholePicture
+from clipfleet_worker.decode import Decoder, Raster, ScaledJpeg, WholePicture
 from clipfleet_worker.decode_messages import (
     EXIT_OUT_OF_MEMORY,
     LENGTH_BYTES,
@@ -37,6 +37,7 @@ from clipfleet_worker.decode_messages import (
     words_length,
 )
 from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.picture_sizes import Frame
 
 _PR_SET_NO_NEW_PRIVS = 38
 

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from clipfleet.contract import DecodeRoute, ErrorCode
-from clipfleet_worker.decode import Decoder, Frame, Raster, ScaledJpeg, WholePicture
+from clipfleet_worker.decode import Decoder, Raster, ScaledJpeg, WholePicture
 from clipfleet_worker.decode_messages import (
     EXIT_OUT_OF_MEMORY,
     LENGTH_BYTES,
@@ -41,6 +41,7 @@ from clipfleet_worker.decode_messages import (
     words_length,
 )
 from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.picture_sizes import Frame
 
 log = logging.getLogger(__name__)
 

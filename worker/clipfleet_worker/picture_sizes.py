@@ -1,0 +1,88 @@
+"""The sizes that a picture has on its way to the model's: arithmetic alone, no pixels.
+
+They are those of torchvision and Pillow, to the last rounding: else pictures would shift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import PIL
+
+# A JPEG is decoded at n/8 of its size where that leaves this many times the model's size. At 3.3 photographs
+# differ from the reference by at most 2 levels, print and saturated drawings by more; smaller margins break
+# the bars of tests/integration/test_fidelity.py. Small models see every grey level and need more. For other n
+# than 1, 2 and 4 libjpeg-turbo has no SIMD code: they are slower than decoding at full size.
+_SCALED_MARGIN = 3.3
+_SCALED_MARGIN_SMALL = 16.0
+_SMALL_TARGET = 128
+_SCALED_EIGHTHS = (1, 2, 4)
+_FULL_SIZE = 8
+
+# Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
+_PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+
+_FAST_INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of a `PixelSpec` that reading needs to know."""
+
+    width: int  # of the model's input
+    height: int
+    interpolation: str  # bicubic, bilinear
+    resize_mode: str  # shortest (then centre crop), longest (then pad), squash
+
+
+def is_covered(frame: Frame) -> bool:
+    """Whether the fast route knows how open_clip resizes for this model."""
+    if frame.interpolation not in _FAST_INTERPOLATIONS:
+        return False
+    # open_clip has a resize of its own for `shortest` with other than square targets.
+    return frame.resize_mode == "squash" or (frame.resize_mode == "shortest" and frame.width == frame.height)
+
+
+def resized_pixels(width: int, height: int, frame: Frame) -> float:
+    """How large a picture becomes on the way to the model's size."""
+    if frame.resize_mode == "shortest":
+        growth = max(frame.width / width, frame.height / height)
+        return width * growth * height * growth
+    return frame.width * height if frame.resize_mode == "squash" else 0  # Pillow squashes the rows first
+
+
+def pixels_of_passes(width: int, height: int, held: tuple[float, float], frame: Frame) -> int:
+    """Pixels of both passes of a resize: what the first makes of `held` (width, height), and the result."""
+    factors = frame.width / width, frame.height / height
+    if frame.resize_mode != "squash":
+        factors = (max(factors) if frame.resize_mode == "shortest" else min(factors),) * 2
+    across, down = round(width * factors[0]), round(height * factors[1])
+    is_vertical_first = resizes_vertically_first(width, height, (across, down))
+    first = held[0] * down if is_vertical_first else across * held[1]
+    return int(first) + across * down
+
+
+def resized_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
+    """(width, height) after the resize and before the crop, by torchvision's own formula."""
+    if frame.resize_mode == "squash":
+        return frame.width, frame.height
+    longer = int(frame.width * max(width, height) / min(width, height))
+    return (frame.width, longer) if width <= height else (longer, frame.width)
+
+
+def scaled_eighths(width: int, height: int, target: tuple[int, int], frame: Frame) -> int:
+    """N of the scale n/8 at which a JPEG is decoded: the smallest that keeps enough for the resize."""
+    margin = _SCALED_MARGIN_SMALL if min(frame.width, frame.height) < _SMALL_TARGET else _SCALED_MARGIN
+    times = min(width / target[0], height / target[1])
+    return next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
+
+
+def scaled_rectangle(width: int, height: int, eighths: int) -> tuple[float, float]:
+    """(width, height) of the picture in a JPEG that is decoded at n/8 of its size."""
+    return width * eighths / 8, height * eighths / 8
+
+
+def resizes_vertically_first(width: int, height: int, target: tuple[int, int]) -> bool:
+    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows."""
+    fewer_rows, fewer_columns = height - target[1], width - target[0]
+    return _PILLOW_RESIZES_TALL_VERTICALLY_FIRST and fewer_rows > max(0, 2 * fewer_columns)
