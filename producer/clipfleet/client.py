@@ -19,6 +19,7 @@ from clipfleet.job_spec import JobSpec
 from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.outputs import Output, open_output, output_of, output_uri
+from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, log_trouble
 from clipfleet.rebuild import Rebuild
 from clipfleet.redis_store import RedisStore
 from clipfleet.settings import Settings, load_settings
@@ -32,11 +33,26 @@ __all__ = ["Client", "JobHandle", "JobOptions"]
 
 
 class Client:
-    """Makes jobs and finds them again. Close it, or use it as a context manager."""
+    """Makes jobs and finds them again. Close it, or use it as a context manager.
+
+    Args:
+        settings: by default those of the environment.
+        patience_seconds: how long a submit, a retry or a rebuild that has begun waits, in one outage, for a
+            Redis that is away; 0: not at all. Other calls never wait, but for `JobHandle.wait`.
+        on_trouble: called with a line for people when that wait begins, and when it was worth it; by default
+            they are logged. It may be called in another thread.
+        crash_points: for tests.
+    """
 
     def __init__(
-        self, settings: Settings | None = None, *, crash_points: CrashPoints = NO_CRASH_POINTS
+        self,
+        settings: Settings | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        on_trouble: OnTrouble = log_trouble,
+        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
+        self._patience = partial(Patience, patience_seconds, on_trouble)
         self._crash_points = crash_points
         self._settings = settings or load_settings()
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
@@ -144,7 +160,8 @@ class Client:
             raise OutputConflictError(
                 f"{given.uri} was moved here from {job.output}: move it back there first"
             )
-        self._rebuild(place)
+        self._ledger.ping()
+        self._rebuild(place, self._ledger.with_patience(self._patience()))
         return self._handle(job)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
@@ -156,28 +173,28 @@ class Client:
         return self._ledger.workers()
 
     def _submit(self, source: SourceLike, question: Question, options: JobOptions) -> JobHandle:
-        self._ledger.ping()
+        self._ledger.ping()  # a wrong URL is told at once, from here on Redis is waited for
+        patience = self._patience()
+        ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
         if options.output is not None:
             output_uri(str(options.output))  # a wrong one is told before the source is looked at
         opened = _opened(source, question, options)
         job = make_job(opened, question, options)
-        output = output_of(job, self._store)
+        output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
         if holder is not None and holder.is_same(job):
-            self._rebuild(output)  # a submit that goes on after the ledger was lost
+            self._rebuild(output, ledger)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
-        submission = Submission(
-            self._ledger, self._hints, output, job, retention, crash_points=self._crash_points
-        )
-        _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite))
+        submission = Submission(ledger, self._hints, output, job, retention, crash_points=self._crash_points)
+        _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite), patience)
         return self._handle(job)
 
-    def _rebuild(self, output: Output) -> None:
-        Rebuild(self._ledger, self._hints, output, self._settings.job_ttl_seconds).run()
+    def _rebuild(self, output: Output, ledger: Ledger) -> None:
+        Rebuild(ledger, self._hints, output, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job) -> JobHandle:
-        return JobHandle(self._ledger, self._store, self._hints, job, self._settings)
+        return JobHandle(self._ledger, self._store, self._hints, job, self._settings, self._patience)
 
 
 def _opened(source: SourceLike, question: Question, options: JobOptions) -> Source:
@@ -186,12 +203,12 @@ def _opened(source: SourceLike, question: Question, options: JobOptions) -> Sour
     return source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
 
 
-def _run_without_pauses(source: Source, run: Callable[[Source], None]) -> None:
+def _run_without_pauses(source: Source, run: Callable[[Source], None], patience: Patience) -> None:
     """Run a submit; where the next item may be long in coming, what is there goes on meanwhile."""
     items = source.items if isinstance(source, TextSource) else source
     if not (isinstance(items, IterableSource) and items.may_pause):
         run(source)
     elif isinstance(source, TextSource):
-        run_beside(items, lambda handed_over: run(source.over(handed_over)))
+        run_beside(items, lambda handed_over: run(source.over(handed_over)), patience.give_up)
     else:
-        run_beside(items, run)
+        run_beside(items, run, patience.give_up)

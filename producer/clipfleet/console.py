@@ -15,6 +15,11 @@ def say(text: str, style: str = "") -> None:
     stderr.print(printable_lines(text), style=style, markup=False, emoji=False)
 
 
+def say_trouble(text: str) -> None:
+    """A line about something that may end by itself."""
+    say(text, style="yellow")
+
+
 def print_table(table: Table) -> None:
     """A table on stdout. No cell is cut: on a narrow terminal the lines are longer than that."""
     console = Console()

@@ -17,6 +17,7 @@ from clipfleet.inventory import parts_in_place
 from clipfleet.ledger import JobStatus, Ledger
 from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import open_output, output_of
+from clipfleet.patience import OnTrouble, Patience
 from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import PartRows, RowReader
@@ -30,13 +31,21 @@ _POLL_SECONDS = 1.0
 _BREATH_SECONDS = 0.1  # between two looks at a job whose chunks end quickly
 
 OnProgress = Callable[[JobStatus], None]
-OnTrouble = Callable[[str], None]
 
 
 class JobHandle:
     """One job."""
 
-    def __init__(self, ledger: Ledger, store: RedisStore, hints: Hints, job: Job, settings: Settings) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: RedisStore,
+        hints: Hints,
+        job: Job,
+        settings: Settings,
+        patience: Callable[[], Patience] = Patience,
+    ) -> None:
+        self._patience = patience
         self._ledger = ledger
         self._store = store
         self._hints = hints
@@ -111,7 +120,7 @@ class JobHandle:
     def rows_reader(self) -> RowReader:
         """The rows that are there, for `clipfleet.results` and `clipfleet.exports`."""
         if self.job.output_is_redis:
-            return self._redis_rows()
+            return RedisRows(self._ledger, self._store, self.job)
         return PartRows(open_output(self.output), early_end=self._early_end)
 
     def _early_end(self) -> EarlyEnd | None:
@@ -119,9 +128,6 @@ class JobHandle:
             return self.status().early_end
         except (JobNotFoundError, RedisUnavailableError):  # the rows are there all the same
             return None
-
-    def _redis_rows(self) -> RedisRows:
-        return RedisRows(self._ledger, self._store, self.job)
 
     def cancel(self) -> tuple[bool, JobState]:
         """End the job early; False and its state if it is finishing or over."""
@@ -139,6 +145,7 @@ class JobHandle:
         """Run the failed rows of an ended job again, in place, and whatever a cancelled or failed job left.
 
         Returns as soon as the job goes on: `wait` for its end. A retry that is under way is left alone.
+        A Redis that is away is waited for, see `Client`.
 
         Args:
             codes: only rows with these error codes; empty: all that failed.
@@ -159,12 +166,14 @@ class JobHandle:
             raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
-        output = output_of(self.job, self._store)
+        patience = self._patience()
+        ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
+        output = output_of(self.job, store)
         parts: Parts = partial(parts_in_place, output, self.job)
         if self.job.output_is_redis:
-            parts = self._redis_rows().parts_in_place
+            parts = RedisRows(ledger, store, self.job).parts_in_place
         retry = Retry(
-            self._ledger,
+            ledger,
             self._hints,
             output,
             parts,

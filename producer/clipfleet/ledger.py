@@ -32,6 +32,7 @@ from clipfleet.ledger_values import (
     WorkerFacts,
 )
 from clipfleet.lua_scripts import LuaScripts
+from clipfleet.patience import Patience, patient
 from clipfleet.redis_connection import connect, redis_errors
 
 __all__ = [
@@ -58,6 +59,10 @@ class Ledger:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def with_patience(self, patience: Patience) -> Ledger:
+        """The same ledger, whose calls wait out a Redis that is away; this one keeps the connections."""
+        return Ledger(self._url, client=patient(self._redis, patience), quota=self._quota)
 
     def ping(self) -> None:
         """Raise `RedisUnavailableError` unless Redis answers."""

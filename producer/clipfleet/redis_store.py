@@ -17,6 +17,7 @@ import redis
 from clipfleet import keys
 from clipfleet.lua_scripts import LuaScripts
 from clipfleet.parts import PartIdentity
+from clipfleet.patience import Patience, patient
 from clipfleet.redis_connection import connect, redis_errors
 
 _SCRIPTS = ("put_object", "write_rows")
@@ -52,6 +53,10 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+    def with_patience(self, patience: Patience) -> RedisStore:
+        """The same store, whose calls wait out a Redis that is away; this one keeps the connections."""
+        return RedisStore(self._url, client=patient(self._redis, patience))
 
     # --- objects: the job file and staged items ---
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
 from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.errors import RedisUnavailableError
+from clipfleet.patience import PATIENCE_SECONDS
 from clipfleet.settings import Settings
 from tests.support.faulty_redis import FaultyRedis, hold
 from tests.support.http_site import HttpSite
@@ -32,7 +34,13 @@ def site(bed: FaultyRedis) -> Iterator[HttpSite]:
         yield site
 
 
-def submit(bed: FaultyRedis, site: HttpSite, job_id: str, in_the_middle: Callable[[], None]) -> JobHandle:
+def submit(
+    bed: FaultyRedis,
+    site: HttpSite,
+    job_id: str,
+    in_the_middle: Callable[[], None],
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> JobHandle:
     """Submit a job; something happens after half of its items."""
 
     def urls() -> Iterator[str]:
@@ -45,7 +53,8 @@ def submit(bed: FaultyRedis, site: HttpSite, job_id: str, in_the_middle: Callabl
                 in_the_middle()
             yield site.url(f"/held/{number % 20:06d}.jpg?{number}")
 
-    with Client(Settings(redis_url=bed.url)) as client:  # type: ignore[arg-type]
+    settings = Settings(redis_url=bed.url)  # type: ignore[arg-type]
+    with Client(settings, patience_seconds=patience_seconds) as client:
         options = JobOptions(output=bed.cluster.folder / job_id, model="demo", chunk_size=8, job_id=job_id)
         return client.embed(urls(), options=options)
 
@@ -81,7 +90,7 @@ class TestSubmit:
 
         try:
             with pytest.raises(RedisUnavailableError, match=f"the same submit with job id {fault} goes on"):
-                submit(bed, site, fault, begin)
+                submit(bed, site, fault, begin, patience_seconds=2)
         finally:
             with bed.admin() as admin:
                 admin.config_set("maxmemory", 0)
@@ -89,6 +98,47 @@ class TestSubmit:
 
         submit(bed, site, fault, lambda: None)
         require_exact(bed, fault)
+
+    def test_a_submit_of_a_stream_waits_for_redis(self, bed: FaultyRedis, site: HttpSite) -> None:
+        urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}\n") for number in range(ITEMS)]
+        program = bed.cluster.start(
+            "embed", "-", "--output", bed.cluster.folder / "stream", "--model", "demo", "--chunk-size", "8",
+            "--job-id", "stream", "--json", stdin=subprocess.PIPE,
+        )  # fmt: skip
+        with program, bed.admin() as admin:  # closes its pipes
+            assert program.stdin and program.stdout and program.stderr
+            program.stdin.writelines(urls[: ITEMS // 2])
+            program.stdin.flush()
+            staged = keys.job("stream", keys.STAGED)
+            wait_until(lambda: admin.exists(staged), "the first half is staged", 60)
+            bed.proxy.refuse()
+            bed.proxy.reset()
+            try:
+                program.stdin.writelines(urls[ITEMS // 2 : -1])
+                program.stdin.flush()
+                said = until_it_waits(program.stderr)
+                hold(5)
+            finally:
+                bed.proxy.admit()
+            program.stdin.write(urls[-1])
+            program.stdin.close()
+            said += program.stderr.read()
+            out = program.stdout.read()
+
+        assert program.returncode == 0, said
+        assert '"state": "completed"' in out
+        assert (said.count("Redis is away"), said.count("Redis is back")) == (1, 1), said
+        require_exact(bed, "stream")
+
+
+def until_it_waits(lines: Iterable[str]) -> str:
+    """The lines up to the one that says so."""
+    said = ""
+    for line in lines:
+        said += line
+        if "Redis is away" in line:
+            break
+    return said
 
 
 class TestWait:

@@ -173,12 +173,13 @@ class Cluster:
         answer: dict[str, Any] = json.loads(result.stdout)
         return answer
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Start `clipfleet ARGUMENTS` without waiting."""
+    def start(self, *arguments: str | Path, stdin: int | None = None) -> subprocess.Popen[str]:
+        """Start `clipfleet ARGUMENTS` without waiting; `stdin` is for `Popen`."""
         return subprocess.Popen(
             [_BIN / "clipfleet", *map(str, arguments)],
             env=self.environment(),
             cwd=self.folder,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import typer
@@ -50,6 +50,9 @@ class EmptyLedger:
     def close(self) -> None: ...
 
     def ping(self) -> None: ...
+
+    def with_patience(self, _: object) -> Self:
+        return self
 
     def submit(self, job: Job) -> tuple[bool, JobState]:
         self._states[job.job_id] = JobState.SUBMITTING

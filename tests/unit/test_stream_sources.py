@@ -398,6 +398,20 @@ class TestHandover:
             run_beside(IterableSource(breaking(), BY_NAME), run)
         assert seen == [error]
 
+    def test_a_work_that_waits_for_something_else_is_told_of_ctrl_c(self) -> None:
+        is_left = threading.Event()
+
+        def interrupted() -> Iterator[str]:
+            yield "/1.jpg"
+            raise KeyboardInterrupt
+
+        def run(source: Source) -> None:
+            next(source.batches())
+            assert is_left.wait(PATIENCE_SECONDS), "it would have waited on"
+
+        with pytest.raises(KeyboardInterrupt):
+            run_beside(IterableSource(interrupted(), BY_NAME), run, is_left.set)
+
     def test_an_end_before_the_end_stops_the_iterator(self) -> None:
         def endless() -> Iterator[str]:
             while True:

@@ -11,7 +11,7 @@ import typer
 
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.options import AsJson, JobArgument
-from clipfleet.console import say
+from clipfleet.console import say, say_trouble
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
 from clipfleet.program import EXIT_FAILED, EXIT_INTERRUPTED
@@ -34,7 +34,7 @@ def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started
             say(f"job {job.job_id} -> {job.output}")
         if wait:
             with JobProgress(client.workers, quiet=as_json) as progress:
-                snapshot = job.wait(on_progress=progress.update, on_trouble=lambda text: say(text, "yellow"))
+                snapshot = job.wait(on_progress=progress.update, on_trouble=say_trouble)
         else:
             snapshot = job.status()
     if as_json:

@@ -12,7 +12,7 @@ from clipfleet.client import Client, JobHandle
 from clipfleet.commands.following import follow
 from clipfleet.commands.options import AsJson, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.commands.results import is_output, known_job
-from clipfleet.console import say
+from clipfleet.console import say, say_trouble
 from clipfleet.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def retry(
 ) -> None:
     """Run the failed rows of an ended job again, in place."""
     started = time.monotonic()
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         handle = client.rebuild(job) if is_output(job) else known_job(client, job)
         named = [code.strip() for code in codes.split(",") if code.strip()]
         is_under_way = handle.retry(named, max_error_rate=max_error_rate)
@@ -46,7 +46,7 @@ def rebuild(
     if Path(output).is_file():
         raise UsageError(f"{output} is a file: give the folder of the results")
     started = time.monotonic()
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
 
 

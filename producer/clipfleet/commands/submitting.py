@@ -33,7 +33,7 @@ from clipfleet.commands.options import (
     UrlColumn,
     Wait,
 )
-from clipfleet.console import say
+from clipfleet.console import say, say_trouble
 from clipfleet.contract import (
     DEFAULT_CELERY_QUEUE,
     DEFAULT_CHUNK_SIZE,
@@ -197,7 +197,7 @@ def _submit_and_follow(
 ) -> None:
     """Submit, then show how the job goes on; its seconds count from here."""
     started = time.monotonic()
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         with _resumable(job_id):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)

@@ -21,18 +21,29 @@ if TYPE_CHECKING:
     from clipfleet.sources import Source
 
 
-def run_beside(source: IterableSource, run: Callable[[Source], None]) -> None:
+def run_beside(
+    source: IterableSource, run: Callable[[Source], None], on_break: Callable[[], None] = lambda: None
+) -> None:
     """Read the source in this thread while `run` works on its items in another one; return when both ended.
 
     Raises whatever `run` or the iterator raises. If `run` ends early, the iterator is left after its next
     item.
+
+    Args:
+        source: is read.
+        run: the work.
+        on_break: called once there is something to raise, Ctrl-C included: `run` should end soon.
     """
     handover = Handover(source)
     with ThreadPoolExecutor(1, thread_name_prefix="submit") as pool:
         running: Future[None] = pool.submit(run, handover)
         running.add_done_callback(lambda _: handover.leave())
-        handover.feed()
-        running.result()
+        try:
+            handover.feed()
+            running.result()
+        except BaseException:
+            on_break()
+            raise
 
 
 class Handover:

@@ -1,0 +1,186 @@
+"""How long a Redis that is away is waited for, what is said meanwhile, and what is not waited for."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from clipfleet.patience import PATIENCE_SECONDS, Patience
+from tests.support.doubles import Clock
+
+REFUSED = redis.ConnectionError("Error 111: Connection refused.")
+
+
+class Server:
+    """Answers a command unless it is away; a try takes no time. Time passes while it is waited for."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.error: redis.RedisError = REFUSED
+        self.away_until = 0.0
+        self.tries: list[float] = []
+        self.said: list[str] = []
+        self.patience = Patience(tell=self.said.append, monotonic=self.clock, wait=self._wait)
+
+    def _wait(self, given_up: threading.Event, seconds: float) -> None:
+        assert seconds > 0
+        self.clock.now += seconds
+
+    def go_away(self, seconds: float, error: redis.RedisError = REFUSED) -> None:
+        self.away_until, self.error = self.clock.now + seconds, error
+
+    def _command(self) -> str:
+        self.tries.append(self.clock.now)
+        if self.clock.now < self.away_until:
+            raise self.error
+        return "answer"
+
+    def call(self) -> str:
+        return self.patience.call(self._command)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+def test_who_answers_is_asked_once(server: Server) -> None:
+    assert server.call() == "answer"
+    assert len(server.tries) == 1
+    assert server.said == []
+
+
+def test_an_outage_is_waited_for_and_told_once(server: Server) -> None:
+    server.go_away(30)
+
+    assert server.call() == "answer"
+
+    assert server.clock.now - server.away_until <= 2
+    assert server.said == [
+        "Redis is away (Error 111: Connection refused.): waiting for it, 60 s at most",
+        "Redis is back",
+    ]
+
+
+def test_pauses_grow_to_two_seconds(server: Server) -> None:
+    server.go_away(10)
+    server.call()
+
+    pauses = [after - before for before, after in zip(server.tries, server.tries[1:], strict=False)]
+    assert pauses == [0.25, 0.5, 1, 2, 2, 2, 2, 2]
+
+
+def test_after_a_minute_the_last_error_comes_out(server: Server) -> None:
+    server.go_away(PATIENCE_SECONDS + 0.01)
+
+    with pytest.raises(redis.ConnectionError, match="refused"):
+        server.call()
+
+    assert server.tries[-1] - server.tries[0] == PATIENCE_SECONDS
+    assert len(server.said) == 1
+
+
+def test_what_was_given_up_is_not_waited_for_by_the_next_command(server: Server) -> None:
+    server.go_away(1000)
+    for _ in range(2):
+        with pytest.raises(redis.ConnectionError):
+            server.call()
+
+    assert server.tries[-1] == server.tries[-2]
+
+
+def test_each_answer_begins_the_count_anew(server: Server) -> None:
+    for _ in range(5):
+        server.go_away(50)
+        assert server.call() == "answer"
+
+    assert server.said[1::2] == ["Redis is back"] * 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.TimeoutError("Timeout reading from socket"),
+        redis.BusyLoadingError("Redis is loading the dataset in memory"),
+        redis.ReadOnlyError("You can't write against a read only replica."),
+        redis.exceptions.MasterDownError("Link with MASTER is down"),
+        redis.sentinel.MasterNotFoundError("No master found for 'ours'"),
+        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_restart_and_a_failover_say_is_waited_for(server: Server, error: redis.RedisError) -> None:
+    server.go_away(5, error)
+
+    assert server.call() == "answer"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.AuthenticationError("WRONGPASS invalid username-password pair"),
+        redis.exceptions.AuthorizationError("no"),
+        redis.exceptions.NoPermissionError("this user has no permissions to run the 'eval' command"),
+        redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        redis.exceptions.NoScriptError("No matching script."),
+        redis.ResponseError("wrong number of arguments"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_redis_refuses_is_not_waited_for(server: Server, error: redis.RedisError) -> None:
+    server.go_away(5, error)
+
+    with pytest.raises(type(error)):
+        server.call()
+
+    assert (len(server.tries), server.said) == (1, [])
+
+
+def test_a_server_that_forgot_its_scripts_in_a_restart_is_told_to_be_back_once(server: Server) -> None:
+    answers: list[Exception] = [REFUSED, redis.exceptions.NoScriptError("No matching script.")]
+
+    def command() -> str:
+        if answers:
+            raise answers.pop(0)
+        return "answer"
+
+    with pytest.raises(redis.exceptions.NoScriptError):
+        server.patience.call(command)
+    assert server.patience.call(command) == "answer"
+
+    assert [line.partition(" (")[0] for line in server.said] == ["Redis is away", "Redis is back"]
+
+
+def test_no_patience_is_no_wait(server: Server) -> None:
+    server.patience = Patience(0, server.said.append, monotonic=server.clock)
+    server.go_away(1)
+
+    with pytest.raises(redis.ConnectionError):
+        server.call()
+
+    assert (len(server.tries), server.said) == (1, [])
+
+
+def test_another_thread_may_end_the_wait() -> None:
+    def tell(_: str) -> None:
+        threading.Thread(target=patience.give_up).start()
+
+    def command() -> None:
+        raise REFUSED
+
+    patience = Patience(3600, tell)
+    with pytest.raises(redis.ConnectionError):
+        patience.call(command)
+
+
+def test_ctrl_c_ends_the_wait() -> None:
+    def interrupt(given_up: threading.Event, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    def command() -> None:
+        raise REFUSED
+
+    with pytest.raises(KeyboardInterrupt):
+        Patience(wait=interrupt).call(command)
