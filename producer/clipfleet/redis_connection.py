@@ -42,9 +42,15 @@ def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
         if parts.scheme in SENTINEL_SCHEMES:
             return _primary(parse_sentinel(url), options)
         (parts.hostname or "").encode("idna")  # else the first command fails, with a UnicodeError
-        return redis.Redis.from_url(url, **options)
-    except ValueError as error:
-        raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {error}") from None
+        if parts.scheme == "unix":
+            del options["socket_keepalive"]  # of TCP
+        client = redis.Redis.from_url(url, **options)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # what it does not know is told here, and not later
+    except (ValueError, TypeError, AttributeError, RedisError) as error:
+        message = str(error).rpartition("__init__() ")[2].partition("\n")[0]
+        raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {message}") from None
+    return client
 
 
 def _primary(address: SentinelUrl, options: dict[str, Any]) -> redis.Redis:

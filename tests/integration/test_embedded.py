@@ -24,8 +24,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from clipfleet.errors import UsageError, WorldError
+from clipfleet.hints import Hints, make_app
+from clipfleet.ledger import Ledger
 from clipfleet_worker.embedded import EmbeddedValkey, valkey_binary
 from clipfleet_worker.up import roots
+from tests.support.ledger import add_job, work_off
 from tests.support.waiting import wait_until
 
 
@@ -151,6 +154,22 @@ def test_a_unix_socket_is_offered_where_its_path_is_short_enough(tmp_path: Path)
         password = urlsplit(server.url).password
         with client(f"unix://:{password}@{server.unix_socket}") as connection:
             assert connection.ping()
+
+
+def test_ledger_and_broker_work_through_the_unix_socket() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, EmbeddedValkey(Path(short)) as server:
+        login = f":{urlsplit(server.url).password}@"
+        ledger = Ledger(f"unix://{login}{server.unix_socket}")
+        add_job(ledger, chunks=2)
+        assert len(work_off(ledger)) == 2
+        ledger.close()
+
+        broker_url = f"redis+socket://{login}{server.unix_socket}"
+        hints = Hints(make_app(broker_url), broker_url)
+        hints.publish_work(3)
+        hints.close()
+        with client(server.url) as connection:
+            assert connection.llen("clipfleet") == 3
 
 
 def test_a_failed_start_shows_the_end_of_the_log(tmp_path: Path) -> None:

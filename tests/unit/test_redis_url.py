@@ -107,3 +107,19 @@ class TestBroker:
     )
     def test_others_stay_as_they_are(self, url: str) -> None:
         assert (broker_of(url).url, broker_of(url).use_ssl) == (url, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("redis://host/0?foo=bar", "foo"),
+        ("redis://host/0?retry=3", "str"),
+        ("redis://host/0?ssl_ca_certs=/ca.pem", "ssl_ca_certs"),
+        ("rediss://host/0?ssl_ca_cert=/ca.pem", "ssl_ca_cert"),
+        ("rediss://host/0?ssl_cert_reqs=perhaps", "perhaps"),
+        ("redis://:pw@host/0?credential_provider=x", "credential_provider"),
+    ],
+)
+def test_an_option_that_nobody_knows_is_told_at_once(url: str, what: str) -> None:
+    with pytest.raises(UsageError, match=rf"^CLIPFLEET_REDIS_URL cannot be used: .*{what}.*$"):
+        connect(url)
