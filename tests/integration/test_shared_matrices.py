@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,19 @@ from tests.support.ledger import keys_without_ttl
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)
 NAME = keys.text_matrix("model", "labels")
+
+
+def packed(matrix: np.ndarray) -> bytes:
+    return struct.pack("<II", *matrix.shape) + matrix.astype("<f4").tobytes()
+
+
+# Whole, but of other labels or of another model; and numbers that are none.
+PLANTED = [
+    packed(np.ones((0, 3))),
+    packed(np.ones((5, 3))),
+    packed(np.ones((4, 2))),
+    packed(np.full((4, 3), np.nan)),
+]
 
 
 @pytest.fixture
@@ -41,7 +55,7 @@ def at_once(alive: Callable[[], None]) -> np.ndarray:
 
 
 def get(shared: SharedMatrices, encode: Callable[[Callable[[], None]], np.ndarray]) -> np.ndarray:
-    return shared.get("model", "labels", encode, still_alive)
+    return shared.get("model", "labels", MATRIX.shape, encode, still_alive)
 
 
 def test_the_second_worker_takes_over_what_the_first_has_encoded(
@@ -74,8 +88,10 @@ def test_who_comes_meanwhile_waits_and_may_leave(shared: SharedMatrices, redis_u
         raise ChunkInterrupted("lost")
 
     with pytest.raises(ChunkInterrupted):
-        SharedMatrices(redis_url).get("model", "labels", never, lost)
-    second = InThread(lambda: SharedMatrices(redis_url).get("model", "labels", never, waited.set))
+        SharedMatrices(redis_url).get("model", "labels", MATRIX.shape, never, lost)
+    second = InThread(
+        lambda: SharedMatrices(redis_url).get("model", "labels", MATRIX.shape, never, waited.set)
+    )
     assert waited.wait(PATIENCE_SECONDS)
     go.set()
 
@@ -125,7 +141,7 @@ def test_a_failure_frees_the_lock_and_is_not_shared(
     assert redis_client.keys(f"{NAME}*") == []
 
 
-@pytest.mark.parametrize("data", [b"", b"xy", b"\1\0\0\0\1\0\0\0", b"\xff" * 40])
+@pytest.mark.parametrize("data", [b"", b"xy", b"\1\0\0\0\1\0\0\0", b"\xff" * 40, *PLANTED])
 def test_what_is_no_matrix_is_encoded_anew(
     shared: SharedMatrices, redis_client: redis.Redis, data: bytes
 ) -> None:

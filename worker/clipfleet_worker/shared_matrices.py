@@ -43,18 +43,28 @@ class SharedMatrices:
         """Close the connections."""
         self._redis.close()
 
-    def get(self, model_fingerprint: str, label_set_hash: str, encode: Encode, alive: Alive) -> np.ndarray:
+    def get(
+        self,
+        model_fingerprint: str,
+        label_set_hash: str,
+        shape: tuple[int, int],
+        encode: Encode,
+        alive: Alive,
+    ) -> np.ndarray:
         """The matrix, float32 (labels, d): taken over, waited for, or encoded here and shared.
 
         Args:
             model_fingerprint: with the hash, what the matrix is known by.
             label_set_hash: see there.
+            shape: (labels, d); what is found in another one was not made by a worker.
             encode: makes the matrix; must call what it is given before each slice.
             alive: called while another worker encodes, and before each slice.
         """
         name = keys.text_matrix(model_fingerprint, label_set_hash)
         try:
-            lock = self._turn(name, keys.text_matrix(model_fingerprint, label_set_hash, ":lock"), alive)
+            lock = self._turn(
+                name, keys.text_matrix(model_fingerprint, label_set_hash, ":lock"), shape, alive
+            )
         except RedisUnavailableError as error:
             log.warning("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
             return encode(alive)
@@ -67,16 +77,16 @@ class SharedMatrices:
         finally:
             self._quietly(lock.release)
 
-    def _turn(self, name: str, lock_name: str, alive: Alive) -> np.ndarray | Lock:
+    def _turn(self, name: str, lock_name: str, shape: tuple[int, int], alive: Alive) -> np.ndarray | Lock:
         """The matrix as soon as it is there, or the right to encode it."""
         lock: Lock = self._redis.lock(lock_name, timeout=_LOCK_SECONDS, thread_local=False)
         token = uuid.uuid4().hex
         with redis_errors(self._url):
             while True:
-                if (found := self._load(name)) is not None:
+                if (found := self._load(name, shape)) is not None:
                     return found
                 if lock.acquire(blocking=False, token=token):
-                    if (found := self._load(name)) is None:
+                    if (found := self._load(name, shape)) is None:
                         return lock
                     lock.release()
                     return found
@@ -95,15 +105,15 @@ class SharedMatrices:
         except (LockError, RedisUnavailableError) as error:
             log.info("lock of a text matrix: %s", error, extra={"action": "matrix_lock_lost"})
 
-    def _load(self, name: str) -> np.ndarray | None:
+    def _load(self, name: str, shape: tuple[int, int]) -> np.ndarray | None:
         data: bytes | None = self._redis.getex(name, ex=_KEEP_SECONDS)  # type: ignore[assignment]  # or async
         if data is None or len(data) < _HEADER.size:
             return None
-        labels, dimension = _HEADER.unpack_from(data)
-        if len(data) != _HEADER.size + 4 * labels * dimension:
+        if _HEADER.unpack_from(data) != shape or len(data) != _HEADER.size + 4 * shape[0] * shape[1]:
             return None
-        values = np.frombuffer(data, dtype="<f4", offset=_HEADER.size).reshape(labels, dimension)
-        return values.astype(np.float32)  # a copy that may be written to
+        values = np.frombuffer(data, dtype="<f4", offset=_HEADER.size).reshape(shape)
+        # A copy that may be written to.
+        return values.astype(np.float32) if np.isfinite(values).all() else None
 
     def _save(self, name: str, matrix: np.ndarray) -> None:
         if matrix.nbytes > _MAX_BYTES:

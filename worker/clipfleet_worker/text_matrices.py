@@ -32,6 +32,7 @@ class TextModel(Encoder, Protocol):
 
     fingerprint: str
     device: str
+    embedding_dimension: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class TextMatrices:
             labels, templates = preset_label_set(label_set.preset)
         encode = partial(self._encode, model, labels, templates, lane)
         if self._shared is not None and len(labels) * len(templates) >= _SHARED_FROM_PROMPTS:
-            values = self._shared.get(model.fingerprint, label_set.hash, encode, alive)
+            shape = len(labels), model.embedding_dimension
+            values = self._shared.get(model.fingerprint, label_set.hash, shape, encode, alive)
         else:
             values = encode(alive)
         with memory_errors():
