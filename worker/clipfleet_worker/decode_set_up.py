@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
@@ -47,4 +47,4 @@ def make_decode_stage(
 
 def decode_threads(settings: WorkerSettings) -> int:
     """How many pictures are read at a time."""
-    return settings.decode_threads or len(os.sched_getaffinity(0))
+    return settings.decode_threads or processors()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from clipfleet_worker.control_groups import control_groups
 from clipfleet_worker.watchdog import EXIT_HUNG
 
 log = logging.getLogger(__name__)
@@ -135,23 +136,6 @@ def _machine_bytes() -> int:
 
 
 def _container_bytes(root: Path) -> Iterator[int]:
-    """Limits of the control groups of this process and of those above them, of both versions."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except FileNotFoundError:
-        return
-    mounted = root / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, name = mounted, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, name = mounted / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            with suppress(OSError, ValueError):  # not there, or "max"
-                yield int((folder / name).read_text())
-            if folder == top:
-                break
+    for folder, is_second in control_groups("memory", root):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            yield int((folder / ("memory.max" if is_second else "memory.limit_in_bytes")).read_text())

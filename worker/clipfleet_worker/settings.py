@@ -85,7 +85,7 @@ class WorkerSettings(Settings):
     )
     items_in_flight: int = Field(4096, ge=1, description="no claim while this many items are open")
     bytes_in_flight: int = Field(1024 * _MEBIBYTE, ge=1, description="no fetch while this many bytes wait")
-    decode_threads: int = Field(0, ge=0, description="0: one per core")
+    decode_threads: int = Field(0, ge=0, description="0: one per core that the worker may use")
     chunk_deadline_seconds: float = Field(
         180.0, gt=0, le=DAY_SECONDS, description="fetches still open then become timeout rows"
     )
