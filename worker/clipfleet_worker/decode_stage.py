@@ -86,10 +86,8 @@ class DecodeStage:
 
     def _read(self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool) -> Raster:
         if not (is_suspect or self._suspects or (self._isolate and not _is_simple(data))):
-            with (
-                suppress(MemoryError),
-                self._watched(),
-            ):  # others may have it all just now: alone it is judged
+            # Of memory others may have it all just now: alone the picture is judged.
+            with suppress(MemoryError), self._watched():
                 return self._decoder.read(data, spec.frame, route)
         return self._children.read(data, spec.frame, route)
 

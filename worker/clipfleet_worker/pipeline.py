@@ -47,9 +47,7 @@ class ChunkResult:
 
     counts: PartCounts
     stage_seconds: dict[str, float]  # working time, summed over threads
-    ran: tuple[int, int] | None = (
-        None  # rows that were run for it, and how many failed; None: all in `counts`
-    )
+    ran: tuple[int, int] | None = None  # rows that were run for it, and how many failed; None: as in `counts`
 
 
 class Pipeline:
