@@ -114,3 +114,27 @@ def _twin(folder: Path, server: EmbeddedValkey) -> EmbeddedValkey:
 
 def _password(server: EmbeddedValkey) -> str:
     return str(urlsplit(server.url).password)
+
+
+def test_a_submit_goes_on_at_the_new_primary(tmp_path: Path, pair: SentinelPair) -> None:
+    said: list[str] = []
+
+    def urls() -> Iterator[str]:
+        for number in range(ITEMS):
+            if number == ITEMS // 2:
+                with connect(pair.primary_url) as primary:
+                    wait_until(
+                        lambda: primary.exists(keys.job("submit", keys.STAGED)), "a half is staged", 30
+                    )
+                    assert primary.wait(1, 10_000) == 1  # the replica has caught up
+                pair.kill_primary()
+            yield f"https://example.org/{number}.jpg"
+
+    settings = Settings(redis_url=pair.url)  # type: ignore[arg-type]
+    with Client(settings, on_trouble=said.append) as client:
+        options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=ITEMS // 4, job_id="submit")
+        status = client.embed(urls(), options=options).status()
+
+    assert (status.sealed, status.total, status.chunks) == (True, ITEMS, 4)
+    assert said[0].startswith("Redis is away")
+    assert said[-1] == "Redis is back"
