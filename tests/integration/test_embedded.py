@@ -29,16 +29,8 @@ from clipfleet.ledger import Ledger
 from clipfleet_worker.embedded import EmbeddedValkey, valkey_binary
 from clipfleet_worker.up import roots
 from tests.support.ledger import add_job, work_off
+from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
-
-
-def is_gone(pid: int) -> bool:
-    """Ended; a zombie that nobody reaps yet counts too."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
 
 
 def client(url: str) -> redis.Redis:

@@ -22,6 +22,7 @@ from botocore.exceptions import ClientError
 from clipfleet.errors import UsageError
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
+from tests.support.processes import is_gone
 from tests.support.s3 import S3Bucket
 from tests.support.waiting import wait_until
 
@@ -156,12 +157,12 @@ class TestUp:
             "S3" in line and "http://127.0.0.1:" in line and "bucket clipfleet" in line for line in lines
         )
         pid = int((tmp_path / ".clipfleet" / "s3" / "s3.lock").read_text())
-        assert not _is_gone(pid)
+        assert not is_gone(pid)
 
         process.kill()
         process.communicate()
 
-        wait_until(lambda: _is_gone(pid), "the store is gone", 30)
+        wait_until(lambda: is_gone(pid), "the store is gone", 30)
 
 
 class TestStrangers:
@@ -189,14 +190,6 @@ class TestStrangers:
         for port in _ports(server):
             for path in (f"/buckets/{BUCKET}/a.txt", f"/{BUCKET}/a.txt", "/dir/lookup?volumeId=1"):
                 assert b"secret" not in _fetched(f"http://127.0.0.1:{port}{path}")
-
-
-def _is_gone(pid: int) -> bool:
-    """Ended; a zombie that nobody reaps yet counts too."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def _sockets(ports: list[str]) -> list[Path]:

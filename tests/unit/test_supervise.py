@@ -15,17 +15,8 @@ import pytest
 from clipfleet.errors import WorldError
 from clipfleet_worker import _exec_child
 from clipfleet_worker.supervise import Child, Restarter, RestartPolicy, SignalRecorder
+from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
-
-
-def is_gone(pid: int) -> bool:
-    """Ended; a zombie that nobody reaps yet counts too."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state in "ZX"
-
 
 # --- Restart policy and restarter -------------------------------------------------------------------------
 

@@ -1,0 +1,14 @@
+"""Whether a process of a test still runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def is_gone(pid: int) -> bool:
+    """Ended; a zombie that nobody reaps yet counts too."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "ZX"
