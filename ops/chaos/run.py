@@ -55,7 +55,7 @@ def _run_part(options: argparse.Namespace, scale: Scale) -> int:
             print(fault)
         return 0
     console = Console(width=130, highlight=False)
-    folder = Path(tempfile.mkdtemp(prefix="clipfleet-chaos-", dir=options.folder))
+    folder = Path(tempfile.mkdtemp(prefix="clipfleet-chaos-", dir=options.folder)).absolute()
     console.print(
         f"chaos: seed {options.seed}, scale {scale.name}, {options.system}: {len(schedule)} faults in about "
         f"{scale.seconds:.0f} s; history in {folder}"
