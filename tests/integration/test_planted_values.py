@@ -15,7 +15,7 @@ from clipfleet.hints import make_app
 from clipfleet.ledger import Ledger
 from clipfleet.ledger_values import WorkerFacts
 from clipfleet_worker.announcer import Announcer
-from tests.support.ledger import claim, let_leases_expire, make_job
+from tests.support.ledger import MODEL, claim, let_leases_expire, make_job
 
 NO_JSON = ["garbage", "[]", "17", "[" * 100_000]
 EVENT = {"job_id": "a", "generation": 0}
@@ -99,3 +99,45 @@ def test_a_job_that_nobody_submitted_hides_no_job(ledger: Ledger, redis_client: 
     assert [status.job_id for status in ledger.jobs()] == ["job"]
     with pytest.raises(JobUnreadableError, match="not of clipfleet"):
         ledger.status("half")
+
+
+SOUND = {
+    "state": "running", "generation": "0", "chunk_size": "10", "created_ms": "1", "fingerprint": "f",
+    "lane": "normal", "model": MODEL, "staged_chunks": "1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "facts", [{**SOUND, missing: ""} for missing in ("generation", "chunk_size", "created_ms")] + [
+        {"state": "running", "staged_chunks": "5"},
+        SOUND,  # without a staged file
+    ],
+)  # fmt: skip
+def test_a_job_that_nobody_submitted_keeps_nobody_from_being_claimed(
+    ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
+) -> None:
+    _plant_job(redis_client, "planted", facts)
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 1, 10)
+
+    assert claim(ledger).job_id == "job"
+
+
+@pytest.mark.parametrize("suffix", ["", keys.DUE, keys.STAGED, keys.OWNERS, keys.TROUBLES])
+def test_keys_of_another_kind_keep_nobody_from_being_claimed(
+    ledger: Ledger, redis_client: redis.Redis, suffix: str
+) -> None:
+    _plant_job(redis_client, "planted", SOUND)
+    redis_client.delete(keys.job("planted", suffix))
+    redis_client.set(keys.job("planted", suffix), "no such thing", ex=60)
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 1, 10)
+
+    assert claim(ledger).job_id == "job"
+
+
+def _plant_job(client: redis.Redis, job_id: str, facts: dict[str, str]) -> None:
+    client.hset(keys.job(job_id), mapping=facts)
+    client.expire(keys.job(job_id), 60)
+    client.zadd(keys.lane_queue("normal", MODEL), {job_id: -1})
+    client.expire(keys.lane_queue("normal", MODEL), 60)

@@ -16,13 +16,17 @@ local excluded = {}
 for i = position, #ARGV do excluded[ARGV[i]] = true end
 local now = now_ms()
 
+-- The staged file that holds a chunk, or nil.
+local function staged_file(job, chunk)
+  return redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
+end
+
 local function answer(job, chunk, more)
   local facts = redis.call('HMGET', job_key(job), 'generation', 'fingerprint', 'chunk_size',
     'retry_codes', 'created_ms')
   local troubles = redis.call('HMGET', job_key(job, TROUBLES),
     chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
-  local file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
-  local first, chunks = string.match(file, '^(%d+)-(%d+)$')
+  local first, chunks = string.match(staged_file(job, chunk), '^(%d+)-(%d+)$')
   return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2],
     first, chunks, more and '1' or '0', facts[3], facts[4] or '',
     facts[5]}
@@ -76,6 +80,27 @@ local function longest_waiting(queues)
   return best
 end
 
+-- Whether a job is one that `submit` made: a producer may have put another thing into a lane by hand, and an error
+-- would end the claims of all. Only reads, so that no error of the server is taken for one of the job.
+local KINDS = {[DUE] = 'zset', [STAGED] = 'zset', [OWNERS] = 'hash', [TROUBLES] = 'hash'}
+local function is_sound(job)
+  local facts = redis.call('HMGET', job_key(job), 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane',
+    'model')
+  for i = 1, 6 do
+    if not facts[i] or (i <= 3 and not tonumber(facts[i])) then return false end
+  end
+  for suffix, kind in pairs(KINDS) do
+    local found = redis.call('TYPE', job_key(job, suffix)).ok
+    if found ~= 'none' and found ~= kind then return false end
+  end
+  return true
+end
+
+local function may_be_claimed(job)
+  local has_worked, sound = pcall(is_sound, job)
+  return has_worked and sound and is_claimable(field(job, 'state'))
+end
+
 -- Looks at a thousand jobs at most, so that nobody else waits long.
 local function try_lane(lane, turn)
   local queues = {}
@@ -84,11 +109,13 @@ local function try_lane(lane, turn)
     local queue = longest_waiting(queues)
     if not queue then return nil end
     local job, stays = queue.job, true
-    if not is_claimable(field(job, 'state')) then
+    if not may_be_claimed(job) then
       stays = false
     elseif not excluded[job] then
       local chunk, more = next_chunk(job)
-      if chunk then
+      if chunk and not staged_file(job, chunk) then
+        redis.call('ZREM', job_key(job, DUE), chunk)
+      elseif chunk then
         take(job, chunk, turn, queue.name)
         return answer(job, chunk, more or others_wait(queue.name))
       end
