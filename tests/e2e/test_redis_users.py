@@ -88,6 +88,12 @@ def test_each_command_works_with_its_user(site: Site) -> None:
     labels = ("--labels", "cat,dog", "--model", "demo")
     done = site.run("producer", "classify", pictures, *labels, "--output", out)
     in_redis = site.run("producer", "embed", pictures, "--model", "demo")
+    texts = site.cluster.folder / "texts.txt"
+    texts.write_text("a cat\na dog\n")
+    assert site.run("producer", "embed-text", texts, "--model", "demo")["state"] == "completed"
+    described = site.cluster.folder / "job.yaml"
+    described.write_text("source: pictures\nmodel: demo\nlabel_sets:\n  pets: [cat, dog]\noutput: described\n")
+    assert site.run("producer", "run", described)["state"] == "completed"
     broken = site.cluster.folder / "list.txt"
     broken.write_text("pictures/000000.jpg\npictures/none.jpg\n")
     failed = site.run("producer", "classify", broken, *labels, "--on-finished", "their.task", expect=3)

@@ -80,25 +80,25 @@ local function longest_waiting(queues)
   return best
 end
 
--- Whether a job is one that `submit` made: a producer may have put another thing into a lane by hand, and an error
--- would end the claims of all. Only reads, so that no error of the server is taken for one of the job.
-local KINDS = {[DUE] = 'zset', [STAGED] = 'zset', [OWNERS] = 'hash', [TROUBLES] = 'hash'}
+-- Whether a job is one that `submit` made: a producer may have put another thing into a lane by hand.
 local function is_sound(job)
   local facts = redis.call('HMGET', job_key(job), 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane',
     'model')
   for i = 1, 6 do
     if not facts[i] or (i <= 3 and not tonumber(facts[i])) then return false end
   end
-  for suffix, kind in pairs(KINDS) do
-    local found = redis.call('TYPE', job_key(job, suffix)).ok
-    if found ~= 'none' and found ~= kind then return false end
-  end
+  for _, suffix in ipairs({DUE, STAGED}) do redis.call('ZCARD', job_key(job, suffix)) end
+  for _, suffix in ipairs({OWNERS, TROUBLES}) do redis.call('HLEN', job_key(job, suffix)) end
   return true
 end
 
+-- A key of another kind would end the claims of all; any other error is none of the job's.
 local function may_be_claimed(job)
-  local has_worked, sound = pcall(is_sound, job)
-  return has_worked and sound and is_claimable(field(job, 'state'))
+  local has_worked, answer = pcall(is_sound, job)
+  if has_worked then return answer and is_claimable(field(job, 'state')) end
+  local message = type(answer) == 'table' and answer.err or answer
+  if not string.find(message, 'WRONGTYPE', 1, true) then error(answer) end
+  return false
 end
 
 -- Looks at a thousand jobs at most, so that nobody else waits long.
