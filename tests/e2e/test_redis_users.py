@@ -92,7 +92,7 @@ def test_each_command_works_with_its_user(site: Site) -> None:
     texts.write_text("a cat\na dog\n")
     assert site.run("producer", "embed-text", texts, "--model", "demo")["state"] == "completed"
     described = site.cluster.folder / "job.yaml"
-    described.write_text("source: pictures\nmodel: demo\nlabel_sets:\n  pets: [cat, dog]\noutput: described\n")
+    described.write_text("{source: pictures, model: demo, label_sets: {a: [cat, dog]}, output: b}")
     assert site.run("producer", "run", described)["state"] == "completed"
     broken = site.cluster.folder / "list.txt"
     broken.write_text("pictures/000000.jpg\npictures/none.jpg\n")
