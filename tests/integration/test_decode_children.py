@@ -339,6 +339,19 @@ class TestLife:
         assert pids[2] == []
         assert pids[3] == pids[4] != pids[0]
 
+    def test_a_time_out_that_is_set_for_all_new_sockets_does_not_count_for_its_own(self) -> None:
+        """kombu sets one for a moment whenever it connects."""
+        socket.setdefaulttimeout(5)
+        try:
+            child = DecodeChild(HostileDecoder(100_000_000), PATIENT)
+        finally:
+            socket.setdefaulttimeout(None)
+        try:
+            wait_until(lambda: _state(child.pid)[0] in "SZ", "it waits for a picture, or has ended")
+            assert child.read(JPEG, FRAME, FAST)
+        finally:
+            child.close()
+
     def test_one_that_died_while_idle_is_no_pictures_fault(self, children: DecodeChildren) -> None:
         children.read(JPEG, FRAME, FAST)
         pid = children._idle[0].pid

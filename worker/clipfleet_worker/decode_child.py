@@ -59,6 +59,7 @@ def main() -> None:
 def _take_standard_input() -> socket.socket:
     """The socket; what a decoder prints must not get into it."""
     worker = socket.socket(fileno=os.dup(0))
+    worker.setblocking(True)  # it was made in a worker where kombu sets a default time-out while it connects
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nowhere, descriptor)
