@@ -64,7 +64,32 @@ class Reachability:
         return self._monotonic() - since
 
 
-class Reconciler:
+class _Loop:
+    """A thread that does one thing again and again until it is stopped."""
+
+    def __init__(self, name: str) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have the thread end, after what it is doing."""
+        self._stopping.set()
+
+    def join(self, timeout_seconds: float = _STOP_SECONDS) -> None:
+        """Wait for the thread's end, but not for ever."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        """The thread's own work; returns soon after `_stopping` is set."""
+        raise NotImplementedError
+
+
+class Reconciler(_Loop):
     """Every few seconds: tells that this worker lives, and takes back what others lost.
 
     Any number of them may run at once, in one cluster: each mends what it finds, once.
@@ -100,21 +125,7 @@ class Reconciler:
         self._facts = facts
         self._period_seconds = period_seconds
         self._pulse = pulse
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Have the thread end."""
-        self._stopping.set()
-
-    def join(self, timeout_seconds: float = _STOP_SECONDS) -> None:
-        """Wait for the thread's end, but not for ever."""
-        if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
+        super().__init__("reconciler")
 
     def _run(self) -> None:
         while True:
@@ -148,7 +159,7 @@ class Reconciler:
                 self._on_lost(lost)  # the hints of their owner died with it
 
 
-class Puller:
+class Puller(_Loop):
     """Works without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
 
     Only while no hint is waiting for a slot, so that there are never many more chains than slots.
@@ -158,21 +169,7 @@ class Puller:
         self._pulse = pulse
         self._tasks = tasks
         self._claims = claims
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="puller", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Have the thread end, after the chunk that it holds."""
-        self._stopping.set()
-
-    def join(self, timeout_seconds: float = _STOP_SECONDS) -> None:
-        """Wait for the thread's end, but not for ever."""
-        if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
+        super().__init__("puller")
 
     def _run(self) -> None:
         while not self._stopping.wait(_PULL_SECONDS):
