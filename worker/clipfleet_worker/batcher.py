@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
+from clipfleet_worker.backends import PendingFeatures
 from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, encode_each
 from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
@@ -38,6 +39,15 @@ _TEXTS_PER_PASS = 64  # so that a large label set does not hold up the images of
 
 class Encoder(Protocol):
     """A loaded model, as far as the batcher needs it."""
+
+    @property
+    def batches_in_flight(self) -> int:
+        """How many batches may be begun before the first result is asked for."""
+        ...
+
+    def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
+        """Start on a batch of pixels, see `clipfleet_worker.backends.Backend`."""
+        ...
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
@@ -268,7 +278,7 @@ class Batcher:
 
 
 def _stacked(encoder: Encoder) -> Callable[[list[np.ndarray]], np.ndarray]:
-    return lambda images: encoder.encode_images(np.stack(images))
+    return lambda images: encoder.begin_images(np.stack(images)).result()
 
 
 def _deliver(segment: _Segment, results: list[np.ndarray | Exception]) -> None:

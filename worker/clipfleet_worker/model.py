@@ -1,4 +1,4 @@
-"""A loaded model: its weights on the device, what it wants to see, and its fingerprint.
+"""A loaded model: what it wants to see, its fingerprint, and the backend that runs its forward passes.
 
 torch is imported when a model is loaded, not before: that alone takes seconds.
 """
@@ -6,13 +6,15 @@ torch is imported when a model is loaded, not before: that alone takes seconds.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet_worker import open_clip_models, transformers_layout
+from clipfleet_worker.backends import MakeBackend, PendingFeatures, Towers
+from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device import resolve_precision
 from clipfleet_worker.device_memory import memory_errors
@@ -20,12 +22,9 @@ from clipfleet_worker.failures import ModelUnavailableError, first_line
 from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_configuration
 from clipfleet_worker.open_clip_models import BuiltModel
 
-if TYPE_CHECKING:
-    import torch
-
 
 class LoadedModel:
-    """A model on its device, ready for batches. `encode_*` belong to the batcher's thread."""
+    """A model on its device, ready for batches. What encodes belongs to the batcher's thread."""
 
     def __init__(
         self,
@@ -37,54 +36,54 @@ class LoadedModel:
         embedding_dimension: int,
         precision: Precision,
         device: str,
+        make_backend: MakeBackend = TorchBackend,
     ) -> None:
-        import torch
-
         self.name = name
         self.embedding_dimension = embedding_dimension
         self.pixel_spec = pixel_spec
         self.precision = precision
         self.device = device
-        weights_hash = _weights_hash(module)
-        self.fingerprint = short_hash([weights_hash, pixel_spec.facts(), precision.value])
+        self.fingerprint = short_hash([_weights_hash(module), pixel_spec.facts(), precision.value])
         self.logit_scale = float(module.logit_scale.detach().exp())
-        self._dtype = _torch_dtype(precision)
-        with memory_errors():
-            self._module = module.requires_grad_(False).to(device=device, dtype=self._dtype)
-            self._mean = torch.tensor(pixel_spec.mean, device=device).view(1, 3, 1, 1) * 255
-            self._std = torch.tensor(pixel_spec.std, device=device).view(1, 3, 1, 1) * 255
         self._tokenizer = tokenizer
+        self._backend = make_backend(
+            Towers(module, pixel_spec, tokenizer(["a"]), precision, self.fingerprint), device
+        )
+
+    @property
+    def backend_name(self) -> str:
+        """What runs the forward passes: torch, openvino, cuda."""
+        return self._backend.name
+
+    @property
+    def batches_in_flight(self) -> int:
+        """See `Backend`."""
+        return self._backend.batches_in_flight
 
     def fingerprint_for(self, route: DecodeRoute) -> str:
         """The fingerprint that goes into rows: model, weights, preprocessing, precision and decode route."""
         return short_hash([self.fingerprint, route.value])
 
+    def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
+        """Start on a batch of pixels, uint8 (n, height, width, 3), see `Backend`."""
+        return self._backend.begin_images(pixels)
+
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
-        import torch
-
-        with torch.inference_mode(), memory_errors():
-            # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
-            images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            normalised = images.float().sub_(self._mean).div_(self._std).to(self._dtype)
-            return _normalised(self._module.encode_image(normalised))
+        return self.begin_images(pixels).result()
 
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """Prompts -> features float32 (n, d), L2-normalised each."""
-        import torch
-
-        with torch.inference_mode(), memory_errors():
-            tokens = self._tokenizer(prompts).to(self.device)
-            return _normalised(self._module.encode_text(tokens))
+        return self._backend.encode_texts(self._tokenizer(prompts))
 
     def warm_up(self) -> None:
-        """One image and one text, so that the first chunk does not pay for lazy set-up."""
-        spec = self.pixel_spec
-        self.encode_images(np.zeros((1, spec.height, spec.width, 3), dtype=np.uint8))
-        self.encode_texts(["a"])
+        """So that the first chunk does not pay for lazy set-up."""
+        self._backend.warm_up()
 
 
-def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
+def load_model(
+    name: str, precision: Precision, device: str, make_backend: MakeBackend = TorchBackend
+) -> LoadedModel:
     """Load a model by its full name, see `clipfleet.model_names`; what is not here yet is downloaded.
 
     Raises:
@@ -114,6 +113,7 @@ def load_model(name: str, precision: Precision, device: str) -> LoadedModel:
         embedding_dimension=dimension,
         precision=precision,
         device=device,
+        make_backend=make_backend,
     )
 
 
@@ -190,21 +190,6 @@ def embedding_dimension(name: str) -> int | None:
     except ModelUnavailableError:
         return None
     return int(configuration["embed_dim"]) if configuration else None
-
-
-def _torch_dtype(precision: Precision) -> torch.dtype:
-    import torch
-
-    return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[
-        precision
-    ]
-
-
-def _normalised(features: torch.Tensor) -> np.ndarray:
-    import torch
-
-    array: np.ndarray = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
-    return array
 
 
 def _weights_hash(module: Any) -> str:

@@ -108,11 +108,12 @@ class Models:
             raise
         else:
             log.info(
-                "model %s loaded in %.1f s (%s on %s)",
+                "model %s loaded in %.1f s (%s on %s by %s)",
                 key[0],
                 self._monotonic() - started,
                 model.precision,
                 model.device,
+                model.backend_name,
                 extra={"action": "model_loaded", "model": key[0]},
             )
             with self._lock:

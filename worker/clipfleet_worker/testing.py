@@ -14,6 +14,7 @@ from PIL import Image
 from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.sinks import OlderPart
 
@@ -39,6 +40,8 @@ class FakeEncoder:
         self.logit_scale = 100.0
         self.precision = Precision.FP32
         self.device = "cpu"
+        self.backend_name = "fake"
+        self.batches_in_flight = 1
         self.pixel_spec = PixelSpec(
             width=size,
             height=size,
@@ -55,6 +58,10 @@ class FakeEncoder:
     def fingerprint_for(self, route: DecodeRoute) -> str:
         """See `LoadedModel`."""
         return short_hash([self.fingerprint, route.value])
+
+    def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
+        """See `LoadedModel`; the features are there when it returns."""
+        return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
