@@ -7,7 +7,11 @@ PEERS := .venv-peers
 # A file of ops/locks: what is installed then has those versions and hashes. `.ci/run` sets it.
 LOCK ?=
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock clean
+# What stands behind `make bench` are names of benches, not goals: `e2e` is both.
+BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
+TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
+
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -20,7 +24,7 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/mypy
 
 # Files side by side, each in one process: most tests wait for servers and workers that they started.
-unit integration e2e: $(VENV)/.dev-installed
+$(TEST_FOLDERS): $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ -q -n auto --maxprocesses 4 --dist loadfile
 
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
@@ -39,11 +43,13 @@ chaos: $(VENV)/.dev-installed
 chaos-plain: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.run --system plain-acks --must-fail
 
-# Figures, not tests: they depend on the machine.
+# Figures, not tests: they depend on the machine. All of ops/bench, or `make bench decode tail`;
+# BENCH_OPTIONS="--rounds 3" goes to each.
+BENCH_OPTIONS ?=
 bench: $(VENV)/.dev-installed
-	$(BIN)/python -m ops.bench.decode
-	$(BIN)/python -m ops.bench.submit
-	$(BIN)/python -m ops.bench.tail
+	$(BIN)/python -m ops.bench $(BENCHES) $(if $(BENCH_OPTIONS),-- $(BENCH_OPTIONS))
+$(BENCHES):
+	@:
 
 # Damage for every reader; RUNS of each. Not in `make test`, which does little of it.
 RUNS ?= 10000

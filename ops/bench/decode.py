@@ -10,8 +10,8 @@ which no route can do without, takes most of the time: the more bytes, the small
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from torchvision import transforms
 
 from clipfleet.contract import DecodeRoute
 from clipfleet_worker.decode import Decoder, PixelSpec
+from ops.bench.report import Report, bench_parser
 from tests.support.pictures import encoded, photo
 
 SIZES = ((640, 480), (1024, 768), (1920, 1080), (2999, 2001), (4000, 3000))
@@ -38,28 +39,39 @@ class Figures:
     ratio: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> int:
+    parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="runs of each route per size of picture")
     parser.add_argument(
         "--model-size", type=int, nargs="+", default=[224], help="pixels of the model's input"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'picture':>17} {'KB':>6} {'model':>6} {'Pillow/s':>9} {'fast/s':>9} {'ratio':>6}")
-    for width, height in SIZES:
-        for kind, detail in (("soft", 4), ("sharp", 1)):
-            files = jpegs(width, height, detail)
-            for model_size in options.model_size:
-                found = measure(files, spec_of(model_size), options.rounds, width * height)
-                kilobytes = statistics.mean(map(len, files)) / 1000
-                print(
-                    f"{f'{width}x{height} {kind}':>17} {kilobytes:6.0f} {model_size:6} "
-                    f"{found.pillow_per_second:9.1f} {found.fast_per_second:9.1f} {found.ratio:6.2f}",
-                    flush=True,
-                )
+    with Report("decode", options.json) as report:
+        table = report.table(
+            {
+                "picture": ">17",
+                "KB": "6.0f",
+                "model": "6",
+                "Pillow/s": "9.1f",
+                "fast/s": "9.1f",
+                "ratio": "6.2f",
+            }
+        )
+        for width, height in SIZES:
+            for kind, detail in (("soft", 4), ("sharp", 1)):
+                files = jpegs(width, height, detail)
+                for model_size in options.model_size:
+                    found = measure(files, spec_of(model_size), options.rounds, width * height)
+                    table.row(
+                        f"{width}x{height} {kind}",
+                        statistics.mean(map(len, files)) / 1000,
+                        model_size,
+                        found.pillow_per_second,
+                        found.fast_per_second,
+                        found.ratio,
+                    )
+    return report.exit_code
 
 
 def jpegs(width: int, height: int, detail: int) -> list[bytes]:
@@ -99,4 +111,4 @@ def measure(files: Sequence[bytes], spec: PixelSpec, rounds: int, pixels: int) -
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,6 @@ input that brings a hundred lines a second and does not end: it has only a first
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from clipfleet.errors import JobNotFoundError
 from clipfleet.ledger import Ledger
 from clipfleet_worker.embedded import EmbeddedValkey
+from ops.bench.report import Report, Table, bench_parser
 
 MAX_PRODUCER_MB = 300
 MAX_FIRST_CHUNK_SECONDS = 5.0
@@ -188,37 +188,45 @@ def _peak_mb(pid: int) -> float:
 
 def main() -> int:
     """Print a table; 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--kinds", default="parquet,csv,stdin,trickle", help="also jsonl")
     arguments = parser.parse_args()
-    print(f"submit of {arguments.rows:,} rows, no worker")
-    print(f"{'source':8}  {'first chunk':>11}  {'in all':>8}  {'rows/s':>9}  {'peak memory':>11}")
-    is_good = True
     with (
+        Report("submit", arguments.json) as report,
         tempfile.TemporaryDirectory(prefix="clipfleet-bench-") as folder,
         EmbeddedValkey(Path(folder) / "valkey") as server,
         closing(Bench(Path(folder), server)) as bench,
     ):
-        for kind in arguments.kinds.split(","):
-            if kind == "trickle":
-                first = bench.trickle()
-                print(f"{kind:8}  {first:9.2f} s")
-            else:
-                found = bench.submit(kind, arguments.rows)
-                first = found.first_chunk_seconds
-                is_good = is_good and found.peak_mb < MAX_PRODUCER_MB
-                print(
-                    f"{kind:8}  {first:9.2f} s  {found.seconds:6.1f} s  "
-                    f"{arguments.rows / found.seconds:9,.0f}  {found.peak_mb:8.0f} MB",
-                    flush=True,
-                )
-            is_good = is_good and first < MAX_FIRST_CHUNK_SECONDS
-    verdict = "held" if is_good else "MISSED"
-    print(f"bars: {MAX_PRODUCER_MB} MB, first chunk in {MAX_FIRST_CHUNK_SECONDS:g} s: {verdict}")
-    return 0 if is_good else 1
+        table = report.table(
+            {
+                "source": "<8",
+                "first chunk s": "13.2f",
+                "in all s": "8.1f",
+                "rows/s": "9,.0f",
+                "peak MB": "8.0f",
+            },
+            f"submit of {arguments.rows:,} rows, no worker",
+        )
+        found = [(kind, _measure(bench, kind, arguments.rows, table)) for kind in arguments.kinds.split(",")]
+        for kind, measured in found:
+            report.goal(
+                f"{kind}: seconds to the first chunk",
+                measured.first_chunk_seconds,
+                at_most=MAX_FIRST_CHUNK_SECONDS,
+            )
+            report.goal(f"{kind}: peak MB", measured.peak_mb, at_most=MAX_PRODUCER_MB)
+    return report.exit_code
+
+
+def _measure(bench: Bench, kind: str, rows: int, table: Table) -> Measured:
+    if kind == "trickle":
+        measured = Measured(bench.trickle(), 0.0, 0.0)
+        table.row(kind, measured.first_chunk_seconds, "-", "-", "-")
+        return measured
+    measured = bench.submit(kind, rows)
+    table.row(kind, measured.first_chunk_seconds, measured.seconds, rows / measured.seconds, measured.peak_mb)
+    return measured
 
 
 if __name__ == "__main__":

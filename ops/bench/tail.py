@@ -11,7 +11,6 @@ that was served. The job itself ends when its slowest URL does, so its seconds a
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.bench.report import Report, Table, bench_parser
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
 from tests.support.pictures import encoded, picture
@@ -105,10 +105,8 @@ def running_site(image: Path) -> Iterator[Site]:
         process.communicate()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> int:
+    parser = bench_parser(__doc__)
     parser.add_argument("--good", type=int, default=20_000, help="good URLs of each job")
     parser.add_argument("--rounds", type=int, default=2, help="jobs of each kind")
     parser.add_argument("--scenarios", default="hostile,silent")
@@ -117,18 +115,35 @@ def main() -> None:
         Scenario("hostile", HOSTILE_WAYS, HOSTILE_URLS * options.good // 20_000, {}),
         Scenario("silent", ("stall",), options.good // 50, {"CLIPFLEET_FETCH_TIMEOUT_SECONDS": "10"}),
     )
-    print(f"{'bad URLs':>14} {'without/s':>10} {'with/s':>8} {'ratio':>6} {'s without':>10} {'s with':>8}")
-    with tempfile.TemporaryDirectory(prefix="clipfleet-tail-") as folder:
+    with (
+        Report("tail", options.json) as report,
+        tempfile.TemporaryDirectory(prefix="clipfleet-tail-") as folder,
+    ):
+        table = report.table(
+            {
+                "bad URLs": ">14",
+                "without/s": "10.0f",
+                "with/s": "8.0f",
+                "ratio": "6.2f",
+                "s without": "10.1f",
+                "s with": "8.1f",
+            }
+        )
         image = Path(folder) / "picture.jpg"
         image.write_bytes(encoded(picture(1), quality=85))
         with running_site(image) as site:
-            for scenario in scenarios:
-                if scenario.name in options.scenarios.split(","):
-                    measure(Path(folder) / scenario.name, site, scenario, options.good, options.rounds)
+            ratios = {
+                one.name: measure(Path(folder) / one.name, site, one, options.good, options.rounds, table)
+                for one in scenarios
+                if one.name in options.scenarios.split(",")
+            }
+        for name, ratio in ratios.items():
+            report.goal(f"{name}: rate with them by the rate without", ratio, at_least=MIN_RATIO)
+    return report.exit_code
 
 
-def measure(folder: Path, site: Site, scenario: Scenario, good: int, rounds: int) -> None:
-    """Run both kinds of job in turns, on one worker, and print their medians."""
+def measure(folder: Path, site: Site, scenario: Scenario, good: int, rounds: int, table: Table) -> float:
+    """Run both kinds of job in turns, on one worker; a row of their medians, and the median ratio."""
     with Cluster(folder, scenario.settings) as cluster:
         cluster.start_worker()
         run(cluster, site, "warm-up", urls(site, scenario, good // 20, 0))
@@ -139,13 +154,15 @@ def measure(folder: Path, site: Site, scenario: Scenario, good: int, rounds: int
     ratio = statistics.median(
         b.good_per_second / a.good_per_second for a, b in zip(without, with_bad, strict=True)
     )
-    print(
-        f"{scenario.bad:6} {scenario.name:7} {median_rate(without):10.0f} {median_rate(with_bad):8.0f} "
-        f"{ratio:6.2f} {statistics.median(a.seconds for a in without):10.1f} "
-        f"{statistics.median(b.seconds for b in with_bad):8.1f}"
-        f"{'' if ratio >= MIN_RATIO else '  TOO SLOW'}",
-        flush=True,
+    table.row(
+        f"{scenario.bad} {scenario.name}",
+        median_rate(without),
+        median_rate(with_bad),
+        ratio,
+        statistics.median(a.seconds for a in without),
+        statistics.median(b.seconds for b in with_bad),
     )
+    return ratio
 
 
 def median_rate(runs: Sequence[Run]) -> float:
@@ -191,4 +208,4 @@ def run(cluster: Cluster, site: Site, name: str, uris: Sequence[str]) -> Run:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
