@@ -11,7 +11,8 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock clean $(BENCHES)
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock build \
+  test-build clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -61,6 +62,15 @@ lock: $(VENV)/.dev-installed
 	$(BIN)/pip install --quiet uv
 	$(BIN)/python -m ops.locks
 
+# The wheel and the sdist, in dist.
+build: $(VENV)/.dev-installed
+	rm -rf dist
+	$(BIN)/python -m build
+
+# Each of them runs the demo in a virtual environment of its own.
+test-build: build
+	$(BIN)/python -m ops.release dist
+
 install: $(VENV)/.dev-installed
 
 # Installed once, and again when pyproject.toml changes.
@@ -82,4 +92,4 @@ $(PEERS)/.installed: tests/peers/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) dist clipfleet-demo .mypy_cache .ruff_cache .pytest_cache

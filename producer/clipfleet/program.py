@@ -29,7 +29,6 @@ def new_app(description: str) -> typer.Typer:
         help=description,
         callback=_begin,
         invoke_without_command=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
 
@@ -62,7 +61,8 @@ def run_program(
         settings: what the program reads from the environment.
         has_all_settings: there are no settings of clipfleet beside these.
     """
-    _warn_of_doubtful_variables(settings, has_all_settings)
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" not in os.environ:  # else a shell asks, at each Tab
+        _warn_of_doubtful_variables(settings, has_all_settings)
     sys.exit(_exit_code(app, name))
 
 

@@ -21,16 +21,22 @@ from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.redis_url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, sentinel_options
 
 
-def connect(url: str, *, decode: bool = True, retries: int = 3) -> redis.Redis:
+def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds: float = 10) -> redis.Redis:
     """A client for the ledger's Redis; nothing is sent yet.
+
+    Args:
+        url: as in CLIPFLEET_REDIS_URL.
+        decode: answers are text, not bytes.
+        retries: of a command whose connection was lost.
+        patience_seconds: for one answer; must be longer than a blocking read.
 
     Raises:
         UsageError: the URL cannot be used.
     """
     options: dict[str, Any] = {
         "decode_responses": decode,
-        "socket_timeout": 10,  # longer than any blocking read of ours
-        "socket_connect_timeout": 3,
+        "socket_timeout": patience_seconds,
+        "socket_connect_timeout": min(3, patience_seconds),
         "socket_keepalive": True,
         "health_check_interval": 15,
         "retry": Retry(ExponentialBackoff(cap=1, base=0.05), retries),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from clipfleet.commands import completion
 from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
 
 
@@ -82,4 +83,4 @@ OnFinished = Annotated[
     typer.Option(metavar="TASK", help="Celery task of yours that is sent when the job has ended"),
 ]
 OnFinishedQueue = Annotated[str, typer.Option(metavar="QUEUE", help="queue that TASK is sent to")]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id", autocompletion=completion.job_ids)]

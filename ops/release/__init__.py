@@ -1,0 +1,1 @@
+"""What is published: built by `make build`, tried by `make test-build`."""
