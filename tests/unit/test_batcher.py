@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from clipfleet.contract import ErrorCode, Lane
-from clipfleet_worker.batcher import Batcher, BatcherStopped, ItemSlice
+from clipfleet_worker import batches
+from clipfleet_worker.backends import PendingFeatures
+from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.batches import Batch, ItemSlice, Segment
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
-from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
+from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
 from tests.support.waiting import wait_until
 
 
@@ -196,6 +200,236 @@ class TestBatches:
 
         outcomes.wait()
         assert outcomes.noted == {"encode"}
+
+
+class Device(Recorder):
+    """Works on its own, as a GPU does: a result, or a failure, is there once a test lets it be."""
+
+    def __init__(self, fails: Callable[[list[int]], Exception | None] = lambda values: None) -> None:
+        super().__init__()
+        self.batches_in_flight = 2
+        self.begun: list[list[int]] = []
+        self.asked: list[list[int]] = []  # for their results
+        self.go = threading.Semaphore(0)  # one for each result
+        self._fails_later = fails
+
+    def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
+        values = pixels[:, 0, 0, 0].tolist()
+        self.begun.append(values)
+        device = self
+
+        class Pending:
+            def result(self) -> np.ndarray:
+                device.asked.append(values)
+                assert device.go.acquire(timeout=PATIENCE_SECONDS)
+                error = device._fails_later(values)
+                if error is not None:
+                    raise error
+                return FakeEncoder.encode_images(device, pixels)
+
+        return Pending()
+
+
+class Deliveries(Outcomes):
+    """Notes in a list that several chunks share what it is given."""
+
+    def __init__(self, count: int, log: list[str], name: str) -> None:
+        super().__init__(count)
+        self._log, self._name = log, name
+
+    def deliver(self, positions: Sequence[int], features: np.ndarray) -> None:
+        self._log.append(self._name)
+        super().deliver(positions, features)
+
+
+class TestSeveralBatchesUnderWay:
+    def test_a_second_batch_is_begun_before_the_first_is_done_and_a_third_is_not(self, run: Run) -> None:
+        batcher, device = make(2), Device()
+        one = part(device, [1, 2, 3, 4, 5, 6])
+        batcher.submit(one)
+
+        run(batcher)
+
+        wait_until(lambda: device.asked, "a result is asked for")
+        assert (device.begun, device.asked) == ([[1, 2], [3, 4]], [[1, 2]])
+        device.go.release()
+        wait_until(lambda: len(device.asked) == 2, "the next result is asked for")
+        assert (device.begun, device.asked) == ([[1, 2], [3, 4], [5, 6]], [[1, 2], [3, 4]])
+        device.go.release(2)
+        one.outcomes.wait()
+        expected = FakeEncoder().encode_images(np.stack([picture(value) for value in range(1, 7)]))
+        np.testing.assert_array_equal(np.stack(one.outcomes.features), expected)
+
+    def test_a_partial_batch_waits_until_the_device_has_nothing_to_do(self, run: Run) -> None:
+        batcher, device = make(2), Device()
+        first, second = part(device, [1, 2, 3]), part(device, [4])
+        batcher.submit(first)
+        run(batcher)
+        wait_until(lambda: device.asked, "a result is asked for")
+        assert device.begun == [[1, 2]]
+
+        batcher.submit(second)
+        device.go.release(2)
+
+        second.outcomes.wait()
+        assert device.begun == [[1, 2], [3, 4]]
+
+    def test_on_the_processor_one_batch_is_over_before_the_next(self, run: Run) -> None:
+        batcher, encoder, log = make(1), Device(), []
+        encoder.batches_in_flight = 1
+        slices = [part(encoder, [n], Deliveries(1, log, f"{n}")) for n in (1, 2)]
+        for one in slices:
+            batcher.submit(one)
+
+        run(batcher)
+
+        wait_until(lambda: encoder.asked, "a result is asked for")
+        assert encoder.begun == [[1]]
+        encoder.go.release(2)
+        slices[1].outcomes.wait()
+        assert log == ["1", "2"]
+
+    def test_a_failure_that_shows_late_finds_the_guilty_and_spares_the_batch_behind(self, run: Run) -> None:
+        log: list[str] = []
+        batcher = make(2)
+        device = Device(lambda values: RuntimeError("boom") if 13 in values else None)
+        mixed, behind = (
+            part(device, [1, 13], Deliveries(2, log, "mixed")),
+            part(device, [3, 4], Deliveries(2, log, "behind")),
+        )
+        batcher.submit(mixed)
+        batcher.submit(behind)
+        device.go.release(1000)
+
+        run(batcher)
+
+        mixed.outcomes.wait()
+        behind.outcomes.wait()
+        assert device.begun == [[1, 13], [3, 4], [0], [1], [13]]
+        assert [error and error.code for error in mixed.outcomes.errors] == [None, ErrorCode.CRASHED]
+        assert behind.outcomes.errors == [None, None]
+        assert log == ["mixed", "behind"]
+
+    def test_a_batch_that_cannot_be_begun_does_not_overtake_the_one_before(self, run: Run) -> None:
+        class Full(Device):
+            def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
+                if len(pixels) > 1 and pixels[0, 0, 0, 0] == 3:
+                    raise MemoryError("no room")
+                return super().begin_images(pixels)
+
+        log: list[str] = []
+        batcher, device = make(2), Full()
+        slices = [
+            part(device, [1, 2], Deliveries(2, log, "first")),
+            part(device, [3, 4], Deliveries(2, log, "second")),
+        ]
+        for one in slices:
+            batcher.submit(one)
+        device.go.release(1000)
+
+        run(batcher)
+
+        for one in slices:
+            one.outcomes.wait()
+            assert one.outcomes.errors == [None, None]
+        assert log == ["first", "second"]
+        assert device.begun == [[1, 2], [3], [4]]
+
+    def test_a_device_without_memory_interrupts_the_chunks_of_both_batches(self, run: Run) -> None:
+        batcher, device = make(2), Device(lambda values: MemoryError("no room"))
+        slices = [part(device, [1, 2]), part(device, [3, 4])]
+        for one in slices:
+            batcher.submit(one)
+        device.go.release(1000)
+
+        run(batcher)
+
+        for one in slices:
+            with pytest.raises(MemoryError, match="no room"):
+                one.outcomes.wait()
+            assert one.outcomes.errors == [None, None]
+
+    def test_a_device_that_is_lost_while_two_are_under_way_ends_the_thread(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deaths: list[threading.ExceptHookArgs] = []
+        monkeypatch.setattr(threading, "excepthook", deaths.append)
+        batcher = make(2)
+        device = Device(lambda values: RuntimeError("CUDA error: an illegal memory access was encountered"))
+        slices = [part(device, [1, 2]), part(device, [3, 4])]
+        for one in slices:
+            batcher.submit(one)
+        device.go.release(1000)
+
+        batcher.start()
+
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            slices[0].outcomes.wait()
+        wait_until(lambda: deaths, "the thread has died")
+
+    def test_a_stop_delivers_what_is_under_way_and_begins_nothing(self) -> None:
+        batcher, device = make(2), Device()
+        slices = [part(device, [1, 2]), part(device, [3, 4]), part(device, [5, 6])]
+        for one in slices:
+            batcher.submit(one)
+        batcher.start()
+        wait_until(lambda: device.asked, "a result is asked for")
+
+        stopping = InThread(batcher.stop)
+        wait_until(lambda: batcher._stopping, "the stop has begun")
+        device.go.release(1000)
+        stopping.result()
+
+        slices[0].outcomes.wait()
+        slices[1].outcomes.wait()
+        with pytest.raises(BatcherStopped):
+            slices[2].outcomes.wait()
+        assert device.begun == [[1, 2], [3, 4]]
+
+    def test_calls_and_whole_batches_take_turns_while_batches_are_under_way(self, run: Run) -> None:
+        batcher, device = make(1), Device()
+        device.go.release(1000)
+        texts = queue_texts(batcher, device, [f"thing {n}" for n in range(192)], Lane.NORMAL)
+        pictures = part(device, [1, 2, 3, 4])
+        batcher.submit(pictures)
+
+        run(batcher)
+
+        texts.result()
+        pictures.outcomes.wait()
+        assert device.begun == [[1], [2], [3], [4]]
+        assert [len(prompts) for prompts in device.passes] == [64, 64, 64]
+
+    def test_texts_that_are_items_are_delivered_behind_the_pictures_before_them(self, run: Run) -> None:
+        log: list[str] = []
+        batcher, device = make(2), Device()
+        pictures = part(device, [1, 2], Deliveries(2, log, "pictures"))
+        texts = ItemSlice(device, Lane.NORMAL, ["a", "b"], [0, 1], Deliveries(2, log, "texts"))
+        batcher.submit(pictures)
+        batcher.submit(texts)
+
+        run(batcher)
+
+        wait_until(lambda: device.asked, "a result is asked for")
+        assert device.passes == [["a", "b"]]
+        device.go.release()
+        texts.outcomes.wait()
+        assert log == ["pictures", "texts"]
+
+    def test_the_time_of_the_batch_before_is_not_counted_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given two batches that are begun at 100 s and finished at 104 s and 106 s
+        clock, device = Clock(), Device()
+        monkeypatch.setattr(batches, "time", SimpleNamespace(monotonic=clock))
+        device.go.release(2)
+        slices = [part(device, [1, 2]), part(device, [3, 4])]
+        first, second = (Batch([Segment(one, 0, 2)]) for one in slices)
+
+        clock.now = 104.0
+        first.finish(idle_since=0.0)
+        clock.now = 106.0
+        second.finish(idle_since=104.0)
+
+        assert [one.outcomes.seconds for one in slices] == [{"encode": 4.0}, {"encode": 2.0}]
 
 
 class TestRing:

@@ -1,13 +1,13 @@
 """The one thread that owns the device: slices of many chunks become batches, batches become features.
 
 Items of the best lane go first; a batch holds images, or texts, of one model only, whatever their chunks and
-jobs. A batch that fails is halved until the guilty item is alone. What else wants the device, such as the
-prompts of a label set, is called in between, in the lane of its job.
+jobs. On a device that works on its own the next batch is gathered and begun, and the one before delivered,
+while it does. What else wants the device, such as the prompts of a label set, is called in between, in the
+lane of its job.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -15,64 +15,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from clipfleet.contract import ErrorCode, ItemError, Lane
-from clipfleet_worker.backends import PendingFeatures
-from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, encode_each
-from clipfleet_worker.device import is_lost
-from clipfleet_worker.outcomes import Outcomes
+from clipfleet.contract import Lane
+from clipfleet_worker.batches import Batch, Encoder, ItemSlice, Segment
+from clipfleet_worker.bisecting import FORWARD_ERRORS
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _LANE_ORDER = tuple(Lane)
 _LINGER_SECONDS = 0.005  # a partial batch goes when the device is idle and nothing came for this long
 _MAX_PASSED_OVER = 8  # batches of better lanes before a call
-_HARMLESS_TEXT = "a"
 _TEXTS_PER_PASS = 64  # so that a large label set does not hold up the images of other jobs
-
-
-class Encoder(Protocol):
-    """A loaded model, as far as the batcher needs it."""
-
-    @property
-    def batches_in_flight(self) -> int:
-        """How many batches may be begun before the first result is asked for."""
-        ...
-
-    def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
-        """Start on a batch of pixels, see `clipfleet_worker.backends.Backend`."""
-        ...
-
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
-        ...
-
-    def encode_texts(self, prompts: list[str]) -> np.ndarray:
-        """Prompts -> features float32 (n, d), L2-normalised."""
-        ...
-
-
-@dataclass(eq=False, slots=True)
-class ItemSlice:
-    """Some items of one chunk, to be encoded together or apart."""
-
-    encoder: Encoder
-    lane: Lane
-    items: list[np.ndarray] | list[str]  # images uint8 (height, width, 3) of the model's size, or texts
-    positions: list[int]  # of the items in the chunk
-    outcomes: Outcomes
-    taken: int = 0  # items already in a batch
-
-    @property
-    def kind(self) -> tuple[Encoder, bool]:
-        """What fits into one batch: items of one model that are all images or all texts."""
-        return self.encoder, isinstance(self.items[0], str)
 
 
 @dataclass(eq=False, slots=True)
@@ -87,15 +44,6 @@ class _Call:
             self.future.set_result(self.work())
         except FORWARD_ERRORS as error:
             self.future.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """The part of a slice that went into one batch."""
-
-    slice: ItemSlice
-    start: int
-    stop: int
 
 
 class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrupted
@@ -114,6 +62,8 @@ class Batcher:
         self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
         self._call_went_last = False
         self._passed_over = 0  # batches that went while a call waited
+        self._under_way: deque[Batch] = deque()  # begun and not finished, oldest first; the thread's own
+        self._finished_at = 0.0  # the last of them, monotonic
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -183,19 +133,42 @@ class Batcher:
             pass
 
     def _work_once(self) -> bool:
-        """Encode a batch or do a call; False at the end. While it waits nothing here keeps a model alive."""
+        """Begin a batch, finish one, or do a call; False at the end.
+
+        While it waits for work nothing here keeps a model alive.
+        """
+        call, segments = None, []
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._next_lane() is not None)
-            if self._stopping:
+            self._changed.wait_for(lambda: self._stopping or self._under_way or self._next_lane() is not None)
+            if self._stopping and not self._under_way:
                 return False
-            call = self._next_call()
-            batch = [] if call else self._gather()
+            if self._may_begin():
+                call = self._next_call()
+                segments = [] if call else self._gather()
         with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS):
             if call:
                 call.run()
-            else:
-                self._encode(batch)
+            elif segments:
+                self._begin(segments)
+            elif self._under_way:
+                self._under_way.popleft().finish(self._finished_at)
+                self._finished_at = time.monotonic()
         return True
+
+    def _begin(self, segments: list[Segment]) -> None:
+        live = [segment for segment in segments if not segment.slice.outcomes.is_interrupted]
+        if live:
+            self._under_way.append(Batch(live))
+
+    def _may_begin(self) -> bool:
+        """Whether the device shall have more to do. Behind a batch under way only a whole one goes.
+
+        What is there by then would gain nothing by going earlier: the device works in order.
+        """
+        if self._stopping or not self._under_way:
+            return not self._stopping
+        is_room = len(self._under_way) < self._under_way[-1].batches_in_flight
+        return is_room and self._waiting_items >= self._batch_size
 
     def _next_lane(self) -> Lane | None:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
@@ -218,9 +191,9 @@ class Batcher:
         self._call_went_last, self._passed_over = True, 0
         return self._calls[waiting].popleft()
 
-    def _gather(self) -> list[_Segment]:
+    def _gather(self) -> list[Segment]:
         """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
-        batch: list[_Segment] = []
+        batch: list[Segment] = []
         room = self._batch_size
         while room and not self._stopping:
             taken = 0
@@ -229,12 +202,12 @@ class Batcher:
             room -= taken
             if room and taken:
                 self._changed.notify_all()  # the ring has room again
-            if room and not taken and not self._changed.wait(_LINGER_SECONDS):
+            if room and not taken and (self._under_way or not self._changed.wait(_LINGER_SECONDS)):
                 break
         self._changed.notify_all()
         return batch
 
-    def _take(self, lane: Lane, room: int, batch: list[_Segment]) -> int:
+    def _take(self, lane: Lane, room: int, batch: list[Segment]) -> int:
         """Move what fits from a lane into the batch; returns how many items."""
         queue, kept, count = self._items[lane], deque[ItemSlice](), 0
         while queue and count < room:
@@ -243,7 +216,7 @@ class Batcher:
                 kept.append(part)
                 continue
             stop = min(len(part.items), part.taken + room - count)
-            batch.append(_Segment(part, part.taken, stop))
+            batch.append(Segment(part, part.taken, stop))
             count += stop - part.taken
             part.taken = stop
             if stop < len(part.items):
@@ -251,45 +224,3 @@ class Batcher:
         queue.extendleft(reversed(kept))
         self._waiting_items -= count
         return count
-
-    def _encode(self, batch: list[_Segment]) -> None:
-        live = [segment for segment in batch if not segment.slice.outcomes.is_interrupted]
-        if not live:
-            return
-        items = [item for segment in live for item in segment.slice.items[segment.start : segment.stop]]
-        started = time.monotonic()
-        encoder, is_text = live[0].slice.kind
-        harmless = _HARMLESS_TEXT if is_text else np.zeros_like(items[0])
-        try:
-            results = encode_each(encoder.encode_texts if is_text else _stacked(encoder), items, harmless)
-        except DeviceFault as fault:
-            for segment in live:
-                segment.slice.outcomes.interrupt(fault.error)
-            if is_lost(fault.error):
-                raise  # the thread's end is that of the process; a new one has the device anew
-            return
-        share = (time.monotonic() - started) / len(items)
-        offset = 0
-        for segment in live:
-            count = segment.stop - segment.start
-            segment.slice.outcomes.add_seconds("encode", share * count)  # first: the chunk may end now
-            _deliver(segment, results[offset : offset + count])
-            offset += count
-
-
-def _stacked(encoder: Encoder) -> Callable[[list[np.ndarray]], np.ndarray]:
-    return lambda images: encoder.begin_images(np.stack(images)).result()
-
-
-def _deliver(segment: _Segment, results: list[np.ndarray | Exception]) -> None:
-    outcomes = segment.slice.outcomes
-    positions = segment.slice.positions[segment.start : segment.stop]
-    good: list[tuple[int, np.ndarray]] = []
-    for position, result in zip(positions, results, strict=True):
-        if not isinstance(result, Exception):
-            good.append((position, result))
-        else:
-            code = ErrorCode.OUT_OF_MEMORY if isinstance(result, MemoryError) else ErrorCode.CRASHED
-            outcomes.fail(position, ItemError(code, f"the forward pass failed on this item: {result}"[:300]))
-    if good:
-        outcomes.deliver([position for position, _ in good], np.stack([result for _, result in good]))

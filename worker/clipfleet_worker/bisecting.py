@@ -27,19 +27,22 @@ class DeviceFault(Exception):  # noqa: N818 - no error of an item
         self.error = error
 
 
-def encode_each(encode: Encode, items: list[Any], harmless: Any) -> list[np.ndarray | Exception]:
+def encode_each(
+    encode: Encode, items: list[Any], harmless: Any, *, first: Callable[[], np.ndarray]
+) -> list[np.ndarray | Exception]:
     """Features of each item, or the exception of an item that fails alone.
 
     Args:
-        encode: the forward pass; raises one of `FORWARD_ERRORS`.
+        encode: a forward pass; raises one of `FORWARD_ERRORS`.
         items: a batch.
         harmless: an item of the same kind on which the forward pass works if it works at all.
+        first: brings what `encode` has given, or raised, for all items: that pass was begun before.
 
     Raises:
         DeviceFault: it does not work.
     """
     try:
-        return list(encode(items))
+        return list(first())
     except FORWARD_ERRORS as error:
         context = {"action": "batch_failed"}
         log.warning("a batch of %d failed: %s", len(items), error, exc_info=True, extra=context)

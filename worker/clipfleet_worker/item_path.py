@@ -22,7 +22,8 @@ import pyarrow as pa
 from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Lane
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.parts import INLINE_COLUMN
-from clipfleet_worker.batcher import Batcher, ItemSlice
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure, too_many_bytes

@@ -64,6 +64,10 @@ class LoadedModel:
         """The fingerprint that goes into rows: model, weights, preprocessing, precision and decode route."""
         return short_hash([self.fingerprint, route.value])
 
+    def new_pixels(self, count: int) -> np.ndarray:
+        """An array to be filled for `begin_images`, see `Backend`."""
+        return self._backend.new_pixels(count)
+
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """Start on a batch of pixels, uint8 (n, height, width, 3), see `Backend`."""
         return self._backend.begin_images(pixels)

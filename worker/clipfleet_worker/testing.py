@@ -59,6 +59,10 @@ class FakeEncoder:
         """See `LoadedModel`."""
         return short_hash([self.fingerprint, route.value])
 
+    def new_pixels(self, count: int) -> np.ndarray:
+        """See `LoadedModel`."""
+        return np.empty((count, self.pixel_spec.height, self.pixel_spec.width, 3), dtype=np.uint8)
+
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """See `LoadedModel`; the features are there when it returns."""
         return ReadyFeatures(self.encode_images(pixels))

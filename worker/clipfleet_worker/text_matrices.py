@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from clipfleet.contract import LabelSet, Lane
-from clipfleet_worker.batcher import Batcher, Encoder
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batches import Encoder
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of

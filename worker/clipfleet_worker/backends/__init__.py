@@ -43,6 +43,13 @@ class Backend(Protocol):
     name: str  # torch, openvino, cuda
     batches_in_flight: int  # how many may be begun before the first result is asked for
 
+    def new_pixels(self, count: int) -> np.ndarray:
+        """An array uint8 (count, height, width, 3) to be filled and given to `begin_images` next.
+
+        It lies where the device reads it fastest. Its contents are anything.
+        """
+        ...
+
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """Start on a batch, uint8 (n, height, width, 3); returns as soon as the device has its work.
 

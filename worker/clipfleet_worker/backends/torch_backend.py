@@ -36,6 +36,10 @@ class TorchBackend:
             self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255
             self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255
 
+    def new_pixels(self, count: int) -> np.ndarray:
+        """See the protocol; plain memory."""
+        return np.empty((count, *self._image_shape[1:]), dtype=np.uint8)
+
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
         """See the protocol; the features are there when it returns."""
         import torch
