@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sys
 
-from clipfleet import keys, versions
+from clipfleet import lua_scripts, versions
 
 
 def become(version: int) -> None:
     """Write this version, read it and the one before it."""
     versions.SCHEMA_VERSION = version
     versions.READABLE_SCHEMA_VERSIONS = (version, version - 1)
-    prelude = keys.lua_prelude
-    keys.lua_prelude = lambda: f"{prelude()}\n-- version {version}\n"
+    whole_script = lua_scripts.whole_script
+    lua_scripts.whole_script = lambda shared, script: (
+        f"{whole_script(shared, script)}\n-- version {version}\n"
+    )
 
 
 def run_worker() -> None:

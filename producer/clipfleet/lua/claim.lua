@@ -16,55 +16,60 @@ local excluded = {}
 for i = position, #ARGV do excluded[ARGV[i]] = true end
 local now = now_ms()
 
--- The staged file that holds a chunk, or nil.
-local function staged_file(job, chunk)
-  return redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
+-- What is known of a chunk and the staged file that holds it; `file` is nil where there is none.
+local function read_chunk(job, chunk)
+  return {
+    id = chunk,
+    file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1],
+    troubles = redis.call('HMGET', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures',
+      chunk .. ':waits'),
+  }
 end
 
-local function answer(job, chunk, more)
-  local facts = redis.call('HMGET', job_key(job), 'generation', 'fingerprint', 'chunk_size',
-    'retry_codes', 'created_ms')
-  local troubles = redis.call('HMGET', job_key(job, TROUBLES),
-    chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
-  local first, chunks = string.match(staged_file(job, chunk), '^(%d+)-(%d+)$')
-  return {job, chunk, facts[1], troubles[1] or '0', troubles[2] or '0', troubles[3] or '0', facts[2],
-    first, chunks, more and '1' or '0', facts[3], facts[4] or '',
-    facts[5]}
+local function read_facts(job)
+  return facts_of(job, 'state', 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane', 'model',
+    'retry_codes', 'next_chunk', 'staged_chunks')
 end
 
-local function take(job, chunk, turn, queue)
-  redis.call('SET', TURNS, turn)
-  redis.call('ZREM', job_key(job, DUE), chunk)
-  redis.call('HSET', job_key(job, OWNERS), chunk, token)
-  redis.call('ZADD', LEASES, now + lease_ms, lease_name(job, chunk))
-  redis.call('HSET', job_key(job), 'turn', turn)
-  redis.call('ZADD', queue, 'XX', turn, job)
-  redis.call('SET', token_key(token), lease_name(job, chunk), 'PX', math.max(600000, lease_ms * 2))
-  keep_job(job)
+local function answer(job, facts, chunk, more)
+  local first, chunks = string.match(chunk.file, '^(%d+)-(%d+)$')
+  local troubles = chunk.troubles
+  return {job, chunk.id, facts.generation, troubles[1] or '0', troubles[2] or '0', troubles[3] or '0',
+    facts.fingerprint, first, chunks, more and '1' or '0', facts.chunk_size, facts.retry_codes or '',
+    facts.created_ms}
 end
 
--- The next chunk of a job, and whether the job has more; or nil, and whether one waits for a back-off.
-local function next_chunk(job)
+-- All that is read of a job, before anything is written: nil if it hands out nothing, else what may be claimed of it
+-- (`chunk`, nil if nothing now), where that comes from (`is_next`: it was never claimed), and whether it has `more`.
+-- A producer may have put another thing into a lane by hand: a job is what `submit` made.
+local function look_at(job)
+  local facts = read_facts(job)
+  for _, name in ipairs({'generation', 'chunk_size', 'created_ms'}) do
+    if not tonumber(facts[name] or '') then return nil end
+  end
+  if not (facts.fingerprint and facts.lane and facts.model and is_claimable(facts.state)) then return nil end
+  local found = {facts = facts, owners = redis.call('HLEN', job_key(job, OWNERS))}
   local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
-  local cursor, staged = number(job, 'next_chunk'), number(job, 'staged_chunks')
-  if due[1] then return due[1], due[2] ~= nil or cursor < staged end
-  if cursor < staged then
-    redis.call('HSET', job_key(job), 'next_chunk', cursor + 1)
-    return tostring(cursor), cursor + 1 < staged
+  local cursor, staged = tonumber(facts.next_chunk or '0'), tonumber(facts.staged_chunks or '0')
+  if due[1] then
+    found.chunk, found.more = read_chunk(job, due[1]), due[2] ~= nil or cursor < staged
+  elseif cursor < staged then
+    found.chunk, found.more, found.is_next = read_chunk(job, tostring(cursor)), cursor + 1 < staged, true
+  else
+    found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one waits for a back-off
+    redis.call('ZCARD', job_key(job, STAGED))
+    redis.call('HLEN', job_key(job, TROUBLES))
   end
-  return nil, redis.call('ZCARD', job_key(job, DUE)) > 0
+  return found
 end
 
--- Is there work beside this job's? A job leaves its queue when a claim finds it empty: may be one too many.
-local function others_wait(own_queue)
-  for _, lane in ipairs(lanes) do
-    for _, model in ipairs(models) do
-      local queue = lane_queue(lane, model)
-      local jobs = redis.call('ZCARD', queue)
-      if jobs > (queue == own_queue and 1 or 0) then return true end
-    end
-  end
-  return false
+-- A key of another kind would end the claims of all; any other error is none of the job's.
+local function looked_at(job)
+  local has_worked, found = pcall(look_at, job)
+  if has_worked then return found end
+  local message = type(found) == 'table' and found.err or found
+  if not string.find(message, 'WRONGTYPE', 1, true) then error(found) end
+  return nil
 end
 
 -- Of a lane's queues the one whose foremost job has waited longest; `skipped` jobs of each were looked at.
@@ -80,24 +85,35 @@ local function longest_waiting(queues)
   return best
 end
 
--- Whether a job is one that `submit` made: a producer may have put another thing into a lane by hand.
-local function is_sound(job)
-  local facts = redis.call('HMGET', job_key(job), 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane',
-    'model')
-  for i = 1, 6 do
-    if not facts[i] or (i <= 3 and not tonumber(facts[i])) then return false end
-  end
-  for _, suffix in ipairs({DUE, STAGED}) do redis.call('ZCARD', job_key(job, suffix)) end
-  for _, suffix in ipairs({OWNERS, TROUBLES}) do redis.call('HLEN', job_key(job, suffix)) end
-  return true
+-- Take a chunk off the pile, whoever gets it; the job has its turn.
+local function take_off(job, found, turn)
+  local next_chunk = found.facts.next_chunk
+  if found.is_next then next_chunk = found.chunk.id + 1 else redis.call('ZREM', job_key(job, DUE), found.chunk.id) end
+  redis.call('HSET', job_key(job), 'next_chunk', next_chunk or 0, 'turn', turn)
 end
 
--- A key of another kind would end the claims of all; any other error is none of the job's.
-local function may_be_claimed(job)
-  local has_worked, answer = pcall(is_sound, job)
-  if has_worked then return answer and is_claimable(field(job, 'state')) end
-  local message = type(answer) == 'table' and answer.err or answer
-  if not string.find(message, 'WRONGTYPE', 1, true) then error(answer) end
+local function take(job, found, turn, queue)
+  local lease = lease_name(job, found.chunk.id)
+  redis.call('SET', TURNS, turn, 'PX', KEEP_MS)
+  take_off(job, found, turn)
+  redis.call('HSET', job_key(job, OWNERS), found.chunk.id, token)
+  if found.owners == 0 then keep(job_key(job, OWNERS)) end
+  redis.call('ZADD', LEASES, now + lease_ms, lease)
+  keep(LEASES)
+  redis.call('ZADD', queue, 'XX', turn, job)
+  redis.call('SET', token_key(token), lease, 'PX', math.max(600000, lease_ms * 2))
+  keep_job_hourly(job)
+end
+
+-- Is there work beside this job's? A job leaves its queue when a claim finds it empty: may be one too many.
+local function others_wait(own_queue)
+  for _, lane in ipairs(lanes) do
+    for _, model in ipairs(models) do
+      local queue = lane_queue(lane, model)
+      local jobs = redis.call('ZCARD', queue)
+      if jobs > (queue == own_queue and 1 or 0) then return true end
+    end
+  end
   return false
 end
 
@@ -109,17 +125,16 @@ local function try_lane(lane, turn)
     local queue = longest_waiting(queues)
     if not queue then return nil end
     local job, stays = queue.job, true
-    if not may_be_claimed(job) then
+    local found = looked_at(job)
+    if not found then
       stays = false
     elseif not excluded[job] then
-      local chunk, more = next_chunk(job)
-      if chunk and not staged_file(job, chunk) then
-        redis.call('ZREM', job_key(job, DUE), chunk)
-      elseif chunk then
-        take(job, chunk, turn, queue.name)
-        return answer(job, chunk, more or others_wait(queue.name))
+      if found.chunk and found.chunk.file then
+        take(job, found, turn, queue.name)
+        return answer(job, found.facts, found.chunk, found.more or others_wait(queue.name))
       end
-      stays = more  -- else all its chunks are leased or done; whatever comes back offers it again
+      if found.chunk then take_off(job, found, turn) end  -- no file holds it: nobody could work on it
+      stays = found.more  -- else all its chunks are leased or done; whatever comes back offers it again
     end
     if stays then queue.skipped = queue.skipped + 1 else redis.call('ZREM', queue.name, job) end
     queue.job = nil
@@ -132,7 +147,7 @@ if earlier then
   local job, chunk = string.match(earlier, '^(.+):(%d+)$')
   if not owns(job, chunk, token) then return {} end
   redis.call('ZADD', LEASES, now + lease_ms, earlier)
-  return answer(job, chunk, true)
+  return answer(job, read_facts(job), read_chunk(job, chunk), true)
 end
 local turn = tonumber(redis.call('GET', TURNS) or '0') + 1  -- counted once something is found
 if turn % 8 == 0 then

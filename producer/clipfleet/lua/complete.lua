@@ -10,7 +10,19 @@ if refused then
   drop_pending(job, token)
   return refused
 end
-local keeps_rows = lives_here(job)
+local codes_end = 10 + 2 * tonumber(ARGV[10])
+
+-- What a chunk adds to its job: how much, by field.
+local function gains()
+  local gain = {done_chunks = 1, ok = ARGV[5], failed = ARGV[6], ran = ARGV[7], ran_failed = ARGV[8]}
+  for i = codes_end + 1, #ARGV, 2 do gain['seconds:' .. ARGV[i]] = ARGV[i + 1] end
+  return gain
+end
+
+local names, gain = {'result_ttl_ms', 'outage_since', 'max_error_rate'}, gains()
+for name in pairs(gain) do names[#names + 1] = name end
+local before = facts_of(job, unpack(names))
+local keeps_rows = before.result_ttl_ms ~= false  -- see `lives_here`
 if keeps_rows and redis.call('HLEN', pending_key(job, token, ROWS)) ~= ARGV[5] + ARGV[6] then
   return 'incomplete'
 end
@@ -64,7 +76,7 @@ end
 -- Why a job should not go on, or nil. Its rows are judged once there are a thousand of this generation, or a tenth
 -- of those it will have, where that is known and less.
 local function why_stop(job)
-  local rate = tonumber(field(job, 'max_error_rate') or '')
+  local rate = tonumber(before.max_error_rate or '')
   if not rate then return nil end
   local ran, failed, enough = number(job, 'ran'), number(job, 'ran_failed'), ENOUGH_ROWS
   if field(job, 'sealed') == '1' then
@@ -87,17 +99,15 @@ if keeps_rows then
 end
 redis.call('ZREM', job_key(job, DUE), chunk)
 redis.call('HDEL', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
-end_outage(job)
-redis.call('HINCRBY', job_key(job), 'done_chunks', 1)
-redis.call('HINCRBY', job_key(job), 'ok', ARGV[5])
-redis.call('HINCRBY', job_key(job), 'failed', ARGV[6])
-redis.call('HINCRBY', job_key(job), 'ran', ARGV[7])
-redis.call('HINCRBY', job_key(job), 'ran_failed', ARGV[8])
-local codes_end = 10 + 2 * tonumber(ARGV[10])
-for i = 11, codes_end, 2 do redis.call('HINCRBY', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
-for i = codes_end + 1, #ARGV, 2 do
-  redis.call('HINCRBYFLOAT', job_key(job), 'seconds:' .. ARGV[i], ARGV[i + 1])
+if before.outage_since then end_outage(job) end
+-- All at once: a call for each would be half of what this script costs.
+local sums = {}
+for name, more in pairs(gain) do
+  sums[#sums + 1] = name
+  sums[#sums + 1] = string.format(string.find(name, ':') and '%.6f' or '%.0f', (before[name] or 0) + more)
 end
+redis.call('HSET', job_key(job), unpack(sums))
+for i = 11, codes_end, 2 do redis.call('HINCRBY', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
 redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5],
   'failed', ARGV[6])
 local ending = finish_if_done(job)
@@ -106,5 +116,7 @@ if reason then
   end_job(job, 'cancelled', reason, lives_here(job) and number(job, 'job_ttl_ms') or tonumber(ARGV[9]))
   return 'stopped'
 end
-if ending ~= 'ended' then keep_job(job) end
+if ending == 'ended' then return ending end
+local is_first = tonumber(before.done_chunks or '0') == 0  -- in its generation: some keys are new
+if ending or is_first or keeps_rows or codes_end > 10 then keep_job(job) else keep_job_hourly(job) end
 return ending or 'done'

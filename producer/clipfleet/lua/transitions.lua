@@ -8,8 +8,9 @@
 -- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
 -- that free memory or only go on with what was begun start with such a write.
 
--- Unfinished jobs and the shared keys are kept this long after the last script that wrote them.
+-- Unfinished jobs and the shared keys are kept this long after the last script that wrote them, give or take an hour.
 local KEEP_MS = 30 * 86400 * 1000
+local REFRESH_MS = 3600 * 1000
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -34,6 +35,13 @@ local function number(job, name)
   return tonumber(field(job, name) or '0')
 end
 
+-- Several fields of a job by name, in one call; false for each that is not there.
+local function facts_of(job, ...)
+  local facts, names = {}, {...}
+  for i, value in ipairs(redis.call('HMGET', job_key(job), ...)) do facts[names[i]] = value end
+  return facts
+end
+
 -- Whether the rows of a job go into this Redis. What they are kept for was said at the submit.
 local function lives_here(job)
   return field(job, 'result_ttl_ms') ~= false
@@ -50,6 +58,12 @@ local function keep_job(job, ttl_ms)
     for _, suffix in ipairs(RESULT_SUFFIXES) do redis.call('PEXPIRE', job_key(job, suffix), result_ttl_ms) end
   end
   for _, key in ipairs({JOBS, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
+end
+
+-- The same in the scripts that run for every chunk, which would do little else. What such a script may have made itself
+-- it keeps itself.
+local function keep_job_hourly(job)
+  if redis.call('PTTL', job_key(job)) < KEEP_MS - REFRESH_MS then keep_job(job) end
 end
 
 local function is_claimable(state)
@@ -140,10 +154,11 @@ end
 
 -- Why the ledger takes no rows of a chunk, or nil if it does.
 local function refusal(job, chunk, generation)
-  local state = field(job, 'state')
-  if not state or tonumber(chunk) >= number(job, 'next_chunk') then return 'missing' end
+  local facts = facts_of(job, 'state', 'next_chunk', 'generation')
+  local state = facts.state
+  if not state or tonumber(chunk) >= tonumber(facts.next_chunk or '0') then return 'missing' end
   if state == 'cancelled' or state == 'failed' then return 'cancelled' end
-  if field(job, 'generation') ~= generation then return 'stale' end
+  if facts.generation ~= generation then return 'stale' end
   if redis.call('GETBIT', job_key(job, DONE), chunk) == 1 then return 'already' end
   return nil
 end
@@ -205,9 +220,9 @@ end
 -- All chunks of a sealed job are complete: what is left is the work of finish_job, and nothing where the rows
 -- live here. Answer: 'finishing', 'ended', or nil if it was not the last.
 local function finish_if_done(job)
-  local state = field(job, 'state')
-  if field(job, 'sealed') ~= '1' or is_final(state) or state == 'finishing' then return nil end
-  if number(job, 'done_chunks') < number(job, 'staged_chunks') then return nil end
+  local facts = facts_of(job, 'state', 'sealed', 'done_chunks', 'staged_chunks')
+  if facts.sealed ~= '1' or is_final(facts.state) or facts.state == 'finishing' then return nil end
+  if tonumber(facts.done_chunks or '0') < tonumber(facts.staged_chunks or '0') then return nil end
   if lives_here(job) then
     end_job(job, complete_state(job), '', number(job, 'job_ttl_ms'))
     return 'ended'
