@@ -1,7 +1,7 @@
 """Runs the Lua scripts, each with those names of `keys.py` and shared transitions in front that it uses.
 
-A server makes all of a script's local values and functions anew with each call: what a script does not use cost
-it up to a fifth of its time.
+A server makes all of a script's local values and functions anew with each call: those that it did not use
+cost it up to a fifth of its time.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def whole_script(shared: str, script: str) -> str:
     """A script below those shared definitions that it uses, and those that they use.
 
     Args:
-        shared: definitions, each of which begins with `local` at the start of a line; in Lua it can use earlier
-            ones only.
+        shared: definitions, each of which begins with `local` at the start of a line, and uses earlier ones
+            only.
         script: begins with the comment that says what it does.
     """
     used = _words(script)

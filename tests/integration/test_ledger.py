@@ -1694,6 +1694,44 @@ def test_a_finishing_that_is_tried_for_weeks_keeps_its_job_alive(
     assert not {keys.FINISHING, keys.job("job"), keys.job("job", keys.STAGED)} & set(old_keys(redis_client))
 
 
+# --- what a chunk costs ---
+
+MAX_COMMANDS_PER_CHUNK = 34  # of a claim and a complete: what a chunk costs the server is its commands
+
+
+@pytest.mark.parametrize("jobs", [1, 20])
+def test_a_chunk_costs_the_same_few_commands_whatever_the_number_of_jobs_and_chunks(
+    ledger: Ledger, redis_client: redis.Redis, jobs: int
+) -> None:
+    for number in range(jobs):
+        add_job(ledger, f"job-{number}", chunks=200)
+    for _ in range(2 * jobs):
+        complete(ledger, claim(ledger))
+    redis_client.config_resetstat()
+
+    for _ in range(100):
+        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds={"fetch": 1.5, "write": 0.5})
+
+    ours = {"info", "config", "ping", "hello", "client", "auth", "select"}
+    statistics = redis_client.info("commandstats").items()
+    calls = {
+        name: facts["calls"] for name, facts in statistics if name.split("_")[1].split("|")[0] not in ours
+    }
+    assert sum(calls.values()) <= 100 * MAX_COMMANDS_PER_CHUNK, calls
+
+
+def test_counts_and_seconds_of_chunks_add_up(ledger: Ledger) -> None:
+    add_job(ledger, chunks=3)
+    for ok, seconds in ((10**12, 0.1), (1, 0.2), (1, 1e6)):
+        stages = {"fetch": seconds, "write": 0.000001}
+        ledger.complete(claim(ledger), ok=ok, failed=2, codes={"timeout": 2}, stage_seconds=stages)
+
+    status = ledger.status("job")
+
+    assert (status.ok, status.failed, status.done_chunks) == (10**12 + 2, 6, 3)
+    assert status.stage_seconds == pytest.approx({"fetch": 1_000_000.3, "write": 0.000003})
+
+
 # --- when the server is not what it was ---
 
 
