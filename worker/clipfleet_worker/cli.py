@@ -14,6 +14,7 @@ from clipfleet.model_names import normalise_model
 from clipfleet.program import new_app, run_program
 from clipfleet.settings import checked
 from clipfleet_worker import cli_models
+from clipfleet_worker.cli_doctor import doctor
 from clipfleet_worker.requirements import require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
 
@@ -107,6 +108,9 @@ def demo(
     from clipfleet_worker.demo import run_demo
 
     raise typer.Exit(run_demo(directory))
+
+
+app.command()(doctor)
 
 
 def main() -> None:

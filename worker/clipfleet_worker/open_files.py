@@ -18,7 +18,7 @@ def raise_open_files_limit(*, connections: int) -> None:
     Args:
         connections: simultaneous ones, without the slow ones, which may be as many again.
     """
-    needed = _SOCKETS_PER_CONNECTION * connections + _FEW
+    needed = files_needed(connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = _WANTED if hard == resource.RLIM_INFINITY else min(hard, _WANTED)
     if soft != resource.RLIM_INFINITY and soft < possible:
@@ -31,3 +31,8 @@ def raise_open_files_limit(*, connections: int) -> None:
             needed,
             extra={"action": "few_open_files"},
         )
+
+
+def files_needed(connections: int) -> int:
+    """How many files may be wanted open at a time; see `raise_open_files_limit`."""
+    return _SOCKETS_PER_CONNECTION * connections + _FEW

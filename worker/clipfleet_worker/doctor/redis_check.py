@@ -1,0 +1,155 @@
+"""The ledger's Redis: is it there, will it keep what it takes, may this user do what a worker does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import redis
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.ledger import Ledger
+from clipfleet.redis_connection import connect, masked, redis_errors
+from clipfleet_worker.doctor import Finding, fine, problem, warning
+from clipfleet_worker.doctor.redis_rights import missing_commands
+from clipfleet_worker.settings import WorkerSettings
+
+_OLDEST_REDIS = (6, 2)
+_PATIENCE_SECONDS = 5.0
+_PINGS = 10
+_SLOW_PING_SECONDS = 0.02  # each chunk takes a few calls, each image none
+_CLOCK_SECONDS = 5.0
+_FULL = 0.9
+_BY_ADMINISTRATOR = (
+    "ask with an administrator's URL: `INFO persistence` must say aof_enabled:1, `INFO memory` "
+    "maxmemory_policy:noeviction"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisCheck:
+    """See the module."""
+
+    settings: WorkerSettings
+    name: str = "redis"
+    limit_seconds: float = 30.0
+
+    def findings(self) -> Iterator[Finding]:
+        """See `Check`."""
+        try:
+            url = self.settings.require_redis_url()
+            client = connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS)
+        except UsageError as error:
+            yield problem("the ledger cannot be reached", str(error))
+            return
+        try:
+            with client, redis_errors(url):
+                yield from self._of_server(client, url)
+        except RedisUnavailableError as error:
+            what, _, way_out = str(error).rpartition(" (")
+            yield problem(what, way_out.rstrip(")"))
+        except RedisError as error:
+            yield problem(f"Redis at {masked(url)}: {error}", "see the log of Redis")
+
+    def _of_server(self, client: redis.Redis, url: str) -> Iterator[Finding]:
+        seconds = median(_timed_ping(client) for _ in range(_PINGS))
+        facts = _hello(client)
+        server, version = str(facts.get("server", "redis")), str(facts.get("version", "?"))
+        where = f"{server} {version} at {masked(url)}"
+        yield fine(f"{where} answers in {seconds * 1000:.1f} ms")
+        if seconds > _SLOW_PING_SECONDS:
+            yield warning(f"each call takes {seconds * 1000:.0f} ms", "have Redis near the workers")
+        if server == "redis" and _numbers(version) < _OLDEST_REDIS:
+            yield problem(f"{where} is too old", "use Redis 6.2 or newer, or Valkey")
+        if facts.get("mode") == "cluster":
+            yield problem(f"{where} is a Redis Cluster", "use a single primary, or Sentinel")
+        if facts.get("role") in ("slave", "replica"):
+            yield problem(f"{where} is a replica", "CLIPFLEET_REDIS_URL must lead to the primary")
+            return
+        yield from _of_clock(client)
+        yield from _of_memory_and_disk(client)
+        yield from _of_rights(client)
+        yield from self._of_workers(url)
+
+    def _of_workers(self, url: str) -> Iterator[Finding]:
+        ledger = Ledger(url)
+        try:
+            workers = ledger.workers()
+        finally:
+            ledger.close()
+        models = sorted({model for facts in workers for model in facts.models})
+        if workers:
+            yield fine(f"{len(workers)} workers are connected, which serve {', '.join(models)}")
+        else:
+            yield fine("no worker is connected yet")
+
+
+def _timed_ping(client: redis.Redis) -> float:
+    began = time.perf_counter()
+    client.ping()
+    return time.perf_counter() - began
+
+
+def _hello(client: redis.Redis) -> dict[str, Any]:
+    """What every user may ask; empty where a proxy in between does not know the question."""
+    try:
+        answer: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]  # redis-py has no types for it
+    except ResponseError:
+        return {}
+    return dict(answer if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=False))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _of_clock(client: redis.Redis) -> Iterator[Finding]:
+    seconds, microseconds = client.time()
+    ahead = time.time() - (int(seconds) + int(microseconds) / 1e6)
+    if abs(ahead) > _CLOCK_SECONDS:
+        side = "ahead of" if ahead > 0 else "behind"
+        yield warning(
+            f"this machine's clock is {abs(ahead):.0f} s {side} that of Redis",
+            "run NTP on both; leases go by the clock of Redis alone, signatures for S3 by this one",
+        )
+
+
+def _of_memory_and_disk(client: redis.Redis) -> Iterator[Finding]:
+    try:
+        info: dict[str, Any] = client.info("persistence") | client.info("memory")
+    except NoPermissionError:
+        yield warning("this user may not ask whether Redis keeps what it takes (INFO)", _BY_ADMINISTRATOR)
+        return
+    if not info.get("aof_enabled"):
+        yield problem(
+            "AOF is off: a restart of Redis loses jobs",
+            "redis-cli CONFIG SET appendonly yes, and `appendonly yes` in its configuration",
+        )
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        yield problem("the last write of the AOF failed", "see the log of Redis: is its disk full?")
+    policy, limit = str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0))
+    if policy != "noeviction":
+        say = problem if limit else warning
+        yield say(
+            f"maxmemory-policy is {policy}: Redis throws jobs away when it is full",
+            "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration",
+        )
+    used = int(info.get("used_memory", 0))
+    if limit and used > _FULL * limit:
+        yield warning(
+            f"{used >> 20} of {limit >> 20} MiB of Redis are in use",
+            "raise maxmemory, or lower CLIPFLEET_JOB_TTL_SECONDS and CLIPFLEET_RESULT_TTL_SECONDS",
+        )
+
+
+def _of_rights(client: redis.Redis) -> Iterator[Finding]:
+    missing = missing_commands(client)
+    if missing:
+        yield problem(
+            f"this user may not do {', '.join(missing)}",
+            "give it the rights of clipfleet-worker in ops/redis/users.acl",
+        )

@@ -1,0 +1,76 @@
+"""A bucket: may it be listed and written with these credentials, and does the store heed conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError, UsageError
+from clipfleet.outputs.s3 import s3_output
+from clipfleet.s3 import S3Client, explain, failures_of_calls, make_client, split_s3_uri
+from clipfleet_worker.doctor import Finding, fine, problem, warning
+
+_CLOCK_SECONDS = 60.0  # S3 refuses signatures that are a quarter of an hour off
+_SIGNATURES = "signatures are refused when it is a quarter of an hour"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Check:
+    """See the module."""
+
+    uri: str  # s3://BUCKET or s3://BUCKET/PREFIX
+    is_output: bool  # else it need not be writable
+    name: str = "s3"
+    limit_seconds: float = 60.0
+
+    def findings(self) -> Iterator[Finding]:
+        """See `Check`."""
+        try:
+            bucket, _ = split_s3_uri(self.uri)
+            client = make_client(attempts=1, read_timeout_seconds=10)
+        except UsageError as error:
+            yield problem(f"{self.uri} cannot be asked", str(error))
+            return
+        try:
+            answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+        except failures_of_calls() as error:
+            what, _, way_out = explain(error).detail.partition("; ")
+            yield problem(f"{self.uri}: {what}", way_out or "see AWS_ENDPOINT_URL, and the log of the store")
+            return
+        yield fine(f"{self.uri} can be listed ({client.meta.endpoint_url})")
+        yield from _of_clock(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+        yield from self._of_writing(client)
+
+    def _of_writing(self, client: S3Client) -> Iterator[Finding]:
+        try:
+            is_conditional = s3_output(self.uri, client).has_conditional_writes
+        except (OutputUnavailableError, OutputUnreachableError) as error:
+            yield self._unwritable(error)
+            return
+        if is_conditional:
+            yield fine(f"{self.uri} can be written, and the store heeds conditions")
+        else:
+            yield warning(
+                f"{self.uri} can be written, but the store ignores `If-None-Match`",
+                "results are complete all the same; a retry waits a lease longer. A newer store heeds it",
+            )
+
+    def _unwritable(self, error: ClipfleetError) -> Finding:
+        what, _, way_out = str(error).partition("; ")
+        if self.is_output:
+            return problem(f"cannot be written: {what}", way_out or "give these credentials PutObject there")
+        return warning(f"cannot be written: {what}", "fine for sources; as an output choose another bucket")
+
+
+def _of_clock(date: str) -> Iterator[Finding]:
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+    except (TypeError, ValueError):  # no date
+        return
+    if abs(ahead) > _CLOCK_SECONDS:
+        side = "ahead of" if ahead > 0 else "behind"
+        yield warning(
+            f"this machine's clock is {abs(ahead):.0f} s {side} the store's: {_SIGNATURES}", "run NTP"
+        )
