@@ -7,8 +7,7 @@ takes connections and never answers does not keep the others from being asked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from queue import Empty, SimpleQueue
@@ -66,14 +65,20 @@ class Check(Protocol):
         ...
 
 
-_Item = Finding | None
+class CheckBroke(RuntimeError):  # noqa: N818 - what broke it was shown by its own thread
+    """A check raised: a bug of ours."""
+
+
+class _Mark(StrEnum):
+    ENDED = "ended"
+    BROKE = "broke"
 
 
 def examine(checks: Sequence[Check]) -> Iterator[Finding]:
     """The findings of all checks, one check after the other.
 
     Raises:
-        BaseException: what a check raised, a bug of ours.
+        CheckBroke: a check raised; its thread has written the traceback.
     """
     for check in checks:
         for finding in _bounded(check):
@@ -81,28 +86,30 @@ def examine(checks: Sequence[Check]) -> Iterator[Finding]:
 
 
 def _bounded(check: Check) -> Iterator[Finding]:
-    found: SimpleQueue[_Item] = SimpleQueue()
-    ended: Future[None] = Future()
+    found: SimpleQueue[Finding | _Mark] = SimpleQueue()
     # A daemon: a check that hangs does not keep the program from ending.
-    threading.Thread(target=_fill, args=(check, found.put, ended), name=check.name, daemon=True).start()
-    try:
-        while (finding := found.get(timeout=check.limit_seconds)) is not None:
-            yield finding
-    except Empty:
-        yield problem(
-            f"no answer within {check.limit_seconds:g} s",
-            "find out what hangs there; a worker would hang, too",
-        )
-    else:
-        ended.result()
+    threading.Thread(target=_fill, args=(check, found), name=check.name, daemon=True).start()
+    while True:
+        try:
+            finding = found.get(timeout=check.limit_seconds)
+        except Empty:
+            yield problem(
+                f"no answer within {check.limit_seconds:g} s",
+                "find out what hangs there; a worker would hang, too",
+            )
+            return
+        if finding is _Mark.BROKE:
+            raise CheckBroke(f"the check {check.name} broke off")
+        if isinstance(finding, _Mark):
+            return
+        yield finding
 
 
-def _fill(check: Check, put: Callable[[_Item], None], ended: Future[None]) -> None:
+def _fill(check: Check, found: SimpleQueue[Finding | _Mark]) -> None:
+    mark = _Mark.BROKE
     try:
         for finding in check.findings():
-            put(finding)
-        ended.set_result(None)
-    except BaseException as error:
-        ended.set_exception(error)  # raised again by who waits
+            found.put(finding)
+        mark = _Mark.ENDED
     finally:
-        put(None)
+        found.put(mark)
