@@ -16,6 +16,7 @@ EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ende
 SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may be swept, ms
 ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
+BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
@@ -82,7 +83,7 @@ def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
     names = {
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
-        "RECONCILED": RECONCILED,
+        "RECONCILED": RECONCILED, "BACKLOG": BACKLOG,
         "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,

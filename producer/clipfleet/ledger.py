@@ -21,6 +21,7 @@ from clipfleet.ledger_values import (
     MAX_FAILURES,
     MAX_LOSSES,
     NO_QUOTA,
+    Backlog,
     Claim,
     Draft,
     FinishClaim,
@@ -36,15 +37,17 @@ from clipfleet.patience import Patience, patient
 from clipfleet.redis_connection import connect, redis_errors
 
 __all__ = [
-    "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Claim", "Draft", "FinishClaim", "JobStatus",
-    "Lease", "Ledger", "Quota", "Retention", "StageAnswer", "WorkerFacts",
+    "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Backlog", "Claim", "Draft", "FinishClaim",
+    "JobStatus", "Lease", "Ledger", "Quota", "Retention", "StageAnswer", "WorkerFacts",
 ]  # fmt: skip
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
-    "postpone_finish", "cancel", "pause", "status", "heartbeat", "farewell", "workers", "draft_begin",
-    "draft_add", "retry", "rebuild",
+    "postpone_finish", "cancel", "pause", "status", "heartbeat", "farewell", "workers", "backlog",
+    "draft_begin", "draft_add", "retry", "rebuild",
 )  # fmt: skip
+
+_MOST_COUNTED_JOBS = 5_000  # of `backlog`: Redis takes some 20 ms for them, and serves nobody else
 
 
 class Ledger:
@@ -280,6 +283,17 @@ class Ledger:
             with suppress(JobNotFoundError, JobUnreadableError):
                 found.append(self.status(str(name)))
         return found
+
+    def backlog(self, keep_seconds: float = 10.0) -> Backlog:
+        """How much waits and runs, of all jobs together, as it was counted at most `keep_seconds` ago.
+
+        Cheap to ask, whoever does and how often: the server counts once in that time.
+        """
+        arguments = max(1, int(keep_seconds * 1000)), _MOST_COUNTED_JOBS
+        try:
+            return Backlog.of_answer(self._run("backlog", *arguments))
+        except ValueError:  # a producer may have put anything in its place
+            return Backlog.of_answer(self._run("backlog", *arguments, 1))
 
     def wait_for_progress(self, job_id: str, after: str, block_seconds: float) -> str:
         """Block until the job's stream has an entry after the one named; returns the last entry's name.

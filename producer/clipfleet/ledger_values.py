@@ -221,6 +221,50 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneBacklog:
+    """What the jobs of a lane that go on have before them, and behind them."""
+
+    queued_chunks: int = 0  # staged, and nobody's; those included that wait for a back-off
+    leased_chunks: int = 0
+    done_chunks: int = 0
+    open_items: int = 0  # without a row yet
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How much waits and runs, of all jobs together."""
+
+    lanes: Mapping[Lane, LaneBacklog]  # all lanes
+    jobs: Mapping[JobState, int]  # all states
+    oldest_due_seconds: float  # how long some chunk has waited for anybody to claim it; 0: none waits
+    outage_seconds: float  # how long a job has waited for its output or source; 0: none does
+    jobs_left_out: int  # the oldest ones, where there are too many to look at
+
+    @classmethod
+    def of_answer(cls, answer: str | bytes) -> Self:
+        """From what `backlog.lua` answers; lanes and states that nobody knows are left out.
+
+        Raises:
+            ValueError: the script has not said this.
+        """
+        try:
+            facts = json.loads(answer)
+            lanes, states = facts["lanes"], facts["states"]
+            return cls(
+                lanes={
+                    lane: LaneBacklog(*map(int, lanes[lane])) if lane in lanes else LaneBacklog()
+                    for lane in Lane
+                },
+                jobs={state: int(states[state]) if state in states else 0 for state in JobState},
+                oldest_due_seconds=facts["oldest_due_ms"] / 1000,
+                outage_seconds=facts["outage_ms"] / 1000,
+                jobs_left_out=int(facts["left_out"]),
+            )
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(f"no backlog: {error!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
 class Retention:
     """How long a job and its rows in Redis stay after its end. The job stays at least as long as the rows."""
 

@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz` of a real worker: through its start, an outage, a hang and its end."""
+"""`/healthz`, `/readyz` and `/metrics` of a real worker: through its start, an outage, a hang and its end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from clipfleet.client import Client, JobOptions
 from clipfleet.settings import Settings
 from clipfleet_worker.watchdog import EXIT_HUNG
-from tests.support.cluster import Cluster
-from tests.support.health_pages import ask
+from tests.support.cluster import Cluster, WorkerProcess
+from tests.support.health_pages import ask, scrape
+from tests.support.metrics_page import OF_PROMETHEUS, all_expressions, named_in
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
@@ -29,6 +30,7 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     with Client(Settings(redis_url=cluster.server.url)) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=5)
         assert client.embed(cluster.folder / "pictures", options=options).wait(60).ok == 20
+    check_metrics(worker)
     code, report = ask(worker, "healthz")
     assert (code, report["chunks_completed"], report["problems"]) == (200, 4, [])
     loops = {phase["loop"] for phase in report["phases"]}
@@ -40,9 +42,31 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     wait_until(lambda: ask(worker, "readyz")[0] == 503, "it is not ready without Redis", 60)
     assert ask(worker, "readyz")[1]["obstacles"] == ["Redis is away"]
     assert ask(worker, "healthz")[0] == 200  # nothing that a new process would do better
+    values = scrape(worker)
+    assert values["clipfleet_redis_up"] == {(): 0}
+    assert "clipfleet_ledger_chunks" not in values  # an old figure would look like work that stands still
     cluster.server.start_again()
     wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready again", 60)
     assert worker.terminate() == 0
+
+
+def check_metrics(worker: WorkerProcess) -> None:
+    """All that dashboard and alerts ask for is there, and four chunks of five pictures are counted."""
+    wait_until(lambda: "clipfleet_ledger_jobs" in scrape(worker), "the ledger's figures are there", 30)
+    values = scrape(worker)
+    asked_for = set().union(*map(named_in, all_expressions().values())) - OF_PROMETHEUS
+    assert len(asked_for) > 30
+    assert asked_for - set(values) == set()
+    assert values["clipfleet_items_total"][("code", ""), ("outcome", "ok")] == 20
+    assert values["clipfleet_chunks_total"][(("end", "done"),)] == 4
+    assert values["clipfleet_chunk_seconds_count"] == {(): 4}
+    assert {dict(labels)["stage"] for labels in values["clipfleet_stage_seconds_total"]} >= {
+        "fetch", "decode", "encode", "write",
+    }  # fmt: skip
+    assert values["clipfleet_batched_items_total"] == {(): 20}
+    assert values["clipfleet_loaded_models"] == {(): 1}
+    assert values["clipfleet_memory_bytes"][()] > 0
+    assert (values["clipfleet_ready"], values["clipfleet_redis_up"]) == ({(): 1}, {(): 1})
 
 
 def test_a_chunk_that_hangs_is_told_then_the_process_ends(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""What a worker says at `/healthz` and `/readyz`, for tests that start one with `CLIPFLEET_HEALTH_PORT=0`."""
+"""What a worker says at `/healthz`, `/readyz` and `/metrics`, if it has `CLIPFLEET_HEALTH_PORT=0`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from tests.support.cluster import WorkerProcess
+from tests.support.metrics_page import Values, metric_values
+
+
+def scrape(worker: WorkerProcess) -> dict[str, Values]:
+    """What it says at `/metrics`."""
+    url = re.search(r"health at (http://\S+)/healthz", worker.log())
+    assert url is not None
+    with urlopen(f"{url[1]}/metrics", timeout=30) as answer:  # noqa: S310 - likewise
+        return metric_values(answer.read().decode())
 
 
 def ask(worker: WorkerProcess, page: str) -> tuple[int, dict[str, Any]]:

@@ -26,10 +26,11 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import Hints
 from clipfleet.ledger import Claim, FinishClaim, Lease, Ledger, WorkerFacts
-from clipfleet.parts import PartCounts
+from clipfleet.parts import ItemStatus, PartCounts
 from clipfleet_worker import claims as claims_module
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.chunk_tally import ChunkEnd
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finishing import Finisher
@@ -562,3 +563,57 @@ class TestFinishing:
         bench.ledger.errors["postpone_finish"] = RedisUnavailableError("away")
 
         assert not self.finish(bench, OutputUnavailableError("disk full"))
+
+
+class TestCounts:
+    """What the process counts of its chunks, for its metrics."""
+
+    @pytest.mark.parametrize("word", ["done", "finishing", "ended", "stopped"])
+    def test_a_chunk_that_the_ledger_takes_counts_with_its_rows(self, bench: Bench, word: str) -> None:
+        bench.ledger.complete_word = word
+        bench.work()
+
+        totals = bench.claims.tally.totals()
+        assert totals.ends == {ChunkEnd.DONE: 1}
+        assert totals.items == {(ItemStatus.OK, ""): 2, (ItemStatus.FAILED, "timeout"): 1}
+        assert totals.stage_seconds == {"encode": 0.5}
+
+    @pytest.mark.parametrize("word", ["already", "stale", "cancelled", "missing"])
+    def test_one_that_it_does_not_take_counts_without_rows(self, bench: Bench, word: str) -> None:
+        bench.ledger.complete_word = word
+        bench.work()
+
+        totals = bench.claims.tally.totals()
+        assert (totals.ends, totals.items) == ({ChunkEnd.LATE: 1}, {})
+
+    def test_of_a_retry_only_what_was_run_counts(self, bench: Bench) -> None:
+        kept_and_new = ChunkResult(PartCounts(9, 3, {"timeout": 3}), {}, PartCounts(4, 1, {"timeout": 1}))
+        bench.claims.complete(make_claim(bench.stage.job), kept_and_new)
+
+        assert bench.claims.tally.totals().items == {
+            (ItemStatus.OK, ""): 4,
+            (ItemStatus.FAILED, "timeout"): 1,
+        }
+
+    @pytest.mark.parametrize(
+        ("error", "end"),
+        [
+            (ChunkInterrupted("lost"), ChunkEnd.LOST),
+            (ChunkInterrupted("cancelled"), ChunkEnd.CANCELLED),
+            (ChunkInterrupted("the worker leaves"), ChunkEnd.DRAINED),
+            (BatcherStopped("stops"), ChunkEnd.DRAINED),
+            (OutputUnavailableError("disk full"), ChunkEnd.WAITED),
+            (MemoryError("device"), ChunkEnd.WAITED),
+            (OutputUnreachableError("no mount"), ChunkEnd.FAILED),
+            (OutputConflictError("another job's"), ChunkEnd.FAILED),
+            (ValueError("bug"), ChunkEnd.FAILED),
+        ],
+        ids=str,
+    )
+    def test_every_other_end_counts_once(self, bench: Bench, error: BaseException, end: ChunkEnd) -> None:
+        bench.work(error)
+
+        totals = bench.claims.tally.totals()
+        assert (totals.ends, totals.items) == ({end: 1}, {})
+        assert sum(totals.lived) == 1
+        assert bench.claims.oldest_held_seconds == 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger import Ledger, WorkerFacts
+from clipfleet.ledger import Backlog, Ledger, WorkerFacts
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.tasks import Tasks
 from clipfleet_worker.watchdog import Pulse
@@ -104,6 +104,7 @@ class Reconciler(_Loop):
         lease_seconds: float,
         on_workers: Callable[[int], object],
         on_lost: Callable[[int], object],
+        counts_backlog: bool = False,
         pulse: Pulse,
     ) -> None:
         """Nothing runs yet.
@@ -115,11 +116,15 @@ class Reconciler(_Loop):
             lease_seconds: of all leases.
             on_workers: called with the number of live workers, this one among them.
             on_lost: called with the number of chunks that were taken back, if there were any.
+            counts_backlog: whether `backlog` is wanted.
             pulse: of this loop.
         """
         self._lease_seconds = lease_seconds
         self._on_workers = on_workers
         self._on_lost = on_lost
+        self._counts_backlog = counts_backlog
+        self.backlog: Backlog | None = None  # None: nobody wants it, or Redis did not answer
+        self.expired_leases = 0  # of whomever, that this worker has taken back
         self.redis = Reachability(period_seconds + _SILENCE_SECONDS)
         self._ledger = ledger
         self._facts = facts
@@ -149,12 +154,15 @@ class Reconciler(_Loop):
                 lease_seconds=self._lease_seconds, period_seconds=self._period_seconds
             )
             self._on_workers(len(self._ledger.workers()))
+            self.backlog = self._ledger.backlog() if self._counts_backlog else None
         except RedisUnavailableError as error:
             self.redis.note(False)
+            self.backlog = None  # an old one would look like work that stands still
             log.warning("not reconciled: %s", error, extra={"action": "reconcile_failed"})
         else:
             self.redis.note(True)
             if lost:
+                self.expired_leases += lost
                 log.warning("%d leases had expired", lost, extra={"action": "leases_expired"})
                 self._on_lost(lost)  # the hints of their owner died with it
 

@@ -46,6 +46,15 @@ class _Call:
             self.future.set_exception(error)
 
 
+@dataclass(frozen=True, slots=True)
+class BatchTotals:
+    """Batches that went to the device since the process began."""
+
+    batches: int = 0
+    items: int = 0  # in them; `batches * batch_size` would have had room
+    seconds: float = 0.0  # until their features were there, without the time that they waited for one another
+
+
 class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrupted
     """The worker is going down; nothing will be encoded any more."""
 
@@ -64,9 +73,15 @@ class Batcher:
         self._passed_over = 0  # batches that went while a call waited
         self._under_way: deque[Batch] = deque()  # begun and not finished, oldest first; the thread's own
         self._finished_at = 0.0  # the last of them, monotonic
+        self.totals = BatchTotals()  # replaced after each batch, so that who reads it needs no lock
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+
+    @property
+    def batch_size(self) -> int:
+        """Items of a full batch."""
+        return self._batch_size
 
     def start(self) -> None:
         """Start the thread."""
@@ -151,14 +166,20 @@ class Batcher:
             elif segments:
                 self._begin(segments)
             elif self._under_way:
-                self._under_way.popleft().finish(self._finished_at)
-                self._finished_at = time.monotonic()
+                self._finish(self._under_way.popleft())
         return True
 
     def _begin(self, segments: list[Segment]) -> None:
         live = [segment for segment in segments if not segment.slice.outcomes.is_interrupted]
         if live:
             self._under_way.append(Batch(live))
+
+    def _finish(self, batch: Batch) -> None:
+        began_at = max(batch.begun_at, self._finished_at)
+        batch.finish(self._finished_at)
+        self._finished_at = time.monotonic()
+        total, seconds = self.totals, self._finished_at - began_at
+        self.totals = BatchTotals(total.batches + 1, total.items + batch.size, total.seconds + seconds)
 
     def _may_begin(self) -> bool:
         """Whether the device shall have more to do. Behind a batch under way only a whole one goes.

@@ -95,6 +95,16 @@ class Batch:
         self._pending: PendingFeatures | None = self._begin()
 
     @property
+    def size(self) -> int:
+        """How many items it has."""
+        return len(self._items)
+
+    @property
+    def begun_at(self) -> float:
+        """When it went to the device (monotonic)."""
+        return self._begun_at
+
+    @property
     def batches_in_flight(self) -> int:
         """How many of its model's may be under way."""
         return self._encoder.batches_in_flight

@@ -88,6 +88,11 @@ class OpenItems:
         return self._count < self._limit * _BULK_SHARE
 
     @property
+    def limit(self) -> int:
+        """Of open items."""
+        return self._limit
+
+    @property
     def count(self) -> int:
         """Items open now."""
         return self._count
@@ -112,6 +117,11 @@ class WaitingBytes:
     def is_open(self) -> bool:
         """Whether a fetch may begin."""
         return self._count < self._limit
+
+    @property
+    def limit(self) -> int:
+        """Of waiting bytes."""
+        return self._limit
 
     @property
     def count(self) -> int:

@@ -21,6 +21,7 @@ from clipfleet.errors import (
 from clipfleet.ledger import MAX_FAILURES, Claim, FinishClaim, Ledger
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.chunk_tally import ChunkEnd, ChunkTally
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult
@@ -29,6 +30,8 @@ from clipfleet_worker.shunned_jobs import ShunnedJobs
 log = logging.getLogger(__name__)
 
 _OF_THE_WORLD = (OutputUnavailableError, SourceUnavailableError, RedisUnavailableError, MemoryError)
+_COUNTED = ("done", "finishing", "ended", "stopped")  # the ledger has taken the rows of this chunk now
+_INTERRUPTED = {"lost": ChunkEnd.LOST, "cancelled": ChunkEnd.CANCELLED}  # by the ledger's word
 _RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
 _LOOK_FOR_HIGH_SECONDS = 1.0  # while the room that is left is kept for the lane `high`
@@ -60,6 +63,7 @@ class Claims:
         self._outage_seconds = outage_seconds
         self._job_ttl_seconds = job_ttl_seconds
         self.shunned_jobs = ShunnedJobs()
+        self.tally = ChunkTally()
         self._lock = threading.Lock()
         self._unanswered: str | None = None  # token of a claim that may have been granted
         self._leaving = threading.Event()
@@ -69,6 +73,7 @@ class Claims:
         self._slots_in_use = 0
         self.completed = 0  # chunks, since the process began
         self._held: dict[str, Claim] = {}  # by token
+        self._taken: dict[str, float] = {}  # when, likewise
         self._takers = 0  # slots whose hint waits for room or for the answer to its claim
         self._last_full = monotonic()  # when a slot became free after all were in use
         self._slots_lock = threading.Lock()
@@ -103,6 +108,7 @@ class Claims:
                 self._open_items.add(claim.chunk_size)
                 with self._slots_lock:
                     self._held[claim.token] = claim
+                    self._taken[claim.token] = self._monotonic()
                 return claim
             if len(lanes) == len(Lane):
                 return None
@@ -128,12 +134,24 @@ class Claims:
         self._open_items.remove(claim.chunk_size)
         with self._slots_lock:
             self._held.pop(claim.token, None)
+            self._taken.pop(claim.token, None)
         self._leave_slot()
 
     def held(self) -> list[Claim]:
         """Chunks between `take` and `done_with`."""
         with self._slots_lock:
             return list(self._held.values())
+
+    @property
+    def oldest_held_seconds(self) -> float:
+        """How long the chunk that was claimed first has been held; 0 if there is none."""
+        with self._slots_lock:
+            return self._monotonic() - min(self._taken.values()) if self._taken else 0.0
+
+    def _lived_seconds(self, claim: Claim) -> float:
+        with self._slots_lock:
+            now = self._monotonic()
+            return now - self._taken.get(claim.token, now)
 
     def give_back_all(self, reason: str) -> bool:
         """Give back what is held, for a worker that leaves, while its threads may still be busy with it.
@@ -177,6 +195,7 @@ class Claims:
         Raises:
             OutputUnavailableError: the rows are not all there any more, where they should become visible.
         """
+        ran = result.ran
         while True:
             try:
                 word = self._ledger.complete(
@@ -185,7 +204,7 @@ class Claims:
                     failed=result.counts.failed,
                     codes=result.counts.codes,
                     stage_seconds=result.stage_seconds,
-                    ran=result.ran,
+                    ran=None if ran is None else (ran.ok + ran.failed, ran.failed),
                     ttl_seconds=self._job_ttl_seconds,
                 )
             except RedisUnavailableError as error:
@@ -194,9 +213,9 @@ class Claims:
                     return "left"
             else:
                 self._crash_points.reach(CrashPoint.AFTER_COMPLETE)
-                self.completed += 1  # of several threads one may get lost: it is a figure for people
                 if word == "incomplete":
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
+                self._count_completed(claim, word, result)
                 self.shunned_jobs.forget(claim.job_id)
                 log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
                 if word == "stopped":
@@ -205,12 +224,21 @@ class Claims:
                     )
                 return word
 
+    def _count_completed(self, claim: Claim, word: str, result: ChunkResult) -> None:
+        self.completed += 1  # of several threads one may get lost: it is a figure for people
+        if word in _COUNTED:
+            rows = result.counts if result.ran is None else result.ran
+            self.tally.done(rows, result.stage_seconds, self._lived_seconds(claim))
+        else:
+            self.tally.ended(ChunkEnd.LATE, self._lived_seconds(claim))
+
     def give_back(self, claim: Claim, error: BaseException) -> None:
         """Tell the ledger how a chunk ended without a part; while Redis is away, again and again.
 
         If the worker has to go first, the lease expires by itself and the chunk is claimed again.
         """
         _log_end(claim, error)
+        self.tally.ended(_end_of(error), self._lived_seconds(claim))
         while True:
             try:
                 self._give_back(claim, error)
@@ -309,7 +337,18 @@ class Claims:
             return ItemError(ErrorCode.MODEL_UNAVAILABLE, " ".join(str(error).split())[:300])
         self._models.shun(model)
         self._release(claim, "drain", error)
+        self.tally.ended(ChunkEnd.DRAINED, self._lived_seconds(claim))
         return None
+
+
+def _end_of(error: BaseException) -> ChunkEnd:
+    """How a chunk has ended that has no part of ours."""
+    if isinstance(error, ChunkInterrupted):
+        return _INTERRUPTED.get(str(error), ChunkEnd.DRAINED)
+    if isinstance(error, BatcherStopped | OutputTooNewError):
+        return ChunkEnd.DRAINED
+    is_of_the_world = isinstance(error, _OF_THE_WORLD) and not isinstance(error, OutputUnreachableError)
+    return ChunkEnd.WAITED if is_of_the_world else ChunkEnd.FAILED
 
 
 def _log_end(claim: Claim, error: BaseException) -> None:

@@ -1,8 +1,8 @@
-"""Too little memory, which may pass, told from torch's other errors; torch has one type for nearly all."""
+"""The device's memory: how much of it is taken, and too little of it told from torch's other errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -17,3 +17,19 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise MemoryError(str(error).splitlines()[0][:200]) from error
         raise
+
+
+def device_bytes(device: str) -> Mapping[str, int]:
+    """Memory of a GPU by kind, see `clipfleet_device_memory_bytes`; none before its use, or on the CPU."""
+    import torch
+
+    # Asked before its first use, a GPU would be taken by the question.
+    if not device.startswith("cuda") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "free": free,
+        "total": total,
+    }

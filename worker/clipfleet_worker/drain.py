@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, Protocol
@@ -49,6 +50,7 @@ class Drain:
         *,
         pulse: Pulse | None = None,
         exit_process: Callable[[int], None] = os._exit,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing happens yet.
 
@@ -57,6 +59,7 @@ class Drain:
             drain_seconds: from `begin` to the end of the process.
             pulse: where the watchdog sees a drain that hangs.
             exit_process: called with 0 when the time is over and everything was given back; does not return.
+            monotonic: seconds that only go forward.
         """
         self._leaver = leaver
         self._drain_seconds = drain_seconds
@@ -64,6 +67,8 @@ class Drain:
         self._pulse = pulse or Pulse("drain")
         self._exit_process = exit_process
         self._begun = threading.Event()
+        self._began: float | None = None
+        self._monotonic = monotonic
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
 
@@ -72,12 +77,19 @@ class Drain:
         """Whether the worker leaves."""
         return self._begun.is_set()
 
+    @property
+    def for_seconds(self) -> float:
+        """How long the worker has been leaving; 0 if it does not."""
+        return 0.0 if self._began is None else self._monotonic() - self._began
+
     def start(self) -> None:
         """Start the thread, which waits."""
         self._thread.start()
 
     def begin(self) -> None:
         """The worker leaves. Safe in a signal handler, and more than once: it only takes note."""
+        if self._began is None:
+            self._began = self._monotonic()
         self._begun.set()
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ import socket
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
@@ -32,6 +33,7 @@ from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import decode_threads, make_decode_stage, make_memory_guard
 from clipfleet_worker.device import pick_device
+from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.ending_signals import DrainingWorker
 from clipfleet_worker.fetch.routes import Routes
@@ -43,6 +45,9 @@ from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.leases import LeaseKeeper
+from clipfleet_worker.metrics import FamiliesCollector, metrics_page
+from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
+from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
@@ -104,24 +109,25 @@ class Worker:
         )
         batch_size = settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH)
         self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
+        self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
         self._decode_pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
         self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
-        waiting_bytes = WaitingBytes(settings.bytes_in_flight)
+        self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
         self._fetch_loop = make_fetch_loop(
-            settings, routes, waiting_bytes, self._watchdog.pulse("fetch loop")
+            settings, routes, self._waiting_bytes, self._watchdog.pulse("fetch loop")
         )
         self._claims = self._make_claims()
-        self._tasks = self._make_tasks(self._pipeline(self._item_path(routes, waiting_bytes)))
+        self._tasks = self._make_tasks(self._pipeline(self._item_path(routes)))
         self._announcer = Announcer(
             Announcements(settings.require_redis_url()), self._celery_app, self._watchdog.pulse("announcer")
         )
         self._reconciler = self._make_reconciler()
         self._puller = Puller(self._tasks, self._claims, self._watchdog.pulse("puller"))
         self._has_started = False
-        self._status_server = self._make_status_server()
         self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
+        self._status_server = self._make_status_server()
 
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
@@ -131,6 +137,7 @@ class Worker:
             lease_seconds=self._settings.lease_seconds,
             on_workers=self._http.turns.share,
             on_lost=lambda lost: self._hints.publish_work(min(lost, MAX_HINTS)),
+            counts_backlog=self._settings.health_port is not None,
             pulse=self._watchdog.pulse("reconciler"),
         )
 
@@ -147,7 +154,34 @@ class Worker:
             is_draining=lambda: self._drain.has_begun,
             hints_refused=lambda: self._hint_guard.refused,
         )
-        return StatusServer(self._settings.health_host, self._settings.health_port, health_pages(health))
+        readings = self._readings(health)
+        metrics = metrics_page(
+            FamiliesCollector(WORKER_FAMILIES, lambda: readings),
+            FamiliesCollector(LEDGER_FAMILIES, lambda: self._reconciler.backlog),
+        )
+        pages = {**health_pages(health), "/metrics": metrics}
+        return StatusServer(self._settings.health_host, self._settings.health_port, pages)
+
+    def _readings(self, health: Health) -> WorkerReadings:
+        return WorkerReadings(
+            health=health,
+            open_items=self._open_items,
+            waiting_bytes=self._waiting_bytes,
+            batcher=self._batcher,
+            models=self._models,
+            caches={
+                "models": self._models.requests,
+                "text_matrices": self._text_matrices.requests,
+                "shared_text_matrices": self._shared_matrices.requests,
+                "refused_hosts": self._http.refused_hosts,
+            },
+            reconciler=self._reconciler,
+            drain=self._drain,
+            drain_seconds=self._settings.drain_seconds,
+            memory_guard=self._memory_guard,
+            device=self._device,
+            device_bytes=partial(device_bytes, self._device),
+        )
 
     def _is_started(self) -> bool:
         """Whether it could take work, with the model that was to be loaded at the start."""
@@ -192,18 +226,18 @@ class Worker:
         return Pipeline(
             models=self._models,
             items=items,
-            labeller=Labeller(self._batcher, TextMatrices(self._batcher, self._shared_matrices)),
+            labeller=Labeller(self._batcher, self._text_matrices),
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
             crash_points=self._crash_points,
         )
 
-    def _item_path(self, routes: Routes, waiting_bytes: WaitingBytes) -> ItemPath:
+    def _item_path(self, routes: Routes) -> ItemPath:
         return ItemPath(
             routes=routes,
             fetch_loop=self._fetch_loop,
-            waiting_bytes=waiting_bytes,
+            waiting_bytes=self._waiting_bytes,
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
             batcher=self._batcher,

@@ -57,6 +57,16 @@ class MemoryGuard:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-guard", daemon=True)
 
+    @property
+    def used_bytes(self) -> int:
+        """What the process had at the last look; 0 where the system does not tell."""
+        return self._last_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        """Beyond these the process ends."""
+        return self._limit_bytes
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

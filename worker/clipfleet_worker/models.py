@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from weakref import WeakValueDictionary
 
 from clipfleet.contract import Precision
+from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import LoadedModel
 
@@ -45,6 +46,7 @@ class Models:
         self._in_use: WeakValueDictionary[Key, LoadedModel] = WeakValueDictionary()
         self._shunned: dict[str, float] = {}  # model -> when it may be tried again
         self._lock = threading.Lock()
+        self.requests = CacheCounts()
 
     def served(self) -> tuple[str, ...]:
         """Models to claim chunks for: without those that lately could not be loaded here."""
@@ -73,6 +75,7 @@ class Models:
         key = (name, precision)
         with self._lock:
             future = self._kept_models.get(key)
+            self.requests.note(hit=future is not None)
             if future is not None:
                 self._kept_models.move_to_end(key)
                 return future
@@ -84,6 +87,12 @@ class Models:
         if model is None:
             self._start_loading(key, future)
         return future
+
+    @property
+    def loaded(self) -> int:
+        """Models in memory, those included that chunks under way still hold."""
+        with self._lock:
+            return len(self._in_use)
 
     def _unload_surplus(self) -> None:
         """Forget the least recently used models; what still loads stays, or it would be loaded twice."""

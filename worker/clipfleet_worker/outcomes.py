@@ -41,11 +41,6 @@ class Outcomes:
         return self._failure is not None
 
     @property
-    def ran(self) -> tuple[int, int]:
-        """How many items there are, and how many of them have failed so far."""
-        return len(self.errors), sum(error is not None for error in self.errors)
-
-    @property
     def all_failed(self) -> bool:
         """True once every item has ended with an error."""
         return all(error is not None for error in self.errors)

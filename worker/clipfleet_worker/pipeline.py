@@ -47,7 +47,7 @@ class ChunkResult:
 
     counts: PartCounts
     stage_seconds: dict[str, float]  # working time, summed over threads
-    ran: tuple[int, int] | None = None  # rows that were run for it, and how many failed; None: as in `counts`
+    ran: PartCounts | None = None  # rows that were run for it, where a retry kept others; None: as `counts`
 
 
 class Pipeline:
@@ -85,7 +85,7 @@ class Pipeline:
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
-                return ChunkResult(found, {}, (0, 0) if claim.generation > 0 else None)
+                return ChunkResult(found, {}, PartCounts(0, 0, {}) if claim.generation > 0 else None)
         if claim.is_exhausted:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
@@ -180,7 +180,7 @@ class Pipeline:
         )
         self._crash_points.reach(CrashPoint.AFTER_WRITE)
         seconds = {**outcomes.seconds, "write": time.monotonic() - started}
-        return ChunkResult(counts, seconds, None if work.older is None else outcomes.ran)
+        return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
 
 
 def _work(claim: Claim, context: JobContext) -> ChunkWork:

@@ -100,7 +100,10 @@ class WorkerSettings(Settings):
         24.0, gt=0, le=10 * 365 * 24, description="a job whose output is away this long pauses itself"
     )
     health_port: int | None = Field(
-        None, ge=0, le=65535, description="port of /healthz and /readyz; 0 takes a free one, not set: none"
+        None,
+        ge=0,
+        le=65535,
+        description="port of /healthz, /readyz and /metrics; 0 takes a free one, not set: none",
     )
     health_host: str = Field("127.0.0.1", description="address that this port is opened at")
     celery_events: bool = Field(False, description="send Celery's task events, for Flower")

@@ -19,6 +19,7 @@ from redis.lock import Lock
 from clipfleet import keys
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.redis_connection import connect, redis_errors
+from clipfleet_worker.cache_counts import CacheCounts
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class SharedMatrices:
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
         self._redis = client or connect(url, decode=False)
+        self.requests = CacheCounts()
 
     def close(self) -> None:
         """Close the connections."""
@@ -68,6 +70,7 @@ class SharedMatrices:
         except RedisUnavailableError as error:
             log.warning("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
             return encode(alive)
+        self.requests.note(hit=isinstance(lock, np.ndarray))
         if isinstance(lock, np.ndarray):
             return lock
         try:

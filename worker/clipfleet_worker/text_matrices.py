@@ -14,6 +14,7 @@ import numpy as np
 from clipfleet.contract import LabelSet, Lane
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
+from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of
@@ -53,6 +54,7 @@ class TextMatrices:
         self._matrices: OrderedDict[tuple[str, str], TextMatrix] = OrderedDict()  # least recently used first
         self._encoding: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
+        self.requests = CacheCounts()
 
     def get(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
@@ -72,7 +74,9 @@ class TextMatrices:
         while not encoding.acquire(timeout=_POLL_SECONDS):
             alive()
         try:
-            return self._kept(key) or self._keep(key, self._made(model, label_set, lane, alive))
+            kept = self._kept(key)
+            self.requests.note(hit=kept is not None)
+            return kept or self._keep(key, self._made(model, label_set, lane, alive))
         finally:
             encoding.release()
 

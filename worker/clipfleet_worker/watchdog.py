@@ -131,6 +131,12 @@ class Watchdog:
         found = [pulse.phase for pulse in pulses]
         return found + [phase for source in sources for phase in source()]
 
+    def loop_phases(self) -> list[Phase]:
+        """Likewise without what `watch` has added: the names of these loops are few."""
+        with self._lock:
+            pulses = list(self._pulses.values())
+        return [pulse.phase for pulse in pulses]
+
     def overdue(self) -> list[Phase]:
         """Phases beyond their limit. The time in which the whole process stood still does not count."""
         now = self._monotonic()

@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
+from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.failures import ItemFailure, TransientFailure
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.host_breaker import HostBreaker
@@ -100,6 +101,11 @@ class HttpFetcher:
     def turns(self) -> HostTurns:
         """How many requests each host gets at a time."""
         return self._turns
+
+    @property
+    def refused_hosts(self) -> CacheCounts:
+        """How often a name without an address that may be asked was known, or looked up."""
+        return self._resolver.requests
 
     async def start(self) -> None:
         """Open the session in the running loop."""

@@ -12,6 +12,7 @@ from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
 
 # A dead name server blocks a look-up for many seconds, and its thread with it, also when nobody waits any
@@ -77,12 +78,14 @@ class GuardedResolver(AbstractResolver):
         self._guard = guard
         self._monotonic = monotonic
         self._refused: OrderedDict[tuple[str, int], tuple[float, OSError]] = OrderedDict()  # with the end
+        self.requests = CacheCounts()  # of names that have no address that may be asked
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """See aiohttp; `AddressRefusedError` if no answer is left."""
         until, remembered = self._refused.get((host, port), (0.0, OSError()))
+        self.requests.note(hit=self._monotonic() < until)
         if self._monotonic() < until:
             raise type(remembered)(*remembered.args)  # a new one: each gets a traceback of its own
         try:

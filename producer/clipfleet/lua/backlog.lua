@@ -1,0 +1,50 @@
+-- How much waits and runs, of all jobs together. ARGV: keep_ms, most_jobs, whether to count anew ('1').
+-- Answer: JSON, see `Backlog.of_answer`. It is counted once in keep_ms, whoever asks: all workers do, all the time.
+-- Only the newest most_jobs are looked at; `left_out` says how many were not.
+keep(LEASES)  -- also where Redis is full: see transitions.lua
+local counted = redis.pcall('GET', BACKLOG)
+if type(counted) == 'string' and ARGV[3] ~= '1' then return counted end
+local now, lanes, states = now_ms(), {}, {}
+local oldest_due_ms, oldest_outage_ms = now, now
+
+local function amount(text)
+  return tonumber(text or '') or 0
+end
+
+-- A job that goes on: {queued, leased, done, open items, since when a chunk of it waits for somebody, since when
+-- its output is away}.
+local function work_of(job)
+  local facts = redis.call('HMGET', job_key(job), 'staged_chunks', 'next_chunk', 'done_chunks', 'staged_items', 'ok',
+    'failed', 'created_ms', 'outage_since')
+  local staged, cursor = amount(facts[1]), amount(facts[2])
+  local queued = staged - cursor + redis.call('ZCARD', job_key(job, DUE))
+  local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1)
+  local since = tonumber(due[2] or '') or now
+  if staged > 0 and cursor == 0 then since = math.min(since, amount(facts[7])) end  -- nobody ever came
+  return {queued, redis.call('HLEN', job_key(job, OWNERS)), amount(facts[3]),
+    amount(facts[4]) - amount(facts[5]) - amount(facts[6]), since, tonumber(facts[8] or '') or now}
+end
+
+local function count(job)
+  local state, lane_name = unpack(redis.call('HMGET', job_key(job), 'state', 'lane'))
+  if not (state and lane_name and string.match(state .. lane_name, '^[%a_]+$')) then return end
+  local work = is_claimable(state) and work_of(job)
+  states[state] = (states[state] or 0) + 1
+  if not work then return end
+  local lane = lanes[lane_name] or {0, 0, 0, 0}
+  for i = 1, 4 do lane[i] = lane[i] + work[i] end
+  lanes[lane_name] = lane
+  oldest_due_ms = math.min(oldest_due_ms, work[5])
+  oldest_outage_ms = math.min(oldest_outage_ms, work[6])
+end
+
+for _, job in ipairs(redis.call('ZRANGE', JOBS, -tonumber(ARGV[2]), -1)) do
+  local has_worked, trouble = pcall(count, job)
+  local message = type(trouble) == 'table' and trouble.err or trouble
+  -- What was put there by hand may be of any kind; it counts as nothing.
+  if not has_worked and not string.find(message, 'WRONGTYPE', 1, true) then error(trouble) end
+end
+local answer = cjson.encode({lanes = lanes, states = states, oldest_due_ms = now - oldest_due_ms,
+  outage_ms = now - oldest_outage_ms, left_out = math.max(0, redis.call('ZCARD', JOBS) - ARGV[2])})
+redis.call('SET', BACKLOG, answer, 'PX', ARGV[1])
+return answer

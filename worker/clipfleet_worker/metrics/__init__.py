@@ -1,0 +1,103 @@
+"""Metrics as Prometheus reads them: tables of families, each with the function that reads it.
+
+Everything is read when somebody asks, from counts that the parts of a worker keep anyway. Nothing is
+registered globally, and nothing here waits for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from clipfleet_worker.status_server import Page
+
+S = TypeVar("S")
+
+
+class Kind(StrEnum):
+    """What a family's values mean."""
+
+    COUNTER = "counter"  # grows from 0 with the process; ask for its rate
+    GAUGE = "gauge"  # as it is now
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Values of a histogram."""
+
+    bounds: Sequence[float]  # upper ones, ascending
+    counts: Sequence[int]  # up to each bound but above the one before it; the last one is beyond all bounds
+    total: float  # of all values
+
+
+Sample = tuple[Sequence[str], float | Buckets]  # label values, and the value
+
+
+@dataclass(frozen=True, slots=True)
+class Family(Generic[S]):
+    """A metric: what it is called, what it means, and how it is read."""
+
+    name: str  # with its unit; of a counter it ends with `_total`
+    kind: Kind
+    meaning: str
+    labels: tuple[str, ...]  # their values are few, whatever users submit
+    read: Callable[[S], Iterable[Sample]]
+
+    def metric(self, source: S) -> Metric:
+        """What it is now."""
+        if self.kind is Kind.HISTOGRAM:
+            histogram = HistogramMetricFamily(self.name, self.meaning, labels=self.labels)
+            for values, buckets in self.read(source):
+                if isinstance(buckets, Buckets):
+                    histogram.add_metric(values, _cumulative(buckets), buckets.total)
+            return histogram
+        kind = CounterMetricFamily if self.kind is Kind.COUNTER else GaugeMetricFamily
+        family = kind(self.name, self.meaning, labels=self.labels)
+        for values, value in self.read(source):
+            if not isinstance(value, Buckets):
+                family.add_metric(values, value)
+        return family
+
+
+def one(value: float) -> Iterable[Sample]:
+    """The samples of a family without labels."""
+    return [((), value)]
+
+
+class FamiliesCollector(Collector, Generic[S]):
+    """Reads a table of families from one source, which may have nothing to say at times."""
+
+    def __init__(self, families: Sequence[Family[S]], source: Callable[[], S | None]) -> None:
+        self._families = families
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client`."""
+        source = self._source()
+        if source is not None:
+            for family in self._families:
+                yield family.metric(source)
+
+
+def metrics_page(*collectors: Collector) -> Callable[[], Page]:
+    """`/metrics`: what the collectors find, and what the system tells of the process (`process_*`)."""
+    registry = CollectorRegistry(auto_describe=False)
+    for collector in collectors:
+        registry.register(collector)
+    ProcessCollector(registry=registry)
+    return lambda: Page(HTTPStatus.OK, generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+
+def _cumulative(buckets: Buckets) -> list[tuple[str, float]]:
+    bounds = [*map(str, buckets.bounds), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(buckets.counts)), strict=True))
