@@ -99,6 +99,21 @@ class TestEncoding:
         with pytest.raises(MemoryError):
             ENCODE[what](loaded(module))
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        ],
+    )
+    def test_so_is_one_that_says_it_in_other_words(self, words: str) -> None:
+        # Given what would else pass for a GPU that is lost, and end the process
+        module = TinyModule()
+        module.error = RuntimeError(words)
+
+        with pytest.raises(MemoryError):
+            loaded(module).encode_texts(["a"])
+
     def test_a_model_that_does_not_fit_is_no_bug_either(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -174,7 +189,8 @@ class TestPrecision:
         [
             (Precision.AUTO, "cpu", False, Precision.FP32),
             (Precision.AUTO, "cpu", True, Precision.BF16),
-            (Precision.AUTO, "cuda:1", False, Precision.BF16),
+            (Precision.AUTO, "cuda:1", True, Precision.BF16),
+            (Precision.AUTO, "cuda", False, Precision.FP16),
             (Precision.FP16, "cuda", False, Precision.FP16),
             (Precision.BF16, "cpu", False, Precision.BF16),
             (Precision.FP32, "cuda", True, Precision.FP32),
@@ -185,6 +201,8 @@ class TestPrecision:
         resolved: Precision,
     ) -> None:  # fmt: skip
         monkeypatch.setattr(device_module, "_cpu_has_bf16", lambda: has_bf16)
+        capability = (9, 0) if has_bf16 else (7, 5)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
         assert resolve_precision(requested, device) is resolved
 
     def test_a_precision_that_the_processor_lacks_is_left_to_other_workers(self) -> None:

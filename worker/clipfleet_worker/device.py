@@ -32,14 +32,16 @@ def pick_device(setting: str) -> str:
 
 
 def resolve_precision(requested: Precision, device: str) -> Precision:
-    """`auto` becomes bf16 where the device computes it in hardware, else fp32.
+    """`auto` becomes bf16 where the device computes it in hardware, else fp16 on a GPU and fp32 elsewhere.
 
     Raises:
         ModelUnavailableError: the device cannot compute in this precision.
     """
     is_cpu = device == "cpu"
     if requested is Precision.AUTO:
-        return Precision.BF16 if not is_cpu or _cpu_has_bf16() else Precision.FP32
+        if is_cpu:
+            return Precision.BF16 if _cpu_has_bf16() else Precision.FP32
+        return Precision.BF16 if _gpu_has_bf16(device) else Precision.FP16
     if requested is Precision.FP16 and is_cpu:
         raise ModelUnavailableError("precision fp16 needs a GPU: use auto, bf16 or fp32 on this worker")
     return requested
@@ -48,6 +50,12 @@ def resolve_precision(requested: Precision, device: str) -> Precision:
 def is_lost(error: Exception) -> bool:
     """Whether a GPU is out of order for this process for good, as after an illegal access to its memory."""
     return "CUDA error" in str(error)
+
+
+def _gpu_has_bf16(device: str) -> bool:
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones only imitate it
 
 
 def _cpu_has_bf16() -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+# In the words of torch's other exceptions: of the processor's allocator, of CUDA's own, of cuBLAS and cuDNN.
+_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
@@ -14,7 +17,7 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
             raise MemoryError(str(error).splitlines()[0][:200]) from error
         raise
 

@@ -26,6 +26,10 @@ from clipfleet.redis_store import RedisStore
 from clipfleet.sweeps import Sweeps
 from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
+from clipfleet_worker.backends import MakeBackend
+from clipfleet_worker.backends.compiling import Compiler, cache_folder
+from clipfleet_worker.backends.cuda_backend import CudaBackends
+from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
@@ -108,6 +112,7 @@ class Worker:
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
         batch_size = settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH)
+        self._make_backend = _backends(self._device, batch_size)
         self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
         self._decode_pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
@@ -250,7 +255,7 @@ class Worker:
             pulse.rest(f"download {name}")  # the network has limits of its own
             fetch_files(name)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
-            model = load_model(name, precision, self._device)
+            model = load_model(name, precision, self._device, self._make_backend)
             model.warm_up()
         return model
 
@@ -354,6 +359,10 @@ class Worker:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
             return False
         return True
+
+
+def _backends(device: str, batch_size: int) -> MakeBackend:
+    return TorchBackend if device == "cpu" else CudaBackends(batch_size, Compiler(cache_folder()))
 
 
 def _leave_logging_alone(**_: object) -> None:

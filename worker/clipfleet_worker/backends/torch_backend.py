@@ -28,7 +28,7 @@ class TorchBackend:
 
         spec = towers.pixel_spec
         self._device = device
-        self._dtype = _torch_dtype(towers.precision)
+        self._dtype = torch_dtype(towers.precision)
         self._image_shape = (1, spec.height, spec.width, 3)
         self._example_tokens = towers.example_tokens
         with memory_errors():
@@ -63,7 +63,8 @@ class TorchBackend:
         self.encode_texts(self._example_tokens)
 
 
-def _torch_dtype(precision: Precision) -> torch.dtype:
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """Of weights and activations; the precision is not AUTO."""
     import torch
 
     return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[
