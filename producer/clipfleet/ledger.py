@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from clipfleet import keys
+from clipfleet.bottleneck import NO_METERS, Meters
 from clipfleet.contract import Job, JobState, Lane, read_job
 from clipfleet.errors import JobConflictError, JobNotFoundError, JobUnreadableError, QuotaExceededError
 from clipfleet.ledger_values import (
@@ -350,6 +351,7 @@ class Ledger:
         codes: Mapping[str, int],
         stage_seconds: Mapping[str, float],
         ran: tuple[int, int] | None = None,
+        meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
     ) -> str:
         """Tell that the part of a chunk is in place, with its counts.
@@ -362,6 +364,7 @@ class Ledger:
             stage_seconds: working time by stage.
             ran: how many rows were run for it, and how many of them failed, where a retry kept others; by
                 default all rows of the part.
+            meters: where the time of the chunk went.
             ttl_seconds: how long a job is kept that ends by this.
 
         Returns:
@@ -369,12 +372,12 @@ class Ledger:
             the job has ended as `cancelled`); `already`, `stale`, `cancelled` or `missing`; `incomplete`, if
             not all rows of a `redis://` job have been brought.
         """
-        seconds = {stage: f"{value:.6f}" for stage, value in stage_seconds.items()}
+        seconds, measured = _as_text(stage_seconds), _as_text(meters.seconds)
         return str(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
                 *(ran or (ok + failed, failed)), ttl_seconds * 1000, len(codes), *_flat(codes),
-                *_flat(seconds),
+                len(seconds), *_flat(seconds), meters.held_by, meters.held_by_seconds, *_flat(measured),
             )
         )  # fmt: skip
 
@@ -473,6 +476,10 @@ def _rate(rate: float | None) -> float | str:
 
 def _draft_counts(draft: Draft) -> list[int | str]:
     return [draft.next_chunk, draft.ok, draft.failed, *_flat(draft.codes)]
+
+
+def _as_text(seconds: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.6f}" for name, value in seconds.items()}
 
 
 def _flat(pairs: Mapping[str, str | int]) -> list[str | int]:

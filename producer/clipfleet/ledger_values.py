@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from clipfleet.bottleneck import NO_METERS, Limit, Meters, limit_of
 from clipfleet.contract import JobState, Lane
 
 MAX_LOSSES = 5
@@ -113,11 +114,15 @@ class JobStatus:
     reason: str
     created_ms: int
     finished_ms: int | None
+    ran: int = 0  # rows that were run in this generation: without those that a retry has kept
+    asked_ms: int = 0  # when this was so, by the server's clock
+    starved_ms: int = 0  # not all was submitted, and all that was had been claimed
+    meters: Meters = NO_METERS  # where the time of this generation's chunks went
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
         """From what `status.lua` answers."""
-        leased, due, codes, *flat = answer
+        leased, due, codes, now_ms, *flat = answer
         facts = _pairs(flat)
         stages = {name: value for name, value in facts.items() if name.startswith("seconds:")}
         return cls(
@@ -139,12 +144,27 @@ class JobStatus:
             reason=facts["reason"],
             created_ms=int(facts["created_ms"]),
             finished_ms=int(facts["finished_ms"]) if "finished_ms" in facts else None,
+            ran=int(facts.get("ran", 0)),
+            asked_ms=int(now_ms),
+            starved_ms=_starved_ms(facts, int(now_ms)),
+            meters=Meters.of_facts(facts),
         )
 
     @property
     def open(self) -> int:
         """Items without a row yet."""
         return self.total - self.ok - self.failed
+
+    @property
+    def limit(self) -> Limit | None:
+        """What limits the job, or has limited it; None where too little was seen, or nothing stands out."""
+        lasted_ms = (self.finished_ms or self.asked_ms) - self.created_ms
+        return limit_of(
+            self.meters,
+            rows=self.ran,
+            starved_seconds=self.starved_ms / 1000,
+            lasted_seconds=lasted_ms / 1000,
+        )
 
     @property
     def has_stopped_itself(self) -> bool:
@@ -289,6 +309,12 @@ class Quota:
 
 
 NO_QUOTA = Quota()
+
+
+def _starved_ms(facts: Mapping[str, str], now_ms: int) -> int:
+    ended_ms = int(facts.get("finished_ms", now_ms))
+    starving_ms = ended_ms - int(facts["starved_since"]) if "starved_since" in facts else 0
+    return int(facts.get("starved_ms", 0)) + max(0, starving_ms)
 
 
 def _are_facts(facts: Mapping[str, Any]) -> bool:

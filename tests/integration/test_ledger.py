@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from clipfleet import keys
+from clipfleet.bottleneck import NO_METERS, Meters
 from clipfleet.contract import JobState, Lane
 from clipfleet.errors import JobConflictError, JobNotFoundError, RedisUnavailableError
 from clipfleet.ledger import FINISH, MAX_FAILURES, MAX_LOSSES, Claim, Lease, Ledger, WorkerFacts
@@ -607,6 +608,73 @@ def test_a_complete_chunk_counts_its_rows_codes_and_seconds(ledger: Ledger) -> N
     assert (status.ok, status.failed, status.done_chunks, status.open) == (16, 4, 2, 0)
     assert status.codes == {"not_found": 2, "timeout": 2}
     assert status.stage_seconds == {"fetch": 2.5, "decode": 0.25}
+
+
+def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
+    return ledger.complete(claimed, ok=10, failed=0, codes={}, stage_seconds={}, meters=meters)
+
+
+def test_what_chunks_have_measured_adds_up_once(ledger: Ledger) -> None:
+    add_job(ledger, chunks=3)
+    first, second, third = claim(ledger), claim(ledger), claim(ledger)
+
+    measured(ledger, first, Meters({"write": 1.5, "on cpu, fp32": 0.25}))
+    measured(ledger, first, Meters({"write": 1.5}))
+    measured(ledger, second, Meters({"write": 1.0, "turns": 7.0}, "a.example at its cap", 5.0))
+    measured(ledger, third, NO_METERS)
+
+    status = ledger.status("job")
+    assert status.meters == Meters(
+        {"write": 2.5, "on cpu, fp32": 0.25, "turns": 7.0}, "a.example at its cap", 5.0
+    )
+    assert status.ran == 30
+
+
+@pytest.mark.parametrize(
+    ("votes", "held_by", "held_by_seconds"),
+    [
+        ([("a", 3), ("b", 1), ("a", 2)], "a", 4),
+        ([("a", 1), ("b", 3)], "b", 2),
+        ([("a", 1), ("b", 1)], "a", 0),
+        ([("a", 2), ("", 0)], "a", 2),
+    ],
+)
+def test_what_has_held_most_comes_out_of_a_vote(
+    ledger: Ledger, votes: list[tuple[str, float]], held_by: str, held_by_seconds: float
+) -> None:
+    add_job(ledger, chunks=len(votes))
+    for name, seconds in votes:
+        measured(ledger, claim(ledger), Meters({"turns": 1.0}, name, seconds))
+
+    meters = ledger.status("job").meters
+    assert (meters.held_by, meters.held_by_seconds) == (held_by, held_by_seconds)
+
+
+def test_workers_starve_while_all_that_was_submitted_is_claimed(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    def has_passed(seconds: int) -> None:
+        redis_client.hincrby(keys.job("job"), "starved_since", -1000 * seconds)
+
+    # Given a job that is being submitted, it starves from the claim of its last chunk on
+    add_job(ledger, chunks=2, sealed=False)
+    claim(ledger)
+    assert not redis_client.hexists(keys.job("job"), "starved_since")
+    claim(ledger)
+    assert redis_client.hexists(keys.job("job"), "starved_since")
+
+    # When more is staged, that is over; a second time adds to it
+    has_passed(20)
+    assert 20_000 <= ledger.status("job").starved_ms < 25_000
+    ledger.stage("job", 2, 1, 10)
+    assert not redis_client.hexists(keys.job("job"), "starved_since")
+    claim(ledger)
+    has_passed(10)
+    assert ledger.seal("job", 3, 30) == "sealed"
+    assert 30_000 <= ledger.status("job").starved_ms < 40_000
+
+    # Once sealed, nothing more is to come
+    assert not redis_client.hexists(keys.job("job"), "starved_since")
 
 
 def test_the_last_complete_makes_a_sealed_job_finishing(ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from clipfleet import keys
+from clipfleet.bottleneck import NO_METERS, Meters
 from clipfleet.contract import JobState
 from clipfleet.ledger import Draft, Ledger
 from tests.support.ledger import (
@@ -101,6 +102,20 @@ class TestRetry:
         status = ledger.status("job")
         assert (status.ok, status.failed, status.codes) == (39, 1, {"not_found": 1})
         assert ends(redis_client) == [("0", "completed_with_errors"), ("1", "completed_with_errors")]
+
+    def test_where_the_time_went_is_measured_anew(self, ledger: Ledger) -> None:
+        add_job(ledger)
+        meters = Meters({"write": 2.0, "turns": 3.0}, "a host", 3.0)
+        ledger.complete(
+            claim(ledger), ok=9, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
+        )
+        ledger.finish(claim_finish(ledger), ttl_seconds=1000)
+        assert ledger.status("job").meters == meters
+
+        retry(ledger, draft(1))
+
+        status = ledger.status("job")
+        assert (status.meters, status.ran, status.stage_seconds) == (NO_METERS, 0, {"write": 2.0})
 
     def test_a_job_that_goes_on_is_kept_like_an_unfinished_one_and_its_draft_is_gone(
         self, ledger: Ledger, redis_client: redis.Redis

@@ -148,6 +148,7 @@ class Bench:
             waiting_bytes=self.waiting_bytes,
             decode_stage=self.decode_stage,
             decode_pool=self.decode_pool,
+            decode_threads=2,
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
         )

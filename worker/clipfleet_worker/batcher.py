@@ -22,6 +22,7 @@ import numpy as np
 from clipfleet.contract import Lane
 from clipfleet_worker.batches import Batch, Encoder, ItemSlice, Segment
 from clipfleet_worker.bisecting import FORWARD_ERRORS
+from clipfleet_worker.busy_meter import Busy, BusyMeter
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Batcher:
 
     def __init__(self, batch_size: int, *, ring_batches: int = 3, pulse: Pulse | None = None) -> None:
         self._pulse = pulse or Pulse("batcher")
+        self._busy = BusyMeter(1)
         self._batch_size = batch_size
         self._ring_items = batch_size * ring_batches
         self._waiting_items = 0
@@ -82,6 +84,10 @@ class Batcher:
     def batch_size(self) -> int:
         """Items of a full batch."""
         return self._batch_size
+
+    def busy(self) -> Busy:
+        """How long the device has had work."""
+        return self._busy.read()
 
     def start(self) -> None:
         """Start the thread."""
@@ -107,6 +113,7 @@ class Batcher:
         Raises:
             BatcherStopped: the worker is going down.
         """
+        part.submitted_at = time.monotonic()
         with self._changed:
             self._changed.wait_for(lambda: self._waiting_items < self._ring_items or self._stopping)
             if self._stopping:
@@ -160,7 +167,7 @@ class Batcher:
             if self._may_begin():
                 call = self._next_call()
                 segments = [] if call else self._gather()
-        with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS):
+        with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS), self._busy:
             if call:
                 call.run()
             elif segments:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from clipfleet.bottleneck import Meter
 from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, encode_each
@@ -58,6 +59,7 @@ class ItemSlice:
     positions: list[int]  # of the items in the chunk
     outcomes: Outcomes
     taken: int = 0  # items already in a batch
+    submitted_at: float = 0.0  # monotonic
 
     @property
     def kind(self) -> tuple[Encoder, bool]:
@@ -130,11 +132,14 @@ class Batch:
             if is_lost(fault.error):
                 raise  # the thread's end is that of the process; a new one has the device anew
             return
-        share = (time.monotonic() - max(self._begun_at, idle_since)) / len(self._items)
+        now = time.monotonic()
+        share = (now - max(self._begun_at, idle_since)) / len(self._items)
         offset = 0
         for segment in self._segments:
             count = segment.stop - segment.start
-            segment.slice.outcomes.add_seconds("encode", share * count)  # first: the chunk may end now
+            # First: the chunk may end now.
+            segment.slice.outcomes.add_seconds("encode", share * count)
+            segment.slice.outcomes.add_wait(Meter.BEYOND, (now - segment.slice.submitted_at) * count)
             _deliver(segment, results[offset : offset + count])
             offset += count
 

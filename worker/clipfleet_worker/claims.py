@@ -205,6 +205,7 @@ class Claims:
                     codes=result.counts.codes,
                     stage_seconds=result.stage_seconds,
                     ran=None if ran is None else (ran.ok + ran.failed, ran.failed),
+                    meters=result.meters,
                     ttl_seconds=self._job_ttl_seconds,
                 )
             except RedisUnavailableError as error:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -157,7 +157,7 @@ def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
 
 
 def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:
-    """What the output holds, counted by its parts; only times and generation are the ledger's."""
+    """What the output holds, counted by its parts; only times, limit and generation are the ledger's."""
     job = context.job
     codes = sum((Counter(part.counts.codes) for part in parts), Counter[str]())
     return {
@@ -169,6 +169,7 @@ def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) ->
         "failed": sum(part.counts.failed for part in parts),
         "errors_by_code": dict(codes),
         "stage_seconds": {stage: round(seconds, 3) for stage, seconds in status.stage_seconds.items()},
+        "limit": status.limit and asdict(status.limit),
         "created_at": job.created_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),
         "parts": [{"name": part.name, "rows": part.rows, "failed": part.counts.failed} for part in parts],

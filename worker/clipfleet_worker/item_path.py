@@ -19,12 +19,15 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+from clipfleet.bottleneck import Meter
 from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Lane
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
+from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import WaitingBytes
+from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
@@ -60,6 +63,7 @@ class ItemPath:
         waiting_bytes: WaitingBytes,
         decode_stage: DecodeStage,
         decode_pool: Executor,
+        decode_threads: int,
         batcher: Batcher,
         max_image_bytes: int,
         crash_points: CrashPoints = NO_CRASH_POINTS,
@@ -71,7 +75,12 @@ class ItemPath:
         self._waiting_bytes = waiting_bytes
         self._decode_stage = decode_stage
         self._decode_pool = decode_pool
+        self._decode_busy = BusyMeter(decode_threads)
         self._batcher = batcher
+
+    def busy(self) -> StagesBusy:
+        """How busy the stages are that all chunks share."""
+        return StagesBusy(self._decode_busy.read(), self._batcher.busy())
 
     def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
         """To be held while the items of a chunk are on their way."""
@@ -126,14 +135,22 @@ class ItemPath:
         self._in_pool(destination, self._decode_fetched, fetched)
 
     def _in_pool(
-        self, destination: Destination, work: Callable[[Destination, list[T]], None], items: list[T]
+        self, destination: Destination, work: Callable[[Destination, list[T]], _Decoded], items: list[T]
     ) -> None:
+        queued, count = time.monotonic(), len(items)
+
+        def run() -> None:
+            with self._decode_busy:
+                decoded = work(destination, items)
+            destination.outcomes.add_wait(Meter.BEYOND, (time.monotonic() - queued) * count)
+            self._hand_over(destination, decoded)
+
         def report(future: Future[None]) -> None:
             error = future.exception()
             if error is not None:
                 destination.outcomes.interrupt(error)
 
-        self._decode_pool.submit(work, destination, items).add_done_callback(report)
+        self._decode_pool.submit(run).add_done_callback(report)
 
     def _read_inline(self, staged: pa.BinaryScalar) -> bytes:
         if len(staged.as_buffer()) > self._max_image_bytes:
@@ -141,11 +158,11 @@ class ItemPath:
         data: bytes = staged.as_py()
         return data
 
-    def _read_and_decode(self, destination: Destination, items: list[tuple[int, Read]]) -> None:
+    def _read_and_decode(self, destination: Destination, items: list[tuple[int, Read]]) -> _Decoded:
         decoded = _Decoded()
         for position, read in items:
             if destination.outcomes.is_interrupted:
-                return
+                break
             started = time.monotonic()
             try:
                 data = read()
@@ -155,9 +172,10 @@ class ItemPath:
             decoded.fetch_seconds += time.monotonic() - started
             self._crash_points.reach(CrashPoint.MID_FETCH)
             self._decode(destination, position, data, decoded)
-        self._hand_over(destination, decoded)
+        destination.outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
+        return decoded
 
-    def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
+    def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
             while fetched:  # popped one by one, so that the bytes are free before the batcher is waited for
@@ -171,7 +189,7 @@ class ItemPath:
                     self._waiting_bytes.remove(size)
         finally:  # what a bug left over must not keep the gate shut for ever
             self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
-        self._hand_over(destination, decoded)
+        return decoded
 
     def _decode(self, destination: Destination, position: int, data: bytes, decoded: _Decoded) -> None:
         started = time.monotonic()

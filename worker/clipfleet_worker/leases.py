@@ -58,6 +58,7 @@ class HeldLease:
         self._since = monotonic()
         self._limit_seconds = _CLAIMED_LIMIT_SECONDS
         self._longest_seconds: float | None = None
+        self._stage_seconds: dict[str, float] = {}
         self._lock = threading.Lock()
         self._interruption: ChunkInterrupted | None = None
         self._callbacks: list[Callable[[BaseException], None]] = []
@@ -74,7 +75,7 @@ class HeldLease:
         Raises:
             ChunkInterrupted: the chunk was taken from us meanwhile.
         """
-        self._stage, self._since = stage, self._monotonic()
+        self._begin(stage)
         self._limit_seconds, self._longest_seconds = limit_seconds, longest_seconds
         self._progress.note()
         if self._interruption is not None:
@@ -82,8 +83,12 @@ class HeldLease:
 
     def is_done(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
-        self._stage, self._since = "complete", self._monotonic()
+        self._begin("complete")
         self._limit_seconds, self._longest_seconds = math.inf, None
+
+    def _begin(self, stage: str) -> None:
+        self._stage_seconds = self.stage_seconds
+        self._stage, self._since = stage, self._monotonic()
 
     def note_progress(self) -> None:
         """Some of the chunk's items have ended."""
@@ -106,6 +111,12 @@ class HeldLease:
     def stage(self) -> str:
         """Name of the present stage."""
         return self._stage
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """How long each stage has taken so far."""
+        present = self._stage_seconds.get(self._stage, 0.0) + self._monotonic() - self._since
+        return {**self._stage_seconds, self._stage: present}
 
     @property
     def phase(self) -> Phase:

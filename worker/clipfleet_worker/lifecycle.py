@@ -245,6 +245,7 @@ class Worker:
             waiting_bytes=self._waiting_bytes,
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
+            decode_threads=decode_threads(self._settings),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
             crash_points=self._crash_points,

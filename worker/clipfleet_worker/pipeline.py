@@ -7,16 +7,18 @@ chunks at once; the chunk's own thread waits in between. An item that fails is a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
 
+from clipfleet.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract import ErrorCode, ItemError, Job
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.chunk_meter import ChunkMeter
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
@@ -48,6 +50,7 @@ class ChunkResult:
     counts: PartCounts
     stage_seconds: dict[str, float]  # working time, summed over threads
     ran: PartCounts | None = None  # rows that were run for it, where a retry kept others; None: as `counts`
+    meters: Meters = NO_METERS  # what limits it
 
 
 class Pipeline:
@@ -81,7 +84,8 @@ class Pipeline:
             OutputUnavailableError: the output is away, or a later generation has been here.
             ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
         """
-        lease.enter("read", _READ_LIMIT_SECONDS)
+        lease.enter(Step.READ, _READ_LIMIT_SECONDS)
+        meter = ChunkMeter(self._items.busy)
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
@@ -92,7 +96,7 @@ class Pipeline:
         work = _work(claim, context)
         is_suspect = claim.losses > 0 or work.is_suspect
         with self._items.handling(is_suspect=is_suspect):  # before the load: others may wait for it, too
-            lease.enter("load model", _WAIT_FOR_MODEL_SECONDS + _GIVE_BACK_SECONDS)
+            lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + _GIVE_BACK_SECONDS)
             loading = self._models.prefetch(context.job.model, context.job.precision)
             model = lease.result_of(loading, _WAIT_FOR_MODEL_SECONDS)
             with self._open_items.making_room() as make_room:
@@ -102,41 +106,38 @@ class Pipeline:
                     make_room(count)
 
                 outcomes = Outcomes(work.items.num_rows, on_end)
-                labels = self._process(context.job, work.items, outcomes, model, lease, is_suspect=is_suspect)
-        lease.enter("write", _WRITE_LIMIT_SECONDS)
-        return self._write(claim, context, work, outcomes, model=model, labels=labels)
+                destination = Destination(model, context.job.decode, context.job.lane, outcomes, is_suspect)
+                labels = self._process(context.job, work.items, destination, lease, meter)
+        lease.enter(Step.WRITE, _WRITE_LIMIT_SECONDS)
+        result = self._write(claim, context, work, outcomes, model=model, labels=labels)
+        return replace(result, meters=meter.read(lease.stage_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
-        lease.enter("write", _WRITE_LIMIT_SECONDS)
+        lease.enter(Step.WRITE, _WRITE_LIMIT_SECONDS)
         work = _work(claim, context)
         return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
 
     def _process(
-        self,
-        job: Job,
-        items: pa.Table,
-        outcomes: Outcomes,
-        model: LoadedModel,
-        lease: HeldLease,
-        *,
-        is_suspect: bool,
+        self, job: Job, items: pa.Table, destination: Destination, lease: HeldLease, meter: ChunkMeter
     ) -> ChunkLabels | None:
         """Fetch, decode, encode and score the items of a chunk."""
+        outcomes, model = destination.outcomes, destination.model
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
-        destination = Destination(model, job.decode, job.lane, outcomes, is_suspect)
-        if job.text_column is not None:
-            self._items.start_texts(items[job.text_column].to_pylist(), destination)
-        else:
-            self._items.start(items, destination)
-        matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
         limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
-        lease.enter("fetch, decode, encode", limit_seconds, _LONGEST_SECONDS)
-        outcomes.wait()
-        lease.enter("score", _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
+        with meter.under_way():
+            if job.text_column is not None:
+                lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
+                self._items.start_texts(items[job.text_column].to_pylist(), destination)
+            else:
+                self._items.start(items, destination)
+            matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+            lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
+            outcomes.wait()
+        lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return None
         return self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
@@ -146,7 +147,7 @@ class Pipeline:
     ) -> list[TextMatrix]:
         """While the items are on their way: the prompts of a large label set take long, but only once."""
         try:
-            alive = partial(lease.enter, "encode labels", _PROMPTS_LIMIT_SECONDS)
+            alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
             return self._labeller.prepare(job, model, alive)
         except BaseException as error:
             outcomes.interrupt(error)  # nobody waits for the items any more

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import typer
 
@@ -46,6 +47,7 @@ def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started
             "failed": snapshot.failed,
             "output": job.output,
             "seconds": round(time.monotonic() - started, 3),
+            "limit": snapshot.limit and asdict(snapshot.limit),
         }
         typer.echo(json.dumps(summary))
         if snapshot.reason:
@@ -81,6 +83,8 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
     )
     if snapshot.reason:
         say(f"reason: {snapshot.reason}", style="red")
+    if snapshot.limit:
+        say(f"limited by {snapshot.limit}")
     examples = job.failure_examples() if snapshot.codes else {}
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
         example = f", for example: {examples[code]}" if code in examples else ""

@@ -91,7 +91,12 @@ def _tell_state(job: str, state: JobState, changed: bool, *, as_json: bool) -> N
 
 
 def _status_object(snapshot: JobStatus) -> dict[str, Any]:
-    return asdict(snapshot) | {"state": snapshot.state.value, "lane": snapshot.lane.value}
+    limit = snapshot.limit
+    return asdict(snapshot) | {
+        "state": snapshot.state.value,
+        "lane": snapshot.lane.value,
+        "limit": limit and asdict(limit),
+    }
 
 
 def _status_lines(snapshot: JobStatus) -> Iterator[str]:
@@ -108,6 +113,8 @@ def _status_lines(snapshot: JobStatus) -> Iterator[str]:
         yield f"retries  {snapshot.generation}"
     yield f"model    {snapshot.model}"
     yield f"created  {_utc(snapshot.created_ms)} UTC"
+    if snapshot.limit:
+        yield f"limit    {snapshot.limit}"
     for code, count in sorted(snapshot.codes.items(), key=lambda pair: -pair[1]):
         yield f"failed   {count:,} {code}"
 

@@ -28,7 +28,7 @@ end
 
 local function read_facts(job)
   return facts_of(job, 'state', 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane', 'model',
-    'retry_codes', 'next_chunk', 'staged_chunks')
+    'retry_codes', 'next_chunk', 'staged_chunks', 'sealed')
 end
 
 local function answer(job, facts, chunk, more)
@@ -101,6 +101,7 @@ local function take(job, found, turn, queue)
   redis.call('ZADD', LEASES, now + lease_ms, lease)
   keep(LEASES)
   redis.call('ZADD', queue, 'XX', turn, job)
+  if not found.more and found.facts.sealed ~= '1' then redis.call('HSETNX', job_key(job), 'starved_since', now) end
   redis.call('SET', token_key(token), lease, 'PX', math.max(600000, lease_ms * 2))
   keep_job_hourly(job)
 end

@@ -8,6 +8,7 @@ if facts[1] ~= ARGV[2] or facts[2] ~= ARGV[3] then return {'mismatch', facts[1],
 if facts[3] == '1' then return {'sealed', state} end
 if is_final(state) then return {'refused', state} end
 redis.call('HSET', job_key(job), 'sealed', 1)
+end_starving(job)
 if state == 'submitting' then redis.call('HSET', job_key(job), 'state', 'running') end
 if finish_if_done(job) ~= 'ended' then keep_job(job) end
 return {'sealed', field(job, 'state')}

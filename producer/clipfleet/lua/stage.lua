@@ -13,6 +13,7 @@ if first ~= staged then return {'gap', staged} end
 local which, used = full_quota(ARGV[5], ARGV[6], tonumber(ARGV[4]))
 if which then return {'quota', which, used} end
 redis.call('ZADD', job_key(job, STAGED), first, member)
+end_starving(job)
 redis.call('HINCRBY', job_key(job), 'staged_chunks', chunks)
 redis.call('HINCRBY', job_key(job), 'staged_items', ARGV[4])
 if is_claimable(state) then offer(job) end

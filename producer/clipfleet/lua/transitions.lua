@@ -1,8 +1,9 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
--- reason retry_codes draft_token seconds:<stage> max_error_rate; of the rows of this generation: carried (ready before
--- it) ran ran_failed; and of a job whose rows live here job_ttl_ms result_ttl_ms row_schema
+-- reason retry_codes draft_token seconds:<stage> max_error_rate; of this generation: carried (rows ready before it) ran
+-- ran_failed meter:<name> held_by held_by_seconds starved_since starved_ms (see `JobStatus`); and of a job whose rows
+-- live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
 -- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
@@ -89,6 +90,14 @@ local function full_quota(most_items, most_bytes, more_items)
   if most_items > 0 and items > most_items then return 'items', items end
   if most_bytes > 0 and bytes > most_bytes then return 'bytes', bytes end
   return nil
+end
+
+-- There is work again for who claims, or all has been submitted.
+local function end_starving(job)
+  local since = field(job, 'starved_since')
+  if not since then return end
+  redis.call('HDEL', job_key(job), 'starved_since')
+  redis.call('HINCRBY', job_key(job), 'starved_ms', now_ms() - since)
 end
 
 -- Put a job where claims look for it, unless it is there; it keeps the turn it had.
@@ -249,6 +258,10 @@ end
 local function apply_draft(job, from)
   redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
     job_key(job, CODES))
+  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'held_by', 'held_by_seconds')
+  for _, name in ipairs(redis.call('HKEYS', job_key(job))) do
+    if string.find(name, '^meter:') then redis.call('HDEL', job_key(job), name) end
+  end
   for draft, suffix in pairs({[DRAFT_DONE] = DONE, [DRAFT_DUE] = DUE}) do
     if redis.call('EXISTS', job_key(job, draft)) == 1 then
       redis.call('RENAME', job_key(job, draft), job_key(job, suffix))

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from clipfleet_worker.fetch.turn_waits import waiting_for
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,7 @@ class HostTurns:
     def __init__(self, per_host: int, total: int, *, slow_seconds: float = 3.0) -> None:
         self._of_all_workers = per_host
         self._per_host = per_host
+        self._of_all_hosts = total
         self._total = asyncio.Semaphore(total)
         self._most_slow = total
         self._slow_seconds = slow_seconds
@@ -74,7 +77,11 @@ class HostTurns:
     @asynccontextmanager
     async def _total_turn(self) -> AsyncIterator[None]:
         """One of the turns at all hosts, given to the next when this request turns out to be slow."""
-        await self._total.acquire()
+        if self._total.locked():
+            with waiting_for(f"all of {self._of_all_hosts} connections are in use"):
+                await self._total.acquire()
+        else:
+            await self._total.acquire()
         turn = _TotalTurn()
         self._hand_on_later(turn)
         try:
@@ -106,7 +113,8 @@ class HostTurns:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         turns.waiting.append(turn)
         try:
-            await turn  # whoever fulfils it has counted us as active
+            with waiting_for(f"{host} at its connection cap ({self._of_all_workers})"):
+                await turn  # whoever fulfils it has counted us as active
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 turns.active -= 1

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from clipfleet.bottleneck import Meter
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import ChunkTime, PatientFetcher
+from clipfleet_worker.fetch.turn_waits import tell_waits
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.watchdog import Pulse
 
@@ -111,6 +113,7 @@ class FetchLoop:
         await self._fetcher.close()
 
     async def _fetch(self, request: FetchRequest) -> None:
+        tell_waits(request.outcomes.add_turn_wait)
         slicer = _Slicer(request.on_slice)
         time_left = ChunkTime(self._deadline_seconds)
         tasks = {
@@ -139,8 +142,12 @@ class FetchLoop:
     async def _fetch_item(
         self, outcomes: Outcomes, position: int, uri: str, slicer: _Slicer, time_left: ChunkTime
     ) -> None:
-        await self._waiting_bytes.wait_open()
         started = time.monotonic()
+        if not self._waiting_bytes.is_open:
+            await self._waiting_bytes.wait_open()
+            opened = time.monotonic()
+            outcomes.add_wait(Meter.BEYOND, opened - started)
+            started = opened
         try:
             data = await self._fetcher.fetch(uri, time_left)
         except ItemFailure as failure:

@@ -25,6 +25,7 @@ from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, failures_of_calls, split_s3_uri
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, too_many_bytes
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
+from clipfleet_worker.fetch.turn_waits import waiting_for
 
 _READ_BYTES = 1 << 20
 
@@ -158,7 +159,11 @@ class S3Fetcher:
             raise refusal from failure
 
     async def _in_turn(self, uri: str, call: Callable[[], bytes]) -> bytes:
-        await self._turns.acquire()
+        if self._turns.locked():
+            with waiting_for(f"all of {self._limits.connections} connections to the S3 store are in use"):
+                await self._turns.acquire()
+        else:
+            await self._turns.acquire()
         with ExitStack() as turn:
             turn.callback(self._turns.release)
             with self._breaker.watch(_STORE, uri):

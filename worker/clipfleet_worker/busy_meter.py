@@ -1,0 +1,62 @@
+"""How much of what could work does work, counted where slices and batches begin and end, not by items."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A look at a stage, of this process and whatever job."""
+
+    seconds: float  # of work so far, what is under way included
+    capacity_seconds: float  # there could have been
+
+    def since(self, earlier: Busy) -> Busy:
+        """What came after an earlier look."""
+        return Busy(self.seconds - earlier.seconds, self.capacity_seconds - earlier.capacity_seconds)
+
+
+class BusyMeter:
+    """A context manager around each piece of work; several threads may be inside."""
+
+    def __init__(self, capacity: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Nobody works yet.
+
+        Args:
+            capacity: how much may be worked on at a time.
+            monotonic: the clock, in seconds.
+        """
+        self._capacity = capacity
+        self._monotonic = monotonic
+        self._began = self._last = monotonic()
+        self._seconds = 0.0
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._count()
+            self._inside += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._count()
+            self._inside -= 1
+
+    def read(self) -> Busy:
+        """Where it stands now."""
+        with self._lock:
+            self._count()
+            return Busy(self._seconds, (self._last - self._began) * self._capacity)
+
+    def _count(self) -> None:
+        now = self._monotonic()
+        self._seconds += self._inside * (now - self._last)
+        self._last = now

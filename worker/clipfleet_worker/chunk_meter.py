@@ -1,0 +1,75 @@
+"""What the time of one chunk went into, for `clipfleet.bottleneck`.
+
+Its steps, where its items waited, and how busy the stages were meanwhile that all chunks share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from clipfleet.bottleneck import Meter, Meters, Step, device_meter
+from clipfleet_worker.busy_meter import Busy
+from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.outcomes import Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class StagesBusy:
+    """A look at the stages that all chunks share."""
+
+    decode: Busy  # threads
+    forward: Busy  # the one thread that owns the device
+
+    def since(self, earlier: StagesBusy) -> StagesBusy:
+        """What came after an earlier look."""
+        return StagesBusy(self.decode.since(earlier.decode), self.forward.since(earlier.forward))
+
+
+class ChunkMeter:
+    """Belongs to the chunk's own thread, which makes it when the chunk begins."""
+
+    def __init__(self, look: Callable[[], StagesBusy]) -> None:
+        self._look = look
+        self._began = look()
+        self._under_way: StagesBusy | None = None
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """From the start of the items until they have features or errors."""
+        began = self._look()
+        yield
+        self._under_way = self._look().since(began)
+
+    def read(self, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel | None) -> Meters:
+        """What the chunk took; nothing where its items were not on their way.
+
+        Args:
+            steps: how long it took, by `Step`.
+            outcomes: of its items.
+            model: that they were for.
+        """
+        meanwhile = self._under_way
+        if meanwhile is None or model is None:
+            return Meters()
+        in_all = self._look().since(self._began)
+        turns = outcomes.turn_waits
+        held_by = max(turns, key=lambda what: turns[what], default="")
+        reading = outcomes.waits.get(Meter.READING, 0.0)
+        seconds: dict[str, float] = {
+            **{step: steps.get(step, 0.0) for step in Step},
+            **outcomes.waits,
+            Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
+            Meter.DECODING: outcomes.seconds.get("decode", 0.0),
+            Meter.TURNS: sum(turns.values()),
+            Meter.UNDER_WAY: meanwhile.forward.capacity_seconds,
+            Meter.DECODE_CAPACITY: meanwhile.decode.capacity_seconds,
+            Meter.DECODE_BUSY: meanwhile.decode.seconds,
+            Meter.FORWARD_BUSY: meanwhile.forward.seconds,
+            Meter.DECODE_BUSY_ALL: in_all.decode.seconds,
+            Meter.FORWARD_BUSY_ALL: in_all.forward.seconds,
+            device_meter(model.device, model.precision): meanwhile.forward.capacity_seconds,
+        }
+        told = {str(name): value for name, value in seconds.items() if value > 0}
+        return Meters(told, held_by, turns.get(held_by, 0.0))
