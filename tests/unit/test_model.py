@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from importlib.resources import as_file, files
@@ -179,6 +180,8 @@ class TestDevice:
         def set_count(count: int) -> None:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
             monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+            driver = Path(os.devnull) if count else Path("/dev/there-is-none")
+            monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (driver,))
 
         return set_count
 

@@ -8,6 +8,9 @@ from clipfleet.contract import Precision
 from clipfleet.errors import UsageError
 from clipfleet_worker.failures import ModelUnavailableError
 
+# Without the driver of NVIDIA (also of Jetsons, and below Windows) or AMD there is no device for torch.
+_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/nvmap"), Path("/dev/dxg"), Path("/dev/kfd"))
+
 _CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -17,6 +20,8 @@ def pick_device(setting: str) -> str:
     Raises:
         UsageError: the setting names a GPU that torch does not see.
     """
+    if setting == "cpu" or (setting == "auto" and not any(path.exists() for path in _GPU_DRIVERS)):
+        return "cpu"  # torch, which would say the same, takes a second to be imported
     import torch
 
     if setting == "auto":

@@ -1,20 +1,22 @@
-"""The only module that imports open_clip: what models it knows, and building one from files.
+"""The only module that knows open_clip: what models it has, and building one from files.
 
-open_clip and torch are imported in functions, when a model is asked for: that alone takes seconds. Nothing
-here goes to the network.
+open_clip and torch are imported in functions, when a model is asked for: that alone takes seconds, see
+`open_clip_import`. Nothing here goes to the network.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipfleet.contract import Preset
 from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.open_clip_import import import_open_clip
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class BuiltModel:
 
 def known_models() -> list[str]:
     """All names `NAME:PRETRAINED`."""
-    import open_clip
+    open_clip = import_open_clip()
 
     names: list[str] = open_clip.list_pretrained(as_str=True)
     return names
@@ -61,7 +63,7 @@ def configuration_of(architecture: str) -> dict[str, Any]:
     Raises:
         ModelUnavailableError: open_clip knows no such architecture.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     configuration: dict[str, Any] | None = open_clip.get_model_config(architecture)
     if configuration is None:
@@ -79,7 +81,7 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
     Raises:
         ModelUnavailableError: open_clip knows none of this name.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not config:
@@ -96,7 +98,7 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
 
 def warn_of_other_activation(architecture: str, pretrained: str) -> None:
     """Log a warning if weights were trained with another activation than the architecture has."""
-    import open_clip
+    open_clip = import_open_clip()
 
     trained = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
     if trained and not configuration_of(architecture).get("quick_gelu", False):
@@ -117,7 +119,7 @@ def weights_in(folder: Path) -> Path | None:
 
 def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
-    import open_clip
+    open_clip = import_open_clip()
 
     match preset:
         case Preset.IMAGENET1K:
@@ -147,10 +149,11 @@ def build_from_state(
     configuration: dict[str, Any], preprocessing: dict[str, Any], state: dict[str, Any]
 ) -> BuiltModel:
     """A plain CLIP from weights that are read already, by open_clip's names."""
-    import open_clip
+    open_clip = import_open_clip(configuration)
     from open_clip.transform import PreprocessCfg
 
-    module = open_clip.CLIP(**configuration)
+    with _without_random_weights():
+        module = open_clip.CLIP(**configuration)
     module.load_state_dict(state)
     size = {"size": module.visual.image_size}
     return _built(module, PreprocessCfg(**(size | preprocessing)), configuration, None)
@@ -158,22 +161,47 @@ def build_from_state(
 
 def read_weights(file: Path) -> dict[str, Any]:
     """Tensors by name, from a .safetensors or a file of torch's; a pickle may hold nothing but tensors."""
-    from open_clip.factory import load_state_dict
-
-    state: dict[str, Any] = load_state_dict(str(file), weights_only=True)
+    state: dict[str, Any] = import_open_clip().factory.load_state_dict(str(file), weights_only=True)
     return state
 
 
 def _create(name: str, configuration: dict[str, Any], tokenizer: Path | None, **options: Any) -> BuiltModel:
-    import open_clip
+    open_clip = import_open_clip(configuration)
     from open_clip.transform import PreprocessCfg
 
     text_cfg = configuration["text_cfg"]
     if text_cfg.get("hf_model_name"):  # a text tower of transformers: its configuration is with its tokenizer
         options["text_cfg"] = {**text_cfg, "hf_model_name": str(tokenizer), "hf_model_pretrained": False}
-    module = open_clip.create_model(name, require_pretrained=True, device="cpu", **options)
+    with _without_random_weights():
+        module = open_clip.create_model(name, require_pretrained=True, device="cpu", **options)
     preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(module))
     return _built(module, preprocessing, configuration, tokenizer)
+
+
+@contextmanager
+def _without_random_weights() -> Iterator[None]:
+    """Build modules, in this thread, without what a file's weights are about to replace.
+
+    Drawing 151 million random numbers takes a second. Whoever loads them afterwards loads all, or fails.
+    """
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+
+    draws = {
+        init.normal_, init.trunc_normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_,
+        init.xavier_normal_, init.xavier_uniform_, init.orthogonal_,
+    }  # fmt: skip
+
+    class _NoDraws(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if function in draws:
+                return args[0] if args else (kwargs or {})["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with _NoDraws():
+        yield
 
 
 def _built(
