@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError, UsageError
@@ -23,12 +23,6 @@ S3Client = Any  # boto3 makes the class of its clients while it runs
 
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # what botocore lets pass
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")  # no proxy leads there, whatever HTTP_PROXY says
-_CONNECTIONS = 64  # more than a worker has slots
-# A store that takes requests and never answers is found out after 75 s: so a chunk is given back to wait for
-# better times before its lease runs out, which would count as a dead worker.
-_CONNECT_TIMEOUT_SECONDS = 5
-_READ_TIMEOUT_SECONDS = 20
-_ATTEMPTS = 3
 
 
 class S3Problem(StrEnum):
@@ -91,22 +85,43 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def make_client(
-    *,
-    connections: int = _CONNECTIONS,
-    connect_timeout_seconds: float = _CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = _READ_TIMEOUT_SECONDS,
-    attempts: int = _ATTEMPTS,
-) -> S3Client:
+class S3Options(TypedDict, total=False):
+    """How a client asks; what is left out is as for writing."""
+
+    connections: int  # kept open at a time
+    connect_timeout_seconds: float  # per attempt
+    read_timeout_seconds: float  # longest silence of the store
+    attempts: int  # of one call, the first included
+
+
+_OPTIONS: S3Options = {
+    "connections": 64,  # more than a worker has slots
+    # A store that takes requests and never answers is found out after 75 s: so a chunk is given back to wait
+    # for better times before its lease runs out, which would count as a dead worker.
+    "connect_timeout_seconds": 5,
+    "read_timeout_seconds": 20,
+    "attempts": 3,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class S3Connection:
+    """A client, and what its requests are signed and checked with, for those who ask on their own."""
+
+    client: S3Client
+    credentials: Any  # has `get_frozen_credentials()`, which may wait for the network; see `s3_credentials`
+    ca_bundle: str | bool  # file or folder of the certificates that are trusted; True: botocore's own
+
+
+def make_client(**options: Unpack[S3Options]) -> S3Client:
+    """The client of a new `connect`."""
+    return connect(**options).client
+
+
+def connect(**options: Unpack[S3Options]) -> S3Connection:
     """A client of its own session, for any number of threads. Nothing is sent yet.
 
     Credentials that the store refuses are read again, from wherever they came.
-
-    Args:
-        connections: how many are kept open at a time.
-        connect_timeout_seconds: per attempt.
-        read_timeout_seconds: longest silence of the store.
-        attempts: of one call, the first included.
 
     Raises:
         UsageError: the configuration cannot be used (no such profile, no URL as endpoint).
@@ -119,11 +134,12 @@ def make_client(
 
     from clipfleet.s3_credentials import reread_when_refused, session_that_rereads
 
+    chosen: S3Options = {**_OPTIONS, **options}
     config = Config(
-        connect_timeout=connect_timeout_seconds,
-        read_timeout=read_timeout_seconds,
-        max_pool_connections=connections,
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=chosen["connect_timeout_seconds"],
+        read_timeout=chosen["read_timeout_seconds"],
+        max_pool_connections=chosen["connections"],
+        retries={"mode": "standard", "total_max_attempts": chosen["attempts"]},
         tcp_keepalive=True,
         user_agent_extra="clipfleet",
     )
@@ -136,10 +152,23 @@ def make_client(
         if getproxies() and urlsplit(client.meta.endpoint_url).hostname in _THIS_MACHINE:
             direct = config.merge(Config(proxies={}))
             client = session.client("s3", config=direct, region_name=region)
-        reread_when_refused(client, credentials, _CREDENTIAL_CODES)
-        return client
+        reread_when_refused(client, credentials, CREDENTIAL_CODES)
+        return S3Connection(client, credentials, core.get_config_variable("ca_bundle") or _other_ca_bundle())
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
+
+
+def _other_ca_bundle() -> str | bool:
+    """Where botocore looks beside its own variable."""
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+
+
+def goes_through_proxy(url: str) -> bool:
+    """Whether a client of `connect` asks a proxy for this URL."""
+    from botocore.utils import get_environ_proxies
+
+    parts = urlsplit(url)
+    return parts.hostname not in _THIS_MACHINE and parts.scheme in get_environ_proxies(url)
 
 
 def default_client() -> S3Client:
@@ -275,7 +304,7 @@ _ANSWERS = {
     "RequestTimeout": S3Problem.AWAY,
     "OperationAborted": S3Problem.AWAY,
 }
-_CREDENTIAL_CODES = frozenset(code for code, problem in _ANSWERS.items() if problem in _CREDENTIALS)
+CREDENTIAL_CODES = frozenset(code for code, problem in _ANSWERS.items() if problem in _CREDENTIALS)
 
 
 def _problem_of_status(status: int) -> S3Problem:

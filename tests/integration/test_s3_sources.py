@@ -15,10 +15,11 @@ import pytest
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import SourceError, SourceUnavailableError
 from clipfleet.parts import INLINE_COLUMN
-from clipfleet.s3 import make_client
+from clipfleet.s3 import connect, make_client
 from clipfleet.sources import ReadOptions, open_source
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
+from clipfleet_worker.fetch.s3 import S3Fetcher
+from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarObjectFetcher
 from tests.support.pictures import encoded, picture
 from tests.support.s3 import S3Bucket
@@ -50,7 +51,7 @@ def fetch(*uris: str, buckets: tuple[str, ...] = (), max_bytes: int = 1 << 20) -
 
     async def run() -> list[Any]:
         limits = S3Limits(max_image_bytes=max_bytes, fetch_timeout_seconds=30, connections=8)
-        fetcher = S3Fetcher(limits, buckets, lambda: make_client(attempts=1))
+        fetcher = S3Fetcher(limits, buckets, lambda: connect(attempts=1))
         tars = TarObjectFetcher(fetcher)
         await fetcher.start()
         try:

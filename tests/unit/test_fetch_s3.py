@@ -1,5 +1,5 @@
-"""Objects from S3, with a client that answers what a test wants: codes, limits, turns. The real thing:
-`tests/integration/test_fetch_s3.py`.
+"""Objects from S3 through a client that answers what a test wants: codes, limits, turns. The session of our
+own, and the real thing: `tests/integration/test_fetch_s3.py`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +24,12 @@ from botocore.exceptions import (
 
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import SourceUnavailableError, UsageError
+from clipfleet.s3 import S3Connection
 from clipfleet.tar_member import TarMember
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
-from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
+from clipfleet_worker.fetch.s3 import S3Fetcher
+from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarObjectFetcher
 from tests.support.doubles import Clock
 
@@ -40,6 +42,8 @@ class Store:
     def __init__(self, objects: dict[tuple[str, str], Any] | None = None) -> None:
         self.objects = objects or {}
         self.calls: list[dict[str, str]] = []
+        # It never tells what it sent, so that all objects are asked for through it.
+        self.meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))
 
     def get_object(self, **wanted: str) -> dict[str, Any]:
         self.calls.append(wanted)
@@ -54,12 +58,17 @@ class Store:
         return {"Body": io.BytesIO(content), "ContentLength": len(content)}
 
 
+def connection(store: Store) -> S3Connection:
+    """To this store, without credentials."""
+    return S3Connection(store, None, True)
+
+
 def fetch(store: Store, *uris: str, buckets: tuple[str, ...] = ()) -> list[Any]:
     """What becomes of each URI: bytes, or the error."""
 
     async def run() -> list[Any]:
         limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=30.0, connections=4)
-        fetcher = S3Fetcher(limits, buckets, lambda: store)
+        fetcher = S3Fetcher(limits, buckets, lambda: connection(store))
         await fetcher.start()
         tars = TarObjectFetcher(fetcher)
         try:
@@ -162,7 +171,7 @@ def test_a_store_that_hangs_is_a_timeout_and_keeps_its_turn() -> None:
 
     async def run() -> None:
         limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=0.05, connections=1)
-        fetcher = S3Fetcher(limits, (), lambda: store)
+        fetcher = S3Fetcher(limits, (), lambda: connection(store))
         await fetcher.start()
         with pytest.raises(ItemFailure) as raised:
             await fetcher.fetch("s3://b/slow")
@@ -196,12 +205,15 @@ def test_a_configuration_that_cannot_be_used_is_told_with_each_item() -> None:
 
 
 def test_the_client_is_made_once_and_only_when_it_is_needed() -> None:
-    made: list[Callable[[], Any]] = []
-    store = Store({("b", "x"): b"1"})
+    made: list[S3Connection] = []
+
+    def connect() -> S3Connection:
+        made.append(connection(Store({("b", "x"): b"1"})))
+        return made[-1]
 
     async def run() -> None:
         limits = S3Limits(max_image_bytes=9, fetch_timeout_seconds=9, connections=4)
-        fetcher = S3Fetcher(limits, (), lambda: made.append(run) or store)  # type: ignore[func-returns-value]
+        fetcher = S3Fetcher(limits, (), connect)
         await fetcher.start()
         assert made == []
         await asyncio.gather(*(fetcher.fetch("s3://b/x") for _ in range(9)))
@@ -224,7 +236,7 @@ class TestStoreThatIsAway:
 
         async def run() -> list[Any]:
             limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=30.0, connections=1)
-            fetcher = S3Fetcher(limits, (), lambda: store, breaker)
+            fetcher = S3Fetcher(limits, (), lambda: connection(store), breaker)
             await fetcher.start()
             found: list[Any] = []
             for uri in uris:

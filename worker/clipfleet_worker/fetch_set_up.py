@@ -16,14 +16,15 @@ from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.robots_txt import RobotsTxt
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
-from clipfleet_worker.fetch.s3 import S3Fetcher, S3Limits
+from clipfleet_worker.fetch.s3 import S3Fetcher
+from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import Pulse
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _IDLE_READ_TIMEOUT_SECONDS = 15.0
-_S3_CONNECTIONS = 64  # of fetching; each is a thread
+_S3_CONNECTIONS = 64  # of fetching; where boto3 asks, each is a thread
 _S3_ATTEMPTS = 1  # `RetryingFetcher` asks again, without holding one of the connections
 
 
@@ -83,12 +84,14 @@ def _s3_fetcher(settings: WorkerSettings) -> S3Fetcher:
         max_image_bytes=settings.max_image_bytes,
         fetch_timeout_seconds=settings.fetch_timeout_seconds,
         connections=connections,
-    )
-    make_client = partial(
-        s3.make_client,
-        connections=connections,
         connect_timeout_seconds=min(_CONNECT_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
-        read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+        idle_read_timeout_seconds=min(_IDLE_READ_TIMEOUT_SECONDS, settings.fetch_timeout_seconds),
+    )
+    connect = partial(
+        s3.connect,
+        connections=connections,
+        connect_timeout_seconds=limits.connect_timeout_seconds,
+        read_timeout_seconds=limits.idle_read_timeout_seconds,
         attempts=_S3_ATTEMPTS,
     )
-    return S3Fetcher(limits, settings.s3_buckets, make_client)
+    return S3Fetcher(limits, settings.s3_buckets, connect)

@@ -1,82 +1,30 @@
-"""Gets objects from S3: one client of its own session for the whole process, its calls in a pool of threads.
+"""Gets objects from S3: the first of a bucket through boto3, all others over a cheaper session of our own.
 
 Endpoint and credentials are the worker's own (`AWS_*`), so no URI can lead elsewhere; which buckets may be
 read is a setting. Time, bytes and simultaneous calls are capped. What comes back is bytes or an
-`ItemFailure`.
+`ItemFailure`. How objects are asked for is not known here: see `s3_boto` and `s3_direct`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import threading
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-from botocore.exceptions import ClientError
+from contextlib import ExitStack
 
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import SourceUnavailableError, UsageError
-from clipfleet.s3 import SCHEME, S3Client, S3Problem, explain, failures_of_calls, split_s3_uri
+from clipfleet.s3 import SCHEME, S3Connection, split_s3_uri
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, too_many_bytes
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
+from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
+from clipfleet_worker.fetch.s3_direct import DirectReader, PlaceOutdatedError
+from clipfleet_worker.fetch.s3_place import S3Place
 from clipfleet_worker.fetch.turn_waits import waiting_for
-
-_READ_BYTES = 1 << 20
-
-_CODES = {
-    S3Problem.NO_OBJECT: ErrorCode.NOT_FOUND,
-    S3Problem.NO_BUCKET: ErrorCode.NOT_FOUND,
-    S3Problem.DENIED: ErrorCode.ACCESS_DENIED,
-    S3Problem.NO_CREDENTIALS: ErrorCode.ACCESS_DENIED,
-    S3Problem.MISCONFIGURED: ErrorCode.HTTP_ERROR,
-    S3Problem.REFUSED: ErrorCode.HTTP_ERROR,
-    S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
-    S3Problem.AWAY: ErrorCode.SERVER_ERROR,
-}
-# No object is to blame for these, and they pass: its chunk waits.
-_OURS = (S3Problem.EXPIRED, S3Problem.CLOCK)
-# By name, as botocore's own; first what says most.
-_NETWORK_CODES = {
-    "ParamValidationError": ErrorCode.BAD_URI,
-    "SSLError": ErrorCode.TLS_FAILED,
-    "ConnectTimeoutError": ErrorCode.CONNECT_FAILED,
-    "ReadTimeoutError": ErrorCode.TIMEOUT,
-    "ResponseStreamingError": ErrorCode.INCOMPLETE_BODY,
-    "IncompleteReadError": ErrorCode.INCOMPLETE_BODY,
-    "ConnectionClosedError": ErrorCode.INCOMPLETE_BODY,
-    "ProtocolError": ErrorCode.INCOMPLETE_BODY,
-    "EndpointConnectionError": ErrorCode.CONNECT_FAILED,
-    "ProxyConnectionError": ErrorCode.CONNECT_FAILED,
-}
-
-
-_TRANSIENT = frozenset(
-    {
-        ErrorCode.RATE_LIMITED,
-        ErrorCode.SERVER_ERROR,
-        ErrorCode.CONNECT_FAILED,
-        ErrorCode.TIMEOUT,
-        ErrorCode.INCOMPLETE_BODY,
-    }
-)
 
 _STORE = "the store"
 _STORE_POLICY = BreakerPolicy(failing_urls=3)  # it answers for all its objects, so that few tell enough
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Limits:
-    """What one object may cost."""
-
-    max_image_bytes: int
-    fetch_timeout_seconds: float  # from the request to the last byte; waiting for a turn is not counted
-    connections: int  # objects at a time
 
 
 class S3Fetcher:
@@ -85,7 +33,7 @@ class S3Fetcher:
     Args:
         limits: see there.
         buckets: the only ones that may be read; empty: all that the credentials may.
-        make_client: called with the first object, so that a worker without any needs no configuration.
+        connect: called with the first object, so that a worker without any needs no configuration.
         breaker: tells the troubles of an object from those of the store.
     """
 
@@ -93,24 +41,26 @@ class S3Fetcher:
         self,
         limits: S3Limits,
         buckets: Iterable[str],
-        make_client: Callable[[], S3Client],
+        connect: Callable[[], S3Connection],
         breaker: HostBreaker | None = None,
     ) -> None:
         self._breaker = breaker or HostBreaker(_STORE_POLICY)
         self._limits = limits
         self._buckets = frozenset(buckets)
-        self._make_client = make_client
-        self._client: S3Client | None = None
-        self._client_lock = threading.Lock()
+        self._boto = BotoReader(limits, connect)
+        self._direct = DirectReader(limits, self._boto.credentials)
+        self.places: dict[str, S3Place] = {}  # by bucket, once boto3 found them
         self._pool: ThreadPoolExecutor | None = None
         self._turns = asyncio.Semaphore(limits.connections)
 
     async def start(self) -> None:
-        """Make the pool; its threads start when they are needed."""
+        """Open the session, make the pool; its threads start when they are needed."""
+        await self._direct.start()
         self._pool = ThreadPoolExecutor(self._limits.connections, thread_name_prefix="s3")
 
     async def close(self) -> None:
-        """Calls under way end by themselves, at the latest by their time limit."""
+        """Calls of boto3 under way end by themselves, at the latest by their time limit; others break off."""
+        await self._direct.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -146,7 +96,7 @@ class S3Fetcher:
         if self._pool is None:
             raise RuntimeError("start comes first")
         try:
-            return await self._in_turn(uri, partial(self._get, bucket, key, byte_range))
+            return await self._in_turn(uri, bucket, key, byte_range)
         except (HostLeftAlone, TransientFailure) as failure:
             # While the store as a whole is away this is no fault of the object's, and no attempt of its own.
             refusal = failure if isinstance(failure, HostLeftAlone) else self._breaker.refusal(_STORE)
@@ -158,7 +108,7 @@ class S3Fetcher:
                 raise
             raise refusal from failure
 
-    async def _in_turn(self, uri: str, call: Callable[[], bytes]) -> bytes:
+    async def _in_turn(self, uri: str, bucket: str, key: str, byte_range: str) -> bytes:
         if self._turns.locked():
             with waiting_for(f"all of {self._limits.connections} connections to the S3 store are in use"):
                 await self._turns.acquire()
@@ -167,16 +117,35 @@ class S3Fetcher:
         with ExitStack() as turn:
             turn.callback(self._turns.release)
             with self._breaker.watch(_STORE, uri):
-                future = asyncio.get_running_loop().run_in_executor(self._pool, call)
-                # From here on the turn ends with the thread, whoever waits for it or not: else calls would
-                # pile up in the pool.
-                turn.pop_all()
-                future.add_done_callback(lambda _: self._turns.release())
                 try:
                     async with asyncio.timeout(self._limits.fetch_timeout_seconds):
-                        return await asyncio.shield(future)
+                        return await self._get(turn, bucket, key, byte_range)
                 except TimeoutError:
-                    raise self._too_late() from None
+                    raise self._boto.too_late() from None
+
+    async def _get(self, turn: ExitStack, bucket: str, key: str, byte_range: str) -> bytes:
+        place = self.places.get(bucket)
+        if place is not None:
+            try:
+                return await self._direct.get(place, bucket, key, byte_range)
+            except PlaceOutdatedError:
+                self._direct.forget_credentials()
+                if self.places.get(bucket) is place:
+                    del self.places[bucket]
+        return await self._get_through_boto(turn, bucket, key, byte_range)
+
+    async def _get_through_boto(self, turn: ExitStack, bucket: str, key: str, byte_range: str) -> bytes:
+        future = asyncio.get_running_loop().run_in_executor(
+            self._pool, self._boto.get, bucket, key, byte_range
+        )
+        # From here on the turn ends with the thread, whoever waits for it or not: else calls would pile up in
+        # the pool.
+        turn.pop_all()
+        future.add_done_callback(lambda _: self._turns.release())
+        learned = await asyncio.shield(future)
+        if learned.place is not None:
+            self.places[bucket] = learned.place
+        return learned.data
 
     def _target(self, uri: str) -> tuple[str, str]:
         try:
@@ -191,56 +160,3 @@ class S3Fetcher:
             # To the letter that is a key like any other; a store or proxy that resolves it leads elsewhere.
             raise ItemFailure(ErrorCode.BUCKET_REFUSED, "a key with `.` or `..` may lead out of its bucket")
         return bucket, key
-
-    def _get(self, bucket: str, key: str, byte_range: str) -> bytes:
-        """In a thread of the pool."""
-        ends = time.monotonic() + self._limits.fetch_timeout_seconds
-        wanted = {"Bucket": bucket, "Key": key} | ({"Range": byte_range} if byte_range else {})
-        try:
-            answer = self._connected().get_object(**wanted)
-            with closing(answer["Body"]) as body:
-                if answer["ContentLength"] > self._limits.max_image_bytes:
-                    raise too_many_bytes(self._limits.max_image_bytes)
-                return self._read_all(body, ends)
-        except failures_of_calls() as error:
-            failure = explain(error)
-            if failure.problem in _OURS:
-                raise SourceUnavailableError(f"{SCHEME}{bucket}: {failure.detail}") from error
-            raise _failure(error) from error
-
-    def _read_all(self, body: Any, ends: float) -> bytes:
-        parts = []
-        total = 0
-        while part := body.read(_READ_BYTES):
-            total += len(part)
-            if total > self._limits.max_image_bytes:
-                raise too_many_bytes(self._limits.max_image_bytes)
-            if time.monotonic() > ends:
-                raise self._too_late()
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _connected(self) -> S3Client:
-        with self._client_lock:
-            if self._client is None:
-                try:
-                    self._client = self._make_client()
-                except UsageError as error:
-                    raise ItemFailure(ErrorCode.ACCESS_DENIED, str(error)) from error
-            return self._client
-
-    def _too_late(self) -> ItemFailure:
-        return TransientFailure(
-            ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s"
-        )
-
-
-def _failure(error: Exception) -> ItemFailure:
-    failure = explain(error)
-    named = (_NETWORK_CODES.get(kind.__name__) for kind in type(error).__mro__)
-    code = next((code for code in named if code is not None), None)
-    if code is None and not isinstance(error, ClientError) and failure.problem is S3Problem.AWAY:
-        code = ErrorCode.CONNECT_FAILED
-    code = code or _CODES[failure.problem]
-    kind = TransientFailure if code in _TRANSIENT else ItemFailure
-    return kind(code, failure.detail)

@@ -1,0 +1,358 @@
+"""Objects of a real store: the first of a bucket through boto3, the others over the worker's own session.
+
+Whatever goes wrong comes to the same on both ways; where place or credentials change, the second one goes
+back to the first by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import socket
+import threading
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipfleet.contract import ErrorCode
+from clipfleet.errors import SourceUnavailableError
+from clipfleet.s3 import connect
+from clipfleet.tar_member import TarMember
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
+from clipfleet_worker.fetch.s3 import S3Fetcher
+from clipfleet_worker.fetch.s3_boto import S3Limits
+from clipfleet_worker.fetch.tar import TarObjectFetcher
+from tests.support.s3 import S3Bucket
+from tests.support.s3_front import Fault, Rule, S3Front
+
+MAX_BYTES = 300_000
+GOOD = b"good" * 1000
+
+
+@dataclass(slots=True)
+class Reading:
+    """A fetcher, and how often boto3 was called by it."""
+
+    fetcher: S3Fetcher
+    boto_calls: list[str] = field(default_factory=list)
+
+    async def end(self, uri: str) -> Any:
+        """Bytes, or the code, or the exception of a chunk that waits."""
+        try:
+            return await self.fetcher.fetch(uri)
+        except ItemFailure as failure:
+            return failure.error.code
+        except SourceUnavailableError as error:
+            return error
+
+
+@asynccontextmanager
+async def reading(seconds: float = 20.0, silence_seconds: float = 10.0) -> AsyncIterator[Reading]:
+    limits = S3Limits(
+        max_image_bytes=MAX_BYTES,
+        fetch_timeout_seconds=seconds,
+        connections=8,
+        idle_read_timeout_seconds=silence_seconds,
+    )
+    calls: list[str] = []
+
+    def connected() -> Any:
+        connection = connect(attempts=1, read_timeout_seconds=silence_seconds)
+        connection.client.meta.events.register(
+            "before-call.s3.GetObject", lambda params, **_: calls.append(params["url_path"])
+        )
+        return connection
+
+    breaker = HostBreaker(BreakerPolicy(failing_urls=1000))
+    fetcher = S3Fetcher(limits, (), connected, breaker)
+    await fetcher.start()
+    try:
+        yield Reading(fetcher, calls)
+    finally:
+        await fetcher.close()
+
+
+@pytest.fixture
+def front(s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Front]:
+    with S3Front(s3.endpoint) as front:
+        for name, value in front.environment({}).items():
+            monkeypatch.setenv(name, value)
+        yield front
+
+
+@pytest.mark.parametrize(
+    "key", ["x", "a b+c/ä ü~(1)'!*.jpg", "100%25?x=1#y&z.jpg", "日本/\U0001f600.webp", "..a/.b/c.."]
+)
+def test_any_key_is_read_both_ways(s3: S3Bucket, key: str) -> None:
+    uri = s3.put(key, GOOD)
+
+    async def run() -> None:
+        async with reading() as one:
+            assert [await one.end(uri) for _ in range(3)] == [GOOD] * 3
+            assert len(one.boto_calls) == 1
+
+    asyncio.run(run())
+
+
+def test_many_at_a_time_and_pieces_of_an_archive(s3: S3Bucket) -> None:
+    uris = [s3.put(f"{number}", b"%d" % number * 5000) for number in range(40)]
+    archive = s3.put("a b.tar", bytes(range(256)) * 4)
+
+    async def run() -> None:
+        async with reading() as one:
+            found = await asyncio.gather(*(one.end(uri) for uri in uris * 3))
+            assert found == [b"%d" % number * 5000 for number in range(40)] * 3
+            calls = len(one.boto_calls)
+            assert calls < 40  # those that began before the first one had ended
+            tars = TarObjectFetcher(one.fetcher)
+            assert await tars.fetch(TarMember(archive, "x", 10, 5).uri()) == bytes(range(10, 15))
+            with pytest.raises(ItemFailure, match=r"^incomplete_body: .* the archive was changed"):
+                await tars.fetch(TarMember(archive, "x", 1020, 5).uri())
+            assert len(one.boto_calls) == calls
+
+    asyncio.run(run())
+
+
+def test_limits_and_emptiness(s3: S3Bucket) -> None:
+    uris = [s3.put(str(size), b"x" * size) for size in (MAX_BYTES, MAX_BYTES + 1, 0)]
+
+    async def run() -> None:
+        async with reading() as one:
+            for _ in range(2):
+                assert [await one.end(uri) for uri in uris] == [
+                    b"x" * MAX_BYTES,
+                    ErrorCode.TOO_MANY_BYTES,
+                    b"",
+                ]
+            assert await one.end(f"{s3.uri}/none") is ErrorCode.NOT_FOUND
+            assert await one.end("s3://no-such-bucket-here/x") is ErrorCode.NOT_FOUND
+            assert len(one.boto_calls) == 2
+
+    asyncio.run(run())
+
+
+# Trouble for which boto3 is asked again, since it may find a way out.
+_BACK_TO_BOTO = (Fault.EXPIRED_TOKEN, Fault.INVALID_ACCESS_KEY)
+_FAULTS = [
+    fault for fault in Fault if not fault.name.startswith("DONE_BUT") and fault is not Fault.WRONG_ETAG
+]
+
+
+@pytest.mark.parametrize("fault", _FAULTS)
+def test_a_fault_comes_to_the_same_on_both_ways(s3: S3Bucket, front: S3Front, fault: Fault) -> None:
+    good, bad = s3.put("good", GOOD), s3.put("bad", GOOD)
+    rule = Rule(fault=fault, method="GET", path="*/bad")
+
+    async def run() -> None:
+        async with reading(silence_seconds=0.3) as through_boto, reading(silence_seconds=0.3) as direct:
+            assert await direct.end(good) == GOOD
+            with front.broken_by(rule):
+                expected, found = await through_boto.end(bad), await direct.end(bad)
+            assert (
+                str(found) == str(expected)
+                if isinstance(expected, SourceUnavailableError)
+                else found is expected
+            )
+            assert not isinstance(expected, bytes)
+            assert len(direct.boto_calls) == (2 if fault in _BACK_TO_BOTO else 1)
+            assert await direct.end(bad) == GOOD
+
+    asyncio.run(run())
+
+
+def test_the_whole_time_is_bounded_and_turns_come_back(s3: S3Bucket, front: S3Front) -> None:
+    good, bad = s3.put("good", GOOD), s3.put("bad", GOOD)
+
+    async def run() -> None:
+        async with reading(seconds=0.5) as one:
+            for _ in range(60):  # on a busy machine so little time may be too little for boto3's beginning
+                if await one.end(good) == GOOD and one.fetcher.places:
+                    break
+            calls = len(one.boto_calls)
+            with front.broken_by(Rule(fault=Fault.STALL, path="*/bad")):
+                late = await asyncio.gather(*(one.end(bad) for _ in range(16)))  # twice as many as turns
+                assert late == [ErrorCode.TIMEOUT] * 16
+                waiting = [asyncio.create_task(one.end(bad)) for _ in range(20)]
+                await asyncio.sleep(0)
+                for task in waiting:  # a drain
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+            assert GOOD in [await one.end(good) for _ in range(20)]
+            assert len(one.boto_calls) == calls
+
+    asyncio.run(run())
+
+
+def test_credentials_that_change_are_found(
+    s3: S3Bucket, front: S3Front, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uri, file = s3.put("x", GOOD), tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
+    file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+
+    async def run() -> None:
+        async with reading() as one:
+            assert [await one.end(uri) for _ in range(2)] == [GOOD] * 2
+            with front.broken_by(Rule(fault=Fault.EXPIRED_TOKEN, access_key=key)):
+                found = await one.end(uri)
+                assert isinstance(found, SourceUnavailableError)
+                assert "renew the credentials" in str(found)
+            file.unlink()
+            assert await one.end(uri) is ErrorCode.ACCESS_DENIED
+            file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+            calls = len(one.boto_calls)
+            assert [await one.end(uri) for _ in range(3)] == [GOOD] * 3
+            assert len(one.boto_calls) == calls + 1  # found again, and done with boto3
+
+    asyncio.run(run())
+
+
+class RawStore:
+    """A store that sends what it is told to, byte by byte; each answer ends its connection."""
+
+    def __init__(self, answers: dict[str, bytes]) -> None:
+        self._answers = answers  # by the last part of the path
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.requests: list[str] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                head = b""
+                while b"\r\n\r\n" not in head and (part := connection.recv(65_536)):
+                    head += part
+                self.requests.append(head.decode("latin-1"))
+                path = head.split(b" ")[1].decode()
+                connection.sendall(self._answers[path.rpartition("/")[2]])
+
+
+def answer(body: bytes, *headers: str, status: str = "200 OK", length: bool = True) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *headers, "Connection: close"]
+    if length:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def sums(data: bytes) -> list[tuple[str, str]]:
+    """Each kind of checksum, as the store sends it."""
+    kinds: dict[str, Callable[[bytes], bytes]] = {
+        "crc32": lambda data: zlib.crc32(data).to_bytes(4, "big"),
+        "sha1": lambda data: hashlib.sha1(data).digest(),  # noqa: S324 - it is one of the store's
+        "sha256": lambda data: hashlib.sha256(data).digest(),
+    }
+    return [(kind, base64.b64encode(of(data)).decode()) for kind, of in kinds.items()]
+
+
+def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], *keys: str) -> list[Any]:
+    """What becomes of each key after `good`, and that none of them was asked for through boto3."""
+    store = RawStore({"good": answer(GOOD), **answers})
+    for name, value in {
+        "AWS_ENDPOINT_URL": store.endpoint,
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_REGION": "eu-west-3",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+
+    async def run() -> list[Any]:
+        async with reading() as one:
+            assert await one.end("s3://bucket/good") == GOOD
+            found = [await one.end(f"s3://bucket/{key}") for key in keys]
+            assert len(one.boto_calls) == 1
+            return found
+
+    try:
+        return asyncio.run(run())
+    finally:
+        store.close()
+
+
+def test_bytes_that_do_not_fit_their_checksum_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {f"r{kind}": answer(GOOD, f"x-amz-checksum-{kind}: {value}") for kind, value in sums(GOOD)}
+    wrong = {f"w{kind}": answer(GOOD, f"x-amz-checksum-{kind}: {value}") for kind, value in sums(b"other")}
+    others = {
+        "parts": answer(GOOD, "x-amz-checksum-crc32: AAAAAA==-3"),
+        "type": answer(GOOD, "x-amz-checksum-type: FULL_OBJECT"),
+    }
+
+    found = ends_at(monkeypatch, {**right, **wrong, **others}, *right, *wrong, *others)
+
+    assert found == [GOOD] * 3 + [ErrorCode.INCOMPLETE_BODY] * 3 + [GOOD] * 2
+
+
+def test_bodies_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked = b"5\r\nhello\r\n0\r\n\r\n"
+    answers = {
+        "chunked": answer(chunked, "Transfer-Encoding: chunked", length=False),
+        "cut": answer(chunked[:7], "Transfer-Encoding: chunked", length=False),
+        "endless": answer(GOOD, length=False),  # is it all?
+        "gzip": answer(GOOD, "Content-Encoding: gzip"),  # the object as it is
+        "flood": answer(b"x" * (MAX_BYTES + 1)),
+        "not-http": b"SSH-2.0-OpenSSH_9.9\r\n",
+        "silent": b"",
+        "html": answer(b"<html>no", status="502 Bad Gateway"),
+        "bare": answer(b"", status="404 Not Found"),
+    }
+
+    found = ends_at(monkeypatch, answers, *answers)
+
+    assert found == [
+        b"hello",
+        ErrorCode.INCOMPLETE_BODY,
+        ErrorCode.INCOMPLETE_BODY,
+        GOOD,
+        ErrorCode.TOO_MANY_BYTES,
+        ErrorCode.INCOMPLETE_BODY,
+        ErrorCode.INCOMPLETE_BODY,
+        ErrorCode.SERVER_ERROR,
+        ErrorCode.NOT_FOUND,
+    ]
+
+
+def test_a_bucket_that_is_elsewhere_now_is_asked_for_through_boto3(s3: S3Bucket, front: S3Front) -> None:
+    uri = s3.put("x", GOOD)
+    moved = b"<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>"
+    store = RawStore({"x": answer(moved, status="301 Moved Permanently")})
+
+    async def run() -> None:
+        async with reading() as one:
+            assert await one.end(uri) == GOOD
+            place = one.fetcher.places[s3.name]
+            one.fetcher.places[s3.name] = type(place)(
+                f"{store.endpoint}/{s3.name}/", store.endpoint[7:], "elsewhere", place.user_agent, False
+            )
+            assert await one.end(uri) == GOOD
+            assert len(store.requests) == 1
+            assert len(one.boto_calls) == 2
+            assert one.fetcher.places[s3.name] == place
+
+    try:
+        asyncio.run(run())
+    finally:
+        store.close()

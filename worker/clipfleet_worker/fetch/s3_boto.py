@@ -1,0 +1,145 @@
+"""Objects through boto3, in threads: the first of each bucket, and whatever `s3_direct` does not do.
+
+boto3 finds endpoint, region, addressing and credentials, follows a bucket to its region and reads credentials
+again that the store refuses. What it asked in the end is told with the bytes, so that the objects after that
+need not pay for all this. Blocks; knows nothing of turns and event loops.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipfleet.contract import ErrorCode
+from clipfleet.errors import UsageError
+from clipfleet.s3 import S3Connection, failures_of_calls, goes_through_proxy
+from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
+from clipfleet_worker.fetch.s3_failures import failure_of_call
+from clipfleet_worker.fetch.s3_place import FrozenCredentials, S3Place, place_of
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Limits:
+    """What one object may cost."""
+
+    max_image_bytes: int
+    fetch_timeout_seconds: float  # from the request to the last byte; waiting for a turn is not counted
+    connections: int  # objects at a time
+    connect_timeout_seconds: float = 10.0  # TCP and TLS
+    idle_read_timeout_seconds: float = 15.0  # longest silence of the store
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """An object, and where it came from."""
+
+    data: bytes
+    place: S3Place | None  # None: its bucket has to be asked through boto3
+
+
+class BotoReader:
+    """For any number of threads.
+
+    Args:
+        limits: see there.
+        connect: called with the first object, so that a worker without any needs no configuration.
+    """
+
+    def __init__(self, limits: S3Limits, connect: Callable[[], S3Connection]) -> None:
+        self._limits = limits
+        self._connect = connect
+        self._connection: S3Connection | None = None
+        self._lock = threading.Lock()
+        self._tls: ssl.SSLContext | None = None
+        self._sent = threading.local()  # `request`: the last one of this thread's call
+
+    def get(self, bucket: str, key: str, byte_range: str) -> Learned:
+        """An object, or a range of its bytes, as the header `Range` puts it.
+
+        Raises:
+            ItemFailure: it cannot be had.
+            SourceUnavailableError: none can be had now.
+        """
+        ends = time.monotonic() + self._limits.fetch_timeout_seconds
+        wanted = {"Bucket": bucket, "Key": key} | ({"Range": byte_range} if byte_range else {})
+        self._sent.request = None
+        try:
+            answer = self._connected().client.get_object(**wanted)
+            with closing(answer["Body"]) as body:
+                if (answer.get("ContentLength") or 0) > self._limits.max_image_bytes:
+                    raise too_many_bytes(self._limits.max_image_bytes)
+                return Learned(self._read_all(body, ends), self._place(key))
+        except failures_of_calls() as error:
+            raise failure_of_call(bucket, error) from error
+
+    def credentials(self) -> FrozenCredentials:
+        """What the client would sign with now; may wait for a service that hands them out.
+
+        Raises:
+            Exception: one of `clipfleet.s3.failures_of_calls`.
+        """
+        frozen: FrozenCredentials = self._connected().credentials.get_frozen_credentials()
+        return frozen
+
+    def too_late(self) -> ItemFailure:
+        """The failure of an object that took too long."""
+        return TransientFailure(
+            ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s"
+        )
+
+    def _read_all(self, body: Any, ends: float) -> bytes:
+        parts = []
+        total = 0
+        while part := body.read(_READ_BYTES):
+            total += len(part)
+            if total > self._limits.max_image_bytes:
+                raise too_many_bytes(self._limits.max_image_bytes)
+            if time.monotonic() > ends:
+                raise self.too_late()
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _connected(self) -> S3Connection:
+        with self._lock:
+            if self._connection is None:
+                try:
+                    self._connection = self._connect()
+                except UsageError as error:
+                    raise ItemFailure(ErrorCode.ACCESS_DENIED, str(error)) from error
+                self._connection.client.meta.events.register("before-send.s3.GetObject", self._sends)
+            return self._connection
+
+    def _sends(self, request: Any, **_: object) -> None:
+        """Called by boto3, in the thread of the call, before each of its attempts."""
+        self._sent.request = request
+
+    def _place(self, key: str) -> S3Place | None:
+        request = self._sent.request
+        if request is None or goes_through_proxy(request.url):
+            return None
+        place = place_of(request.url, request.headers, key)
+        if place is None or not place.root.startswith("https:"):
+            return place
+        return replace(place, tls=self._trusted())
+
+    def _trusted(self) -> ssl.SSLContext:
+        """The certificates that boto3 trusts."""
+        from botocore.httpsession import get_cert_path
+
+        connection = self._connected()
+        with self._lock:
+            if self._tls is None:
+                path = get_cert_path(connection.ca_bundle)
+                is_folder = Path(path).is_dir()
+                self._tls = ssl.create_default_context(
+                    cafile=None if is_folder else path, capath=path if is_folder else None
+                )
+            return self._tls
