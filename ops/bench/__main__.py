@@ -12,7 +12,19 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-BENCHES = ("forward", "decode", "e2e", "overhead", "submit", "ledger", "scale", "tail", "latency", "gpu")
+BENCHES = (
+    "forward",
+    "decode",
+    "s3_read",
+    "e2e",
+    "overhead",
+    "submit",
+    "ledger",
+    "scale",
+    "tail",
+    "latency",
+    "gpu",
+)
 
 
 def main() -> int:

@@ -10,13 +10,15 @@ import asyncio
 import base64
 import hashlib
 import socket
+import ssl
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
 
@@ -29,6 +31,7 @@ from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarObjectFetcher
+from tests.support.http_site import CERTIFICATE
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 
@@ -221,34 +224,53 @@ def test_credentials_that_change_are_found(
 
 
 class RawStore:
-    """A store that sends what it is told to, byte by byte; each answer ends its connection."""
+    """A store that sends what it is told to, byte by byte; each answer ends its connection.
 
-    def __init__(self, answers: dict[str, bytes]) -> None:
-        self._answers = answers  # by the last part of the path
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+    Args:
+        answers: by the last part of the path.
+        tls: to speak HTTPS.
+    """
+
+    def __init__(self, answers: dict[str, bytes], tls: ssl.SSLContext | None = None) -> None:
+        self._answers = answers
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self.requests: list[str] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
 
     @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-
-    def close(self) -> None:
-        self._socket.close()
+    def host(self) -> str:
+        """Address and port."""
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def _serve(self) -> None:
         while True:
             try:
-                connection, _ = self._socket.accept()
+                connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                head = b""
-                while b"\r\n\r\n" not in head and (part := connection.recv(65_536)):
-                    head += part
-                self.requests.append(head.decode("latin-1"))
-                path = head.split(b" ")[1].decode()
-                connection.sendall(self._answers[path.rpartition("/")[2]])
+            with connection, suppress(OSError):
+                self._answer(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head and (part := connection.recv(65_536)):
+            head += part
+        if head:
+            self.requests.append(head.decode("latin-1"))
+            connection.sendall(self._answers[head.split(b" ")[1].decode().rpartition("/")[2]])
+        connection.close()
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK", length: bool = True) -> bytes:
@@ -268,17 +290,20 @@ def sums(data: bytes) -> list[tuple[str, str]]:
     return [(kind, base64.b64encode(of(data)).decode()) for kind, of in kinds.items()]
 
 
-def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], *keys: str) -> list[Any]:
-    """What becomes of each key after `good`, and that none of them was asked for through boto3."""
-    store = RawStore({"good": answer(GOOD), **answers})
+def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients ask there."""
     for name, value in {
-        "AWS_ENDPOINT_URL": store.endpoint,
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "k",
         "AWS_SECRET_ACCESS_KEY": "s",
         "AWS_REGION": "eu-west-3",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+
+
+def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], *keys: str) -> list[Any]:
+    """What becomes of each key after `good`, and that none of them was asked for through boto3."""
 
     async def run() -> list[Any]:
         async with reading() as one:
@@ -287,10 +312,9 @@ def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], *keys: s
             assert len(one.boto_calls) == 1
             return found
 
-    try:
+    with RawStore({"good": answer(GOOD), **answers}) as store:
+        point_to(f"http://{store.host}", monkeypatch)
         return asyncio.run(run())
-    finally:
-        store.close()
 
 
 def test_bytes_that_do_not_fit_their_checksum_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,24 +359,74 @@ def test_bodies_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_a_bucket_that_is_elsewhere_now_is_asked_for_through_boto3(s3: S3Bucket, front: S3Front) -> None:
+def test_a_bucket_that_is_elsewhere_now_is_asked_for_through_boto3(s3: S3Bucket) -> None:
     uri = s3.put("x", GOOD)
     moved = b"<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>"
-    store = RawStore({"x": answer(moved, status="301 Moved Permanently")})
 
-    async def run() -> None:
+    async def run(store: RawStore) -> None:
         async with reading() as one:
             assert await one.end(uri) == GOOD
             place = one.fetcher.places[s3.name]
-            one.fetcher.places[s3.name] = type(place)(
-                f"{store.endpoint}/{s3.name}/", store.endpoint[7:], "elsewhere", place.user_agent, False
-            )
+            outdated = replace(place, root=f"http://{store.host}/{s3.name}/", host=store.host)
+            one.fetcher.places[s3.name] = outdated
             assert await one.end(uri) == GOOD
             assert len(store.requests) == 1
             assert len(one.boto_calls) == 2
             assert one.fetcher.places[s3.name] == place
 
-    try:
+    with RawStore({"x": answer(moved, status="301 Moved Permanently")}) as store:
+        asyncio.run(run(store))
+
+
+class TestTls:
+    @pytest.fixture
+    def store(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawStore]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        with RawStore({"good": answer(GOOD)}, context) as store:
+            point_to(f"https://{store.host}", monkeypatch)
+            yield store
+
+    def ends(self) -> list[Any]:
+        async def run() -> list[Any]:
+            async with reading() as one:
+                return [await one.end("s3://bucket/good") for _ in range(3)] + [len(one.boto_calls)]
+
+        return asyncio.run(run())
+
+    def test_the_bundle_of_the_environment_is_trusted(
+        self, store: RawStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(CERTIFICATE))
+        assert self.ends() == [GOOD, GOOD, GOOD, 1]
+        assert len(store.requests) == 3
+
+    def test_no_other_certificate_is(self, store: RawStore) -> None:
+        assert self.ends()[:3] == [ErrorCode.TLS_FAILED] * 3
+        assert store.requests == []
+
+    def test_nor_on_the_way_of_our_own(self, store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(CERTIFICATE))
+
+        async def run() -> None:
+            async with reading() as one:
+                assert await one.end("s3://bucket/good") == GOOD
+                place = one.fetcher.places["bucket"]
+                one.fetcher.places["bucket"] = replace(place, tls=ssl.create_default_context())
+                assert await one.end("s3://bucket/good") is ErrorCode.TLS_FAILED
+
         asyncio.run(run())
-    finally:
-        store.close()
+        assert len(store.requests) == 1
+
+
+def test_what_a_proxy_leads_to_is_left_to_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> int:
+        async with reading() as one:
+            assert [await one.end("s3://bucket/good") for _ in range(3)] == [GOOD] * 3
+            return len(one.boto_calls)
+
+    with RawStore({"good": answer(GOOD)}) as proxy:
+        point_to("http://store.test", monkeypatch)
+        monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.host}")
+        monkeypatch.setenv("NO_PROXY", "")
+        assert asyncio.run(run()) == 3
