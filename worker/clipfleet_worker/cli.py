@@ -15,6 +15,11 @@ from clipfleet.program import new_app, run_program
 from clipfleet.settings import checked
 from clipfleet_worker import cli_models
 from clipfleet_worker.cli_doctor import doctor
+from clipfleet_worker.control_groups import processors
+from clipfleet_worker.gpus import find_gpus
+from clipfleet_worker.memory_guard import memory_limit
+from clipfleet_worker.process_plan import Machine, WorkerShare, plan_processes
+from clipfleet_worker.processes import run_processes
 from clipfleet_worker.requirements import require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
 
@@ -49,19 +54,44 @@ def _set_models(models: str | None) -> None:
 
 
 @app.command()
-def run(models: Models = None) -> None:
+def run(
+    models: Models = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", metavar="NAME,...", help="a process for each: all, cpu, cuda:0,cuda:1"),
+    ] = None,
+    processes_per_device: Annotated[
+        str | None,
+        typer.Option("--processes-per-device", metavar="NUMBER", help="processes for each device, or auto"),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
+) -> None:
     """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
     require_worker_extra()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker holds anything
-    from clipfleet_worker.drain import end_process
-    from clipfleet_worker.lifecycle import Worker
     from clipfleet_worker.logs import log_to_stderr
 
     _set_models(models)
     settings = checked(WorkerSettings)
     settings.require_redis_url()
-    log_to_stderr()
+    if devices is not None or processes_per_device is not None:
+        shares = _plan(devices or "all", processes_per_device or "auto", settings)
+        log_to_stderr("parent")
+        raise typer.Exit(run_processes(shares, settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN))
+    from clipfleet_worker.drain import end_process
+    from clipfleet_worker.lifecycle import Worker
+
+    log_to_stderr(name)
     end_process(Worker(settings, preload="models" in settings.model_fields_set).run())
+
+
+def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[WorkerShare]:
+    machine = Machine(
+        gpus=() if devices == "cpu" else find_gpus(),
+        cores=processors(),
+        memory_bytes=memory_limit(settings.max_memory_bytes),
+    )
+    return plan_processes(devices, per_device, machine)
 
 
 @app.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})

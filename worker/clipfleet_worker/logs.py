@@ -28,10 +28,15 @@ class FieldFormatter(logging.Formatter):
         return f"{line} [{fields}]" if fields else line
 
 
-def log_to_stderr() -> None:
-    """Send the logs of this process to stderr, one line each."""
+def log_to_stderr(process: str | None = None) -> None:
+    """Send the logs of this process to stderr, one line each.
+
+    Args:
+        process: stands in every line, where several processes write to one place.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    who = f"{process} " if process else ""
+    handler.setFormatter(FieldFormatter(f"%(asctime)s {who}%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)  # libraries, open_clip among them, tell a lot that nobody needs

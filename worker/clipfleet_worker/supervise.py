@@ -39,6 +39,7 @@ class Child:
         argv: Sequence[str],
         *,
         log: Path | None,
+        apart: bool | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         is_ready: Callable[[], bool] = lambda: True,
@@ -50,8 +51,9 @@ class Child:
         Args:
             name: what messages call it.
             argv: command and arguments; visible to every user of the machine, so never a secret.
-            log: file (mode 0600) that its output is appended to. The child then has a session of its own, so
-                that a Ctrl-C reaches the supervisor only. None: it shares the terminal and the group.
+            log: file (mode 0600) that its output is appended to; None: it goes where the supervisor's goes.
+            apart: whether it has a session of its own, so that a Ctrl-C reaches the supervisor only; else it
+                shares the terminal and the group. Default: where it has a log.
             env: its whole environment; None: the supervisor's.
             cwd: its working directory; None: the supervisor's.
             is_ready: whether it can do its work; quick, and an OSError means not yet.
@@ -60,6 +62,7 @@ class Child:
         """
         self.name = name
         self.log = log
+        self._apart = log is not None if apart is None else apart
         self._argv = list(argv)
         self._env = env
         self._cwd = cwd
@@ -101,12 +104,12 @@ class Child:
             self._log_start = os.fstat(output).st_size if output is not None else 0
             self._process = subprocess.Popen(  # noqa: S603 - argv comes from the caller
                 [sys.executable, "-IS", str(_EXEC_CHILD), str(os.getpid()), *self._argv],
-                stdin=None if output is None else subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if self._apart else None,
                 stdout=output,
                 stderr=output,
                 env=self._env,
                 cwd=self._cwd,
-                start_new_session=output is not None,
+                start_new_session=self._apart,
                 pass_fds=inherit,
             )
 
@@ -196,10 +199,10 @@ class Child:
         if self._process is None:
             return
         with suppress(ProcessLookupError):
-            if self.log is None:  # the group is the supervisor's own
-                os.kill(self._process.pid, number)
-            else:
+            if self._apart:
                 os.killpg(self._process.pid, number)
+            else:  # the group is the supervisor's own
+                os.kill(self._process.pid, number)
 
 
 @dataclass(frozen=True)
@@ -283,16 +286,19 @@ class Restarter:
 
 
 class SignalRecorder:
-    """Takes note of SIGINT, SIGTERM and SIGHUP instead of acting on them, while entered. Main thread only."""
+    """Takes note of SIGINT, SIGTERM and SIGHUP instead of acting on them, while entered. Main thread only.
 
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    Args:
+        more: other signals that it shall take note of.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *more: signal.Signals) -> None:
+        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *more)
         self._received: list[signal.Signals] = []
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in self._NUMBERS:
+        for number in self._numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:  # else: nohup, or a script's background job
                 self._previous[number] = signal.signal(number, self._note)
         return self

@@ -1,0 +1,143 @@
+"""Several worker processes under one parent: started, restarted with back-off, drained together.
+
+The parent loads neither torch nor a model and touches no Redis: a worker is a worker, whoever started it, and
+the ledger does the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from clipfleet.program import EXIT_USAGE
+from clipfleet_worker.process_plan import WorkerShare, share_settings
+from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+
+log = logging.getLogger(__name__)
+
+_READY_FILE = "CLIPFLEET_READY_FILE"
+
+
+class Processes:
+    """The workers of one machine, for one run. Main thread only."""
+
+    def __init__(
+        self,
+        shares: Sequence[WorkerShare],
+        *,
+        stop_seconds: float,
+        environment: Mapping[str, str],
+        program: Sequence[str] = (sys.executable, "-P", "-m", "clipfleet_worker", "run"),
+    ) -> None:
+        """Describe the run; nothing is started.
+
+        Args:
+            shares: the processes.
+            stop_seconds: how long they have between SIGTERM and SIGKILL; longer than their drain.
+            environment: of the user; each process has its share on top.
+            program: the worker's command line, to which its name is added.
+        """
+        self._stop_seconds = stop_seconds
+        self._ready_file = Path(environment[_READY_FILE]) if environment.get(_READY_FILE) else None
+        self._was_ready = False
+        self._signals = SignalRecorder(signal.SIGQUIT)
+        self._children: list[Child] = []
+        self._starts: list[Callable[[], None]] = []
+        for share in shares:
+            settings = share_settings(share, len(shares), environment)
+            child, start = self._describe(
+                share, [*program, "--name", share.name], {**environment, **settings}
+            )
+            self._children.append(child)
+            self._starts.append(start)
+
+    def _describe(
+        self, share: WorkerShare, argv: Sequence[str], environment: Mapping[str, str]
+    ) -> tuple[Child, Callable[[], None]]:
+        ready_file = Path(environment[_READY_FILE]) if self._ready_file else None
+        child = Child(
+            f"worker {share.name}",
+            argv,
+            log=None,
+            apart=True,
+            env=environment,
+            is_ready=lambda: ready_file is None or ready_file.exists(),
+        )
+
+        def start() -> None:
+            if ready_file is not None:
+                ready_file.unlink(missing_ok=True)
+            child.start()
+            port = environment.get("CLIPFLEET_HEALTH_PORT")
+            log.info(
+                "%s has pid %d%s", child.name, child.pid, f", health port {port}" if port else "",
+                extra={"action": "process_started"},
+            )  # fmt: skip
+
+        return child, start
+
+    def run(self) -> int:
+        """Keep them running until a signal comes, then drain them.
+
+        Returns:
+            The exit code: 0 if all have drained, else that of one that has not. 2 if one of them cannot use
+            its settings from the start: to start it again would not help.
+        """
+        with self._signals:
+            try:
+                return self._run()
+            finally:
+                for child in self._children:
+                    child.kill()
+
+    def _run(self) -> int:
+        for start in self._starts:
+            start()
+        restarters = [Restarter(*pair) for pair in zip(self._children, self._starts, strict=True)]
+        in_first_life = set(self._children)
+        while not self._signals.pending:
+            ended = {child for child in in_first_life if not child.alive}
+            if any(child.exit_code == EXIT_USAGE for child in ended):
+                log.error("a worker cannot use its settings; all end", extra={"action": "processes_end"})
+                self._drain()
+                return EXIT_USAGE
+            in_first_life -= ended
+            for restarter in restarters:
+                if message := restarter.poll():
+                    log.warning("%s", message, extra={"action": "process_ended"})
+            self._tell_ready()
+            time.sleep(POLL_SECONDS)
+        log.info("all workers drain", extra={"action": "drain"})
+        return self._drain()
+
+    def _tell_ready(self) -> None:
+        """Once, as soon as all take work."""
+        if self._ready_file is not None and not self._was_ready:
+            self._was_ready = all(child.probe() for child in self._children)
+            if self._was_ready:
+                self._ready_file.touch()
+
+    def _drain(self) -> int:
+        """Signals that come meanwhile change nothing: a worker that drains heeds them as little."""
+        leaving = [child for child in self._children if child.alive]
+        for child in leaving:
+            child.send(signal.SIGTERM)
+        deadline = time.monotonic() + self._stop_seconds
+        while any(child.alive for child in leaving) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        for child in leaving:
+            if child.alive:
+                log.error("%s does not end and is killed", child.name, extra={"action": "process_killed"})
+                child.kill()
+        codes = [child.exit_code or 0 for child in leaving]
+        return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def run_processes(shares: Sequence[WorkerShare], stop_seconds: float) -> int:
+    """Run the workers of this machine; see `Processes.run`."""
+    return Processes(shares, stop_seconds=stop_seconds, environment=os.environ).run()
