@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Self
 
 _MIN_ROWS = 16  # one slice
-_MIN_CHUNK_SECONDS = 1.0
+_MIN_CHUNK_SECONDS = 0.5
 _MOST = 0.5
 _SATURATED = 0.85  # of the time in a worker's hands: nothing else would make it faster
 _BUSY = 0.4  # a stage that is less busy than this limits nothing

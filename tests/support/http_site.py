@@ -22,6 +22,7 @@
 | `/cookie` | sets one |
 | `/tagged?tag=VALUE&status=200` | with an `X-Robots-Tag` for each `tag` |
 | `/robots.txt` | the attribute `robots_txt`: text, or the status instead of it |
+| `/late/<name>` | the picture, after a tenth of a second |
 | `/stall`, `/drip`, `/endless` | no answer; a byte now and then; a body without end |
 | `/meet/<count>` | waits until so many are here together, then answers all of them |
 | `/echo` | the request as JSON: path with query as sent, headers |
@@ -48,6 +49,7 @@ from aiohttp import web
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
 _DRIP_SECONDS = 0.02
+_LATE_SECONDS = 0.1
 _PICTURE = b"picture"
 
 
@@ -160,6 +162,7 @@ class HttpSite:
         routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "/sick/{name}": self._sick,
             "/held/{name}": self._held,
+            "/late/{name}": self._late,
             "/status/{code}": self._status,
             "/flaky/{status}/{times}": self._flaky,
             "/html": self._html,
@@ -207,6 +210,12 @@ class HttpSite:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=int(request.match_info["code"]), text="no picture")
+
+    async def _late(self, request: web.Request) -> web.StreamResponse:
+        if self._folder is None:
+            raise web.HTTPNotFound
+        await asyncio.sleep(_LATE_SECONDS)
+        return web.FileResponse(self._folder / request.match_info["name"])
 
     async def _flaky(self, request: web.Request) -> web.StreamResponse:
         if self.requests[request.path] > int(request.match_info["times"]):

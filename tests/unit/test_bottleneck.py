@@ -120,7 +120,7 @@ class TestSubmit:
 class TestLittle:
     def test_nothing_is_said_of_a_few_rows_a_moment_or_nothing(self) -> None:
         assert limit(DECODES, rows=3) == "None"
-        assert limit_of(Meters({Step.ITEMS: 0.9, Meter.BEYOND: 20.0}), rows=512) is None
+        assert limit_of(Meters({Step.ITEMS: 0.4, Meter.BEYOND: 20.0}), rows=512) is None
         assert limit_of(NO_METERS, rows=512, starved_seconds=9, lasted_seconds=9) is None
 
 

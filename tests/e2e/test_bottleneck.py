@@ -1,0 +1,93 @@
+"""Four jobs, each throttled at another stage of a real worker, name what limits them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from clipfleet.ledger import Ledger
+from tests.support.cluster import Cluster
+from tests.support.http_site import HttpSite
+from tests.support.pictures import encoded, picture
+from tests.support.throttled_worker import SLOW_TO_DECODE
+
+ITEMS = 48
+SETTINGS = {"CLIPFLEET_HOST_CONNECTIONS": "2", "CLIPFLEET_DECODE_THREADS": "2"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("bottleneck"), SETTINGS) as cluster:
+        cluster.start_worker(program=("tests.support.throttled_worker", str(slow_writes(cluster))))
+        yield cluster
+
+
+def slow_writes(cluster: Cluster) -> Path:
+    """While this file is there, parts take long to write."""
+    return cluster.folder / "slow-writes"
+
+
+def folder_of(cluster: Cluster, name: str, data: bytes) -> Path:
+    folder = cluster.folder / name
+    folder.mkdir()
+    for number in range(ITEMS):
+        (folder / f"{number:04d}.jpg").write_bytes(data)
+    return folder
+
+
+def limit(cluster: Cluster, source: Path) -> Any:
+    """What the end of the wait, the ledger and the manifest say; it is the same."""
+    output = cluster.folder / f"{source.stem}-out"
+    options = ["--model", "demo", "--chunk-size", "16", "--output", output]
+    summary = cluster.run_json("embed", source, *options)
+    assert summary["failed"] == 0
+    with closing(Ledger(cluster.server.url)) as ledger:
+        status = ledger.status(summary["job_id"])
+    assert (status.limit and asdict(status.limit)) == summary["limit"]
+    assert json.loads((output / "_manifest.json").read_text())["limit"] == summary["limit"], status.meters
+    return summary["limit"]
+
+
+def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(picture(1)))
+    with HttpSite(tmp_path) as site:
+        source = cluster.folder / "late.txt"
+        source.write_text("".join(f"{site.url(f'/late/a.jpg?{n}')}\n" for n in range(ITEMS)))
+        found = limit(cluster, source)
+
+    assert found == {"stage": "fetch", "text": "127.0.0.1 at its connection cap (2)"}
+
+
+def test_decode_and_how_people_are_told(cluster: Cluster) -> None:
+    source = folder_of(cluster, "large", encoded(picture(1)) + SLOW_TO_DECODE)
+    options = ["--model", "demo", "--job-id", "large", "--output", cluster.folder / "large-out"]
+    run = cluster.run("embed", source, *options)
+
+    assert "limited by decode: 2 threads busy " in run.stderr
+    assert "\nlimit    decode: 2 threads busy " in cluster.run("status", "large").stdout
+
+
+def test_forward(cluster: Cluster) -> None:
+    found = limit(cluster, folder_of(cluster, "black", encoded(Image.new("RGB", (64, 64)))))
+
+    assert found["stage"] == "forward"
+    assert found["text"].endswith(" (cpu, fp32)")
+
+
+def test_sink(cluster: Cluster) -> None:
+    source = folder_of(cluster, "quick", encoded(picture(1)))
+    slow_writes(cluster).touch()
+    try:
+        found = limit(cluster, source)
+    finally:
+        slow_writes(cluster).unlink()
+
+    assert found["stage"] == "sink"
+    assert found["text"].startswith("writing parts takes ")

@@ -1,0 +1,74 @@
+"""A worker that can be made slow at one stage or another: `python -m tests.support.throttled_worker FILE`.
+
+Pictures with `SLOW_TO_DECODE` behind their end keep a decode thread for long, black ones keep the device, and
+while FILE is there each part takes long to write. The model is a fake one; all else is what users run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from clipfleet.contract import DecodeRoute, Precision
+from clipfleet.crash_points import CrashPoint
+from clipfleet.settings import checked
+from clipfleet_worker.decode import Decoder, Raster
+from clipfleet_worker.drain import end_process
+from clipfleet_worker.lifecycle import Worker
+from clipfleet_worker.logs import log_to_stderr
+from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.picture_sizes import Frame
+from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.testing import FakeEncoder
+
+SLOW_TO_DECODE = b"~slow"
+_DECODE_SECONDS = 0.06
+_ENCODE_SECONDS = 0.03
+_WRITE_SECONDS = 1.0
+
+
+class SlowDecoder(Decoder):
+    """Takes its time for pictures with the mark."""
+
+    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+        if data.endswith(SLOW_TO_DECODE):
+            time.sleep(_DECODE_SECONDS)
+        return super().read(data, frame, route)
+
+
+class SlowEncoder(FakeEncoder):
+    """Takes its time for black pictures."""
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(_ENCODE_SECONDS * sum(not image.any() for image in pixels))
+        return super().encode_images(pixels)
+
+
+class SlowWrites:
+    """Takes its time for parts, while a file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def reach(self, point: CrashPoint) -> None:
+        if point is CrashPoint.MID_WRITE and self._file.exists():
+            time.sleep(_WRITE_SECONDS)
+
+
+class ThrottledWorker(Worker):
+    """Loads the slow encoder, whatever it is asked for."""
+
+    def _load(self, name: str, precision: Precision) -> LoadedModel:
+        return cast(LoadedModel, SlowEncoder(name))
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    slow_writes = SlowWrites(Path(sys.argv[1]))
+    settings = checked(WorkerSettings)
+    worker = ThrottledWorker(settings, preload=True, crash_points=slow_writes, decoder_class=SlowDecoder)
+    end_process(worker.run())
