@@ -158,13 +158,26 @@ class JobStatus:
     @property
     def limit(self) -> Limit | None:
         """What limits the job, or has limited it; None where too little was seen, or nothing stands out."""
-        lasted_ms = (self.finished_ms or self.asked_ms) - self.created_ms
         return limit_of(
             self.meters,
             rows=self.ran,
             starved_seconds=self.starved_ms / 1000,
-            lasted_seconds=lasted_ms / 1000,
+            lasted_seconds=self.lasted_seconds,
         )
+
+    def limit_since(self, earlier: JobStatus) -> Limit | None:
+        """What has limited the job since an earlier snapshot of the same generation."""
+        return limit_of(
+            self.meters.since(earlier.meters),
+            rows=self.ran - earlier.ran,
+            starved_seconds=(self.starved_ms - earlier.starved_ms) / 1000,
+            lasted_seconds=self.lasted_seconds - earlier.lasted_seconds,
+        )
+
+    @property
+    def lasted_seconds(self) -> float:
+        """From the submit to the end, or until now."""
+        return ((self.finished_ms or self.asked_ms) - self.created_ms) / 1000
 
     @property
     def has_stopped_itself(self) -> bool:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from clipfleet import console, progress
+from clipfleet.bottleneck import Meters
 from clipfleet.contract import JobState
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import JobStatus, WorkerFacts
-from clipfleet.progress import JobProgress, why_nobody_works
+from clipfleet.progress import JobProgress, duration_words, rate_words, why_nobody_works
 from tests.support.doubles import Clock
 from tests.support.jobs import JOB_ID, make_status
 
+WRITES = Meters({"write": 9.0, "fetch, decode, encode": 1.0})
 WORKING = make_status(leased_chunks=2, ok=30, failed=2)
 WAITING = make_status()
 
@@ -44,20 +47,36 @@ class Bench:
 
 
 class TestLines:
-    def test_one_every_ten_seconds_with_the_rate_since_the_start(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_one_every_ten_seconds_with_rate_and_time_left(self, capsys: pytest.CaptureFixture[str]) -> None:
         bench = Bench()
         with bench.progress:
-            for _ in range(41):
-                bench.after(0.5, make_status(leased_chunks=1, total=1000, ok=480, failed=20))
+            for ran in range(0, 4100, 100):
+                bench.after(0.5, make_status(leased_chunks=1, total=4500, ok=ran, ran=ran))
 
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err.splitlines() == [
-            f"{JOB_ID} running: 500 of 1,000, 20 failed, 50/s",
-            f"{JOB_ID} running: 500 of 1,000, 20 failed, 25/s",
+            f"{JOB_ID} running: 1,900 of 4,500, 0 failed, 200/s, 13 s left",
+            f"{JOB_ID} running: 3,900 of 4,500, 0 failed, 200/s, 3 s left",
         ]
+
+    def test_what_is_not_known_is_a_question_mark(self, capsys: pytest.CaptureFixture[str]) -> None:
+        submitting = make_status(state=JobState.SUBMITTING, sealed=False, leased_chunks=1)
+        Bench().after(10, submitting)
+        Bench().after(10, make_status(state=JobState.FINISHING, ok=100))
+
+        assert capsys.readouterr().err.splitlines() == [
+            f"{JOB_ID} submitting: 0 of 100 so far, 0 failed, ?/s, ? left",
+            f"{JOB_ID} finishing: 100 of 100, 0 failed",
+        ]
+
+    def test_the_commonest_errors_and_the_limit(self, capsys: pytest.CaptureFixture[str]) -> None:
+        codes = {"timeout": 3, "not_found": 40, "empty": 1, "tls_failed": 2}
+        Bench().after(10, make_status(leased_chunks=1, ok=54, failed=46, codes=codes, ran=100, meters=WRITES))
+
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "46 failed (40 not_found, 3 timeout, 2 tls_failed), " in line
+        assert line.endswith(" left; sink: writing parts takes 90 % of the chunks' time")
 
     def test_quiet_is_quiet_as_long_as_somebody_works(self, capsys: pytest.CaptureFixture[str]) -> None:
         bench = Bench(quiet=True)
@@ -82,12 +101,25 @@ class TestBar:
     def test_a_terminal_gets_a_bar_in_place_of_lines(self, terminal: io.StringIO) -> None:
         bench = Bench()
         with bench.progress:
-            bench.after(20, make_status(leased_chunks=1, total=1000, ok=480, failed=20))
+            bench.after(1, make_status(leased_chunks=1, total=1000))
+            for ran in (100, 200, 300, 400, 500):
+                status = make_status(
+                    leased_chunks=1, total=1000, ok=ran - 20, failed=20, ran=ran, meters=WRITES
+                )
+                bench.after(4, replace(status, codes={"empty": 20}))
 
-        assert "500/1000" in terminal.getvalue()
-        assert "25/s" in terminal.getvalue()
-        assert "20 failed" in terminal.getvalue()
-        assert JOB_ID not in terminal.getvalue()
+        shown = terminal.getvalue()
+        assert "500/1000" in shown
+        assert "25/s, 20 s left" in shown
+        assert "20 failed (20 empty); sink: writing parts takes 90 % of the chunks' time" in shown
+        assert JOB_ID not in shown
+
+    def test_what_others_have_named_moves_no_cursor(self, terminal: io.StringIO) -> None:
+        bench = Bench()
+        with bench.progress:
+            bench.after(1, make_status(leased_chunks=1, failed=1, codes={"a\x1b[2Jb [red]c[/]": 1}))
+
+        assert "1 failed (1 a\\x1b[2Jb [red]c[/])" in terminal.getvalue()
 
     def test_quiet_has_none(self, terminal: io.StringIO) -> None:
         bench = Bench(quiet=True)
@@ -188,3 +220,21 @@ class TestReasons:
         bench.after(5, make_status(state=JobState.PAUSED, reason="[red]x[/blue] :smile:"))
 
         assert "([red]x[/blue] :smile:)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3600, "1 h"), (7500, "2 h 5 min"),
+        (86_400, "1 d"), (273_700, "3 d 4 h"),
+    ],
+)  # fmt: skip
+def test_durations(seconds: float, words: str) -> None:
+    assert duration_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"), [(1234.4, "1,234"), (10, "10"), (7.46, "7.5"), (0.031, "0.031"), (0, "0")]
+)
+def test_rates(rate: float, words: str) -> None:
+    assert rate_words(rate) == words

@@ -16,20 +16,25 @@ from clipfleet.console import say, say_trouble
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
 from clipfleet.program import EXIT_FAILED, EXIT_INTERRUPTED
-from clipfleet.progress import JobProgress, why_nobody_works
+from clipfleet.progress import JobProgress, rate_words, why_nobody_works
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
 def watch(job: JobArgument, as_json: AsJson = False) -> None:
     """Follow a job to its end; the exit code tells how it ended."""
-    started = time.monotonic()
     with Client() as client:
-        follow(client, client.job(job), wait=True, as_json=as_json, started=started)
+        follow(client, client.job(job), wait=True, as_json=as_json)
 
 
-def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:
-    """Print how the job goes, and end the program with the exit code that says how it ended."""
+def follow(
+    client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float | None = None
+) -> None:
+    """Print how the job goes, and end the program with the exit code that says how it ended.
+
+    Its seconds count from `started`; who only watches is told those since the submit.
+    """
+    began = time.monotonic() if started is None else started
     with _interruptible(job):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
@@ -38,6 +43,7 @@ def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started
                 snapshot = job.wait(on_progress=progress.update, on_trouble=say_trouble)
         else:
             snapshot = job.status()
+    seconds = time.monotonic() - began
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -46,14 +52,14 @@ def follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started
             "ok": snapshot.ok,
             "failed": snapshot.failed,
             "output": job.output,
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(seconds, 3),
             "limit": snapshot.limit and asdict(snapshot.limit),
         }
         typer.echo(json.dumps(summary))
         if snapshot.reason:
             say(f"reason: {snapshot.reason}", style="red")
     else:
-        _say_summary(client, job, snapshot, time.monotonic() - started)
+        _say_summary(client, job, snapshot, seconds if started is not None else _seconds_of(snapshot))
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
 
 
@@ -67,7 +73,12 @@ def _interruptible(job: JobHandle) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float) -> None:
+def _seconds_of(snapshot: JobStatus) -> float | None:
+    """How long a job has lasted; the ledger does not know when a retry of it began."""
+    return None if snapshot.generation else snapshot.lasted_seconds
+
+
+def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:
     if not snapshot.state.is_final:
         say(f"submitted {snapshot.total:,} items; follow them with `clipfleet watch {job.job_id}`")
         problem = why_nobody_works(snapshot, client.workers())
@@ -76,11 +87,10 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
         return
     style = "green" if snapshot.state is JobState.COMPLETED else "yellow"
     rows = snapshot.ok + snapshot.failed
-    say(
-        f"{snapshot.state}: {snapshot.ok:,} ok, {snapshot.failed:,} failed in {seconds:.1f} s "
-        f"({rows / max(seconds, 0.001):,.0f}/s)",
-        style=style,
-    )
+    lasted = ""
+    if seconds is not None:
+        lasted = f" in {seconds:.1f} s ({rate_words(snapshot.ran / max(seconds, 0.001))}/s)"
+    say(f"{snapshot.state}: {snapshot.ok:,} ok, {snapshot.failed:,} failed{lasted}", style=style)
     if snapshot.reason:
         say(f"reason: {snapshot.reason}", style="red")
     if snapshot.limit:
