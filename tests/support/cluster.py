@@ -136,7 +136,7 @@ class Cluster:
         number = len(self.workers)
         log_file = self.folder / f"worker-{number}.log"
         environment = self.environment() | {"CLIPFLEET_READY_FILE": str(self._ready_file(number))}
-        if program[0].startswith("tests."):
+        if program[0].startswith(("tests.", "ops.")):
             paths = [str(ROOT), environment.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         with log_file.open("wb") as log:

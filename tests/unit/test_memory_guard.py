@@ -58,11 +58,11 @@ class TestGuard:
     def test_growth_while_a_picture_is_read(self, caplog: pytest.LogCaptureFixture) -> None:
         process = Process(10 << 20)
         guard = process.guard(1 << 40, growth_bytes=100 << 20)
-        with guard.reading():
+        with guard.new_reading():
             process.used_bytes = 110 << 20
             guard.check()
             assert process.ends == []
-            with guard.reading():
+            with guard.new_reading():
                 process.used_bytes = 150 << 20
                 guard.check()
 
@@ -72,11 +72,12 @@ class TestGuard:
     def test_growth_while_none_is_read(self) -> None:
         process = Process(10 << 20)
         guard = process.guard(1 << 40, growth_bytes=100 << 20)
-        with guard.reading():
+        reading = guard.new_reading()
+        with reading:
             pass
         process.used_bytes = 500 << 20
         guard.check()
-        with guard.reading():
+        with reading:
             guard.check()
 
         assert process.ends == []

@@ -17,7 +17,7 @@ import numpy as np
 from clipfleet.bottleneck import Meter
 from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
-from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, encode_each
+from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, Results, encode_each
 from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
 
@@ -171,9 +171,12 @@ class _FailedFeatures:
         raise self.error
 
 
-def _deliver(segment: Segment, results: list[np.ndarray | Exception]) -> None:
+def _deliver(segment: Segment, results: Results) -> None:
     outcomes = segment.slice.outcomes
     positions = segment.slice.positions[segment.start : segment.stop]
+    if isinstance(results, np.ndarray):
+        outcomes.deliver(positions, results)
+        return
     good: list[tuple[int, np.ndarray]] = []
     for position, result in zip(positions, results, strict=True):
         if not isinstance(result, Exception):

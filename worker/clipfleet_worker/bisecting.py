@@ -27,9 +27,13 @@ class DeviceFault(Exception):  # noqa: N818 - no error of an item
         self.error = error
 
 
+# By item; a list where the batch as a whole has failed.
+Results = np.ndarray | list[np.ndarray | Exception]
+
+
 def encode_each(
     encode: Encode, items: list[Any], harmless: Any, *, first: Callable[[], np.ndarray]
-) -> list[np.ndarray | Exception]:
+) -> Results:
     """Features of each item, or the exception of an item that fails alone.
 
     Args:
@@ -42,7 +46,7 @@ def encode_each(
         DeviceFault: it does not work.
     """
     try:
-        return list(first())
+        return first()
     except FORWARD_ERRORS as error:
         context = {"action": "batch_failed"}
         log.warning("a batch of %d failed: %s", len(items), error, exc_info=True, extra=context)

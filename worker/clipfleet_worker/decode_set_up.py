@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
-from clipfleet_worker.memory_guard import MemoryGuard, memory_limit, own_memory
+from clipfleet_worker.memory_guard import MemoryGuard, Reading, memory_limit, own_memory
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import Watchdog
+from clipfleet_worker.watchdog import Pulse, Watchdog
 
 _MODEL_BYTES = 1 << 31
 
@@ -35,14 +34,46 @@ def make_decode_stage(
     """Where pictures are read, in sight of those who end a process that hangs or takes too much."""
     decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
-
-    @contextmanager
-    def watched() -> Iterator[None]:
-        with watchdog.activity("decode", "read a picture", limits.seconds), memory_guard.reading():
-            yield
-
+    watch = PictureWatch(watchdog, memory_guard, limits.seconds)
     children = DecodeChildren(decoder, limits)
-    return DecodeStage(decoder, children, watched=watched, isolate=settings.isolate_decode)
+    return DecodeStage(decoder, children, watched=watch.of_this_thread, isolate=settings.isolate_decode)
+
+
+class PictureWatch:
+    """Shows watchdog and memory guard each picture that is read in this process."""
+
+    def __init__(self, watchdog: Watchdog, memory_guard: MemoryGuard, limit_seconds: float) -> None:
+        self._watchdog = watchdog
+        self._memory_guard = memory_guard
+        self._limit_seconds = limit_seconds
+        self._thread = threading.local()
+
+    def of_this_thread(self) -> WatchedPictures:
+        """The context to be entered around each picture. Made once a thread: they read millions."""
+        try:
+            pictures: WatchedPictures = self._thread.pictures
+        except AttributeError:
+            pictures = self._thread.pictures = WatchedPictures(
+                self._watchdog.pulse("decode"), self._memory_guard.new_reading(), self._limit_seconds
+            )
+        return pictures
+
+
+class WatchedPictures:
+    """The pictures of one thread, one after the other."""
+
+    def __init__(self, pulse: Pulse, reading: Reading, limit_seconds: float) -> None:
+        self._pulse = pulse
+        self._reading = reading
+        self._limit_seconds = limit_seconds
+
+    def __enter__(self) -> None:
+        self._pulse.enter("read a picture", self._limit_seconds)
+        self._reading.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._reading.__exit__()
+        self._pulse.rest()
 
 
 def decode_threads(settings: WorkerSettings) -> int:

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
 from clipfleet_worker.open_files import raise_open_files_limit
 from clipfleet_worker.pipeline import Pipeline
+from clipfleet_worker.process_set_up import calm_collector
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.status_server import StatusServer, health_pages
@@ -82,7 +84,9 @@ class Worker:
         preload: bool,
         crash_points: CrashPoints = NO_CRASH_POINTS,
         decoder_class: type[Decoder] = Decoder,
+        load_model: Callable[[str, Precision, str, MakeBackend], LoadedModel] = load_model,
     ) -> None:
+        self._load_model = load_model
         self._crash_points = crash_points
         self._settings = settings
         self._preload = preload
@@ -256,7 +260,7 @@ class Worker:
             pulse.rest(f"download {name}")  # the network has limits of its own
             fetch_files(name)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
-            model = load_model(name, precision, self._device, self._make_backend)
+            model = self._load_model(name, precision, self._device, self._make_backend)
             model.warm_up()
         return model
 
@@ -269,6 +273,7 @@ class Worker:
         require_known(self._settings.models)
         raise_open_files_limit(connections=self._settings.total_connections)
         threading.excepthook = _exit_when_a_thread_dies
+        calm_collector()
         register(self._celery_app, self._tasks)
         signals.setup_logging.connect(_leave_logging_alone)
         signals.worker_shutting_down.connect(self._on_shutting_down)

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from clipfleet_worker.control_groups import control_groups
@@ -23,6 +23,20 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.1  # a gigabyte takes longer than this to be touched
 _SHARE = 0.9  # of what there is; the rest is for children and for others
+
+
+class Reading:
+    """A context around the reading of a picture, for one thread; it may be entered again for the next one."""
+
+    def __init__(self, used_bytes: Callable[[], int]) -> None:
+        self._used_bytes = used_bytes
+        self.began_bytes: int | None = None  # what the process had when it began; None: nothing is read now
+
+    def __enter__(self) -> None:
+        self.began_bytes = self._used_bytes()
+
+    def __exit__(self, *_: object) -> None:
+        self.began_bytes = None
 
 
 class MemoryGuard:
@@ -41,7 +55,7 @@ class MemoryGuard:
 
         Args:
             limit_bytes: beyond these the process ends.
-            growth_bytes: by so much it may grow while a picture is read, see `reading`.
+            growth_bytes: by so much it may grow while a picture is read, see `Reading`.
             used_bytes: see `own_memory`; None ends the guard: this system does not tell.
             exit_process: called with `EXIT_HUNG`; does not return in production.
             dump_stacks: writes the stacks of all threads where the log goes.
@@ -49,7 +63,7 @@ class MemoryGuard:
         self._limit_bytes = limit_bytes
         self._growth_bytes = growth_bytes
         self._last_bytes = used_bytes() or 0
-        self._readings: dict[object, int] = {}  # what the process had when each of them began
+        self._readings: list[Reading] = []
         self._lock = threading.Lock()
         self._used_bytes = used_bytes
         self._exit_process = exit_process
@@ -77,17 +91,12 @@ class MemoryGuard:
         if self._thread.is_alive():
             self._thread.join()
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Around the reading of one picture in this process."""
-        key = object()
+    def new_reading(self) -> Reading:
+        """For a thread that reads pictures in this process; it is watched as long as the process lives."""
+        reading = Reading(lambda: self._last_bytes)
         with self._lock:
-            self._readings[key] = self._last_bytes
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._readings[key]
+            self._readings.append(reading)
+        return reading
 
     def check(self) -> bool:
         """Look once, and end the process if it has too much; False where there is nothing to be seen."""
@@ -96,7 +105,8 @@ class MemoryGuard:
             return False
         with self._lock:
             self._last_bytes = used
-            growth = used - min(self._readings.values(), default=used)
+            began = [reading.began_bytes for reading in self._readings]
+        growth = used - min((bytes_ for bytes_ in began if bytes_ is not None), default=used)
         if used > self._limit_bytes:
             self._end(
                 "%d MiB of memory are more than CLIPFLEET_MAX_MEMORY_BYTES, %d MiB; the process ends, its "

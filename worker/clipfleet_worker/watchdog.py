@@ -48,16 +48,18 @@ class Pulse:
     def __init__(self, loop: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
         self._monotonic = monotonic
-        self._phase = Phase(loop, "idle", monotonic())
+        # Changed in one assignment, for others read it meanwhile. No `Phase`: to make one takes longer, and
+        # loops that go through phases by the picture are watched once a second.
+        self._now: tuple[str, float, float | None] = ("idle", monotonic(), None)
 
     @property
     def phase(self) -> Phase:
         """The present phase."""
-        return self._phase
+        return Phase(self._loop, *self._now)
 
     def enter(self, phase: str, limit_seconds: float | None = None) -> None:
         """A phase begins that ends within the limit, or hangs."""
-        self._phase = Phase(self._loop, phase, self._monotonic(), limit_seconds)
+        self._now = (phase, self._monotonic(), limit_seconds)
 
     def rest(self, phase: str = "idle") -> None:
         """The loop waits for work, or for the world."""

@@ -13,8 +13,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -68,43 +67,46 @@ class FileFetcher:
             ItemFailure: `path_refused`, `bad_uri`, `not_found`, `access_denied`, `too_many_bytes`, or
                 `incomplete_body` where the disk or the machine fails while reading.
         """
-        with self._opened(uri) as (descriptor, status):
-            if status.st_size > self._max_image_bytes:
-                raise too_many_bytes(self._max_image_bytes)
-            return self._read_all(descriptor, status.st_size)
+        path = self._path(uri)
+        try:
+            descriptor, size_bytes = self._open(path)
+            try:
+                return self._read_all(descriptor, size_bytes)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failure(path, error) from error
 
     def read_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
         """Exactly these bytes of a file, which itself may be of any size; otherwise like `read`."""
         if size_bytes > self._max_image_bytes:
             raise too_many_bytes(self._max_image_bytes)
-        with self._opened(uri) as (descriptor, _):
-            data = bytearray()
-            while part := os.pread(descriptor, size_bytes - len(data), offset_bytes + len(data)):
-                data += part
+        path = self._path(uri)
+        data = bytearray()
+        try:
+            descriptor, _ = self._open(path)
+            try:
+                while part := os.pread(descriptor, size_bytes - len(data), offset_bytes + len(data)):
+                    data += part
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failure(path, error) from error
         if len(data) < size_bytes:
             raise ItemFailure(
                 ErrorCode.INCOMPLETE_BODY, f"the file ends after {len(data)} of {size_bytes} bytes"
             )
         return bytes(data)
 
-    @contextmanager
-    def _opened(self, uri: str) -> Iterator[tuple[int, os.stat_result]]:
-        """A descriptor of a regular file inside the roots, and what was known of it before it was opened."""
+    def _path(self, uri: str) -> str:
         if not self._prefixes:
             raise ItemFailure(
                 ErrorCode.PATH_REFUSED, "no folder may be read here: CLIPFLEET_FILE_ROOTS is not set"
             )
-        path = path_of(uri)
-        try:
-            descriptor, status = self._open(path)
-            try:
-                yield descriptor, status
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._failure(path, error) from error
+        return path_of(uri)
 
-    def _open(self, path: str) -> tuple[int, os.stat_result]:
+    def _open(self, path: str) -> tuple[int, int]:
+        """A descriptor of a regular file inside the roots, and its size before it was opened."""
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             handle = f"{_OPEN_FILES}/{pinned}"
@@ -113,13 +115,15 @@ class FileFetcher:
                 raise _outside()
             status = os.fstat(pinned)
             _require_file(status)
-            return os.open(handle, _READ_FLAGS), status
+            return os.open(handle, _READ_FLAGS), status.st_size
         finally:
             os.close(pinned)
 
     def _read_all(self, descriptor: int, expected_bytes: int) -> bytes:
-        # One byte more than expected: most files then need one call for their bytes and one to see the end.
-        # The size is not trusted: a file may grow meanwhile, and some file systems say 0.
+        # One byte more than expected: where it does not come, the file ends there, and needs no further call.
+        # Otherwise the size is not trusted: a file may grow meanwhile, and some file systems say 0.
+        if expected_bytes > self._max_image_bytes:
+            raise too_many_bytes(self._max_image_bytes)
         parts = []
         total = 0
         size = expected_bytes + 1 if expected_bytes else _READ_BYTES
@@ -128,6 +132,8 @@ class FileFetcher:
             if total > self._max_image_bytes:
                 raise too_many_bytes(self._max_image_bytes)
             parts.append(part)
+            if total == expected_bytes:
+                break
             size = _READ_BYTES
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -20,12 +20,8 @@ class RemoteFetchers:
 
     def __init__(self, by_scheme: Mapping[str, AsyncFetcher]) -> None:
         self._by_scheme = dict(by_scheme)
+        self.schemes = frozenset(by_scheme)  # what is served
         self._open = AsyncExitStack()
-
-    @property
-    def schemes(self) -> frozenset[str]:
-        """What is served."""
-        return frozenset(self._by_scheme)
 
     async def start(self) -> None:
         """Start all of them; if one cannot, those before it are closed."""
@@ -53,11 +49,7 @@ class LocalFetchers:
 
     def __init__(self, by_scheme: Mapping[str, BlockingFetcher]) -> None:
         self._by_scheme = dict(by_scheme)
-
-    @property
-    def schemes(self) -> frozenset[str]:
-        """What is served."""
-        return frozenset(self._by_scheme)
+        self.schemes = frozenset(by_scheme)  # what is served
 
     def read(self, uri: str) -> bytes:
         """See `BlockingFetcher`; the scheme must be a served one."""

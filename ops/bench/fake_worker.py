@@ -1,0 +1,32 @@
+"""A real worker with a fake encoder for a model, which costs next to nothing: `-m ops.bench.fake_worker`.
+
+All else is what `clipfleet-worker run` runs: so what is measured is what a worker costs beside its model.
+"""
+
+from __future__ import annotations
+
+from clipfleet_worker.process_set_up import choose_allocator
+
+
+def main() -> None:
+    """Work until SIGTERM."""
+    choose_allocator()
+    from typing import cast
+
+    from clipfleet.settings import checked
+    from clipfleet_worker.drain import end_process
+    from clipfleet_worker.lifecycle import Worker
+    from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.model import LoadedModel
+    from clipfleet_worker.settings import WorkerSettings
+    from clipfleet_worker.testing import FakeEncoder
+
+    def load_fake(name: str, *_: object) -> LoadedModel:
+        return cast(LoadedModel, FakeEncoder(name))
+
+    log_to_stderr()
+    end_process(Worker(checked(WorkerSettings), preload=True, load_model=load_fake).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What processes have cost: time of those that they have waited for counts, too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from ops.bench.process_cost import CpuSeconds, cpu_seconds, resident_bytes
+
+BUSY = "import time\nwhile time.process_time() < 0.1: pass"
+
+
+def test_seconds_of_both_kinds() -> None:
+    assert (CpuSeconds(3.0, 2.0) - CpuSeconds(1.0, 0.5)) == CpuSeconds(2.0, 1.5)
+    assert CpuSeconds(2.0, 1.5).total == 3.5
+
+
+def test_children_count_while_they_live_and_after() -> None:
+    before = cpu_seconds(os.getpid())
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{BUSY}\nprint('done', flush=True)\ninput()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alive = (cpu_seconds(os.getpid()) - before).total
+        child.communicate(b"\n")
+    assert alive > 0.08
+    assert (cpu_seconds(os.getpid()) - before).total > 0.08
+
+
+def test_memory_of_this_process() -> None:
+    assert resident_bytes(os.getpid()) > 1 << 20
