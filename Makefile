@@ -12,7 +12,7 @@ BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
 .PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock build \
-  test-build clean $(BENCHES)
+  test-build test-deploy clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -31,6 +31,10 @@ $(TEST_FOLDERS): $(VENV)/.dev-installed
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
 	PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/pytest tests/peers -q
+
+# Compose, Kubernetes and the images against their schemas; the images are built and run, as root, without Docker.
+test-deploy: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/deploy -q
 
 # One file at a time: they kill, cut and freeze what they started, and measure how long it takes to come back.
 test-chaos: $(VENV)/.dev-installed

@@ -1,12 +1,12 @@
 # A worker: docker build --file ops/docker/worker.Dockerfile --tag clipfleet-worker .
-# Everything is pinned by hash. pip's default torch brings CUDA and runs on a CPU as well; PIP_EXTRA_INDEX_URL
-# chooses another build of the same version, which is then pinned by its version only.
-FROM python:3.12-slim-bookworm
+# Everything is pinned by hash. pip's default torch brings CUDA and runs on a CPU as well; for a small image of
+# CPU builds PIP_EXTRA_INDEX_URL names their index: the same version, then pinned by its version only.
+# MODELS="NAME NAME" are baked in. Without, they are downloaded to /opt/models once: mount a volume there.
+FROM python:3.12-slim-bookworm AS build
 
 ARG PIP_EXTRA_INDEX_URL
-RUN useradd --create-home --uid 1000 clipfleet \
-    && install --directory --owner clipfleet --group clipfleet /home/clipfleet/.cache
-
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /opt/clipfleet
 COPY ops/locks ops/locks
 RUN pip install --no-cache-dir --require-hashes --no-deps --requirement ops/locks/worker.txt \
@@ -18,9 +18,29 @@ COPY pyproject.toml README.md LICENSE ./
 COPY producer producer
 COPY worker worker
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
+ARG MODELS
+RUN install --directory /opt/models \
+    && if [ -n "$MODELS" ]; then HF_HOME=/opt/models clipfleet-worker models pull $MODELS; fi
+
+FROM python:3.12-slim-bookworm
+
+RUN useradd --create-home --uid 1000 clipfleet \
+    && install --directory --owner 1000 --group 1000 /data
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build --chown=1000:1000 /opt/models /opt/models
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/opt/models \
+    CLIPFLEET_HEALTH_HOST=0.0.0.0 \
+    CLIPFLEET_HEALTH_PORT=8081 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # By its number: so Kubernetes can tell that it is not root.
 USER 1000
 WORKDIR /data
 STOPSIGNAL SIGTERM
+EXPOSE 8081
+HEALTHCHECK --interval=10s --timeout=5s --retries=3 --start-period=120s \
+    CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8081/healthz')"]
 CMD ["clipfleet-worker", "run"]

@@ -4,6 +4,7 @@ Each pins versions and hashes for every Python and platform that pyproject.toml 
 
 - `ci.txt`: all that tests need but torch.
 - `worker.txt`: all that the image of a worker needs but torch, and what builds the package there.
+- `producer.txt`: the same for the image of producers and of the exporter.
 - `torch.txt`: torch and torchvision of the default build, with what only they need. Apart from the others,
   because each build of torch (CPU, CUDA, ROCm) has an index, and so hashes, of its own.
 
@@ -22,12 +23,17 @@ ROOT = HERE.parents[1]
 OLDEST_PYTHON = "3.11"
 OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
 BUILDS = "hatchling"  # see build-system in pyproject.toml
-EXTRAS = {"ci.txt": ("worker", "embedded", "dev"), "worker.txt": ("worker",)}
+EXTRAS = {
+    "ci.txt": ("worker", "embedded", "dev"),
+    "worker.txt": ("worker",),
+    "producer.txt": ("exporter",),
+}
 
 _HEADER = "# {}\n# Written by `make lock`; do not edit. Install with --require-hashes --no-deps.\n"
 _TITLES = {
     "ci.txt": "What tests need, but torch: see torch.txt.",
     "worker.txt": "What the image of a worker needs, but torch: see torch.txt.",
+    "producer.txt": "What the image of producers and of the exporter needs.",
     "torch.txt": "The default build of torch, and what only it needs.",
 }
 

@@ -15,7 +15,7 @@ from ops.locks.__main__ import EXTRAS, HERE, OF_TORCH
 from tests.support.documents import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = ("ci.txt", "worker.txt", "torch.txt")
+LOCKS = ("ci.txt", "worker.txt", "producer.txt", "torch.txt")
 PINNED = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)", re.MULTILINE)
 
 
@@ -75,6 +75,8 @@ def test_they_are_used() -> None:
     image = (ROOT / "ops" / "docker" / "worker.Dockerfile").read_text()
     assert "--require-hashes --no-deps --requirement ops/locks/worker.txt" in image
     assert "--require-hashes --no-deps --requirement ops/locks/torch.txt" in image
+    producers = (ROOT / "ops" / "docker" / "producer.Dockerfile").read_text()
+    assert "--require-hashes --no-deps --requirement ops/locks/producer.txt" in producers
     assert re.search(r"^lock:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from clipfleet_worker.gpus import find_gpus
 from clipfleet_worker.memory_guard import memory_limit
 from clipfleet_worker.process_plan import Machine, WorkerShare, plan_processes
 from clipfleet_worker.processes import run_processes
-from clipfleet_worker.requirements import require_worker_extra
+from clipfleet_worker.requirements import require_exporter_extra, require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
 
 app = new_app(
@@ -138,6 +139,24 @@ def demo(
     from clipfleet_worker.demo import run_demo
 
     raise typer.Exit(run_demo(directory))
+
+
+@app.command()
+def exporter() -> None:
+    """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
+    require_exporter_extra()
+    from clipfleet.ledger import Ledger
+    from clipfleet_worker.exporter import run_exporter
+    from clipfleet_worker.logs import log_to_stderr
+
+    settings = checked(WorkerSettings)
+    if settings.health_port is None:
+        raise UsageError("CLIPFLEET_HEALTH_PORT is not set: give the port that Prometheus asks")
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    log_to_stderr()
+    run_exporter(Ledger(settings.require_redis_url()), settings.health_host, settings.health_port, ending)
 
 
 app.command()(doctor)

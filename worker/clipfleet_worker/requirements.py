@@ -16,3 +16,9 @@ def require_worker_extra() -> None:
         raise UsageError(
             f'this command needs {", ".join(missing)}: run `pip install "clipfleet[worker,embedded]"`'
         )
+
+
+def require_exporter_extra() -> None:
+    """Raise `UsageError` unless what the exporter needs is installed; the extra `[worker]` brings it, too."""
+    if find_spec("prometheus_client") is None:
+        raise UsageError('this command needs prometheus_client: run `pip install "clipfleet[exporter]"`')

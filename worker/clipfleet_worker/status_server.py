@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.health import Health
+
+if TYPE_CHECKING:  # the exporter runs where no worker could
+    from clipfleet_worker.health import Health
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,172 @@
+"""What kustomize makes of ops/kubernetes fits the schemas of Kubernetes and KEDA, and the code's settings."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from clipfleet_worker.settings import WorkerSettings
+from tests.conftest import service_is_missing
+from tests.support.documents import ROOT
+
+OVERLAYS = ("cpu", "gpu")
+KUBERNETES = "1.33"
+KEDA = "@kubernetes-models/keda@0.4.2"
+SETTINGS = {f"CLIPFLEET_{name.upper()}": field for name, field in WorkerSettings.model_fields.items()}
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    if shutil.which("kustomize") is None:
+        service_is_missing("kustomize is not installed")
+    folder = ROOT / "ops" / "kubernetes" / "overlays" / request.param
+    text = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True, check=True).stdout
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    return (one for one in objects if one["kind"] == kind)
+
+
+def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    controllers = [*of_kind(objects, "Deployment"), *of_kind(objects, "StatefulSet")]
+    return {one["metadata"]["name"]: one["spec"]["template"] for one in controllers}
+
+
+def settings_of(objects: list[dict[str, Any]]) -> dict[str, str]:
+    (found,) = [
+        one["data"] for one in of_kind(objects, "ConfigMap") if "CLIPFLEET_MODELS" in one.get("data", {})
+    ]
+    return dict(found)
+
+
+def test_they_fit_the_schemas_of_kubernetes(objects: list[dict[str, Any]]) -> None:
+    kinds = {one["kind"] for one in objects}
+    assert kinds >= {"Deployment", "StatefulSet", "PodDisruptionBudget", "NetworkPolicy", "ScaledObject"}
+    for one in objects:
+        if one["kind"] != "ScaledObject":
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+def test_scaling_fits_the_schema_of_keda(objects: list[dict[str, Any]], tmp_path: Path) -> None:
+    if shutil.which("npm") is None:
+        service_is_missing("npm is not installed")
+    subprocess.run(["npm", "install", "--silent", "--no-save", "--prefix", tmp_path, KEDA], check=True)
+
+    def wrong(scaled: list[dict[str, Any]]) -> str:
+        script = Path(__file__).with_name("keda.mjs")
+        return subprocess.run(
+            ["node", script, tmp_path], input=json.dumps(scaled), capture_output=True, text=True, check=True
+        ).stdout
+
+    scaled = list(of_kind(objects, "ScaledObject"))
+    assert scaled
+    assert wrong(scaled) == ""
+    scaled[0]["spec"]["triggers"][0]["metadata"]["threshold"] = 64
+    assert "must be string" in wrong(scaled)
+
+
+def test_scaling_asks_for_metrics_that_exist(objects: list[dict[str, Any]]) -> None:
+    (scaled,) = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["minReplicaCount"] == 0
+    assert scaled["spec"]["scaleTargetRef"]["name"] in pods(objects)
+    described = (ROOT / "docs" / "metrics.md").read_text()
+    for trigger in scaled["spec"]["triggers"]:
+        names = re.findall(r"\bclipfleet_\w+", trigger["metadata"]["query"])
+        assert names
+        assert all(f"`{name}`" in described for name in names)
+
+
+def test_every_variable_is_a_setting_with_a_value_it_takes(objects: list[dict[str, Any]]) -> None:
+    given = settings_of(objects)
+    assert set(given) <= set(SETTINGS)
+    WorkerSettings(**{name.removeprefix("CLIPFLEET_").lower(): value for name, value in given.items()})
+    variables = {
+        entry["name"]
+        for pod in pods(objects).values()
+        for container in pod["spec"]["containers"]
+        for entry in container.get("env", ())
+    }
+    assert {name for name in variables if name.startswith("CLIPFLEET_")} <= set(SETTINGS)
+
+
+def test_probes_and_scrapes_ask_where_the_worker_answers(objects: list[dict[str, Any]]) -> None:
+    port = int(settings_of(objects)["CLIPFLEET_HEALTH_PORT"])
+    for name in ("worker", "exporter"):
+        (container,) = pods(objects)[name]["spec"]["containers"]
+        assert container["ports"] == [{"name": "status", "containerPort": port}]
+        probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
+        assert all(probe["port"] == "status" and probe["path"] in ("/healthz", "/readyz") for probe in probes)
+        assert pods(objects)[name]["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+
+
+def test_a_worker_has_time_to_drain(objects: list[dict[str, Any]]) -> None:
+    drain_seconds = float(settings_of(objects)["CLIPFLEET_DRAIN_SECONDS"])
+    assert pods(objects)["worker"]["spec"]["terminationGracePeriodSeconds"] >= drain_seconds + 10
+
+
+def test_pods_have_least_rights(objects: list[dict[str, Any]]) -> None:
+    for pod in pods(objects).values():
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("address", [
+    "169.254.169.254", "fd00:ec2::254", "10.0.0.1", "172.20.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1",
+    "::1", "::ffff:169.254.169.254", "fe80::1", "64:ff9b::a9fe:a9fe",
+])  # fmt: skip
+def test_workers_reach_no_address_inside(objects: list[dict[str, Any]], address: str) -> None:
+    assert not reaches(objects, address)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"])
+def test_workers_reach_public_addresses(objects: list[dict[str, Any]], address: str) -> None:
+    assert reaches(objects, address)
+
+
+def reaches(objects: list[dict[str, Any]], address: str) -> bool:
+    """Whether some policy lets a pod go to an address; the default denies all."""
+    policies = list(of_kind(objects, "NetworkPolicy"))
+    assert any(
+        one["spec"]["podSelector"] == {} and one["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        and "egress" not in one["spec"]
+        for one in policies
+    )  # fmt: skip
+    blocks = [
+        peer["ipBlock"]
+        for one in policies
+        for rule in one["spec"].get("egress", ())
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    where = ip_address(address)
+    return any(
+        where in ip_network(block["cidr"]) and not any(where in ip_network(cut) for cut in block["except"])
+        for block in blocks
+    )
+
+
+def test_gpu_workers_have_a_gpu_each_and_may_be_spot() -> None:
+    patch = yaml.safe_load((ROOT / "ops" / "kubernetes" / "overlays" / "gpu" / "gpu.yaml").read_text())
+    spec = patch["spec"]["template"]["spec"]
+    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert any("spot" in toleration["key"] for toleration in spec["tolerations"])

@@ -1,0 +1,126 @@
+"""docker-compose.yml fits its schema, names settings that exist, and gives each service little."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from clipfleet.redis_connection import connect
+from clipfleet_worker.embedded import valkey_binary
+from clipfleet_worker.loopback import free_port
+from clipfleet_worker.settings import WorkerSettings
+from tests.support.documents import ROOT
+from tests.support.waiting import wait_until
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SETTINGS = {f"CLIPFLEET_{name.upper()}" for name in WorkerSettings.model_fields}
+VARIABLE = re.compile(r"\$\{(\w+)")
+
+
+def test_it_fits_the_schema_of_compose() -> None:
+    schema = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    jsonschema.validate(COMPOSE, json.loads(schema.read_text()))
+
+
+def test_profiles_are_those_that_are_documented() -> None:
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
+    assert profiles == {"gpu", "s3", "observe", "cli"}
+    assert {name for name, service in SERVICES.items() if "profiles" not in service} == {"redis", "worker"}
+
+
+def test_every_variable_of_ours_is_a_setting_and_every_secret_is_made() -> None:
+    variables = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    assert {name for name in variables if name.startswith("CLIPFLEET_")} <= SETTINGS
+    made = subprocess.run(
+        ["sh", ROOT / "ops" / "docker" / "make-env.sh"], capture_output=True, text=True, check=True
+    ).stdout
+    secrets = dict(line.split("=") for line in made.splitlines())
+    assert len(set(secrets.values())) == len(secrets)
+    assert all(len(value) >= 32 for value in secrets.values())
+    used = set(VARIABLE.findall((ROOT / "docker-compose.yml").read_text()))
+    assert {name for name in used if not name.startswith("CLIPFLEET_")} == set(secrets)
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_least_rights(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"] and service["pids_limit"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name not in ("clipfleet",)])
+def test_a_service_is_watched_and_started_again(name: str) -> None:
+    service = SERVICES[name]
+    from_image = "dockerfile" in service.get("build", {})  # its HEALTHCHECK
+    assert service["restart"] == "unless-stopped"
+    assert from_image or service["healthcheck"]["test"]
+
+
+def test_workers_have_time_to_drain() -> None:
+    for name in ("worker", "worker-gpu"):
+        grace = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+        assert grace >= int(SERVICES[name]["environment"]["CLIPFLEET_DRAIN_SECONDS"]) + 10
+
+
+def test_what_is_mounted_from_here_exists() -> None:
+    sources = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
+    ours = [source for source in sources if source.startswith("./ops/")]
+    assert ours
+    assert all((ROOT / source).exists() for source in ours)
+    named = {source for source in sources if not source.startswith("./")}
+    assert named == set(COMPOSE["volumes"])
+
+
+PASSWORDS = {"PRODUCER_PASSWORD": "pro", "WORKER_PASSWORD": "wor", "READER_PASSWORD": "rea"}
+
+
+class TestRedis:
+    """`ops/redis/start.sh`, with the embedded Valkey in the place of the image's."""
+
+    @pytest.fixture
+    def port(self, tmp_path: Path) -> Iterator[int]:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "valkey-server").symlink_to(valkey_binary())
+        port = free_port()
+        process = subprocess.Popen(
+            ["sh", ROOT / "ops" / "redis" / "start.sh", "--dir", str(tmp_path), "--port", str(port),
+             "--bind", "127.0.0.1"],
+            env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **PASSWORDS},
+        )  # fmt: skip
+        yield port
+        process.terminate()
+        assert process.wait(20) == 0
+
+    def test_it_keeps_evicts_nothing_and_knows_its_users(self, port: int, tmp_path: Path) -> None:
+        wait_until(lambda: (tmp_path / "appendonlydir").exists(), "the server writes its log", 20)
+        for user, password in (("producer", "pro"), ("worker", "wor"), ("reader", "rea")):
+            with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
+                wait_until(client.ping, f"{user} is let in")
+        for login in ("", "clipfleet-worker:pro@", ":wor@"):
+            with (
+                pytest.raises(Exception, match=r"(?i)auth|password"),
+                connect(f"redis://{login}127.0.0.1:{port}/0") as one,
+            ):
+                one.ping()
+
+    def test_without_a_password_it_does_not_start(self, tmp_path: Path) -> None:
+        ended = subprocess.run(
+            ["sh", ROOT / "ops" / "redis" / "start.sh"],
+            env={"PATH": os.environ["PATH"], **PASSWORDS, "WORKER_PASSWORD": ""},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode != 0 and "WORKER_PASSWORD" in ended.stderr

@@ -1,0 +1,50 @@
+"""The ledger's metrics without a worker: for who starts workers when there is work, and ends them when not.
+
+Needs prometheus_client, and nothing else of the worker's packages.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import Backlog, Ledger
+from clipfleet_worker.metrics import FamiliesCollector, metrics_page
+from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
+from clipfleet_worker.status_server import Page, StatusServer
+
+log = logging.getLogger(__name__)
+
+
+def run_exporter(ledger: Ledger, host: str, port: int, ending: threading.Event) -> None:
+    """Serve `/metrics` and `/healthz` until `ending` is set; the ledger is asked when somebody asks us.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
+    collector = FamiliesCollector(LEDGER_FAMILIES, _backlog_of(ledger))
+    server = StatusServer(host, port, {"/metrics": metrics_page(collector), "/healthz": _alive})
+    server.start()
+    try:
+        ending.wait()
+    finally:
+        server.stop()
+        ledger.close()
+
+
+def _backlog_of(ledger: Ledger) -> Callable[[], Backlog | None]:
+    def backlog() -> Backlog | None:
+        try:
+            return ledger.backlog()
+        except RedisUnavailableError as error:  # then there are no figures: nothing is better than old ones
+            log.warning("no figures: %s", error, extra={"action": "backlog_failed"})
+            return None
+
+    return backlog
+
+
+def _alive() -> Page:
+    return Page(HTTPStatus.OK, b"{}\n")
