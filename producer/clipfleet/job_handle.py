@@ -84,9 +84,12 @@ class JobHandle:
             TimeoutError: the job has not ended in time; it goes on.
         """
         ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        last = "$"
+        last: str | None = None
         while True:
             try:
+                # Before the look: an entry that comes between them must not be waited for.
+                last = last or self._ledger.last_progress(self.job_id)
+                looked = time.monotonic()
                 status = self.status()
                 if on_progress is not None:
                     on_progress(status)
@@ -95,7 +98,7 @@ class JobHandle:
                 if ends is not None and time.monotonic() >= ends:
                     raise TimeoutError(f"job {self.job_id} is {status.state} after {timeout_seconds:g} s")
                 last = self._ledger.wait_for_progress(self.job_id, last, _POLL_SECONDS)
-                time.sleep(_BREATH_SECONDS)
+                time.sleep(max(0.0, looked + _BREATH_SECONDS - time.monotonic()))
             except RedisUnavailableError as error:
                 if on_trouble is not None:
                     on_trouble(str(error))

@@ -296,11 +296,17 @@ class Ledger:
         except ValueError:  # a producer may have put anything in its place
             return Backlog.of_answer(self._run("backlog", *arguments, 1))
 
+    def last_progress(self, job_id: str) -> str:
+        """Name of the last entry of the job's stream, for `wait_for_progress`."""
+        with redis_errors(self._url):
+            entries: Any = self._redis.xrevrange(keys.job(job_id, keys.STREAM), count=1)
+        return str(entries[0][0]) if entries else "0-0"
+
     def wait_for_progress(self, job_id: str, after: str, block_seconds: float) -> str:
         """Block until the job's stream has an entry after the one named; returns the last entry's name.
 
-        `after` is `"$"` for what comes from now on, or an earlier answer. After `block_seconds` (at most 5)
-        without news `after` itself comes back.
+        `after` is an earlier answer, or `last_progress` as it was before the job was looked at. After
+        `block_seconds` (at most 5) without news `after` itself comes back.
         """
         block_ms = max(1, int(min(block_seconds, 5) * 1000))
         with redis_errors(self._url):

@@ -1619,7 +1619,8 @@ def test_who_waits_is_woken_by_the_next_chunk(ledger: Ledger, redis_url: str, pr
 def test_who_waits_in_vain_gets_the_same_mark_back(ledger: Ledger) -> None:
     add_job(ledger)
 
-    assert ledger.wait_for_progress("job", "$", 0.05) == "$"
+    mark = ledger.last_progress("job")
+    assert ledger.wait_for_progress("job", mark, 0.05) == mark
     assert ledger.wait_for_progress("job", "0-7", 0) == "0-7"
 
 
@@ -1630,6 +1631,14 @@ def test_several_news_at_once_give_the_mark_of_the_last(ledger: Ledger, redis_cl
     mark = ledger.wait_for_progress("job", "0", 1)
 
     assert mark == redis_client.xrevrange(keys.job("job", keys.STREAM), count=1)[0][0]
+
+
+def test_what_comes_after_the_last_mark_is_not_missed_however_early_it_comes(ledger: Ledger) -> None:
+    add_job(ledger, chunks=2)
+    first = ledger.last_progress("job")
+    complete(ledger, claim(ledger))
+
+    assert ledger.wait_for_progress("job", first, 5) == ledger.last_progress("job") != first
 
 
 @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED])

@@ -451,6 +451,22 @@ class TestRing:
         first.outcomes.wait()
         second.outcomes.wait()
 
+    def test_one_that_is_full_has_room_for_a_batch_of_the_best_lane(self, run: Run) -> None:
+        batcher, encoder = make(2, ring_batches=1), FakeEncoder()
+        bulk, first, second = (
+            part(encoder, [number], lane=lane)
+            for number, lane in ((1, Lane.BULK), (2, Lane.HIGH), (3, Lane.HIGH))
+        )
+        batcher.submit(part(encoder, [4], lane=Lane.BULK))
+        batcher.submit(bulk)
+
+        batcher.submit(first)
+        batcher.submit(second)
+
+        run(batcher)
+        for one in (bulk, first, second):
+            one.outcomes.wait()
+
     def test_many_threads_through_a_small_ring_lose_nothing(self, run: Run) -> None:
         batcher, encoder = make(3, ring_batches=1), FakeEncoder()
         run(batcher)

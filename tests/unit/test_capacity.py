@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from clipfleet.contract import Lane
-from clipfleet_worker.capacity import OpenItems
+from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
 
 ALL = tuple(Lane)
@@ -14,6 +17,13 @@ ALL = tuple(Lane)
 def opened(limit: int, count: int) -> OpenItems:
     items = OpenItems(limit)
     items.add(count)
+    return items
+
+
+def full(limit: int) -> OpenItems:
+    """Without what is kept for the best lane, too."""
+    items = opened(limit, limit - limit // 10)
+    items.add(limit // 10, from_reserve=True)
     return items
 
 
@@ -30,11 +40,20 @@ class TestRoom:
         assert OpenItems(1).wait_for_room() == ALL
 
     def test_a_full_worker_has_none_in_time(self) -> None:
-        assert opened(100, 100).wait_for_room(timeout_seconds=0) == ()
-        assert opened(100, 300).wait_for_room(timeout_seconds=0) == ()
+        assert full(100).wait_for_room(timeout_seconds=0) == ()
+
+    def test_no_chunk_of_the_others_takes_what_is_kept_however_large(self) -> None:
+        items = opened(100, 300)
+        assert items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
+        items.add(4, from_reserve=True)
+        assert items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
+        items.add(6, from_reserve=True)
+        assert items.wait_for_room(timeout_seconds=0) == ()
+        items.remove(6, from_reserve=True)
+        assert items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
 
     def test_who_waits_goes_on_when_items_are_removed(self) -> None:
-        items = opened(100, 100)
+        items = full(100)
         items._changed = changed = WatchedCondition()
         call = InThread(items.wait_for_room)
         assert changed.somebody_waits.wait(PATIENCE_SECONDS)
@@ -55,13 +74,13 @@ class TestMakingRoom:
             assert items.wait_for_room() == ALL
 
     def test_who_waits_goes_on_when_an_item_has_ended(self) -> None:
-        items = opened(100, 100)
+        items = full(100)
         with items.making_room() as make_room:
             items._changed = changed = WatchedCondition()
             call = InThread(items.wait_for_room)
             assert changed.somebody_waits.wait(PATIENCE_SECONDS)
-            make_room(1)
-            assert call.result() == (Lane.HIGH,)
+            make_room(11)
+            assert call.result() == ALL
 
     def test_they_count_again_when_the_chunk_is_written(self) -> None:
         items = opened(100, 60)
@@ -105,7 +124,7 @@ class TestClosing:
         assert items.wait_for_room() == ()
 
     def test_who_waits_is_told(self) -> None:
-        items = opened(100, 100)
+        items = full(100)
         items._changed = changed = WatchedCondition()
         call = InThread(items.wait_for_room)
         assert changed.somebody_waits.wait(PATIENCE_SECONDS)
@@ -113,3 +132,41 @@ class TestClosing:
         items.close()
 
         assert call.result() == ()
+
+
+class TestWaitingBytes:
+    def test_the_best_lane_passes_a_little_longer(self) -> None:
+        async def check() -> None:
+            waiting = WaitingBytes(100)
+            waiting.bind(asyncio.get_running_loop())
+            waiting.add(105)
+            assert not await passes(waiting.wait_open)
+            assert await passes(lambda: waiting.wait_open(Lane.HIGH))
+            waiting.add(5)
+            assert not await passes(lambda: waiting.wait_open(Lane.HIGH))
+
+        asyncio.run(check())
+
+    def test_each_lane_goes_on_when_there_is_room_for_it(self) -> None:
+        async def check() -> None:
+            waiting = WaitingBytes(100)
+            waiting.bind(asyncio.get_running_loop())
+            waiting.add(120)
+            best, other = (asyncio.create_task(waiting.wait_open(lane)) for lane in (Lane.HIGH, Lane.BULK))
+            waiting.remove(15)
+            await asyncio.wait_for(best, PATIENCE_SECONDS)
+            assert not other.done()
+            waiting.remove(10)
+            await asyncio.wait_for(other, PATIENCE_SECONDS)
+
+        asyncio.run(check())
+
+
+async def passes(wait: Callable[[], Awaitable[None]]) -> bool:
+    """Whether it goes on by itself."""
+    task = asyncio.ensure_future(wait())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    is_through = task.done()
+    task.cancel()
+    return is_through

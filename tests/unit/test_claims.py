@@ -97,13 +97,14 @@ class TestTaking:
 
     def test_a_full_worker_claims_once_there_is_room(self, bench: Bench) -> None:
         bench.offer(Lane.NORMAL)
-        bench.items.add(LIMIT)
+        bench.items.add(90)
+        bench.items.add(10, from_reserve=True)
         bench.items._changed = changed = WatchedCondition()
         call = InThread(bench.claims.take)
         assert changed.somebody_waits.wait(PATIENCE_SECONDS)
         assert bench.ledger.asked == []
 
-        bench.items.remove(LIMIT)
+        bench.items.remove(90)
 
         assert call.result() is CHUNK
 
@@ -129,6 +130,31 @@ class TestTaking:
         bench.offer(Lane.HIGH)
 
         assert call.result() is CHUNK
+
+    def test_a_hint_that_comes_meanwhile_has_the_ledger_asked_at_once(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(claims_module, "_LOOK_FOR_HIGH_SECONDS", 10 * PATIENCE_SECONDS)
+        bench.items.add(95)
+        first = InThread(bench.claims.take)
+        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+
+        bench.offer(Lane.HIGH)
+        second = InThread(bench.claims.take)
+
+        assert first.result() is CHUNK
+        bench.claims.leave()
+        assert second.result() is None
+
+    def test_what_was_claimed_from_the_room_for_high_leaves_it_again(self, bench: Bench) -> None:
+        bench.items.add(95)
+        for _ in range(3):
+            bench.offer(Lane.HIGH)
+            claim = bench.claims.take()
+            assert claim is CHUNK
+            assert bench.items.wait_for_room(timeout_seconds=0) == ()
+            bench.claims.done_with(claim)
+        assert bench.items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
 
     def test_a_worker_that_leaves_does_not_wait(self, bench: Bench) -> None:
         bench.items.add(95)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -43,6 +42,7 @@ from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import Labeller
+from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
@@ -141,7 +141,7 @@ class Bench:
         remote = RemoteFetchers({"http": self.places, "https": self.places})
         retrying = RetryingFetcher(remote, RetryPolicy())
         self.fetch_loop = FetchLoop(retrying, self.waiting_bytes, deadline_seconds)
-        self.decode_pool = ThreadPoolExecutor(2)
+        self.decode_pool = LanePool(2, name="decode")
         items = ItemPath(
             routes=Routes(remote, LocalFetchers({"file": self.places})),
             fetch_loop=self.fetch_loop,
@@ -169,7 +169,7 @@ class Bench:
         self.fetch_loop.stop()
         self.batcher.stop()
         self.decode_stage.close()
-        self.decode_pool.shutdown()
+        self.decode_pool.stop()
 
     def load(self) -> LoadedModel:
         if self.load_error is not None:

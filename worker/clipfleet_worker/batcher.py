@@ -108,14 +108,15 @@ class Batcher:
                 items.popleft().outcomes.interrupt(BatcherStopped("the worker stops"))
 
     def submit(self, part: ItemSlice) -> None:
-        """Queue items; blocks while the ring is full.
+        """Queue items; blocks while the ring is full, which has room for a batch more of the best lane.
 
         Raises:
             BatcherStopped: the worker is going down.
         """
         part.submitted_at = time.monotonic()
+        room = self._ring_items + (self._batch_size if part.lane is _LANE_ORDER[0] else 0)
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting_items < self._ring_items or self._stopping)
+            self._changed.wait_for(lambda: self._waiting_items < room or self._stopping)
             if self._stopping:
                 raise BatcherStopped("the worker stops")
             self._waiting_items += len(part.items)

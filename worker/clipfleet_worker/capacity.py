@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 
 from clipfleet.contract import Lane
 
-_BULK_SHARE = 0.9  # the rest of the open items is kept for the lane `high`
+# Of the open items, and of the waiting bytes, kept for the lane `high` whatever the others have taken.
+_RESERVED_SHARE = 0.1
 # Items that have ended and wait for others of their chunk, for each open one: they hold a vector each.
 _ENDED_PER_OPEN = 16
 
@@ -20,6 +21,7 @@ class OpenItems:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._count = 0
+        self._from_reserve = 0  # of these, claimed when there was room for the best lane only
         self._ended = 0  # not counted, although their chunk is not written yet
         self._closed = False
         self._changed = threading.Condition()
@@ -27,25 +29,44 @@ class OpenItems:
     def wait_for_room(self, timeout_seconds: float | None = None) -> Sequence[Lane]:
         """Block while full; answers the lanes that may be claimed from, none once `close` was called."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._count < self._limit, timeout_seconds)
-            if self._closed or self._count >= self._limit:
-                return ()
-            return tuple(Lane) if self.has_room_in_all_lanes else (Lane.HIGH,)
+            self._changed.wait_for(lambda: self._closed or self._lanes(), timeout_seconds)
+            return () if self._closed else self._lanes()
 
-    def wait_for_room_in_all_lanes(self, timeout_seconds: float) -> None:
-        """Block while only the best lane has room, or none, but no longer than this, nor after `close`."""
+    def _lanes(self) -> Sequence[Lane]:
+        if self.has_room_in_all_lanes:
+            return tuple(Lane)
+        return (Lane.HIGH,) if self._from_reserve < self._limit * _RESERVED_SHARE else ()
+
+    def wait_for_room_in_all_lanes(
+        self, timeout_seconds: float, unless: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Block while only the best lane has room, or none, but no longer than this, nor after `close`.
+
+        Args:
+            timeout_seconds: see there.
+            unless: ends the wait, too; it is asked again after `wake`.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self.has_room_in_all_lanes, timeout_seconds)
+            self._changed.wait_for(
+                lambda: self._closed or self.has_room_in_all_lanes or unless(), timeout_seconds
+            )
 
-    def add(self, count: int) -> None:
-        """Items were claimed."""
+    def wake(self) -> None:
+        """Have who waits ask again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def add(self, count: int, *, from_reserve: bool = False) -> None:
+        """Items were claimed; `from_reserve`: when there was room for the best lane only."""
         with self._changed:
             self._count += count
+            self._from_reserve += count if from_reserve else 0
 
-    def remove(self, count: int) -> None:
-        """Items were completed or given back."""
+    def remove(self, count: int, *, from_reserve: bool = False) -> None:
+        """Items were completed or given back; the arguments are those of `add`."""
         with self._changed:
             self._count -= count
+            self._from_reserve -= count if from_reserve else 0
             self._changed.notify_all()
 
     @contextmanager
@@ -85,7 +106,7 @@ class OpenItems:
     @property
     def has_room_in_all_lanes(self) -> bool:
         """Whether chunks of any lane may be claimed."""
-        return self._count < self._limit * _BULK_SHARE
+        return self._count < self._limit * (1 - _RESERVED_SHARE)
 
     @property
     def limit(self) -> int:
@@ -99,55 +120,62 @@ class OpenItems:
 
 
 class WaitingBytes:
-    """Counts fetched bytes until they are decoded; closed while there are too many."""
+    """Counts fetched bytes until they are decoded; closed while they are too many, last for the best lane."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        # By whether it is that of the best lane.
+        self._limits = {False: limit, True: limit + int(limit * _RESERVED_SHARE)}
         self._count = 0
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._opened: asyncio.Event | None = None
+        self._opened: dict[bool, asyncio.Event] = {}
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called once, in the loop that will wait."""
-        self._loop, self._opened = loop, asyncio.Event()
-        self._opened.set()
+        self._loop, self._opened = loop, {is_best: asyncio.Event() for is_best in (False, True)}
+        for opened in self._opened.values():
+            opened.set()
 
     @property
     def is_open(self) -> bool:
-        """Whether a fetch may begin."""
-        return self._count < self._limit
+        """Whether a fetch of any lane may begin."""
+        return self._is_open(is_best=False)
+
+    def _is_open(self, *, is_best: bool) -> bool:
+        return self._count < self._limits[is_best]
 
     @property
     def limit(self) -> int:
         """Of waiting bytes."""
-        return self._limit
+        return self._limits[False]
 
     @property
     def count(self) -> int:
         """Bytes waiting now."""
         return self._count
 
-    async def wait_open(self) -> None:
+    async def wait_open(self, lane: Lane = Lane.NORMAL) -> None:
         """Wait until a fetch may begin."""
-        if self._opened is None:
+        if not self._opened:
             raise RuntimeError("bind comes first")
-        while not self.is_open:
-            await self._opened.wait()
+        is_best = lane is Lane.HIGH
+        while not self._is_open(is_best=is_best):
+            await self._opened[is_best].wait()
 
     def add(self, count: int) -> None:
         """Bytes arrived; to be called in the loop."""
         with self._lock:
             self._count += count
-            if self._opened is not None and not self.is_open:
-                self._opened.clear()
+            for is_best, opened in self._opened.items():
+                if not self._is_open(is_best=is_best):
+                    opened.clear()
 
     def remove(self, count: int) -> None:
         """Bytes were decoded or dropped; from any thread."""
         with self._lock:
             was_open = self.is_open
             self._count -= count
-            wake = self.is_open and not was_open
+            wake = not was_open and self._is_open(is_best=True)
         if wake and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._wake)
@@ -155,5 +183,6 @@ class WaitingBytes:
     def _wake(self) -> None:
         """Wake who waits, unless the room is gone again: with the event set, `wait_open` would spin."""
         with self._lock:
-            if self._opened is not None and self.is_open:
-                self._opened.set()
+            for is_best, opened in self._opened.items():
+                if self._is_open(is_best=is_best):
+                    opened.set()

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
@@ -34,7 +35,9 @@ _COUNTED = ("done", "finishing", "ended", "stopped")  # the ledger has taken the
 _INTERRUPTED = {"lost": ChunkEnd.LOST, "cancelled": ChunkEnd.CANCELLED}  # by the ledger's word
 _RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
-_LOOK_FOR_HIGH_SECONDS = 1.0  # while the room that is left is kept for the lane `high`
+# While the room that is left is kept for the lane `high`. A hint that comes then is followed at once, but
+# there may be no slot for it to come to.
+_LOOK_FOR_HIGH_SECONDS = 0.5
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 
 
@@ -75,6 +78,8 @@ class Claims:
         self._held: dict[str, Claim] = {}  # by token
         self._taken: dict[str, float] = {}  # when, likewise
         self._takers = 0  # slots whose hint waits for room or for the answer to its claim
+        self._hints = 0  # that have come so far
+        self._from_reserve: set[str] = set()  # tokens of chunks that `OpenItems` counts so
         self._last_full = monotonic()  # when a slot became free after all were in use
         self._slots_lock = threading.Lock()
 
@@ -102,19 +107,28 @@ class Claims:
 
     def _take(self) -> Claim | None:
         while lanes := self._open_items.wait_for_room():
+            hints = self._hints
             claim = self._claim(lanes)
             if claim is not None:
                 self._crash_points.reach(CrashPoint.AFTER_CLAIM)
-                self._open_items.add(claim.chunk_size)
+                from_reserve = len(lanes) < len(Lane)
+                self._open_items.add(claim.chunk_size, from_reserve=from_reserve)
                 with self._slots_lock:
                     self._held[claim.token] = claim
                     self._taken[claim.token] = self._monotonic()
+                    if from_reserve:
+                        self._from_reserve.add(claim.token)
                 return claim
             if len(lanes) == len(Lane):
                 return None
             # There may be work in the other lanes: were the hint to die here, its chain would be broken.
-            self._open_items.wait_for_room_in_all_lanes(_LOOK_FOR_HIGH_SECONDS)
+            self._open_items.wait_for_room_in_all_lanes(
+                _LOOK_FOR_HIGH_SECONDS, unless=partial(self._has_hint_since, hints)
+            )
         return None
+
+    def _has_hint_since(self, hints: int) -> bool:
+        return self._hints != hints
 
     def _claim(self, lanes: Sequence[Lane]) -> Claim | None:
         """Ask the ledger. After a question that was not answered the same one is asked: else a chunk that was
@@ -131,10 +145,12 @@ class Claims:
 
     def done_with(self, claim: Claim) -> None:
         """Make room for the next claim."""
-        self._open_items.remove(claim.chunk_size)
         with self._slots_lock:
             self._held.pop(claim.token, None)
             self._taken.pop(claim.token, None)
+            from_reserve = claim.token in self._from_reserve
+            self._from_reserve.discard(claim.token)
+        self._open_items.remove(claim.chunk_size, from_reserve=from_reserve)
         self._leave_slot()
 
     def held(self) -> list[Claim]:
@@ -171,6 +187,8 @@ class Claims:
         with self._slots_lock:
             self._slots_in_use += 1
             self._takers += 1
+            self._hints += 1
+        self._open_items.wake()
 
     def _leave_slot(self) -> None:
         with self._slots_lock:

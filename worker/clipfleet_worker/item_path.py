@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.routes import Routes
+from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 
@@ -62,7 +62,7 @@ class ItemPath:
         fetch_loop: FetchLoop,
         waiting_bytes: WaitingBytes,
         decode_stage: DecodeStage,
-        decode_pool: Executor,
+        decode_pool: LanePool,
         decode_threads: int,
         batcher: Batcher,
         max_image_bytes: int,
@@ -109,7 +109,7 @@ class ItemPath:
                 destination.outcomes.fail(position, failure.error)
         if remote:
             on_slice = partial(self._on_fetched, destination)
-            self._fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice))
+            self._fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
         for start in range(0, len(local), _ITEMS_PER_SLICE):
             self._in_pool(destination, self._read_and_decode, local[start : start + _ITEMS_PER_SLICE])
 
@@ -145,12 +145,7 @@ class ItemPath:
             destination.outcomes.add_wait(Meter.BEYOND, (time.monotonic() - queued) * count)
             self._hand_over(destination, decoded)
 
-        def report(future: Future[None]) -> None:
-            error = future.exception()
-            if error is not None:
-                destination.outcomes.interrupt(error)
-
-        self._decode_pool.submit(run).add_done_callback(report)
+        self._decode_pool.submit(destination.lane, run, destination.outcomes.interrupt)
 
     def _read_inline(self, staged: pa.BinaryScalar) -> bytes:
         if len(staged.as_buffer()) > self._max_image_bytes:

@@ -11,7 +11,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.labelling import Labeller
+from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
@@ -119,7 +120,7 @@ class Worker:
         self._make_backend = _backends(self._device, batch_size)
         self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
-        self._decode_pool = ThreadPoolExecutor(decode_threads(settings), thread_name_prefix="decode")
+        self._decode_pool = LanePool(decode_threads(settings), name="decode")
         self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
@@ -339,7 +340,7 @@ class Worker:
         self._batcher.stop()
         self._decode_stage.close()
         self._memory_guard.stop()
-        self._decode_pool.shutdown(wait=False, cancel_futures=True)
+        self._decode_pool.stop()
         self._say_farewell()
         self._hints.close()
         self._store.close()

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from clipfleet.bottleneck import Meter
+from clipfleet.contract import Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
@@ -43,6 +44,7 @@ class FetchRequest:
     uris: list[tuple[int, str]]  # (position in the chunk, URI)
     outcomes: Outcomes
     on_slice: Callable[[FetchedSlice], None]  # called in the loop: must neither block nor raise
+    lane: Lane = Lane.NORMAL
 
 
 class FetchLoop:
@@ -117,9 +119,7 @@ class FetchLoop:
         slicer = _Slicer(request.on_slice)
         time_left = ChunkTime(self._deadline_seconds)
         tasks = {
-            asyncio.create_task(
-                self._fetch_item(request.outcomes, position, uri, slicer, time_left)
-            ): position
+            asyncio.create_task(self._fetch_item(request, position, uri, slicer, time_left)): position
             for position, uri in request.uris
         }
         pending = set(tasks)
@@ -140,11 +140,12 @@ class FetchLoop:
             request.outcomes.time_out([tasks[task] for task in pending], detail)
 
     async def _fetch_item(
-        self, outcomes: Outcomes, position: int, uri: str, slicer: _Slicer, time_left: ChunkTime
+        self, request: FetchRequest, position: int, uri: str, slicer: _Slicer, time_left: ChunkTime
     ) -> None:
+        outcomes = request.outcomes
         started = time.monotonic()
         if not self._waiting_bytes.is_open:
-            await self._waiting_bytes.wait_open()
+            await self._waiting_bytes.wait_open(request.lane)
             opened = time.monotonic()
             outcomes.add_wait(Meter.BEYOND, opened - started)
             started = opened

@@ -1,0 +1,65 @@
+"""Threads that do what they are given, that of the best lane first.
+
+A picture that somebody waits for must not stand in line behind the thousands of a bulk job. What has begun is
+not interrupted, so the pieces of work should be small.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, PriorityQueue
+
+from clipfleet.contract import Lane
+from clipfleet_worker.failures import ChunkInterrupted
+
+_RANKS = {lane: rank for rank, lane in enumerate(Lane)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    run: Callable[[], None]
+    on_error: Callable[[BaseException], None]
+
+
+class LanePool:
+    """Its methods may be called from any thread."""
+
+    def __init__(self, threads: int, *, name: str) -> None:
+        self._waiting: PriorityQueue[tuple[int, int, _Work]] = PriorityQueue()
+        self._numbers = (
+            itertools.count()
+        )  # of one lane the first come goes first, and no two works are compared
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    def submit(self, lane: Lane, run: Callable[[], None], on_error: Callable[[BaseException], None]) -> None:
+        """Have something done; returns at once.
+
+        Args:
+            lane: of the job that needs it.
+            run: the work.
+            on_error: called with whatever the work raised, or `ChunkInterrupted` if it was not begun before
+                `stop`; must not raise.
+        """
+        self._waiting.put((_RANKS[lane], next(self._numbers), _Work(run, on_error)))
+        self._threads.submit(self._run_best)
+
+    def stop(self) -> None:
+        """Begin nothing more; what is under way is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                work = self._waiting.get_nowait()[2]
+                work.on_error(ChunkInterrupted("the worker stops"))
+
+    def _run_best(self) -> None:
+        """What waits in the best lane now: as often as something was submitted."""
+        work = self._waiting.get_nowait()[2]
+        try:
+            work.run()
+        except BaseException as error:
+            work.on_error(error)
+            raise  # to the executor, which keeps its thread
