@@ -28,6 +28,7 @@ from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
 from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submission import Submission, naming_the_way_out
+from clipfleet.tracing import Tracing, tracing_of
 
 __all__ = ["Client", "JobHandle", "JobOptions"]
 
@@ -41,6 +42,7 @@ class Client:
             Redis that is away; 0: not at all. Other calls never wait, but for `JobHandle.wait`.
         on_trouble: called with a line for people when that wait begins, and when it was worth it; by default
             they are logged. It may be called in another thread.
+        tracing: makes the spans of submits, by default as OpenTelemetry's variables say; closed with this.
         crash_points: for tests.
     """
 
@@ -50,11 +52,13 @@ class Client:
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         on_trouble: OnTrouble = log_trouble,
+        tracing: Tracing | None = None,
         crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._crash_points = crash_points
         self._settings = settings or load_settings()
+        self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
         self._ledger = Ledger(self._settings.require_redis_url(), quota=quota)
         self._store = RedisStore(self._settings.require_redis_url())
@@ -74,6 +78,7 @@ class Client:
         self._hints.close()
         self._store.close()
         self._ledger.close()
+        self._tracing.close()
 
     def classify(
         self,
@@ -186,8 +191,12 @@ class Client:
         if holder is not None and holder.is_same(job):
             self._rebuild(output, ledger)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
-        submission = Submission(ledger, self._hints, output, job, retention, crash_points=self._crash_points)
-        _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite), patience)
+        about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
+        with self._tracing.span("submit", attributes=about) as traceparent:
+            submission = Submission(
+                ledger, self._hints, output, job, retention, traceparent, crash_points=self._crash_points
+            )
+            _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite), patience)
         return self._handle(job)
 
     def _rebuild(self, output: Output, ledger: Ledger) -> None:

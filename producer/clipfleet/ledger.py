@@ -80,12 +80,15 @@ class Ledger:
         """What `submit` and `stage` keep to."""
         return self._quota
 
-    def submit(self, job: Job, retention: Retention = DEFAULT_RETENTION) -> tuple[bool, JobState]:
+    def submit(
+        self, job: Job, retention: Retention = DEFAULT_RETENTION, traceparent: str = ""
+    ) -> tuple[bool, JobState]:
         """Make a job known.
 
         Args:
             job: the job.
             retention: counts where the output is `redis://`; for any other `finish` says how long it is kept.
+            traceparent: the span that its chunks are to be part of; kept with a job that is new.
 
         Returns:
             Whether it is new, and its state. An equal job of this id is returned as it is, to be resumed.
@@ -105,6 +108,7 @@ class Ledger:
             _rate(job.max_error_rate),
             self._quota.items,
             self._quota.bytes,
+            traceparent,
             *(retention.milliseconds if job.output_is_redis else ()),
         )
         if answer[0] == "created":

@@ -34,17 +34,19 @@ class Claim:
     chunk_size: int  # items in the chunk, at most
     retry_codes: tuple[str, ...] = ()  # of a retry: the error codes of the rows to run again; empty: all
     job_created_ms: int = 0  # with id and fingerprint, what tells a job from all that were before it
+    traceparent: str = ""  # of the span of its submit, if there was one
 
     @classmethod
     def of_answer(cls, token: str, answer: Sequence[Any]) -> Self:
         """From what `claim.lua` answers."""
         job_id, chunk, generation, losses, failures, waits, fingerprint, first, chunks, more = answer[:10]
-        size, codes, created_ms = answer[10:]
+        size, codes, created_ms, traceparent = answer[10:]
         return cls(
             token=token, job_id=job_id, chunk_id=int(chunk), generation=int(generation), losses=int(losses),
             failures=int(failures), waits=int(waits), job_fingerprint=fingerprint, first_chunk=int(first),
             chunks=int(chunks), more=more == "1", chunk_size=int(size),
             retry_codes=tuple(codes.split(",")) if codes else (), job_created_ms=int(created_ms),
+            traceparent=traceparent,
         )  # fmt: skip
 
     @property

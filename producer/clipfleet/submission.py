@@ -46,8 +46,10 @@ class Submission:
         output: Output,
         job: Job,
         retention: Retention = DEFAULT_RETENTION,
+        traceparent: str = "",
         crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
+        self._traceparent = traceparent
         self._ledger = ledger
         self._crash_points = crash_points
         self._retention = retention
@@ -75,7 +77,7 @@ class Submission:
         batches = _peeked(self._bounded(source))
         with naming_the_way_out():
             must_clear = self._is_occupied(overwrite)
-        is_new, state = self._ledger.submit(self._job, self._retention)
+        is_new, state = self._ledger.submit(self._job, self._retention, self._traceparent)
         if state.is_final or self._ledger.status(self._job.job_id).sealed:
             if must_clear:
                 raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")

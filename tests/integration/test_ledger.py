@@ -1868,6 +1868,36 @@ def test_a_wrong_password_is_a_hint_at_the_setting_and_not_shown(redis_url: str)
     ledger.close()
 
 
+# --- what newer versions add ---
+
+
+def test_a_claim_knows_the_span_of_its_submit(ledger: Ledger) -> None:
+    ledger.submit(make_job(), traceparent="00-trace-span-01")
+    ledger.stage("job", 0, 1, 10)
+    ledger.submit(make_job(), traceparent="00-another-one-01")  # it goes on with an old one
+    add_job(ledger, "other")
+
+    claims = {claimed.job_id: claimed for claimed in (claim(ledger), claim(ledger))}
+
+    assert claims["job"].traceparent == "00-trace-span-01"
+    assert claims["other"].traceparent == ""
+    assert claim_again(ledger, claims["job"]) == claims["job"]
+
+
+def claim_again(ledger: Ledger, claimed: Claim) -> Claim:
+    """The same question once more, as after a lost answer."""
+    return replace(claim(ledger, token=claimed.token), more=claimed.more)
+
+
+def test_fields_of_a_newer_version_are_passed_over(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger)
+    redis_client.hset(keys.job("job"), mapping={"of_tomorrow": "1", "seconds:of_tomorrow": "2.5"})
+
+    assert ledger.status("job").chunks == 1
+    assert complete(ledger, claim(ledger)) == "finishing"
+    assert ledger.backlog().jobs[JobState.FINISHING] == 1
+
+
 # --- the backlog of all jobs ---
 
 

@@ -97,7 +97,7 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         """The developer's environment without its settings, plus this cluster's."""
-        ours = ("CLIPFLEET_", "AWS_")
+        ours = ("CLIPFLEET_", "AWS_", "OTEL_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return {
             **clean,

@@ -52,7 +52,7 @@ class FakeLedger:
         if name in self.errors:
             raise self.errors[name]
 
-    def submit(self, job: Job, retention: object = None) -> tuple[bool, JobState]:
+    def submit(self, job: Job, retention: object = None, traceparent: str = "") -> tuple[bool, JobState]:
         self._call("submit")
         if self.fingerprints.get(job.job_id, job.fingerprint) != job.fingerprint:
             raise JobConflictError("differs in: top_k")

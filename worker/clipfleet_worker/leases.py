@@ -50,8 +50,18 @@ class HeldLease:
         lease: Lease,
         monotonic: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
+        on_stage: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """The first stage is that it was claimed.
+
+        Args:
+            lease: ours.
+            monotonic: seconds that only go forward.
+            progress: of the worker.
+            on_stage: called, quickly, with the name of each stage that begins, by the thread that enters it.
+        """
         self.lease = lease
+        self._on_stage = on_stage
         self._monotonic = monotonic
         self._progress = progress or Progress(monotonic)
         self._stage = "claimed"
@@ -80,11 +90,13 @@ class HeldLease:
         self._progress.note()
         if self._interruption is not None:
             raise self._interruption
+        self._on_stage(stage)
 
     def is_done(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
         self._begin("complete")
         self._limit_seconds, self._longest_seconds = math.inf, None
+        self._on_stage(self._stage)
 
     def _begin(self, stage: str) -> None:
         self._stage_seconds = self.stage_seconds
@@ -186,9 +198,9 @@ class LeaseKeeper:
             self._thread.join()
 
     @contextmanager
-    def hold(self, lease: Lease) -> Iterator[HeldLease]:
-        """Keep a lease alive for the time of the context."""
-        held = HeldLease(lease, progress=self.progress)
+    def hold(self, lease: Lease, on_stage: Callable[[str], None] = lambda _: None) -> Iterator[HeldLease]:
+        """Keep a lease alive for the time of the context; for `on_stage` see `HeldLease`."""
+        held = HeldLease(lease, progress=self.progress, on_stage=on_stage)
         with self._lock:
             self._held[lease.token] = held
             leaving = self._leaving

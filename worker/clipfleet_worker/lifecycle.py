@@ -25,6 +25,7 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
 from clipfleet.sweeps import Sweeps
+from clipfleet.tracing import tracing_of
 from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
@@ -95,15 +96,10 @@ class Worker:
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = pick_device(settings.device)
         self._watchdog = Watchdog()
+        self._tracing = tracing_of("clipfleet-worker")
         self._memory_guard = make_memory_guard(settings)
         self._hint_guard = HintGuard()
-        self._celery_app = make_worker_app(
-            settings.require_broker_url(),
-            slots=settings.slots,
-            events=settings.celery_events,
-            pulse=self._watchdog.pulse("hints"),
-            guard=self._hint_guard,
-        )
+        self._celery_app = self._make_celery_app()
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
         self._shared_matrices = SharedMatrices(settings.require_redis_url())
@@ -138,6 +134,15 @@ class Worker:
         self._has_started = False
         self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
         self._status_server = self._make_status_server()
+
+    def _make_celery_app(self) -> Celery:
+        return make_worker_app(
+            self._settings.require_broker_url(),
+            slots=self._settings.slots,
+            events=self._settings.celery_events,
+            pulse=self._watchdog.pulse("hints"),
+            guard=self._hint_guard,
+        )
 
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
@@ -229,6 +234,7 @@ class Worker:
             finisher=finisher,
             hints=self._hints,
             lease_seconds=self._settings.lease_seconds,
+            tracing=self._tracing,
             crash_points=self._crash_points,
         )
 
@@ -346,6 +352,7 @@ class Worker:
         self._store.close()
         self._shared_matrices.close()
         self._ledger.close()
+        self._tracing.close()
         if self._status_server is not None:
             self._status_server.stop()
         self._drain.end()

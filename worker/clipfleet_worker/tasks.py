@@ -18,6 +18,8 @@ from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
+from clipfleet.tracing import NO_TRACING, Tracing
+from clipfleet_worker.chunk_spans import chunk_spans
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finishing import Finisher
@@ -40,6 +42,7 @@ class Tasks:
     finisher: Finisher
     hints: Hints
     lease_seconds: float
+    tracing: Tracing = NO_TRACING
     crash_points: CrashPoints = NO_CRASH_POINTS
 
     def work(self) -> bool:
@@ -59,7 +62,8 @@ class Tasks:
 
     def _work(self, claim: Claim) -> None:
         try:
-            with self.keeper.hold(Lease(claim.job_id, str(claim.chunk_id), claim.token)) as lease:
+            lease_of = Lease(claim.job_id, str(claim.chunk_id), claim.token)
+            with chunk_spans(self.tracing, claim) as on_stage, self.keeper.hold(lease_of, on_stage) as lease:
                 if claim.more:
                     self.hints.publish_work()
                 self._process(claim, lease)

@@ -28,7 +28,7 @@ end
 
 local function read_facts(job)
   return facts_of(job, 'state', 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane', 'model',
-    'retry_codes', 'next_chunk', 'staged_chunks', 'sealed')
+    'retry_codes', 'next_chunk', 'staged_chunks', 'sealed', 'traceparent')
 end
 
 local function answer(job, facts, chunk, more)
@@ -36,7 +36,7 @@ local function answer(job, facts, chunk, more)
   local troubles = chunk.troubles
   return {job, chunk.id, facts.generation, troubles[1] or '0', troubles[2] or '0', troubles[3] or '0',
     facts.fingerprint, first, chunks, more and '1' or '0', facts.chunk_size, facts.retry_codes or '',
-    facts.created_ms}
+    facts.created_ms, facts.traceparent or ''}
 end
 
 -- All that is read of a job, before anything is written: nil if it hands out nothing, else what may be claimed of it

@@ -1,5 +1,5 @@
 -- Make a job known. ARGV: job, spec, fingerprint, lane, model, chunk_size, max_error_rate ('' for none), quota_items,
--- quota_bytes; where its rows live here also job_ttl_ms, result_ttl_ms.
+-- quota_bytes, traceparent ('' for none); where its rows live here also job_ttl_ms, result_ttl_ms.
 -- Answer: {'created'}, {'exists', state, fingerprint, spec} or {'quota', which, how much there is}.
 local job = ARGV[1]
 if redis.call('EXISTS', job_key(job)) == 1 then
@@ -12,7 +12,8 @@ redis.call('HSET', job_key(job), 'spec', ARGV[2], 'fingerprint', ARGV[3], 'lane'
   'chunk_size', ARGV[6], 'state', 'submitting', 'generation', 0, 'staged_chunks', 0, 'staged_items', 0,
   'next_chunk', 0, 'sealed', 0, 'done_chunks', 0, 'ok', 0, 'failed', 0, 'created_ms', now, 'reason', '',
   'max_error_rate', ARGV[7])
-if ARGV[11] then redis.call('HSET', job_key(job), 'job_ttl_ms', ARGV[10], 'result_ttl_ms', ARGV[11]) end
+if ARGV[10] ~= '' then redis.call('HSET', job_key(job), 'traceparent', ARGV[10]) end
+if ARGV[12] then redis.call('HSET', job_key(job), 'job_ttl_ms', ARGV[11], 'result_ttl_ms', ARGV[12]) end
 redis.call('ZADD', JOBS, now, job)
 keep_job(job)
 return {'created'}

@@ -1,0 +1,90 @@
+"""Spans by OpenTelemetry's SDK. Imported only where the extra `otel` is installed and asked for.
+
+Nothing global is set: a program of the user's that has its own OpenTelemetry keeps it, and our spans become
+part of its current one.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from clipfleet import __version__
+from clipfleet.errors import UsageError
+from clipfleet.tracing import Attributes
+
+_CLOSE_SECONDS = 2.0
+_FIELD = "traceparent"
+_PREFIX = "clipfleet."
+
+
+class OtelTracing:
+    """See `clipfleet.tracing.Tracing`."""
+
+    def __init__(self, processor: SpanProcessor, service: str) -> None:
+        """Spans go to the processor, under the name of a service.
+
+        What OpenTelemetry's variables say about sampling, limits and resources holds.
+        """
+        resource = Resource.create({SERVICE_VERSION: __version__})
+        if SERVICE_NAME not in OTELResourceDetector().detect().attributes:
+            resource = resource.merge(Resource({SERVICE_NAME: service}))
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(processor)
+        self._tracer = self._provider.get_tracer("clipfleet", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+
+    @contextmanager
+    def span(self, name: str, *, parent: str = "", attributes: Attributes | None = None) -> Iterator[str]:
+        """See `clipfleet.tracing.Tracing`."""
+        within = self._propagator.extract({_FIELD: parent}, context=Context()) if parent else None
+        named = {_PREFIX + key: value for key, value in (attributes or {}).items()}
+        with self._tracer.start_as_current_span(name, context=within, attributes=named):
+            carrier: dict[str, str] = {}
+            self._propagator.inject(carrier)
+            yield carrier.get(_FIELD, "")
+
+    def close(self) -> None:
+        """Send what is left; a collector that is away is not waited for."""
+        closing = threading.Thread(target=self._provider.shutdown, name="otel-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_SECONDS)
+
+
+def exporting(service: str, environment: Mapping[str, str]) -> OtelTracing:
+    """Spans to where the variables of OpenTelemetry say.
+
+    Raises:
+        UsageError: they ask for an exporter that is not installed.
+    """
+    return OtelTracing(BatchSpanProcessor(_exporter(environment)), service)
+
+
+def _exporter(environment: Mapping[str, str]) -> SpanExporter:
+    name = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    if name == "console":
+        return ConsoleSpanExporter(out=sys.stderr)  # stdout belongs to the command
+    if name == "otlp":
+        protocol = (
+            environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+            or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+            or "http/protobuf"
+        )
+        name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
+    if found is None:
+        raise UsageError(
+            f"the OTEL_* variables ask for the exporter {name}, which is not installed: the extra `otel` has "
+            "otlp over http/protobuf; OTEL_TRACES_EXPORTER=none turns spans off"
+        )
+    exporter: SpanExporter = found.load()()
+    return exporter
