@@ -19,6 +19,7 @@ _MOST = 0.5
 _SATURATED = 0.85  # of the time in a worker's hands: nothing else would make it faster
 _BUSY = 0.4  # a stage that is less busy than this limits nothing
 _LOADING = 2 / 3  # loading happens once: it must outweigh all that comes after it
+_FEW = 10.0  # times less is not worth a word
 _DEVICE = "on "
 _METER = "meter:"
 
@@ -26,7 +27,7 @@ _METER = "meter:"
 class Step(StrEnum):
     """What a worker does with a chunk, one after the other; also the names of their meters."""
 
-    READ = "read"  # the staged items
+    READ = "read"  # the job and the staged items
     LOAD = "load model"
     LABELS = "encode labels"  # while items are under way
     ITEMS = "fetch, decode, encode"
@@ -59,7 +60,6 @@ class Stage(StrEnum):
     """Who limits a job."""
 
     SUBMIT = "submit"
-    LIST = "list"
     MODEL = "model"
     LABELS = "labels"
     FETCH = "fetch"
@@ -157,21 +157,34 @@ def limit_of(
 def _of_steps(meters: Meters) -> Limit | None:
     """Of what comes after the loading."""
     whole = meters.chunk_seconds - meters[Step.LOAD]
-    shares = {step: _share(meters[step], whole) for step in Step if step is not Step.LOAD}
+    shares = {step: _share(meters[step], whole) for step in (Step.ITEMS, Step.LABELS, Step.SCORE)}
+    shares[Step.WRITE] = _share(meters[Step.READ] + meters[Step.WRITE], whole)  # both are the output's time
     longest = max(shares, key=lambda step: shares[step])
-    share = shares[longest]
-    if longest is not Step.ITEMS and _is_saturated(meters) and shares[Step.ITEMS] >= (1 - _SATURATED):
+    if shares[Step.ITEMS] >= 1 - _SATURATED and _is_saturated(meters):
         longest = Step.ITEMS
     if longest is Step.ITEMS:
         return _of_items(meters)
-    if share < _BUSY:
+    if shares[longest] < _BUSY:
         return None
-    return {
-        Step.READ: Limit(Stage.LIST, f"reading the staged items takes {_of_chunks(share)}"),
-        Step.LABELS: Limit(Stage.LABELS, f"encoding their texts takes {_of_chunks(share)}"),
-        Step.SCORE: Limit(Stage.SCORE, f"comparing with the labels takes {_of_chunks(share)}"),
-        Step.WRITE: Limit(Stage.SINK, f"writing parts takes {_of_chunks(share)}"),
-    }[longest]
+    if longest is Step.WRITE:
+        return Limit(Stage.SINK, _of_output(meters, whole))
+    takes = f"takes {_percent(shares[longest])} of the chunks' time"
+    if longest is Step.LABELS:
+        return Limit(Stage.LABELS, f"encoding their texts {takes}")
+    return Limit(Stage.SCORE, f"comparing with the labels {takes}")
+
+
+def _of_output(meters: Meters, whole: float) -> str:
+    """Of an output that is slow; the staged items lie there, too."""
+    reading, writing = _share(meters[Step.READ], whole), _share(meters[Step.WRITE], whole)
+    if reading < writing / _FEW:
+        return f"writing parts takes {_percent(writing)} of the chunks' time"
+    if writing < reading / _FEW:
+        return f"reading the staged items takes {_percent(reading)} of the chunks' time"
+    return (
+        f"writing parts takes {_percent(writing)}, reading the staged items {_percent(reading)} "
+        "of the chunks' time"
+    )
 
 
 def _of_items(meters: Meters) -> Limit | None:
@@ -218,7 +231,3 @@ def _share(part: float, whole: float) -> float:
 
 def _percent(share: float) -> str:
     return f"{100 * min(share, 1.0):.0f} %"
-
-
-def _of_chunks(share: float) -> str:
-    return f"{_percent(share)} of the chunks' time"

@@ -86,13 +86,19 @@ class TestSteps:
         ("step", "words"),
         [
             (Step.WRITE, "sink: writing parts takes 80 % of the chunks' time"),
-            (Step.READ, "list: reading the staged items takes 80 % of the chunks' time"),
+            (Step.READ, "sink: reading the staged items takes 80 % of the chunks' time"),
             (Step.LABELS, "labels: encoding their texts takes 80 % of the chunks' time"),
             (Step.SCORE, "score: comparing with the labels takes 80 % of the chunks' time"),
         ],
     )
     def test_the_step_that_takes_longest(self, step: Step, words: str) -> None:
         assert limit(dict.fromkeys(Step, 0.0), {Step.ITEMS: 100.0, step: 400.0}) == words
+
+    def test_a_slow_output_is_slow_to_read_too(self) -> None:
+        slow = {Step.ITEMS: 100.0, Step.READ: 90.0, Step.WRITE: 60.0}
+        assert limit(slow) == (
+            "sink: writing parts takes 24 %, reading the staged items 36 % of the chunks' time"
+        )
 
     def test_slow_writes_beside_a_busy_device_limit_nothing(self) -> None:
         """Five of eight chunks are being written, and the device is never idle all the same."""
@@ -103,9 +109,9 @@ class TestSteps:
         assert limit({Step.LOAD: 300.0}) == "model: waiting for it to load takes 75 % of the chunks' time"
         assert limit(DECODES, {Step.LOAD: 150.0}).startswith("decode: ")
 
-    def test_four_steps_alike(self) -> None:
-        alike = dict.fromkeys(Step, 25.0) | {Step.LOAD: 0.0}
-        assert limit(alike, {Step.WRITE: 26.0}) == "None"
+    def test_steps_alike(self) -> None:
+        alike = dict.fromkeys(Step, 25.0) | {Step.LOAD: 0.0, Step.READ: 0.0}
+        assert limit(alike, {Step.SCORE: 26.0}) == "None"
 
 
 class TestSubmit:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from clipfleet.bottleneck import Meter, Meters, Step, device_meter
 from clipfleet_worker.busy_meter import Busy
+from clipfleet_worker.leases import CLAIMED
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 
@@ -59,6 +60,7 @@ class ChunkMeter:
         reading = outcomes.waits.get(Meter.READING, 0.0)
         seconds: dict[str, float] = {
             **{step: steps.get(step, 0.0) for step in Step},
+            Step.READ: steps.get(CLAIMED, 0.0) + steps.get(Step.READ, 0.0),
             **outcomes.waits,
             Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
             Meter.DECODING: outcomes.seconds.get("decode", 0.0),

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _TRIES_PER_LEASE = 30  # while Redis is away: a lease may have little left when it comes back
 T = TypeVar("T")
+CLAIMED = "claimed"  # the stage before the first one
 _CLAIMED_LIMIT_SECONDS = 60.0  # before its first stage
 _HANG_SECONDS = 60.0  # after its limit a stage has this long before the watchdog ends the process
 _RENEW_LIMIT_SECONDS = 300.0  # a call to a Redis that is away or silent ends sooner
@@ -64,7 +65,7 @@ class HeldLease:
         self._on_stage = on_stage
         self._monotonic = monotonic
         self._progress = progress or Progress(monotonic)
-        self._stage = "claimed"
+        self._stage = CLAIMED
         self._since = monotonic()
         self._limit_seconds = _CLAIMED_LIMIT_SECONDS
         self._longest_seconds: float | None = None
