@@ -1,0 +1,70 @@
+"""The ceilings: the bare forward and the bare decode of one model, each alone on all cores.
+
+    python -m ops.bench.bare FOLDER [--precision auto] [--seconds 4]
+
+The forward is the backend's own on batches that are there already, the decode the worker's route on bytes
+that are there already, in one thread per core. Prints one line of JSON, images/s of both. The backend is that
+of CLIPFLEET_BACKEND.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from clipfleet.contract import DecodeRoute, Precision
+from clipfleet_worker.control_groups import processors
+from clipfleet_worker.decode import Decoder
+from clipfleet_worker.device import pick_device
+from clipfleet_worker.model import load_model
+from clipfleet_worker.settings import WorkerSettings
+from ops.bench.pile import MODEL
+
+_BATCHES = (32, 64)
+_FILES = 128
+
+
+def main() -> None:
+    """Measure both."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args()
+    settings = WorkerSettings()
+    model = load_model(MODEL, options.precision, pick_device(settings.device))
+    spec = model.pixel_spec
+    decoder = Decoder(settings.max_pixels, settings.max_decode_bytes)
+    files = [path.read_bytes() for path in sorted(options.folder.glob("*.jpg"))[:_FILES]]
+    pixels = [decoder.decode(data, spec, DecodeRoute.FAST).pixels for data in files[: max(_BATCHES)]]
+    batches = [np.stack(pixels[:size]) for size in _BATCHES]
+
+    def decode(data: bytes) -> None:
+        decoder.decode(data, spec, DecodeRoute.FAST)
+
+    with ThreadPoolExecutor(processors()) as pool:
+        decoded = rate(lambda: sum(1 for _ in pool.map(decode, files)), options.seconds)
+    forward = max(
+        rate(lambda batch=batch: len(model.encode_images(batch)), options.seconds / len(batches))  # type: ignore[misc]  # mypy cannot infer lambdas with defaults
+        for batch in batches
+    )
+    print(json.dumps({"forward": forward, "decode": decoded, "backend": model.backend_name}))
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Images/s of work that is repeated for so long; the first time only warms up."""
+    work()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        done += work()
+    return done / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""clip-retrieval in an environment of its own in the cache: its requirements are not ours.
+
+What is measured of it is what it says itself, and its whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+_REQUIREMENTS = Path(__file__).with_name("peers-requirements.txt")
+
+
+def install(cache: Path) -> None:
+    """Install it once, and again when the requirements change."""
+    done = _environment(cache) / "installed.txt"
+    if done.exists() and done.read_text() == _REQUIREMENTS.read_text():
+        return
+    subprocess.run([sys.executable, "-m", "venv", "--clear", _environment(cache)], check=True)
+    pip = _environment(cache) / "bin" / "pip"
+    subprocess.run([pip, "install", "--quiet", "--requirement", _REQUIREMENTS], check=True)
+    done.write_text(_REQUIREMENTS.read_text())
+
+
+def command(cache: Path, pictures: Path, output: Path) -> list[str]:
+    """Vectors of a folder, as its users would start it on a CPU."""
+    options = {
+        "input_dataset": pictures,
+        "output_folder": output,
+        "clip_model": "open_clip:ViT-B-32/datacomp_xl_s13b_b90k",
+        "use_jit": False,
+        "enable_text": False,
+        "input_format": "files",
+        "batch_size": 64,
+        "num_prepro_workers": 2,
+    }
+    program = _environment(cache) / "bin" / "clip-retrieval"
+    return [str(program), "inference", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def images_per_second(output: Path) -> float:
+    """What it counted itself, inside its loop."""
+    (file,) = (output / "stats").glob("*.json")
+    stats = json.loads(file.read_text())
+    return float(stats["sample_count"] / stats["total_duration"])  # both summed over its batches
+
+
+def _environment(cache: Path) -> Path:
+    return cache / "peers"

@@ -1,0 +1,95 @@
+"""A worker that notes when its chunks began and ended, and when features came: for benches only.
+
+    python -m ops.bench.timed_worker FILE
+
+It is `clipfleet-worker run` with two functions wrapped, and runs one job at a time. FILE gets a line of JSON
+for each chunk that has ended; all times are of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from clipfleet.ledger import Claim
+from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.leases import HeldLease
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.pipeline import ChunkResult, Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of one job: what the worker did, without the command before and after it."""
+
+    items: int
+    seconds: float  # from the first chunk's begin, before its items are read, to the last part in place
+    steady_per_second: float  # items after the first batch by the time between first and last batch
+    stage_seconds: dict[str, float]  # working time, summed over threads
+
+    @property
+    def per_second(self) -> float:
+        """Items by seconds."""
+        return self.items / self.seconds
+
+
+def read_times(file: Path, job_id: str) -> Times:
+    """What a worker noted of a job."""
+    chunks = [json.loads(line) for line in file.read_text().splitlines()]
+    of_job = [chunk for chunk in chunks if chunk["job"] == job_id]
+    batches = sorted((at, count) for chunk in of_job for at, count in chunk["features"])
+    first, last = batches[0][0], batches[-1][0]
+    stages: dict[str, float] = {}
+    for chunk in of_job:
+        for stage, seconds in chunk["stages"].items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    return Times(
+        items=sum(chunk["items"] for chunk in of_job),
+        seconds=max(chunk["ended"] for chunk in of_job) - min(chunk["began"] for chunk in of_job),
+        steady_per_second=sum(count for at, count in batches if at > first) / (last - first),
+        stage_seconds=stages,
+    )
+
+
+def main() -> None:
+    """Run the worker."""
+    file = Path(sys.argv.pop(1))
+    run, deliver = Pipeline.run, Outcomes.deliver
+    arrivals: list[tuple[float, int]] = []
+
+    def noted_deliver(self: Outcomes, positions: Sequence[int], features: np.ndarray) -> None:
+        arrivals.append((time.monotonic(), len(positions)))
+        deliver(self, positions, features)
+
+    def noted_run(self: Pipeline, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
+        began = time.monotonic()
+        result = run(self, claim, context, lease)
+        features = [arrivals.pop() for _ in range(len(arrivals))]
+        line = {
+            "job": claim.job_id,
+            "began": began,
+            "ended": time.monotonic(),
+            "items": result.counts.ok,
+            "features": features,
+            "stages": result.stage_seconds,
+        }
+        with file.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+        return result
+
+    sys.argv[1:] = ["run"]
+    with mock.patch.object(Pipeline, "run", noted_run), mock.patch.object(Outcomes, "deliver", noted_deliver):
+        from clipfleet_worker.cli import main as worker
+
+        worker()
+
+
+if __name__ == "__main__":
+    main()
