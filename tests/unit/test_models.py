@@ -12,7 +12,7 @@ import pytest
 
 from clipfleet.contract import Precision
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
@@ -29,7 +29,7 @@ class Loader:
         self.entered, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def __call__(self, name: str, precision: Precision) -> LoadedModel:
+    def __call__(self, name: str, precision: Precision, announce: OnPixelSpec) -> LoadedModel:
         self.calls.append((name, precision))
         self.entered.set()
         assert self.go.wait(PATIENCE_SECONDS)
@@ -101,7 +101,7 @@ class TestUnloading:
         made: list[weakref.ref[LoadedModel]] = []
         alive_at_load: list[int] = []
 
-        def load(name: str, precision: Precision) -> LoadedModel:
+        def load(name: str, precision: Precision, _announce: OnPixelSpec) -> LoadedModel:
             alive_at_load.append(sum(model() is not None for model in made))
             model = load_model("demo", precision, "cpu")
             if has_cycle:  # as imports leave behind: the frames of an exception hold what they loaded

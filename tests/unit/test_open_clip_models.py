@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import open_clip
 import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from clipfleet.contract import DEFAULT_MODEL
 from clipfleet_worker.open_clip_models import (
     configuration_of,
     known_models,
     known_weights,
+    preprocessing_ahead,
     warn_of_other_activation,
     weights_in,
 )
@@ -89,3 +93,27 @@ def test_weights_that_want_another_activation_are_told(
 
     assert [record.getMessage().endswith("what they want") for record in caplog.records] == [True] * warns
     assert not warns or "ViT-B-32-quickgelu:openai" in caplog.text
+
+
+def test_what_a_model_wants_to_see_is_known_before_it_is_built() -> None:
+    """Compared with the model itself, without weights; timm's alone know."""
+    small = [name for name in open_clip.list_models() if name.startswith(("RN", "ViT-S", "ViT-B"))]
+    told = {}
+    for name in small:
+        said = {"mean": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
+        ahead = preprocessing_ahead(configuration_of(name), said)
+        if ahead is None:
+            assert "timm_model_name" in configuration_of(name)["vision_cfg"]
+            continue
+        with torch.device("meta"):
+            module = open_clip.create_model(
+                name, device="meta", force_preprocess_cfg=said, pretrained_text=False
+            )
+        built = PreprocessCfg(**open_clip.get_model_preprocess_cfg(module))
+        told[name] = ahead.configuration.pop("size")
+        sizes = asdict(built).pop("size")
+        assert sizes in (told[name], (told[name], told[name]))
+        assert {**ahead.configuration, "size": sizes} == asdict(built)
+        assert repr(image_transform_v2(built, is_train=False).transforms) == repr(ahead.transforms)
+    assert len(told) > 20
+    assert told["RN50x4"] == 288

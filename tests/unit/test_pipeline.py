@@ -44,7 +44,7 @@ from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.model import LoadedModel, OnPixelSpec
 from clipfleet_worker.models import Models
 from clipfleet_worker.picture_sizes import Frame
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
@@ -152,7 +152,10 @@ class Bench:
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
         )
-        models = Models(("demo",), lambda *_: self.load(), kept=1, default_precision=Precision.FP32)
+        self.announces = False  # what the model wants to see, before it is loaded
+        self.may_load = threading.Event()
+        self.may_load.set()
+        models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
             models=models, items=items, labeller=Labeller(self.batcher, TextMatrices(self.batcher)),
             open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
@@ -171,7 +174,10 @@ class Bench:
         self.decode_stage.close()
         self.decode_pool.stop()
 
-    def load(self) -> LoadedModel:
+    def load(self, _name: str, _precision: Precision, announce: OnPixelSpec) -> LoadedModel:
+        if self.announces:
+            announce(self.encoder.pixel_spec)
+        assert self.may_load.wait(PATIENCE_SECONDS)
         if self.load_error is not None:
             raise self.load_error
         return cast(LoadedModel, self.encoder)
@@ -239,6 +245,92 @@ class TestInlineBytes:
         assert bench.column("uri") == uris
         assert bench.column("content_hash")[1] == hashlib.sha256(colour("red")).hexdigest()
         assert "_bytes" not in bench.rows()[0]
+
+
+class TestAheadOfTheModel:
+    """The first chunk is fetched and decoded while its model loads."""
+
+    @pytest.fixture
+    def loading(self, bench: Bench) -> Bench:
+        bench.announces = True
+        bench.may_load.clear()
+        return bench
+
+    def test_pictures_are_ready_when_the_model_is(self, loading: Bench) -> None:
+        uris = loading.colours()
+        job = loading.submit(uris)
+        call = InThread(lambda: loading.run(job))
+        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+        wait_until(lambda: loading.waiting_bytes.count == 0, "all are decoded")
+        assert loading.lease.entered[-1] == "load model"
+        assert not loading.sink.parts
+
+        loading.may_load.set()
+
+        assert call.result().counts == PartCounts(ITEMS, 0, {})
+        assert loading.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
+
+    def test_no_more_is_decoded_than_may_wait(self, loading: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clipfleet_worker.loading.MAX_AHEAD_BYTES", 1)
+        job = loading.submit([uri for uri in loading.colours(2 * ITEMS) if uri.startswith("https")])
+        call = InThread(lambda: loading.run(job))
+        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+        assert loading.waiting_bytes.count > 0  # of what is not decoded: they count until they are
+
+        loading.may_load.set()
+
+        assert call.result().counts == PartCounts(ITEMS, 0, {})
+        assert everything_is_released(loading)
+
+    def test_one_chunk_goes_ahead_the_others_wait(self, loading: Bench) -> None:
+        job = loading.submit(loading.colours())
+        first = InThread(lambda: loading.run(job))
+        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+        lease = Stages()
+        second = InThread(lambda: loading.run(job, lease))
+        wait_until(lambda: "load model" in lease.entered, "the second chunk waits")
+        assert len(loading.places.asked) == ITEMS
+
+        loading.may_load.set()
+
+        first.result()
+        second.result()
+        assert len(loading.places.asked) == 2 * ITEMS
+
+    def test_a_model_that_fails_all_the_same_leaves_nothing_behind(self, loading: Bench) -> None:
+        loading.load_error = ModelUnavailableError("its file is cut off")
+        job = loading.submit(loading.colours())
+        call = InThread(lambda: loading.run(job))
+        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+
+        loading.may_load.set()
+
+        with pytest.raises(ModelUnavailableError, match="cut off"):
+            call.result()
+        wait_until(lambda: everything_is_released(loading), "no bytes are left")
+        assert not loading.sink.parts
+
+    def test_a_chunk_that_is_taken_away_meanwhile_ends_at_once(self, loading: Bench) -> None:
+        job = loading.submit(loading.colours())
+        call = InThread(lambda: loading.run(job))
+        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+
+        loading.lease.interrupt("lease lost")
+
+        with pytest.raises(ChunkInterrupted, match="lease lost"):
+            call.result()
+        loading.may_load.set()
+        wait_until(lambda: everything_is_released(loading), "no bytes are left")
+
+    def test_a_chunk_that_has_cost_a_worker_waits_for_the_model(self, loading: Bench) -> None:
+        job = loading.submit(loading.colours())
+        call = InThread(lambda: loading.run(job, losses=1))
+        wait_until(lambda: "load model" in loading.lease.entered, "it waits")
+        assert not loading.places.asked
+
+        loading.may_load.set()
+
+        assert call.result().counts == PartCounts(ITEMS, 0, {})
 
 
 class TestRows:
@@ -673,7 +765,7 @@ class TestWhereItIsDecoded:
     ) -> None:
         loading, go = threading.Event(), threading.Event()
 
-        def load() -> LoadedModel:
+        def load(*_: object) -> LoadedModel:
             loading.set()
             assert go.wait(PATIENCE_SECONDS)
             return cast(LoadedModel, bench.encoder)

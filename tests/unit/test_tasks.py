@@ -177,7 +177,7 @@ class Bench:
         self.ledger, self.stage, self.open_items = FakeLedger(), Stage(), OpenItems(1000)
         ledger = cast(Ledger, self.ledger)
         self.models = Models(
-            ("demo",), lambda name, _: cast(LoadedModel, FakeEncoder(name)), kept=1,
+            ("demo",), lambda name, *_: cast(LoadedModel, FakeEncoder(name)), kept=1,
             default_precision=Precision.FP32,
         )  # fmt: skip
         self.claims = Claims(

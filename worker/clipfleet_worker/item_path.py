@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipfleet.bottleneck import Meter
-from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Lane
+from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Job, Lane
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher
@@ -27,12 +27,13 @@ from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
+from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.lane_pool import LanePool
-from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.loading import Ahead, Loading
 from clipfleet_worker.outcomes import Outcomes
 
 T = TypeVar("T")
@@ -45,7 +46,9 @@ _TEXTS_PER_SLICE = 64
 class Destination:
     """Where the items of one chunk are heading."""
 
-    model: LoadedModel
+    loading: Loading
+    ahead: Ahead  # for what is ready before the model
+    pixel_spec: PixelSpec  # of the model
     decode: DecodeRoute
     lane: Lane
     outcomes: Outcomes
@@ -86,10 +89,17 @@ class ItemPath:
         """To be held while the items of a chunk are on their way."""
         return self._decode_stage.with_suspect() if is_suspect else nullcontext()
 
+    def destination(
+        self, loading: Loading, pixel_spec: PixelSpec, job: Job, outcomes: Outcomes, *, is_suspect: bool
+    ) -> Destination:
+        """For the items of one chunk."""
+        ahead = Ahead(loading, lambda work: self._decode_pool.submit(job.lane, work, outcomes.interrupt))
+        return Destination(loading, ahead, pixel_spec, job.decode, job.lane, outcomes, is_suspect)
+
     def start(self, items: pa.Table, destination: Destination) -> None:
         """Send staged items that have not ended yet on their way; a row is a position in the outcomes.
 
-        Returns at once.
+        Returns at once, also where the model still loads.
         """
         remote: list[tuple[int, str]] = []
         local: list[tuple[int, Read]] = []
@@ -114,7 +124,7 @@ class ItemPath:
             self._in_pool(destination, self._read_and_decode, local[start : start + _ITEMS_PER_SLICE])
 
     def start_texts(self, texts: Sequence[str | None], destination: Destination) -> None:
-        """Send items that are texts to the batcher; blocks while it has no room for them."""
+        """Send items that are texts to the batcher; blocks until the model is there and has room for them."""
         outcomes = destination.outcomes
         given: list[tuple[int, str]] = []
         for position, text in enumerate(texts):
@@ -127,7 +137,9 @@ class ItemPath:
             if outcomes.is_interrupted:
                 return
             self._batcher.submit(
-                ItemSlice(destination.model, destination.lane, list(some), list(positions), outcomes)
+                ItemSlice(
+                    destination.loading.result(), destination.lane, list(some), list(positions), outcomes
+                )
             )
 
     def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
@@ -140,6 +152,9 @@ class ItemPath:
         queued, count = time.monotonic(), len(items)
 
         def run() -> None:
+            if destination.ahead.is_full:
+                destination.ahead.then(partial(self._in_pool, destination, work, items))
+                return
             with self._decode_busy:
                 decoded = work(destination, items)
             destination.outcomes.add_wait(Meter.BEYOND, (time.monotonic() - queued) * count)
@@ -193,7 +208,7 @@ class ItemPath:
         try:
             image = self._decode_stage.decode(
                 data,
-                destination.model.pixel_spec,
+                destination.pixel_spec,
                 destination.decode,
                 is_suspect=destination.is_suspect,
             )
@@ -209,9 +224,17 @@ class ItemPath:
         outcomes = destination.outcomes
         outcomes.add_seconds("fetch", decoded.fetch_seconds)
         outcomes.add_seconds("decode", decoded.decode_seconds)
-        if decoded.images and not outcomes.is_interrupted:
+        if decoded.images:
+            size_bytes = sum(image.nbytes for image in decoded.images)
+            destination.ahead.then(partial(self._submit, destination, decoded), size_bytes)
+
+    def _submit(self, destination: Destination, decoded: _Decoded) -> None:
+        """Hand pictures to the batcher; their model is there by now, or will never be."""
+        outcomes = destination.outcomes
+        if not outcomes.is_interrupted:
+            model = destination.loading.result()
             self._batcher.submit(
-                ItemSlice(destination.model, destination.lane, decoded.images, decoded.positions, outcomes)
+                ItemSlice(model, destination.lane, decoded.images, decoded.positions, outcomes)
             )
 
 

@@ -55,7 +55,7 @@ from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
@@ -86,7 +86,7 @@ class Worker:
         preload: bool,
         crash_points: CrashPoints = NO_CRASH_POINTS,
         decoder_class: type[Decoder] = Decoder,
-        load_model: Callable[[str, Precision, str, MakeBackend], LoadedModel] = load_model,
+        load_model: Callable[[str, Precision, str, MakeBackend, OnPixelSpec], LoadedModel] = load_model,
     ) -> None:
         self._load_model = load_model
         self._crash_points = crash_points
@@ -262,12 +262,12 @@ class Worker:
             crash_points=self._crash_points,
         )
 
-    def _load(self, name: str, precision: Precision) -> LoadedModel:
+    def _load(self, name: str, precision: Precision, on_pixel_spec: OnPixelSpec) -> LoadedModel:
         with self._watchdog.activity("model loader", f"load {name}", LOAD_LIMIT_SECONDS) as pulse:
             pulse.rest(f"download {name}")  # the network has limits of its own
             fetch_files(name)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
-            model = self._load_model(name, precision, self._device, self._make_backend)
+            model = self._load_model(name, precision, self._device, self._make_backend, on_pixel_spec)
             model.warm_up()
         return model
 

@@ -6,6 +6,7 @@ torch is imported when a model is loaded, not before: that alone takes seconds.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from clipfleet_worker.device import resolve_precision
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ModelUnavailableError, first_line
 from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_configuration
-from clipfleet_worker.open_clip_models import BuiltModel
+from clipfleet_worker.open_clip_models import BuiltModel, Preprocessing
+
+OnPixelSpec = Callable[[PixelSpec], None]
 
 
 class LoadedModel:
@@ -86,9 +89,20 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, precision: Precision, device: str, make_backend: MakeBackend = TorchBackend
+    name: str,
+    precision: Precision,
+    device: str,
+    make_backend: MakeBackend = TorchBackend,
+    on_pixel_spec: OnPixelSpec = lambda _: None,
 ) -> LoadedModel:
     """Load a model by its full name, see `clipfleet.model_names`; what is not here yet is downloaded.
+
+    Args:
+        name: of the model.
+        precision: `auto` means what the device is good at.
+        device: by torch's name.
+        make_backend: what runs the forward passes.
+        on_pixel_spec: told what the model wants to see, if that is known before its weights are loaded.
 
     Raises:
         ModelUnavailableError: it cannot be loaded here.
@@ -98,8 +112,12 @@ def load_model(
     files = fetch_files(name)
     try:
         with memory_errors():
+            ahead = open_clip_models.preprocessing_ahead(files.configuration, files.preprocessing)
+            announced = None if ahead is None else _pixel_spec(ahead)
+            if announced is not None:
+                on_pixel_spec(announced)
             built = _build(name, files)
-            pixel_spec = _pixel_spec(built)
+            pixel_spec = _pixel_spec(built.preprocessing)
             dimension = _dimension_of(built.module)
     except ImportError as error:
         raise ModelUnavailableError(
@@ -109,6 +127,8 @@ def load_model(
         raise ModelUnavailableError(
             f"model {name} cannot be loaded: the files in {files.folder} do not fit ({first_line(error)})"
         ) from error
+    if announced is not None and announced.facts() != pixel_spec.facts():
+        raise RuntimeError(f"{name} wants to see {pixel_spec.facts()}, announced was {announced.facts()}")
     return LoadedModel(
         name,
         built.module,
@@ -138,13 +158,15 @@ def _build(name: str, files: ModelFiles) -> BuiltModel:
     )
 
 
-def _pixel_spec(built: BuiltModel) -> PixelSpec:
+def _pixel_spec(preprocessing: Preprocessing) -> PixelSpec:
     """What a model wants to see, from open_clip's preprocess configuration and its own transform."""
-    config = built.preprocessing
+    config = preprocessing.configuration
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size[-2:]
-    to_tensor = next(n for n, step in enumerate(built.transforms) if "ToTensor" in type(step).__name__)
-    steps = built.transforms[:to_tensor]
+    to_tensor = next(
+        n for n, step in enumerate(preprocessing.transforms) if "ToTensor" in type(step).__name__
+    )
+    steps = preprocessing.transforms[:to_tensor]
 
     def exact(image: Image.Image) -> Image.Image:
         for step in steps:

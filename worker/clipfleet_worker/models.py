@@ -8,20 +8,20 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from weakref import WeakValueDictionary
 
 from clipfleet.contract import Precision
 from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.model import LoadedModel
+from clipfleet_worker.loading import Loading
+from clipfleet_worker.model import LoadedModel, OnPixelSpec
 
 log = logging.getLogger(__name__)
 
 _SHUN_SECONDS = 300.0  # how long a model that could not be loaded is left to other workers
 
 Key = tuple[str, Precision]
-LoadModel = Callable[[str, Precision], LoadedModel]
+LoadModel = Callable[[str, Precision, OnPixelSpec], LoadedModel]
 
 
 class Models:
@@ -41,7 +41,7 @@ class Models:
         self._kept = kept
         self._default_precision = default_precision
         self._monotonic = monotonic
-        self._kept_models: OrderedDict[Key, Future[LoadedModel]] = OrderedDict()  # least recently used first
+        self._kept_models: OrderedDict[Key, Loading] = OrderedDict()  # least recently used first
         # Unloaded models that chunks under way still hold: a second copy would need memory of its own.
         self._in_use: WeakValueDictionary[Key, LoadedModel] = WeakValueDictionary()
         self._shunned: dict[str, float] = {}  # model -> when it may be tried again
@@ -68,25 +68,25 @@ class Models:
         """
         return self.prefetch(name, precision).result()
 
-    def prefetch(self, name: str, precision: Precision) -> Future[LoadedModel]:
+    def prefetch(self, name: str, precision: Precision) -> Loading:
         """Start loading, unless it is loaded; returns at once."""
         if precision is Precision.AUTO:
             precision = self._default_precision
         key = (name, precision)
         with self._lock:
-            future = self._kept_models.get(key)
-            self.requests.note(hit=future is not None)
-            if future is not None:
+            loading = self._kept_models.get(key)
+            self.requests.note(hit=loading is not None)
+            if loading is not None:
                 self._kept_models.move_to_end(key)
-                return future
-            future = self._kept_models[key] = Future()
+                return loading
+            loading = self._kept_models[key] = Loading()
             model = self._in_use.get(key)
             if model is not None:
-                future.set_result(model)
+                loading.finish(model)
             self._unload_surplus()
         if model is None:
-            self._start_loading(key, future)
-        return future
+            self._start_loading(key, loading)
+        return loading
 
     @property
     def loaded(self) -> int:
@@ -97,23 +97,23 @@ class Models:
     def _unload_surplus(self) -> None:
         """Forget the least recently used models; what still loads stays, or it would be loaded twice."""
         surplus = len(self._kept_models) - self._kept
-        ready = [key for key, future in self._kept_models.items() if future.done()]
+        ready = [key for key, loading in self._kept_models.items() if loading.done()]
         for key in ready[: max(surplus, 0)]:
             del self._kept_models[key]
 
-    def _start_loading(self, key: Key, future: Future[LoadedModel]) -> None:
-        threading.Thread(target=self._fill, args=(key, future), name=f"load {key[0]}", daemon=True).start()
+    def _start_loading(self, key: Key, loading: Loading) -> None:
+        threading.Thread(target=self._fill, args=(key, loading), name=f"load {key[0]}", daemon=True).start()
 
-    def _fill(self, key: Key, future: Future[LoadedModel]) -> None:
+    def _fill(self, key: Key, loading: Loading) -> None:
         started = self._monotonic()
         gc.collect()  # of models that were unloaded, what hangs in cycles; they are large, Python would wait
         try:
-            model = self._load(*key)
+            model = self._load(*key, loading.announce)
         except (ModelUnavailableError, MemoryError) as error:
             log.error("model not loaded: %r", error, extra={"action": "model_unavailable", "model": key[0]})
-            self._fail(key, future, error)
+            self._fail(key, loading, error)
         except BaseException as error:
-            self._fail(key, future, error)  # whoever waits meets it in the task's own boundary
+            self._fail(key, loading, error)  # whoever waits meets it in the task's own boundary
             raise
         else:
             log.info(
@@ -127,11 +127,12 @@ class Models:
             )
             with self._lock:
                 self._in_use[key] = model
-                future.set_result(model)
+            loading.finish(model)
+            with self._lock:
                 self._unload_surplus()
 
-    def _fail(self, key: Key, future: Future[LoadedModel], error: BaseException) -> None:
+    def _fail(self, key: Key, loading: Loading, error: BaseException) -> None:
         with self._lock:
-            if self._kept_models.get(key) is future:
+            if self._kept_models.get(key) is loading:
                 del self._kept_models[key]  # it takes no place, and the next call tries again
-        future.set_exception(error)
+        loading.fail(error)

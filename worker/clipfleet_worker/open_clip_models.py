@@ -40,13 +40,20 @@ class KnownWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What open_clip does to a picture before the forward pass."""
+
+    configuration: dict[str, Any]  # size, mean, std, interpolation, resize_mode, fill_color
+    transforms: Sequence[Callable[[Any], Any]]  # open_clip's own, from picture to normalised tensor
+
+
+@dataclass(frozen=True, slots=True)
 class BuiltModel:
     """A model as open_clip makes it: on the CPU, in fp32, in evaluation mode."""
 
     module: Any
     tokenizer: Callable[[list[str]], Any]  # texts -> int64 (n, context length)
-    preprocessing: dict[str, Any]  # size, mean, std, interpolation, resize_mode, fill_color
-    transforms: Sequence[Callable[[Any], Any]]  # open_clip's own, from picture to normalised tensor
+    preprocessing: Preprocessing
 
 
 def known_models() -> list[str]:
@@ -159,6 +166,25 @@ def build_from_state(
     return _built(module, PreprocessCfg(**(size | preprocessing)), configuration, None)
 
 
+def preprocessing_ahead(configuration: dict[str, Any], preprocessing: dict[str, Any]) -> Preprocessing | None:
+    """What a model that is still to be built will want to see; None if only the model itself can tell.
+
+    Args:
+        configuration: of the architecture.
+        preprocessing: what its files say, in open_clip's words; what is not said is its default.
+    """
+    vision = configuration["vision_cfg"]
+    if vision.get("timm_model_name"):
+        return None  # timm has a word in the size
+    import_open_clip(configuration)
+    from open_clip.model import CLIPVisionCfg
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    size = {"size": vision.get("image_size", CLIPVisionCfg.image_size)}
+    said = merge_preprocess_dict(PreprocessCfg(), preprocessing) | size
+    return _preprocessing(PreprocessCfg(**said))
+
+
 def read_weights(file: Path) -> dict[str, Any]:
     """Tensors by name, from a .safetensors or a file of torch's; a pickle may hold nothing but tensors."""
     state: dict[str, Any] = import_open_clip().factory.load_state_dict(str(file), weights_only=True)
@@ -207,15 +233,18 @@ def _without_random_weights() -> Iterator[None]:
 def _built(
     module: Any, preprocessing: Any, configuration: dict[str, Any], tokenizer: Path | None
 ) -> BuiltModel:
-    from open_clip.transform import image_transform_v2
-
     module.eval()  # before any forward: in training mode batch norm would shift its statistics
     return BuiltModel(
         module,
         _tokenizer(configuration["text_cfg"], tokenizer),
-        asdict(preprocessing),
-        image_transform_v2(preprocessing, is_train=False).transforms,
+        _preprocessing(preprocessing),
     )
+
+
+def _preprocessing(config: Any) -> Preprocessing:
+    from open_clip.transform import image_transform_v2
+
+    return Preprocessing(asdict(config), image_transform_v2(config, is_train=False).transforms)
 
 
 def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Any:

@@ -20,10 +20,11 @@ from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_meter import ChunkMeter
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
-from clipfleet_worker.item_path import Destination, ItemPath
+from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import ChunkLabels, Labeller, choices_of, fail_unknown_choices
 from clipfleet_worker.leases import HeldLease
+from clipfleet_worker.loading import Loading
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
@@ -95,19 +96,19 @@ class Pipeline:
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
         work = _work(claim, context)
         is_suspect = claim.losses > 0 or work.is_suspect
-        with self._items.handling(is_suspect=is_suspect):  # before the load: others may wait for it, too
-            lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + _GIVE_BACK_SECONDS)
-            loading = self._models.prefetch(context.job.model, context.job.precision)
-            model = lease.result_of(loading, _WAIT_FOR_MODEL_SECONDS)
-            with self._open_items.making_room() as make_room:
+        with (
+            self._items.handling(is_suspect=is_suspect),  # before the load: others may wait for it, too
+            self._open_items.making_room() as make_room,
+        ):
 
-                def on_end(count: int) -> None:
-                    lease.note_progress()
-                    make_room(count)
+            def on_end(count: int) -> None:
+                lease.note_progress()
+                make_room(count)
 
-                outcomes = Outcomes(work.items.num_rows, on_end)
-                destination = Destination(model, context.job.decode, context.job.lane, outcomes, is_suspect)
-                labels = self._process(context.job, work.items, destination, lease, meter)
+            outcomes = Outcomes(work.items.num_rows, on_end)
+            model, labels = self._process(
+                context.job, work.items, outcomes, lease, meter, is_suspect=is_suspect
+            )
         lease.enter(Step.WRITE, _WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, work, outcomes, model=model, labels=labels)
         return replace(result, meters=meter.read(lease.stage_seconds, outcomes, model))
@@ -119,28 +120,49 @@ class Pipeline:
         return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
 
     def _process(
-        self, job: Job, items: pa.Table, destination: Destination, lease: HeldLease, meter: ChunkMeter
-    ) -> ChunkLabels | None:
+        self,
+        job: Job,
+        items: pa.Table,
+        outcomes: Outcomes,
+        lease: HeldLease,
+        meter: ChunkMeter,
+        *,
+        is_suspect: bool,
+    ) -> tuple[LoadedModel, ChunkLabels | None]:
         """Fetch, decode, encode and score the items of a chunk."""
-        outcomes, model = destination.outcomes, destination.model
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
+        loading = self._models.prefetch(job.model, job.precision)
+        lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + _GIVE_BACK_SECONDS)
+        spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
+        destination = self._items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
+        goes_ahead = not is_suspect and job.text_column is None and loading.may_go_ahead()
+        if goes_ahead:
+            self._items.start(items, destination)
+        model = self._loaded(loading, lease, outcomes)
         limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
         with meter.under_way():
             if job.text_column is not None:
                 lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
                 self._items.start_texts(items[job.text_column].to_pylist(), destination)
-            else:
+            elif not goes_ahead:
                 self._items.start(items, destination)
             matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
             lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
             outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
-            return None
-        return self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
+            return model, None
+        return model, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
+
+    def _loaded(self, loading: Loading, lease: HeldLease, outcomes: Outcomes) -> LoadedModel:
+        try:
+            return lease.result_of(loading, _WAIT_FOR_MODEL_SECONDS)
+        except BaseException as error:
+            outcomes.interrupt(error)  # nobody waits for the items that went ahead
+            raise
 
     def _text_matrices(
         self, job: Job, model: LoadedModel, lease: HeldLease, outcomes: Outcomes
