@@ -4,7 +4,7 @@
 
 The forward is the backend's own on batches that are there already, the decode the worker's route on bytes
 that are there already, in one thread per core. Prints one line of JSON, images/s of both. The backend is that
-of CLIPFLEET_BACKEND.
+of the environment.
 """
 
 from __future__ import annotations

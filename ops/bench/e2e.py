@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet_worker.settings import WorkerSettings
 from ops.bench import clip_retrieval
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
 from ops.bench.report import Report, bench_parser
@@ -220,7 +221,7 @@ class Bench:
 
 
 def _backend(name: str) -> dict[str, str]:
-    return {} if name == "torch" else {"CLIPFLEET_BACKEND": name}
+    return {} if name == "torch" else {f"{WorkerSettings.model_config['env_prefix']}BACKEND": name}
 
 
 def _clean_environment() -> dict[str, str]:
@@ -321,7 +322,8 @@ def main() -> int:
 
 
 def _possible_ways() -> list[str]:
-    return [way.name for way in WAYS if way.backend == "torch" or find_spec(way.backend)]
+    others = "backend" in WorkerSettings.model_fields
+    return [way.name for way in WAYS if way.backend == "torch" or (others and find_spec(way.backend))]
 
 
 def tell(report: Report, all_found: Mapping[str, Found], images: int) -> None:
