@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ import torch
 from PIL import Image
 
 from clipfleet.contract import DEMO_MODEL, DecodeRoute, LabelSet, Precision
+from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.scoring import rank, text_matrix_of
+from tests.conftest import service_is_missing
 from tests.support.pictures import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
@@ -54,6 +57,10 @@ _SIZES = (
     (8, 2960, 3200, 1.34),
     (2, 4480, 4560, 1.02),
 )
+_TWENTY_NAMES = (
+    "apple", "bicycle", "cat", "dog", "fire", "guitar", "house", "moon", "rainbow", "red heart", "sun",
+    "tree", "car", "book", "clock", "fish", "flag", "hat", "key", "star",
+)  # fmt: skip
 # Half of their heights and the sizes of the models, divided and multiplied again as floats, come out too
 # small.
 _TREACHEROUS_SIZES = ((2303, 2244), (2301, 2254), (2244, 2303), (2254, 2301))
@@ -283,6 +290,53 @@ class TestEmbeddings:
         print(f"\ncosines bf16: mean {found.mean():.6f}, min {found.min():.6f}")
         assert found.mean() >= 0.9995
         assert found.min() >= 0.997
+
+
+@pytest.fixture(scope="module", params=[Precision.FP32, Precision.BF16])
+def by_openvino(request: pytest.FixtureRequest) -> LoadedModel:
+    if find_spec("openvino") is None:
+        service_is_missing("openvino is not installed")
+    return load_model(DEMO_MODEL, request.param, "cpu", cpu_backends("openvino"))
+
+
+class TestOpenVino:
+    """The other backend of the processor keeps the same bars, and gives the same labels."""
+
+    def test_fast_route(
+        self, comparisons: dict[int, list[Compared]], by_openvino: LoadedModel, reference_features: np.ndarray
+    ) -> None:
+        features = by_openvino.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
+        found = cosines(features, reference_features)
+        scaled = np.array([compared.is_scaled for compared in comparisons[64]])
+
+        print(f"\ncosines OpenVINO {by_openvino.precision}: mean {found.mean():.6f}, min {found.min():.6f}")
+        assert by_openvino.backend_name == "openvino"
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+        if by_openvino.precision is Precision.FP32:
+            assert found[~scaled].min() >= 0.9999
+            assert found[scaled].min() >= 0.9995
+        else:
+            assert found.mean() >= 0.9995
+            assert found.min() >= 0.997
+
+    def test_labels(
+        self, by_openvino: LoadedModel, comparisons: dict[int, list[Compared]], features: np.ndarray,
+        demo: LoadedModel,
+    ) -> None:  # fmt: skip
+        """Where torch's fp32 prefers one of twenty names clearly, so does this one; texts by itself too."""
+        names = [f"a drawing of a {word}" for word in _TWENTY_NAMES]
+        theirs = by_openvino.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
+        expected = features @ demo.encode_texts(names).T
+        found = theirs @ by_openvino.encode_texts(names).T
+
+        best = np.sort(expected, axis=1)
+        is_clear = best[:, -1] - best[:, -2] > (1e-4 if by_openvino.precision is Precision.FP32 else 0.01)
+        assert is_clear.sum() > len(is_clear) / 3
+        assert np.array_equal(found.argmax(axis=1)[is_clear], expected.argmax(axis=1)[is_clear])
+        assert len(set(expected.argmax(axis=1))) > 2  # or one label would do for all
+
+    def test_the_fingerprint_is_torchs(self, by_openvino: LoadedModel) -> None:
+        assert by_openvino.fingerprint == load_model(DEMO_MODEL, by_openvino.precision, "cpu").fingerprint
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 from clipfleet.contract import DEFAULT_MODEL, DecodeRoute, Precision
+from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.model import LoadedModel, load_model
+from tests.conftest import service_is_missing
 from tests.support.hub_cache import HubCache
 from tests.support.pictures import encoded, photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
@@ -196,6 +199,21 @@ def test_features_of_texts(pair: Pair) -> None:
     assert tokens.shape == (len(_TEXTS), pair.reference.module.context_length)
     assert found.min() >= 0.9999
     assert (expected @ expected.T).min() < 0.999
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_features_by_openvino(pair: Pair, precision: Precision) -> None:
+    if find_spec("openvino") is None:
+        service_is_missing("openvino is not installed")
+    model = load_model(pair.ours.name, precision, "cpu", cpu_backends("openvino"))
+    spec = model.pixel_spec
+    pixels = np.random.default_rng(1).integers(0, 256, (5, spec.height, spec.width, 3), dtype=np.uint8)
+
+    images = cosines(model.encode_images(pixels), pair.ours.encode_images(pixels))
+    texts = cosines(model.encode_texts(_TEXTS), pair.ours.encode_texts(_TEXTS))
+
+    assert model.backend_name == "openvino"
+    assert min(images.min(), texts.min()) >= (0.9999 if precision is Precision.FP32 else 0.997)
 
 
 def test_a_text_tower_of_transformers(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ class Cluster:
             "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what fails for ever is not waited for for long
             # Several workers share few cores here: each with a thread per core, they wait for one another's.
             "OMP_NUM_THREADS": "1",
+            # OpenVINO converts the model at each worker's start: time for which most tests have no use.
+            "CLIPFLEET_BACKEND": "torch",
             MARK: self._mark,
             **self.settings,
         }

@@ -30,8 +30,8 @@ from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.backends.compiling import Compiler, cache_folder
+from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.backends.cuda_backend import CudaBackends
-from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
@@ -113,7 +113,7 @@ class Worker:
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
         batch_size = settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH)
-        self._make_backend = _backends(self._device, batch_size)
+        self._make_backend = _backends(settings.backend, self._device, batch_size)
         self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
         self._decode_pool = LanePool(decode_threads(settings), name="decode")
@@ -375,8 +375,9 @@ class Worker:
         return True
 
 
-def _backends(device: str, batch_size: int) -> MakeBackend:
-    return TorchBackend if device == "cpu" else CudaBackends(batch_size, Compiler(cache_folder()))
+def _backends(setting: str, device: str, batch_size: int) -> MakeBackend:
+    on_cpu = cpu_backends(setting, device)
+    return on_cpu if device == "cpu" else CudaBackends(batch_size, Compiler(cache_folder()))
 
 
 def _leave_logging_alone(**_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -34,6 +35,9 @@ class WorkerSettings(Settings):
         Precision.AUTO, description="for jobs that leave it open: auto, fp32, bf16, fp16"
     )
     device: str = Field("auto", description="torch device: auto, cpu, cuda, cuda:1")
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="what computes on the CPU; auto: openvino where it is installed, else torch"
+    )
     batch_size: int = Field(0, ge=0, description="images of a forward pass; 0 picks by device")
 
     file_roots: CommaSeparated = Field((), description="folders that images may be read from")

@@ -1,5 +1,8 @@
 """Forward passes by torch, as open_clip would do them, one batch at a time on any device of torch's.
 
+On the processor self-attention is not torch's own, see `attention`. What was tried there and gave nothing on
+ViT-B-32: `torch.compile`, weights packed for oneDNN, another layout of the pixels.
+
 torch is imported when a backend is made, not before: that alone takes seconds.
 """
 
@@ -26,6 +29,10 @@ class TorchBackend:
     def __init__(self, towers: Towers, device: str) -> None:
         import torch
 
+        if device == "cpu":
+            from clipfleet_worker.backends.attention import keep_batch_first
+
+            keep_batch_first(towers.module)
         spec = towers.pixel_spec
         self._device = device
         self._dtype = torch_dtype(towers.precision)

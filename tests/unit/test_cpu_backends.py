@@ -1,0 +1,182 @@
+"""Backends on the processor: which one is chosen, and that attention is what it was."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+
+from clipfleet.contract import Precision
+from clipfleet.errors import UsageError
+from clipfleet_worker.backends import Towers, cpu_backends
+from clipfleet_worker.backends.attention import DirectAttention, keep_batch_first
+from clipfleet_worker.backends.openvino_backend import Unconvertible
+from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.testing import FakeEncoder
+from tests.unit.test_model import TinyModule, tokenizer
+
+TOWERS = Towers(TinyModule(), FakeEncoder(size=8).pixel_spec, tokenizer(["a"]), Precision.FP32, "0" * 16)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("setting", "installed", "chosen"),
+        [
+            ("auto", True, "openvino"),
+            ("auto", False, "torch"),
+            ("torch", True, "torch"),
+            ("torch", False, "torch"),
+            ("openvino", True, "openvino"),
+        ],
+    )
+    def test_openvino_where_it_is_installed_and_not_turned_off(
+        self, monkeypatch: pytest.MonkeyPatch, setting: str, installed: bool, chosen: str
+    ) -> None:
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object() if installed else None)
+        monkeypatch.setattr(cpu_backends, "OpenVinoBackend", NamedOpenVino)
+
+        assert cpu_backends.cpu_backends(setting)(TOWERS, "cpu").name == chosen
+
+    def test_a_missing_extra_is_named_with_the_line_that_mends_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: None)
+
+        with pytest.raises(UsageError, match=r'pip install "clipfleet\[openvino\]"'):
+            cpu_backends.cpu_backends("openvino")
+
+    def test_openvino_on_a_gpu_is_a_mistake(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
+
+        with pytest.raises(UsageError, match="the device is cuda:1"):
+            cpu_backends.cpu_backends("openvino", "cuda:1")
+
+    def test_a_model_that_does_not_convert_goes_to_torch_with_the_reason(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise Unconvertible("no such operation")
+
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
+        monkeypatch.setattr(cpu_backends, "OpenVinoBackend", refuse)
+
+        with caplog.at_level(logging.WARNING):
+            backend = cpu_backends.cpu_backends("openvino")(TOWERS, "cpu")
+
+        assert isinstance(backend, TorchBackend)
+        assert [record.getMessage() for record in caplog.records] == [
+            "torch runs this model, OpenVINO cannot: no such operation"
+        ]
+
+
+class NamedOpenVino(TorchBackend):
+    """Stands in for OpenVINO's."""
+
+    name = "openvino"
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    """By itself it would send its makers a message for each import, and leave an id in the home folder."""
+    code = """
+import sys
+from clipfleet_worker.backends.openvino_backend import openvino_module
+openvino_module().convert_model
+assert sys.modules["openvino_telemetry"] is None
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+class Counted(torch.nn.MultiheadAttention):
+    """Counts how often it is asked itself."""
+
+    calls = 0
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        return super().forward(*arguments, **options)
+
+
+class TestAttention:
+    @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_self_attention_is_the_same_without_asking_the_original(
+        self, masked: bool, dtype: torch.dtype
+    ) -> None:
+        torch.manual_seed(0)
+        original = Counted(32, 4, batch_first=True).eval().to(dtype)
+        torch.nn.init.normal_(original.in_proj_bias)
+        x = torch.randn(5, 7, 32, dtype=dtype)
+        mask = torch.full((7, 7), float("-inf"), dtype=dtype).triu(1) if masked else None
+        with torch.inference_mode():
+            expected, _ = original(x, x, x, need_weights=False, attn_mask=mask)
+            original.calls = 0
+            found, weights = DirectAttention(original)(x, x, x, need_weights=False, attn_mask=mask)
+
+        assert weights is None
+        assert original.calls == 0
+        tolerance = 1e-5 if dtype is torch.float32 else 0.02
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+    def test_all_else_is_left_to_the_original(self) -> None:
+        torch.manual_seed(0)
+        original = Counted(32, 4, batch_first=True).eval()
+        x, y = torch.randn(2, 5, 7, 32).unbind(0)
+        hidden = torch.zeros(5, 7, dtype=torch.bool)
+        hidden[:, -1] = True
+        calls: list[dict[str, Any]] = [
+            {"key": y, "value": y, "need_weights": False},
+            {"key": x, "value": x},
+            {"key": x, "value": x, "need_weights": False, "key_padding_mask": hidden},
+            {"key": x, "value": x, "need_weights": False, "attn_mask": torch.ones(7, 7).triu(1).bool()},
+            {"key": x, "value": x, "need_weights": False, "attn_mask": torch.zeros(20, 7, 7)},
+        ]
+        with torch.inference_mode():
+            for call in calls:
+                expected, expected_weights = original(x, **call)
+                original.calls = 0
+                found, weights = DirectAttention(original)(x, **call)
+
+                assert original.calls == 1
+                torch.testing.assert_close((found, weights), (expected, expected_weights))
+
+    def test_open_clips_towers_are_the_same_and_ask_torchs_module_no_more(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.manual_seed(0)
+        tower = {"width": 64, "layers": 2}
+        vision, text = {**tower, "head_width": 32, "image_size": 32, "patch_size": 16}, {**tower, "heads": 2}
+        module = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text).eval()
+        images, tokens = torch.randn(3, 3, 32, 32), open_clip.tokenize(["a", "two words", "and three more"])
+        with torch.inference_mode():
+            expected = module.encode_image(images), module.encode_text(tokens)
+            keep_batch_first(module)
+            monkeypatch.setattr(torch.nn.MultiheadAttention, "forward", None)
+            found = module.encode_image(images), module.encode_text(tokens)
+
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"batch_first": False}, {"kdim": 16, "vdim": 16}, {"add_bias_kv": True}, {"add_zero_attn": True}],
+    )
+    def test_what_is_not_plain_stays(self, options: dict[str, Any]) -> None:
+        parent = torch.nn.ModuleDict(
+            {"attention": torch.nn.MultiheadAttention(32, 4, **{"batch_first": True, **options})}
+        )
+        keep_batch_first(parent)
+
+        assert type(parent["attention"]) is torch.nn.MultiheadAttention
