@@ -8,6 +8,7 @@ from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet_worker.device_jpegs import DeviceJpegs, JpegDevice
 from clipfleet_worker.memory_guard import MemoryGuard, Reading, memory_limit, own_memory
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import Pulse, Watchdog
@@ -29,14 +30,28 @@ def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
 
 
 def make_decode_stage(
-    settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog, memory_guard: MemoryGuard
+    settings: WorkerSettings,
+    decoder_class: type[Decoder],
+    watchdog: Watchdog,
+    memory_guard: MemoryGuard,
+    jpeg_device: JpegDevice | None = None,
 ) -> DecodeStage:
-    """Where pictures are read, in sight of those who end a process that hangs or takes too much."""
+    """Where pictures are read, in sight of those who end a process that hangs or takes too much.
+
+    With a device it decodes what it can.
+    """
     decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
     watch = PictureWatch(watchdog, memory_guard, limits.seconds)
     children = DecodeChildren(decoder, limits)
-    return DecodeStage(decoder, children, watched=watch.of_this_thread, isolate=settings.isolate_decode)
+    device_jpegs = None if jpeg_device is None else DeviceJpegs(jpeg_device, decoder)
+    return DecodeStage(
+        decoder,
+        children,
+        watched=watch.of_this_thread,
+        isolate=settings.isolate_decode,
+        device_jpegs=device_jpegs,
+    )
 
 
 class PictureWatch:

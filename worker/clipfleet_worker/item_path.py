@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
-from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.decode import DecodedImage, PixelSpec
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
@@ -170,9 +170,20 @@ class ItemPath:
 
     def _read_and_decode(self, destination: Destination, items: list[tuple[int, Read]]) -> _Decoded:
         decoded = _Decoded()
+        files = self._read_each(destination, items, decoded)
+        if self._decode_stage.takes_slices:
+            files = iter(self._decode_together(destination, list(files), decoded))
+        for position, data in files:
+            self._decode(destination, position, data, decoded)
+        destination.outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
+        return decoded
+
+    def _read_each(
+        self, destination: Destination, items: list[tuple[int, Read]], decoded: _Decoded
+    ) -> Iterator[tuple[int, bytes]]:
         for position, read in items:
             if destination.outcomes.is_interrupted:
-                break
+                return
             started = time.monotonic()
             try:
                 data = read()
@@ -181,13 +192,13 @@ class ItemPath:
                 continue
             decoded.fetch_seconds += time.monotonic() - started
             self._crash_points.reach(CrashPoint.MID_FETCH)
-            self._decode(destination, position, data, decoded)
-        destination.outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
-        return decoded
+            yield position, data
 
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
+            if self._decode_stage.takes_slices:
+                self._decode_together(destination, fetched, decoded)
             while fetched:  # popped one by one, so that the bytes are free before the batcher is waited for
                 position, data = fetched.pop()
                 size = len(data)
@@ -201,12 +212,29 @@ class ItemPath:
             self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
 
+    def _decode_together(
+        self, destination: Destination, files: FetchedSlice, decoded: _Decoded
+    ) -> FetchedSlice:
+        """Have the GPU decode what it can of some files, by position; returns all of them."""
+        if files and not destination.outcomes.is_interrupted:
+            started = time.monotonic()
+            images = self._decode_stage.decode_slice(
+                [data for _, data in files],
+                destination.pixel_spec,
+                destination.decode,
+                is_suspect=destination.is_suspect,
+            )
+            pairs = zip(files, images, strict=True)
+            decoded.together = {position: image for (position, _), image in pairs if image is not None}
+            decoded.decode_seconds += time.monotonic() - started
+        return files
+
     def _decode(self, destination: Destination, position: int, data: bytes, decoded: _Decoded) -> None:
         started = time.monotonic()
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
         try:
-            image = self._decode_stage.decode(
+            image = decoded.together.pop(position, None) or self._decode_stage.decode(
                 data,
                 destination.pixel_spec,
                 destination.decode,
@@ -244,5 +272,6 @@ class _Decoded:
     def __init__(self) -> None:
         self.positions: list[int] = []
         self.images: list[np.ndarray] = []
+        self.together: dict[int, DecodedImage] = {}  # by position; not among the images yet
         self.fetch_seconds = 0.0
         self.decode_seconds = 0.0

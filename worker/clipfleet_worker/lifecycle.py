@@ -29,17 +29,14 @@ from clipfleet.tracing import tracing_of
 from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
-from clipfleet_worker.backends.compiling import Compiler, cache_folder
-from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.backends.cuda_backend import CudaBackends
 from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import decode_threads, make_decode_stage, make_memory_guard
-from clipfleet_worker.device import pick_device
 from clipfleet_worker.device_memory import device_bytes
+from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.ending_signals import DrainingWorker
 from clipfleet_worker.fetch.routes import Routes
@@ -72,9 +69,6 @@ from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
 
 log = logging.getLogger(__name__)
 
-_CPU_BATCH = 32
-_GPU_BATCH = 256
-
 
 class Worker:
     """One worker process: Celery's pool of slots in front, the shared stages behind."""
@@ -94,7 +88,7 @@ class Worker:
         self._preload = preload
         self._preloading: Future[LoadedModel] | None = None
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self._device = pick_device(settings.device)
+        self._device = make_device_set_up(settings)
         self._watchdog = Watchdog()
         self._tracing = tracing_of("clipfleet-worker")
         self._memory_guard = make_memory_guard(settings)
@@ -112,12 +106,12 @@ class Worker:
         self._models = Models(
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
-        batch_size = settings.batch_size or (_CPU_BATCH if self._device == "cpu" else _GPU_BATCH)
-        self._make_backend = _backends(settings.backend, self._device, batch_size)
-        self._batcher = Batcher(batch_size, pulse=self._watchdog.pulse("batcher"))
+        self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
         self._decode_pool = LanePool(decode_threads(settings), name="decode")
-        self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
+        self._decode_stage = make_decode_stage(
+            settings, decoder_class, self._watchdog, self._memory_guard, self._device.jpegs
+        )
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
@@ -194,8 +188,8 @@ class Worker:
             drain=self._drain,
             drain_seconds=self._settings.drain_seconds,
             memory_guard=self._memory_guard,
-            device=self._device,
-            device_bytes=partial(device_bytes, self._device),
+            device=self._device.name,
+            device_bytes=partial(device_bytes, self._device.name),
         )
 
     def _is_started(self) -> bool:
@@ -267,7 +261,9 @@ class Worker:
             pulse.rest(f"download {name}")  # the network has limits of its own
             fetch_files(name)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
-            model = self._load_model(name, precision, self._device, self._make_backend, on_pixel_spec)
+            model = self._load_model(
+                name, precision, self._device.name, self._device.make_backend, on_pixel_spec
+            )
             model.warm_up()
         return model
 
@@ -311,7 +307,7 @@ class Worker:
             "worker %s is ready: models %s on %s",
             self._worker_id,
             ", ".join(self._models.served()),
-            self._device,
+            self._device.name,
             extra={"action": "worker_ready"},
         )
         if self._settings.ready_file is not None:
@@ -363,7 +359,7 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             models=self._models.served(),
-            device=self._device,
+            device=self._device.name,
         )
 
     def _say_farewell(self) -> bool:
@@ -373,11 +369,6 @@ class Worker:
             log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
             return False
         return True
-
-
-def _backends(setting: str, device: str, batch_size: int) -> MakeBackend:
-    on_cpu = cpu_backends(setting, device)
-    return on_cpu if device == "cpu" else CudaBackends(batch_size, Compiler(cache_folder()))
 
 
 def _leave_logging_alone(**_: object) -> None:

@@ -36,7 +36,7 @@ class WorkerSettings(Settings):
     )
     device: str = Field("auto", description="torch device: auto, cpu, cuda, cuda:1")
     backend: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="what computes on the CPU; auto: openvino where it is installed, else torch"
+        "auto", description="openvino (on the CPU), torch (plainly, also on a GPU), or auto: the fastest"
     )
     batch_size: int = Field(0, ge=0, description="images of a forward pass; 0 picks by device")
 
@@ -67,6 +67,9 @@ class WorkerSettings(Settings):
     )
     max_memory_bytes: int = Field(
         0, ge=0, description="a worker that takes more ends; 0: 90 % of what the machine or container has"
+    )
+    decode: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where JPEGs are decoded: cpu, cuda (those that it covers), or auto, which is cpu"
     )
     isolate_decode: bool = Field(
         False, description="decode all but baseline JPEG and PNG in processes that may be killed"
