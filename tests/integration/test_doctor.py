@@ -261,6 +261,11 @@ class TestMachine:
         found = only_fault(site.checks("device", precision="fp16", device="cpu"))
         assert "fp16" in found.what and "CLIPFLEET_PRECISION" in found.remedy
 
+    def test_a_backend_that_is_not_installed(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clipfleet_worker.backends.cpu_backends.find_spec", lambda name: None)
+        found = only_fault(site.checks("device", backend="openvino", device="cpu"))
+        assert "CLIPFLEET_BACKEND" in found.what and "clipfleet[openvino]" in found.remedy
+
     def test_a_decoder_that_is_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from clipfleet_worker import decode
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from clipfleet.errors import UsageError
+from clipfleet_worker.backends.cpu_backends import cpu_backends
+from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.device import pick_device, resolve_precision
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ModelUnavailableError
@@ -44,6 +46,12 @@ class DeviceCheck:
         except ModelUnavailableError as error:
             what, _, way_out = str(error).partition(": ")
             yield problem(what, f"CLIPFLEET_PRECISION: {way_out}")
+            return
+        try:
+            cpu_backends(self.settings.backend, device)
+        except UsageError as error:
+            what, _, way_out = str(error).partition(": ")
+            yield problem(what, way_out)
             return
         name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
         yield fine(f"{device}{name}, {precision}, torch {torch.__version__}")
@@ -97,7 +105,11 @@ class ModelCheck:
             device = pick_device(self.settings.device)
         except UsageError:
             device = "cpu"  # what is wrong with the device is said by its own check
-        model = load_model(self.model, self.settings.precision, device)
+        try:
+            make_backend = cpu_backends(self.settings.backend) if device == "cpu" else TorchBackend
+        except UsageError:
+            make_backend = TorchBackend  # likewise
+        model = load_model(self.model, self.settings.precision, device, make_backend)
         loaded_seconds = time.monotonic() - began
         spec = model.pixel_spec
         vectors = np.concatenate(
