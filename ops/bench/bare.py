@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from clipfleet.contract import DecodeRoute, Precision
+from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.device import pick_device
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
     settings = WorkerSettings()
-    model = load_model(MODEL, options.precision, pick_device(settings.device))
+    device = pick_device(settings.device)
+    model = load_model(MODEL, options.precision, device, cpu_backends(settings.backend, device))
     spec = model.pixel_spec
     decoder = Decoder(settings.max_pixels, settings.max_decode_bytes)
     files = [path.read_bytes() for path in sorted(options.folder.glob("*.jpg"))[:_FILES]]

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
-from clipfleet_worker.settings import WorkerSettings
 from ops.bench import clip_retrieval
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
 from ops.bench.report import Report, bench_parser
@@ -221,7 +220,8 @@ class Bench:
 
 
 def _backend(name: str) -> dict[str, str]:
-    return {} if name == "torch" else {f"{WorkerSettings.model_config['env_prefix']}BACKEND": name}
+    """Also of torch: left open, a worker takes OpenVINO where it is installed."""
+    return {"CLIPFLEET_BACKEND": name}
 
 
 def _clean_environment() -> dict[str, str]:
@@ -322,8 +322,7 @@ def main() -> int:
 
 
 def _possible_ways() -> list[str]:
-    others = "backend" in WorkerSettings.model_fields
-    return [way.name for way in WAYS if way.backend == "torch" or (others and find_spec(way.backend))]
+    return [way.name for way in WAYS if find_spec(way.backend)]
 
 
 def tell(report: Report, all_found: Mapping[str, Found], images: int) -> None:

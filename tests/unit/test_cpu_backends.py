@@ -44,6 +44,11 @@ class TestChoice:
 
         assert cpu_backends.cpu_backends(setting)(TOWERS, "cpu").name == chosen
 
+    def test_another_device_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
+
+        assert cpu_backends.cpu_backends("auto", "cuda") is TorchBackend
+
     def test_a_missing_extra_is_named_with_the_line_that_mends_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
-    """What makes the backends of models on the processor.
+    """What makes the backends of models on the processor; for another device torch's plain one.
 
     Args:
         setting: `auto`, `torch` or `openvino`.
@@ -47,7 +47,8 @@ def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
             f"CLIPFLEET_BACKEND is openvino, which is for the CPU, but the device is {device}: "
             "set CLIPFLEET_DEVICE=cpu, or leave CLIPFLEET_BACKEND away"
         )
-    return TorchBackend if setting == "torch" or not is_installed else _openvino_or_torch
+    is_wanted = is_installed and setting != "torch" and device == "cpu"
+    return _openvino_or_torch if is_wanted else TorchBackend
 
 
 def _openvino_or_torch(towers: Towers, device: str) -> Backend:

@@ -106,7 +106,7 @@ class ModelCheck:
         except UsageError:
             device = "cpu"  # what is wrong with the device is said by its own check
         try:
-            make_backend = cpu_backends(self.settings.backend) if device == "cpu" else TorchBackend
+            make_backend = cpu_backends(self.settings.backend, device)
         except UsageError:
             make_backend = TorchBackend  # likewise
         model = load_model(self.model, self.settings.precision, device, make_backend)
