@@ -15,6 +15,7 @@ from clipfleet import keys
 from clipfleet.redis_connection import connect
 from tests.support.acl_users import USERS, make_users, refusals, url_of
 from tests.support.cluster import Cluster, WorkerProcess
+from tests.support.health_pages import scrape
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
@@ -79,7 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         urls = {user: url_of(user, passwords, cluster.server.url) for user in USERS}
         write_pictures(cluster.folder / "pictures", 4)
         cluster.settings["CLIPFLEET_REDIS_URL"] = urls["worker"]
-        worker = cluster.start_worker()
+        worker = cluster.start_worker({"CLIPFLEET_HEALTH_PORT": "0"})
         yield Site(cluster, urls, worker, list(passwords.values()))
 
 
@@ -118,6 +119,7 @@ def test_each_command_works_with_its_user(site: Site) -> None:
             assert len(site.text(user, "results", where, "--format", "jsonl").splitlines()) == 4
         exported = site.cluster.folder / f"export-{user}"
         site.text(user, "export", in_redis["job_id"], "--layout", "csv", "--to", exported)
+    wait_until(lambda: "clipfleet_ledger_jobs" in scrape(site.worker), "the worker may count jobs", 30)
 
     assert site.worker.terminate() == 0
     with connect(site.cluster.server.url) as admin:

@@ -19,7 +19,9 @@ from clipfleet.ledger_values import LaneBacklog
 from clipfleet.parts import PartCounts
 from clipfleet_worker.background import Reachability
 from clipfleet_worker.batcher import BatchTotals
+from clipfleet_worker.busy_meter import Busy
 from clipfleet_worker.cache_counts import CacheCounts
+from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.drain import Drain, Leaver
@@ -64,7 +66,7 @@ class Bench:
         self.tally = ChunkTally()
         self.redis = Reachability(20, self.clock)
         self.redis.note(True)
-        self.batcher = SimpleNamespace(totals=BatchTotals(2, 40, 3.5), batch_size=32)
+        self.batcher = SimpleNamespace(totals=BatchTotals(2, 40), batch_size=32)
         self.models, self.texts = CacheCounts(), CacheCounts()
         self.drain = Drain(cast(Leaver, None), 25, exit_process=lambda _: None, monotonic=self.clock)
         self.backlog: Backlog | None = BACKLOG
@@ -87,6 +89,7 @@ class Bench:
             open_items=cast(Any, SimpleNamespace(count=512, limit=4096)),
             waiting_bytes=cast(Any, SimpleNamespace(count=1000, limit=1 << 30)),
             batcher=cast(Any, self.batcher),
+            stages_busy=lambda: StagesBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
             models=cast(Any, SimpleNamespace(loaded=1)),
             caches={"models": self.models, "text_matrices": self.texts},
             reconciler=cast(Any, SimpleNamespace(redis=self.redis, expired_leases=4)),
@@ -163,7 +166,11 @@ def test_batches_caches_room_and_memory(bench: Bench) -> None:
     assert values["clipfleet_batches_total"] == {(): 2}
     assert values["clipfleet_batched_items_total"] == {(): 40}
     assert values["clipfleet_batch_size"] == {(): 32}
-    assert values["clipfleet_forward_seconds_total"] == {(): 3.5}
+    assert values["clipfleet_busy_seconds_total"] == {(("stage", "decode"),): 6, (("stage", "forward"),): 3.5}
+    assert values["clipfleet_capacity_seconds_total"] == {
+        (("stage", "decode"),): 20,
+        (("stage", "forward"),): 10,
+    }
     requests = values["clipfleet_cache_requests_total"]
     assert requests[("cache", "models"), ("result", "hit")] == 2
     assert requests[("cache", "text_matrices"), ("result", "miss")] == 1

@@ -53,7 +53,6 @@ class BatchTotals:
 
     batches: int = 0
     items: int = 0  # in them; `batches * batch_size` would have had room
-    seconds: float = 0.0  # until their features were there, without the time that they waited for one another
 
 
 class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrupted
@@ -183,11 +182,9 @@ class Batcher:
             self._under_way.append(Batch(live))
 
     def _finish(self, batch: Batch) -> None:
-        began_at = max(batch.begun_at, self._finished_at)
         batch.finish(self._finished_at)
         self._finished_at = time.monotonic()
-        total, seconds = self.totals, self._finished_at - began_at
-        self.totals = BatchTotals(total.batches + 1, total.items + batch.size, total.seconds + seconds)
+        self.totals = BatchTotals(self.totals.batches + 1, self.totals.items + batch.size)
 
     def _may_begin(self) -> bool:
         """Whether the device shall have more to do. Behind a batch under way only a whole one goes.

@@ -102,11 +102,6 @@ class Batch:
         return len(self._items)
 
     @property
-    def begun_at(self) -> float:
-        """When it went to the device (monotonic)."""
-        return self._begun_at
-
-    @property
     def batches_in_flight(self) -> int:
         """How many of its model's may be under way."""
         return self._encoder.batches_in_flight

@@ -119,7 +119,8 @@ class Worker:
             settings, routes, self._waiting_bytes, self._watchdog.pulse("fetch loop")
         )
         self._claims = self._make_claims()
-        self._tasks = self._make_tasks(self._pipeline(self._item_path(routes)))
+        self._items = self._item_path(routes)
+        self._tasks = self._make_tasks(self._pipeline(self._items))
         self._announcer = Announcer(
             Announcements(settings.require_redis_url()), self._celery_app, self._watchdog.pulse("announcer")
         )
@@ -177,6 +178,7 @@ class Worker:
             open_items=self._open_items,
             waiting_bytes=self._waiting_bytes,
             batcher=self._batcher,
+            stages_busy=self._items.busy,
             models=self._models,
             caches={
                 "models": self._models.requests,

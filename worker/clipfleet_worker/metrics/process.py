@@ -12,8 +12,10 @@ from clipfleet.contract import ErrorCode
 from clipfleet.parts import ItemStatus
 from clipfleet_worker.background import Reconciler
 from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.busy_meter import Busy
 from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
+from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.health import Health
@@ -31,6 +33,7 @@ class WorkerReadings:
     open_items: OpenItems
     waiting_bytes: WaitingBytes
     batcher: Batcher
+    stages_busy: Callable[[], StagesBusy]
     models: Models
     caches: Mapping[str, CacheCounts]  # by name
     reconciler: Reconciler
@@ -58,6 +61,11 @@ def _chunks(readings: WorkerReadings) -> Iterable[Sample]:
 def _chunk_seconds(readings: WorkerReadings) -> Iterable[Sample]:
     totals = readings.health.claims.tally.totals()
     yield (), Buckets(CHUNK_SECONDS, totals.lived, totals.lived_seconds)
+
+
+def _busy(readings: WorkerReadings) -> Iterable[tuple[str, Busy]]:
+    found = readings.stages_busy()
+    return [("decode", found.decode), ("forward", found.forward)]
 
 
 def _caches(readings: WorkerReadings) -> Iterable[Sample]:
@@ -197,11 +205,19 @@ _CAPACITY: tuple[Family[WorkerReadings], ...] = (
         lambda r: one(r.batcher.batch_size),
     ),
     Family(
-        "clipfleet_forward_seconds_total",
+        "clipfleet_busy_seconds_total",
         Kind.COUNTER,
-        "time in which the device's thread encoded batches; its rate is the busy share",
-        (),
-        lambda r: one(r.batcher.totals.seconds),
+        "working time of the stages that all chunks share: `decode` (its threads), `forward` (the thread of "
+        "the device)",
+        ("stage",),
+        lambda r: [((stage,), busy.seconds) for stage, busy in _busy(r)],
+    ),
+    Family(
+        "clipfleet_capacity_seconds_total",
+        Kind.COUNTER,
+        "likewise, had they worked all the time: the rates' ratio is the busy share",
+        ("stage",),
+        lambda r: [((stage,), busy.capacity_seconds) for stage, busy in _busy(r)],
     ),
     Family(
         "clipfleet_loaded_models",
