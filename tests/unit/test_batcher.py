@@ -143,6 +143,18 @@ class TestBatches:
         one.outcomes.wait()
         assert encoder.passes == [[7]]
 
+    def test_what_comes_while_it_lingers_and_does_not_fill_the_batch_goes_too(self, run: Run) -> None:
+        batcher, encoder = make(1000), Recorder()
+        run(batcher)
+        slices = [part(encoder, [value]) for value in range(20)]
+
+        for one in slices:
+            batcher.submit(one)
+
+        for one in slices:
+            one.outcomes.wait()
+        assert [value for batch in encoder.passes for value in batch] == list(range(20))
+
     def test_better_lanes_go_first_and_worse_ones_fill_the_batch(self, run: Run) -> None:
         batcher, encoder = make(4), Recorder()
         slices = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -261,6 +263,27 @@ class TestRenewing:
         keeper.renew_all()
 
         assert ledger.renewed == [[]]
+
+    def test_what_waited_is_let_go_with_it_not_only_by_the_collector(self, keeper: LeaseKeeper) -> None:
+        """A chunk's outcomes hold its vectors, and its lease, which tells them of an interruption."""
+
+        class Waiting:
+            def __init__(self, held: HeldLease) -> None:
+                self.held = held
+
+            def interrupt(self, error: BaseException) -> None:
+                raise AssertionError("nobody interrupts")
+
+        gc.disable()
+        try:
+            with keeper.hold(lease(0)) as held:
+                waiting = Waiting(held)
+                held.on_interrupt(waiting.interrupt)
+                seen = weakref.ref(waiting)
+            del waiting, held
+            assert seen() is None
+        finally:
+            gc.enable()
 
 
 class TestLeaving:

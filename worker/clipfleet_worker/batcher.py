@@ -68,6 +68,7 @@ class Batcher:
         self._batch_size = batch_size
         self._ring_items = batch_size * ring_batches
         self._waiting_items = 0
+        self._wanted_items = 1  # for fewer the thread is not woken: as it lingers, what fills its batch
         self._items: dict[Lane, deque[ItemSlice]] = {lane: deque() for lane in _LANE_ORDER}
         self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
         self._call_went_last = False
@@ -120,7 +121,8 @@ class Batcher:
                 raise BatcherStopped("the worker stops")
             self._waiting_items += len(part.items)
             self._items[part.lane].append(part)
-            self._changed.notify_all()
+            if self._waiting_items >= self._wanted_items:
+                self._changed.notify_all()
 
     def encode_texts(self, encoder: Encoder, prompts: Sequence[str], lane: Lane) -> np.ndarray:
         """Features of texts, float32 (len(prompts), d); blocks until they are there. See `call`."""
@@ -220,7 +222,7 @@ class Batcher:
     def _gather(self) -> list[Segment]:
         """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
         batch: list[Segment] = []
-        room = self._batch_size
+        room, has_lingered = self._batch_size, False
         while room and not self._stopping:
             taken = 0
             for lane in _LANE_ORDER:
@@ -228,8 +230,14 @@ class Batcher:
             room -= taken
             if room and taken:
                 self._changed.notify_all()  # the ring has room again
-            if room and not taken and (self._under_way or not self._changed.wait(_LINGER_SECONDS)):
-                break
+            if room and not taken:
+                if self._under_way or has_lingered:
+                    break
+                self._wanted_items = room
+                has_lingered = not self._changed.wait(_LINGER_SECONDS)
+            else:
+                has_lingered = False
+        self._wanted_items = 1
         self._changed.notify_all()
         return batch
 

@@ -87,7 +87,8 @@ class OpenItems:
                     ended += freed
                     self._ended += freed
                     self._count -= freed
-                    self._changed.notify_all()
+                    if self.has_room_in_all_lanes:  # else nobody's wait is over: it would be for every batch
+                        self._changed.notify_all()
 
         try:
             yield make_room

@@ -163,6 +163,11 @@ class HeldLease:
         if interruption is not None:
             callback(interruption)
 
+    def forget_callbacks(self) -> None:
+        """Nobody waits any more. What they hold, all outcomes of a chunk, often holds this lease, too."""
+        with self._lock:
+            self._callbacks.clear()
+
     def interrupt(self, reason: str) -> None:
         """The chunk is not ours any more, or the worker leaves. The first call counts."""
         with self._lock:
@@ -213,6 +218,7 @@ class LeaseKeeper:
             self.progress.note()
             with self._lock:
                 self._held.pop(lease.token, None)
+            held.forget_callbacks()
 
     def interrupt_all(self, reason: str) -> None:
         """Have every held chunk given back, and every further one, for a worker that leaves."""
