@@ -12,7 +12,7 @@ from clipfleet import keys
 from clipfleet.contract import DEMO_MODEL, LabelSet, Precision
 from clipfleet.redis_connection import connect
 from clipfleet_worker.model import load_model
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.pictures import write_pictures
 
 LABELS = 10_500
@@ -60,3 +60,53 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
 
 def shared_matrices(client: redis.Redis) -> list[str]:
     return sorted(str(name) for name in client.scan_iter(match="clipfleet:text-matrix:*"))
+
+
+NAMES, TEMPLATES = 1000, 80
+
+
+def test_a_large_label_set_is_encoded_once_for_all_jobs_and_workers(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {number}" for number in range(NAMES)))
+    templates = [word for n in range(TEMPLATES) for word in ("--template", f"view {n} of a {{}}")]
+    write_pictures(tmp_path / "pictures", 3)
+    question = (
+        "classify", tmp_path / "pictures", "--labels", tmp_path / "names.txt", *templates, "--model", "demo",
+        "--output",
+    )  # fmt: skip
+    with Cluster(tmp_path, {"CLIPFLEET_PRECISION": "fp32"}) as cluster:
+
+        def labelled_by(worker: WorkerProcess, output: str) -> list[str]:
+            assert cluster.run_json(*question, tmp_path / output)["ok"] == 3
+            assert worker.process.poll() is None
+            table = ds.dataset(sorted((tmp_path / output).glob("part-*.parquet"))).to_table()
+            labels: list[str] = table["label"].to_pylist()
+            return labels
+
+        # The first job of the first worker encodes each prompt, once; the second one none
+        first, first_notes = counting_worker(cluster, "first")
+        labels = labelled_by(first, "one")
+        assert sum(texts_in(first_notes)) == NAMES * TEMPLATES
+        assert labelled_by(first, "two") == labels
+        assert sum(texts_in(first_notes)) == NAMES * TEMPLATES
+
+        # A worker that comes when that one is dead encodes none
+        first.kill()
+        second, second_notes = counting_worker(cluster, "second")
+        assert labelled_by(second, "three") == labels
+        assert texts_in(second_notes) == []
+
+        # What it costs Redis: the matrix as it is, for a day
+        with connect(cluster.server.url) as client:
+            (name,) = shared_matrices(client)
+            dimension = load_model(DEMO_MODEL, Precision.FP32, "cpu").embedding_dimension
+            assert NAMES * dimension * 4 <= client.memory_usage(name) <= NAMES * dimension * 4 * 1.3 + 1024
+            assert 0 < client.ttl(name) <= 86_400
+
+
+def counting_worker(cluster: Cluster, name: str) -> tuple[WorkerProcess, Path]:
+    notes = cluster.folder / f"{name}.texts"
+    return cluster.start_worker(program=("tests.support.counting_worker", str(notes))), notes
+
+
+def texts_in(notes: Path) -> list[int]:
+    return [int(line) for line in notes.read_text().split()] if notes.exists() else []

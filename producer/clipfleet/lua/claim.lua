@@ -85,11 +85,12 @@ local function longest_waiting(queues)
   return best
 end
 
--- Take a chunk off the pile, whoever gets it; the job has its turn.
+-- Take a chunk off the pile, whoever gets it; the job has its turn. The pile last: a script that is refused halfway, by
+-- the rights of a worker, must not lose a chunk.
 local function take_off(job, found, turn)
-  local next_chunk = found.facts.next_chunk
-  if found.is_next then next_chunk = found.chunk.id + 1 else redis.call('ZREM', job_key(job, DUE), found.chunk.id) end
-  redis.call('HSET', job_key(job), 'next_chunk', next_chunk or 0, 'turn', turn)
+  local id = found.chunk.id
+  redis.call('HSET', job_key(job), 'next_chunk', found.is_next and id + 1 or found.facts.next_chunk or 0, 'turn', turn)
+  if not found.is_next then redis.call('ZREM', job_key(job, DUE), id) end
 end
 
 local function take(job, found, turn, queue)

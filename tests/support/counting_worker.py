@@ -1,0 +1,52 @@
+"""A worker that notes how many texts it encodes: `python -m tests.support.counting_worker NOTES`.
+
+NOTES gets a line with the number of texts of each call.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from clipfleet.contract import Precision
+from clipfleet.settings import checked
+from clipfleet_worker.backends import Backend, MakeBackend, Towers
+from clipfleet_worker.lifecycle import Worker
+from clipfleet_worker.logs import log_to_stderr
+from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.settings import WorkerSettings
+
+
+class CountingBackend:
+    """Another backend, whose texts are counted."""
+
+    def __init__(self, backend: Backend, notes: Path) -> None:
+        self._backend = backend
+        self._notes = notes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def encode_texts(self, tokens: Any) -> np.ndarray:
+        with self._notes.open("a") as notes:
+            notes.write(f"{len(tokens)}\n")
+        return self._backend.encode_texts(tokens)
+
+
+def load_counted(
+    notes: Path, name: str, precision: Precision, device: str, make_backend: MakeBackend
+) -> LoadedModel:
+    def make(towers: Towers, on: str) -> Backend:
+        return cast(Backend, CountingBackend(make_backend(towers, on), notes))
+
+    return load_model(name, precision, device, make)
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    load = partial(load_counted, Path(sys.argv[1]))
+    sys.exit(Worker(checked(WorkerSettings), preload=True, load_model=load).run())
