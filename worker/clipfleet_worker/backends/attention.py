@@ -51,8 +51,11 @@ class DirectAttention(torch.nn.Module):
 
 
 def keep_batch_first(module: torch.nn.Module) -> None:
-    """Put `DirectAttention` in place of every plain `torch.nn.MultiheadAttention`; for inference only."""
-    for parent in list(module.modules()):
+    """Put `DirectAttention` in place of every plain `torch.nn.MultiheadAttention`; for inference only.
+
+    Once is enough, twice does no harm.
+    """
+    for parent in [found for found in module.modules() if not isinstance(found, DirectAttention)]:
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.MultiheadAttention) and _is_plain(child):
                 setattr(parent, name, DirectAttention(child))
