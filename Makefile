@@ -11,7 +11,7 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock build \
+.PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain bench fuzz lock build \
   test-build test-deploy clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
@@ -31,6 +31,10 @@ $(TEST_FOLDERS): $(VENV)/.dev-installed
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
 	PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/pytest tests/peers -q
+
+# Skipped without a CUDA device that torch sees.
+test-gpu: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/gpu -q
 
 # Compose, Kubernetes and the images against their schemas; the images are built and run, as root, without Docker.
 test-deploy: $(VENV)/.dev-installed

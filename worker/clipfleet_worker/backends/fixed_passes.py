@@ -1,7 +1,9 @@
 """Forward passes of one tower at a few batch sizes, each recorded as a graph; other batches are filled up.
 
-Of fixed size and at a fixed place a pass can be compiled and recorded, and is queued in one step. What does
-not fit the device is halved, for good. Nothing here knows pixels or texts, nor who wants features.
+Of fixed size and at a fixed place a pass can be recorded, and is queued in one step. The largest one is
+compiled, too: each takes seconds at every start, minutes at the first, and the others run when there is
+little to do. What does not fit the device is halved, for good. Nothing here knows pixels or texts, nor who
+wants features.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class FixedPasses:
         """
         self._tower = tower
         self._device = device
-        self._plain, self._forward = forward, compiled or forward
+        self._plain, self._compiled = forward, compiled
         self._filling = filling
         self._sizes = list(sizes)
         self._pool: Any = None
@@ -148,14 +150,15 @@ class FixedPasses:
 
     def _set_up(self, size: int, pool: Any) -> _FixedPass:
         memory = self._device.memory((size, *self._filling.shape), self._filling.dtype)
-        fixed = _FixedPass(memory, self._filling, self._forward)
+        compiled = self._compiled if size == self.largest else None
+        fixed = _FixedPass(memory, self._filling, compiled or self._plain)
         try:
             self._device.rehearse(fixed.rehearse)
         except _CANNOT as error:
-            if self._forward is self._plain:
+            if compiled is None:
                 raise
             self._tell(error, "not compiled")
-            self._forward = self._plain
+            self._compiled = None
             return self._set_up(size, pool)
         if self._can_record:
             try:

@@ -1,0 +1,47 @@
+"""The whole way on a device: the real command line, a real server, a real worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.pictures import encoded, photo
+from tests.support.reference import cosines
+
+CUDA = {"CLIPFLEET_DEVICE": "cuda", "CLIPFLEET_BACKEND": "auto", "CLIPFLEET_PRECISION": "auto"}
+CPU = {"CLIPFLEET_DEVICE": "cpu", "CLIPFLEET_PRECISION": "fp32"}
+
+
+@pytest.mark.timeout(900)  # it compiles
+@pytest.mark.parametrize("decode", ["cpu", "cuda"])
+def test_vectors_are_those_of_the_processor(tmp_path: Path, decode: str) -> None:
+    # Given pictures that the device can decode, some that it cannot, and one that nobody can
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(300):
+        options = {"subsampling": "4:4:4"} if number % 2 else {"progressive": True}
+        data = encoded(photo(number, 200, 150), quality=90, **options)
+        (pictures / f"{number:03}.jpg").write_bytes(data)
+    (pictures / "300.jpg").write_bytes(b"\xff\xd8\xff")
+
+    vectors = {}
+    cuda = CUDA | {"CLIPFLEET_DECODE": decode, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for name, settings in (("cuda", cuda), ("cpu", CPU)):
+        (tmp_path / name).mkdir()
+        with Cluster(tmp_path / name, settings | {"CLIPFLEET_FILE_ROOTS": str(tmp_path)}) as cluster:
+            worker = cluster.start_worker()
+            answer = cluster.run_json(
+                "embed", pictures, "--model", "demo", "--output", tmp_path / name / "out", expect=3
+            )
+            assert (answer["ok"], answer["failed"]) == (300, 1)
+            assert worker.terminate() == 0
+            assert "costs speed only" not in worker.log()
+        parts = sorted((tmp_path / name / "out").glob("part-*.parquet"))
+        rows = ds.dataset(parts).to_table().sort_by("item_index").to_pylist()
+        vectors[name] = np.array([row["embedding"] for row in rows[:300]], dtype=np.float32)
+
+    assert cosines(vectors["cuda"], vectors["cpu"]).min() >= 0.997
