@@ -22,7 +22,12 @@ from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.testing import FakeEncoder
 from tests.unit.test_model import TinyModule, tokenizer
 
-TOWERS = Towers(TinyModule(), FakeEncoder(size=8).pixel_spec, tokenizer(["a"]), Precision.FP32, "0" * 16)
+
+def towers_of(module: torch.nn.Module) -> Towers:
+    return Towers(module, FakeEncoder(size=8).pixel_spec, tokenizer(["a"]), Precision.FP32, "0" * 16)
+
+
+TOWERS = towers_of(torch.nn.Linear(2, 2))
 
 
 class TestChoice:
@@ -43,6 +48,17 @@ class TestChoice:
         monkeypatch.setattr(cpu_backends, "OpenVinoBackend", NamedOpenVino)
 
         assert cpu_backends.cpu_backends(setting)(TOWERS, "cpu").name == chosen
+
+    @pytest.mark.parametrize(("setting", "chosen"), [("auto", "torch"), ("openvino", "openvino")])
+    def test_what_was_not_tried_with_openvino_is_so_only_where_it_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, setting: str, chosen: str
+    ) -> None:
+        # It ends the process for some models, when it compiles them: a worker would start for ever.
+        monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
+        monkeypatch.setattr(cpu_backends, "OpenVinoBackend", NamedOpenVino)
+        towers = towers_of(torch.nn.Sequential(torch.nn.Linear(2, 2), TinyModule()))
+
+        assert cpu_backends.cpu_backends(setting)(towers, "cpu").name == chosen
 
     def test_another_device_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
