@@ -25,6 +25,7 @@ from uuid import uuid4
 
 import redis
 
+from clipfleet.bottleneck import Meter, Meters, Step, device_meter
 from clipfleet.contract import Lane
 from clipfleet.ledger import Claim, Ledger
 from clipfleet.redis_connection import connect
@@ -38,6 +39,16 @@ _LEASE_SECONDS = 30.0
 _ITEMS = 512
 _CHUNKS_PER_FILE = 256
 _STAGES = {"fetch": 12.5, "decode": 3.2, "encode": 4.1, "write": 0.05}
+_METERS = Meters(
+    {
+        Step.ITEMS: 4.2, Step.WRITE: 0.05, Meter.FETCHING: 810.5, Meter.TURNS: 750.25, Meter.BEYOND: 95.5,
+        Meter.DECODING: 3.2, device_meter("cpu", "bf16"): 4.2, Meter.DECODE_CAPACITY: 8.4,
+        Meter.DECODE_BUSY: 3.1, Meter.DECODE_BUSY_ALL: 3.2, Meter.FORWARD_BUSY: 4.1,
+        Meter.FORWARD_BUSY_ALL: 4.2,
+    },
+    "example.org at its connection cap (16)",
+    700.125,
+)  # fmt: skip
 _LANES = tuple(Lane)
 _CLIENTS_SECONDS = 5.0
 _COLUMNS = {
@@ -112,7 +123,7 @@ def call_shapes() -> tuple[CallShape, CallShape]:
 
 def complete_chunk(ledger: Ledger, claim: Claim) -> str:
     """As a worker does whose items were all good."""
-    return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, stage_seconds=_STAGES)
+    return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, stage_seconds=_STAGES, meters=_METERS)
 
 
 class Connection:

@@ -8,6 +8,7 @@ workers. The ledger sums that up over chunks and workers; too little of it says 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +22,7 @@ _BUSY = 0.4  # a stage that is less busy than this limits nothing
 _LOADING = 2 / 3  # loading happens once: it must outweigh all that comes after it
 _FEW = 10.0  # times less is not worth a word
 _DEVICE = "on "
-_METER = "meter:"
+_HELD_BY, _HELD_BY_SECONDS = "held_by", "held_by_seconds"
 
 
 class Step(StrEnum):
@@ -43,8 +44,7 @@ class Meter(StrEnum):
     BEYOND = "beyond"  # of items, from the bytes to the features
     READING = "reading"  # of decode threads, reading files and the like
     DECODING = "decoding"  # of decode threads, for this job
-    UNDER_WAY = "under way"  # of chunks with items between their start and their features
-    DECODE_CAPACITY = "decode capacity"  # times the decode threads
+    DECODE_CAPACITY = "decode capacity"  # how long items were under way, times the decode threads
     DECODE_BUSY = "decode busy"  # how much of it was used, for whatever job
     FORWARD_BUSY = "forward busy"  # how long the device had work meanwhile, for whatever job
     DECODE_BUSY_ALL = "decode busy all"  # the same over all steps of the chunks
@@ -52,7 +52,7 @@ class Meter(StrEnum):
 
 
 def device_meter(device: str, precision: str) -> str:
-    """Name of the meter of the time under way on such a device."""
+    """Name of the meter of how long chunks had items under way for such a device."""
     return f"{_DEVICE}{device}, {precision}"
 
 
@@ -89,18 +89,27 @@ class Meters:
     held_by_seconds: float = 0.0  # at least so many of them
 
     @classmethod
-    def of_facts(cls, facts: Mapping[str, str]) -> Self:
+    def of_json(cls, text: str) -> Self:
         """From what the ledger holds of a job.
 
         Raises:
             ValueError: no worker has said this.
         """
-        told = {name: value for name, value in facts.items() if name.startswith(_METER)}
-        return cls(
-            seconds={name.removeprefix(_METER): float(value) for name, value in told.items()},
-            held_by=facts.get("held_by", ""),
-            held_by_seconds=float(facts.get("held_by_seconds", 0)),
-        )
+        told = json.loads(text) if text else {}
+        if not isinstance(told, dict):
+            raise ValueError("these are no meters")
+        held_by = told.pop(_HELD_BY, "")
+        if not isinstance(held_by, str) or not all(isinstance(value, int | float) for value in told.values()):
+            raise ValueError("these are no meters")
+        held_by_seconds = told.pop(_HELD_BY_SECONDS, 0.0)
+        return cls(told, held_by, held_by_seconds)
+
+    def to_json(self) -> str:
+        """As the ledger takes them; empty where there are none."""
+        if not self.seconds:
+            return ""
+        held = {_HELD_BY: self.held_by, _HELD_BY_SECONDS: self.held_by_seconds} if self.held_by else {}
+        return json.dumps({**{name: round(value, 3) for name, value in self.seconds.items()}, **held})
 
     def since(self, earlier: Meters) -> Meters:
         """What came after an earlier look at the same job; what held it is told of the whole."""
@@ -118,9 +127,14 @@ class Meters:
         return sum(self[step] for step in Step)
 
     @property
+    def under_way_seconds(self) -> float:
+        """How long chunks had items between their start and their features."""
+        return sum(seconds for name, seconds in self.seconds.items() if name.startswith(_DEVICE))
+
+    @property
     def threads(self) -> float:
         """Decode threads of a worker, on average."""
-        return _share(self[Meter.DECODE_CAPACITY], self[Meter.UNDER_WAY])
+        return _share(self[Meter.DECODE_CAPACITY], self.under_way_seconds)
 
     @property
     def device(self) -> str:
@@ -195,7 +209,7 @@ def _of_items(meters: Meters) -> Limit | None:
     if is_held or (fetching >= _MOST * waiting > 0 and not _is_saturated(meters)):
         return Limit(Stage.FETCH, _of_fetching(meters))
     decode = _share(meters[Meter.DECODE_BUSY], meters[Meter.DECODE_CAPACITY])
-    forward = _share(meters[Meter.FORWARD_BUSY], meters[Meter.UNDER_WAY])
+    forward = _share(meters[Meter.FORWARD_BUSY], meters.under_way_seconds)
     if max(decode, forward) < _BUSY:
         return None
     if forward >= decode:

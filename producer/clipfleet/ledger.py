@@ -382,12 +382,12 @@ class Ledger:
             the job has ended as `cancelled`); `already`, `stale`, `cancelled` or `missing`; `incomplete`, if
             not all rows of a `redis://` job have been brought.
         """
-        seconds, measured = _as_text(stage_seconds), _as_text(meters.seconds)
+        seconds = {stage: f"{value:.6f}" for stage, value in stage_seconds.items()}
         return str(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
                 *(ran or (ok + failed, failed)), ttl_seconds * 1000, len(codes), *_flat(codes),
-                len(seconds), *_flat(seconds), meters.held_by, meters.held_by_seconds, *_flat(measured),
+                len(seconds), *_flat(seconds), meters.to_json(),
             )
         )  # fmt: skip
 
@@ -486,10 +486,6 @@ def _rate(rate: float | None) -> float | str:
 
 def _draft_counts(draft: Draft) -> list[int | str]:
     return [draft.next_chunk, draft.ok, draft.failed, *_flat(draft.codes)]
-
-
-def _as_text(seconds: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{value:.6f}" for name, value in seconds.items()}
 
 
 def _flat(pairs: Mapping[str, str | int]) -> list[str | int]:

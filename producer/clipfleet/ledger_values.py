@@ -149,7 +149,7 @@ class JobStatus:
             ran=int(facts.get("ran", 0)),
             asked_ms=int(now_ms),
             starved_ms=_starved_ms(facts, int(now_ms)),
-            meters=Meters.of_facts(facts),
+            meters=Meters.of_json(facts.get("meters", "")),
         )
 
     @property

@@ -14,7 +14,7 @@ CAP = "example.org at its connection cap (16)"
 # Ten chunks of 512 items, each in a worker's hands for ten seconds; two decode threads, one device.
 CALM = {
     Step.READ: 1.0, Step.LABELS: 1.0, Step.ITEMS: 94.0, Step.SCORE: 1.0, Step.WRITE: 3.0,
-    Meter.UNDER_WAY: 95.0, Meter.DECODE_CAPACITY: 190.0,
+    Meter.DECODE_CAPACITY: 190.0,
     Meter.DECODE_BUSY: 20.0, Meter.DECODE_BUSY_ALL: 21.0, Meter.DECODING: 20.0,
     Meter.FORWARD_BUSY: 10.0, Meter.FORWARD_BUSY_ALL: 10.0,
     device_meter("cpu", "bf16"): 90.0, device_meter("cuda", "fp16"): 5.0,
@@ -131,10 +131,14 @@ class TestLittle:
 
 
 class TestMeters:
-    def test_of_the_ledger(self) -> None:
-        facts = {"meter:write": "1.5", "held_by": CAP, "held_by_seconds": "0.5", "ok": "7"}
-        assert Meters.of_facts(facts) == Meters({"write": 1.5}, CAP, 0.5)
-        assert Meters.of_facts({}) == NO_METERS
+    @pytest.mark.parametrize("meters", [NO_METERS, Meters({"write": 1.5}), Meters({"write": 1.5}, CAP, 0.5)])
+    def test_the_ledger_keeps_them(self, meters: Meters) -> None:
+        assert Meters.of_json(meters.to_json()) == meters
+
+    @pytest.mark.parametrize("text", ["[]", "{", '{"write": "x"}', '{"held_by_seconds": []}'])
+    def test_what_no_worker_has_said(self, text: str) -> None:
+        with pytest.raises(ValueError):
+            Meters.of_json(text)
 
     def test_what_came_since(self) -> None:
         earlier = Meters({Meter.TURNS: 10.0, Step.WRITE: 1.0}, "a", 10.0)

@@ -192,7 +192,7 @@ class TestStandstill:
 class TestLimit:
     def test_it_is_that_of_lately_or_else_of_all(self) -> None:
         wrote = {"write": 1000.0, "fetch, decode, encode": 100.0}
-        encoded = {"fetch, decode, encode": 200, "beyond": 50_000, "under way": 100, "forward busy": 99}
+        encoded = {"fetch, decode, encode": 200, "beyond": 50_000, "on cpu": 100, "forward busy": 99}
         at_first = snapshot(1000, meters=Meters(wrote))
         lately = snapshot(2000, meters=Meters(wrote | encoded))
         pace = Pace()

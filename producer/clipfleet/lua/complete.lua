@@ -1,6 +1,6 @@
 -- The part of a chunk is in place. ARGV: job, chunk, token, generation, ok, failed, rows that were run for it,
--- how many of those failed, ttl_ms of a job that ends, #codes, code, count, ..., #stages,
--- stage, seconds, ..., what held the chunk most ('' for nothing), for how many seconds, meter, seconds, ... Whoever wrote or found the part may say so, lease or not: there is exactly one part.
+-- how many of those failed, ttl_ms of a job that ends, #codes, code, count, ..., #stages, stage, seconds, ..., meters
+-- as JSON ('' for none). Whoever wrote or found the part may say so, lease or not: there is exactly one part.
 -- Where the rows live here, those that `write_rows` has brought under this token become visible, all at once.
 -- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'stopped' (too
 -- many rows have failed: the job is cancelled), 'already', 'incomplete' (rows are missing: bring them again), 'stale'
@@ -13,19 +13,35 @@ if refused then
 end
 local codes_end = 10 + 2 * tonumber(ARGV[10])
 local stages_end = codes_end + 1 + 2 * tonumber(ARGV[codes_end + 1])
-local held_by, held_seconds = ARGV[stages_end + 1], tonumber(ARGV[stages_end + 2])
+
+-- Sums over the chunks of a generation, in one field: to add up a dozen fields would cost as much as all else here.
+-- What held most chunks comes out of a vote of seconds: whoever has more than half of all, with a part of his.
+local function sum_of_meters(known)
+  local more = cjson.decode(ARGV[stages_end + 1])
+  local was_read, sum = pcall(cjson.decode, known or '')
+  if not was_read or type(sum) ~= 'table' then return ARGV[stages_end + 1] end
+  for name, seconds in pairs(more) do
+    if type(seconds) == 'number' then sum[name] = (tonumber(sum[name]) or 0) + seconds end
+  end
+  if more.held_by and more.held_by ~= sum.held_by then
+    local before = sum.held_by and sum.held_by_seconds - more.held_by_seconds or 0
+    sum.held_by_seconds = math.abs(before - more.held_by_seconds)
+    if before < more.held_by_seconds then sum.held_by = more.held_by end
+  end
+  return cjson.encode(sum)
+end
 
 -- What a chunk adds to its job: how much, by field.
 local function gains()
   local gain = {done_chunks = 1, ok = ARGV[5], failed = ARGV[6], ran = ARGV[7], ran_failed = ARGV[8]}
   for i = codes_end + 2, stages_end, 2 do gain['seconds:' .. ARGV[i]] = ARGV[i + 1] end
-  for i = stages_end + 3, #ARGV, 2 do gain['meter:' .. ARGV[i]] = ARGV[i + 1] end
   return gain
 end
 
-local names, gain = {'result_ttl_ms', 'outage_since', 'max_error_rate', 'held_by', 'held_by_seconds'}, gains()
+local names, gain = {'result_ttl_ms', 'outage_since', 'max_error_rate', 'meters'}, gains()
 for name in pairs(gain) do names[#names + 1] = name end
 local before = facts_of(job, unpack(names))
+local meters = ARGV[stages_end + 1] ~= '' and sum_of_meters(before.meters)
 local keeps_rows = before.result_ttl_ms ~= false  -- see `lives_here`
 if keeps_rows and redis.call('HLEN', pending_key(job, token, ROWS)) ~= ARGV[5] + ARGV[6] then
   return 'incomplete'
@@ -110,14 +126,9 @@ for name, more in pairs(gain) do
   sums[#sums + 1] = name
   sums[#sums + 1] = string.format(string.find(name, ':') and '%.6f' or '%.0f', (before[name] or 0) + more)
 end
-if held_seconds > 0 then
-  -- A vote of seconds in the room of one name: who has more than half of all comes out of it, with a part of his.
-  local holder, seconds = before.held_by or held_by, tonumber(before.held_by_seconds or '0')
-  seconds = holder == held_by and seconds + held_seconds or seconds - held_seconds
-  if seconds < 0 then holder, seconds = held_by, -seconds end
-  for _, value in ipairs({'held_by', holder, 'held_by_seconds', string.format('%.6f', seconds)}) do
-    sums[#sums + 1] = value
-  end
+if meters then
+  sums[#sums + 1] = 'meters'
+  sums[#sums + 1] = meters
 end
 redis.call('HSET', job_key(job), unpack(sums))
 for i = 11, codes_end, 2 do redis.call('HINCRBY', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end

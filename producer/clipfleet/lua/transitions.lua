@@ -2,7 +2,7 @@
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
 -- reason retry_codes draft_token seconds:<stage> max_error_rate; of this generation: carried (rows ready before it) ran
--- ran_failed meter:<name> held_by held_by_seconds starved_since starved_ms (see `JobStatus`); and of a job whose rows
+-- ran_failed meters starved_since starved_ms (see `JobStatus`); and of a job whose rows
 -- live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
@@ -258,10 +258,7 @@ end
 local function apply_draft(job, from)
   redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
     job_key(job, CODES))
-  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'held_by', 'held_by_seconds')
-  for _, name in ipairs(redis.call('HKEYS', job_key(job))) do
-    if string.find(name, '^meter:') then redis.call('HDEL', job_key(job), name) end
-  end
+  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'meters')
   for draft, suffix in pairs({[DRAFT_DONE] = DONE, [DRAFT_DUE] = DUE}) do
     if redis.call('EXISTS', job_key(job, draft)) == 1 then
       redis.call('RENAME', job_key(job, draft), job_key(job, suffix))
