@@ -8,6 +8,7 @@ It measures nothing itself; one that fails or misses a goal does not keep the ne
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -36,8 +37,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
-    names = parser.parse_args(own).names or known
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(known)}; default: all, gpu where there is one",
+    )
+    names = parser.parse_args(own).names or [
+        name for name in known if name != "gpu" or shutil.which("nvidia-smi")
+    ]
     if unknown := [name for name in names if name not in known]:
         parser.error(f"there is no bench {unknown[0]!r}; there are {', '.join(known)}")
     codes = {}

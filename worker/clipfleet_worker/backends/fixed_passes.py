@@ -215,13 +215,17 @@ class _FixedPass:
         """Do it by a graph from now on."""
         self._replay = replay
 
+    def repeat(self) -> None:
+        """Queue the pass of what is in the input."""
+        if self._replay is None:
+            self.compute()
+        else:
+            self._replay()
+
     def run(self, rows: torch.Tensor, features: torch.Tensor) -> None:
         """Queue all steps of a batch of at most `size` rows, in the current stream."""
         count = len(rows)
         self._input[:count].copy_(rows, non_blocking=True)
         self._input[count:] = self._filling
-        if self._replay is None:
-            self.compute()
-        else:
-            self._replay()
+        self.repeat()
         features.copy_(self._given[:count], non_blocking=True)
