@@ -17,7 +17,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import simplejpeg
@@ -51,13 +51,11 @@ from clipfleet_worker.image_outline import (
 )
 from clipfleet_worker.picture_sizes import (
     Frame,
+    JpegSizes,
     is_covered,
+    jpeg_sizes,
     pixels_of_passes,
     resized_pixels,
-    resized_size,
-    resizes_vertically_first,
-    scaled_eighths,
-    scaled_rectangle,
 )
 
 # Importing these registers them; else Pillow would load all of its plugins at the first picture.
@@ -110,11 +108,11 @@ class PixelSpec:
     mean: tuple[float, float, float]  # of values in 0..1, by channel
     std: tuple[float, float, float]
     exact: Callable[[Image.Image], Image.Image]  # open_clip's own transform up to the tensor; gives RGB
+    frame: Frame = field(init=False)  # what reading needs to know
 
-    @property
-    def frame(self) -> Frame:
-        """What reading needs to know."""
-        return Frame(self.width, self.height, self.interpolation, self.resize_mode)
+    def __post_init__(self) -> None:
+        frame = Frame(self.width, self.height, self.interpolation, self.resize_mode)
+        object.__setattr__(self, "frame", frame)  # made once: it is asked for with each picture
 
     def facts(self) -> list[object]:
         """What a fingerprint covers."""
@@ -231,14 +229,13 @@ class Decoder:
         if colours not in _FAST_COLOURS:
             return None
         self.check_size(width, height, frame)
-        eighths = scaled_eighths(width, height, resized_size(width, height, frame), frame)
-        columns, rows = rectangle = scaled_rectangle(width, height, eighths)
+        sizes = jpeg_sizes(width, height, frame)
+        columns, rows = sizes.rectangle
         channels = 1 if colours == "Gray" else 3
-        resize_bytes = pixels_of_passes(width, height, rectangle, frame) * channels
-        needed = jpeg_bytes(kept_bytes, int(columns * rows) * channels, resize_bytes)
+        needed = jpeg_bytes(kept_bytes, int(columns * rows) * channels, sizes.resize_pixels * channels)
         self._check_memory(needed, width, height)
-        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], rectangle)
-        return None if pixels is None else ScaledJpeg(pixels, eighths, width, height)
+        pixels = _scaled_jpeg(data, _FAST_COLOURS[colours], sizes.rectangle)
+        return None if pixels is None else ScaledJpeg(pixels, sizes.eighths, width, height)
 
     def check_size(self, width: int, height: int, frame: Frame) -> None:
         """Refuse what is too large, before or after it is brought to the model's size.
@@ -293,15 +290,11 @@ def fit(raster: Raster, spec: PixelSpec) -> DecodedImage:
 
 
 def _fit_scaled(jpeg: ScaledJpeg, spec: PixelSpec) -> DecodedImage:
-    width, height = jpeg.width, jpeg.height
-    target = resized_size(width, height, spec.frame)
-    rectangle = scaled_rectangle(width, height, jpeg.eighths)
-    is_vertical_first = resizes_vertically_first(width, height, target)
-    pixels = _resize(jpeg.pixels, rectangle, target, spec.interpolation, is_vertical_first=is_vertical_first)
-    pixels = _centre_crop(pixels, spec.width, spec.height)
+    sizes = jpeg_sizes(jpeg.width, jpeg.height, spec.frame)
+    pixels = _centre_crop(_resize(jpeg.pixels, sizes, spec.interpolation), spec.width, spec.height)
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
-    return DecodedImage(np.ascontiguousarray(pixels), width, height)
+    return DecodedImage(np.ascontiguousarray(pixels), jpeg.width, jpeg.height)
 
 
 @contextmanager
@@ -351,21 +344,15 @@ def _scaled_jpeg(data: bytes, colours: str, rectangle: tuple[float, float]) -> n
     return pixels if pixels.shape[:2] == (rows, columns) else None
 
 
-def _resize(
-    pixels: np.ndarray,
-    rectangle: tuple[float, float],
-    target: tuple[int, int],
-    interpolation: str,
-    *,
-    is_vertical_first: bool,
-) -> np.ndarray:
-    """Resize the rectangle (width, height) at the top left to the target (width, height), antialiased.
+def _resize(pixels: np.ndarray, sizes: JpegSizes, interpolation: str) -> np.ndarray:
+    """Resize the rectangle at the top left to the target, antialiased.
 
     The array of a scaled JPEG is up to one pixel larger than the picture in it. Resizing it whole would shift
     the picture: factors keep its scale, and what comes out too much is cut off.
     """
     import torch
 
+    rectangle, target = sizes.rectangle, sizes.target
     if (pixels.shape[1], pixels.shape[0]) == rectangle == target:
         return pixels
     # unsqueeze, not an axis of numpy's: by its strides torch sees that channels come last, and need not copy.
@@ -373,7 +360,7 @@ def _resize(
     # torch multiplies by them and rounds down: not a bit too small, or the last row or column is missing.
     across, down = (math.nextafter(target[n] / rectangle[n], math.inf) for n in (0, 1))
     with memory_errors():
-        for factors in ((down, 1.0), (1.0, across)) if is_vertical_first else ((down, across),):
+        for factors in ((down, 1.0), (1.0, across)) if sizes.is_vertical_first else ((down, across),):
             planes = torch.nn.functional.interpolate(
                 planes, scale_factor=factors, mode=interpolation, align_corners=False, antialias=True
             )

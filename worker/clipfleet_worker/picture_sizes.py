@@ -6,6 +6,7 @@ They are those of torchvision and Pillow, to the last rounding: else pictures wo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import PIL
 
@@ -21,6 +22,8 @@ _FULL_SIZE = 8
 
 # Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
 _PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+
+_REMEMBERED_SIZES = 4096  # pictures of a data set often share theirs
 
 _FAST_INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -86,3 +89,29 @@ def resizes_vertically_first(width: int, height: int, target: tuple[int, int]) -
     """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows."""
     fewer_rows, fewer_columns = height - target[1], width - target[0]
     return _PILLOW_RESIZES_TALL_VERTICALLY_FIRST and fewer_rows > max(0, 2 * fewer_columns)
+
+
+@dataclass(frozen=True, slots=True)
+class JpegSizes:
+    """All of the above for a JPEG on the fast route."""
+
+    eighths: int  # see `scaled_eighths`
+    rectangle: tuple[float, float]  # see `scaled_rectangle`
+    target: tuple[int, int]  # (width, height) after the resize
+    is_vertical_first: bool
+    resize_pixels: int  # see `pixels_of_passes`
+
+
+@lru_cache(maxsize=_REMEMBERED_SIZES)
+def jpeg_sizes(width: int, height: int, frame: Frame) -> JpegSizes:
+    """Of a JPEG of this size; `frame` must be covered."""
+    target = resized_size(width, height, frame)
+    eighths = scaled_eighths(width, height, target, frame)
+    rectangle = scaled_rectangle(width, height, eighths)
+    return JpegSizes(
+        eighths,
+        rectangle,
+        target,
+        resizes_vertically_first(width, height, target),
+        pixels_of_passes(width, height, rectangle, frame),
+    )
