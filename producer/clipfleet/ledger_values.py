@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -117,7 +117,7 @@ class JobStatus:
     created_ms: int
     finished_ms: int | None
     ran: int = 0  # rows that were run in this generation: without those that a retry has kept
-    asked_ms: int = 0  # when this was so, by the server's clock
+    asked_ms: int = field(default=0, compare=False)  # when this was so, by the server's clock
     starved_ms: int = 0  # not all was submitted, and all that was had been claimed
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
 
