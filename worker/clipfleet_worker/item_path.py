@@ -38,7 +38,10 @@ from clipfleet_worker.outcomes import Outcomes
 
 T = TypeVar("T")
 Read = Callable[[], bytes]  # raises ItemFailure
-_ITEMS_PER_SLICE = 16
+# What goes through the threads at a time. Each hand-over costs as much as a small picture does beside its
+# decoding; but while a chunk has few items, more slices keep more threads busy.
+_ITEMS_PER_SLICE = 32
+_ITEMS_PER_SMALL_SLICE = 16
 _TEXTS_PER_SLICE = 64
 
 
@@ -78,6 +81,7 @@ class ItemPath:
         self._waiting_bytes = waiting_bytes
         self._decode_stage = decode_stage
         self._decode_pool = decode_pool
+        self._decode_threads = decode_threads
         self._decode_busy = BusyMeter(decode_threads)
         self._batcher = batcher
 
@@ -120,8 +124,10 @@ class ItemPath:
         if remote:
             on_slice = partial(self._on_fetched, destination)
             self._fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
-        for start in range(0, len(local), _ITEMS_PER_SLICE):
-            self._in_pool(destination, self._read_and_decode, local[start : start + _ITEMS_PER_SLICE])
+        is_large = len(local) >= 2 * _ITEMS_PER_SLICE * self._decode_threads
+        size = _ITEMS_PER_SLICE if is_large else _ITEMS_PER_SMALL_SLICE
+        for start in range(0, len(local), size):
+            self._in_pool(destination, self._read_and_decode, local[start : start + size])
 
     def start_texts(self, texts: Sequence[str | None], destination: Destination) -> None:
         """Send items that are texts to the batcher; blocks until the model is there and has room for them."""
