@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.json
+import pyarrow.parquet as pq
 import pytest
 
 from clipfleet import keys, results
@@ -129,6 +130,32 @@ class TestEveryFormat:
         assert [one["uri"] for one in found] == ["/a.jpg", "/b.jpg", "/c.jpg"]
         assert [one["embedding"] for one in found] == [None, [0.25, -1.0], None]
         assert results.vectors(PartRows(output))[1].tolist() == [[0.25, -1.0]]
+
+
+class TestParquet:
+    def test_what_repeats_has_a_dictionary_and_what_does_not_has_none(self, output: FolderOutput) -> None:
+        kinds = {
+            "shelf": pa.string(),
+            "tags": pa.list_(pa.string()),
+            "nested": pa.struct([("a", pa.int32()), ("b", pa.large_list(pa.float64()))]),
+            "pairs": pa.map_(pa.string(), pa.int32()),
+            "fixed": pa.list_(pa.int16(), 2),
+        }
+        values = {"shelf": "7", "tags": ["x", "y"], "nested": {"a": 1, "b": [0.5]}, "pairs": [("k", 1)]}
+        row = {
+            "item_index": 0, "item_id": "0", "uri": "/a.jpg", "status": "ok", "content_hash": "ab",
+            "label": "pie", "labels": ["pie"], "scores": [0.5], "fixed": [1, 2], "embedding": [0.5, 1.0],
+        }  # fmt: skip
+        extra = [pa.field(name, kind) for name, kind in kinds.items()]
+        written = pa.Table.from_pylist([row | values], part_schema(2, extra))
+        files = part_files(PartFormat.PARQUET, OURS.job_id)
+        PartSink(output, files).write(OURS, written, COUNTS)
+
+        with pq.ParquetFile(Path(output.uri, files.name(OURS.chunk_id))) as file:
+            group = file.metadata.row_group(0)
+            columns = [group.column(number) for number in range(group.num_columns)]
+        without = {column.path_in_schema for column in columns if not column.has_dictionary_page}
+        assert without == {"item_index", "item_id", "uri", "embedding.list.element", "content_hash"}
 
 
 class TestJsonl:

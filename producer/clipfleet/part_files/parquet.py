@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,8 @@ from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
 _BATCH_ROWS = 4096
+# A dictionary of these only costs: of 512 rows a third of the time and a sixth of the file.
+_UNIQUE_COLUMNS = ("item_index", "item_id", "uri", "embedding", "content_hash")
 
 
 class ParquetParts:
@@ -35,7 +38,7 @@ class ParquetParts:
         """See the protocol. The file is complete in itself."""
         stamped = rows.replace_schema_metadata(part_footer(identity, counts))
         with output_errors(path):
-            pq.write_table(stamped, path, compression="zstd")
+            pq.write_table(stamped, path, compression="zstd", use_dictionary=_repeating(stamped.schema))
 
     @contextmanager
     def open(self, output: Output, name: str) -> Iterator[OpenParquetPart]:
@@ -78,3 +81,22 @@ class OpenParquetPart:
         for batch in self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             batch.validate(full=True)  # a damaged page may still be unpacked into what is no text
             yield batch
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """Paths, as Parquet has them, of the columns in which values come again."""
+    return [path for field in schema if field.name not in _UNIQUE_COLUMNS for path in _leaves(field)]
+
+
+def _leaves(field: pa.Field[Any], above: str = "") -> Iterator[str]:
+    path, kind = above + field.name, field.type
+    if pa.types.is_struct(kind):
+        for child in kind:
+            yield from _leaves(child, f"{path}.")
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _leaves(kind.value_field.with_name("element"), f"{path}.list.")
+    elif pa.types.is_map(kind):
+        yield from _leaves(kind.key_field.with_name("key"), f"{path}.key_value.")
+        yield from _leaves(kind.item_field.with_name("value"), f"{path}.key_value.")
+    else:
+        yield path
