@@ -33,7 +33,7 @@ MAX_BULK_LOSS = 0.10
 
 _PERIOD_SECONDS = 1.0
 _PICTURES = 64
-_WARM_UP_ITEMS = 4096
+_WARM_UP_ITEMS = 1024
 _WAIT_SECONDS = 60.0
 _LABELS = ("cat", "dog")
 _BULK_LABELS = tuple(f"thing {number}" for number in range(20))
