@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from clipfleet.contract import DecodeRoute, Precision
+from clipfleet.contract import DecodeRoute
 from clipfleet.crash_points import CrashPoint
 from clipfleet.settings import checked
 from clipfleet_worker.decode import Decoder, Raster
@@ -59,16 +59,18 @@ class SlowWrites:
             time.sleep(_WRITE_SECONDS)
 
 
-class ThrottledWorker(Worker):
-    """Loads the slow encoder, whatever it is asked for."""
-
-    def _load(self, name: str, precision: Precision) -> LoadedModel:
-        return cast(LoadedModel, SlowEncoder(name))
+def load_slow(name: str, *_: object) -> LoadedModel:
+    """See `load_model`: the slow encoder, whatever is asked for."""
+    return cast(LoadedModel, SlowEncoder(name))
 
 
 if __name__ == "__main__":
     log_to_stderr()
-    slow_writes = SlowWrites(Path(sys.argv[1]))
-    settings = checked(WorkerSettings)
-    worker = ThrottledWorker(settings, preload=True, crash_points=slow_writes, decoder_class=SlowDecoder)
+    worker = Worker(
+        checked(WorkerSettings),
+        preload=True,
+        crash_points=SlowWrites(Path(sys.argv[1])),
+        decoder_class=SlowDecoder,
+        load_model=load_slow,
+    )
     end_process(worker.run())
