@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import stat
+import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import torch
 
 from clipfleet.contract import DEMO_MODEL, Lane, Precision
 from clipfleet_worker.backends import PendingFeatures, Towers
-from clipfleet_worker.backends.compiling import private_folder
+from clipfleet_worker.backends.compiling import Compiler, cache_folder, private_folder
 from clipfleet_worker.backends.cuda_backend import CudaBackend, sizes_of
 from clipfleet_worker.backends.fixed_passes import FixedPasses, _FixedPass
 from clipfleet_worker.backends.pixel_ring import PixelRing, _Slot
@@ -437,6 +439,36 @@ class TestCacheFolder:
         (tmp_path / "compiled").mkdir(mode=0o777)
 
         assert stat.S_IMODE(private_folder(tmp_path / "compiled").stat().st_mode) == 0o700
+
+    def test_it_lies_below_the_users_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", "/home/somebody")
+        assert cache_folder() == Path("/home/somebody/.cache/clipfleet/compiled")
+
+        monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/theirs")
+        assert cache_folder() == Path("/var/cache/theirs/clipfleet/compiled")
+
+    def test_where_nothing_can_be_written_nothing_is_compiled(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Given an installed triton, a cache that cannot be made, and no room for temporary files
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix: (tmp_path / "file" / prefix).mkdir())
+
+        assert Compiler(tmp_path / "file" / "compiled").compiled(lambda rows: rows) is None
+        assert "not compiled, which costs speed only" in caplog.text
+
+    def test_without_triton_likewise(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        compiler = Compiler(tmp_path)
+
+        assert [compiler.compiled(lambda rows: rows) for _ in range(2)] == [None, None]
+        assert [record.getMessage() for record in caplog.records] == [
+            "forward passes are not compiled, which costs speed only: triton is not installed"
+        ]
 
     def test_a_link_is_not_followed(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "theirs").mkdir()

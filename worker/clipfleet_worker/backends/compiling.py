@@ -54,7 +54,16 @@ class Compiler:
                 extra={"action": "pass_not_fast"},
             )
             return False
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_folder(self._folder)))
+        try:
+            folder = private_folder(self._folder)
+        except OSError as error:
+            log.warning(
+                "forward passes are not compiled, which costs speed only: no folder for them: %s",
+                error,
+                extra={"action": "pass_not_fast"},
+            )
+            return False
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
         # In this process: its helpers would be left behind by a kill.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         _allow_shapes(_MOST_SHAPES)
@@ -62,13 +71,18 @@ class Compiler:
 
 
 def cache_folder() -> Path:
-    """Below the user's own cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """Below the user's own cache; a user without a home has one in no place that can be made."""
+    home = os.environ.get("HOME") or "/nonexistent"
+    base = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     return Path(base) / "clipfleet" / "compiled"
 
 
 def private_folder(folder: Path) -> Path:
-    """This folder, if it is or can be made this user's alone; else a new one that nobody finds again."""
+    """This folder, if it is or can be made this user's alone; else a new one that nobody finds again.
+
+    Raises:
+        OSError: no folder can be made at all.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
