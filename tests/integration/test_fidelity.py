@@ -296,7 +296,7 @@ class TestEmbeddings:
 def by_openvino(request: pytest.FixtureRequest) -> LoadedModel:
     if find_spec("openvino") is None:
         service_is_missing("openvino is not installed")
-    return load_model(DEMO_MODEL, request.param, "cpu", cpu_backends("openvino"))
+    return load_model(DEMO_MODEL, request.param, "cpu", cpu_backends("auto"))
 
 
 class TestOpenVino:

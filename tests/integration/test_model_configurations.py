@@ -205,7 +205,7 @@ def test_features_of_texts(pair: Pair) -> None:
 def test_features_by_openvino(pair: Pair, precision: Precision) -> None:
     if find_spec("openvino") is None:
         service_is_missing("openvino is not installed")
-    model = load_model(pair.ours.name, precision, "cpu", cpu_backends("openvino"))
+    model = load_model(pair.ours.name, precision, "cpu", cpu_backends("auto"))
     spec = model.pixel_spec
     pixels = np.random.default_rng(1).integers(0, 256, (5, spec.height, spec.width, 3), dtype=np.uint8)
 

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -17,7 +19,7 @@ from clipfleet.contract import Precision
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends import Towers, cpu_backends
 from clipfleet_worker.backends.attention import DirectAttention, keep_batch_first
-from clipfleet_worker.backends.openvino_backend import Unconvertible
+from clipfleet_worker.backends.openvino_backend import CompiledTower, Unconvertible
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.testing import FakeEncoder
 from tests.unit.test_model import TinyModule, tokenizer
@@ -119,6 +121,38 @@ assert sys.modules["openvino_telemetry"] is None
 
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+class SilentRequest:
+    """Stands in for OpenVINO's, which now and then returns and has computed nothing."""
+
+    def __init__(self) -> None:
+        self.output = np.zeros((0, 4), dtype=np.float32)
+        self.runs = True
+
+    def infer(self, inputs: list[np.ndarray], share_inputs: bool) -> None:
+        if self.runs:
+            self.output = np.repeat(inputs[0].astype(np.float32), 2, axis=1)
+
+    def get_output_tensor(self, index: int) -> Any:
+        return SimpleNamespace(data=self.output)
+
+
+@pytest.mark.parametrize("later", [2, 3])
+def test_what_the_batch_before_gave_is_never_taken_for_this_one(later: int) -> None:
+    made: list[SilentRequest] = []
+
+    def make() -> SilentRequest:
+        made.append(SilentRequest())
+        return made[-1]
+
+    tower = CompiledTower(SimpleNamespace(create_infer_request=make))
+    assert tower.encode(np.array([[3, 4], [1, 1]])) == pytest.approx(np.array([[3, 3, 4, 4], [1] * 4]) / [
+        [50**0.5], [2]])  # fmt: skip
+    made[0].runs = False
+    with pytest.raises(MemoryError):
+        tower.encode(np.ones((later, 2)))
+    assert tower.encode(np.ones((later, 2))) == pytest.approx(np.full((later, 4), 0.5))  # by a new request
 
 
 class Counted(torch.nn.MultiheadAttention):

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _LEAST_COSINE = {Precision.FP32: 0.9999, Precision.BF16: 0.997}
 _TRACED_ITEMS, _COMPARED_ITEMS = 2, 3
 
+_TAKEN = np.float32(-2.5e38)  # in place of features that were taken; none is as large
+
 _converting = threading.Lock()  # tracing changes what belongs to the whole process: torch's state, warnings
 
 
@@ -69,10 +71,10 @@ class OpenVinoBackend:
             images, texts = _convert(towers)
             core = openvino_module().Core()
             options = _compile_options(towers.precision)
-            self._images = core.compile_model(images, "CPU", options).create_infer_request()
-            self._texts = core.compile_model(texts, "CPU", options).create_infer_request()
+            self._images = CompiledTower(core.compile_model(images, "CPU", options))
+            self._texts = CompiledTower(core.compile_model(texts, "CPU", options))
             del images, texts
-            _require_same(towers, self._encode_pixels, self._encode_tokens)
+            _require_same(towers, self._images.encode, self._texts.encode)
 
     def new_pixels(self, count: int) -> np.ndarray:
         """See the protocol; plain memory."""
@@ -81,23 +83,45 @@ class OpenVinoBackend:
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
         """See the protocol; the features are there when it returns."""
         with memory_errors():
-            return ReadyFeatures(self._encode_pixels(pixels))
+            return ReadyFeatures(self._images.encode(pixels))
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
         """See the protocol."""
         with memory_errors():
-            return self._encode_tokens(tokens.numpy())
+            return self._texts.encode(tokens.numpy())
 
     def warm_up(self) -> None:
         """One image and one text, for what is set up by the size of the batch."""
         self.begin_images(np.zeros((1, *self._image_shape), dtype=np.uint8))
-        self._encode_tokens(self._example_tokens)
+        self._texts.encode(self._example_tokens)
 
-    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        return _normalised(self._images.infer([pixels], share_inputs=True)[0])
 
-    def _encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        return _normalised(self._texts.infer([tokens], share_inputs=True)[0])
+class CompiledTower:
+    """A tower that is known to have run.
+
+    Where memory is short, `infer` of 2026.4 may return as if all were well and leave in place what the batch
+    before gave, for good: other pictures' features. So what was taken is overwritten.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        """Take OpenVINO's compiled model, of one input and one output."""
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def encode(self, batch: np.ndarray) -> np.ndarray:
+        """A batch -> features float32 (n, d), L2-normalised.
+
+        Raises:
+            MemoryError: it has not run.
+        """
+        self._request.infer([batch], share_inputs=True)
+        output = self._request.get_output_tensor(0).data
+        if len(output) != len(batch) or np.any(output == _TAKEN):
+            self._request = self._compiled.create_infer_request()  # the old one may be of no use any more
+            raise MemoryError("OpenVINO gave nothing for a batch, as where it finds no memory")
+        features = _normalised(output)
+        output[...] = _TAKEN
+        return features
 
 
 def openvino_module() -> Any:
