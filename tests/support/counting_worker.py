@@ -17,7 +17,7 @@ from clipfleet.settings import checked
 from clipfleet_worker.backends import Backend, MakeBackend, Towers
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
 from clipfleet_worker.settings import WorkerSettings
 
 
@@ -38,12 +38,17 @@ class CountingBackend:
 
 
 def load_counted(
-    notes: Path, name: str, precision: Precision, device: str, make_backend: MakeBackend
+    notes: Path,
+    name: str,
+    precision: Precision,
+    device: str,
+    make_backend: MakeBackend,
+    on_pixel_spec: OnPixelSpec,
 ) -> LoadedModel:
     def make(towers: Towers, on: str) -> Backend:
         return cast(Backend, CountingBackend(make_backend(towers, on), notes))
 
-    return load_model(name, precision, device, make)
+    return load_model(name, precision, device, make, on_pixel_spec)
 
 
 if __name__ == "__main__":

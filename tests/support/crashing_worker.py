@@ -14,10 +14,11 @@ from typing import Any
 
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.settings import checked
-from clipfleet_worker import leases, lifecycle, pipeline
+from clipfleet_worker import leases, pipeline
 from clipfleet_worker.drain import end_process
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
+from clipfleet_worker.model import load_model
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.crash_points import DiesAt, HangsAt, Recorder
 
@@ -27,8 +28,7 @@ def crash_points_of(arguments: list[str]) -> CrashPoints:
         case ["record", file]:
             return Recorder(Path(file))
         case ["load", "hang", file]:
-            lifecycle.load_model = hangs(Path(file))
-            return NO_CRASH_POINTS
+            return NO_CRASH_POINTS  # see `loader_of`
         case [point, "hang", file, limit_seconds]:
             pipeline._WRITE_LIMIT_SECONDS = float(limit_seconds)
             leases._HANG_SECONDS = 5 * float(limit_seconds)
@@ -40,15 +40,27 @@ def crash_points_of(arguments: list[str]) -> CrashPoints:
     raise SystemExit(__doc__)
 
 
+def loader_of(arguments: list[str]) -> Any:
+    match arguments:
+        case ["load", "hang", file]:
+            return hangs(Path(file))
+    return load_model
+
+
 def hangs(file: Path) -> Any:
-    def load_model(*_: object) -> None:
+    def load(*_: object) -> None:
         file.touch()
         threading.Event().wait()
 
-    return load_model
+    return load
 
 
 if __name__ == "__main__":
     log_to_stderr()
-    worker = Worker(checked(WorkerSettings), preload=True, crash_points=crash_points_of(sys.argv[1:]))
+    worker = Worker(
+        checked(WorkerSettings),
+        preload=True,
+        crash_points=crash_points_of(sys.argv[1:]),
+        load_model=loader_of(sys.argv[1:]),
+    )
     end_process(worker.run())
