@@ -1,4 +1,4 @@
-"""Objects over a session of its own, once boto3 has found their place: a fifth of boto3's cost, no threads.
+"""Objects over a session of its own, once boto3 has found their place: a third of its cost, no threads.
 
 The session knows the store alone: no redirects, no cookies, no proxies, nothing of the one for public URLs
 and its address guard. An answer that says that place or credentials are no longer right is left to boto3.
