@@ -15,7 +15,7 @@ import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.redis_url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, sentinel_options
@@ -99,6 +99,11 @@ def redis_errors(url: str) -> Iterator[None]:
         is_right = isinstance(error, NoPermissionError) or str(error).startswith("ACL failure")
         hint = " (what a user needs is in ops/redis/users.acl)" if is_right else ""
         raise RedisUnavailableError(f"Redis at {masked(url)} refuses: {error}{hint}") from error
+    except MasterNotFoundError as error:  # its own text shows the inside of redis-py
+        raise RedisUnavailableError(
+            f"Redis at {masked(url)}: no Sentinel there knows a primary of that name that is up "
+            "(do they run, and are their names, the primary's name and sentinel_password right?)"
+        ) from error
     except RedisError as error:
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error

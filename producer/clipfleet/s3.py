@@ -223,13 +223,14 @@ def s3_errors(
 def failures_of_calls() -> tuple[type[Exception], ...]:
     """What a call of boto3 raises that has failed.
 
-    Not only its own exceptions: where the body of a refusal breaks off, those of its libraries come through.
+    Not only its own exceptions: where the body of a refusal breaks off, those of its libraries come through,
+    and where an endpoint redirects, it follows until Python ends that.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    return BotoCoreError, ClientError, ResponseParserError, HTTPError
+    return BotoCoreError, ClientError, ResponseParserError, HTTPError, RecursionError
 
 
 def explain(error: Exception) -> S3Failure:
@@ -238,6 +239,9 @@ def explain(error: Exception) -> S3Failure:
 
     if isinstance(error, ClientError):
         return _explain_answer(error.response)
+    if _is_redirected(error):
+        where = "is it https://, and the store's own address?"
+        return S3Failure(S3Problem.MISCONFIGURED, f"the endpoint redirects; see AWS_ENDPOINT_URL: {where}")
     kind = _LOCAL_PROBLEMS.get(type(error).__name__, S3Problem.AWAY)
     if isinstance(error, ValueError) and kind is S3Problem.AWAY:  # botocore's way to refuse an endpoint
         kind = S3Problem.MISCONFIGURED
@@ -245,6 +249,13 @@ def explain(error: Exception) -> S3Failure:
     if type(error).__name__ in _NO_CONNECTION:
         text += "; is the store up, and AWS_ENDPOINT_URL right?"
     return S3Failure(kind, f"{text}{_WAYS_OUT.get(kind, '')}")
+
+
+def _is_redirected(error: Exception) -> bool:
+    """Whether botocore went in circles: to find the region of a bucket it asks what redirects again."""
+    return isinstance(error, RecursionError) or isinstance(
+        getattr(error, "kwargs", {}).get("error"), RecursionError
+    )
 
 
 # By name, so that botocore need not be loaded for this table. What is missing here is trouble of the network.

@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,26 @@ class TestRedis:
         assert "login refused" in found.what and "CLIPFLEET_REDIS_URL" in found.remedy
         assert "wrong@" not in found.what
 
+    def test_a_database_that_is_not_there(self, site: Site) -> None:
+        url = f"{site.redis_url.rpartition('/')[0]}/99"
+        found = only_fault(site.checks("redis", redis_url=url))
+        assert "DB index" in found.what and "CLIPFLEET_REDIS_URL" in found.remedy
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said", "remedy"),
+        [
+            ("min-replicas-to-write", "1", "good replicas", "have its replicas"),
+            ("maxmemory", "100kb", "used memory", "raise maxmemory"),
+        ],
+    )
+    def test_it_takes_no_writes(self, site: Site, name: str, value: str, said: str, remedy: str) -> None:
+        with configured(site.redis_url, name, value):
+            found = list(examine(site.checks("redis")))
+        (refused,) = [one for one in found if one.level is Level.PROBLEM]
+        assert said in refused.what and remedy in refused.remedy
+        with connect(site.redis_url) as client:
+            assert not client.keys("clipfleet:doctor*")
+
     def test_a_replica(self, site: Site) -> None:
         with connect(site.redis_url) as client:
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -204,6 +226,11 @@ class TestRedis:
             found = only_fault([check])
         assert "0.5 s" in found.what
 
+    def test_a_broker_behind_sentinels_that_are_not_there(self, site: Site) -> None:
+        found = only_fault(site.checks("broker", broker_url="sentinel://:secret@127.0.0.1:1/ours"))
+        assert "No master found" in found.what and "CLIPFLEET_BROKER_URL" in found.remedy
+        assert "redis.connection" not in found.what and "secret" not in found.what
+
     def test_a_broker_that_is_not_there(self, site: Site) -> None:
         found = only_fault(site.checks("broker", broker_url="amqp://me:secret@127.0.0.1:1//"))
         assert "127.0.0.1:1" in found.what and "secret" not in found.what
@@ -235,6 +262,14 @@ class TestMachine:
             found = only_fault(site.checks("machine", health_port=port))
         assert str(port) in found.what and "CLIPFLEET_HEALTH_PORT" in found.remedy
 
+    def test_a_host_that_is_none_of_this_machine(self, site: Site) -> None:
+        found = only_fault(site.checks("machine", health_port=8081, health_host="203.0.113.7"))
+        assert "203.0.113.7:8081" in found.what and "CLIPFLEET_HEALTH_HOST" in found.remedy
+
+    def test_far_too_many_threads(self, site: Site) -> None:
+        found = only_fault(site.checks("machine", decode_threads=100_000), Level.WARNING)
+        assert "CLIPFLEET_DECODE_THREADS" in found.what
+
     def test_few_open_files(self, site: Site) -> None:
         found = only_fault(site.checks("machine", total_connections=100_000_000), Level.WARNING)
         assert "files" in found.what and "CLIPFLEET_TOTAL_CONNECTIONS" in found.remedy
@@ -256,6 +291,10 @@ class TestMachine:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         found = only_fault([DeviceCheck(site.settings(), gpu=site.folder)], Level.WARNING)
         assert "GPU" in found.what and "torch" in found.remedy
+
+    def test_a_gpu_that_decodes_where_there_is_none(self, site: Site) -> None:
+        found = only_fault(site.checks("device", decode="cuda", device="cpu"))
+        assert "CLIPFLEET_DECODE" in found.what and "set auto or cpu" in found.remedy
 
     def test_a_precision_that_the_device_has_not(self, site: Site) -> None:
         found = only_fault(site.checks("device", precision="fp16", device="cpu"))
@@ -326,6 +365,12 @@ class TestS3:
         found = only_fault(self.check(site, "s3://there-is-no-such-bucket/x"))
         assert "NoSuchBucket" in found.what and "make the bucket" in found.remedy
 
+    def test_a_bucket_that_workers_refuse(self, site: Site, s3: S3Bucket) -> None:
+        settings = site.settings(s3_buckets=s3.uri.removeprefix("s3://") + "-other")
+        checks = list(all_checks(settings, {}, [f"{s3.uri}/x"]))
+        found = only_fault([one for one in checks if one.name == "s3"][:1])
+        assert "CLIPFLEET_S3_BUCKETS" in found.what
+
     def test_a_wrong_secret(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         found = only_fault(self.check(site, s3.uri))
@@ -348,6 +393,46 @@ class TestS3:
         with self.front(s3, monkeypatch, Rule(fault=Fault.SKEWED)):
             found = only_fault(self.check(site, s3.uri))
         assert "RequestTimeTooSkewed" in found.what and "clock" in found.remedy
+
+    def test_a_web_server_that_is_no_store(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        with self.web_server(monkeypatch, 200, "<html><body>Welcome!</body></html>"):
+            found = only_fault(self.check(site, "s3://pictures/x"))
+        assert "no S3 store" in found.what and "AWS_ENDPOINT_URL" in found.remedy
+
+    def test_an_endpoint_that_redirects(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        with self.web_server(monkeypatch, 302, ""):
+            found = only_fault(self.check(site, "s3://pictures/x"))
+        assert "redirects" in found.what and "https" in found.remedy
+
+    def test_a_store_that_is_full(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+        with self.front(s3, monkeypatch, Rule(fault=Fault.INTERNAL_ERROR, method="PUT")):
+            found = only_fault(self.check(site, s3.uri))
+        assert "cannot be written" in found.what and "log of the store" in found.remedy
+
+    @contextmanager
+    def web_server(self, monkeypatch: pytest.MonkeyPatch, status: int, page: str) -> Iterator[None]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                if status == 302:
+                    self.send_header("Location", "https://login.example/")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else page.encode())
+
+            do_HEAD = do_GET  # noqa: N815 - the name is the server's
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+            threading.Thread(target=web.serve_forever, daemon=True).start()
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{web.server_port}")
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            monkeypatch.setenv("AWS_REGION", "us-east-1")
+            yield
+            web.shutdown()
 
     @contextmanager
     def front(self, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, rule: Rule) -> Iterator[None]:

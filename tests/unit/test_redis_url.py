@@ -6,9 +6,9 @@ import ssl
 
 import pytest
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.hints import make_app
-from clipfleet.redis_connection import connect, masked
+from clipfleet.redis_connection import connect, masked, redis_errors
 from clipfleet.redis_url import broker_of, parse_sentinel
 
 SECRET = "s3cr:t@/"
@@ -123,3 +123,15 @@ class TestBroker:
 def test_an_option_that_nobody_knows_is_told_at_once(url: str, what: str) -> None:
     with pytest.raises(UsageError, match=rf"^CLIPFLEET_REDIS_URL cannot be used: .*{what}.*$"):
         connect(url)
+
+
+def test_sentinels_that_know_no_primary_are_told_in_one_short_line() -> None:
+    url = "sentinel://:s3cret@127.0.0.1:1/ours"
+
+    with pytest.raises(RedisUnavailableError) as told, redis_errors(url), connect(url, retries=0) as client:
+        client.ping()
+
+    assert "no Sentinel there knows a primary" in str(told.value)
+    assert "sentinel://***@127.0.0.1:1/ours" in str(told.value)
+    assert "redis.connection" not in str(told.value)
+    assert "s3cret" not in str(told.value)

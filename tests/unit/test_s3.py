@@ -8,6 +8,7 @@ import pytest
 from botocore.exceptions import (
     ClientError,
     EndpointConnectionError,
+    HTTPClientError,
     NoCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
@@ -86,6 +87,8 @@ class TestRefusals:
             (EndpointConnectionError(endpoint_url="http://s3.example"), S3Problem.AWAY),
             (ReadTimeoutError(endpoint_url="http://s3.example"), S3Problem.AWAY),
             (ResponseStreamingError(error="broken"), S3Problem.AWAY),
+            (RecursionError("botocore follows redirects"), S3Problem.MISCONFIGURED),
+            (HTTPClientError(error=RecursionError("likewise")), S3Problem.MISCONFIGURED),
         ],
     )
     def test_each_answer_has_its_kind(self, error: Exception, problem: S3Problem) -> None:

@@ -36,7 +36,7 @@ def all_checks(
         if not roots:
             yield NoFolders(is_output)
     for uri in s3_outputs:
-        yield S3Check(uri, is_output=True)
+        yield S3Check(uri, is_output=True, buckets=settings.s3_buckets)
     for bucket in settings.s3_buckets:
         yield S3Check(f"s3://{bucket}", is_output=False)
     yield DeviceCheck(settings)

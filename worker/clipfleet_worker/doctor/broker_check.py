@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from kombu.connection import Connection
 from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from clipfleet.errors import UsageError
+from clipfleet.hints import make_app
 from clipfleet.redis_connection import masked
 from clipfleet_worker.doctor import Finding, fine, problem
 from clipfleet_worker.settings import WorkerSettings
@@ -37,16 +37,15 @@ class BrokerCheck:
             return
         where = masked(url)
         try:
-            with _connection(url) as connection:
+            with make_app(url).connection_for_write(connect_timeout=_PATIENCE_SECONDS) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=_PATIENCE_SECONDS)
-        except (KombuError, OSError) as error:
+        except UsageError as error:
+            yield problem("the broker cannot be reached", str(error).replace("REDIS_URL", "BROKER_URL"))
+        except (KombuError, RedisError, OSError) as error:
+            said = " ".join(str(error).split()).partition(" : <")[0]  # what follows is the inside of redis-py
             yield problem(
-                f"the broker at {where} does not let us in: {' '.join(str(error).split())}",
+                f"the broker at {where} does not let us in: {said}",
                 "is it running, and is CLIPFLEET_BROKER_URL right?",
             )
         else:
             yield fine(f"the broker at {where} lets us in")
-
-
-def _connection(url: str) -> Any:
-    return Connection(url, connect_timeout=_PATIENCE_SECONDS)  # type: ignore[no-untyped-call]  # kombu has none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -17,6 +18,7 @@ from clipfleet_worker.memory_guard import memory_limit
 from clipfleet_worker.open_files import files_needed
 from clipfleet_worker.settings import WorkerSettings
 
+_MOST_THREADS_PER_PROCESSOR = 4
 _LITTLE_BYTES = 2 << 30  # Python, torch and a model of 600 MB, and pictures
 
 
@@ -55,6 +57,11 @@ class MachineCheck:
                 "give the container 2 GiB or more, or raise CLIPFLEET_MAX_MEMORY_BYTES",
             )
         yield from _of_memory_setting(self.settings.max_memory_bytes)
+        if self.settings.decode_threads > _MOST_THREADS_PER_PROCESSOR * processors():
+            yield warning(
+                f"CLIPFLEET_DECODE_THREADS is {self.settings.decode_threads}, with {processors()} processors",
+                "leave it out: one for each of them is right",
+            )
         yield from _of_open_files(self.settings.total_connections)
         yield from _of_scratch()
         if self.settings.health_port:
@@ -91,7 +98,7 @@ def _of_scratch() -> Iterator[Finding]:
         )
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     nearest = next((path for path in (cache, *cache.parents) if path.exists()), Path("/"))
-    if not os.access(nearest, os.W_OK):
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         yield warning(
             f"{cache} cannot be written: no model can be downloaded", "set HF_HOME to a folder that can"
         )
@@ -103,9 +110,12 @@ def _of_port(host: str, port: int) -> Finding:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            is_taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
             return problem(
-                f"{host}:{port} cannot be opened for /healthz: {error.strerror}",
-                "end what listens there (a worker that runs already?), or set another CLIPFLEET_HEALTH_PORT",
+                f"{host}:{port} cannot be opened for /healthz: {getattr(error, 'strerror', None) or error}",
+                "end what listens there (a worker that runs already?), or set another CLIPFLEET_HEALTH_PORT"
+                if is_taken
+                else "set CLIPFLEET_HEALTH_HOST to an address of this machine: 127.0.0.1, or 0.0.0.0 for all",
             )
     return fine(f"{host}:{port} is free for /healthz")

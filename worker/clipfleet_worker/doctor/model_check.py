@@ -13,6 +13,7 @@ from clipfleet.errors import UsageError
 from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.device import pick_device, resolve_precision
+from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import load_model
@@ -48,7 +49,7 @@ class DeviceCheck:
             yield problem(what, f"CLIPFLEET_PRECISION: {way_out}")
             return
         try:
-            cpu_backends(self.settings.backend, device)
+            make_device_set_up(self.settings)  # as the worker does
         except UsageError as error:
             what, _, way_out = str(error).partition(": ")
             yield problem(what, way_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -11,6 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from clipfleet import keys
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect, masked, redis_errors
@@ -50,8 +52,8 @@ class RedisCheck:
             with client, redis_errors(url):
                 yield from self._of_server(client, url)
         except RedisUnavailableError as error:
-            what, _, way_out = str(error).rpartition(" (")
-            yield problem(what, way_out.rstrip(")"))
+            what, _, way_out = str(error).partition(" (")
+            yield problem(what, way_out.rstrip(")") or "see CLIPFLEET_REDIS_URL, and the log of Redis")
         except RedisError as error:
             yield problem(f"Redis at {masked(url)}: {error}", "see the log of Redis")
 
@@ -73,6 +75,7 @@ class RedisCheck:
         yield from _of_clock(client)
         yield from _of_memory_and_disk(client)
         yield from _of_rights(client)
+        yield from _of_writing(client)
         yield from self._of_workers(url)
 
     def _of_workers(self, url: str) -> Iterator[Finding]:
@@ -153,3 +156,23 @@ def _of_rights(client: redis.Redis) -> Iterator[Finding]:
             f"this user may not do {', '.join(missing)}",
             "give it the rights of clipfleet-worker in ops/redis/users.acl",
         )
+
+
+def _of_writing(client: redis.Redis) -> Iterator[Finding]:
+    """A server that is full, cannot save or misses its replicas refuses writes, and nothing else."""
+    key = f"{keys.PREFIX}:doctor:{uuid.uuid4().hex}"
+    try:
+        client.set(key, "", px=1000)
+        client.delete(key)
+    except NoPermissionError:  # told with the other rights
+        return
+    except ResponseError as error:
+        yield problem(f"Redis takes no writes: {error}", _way_out_of(error))
+
+
+def _way_out_of(error: ResponseError) -> str:
+    if isinstance(error, redis.OutOfMemoryError):
+        return "raise maxmemory, or wait until ended jobs expire"
+    if str(error).startswith("NOREPLICAS"):
+        return "have its replicas run, or lower min-replicas-to-write"
+    return "see the log of Redis: is its disk full?"

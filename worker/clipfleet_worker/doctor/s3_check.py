@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,6 +22,7 @@ class S3Check:
 
     uri: str  # s3://BUCKET or s3://BUCKET/PREFIX
     is_output: bool  # else it need not be writable
+    buckets: Sequence[str] = ()  # the only ones that workers use; empty: all
     name: str = "s3"
     limit_seconds: float = 60.0
 
@@ -33,11 +34,21 @@ class S3Check:
         except UsageError as error:
             yield problem(f"{self.uri} cannot be asked", str(error))
             return
+        if self.buckets and bucket not in self.buckets:
+            yield problem(
+                f"{bucket} is none of CLIPFLEET_S3_BUCKETS: workers refuse it", "name it there, too"
+            )
         try:
             answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
         except failures_of_calls() as error:
             what, _, way_out = explain(error).detail.partition("; ")
             yield problem(f"{self.uri}: {what}", way_out or "see AWS_ENDPOINT_URL, and the log of the store")
+            return
+        if "IsTruncated" not in answer:  # which every store tells, and no other web server
+            yield problem(
+                f"{self.uri}: what answers at {client.meta.endpoint_url} is no S3 store",
+                "AWS_ENDPOINT_URL must lead to the store itself: no console, no proxy's page",
+            )
             return
         yield fine(f"{self.uri} can be listed ({client.meta.endpoint_url})")
         yield from _of_clock(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
@@ -60,7 +71,11 @@ class S3Check:
     def _unwritable(self, error: ClipfleetError) -> Finding:
         what, _, way_out = str(error).partition("; ")
         if self.is_output:
-            return problem(f"cannot be written: {what}", way_out or "give these credentials PutObject there")
+            is_away = isinstance(error, OutputUnavailableError)
+            way_out = way_out or (
+                "see the log of the store" if is_away else "see the rights and the quota there"
+            )
+            return problem(f"cannot be written: {what}", way_out)
         return warning(f"cannot be written: {what}", "fine for sources; as an output choose another bucket")
 
 
