@@ -42,6 +42,7 @@ while True:
     signal.pause()
 """
 STUBBORN = WORKER.replace('os._exit(int((folder / "code").read_text()))', "pass")
+STARTING = WORKER.replace("signal.signal(signal.SIGTERM, leave)", "")  # as while Python imports what it needs
 USELESS = "import sys; sys.exit(2)"
 
 
@@ -119,6 +120,13 @@ def test_the_exit_code_is_that_of_one_that_did_not_drain(start: type[Run], tmp_p
     (tmp_path / "code").write_text("70")
 
     assert run.end()[0] == 70
+
+
+def test_one_that_ends_by_the_signal_before_it_heeds_it_has_drained(start: type[Run]) -> None:
+    run = start(STARTING)
+    run.wait_ready()
+
+    assert run.end()[0] == 0
 
 
 def test_one_that_does_not_end_is_killed(start: type[Run]) -> None:

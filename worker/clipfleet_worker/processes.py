@@ -135,7 +135,9 @@ class Processes:
                 log.error("%s does not end and is killed", child.name, extra={"action": "process_killed"})
                 child.kill()
         codes = [child.exit_code or 0 for child in leaving]
-        return next((code if code > 0 else 128 - code for code in codes if code), 0)
+        # One that dies of our SIGTERM was still being imported: it held nothing.
+        failed = (code for code in codes if code not in (0, -signal.SIGTERM))
+        return next((code if code > 0 else 128 - code for code in failed), 0)
 
 
 def run_processes(shares: Sequence[WorkerShare], stop_seconds: float) -> int:
