@@ -159,8 +159,8 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
 
 
 def _other_ca_bundle() -> str | bool:
-    """Where botocore looks beside its own variable."""
-    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    """Where botocore looks beside its own variable: nowhere else, so that both ways trust the same."""
+    return os.environ.get("REQUESTS_CA_BUNDLE") or True
 
 
 def goes_through_proxy(url: str) -> bool:

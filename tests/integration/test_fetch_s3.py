@@ -401,6 +401,14 @@ class TestTls:
         assert self.ends() == [GOOD, GOOD, GOOD, 1]
         assert len(store.requests) == 3
 
+    def test_both_ways_trust_the_same(self, store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))  # botocore looks there
+        monkeypatch.setenv("CURL_CA_BUNDLE", "/nowhere.pem")  # and not there
+        assert self.ends() == [GOOD, GOOD, GOOD, 1]
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+        assert connect().ca_bundle is True
+
     def test_no_other_certificate_is(self, store: RawStore) -> None:
         assert self.ends()[:3] == [ErrorCode.TLS_FAILED] * 3
         assert store.requests == []

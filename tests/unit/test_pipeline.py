@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,9 @@ class Places:
             self.hanging.set()
             await asyncio.Event().wait()
         return self.read(uri)
+
+
+T = TypeVar("T")
 
 
 class Encoder(FakeEncoder):
@@ -322,6 +326,41 @@ class TestAheadOfTheModel:
             call.result()
         loading.may_load.set()
         wait_until(lambda: everything_is_released(loading), "no bytes are left")
+
+    def test_its_bytes_do_not_wait_for_the_model(
+        self, loading: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("clipfleet_worker.loading.MAX_AHEAD_BYTES", 1)
+        job = loading.submit([uri for uri in loading.colours(2 * ITEMS) if uri.startswith("https")])
+        call = InThread(lambda: loading.run(job))
+        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+        assert loading.waiting_bytes.count > 0
+
+        loading.lease.interrupt("lease lost")
+
+        with pytest.raises(ChunkInterrupted, match="lease lost"):
+            call.result()
+        wait_until(lambda: everything_is_released(loading), "other chunks may fetch")
+        loading.may_load.set()
+
+    def test_the_lease_outlives_all_that_is_waited_for(self, loading: Bench) -> None:
+        """Else a long download would end the process: the stage would hang while it waits as it should."""
+
+        class Waits(Stages):
+            limit_seconds = 0.0
+
+            def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+                super().enter(stage, limit_seconds, longest_seconds)
+                self.limit_seconds = limit_seconds
+
+            def result_of(self, future: Future[T], seconds: float | None = None) -> T:
+                assert seconds is not None
+                self.limit_seconds -= seconds
+                assert self.limit_seconds > 0
+                return super().result_of(future, seconds)
+
+        loading.may_load.set()
+        loading.run(loading.submit(loading.colours()), Waits())
 
     def test_a_chunk_that_has_cost_a_worker_waits_for_the_model(self, loading: Bench) -> None:
         job = loading.submit(loading.colours())

@@ -67,21 +67,26 @@ class Ahead:
         self._bytes = 0
         self._waiting: list[Callable[[], None]] = []
         self._is_registered = False
+        self._is_let_go = False
         self._lock = threading.Lock()
 
     @property
     def is_full(self) -> bool:
         """Whether so much waits that no more should be made."""
-        return self._bytes >= MAX_AHEAD_BYTES and not self._loading.done()
+        return self._bytes >= MAX_AHEAD_BYTES and not self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_let_go or self._loading.done()
 
     def then(self, work: Callable[[], None], size_bytes: int = 0) -> None:
-        """Do something when the model is there, or will never be: in this thread if it is, else in the pool.
+        """Do something once nobody waits for the model any more: here if that is so, else in the pool.
 
         Args:
             work: raises here, or in the pool.
             size_bytes: of the pictures that wait with it.
         """
-        if self._loading.done():
+        if self._is_over:
             work()
             return
         with self._lock:
@@ -91,8 +96,13 @@ class Ahead:
         # Once: a future keeps its callbacks for ever, and the pictures are not to stay with the model.
         if is_first:
             self._loading.add_done_callback(lambda _: self._go_on())
-        elif self._loading.done():  # perhaps since `_go_on` has looked
+        if self._is_over:  # perhaps since `_go_on` has looked
             self._go_on()
+
+    def let_go(self) -> None:
+        """Wait no more: the chunk was interrupted, and its pictures and files are to be dropped now."""
+        self._is_let_go = True
+        self._go_on()
 
     def _go_on(self) -> None:
         with self._lock:

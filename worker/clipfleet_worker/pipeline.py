@@ -20,11 +20,10 @@ from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_meter import ChunkMeter
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
-from clipfleet_worker.item_path import ItemPath
+from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import ChunkLabels, Labeller, choices_of, fail_unknown_choices
 from clipfleet_worker.leases import HeldLease
-from clipfleet_worker.loading import Loading
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
@@ -135,13 +134,13 @@ class Pipeline:
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
         loading = self._models.prefetch(job.model, job.precision)
-        lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + _GIVE_BACK_SECONDS)
+        lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _GIVE_BACK_SECONDS)
         spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
         destination = self._items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
         goes_ahead = not is_suspect and job.text_column is None and loading.may_go_ahead()
         if goes_ahead:
             self._items.start(items, destination)
-        model = self._loaded(loading, lease, outcomes)
+        model = self._loaded(lease, destination)
         limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
         with meter.under_way():
             if job.text_column is not None:
@@ -157,11 +156,13 @@ class Pipeline:
             return model, None
         return model, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
 
-    def _loaded(self, loading: Loading, lease: HeldLease, outcomes: Outcomes) -> LoadedModel:
+    def _loaded(self, lease: HeldLease, destination: Destination) -> LoadedModel:
+        """Its files are here by now."""
         try:
-            return lease.result_of(loading, _WAIT_FOR_MODEL_SECONDS)
+            return lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
         except BaseException as error:
-            outcomes.interrupt(error)  # nobody waits for the items that went ahead
+            destination.outcomes.interrupt(error)  # nobody waits for the items that went ahead
+            destination.ahead.let_go()
             raise
 
     def _text_matrices(
