@@ -10,18 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+from clipfleet.errors import WorldError
+
 _REQUIREMENTS = Path(__file__).with_name("peers-requirements.txt")
 
 
 def install(cache: Path) -> None:
-    """Install it once, and again when the requirements change."""
+    """Install it once, and again when the requirements change.
+
+    Raises:
+        WorldError: it cannot be installed.
+    """
     done = _environment(cache) / "installed.txt"
     if done.exists() and done.read_text() == _REQUIREMENTS.read_text():
         return
-    subprocess.run([sys.executable, "-m", "venv", "--clear", _environment(cache)], check=True)
-    pip = _environment(cache) / "bin" / "pip"
-    subprocess.run([pip, "install", "--quiet", "--requirement", _REQUIREMENTS], check=True)
+    _run(sys.executable, "-m", "venv", "--clear", _environment(cache))
+    _run(_environment(cache) / "bin" / "pip", "install", "--quiet", "--requirement", _REQUIREMENTS)
     done.write_text(_REQUIREMENTS.read_text())
+
+
+def _run(*words: str | Path) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last_words = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise WorldError(f"clip-retrieval cannot be installed; pip's last words: {last_words}")
 
 
 def command(cache: Path, pictures: Path, output: Path) -> list[str]:

@@ -26,7 +26,7 @@ from torchvision import transforms
 
 from clipfleet.contract import DecodeRoute
 from clipfleet_worker.decode import Decoder, PixelSpec
-from ops.bench.report import Report, bench_parser
+from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 from tests.support.pictures import encoded, photo
 
@@ -70,8 +70,8 @@ class Figures:
 def main() -> int:
     """Measure; 1 if a goal is missed."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="runs of each route per case")
-    parser.add_argument("--model-size", type=int, default=224, help="pixels of the model's input")
+    parser.add_argument("--rounds", type=positive, default=9, help="runs of each route per case")
+    parser.add_argument("--model-size", type=positive, default=224, help="pixels of the model's input")
     names = [f"{width}x{height}" for width, height in SIZES]
     parser.add_argument("--sizes", nargs="+", choices=names, default=names, help="of the pictures")
     options = parser.parse_args()

@@ -8,7 +8,8 @@ slows all alike; told are medians, and medians of the ratios within a round.
 `images/s` is what a warm worker does: items by the seconds from its first chunk's begin, before the items are
 read, to the last part in place. `steady` leaves out the first batch. `whole` is 1,000 items, say, by all
 seconds from the start of `clipfleet-worker up -- clipfleet embed ...` to its exit. The ceiling is
-1 / (1/F + 1/D): bare forward and bare decode, each alone on all cores, before and after each way.
+1 / (1/F + 1/D): bare forward and bare decode, each alone on all cores, before and after the ways
+of a round.
 
 The plain loop is `plain_loop.py`; `--peers` adds clip-retrieval 2.45.0, in an environment of its own in the
 cache (`peers-requirements.txt`).
@@ -33,7 +34,7 @@ from typing import Any
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from ops.bench import clip_retrieval
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
-from ops.bench.report import Report, bench_parser
+from ops.bench.report import Report, bench_parser, names_of, positive
 from ops.bench.rounds import median_ratio
 from ops.bench.timed_worker import Times, read_times
 from tests.support.cluster import Cluster
@@ -297,21 +298,24 @@ class Rounds:
 def main() -> int:
     """Measure, print, compare with the goals."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", default=",".join(_possible_ways()), help="default: %(default)s")
+    parser.add_argument("--images", type=positive, default=1000)
+    parser.add_argument("--rounds", type=positive, default=3)
+    possible = _possible_ways()
+    parser.add_argument(
+        "--ways", type=names_of(possible), default=",".join(possible), help="default: %(default)s"
+    )
     parser.add_argument("--peers", action="store_true", help="clip-retrieval, too")
     parser.add_argument("--no-whole", action="store_true", help="leave out the whole processes")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
     options = parser.parse_args()
-    ways = [way for way in WAYS if way.name in options.ways.split(",")]
-    if options.peers:
-        clip_retrieval.install(options.cache)
+    ways = [way for way in WAYS if way.name in options.ways]
     with (
         Report("e2e", options.json) as report,
         tempfile.TemporaryDirectory(prefix="clipfleet-e2e-") as folder,
         ExitStack() as children,
     ):
+        if options.peers:
+            clip_retrieval.install(options.cache)
         bench = Bench(Path(folder), options.cache, options.images, children)
         rounds = Rounds(bench, ways, with_peers=options.peers, with_whole=not options.no_whole)
         for number in range(options.rounds):

@@ -32,7 +32,7 @@ import torch
 from clipfleet.contract import DEMO_MODEL, Precision
 from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.model import LoadedModel, load_model
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 
 ROUND_SECONDS = 0.5  # of each route, by a guess from its first pass
@@ -43,9 +43,11 @@ def main() -> int:
     """Measure and report."""
     parser = bench_parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=["ViT-B-32", "demo"], default=["ViT-B-32", "demo"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each route")
-    parser.add_argument("--threads", type=int, help="torch's and OpenVINO's; default: torch's own choice")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--rounds", type=positive, default=5, help="runs of each route")
+    parser.add_argument(
+        "--threads", type=positive, help="torch's and OpenVINO's; default: torch's own choice"
+    )
     parser.add_argument("--cpu", action="store_true", help="processor time instead of the clock's")
     options = parser.parse_args()
     if options.threads:

@@ -40,7 +40,7 @@ from clipfleet_worker.device_jpegs import DeviceJpegs
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.outcomes import Outcomes
 from ops.bench.forward import named
-from ops.bench.report import Report, bench_parser
+from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 from tests.support.pictures import encoded, photo
 
@@ -175,9 +175,9 @@ def main() -> int:
     parser = bench_parser(__doc__)
     parser.add_argument("--model", choices=["ViT-B-32", "demo"], default="ViT-B-32")
     parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--passes", type=int, default=100, help="batches of one run of a route")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each route")
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--passes", type=positive, default=100, help="batches of one run of a route")
+    parser.add_argument("--rounds", type=positive, default=5, help="runs of each route")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(f"bench gpu: torch {torch.__version__} sees no CUDA device here", file=sys.stderr)

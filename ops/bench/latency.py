@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract import Lane
 from clipfleet.settings import Settings
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, names_of, positive
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, photo
 
@@ -183,8 +183,9 @@ def main() -> int:
     """Print the table; 1 if a goal is missed."""
     parser = bench_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a bulk job, about")
-    parser.add_argument("--rounds", type=int, default=2, help="of two bulk jobs each")
-    parser.add_argument("--kinds", default="file,bytes", help="of requests, in turns")
+    parser.add_argument("--rounds", type=positive, default=2, help="of two bulk jobs each")
+    kinds = names_of(("file", "bytes"))
+    parser.add_argument("--kinds", type=kinds, default="file,bytes", help="of requests, in turns")
     options = parser.parse_args()
     with (
         Report("latency", options.json) as report,
@@ -196,7 +197,7 @@ def main() -> int:
             file.write_bytes(encoded(photo(number, 640, 480), quality=85))
         cluster.start_worker()
         with Client(Settings(redis_url=SecretStr(cluster.server.url))) as client:
-            bench = Bench(cluster, client, files, options.kinds.split(","))
+            bench = Bench(cluster, client, files, options.kinds)
             measure(report, bench, options.seconds, options.rounds)
     return report.exit_code
 

@@ -30,7 +30,7 @@ from clipfleet.contract import Lane
 from clipfleet.ledger import Claim, Ledger
 from clipfleet.redis_connection import connect
 from clipfleet_worker.embedded import EmbeddedValkey
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, positive, positives
 from tests.support.ledger import MODEL, make_job
 
 MIN_CHUNKS_PER_SECOND = 5000.0
@@ -312,11 +312,17 @@ def row(
 def main() -> int:
     """Print the tables; 1 if the goal is missed."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--chunks", type=int, default=100_000)
-    parser.add_argument("--jobs", default="1,100", help="numbers of jobs that share the chunks")
-    parser.add_argument("--workers", type=int, default=32, help="connections of the cheap client")
-    parser.add_argument("--clients", type=int, default=os.cpu_count() or 1, help="processes with a Ledger")
+    parser.add_argument("--chunks", type=positive, default=100_000)
+    parser.add_argument(
+        "--jobs", type=positives, default="1,100", help="numbers of jobs that share the chunks"
+    )
+    parser.add_argument("--workers", type=positive, default=32, help="connections of the cheap client")
+    parser.add_argument(
+        "--clients", type=positive, default=os.cpu_count() or 1, help="processes with a Ledger"
+    )
     options = parser.parse_args()
+    if max(options.jobs) > options.chunks:
+        parser.error(f"{options.chunks} chunks are not enough for {max(options.jobs)} jobs")
     with (
         Report("ledger", options.json) as report,
         tempfile.TemporaryDirectory(prefix="clipfleet-bench-") as folder,
@@ -324,7 +330,7 @@ def main() -> int:
     ):
         server = Server(valkey)
         table = report.table(_COLUMNS)
-        for jobs in map(int, options.jobs.split(",")):
+        for jobs in options.jobs:
             measure(report, table, server, jobs, options.chunks, options.workers)
         scripts = server.script_microseconds()
         server.fill(1, options.chunks)

@@ -32,7 +32,7 @@ from clipfleet_worker.decode_set_up import decode_threads
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.testing import FakeEncoder
 from ops.bench.process_cost import CpuSeconds, cpu_seconds
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, positive
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
 from tests.support.pictures import encoded, picture
@@ -127,8 +127,8 @@ def run_rounds(table: Table, count: int, rounds: int) -> list[float]:
 def main() -> int:
     """Print a table; 1 if the bar is missed."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=positive, default=100_000)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)  # one process of the bare loop
     options = parser.parse_args()
     if options.bare:

@@ -24,12 +24,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from clipfleet.errors import ClipfleetError
 
 RESULTS = Path("bench-results")  # git ignores it
 
@@ -55,6 +57,30 @@ def bench_parser(doc: str | None) -> argparse.ArgumentParser:
         "--json", type=Path, metavar="PATH", help=f"where the JSON goes (default: a new file in {RESULTS}/)"
     )
     return parser
+
+
+def positive(text: str) -> int:
+    """For an option's `type`: a whole number from 1 on."""
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+
+
+def positives(text: str) -> list[int]:
+    """For an option's `type`: such numbers, separated by commas."""
+    return [positive(word) for word in text.split(",")]
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """An option's `type`: some of these names, separated by commas."""
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return found
+
+    return names
 
 
 class Table:
@@ -91,7 +117,10 @@ class Table:
 
 
 class Report:
-    """The figures of one run of a bench. A context manager: leaving it writes the JSON and tells where."""
+    """The figures of one run of a bench. A context manager: leaving it writes the JSON and tells where.
+
+    What is missing, or a server that does not start, ends the bench with one line.
+    """
 
     def __init__(self, bench: str, json_path: Path | None = None) -> None:
         """Begin.
@@ -159,6 +188,8 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, ClipfleetError):
+            raise SystemExit(f"bench {self._bench}: {error}") from None
         if kind is not None:
             return  # half a run is no result
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from clipfleet.s3 import connect, make_client
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 
 KILOBYTES = (20, 70)
@@ -54,8 +54,8 @@ class Cost:
 def main() -> int:
     """Measure; 1 if our own way is not worth it."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each route")
-    parser.add_argument("--objects", type=int, default=1500, help="read in each run")
+    parser.add_argument("--rounds", type=positive, default=5, help="runs of each route")
+    parser.add_argument("--objects", type=positive, default=1500, help="read in each run")
     parser.add_argument("--serve", action="store_true", help="be the store that answers at once")
     options = parser.parse_args()
     if options.serve:

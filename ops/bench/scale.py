@@ -33,7 +33,7 @@ from clipfleet.contract import DEFAULT_CHUNK_SIZE, JobState
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect
 from ops.bench.process_cost import cpu_seconds, resident_bytes
-from ops.bench.report import Report, bench_parser
+from ops.bench.report import Report, bench_parser, positive
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 
@@ -152,8 +152,8 @@ def _commands(cluster: Cluster) -> int:
 def main() -> int:
     """Print a table; 1 if something grows."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--items", type=int, default=1_000_000, help="of the large job")
-    parser.add_argument("--small", type=int, default=10_000, help="items of the small job")
+    parser.add_argument("--items", type=positive, default=1_000_000, help="of the large job")
+    parser.add_argument("--small", type=positive, default=10_000, help="items of the small job")
     options = parser.parse_args()
     with (
         Report("scale", options.json) as report,

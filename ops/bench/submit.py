@@ -33,7 +33,7 @@ from clipfleet.errors import JobNotFoundError
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect
 from clipfleet_worker.embedded import EmbeddedValkey
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, names_of, positive
 
 MAX_PRODUCER_MB = 300
 MAX_FIRST_CHUNK_SECONDS = 5.0
@@ -217,9 +217,11 @@ def _peak_mb(pid: int) -> float:
 def main() -> int:
     """Print a table; 1 if a bar is missed."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--kinds", default=_KINDS, help=f"of {', '.join([*MANIFESTS, 'trickle'])}")
-    parser.add_argument("--chunk-size", type=int, default=DEFAULT_CHUNK_SIZE)
+    parser.add_argument("--rows", type=positive, default=1_000_000)
+    parser.add_argument(
+        "--kinds", type=names_of([*MANIFESTS, "trickle"]), default=_KINDS, help="default: all"
+    )
+    parser.add_argument("--chunk-size", type=positive, default=DEFAULT_CHUNK_SIZE)
     arguments = parser.parse_args()
     with (
         Report("submit", arguments.json) as report,
@@ -243,8 +245,7 @@ def main() -> int:
         start_seconds = bench.submit("parquet", 1).seconds
         report.fact("seconds of a submit of one row", start_seconds)
         found = [
-            (kind, _measure(bench, kind, arguments.rows, start_seconds, table))
-            for kind in arguments.kinds.split(",")
+            (kind, _measure(bench, kind, arguments.rows, start_seconds, table)) for kind in arguments.kinds
         ]
         for kind, measured in found:
             if kind.startswith("parquet"):

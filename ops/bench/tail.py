@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.bench.report import Report, Table, bench_parser
+from ops.bench.report import Report, Table, bench_parser, names_of, positive
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
 from tests.support.pictures import encoded, picture
@@ -107,10 +107,12 @@ def running_site(image: Path) -> Iterator[Site]:
 
 def main() -> int:
     parser = bench_parser(__doc__)
-    parser.add_argument("--good", type=int, default=20_000, help="good URLs of each job")
-    parser.add_argument("--rounds", type=int, default=2, help="jobs of each kind")
-    parser.add_argument("--scenarios", default="hostile,silent")
+    parser.add_argument("--good", type=positive, default=20_000, help="good URLs of each job")
+    parser.add_argument("--rounds", type=positive, default=2, help="jobs of each kind")
+    parser.add_argument("--scenarios", type=names_of(("hostile", "silent")), default="hostile,silent")
     options = parser.parse_args()
+    if options.good < 50:
+        parser.error("--good: with less than 50 none of the others would be silent")
     scenarios = (
         Scenario("hostile", HOSTILE_WAYS, HOSTILE_URLS * options.good // 20_000, {}),
         Scenario("silent", ("stall",), options.good // 50, {"CLIPFLEET_FETCH_TIMEOUT_SECONDS": "10"}),
@@ -135,7 +137,7 @@ def main() -> int:
             ratios = {
                 one.name: measure(Path(folder) / one.name, site, one, options.good, options.rounds, table)
                 for one in scenarios
-                if one.name in options.scenarios.split(",")
+                if one.name in options.scenarios
             }
         for name, ratio in ratios.items():
             report.goal(f"{name}: rate with them by the rate without", ratio, at_least=MIN_RATIO)

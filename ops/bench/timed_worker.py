@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ def read_times(file: Path, job_id: str) -> Times:
     of_job = [chunk for chunk in chunks if chunk["job"] == job_id]
     batches = sorted((at, count) for chunk in of_job for at, count in chunk["features"])
     first, last = batches[0][0], batches[-1][0]
+    if first == last:
+        raise SystemExit(f"{job_id} was one batch: more images are needed")
     stages: dict[str, float] = {}
     for chunk in of_job:
         for stage, seconds in chunk["stages"].items():
@@ -63,15 +66,19 @@ def main() -> None:
     file = Path(sys.argv.pop(1))
     run, deliver = Pipeline.run, Outcomes.deliver
     arrivals: list[tuple[float, int]] = []
+    lock = threading.Lock()
 
     def noted_deliver(self: Outcomes, positions: Sequence[int], features: np.ndarray) -> None:
-        arrivals.append((time.monotonic(), len(positions)))
+        with lock:
+            arrivals.append((time.monotonic(), len(positions)))
         deliver(self, positions, features)
 
     def noted_run(self: Pipeline, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         began = time.monotonic()
         result = run(self, claim, context, lease)
-        features = [arrivals.pop() for _ in range(len(arrivals))]
+        with lock:
+            features = arrivals.copy()
+            arrivals.clear()
         line = {
             "job": claim.job_id,
             "began": began,

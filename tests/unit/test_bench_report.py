@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from ops.bench.report import Report
+from clipfleet.errors import WorldError
+from ops.bench.report import Report, names_of, positive, positives
 from ops.bench.rounds import in_turns, median_ratio
 
 
@@ -50,6 +52,23 @@ def test_a_run_that_fails_leaves_no_result(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Report("decode", tmp_path / "result.json"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended, Report("decode", tmp_path / "result.json"):
+        raise WorldError("no server here")
+    assert ended.value.code == "bench decode: no server here"
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_are_numbers_from_1_on_and_names_that_are_known() -> None:
+    names = names_of(("folder", "http"))
+    assert (positives("1,100"), names("http,folder")) == ([1, 100], ["http", "folder"])
+    for refused in ("0", "-1", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="no whole number from 1 on"):
+            positive(refused)
+    with pytest.raises(argparse.ArgumentTypeError, match="'nope' is none of folder, http"):
+        names("folder,nope")
 
 
 def test_routes_take_turns_and_the_first_round_is_dropped() -> None:
