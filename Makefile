@@ -11,8 +11,8 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
-.PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain bench fuzz lock build \
-  test-build test-deploy clean $(BENCHES)
+.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock build \
+  test-build test-deploy docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -79,6 +79,10 @@ build: $(VENV)/.dev-installed
 test-build: build
 	$(BIN)/python -m ops.release dist
 
+# The pages, in site.
+docs: $(VENV)/.dev-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 install: $(VENV)/.dev-installed
 
 # Installed once, and again when pyproject.toml changes.
@@ -100,4 +104,4 @@ $(PEERS)/.installed: tests/peers/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) dist clipfleet-demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) dist site clipfleet-demo .mypy_cache .ruff_cache .pytest_cache

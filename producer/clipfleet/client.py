@@ -93,7 +93,7 @@ class Client:
         """Label every image of a source with the best of some labels. Returns once all items are staged.
 
         Args:
-            source: see the README.
+            source: see docs/first-minute.md.
             labels: names; or several sets of names by the name of the set, all used on every image; or
                 `LabelSet`s; or `"imagenet1k"`.
             templates: prompts, `{}` is the label; several are averaged. None: `a photo of a {}`.

@@ -25,7 +25,7 @@ import pytest
 
 from clipfleet_worker.demo import samples
 from clipfleet_worker.embedded import EmbeddedValkey
-from tests.support.documents import README, ROOT, Block, blocks, documents
+from tests.support.documents import ROOT, Block, blocks, documents
 from tests.support.waiting import wait_until
 
 NOT_RUN = re.compile(r"<!-- not run: (docker|gpu|network)(\|(docker|gpu|network))* -->")
@@ -34,6 +34,16 @@ BLOCK_SECONDS = 240
 # What stands for a reader's own machines, and what each service says once it can be used.
 REDIS_URL, SHARE = "redis://:password@redis.internal:6379/0", "/mnt/share"
 READY = {"run": "is ready", "up": "clipfleet is up"}
+# What is read in one go, in one clone; each begins after `make demo`.
+CHAINS = (
+    ("README.md",),
+    ("docs/label-a-bucket.md",),
+    ("ops/demo_model/README.md",),
+    (
+        "docs/first-minute.md", "docs/labelling.md", "docs/embedding.md", "docs/python.md", "docs/s3.md",
+        "docs/models.md", "docs/results.md", "docs/moderation.md", "docs/deploy.md",
+    ),
+)  # fmt: skip
 LEFT_TO_CI = {"make demo": r"^in_clone demo$", "make test": r'^make PYTHON="\$python" .*\btest$'}
 
 
@@ -179,26 +189,30 @@ def test_what_is_left_to_ci_is_run_by_ci() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "document",
-    [path for path in documents() if to_be_run(path)],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_the_commands_of_a_document_run(reader: Reader, document: Path) -> None:
-    for block in to_be_run(document):
-        reader.read(block)
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0])
+def test_the_commands_of_documents_run(reader: Reader, chain: tuple[str, ...]) -> None:
+    for name in chain:
+        for block in to_be_run(ROOT / name):
+            reader.read(block)
     reader.stop_services()
-    if document == README:
-        check_results(reader.folder / "results")
-        check_results(reader.folder / "share" / "results")
+    check_results(reader.folder / "results")
+    check_results(reader.folder / "share" / "results")
+
+
+def test_every_document_with_commands_is_run() -> None:
+    shown = [str(path.relative_to(ROOT)) for path in documents() if to_be_run(path)]
+    assert sorted(shown) == sorted(name for chain in CHAINS for name in chain if to_be_run(ROOT / name))
 
 
 def check_results(results: Path) -> None:
     """Every job of the page has finished, and the layout that the page shows is that of a job."""
-    layout = next(block.text for block in blocks(README) if block.text.startswith("results/first/"))
+    layout = next(
+        block.text
+        for block in blocks(ROOT / "docs" / "results.md")
+        if block.text.startswith("results/first/")
+    )
     names = re.findall(r"^  (\S+)", layout, re.MULTILINE)
     outputs = sorted(path.parent for path in results.glob("*/_clipfleet"))
-    assert outputs
     for output in outputs:
         assert sorted(path.name for path in output.iterdir()) == sorted(name.strip("/") for name in names)
     if (results / "list").exists():

@@ -14,7 +14,7 @@ USERS = ("producer", "worker", "reader")
 
 
 def users_file(passwords: dict[str, str]) -> str:
-    """The file with its passwords filled in, as the README says."""
+    """The file with its passwords filled in, as docs/deploy.md says."""
     text = USERS_FILE.read_text()
     for user, password in passwords.items():
         text = text.replace(f">{user.upper()}-PASSWORD", f">{password}")

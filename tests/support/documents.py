@@ -75,7 +75,7 @@ def documents() -> list[Path]:
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("ops/**/README.md"),
     ]
-    return [path for path in found if "node_modules" not in path.parts]
+    return [path for path in found if "node_modules" not in path.parts and not path.is_symlink()]
 
 
 def repository_files() -> list[Path]:

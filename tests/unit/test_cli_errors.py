@@ -352,7 +352,11 @@ def test_a_redis_url_that_cannot_be_used_is_named(
             "FILE_ROOT",
             "FILE_ROOT is no setting: did you mean CLIPFLEET_FILE_ROOTS?",
         ),
-        ("clipfleet-worker --help", "FROBNICATE", "FROBNICATE is no setting: the README lists all settings"),
+        (
+            "clipfleet-worker --help",
+            "FROBNICATE",
+            "FROBNICATE is no setting: docs/reference/settings.md lists them all",
+        ),
     ],
 )
 def test_a_misspelt_setting_is_a_warning_and_no_error(

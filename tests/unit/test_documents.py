@@ -1,4 +1,4 @@
-"""README, changelog, contributor's notes, picture and container files say what the code says."""
+"""README, pages, changelog, contributor's notes, picture and container files say what the code says."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ from tests.support.documents import README, ROOT, documents, repository_files, t
 
 SETTING = re.compile(r"\bCLIPFLEET_[A-Z][A-Z_]*[A-Z]\b")
 NOT_GIVEN = "not given yet"
+DOCS = ROOT / "docs"
+SETTINGS_PAGE = DOCS / "reference" / "settings.md"
+ERRORS_PAGE = DOCS / "reference" / "errors.md"
+COMMANDS_PAGE = DOCS / "reference" / "commands.md"
+RESULTS_PAGE = DOCS / "results.md"
 
 
 def setting_names() -> set[str]:
@@ -34,7 +39,7 @@ def setting_names() -> set[str]:
 
 
 def shown_default(name: str, field: FieldInfo) -> str:
-    """A default as the README writes it."""
+    """A default as the settings page writes it."""
     value: Any = field.default
     if value is None or value == "":
         return "not set"
@@ -56,16 +61,16 @@ def test_the_settings_table_is_that_of_the_code() -> None:
         [f"`CLIPFLEET_{name.upper()}`", shown_default(name, field), field.description]
         for name, field in WorkerSettings.model_fields.items()
     ]
-    assert table(README, "variable", "default", "meaning") == expected
+    assert table(SETTINGS_PAGE, "variable", "default", "meaning") == expected
 
 
 def test_producers_read_the_first_seven_settings() -> None:
     assert list(WorkerSettings.model_fields)[:7] == list(Settings.model_fields)
-    assert "Producers read the first seven, workers all of them." in README.read_text()
+    assert "Producers read the first seven, workers all of them." in SETTINGS_PAGE.read_text()
 
 
 def test_the_error_table_is_that_of_the_contract() -> None:
-    rows = table(README, "code", "meaning", "retryable")
+    rows = table(ERRORS_PAGE, "code", "meaning", "retryable")
     assert [(code, retryable) for code, _, retryable in rows] == [
         (f"`{code}`", "yes" if code.retryable else "no") for code in ErrorCode
     ]
@@ -76,18 +81,18 @@ def test_codes_that_no_code_gives_are_marked() -> None:
     text = "\n".join(path.read_text() for path in sources if path.name != "contract.py")
     given = {code for code in ErrorCode if re.search(rf"ErrorCode\.{code.name}\b", text)}
     marked = {
-        row[0].strip("`") for row in table(README, "code", "meaning", "retryable") if row[1] == NOT_GIVEN
+        row[0].strip("`") for row in table(ERRORS_PAGE, "code", "meaning", "retryable") if row[1] == NOT_GIVEN
     }
     assert marked == {code.value for code in ErrorCode} - {code.value for code in given}
 
 
 def test_the_formats_that_are_read_are_those_of_the_decoder() -> None:
-    meanings = {row[0]: row[1] for row in table(README, "code", "meaning", "retryable")}
+    meanings = {row[0]: row[1] for row in table(ERRORS_PAGE, "code", "meaning", "retryable")}
     assert meanings["`format_refused`"].endswith(", ".join(ALLOWED_FORMATS))
 
 
 def test_the_columns_table_is_that_of_the_contract() -> None:
-    assert [row[0] for row in table(README, "column", "type", "what it holds")] == [
+    assert [row[0] for row in table(RESULTS_PAGE, "column", "type", "what it holds")] == [
         f"`{name}`" for name in PART_COLUMNS
     ]
 
@@ -96,7 +101,7 @@ def test_the_columns_table_is_that_of_the_contract() -> None:
     ("name", "app"), [("clipfleet", producer_cli.app), ("clipfleet-worker", worker_cli.app)]
 )
 def test_the_commands_table_has_every_command(name: str, app: typer.Typer) -> None:
-    listed = [row[0].strip("`") for row in table(README, "command", "what it does")]
+    listed = [row[0].strip("`") for row in table(COMMANDS_PAGE, "command", "what it does")]
     group: Any = typer.main.get_command(app)
     expected = [f"{name} {command}" for command in commands_of(group)]
     found = [line for line in listed if line.split()[0] == name]
@@ -117,7 +122,9 @@ def commands_of(group: Any) -> list[str]:
 def test_the_exit_codes_are_those_of_the_command() -> None:
     named = vars(following) | vars(program)
     codes = {0, *(value for name, value in named.items() if name.startswith("EXIT_"))}
-    assert [row[0] for row in table(README, "exit code", "meaning")] == [str(code) for code in sorted(codes)]
+    assert [row[0] for row in table(COMMANDS_PAGE, "exit code", "meaning")] == [
+        str(code) for code in sorted(codes)
+    ]
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -147,9 +154,7 @@ def test_links_inside_a_document_lead_somewhere(document: Path) -> None:
 
 def test_variables_that_are_named_are_settings() -> None:
     names = [
-        README,
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "SECURITY.md",
+        *documents(),
         ROOT / "docker-compose.yml",
         *ROOT.glob("ops/**/*"),
     ]

@@ -23,7 +23,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 class WorkerSettings(Settings):
-    """All of a worker's settings; see the README for the ones a user meets first."""
+    """All of a worker's settings; docs/reference/settings.md lists them."""
 
     models: CommaSeparated = Field(
         (DEFAULT_MODEL, DEMO_MODEL), description="models this worker serves; the first is loaded at start"
