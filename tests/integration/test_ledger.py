@@ -630,6 +630,16 @@ def test_what_chunks_have_measured_adds_up_once(ledger: Ledger) -> None:
     assert status.ran == 30
 
 
+@pytest.mark.parametrize("junk", ["nothing", "[" * 5000, '["a"]', '{"write": 1e999}', '{"turns": [1]}'])
+def test_what_a_producer_put_in_its_place_keeps_no_chunk_open(
+    ledger: Ledger, redis_client: redis.Redis, junk: str
+) -> None:
+    add_job(ledger)
+    redis_client.hset(keys.job("job"), "meters", junk)
+
+    assert measured(ledger, claim(ledger), Meters({"write": 1.5}, "a.example at its cap", 2.0)) == "finishing"
+
+
 @pytest.mark.parametrize(
     ("votes", "held_by", "held_by_seconds"),
     [

@@ -17,9 +17,7 @@ local stages_end = codes_end + 1 + 2 * tonumber(ARGV[codes_end + 1])
 -- Sums over the chunks of a generation, in one field: to add up a dozen fields would cost as much as all else here.
 -- What held most chunks comes out of a vote of seconds: whoever has more than half of all, with a part of his.
 local function sum_of_meters(known)
-  local more = cjson.decode(ARGV[stages_end + 1])
-  local was_read, sum = pcall(cjson.decode, known or '')
-  if not was_read or type(sum) ~= 'table' then return ARGV[stages_end + 1] end
+  local more, sum = cjson.decode(ARGV[stages_end + 1]), cjson.decode(known)
   for name, seconds in pairs(more) do
     if type(seconds) == 'number' then sum[name] = (tonumber(sum[name]) or 0) + seconds end
   end
@@ -41,7 +39,11 @@ end
 local names, gain = {'result_ttl_ms', 'outage_since', 'max_error_rate', 'meters'}, gains()
 for name in pairs(gain) do names[#names + 1] = name end
 local before = facts_of(job, unpack(names))
-local meters = ARGV[stages_end + 1] ~= '' and sum_of_meters(before.meters)
+local meters = ARGV[stages_end + 1] ~= '' and ARGV[stages_end + 1]
+if meters and before.meters then
+  local was_added, sum = pcall(sum_of_meters, before.meters)
+  if was_added then meters = sum end  -- else a producer has put anything in its place: the sum begins anew
+end
 local keeps_rows = before.result_ttl_ms ~= false  -- see `lives_here`
 if keeps_rows and redis.call('HLEN', pending_key(job, token, ROWS)) ~= ARGV[5] + ARGV[6] then
   return 'incomplete'
