@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -67,6 +68,25 @@ def only_fault(checks: list[Check], level: Level = Level.PROBLEM) -> Finding:
     assert found.level is level
     assert found.remedy
     return found
+
+
+@contextmanager
+def closed_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[None]:
+    """One that this user may not enter; also for root, whom the system lets in everywhere."""
+    there_is = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if folder in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return there_is(path, **options)
+
+    def access(path: Any, mode: int) -> bool:
+        return folder not in Path(path).parents and (Path(path) != folder or mode == os.F_OK)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        patch.setattr(os, "access", access)
+        yield
 
 
 @contextmanager
@@ -243,6 +263,14 @@ class TestFolders:
         found = only_fault(site.checks("folders", **{roots: str(site.folder / "missing")}))
         assert "missing" in found.what and f"CLIPFLEET_{roots.upper()}" in found.remedy
 
+    @pytest.mark.parametrize("roots", ["file_roots", "output_roots"])
+    def test_a_root_below_a_folder_that_may_not_be_entered(
+        self, site: Site, roots: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with closed_folder(monkeypatch, site.folder / "closed"):
+            found = only_fault(site.checks("folders", **{roots: str(site.folder / "closed" / "root")}))
+        assert "may not be read" in found.what and "chmod o+rx" in found.remedy
+
     def test_an_output_that_cannot_be_written(self, site: Site) -> None:
         # Root may write everywhere but here.
         found = only_fault(site.checks("folders", output_roots="/proc"))
@@ -282,6 +310,13 @@ class TestMachine:
         monkeypatch.setattr("tempfile.tempdir", "/proc")
         found = only_fault(site.checks("machine"))
         assert "temporary" in found.what and "TMPDIR" in found.remedy
+
+    def test_a_home_of_somebody_else(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        home = site.folder / "root"
+        monkeypatch.setenv("HF_HOME", str(home / ".cache" / "huggingface"))
+        with closed_folder(monkeypatch, home):
+            found = only_fault(site.checks("machine"), Level.WARNING)
+        assert "cannot be written" in found.what and "HF_HOME" in found.remedy
 
     def test_a_gpu_that_is_not_there(self, site: Site) -> None:
         found = only_fault(site.checks("device", device="cuda:7"))

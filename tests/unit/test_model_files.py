@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from importlib.resources import files
@@ -162,6 +163,14 @@ class TestFolders:
         found = find_files(f"local-dir:{tmp_path}")
         assert found is not None
         assert found.tokenizer == tmp_path
+
+    def test_a_folder_of_somebody_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(path: Path) -> bool:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "is_file", refused)
+        with pytest.raises(ModelUnavailableError, match=rf"^{tmp_path}/\S+ may not be read by user \d+$"):
+            find_files(f"local-dir:{tmp_path}")
 
     @pytest.mark.parametrize(
         ("contents", "words"),

@@ -7,6 +7,7 @@ start quickly, also without one, and weights do not change under a running fleet
 from __future__ import annotations
 
 import json
+import os
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
@@ -143,6 +144,8 @@ def find_files(name: str) -> ModelFiles | None:
         return _resolve(name, _Cache())
     except _NotHereError:
         return None
+    except PermissionError as error:
+        raise ModelUnavailableError(f"{error.filename} may not be read by user {os.getuid()}") from error
 
 
 def repositories_in_cache() -> list[str]:

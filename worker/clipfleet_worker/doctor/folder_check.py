@@ -27,14 +27,14 @@ class FolderCheck:
     def findings(self) -> Iterator[Finding]:
         """See `Check`."""
         variable = "CLIPFLEET_OUTPUT_ROOTS" if self.is_output else "CLIPFLEET_FILE_ROOTS"
-        if not self.root.is_dir():
+        if not _is_folder(self.root):
             yield problem(
                 f"{self.root} of {variable} is no folder here", f"make it, mount it, or correct {variable}"
             )
         elif not os.access(self.root, os.R_OK | os.X_OK):
             yield problem(
                 f"{self.root} of {variable} may not be read by user {os.getuid()}",
-                f"chmod o+rx {self.root}, or run the worker as its owner",
+                f"chmod o+rx {self.root} and the folders above it, or run the worker as its owner",
             )
         elif self.is_output:
             yield from self._of_output()
@@ -84,6 +84,14 @@ class NoFolders:
             yield fine("CLIPFLEET_OUTPUT_ROOTS is empty: results may go to Redis and S3 only")
         else:
             yield fine("CLIPFLEET_FILE_ROOTS is empty: pictures may come from URLs and S3 only")
+
+
+def _is_folder(path: Path) -> bool:
+    """Also where a folder above it may not be entered: then nobody knows."""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return True
 
 
 def _can_link(path: Path, linked: Path) -> bool:

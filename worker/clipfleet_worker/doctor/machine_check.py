@@ -97,8 +97,8 @@ def _of_scratch() -> Iterator[Finding]:
             "mount a writable /tmp, or set TMPDIR: parts are put together there before they go to S3",
         )
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    nearest = next((path for path in (cache, *cache.parents) if path.exists()), Path("/"))
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+    nearest = next((path for path in (cache, *cache.parents) if os.access(path, os.F_OK)), Path("/"))
+    if not (os.access(nearest, os.W_OK) and nearest.is_dir()):
         yield warning(
             f"{cache} cannot be written: no model can be downloaded", "set HF_HOME to a folder that can"
         )
