@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 
@@ -170,3 +171,21 @@ def test_gpu_workers_have_a_gpu_each_and_may_be_spot() -> None:
     spec = patch["spec"]["template"]["spec"]
     assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert any("spot" in toleration["key"] for toleration in spec["tolerations"])
+
+
+def test_redis_is_full_before_the_kernel_kills_it(objects: list[dict[str, Any]]) -> None:
+    (redis,) = pods(objects)["redis"]["spec"]["containers"]
+    most_mebibytes = int(redis["args"][redis["args"].index("--maxmemory") + 1].removesuffix("mb"))
+    assert redis["resources"]["limits"]["memory"] == "2Gi"
+    assert most_mebibytes <= 0.75 * 2048
+
+
+def test_keda_keeps_workers_while_prometheus_knows_nothing(objects: list[dict[str, Any]]) -> None:
+    (scaled,) = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["triggers"][0]["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_a_worker_may_start_for_as_long_as_a_model_may_load(objects: list[dict[str, Any]]) -> None:
+    (worker,) = pods(objects)["worker"]["spec"]["containers"]
+    probe = worker["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > LOAD_LIMIT_SECONDS

@@ -76,6 +76,13 @@ def test_workers_have_time_to_drain() -> None:
         assert grace >= int(SERVICES[name]["environment"]["CLIPFLEET_DRAIN_SECONDS"]) + 10
 
 
+def test_redis_is_full_before_the_kernel_kills_it() -> None:
+    command = SERVICES["redis"]["command"]
+    most_mebibytes = int(command[command.index("--maxmemory") + 1].removesuffix("mb"))
+    assert SERVICES["redis"]["mem_limit"] == "2g"
+    assert most_mebibytes <= 0.75 * 2048
+
+
 def test_what_is_mounted_from_here_exists() -> None:
     sources = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", ())]
     ours = [source for source in sources if source.startswith("./ops/")]

@@ -145,8 +145,7 @@ def demo(
 def exporter() -> None:
     """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
     require_exporter_extra()
-    from clipfleet.ledger import Ledger
-    from clipfleet_worker.exporter import run_exporter
+    from clipfleet_worker.exporter import hasty_ledger, run_exporter
     from clipfleet_worker.logs import log_to_stderr
 
     settings = checked(WorkerSettings)
@@ -156,7 +155,8 @@ def exporter() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     log_to_stderr()
-    run_exporter(Ledger(settings.require_redis_url()), settings.health_host, settings.health_port, ending)
+    ledger = hasty_ledger(settings.require_redis_url())
+    run_exporter(ledger, settings.health_host, settings.health_port, ending)
 
 
 app.command()(doctor)
