@@ -875,6 +875,17 @@ class TestDecodingTogether:
         assert max(map(len, together.slices)) > 1
         assert everything_is_released(bench)
 
+    def test_files_are_not_all_in_memory_at_a_time(
+        self, bench: Bench, together: Together, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        most = 2 * len(colour("red"))
+        monkeypatch.setattr("clipfleet_worker.item_path._BYTES_TOGETHER", most)
+        bench.run(bench.submit([uri for uri in bench.colours(2 * ITEMS) if uri.startswith("/")]))
+
+        assert [row["status"] for row in bench.rows()] == ["ok"] * ITEMS
+        assert sum(map(len, together.slices)) == ITEMS
+        assert max(sum(map(len, files[:-1])) for files in together.slices) < most
+
     def test_suspects_never_meet_the_device_nor_does_anything_meanwhile(
         self, bench: Bench, together: Together
     ) -> None:

@@ -43,6 +43,8 @@ Read = Callable[[], bytes]  # raises ItemFailure
 _ITEMS_PER_SLICE = 32
 _ITEMS_PER_SMALL_SLICE = 16
 _TEXTS_PER_SLICE = 64
+# Of local files, read before the GPU decodes them: those of a slice may be a gigabyte, in each thread.
+_BYTES_TOGETHER = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ class ItemPath:
         decoded = _Decoded()
         files = self._read_each(destination, items, decoded)
         if self._decode_stage.takes_slices:
-            files = iter(self._decode_together(destination, list(files), decoded))
+            files = self._decode_some_together(destination, files, decoded)
         for position, data in files:
             self._decode(destination, position, data, decoded)
         destination.outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
@@ -217,6 +219,20 @@ class ItemPath:
         finally:  # what a bug left over must not keep the gate shut for ever
             self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
+
+    def _decode_some_together(
+        self, destination: Destination, files: Iterator[tuple[int, bytes]], decoded: _Decoded
+    ) -> Iterator[tuple[int, bytes]]:
+        """Like `_decode_together`, as many at a time as may be in memory."""
+        some: FetchedSlice = []
+        size_bytes = 0
+        for position, data in files:
+            some.append((position, data))
+            size_bytes += len(data)
+            if size_bytes >= _BYTES_TOGETHER:
+                yield from self._decode_together(destination, some, decoded)
+                some, size_bytes = [], 0
+        yield from self._decode_together(destination, some, decoded)
 
     def _decode_together(
         self, destination: Destination, files: FetchedSlice, decoded: _Decoded
