@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from textwrap import dedent
+from typing import Any
 
 import pytest
+
+from clipfleet_worker.open_clip_import import needs_timm_or_transformers
 
 
 def run(code: str) -> str:
@@ -44,18 +47,27 @@ def test_a_plain_model_is_loaded_without_them_and_a_later_one_gets_them() -> Non
     assert out.splitlines() == ["[]", "True False True", "True", "True True"]
 
 
+COCA = {"text_cfg": {}, "vision_cfg": {}, "multimodal_cfg": {}}
+
+
 @pytest.mark.parametrize(
-    "configuration",
+    ("configuration", "is_needed"),
     [
-        {"text_cfg": {"hf_model_name": "roberta-base"}, "vision_cfg": {}},
-        {"text_cfg": {}, "vision_cfg": {"timm_model_name": "vit_base_patch16_224"}},
-        {"text_cfg": {}, "vision_cfg": {}, "multimodal_cfg": {}},
+        ({"text_cfg": {"hf_model_name": "roberta-base"}, "vision_cfg": {}}, True),
+        ({"text_cfg": {}, "vision_cfg": {"timm_model_name": "vit_base_patch16_224"}}, True),
+        (COCA, True),
+        ({"text_cfg": {"hf_model_name": None}, "vision_cfg": {"timm_model_name": None}}, False),
+        ({}, False),
     ],
 )
-def test_models_that_need_them_have_them_at_once(configuration: dict[str, object]) -> None:
+def test_which_models_need_them(configuration: dict[str, Any], is_needed: bool) -> None:
+    assert needs_timm_or_transformers(configuration) == is_needed
+
+
+def test_models_that_need_them_have_them_at_once() -> None:
     out = run(f"""
         from clipfleet_worker.open_clip_import import import_open_clip
-        found = import_open_clip({configuration!r})
+        found = import_open_clip({COCA!r})
         print(found.hf_model.transformers is not None, found.timm_model.timm is not None)
     """)
     assert out == "True True"

@@ -29,7 +29,7 @@ def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
     Models that exist stay as they are when it is imported anew.
     """
     global _is_partial
-    needs_all = configuration is not None and _needs_all(configuration)
+    needs_all = configuration is not None and needs_timm_or_transformers(configuration)
     with _lock:
         if _is_partial and needs_all:
             for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:
@@ -46,7 +46,8 @@ def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
         return found
 
 
-def _needs_all(configuration: Mapping[str, Any]) -> bool:
+def needs_timm_or_transformers(configuration: Mapping[str, Any]) -> bool:
+    """Whether a tower of a model with this configuration is theirs."""
     return (
         "multimodal_cfg" in configuration  # CoCa
         or bool(configuration.get("text_cfg", {}).get("hf_model_name"))
