@@ -34,13 +34,9 @@ class ChunkTotals:
     """Since the process began."""
 
     ends: Mapping[ChunkEnd, int]
-    items: Mapping[
-        tuple[ItemStatus, str], int
-    ]  # by status and error code ("" for ok), of chunks that are done
+    items: Mapping[tuple[ItemStatus, str], int]  # of chunks that are done, by status and code ("" for ok)
     stage_seconds: Mapping[str, float]  # working time, summed over threads
-    lived: tuple[
-        int, ...
-    ]  # chunks by their time from claim to end: up to each of `CHUNK_SECONDS`, and beyond
+    lived: tuple[int, ...]  # chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and beyond
     lived_seconds: float
 
 

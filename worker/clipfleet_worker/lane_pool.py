@@ -30,9 +30,7 @@ class LanePool:
 
     def __init__(self, threads: int, *, name: str) -> None:
         self._waiting: PriorityQueue[tuple[int, int, _Work]] = PriorityQueue()
-        self._numbers = (
-            itertools.count()
-        )  # of one lane the first come goes first, and no two works are compared
+        self._numbers = itertools.count()  # of a lane the first come goes first; no two works are compared
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     def submit(self, lane: Lane, run: Callable[[], None], on_error: Callable[[BaseException], None]) -> None:

@@ -57,6 +57,7 @@ local function look_at(job)
     found.chunk, found.more, found.is_next = read_chunk(job, tostring(cursor)), cursor + 1 < staged, true
   else
     found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one waits for a back-off
+    -- Looked at as in the other cases: a key of another kind has to show here.
     redis.call('ZCARD', job_key(job, STAGED))
     redis.call('HLEN', job_key(job, TROUBLES))
   end
