@@ -26,6 +26,9 @@ SETTINGS = {"CLIPFLEET_HOST_CONNECTIONS": "2", "CLIPFLEET_DECODE_THREADS": "2"}
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("bottleneck"), SETTINGS) as cluster:
         cluster.start_worker(program=("tests.support.throttled_worker", str(slow_writes(cluster))))
+        # What a worker loads with its first pictures would pass for decoding.
+        first = folder_of(cluster, "first", encoded(picture(1)))
+        cluster.run_json("embed", first, "--model", "demo", "--output", cluster.folder / "first-out")
         yield cluster
 
 
