@@ -8,6 +8,13 @@ import pytest
 
 from clipfleet_worker.embedded_s3 import EmbeddedS3
 from tests.support.cluster import Cluster
+from tests.support.services import stop_shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_services() -> Iterator[None]:
+    yield
+    stop_shared()
 
 
 @pytest.fixture(scope="session")

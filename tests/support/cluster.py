@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from clipfleet_worker.embedded import EmbeddedValkey
 from tests.support.documents import ROOT
 from tests.support.leftovers import MARK, left_by_jobs, left_in_redis, processes_marked
+from tests.support.services import broker_settings, ledger_server
 from tests.support.waiting import wait_until
 
 _START_SECONDS = 120.0
@@ -56,13 +56,13 @@ class WorkerProcess:
 
 
 class Cluster:
-    """One embedded Valkey, any number of workers, and the command line."""
+    """One server, any number of workers, and the command line."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        self.server = EmbeddedValkey(folder / "service")
+        self.server = ledger_server(folder / "service")
         self.workers: list[WorkerProcess] = []
-        self.settings = dict(settings or {})  # of the programs that are started from now on
+        self.settings = broker_settings() | dict(settings or {})  # of the programs started from now on
         self._mark = str(folder)
 
     def __enter__(self) -> Self:

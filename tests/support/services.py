@@ -1,0 +1,138 @@
+"""Which servers the end-to-end tests run on: those that come as wheels, or Debian's, by two variables.
+
+    E2E_REDIS=redis      the ledger is Debian's redis-server, not the embedded Valkey
+    E2E_BROKER=rabbitmq  hints go through RabbitMQ, not through the ledger's server
+
+`make test-brokers` sets them. What is started lives in folders of the test, at free ports of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+from kombu.connection import Connection
+
+from clipfleet import keys
+from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.loopback import HOST, free_port
+from clipfleet_worker.supervise import Child
+from tests.conftest import service_is_missing
+
+HAS_RABBITMQ = os.environ.get("E2E_BROKER", "redis") == "rabbitmq"
+HAS_DEBIANS_REDIS = os.environ.get("E2E_REDIS", "valkey") == "redis"
+
+# Where Debian has the program itself: the one in the path changes its user.
+_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_START_SECONDS = 120.0
+
+
+class DebiansRedis(EmbeddedValkey):
+    """`redis-server` in the place of Valkey, with the very same configuration."""
+
+    def _binary(self) -> Path:
+        found = shutil.which("redis-server")
+        if found is None:
+            service_is_missing("redis-server is not installed")
+        return Path(found)
+
+
+def ledger_server(folder: Path) -> EmbeddedValkey:
+    """The ledger's server of a cluster; not started yet."""
+    return DebiansRedis(folder) if HAS_DEBIANS_REDIS else EmbeddedValkey(folder)
+
+
+class RabbitMQ:
+    """One server for all clusters of a test run, which come one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        if not _RABBITMQ.exists():
+            service_is_missing("rabbitmq-server is not installed")
+        self._folder = folder
+        self._port, distribution, self._mapper = free_port(), free_port(), free_port()
+        (folder / "home").mkdir()  # its cookie
+        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = {HOST}:{self._port}\n")
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder / "home"),
+            "LANG": "C.UTF-8",
+            "RABBITMQ_NODENAME": f"test{self._port}@localhost",
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1",
+            "ERL_EPMD_PORT": str(self._mapper),
+            "ERL_EPMD_ADDRESS": HOST,
+        }
+        self.child = Child(
+            "RabbitMQ",
+            [str(_RABBITMQ)],
+            log=folder / "rabbitmq.log",
+            env=self._environment,
+            cwd=folder,
+            is_ready=self._answers,
+            ready_seconds=_START_SECONDS,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@{HOST}:{self._port}//"
+
+    def start(self) -> None:
+        self.child.start()
+        self.child.wait_ready()
+
+    def forget_hints(self) -> None:
+        """What earlier clusters left on the queue."""
+        with Connection(self.url) as connection:
+            channel = connection.channel()
+            channel.queue_declare(keys.QUEUE, durable=True, auto_delete=False)
+            channel.queue_purge(keys.QUEUE)
+
+    def stop(self) -> None:
+        self.child.stop()
+        # The mapper of ports is a process of its own, and outlives the server.
+        epmd = ["epmd", "-port", str(self._mapper), "-kill"]
+        subprocess.run(epmd, env=self._environment, capture_output=True, check=False)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        with socket.create_connection((HOST, self._port), timeout=1) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return bool(connection.recv(1))
+
+
+_shared: list[RabbitMQ] = []
+
+
+def _shared_rabbitmq() -> RabbitMQ:
+    if not _shared:
+        server = RabbitMQ(Path(tempfile.mkdtemp(prefix="rabbitmq-")))
+        server.start()
+        _shared.append(server)
+    return _shared[0]
+
+
+def stop_shared() -> None:
+    """For the end of a test run."""
+    while _shared:
+        _shared.pop().remove()
+
+
+def broker_settings() -> dict[str, str]:
+    """Settings of a cluster that say where hints go."""
+    if not HAS_RABBITMQ:
+        return {}
+    server = _shared_rabbitmq()
+    server.forget_hints()
+    return {"CLIPFLEET_BROKER_URL": server.url}
