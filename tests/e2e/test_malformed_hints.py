@@ -23,7 +23,10 @@ from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.health_pages import ask
 from tests.support.pictures import write_pictures
+from tests.support.services import HAS_RABBITMQ
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(HAS_RABBITMQ, reason="lists of Redis; tests/brokers has RabbitMQ's")
 
 PICKLE = "application/x-python-serialize"
 FAR = "2999-01-01T00:00:00+00:00"

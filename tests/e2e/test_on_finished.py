@@ -23,7 +23,7 @@ import os
 
 from celery import Celery
 
-app = Celery("myapp", broker=os.environ["CLIPFLEET_REDIS_URL"])
+app = Celery("myapp", broker=os.environ.get("CLIPFLEET_BROKER_URL", os.environ["CLIPFLEET_REDIS_URL"]))
 
 
 @app.task(name="myapp.tasks.handle", bind=True)

@@ -17,7 +17,10 @@ from tests.support.acl_users import USERS, make_users, refusals, url_of
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import scrape
 from tests.support.pictures import write_pictures
+from tests.support.services import HAS_RABBITMQ
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(HAS_RABBITMQ, reason="rights for a broker that is Redis")
 
 # None of them may do any of these.
 FORBIDDEN: list[tuple[str, ...]] = [
