@@ -11,8 +11,8 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
-.PHONY: demo install test lint unit integration e2e test-peers test-chaos chaos chaos-plain bench fuzz lock build \
-  test-build test-deploy docs clean $(BENCHES)
+.PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain bench fuzz lock \
+  build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -39,6 +39,15 @@ test-gpu: $(VENV)/.dev-installed
 # Compose, Kubernetes and the images against their schemas; the images are built and run, as root, without Docker.
 test-deploy: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/deploy -q
+
+# RabbitMQ and Flower; then the end-to-end tests with RabbitMQ before Debian's Redis 8, and those that depend most on
+# a broker with that Redis for both. Needs rabbitmq-server and redis-server of Debian; nothing of the system is started.
+BROKER_TESTS := $(addprefix tests/e2e/test_,classify_and_embed.py two_workers.py worker_process.py retry.py \
+  redis_results.py redis_users.py malformed_hints.py on_finished.py health.py)
+test-brokers: $(VENV)/.dev-installed
+	$(BIN)/pytest tests/brokers -q
+	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest tests/e2e -q -m 'not one_broker' -n auto --maxprocesses 4 --dist loadfile
+	E2E_REDIS=redis $(BIN)/pytest $(BROKER_TESTS) -q -n auto --maxprocesses 4 --dist loadfile
 
 # One file at a time: they kill, cut and freeze what they started, and measure how long it takes to come back.
 test-chaos: $(VENV)/.dev-installed

@@ -3,6 +3,7 @@
 # Compose reads .env by itself. Whoever has this file has the ledger: it stays out of git.
 set -eu
 umask 077
-for name in PRODUCER_PASSWORD WORKER_PASSWORD READER_PASSWORD GRAFANA_PASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; do
+for name in PRODUCER_PASSWORD WORKER_PASSWORD READER_PASSWORD FLOWER_PASSWORD GRAFANA_PASSWORD AWS_ACCESS_KEY_ID \
+  AWS_SECRET_ACCESS_KEY; do
   echo "$name=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"
 done

@@ -31,7 +31,16 @@ def flower(cluster: Cluster) -> Iterator[str]:
     port = free_port()
     broker = cluster.environment().get("CLIPFLEET_BROKER_URL", cluster.server.url)
     process = subprocess.Popen(
-        [sys.executable, "-m", "celery", "--broker", broker, "flower", "--address=127.0.0.1", f"--port={port}"],
+        [
+            sys.executable,
+            "-m",
+            "celery",
+            "--broker",
+            broker,
+            "flower",
+            "--address=127.0.0.1",
+            f"--port={port}",
+        ],
         env={**cluster.environment(), "FLOWER_UNAUTHENTICATED_API": "true"},
         cwd=cluster.folder,
     )
@@ -42,7 +51,7 @@ def flower(cluster: Cluster) -> Iterator[str]:
 
 def asked(url: str) -> Any:
     try:
-        with urlopen(url, timeout=5) as answer:
+        with urlopen(url, timeout=5) as answer:  # noqa: S310 - our own Flower
             return json.load(answer)
     except (HTTPError, OSError):
         return {}
@@ -52,7 +61,9 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
     wait_until(lambda: asked(f"{flower}/api/tasks") == {} and is_up(flower), "Flower answers", 60)
     cluster.start_worker()
     write_pictures(cluster.folder / "pictures", 20)
-    answer = cluster.run_json("embed", "pictures", "--model", "demo", "--chunk-size", "5", "--output", "results")
+    answer = cluster.run_json(
+        "embed", "pictures", "--model", "demo", "--chunk-size", "5", "--output", "results"
+    )
     assert answer["ok"] == 20
 
     def done() -> list[dict[str, Any]]:
@@ -60,7 +71,9 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
         return [task for task in tasks if task["name"] == keys.WORK_TASK and task["state"] == "SUCCESS"]
 
     wait_until(lambda: len(done()) >= 4, "Flower has seen the chunks' tasks succeed", 60)
-    workers = wait_until(lambda: asked(f"{flower}/api/workers?refresh=true"), "Flower has asked the worker", 60)
+    workers = wait_until(
+        lambda: asked(f"{flower}/api/workers?refresh=true"), "Flower has asked the worker", 60
+    )
     (name,) = workers
     assert name.startswith("clipfleet@")
     assert [queue["name"] for queue in workers[name]["active_queues"]] == [keys.QUEUE]
@@ -69,7 +82,7 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
 
 def is_up(flower: str) -> bool:
     try:
-        with urlopen(f"{flower}/healthcheck", timeout=5) as answer:
+        with urlopen(f"{flower}/healthcheck", timeout=5) as answer:  # noqa: S310 - likewise
             return bool(answer.status == 200)
     except OSError:
         return False

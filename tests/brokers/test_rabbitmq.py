@@ -35,6 +35,10 @@ def cluster(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Cluster]:
         yield running
 
 
+def parts(cluster: Cluster) -> int:
+    return len(list(cluster.folder.glob("results/b/part-*")))
+
+
 def hints(rabbitmq: RabbitMQ) -> int:
     with Connection(rabbitmq.url) as connection:
         queue = connection.channel().queue_declare(keys.QUEUE, passive=True)
@@ -45,7 +49,9 @@ def test_the_ledgers_redis_carries_nothing(cluster: Cluster) -> None:
     from clipfleet.redis_connection import connect
 
     write_pictures(cluster.folder / "pictures", 20)
-    answer = cluster.run_json("embed", "pictures", "--model", "demo", "--chunk-size", "5", "--output", "results/a")
+    answer = cluster.run_json(
+        "embed", "pictures", "--model", "demo", "--chunk-size", "5", "--output", "results/a"
+    )
 
     assert (answer["ok"], answer["failed"]) == (20, 0)
     with connect(cluster.server.url) as client:
@@ -58,17 +64,18 @@ def test_a_broker_that_is_killed_and_comes_back_costs_nothing(cluster: Cluster, 
         "embed", "pictures", "--model", "demo", "--chunk-size", str(CHUNK_ITEMS), "--output", "results/b",
         "--job-id", "killed", "--json",
     )  # fmt: skip
-    wait_until(lambda: list(cluster.folder.glob("results/b/part-*")), "the first part is there", 60)
+    wait_until(lambda: parts(cluster), "the first part is there", 60)
     rabbitmq.child.kill()
     # Hints are gone or cannot be heard: the worker looks for work by itself.
-    before = len(list(cluster.folder.glob("results/b/part-*")))
-    wait_until(lambda: len(list(cluster.folder.glob("results/b/part-*"))) > before or running.poll() is not None,
-               "work goes on without the broker", 60)  # fmt: skip
+    before = parts(cluster)
+    wait_until(
+        lambda: parts(cluster) > before or running.poll() is not None, "work goes on without the broker", 60
+    )
     rabbitmq.start()
     out, err = running.communicate(timeout=240)
 
     assert running.returncode == 0, (out, err, cluster.logs())
-    assert len(list(cluster.folder.glob("results/b/part-*"))) == CHUNKS
+    assert parts(cluster) == CHUNKS
     assert len(job_events(cluster, "killed")) == 1
     after = cluster.run_json("embed", "pictures", "--model", "demo", "--output", "results/c")
     assert after["ok"] == CHUNKS * CHUNK_ITEMS

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.documents import README, blocks
 
+pytestmark = pytest.mark.one_broker
+
 NOWHERE = "http://127.0.0.1:9"  # a proxy that is not there: the demo needs no network
 
 

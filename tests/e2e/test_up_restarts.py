@@ -20,6 +20,8 @@ from tests.support.documents import ROOT
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.one_broker
+
 
 @dataclass(frozen=True)
 class RunningUp:

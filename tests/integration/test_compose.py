@@ -13,7 +13,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import redis
 import yaml
+from redis.exceptions import NoPermissionError
 
 from clipfleet.redis_connection import connect
 from clipfleet_worker.embedded import valkey_binary
@@ -92,7 +94,9 @@ def test_what_is_mounted_from_here_exists() -> None:
     assert named == set(COMPOSE["volumes"])
 
 
-PASSWORDS = {"PRODUCER_PASSWORD": "pro", "WORKER_PASSWORD": "wor", "READER_PASSWORD": "rea"}
+PASSWORDS = {
+    "PRODUCER_PASSWORD": "pro", "WORKER_PASSWORD": "wor", "READER_PASSWORD": "rea", "FLOWER_PASSWORD": "flo"
+}  # fmt: skip
 
 
 class TestRedis:
@@ -114,7 +118,7 @@ class TestRedis:
 
     def test_it_keeps_evicts_nothing_and_knows_its_users(self, port: int, tmp_path: Path) -> None:
         wait_until(lambda: (tmp_path / "appendonlydir").exists(), "the server writes its log", 20)
-        for user, password in (("producer", "pro"), ("worker", "wor"), ("reader", "rea")):
+        for user, password in (("producer", "pro"), ("worker", "wor"), ("reader", "rea"), ("flower", "flo")):
             with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
                 wait_until(client.ping, f"{user} is let in")
         for login in ("", "clipfleet-worker:pro@", ":wor@"):
@@ -124,6 +128,18 @@ class TestRedis:
             ):
                 one.ping()
 
+    def test_flower_hears_workers_and_sees_no_job(self, port: int) -> None:
+        def as_user(user: str, password: str, *command: str) -> object:
+            with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
+                wait_until(lambda: answers(client), "the server answers", 20)
+                return client.execute_command(*command)
+
+        assert as_user("worker", "wor", "PUBLISH", "/0.celeryev/worker.heartbeat", "x") == 0
+        assert as_user("flower", "flo", "LLEN", "clipfleet") == 0
+        for command in (("LPUSH", "clipfleet", "x"), ("HGETALL", "clipfleet:{job}"), ("FLUSHALL",)):
+            with pytest.raises(NoPermissionError):
+                as_user("flower", "flo", *command)
+
     def test_without_a_password_it_does_not_start(self, tmp_path: Path) -> None:
         ended = subprocess.run(
             ["sh", ROOT / "ops" / "redis" / "start.sh"],
@@ -131,3 +147,10 @@ class TestRedis:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert ended.returncode != 0 and "WORKER_PASSWORD" in ended.stderr
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
