@@ -51,9 +51,19 @@ def stdout_of(cluster: Cluster, *arguments: str | Path) -> str:
     return result.stdout
 
 
+# Of bf16: which pictures go through the model together decides how its sums are split, and that is chance.
+LAST_BITS = 2e-3
+
+
 def rows_of(cluster: Cluster, job: str | Path) -> list[dict[str, Any]]:
     lines = stdout_of(cluster, "results", job, "--format", "jsonl").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def figures(row: dict[str, Any]) -> dict[str, Any]:
+    """What is computed, equal to what differs in its last bits only."""
+    names = ("score", "scores", "embedding")
+    return {name: pytest.approx(row[name], abs=LAST_BITS) for name in names if row.get(name) is not None}
 
 
 @pytest.mark.parametrize("task", ["classify", "embed"])
@@ -66,7 +76,8 @@ def test_the_rows_are_those_of_a_job_in_a_folder(cluster: Cluster, folder: Path,
     assert here["output"] == "redis://"
     assert (here["total"], here["ok"], here["failed"]) == (12, 10, 2)
     rows = rows_of(cluster, here["job_id"])
-    assert rows == rows_of(cluster, folder / "out")
+    for mine, other in zip(rows, rows_of(cluster, folder / "out"), strict=True):
+        assert {**mine, **figures(mine)} == {**other, **figures(other)}
     assert [row["item_index"] for row in rows] == list(range(12))
     assert [row["item_id"] for row in rows] == [f"id-{number % 5}" for number in range(12)]
     assert [row["error_code"] for row in rows[9:]] == [None, "not_found", "not_found"]
@@ -99,8 +110,9 @@ def test_vectors_are_those_of_a_job_in_a_folder(folder: Path, client: Client) ->
     here.wait(120)
     there.wait(120)
 
-    for mine, expected in zip(here.vectors(), there.vectors(), strict=True):
-        assert np.array_equal(mine, expected)
+    (index, vectors), (other_index, other_vectors) = here.vectors(), there.vectors()
+    assert np.array_equal(index, other_index)
+    assert vectors == pytest.approx(other_vectors, abs=LAST_BITS)
     assert len(here.vectors()[0]) == 10
 
 
