@@ -77,7 +77,7 @@ def test_the_rows_are_those_of_a_job_in_a_folder(cluster: Cluster, folder: Path,
     assert (here["total"], here["ok"], here["failed"]) == (12, 10, 2)
     rows = rows_of(cluster, here["job_id"])
     for mine, other in zip(rows, rows_of(cluster, folder / "out"), strict=True):
-        assert {**mine, **figures(mine)} == {**other, **figures(other)}
+        assert mine == {**other, **figures(other)}
     assert [row["item_index"] for row in rows] == list(range(12))
     assert [row["item_id"] for row in rows] == [f"id-{number % 5}" for number in range(12)]
     assert [row["error_code"] for row in rows[9:]] == [None, "not_found", "not_found"]
