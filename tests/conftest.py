@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import redis
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def pytest_configure() -> None:
     """Hear the signals that the programs under test shall hear: a background job is started without some."""
-    defaults = {
+    defaults: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGQUIT: signal.SIG_DFL,
         signal.SIGHUP: signal.SIG_DFL,

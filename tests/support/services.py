@@ -91,7 +91,7 @@ class RabbitMQ:
 
     def forget_hints(self) -> None:
         """What earlier clusters left on the queue."""
-        with Connection(self.url) as connection:
+        with Connection(self.url) as connection:  # type: ignore[no-untyped-call]  # kombu has no types
             channel = connection.channel()
             channel.queue_declare(keys.QUEUE, durable=True, auto_delete=False)
             channel.queue_purge(keys.QUEUE)
