@@ -53,7 +53,6 @@ class Way:
     sink: str = "folder"  # folder, s3
     backend: str = "torch"
     precision: str = "auto"
-    settings: Mapping[str, str] = field(default_factory=dict)  # of the worker, beside these
 
     @property
     def engine(self) -> tuple[str, str]:
@@ -167,7 +166,7 @@ class Bench:
         settings |= {"CLIPFLEET_FILE_ROOTS": f"{self._folder},{self.pictures}"}
         if "s3" in (way.source, way.sink):
             settings |= self._s3().environment()
-        return {**settings, **way.settings}
+        return settings
 
     def _source(self, folder: Path, way: Way) -> str:
         return str(self.pictures) if way.source == "folder" else self._list(folder, way, self.images)

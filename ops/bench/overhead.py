@@ -28,9 +28,9 @@ from pathlib import Path
 from clipfleet.contract import DecodeRoute
 from clipfleet.ledger import Ledger
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.decode_set_up import decode_threads
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.testing import FakeEncoder
+from clipfleet_worker.thread_rule import decode_threads
 from ops.bench.process_cost import CpuSeconds, cpu_seconds
 from ops.bench.report import Report, Table, bench_parser, positive
 from tests.support.cluster import Cluster
@@ -72,7 +72,7 @@ def bare_loop(folder: Path, first: int, step: int) -> None:
 
 def bare_cost(folder: Path, count: int) -> CpuSeconds:
     """CPU seconds per image of the bare loop."""
-    loops = decode_threads(WorkerSettings())
+    loops = decode_threads(WorkerSettings().decode_threads)
     words = [sys.executable, "-m", "ops.bench.overhead", "--bare", str(folder)]
     processes = [
         subprocess.Popen([*words, str(first), str(loops)], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -1,59 +1,108 @@
-"""How many threads decode, how many run the forward, how they wait: the rule of `thread_rule.py` is from here.
+"""How many threads should decode, how many run the forward, and what is a good batch: for `thread_rule.py`.
 
-    python -m ops.bench.threads [--images 300] [--rounds 3] [--cache FOLDER]
+    python -m ops.bench.threads [--images 128] [--rounds 7] [--cache FOLDER]
 
-The way from a folder to Parquet of `e2e.py`, on a warm worker, once per round with each set of settings.
+The worker's own decoder and batcher in one process, from bytes to vectors, ViT-B-32: in each round every set
+of numbers takes its turn for a second or two, so that a busy machine slows all alike. Told are medians, and
+medians of the ratios to the first set within a round.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
-import tempfile
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from ops.bench.e2e import Bench, Way
-from ops.bench.pile import DEFAULT_CACHE
+from clipfleet.contract import DecodeRoute, Lane, Precision
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batches import ItemSlice
+from clipfleet_worker.control_groups import processors
+from clipfleet_worker.decode import Decoder
+from clipfleet_worker.device_set_up import make_device_set_up
+from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.settings import WorkerSettings
+from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
 from ops.bench.report import Report, bench_parser
 from ops.bench.rounds import in_turns, median_ratio
 
-_DECODE, _BATCH, _FORWARD = "CLIPFLEET_DECODE_THREADS", "CLIPFLEET_BATCH_SIZE", "OMP_NUM_THREADS"
-_BASE = "as it is"
-GRID: dict[str, dict[str, str]] = {
-    _BASE: {},
-    "batch 64": {_BATCH: "64"},
-    "batch 16": {_BATCH: "16"},
-    "1 decodes": {_DECODE: "1"},
-    "4 decode": {_DECODE: "4"},
-    "1 runs the forward": {_FORWARD: "1"},
-    "waiting threads sleep": {"OMP_WAIT_POLICY": "passive"},
-    "they spin": {"OMP_WAIT_POLICY": "active"},
-}
+_SLICE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One set; the batch of the rule is 32."""
+
+    decode: int
+    forward: int
+    batch: int = 32
+
+    def __str__(self) -> str:
+        return f"decode {self.decode}, forward {self.forward}, batch {self.batch}"
+
+
+def sets_for(cores: int) -> list[Numbers]:
+    """The rule's own first, then one number changed at a time."""
+    half = max(1, cores // 2)
+    found = [Numbers(cores, cores), Numbers(half, cores), Numbers(2 * cores, cores), Numbers(cores, half)]
+    return [*found, *(Numbers(cores, cores, batch) for batch in (16, 64))]
 
 
 def main() -> int:
-    """Measure the grid."""
+    """Measure."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sets", default=",".join(GRID), help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
     options = parser.parse_args()
-    with (
-        Report("threads", options.json) as report,
-        tempfile.TemporaryDirectory(prefix="clipfleet-threads-") as folder,
-        ExitStack() as children,
-    ):
-        bench = Bench(Path(folder), options.cache, options.images, children)
-        ways = [Way(name, settings=GRID[name]) for name in options.sets.split(",")]
-        routes = {way.name: lambda way=way: bench.worker(way).per_second for way in ways}
-        found = in_turns(routes, options.rounds, warm_up=False)
-        table = report.table({"settings": "<22", "images/s": "8.1f", "by the first": "12.3f"})
+    folder = pictures(options.cache, options.images)
+    os.environ.update(hub_environment(options.cache))
+    device = make_device_set_up(WorkerSettings())
+    model = load_model(MODEL, options.precision, device.name, device.make_backend)
+    files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    with Report("threads", options.json) as report:
+        routes: dict[str, Callable[[], float]] = {
+            str(numbers): partial(per_second, numbers, model, files) for numbers in sets_for(processors())
+        }
+        found = in_turns(routes, options.rounds)
+        rule = next(iter(found.values()))
+        title = f"{model.backend_name}, {model.precision}, {processors()} cores"
+        table = report.table({"threads": "<32", "images/s": "8.1f", "by the rule": "12.3f"}, title)
         for name, rates in found.items():
-            table.row(name, statistics.median(rates), median_ratio(rates, found[ways[0].name]))
+            table.row(name, statistics.median(rates), median_ratio(rates, rule))
         report.fact("images_per_second", found)
     return report.exit_code
+
+
+def per_second(numbers: Numbers, model: LoadedModel, files: Sequence[bytes]) -> float:
+    """Images/s from the first byte to the last vector."""
+    import torch
+
+    torch.set_num_threads(numbers.forward)
+    decoder = Decoder(max_pixels=100_000_000)
+    outcomes = Outcomes(len(files))
+    batcher = Batcher(numbers.batch)
+    batcher.start()
+
+    def decode(start: int) -> None:
+        positions = list(range(start, min(start + _SLICE, len(files))))
+        images = [decoder.decode(files[n], model.pixel_spec, DecodeRoute.FAST).pixels for n in positions]
+        batcher.submit(ItemSlice(model, Lane.NORMAL, images, positions, outcomes))
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(numbers.decode) as pool:
+        list(pool.map(decode, range(0, len(files), _SLICE)))
+    outcomes.wait()
+    seconds = time.perf_counter() - began
+    batcher.stop()
+    return len(files) / seconds
 
 
 if __name__ == "__main__":

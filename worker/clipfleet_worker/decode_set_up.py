@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.device_jpegs import DeviceJpegs, JpegDevice
 from clipfleet_worker.memory_guard import MemoryGuard, Reading, memory_limit, own_memory
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.thread_rule import decode_threads
 from clipfleet_worker.watchdog import Pulse, Watchdog
 
 _MODEL_BYTES = 1 << 31
@@ -21,7 +21,11 @@ def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
 
     While a picture is read, others may arrive or be read too, and a model may be loaded.
     """
-    others = settings.bytes_in_flight + decode_threads(settings) * settings.max_decode_bytes + _MODEL_BYTES
+    others = (
+        settings.bytes_in_flight
+        + decode_threads(settings.decode_threads) * settings.max_decode_bytes
+        + _MODEL_BYTES
+    )
     return MemoryGuard(
         memory_limit(settings.max_memory_bytes),
         growth_bytes=settings.decode_memory + others,
@@ -89,8 +93,3 @@ class WatchedPictures:
     def __exit__(self, *_: object) -> None:
         self._reading.__exit__()
         self._pulse.rest()
-
-
-def decode_threads(settings: WorkerSettings) -> int:
-    """How many pictures are read at a time."""
-    return settings.decode_threads or processors()

@@ -34,7 +34,7 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.decode_set_up import decode_threads, make_decode_stage, make_memory_guard
+from clipfleet_worker.decode_set_up import make_decode_stage, make_memory_guard
 from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
@@ -65,6 +65,7 @@ from clipfleet_worker.status_server import StatusServer, health_pages
 from clipfleet_worker.sweeper import Sweeper
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
+from clipfleet_worker.thread_rule import decode_threads, set_forward_threads
 from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Worker:
         )
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
-        self._decode_pool = LanePool(decode_threads(settings), name="decode")
+        self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
         self._decode_stage = make_decode_stage(
             settings, decoder_class, self._watchdog, self._memory_guard, self._device.jpegs
         )
@@ -252,7 +253,7 @@ class Worker:
             waiting_bytes=self._waiting_bytes,
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
-            decode_threads=decode_threads(self._settings),
+            decode_threads=decode_threads(self._settings.decode_threads),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
             crash_points=self._crash_points,
@@ -263,6 +264,7 @@ class Worker:
             pulse.rest(f"download {name}")  # the network has limits of its own
             fetch_files(name)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
+            set_forward_threads()
             model = self._load_model(
                 name, precision, self._device.name, self._device.make_backend, on_pixel_spec
             )
