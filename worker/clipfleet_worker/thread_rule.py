@@ -2,10 +2,10 @@
 
 Each has a thread per core that the worker may keep busy. The ring in front of the device is full most of the
 time, so that decoding threads sleep while the forward runs, and where it is not full they are what is waited
-for. `python -m ops.bench.threads` compares this with other numbers. On two cores (OpenVINO in bf16, ViT-B-32, three
-rounds, nothing else running), medians of ratios to the rule's rate: 1.00 where half as many decode and 1.01 where
-twice as many do, 1.04 where half as many run the forward; 0.94 with batches of 16 and 1.10 of 64, against 32,
-which answer the lane `high` twice as soon.
+for. `python -m ops.bench.threads` compares this with other numbers. On two cores (OpenVINO in bf16, ViT-B-32,
+three rounds, nothing else running), medians of ratios to the rule's rate: 1.00 where half as many decode and
+1.01 where twice as many do, 1.04 where half as many run the forward; 0.94 with batches of 16 and 1.10 of 64,
+against 32, which answer the lane `high` twice as soon.
 
 `CLIPFLEET_DECODE_THREADS` and `OMP_NUM_THREADS` override them. torch is not imported here before a model is
 loaded.
