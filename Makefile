@@ -26,7 +26,7 @@ lint: $(VENV)/.dev-installed
 
 # Files side by side, each in one process: most tests wait for servers and workers that they started.
 $(TEST_FOLDERS): $(VENV)/.dev-installed
-	$(BIN)/pytest tests/$@ -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest tests/$@ -q $(SIDE_BY_SIDE)
 
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
@@ -42,12 +42,14 @@ test-deploy: $(VENV)/.dev-installed
 
 # RabbitMQ and Flower; then the end-to-end tests with RabbitMQ before Debian's Redis 8, and those that depend most on
 # a broker with that Redis for both. Needs rabbitmq-server and redis-server of Debian; nothing of the system is started.
-BROKER_TESTS := $(addprefix tests/e2e/test_,classify_and_embed.py two_workers.py worker_process.py retry.py \
+BROKER_E2E ?= tests/e2e
+BROKER_TESTS ?= $(addprefix tests/e2e/test_,classify_and_embed.py two_workers.py worker_process.py retry.py \
   redis_results.py redis_users.py malformed_hints.py on_finished.py health.py)
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 test-brokers: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/brokers -q
-	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest tests/e2e -q -m 'not one_broker' -n auto --maxprocesses 4 --dist loadfile
-	E2E_REDIS=redis $(BIN)/pytest $(BROKER_TESTS) -q -n auto --maxprocesses 4 --dist loadfile
+	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest $(BROKER_E2E) -q -m 'not one_broker' $(SIDE_BY_SIDE)
+	E2E_REDIS=redis $(BIN)/pytest $(BROKER_TESTS) -q $(SIDE_BY_SIDE)
 
 # One file at a time: they kill, cut and freeze what they started, and measure how long it takes to come back.
 test-chaos: $(VENV)/.dev-installed
