@@ -181,7 +181,9 @@ def test_a_host_that_is_gone_costs_its_own_rows_only_and_little_time(
         uris = [f"http://127.0.0.1:{port}{path}?{number}" for number in range(400)]
         good = [site.url("/files/a.jpg")] * 400
         mixed = [uri for pair in zip(uris, good, strict=True) for uri in pair]
-        results = fetch(mixed, breaker=impatient, limits=replace(LIMITS, fetch_timeout_seconds=0.3))
+        # What answers has time to: a busy machine may take a while for it.
+        patience = 0.3 if trouble == "silence" else LIMITS.fetch_timeout_seconds
+        results = fetch(mixed, breaker=impatient, limits=replace(LIMITS, fetch_timeout_seconds=patience))
         asked = bad.requests[path]
 
     assert results[1::2] == [b"file"] * 400
