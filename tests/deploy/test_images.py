@@ -15,9 +15,6 @@ from urllib.request import urlopen
 
 import pytest
 
-from clipfleet.client import Client
-from clipfleet.job_options import JobOptions
-from clipfleet.settings import Settings
 from clipfleet_worker.embedded import EmbeddedValkey
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
@@ -88,12 +85,12 @@ def test_the_worker_labels_drains_and_writes_nowhere_else(server: EmbeddedValkey
             "CLIPFLEET_FILE_ROOTS": str(data), "CLIPFLEET_OUTPUT_ROOTS": str(data),
         })  # fmt: skip
         wait_until(lambda: image.do("health")["code"] == 0, "the container is healthy", 120)
-        with Client(Settings(redis_url=server.url)) as client:
-            options = JobOptions(model="demo", output=str(data / "results" / "first"))
-            job = client.embed(str(data / "pictures"), options=options)
-            status = job.wait(timeout_seconds=120)
+        ended = image.do("run", environment={"CLIPFLEET_REDIS_URL": server.url}, argv=[
+            "clipfleet", "embed", str(data / "pictures"), "--model", "demo", "--json",
+            "--output", str(data / "results" / "first"),
+        ])  # fmt: skip
+        assert json.loads(ended["out"])["ok"] == 4, ended["err"]
 
-        assert (status.ok, status.failed) == (4, 0)
         assert {path.stat().st_uid for path in (data / "results" / "first").glob("part-*")} == {1000}
         nowhere = image.do("run", argv=["sh", "-c", "id -u; touch /data/x /opt/venv/x /home/clipfleet/x"])
         assert nowhere["out"] == "1000\n"
