@@ -165,7 +165,7 @@ class TestAgainstOpenClip:
     def reference(
         self, model: LoadedModel, labels: tuple[str, ...], templates: tuple[str, ...]
     ) -> np.ndarray:
-        tokenizer, module = model._tokenizer, model._module
+        tokenizer, module = model._tokenizer, model._backend._module
         with torch.inference_mode():
             weights = open_clip.build_zero_shot_classifier(module, tokenizer, labels, templates)
         array: np.ndarray = weights.T.numpy()
@@ -193,7 +193,7 @@ class TestAgainstOpenClip:
         names = labels[::40]
         with torch.inference_mode():
             weights = open_clip.build_zero_shot_classifier(
-                demo._module, demo._tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
+                demo._backend._module, demo._tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
             )
         prompts = [template.replace("{}", name) for name in names for template in templates]
         ours = text_matrix_of(demo.encode_texts(prompts), len(names))
