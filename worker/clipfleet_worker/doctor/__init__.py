@@ -88,7 +88,8 @@ def examine(checks: Sequence[Check]) -> Iterator[Finding]:
 def _bounded(check: Check) -> Iterator[Finding]:
     found: SimpleQueue[Finding | _Mark] = SimpleQueue()
     # A daemon: a check that hangs does not keep the program from ending.
-    threading.Thread(target=_fill, args=(check, found), name=check.name, daemon=True).start()
+    thread = threading.Thread(target=_fill, args=(check, found), name=check.name, daemon=True)
+    thread.start()
     while True:
         try:
             finding = found.get(timeout=check.limit_seconds)
@@ -99,6 +100,7 @@ def _bounded(check: Check) -> Iterator[Finding]:
             )
             return
         if finding is _Mark.BROKE:
+            thread.join()  # until the traceback is written
             raise CheckBroke(f"the check {check.name} broke off")
         if isinstance(finding, _Mark):
             return
