@@ -41,7 +41,7 @@ from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
 
 PLAIN, PEER = "plain loop", "clip-retrieval"
-_WARM_UP_IMAGES = 64
+_WARM_UP_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)

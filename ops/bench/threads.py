@@ -37,11 +37,11 @@ _SLICE = 16
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """One set; the batch of the rule is 32."""
+    """One set; the batch of the rule is 64."""
 
     decode: int
     forward: int
-    batch: int = 32
+    batch: int = 64
 
     def __str__(self) -> str:
         return f"decode {self.decode}, forward {self.forward}, batch {self.batch}"
@@ -51,13 +51,13 @@ def sets_for(cores: int) -> list[Numbers]:
     """The rule's own first, then one number changed at a time."""
     half = max(1, cores // 2)
     found = [Numbers(cores, cores), Numbers(half, cores), Numbers(2 * cores, cores), Numbers(cores, half)]
-    return [*found, *(Numbers(cores, cores, batch) for batch in (16, 64))]
+    return [*found, *(Numbers(cores, cores, batch) for batch in (32, 128))]
 
 
 def main() -> int:
     """Measure."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")

@@ -13,7 +13,7 @@ from clipfleet_worker.device import pick_device
 from clipfleet_worker.device_jpegs import JpegDevice
 from clipfleet_worker.settings import WorkerSettings
 
-_CPU_BATCH = 32
+_CPU_BATCH = 64
 _GPU_BATCH = 256
 
 
