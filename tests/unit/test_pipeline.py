@@ -36,6 +36,7 @@ from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet_worker.decode_turns import DecodeTurns
 from clipfleet_worker.device_jpegs import DeviceJpegs
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
 from clipfleet_worker.fetch.loop import FetchLoop
@@ -154,6 +155,7 @@ class Bench:
             decode_stage=self.decode_stage,
             decode_pool=self.decode_pool,
             decode_threads=2,
+            decode_turns=DecodeTurns(),
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
         )

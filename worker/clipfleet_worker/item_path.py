@@ -29,6 +29,7 @@ from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.decode import DecodedImage, PixelSpec
 from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet_worker.decode_turns import DecodeTurns, Turn
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.routes import Routes
@@ -72,6 +73,7 @@ class ItemPath:
         decode_stage: DecodeStage,
         decode_pool: LanePool,
         decode_threads: int,
+        decode_turns: DecodeTurns,
         batcher: Batcher,
         max_image_bytes: int,
         crash_points: CrashPoints = NO_CRASH_POINTS,
@@ -84,6 +86,7 @@ class ItemPath:
         self._decode_stage = decode_stage
         self._decode_pool = decode_pool
         self._decode_threads = decode_threads
+        self._decode_turns = decode_turns
         self._decode_busy = BusyMeter(decode_threads)
         self._batcher = batcher
 
@@ -181,8 +184,9 @@ class ItemPath:
         files = self._read_each(destination, items, decoded)
         if self._decode_stage.takes_slices:
             files = self._decode_some_together(destination, files, decoded)
-        for position, data in files:
-            self._decode(destination, position, data, decoded)
+        with self._decode_turns.turn() as turn:
+            for position, data in files:
+                self._decode(destination, position, data, decoded, turn)
         destination.outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
         return decoded
 
@@ -207,15 +211,18 @@ class ItemPath:
         try:
             if self._decode_stage.takes_slices:
                 self._decode_together(destination, fetched, decoded)
-            while fetched:  # popped one by one, so that the bytes are free before the batcher is waited for
-                position, data = fetched.pop()
-                size = len(data)
-                try:
-                    if not destination.outcomes.is_interrupted:
-                        self._decode(destination, position, data, decoded)
-                finally:
-                    del data
-                    self._waiting_bytes.remove(size)
+            with self._decode_turns.turn() as turn:
+                while (
+                    fetched
+                ):  # popped one by one, so that the bytes are free before the batcher is waited for
+                    position, data = fetched.pop()
+                    size = len(data)
+                    try:
+                        if not destination.outcomes.is_interrupted:
+                            self._decode(destination, position, data, decoded, turn)
+                    finally:
+                        del data
+                        self._waiting_bytes.remove(size)
         finally:  # what a bug left over must not keep the gate shut for ever
             self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
@@ -251,7 +258,9 @@ class ItemPath:
             decoded.decode_seconds += time.monotonic() - started
         return files
 
-    def _decode(self, destination: Destination, position: int, data: bytes, decoded: _Decoded) -> None:
+    def _decode(
+        self, destination: Destination, position: int, data: bytes, decoded: _Decoded, turn: Turn
+    ) -> None:
         started = time.monotonic()
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
@@ -268,7 +277,9 @@ class ItemPath:
             outcomes.widths[position], outcomes.heights[position] = image.width, image.height
             decoded.positions.append(position)
             decoded.images.append(image.pixels)
-        decoded.decode_seconds += time.monotonic() - started
+        now = time.monotonic()
+        decoded.decode_seconds += now - started
+        turn.note(now)
 
     def _hand_over(self, destination: Destination, decoded: _Decoded) -> None:
         outcomes = destination.outcomes

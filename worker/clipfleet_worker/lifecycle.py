@@ -35,6 +35,7 @@ from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import make_decode_stage, make_memory_guard
+from clipfleet_worker.decode_turns import DecodeTurns
 from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
@@ -254,6 +255,7 @@ class Worker:
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
             decode_threads=decode_threads(self._settings.decode_threads),
+            decode_turns=DecodeTurns(always_side_by_side=self._device.jpegs is not None),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
             crash_points=self._crash_points,

@@ -1,0 +1,113 @@
+"""Small pictures are read by one thread at a time, large ones side by side, and nobody waits for long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from clipfleet_worker.decode_turns import DecodeTurns
+from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
+from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
+
+SMALL = SMALL_PICTURE_SECONDS / 2
+LARGE = SMALL_PICTURE_SECONDS * 2
+SLICE = 32
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def turns(clock: Clock) -> DecodeTurns:
+    return DecodeTurns(patience_seconds=0.001, monotonic=clock)
+
+
+def read(turns: DecodeTurns, clock: Clock, seconds: Sequence[float]) -> list[bool]:
+    """Read a slice whose pictures take so long; whether others would have had to wait after each."""
+    others_wait = []
+    with turns.turn() as turn:
+        for one in seconds:
+            clock.now += one
+            turn.note(clock.now)
+            others_wait.append(not turns.are_side_by_side and not taken_and_given_back(turns))
+    return others_wait
+
+
+def taken_and_given_back(turns: DecodeTurns) -> bool:
+    with turns.turn() as turn:
+        return turn.is_ours
+
+
+def test_small_pictures_are_read_by_one_thread_at_a_time(turns: DecodeTurns, clock: Clock) -> None:
+    assert read(turns, clock, [SMALL] * SLICE) == [True] * SLICE
+    assert taken_and_given_back(turns)
+
+
+def test_who_waits_goes_on_when_the_turn_comes() -> None:
+    turns = DecodeTurns(patience_seconds=PATIENCE_SECONDS)
+    asks = threading.Event()
+
+    def ask() -> bool:
+        asks.set()
+        return taken_and_given_back(turns)
+
+    with turns.turn():
+        other = InThread(ask)
+        assert asks.wait(PATIENCE_SECONDS)
+        assert not other.is_done
+    assert other.result()
+
+
+def test_who_waits_behind_large_pictures_goes_on_beside_them(clock: Clock) -> None:
+    turns = DecodeTurns(patience_seconds=PATIENCE_SECONDS, monotonic=clock)
+    with turns.turn() as turn:
+        other = InThread(lambda: taken_and_given_back(turns))
+        clock.now += 1.0
+        turn.note(clock.now)
+        assert not other.result()
+
+
+@pytest.mark.parametrize("seconds", [1.0, LARGE, 1.2 * SMALL_PICTURE_SECONDS])
+def test_large_pictures_are_read_side_by_side(turns: DecodeTurns, clock: Clock, seconds: float) -> None:
+    others_wait: list[bool] = []
+    while len(others_wait) < 20 * SLICE:
+        others_wait += read(turns, clock, [seconds] * SLICE)
+    assert not others_wait[-1]
+    assert sum(others_wait) * seconds < 0.1  # a few slices of small ones
+
+
+def test_after_a_while_small_pictures_are_noticed(turns: DecodeTurns, clock: Clock) -> None:
+    read(turns, clock, [1.0])
+    assert not taken_and_given_back(turns)
+    clock.now += 10.0
+    assert read(turns, clock, [SMALL] * SLICE) == [True] * SLICE
+
+
+def test_a_large_picture_here_and_there_changes_nothing(turns: DecodeTurns, clock: Clock) -> None:
+    for _ in range(20):
+        assert all(read(turns, clock, [SMALL] * (SLICE - 1) + [5 * LARGE]))
+
+
+def test_nobody_waits_for_long_for_a_thread_that_hangs(turns: DecodeTurns) -> None:
+    with turns.turn() as hanging:
+        assert hanging.is_ours
+        assert not taken_and_given_back(turns)
+    assert taken_and_given_back(turns)
+
+
+def test_an_error_gives_the_turn_back(turns: DecodeTurns) -> None:
+    with pytest.raises(ValueError, match="bug"), turns.turn():
+        raise ValueError("bug")
+    assert taken_and_given_back(turns)
+
+
+def test_where_a_gpu_decodes_there_are_no_turns() -> None:
+    turns = DecodeTurns(always_side_by_side=True)
+    with turns.turn() as one:
+        assert not one.is_ours
+        one.note(1.0)
+    assert not taken_and_given_back(turns)
