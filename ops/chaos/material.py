@@ -6,14 +6,13 @@ import csv
 import hashlib
 import io
 import random
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan
+from tests.support.loopback_site import LoopbackSite
 
 _SLOWEST_SECONDS = 0.4
 
@@ -75,30 +74,13 @@ def picture_bytes(number: int) -> bytes:
     return buffer.getvalue()
 
 
-class Site:
+class Site(LoopbackSite):
     """A site on loopback: `/N.jpg` after a while; 404 below `/gone/`, and below `/sick/JOB/` until healed."""
 
     def __init__(self) -> None:
         self._pictures = {f"{number}.jpg": picture_bytes(number) for number in range(PICTURES)}
         self._healed: set[str] = set()
-        self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """`http://127.0.0.1:PORT`."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_Server(self))
 
     def heal(self, job_id: str) -> None:
         """From now on the sick pictures of a job are there."""

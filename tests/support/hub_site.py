@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+
+from tests.support.loopback_site import LoopbackSite
 
 _COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 _FILE = re.compile(r"/([\w.-]+/[\w.-]+)/resolve/\w+/(.+)")
@@ -17,8 +16,8 @@ _REVISION = re.compile(r"/api/models/([\w.-]+/[\w.-]+)/revision/\w+.*")
 _TREE = re.compile(r"/api/models/([\w.-]+/[\w.-]+)/tree/\w+.*")
 
 
-class HubSite:
-    """Runs from `__enter__` to `__exit__`; `requests` holds what was asked, `METHOD /path`."""
+class HubSite(LoopbackSite):
+    """`requests` holds what was asked, `METHOD /path`; the URL is for `HF_ENDPOINT`."""
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
         self.requests: list[str] = []
@@ -43,24 +42,7 @@ class HubSite:
 
             def log_message(self, *_: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def url(self) -> str:
-        """For `HF_ENDPOINT`."""
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
 
 
 def _answer_to(

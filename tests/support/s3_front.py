@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.support.loopback_site import LoopbackSite
 
 _PIECE_BYTES = 1 << 14
 _UPSTREAM_SECONDS = 60.0
@@ -145,7 +147,7 @@ class _Placed:
         return True
 
 
-class S3Front:
+class S3Front(LoopbackSite):
     """The proxy, on a port of its own. A context manager; safe to use from many threads.
 
     Args:
@@ -162,25 +164,18 @@ class S3Front:
         self._seen: list[Seen] = []
         self._lock = threading.Lock()
         self._released = threading.Event()  # those that stall may go
-        self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+        super().__init__(_Server(self))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__exit__(kind, error, trace)
 
     @property
     def endpoint(self) -> str:
         """What clients use as `AWS_ENDPOINT_URL`."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self.url
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """The `AWS_*` variables of the store, with the front as its endpoint."""

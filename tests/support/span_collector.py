@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.loopback_site import LoopbackSite
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Span:
     attributes: dict[str, object]
 
 
-class SpanCollector:
+class SpanCollector(LoopbackSite):
     """Use it as a context manager; `environment` leads programs to it."""
 
     def __init__(self) -> None:
@@ -41,23 +40,11 @@ class SpanCollector:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}"}
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url}
 
     def spans(self) -> list[Span]:
         return list(self._spans)
