@@ -33,6 +33,7 @@ from typing import Any
 
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from ops.bench import clip_retrieval
+from ops.bench.environment import clean_environment
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
 from ops.bench.report import Report, bench_parser, names_of, positive
 from ops.bench.rounds import median_ratio
@@ -209,7 +210,7 @@ class Bench:
     def _output_of(self, command: Sequence[str], environment: Mapping[str, str]) -> str:
         done: subprocess.CompletedProcess[str] = subprocess.run(
             command,
-            env={**_clean_environment(), **self._environment, **environment},
+            env={**clean_environment(), **self._environment, **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -223,11 +224,6 @@ class Bench:
 def _backend(name: str) -> dict[str, str]:
     """Also of torch: left open, a worker takes OpenVINO where it is installed."""
     return {"CLIPFLEET_BACKEND": name}
-
-
-def _clean_environment() -> dict[str, str]:
-    unwanted = ("CLIPFLEET_", "AWS_", "OMP_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
 
 
 def _client(store: EmbeddedS3) -> Any:

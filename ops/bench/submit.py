@@ -33,6 +33,7 @@ from clipfleet.errors import JobNotFoundError
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect
 from clipfleet_worker.embedded import EmbeddedValkey
+from ops.bench.environment import clean_environment
 from ops.bench.report import Report, Table, bench_parser, names_of, positive
 
 MAX_PRODUCER_MB = 300
@@ -189,7 +190,7 @@ class Bench:
         began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "clipfleet", *words],
-            env={**_clean_environment(), "CLIPFLEET_REDIS_URL": self._server.url},
+            env={**clean_environment(), "CLIPFLEET_REDIS_URL": self._server.url},
             stdin=stdin,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -200,10 +201,6 @@ class Bench:
         with suppress(JobNotFoundError):
             return self._ledger.status(job_id).chunks
         return 0
-
-
-def _clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
 
 
 def _peak_mb(pid: int) -> float:

@@ -1,7 +1,6 @@
 """Forward passes by torch, as open_clip would do them, one batch at a time on any device of torch's.
 
-On the processor self-attention is not torch's own, see `attention`. What was tried there and gave nothing on
-ViT-B-32: `torch.compile`, weights packed for oneDNN, another layout of the pixels.
+On the processor self-attention is not torch's own, see `attention`; `torch.compile` gave nothing there.
 
 torch is imported when a backend is made, not before: that alone takes seconds.
 """

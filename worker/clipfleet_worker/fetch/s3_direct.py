@@ -1,4 +1,5 @@
-"""Objects over a session of its own, once boto3 has found their place: a third of its cost, no threads.
+"""Objects over a session of its own, once boto3 has found their place: no threads, and at most
+a third of its CPU time (`python -m ops.bench.s3_read`).
 
 The session knows the store alone: no redirects, no cookies, no proxies, nothing of the one for public URLs
 and its address guard. An answer that says that place or credentials are no longer right is left to boto3.

@@ -1,0 +1,12 @@
+"""The environment of the programs that benches start."""
+
+from __future__ import annotations
+
+import os
+
+_UNWANTED = ("CLIPFLEET_", "AWS_", "OMP_")
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, without what would decide where they go or how many threads they have."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}
