@@ -23,18 +23,18 @@ def clock() -> Clock:
 
 @pytest.fixture
 def turns(clock: Clock) -> DecodeTurns:
-    return DecodeTurns(patience_seconds=0.001, monotonic=clock)
+    return DecodeTurns(patience_seconds=PATIENCE_SECONDS, monotonic=clock)
 
 
 def read(turns: DecodeTurns, clock: Clock, seconds: Sequence[float]) -> list[bool]:
-    """Read a slice whose pictures take so long; whether others would have had to wait after each."""
-    others_wait = []
+    """Read a slice whose pictures take so long; whether it had the turn after each."""
+    had_turn = []
     with turns.turn() as turn:
         for one in seconds:
             clock.now += one
             turn.note(clock.now)
-            others_wait.append(not turns.are_side_by_side and not taken_and_given_back(turns))
-    return others_wait
+            had_turn.append(turn.is_ours)
+    return had_turn
 
 
 def taken_and_given_back(turns: DecodeTurns) -> bool:
@@ -42,28 +42,22 @@ def taken_and_given_back(turns: DecodeTurns) -> bool:
         return turn.is_ours
 
 
-def test_small_pictures_are_read_by_one_thread_at_a_time(turns: DecodeTurns, clock: Clock) -> None:
-    assert read(turns, clock, [SMALL] * SLICE) == [True] * SLICE
-    assert taken_and_given_back(turns)
-
-
-def test_who_waits_goes_on_when_the_turn_comes() -> None:
-    turns = DecodeTurns(patience_seconds=PATIENCE_SECONDS)
+def test_small_pictures_are_read_by_one_thread_at_a_time(turns: DecodeTurns) -> None:
     asks = threading.Event()
 
     def ask() -> bool:
         asks.set()
         return taken_and_given_back(turns)
 
-    with turns.turn():
+    with turns.turn() as turn:
         other = InThread(ask)
         assert asks.wait(PATIENCE_SECONDS)
+        assert turn.is_ours
         assert not other.is_done
     assert other.result()
 
 
-def test_who_waits_behind_large_pictures_goes_on_beside_them(clock: Clock) -> None:
-    turns = DecodeTurns(patience_seconds=PATIENCE_SECONDS, monotonic=clock)
+def test_who_waits_behind_large_pictures_goes_on_beside_them(turns: DecodeTurns, clock: Clock) -> None:
     with turns.turn() as turn:
         other = InThread(lambda: taken_and_given_back(turns))
         clock.now += 1.0
@@ -71,20 +65,25 @@ def test_who_waits_behind_large_pictures_goes_on_beside_them(clock: Clock) -> No
         assert not other.result()
 
 
+def test_the_turn_is_kept_while_pictures_are_small(turns: DecodeTurns, clock: Clock) -> None:
+    for _ in range(20):
+        assert all(read(turns, clock, [SMALL] * SLICE))
+
+
 @pytest.mark.parametrize("seconds", [1.0, LARGE, 1.2 * SMALL_PICTURE_SECONDS])
 def test_large_pictures_are_read_side_by_side(turns: DecodeTurns, clock: Clock, seconds: float) -> None:
-    others_wait: list[bool] = []
-    while len(others_wait) < 20 * SLICE:
-        others_wait += read(turns, clock, [seconds] * SLICE)
-    assert not others_wait[-1]
-    assert sum(others_wait) * seconds < 0.1  # a few slices of small ones
+    had_turn: list[bool] = []
+    while len(had_turn) < 20 * SLICE:
+        had_turn += read(turns, clock, [seconds] * SLICE)
+    assert not had_turn[-1]
+    assert sum(had_turn) * seconds < 0.1  # what others may have waited for
 
 
 def test_after_a_while_small_pictures_are_noticed(turns: DecodeTurns, clock: Clock) -> None:
     read(turns, clock, [1.0])
     assert not taken_and_given_back(turns)
     clock.now += 10.0
-    assert read(turns, clock, [SMALL] * SLICE) == [True] * SLICE
+    assert all(read(turns, clock, [SMALL] * SLICE))
 
 
 def test_a_large_picture_here_and_there_changes_nothing(turns: DecodeTurns, clock: Clock) -> None:
@@ -92,10 +91,13 @@ def test_a_large_picture_here_and_there_changes_nothing(turns: DecodeTurns, cloc
         assert all(read(turns, clock, [SMALL] * (SLICE - 1) + [5 * LARGE]))
 
 
-def test_nobody_waits_for_long_for_a_thread_that_hangs(turns: DecodeTurns) -> None:
+def test_nobody_waits_for_long_for_a_thread_that_hangs(clock: Clock) -> None:
+    turns = DecodeTurns(patience_seconds=0.01, monotonic=clock)
     with turns.turn() as hanging:
         assert hanging.is_ours
         assert not taken_and_given_back(turns)
+        assert turns.are_side_by_side  # nor does the next one
+    clock.now += 10.0
     assert taken_and_given_back(turns)
 
 

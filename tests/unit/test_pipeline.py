@@ -881,7 +881,7 @@ class TestDecodingTogether:
         self, bench: Bench, together: Together, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         most = 2 * len(colour("red"))
-        monkeypatch.setattr("clipfleet_worker.item_path._BYTES_TOGETHER", most)
+        monkeypatch.setattr("clipfleet_worker.item_path._BYTES_FOR_GPU", most)
         bench.run(bench.submit([uri for uri in bench.colours(2 * ITEMS) if uri.startswith("/")]))
 
         assert [row["status"] for row in bench.rows()] == ["ok"] * ITEMS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from clipfleet.contract import DecodeRoute, ErrorCode
 from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster, fit
@@ -103,11 +103,13 @@ class DecodeStage:
             raise ItemFailure(ErrorCode.OUT_OF_MEMORY, detail) from None
 
     def _read(self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool) -> Raster:
-        if not (is_suspect or self._suspects or (self._isolate and not _is_simple(data))):
-            # Of memory others may have it all just now: alone the picture is judged.
-            with suppress(MemoryError), self._watched():
+        if is_suspect or self._suspects or (self._isolate and not _is_simple(data)):
+            return self._children.read(data, spec.frame, route)
+        try:
+            with self._watched():
                 return self._decoder.read(data, spec.frame, route)
-        return self._children.read(data, spec.frame, route)
+        except MemoryError:  # others may have it all just now: alone the picture is judged
+            return self._children.read(data, spec.frame, route)
 
     def close(self) -> None:
         """End the children; nobody decodes any more."""

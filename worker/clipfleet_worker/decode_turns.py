@@ -18,7 +18,7 @@ from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
 
 _HICCUP_SECONDS = 0.01  # that small pictures may lose to other threads and programs
 _SIDE_BY_SIDE_SECONDS = 2.0  # then it is tried again, which costs the others some hiccups
-_PATIENCE_SECONDS = 0.05  # a few slices of small pictures
+_PATIENCE_SECONDS = 0.25  # dozens of slices of small pictures
 
 
 class DecodeTurns:
@@ -55,7 +55,10 @@ class DecodeTurns:
 
     def take(self) -> bool:
         """Wait for the turn; False where none is needed, or it takes too long to come."""
-        if self.are_side_by_side or not self._lock.acquire(timeout=self._patience_seconds):
+        if self.are_side_by_side:
+            return False
+        if not self._lock.acquire(timeout=self._patience_seconds):
+            self._side_by_side_until = self._monotonic() + _SIDE_BY_SIDE_SECONDS
             return False
         if self.are_side_by_side:  # by what the one before has seen
             self._lock.release()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,14 +38,16 @@ from clipfleet_worker.loading import Ahead, Loading
 from clipfleet_worker.outcomes import Outcomes
 
 T = TypeVar("T")
-Read = Callable[[], bytes]  # raises ItemFailure
+Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI, or the bytes that were staged with it
 # What goes through the threads at a time. Each hand-over costs as much as a small picture does beside its
 # decoding; but while a chunk has few items, more slices keep more threads busy.
 _ITEMS_PER_SLICE = 32
 _ITEMS_PER_SMALL_SLICE = 16
 _TEXTS_PER_SLICE = 64
-# Of local files, read before the GPU decodes them: those of a slice may be a gigabyte, in each thread.
-_BYTES_TOGETHER = 16 << 20
+# Of local files, read before they are decoded: one kind of work at a time keeps the processor's caches warm,
+# and a GPU wants many. Those of a slice may be a gigabyte, in each thread.
+_BYTES_READ_AHEAD = 256 << 10
+_BYTES_FOR_GPU = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +113,17 @@ class ItemPath:
         Returns at once, also where the model still loads.
         """
         remote: list[tuple[int, str]] = []
-        local: list[tuple[int, Read]] = []
+        local: list[tuple[int, Source]] = []
         inline = items[INLINE_COLUMN] if INLINE_COLUMN in items.schema.names else None
         for position, uri in enumerate(items["uri"].to_pylist()):
             if destination.outcomes.has_ended(position):
                 continue
             if inline is not None and inline[position].is_valid:
-                local.append((position, partial(self._read_inline, inline[position])))
+                local.append((position, inline[position]))
                 continue
             try:
                 if self._routes.is_local(uri):
-                    local.append((position, partial(self._routes.local.read, uri)))
+                    local.append((position, uri))
                 else:
                     remote.append((position, uri))
             except ItemFailure as failure:
@@ -173,48 +175,57 @@ class ItemPath:
 
         self._decode_pool.submit(destination.lane, run, destination.outcomes.interrupt)
 
-    def _read_inline(self, staged: pa.BinaryScalar) -> bytes:
-        if len(staged.as_buffer()) > self._max_image_bytes:
-            raise too_many_bytes(self._max_image_bytes)
-        data: bytes = staged.as_py()
-        return data
-
-    def _read_and_decode(self, destination: Destination, items: list[tuple[int, Read]]) -> _Decoded:
+    def _read_and_decode(self, destination: Destination, items: list[tuple[int, Source]]) -> _Decoded:
         decoded = _Decoded()
-        files = self._read_each(destination, items, decoded)
-        if self._decode_stage.takes_slices:
-            files = self._decode_some_together(destination, files, decoded)
+        outcomes = destination.outcomes
         with self._decode_turns.turn() as turn:
-            for position, data in files:
-                self._decode(destination, position, data, decoded, turn)
-        destination.outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
+            for files in self._read_some(outcomes, items, decoded):
+                self._decode_together(destination, files, decoded)
+                for position, data in files:
+                    if not outcomes.is_interrupted:
+                        self._decode(destination, position, data, decoded, turn)
+        outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
         return decoded
 
-    def _read_each(
-        self, destination: Destination, items: list[tuple[int, Read]], decoded: _Decoded
-    ) -> Iterator[tuple[int, bytes]]:
-        for position, read in items:
-            if destination.outcomes.is_interrupted:
+    def _read_some(
+        self, outcomes: Outcomes, items: list[tuple[int, Source]], decoded: _Decoded
+    ) -> Iterator[FetchedSlice]:
+        """Local files, as many at a time as may be in memory."""
+        most_bytes = _BYTES_FOR_GPU if self._decode_stage.takes_slices else _BYTES_READ_AHEAD
+        some: FetchedSlice = []
+        size_bytes, started = 0, time.monotonic()
+        for position, source in items:
+            if outcomes.is_interrupted:
                 return
-            started = time.monotonic()
             try:
-                data = read()
+                data = self._read(source)
             except ItemFailure as failure:
-                destination.outcomes.fail(position, failure.error)
+                outcomes.fail(position, failure.error)
                 continue
-            decoded.fetch_seconds += time.monotonic() - started
             self._crash_points.reach(CrashPoint.MID_FETCH)
-            yield position, data
+            some.append((position, data))
+            size_bytes += len(data)
+            if size_bytes >= most_bytes:
+                decoded.fetch_seconds += time.monotonic() - started
+                yield some
+                some, size_bytes, started = [], 0, time.monotonic()
+        decoded.fetch_seconds += time.monotonic() - started
+        yield some
+
+    def _read(self, source: Source) -> bytes:
+        if isinstance(source, str):
+            return self._routes.local.read(source)
+        if len(source.as_buffer()) > self._max_image_bytes:
+            raise too_many_bytes(self._max_image_bytes)
+        data: bytes = source.as_py()
+        return data
 
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
-            if self._decode_stage.takes_slices:
-                self._decode_together(destination, fetched, decoded)
+            self._decode_together(destination, fetched, decoded)
             with self._decode_turns.turn() as turn:
-                while (
-                    fetched
-                ):  # popped one by one, so that the bytes are free before the batcher is waited for
+                while fetched:  # popped one by one: the bytes are free before the batcher is waited for
                     position, data = fetched.pop()
                     size = len(data)
                     try:
@@ -227,36 +238,20 @@ class ItemPath:
             self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
 
-    def _decode_some_together(
-        self, destination: Destination, files: Iterator[tuple[int, bytes]], decoded: _Decoded
-    ) -> Iterator[tuple[int, bytes]]:
-        """Like `_decode_together`, as many at a time as may be in memory."""
-        some: FetchedSlice = []
-        size_bytes = 0
-        for position, data in files:
-            some.append((position, data))
-            size_bytes += len(data)
-            if size_bytes >= _BYTES_TOGETHER:
-                yield from self._decode_together(destination, some, decoded)
-                some, size_bytes = [], 0
-        yield from self._decode_together(destination, some, decoded)
-
-    def _decode_together(
-        self, destination: Destination, files: FetchedSlice, decoded: _Decoded
-    ) -> FetchedSlice:
-        """Have the GPU decode what it can of some files, by position; returns all of them."""
-        if files and not destination.outcomes.is_interrupted:
-            started = time.monotonic()
-            images = self._decode_stage.decode_slice(
-                [data for _, data in files],
-                destination.pixel_spec,
-                destination.decode,
-                is_suspect=destination.is_suspect,
-            )
-            pairs = zip(files, images, strict=True)
-            decoded.together = {position: image for (position, _), image in pairs if image is not None}
-            decoded.decode_seconds += time.monotonic() - started
-        return files
+    def _decode_together(self, destination: Destination, files: FetchedSlice, decoded: _Decoded) -> None:
+        """Have the GPU decode what it can of some files, by position."""
+        if not self._decode_stage.takes_slices or not files or destination.outcomes.is_interrupted:
+            return
+        started = time.monotonic()
+        images = self._decode_stage.decode_slice(
+            [data for _, data in files],
+            destination.pixel_spec,
+            destination.decode,
+            is_suspect=destination.is_suspect,
+        )
+        pairs = zip(files, images, strict=True)
+        decoded.together = {position: image for (position, _), image in pairs if image is not None}
+        decoded.decode_seconds += time.monotonic() - started
 
     def _decode(
         self, destination: Destination, position: int, data: bytes, decoded: _Decoded, turn: Turn

@@ -28,12 +28,12 @@ _SHARE = 0.9  # of what there is; the rest is for children and for others
 class Reading:
     """A context around the reading of a picture, for one thread; it may be entered again for the next one."""
 
-    def __init__(self, used_bytes: Callable[[], int]) -> None:
-        self._used_bytes = used_bytes
+    def __init__(self, guard: MemoryGuard) -> None:
+        self._guard = guard
         self.began_bytes: int | None = None  # what the process had when it began; None: nothing is read now
 
     def __enter__(self) -> None:
-        self.began_bytes = self._used_bytes()
+        self.began_bytes = self._guard.used_bytes
 
     def __exit__(self, *_: object) -> None:
         self.began_bytes = None
@@ -62,19 +62,14 @@ class MemoryGuard:
         """
         self._limit_bytes = limit_bytes
         self._growth_bytes = growth_bytes
-        self._last_bytes = used_bytes() or 0
+        self.used_bytes = used_bytes() or 0  # at the last look; 0 where the system does not tell
         self._readings: list[Reading] = []
         self._lock = threading.Lock()
-        self._used_bytes = used_bytes
+        self._look = used_bytes
         self._exit_process = exit_process
         self._dump_stacks = dump_stacks
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-guard", daemon=True)
-
-    @property
-    def used_bytes(self) -> int:
-        """What the process had at the last look; 0 where the system does not tell."""
-        return self._last_bytes
 
     @property
     def limit_bytes(self) -> int:
@@ -93,18 +88,18 @@ class MemoryGuard:
 
     def new_reading(self) -> Reading:
         """For a thread that reads pictures in this process; it is watched as long as the process lives."""
-        reading = Reading(lambda: self._last_bytes)
+        reading = Reading(self)
         with self._lock:
             self._readings.append(reading)
         return reading
 
     def check(self) -> bool:
         """Look once, and end the process if it has too much; False where there is nothing to be seen."""
-        used = self._used_bytes()
+        used = self._look()
         if used is None:
             return False
         with self._lock:
-            self._last_bytes = used
+            self.used_bytes = used
             began = [reading.began_bytes for reading in self._readings]
         growth = used - min((bytes_ for bytes_ in began if bytes_ is not None), default=used)
         if used > self._limit_bytes:
