@@ -1,4 +1,4 @@
-"""A real worker with a fake encoder for a model, which costs next to nothing: `-m ops.bench.fake_worker`.
+"""A real worker with an encoder for a model that costs nothing to speak of: `-m ops.bench.fake_worker`.
 
 All else is what `clipfleet-worker run` runs: so what is measured is what a worker costs beside its model.
 """
@@ -19,10 +19,10 @@ def main() -> None:
     from clipfleet_worker.logs import log_to_stderr
     from clipfleet_worker.model import LoadedModel
     from clipfleet_worker.settings import WorkerSettings
-    from clipfleet_worker.testing import FakeEncoder
+    from ops.bench.free_encoder import FreeEncoder
 
     def load_fake(name: str, *_: object) -> LoadedModel:
-        return cast(LoadedModel, FakeEncoder(name))
+        return cast(LoadedModel, FreeEncoder(name))
 
     log_to_stderr()
     end_process(Worker(checked(WorkerSettings), preload=True, load_model=load_fake).run())

@@ -133,7 +133,9 @@ class TestEveryFormat:
 
 
 class TestParquet:
-    def test_what_repeats_has_a_dictionary_and_what_does_not_has_none(self, output: FolderOutput) -> None:
+    def test_what_repeats_has_a_dictionary_and_what_has_an_order_has_statistics(
+        self, output: FolderOutput
+    ) -> None:
         kinds = {
             "shelf": pa.string(),
             "tags": pa.list_(pa.string()),
@@ -156,6 +158,8 @@ class TestParquet:
             columns = [group.column(number) for number in range(group.num_columns)]
         without = {column.path_in_schema for column in columns if not column.has_dictionary_page}
         assert without == {"item_index", "item_id", "uri", "embedding.list.element", "content_hash"}
+        without = {column.path_in_schema for column in columns if not column.is_stats_set}
+        assert without == {"embedding.list.element", "content_hash"}
 
 
 class TestJsonl:

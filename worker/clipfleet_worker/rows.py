@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipfleet.contract import ItemError
 from clipfleet.parts import (
@@ -47,21 +48,21 @@ def part_table(
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
     schema = part_schema(embedding_dimension or UNKNOWN_DIMENSION, extra, label_set_names)
-    ok = np.array([feature is not None for feature in outcomes.features], dtype=bool)
-    errors = outcomes.errors
+    ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
+    codes, details = _error_columns(outcomes.errors)
     columns: dict[str, pa.Array] = {
         "item_index": items["item_index"].combine_chunks(),
         "item_id": items["item_id"].combine_chunks(),
-        "uri": pa.array([without_userinfo(uri) for uri in items["uri"].to_pylist()], pa.string()),
-        "status": pa.array([ItemStatus.OK.value if good else ItemStatus.FAILED.value for good in ok]),
-        "error_code": pa.array([error and error.code.value for error in errors], pa.string()),
-        "error_detail": pa.array([error and error.detail for error in errors], pa.string()),
+        "uri": _without_userinfo(items["uri"].combine_chunks()),
+        "status": pc.if_else(ok, ItemStatus.OK.value, ItemStatus.FAILED.value),
+        "error_code": codes,
+        "error_detail": details,
         **_all_label_columns(items.num_rows, label_set_names, labels),
         "embedding": _embeddings(outcomes.features, schema.field("embedding").type, store_embeddings),
         "width": pa.array(outcomes.widths, pa.int32()),
         "height": pa.array(outcomes.heights, pa.int32()),
         "content_hash": pa.array(outcomes.content_hashes, pa.string()),
-        "model_fingerprint": pa.array([model_fingerprint if good else None for good in ok], pa.string()),
+        "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
         **{field.name: items[field.name].combine_chunks() for field in extra},
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
@@ -73,6 +74,21 @@ def failed_outcomes(count: int, error: ItemError) -> Outcomes:
     for position in range(count):
         outcomes.fail(position, error)
     return outcomes
+
+
+def _error_columns(errors: Sequence[ItemError | None]) -> tuple[pa.Array, pa.Array]:
+    """The codes, and the details."""
+    if not any(errors):
+        nothing = pa.nulls(len(errors), pa.string())
+        return nothing, nothing
+    codes = [error and error.code.value for error in errors]
+    return pa.array(codes, pa.string()), pa.array([error and error.detail for error in errors], pa.string())
+
+
+def _without_userinfo(uris: pa.Array) -> pa.Array:
+    if not pc.any(pc.match_substring(uris, "@")).as_py():
+        return uris
+    return pa.array([without_userinfo(uri) for uri in uris.to_pylist()], pa.string())
 
 
 def without_userinfo(uri: str) -> str:
@@ -109,11 +125,12 @@ def _label_arrays(item_labels: ItemLabels) -> list[pa.Array]:
 
 
 def _embeddings(features: Sequence[np.ndarray | None], kind: pa.DataType, store: bool) -> pa.Array:
-    if not store or all(feature is None for feature in features):
+    present = [feature for feature in features if feature is not None]
+    if not store or not present:
         return pa.nulls(len(features), kind)
     missing = np.array([feature is None for feature in features], dtype=bool)
     values = np.zeros((len(features), kind.list_size), dtype=np.float16)
-    values[~missing] = np.stack([feature for feature in features if feature is not None])
+    values[~missing] = np.concatenate(present).reshape(len(present), -1)
     return pa.FixedSizeListArray.from_arrays(
         pa.array(values.reshape(-1)), kind.list_size, mask=pa.array(missing)
     )
