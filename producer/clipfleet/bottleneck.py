@@ -104,12 +104,12 @@ class Meters:
         held_by_seconds = told.pop(_HELD_BY_SECONDS, 0.0)
         return cls(told, held_by, held_by_seconds)
 
-    def to_json(self) -> str:
-        """As the ledger takes them; empty where there are none."""
-        if not self.seconds:
-            return ""
-        held = {_HELD_BY: self.held_by, _HELD_BY_SECONDS: self.held_by_seconds} if self.held_by else {}
-        return json.dumps({**{name: round(value, 3) for name, value in self.seconds.items()}, **held})
+    def to_facts(self) -> dict[str, float | str]:
+        """As the ledger takes them, to the millisecond."""
+        facts: dict[str, float | str] = {name: round(value, 3) for name, value in self.seconds.items()}
+        if self.held_by:
+            facts |= {_HELD_BY: self.held_by, _HELD_BY_SECONDS: round(self.held_by_seconds, 3)}
+        return facts
 
     def since(self, earlier: Meters) -> Meters:
         """What came after an earlier look at the same job; what held it is told of the whole."""

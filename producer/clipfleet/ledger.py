@@ -6,6 +6,7 @@ starts over. Times are the server's. Nothing here knows about Celery, outputs or
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -382,12 +383,11 @@ class Ledger:
             the job has ended as `cancelled`); `already`, `stale`, `cancelled` or `missing`; `incomplete`, if
             not all rows of a `redis://` job have been brought.
         """
-        seconds = {stage: f"{value:.6f}" for stage, value in stage_seconds.items()}
         return str(
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
-                *(ran or (ok + failed, failed)), ttl_seconds * 1000, len(codes), *_flat(codes),
-                len(seconds), *_flat(seconds), meters.to_json(),
+                *(ran or (ok + failed, failed)), ttl_seconds * 1000, int(claim.has_history),
+                _measured(stage_seconds, meters), *_flat(codes),
             )
         )  # fmt: skip
 
@@ -490,6 +490,16 @@ def _draft_counts(draft: Draft) -> list[int | str]:
 
 def _flat(pairs: Mapping[str, str | int]) -> list[str | int]:
     return [part for pair in pairs.items() for part in pair]
+
+
+def _measured(stage_seconds: Mapping[str, float], meters: Meters) -> str:
+    """As `measured.lua` takes it; empty where there is nothing."""
+    told: dict[str, Mapping[str, float | str]] = {}
+    if stage_seconds:
+        told["seconds"] = {stage: round(value, 6) for stage, value in stage_seconds.items()}
+    if meters.seconds:
+        told["meters"] = meters.to_facts()
+    return json.dumps(told, separators=(",", ":")) if told else ""
 
 
 def _not_found(job_id: str) -> JobNotFoundError:

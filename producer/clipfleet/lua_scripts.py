@@ -17,8 +17,10 @@ from redis.exceptions import NoScriptError
 from clipfleet import keys
 from clipfleet.redis_connection import redis_errors
 
+_SHARED = ("measured", "transitions")  # each uses what stands before it only
 _DEFINITION = re.compile(r"^(?=local )", re.MULTILINE)
 _DEFINED = re.compile(r"local (?:function (\w+)|([\w, ]+) =)")
+_RARELY = re.compile(r"^-- Rarely:\n", re.MULTILINE)
 _COMMENT_LINE = re.compile(r"^ *--.*$", re.MULTILINE)
 
 
@@ -26,11 +28,10 @@ class LuaScripts:
     """Some of the scripts, on one connection. Nothing is sent before one is run."""
 
     def __init__(self, client: redis.Redis, url: str, names: Iterable[str]) -> None:
-        folder = files("clipfleet") / "lua"
-        shared = f"{keys.lua_prelude()}\n{(folder / 'transitions.lua').read_text()}"
+        shared = shared_definitions()
         self._url = url
         self._redis = client
-        self._texts = {name: whole_script(shared, (folder / f"{name}.lua").read_text()) for name in names}
+        self._texts = {name: whole_script(shared, script_text(name)) for name in names}
         self._scripts = {name: client.register_script(text) for name, text in self._texts.items()}
 
     def run(self, name: str, *arguments: str | int | float | bytes) -> Any:
@@ -42,21 +43,44 @@ class LuaScripts:
                 return self._redis.eval(self._texts[name], 0, *arguments)
 
 
+def script_text(name: str) -> str:
+    """A file of `lua`, by its name without the ending."""
+    return (files("clipfleet") / "lua" / f"{name}.lua").read_text()
+
+
+def shared_definitions() -> str:
+    """All that scripts may use."""
+    return "\n".join([keys.lua_prelude(), *map(script_text, _SHARED)])
+
+
 def whole_script(shared: str, script: str) -> str:
     """A script below those shared definitions that it uses, and those that they use.
 
     Args:
         shared: definitions, each of which begins with `local` at the start of a line, and uses earlier ones
             only.
-        script: begins with the comment that says what it does.
+        script: begins with the comment that says what it does. What stands below a line `-- Rarely:` brings
+            what only it uses along: nothing of that is made where the script has returned before.
     """
-    used = _words(script)
-    kept = [script]
-    for names, definition in reversed([*_definitions(shared)]):
+    definitions, parts = [*_definitions(shared)], []
+    for part in _RARELY.split(script):
+        needed, definitions = _split_by_use(definitions, part)
+        parts += [*needed, part]
+    return "\n".join(parts)
+
+
+def _split_by_use(
+    definitions: Iterable[tuple[set[str], str]], script: str
+) -> tuple[list[str], list[tuple[set[str], str]]]:
+    """Texts of the definitions that a script uses, and the other definitions; both in their order."""
+    used, needed, others = _words(script), [], []
+    for names, definition in reversed([*definitions]):
         if used & names:
             used |= _words(definition)
-            kept.append(definition)
-    return "\n".join(reversed(kept))
+            needed.append(definition)
+        else:
+            others.append((names, definition))
+    return needed[::-1], others[::-1]
 
 
 def _definitions(shared: str) -> Iterator[tuple[set[str], str]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -628,6 +629,59 @@ def test_what_chunks_have_measured_adds_up_once(ledger: Ledger) -> None:
         {"write": 2.5, "on cpu, fp32": 0.25, "turns": 7.0}, "a.example at its cap", 5.0
     )
     assert status.ran == 30
+
+
+def test_what_many_chunks_have_measured_is_told_at_once_and_kept_in_few_fields(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    def kept_apart() -> int:
+        return sum(name.startswith("measured:") for name in redis_client.hkeys(keys.job("job")))
+
+    add_job(ledger, chunks=40)
+    for number in range(1, 41):
+        seconds = {"fetch": 1.5, f"stage-{number % 3}": 0.25}
+        meters = Meters({"turns": 1.0}, f"host-{number % 2}", 0.5)
+        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds=seconds, meters=meters)
+
+        status = ledger.status("job")
+        assert status.meters["turns"] == number
+        assert status.stage_seconds["fetch"] == 1.5 * number
+        assert sum(status.stage_seconds.values()) == 1.75 * number
+        assert kept_apart() < 16
+
+    assert status.state is JobState.FINISHING
+    assert kept_apart() == 0
+
+
+def test_an_ended_job_has_all_that_was_measured_in_its_sums(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_job(ledger, chunks=2)
+    measured(ledger, claim(ledger), Meters({"write": 1.5}))
+    ledger.cancel("job", ttl_seconds=60)
+
+    facts = redis_client.hgetall(keys.job("job"))
+
+    assert json.loads(facts["meters"]) == {"write": 1.5}
+    assert not [name for name in facts if name.startswith("measured:")]
+
+
+def test_sums_go_on_that_an_earlier_version_began(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    before = {
+        "seconds:fetch": "0.500000",
+        "meters": json.dumps({"write": 2.0, "held_by": "a", "held_by_seconds": 1}),
+    }
+    redis_client.hset(keys.job("job"), mapping=before)
+
+    meters = Meters({"write": 1.5}, "a", 2.0)
+    ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds={"fetch": 1.5}, meters=meters)
+
+    running = ledger.status("job")
+    ledger.cancel("job", ttl_seconds=60)
+    for status in (running, ledger.status("job")):
+        assert status.stage_seconds == {"fetch": 2.0}
+        assert status.meters == Meters({"write": 3.5}, "a", 3.0)
 
 
 @pytest.mark.parametrize("junk", ["nothing", "[" * 5000, '["a"]', '{"write": 1e999}', '{"turns": [1]}'])
@@ -1784,7 +1838,7 @@ def test_a_finishing_that_is_tried_for_weeks_keeps_its_job_alive(
 
 # --- what a chunk costs ---
 
-MAX_COMMANDS_PER_CHUNK = 34  # of a claim and a complete: what a chunk costs the server is its commands
+MAX_COMMANDS_PER_CHUNK = 28  # of a claim and a complete: what a chunk costs the server is its commands
 
 
 @pytest.mark.parametrize("jobs", [1, 20])

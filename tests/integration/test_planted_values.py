@@ -10,9 +10,10 @@ import redis
 
 from clipfleet import keys
 from clipfleet.announcements import Announcements
+from clipfleet.bottleneck import NO_METERS, Meters
 from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import Claim, Ledger
 from clipfleet.ledger_values import WorkerFacts
 from clipfleet_worker.announcer import Announcer
 from tests.support.ledger import MODEL, claim, let_leases_expire, make_job
@@ -20,6 +21,10 @@ from tests.support.ledger import MODEL, claim, let_leases_expire, make_job
 NO_JSON = ["garbage", "[]", "17", "[" * 100_000]
 EVENT = {"job_id": "a", "generation": 0}
 ME = WorkerFacts("me", "here", 1, ("demo",))
+
+
+def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
+    return ledger.complete(claimed, ok=10, failed=0, codes={}, stage_seconds={}, meters=meters)
 
 
 def announcement(**values: object) -> str:
@@ -141,3 +146,58 @@ def _plant_job(client: redis.Redis, job_id: str, facts: dict[str, str]) -> None:
     client.expire(keys.job(job_id), 60)
     client.zadd(keys.lane_queue("normal", MODEL), {job_id: -1})
     client.expire(keys.lane_queue("normal", MODEL), 60)
+
+
+@pytest.mark.parametrize("suffix", ["", keys.DUE, keys.OWNERS, keys.TROUBLES])
+def test_keys_of_another_kind_do_not_keep_others_from_being_taken_back(
+    ledger: Ledger, redis_client: redis.Redis, suffix: str
+) -> None:
+    for job_id in ("planted", "sound"):
+        ledger.submit(make_job(job_id))
+        ledger.stage(job_id, 0, 1, 10)
+        claim(ledger)
+    let_leases_expire(redis_client)
+    redis_client.delete(keys.job("planted", suffix))
+    redis_client.set(keys.job("planted", suffix), "no such thing", ex=60)
+
+    ledger.reconcile(lease_seconds=30)
+
+    assert ledger.status("sound").due_chunks == 1
+    assert not redis_client.exists(keys.LEASES)
+
+
+def test_measures_of_nobody_keep_no_chunk_open_and_no_job_unseen(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    junk = [
+        "garbage",
+        "[",
+        "[]",
+        "[1.5]",
+        '{"seconds": 7}',
+        '{"seconds": {"fetch": "x"}}',
+        '{"meters": {"write": []}}',
+    ]
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 16, 160)
+    redis_client.hset(keys.job("job"), mapping={f"measured:{i}": text for i, text in enumerate(junk)})
+    redis_client.hset(keys.job("job"), "measured", len(junk))
+
+    assert ledger.status("job").meters == NO_METERS
+    for _ in range(16):
+        assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "done"
+
+    assert ledger.status("job").meters == Meters({"write": 24.0})
+
+
+@pytest.mark.parametrize("count", ["1e300", "-1", "nan", "x"])
+def test_a_count_of_nobodys_making_costs_nothing(
+    ledger: Ledger, redis_client: redis.Redis, count: str
+) -> None:
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 2, 20)
+    redis_client.hset(keys.job("job"), "measured", count)
+
+    for _ in range(2):
+        assert ledger.status("job").ok <= 10
+        assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "done"

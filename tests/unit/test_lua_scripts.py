@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import pytest
 
-from clipfleet import keys
-from clipfleet.lua_scripts import whole_script
+from clipfleet.lua_scripts import script_text, shared_definitions, whole_script
 
 SHARED = """\
 -- Says what is below.
@@ -55,13 +54,25 @@ def test_one_of_several_values_of_a_line_is_enough() -> None:
     assert whole_script(SHARED, "return SECOND").startswith("local FIRST, SECOND = 1, 2\n")
 
 
-def test_the_scripts_that_run_for_every_chunk_carry_little_of_what_ends_jobs() -> None:
-    folder = files("clipfleet") / "lua"
-    shared = f"{keys.lua_prelude()}\n{(folder / 'transitions.lua').read_text()}"
+def test_what_only_the_rare_part_uses_stands_before_that() -> None:
+    script = "if inner(1) then return SECOND end\n-- Rarely:\nreturn outer(inner(2))\n"
 
-    claim = whole_script(shared, (folder / "claim.lua").read_text())
+    before, after = whole_script(SHARED, script).split("if inner(1) then return SECOND end\n")
 
-    assert "local function keep_job_hourly(" in claim
-    for name in ("end_job", "announce", "apply_draft", "refusal", "PENDING_SUFFIXES"):
-        assert f"local function {name}(" not in claim
-        assert f"local {name} " not in claim
+    assert "local function inner(" in before
+    assert "local FIRST, SECOND" in before
+    assert "local function outer(" not in before
+    assert "local function outer(" in after
+    assert "local function inner(" not in after
+
+
+@pytest.mark.parametrize("name", ["claim", "complete"])
+def test_the_scripts_that_run_for_every_chunk_make_little_of_what_ends_jobs(name: str) -> None:
+    often, rarely = script_text(name).split("-- Rarely:\n")
+
+    before = whole_script(shared_definitions(), script_text(name)).split(rarely)[0].split(often)[0]
+
+    assert "local function is_kept(" in before
+    for rare in ("keep_job", "end_job", "announce", "apply_draft", "add_up_measured", "JOB_SUFFIXES"):
+        assert f"local function {rare}(" not in before
+        assert f"local {rare} " not in before

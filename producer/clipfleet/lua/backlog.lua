@@ -38,12 +38,7 @@ local function count(job)
   oldest_outage_ms = math.min(oldest_outage_ms, work[6])
 end
 
-for _, job in ipairs(redis.call('ZRANGE', JOBS, -tonumber(ARGV[2]), -1)) do
-  local has_worked, trouble = pcall(count, job)
-  local message = type(trouble) == 'table' and trouble.err or trouble
-  -- What was put there by hand may be of any kind; it counts as nothing.
-  if not has_worked and not string.find(message, 'WRONGTYPE', 1, true) then error(trouble) end
-end
+for _, job in ipairs(redis.call('ZRANGE', JOBS, -tonumber(ARGV[2]), -1)) do found_of(job, count) end
 local answer = cjson.encode({lanes = lanes, states = states, oldest_due_ms = now - oldest_due_ms,
   outage_ms = now - oldest_outage_ms, left_out = math.max(0, redis.call('ZCARD', JOBS) - ARGV[2])})
 redis.call('SET', BACKLOG, answer, 'PX', ARGV[1])

@@ -2,75 +2,54 @@
 -- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take
 -- turns.
 -- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
--- chunk_size, retry_codes, created_ms} where more = 1 if work remains for another claim.
-local token, lease_ms = ARGV[1], tonumber(ARGV[2])
-local position = 3
-local function read_list()
-  local values, count = {}, tonumber(ARGV[position])
-  for i = 1, count do values[i] = ARGV[position + i] end
-  position = position + count + 1
-  return values
-end
-local lanes, models = read_list(), read_list()
-local excluded = {}
-for i = position, #ARGV do excluded[ARGV[i]] = true end
-local now = now_ms()
-
--- What is known of a chunk and the staged file that holds it; `file` is nil where there is none.
-local function read_chunk(job, chunk)
-  return {
-    id = chunk,
-    file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1],
-    troubles = redis.call('HMGET', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures',
-      chunk .. ':waits'),
-  }
-end
-
-local function read_facts(job)
-  return facts_of(job, 'state', 'generation', 'chunk_size', 'created_ms', 'fingerprint', 'lane', 'model',
-    'retry_codes', 'next_chunk', 'staged_chunks', 'sealed', 'traceparent')
-end
-
-local function answer(job, facts, chunk, more)
-  local first, chunks = string.match(chunk.file, '^(%d+)-(%d+)$')
-  local troubles = chunk.troubles
-  return {job, chunk.id, facts.generation, troubles[1] or '0', troubles[2] or '0', troubles[3] or '0',
-    facts.fingerprint, first, chunks, more and '1' or '0', facts.chunk_size, facts.retry_codes or '',
-    facts.created_ms, facts.traceparent or ''}
-end
+-- chunk_size, retry_codes, created_ms, traceparent} where more = 1 if work remains for another claim.
+local token, lease_ms, now = ARGV[1], tonumber(ARGV[2]), now_ms()
+local first_lane, last_lane = 4, 3 + ARGV[3]
+local first_model, last_model = last_lane + 2, last_lane + 1 + ARGV[last_lane + 1]
 
 -- All that is read of a job, before anything is written: nil if it hands out nothing, else what may be claimed of it
--- (`chunk`, nil if nothing now), where that comes from (`is_next`: it was never claimed), and whether it has `more`.
+-- (`chunk`, nil if nothing now, and the `answer` to that, nil if no staged file holds it), where that comes from
+-- (`is_next`: nobody has had it), and whether it has `more`. Of a chunk that is `held` already: the answer alone counts.
 -- A producer may have put another thing into a lane by hand: a job is what `submit` made.
-local function look_at(job)
-  local facts = read_facts(job)
-  for _, name in ipairs({'generation', 'chunk_size', 'created_ms'}) do
-    if not tonumber(facts[name] or '') then return nil end
+local function look_at(job, held)
+  local state, generation, chunk_size, created_ms, fingerprint, lane, model, retry_codes, next_chunk, staged_chunks,
+    sealed, traceparent, last_file = unpack(redis.call('HMGET', job_key(job), 'state', 'generation', 'chunk_size',
+    'created_ms', 'fingerprint', 'lane', 'model', 'retry_codes', 'next_chunk', 'staged_chunks', 'sealed', 'traceparent',
+    'last_file'))
+  local is_sound = tonumber(generation or '') and tonumber(chunk_size or '') and tonumber(created_ms or '')
+  if not (is_sound and fingerprint and lane and model and (held or is_claimable(state))) then return nil end
+  local found = {chunk = held, more = true, is_next = false, cursor = tonumber(next_chunk or '0'), owners = 0,
+    sealed = sealed, file = last_file, answer = nil}
+  if not held then
+    found.owners = redis.call('HLEN', job_key(job, OWNERS))
+    local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
+    local staged = tonumber(staged_chunks or '0')
+    if due[1] then
+      found.chunk, found.more = due[1], due[2] ~= nil or found.cursor < staged
+    elseif found.cursor < staged then
+      found.chunk, found.is_next = string.format('%d', found.cursor), true
+      found.more = found.cursor + 1 < staged
+    else
+      found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one waits for a back-off
+      return found
+    end
   end
-  if not (facts.fingerprint and facts.lane and facts.model and is_claimable(facts.state)) then return nil end
-  local found = {facts = facts, owners = redis.call('HLEN', job_key(job, OWNERS))}
-  local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
-  local cursor, staged = tonumber(facts.next_chunk or '0'), tonumber(facts.staged_chunks or '0')
-  if due[1] then
-    found.chunk, found.more = read_chunk(job, due[1]), due[2] ~= nil or cursor < staged
-  elseif cursor < staged then
-    found.chunk, found.more, found.is_next = read_chunk(job, tostring(cursor)), cursor + 1 < staged, true
-  else
-    found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one waits for a back-off
-    -- Looked at as in the other cases: a key of another kind has to show here.
-    redis.call('ZCARD', job_key(job, STAGED))
-    redis.call('HLEN', job_key(job, TROUBLES))
+  -- Most chunks lie in the same staged file as the one before.
+  local chunk = found.chunk
+  local first, chunks = string.match(last_file or '', '^(%d+)-(%d+)$')
+  if not first or tonumber(chunk) < tonumber(first) or tonumber(chunk) >= first + chunks then
+    found.file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
+    if not found.file then return found end
+    first, chunks = string.match(found.file, '^(%d+)-(%d+)$')
   end
+  local losses, failures, waits
+  if not found.is_next then
+    losses, failures, waits = unpack(redis.call('HMGET', job_key(job, TROUBLES), chunk .. ':losses',
+      chunk .. ':failures', chunk .. ':waits'))
+  end
+  found.answer = {job, chunk, generation, losses or '0', failures or '0', waits or '0', fingerprint, first, chunks,
+    found.more and '1' or '0', chunk_size, retry_codes or '', created_ms, traceparent or ''}
   return found
-end
-
--- A key of another kind would end the claims of all; any other error is none of the job's.
-local function looked_at(job)
-  local has_worked, found = pcall(look_at, job)
-  if has_worked then return found end
-  local message = type(found) == 'table' and found.err or found
-  if not string.find(message, 'WRONGTYPE', 1, true) then error(found) end
-  return nil
 end
 
 -- Of a lane's queues the one whose foremost job has waited longest; `skipped` jobs of each were looked at.
@@ -89,52 +68,51 @@ end
 -- Take a chunk off the pile, whoever gets it; the job has its turn. The pile last: a script that is refused halfway, by
 -- the rights of a worker, must not lose a chunk.
 local function take_off(job, found, turn)
-  local id = found.chunk.id
-  redis.call('HSET', job_key(job), 'next_chunk', found.is_next and id + 1 or found.facts.next_chunk or 0, 'turn', turn)
-  if not found.is_next then redis.call('ZREM', job_key(job, DUE), id) end
+  redis.call('HSET', job_key(job), 'next_chunk', found.is_next and found.cursor + 1 or found.cursor, 'turn', turn,
+    'last_file', found.file or '')
+  if not found.is_next then redis.call('ZREM', job_key(job, DUE), found.chunk) end
 end
 
 local function take(job, found, turn, queue)
-  local lease = lease_name(job, found.chunk.id)
+  local lease = lease_name(job, found.chunk)
   redis.call('SET', TURNS, turn, 'PX', KEEP_MS)
   take_off(job, found, turn)
-  redis.call('HSET', job_key(job, OWNERS), found.chunk.id, token)
-  if found.owners == 0 then keep(job_key(job, OWNERS)) end
+  redis.call('HSET', job_key(job, OWNERS), found.chunk, token)
   redis.call('ZADD', LEASES, now + lease_ms, lease)
-  keep(LEASES)
+  if found.owners == 0 then  -- else neither key is new
+    keep(job_key(job, OWNERS))
+    keep(LEASES)
+  end
   redis.call('ZADD', queue, 'XX', turn, job)
-  if not found.more and found.facts.sealed ~= '1' then redis.call('HSETNX', job_key(job), 'starved_since', now) end
+  if not found.more and found.sealed ~= '1' then redis.call('HSETNX', job_key(job), 'starved_since', now) end
   redis.call('SET', token_key(token), lease, 'PX', math.max(600000, lease_ms * 2))
-  keep_job_hourly(job)
 end
 
--- Is there work beside this job's? A job leaves its queue when a claim finds it empty: may be one too many.
-local function others_wait(own_queue)
-  for _, lane in ipairs(lanes) do
-    for _, model in ipairs(models) do
-      local queue = lane_queue(lane, model)
-      local jobs = redis.call('ZCARD', queue)
-      if jobs > (queue == own_queue and 1 or 0) then return true end
-    end
+local function is_excluded(job)
+  for i = last_model + 1, #ARGV do
+    if ARGV[i] == job then return true end
   end
   return false
 end
 
--- Looks at a thousand jobs at most, so that nobody else waits long.
+-- The job of which a chunk was taken, and what was found of it; nil if there is none. Looks at a thousand jobs at most,
+-- so that nobody else waits long.
 local function try_lane(lane, turn)
   local queues = {}
-  for i, model in ipairs(models) do queues[i] = {name = lane_queue(lane, model), skipped = 0} end
+  for i = first_model, last_model do
+    queues[i - first_model + 1] = {name = lane_queue(lane, ARGV[i]), skipped = 0, job = nil, turn = nil}
+  end
   for _ = 1, 1024 do
     local queue = longest_waiting(queues)
     if not queue then return nil end
     local job, stays = queue.job, true
-    local found = looked_at(job)
+    local found = found_of(job, look_at)
     if not found then
       stays = false
-    elseif not excluded[job] then
-      if found.chunk and found.chunk.file then
+    elseif not is_excluded(job) then
+      if found.answer then
         take(job, found, turn, queue.name)
-        return answer(job, found.facts, found.chunk, found.more or others_wait(queue.name))
+        return job, found, queue.name
       end
       if found.chunk then take_off(job, found, turn) end  -- no file holds it: nobody could work on it
       stays = found.more  -- else all its chunks are leased or done; whatever comes back offers it again
@@ -148,18 +126,35 @@ end
 local earlier = redis.call('GET', token_key(token))
 if earlier then
   local job, chunk = string.match(earlier, '^(.+):(%d+)$')
-  if not owns(job, chunk, token) then return {} end
+  local found = owns(job, chunk, token) and look_at(job, chunk)
+  if not (found and found.answer) then return {} end
   redis.call('ZADD', LEASES, now + lease_ms, earlier)
-  return answer(job, read_facts(job), read_chunk(job, chunk), true)
+  return found.answer
 end
 local turn = tonumber(redis.call('GET', TURNS) or '0') + 1  -- counted once something is found
-if turn % 8 == 0 then
-  local reversed = {}
-  for i = #lanes, 1, -1 do reversed[#reversed + 1] = lanes[i] end
-  lanes = reversed
+local from, to, step = first_lane, last_lane, 1
+if turn % 8 == 0 then from, to, step = last_lane, first_lane, -1 end
+local job, found, own_queue
+for lane = from, to, step do
+  job, found, own_queue = try_lane(ARGV[lane], turn)
+  if job then break end
 end
-for _, lane in ipairs(lanes) do
-  local found = try_lane(lane, turn)
-  if found then return found end
+if not job then return {} end
+if found.more and is_kept(job) then return found.answer end
+
+-- Rarely:
+if not is_kept(job) then keep_job(job) end
+
+-- Is there work beside this job's? A job leaves its queue when a claim finds it empty: may be one too many.
+local function others_wait()
+  for lane = first_lane, last_lane do
+    for model = first_model, last_model do
+      local queue = lane_queue(ARGV[lane], ARGV[model])
+      if redis.call('ZCARD', queue) > (queue == own_queue and 1 or 0) then return true end
+    end
+  end
+  return false
 end
-return {}
+
+if not found.more and others_wait() then found.answer[10] = '1' end
+return found.answer

@@ -21,17 +21,22 @@ if silence > math.max(lease_ms / 2, 2 * tonumber(ARGV[4])) then
 end
 redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
 
+local function take_back(job, chunk)
+  local state = field(job, 'state')
+  if not state or is_final(state) or state == 'finishing' then return false end
+  mended[job] = true
+  local times = count_trouble(job, chunk, 'losses')
+  -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
+  give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))
+  return true
+end
+
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
-  local job, chunk = string.match(lease, '^(.+):(%d+)$')
-  local state = job and field(job, 'state')  -- planted by hand it may be anything
-  if not state or is_final(state) or state == 'finishing' then
-    redis.call('ZREM', LEASES, lease)
-  else
+  local job, chunk = string.match(lease, '^(.+):(%d+)$')  -- planted by hand it may be anything
+  if job and found_of(job, function() return take_back(job, chunk) end) then
     lost = lost + 1
-    local times = count_trouble(job, chunk, 'losses')
-    -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
-    give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))
-    mended[job] = true
+  else
+    redis.call('ZREM', LEASES, lease)
   end
 end
 for job in pairs(mended) do keep_job(job) end

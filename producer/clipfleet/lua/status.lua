@@ -1,13 +1,22 @@
 -- What is known of a job. ARGV: job. Answer: {} or {leased, due, codes, now_ms, name, value, ...}, nothing long.
 local job = ARGV[1]
-local facts = redis.call('HGETALL', job_key(job))
-if #facts == 0 then return {} end
+local flat = redis.call('HGETALL', job_key(job))
+if #flat == 0 then return {} end
+local facts = {}
+for i = 1, #flat, 2 do facts[flat[i]] = flat[i + 1] end
+local waiting = {}
+for i, name in ipairs(measured_names(facts.measured)) do waiting[i] = facts[name] or '' end
+if waiting[1] then
+  local meters, seconds = sum_up(facts.meters or '', waiting)
+  facts.meters = meters
+  for name, more in pairs(seconds) do facts[name] = sum_of_seconds(facts[name], more) end
+end
 local answer = {redis.call('HLEN', job_key(job, OWNERS)), redis.call('ZCARD', job_key(job, DUE)),
   redis.call('HGETALL', job_key(job, CODES)), now_ms()}
-for i = 1, #facts, 2 do
-  if facts[i] ~= 'spec' and facts[i] ~= 'row_schema' then
-    answer[#answer + 1] = facts[i]
-    answer[#answer + 1] = facts[i + 1]
+for name, value in pairs(facts) do
+  if name ~= 'spec' and name ~= 'row_schema' and not string.find(name, '^measured') then
+    answer[#answer + 1] = name
+    answer[#answer + 1] = value
   end
 end
 return answer

@@ -2,7 +2,7 @@
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
 -- reason retry_codes draft_token seconds:<stage> max_error_rate; of this generation: carried (rows ready before it) ran
--- ran_failed meters starved_since starved_ms (see `JobStatus`); and of a job whose rows
+-- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`); and of a job whose rows
 -- live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
@@ -20,6 +20,16 @@ end
 
 local function keep(key)
   redis.call('PEXPIRE', key, KEEP_MS)
+end
+
+-- What is found of a job; nil where a producer has put a key of another kind in the place of one of the job's. That must
+-- not end the work for all others; any other error is none of the job's.
+local function found_of(job, find)
+  local has_worked, found = pcall(find, job)
+  if has_worked then return found end
+  local message = type(found) == 'table' and found.err or found
+  if not string.find(message, 'WRONGTYPE', 1, true) then error(found) end
+  return nil
 end
 
 -- Where claims look for a job that has work.
@@ -61,10 +71,10 @@ local function keep_job(job, ttl_ms)
   for _, key in ipairs({JOBS, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
 end
 
--- The same in the scripts that run for every chunk, which would do little else. What such a script may have made itself
+-- Scripts that run for every chunk, which would do little else, ask this before. What such a script may have made itself
 -- it keeps itself.
-local function keep_job_hourly(job)
-  if redis.call('PTTL', job_key(job)) < KEEP_MS - REFRESH_MS then keep_job(job) end
+local function is_kept(job)
+  return redis.call('PTTL', job_key(job)) >= KEEP_MS - REFRESH_MS
 end
 
 local function is_claimable(state)
@@ -161,13 +171,11 @@ local function drop_pending(job, token)
   for _, suffix in ipairs(PENDING_SUFFIXES) do redis.call('UNLINK', pending_key(job, token, suffix)) end
 end
 
--- Why the ledger takes no rows of a chunk, or nil if it does.
-local function refusal(job, chunk, generation)
-  local facts = facts_of(job, 'state', 'next_chunk', 'generation')
-  local state = facts.state
-  if not state or tonumber(chunk) >= tonumber(facts.next_chunk or '0') then return 'missing' end
+-- Why the ledger takes no rows of a chunk that was claimed in a generation, or nil if it does. Then the job's facts.
+local function refusal(job, chunk, claimed_in, state, next_chunk, generation)
+  if not state or tonumber(chunk) >= tonumber(next_chunk or '0') then return 'missing' end
   if state == 'cancelled' or state == 'failed' then return 'cancelled' end
-  if facts.generation ~= generation then return 'stale' end
+  if generation ~= claimed_in then return 'stale' end
   if redis.call('GETBIT', job_key(job, DONE), chunk) == 1 then return 'already' end
   return nil
 end
@@ -209,6 +217,7 @@ local function end_job(job, state, reason, ttl_ms)
   -- After an outage these hold every chunk of a large job: UNLINK does not make the others wait.
   redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
   if state == 'completed' then redis.call('UNLINK', job_key(job, ITEMS)) end  -- else a retry reads them again
+  add_up_measured(job)
   redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
   redis.call('HDEL', job_key(job), 'finish_token')
   local facts = redis.call('HMGET', job_key(job), 'generation', 'ok', 'failed')
@@ -237,6 +246,7 @@ local function finish_if_done(job)
     return 'ended'
   end
   withdraw(job)
+  add_up_measured(job)
   redis.call('HSET', job_key(job), 'state', 'finishing')
   redis.call('ZADD', FINISHING, now_ms(), job)
   return 'finishing'
@@ -258,7 +268,7 @@ end
 local function apply_draft(job, from)
   redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
     job_key(job, CODES))
-  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'meters')
+  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'meters', 'measured')
   for draft, suffix in pairs({[DRAFT_DONE] = DONE, [DRAFT_DUE] = DUE}) do
     if redis.call('EXISTS', job_key(job, draft)) == 1 then
       redis.call('RENAME', job_key(job, draft), job_key(job, suffix))

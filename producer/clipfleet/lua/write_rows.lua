@@ -2,7 +2,7 @@
 -- schema, #rows, item_index, row, ..., #vectors, item_index, vector, ..., #ids, item_id, lowest item_index, ...
 -- Answer: 'written', or why nothing was: 'already', 'stale', 'cancelled' or 'missing'.
 local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
-local refused = refusal(job, chunk, ARGV[4])
+local refused = refusal(job, chunk, ARGV[4], unpack(redis.call('HMGET', job_key(job), 'state', 'next_chunk', 'generation')))
 if refused then
   drop_pending(job, token)
   return refused
