@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from clipfleet import keys, results
 from clipfleet.contract import PartFormat
+from clipfleet.ledger import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis_connection import connect
 from clipfleet.results import PartRows
@@ -108,6 +110,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "CLIPFLEET_RECONCILE_SECONDS": "0.5",
         "CLIPFLEET_ITEMS_IN_FLIGHT": str(6 * CHUNK),
         "CLIPFLEET_FETCH_ATTEMPTS": "1",  # what fails is left to `clipfleet retry`
+        "CLIPFLEET_FETCH_TIMEOUT_SECONDS": "120",  # `heal(0)` has workers wait for what the test does meanwhile
     }
     with Cluster(tmp_path_factory.mktemp("fragile"), settings) as running:
         running.start_worker()
@@ -119,8 +122,9 @@ def forget_everything(cluster: Cluster) -> None:
         client.flushall()
 
 
-def status(cluster: Cluster, job_id: str) -> dict[str, Any]:
-    return cluster.run_json("status", job_id)
+def status(cluster: Cluster, job_id: str) -> JobStatus:
+    with closing(Ledger(cluster.server.url)) as ledger:
+        return ledger.status(job_id)
 
 
 def submit_sick_job(fragile: Cluster, tmp_path: Path, site: HttpSite, *, chunks: int) -> tuple[str, Path]:
@@ -227,7 +231,7 @@ def test_a_retry_goes_on_after_redis_forgot_it(fragile: Cluster, tmp_path: Path,
 
     assert (answer["state"], answer["ok"]) == ("completed", 12 * CHUNK)
     check_retried(output, before, inodes)
-    assert status(fragile, job_id)["generation"] == 1
+    assert status(fragile, job_id).generation == 1
     assert [event["generation"] for event in job_events(fragile, job_id)] == ["1"]
 
 
@@ -269,15 +273,15 @@ def test_a_paused_job_hands_out_nothing_until_it_is_resumed(
     site.heal(0)
     arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
     job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
-    wait_until(lambda: status(fragile, job_id)["leased_chunks"] > 0, "some chunks are under way", 60)
+    wait_until(lambda: status(fragile, job_id).leased_chunks > 0, "some chunks are under way", 60)
 
     assert fragile.run("pause", job_id).returncode == 0
     site.heal()
-    wait_until(lambda: status(fragile, job_id)["leased_chunks"] == 0, "what was under way is done", 60)
+    wait_until(lambda: status(fragile, job_id).leased_chunks == 0, "what was under way is done", 60)
 
     paused = status(fragile, job_id)
-    assert (paused["state"], paused["reason"]) == ("paused", "paused by request")
-    assert 0 < paused["done_chunks"] == len(inodes_of(output)) < 20
+    assert (paused.state, paused.reason) == ("paused", "paused by request")
+    assert 0 < paused.done_chunks == len(inodes_of(output)) < 20
     assert fragile.run("resume", job_id).returncode == 0
     assert fragile.run_json("watch", job_id)["ok"] == 20 * CHUNK
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -62,10 +63,12 @@ class Cluster:
         self.folder = folder
         self.server = ledger_server(folder / "service")
         self.workers: list[WorkerProcess] = []
-        self.settings = broker_settings() | dict(settings or {})  # of the programs started from now on
+        self.settings = dict(settings or {})  # of the programs started from now on
+        self._broker = ExitStack()
         self._mark = str(folder)
 
     def __enter__(self) -> Self:
+        self.settings = self._broker.enter_context(broker_settings()) | self.settings
         self.server.start()
         return self
 
@@ -86,6 +89,7 @@ class Cluster:
                 assert left_in_redis(self.server.url) == []
         finally:
             self.server.stop()
+            self._broker.close()
 
     def _check_outputs(self) -> None:
         """Where a worker lives that sweeps, ended jobs have left nothing but results."""

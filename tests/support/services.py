@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kombu.connection import Connection
@@ -29,6 +32,10 @@ HAS_DEBIANS_REDIS = os.environ.get("E2E_REDIS", "valkey") == "redis"
 # Where Debian has the program itself: the one in the path changes its user.
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_SECONDS = 120.0
+
+# Of the server that clusters share: more than are alive at a time. Each is to hear its own hints only.
+_VIRTUAL_HOSTS = [f"cluster-{number}" for number in range(6)]
+_USER = "guest"
 
 
 class DebiansRedis(EmbeddedValkey):
@@ -47,7 +54,7 @@ def ledger_server(folder: Path) -> EmbeddedValkey:
 
 
 class RabbitMQ:
-    """One server for all clusters of a test run, which come one after the other."""
+    """One server for all clusters of a test run, each on a virtual host of its own."""
 
     def __init__(self, folder: Path) -> None:
         if not _RABBITMQ.exists():
@@ -56,7 +63,11 @@ class RabbitMQ:
         self._port, distribution, self._mapper = free_port(), free_port(), free_port()
         (folder / "home").mkdir()  # its cookie
         (folder / "enabled_plugins").write_text("[].\n")
-        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = {HOST}:{self._port}\n")
+        (folder / "definitions.json").write_text(json.dumps(_definitions()))
+        (folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = {HOST}:{self._port}\nload_definitions = {folder / 'definitions.json'}\n"
+        )
+        self._free = list(_VIRTUAL_HOSTS)
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder / "home"),
@@ -83,15 +94,24 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@{HOST}:{self._port}//"
+        """URL of the default virtual host."""
+        return self._url("/")
 
     def start(self) -> None:
         self.child.start()
         self.child.wait_ready()
 
-    def forget_hints(self) -> None:
+    @contextmanager
+    def lent(self) -> Iterator[str]:
+        """URL of a virtual host that nobody else uses meanwhile, without hints of earlier users."""
+        name = self._free.pop(0)
+        self.forget_hints(self._url(name))
+        yield self._url(name)
+        self._free.append(name)
+
+    def forget_hints(self, url: str | None = None) -> None:
         """What earlier clusters left on the queue."""
-        with Connection(self.url) as connection:  # type: ignore[no-untyped-call]  # kombu has no types
+        with Connection(url or self.url) as connection:  # type: ignore[no-untyped-call]  # kombu has no types
             channel = connection.channel()
             channel.queue_declare(keys.QUEUE, durable=True, auto_delete=False)
             channel.queue_purge(keys.QUEUE)
@@ -106,10 +126,24 @@ class RabbitMQ:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _url(self, virtual_host: str) -> str:
+        return f"amqp://{_USER}:{_USER}@{HOST}:{self._port}/{virtual_host}"
+
     def _answers(self) -> bool:
         with socket.create_connection((HOST, self._port), timeout=1) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return bool(connection.recv(1))
+
+
+def _definitions() -> dict[str, object]:
+    """What a server knows when it starts."""
+    hosts = ["/", *_VIRTUAL_HOSTS]
+    everything = {name: ".*" for name in ("configure", "write", "read")}
+    return {
+        "vhosts": [{"name": name} for name in hosts],
+        "users": [{"name": _USER, "password": _USER, "tags": ["administrator"]}],
+        "permissions": [{"user": _USER, "vhost": name, **everything} for name in hosts],
+    }
 
 
 _shared: list[RabbitMQ] = []
@@ -129,10 +163,11 @@ def stop_shared() -> None:
         _shared.pop().remove()
 
 
-def broker_settings() -> dict[str, str]:
-    """Settings of a cluster that say where hints go."""
+@contextmanager
+def broker_settings() -> Iterator[dict[str, str]]:
+    """Settings of a cluster that say where hints go, as long as it lives."""
     if not HAS_RABBITMQ:
-        return {}
-    server = _shared_rabbitmq()
-    server.forget_hints()
-    return {"CLIPFLEET_BROKER_URL": server.url}
+        yield {}
+        return
+    with _shared_rabbitmq().lent() as url:
+        yield {"CLIPFLEET_BROKER_URL": url}
