@@ -309,6 +309,18 @@ class TestRaces:
         monkeypatch.setattr(os, "readlink", swap_then_readlink)
         assert fetcher.read(str(link)) == b"a"  # what was checked is what is read
 
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOENT])
+    def test_link_that_changes_while_it_is_looked_up_where_the_file_would_be(
+        self, fetcher: FileFetcher, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        (root / "link").symlink_to("inner")
+
+        def was_a_link(path: str) -> str:
+            raise OSError(number, os.strerror(number), path)
+
+        monkeypatch.setattr(os, "readlink", was_a_link)
+        assert code(fetcher, f"{root}/link/none.jpg") is ErrorCode.PATH_REFUSED
+
     def test_folder_that_turns_into_a_link_again_and_again(
         self, fetcher: FileFetcher, root: Path, outside: Path
     ) -> None:

@@ -139,7 +139,11 @@ class FileFetcher:
 
     def _failure(self, path: str, error: OSError) -> ItemFailure:
         # Errors are told only about paths inside the roots; elsewhere they would tell which files exist.
-        if not os.path.realpath(path).startswith(self._prefixes):
+        try:
+            real_path = os.path.realpath(path)
+        except OSError:  # a link was swapped meanwhile: who knows where it leads
+            return _outside()
+        if not real_path.startswith(self._prefixes):
             return _outside()
         code = _CODES.get(error.errno or 0, ErrorCode.INCOMPLETE_BODY)
         return ItemFailure(code, error.strerror or type(error).__name__)
