@@ -25,7 +25,7 @@ CHUNKS = 30
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    settings = {"CLIPFLEET_RECONCILE_SECONDS": "0.5", "CLIPFLEET_SLOTS": "2"}
+    settings = {"CLIPFLEET_RECONCILE_SECONDS": "0.5", "CLIPFLEET_SLOTS": "4"}
     with Cluster(tmp_path_factory.mktemp("two-versions"), settings) as cluster:
         write_pictures(cluster.folder / "pictures", PICTURES)
         yield cluster

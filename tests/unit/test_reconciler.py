@@ -1,4 +1,4 @@
-"""What a worker does about the chunks that others have lost."""
+"""What a worker does about the chunks that others have lost, and about work that no hint tells of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import WorkerFacts
-from clipfleet_worker.background import Reconciler
+from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.watchdog import Pulse
 
 FACTS = WorkerFacts(worker_id="w", host="h", pid=1, models=("demo",))
@@ -48,3 +48,43 @@ def test_whoever_takes_chunks_back_says_that_there_is_work(
         reconciler.reconcile()
 
     assert heard == told
+
+
+class Work:
+    """So many chunks; a slot is free as often as is said."""
+
+    def __init__(self, chunks: int, free_slots: int) -> None:
+        self.chunks = chunks
+        self.pulls = 0
+        self._free_slots = free_slots
+
+    def finish_job(self) -> bool:
+        return False
+
+    def work(self) -> bool:
+        self.pulls += 1
+        self.chunks -= 1
+        return self.chunks >= 0
+
+    def has_idle_slot(self, _seconds: float) -> bool:
+        self._free_slots -= 1
+        return self._free_slots >= 0
+
+
+@pytest.mark.parametrize(
+    ("chunks", "free_slots", "pulls"),
+    [
+        pytest.param(0, 9, 1, id="nothing is found"),
+        pytest.param(3, 9, 4, id="what was found once is looked for again"),
+        pytest.param(3, 2, 2, id="until hints have the slots"),
+        pytest.param(3, 0, 0, id="hints have them already"),
+    ],
+)
+def test_without_hints_work_is_looked_for_as_long_as_there_is_some(
+    chunks: int, free_slots: int, pulls: int
+) -> None:
+    work = Work(chunks, free_slots)
+
+    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
+
+    assert work.pulls == pulls

@@ -170,7 +170,9 @@ class Reconciler(_Loop):
 class Puller(_Loop):
     """Works without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
 
-    Only while no hint is waiting for a slot, so that there are never many more chains than slots.
+    Only while no hint is waiting for a slot, so that there are never many more chains than slots. What it found once
+    it looks for again at once: where others hear the hints who may not do the work (they serve other models, or are
+    of an older version), this loop is what does it.
     """
 
     def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse) -> None:
@@ -186,6 +188,10 @@ class Puller(_Loop):
             while not self._stopping.is_set() and self._tasks.finish_job():
                 pass
             self._pulse.rest("pull")
-            if self._claims.has_idle_slot(_PULL_SECONDS):
-                self._tasks.work()
+            self.pull()
             self._pulse.rest()
+
+    def pull(self) -> None:
+        """Work as long as there is some, and no hint wants the slot."""
+        while not self._stopping.is_set() and self._claims.has_idle_slot(_PULL_SECONDS) and self._tasks.work():
+            pass
