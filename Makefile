@@ -24,7 +24,10 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Files side by side, each in one process: most tests wait for servers and workers that they started.
+# Files side by side, each in one process: most tests wait for servers and workers that they started, so there
+# may be more of them than cores.
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
+unit: SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile  # they wait for nothing
 $(TEST_FOLDERS): $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ -q $(SIDE_BY_SIDE)
 
@@ -45,7 +48,6 @@ test-deploy: $(VENV)/.dev-installed
 BROKER_E2E ?= tests/e2e
 BROKER_TESTS ?= $(addprefix tests/e2e/test_,classify_and_embed.py two_workers.py worker_process.py retry.py \
   redis_results.py redis_users.py malformed_hints.py on_finished.py health.py)
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 test-brokers: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/brokers -q
 	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest $(BROKER_E2E) -q -m 'not one_broker' $(SIDE_BY_SIDE)

@@ -20,7 +20,6 @@ from clipfleet.client import Client, JobOptions
 from clipfleet.contract import REDIS_OUTPUT
 from clipfleet.job_handle import JobHandle
 from clipfleet.redis_connection import connect
-from clipfleet.settings import Settings
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, WorkerProcess, job_events
@@ -109,7 +108,7 @@ def bench(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             patch.setenv(name, value)
         write_pictures(cluster.folder / "pictures", PICTURES)
         spare = cluster.start_worker()
-        with Client(Settings(redis_url=cluster.server.url)) as client:
+        with Client(cluster.client_settings()) as client:
             yield Bench(cluster, spare, client)
 
 

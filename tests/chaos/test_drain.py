@@ -13,7 +13,6 @@ from clipfleet import keys
 from clipfleet.client import Client, JobOptions
 from clipfleet.job_handle import JobHandle
 from clipfleet.redis_connection import connect
-from clipfleet.settings import Settings
 from clipfleet_worker.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.http_site import HttpSite
@@ -36,7 +35,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         yield client
 
 

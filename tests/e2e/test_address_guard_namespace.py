@@ -23,7 +23,7 @@ from tests.support.documents import ROOT
 _SECONDS = 280
 _NAMESPACE = ("unshare", "--map-root-user", "--net", "--mount")
 
-pytestmark = [pytest.mark.timeout(_SECONDS + 10), pytest.mark.one_broker]
+pytestmark = [pytest.mark.timeout(_SECONDS + 10), pytest.mark.one_broker, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.parts import PART_COLUMNS
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture, write_pictures
@@ -65,7 +64,7 @@ def test_embed_gives_normalised_vectors(cluster: Cluster, tmp_path: Path) -> Non
     folder = cluster.folder / tmp_path.name
     write_pictures(folder / "pictures", 9)
     options = JobOptions(output=folder / "out", model="demo", chunk_size=4)
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         job = client.embed(str(folder / "pictures" / "*.jpg"), options=options)
         assert job.wait(120).ok == 9
         rows = list(job.results())

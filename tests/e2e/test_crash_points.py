@@ -6,7 +6,6 @@ from pathlib import Path
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.crash_points import CrashPoint
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.crash_points import Recorder
 from tests.support.pictures import write_pictures
@@ -18,7 +17,7 @@ def test_every_point_is_reached(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
         write_pictures(tmp_path / "pictures", 20)
         worker = cluster.start_worker(program=("tests.support.crashing_worker", "record", str(passages)))
-        with Client(Settings(redis_url=cluster.server.url), crash_points=recorder) as client:
+        with Client(cluster.client_settings(), crash_points=recorder) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=8)
             status = client.embed(tmp_path / "pictures", options=options).wait(120)
             assert (status.state, status.ok) == ("completed", 20), cluster.logs()

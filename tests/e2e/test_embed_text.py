@@ -12,7 +12,6 @@ import pytest
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract import DEMO_MODEL, Precision
 from clipfleet.errors import JobNotFoundError
-from clipfleet.settings import Settings
 from clipfleet_worker.model import load_model
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
@@ -67,7 +66,7 @@ def test_a_column_of_a_table_with_a_blank_text(cluster: Cluster, folder: Path) -
 
 
 def test_a_generator_that_pauses_holds_nothing_back(cluster: Cluster, folder: Path) -> None:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
 
         def texts() -> Iterator[str]:
             yield "a cat"
@@ -87,7 +86,7 @@ def has_first(client: Client) -> bool:
 
 
 def test_strings_of_a_program(cluster: Cluster, folder: Path) -> None:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         job = client.embed_text(TEXTS, options=JobOptions(output=folder / "out", model="demo"))
         assert job.wait(120).ok == 4
         item_index, matrix = job.vectors()

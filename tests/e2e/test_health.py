@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.settings import Settings
 from clipfleet_worker.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import ask, scrape
@@ -19,7 +18,12 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path, {"CLIPFLEET_HEALTH_PORT": "0", "CLIPFLEET_RECONCILE_SECONDS": "0.5"}) as cluster:
+    settings = {
+        "CLIPFLEET_HEALTH_PORT": "0",
+        "CLIPFLEET_RECONCILE_SECONDS": "0.5",
+        "CLIPFLEET_LEASE_SECONDS": "4",
+    }
+    with Cluster(tmp_path, settings) as cluster:
         write_pictures(tmp_path / "pictures", 20)
         yield cluster
 
@@ -27,7 +31,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     worker = cluster.start_worker()
     wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready", 60)
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=5)
         assert client.embed(cluster.folder / "pictures", options=options).wait(60).ok == 20
     check_metrics(worker)
@@ -73,7 +77,7 @@ def test_a_chunk_that_hangs_is_told_then_the_process_ends(cluster: Cluster) -> N
     there = cluster.folder / "there"
     program = ("tests.support.crashing_worker", "mid_write", "hang", str(there), "1")
     worker = cluster.start_worker(program=program)
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
         job = client.embed(cluster.folder / "pictures", options=options)
         wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is told", 60)

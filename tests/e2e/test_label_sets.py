@@ -15,7 +15,6 @@ import pytest
 from clipfleet.client import Client, JobOptions
 from clipfleet.job_spec import JobSpec
 from clipfleet.parts import PART_COLUMNS, label_columns
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 
@@ -46,7 +45,7 @@ def test_a_job_file_with_two_label_sets_and_vectors_gives_what_three_jobs_would(
     answer = cluster.run_json("run", folder / "job.yaml")
     assert (answer["state"], answer["ok"], answer["output"]) == ("completed", 7, str(folder / "both"))
     pictures = folder / "pictures"
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
 
         def into(name: str) -> JobOptions:
             return JobOptions(output=folder / name, model="demo")
@@ -75,7 +74,7 @@ def test_a_job_file_with_two_label_sets_and_vectors_gives_what_three_jobs_would(
 
 
 def test_the_same_from_python(cluster: Cluster, folder: Path) -> None:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         spec = JobSpec.model_validate(
             {
                 "source": str(folder / "pictures"), "output": str(folder / "run"), "model": "demo",

@@ -19,7 +19,6 @@ from clipfleet import keys
 from clipfleet.client import Client, JobOptions
 from clipfleet.hints import make_app
 from clipfleet.redis_connection import connect
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.health_pages import ask
 from tests.support.pictures import write_pictures
@@ -160,7 +159,7 @@ def test_there_are_many_kinds() -> None:
 def test_they_change_nothing(cluster: Cluster) -> None:
     """Given one slot and one credit, when every kind comes twice among the hints of a job, it goes on."""
     worker = cluster.start_worker()
-    with Client(Settings(redis_url=cluster.server.url)) as client, connect(cluster.server.url) as server:
+    with Client(cluster.client_settings()) as client, connect(cluster.server.url) as server:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=10)
         job = client.embed(cluster.folder / "pictures", options=options)
         for _ in range(2):

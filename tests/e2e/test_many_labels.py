@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as ds
+import pytest
 import redis
 
 from clipfleet import keys
@@ -14,6 +15,8 @@ from clipfleet.redis_connection import connect
 from clipfleet_worker.model import load_model
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.pictures import write_pictures
+
+pytestmark = pytest.mark.long
 
 LABELS = 10_500
 PICTURES = 40

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
@@ -68,7 +67,7 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
         "--on-finished", "myapp.tasks.handle",
     )  # fmt: skip
     cluster.run("cancel", waiting["job_id"])
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         options = JobOptions(output="redis://", model="demo", on_finished="myapp.tasks.handle")
         in_redis = client.embed_text(["a cat"], options=options)
 

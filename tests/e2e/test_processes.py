@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
@@ -41,7 +40,7 @@ def lines(parent: WorkerProcess, name: str, action: str) -> int:
 def test_two_processes_share_a_job_and_one_is_killed(cluster: Cluster) -> None:
     parent = cluster.start_worker(program=TWO)  # ready: both are
 
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
 
         def embed(name: str) -> int:
             options = JobOptions(output=cluster.folder / name, model="demo", chunk_size=2)

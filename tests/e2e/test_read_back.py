@@ -25,7 +25,6 @@ from clipfleet.exports import Layout
 from clipfleet.outputs import open_output
 from clipfleet.part_files import part_files
 from clipfleet.parts import PART_COLUMNS
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
 from tests.support.s3 import S3Bucket
@@ -59,7 +58,7 @@ class Source:
 
 @pytest.fixture
 def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         yield client
 
 

@@ -28,7 +28,7 @@ from clipfleet_worker.embedded import EmbeddedValkey
 from tests.support.documents import ROOT, Block, blocks, documents
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.one_broker
+pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 NOT_RUN = re.compile(r"<!-- not run: (docker|gpu|network)(\|(docker|gpu|network))* -->")
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), ("python", "py")

@@ -20,7 +20,7 @@ from tests.support.pictures import write_pictures
 from tests.support.services import HAS_RABBITMQ
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.skipif(HAS_RABBITMQ, reason="rights for a broker that is Redis")
+pytestmark = [pytest.mark.skipif(HAS_RABBITMQ, reason="rights for a broker that is Redis"), pytest.mark.long]
 
 # None of them may do any of these.
 FORBIDDEN: list[tuple[str, ...]] = [

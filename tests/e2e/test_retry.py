@@ -23,6 +23,8 @@ from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 LABELS = "red apple,dog,car,house"
 CHUNK = 8
 
@@ -110,7 +112,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "CLIPFLEET_RECONCILE_SECONDS": "0.5",
         "CLIPFLEET_ITEMS_IN_FLIGHT": str(6 * CHUNK),
         "CLIPFLEET_FETCH_ATTEMPTS": "1",  # what fails is left to `clipfleet retry`
-        "CLIPFLEET_FETCH_TIMEOUT_SECONDS": "120",  # `heal(0)` has workers wait for what the test does meanwhile
+        "CLIPFLEET_FETCH_TIMEOUT_SECONDS": "120",  # while the site is healed bit by bit they are to wait
     }
     with Cluster(tmp_path_factory.mktemp("fragile"), settings) as running:
         running.start_worker()

@@ -12,7 +12,6 @@ import pytest
 from pyarrow.fs import S3FileSystem
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster, job_events
 from tests.support.pictures import write_pictures
 from tests.support.s3 import S3Bucket
@@ -80,7 +79,7 @@ def test_classify_into_a_bucket(
 
 def test_embed_into_a_bucket_from_python(cluster: Cluster, s3: S3Bucket, pictures: Path) -> None:
     options = JobOptions(output=f"{s3.uri}/vectors", model="demo", chunk_size=4)
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         job = client.embed(pictures.parent / "pictures", options=options)
         assert job.wait(120).ok == 11
         rows = list(job.results())

@@ -18,6 +18,8 @@ from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture, write_pictures
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 OUTPUT = f"s3://{BUCKET}/{{name}}"
 
 

@@ -19,7 +19,6 @@ import pytest
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract import PartFormat
 from clipfleet.ledger import Ledger
-from clipfleet.settings import Settings
 from clipfleet.sources import SourceLike
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
@@ -184,7 +183,7 @@ GIVEN: dict[str, Callable[[Place], Given]] = {
 
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         yield client
 
 

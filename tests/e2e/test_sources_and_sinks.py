@@ -23,11 +23,12 @@ from clipfleet.cli import app
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract import PartFormat
 from clipfleet.errors import JobConflictError, OutputConflictError
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.s3 import S3Bucket
 from tests.support.source_table import SOURCES, Given, Place
+
+pytestmark = pytest.mark.long
 
 LABELS = ("red apple", "dog", "car")
 CHUNK_SIZE = 4
@@ -82,7 +83,7 @@ def place(cluster: Cluster, s3: S3Bucket, site: HttpSite, tmp_path: Path) -> Pla
 @pytest.fixture
 def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", cluster.server.url)
-    with Client(Settings(redis_url=cluster.server.url)) as running:
+    with Client(cluster.client_settings()) as running:
         yield running
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.cluster import Cluster
 from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hostile_pictures
 
-pytestmark = [pytest.mark.figures, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.figures, pytest.mark.timeout(400), pytest.mark.long]
 
 
 def test_pictures_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:

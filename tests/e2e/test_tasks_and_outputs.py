@@ -12,7 +12,6 @@ import pytest
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract import PartFormat
 from clipfleet.job_spec import JobSpec
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
 
@@ -22,7 +21,7 @@ PICTURES = [encoded(picture(seed)) for seed in range(5)]
 
 @pytest.fixture(scope="module")
 def client(cluster: Cluster) -> Iterator[Client]:
-    with Client(Settings(redis_url=cluster.server.url)) as client:
+    with Client(cluster.client_settings()) as client:
         yield client
 
 

@@ -18,6 +18,8 @@ from tests.support.documents import ROOT
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 OLDER, NEWER = SCHEMA_VERSION, SCHEMA_VERSION + 1
 PICTURES = 60
 CHUNKS = 30

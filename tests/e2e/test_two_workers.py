@@ -16,12 +16,11 @@ from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.ledger import JobStatus
 from clipfleet.redis_connection import connect
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.figures
+pytestmark = [pytest.mark.figures, pytest.mark.long]
 
 PICTURES = 20_000
 PICTURES_IN_REDIS = 6_000
@@ -64,7 +63,7 @@ def _run(tmp_path: Path, count: int, output: Path | None) -> None:
         pictures = many_pictures(tmp_path, count)
         first, second = cluster.launch_worker(), cluster.start_worker()
         wait_until(lambda: "is ready" in first.log(), "the first worker is ready too", 120)
-        with Client(Settings(redis_url=cluster.server.url)) as client:
+        with Client(cluster.client_settings()) as client:
             options = JobOptions(output=output, model="demo", chunk_size=128)
             job = client.embed(pictures, options=options)
             figures = _disturb(cluster, job, first, second, count)

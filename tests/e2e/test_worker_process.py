@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from clipfleet.client import Client, JobOptions
-from clipfleet.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.long
 
 
 def run_worker(**settings: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +49,7 @@ def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
     with Cluster(tmp_path, settings) as cluster:
         write_pictures(tmp_path / "pictures", 3000)
         leaver = cluster.start_worker()
-        with Client(Settings(redis_url=cluster.server.url)) as client:
+        with Client(cluster.client_settings()) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=64)
             job = client.embed(tmp_path / "pictures", options=options)
             wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done", 60)

@@ -37,6 +37,8 @@ from tests.support.picture_files import FILES
 from tests.support.pictures import encoded, photo, picture
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 FAST, EXACT = DecodeRoute.FAST, DecodeRoute.EXACT
 FRAME = Frame(64, 64, "bicubic", "shortest")
 MEMORY_BYTES = 1 << 30

@@ -32,6 +32,8 @@ from tests.support.acl_users import make_users, url_of
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 
+pytestmark = pytest.mark.long
+
 
 @dataclass(frozen=True)
 class Site:

@@ -35,6 +35,8 @@ from tests.support.http_site import CERTIFICATE
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 
+pytestmark = pytest.mark.long
+
 MAX_BYTES = 300_000
 GOOD = b"good" * 1000
 

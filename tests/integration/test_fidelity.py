@@ -36,7 +36,7 @@ from tests.conftest import service_is_missing
 from tests.support.pictures import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
-pytestmark = pytest.mark.figures
+pytestmark = [pytest.mark.figures, pytest.mark.long]
 
 _KINDS = {"photo": photo, "gradient": gradient, "shapes": shapes, "text": text}
 _QUALITIES = (60, 75, 85, 95)

@@ -46,6 +46,8 @@ from tests.support.ledger import (
 )
 from tests.support.ledger_model import CLAIMABLE, ModelJob, ModelLedger, Outage, Place
 
+pytestmark = pytest.mark.long
+
 STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
 EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
 IS_NIGHTLY = "LEDGER_STEPS" in os.environ

@@ -33,7 +33,7 @@ from tests.support.hub_cache import HubCache
 from tests.support.pictures import encoded, photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
-pytestmark = pytest.mark.figures
+pytestmark = [pytest.mark.figures, pytest.mark.long]
 
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 _VISION = {"layers": 1, "width": 64, "head_width": 32}

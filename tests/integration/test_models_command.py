@@ -17,6 +17,8 @@ import pytest
 from clipfleet.contract import DEFAULT_MODEL
 from tests.support.hub_site import HubSite
 
+pytestmark = pytest.mark.long
+
 _DEMO = Path(str(files("clipfleet_worker"))) / "demo_model"
 _DATACOMP = "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"
 _REPOSITORIES: dict[str, dict[str, bytes]] = {

@@ -57,6 +57,8 @@ from tests.support.redis_rows import (
     visible_rows,
 )
 
+pytestmark = pytest.mark.long
+
 STEPS = int(os.environ.get("LEDGER_STEPS", "40"))
 IS_NIGHTLY = "LEDGER_STEPS" in os.environ
 CHUNKS, ITEMS = 3, 3

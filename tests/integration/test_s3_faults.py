@@ -28,6 +28,8 @@ from tests.support.leftovers import left_in_output
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 
+pytestmark = pytest.mark.long
+
 Answer = TypeVar("Answer")
 
 DONE = [fault for fault in Fault if fault.name.startswith("DONE_BUT") and fault is not Fault.DONE_BUT_STALL]

@@ -26,6 +26,8 @@ from clipfleet.s3_file import S3File
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.s3 import S3Bucket
 
+pytestmark = pytest.mark.long
+
 WRITERS = 12
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from clipfleet.client import Client
-from clipfleet.settings import Settings
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
@@ -61,7 +60,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             "export", done["job_id"], "--layout", "clip-retrieval", "--to", folder / "export"
         )
         assert (answer["rows"], answer["left_out"]) == (ITEMS - len(BAD), len(BAD))
-        with Client(Settings(redis_url=cluster.server.url)) as client:
+        with Client(cluster.client_settings()) as client:
             items, vectors = client.job(done["job_id"]).vectors()
         yield Exported(folder / "export", items.tolist(), vectors)
 

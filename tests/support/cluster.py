@@ -14,6 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import SecretStr
+
+from clipfleet.settings import Settings
 from tests.support.documents import ROOT
 from tests.support.leftovers import MARK, left_by_jobs, left_in_redis, processes_marked
 from tests.support.services import broker_settings, ledger_server
@@ -118,6 +121,13 @@ class Cluster:
             MARK: self._mark,
             **self.settings,
         }
+
+    def client_settings(self) -> Settings:
+        """Settings of a producer in this process."""
+        broker_url = self.settings.get("CLIPFLEET_BROKER_URL")
+        return Settings(
+            redis_url=SecretStr(self.server.url), broker_url=SecretStr(broker_url) if broker_url else None
+        )
 
     def start_worker(
         self, settings: Mapping[str, str] | None = None, *, program: Sequence[str] = WORKER_PROGRAM

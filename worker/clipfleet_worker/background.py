@@ -170,9 +170,9 @@ class Reconciler(_Loop):
 class Puller(_Loop):
     """Works without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
 
-    Only while no hint is waiting for a slot, so that there are never many more chains than slots. What it found once
-    it looks for again at once: where others hear the hints who may not do the work (they serve other models, or are
-    of an older version), this loop is what does it.
+    Only while no hint is waiting for a slot, so that there are never many more chains than slots. Where it
+    found work it looks again at once: if those who hear the hints may not do it (they serve other models, or
+    are of an older version), nobody else does.
     """
 
     def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse) -> None:
@@ -193,5 +193,6 @@ class Puller(_Loop):
 
     def pull(self) -> None:
         """Work as long as there is some, and no hint wants the slot."""
-        while not self._stopping.is_set() and self._claims.has_idle_slot(_PULL_SECONDS) and self._tasks.work():
-            pass
+        while not self._stopping.is_set() and self._claims.has_idle_slot(_PULL_SECONDS):
+            if not self._tasks.work():
+                return
