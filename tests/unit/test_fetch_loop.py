@@ -9,12 +9,13 @@ from contextlib import suppress
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract import ErrorCode, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import ChunkTime
 from clipfleet_worker.fetch import loop as loop_module
+from clipfleet_worker.fetch.lane_turns import LaneTurns
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.watchdog import Pulse
@@ -78,7 +79,12 @@ class Bench:
         self.slices: list[FetchedSlice] = []
         self.loop.start()
 
-    def fetch(self, *uris: str, on_slice: Callable[[FetchedSlice], None] | None = None) -> Outcomes:
+    def fetch(
+        self,
+        *uris: str,
+        on_slice: Callable[[FetchedSlice], None] | None = None,
+        lane: Lane = Lane.NORMAL,
+    ) -> Outcomes:
         outcomes = Outcomes(len(uris))
 
         def arrive(fetched: FetchedSlice) -> None:
@@ -86,7 +92,7 @@ class Bench:
             for position, _ in fetched:
                 outcomes.fail(position, ItemFailure(ErrorCode.EMPTY, "arrived").error)
 
-        self.loop.fetch(FetchRequest(list(enumerate(uris)), outcomes, on_slice or arrive))
+        self.loop.fetch(FetchRequest(list(enumerate(uris)), outcomes, on_slice or arrive, lane))
         return outcomes
 
     def let_the_loop_run(self) -> None:
@@ -120,6 +126,30 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
 @pytest.fixture
 def bench(benches: Callable[..., Bench]) -> Bench:
     return benches()
+
+
+def test_whoever_hands_out_turns_is_told_the_lane(bench: Bench) -> None:
+    came: list[str] = []
+    turns, is_free = LaneTurns(lambda: 1), asyncio.Event()
+
+    async def in_turn(uri: str, _: ChunkTime) -> bytes:
+        await turns.take("one at a time")
+        came.append(uri)
+        await is_free.wait()
+        turns.release()
+        return b"x"
+
+    bench.fetcher.fetch = in_turn  # type: ignore[method-assign]
+    chunks = [
+        bench.fetch(name, lane=lane)
+        for name, lane in (("now", Lane.BULK), ("bulk", Lane.BULK), ("high", Lane.HIGH))
+    ]
+    bench.let_the_loop_run()
+    bench.loop._loop.call_soon_threadsafe(is_free.set)
+
+    for outcomes in chunks:
+        outcomes.wait()
+    assert came == ["now", "high", "bulk"]
 
 
 class TestSlices:

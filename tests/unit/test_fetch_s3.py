@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,12 +23,13 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract import ErrorCode, Lane
 from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3 import S3Connection
 from clipfleet.tar_member import TarMember
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
+from clipfleet_worker.fetch.lane_turns import tell_lane
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarObjectFetcher
@@ -186,6 +188,40 @@ def test_a_store_that_hangs_is_a_timeout_and_keeps_its_turn() -> None:
 
     asyncio.run(run())
     assert entered.is_set()
+
+
+def test_an_object_of_a_better_lane_does_not_wait_for_those_before_it() -> None:
+    release, asked = threading.Event(), []
+
+    def answer(name: str) -> Callable[[], bytes]:
+        def read() -> bytes:
+            asked.append(name)
+            release.wait(30)
+            return b"x"
+
+        return read
+
+    names = ["first", "bulk", "high"]
+    store = Store({("b", name): answer(name) for name in names})
+
+    async def run() -> None:
+        limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=30, connections=1)
+        fetcher = S3Fetcher(limits, (), lambda: connection(store))
+        await fetcher.start()
+
+        async def fetch_in(lane: Lane, name: str) -> None:
+            tell_lane(lane)
+            await fetcher.fetch(f"s3://b/{name}")
+
+        lanes = (Lane.BULK, Lane.BULK, Lane.HIGH)
+        calls = [asyncio.create_task(fetch_in(lane, name)) for lane, name in zip(lanes, names, strict=True)]
+        await asyncio.sleep(0)  # all of them ask for their turn, in this order
+        release.set()
+        await asyncio.gather(*calls)
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert asked == ["first", "high", "bulk"]
 
 
 def test_a_configuration_that_cannot_be_used_is_told_with_each_item() -> None:

@@ -1,15 +1,14 @@
-"""Who may ask which host now: so many requests at a time per host and in all, first come, first served."""
+"""Who may ask which host now: so many requests at a time per host and in all, the best lane first."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from clipfleet_worker.fetch.turn_waits import waiting_for
+from clipfleet_worker.fetch.lane_turns import LaneTurns
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +27,11 @@ class HostTurns:
         self._of_all_workers = per_host
         self._per_host = per_host
         self._of_all_hosts = total
-        self._total = asyncio.Semaphore(total)
+        self._total = LaneTurns(lambda: total)
         self._most_slow = total
         self._slow_seconds = slow_seconds
         self._slow = 0
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, LaneTurns] = {}
 
     @property
     def per_host(self) -> int:
@@ -64,24 +63,25 @@ class HostTurns:
     @asynccontextmanager
     async def at(self, host: str) -> AsyncIterator[None]:
         """Wait for a turn at a host, and keep it for the time of the context."""
-        turns = self._hosts.setdefault(host, _Host())
-        await self._enter(host, turns)
+        turns = self._hosts.get(host)
+        if turns is None:
+            turns = self._hosts[host] = LaneTurns(lambda: self._per_host)
         try:
-            # The host's turn first: a slow host then holds up only its own images.
-            async with self._total_turn():
-                yield
+            await turns.take(f"{host} at its connection cap ({self._of_all_workers})")
+            try:
+                # The host's turn first: a slow host then holds up only its own images.
+                async with self._total_turn():
+                    yield
+            finally:
+                turns.release()
         finally:
-            turns.active -= 1
-            self._go_on(host, turns)
+            if turns.is_idle:  # nobody asks it
+                self._hosts.pop(host, None)
 
     @asynccontextmanager
     async def _total_turn(self) -> AsyncIterator[None]:
         """One of the turns at all hosts, given to the next when this request turns out to be slow."""
-        if self._total.locked():
-            with waiting_for(f"all of {self._of_all_hosts} connections are in use"):
-                await self._total.acquire()
-        else:
-            await self._total.acquire()
+        await self._total.take(f"all of {self._of_all_hosts} connections are in use")
         turn = _TotalTurn()
         self._hand_on_later(turn)
         try:
@@ -106,39 +106,8 @@ class HostTurns:
         self._slow += 1
         self._total.release()
 
-    async def _enter(self, host: str, turns: _Host) -> None:
-        if turns.active < self._per_host and not turns.waiting:
-            turns.active += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        turns.waiting.append(turn)
-        try:
-            with waiting_for(f"{host} at its connection cap ({self._of_all_workers})"):
-                await turn  # whoever fulfils it has counted us as active
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                turns.active -= 1
-            self._go_on(host, turns)
-            raise
-
-    def _go_on(self, host: str, turns: _Host) -> None:
-        """Hand out the turns that are free, and forget a host that nobody asks."""
-        while turns.waiting and (turns.waiting[0].done() or turns.active < self._per_host):
-            turn = turns.waiting.popleft()
-            if not turn.done():
-                turns.active += 1
-                turn.set_result(None)
-        if not turns.active and not turns.waiting:
-            self._hosts.pop(host, None)
-
 
 @dataclass(slots=True)
 class _TotalTurn:
     is_slow: bool = False  # and has given its turn to the next
     timer: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True)
-class _Host:
-    active: int = 0
-    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)  # cancelled ones may be among them

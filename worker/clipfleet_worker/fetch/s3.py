@@ -18,10 +18,10 @@ from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3 import SCHEME, S3Connection, split_s3_uri
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, too_many_bytes
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
+from clipfleet_worker.fetch.lane_turns import LaneTurns
 from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
 from clipfleet_worker.fetch.s3_direct import DirectReader, PlaceOutdatedError
 from clipfleet_worker.fetch.s3_place import S3Place
-from clipfleet_worker.fetch.turn_waits import waiting_for
 
 _STORE = "the store"
 _STORE_POLICY = BreakerPolicy(failing_urls=3)  # it answers for all its objects, so that few tell enough
@@ -51,7 +51,7 @@ class S3Fetcher:
         self._direct = DirectReader(limits, self._boto.credentials)
         self.places: dict[str, S3Place] = {}  # by bucket, once boto3 found them
         self._pool: ThreadPoolExecutor | None = None
-        self._turns = asyncio.Semaphore(limits.connections)
+        self._turns = LaneTurns(lambda: limits.connections)
 
     async def start(self) -> None:
         """Open the session, make the pool; its threads start when they are needed."""
@@ -109,11 +109,7 @@ class S3Fetcher:
             raise refusal from failure
 
     async def _in_turn(self, uri: str, bucket: str, key: str, byte_range: str) -> bytes:
-        if self._turns.locked():
-            with waiting_for(f"all of {self._limits.connections} connections to the S3 store are in use"):
-                await self._turns.acquire()
-        else:
-            await self._turns.acquire()
+        await self._turns.take(f"all of {self._limits.connections} connections to the S3 store are in use")
         with ExitStack() as turn:
             turn.callback(self._turns.release)
             with self._breaker.watch(_STORE, uri):
