@@ -1,8 +1,9 @@
 """Small pictures are read by one thread at a time, large ones side by side; `thread_rule` says why.
 
-What is small shows while it is read: whoever has the turn gives it up once pictures have taken longer than
-small ones would have, and for a while nobody asks for a turn. Nobody ever waits for long: the one who has the
-turn may hang at a disk, and a picture of the lane `high` may come.
+What is small shows while it is read: whoever has the turn gives it up once pictures have taken more of the
+processor than small ones would have, or much longer by the clock, as from a slow disk. Then nobody asks for a
+turn for a while. Nobody ever waits for long: the one who has the turn may hang at a disk, and a picture of
+the lane `high` may come.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Self
 
 from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
 
-_HICCUP_SECONDS = 0.01  # that small pictures may lose to other threads and programs
+# By the clock: on a busy machine a small picture takes longer than alone.
+_SMALL_ON_A_BUSY_MACHINE_SECONDS = 3 * SMALL_PICTURE_SECONDS
+_PICTURES_PER_LOOK = 4  # at the clocks
+_HICCUP_SECONDS = 0.01  # that small pictures may be late by
 _SIDE_BY_SIDE_SECONDS = 2.0  # then it is tried again, which costs the others some hiccups
 _PATIENCE_SECONDS = 0.25  # dozens of slices of small pictures
 
@@ -30,6 +34,7 @@ class DecodeTurns:
         always_side_by_side: bool = False,
         patience_seconds: float = _PATIENCE_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
+        thread_time: Callable[[], float] = time.thread_time,
     ) -> None:
         """Pictures pass for small until they are seen.
 
@@ -37,28 +42,30 @@ class DecodeTurns:
             always_side_by_side: a GPU decodes them, by the slice: there are no turns.
             patience_seconds: how long a thread waits for its turn.
             monotonic: the clock, in seconds.
+            thread_time: seconds that the calling thread has had a processor.
         """
         self._patience_seconds = patience_seconds
-        self._monotonic = monotonic
+        self.monotonic = monotonic
+        self.thread_time = thread_time
         self._lock = threading.Lock()
         self._side_by_side_until = math.inf if always_side_by_side else -math.inf
-        self.late_seconds = 0.0  # of whoever has the turn: so much longer than small pictures it took
+        self.late_seconds = 0.0  # of whoever has the turn: so much longer than small pictures it has taken
 
     def turn(self) -> Turn:
         """A context for the pictures of one slice; entered when the turn has come, or is not needed."""
-        return Turn(self, self._monotonic)
+        return Turn(self)
 
     @property
     def are_side_by_side(self) -> bool:
         """Whether nobody waits for a turn now."""
-        return self._monotonic() < self._side_by_side_until
+        return self.monotonic() < self._side_by_side_until
 
     def take(self) -> bool:
         """Wait for the turn; False where none is needed, or it takes too long to come."""
         if self.are_side_by_side:
             return False
         if not self._lock.acquire(timeout=self._patience_seconds):
-            self._side_by_side_until = self._monotonic() + _SIDE_BY_SIDE_SECONDS
+            self._side_by_side_until = self.monotonic() + _SIDE_BY_SIDE_SECONDS
             return False
         if self.are_side_by_side:  # by what the one before has seen
             self._lock.release()
@@ -69,9 +76,9 @@ class DecodeTurns:
         """The next one may go on."""
         self._lock.release()
 
-    def give_up(self, now: float) -> None:
+    def give_up(self) -> None:
         """The pictures are large: all may go on."""
-        self._side_by_side_until = now + _SIDE_BY_SIDE_SECONDS
+        self._side_by_side_until = self.monotonic() + _SIDE_BY_SIDE_SECONDS
         self.late_seconds = 0.0
         self._lock.release()
 
@@ -79,30 +86,40 @@ class DecodeTurns:
 class Turn:
     """One slice's; belongs to the thread that reads it."""
 
-    def __init__(self, turns: DecodeTurns, monotonic: Callable[[], float]) -> None:
+    def __init__(self, turns: DecodeTurns) -> None:
         self._turns = turns
-        self._monotonic = monotonic
         self.is_ours = False  # others wait
-        self._last = 0.0
+        self._pictures = 0  # since the last look at the clocks
+        self._looked = self._worked = 0.0  # by each of them
 
     def __enter__(self) -> Self:
         self.is_ours = self._turns.take()
-        self._last = self._monotonic()
+        self._looked, self._worked = self._turns.monotonic(), self._turns.thread_time()
         return self
 
-    def note(self, now: float) -> None:
+    def note(self) -> None:
         """One more picture was read and decoded, or could not be."""
-        if not self.is_ours:
-            return
+        self._pictures += 1
+        if self.is_ours and self._pictures == _PICTURES_PER_LOOK:
+            self._look()
+
+    def _look(self) -> None:
         turns = self._turns
-        turns.late_seconds = max(0.0, turns.late_seconds + now - self._last - SMALL_PICTURE_SECONDS)
-        self._last = now
+        now, worked = turns.monotonic(), turns.thread_time()
+        late_seconds = max(
+            worked - self._worked - self._pictures * SMALL_PICTURE_SECONDS,
+            now - self._looked - self._pictures * _SMALL_ON_A_BUSY_MACHINE_SECONDS,
+        )
+        self._looked, self._worked, self._pictures = now, worked, 0
+        turns.late_seconds = max(0.0, turns.late_seconds + late_seconds)
         if turns.late_seconds > _HICCUP_SECONDS:
             self.is_ours = False
-            turns.give_up(now)
+            turns.give_up()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.is_ours and self._pictures:
+            self._look()
         if self.is_ours:
             self._turns.give_back()

@@ -272,9 +272,8 @@ class ItemPath:
             outcomes.widths[position], outcomes.heights[position] = image.width, image.height
             decoded.positions.append(position)
             decoded.images.append(image.pixels)
-        now = time.monotonic()
-        decoded.decode_seconds += now - started
-        turn.note(now)
+        decoded.decode_seconds += time.monotonic() - started
+        turn.note()
 
     def _hand_over(self, destination: Destination, decoded: _Decoded) -> None:
         outcomes = destination.outcomes

@@ -9,11 +9,11 @@ and 1.10 of 64. In a whole worker batches of 64 are 1.06 to 1.2 times as fast as
 slower again, with torch as with OpenVINO. To have decoding and forward take turns, so that neither takes the
 other's cores, costs 4 to 15 %: cores that share their parts do both at once better than one after the other.
 
-Small pictures are read and decoded by one of those threads at a time, see `decode_turns`: their C code is so
-short that the threads spend most of their time passing Python's lock to one another.
-Measured with two threads and pictures of 32 to 640 pixels, for models of 8, 64 and 224: in turns they are 2.7
-times as fast where a picture takes 65 us, 1.4 times at 140 us, equal at 200 us, and half as fast from 500 us
-on.
+Small pictures are read and decoded by one of those threads at a time, see `decode_turns`: their C code is
+so short that the threads spend most of their time passing Python's lock to one another. On two cores, with
+pictures of 32 to 640 pixels and models of 8, 64 and 224 (`python -m ops.bench.turns`), they are 2.7 times
+as fast in turns where a picture takes 65 us, 1.4 times at 140 us, as fast at 200 us, and little more than
+half as fast from 500 us on.
 
 `CLIPFLEET_DECODE_THREADS` and `OMP_NUM_THREADS` override them. torch is not imported here before a model is
 loaded.

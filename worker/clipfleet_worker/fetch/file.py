@@ -114,7 +114,8 @@ class FileFetcher:
             if not os.readlink(handle).startswith(self._prefixes):  # noqa: PTH115
                 raise _outside()
             status = os.fstat(pinned)
-            _require_file(status)
+            if not stat.S_ISREG(status.st_mode):
+                raise _no_file(status)
             return os.open(handle, _READ_FLAGS), status.st_size
         finally:
             os.close(pinned)
@@ -157,7 +158,8 @@ def path_of(uri: str) -> str:
     """
     try:
         path = uri if uri.startswith("/") else _path_in_url(uri)
-        os.fsencode(path)
+        if not path.isascii():
+            os.fsencode(path)
     except UnicodeEncodeError:
         raise ItemFailure(ErrorCode.BAD_URI, "not valid Unicode") from None
     if "\0" in path:
@@ -178,11 +180,10 @@ def _path_in_url(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(match["path"]))
 
 
-def _require_file(status: os.stat_result) -> None:
+def _no_file(status: os.stat_result) -> ItemFailure:
     if stat.S_ISDIR(status.st_mode):
-        raise ItemFailure(ErrorCode.NOT_FOUND, "a folder, not a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise ItemFailure(ErrorCode.PATH_REFUSED, "a pipe, socket or device, not a file")
+        return ItemFailure(ErrorCode.NOT_FOUND, "a folder, not a file")
+    return ItemFailure(ErrorCode.PATH_REFUSED, "a pipe, socket or device, not a file")
 
 
 def _outside() -> ItemFailure:
