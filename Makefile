@@ -43,15 +43,15 @@ test-gpu: $(VENV)/.dev-installed
 test-deploy: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/deploy -q
 
-# RabbitMQ and Flower; then the end-to-end tests with RabbitMQ before Debian's Redis 8, and those that depend most on
-# a broker with that Redis for both. Needs rabbitmq-server and redis-server of Debian; nothing of the system is started.
-BROKER_E2E ?= tests/e2e
-BROKER_TESTS ?= $(addprefix tests/e2e/test_,classify_and_embed.py two_workers.py worker_process.py retry.py \
-  redis_results.py redis_users.py malformed_hints.py on_finished.py health.py)
+# RabbitMQ and Flower; then all end-to-end tests with RabbitMQ before Debian's Redis 8, those excepted that start servers
+# of their own; then, with that Redis for both, those that depend on a broker. Needs rabbitmq-server and redis-server of
+# Debian; nothing of the system is started. REDIS_TESTS=tests/e2e has the whole suite on that Redis alone.
+REDIS_TESTS ?= $(addprefix tests/e2e/test_,two_workers.py redis_users.py malformed_hints.py on_finished.py \
+  classify_and_embed.py)
 test-brokers: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/brokers -q
-	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest $(BROKER_E2E) -q -m 'not one_broker' $(SIDE_BY_SIDE)
-	E2E_REDIS=redis $(BIN)/pytest $(BROKER_TESTS) -q $(SIDE_BY_SIDE)
+	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest tests/e2e -q -m 'not one_broker' $(SIDE_BY_SIDE)
+	E2E_REDIS=redis $(BIN)/pytest $(REDIS_TESTS) -q $(SIDE_BY_SIDE)
 
 # One file at a time: they kill, cut and freeze what they started, and measure how long it takes to come back.
 test-chaos: $(VENV)/.dev-installed
