@@ -25,9 +25,9 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/mypy
 
 # Files side by side, each in one process: most tests wait for servers and workers that they started, so there
-# may be more of them than cores.
+# may be more of them than cores. Unit tests wait for nothing.
 SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
-unit: SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile  # they wait for nothing
+unit: SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 $(TEST_FOLDERS): $(VENV)/.dev-installed
 	$(BIN)/pytest tests/$@ -q $(SIDE_BY_SIDE)
 
