@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pyarrow.parquet as pq
 import pytest
 
@@ -130,6 +129,8 @@ def test_a_column_chooses_the_label_set_of_each_item(cluster: Cluster, folder: P
 
 
 def test_imagenet(cluster: Cluster, folder: Path) -> None:
+    import open_clip  # not by every process that collects the tests: it takes seconds
+
     cluster.run_json(
         "classify", folder / "pictures", "--label-set", "imagenet1k", "--model", "demo", "--output",
         folder / "out", "--top-k", "1000",

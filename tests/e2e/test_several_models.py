@@ -8,10 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 
 from clipfleet.contract import DEFAULT_MODEL
 from tests.support.cluster import Cluster
@@ -23,6 +21,9 @@ _PICTURES = 24
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """No worker yet; pictures, a model of 48 dimensions in `mine`, nothing in the hub's cache."""
+    import open_clip  # not by every process that collects the tests: it takes seconds
+    import safetensors.torch
+
     folder = tmp_path_factory.mktemp("several-models")
     write_pictures(folder / "pictures", _PICTURES)
     (folder / "mine").mkdir()
