@@ -93,6 +93,15 @@ def test_small_pictures_on_a_busy_machine_stay_small_and_those_on_a_slow_disk_do
             assert turn.is_ours is is_kept
 
 
+def test_a_thread_that_waited_for_others_keeps_its_turn(clock: Clock) -> None:
+    turns = DecodeTurns(monotonic=clock, thread_time=Clock())
+    with turns.turn() as turn:
+        clock.now += 0.03
+        for _ in range(SLICE):
+            turn.note()
+        assert turn.is_ours
+
+
 def test_after_a_while_small_pictures_are_noticed(turns: DecodeTurns, clock: Clock) -> None:
     read(turns, clock, [0.05] * SLICE)
     assert not taken_and_given_back(turns)

@@ -19,6 +19,7 @@ from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
 
 # By the clock: on a busy machine a small picture takes longer than alone.
 _SMALL_ON_A_BUSY_MACHINE_SECONDS = 3 * SMALL_PICTURE_SECONDS
+_CLOCK_WEIGHT = 0.2  # a thread that waits for Python's lock, or for a processor, is late by it, too
 _PICTURES_PER_LOOK = 4  # at the clocks
 _HICCUP_SECONDS = 0.01  # that small pictures may be late by
 _SIDE_BY_SIDE_SECONDS = 2.0  # then it is tried again, which costs the others some hiccups
@@ -108,7 +109,7 @@ class Turn:
         now, worked = turns.monotonic(), turns.thread_time()
         late_seconds = max(
             worked - self._worked - self._pictures * SMALL_PICTURE_SECONDS,
-            now - self._looked - self._pictures * _SMALL_ON_A_BUSY_MACHINE_SECONDS,
+            (now - self._looked - self._pictures * _SMALL_ON_A_BUSY_MACHINE_SECONDS) * _CLOCK_WEIGHT,
         )
         self._looked, self._worked, self._pictures = now, worked, 0
         turns.late_seconds = max(0.0, turns.late_seconds + late_seconds)
