@@ -24,10 +24,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
 
-def test_on_the_processor_torch_runs_small_batches() -> None:
+def test_on_the_processor_torch_runs_smaller_batches() -> None:
     found = make_device_set_up(settings(device="cpu", backend="torch"))
 
-    assert (found.name, found.batch_size, found.make_backend, found.jpegs) == ("cpu", 32, TorchBackend, None)
+    assert (found.name, found.batch_size, found.make_backend, found.jpegs) == ("cpu", 64, TorchBackend, None)
 
 
 def test_on_a_gpu_passes_are_larger_and_decoding_stays_on_the_processor(gpu: None) -> None:
