@@ -56,9 +56,11 @@ class Work:
     def __init__(self, chunks: int, free_slots: int) -> None:
         self.chunks = chunks
         self.pulls = 0
+        self.pulls_at_finish: list[int] = []  # how many there were whenever jobs were looked for that end
         self._free_slots = free_slots
 
     def finish_job(self) -> bool:
+        self.pulls_at_finish.append(self.pulls)
         return False
 
     def work(self) -> bool:
@@ -88,3 +90,11 @@ def test_without_hints_work_is_looked_for_as_long_as_there_is_some(
     Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
 
     assert work.pulls == pulls
+
+
+def test_jobs_that_end_meanwhile_are_finished_meanwhile() -> None:
+    work = Work(chunks=3, free_slots=9)
+
+    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
+
+    assert work.pulls_at_finish == [0, 1, 2, 3]

@@ -183,16 +183,16 @@ class Puller(_Loop):
 
     def _run(self) -> None:
         while not self._stopping.wait(_PULL_SECONDS):
+            self.pull()
+            self._pulse.rest()
+
+    def pull(self) -> None:
+        """Finish jobs and work as long as there is something, and no hint wants the slot."""
+        while not self._stopping.is_set():
             # Without a limit: what it does has a lease, whose stages have theirs.
             self._pulse.rest("finish jobs")
             while not self._stopping.is_set() and self._tasks.finish_job():
                 pass
             self._pulse.rest("pull")
-            self.pull()
-            self._pulse.rest()
-
-    def pull(self) -> None:
-        """Work as long as there is some, and no hint wants the slot."""
-        while not self._stopping.is_set() and self._claims.has_idle_slot(_PULL_SECONDS):
-            if not self._tasks.work():
+            if not (self._claims.has_idle_slot(_PULL_SECONDS) and self._tasks.work()):
                 return
