@@ -115,6 +115,9 @@ SOUND = {
 @pytest.mark.parametrize(
     "facts", [{**SOUND, missing: ""} for missing in ("generation", "chunk_size", "created_ms")] + [
         {"state": "running", "staged_chunks": "5"},
+        {**SOUND, "next_chunk": "x"},
+        {**SOUND, "staged_chunks": "x"},
+        {**SOUND, "last_file": "x"},
         SOUND,  # without a staged file
     ],
 )  # fmt: skip
@@ -135,6 +138,19 @@ def test_keys_of_another_kind_keep_nobody_from_being_claimed(
     _plant_job(redis_client, "planted", SOUND)
     redis_client.delete(keys.job("planted", suffix))
     redis_client.set(keys.job("planted", suffix), "no such thing", ex=60)
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 1, 10)
+
+    assert claim(ledger).job_id == "job"
+
+
+@pytest.mark.parametrize("suffix", [keys.DUE, keys.STAGED])
+def test_what_is_no_chunk_and_no_staged_file_keeps_nobody_from_being_claimed(
+    ledger: Ledger, redis_client: redis.Redis, suffix: str
+) -> None:
+    _plant_job(redis_client, "planted", SOUND)
+    redis_client.zadd(keys.job("planted", suffix), {"x": 0})
+    redis_client.expire(keys.job("planted", suffix), 60)
     ledger.submit(make_job("job"))
     ledger.stage("job", 0, 1, 10)
 
@@ -164,6 +180,42 @@ def test_keys_of_another_kind_do_not_keep_others_from_being_taken_back(
 
     assert ledger.status("sound").due_chunks == 1
     assert not redis_client.exists(keys.LEASES)
+
+
+def test_a_job_without_a_lane_does_not_keep_others_from_being_taken_back(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 1, 10)
+    claim(ledger)
+    let_leases_expire(redis_client, ("job", 0))
+    redis_client.hset(keys.job("planted"), "state", "running")
+    redis_client.expire(keys.job("planted"), 60)
+    redis_client.zadd(keys.LEASES, {"planted:0": 0})
+
+    lost, _ = ledger.reconcile(lease_seconds=30)
+
+    assert lost == 1
+    assert not redis_client.exists(keys.LEASES)
+
+
+STAGES = {f"stage-{i}": 1 for i in range(10_000)}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"max_error_rate": "x"}, {"measured": "1", "measured:0": json.dumps({"seconds": STAGES})}],
+    ids=["rate", "stages"],
+)
+def test_facts_of_nobodys_making_do_not_keep_a_job_from_its_end(
+    ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
+) -> None:
+    ledger.submit(make_job("job"))
+    ledger.stage("job", 0, 1, 10)
+    ledger.seal("job", 1, 10)
+    redis_client.hset(keys.job("job"), mapping=facts)
+
+    assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "finishing"
 
 
 def test_measures_of_nobody_keep_no_chunk_open_and_no_job_unseen(

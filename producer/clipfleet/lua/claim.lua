@@ -16,19 +16,21 @@ local function look_at(job, held)
     sealed, traceparent, last_file = unpack(redis.call('HMGET', job_key(job), 'state', 'generation', 'chunk_size',
     'created_ms', 'fingerprint', 'lane', 'model', 'retry_codes', 'next_chunk', 'staged_chunks', 'sealed', 'traceparent',
     'last_file'))
-  local is_sound = tonumber(generation or '') and tonumber(chunk_size or '') and tonumber(created_ms or '')
+  local cursor, staged = tonumber(next_chunk or '0'), tonumber(staged_chunks or '0')
+  local is_sound = tonumber(generation or '') and tonumber(chunk_size or '') and tonumber(created_ms or '') and cursor
+    and staged
   if not (is_sound and fingerprint and lane and model and (held or is_claimable(state))) then return nil end
-  local found = {chunk = held, more = true, is_next = false, cursor = tonumber(next_chunk or '0'), owners = 0,
+  local found = {chunk = held, more = true, is_next = false, cursor = cursor, owners = 0,
     sealed = sealed, file = last_file, answer = nil}
   if not held then
     found.owners = redis.call('HLEN', job_key(job, OWNERS))
     local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
-    local staged = tonumber(staged_chunks or '0')
     if due[1] then
-      found.chunk, found.more = due[1], due[2] ~= nil or found.cursor < staged
-    elseif found.cursor < staged then
-      found.chunk, found.is_next = string.format('%d', found.cursor), true
-      found.more = found.cursor + 1 < staged
+      if not string.find(due[1], '^%d+$') then return nil end
+      found.chunk, found.more = due[1], due[2] ~= nil or cursor < staged
+    elseif cursor < staged then
+      found.chunk, found.is_next = string.format('%d', cursor), true
+      found.more = cursor + 1 < staged
     else
       found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one waits for a back-off
       return found
@@ -39,8 +41,8 @@ local function look_at(job, held)
   local first, chunks = string.match(last_file or '', '^(%d+)-(%d+)$')
   if not first or tonumber(chunk) < tonumber(first) or tonumber(chunk) >= first + chunks then
     found.file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
-    if not found.file then return found end
-    first, chunks = string.match(found.file, '^(%d+)-(%d+)$')
+    first, chunks = string.match(found.file or '', '^(%d+)-(%d+)$')
+    if not first then return found end
   end
   local losses, failures, waits
   if not found.is_next then

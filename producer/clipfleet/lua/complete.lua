@@ -46,7 +46,8 @@ if not refused then
 
   local is_first = done_chunks == '1'  -- in its generation: some keys are new
   local is_last = sealed == '1' and tonumber(done_chunks) >= tonumber(staged_chunks or '0')
-  local is_bad = max_error_rate and max_error_rate ~= '' and ran_failed / ran > tonumber(max_error_rate)
+  local most_bad = tonumber(max_error_rate or '')
+  local is_bad = most_bad and ran_failed / ran > most_bad
   local is_all = not (is_first or is_last or is_bad or keeps_rows or outage_since or ARGV[FIRST_CODE])
   if is_all and waiting < MEASURED_APART and is_kept(job) then return 'done' end
 end

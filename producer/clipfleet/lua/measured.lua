@@ -54,11 +54,9 @@ local function add_up_measured(job)
   if not waiting[1] then return end
   local known = redis.call('HGET', job_key(job), 'meters') or ''
   local meters, seconds = sum_up(known, redis.call('HMGET', job_key(job), unpack(waiting)))
-  local fields = {'meters', meters, 'measured', 0}
-  for name, more in pairs(seconds) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = sum_of_seconds(redis.call('HGET', job_key(job), name), more)
+  redis.call('HSET', job_key(job), 'meters', meters, 'measured', 0)
+  for name, more in pairs(seconds) do  -- one by one: there may be more of anybody's making than a call takes
+    redis.call('HSET', job_key(job), name, sum_of_seconds(redis.call('HGET', job_key(job), name), more))
   end
-  redis.call('HSET', job_key(job), unpack(fields))
   redis.call('HDEL', job_key(job), unpack(waiting))
 end

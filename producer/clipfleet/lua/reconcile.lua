@@ -22,8 +22,8 @@ end
 redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
 
 local function take_back(job, chunk)
-  local state = field(job, 'state')
-  if not state or is_final(state) or state == 'finishing' then return false end
+  local state, lane, model = unpack(redis.call('HMGET', job_key(job), 'state', 'lane', 'model'))
+  if not (state and lane and model) or is_final(state) or state == 'finishing' then return false end
   mended[job] = true
   local times = count_trouble(job, chunk, 'losses')
   -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
