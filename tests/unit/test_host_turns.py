@@ -182,3 +182,19 @@ def test_quick_ones_are_not_slow() -> None:
         assert turns.slow == 0
 
     run(scenario)
+
+
+def test_who_is_cancelled_while_the_host_is_forgotten_leaves_those_alone_who_came_since() -> None:
+    async def scenario() -> None:
+        visits = Visits(HostTurns(1, 100))
+        visits.come(1, 2)
+        await visits.settled()
+        visits.tasks[1].cancel()
+        visits.come(3)  # its turn comes between the ends of the two
+        visits.tasks[2].cancel()
+        assert await visits.settled() == [3]
+        visits.come(4)
+        assert await visits.settled() == [3]
+        assert await visits.leave(3) == [4]
+
+    run(scenario)

@@ -75,8 +75,9 @@ class HostTurns:
             finally:
                 turns.release()
         finally:
-            if turns.is_idle:  # nobody asks it
-                self._hosts.pop(host, None)
+            # Nobody asks it; but who was cancelled may get here late, when others ask it anew.
+            if turns.is_idle and self._hosts.get(host) is turns:
+                del self._hosts[host]
 
     @asynccontextmanager
     async def _total_turn(self) -> AsyncIterator[None]:
