@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -752,6 +753,21 @@ class TestWhereItIsDecoded:
         blues = bench.column("label").count("blue")
         assert result.counts == PartCounts(ITEMS, 0, {})
         assert readers[1].read_files == [self.BLUE] * blues
+
+    def test_what_it_had_in_the_process_is_free_before_it_is_tried_outside(
+        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handled: list[BaseException | None] = []  # its traceback keeps what had been read
+
+        def outside(data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+            handled.append(sys.exc_info()[1])
+            return readers[1].read(data, frame, route)
+
+        monkeypatch.setattr(bench.children, "read", outside)
+
+        bench.decode_stage.decode(self.BLUE, bench.encoder.pixel_spec, DecodeRoute.FAST)
+
+        assert handled == [None]
 
     def test_what_finds_none_there_either_is_a_row(
         self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch

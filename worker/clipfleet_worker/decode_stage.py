@@ -108,8 +108,10 @@ class DecodeStage:
         try:
             with self._watched():
                 return self._decoder.read(data, spec.frame, route)
-        except MemoryError:  # others may have it all just now: alone the picture is judged
-            return self._children.read(data, spec.frame, route)
+        except MemoryError:
+            pass  # and free with it what had been read, whose frames hang on the error
+        # Others may have all memory just now: alone the picture is judged.
+        return self._children.read(data, spec.frame, route)
 
     def close(self) -> None:
         """End the children; nobody decodes any more."""
