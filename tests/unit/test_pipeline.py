@@ -31,7 +31,7 @@ from clipfleet.ledger import Claim, Lease, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
-from clipfleet_worker import decode_stage
+from clipfleet_worker import decode_stage, item_path
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster
@@ -677,6 +677,36 @@ class TestFailingBatch:
 
         bench.encoder.fails = lambda colours: None
         assert bench.run(job).counts.ok == ITEMS
+
+
+class Counted(bytes):
+    """Content of a file."""
+
+    in_memory: ClassVar[int] = 0
+
+    def __init__(self, _: bytes) -> None:
+        Counted.in_memory += 1
+
+    def __del__(self) -> None:
+        Counted.in_memory -= 1
+
+
+def test_files_that_are_decoded_are_free_before_the_next_ones_are_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red, together, seen = colour("red"), 4, []
+
+    def read(_uri: str) -> Counted:
+        file = Counted(red)
+        seen.append(Counted.in_memory)
+        return file
+
+    monkeypatch.setattr(bench.places, "read", read)
+    monkeypatch.setattr(item_path, "_BYTES_READ_AHEAD", together * len(red))
+
+    assert bench.run(bench.submit([f"/p/{number}.png" for number in range(16)])).counts.ok == 16
+
+    assert together <= max(seen) <= together + 1  # the last one may be on its way out
 
 
 class Reader:

@@ -184,6 +184,7 @@ class ItemPath:
                 for position, data in files:
                     if not outcomes.is_interrupted:
                         self._decode(destination, position, data, decoded, turn)
+                files.clear()  # before the next ones are read
         outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
         return decoded
 
