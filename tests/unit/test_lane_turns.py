@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 from clipfleet.contract import Lane
 from clipfleet_worker.fetch.host_turns import HostTurns
 from clipfleet_worker.fetch.lane_turns import LaneTurns, tell_lane
+from tests.support.doubles import Clock
 
 
 class Line:
     """Visitors of one place, each of whom leaves when he is told to."""
 
     def __init__(self, limit: int) -> None:
-        self.turns = LaneTurns(lambda: limit)
+        self.clock = Clock()
+        self.turns = LaneTurns(lambda: limit, monotonic=self.clock)
         self.came: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._leave: dict[str, asyncio.Event] = {}
@@ -75,18 +77,35 @@ def test_the_best_lane_goes_first_and_of_a_lane_the_first_come() -> None:
     run(scenario)
 
 
-def test_every_eighth_turn_comes_from_the_bottom() -> None:
+def test_every_eighth_turn_goes_to_who_has_waited_longest_in_the_other_lanes() -> None:
     async def scenario() -> None:
         line = Line(1)
         await line.come(Lane.HIGH, *(f"high-{number}" for number in range(33)))
-        await line.come(Lane.NORMAL, *(f"normal-{number}" for number in range(2)))
-        await line.come(Lane.BULK, *(f"bulk-{number}" for number in range(3)))
+        for name in "abc":  # neither lane is ever empty
+            for lane in (Lane.BULK, Lane.NORMAL):
+                line.clock.now += 1
+                await line.come(lane, f"{lane.value}-{name}")
 
         came = await line.leave_all()
 
-        first = [name.split("-")[0] for name in came[1:33]]  # the first one did not wait
-        assert Counter(first) == {"high": 28, "bulk": 3, "normal": 1}
-        assert [first[number] for number in (7, 15, 23, 31)] == ["bulk", "bulk", "bulk", "normal"]
+        assert Counter(name.split("-")[0] for name in came[:33]) == {"high": 29, "bulk": 2, "normal": 2}
+        assert came[8:33:8] == ["bulk-a", "normal-a", "bulk-b", "normal-b"]  # the first one did not wait
+
+    run(scenario)
+
+
+def test_who_has_waited_long_comes_every_second_time() -> None:
+    async def scenario() -> None:
+        line = Line(1)
+        await line.come(Lane.HIGH, "now")
+        await line.come(Lane.BULK, "bulk-1", "bulk-2")
+        line.clock.now += 60
+        await line.come(Lane.BULK, "bulk-3")
+        await line.come(Lane.HIGH, *(f"high-{number}" for number in range(4)))
+
+        assert await line.leave_all() == [
+            "now", "high-0", "bulk-1", "high-1", "bulk-2", "high-2", "high-3", "bulk-3",
+        ]  # fmt: skip
 
     run(scenario)
 

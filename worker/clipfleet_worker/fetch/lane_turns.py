@@ -1,13 +1,15 @@
 """So many at a time, those of the best lane first: what waits for turns at hosts and stores.
 
 A URL that somebody waits for must not stand in line behind the thousands that a bulk job has at the same
-host. As with claims, every 8th turn that is handed on goes to the lowest lane that waits, so that none
-starves. The fetchers do not know whose item they get: its lane stands in the context of its tasks.
+host. But every 8th turn that is handed on goes to whoever has waited longest in the other lanes, so that none
+of them starves, and every 2nd once that was long: the time of his chunk runs, and at its end the item fails.
+The fetchers do not know whose item they get: its lane stands in the context of its tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,7 +17,9 @@ from contextvars import ContextVar
 from clipfleet.contract import Lane
 from clipfleet_worker.fetch.turn_waits import waiting_for
 
-_EVERY_FROM_THE_BOTTOM = 8
+_EVERY_FROM_BELOW = 8
+_EVERY_THAT_WAITED_LONG = 2
+_LONG_SECONDS = 20.0  # a ninth of a chunk's time, by default
 
 _Turn = asyncio.Future[None]
 
@@ -32,14 +36,15 @@ class LaneTurns:
 
     Args:
         limit: how many may have a turn at a time; asked anew with each turn.
+        monotonic: the clock, in seconds.
     """
 
     __slots__ = ("_active", "_limit", "_waiting")
 
-    def __init__(self, limit: Callable[[], int]) -> None:
+    def __init__(self, limit: Callable[[], int], *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._active = 0
-        self._waiting = _Waiting()
+        self._waiting = _Waiting(monotonic)
 
     @property
     def is_idle(self) -> bool:
@@ -81,29 +86,44 @@ class LaneTurns:
 class _Waiting:
     """Who waits, by lane; of a lane the first come goes first. Cancelled ones may be among them."""
 
-    __slots__ = ("_by_lane", "_handed_on")
+    __slots__ = ("_by_lane", "_handed_on", "_monotonic")
 
-    def __init__(self) -> None:
-        self._by_lane: dict[Lane, OrderedDict[_Turn, None]] = {}  # there are as many of us as busy hosts
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        # With the time when each came. There are as many of us as busy hosts.
+        self._by_lane: dict[Lane, OrderedDict[_Turn, float]] = {}
         self._handed_on = 0
+        self._monotonic = monotonic
 
     def __bool__(self) -> bool:
         return any(self._by_lane.values())
 
     def add(self, lane: Lane, turn: _Turn) -> None:
-        self._by_lane.setdefault(lane, OrderedDict())[turn] = None
+        self._by_lane.setdefault(lane, OrderedDict())[turn] = self._monotonic()
 
     def forget(self, lane: Lane, turn: _Turn) -> None:
         self._by_lane[lane].pop(turn, None)
 
     def pop(self) -> _Turn | None:
         """Who comes next."""
-        is_from_the_bottom = (self._handed_on + 1) % _EVERY_FROM_THE_BOTTOM == 0
-        for lane in reversed(Lane) if is_from_the_bottom else Lane:
-            waiting = self._by_lane.get(lane)
-            while waiting:
-                turn, _ = waiting.popitem(last=False)
-                if not turn.done():
-                    self._handed_on += 1
-                    return turn
-        return None
+        lanes = [lane for lane in Lane if self._has(lane)]
+        if not lanes:
+            return None
+        self._handed_on += 1
+        comes = lanes[0]
+        if len(lanes) > 1:
+            came, longest = min((next(iter(self._by_lane[lane].values())), lane) for lane in lanes[1:])
+            is_long = self._monotonic() - came > _LONG_SECONDS
+            if self._handed_on % (_EVERY_THAT_WAITED_LONG if is_long else _EVERY_FROM_BELOW) == 0:
+                comes = longest
+        turn, _ = self._by_lane[comes].popitem(last=False)
+        return turn
+
+    def _has(self, lane: Lane) -> bool:
+        """Whether somebody waits in it; those at its head that were cancelled are forgotten."""
+        waiting = self._by_lane.get(lane)
+        while waiting:
+            turn = next(iter(waiting))
+            if not turn.done():
+                return True
+            del waiting[turn]
+        return False
