@@ -398,6 +398,15 @@ def test_each_eighth_claim_looks_from_the_bottom_so_that_no_lane_starves(ledger:
     assert order == (["high"] * 7 + ["bulk"]) * 2
 
 
+def test_the_lane_in_the_middle_does_not_starve_between_the_others(ledger: Ledger) -> None:
+    for lane in (Lane.HIGH, Lane.NORMAL, Lane.BULK):
+        add_job(ledger, lane.value, chunks=40, lane=lane)
+
+    order = [claim(ledger).job_id for _ in range(32)]
+
+    assert order == (["high"] * 7 + ["bulk"] + ["high"] * 7 + ["normal"]) * 2
+
+
 def test_only_claims_that_find_something_count_for_ageing(ledger: Ledger) -> None:
     for _ in range(7):
         assert try_claim(ledger) is None

@@ -1,6 +1,6 @@
 -- Lease the best due chunk. ARGV: token, lease_ms, #lanes, lane..., #models, model..., excluded job...
--- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves. Jobs of a lane take
--- turns.
+-- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves: first into the lowest, the
+-- next time into the one above it. Jobs of a lane take turns.
 -- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
 -- chunk_size, retry_codes, created_ms, traceparent} where more = 1 if work remains for another claim.
 local token, lease_ms, now = ARGV[1], tonumber(ARGV[2]), now_ms()
@@ -134,11 +134,14 @@ if earlier then
   return found.answer
 end
 local turn = tonumber(redis.call('GET', TURNS) or '0') + 1  -- counted once something is found
-local from, to, step = first_lane, last_lane, 1
-if turn % 8 == 0 then from, to, step = last_lane, first_lane, -1 end
+local lanes = {unpack(ARGV, first_lane, last_lane)}
+if turn % 8 == 0 then
+  for i = 1, #lanes do lanes[i] = ARGV[last_lane + 1 - i] end
+  if turn % 16 == 0 and #lanes > 2 then lanes[1], lanes[2] = lanes[2], lanes[1] end
+end
 local job, found, own_queue
-for lane = from, to, step do
-  job, found, own_queue = try_lane(ARGV[lane], turn)
+for _, lane in ipairs(lanes) do
+  job, found, own_queue = try_lane(lane, turn)
   if job then break end
 end
 if not job then return {} end
