@@ -200,8 +200,7 @@ class ModelLedger:
             job_id, number = self._claimed[token]
             chunk = self.jobs[job_id].chunks[number]
             return {(job_id, number)} if _owns(chunk, token) else set()
-        turn = self.turns + 1
-        for lane in lanes if turn % AGEING else reversed(lanes):
+        for lane in _order(lanes, self.turns + 1):
             choices = {
                 (job_id, number)
                 for job_id, job in self.jobs.items()
@@ -476,3 +475,11 @@ class ModelLedger:
 
 def _owns(chunk: ModelChunk, token: str) -> bool:
     return chunk.place is Place.LEASED and chunk.token == token
+
+
+def _order(lanes: Sequence[Lane], turn: int) -> Sequence[Lane]:
+    """In which a claim looks into lanes, which come best first."""
+    if turn % AGEING:
+        return lanes
+    lowest, *others = reversed(lanes)
+    return lanes[::-1] if turn % (2 * AGEING) or len(lanes) < 3 else [others[0], lowest, *others[1:]]
