@@ -804,6 +804,19 @@ def test_of_two_workers_with_the_same_chunk_the_second_finds_it_complete(
     assert ledger.status("job").ok == 10
 
 
+def test_what_is_said_of_a_chunk_by_who_lost_it_leaves_no_trouble_of_it(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    add_job(ledger, chunks=2)
+    first = claim(ledger)
+    lose(ledger, redis_client, first)
+    assert claim(ledger).losses == 1
+
+    assert complete(ledger, first) == "done"
+
+    assert not redis_client.exists(keys.job("job", keys.TROUBLES))
+
+
 def test_the_worker_whose_chunk_another_completed_has_lost_its_lease(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:

@@ -8,9 +8,9 @@
 -- (another generation), 'cancelled' or 'missing'.
 local job, chunk, token, FIRST_CODE = ARGV[1], ARGV[2], ARGV[3], 12
 local state, next_chunk, generation, sealed, staged_chunks, done_chunks, ok, failed, ran, ran_failed, measured,
-  result_ttl_ms, outage_since, max_error_rate = unpack(redis.call('HMGET', job_key(job), 'state', 'next_chunk',
+  result_ttl_ms, outage_since, max_error_rate, has_troubles = unpack(redis.call('HMGET', job_key(job), 'state', 'next_chunk',
   'generation', 'sealed', 'staged_chunks', 'done_chunks', 'ok', 'failed', 'ran', 'ran_failed', 'measured',
-  'result_ttl_ms', 'outage_since', 'max_error_rate'))
+  'result_ttl_ms', 'outage_since', 'max_error_rate', 'has_troubles'))
 local refused = refusal(job, chunk, ARGV[4], state, next_chunk, generation)
 local keeps_rows = result_ttl_ms ~= false  -- a worker has brought them
 if keeps_rows and not refused and redis.call('HLEN', pending_key(job, token, ROWS)) ~= ARGV[5] + ARGV[6] then
@@ -27,7 +27,8 @@ if not refused then
   ran, ran_failed = sum(ran, ARGV[7]), sum(ran_failed, ARGV[8])
   redis.call('ZREM', LEASES, lease_name(job, chunk))
   local was_leased = redis.call('HDEL', job_key(job, OWNERS), chunk) == 1
-  if ARGV[10] == '1' or not was_leased then  -- else it is in neither: a chunk is leased or due
+  -- Else it is in neither: a chunk is leased or due, and no other worker has had it since.
+  if has_troubles or ARGV[10] == '1' or not was_leased then
     redis.call('ZREM', job_key(job, DUE), chunk)
     redis.call('HDEL', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
   end

@@ -2,8 +2,8 @@
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
 -- reason retry_codes draft_token seconds:<stage> max_error_rate; of this generation: carried (rows ready before it) ran
--- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`); and of a job whose rows
--- live here job_ttl_ms result_ttl_ms row_schema
+-- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`) has_troubles; and of a
+-- job whose rows live here job_ttl_ms result_ttl_ms row_schema
 --
 -- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
 -- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
@@ -133,6 +133,7 @@ local function owns(job, chunk, token)
 end
 
 local function count_trouble(job, chunk, kind)
+  redis.call('HSET', job_key(job), 'has_troubles', 1)
   return redis.call('HINCRBY', job_key(job, TROUBLES), chunk .. ':' .. kind, 1)
 end
 
@@ -268,7 +269,7 @@ end
 local function apply_draft(job, from)
   redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
     job_key(job, CODES))
-  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'meters', 'measured')
+  redis.call('HDEL', job_key(job), 'starved_since', 'starved_ms', 'meters', 'measured', 'has_troubles')
   for draft, suffix in pairs({[DRAFT_DONE] = DONE, [DRAFT_DUE] = DUE}) do
     if redis.call('EXISTS', job_key(job, draft)) == 1 then
       redis.call('RENAME', job_key(job, draft), job_key(job, suffix))
