@@ -20,14 +20,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from clipfleet.contract import DecodeRoute
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder, PixelSpec
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
+from ops.bench.decode import spec_of
 from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 from tests.support.pictures import encoded, picture
@@ -50,7 +49,7 @@ def main() -> int:
         for side in _SIDES:
             paths = _pictures(Path(folder), side)
             for size in _MODEL_SIZES:
-                alone, ratio = measure(paths, _spec(size), options.rounds)
+                alone, ratio = measure(paths, spec_of(size), options.rounds)
                 table.row(size, side, 1e6 * alone, ratio)
     return report.exit_code
 
@@ -95,19 +94,6 @@ def _pictures(folder: Path, side: int) -> list[str]:
     for number, path in enumerate(paths):
         path.write_bytes(encoded(picture(number, side, side * 3 // 4), quality=85))
     return [str(path) for path in paths]
-
-
-def _spec(size: int) -> PixelSpec:
-    return PixelSpec(
-        width=size,
-        height=size,
-        interpolation="bicubic",
-        resize_mode="shortest",
-        fill_colour=0,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        exact=lambda image: image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC),
-    )
 
 
 if __name__ == "__main__":

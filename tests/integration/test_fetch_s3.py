@@ -11,14 +11,12 @@ import base64
 import hashlib
 import socket
 import ssl
-import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -32,6 +30,7 @@ from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarObjectFetcher
 from tests.support.http_site import CERTIFICATE
+from tests.support.raw_server import RawServer
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 
@@ -225,7 +224,7 @@ def test_credentials_that_change_are_found(
     asyncio.run(run())
 
 
-class RawStore:
+class RawStore(RawServer):
     """A store that sends what it is told to, byte by byte; each answer ends its connection.
 
     Args:
@@ -234,38 +233,21 @@ class RawStore:
     """
 
     def __init__(self, answers: dict[str, bytes], tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(())
         self._answers = answers
         self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
         self.requests: list[str] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listener.close()
 
     @property
     def host(self) -> str:
         """Address and port."""
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection, suppress(OSError):
-                self._answer(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+        return f"127.0.0.1:{self.port}"
 
     def _answer(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            self._answer_one(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+
+    def _answer_one(self, connection: socket.socket) -> None:
         head = b""
         while b"\r\n\r\n" not in head and (part := connection.recv(65_536)):
             head += part

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from clipfleet_worker.fetch.host_turns import HostTurns
+from tests.support.scenarios import run, settle
 
 
 class Visits:
@@ -37,16 +37,8 @@ class Visits:
         return await self.settled()
 
     async def settled(self) -> list[int]:
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await settle()
         return sorted(self.inside)
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await asyncio.wait_for(scenario(), 30)
-
-    asyncio.run(main())
 
 
 def test_first_come_first_served_and_never_more_than_allowed() -> None:

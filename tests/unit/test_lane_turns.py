@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 
 from clipfleet.contract import Lane
 from clipfleet_worker.fetch.host_turns import HostTurns
 from clipfleet_worker.fetch.lane_turns import LaneTurns, tell_lane
 from tests.support.doubles import Clock
+from tests.support.scenarios import run, settle
 
 
 class Line:
@@ -48,18 +48,6 @@ class Line:
             await self._leave[name].wait()
         finally:
             self.turns.release()
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await asyncio.wait_for(scenario(), 30)
-
-    asyncio.run(main())
 
 
 def test_the_best_lane_goes_first_and_of_a_lane_the_first_come() -> None:
