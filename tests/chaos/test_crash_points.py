@@ -62,8 +62,10 @@ class Bench:
         return self.cluster.folder / "pictures"
 
     def dies_at(self, point: str, passage: int) -> WorkerProcess:
-        """Freeze the spare; a worker starts that will die."""
+        """Freeze the spare; a worker starts that will die, and hears every hint from now on."""
         self.spare.freeze()
+        with connect(self.cluster.server.url) as server:
+            wait_until(lambda: not server.info("clients")["blocked_clients"], "the spare hears no hint", 20)
         return self.cluster.start_worker(program=(CRASHING, point, str(passage)))
 
     def is_exact_after(self, worker: WorkerProcess, job: JobHandle, total: int, what: str) -> None:
@@ -113,8 +115,11 @@ def bench(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(autouse=True)
-def _the_spare_is_thawed(bench: Bench) -> Iterator[None]:
+def _only_the_spare_is_left(bench: Bench) -> Iterator[None]:
     yield
+    for worker in bench.cluster.workers:
+        if worker is not bench.spare:  # in the next test it would take what is another's
+            worker.kill()
     bench.spare.thaw()
 
 
