@@ -20,6 +20,7 @@ from clipfleet.errors import UsageError
 from clipfleet_worker.backends import Towers, cpu_backends
 from clipfleet_worker.backends.attention import DirectAttention, keep_batch_first
 from clipfleet_worker.backends.openvino_backend import CompiledTower, Unconvertible
+from clipfleet_worker.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.testing import FakeEncoder
 from tests.unit.test_model import TinyModule, tokenizer
@@ -62,6 +63,19 @@ class TestChoice:
 
         assert cpu_backends.cpu_backends(setting)(towers, "cpu").name == chosen
 
+    @pytest.mark.parametrize(
+        ("module", "chosen"),
+        [
+            (torch.nn.Linear(2, 2), SideBySideBackend),
+            (torch.nn.Sequential(torch.nn.Linear(2, 2), TinyModule()), TorchBackend),
+        ],
+    )
+    def test_a_model_whose_parts_are_not_known_has_one_pass_at_a_time(
+        self, module: torch.nn.Module, chosen: type
+    ) -> None:
+        # They might keep something between two calls.
+        assert type(cpu_backends.cpu_backends("torch")(towers_of(module), "cpu")) is chosen
+
     def test_another_device_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cpu_backends, "find_spec", lambda name: object())
 
@@ -93,7 +107,7 @@ class TestChoice:
         with caplog.at_level(logging.WARNING):
             backend = cpu_backends.cpu_backends("openvino")(TOWERS, "cpu")
 
-        assert isinstance(backend, TorchBackend)
+        assert isinstance(backend, SideBySideBackend)
         assert [record.getMessage() for record in caplog.records] == [
             "torch runs this model, OpenVINO cannot: no such operation"
         ]

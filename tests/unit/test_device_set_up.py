@@ -11,6 +11,7 @@ from clipfleet_worker.backends.cuda_backend import CudaBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.settings import WorkerSettings
+from tests.unit.test_cpu_backends import towers_of
 
 
 def settings(**values: object) -> WorkerSettings:
@@ -27,7 +28,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_the_processor_torch_runs_smaller_batches() -> None:
     found = make_device_set_up(settings(device="cpu", backend="torch"))
 
-    assert (found.name, found.batch_size, found.make_backend, found.jpegs) == ("cpu", 64, TorchBackend, None)
+    assert (found.name, found.batch_size, found.jpegs) == ("cpu", 64, None)
+    assert found.make_backend(towers_of(torch.nn.Linear(2, 2)), "cpu").name == "torch"
 
 
 def test_on_a_gpu_passes_are_larger_and_decoding_stays_on_the_processor(gpu: None) -> None:

@@ -28,11 +28,12 @@ from importlib.util import find_spec
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends import Backend, MakeBackend, Towers
 from clipfleet_worker.backends.openvino_backend import OpenVinoBackend, Unconvertible
+from clipfleet_worker.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.backends.torch_backend import TorchBackend
 
 log = logging.getLogger(__name__)
 
-# Modules of Python whose layers and towers were tried with OpenVINO, in both precisions.
+# Modules of Python whose layers and towers were tried with OpenVINO and side by side, in both precisions.
 _TRIED = ("torch.nn.", "open_clip.", "clipfleet_worker.", "timm.layers.", "timm.models.vision_transformer")
 
 
@@ -56,14 +57,15 @@ def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
             f"CLIPFLEET_BACKEND is openvino, which is for the CPU, but the device is {device}: "
             "set CLIPFLEET_DEVICE=cpu, or leave CLIPFLEET_BACKEND away"
         )
-    if setting == "torch" or not is_installed or device != "cpu":
+    if device != "cpu":
         return TorchBackend
+    if setting == "torch" or not is_installed:
+        return _torch
     return _automatic if setting == "auto" else _openvino_or_torch
 
 
 def _automatic(towers: Towers, device: str) -> Backend:
-    names = (f"{type(part).__module__}.{type(part).__qualname__}" for part in towers.module.modules())
-    untried = next((name for name in names if not name.startswith(_TRIED)), None)
+    untried = _untried_part(towers)
     if untried is None:
         return _openvino_or_torch(towers, device)
     log.info(
@@ -71,7 +73,18 @@ def _automatic(towers: Towers, device: str) -> Backend:
         untried,
         extra={"action": "backend_not_tried"},
     )
-    return TorchBackend(towers, device)
+    return _torch(towers, device)
+
+
+def _untried_part(towers: Towers) -> str | None:
+    names = (f"{type(part).__module__}.{type(part).__qualname__}" for part in towers.module.modules())
+    return next((name for name in names if not name.startswith(_TRIED)), None)
+
+
+def _torch(towers: Towers, device: str) -> Backend:
+    """Side by side, unless a part of the model is unknown here: it might keep something between its calls."""
+    is_known = _untried_part(towers) is None
+    return SideBySideBackend(towers, device) if is_known else TorchBackend(towers, device)
 
 
 def _openvino_or_torch(towers: Towers, device: str) -> Backend:
@@ -81,4 +94,4 @@ def _openvino_or_torch(towers: Towers, device: str) -> Backend:
         log.warning(
             "torch runs this model, OpenVINO cannot: %s", error, extra={"action": "backend_fell_back"}
         )
-        return TorchBackend(towers, device)
+        return _torch(towers, device)

@@ -48,16 +48,20 @@ class TorchBackend:
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
         """See the protocol; the features are there when it returns."""
+        return ReadyFeatures(self.encode_images(pixels))
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        """What is promised by `begin_images`; may be called by several threads."""
         import torch
 
         with torch.inference_mode(), memory_errors():
             # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
             images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             normalised = images.float().sub_(self._mean).div_(self._std).to(self._dtype)
-            return ReadyFeatures(_normalised(self._module.encode_image(normalised)))
+            return _normalised(self._module.encode_image(normalised))
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
-        """See the protocol."""
+        """See the protocol; may be called by several threads."""
         import torch
 
         with torch.inference_mode(), memory_errors():
