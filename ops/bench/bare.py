@@ -63,7 +63,10 @@ def main() -> None:
             under_way.append(model.begin_images(batch))
             return len(under_way.pop(0).result())
 
-        return rate(pass_on, seconds)
+        found = rate(pass_on, seconds)
+        for one in under_way:
+            one.result()
+        return found
 
     best = max(batches, key=lambda batch: forward_rate(batch, _SHORT_SECONDS))
     forward = forward_rate(best, options.seconds)

@@ -223,6 +223,10 @@ class Device(Recorder):
         self.begun: list[list[int]] = []
         self.asked: list[list[int]] = []  # for their results
         self.go = threading.Semaphore(0)  # one for each result
+        self.room = threading.Semaphore(
+            1
+        )  # for a batch behind the one under way; taken by a test, there is none
+        self.is_partly_idle = False  # when there is room
         self._fails_later = fails
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
@@ -231,6 +235,11 @@ class Device(Recorder):
         device = self
 
         class Pending:
+            def wait_for_room(self) -> bool:
+                assert device.room.acquire(timeout=PATIENCE_SECONDS)
+                device.room.release()
+                return device.is_partly_idle
+
             def result(self) -> np.ndarray:
                 device.asked.append(values)
                 assert device.go.acquire(timeout=PATIENCE_SECONDS)
@@ -286,7 +295,89 @@ class TestSeveralBatchesUnderWay:
         second.outcomes.wait()
         assert device.begun == [[1, 2], [3, 4]]
 
-    def test_on_the_processor_one_batch_is_over_before_the_next(self, run: Run) -> None:
+    def test_a_batch_behind_is_begun_only_when_it_would_find_room(self, run: Run) -> None:
+        # Earlier it would only keep others waiting, of a better lane.
+        batcher, device = make(2), Device()
+        device.room.acquire()
+        bulk, urgent = part(device, [1, 2, 3, 4]), part(device, [5, 6], lane=Lane.HIGH)
+        batcher.submit(bulk)
+        run(batcher)
+        wait_until(lambda: device.begun, "a batch is begun")
+
+        batcher.submit(urgent)
+        device.room.release()
+
+        wait_until(lambda: device.asked, "a result is asked for")
+        assert (device.begun, device.asked) == ([[1, 2], [5, 6]], [[1, 2]])
+        device.go.release(3)
+        bulk.outcomes.wait()
+        assert device.begun == [[1, 2], [5, 6], [3, 4]]
+
+    def test_where_some_of_the_device_is_idle_a_partial_batch_goes_behind(self, run: Run) -> None:
+        batcher, device = make(2), Device()
+        device.is_partly_idle = True
+        one = part(device, [1, 2, 3])
+        batcher.submit(one)
+
+        run(batcher)
+
+        wait_until(lambda: device.asked, "a result is asked for")
+        assert (device.begun, device.asked) == ([[1, 2], [3]], [[1, 2]])
+        device.go.release(2)
+        one.outcomes.wait()
+
+    def test_a_batch_is_delivered_before_the_room_behind_the_next_one_is_waited_for(self, run: Run) -> None:
+        batcher, device = make(2), Device()
+        first, second = part(device, [1, 2]), part(device, [3, 4])
+        batcher.submit(first)
+        batcher.submit(second)
+        run(batcher)
+        wait_until(lambda: len(device.begun) == 2, "both are begun")
+
+        device.room.acquire()  # the second one keeps all of the device busy
+        device.go.release()
+
+        first.outcomes.wait()
+        device.room.release()
+        device.go.release()
+        second.outcomes.wait()
+
+    def test_a_batch_that_is_done_is_not_kept_waiting_by_calls(self, run: Run) -> None:
+        batcher, device, log = make(2), Device(), []
+        device.is_partly_idle = True
+        device.room.acquire()
+        urgent = part(device, [1, 2], Deliveries(2, log, "features"), lane=Lane.HIGH)
+        batcher.submit(urgent)
+        run(batcher)
+        wait_until(lambda: device.begun, "a batch is begun")
+        device.go.release()
+        calls = [InThread(lambda: batcher.call(lambda: log.append("call"), Lane.BULK)) for _ in range(3)]
+        wait_until(lambda: len(batcher._calls[Lane.BULK]) == 3, "calls wait")
+
+        device.room.release()
+
+        urgent.outcomes.wait()
+        for call in calls:
+            call.result()
+        assert log == ["features", "call", "call", "call"]
+
+    def test_texts_are_delivered_before_the_next_ones_are_begun(self, run: Run) -> None:
+        log: list[str] = []
+
+        class Noted(Device):
+            def encode_texts(self, prompts: list[str]) -> np.ndarray:
+                log.append("begun")
+                return super().encode_texts(prompts)
+
+        batcher, device, outcomes = make(1), Noted(), Deliveries(2, log, "delivered")
+        batcher.submit(ItemSlice(device, Lane.NORMAL, ["red", "blue"], [0, 1], outcomes))
+
+        run(batcher)
+
+        outcomes.wait()
+        assert log == ["begun", "delivered"] * 2
+
+    def test_where_one_may_be_under_way_it_is_over_before_the_next(self, run: Run) -> None:
         batcher, encoder, log = make(1), Device(), []
         encoder.batches_in_flight = 1
         slices = [part(encoder, [n], Deliveries(1, log, f"{n}")) for n in (1, 2)]

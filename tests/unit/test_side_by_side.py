@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet_worker.backends.side_by_side import SideBySideBackend
+from clipfleet_worker.backends.side_by_side import Passes, SideBySideBackend, SideBySideBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.thread_rule import passes_side_by_side
 from tests.support.waiting import wait_until
@@ -36,6 +39,47 @@ class Watched(TinyModule):
         return super().encode_image(images)
 
 
+class Cramped(TinyModule):
+    """Has memory for so many images at a time."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.lock = threading.Lock()
+        self.others = threading.Barrier(2)
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            self.room -= len(images)
+            is_too_much = self.room < 0
+        try:
+            if is_too_much:
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+                )
+            try:
+                self.others.wait(0.2)  # stay a while, so that others come
+            except threading.BrokenBarrierError:
+                self.others.reset()
+            return super().encode_image(images)
+        finally:
+            with self.lock:
+                self.room += len(images)
+
+
+class Unequal(TinyModule):
+    """The part whose first value is 255 takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        if float(images[0, 0, 0, 0]) == 1.0:
+            assert self.go_on.wait(PATIENCE_SECONDS)
+        return super().encode_image(images)
+
+
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     """As on a machine of four cores."""
@@ -45,17 +89,21 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def backend_of(module: torch.nn.Module) -> SideBySideBackend:
+    return SideBySideBackend(towers_of(module), "cpu", Passes(THREADS))
+
+
 def pictures(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 255, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def forward_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("forward")]
+def forward_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("forward-")}
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 64])
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 64])
 def test_features_are_those_of_one_pass_in_order(count: int) -> None:
-    one, several = (make(towers_of(TinyModule()), "cpu") for make in (TorchBackend, SideBySideBackend))
+    one, several = TorchBackend(towers_of(TinyModule()), "cpu"), backend_of(TinyModule())
     tokens = torch.arange(4 * count).reshape(count, 4) + 1
 
     found = several.begin_images(pictures(count)).result()
@@ -68,24 +116,30 @@ def test_features_are_those_of_one_pass_in_order(count: int) -> None:
 def test_the_parts_of_a_batch_are_worked_on_at_the_same_time() -> None:
     module = Watched(side_by_side=2)
 
-    assert len(SideBySideBackend(towers_of(module), "cpu").begin_images(pictures(7)).result()) == 7
+    assert len(backend_of(module).begin_images(pictures(7)).result()) == 7
 
     assert sorted(module.sizes) == [3, 4]
 
 
-def test_a_second_batch_may_be_begun_before_the_first_is_there() -> None:
-    module = Watched(side_by_side=2)
-    backend = SideBySideBackend(towers_of(module), "cpu")
+def test_there_is_room_when_the_first_part_has_ended() -> None:
+    module = Unequal()
+    backend = backend_of(module)
+    batch = pictures(2)
+    batch[1] = 255
+    pending = backend.begin_images(batch)
 
-    begun = [backend.begin_images(pictures(2)) for _ in range(backend.batches_in_flight)]
+    pending.wait_for_room()
 
-    assert [len(pending.result()) for pending in begun] == [2, 2]
+    behind = backend.begin_images(pictures(1))
+    assert len(behind.result()) == 1  # while the second part of the first batch is under way
+    module.go_on.set()
+    assert len(pending.result()) == 2
 
 
 def test_each_thread_has_its_share_and_all_others_have_what_they_had() -> None:
     module, others = Watched(), []
 
-    SideBySideBackend(towers_of(module), "cpu").begin_images(pictures(8)).result()
+    backend_of(module).begin_images(pictures(8)).result()
 
     another = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
     another.start()
@@ -94,33 +148,79 @@ def test_each_thread_has_its_share_and_all_others_have_what_they_had() -> None:
     assert [*others, torch.get_num_threads()] == [THREADS, THREADS]
 
 
+@pytest.mark.parametrize(("room", "counts"), [(2, (4, 4)), (3, (4, 4)), (2, (4, 1)), (1, (1, 1))])
+def test_memory_that_is_enough_for_one_part_is_enough(room: int, counts: tuple[int, int]) -> None:
+    # None of the pictures is at fault: they must not end as failed rows.
+    backend, roomy = backend_of(Cramped(room)), backend_of(TinyModule())
+
+    begun = [backend.begin_images(pictures(count)) for count in counts]
+
+    for pending, count in zip(begun, counts, strict=True):
+        np.testing.assert_array_equal(pending.result(), roomy.begin_images(pictures(count)).result())
+
+
 def test_a_part_without_memory_is_told_when_the_result_is_asked_for() -> None:
-    module = TinyModule()
-    module.error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-    backend = SideBySideBackend(towers_of(module), "cpu")
+    backend = backend_of(Cramped(1))
 
     pending = backend.begin_images(pictures(4))
 
     with pytest.raises(MemoryError):
         pending.result()
-    module.error = None
-    assert len(backend.begin_images(pictures(4)).result()) == 4
+    assert len(backend.begin_images(pictures(1)).result()) == 1
 
 
-def test_its_threads_end_with_it() -> None:
-    before = len(forward_threads())
-    backend = SideBySideBackend(towers_of(TinyModule()), "cpu")
-    backend.warm_up()
-    assert len(forward_threads()) == before + 2
+def test_a_bug_ends_its_thread_and_with_it_a_worker_and_nobody_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    died: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: died.append(arguments.exc_value))
+    module = TinyModule()
+    module.error = TypeError("a bug")
 
-    del backend
+    with pytest.raises(TypeError, match="a bug"):
+        backend_of(module).begin_images(pictures(4)).result()
 
-    wait_until(lambda: len(forward_threads()) <= before, "the threads have ended", PATIENCE_SECONDS)
+    wait_until(lambda: len(died) == 2, "both threads have ended", PATIENCE_SECONDS)
+    assert set(died) == {module.error}
+
+
+def test_models_of_a_process_share_the_threads_which_end_with_the_last_one() -> None:
+    gc.collect()
+    before = forward_threads()
+    made = SideBySideBackends()
+    backends = [made.make(towers_of(TinyModule()), "cpu") for _ in range(2)]
+    ours = forward_threads() - before
+    assert [len(backend.begin_images(pictures(4)).result()) for backend in backends] == [4, 4]
+    assert len(ours) == 2
+
+    del made, backends
+    gc.collect()
+
+    wait_until(lambda: not ours & forward_threads(), "the threads have ended", PATIENCE_SECONDS)
+
+
+def test_on_one_core_a_pass_is_torchs_own() -> None:
+    torch.set_num_threads(1)
+
+    assert type(SideBySideBackends().make(towers_of(TinyModule()), "cpu")) is TorchBackend
+
+
+def test_a_pass_that_hangs_does_not_keep_a_process_from_its_end() -> None:
+    code = """
+import threading
+from clipfleet_worker.backends.side_by_side import Passes
+Passes(2).submit(threading.Event().wait)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, timeout=60, check=False
+    )
+
+    assert done.returncode == 0
 
 
 def test_another_device_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="cuda"):
-        SideBySideBackend(towers_of(TinyModule()), "cuda")
+        SideBySideBackend(towers_of(TinyModule()), "cuda", Passes(2))
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,8 @@ class Batcher:
                 call.run()
             elif segments:
                 self._begin(segments)
+            elif len(self._under_way) == 1 and not self._under_way[0].leaves_room:
+                self._under_way[0].wait_for_room()
             elif self._under_way:
                 self._finish(self._under_way.popleft())
         return True
@@ -189,14 +191,18 @@ class Batcher:
         self.totals = BatchTotals(self.totals.batches + 1, self.totals.items + batch.size)
 
     def _may_begin(self) -> bool:
-        """Whether the device shall have more to do. Behind a batch under way only a whole one goes.
+        """Whether the device shall have more to do.
 
-        What is there by then would gain nothing by going earlier: the device works in order.
+        Behind a batch under way that keeps all of it busy only a whole one goes: what is there by then would
+        gain nothing by going earlier. After a call who has waited for his features has them first.
         """
         if self._stopping or not self._under_way:
             return not self._stopping
-        is_room = len(self._under_way) < self._under_way[-1].batches_in_flight
-        return is_room and self._waiting_items >= self._batch_size
+        last = self._under_way[-1]
+        is_full = not last.leaves_room or len(self._under_way) >= last.batches_in_flight
+        if is_full or self._call_went_last:
+            return False
+        return self._waiting_items >= (1 if last.leaves_idle else self._batch_size)
 
     def _next_lane(self) -> Lane | None:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)

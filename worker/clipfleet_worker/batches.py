@@ -85,7 +85,7 @@ class Batch:
     """Items of one model, all images or all texts. Belongs to the batcher's thread."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        """Begin its forward pass; of a model on the processor it is over when this returns.
+        """Begin its forward pass.
 
         Args:
             segments: at least one; they have one `kind`.
@@ -95,6 +95,8 @@ class Batch:
         self._encoder, self._is_text = segments[0].slice.kind
         self._begun_at = time.monotonic()
         self._pending: PendingFeatures | None = self._begin()
+        self.leaves_room = False  # to the batch behind it
+        self.leaves_idle = False  # some of the device, until that one goes
 
     @property
     def size(self) -> int:
@@ -103,8 +105,13 @@ class Batch:
 
     @property
     def batches_in_flight(self) -> int:
-        """How many of its model's may be under way."""
-        return self._encoder.batches_in_flight
+        """How many of its model's may be under way; texts are encoded when they are begun."""
+        return 1 if self._is_text else self._encoder.batches_in_flight
+
+    def wait_for_room(self) -> None:
+        """Block until the next batch may be begun: earlier it would keep better lanes waiting for nothing."""
+        self.leaves_idle = self._pending is not None and self._pending.wait_for_room()
+        self.leaves_room = True
 
     def finish(self, idle_since: float) -> None:
         """Wait for the features and deliver them; items that fail alone, too.
@@ -161,6 +168,9 @@ class _FailedFeatures:
     """Of a batch that could not even be begun."""
 
     error: Exception
+
+    def wait_for_room(self) -> bool:
+        return False
 
     def result(self) -> np.ndarray:
         raise self.error

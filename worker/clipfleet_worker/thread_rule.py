@@ -4,11 +4,11 @@ Each has a thread per core that the worker may keep busy. The ring in front of t
 time, so that decoding threads sleep while the forward runs, and where it is not full they are what is waited
 for. `python -m ops.bench.threads` compares this with other numbers. On two cores (OpenVINO in bf16, ViT-B-32,
 three rounds, nothing else running, batches of 32), medians of ratios to the rule's rate: 1.00 where half as
-many decode and 1.01 where twice as many do, 1.04 where half as many run the forward; 0.94 with batches of 16
-and 1.10 of 64. In a whole worker batches of 64 are 1.06 to 1.2 times as fast as those of 32, and 96 and 128
-slower again, with torch as with OpenVINO. To have decoding and forward take turns, so that neither takes the
-other's cores, costs 4 to 15 %: cores that share their parts do both at once better than one after the other.
-Torch's threads are two groups, which share the parts of a batch: 1.1 times as fast, see
+many decode and 1.01 where twice as many do; 0.94 with batches of 16 and 1.10 of 64. In a whole worker batches
+of 64 are 1.06 to 1.2 times as fast as those of 32, and 96 and 128 slower again, with torch as with OpenVINO.
+To have decoding and forward take turns, so that neither takes the other's cores, costs 4 to 15 %: cores that
+share their parts do both at once better than one after the other. Torch's threads are groups, two of half the
+cores each where they are four or more, which share the parts of a batch: 1.1 to 1.2 times as fast, see
 `backends.side_by_side`.
 
 Small pictures are read and decoded by one of those threads at a time, see `decode_turns`: their C code is

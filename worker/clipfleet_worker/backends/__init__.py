@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 class PendingFeatures(Protocol):
     """Features of a batch that the device may still be working on."""
 
+    def wait_for_room(self) -> bool:
+        """Block until the next batch may be begun.
+
+        Returns:
+            Whether some of the device is idle then, so that any batch gains by going now. Else, as where
+            batches queue up before a device that works in order, only a whole one should.
+        """
+        ...
+
     def result(self) -> np.ndarray:
         """Features float32 (n, d), L2-normalised; blocks until the device has them.
 
@@ -74,6 +83,10 @@ class ReadyFeatures:
     """Features that are there already: of backends that do all their work when it is begun."""
 
     features: np.ndarray  # float32 (n, d), L2-normalised
+
+    def wait_for_room(self) -> bool:
+        """See `PendingFeatures`."""
+        return False
 
     def result(self) -> np.ndarray:
         """See `PendingFeatures`."""

@@ -23,12 +23,13 @@ ViT-B-32, and holds its weights twice.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from importlib.util import find_spec
 
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends import Backend, MakeBackend, Towers
 from clipfleet_worker.backends.openvino_backend import OpenVinoBackend, Unconvertible
-from clipfleet_worker.backends.side_by_side import SideBySideBackend
+from clipfleet_worker.backends.side_by_side import SideBySideBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 
 log = logging.getLogger(__name__)
@@ -59,21 +60,22 @@ def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
         )
     if device != "cpu":
         return TorchBackend
+    by_torch = partial(_torch, SideBySideBackends())
     if setting == "torch" or not is_installed:
-        return _torch
-    return _automatic if setting == "auto" else _openvino_or_torch
+        return by_torch
+    return partial(_automatic if setting == "auto" else _openvino_or_torch, by_torch)
 
 
-def _automatic(towers: Towers, device: str) -> Backend:
+def _automatic(by_torch: MakeBackend, towers: Towers, device: str) -> Backend:
     untried = _untried_part(towers)
     if untried is None:
-        return _openvino_or_torch(towers, device)
+        return _openvino_or_torch(by_torch, towers, device)
     log.info(
         "torch runs this model: %s was not tried with OpenVINO",
         untried,
         extra={"action": "backend_not_tried"},
     )
-    return _torch(towers, device)
+    return by_torch(towers, device)
 
 
 def _untried_part(towers: Towers) -> str | None:
@@ -81,17 +83,17 @@ def _untried_part(towers: Towers) -> str | None:
     return next((name for name in names if not name.startswith(_TRIED)), None)
 
 
-def _torch(towers: Towers, device: str) -> Backend:
+def _torch(side_by_side: SideBySideBackends, towers: Towers, device: str) -> Backend:
     """Side by side, unless a part of the model is unknown here: it might keep something between its calls."""
     is_known = _untried_part(towers) is None
-    return SideBySideBackend(towers, device) if is_known else TorchBackend(towers, device)
+    return side_by_side.make(towers, device) if is_known else TorchBackend(towers, device)
 
 
-def _openvino_or_torch(towers: Towers, device: str) -> Backend:
+def _openvino_or_torch(by_torch: MakeBackend, towers: Towers, device: str) -> Backend:
     try:
         return OpenVinoBackend(towers, device)
     except Unconvertible as error:
         log.warning(
             "torch runs this model, OpenVINO cannot: %s", error, extra={"action": "backend_fell_back"}
         )
-        return _torch(towers, device)
+        return by_torch(towers, device)

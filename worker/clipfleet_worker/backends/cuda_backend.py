@@ -122,6 +122,9 @@ class _FeaturesUnderWay:
     done: Event
     used: object  # what the device works with until then
 
+    def wait_for_room(self) -> bool:
+        return False
+
     def result(self) -> np.ndarray:
         self.done.wait()
         return np.array(self.features.numpy())  # page-locked memory is scarce: it goes back
@@ -132,6 +135,9 @@ class _FeaturesOfParts:
     """Of a batch that was too large for one; the parts are in order."""
 
     parts: Sequence[_FeaturesUnderWay]
+
+    def wait_for_room(self) -> bool:
+        return False
 
     def result(self) -> np.ndarray:
         if len(self.parts) == 1:

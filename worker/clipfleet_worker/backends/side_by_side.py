@@ -2,8 +2,8 @@
 
 Threads that share one pass wait for one another after each layer, and decoding takes a core from one of them
 again and again: all others wait for that one. Passes that share nothing do not. On two cores (Xeon with AMX,
-ViT-B-32 in bf16, four rounds), images/s of two threads to those of torch's own two on one pass of 64: 1.12
-with parts of 32, 0.90 with parts of 64; with decoding beside them, in a whole worker, 1.10 (1.07 in fp32).
+ViT-B-32 in bf16), images/s of two threads to those of torch's own two on one pass of 64: 1.12 with parts of
+32, 0.90 with parts of 64; with decoding beside them, in a whole worker, 1.13 to 1.21 (1.07 in fp32).
 
 torch is imported when a backend is made, not before.
 """
@@ -11,35 +11,59 @@ torch is imported when a backend is made, not before.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from clipfleet_worker.backends import Towers
+from clipfleet_worker.backends import Backend, Towers
 from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.bisecting import FORWARD_ERRORS
 from clipfleet_worker.thread_rule import passes_side_by_side
 
 if TYPE_CHECKING:
     import torch
 
+Pass: TypeAlias = Callable[[], np.ndarray]
+_Tasks: TypeAlias = "SimpleQueue[tuple[Pass, Future[np.ndarray]] | None]"
 
-class SideBySideBackend:
-    """See `Backend`. What it is made of must not change in a forward pass, as usual modules do not."""
 
-    name = "torch"
-    batches_in_flight = 2  # whichever thread is done with its part has another one
+class SideBySideBackends:
+    """Makes the backends of a process, which share the threads: no more run than there are cores."""
 
-    def __init__(self, towers: Towers, device: str) -> None:
+    def __init__(self) -> None:
+        self._passes: Passes | None = None
+        self._lock = threading.Lock()
+
+    def make(self, towers: Towers, device: str) -> Backend:
+        """One for a model whose modules keep nothing from call to call; on one core torch's own."""
         import torch
 
+        with self._lock:
+            threads = torch.get_num_threads()
+            if threads < 2:
+                return TorchBackend(towers, device)
+            if self._passes is None:
+                self._passes = Passes(threads)
+            return SideBySideBackend(towers, device, self._passes)
+
+
+class SideBySideBackend:
+    """See `Backend`."""
+
+    name = "torch"
+    batches_in_flight = 2  # whoever is done with his part has another one
+
+    def __init__(self, towers: Towers, device: str, passes: Passes) -> None:
         if device != "cpu":
             raise ValueError(f"parts of a batch go side by side on the processor, not on {device}")
         self._torch = TorchBackend(towers, device)
-        self._passes, threads_each = passes_side_by_side(torch.get_num_threads())
-        self._pool = _pool(self._passes, threads_each)
+        self._passes = passes
 
     def new_pixels(self, count: int) -> np.ndarray:
         """See the protocol; plain memory."""
@@ -54,41 +78,103 @@ class SideBySideBackend:
         return self._begin(self._torch.encode_texts, tokens).result()
 
     def warm_up(self) -> None:
-        """An image and a text per thread, for torch's lazy set-up."""
-        for pending in [self._pool.submit(self._torch.warm_up) for _ in range(self._passes)]:
-            pending.result()
+        """One image and one text, for torch's lazy set-up."""
+        self._torch.warm_up()
 
     def _begin(self, encode: Callable[[Any], np.ndarray], items: Any) -> PendingParts:
-        size = -(-len(items) // self._passes)
-        starts = range(0, len(items), size)
-        return PendingParts([self._pool.submit(encode, items[start : start + size]) for start in starts])
+        size = max(1, -(-len(items) // self._passes.count))
+        parts = [partial(encode, items[start : start + size]) for start in range(0, max(1, len(items)), size)]
+        return PendingParts(parts, [self._passes.submit(part) for part in parts], self._passes)
+
+
+class Passes:
+    """Threads that run forward passes, each with its share of the cores; they end when nobody has them."""
+
+    def __init__(self, threads: int) -> None:
+        """Start them.
+
+        Args:
+            threads: as many as torch has for one pass; they are shared out, others keep what they have.
+        """
+        import torch
+
+        self.count, threads_each = passes_side_by_side(threads)
+        self._tasks: _Tasks = SimpleQueue()
+        self._unfinished: set[Future[np.ndarray]] = set()
+        weakref.finalize(self, _end, self._tasks, self.count).atexit = False
+        try:
+            for number in range(self.count):
+                has_share = threading.Event()
+                # A daemon: a pass that hangs must not keep the process from its end.
+                threading.Thread(
+                    target=_run,
+                    args=(self._tasks, threads_each, has_share),
+                    name=f"forward-{number}",
+                    daemon=True,
+                ).start()
+                has_share.wait()
+        finally:
+            torch.set_num_threads(threads)  # for threads that are yet to come theirs was set, too
+
+    def submit(self, work: Pass) -> Future[np.ndarray]:
+        """Have a pass run as soon as one of the threads is free."""
+        future: Future[np.ndarray] = Future()
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        self._tasks.put((work, future))
+        return future
+
+    def wait_until_idle(self) -> None:
+        """Block until all that was submitted has ended."""
+        wait(list(self._unfinished))
 
 
 @dataclass(frozen=True, slots=True)
 class PendingParts:
     """See `PendingFeatures`: of the parts of a batch, in order."""
 
-    parts: list[Future[np.ndarray]]
+    works: Sequence[Pass]
+    futures: Sequence[Future[np.ndarray]]
+    passes: Passes
+
+    def wait_for_room(self) -> bool:
+        """See the protocol: until a thread has nothing more of this batch to do."""
+        wait(self.futures, return_when=FIRST_COMPLETED)
+        return True
 
     def result(self) -> np.ndarray:
         """See the protocol; of several parts that failed the first one tells why."""
-        return np.concatenate([part.result() for part in self.parts])
+        wait(self.futures)
+        if any(isinstance(one.exception(), MemoryError) for one in self.futures):
+            # It is enough for one pass, perhaps: that there were several is no item's fault.
+            self.passes.wait_until_idle()
+            return np.concatenate([self.passes.submit(work).result() for work in self.works])
+        return np.concatenate([one.result() for one in self.futures])
 
 
-def _pool(passes: int, threads_each: int) -> ThreadPoolExecutor:
-    """Threads whose forward passes keep so many cores busy each; they end with the pool."""
+def _run(tasks: _Tasks, threads_each: int, has_share: threading.Event) -> None:
     import torch
 
-    all_threads = torch.get_num_threads()
-    have_started = threading.Barrier(passes)
+    torch.get_num_threads()  # else the first pass would set the number of the process
+    torch.set_num_threads(threads_each)
+    has_share.set()
+    while (task := tasks.get()) is not None:
+        work, future = task
+        try:
+            features = work()
+        except FORWARD_ERRORS as error:
+            future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(
+                error
+            )  # nobody is to wait for ever, also where this is not the process's end
+            raise
+        else:
+            future.set_result(features)
+            del features
+        del task, work, future  # while it waits for work nothing here keeps a model alive
 
-    def take_share() -> None:
-        torch.get_num_threads()  # else the first pass would set the number of the process
-        torch.set_num_threads(threads_each)
-        have_started.wait()
 
-    pool = ThreadPoolExecutor(passes, thread_name_prefix="forward", initializer=take_share)
-    for started in [pool.submit(int) for _ in range(passes)]:  # all of them: none is idle before the last one
-        started.result()
-    torch.set_num_threads(all_threads)  # for threads that are yet to come it was changed, too
-    return pool
+def _end(tasks: _Tasks, count: int) -> None:
+    for _ in range(count):
+        tasks.put(None)
