@@ -292,27 +292,39 @@ class TestEmbeddings:
         assert found.min() >= 0.997
 
 
-@pytest.fixture(scope="module", params=[Precision.FP32, Precision.BF16])
-def by_openvino(request: pytest.FixtureRequest) -> LoadedModel:
-    if find_spec("openvino") is None:
+BACKENDS = [(setting, precision) for setting in ("auto", "torch") for precision in ("fp32", "bf16")]
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids="-".join)
+def by_backend(request: pytest.FixtureRequest) -> LoadedModel:
+    """As a worker loads it: OpenVINO where it is installed, torch's passes side by side."""
+    setting, precision = request.param
+    if setting == "auto" and find_spec("openvino") is None:
         service_is_missing("openvino is not installed")
-    return load_model(DEMO_MODEL, request.param, "cpu", cpu_backends("auto"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = load_model(DEMO_MODEL, Precision(precision), "cpu", cpu_backends(setting))
+    finally:
+        torch.set_num_threads(before)
+    assert model.backend_name == {"auto": "openvino", "torch": "torch"}[setting]
+    return model
 
 
-class TestOpenVino:
-    """The other backend of the processor keeps the same bars, and gives the same labels."""
+class TestBackendsOfTheProcessor:
+    """What a worker uses keeps the same bars, and gives the same labels."""
 
     def test_fast_route(
-        self, comparisons: dict[int, list[Compared]], by_openvino: LoadedModel, reference_features: np.ndarray
+        self, comparisons: dict[int, list[Compared]], by_backend: LoadedModel, reference_features: np.ndarray
     ) -> None:
-        features = by_openvino.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
+        features = by_backend.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
         found = cosines(features, reference_features)
         scaled = np.array([compared.is_scaled for compared in comparisons[64]])
 
-        print(f"\ncosines OpenVINO {by_openvino.precision}: mean {found.mean():.6f}, min {found.min():.6f}")
-        assert by_openvino.backend_name == "openvino"
+        which = f"{by_backend.backend_name} {by_backend.precision}"
+        print(f"\ncosines {which}: mean {found.mean():.6f}, min {found.min():.6f}")
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
-        if by_openvino.precision is Precision.FP32:
+        if by_backend.precision is Precision.FP32:
             assert found[~scaled].min() >= 0.9999
             assert found[scaled].min() >= 0.9995
         else:
@@ -320,23 +332,23 @@ class TestOpenVino:
             assert found.min() >= 0.997
 
     def test_labels(
-        self, by_openvino: LoadedModel, comparisons: dict[int, list[Compared]], features: np.ndarray,
+        self, by_backend: LoadedModel, comparisons: dict[int, list[Compared]], features: np.ndarray,
         demo: LoadedModel,
     ) -> None:  # fmt: skip
         """Where torch's fp32 prefers one of twenty names clearly, so does this one; texts by itself too."""
         names = [f"a drawing of a {word}" for word in _TWENTY_NAMES]
-        theirs = by_openvino.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
+        theirs = by_backend.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
         expected = features @ demo.encode_texts(names).T
-        found = theirs @ by_openvino.encode_texts(names).T
+        found = theirs @ by_backend.encode_texts(names).T
 
         best = np.sort(expected, axis=1)
-        is_clear = best[:, -1] - best[:, -2] > (1e-4 if by_openvino.precision is Precision.FP32 else 0.01)
+        is_clear = best[:, -1] - best[:, -2] > (1e-4 if by_backend.precision is Precision.FP32 else 0.01)
         assert is_clear.sum() > len(is_clear) / 3
         assert np.array_equal(found.argmax(axis=1)[is_clear], expected.argmax(axis=1)[is_clear])
         assert len(set(expected.argmax(axis=1))) > 2  # or one label would do for all
 
-    def test_the_fingerprint_is_torchs(self, by_openvino: LoadedModel) -> None:
-        assert by_openvino.fingerprint == load_model(DEMO_MODEL, by_openvino.precision, "cpu").fingerprint
+    def test_the_fingerprint_is_torchs(self, by_backend: LoadedModel) -> None:
+        assert by_backend.fingerprint == load_model(DEMO_MODEL, by_backend.precision, "cpu").fingerprint
 
 
 @pytest.mark.parametrize(
