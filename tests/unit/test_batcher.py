@@ -223,9 +223,7 @@ class Device(Recorder):
         self.begun: list[list[int]] = []
         self.asked: list[list[int]] = []  # for their results
         self.go = threading.Semaphore(0)  # one for each result
-        self.room = threading.Semaphore(
-            1
-        )  # for a batch behind the one under way; taken by a test, there is none
+        self.room = threading.Semaphore(1)  # for a batch behind; there is none while a test has taken it
         self.is_partly_idle = False  # when there is room
         self._fails_later = fails
 

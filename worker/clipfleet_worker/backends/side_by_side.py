@@ -144,12 +144,14 @@ class PendingParts:
 
     def result(self) -> np.ndarray:
         """See the protocol; of several parts that failed the first one tells why."""
-        wait(self.futures)
-        if any(isinstance(one.exception(), MemoryError) for one in self.futures):
+        lacked_memory = [isinstance(one.exception(), MemoryError) for one in self.futures]
+        if any(lacked_memory):
             # It is enough for one pass, perhaps: that there were several is no item's fault.
             self.passes.wait_until_idle()
-            return np.concatenate([self.passes.submit(work).result() for work in self.works])
-        return np.concatenate([one.result() for one in self.futures])
+        parts = zip(self.works, self.futures, lacked_memory, strict=True)
+        return np.concatenate(
+            [(self.passes.submit(work) if again else future).result() for work, future, again in parts]
+        )
 
 
 def _run(tasks: _Tasks, threads_each: int, has_share: threading.Event) -> None:
@@ -165,9 +167,8 @@ def _run(tasks: _Tasks, threads_each: int, has_share: threading.Event) -> None:
         except FORWARD_ERRORS as error:
             future.set_exception(error)
         except BaseException as error:
-            future.set_exception(
-                error
-            )  # nobody is to wait for ever, also where this is not the process's end
+            # Nobody is to wait for ever, also where a thread's end is not the process's.
+            future.set_exception(error)
             raise
         else:
             future.set_result(features)
