@@ -19,6 +19,7 @@ from clipfleet.job_spec import JobSpec
 from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.outputs import Output, open_output, output_of, output_uri
+from clipfleet.overwriting import Overwriting
 from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, log_trouble
 from clipfleet.rebuild import Rebuild
 from clipfleet.redis_store import RedisStore
@@ -40,8 +41,8 @@ class Client:
         settings: by default those of the environment.
         patience_seconds: how long a submit, a retry or a rebuild that has begun waits, in one outage, for a
             Redis that is away; 0: not at all. Other calls never wait, but for `JobHandle.wait`.
-        on_trouble: called with a line for people when that wait begins, and when it was worth it; by default
-            they are logged. It may be called in another thread.
+        on_trouble: called with a line for people when that wait begins, and when it was worth it, or when an
+            overwrite waits for workers; by default they are logged. It may be called in another thread.
         tracing: makes the spans of submits, by default as OpenTelemetry's variables say; closed with this.
         crash_points: for tests.
     """
@@ -56,6 +57,7 @@ class Client:
         crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
+        self._say = on_trouble
         self._crash_points = crash_points
         self._settings = settings or load_settings()
         self._tracing = tracing or tracing_of("clipfleet")
@@ -193,9 +195,13 @@ class Client:
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
-            submission = Submission(
-                ledger, self._hints, output, job, retention, traceparent, crash_points=self._crash_points
+            overwriting = Overwriting(
+                ledger, output, job, write_limit_seconds=self._settings.write_limit_seconds, say=self._say
             )
+            submission = Submission(
+                ledger, self._hints, output, job, retention, traceparent, self._crash_points,
+                overwriting=overwriting,
+            )  # fmt: skip
             _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite), patience)
         return self._handle(job)
 

@@ -15,7 +15,7 @@ from clipfleet.errors import (
     OutputUnavailableError,
 )
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
 
 Note = TypeVar("Note", bound=BaseModel)
 
@@ -75,7 +75,7 @@ class StagedNote:
         if not self.is_the_last:
             return False
         before, self._before = self._before, now
-        if _put_if(self._output, keys.STAGED_FILES, now, version):
+        if put_note(self._output, keys.STAGED_FILES, now, version):
             return True
         if staged_files(self._output) == before:
             raise _refused(self._output, keys.STAGED_FILES)
@@ -85,7 +85,7 @@ class StagedNote:
 def staged_files(output: Output) -> StagedFiles:
     """What a `StagedNote` wrote last, or no files. Raises `OutputDamagedError`."""
     way_out = "submit the job anew into another --output"
-    return _read(output, keys.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
+    return read_note(output, keys.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
 
 
 def note_generation(output: Output, generation: Generation) -> bool:
@@ -98,7 +98,7 @@ def note_generation(output: Output, generation: Generation) -> bool:
     before = generation_of(output)
     if before.number > generation.number:
         return False
-    if _put_if(output, keys.GENERATION, generation, version):
+    if put_note(output, keys.GENERATION, generation, version):
         return True
     if generation_of(output) == before:
         raise _refused(output, keys.GENERATION)
@@ -107,24 +107,32 @@ def note_generation(output: Output, generation: Generation) -> bool:
 
 def generation_of(output: Output) -> Generation:
     """What `note_generation` noted, or generation 0. Raises `OutputDamagedError`."""
-    return _read(output, keys.GENERATION, Generation, "remove it and try again") or Generation()
+    return read_note(output, keys.GENERATION, Generation, "remove it and try again") or Generation()
 
 
-def _put_if(output: Output, name: str, note: BaseModel, version: str | None) -> bool:
-    data = note.model_dump_json().encode()
+def put_note(output: Output, name: str, note: BaseModel, version: str | None) -> bool:
+    """Write a note over the one of this version (None: there must be none); False if it is another by now."""
+    return put_if(output, name, note.model_dump_json().encode(), version)
+
+
+def put_if(
+    output: Output, name: str, data: bytes, version: str | None, *, confirm: Confirm = unconditionally
+) -> bool:
+    """Likewise for bytes. For `confirm` see `Output`."""
     if version is None:
-        return output.create(name, data)
+        return output.create(name, data, confirm=confirm)
     with output.scratch() as path:
         with output_errors(path):
             path.write_bytes(data)
-        return output.replace_if(path, name, version)
+        return output.replace_if(path, name, version, confirm=confirm)
 
 
 def _refused(output: Output, name: str) -> OutputUnavailableError:
     return OutputUnavailableError(f"{output.uri}/{name}: was not written, though nobody else did so")
 
 
-def _read(output: Output, name: str, kind: type[Note], way_out: str) -> Note | None:
+def read_note(output: Output, name: str, kind: type[Note], way_out: str) -> Note | None:
+    """What `put_note` wrote, or None. Raises `OutputDamagedError`, which names the way out."""
     data = output.read(name)
     if data is None:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PREFIX = "clipfleet"
 QUEUE = "clipfleet"  # the Celery queue that carries hints
 WORK_TASK = "clipfleet.work"
@@ -17,6 +19,9 @@ SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may
 ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
+EARLY_END = (
+    f"{PREFIX}:early-end"  # string: the job that was cancelled or failed last, and when: workers look at it
+)
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
@@ -48,6 +53,9 @@ def job(job_id: str, suffix: str = "") -> str:
 STAGED = ":staged"  # zset: "<first_chunk>-<chunks>" of each staged file -> first chunk
 DUE = ":due"  # zset: chunk that was released or lost -> time from which it may be claimed, ms
 OWNERS = ":owners"  # hash: leased chunk -> token of its owner
+WRITERS = (
+    ":writers"  # zset: token that lost its lease, and has not said that it writes no more -> its deadline, ms
+)
 TROUBLES = ":troubles"  # hash: "<chunk>:losses|failures|waits" -> count
 CODES = ":codes"  # hash: error code -> failed rows
 STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
@@ -60,7 +68,7 @@ DRAFT_DONE = ":draft-done"  # will be `DONE`
 DRAFT_DUE = ":draft-due"  # will be `DUE`
 DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
 JOB_SUFFIXES = (
-    "", STAGED, DUE, OWNERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
+    "", STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
     DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
 )  # fmt: skip
 
@@ -83,12 +91,12 @@ def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
     names = {
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
-        "RECONCILED": RECONCILED, "BACKLOG": BACKLOG,
+        "RECONCILED": RECONCILED, "BACKLOG": BACKLOG, "EARLY_END": EARLY_END,
         "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
-        "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "TROUBLES": TROUBLES, "CODES": CODES,
-        "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS,
-        "CHUNKS": CHUNKS,
+        "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS, "TROUBLES": TROUBLES,
+        "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS,
+        "IDS": IDS, "CHUNKS": CHUNKS,
         "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]
@@ -124,10 +132,15 @@ TMP = f"{INTERNAL}/tmp"  # noqa: S108 - below the output, not the machine's
 JOB_FILE = f"{INTERNAL}/job.json"
 STAGED_FILES = f"{INTERNAL}/staged.json"  # the staged files that the ledger may know; are these all?
 GENERATION = f"{INTERNAL}/generation.json"  # the retry that was begun last
+CLEARING = f"{INTERNAL}/clearing.json"  # which submit removes the results of the job before it
 MANIFEST = "_manifest.json"
 ERRORS = "errors.jsonl"
 SUCCESS = "_SUCCESS"
+# Whoever clears an output replaces or removes the first two itself, last of all. By its footer a late part of
+# the job before is known; it goes with the sweep at the end of the job.
+KEPT_BY_CLEAR = (JOB_FILE, CLEARING, FOOTER_PREFIX)
 PART_PREFIX = "part-"
+_PART_NAME = re.compile(rf"{PART_PREFIX}\d{{8,}}\.(parquet|jsonl)")
 PART_GLOBS = {"parquet": f"{PART_PREFIX}*.parquet", "jsonl": f"{PART_PREFIX}*.jsonl"}  # by part format
 
 
@@ -139,6 +152,11 @@ def staged_file(first_chunk: int, chunks: int) -> str:
 def part(chunk_id: int, part_format: str = "parquet") -> str:
     """Name of the result file of a chunk; the format's name is its ending."""
     return f"{PART_PREFIX}{chunk_id:08d}.{part_format}"
+
+
+def is_part(name: str) -> bool:
+    """Whether a name is that of a part of some job, in any format."""
+    return _PART_NAME.fullmatch(name) is not None
 
 
 def detached_footer(part_name: str, job_id: str, content_hash: str) -> str:

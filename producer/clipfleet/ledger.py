@@ -46,7 +46,7 @@ __all__ = [
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
     "postpone_finish", "cancel", "pause", "status", "heartbeat", "farewell", "workers", "backlog",
-    "draft_begin", "draft_add", "retry", "rebuild",
+    "draft_begin", "draft_add", "retry", "rebuild", "writers",
 )  # fmt: skip
 
 _MOST_COUNTED_JOBS = 5_000  # of `backlog`: Redis takes some 20 ms for them, and serves nobody else
@@ -152,9 +152,27 @@ class Ledger:
         """
         return self._changed(job_id, self._run("cancel", job_id, "cancelled", "", ttl_seconds * 1000))
 
-    def fail(self, job_id: str, reason: str, *, ttl_seconds: int, generation: int = 0) -> None:
-        """End a job because no rows could be written in this generation of it. Idempotent."""
-        self._run("cancel", job_id, "failed", reason, ttl_seconds * 1000, generation)
+    def fail(
+        self, job_id: str, reason: str, *, ttl_seconds: int, holder: Claim | FinishClaim | None = None
+    ) -> None:
+        """End a job because no rows can be written. Idempotent.
+
+        If a `holder` of one of its chunks says so, the job ends only while that claim is held: whoever has
+        the chunk now may come through.
+        """
+        who: tuple[int | str, ...] = ()
+        if holder is not None:
+            who = (holder.chunk_id if isinstance(holder, Claim) else FINISH, holder.token)
+        self._run("cancel", job_id, "failed", reason, ttl_seconds * 1000, *who)
+
+    def writers(self, job_id: str, write_limit_seconds: float) -> tuple[int, float]:
+        """How many workers may still be inside a write of a job without a lease, and for how many seconds.
+
+        Those of an ended job are told to stop and say when they have; one that says nothing is not expected
+        any more once the deadline of its lease and `write_limit_seconds` are over.
+        """
+        count, left_ms = self._run("writers", job_id, int(write_limit_seconds * 1000))
+        return int(count), max(0, int(left_ms)) / 1000
 
     def pause(self, job_id: str, reason: str) -> tuple[bool, JobState]:
         """Stop handing out chunks of a job; those under way are finished. See `cancel` for the answer."""
@@ -353,6 +371,11 @@ class Ledger:
         flat = [part for lease in leases for part in (lease.job_id, lease.chunk, lease.token)]
         return [str(word) for word in self._run("renew", int(lease_seconds * 1000), *flat)]
 
+    def last_early_end(self) -> str:
+        """Another text whenever a job was cancelled or has failed; cheap enough to ask every second."""
+        with redis_errors(self._url):
+            return str(self._redis.get(keys.EARLY_END))
+
     def complete(
         self,
         claim: Claim,
@@ -437,7 +460,7 @@ class Ledger:
 
     def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> str:
         """Tell that the manifest is written; answers the final state, `stale` or `missing`. Idempotent."""
-        return str(self._run("finish", claim.job_id, claim.generation, ttl_seconds * 1000))
+        return str(self._run("finish", claim.job_id, claim.generation, ttl_seconds * 1000, claim.token))
 
     def postpone_finish(
         self,

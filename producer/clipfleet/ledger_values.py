@@ -35,6 +35,7 @@ class Claim:
     retry_codes: tuple[str, ...] = ()  # of a retry: the error codes of the rows to run again; empty: all
     job_created_ms: int = 0  # with id and fingerprint, what tells a job from all that were before it
     traceparent: str = ""  # of the span of its submit, if there was one
+    asked_at: float = field(default=0.0, compare=False)  # by the clock of whoever did, before the answer came
 
     @classmethod
     def of_answer(cls, token: str, answer: Sequence[Any]) -> Self:

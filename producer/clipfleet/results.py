@@ -6,6 +6,7 @@ Works while a job still runs: what is there is read. A few parts are held at a t
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import BaseModel, ValidationError
 
 from clipfleet import keys
 from clipfleet.contract import Job, PartFormat, read_job
@@ -30,11 +32,31 @@ from clipfleet.outputs import Output
 from clipfleet.part_files import OpenPart, PartFiles, part_files
 from clipfleet.parts import ItemStatus
 from clipfleet.read_ahead import read_ahead
+from clipfleet.validation import first_problem
 
 if TYPE_CHECKING:
     import numpy as np
 
 _EXAMPLE_BYTES = 1 << 20
+
+
+_PART_SUFFIXES = tuple(f".{part_format}" for part_format in PartFormat)
+
+
+class _ManifestPart(BaseModel):
+    name: str
+
+
+class _ManifestJob(BaseModel):
+    job_id: str
+
+
+class _Manifest(BaseModel):
+    """What is read of `_manifest.json`."""
+
+    job: _ManifestJob
+    finished_at: datetime
+    parts: tuple[_ManifestPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +186,8 @@ class PartRows:
 
     def finished_at(self) -> datetime | None:
         """See the protocol."""
-        data = self._output.read(keys.MANIFEST)
-        if data is None or self._output.read(keys.SUCCESS) is None:
-            return None
-        try:
-            return datetime.fromisoformat(json.loads(data)["finished_at"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST}: damaged: {error!r}") from error
+        manifest = self._manifest()
+        return None if manifest is None or self._output.read(keys.SUCCESS) is None else manifest.finished_at
 
     def early_end(self) -> EarlyEnd | None:
         """See the protocol."""
@@ -183,12 +200,15 @@ class PartRows:
         the model was known); they get the length of the others.
         """
         job = self.job()
-        part_format, names = self._part_names(job)
+        found = [name for name in self._output.names(keys.PART_PREFIX) if name.endswith(_PART_SUFFIXES)]
+        self._require_complete(job, found)
+        part_format, names = self._of_one_format(job, found)
         files = part_files(part_format, job.job_id if job else None)
-        schema = self._common_schema(files, names)
+        parts = _Parts(self._output, files, job)
+        schema = _common_schema(parts, names)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        return RowStream(schema, self._batches(files, names, schema))
+        return RowStream(schema, _batches(parts, names, schema))
 
     def failure_examples(self) -> dict[str, str]:
         """See the protocol; looks at the beginning of the finished job's list of failed rows."""
@@ -206,9 +226,9 @@ class PartRows:
                 continue  # it breaks off here, or somebody has written in it: an example less
         return examples
 
-    def _part_names(self, job: Job | None) -> tuple[PartFormat, list[str]]:
+    def _of_one_format(self, job: Job | None, names: list[str]) -> tuple[PartFormat, list[str]]:
         found: dict[PartFormat, list[str]] = {}
-        for name in self._output.names(keys.PART_PREFIX):
+        for name in names:
             for part_format in PartFormat if job is None else (job.part_format,):
                 if name.endswith(f".{part_format}"):
                     found.setdefault(part_format, []).append(name)
@@ -223,33 +243,87 @@ class PartRows:
         ((part_format, names),) = found.items()
         return part_format, names
 
-    def _common_schema(self, files: PartFiles, names: list[str]) -> pa.Schema:
-        """Schema of the first part with an ok row: one without it may not know the length of a vector."""
-        first: pa.Schema | None = None
-        for name in names:
-            with self._opened(files, name) as part:
-                if _has_ok_row(part):
-                    return part.schema
-                first = first or part.schema
-        return first
+    def _require_complete(self, job: Job | None, names: list[str]) -> None:
+        """Raise `OutputDamagedError` unless a job that was finished has all its parts here, and no others."""
+        manifest = self._manifest()
+        if manifest is None or (job is not None and job.job_id != manifest.job.job_id):
+            return  # not finished yet: what is there now is read
+        listed = {part.name for part in manifest.parts}
+        if missing := listed.difference(names):
+            raise OutputDamagedError(
+                f"{self._output.uri}/{_some(missing)} missing, though {keys.MANIFEST} lists them: "
+                f"`clipfleet retry {shlex.quote(self._output.uri)}` runs their items again"
+            )
+        if strange := set(names).difference(listed):
+            raise OutputDamagedError(
+                f"{self._output.uri}/{_some(strange)} not of job {manifest.job.job_id}, by {keys.MANIFEST}: "
+                "remove what does not belong here"
+            )
 
-    def _batches(self, files: PartFiles, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        def load(name: str) -> list[pa.RecordBatch]:
-            with self._opened(files, name) as part:
-                there = [column for column in schema.names if column in part.schema.names]
-                return [_conformed(batch, schema, name) for batch in part.batches(there)]
+    def _manifest(self) -> _Manifest | None:
+        data = self._output.read(keys.MANIFEST)
+        if data is None:
+            return None
+        try:
+            return _Manifest.model_validate_json(data)
+        except ValidationError as error:
+            problem = first_problem(error)
+            raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST} is damaged: {problem}") from None
 
-        for batches in read_ahead(load, names, depth=files.readers):
-            yield from batches
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts of one output."""
+
+    output: Output
+    files: PartFiles
+    job: Job | None  # whose they are to be, where that is known
 
     @contextmanager
-    def _opened(self, files: PartFiles, name: str) -> Iterator[OpenPart]:
+    def opened(self, name: str) -> Iterator[OpenPart]:
+        where = f"{self.output.uri}/{name}"
         try:
-            with files.open(self._output, name) as part:
+            with self.files.open(self.output, name) as part:
+                self._require_ours(part, where)
                 yield part
         except FileNotFoundError as error:
-            where = f"{self._output.uri}/{name}"
             raise OutputUnavailableError(f"{where}: was removed while it was read") from error
+
+    def _require_ours(self, part: OpenPart, where: str) -> None:
+        try:
+            identity, _ = part.footer()
+        except ValueError:  # copied without what belongs to it, or written by another program
+            return
+        if self.job is not None and identity.job_id != self.job.job_id:
+            raise OutputConflictError(
+                f"{where} belongs to job {identity.job_id}, not to {self.job.job_id}: remove it"
+            )
+
+
+def _some(names: set[str]) -> str:
+    """The first of some names, how many more there are, and the verb."""
+    return f"{min(names)} is" if len(names) == 1 else f"{min(names)} and {len(names) - 1:,} more are"
+
+
+def _common_schema(parts: _Parts, names: list[str]) -> pa.Schema:
+    """Schema of the first part with an ok row: one without it may not know the length of a vector."""
+    first: pa.Schema | None = None
+    for name in names:
+        with parts.opened(name) as part:
+            if _has_ok_row(part):
+                return part.schema
+            first = first or part.schema
+    return first
+
+
+def _batches(parts: _Parts, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def load(name: str) -> list[pa.RecordBatch]:
+        with parts.opened(name) as part:
+            there = [column for column in schema.names if column in part.schema.names]
+            return [_conformed(batch, schema, name) for batch in part.batches(there)]
+
+    for batches in read_ahead(load, names, depth=parts.files.readers):
+        yield from batches
 
 
 def _has_ok_row(part: OpenPart) -> bool:

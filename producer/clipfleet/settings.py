@@ -19,6 +19,7 @@ S = TypeVar("S", bound=BaseSettings)
 _PREFIX = "CLIPFLEET_"
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
+WRITE_LIMIT_SECONDS = 30.0  # one try to put an object into S3 ends after 25 s of silence
 DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a slip of the pen, or `inf`
 _NEAR = 0.72  # of difflib's ratio: what a slip of the finger leaves
 # Kubernetes sets these for every service whose name begins like ours.
@@ -39,6 +40,13 @@ class Settings(_Base):
     broker_url: SecretStr | None = Field(None, description="Celery broker; the ledger's Redis if not set")
     lease_seconds: float = Field(
         30.0, ge=1, le=DAY_SECONDS, description="how long a chunk stays with a worker that went silent"
+    )
+    write_limit_seconds: float = Field(
+        WRITE_LIMIT_SECONDS,
+        gt=0,
+        le=3600,
+        description="how long the write of one part may take; --overwrite waits so long after the lease of a "
+        "worker that went silent",
     )
     job_ttl_seconds: int = Field(
         7 * DAY_SECONDS, ge=60, le=3650 * DAY_SECONDS, description="how long an ended job stays in the ledger"

@@ -13,7 +13,6 @@ from clipfleet.contract import Job, JobState
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     JobConflictError,
-    JobNotFoundError,
     OutputConflictError,
     OutputUnavailableError,
     OutputUnreachableError,
@@ -21,13 +20,13 @@ from clipfleet.errors import (
     SourceChangedError,
     SourceError,
     TooManyItemsError,
-    UsageError,
     WorldError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.job_file import StagedNote, job_of
 from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
 from clipfleet.outputs import Output
+from clipfleet.overwriting import Overwriting
 from clipfleet.redis_bound import within_redis
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
@@ -48,7 +47,10 @@ class Submission:
         retention: Retention = DEFAULT_RETENTION,
         traceparent: str = "",
         crash_points: CrashPoints = NO_CRASH_POINTS,
+        *,
+        overwriting: Overwriting | None = None,
     ) -> None:
+        self._overwriting = overwriting or Overwriting(ledger, output, job)
         self._traceparent = traceparent
         self._ledger = ledger
         self._crash_points = crash_points
@@ -76,7 +78,7 @@ class Submission:
         """
         batches = _peeked(self._bounded(source))
         with naming_the_way_out():
-            must_clear = self._is_occupied(overwrite)
+            must_clear = self._overwriting.is_due(is_wanted=overwrite)
         is_new, state = self._ledger.submit(self._job, self._retention, self._traceparent)
         if state.is_final or self._ledger.status(self._job.job_id).sealed:
             if must_clear:
@@ -85,7 +87,7 @@ class Submission:
         try:
             with naming_the_way_out():
                 if must_clear:
-                    self._output.clear()
+                    self._overwriting.run()
                 self._claim_output()
             self._stage(batches)
         except SourceChangedError:
@@ -112,39 +114,6 @@ class Submission:
         if not self._job.output_is_redis:
             return batches
         return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
-
-    def _is_occupied(self, overwrite: bool) -> bool:
-        """Whether there are another job's results to be removed first.
-
-        Raises:
-            OutputConflictError: they must stay: nobody asked for their removal, or the job is not over.
-            UsageError: they are this job's own.
-        """
-        holder = job_of(self._output)
-        if holder is not None and holder.job_id == self._job.job_id:
-            if overwrite:
-                raise UsageError(
-                    f"--overwrite needs a new job id: {self._output.uri} holds {holder.job_id} itself"
-                )
-            return False
-        if holder is None and not any(self._output.names(keys.PART_PREFIX)):
-            return False
-        whose = f"job {holder.job_id}" if holder else "files named part-*"
-        if not overwrite:
-            raise OutputConflictError(
-                f"{self._output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
-            )
-        if holder is not None and self._is_unfinished(holder.job_id):
-            raise OutputConflictError(
-                f"{whose} still writes to {self._output.uri}: `clipfleet cancel {holder.job_id}` first"
-            )
-        return True
-
-    def _is_unfinished(self, job_id: str) -> bool:
-        try:
-            return not self._ledger.status(job_id).state.is_final
-        except JobNotFoundError:
-            return False
 
     def _claim_output(self) -> None:
         if self._output.create(keys.JOB_FILE, self._job.model_dump_json(indent=1).encode()):

@@ -187,7 +187,7 @@ class TestRetry:
         ledger.cancel("job", ttl_seconds=1000)
         retry(ledger, draft(2, next_chunk=1))
 
-        ledger.fail("job", "no disk", ttl_seconds=1000, generation=asleep.generation)
+        ledger.fail("job", "no disk", ttl_seconds=1000, holder=asleep)
         assert complete(ledger, asleep) == "stale"
         assert ledger.release(asleep, "failures", reason="bug") == "not_held"
         assert ledger.status("job").ok == 0

@@ -285,12 +285,13 @@ class LedgerMachine(RuleBasedStateMachine):
             elif action == "cancel":
                 assert self.ledger.cancel(job_id, ttl_seconds=TTL_SECONDS) == self.model.cancel(job_id)
             else:
-                generation = self.model.jobs[job_id].generation
-                self._fail(job_id, data.draw(st.sampled_from([generation, generation, 0])))
+                claims = [None, *(one.claim for one in self.past if one.claim.job_id == job_id)]
+                self._fail(job_id, data.draw(st.sampled_from(claims)))
 
-    def _fail(self, job_id: str, generation: int) -> None:
-        self.ledger.fail(job_id, "no disk", ttl_seconds=TTL_SECONDS, generation=generation)
-        self.model.fail(job_id, "no disk", generation)
+    def _fail(self, job_id: str, holder: Claim | None) -> None:
+        """Somebody ends a job, or a worker that could write no rows and may have lost its chunk since."""
+        self.ledger.fail(job_id, "no disk", ttl_seconds=TTL_SECONDS, holder=holder)
+        self.model.fail(job_id, "no disk", holder)
 
     # --- the worker's side ---
 

@@ -307,7 +307,16 @@ class TestNames:
 
     def test_clear_removes_what_a_job_left_and_nothing_else(self, s3: S3Bucket, output: S3Output) -> None:
         job = [keys.JOB_FILE, keys.MANIFEST, keys.ERRORS, keys.SUCCESS, "part-00000000.parquet"]
-        for name in [*job, keys.staged_file(0, 1), f"{keys.TMP}/canary-1", "notes.txt", "part-x/deep"]:
+        footer = keys.detached_footer(keys.part(0, "jsonl"), "job", "ab")
+        others = [
+            keys.staged_file(0, 1),
+            f"{keys.TMP}/canary-1",
+            footer,
+            keys.CLEARING,
+            "notes.txt",
+            "part-x/deep",
+        ]
+        for name in [*job, *others]:
             s3.put(f"jobs/one/{name}", b"x")
         for name in ("one-more/part-0", "on", "two/part-0"):
             s3.put(f"jobs/{name}", b"x")
@@ -315,8 +324,9 @@ class TestNames:
         output.clear()
         output.clear()
 
-        kept = ["jobs/on", "jobs/one-more/part-0", "jobs/one/notes.txt", "jobs/one/part-x/deep"]
-        assert s3.keys() == sorted([*kept, "jobs/two/part-0"])
+        kept = [keys.JOB_FILE, keys.CLEARING, footer, "notes.txt", "part-x/deep"]
+        elsewhere = ["jobs/on", "jobs/one-more/part-0", "jobs/two/part-0"]
+        assert s3.keys() == sorted([*elsewhere, *(f"jobs/one/{name}" for name in kept)])
 
     def test_sweep_removes_what_killed_programs_left(self, s3: S3Bucket, output: S3Output) -> None:
         known, stray = keys.staged_file(0, 2), keys.staged_file(2, 1)

@@ -185,9 +185,9 @@ class ModelLedger:
         self._end(job, JobState.CANCELLED, "")
         return True, job.state
 
-    def fail(self, job_id: str, reason: str, generation: int) -> None:
+    def fail(self, job_id: str, reason: str, holder: Claim | None) -> None:
         job = self.jobs[job_id]
-        if not job.state.is_final and job.generation == generation:
+        if not job.state.is_final and (holder is None or self.owns(holder)):
             self._end(job, JobState.FAILED, reason)
 
     # --- the worker's side ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +44,22 @@ def failed(index: int) -> dict[str, Any]:
 
 def classified(index: int) -> dict[str, Any]:
     return row(index, label="cat", score=0.75, labels=["cat", "dog"], scores=[0.75, 0.25])
+
+
+def note_manifest(
+    output: FolderOutput,
+    parts: Sequence[str],
+    *,
+    job_id: str = "j",
+    finished_at: str = "2026-11-24T13:00:30Z",
+) -> None:
+    """What a job that was finished leaves: its manifest, as far as readers look at it."""
+    manifest = {
+        "job": {"job_id": job_id},
+        "finished_at": finished_at,
+        "parts": [{"name": name} for name in parts],
+    }
+    output.replace(keys.MANIFEST, json.dumps(manifest).encode())
 
 
 def add_part(

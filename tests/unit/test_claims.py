@@ -86,7 +86,7 @@ class TestTaking:
 
         claim = bench.claims.take()
 
-        assert claim is CHUNK
+        assert claim == CHUNK
         assert bench.items.count == 30
         bench.claims.done_with(claim)
         assert bench.items.count == 0
@@ -106,7 +106,7 @@ class TestTaking:
 
         bench.items.remove(90)
 
-        assert call.result() is CHUNK
+        assert call.result() == CHUNK
 
     def test_a_hint_waits_where_the_room_that_is_left_is_kept_for_high(self, bench: Bench) -> None:
         bench.offer(Lane.NORMAL)
@@ -117,7 +117,7 @@ class TestTaking:
 
         bench.items.remove(50)
 
-        assert call.result() is CHUNK
+        assert call.result() == CHUNK
 
     def test_who_waits_there_takes_what_comes_for_high(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -129,7 +129,7 @@ class TestTaking:
 
         bench.offer(Lane.HIGH)
 
-        assert call.result() is CHUNK
+        assert call.result() == CHUNK
 
     def test_a_hint_that_comes_meanwhile_has_the_ledger_asked_at_once(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -142,7 +142,7 @@ class TestTaking:
         bench.offer(Lane.HIGH)
         second = InThread(bench.claims.take)
 
-        assert first.result() is CHUNK
+        assert first.result() == CHUNK
         bench.claims.leave()
         assert second.result() is None
 
@@ -151,7 +151,7 @@ class TestTaking:
         for _ in range(3):
             bench.offer(Lane.HIGH)
             claim = bench.claims.take()
-            assert claim is CHUNK
+            assert claim == CHUNK
             assert bench.items.wait_for_room(timeout_seconds=0) == ()
             bench.claims.done_with(claim)
         assert bench.items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
@@ -176,7 +176,7 @@ class TestUnanswered:
                 bench.claims.take()
         bench.ledger.is_away = False
         bench.offer(Lane.NORMAL)
-        assert bench.claims.take() is CHUNK
+        assert bench.claims.take() == CHUNK
         bench.claims.take()
 
         first, second, third, fourth = bench.ledger.tokens

@@ -64,9 +64,9 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     assert table(SETTINGS_PAGE, "variable", "default", "meaning") == expected
 
 
-def test_producers_read_the_first_seven_settings() -> None:
-    assert list(WorkerSettings.model_fields)[:7] == list(Settings.model_fields)
-    assert "Producers read the first seven, workers all of them." in SETTINGS_PAGE.read_text()
+def test_producers_read_the_first_eight_settings() -> None:
+    assert list(WorkerSettings.model_fields)[:8] == list(Settings.model_fields)
+    assert "Producers read the first eight, workers all of them." in SETTINGS_PAGE.read_text()
 
 
 def test_the_error_table_is_that_of_the_contract() -> None:

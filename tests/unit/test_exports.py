@@ -26,7 +26,7 @@ from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job
-from tests.support.rows import add_part, classified, embedded, failed, row
+from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
 FINISHED_AT = datetime(2026, 11, 24, 13, 0, 30, 250_000, tzinfo=UTC)
 LAYOUTS = pytest.mark.parametrize("layout", list(Layout))
@@ -49,7 +49,8 @@ def finished(output: FolderOutput) -> FolderOutput:
 
 
 def finish(output: FolderOutput) -> None:
-    output.replace(keys.MANIFEST, json.dumps({"finished_at": FINISHED_AT.isoformat()}).encode())
+    parts = list(output.names(keys.PART_PREFIX))
+    note_manifest(output, parts, job_id="job", finished_at=FINISHED_AT.isoformat())
     output.replace(keys.SUCCESS, b"")
 
 

@@ -14,13 +14,14 @@ import pytest
 from clipfleet import keys
 from clipfleet.contract import Job, JobState
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import FinishClaim, JobStatus, Ledger
-from clipfleet.outputs.folder import FolderOutput
+from clipfleet.ledger import FINISH, FinishClaim, JobStatus, Lease, Ledger
+from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.staging import StagedReader
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.leases import HeldLease
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
 
@@ -56,9 +57,19 @@ class SteppingOutput(FolderOutput):
         super().__init__(folder)
         self._steps = steps
 
-    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+    def publish(
+        self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
+    ) -> bool:
         self._steps.take(name)
-        answer = super().publish(scratch, name, replace=replace)
+        answer = super().publish(scratch, name, replace=replace, confirm=confirm)
+        self._steps.taken()
+        return answer
+
+    def replace_if(
+        self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
+    ) -> bool:
+        self._steps.take(name)
+        answer = super().replace_if(scratch, name, version, confirm=confirm)
         self._steps.taken()
         return answer
 
@@ -91,6 +102,19 @@ class FakeLedger:
         return self.word
 
 
+class FinishLease(HeldLease):
+    """Notes each part, and is interrupted at the one that the bench names."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(Lease(JOB_ID, FINISH, "token"))
+        self._bench = bench
+
+    def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+        self._bench.alive.append((stage, limit_seconds))
+        if len(self._bench.alive) > self._bench.parts_until_interrupted:
+            raise ChunkInterrupted("the worker leaves")
+
+
 class Bench:
     """A job of which every chunk has its part."""
 
@@ -107,12 +131,7 @@ class Bench:
         output = output or self.output
         context = JobContext(self.job, output, PartSink(output), StagedReader(output, job_id=self.job.job_id))
         finisher = Finisher(cast(Ledger, self.ledger), TTL_SECONDS)
-        return finisher.finish(make_finish_claim(self.job), context, self._enter)
-
-    def _enter(self, stage: str, limit_seconds: float) -> None:
-        self.alive.append((stage, limit_seconds))
-        if len(self.alive) > self.parts_until_interrupted:
-            raise ChunkInterrupted("the worker leaves")
+        return finisher.finish(make_finish_claim(self.job), context, FinishLease(self))
 
     def manifest(self) -> dict[str, Any]:
         data = self.output.read(keys.MANIFEST)

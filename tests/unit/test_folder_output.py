@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clipfleet import keys
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs import folder
 from clipfleet.outputs.folder import FolderOutput, output_errors
 
@@ -108,31 +109,36 @@ class TestObjects:
     def test_a_writer_whose_output_was_removed_is_told_so(self, output: FolderOutput) -> None:
         with output.scratch() as path:
             path.write_bytes(b"late")
-            output.clear()
+            shutil.rmtree(output.uri)
 
             with pytest.raises(OutputUnreachableError):
                 output.publish(path, "a.json")
 
-    def test_clearing_frees_the_output_last(
-        self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
+    def test_clearing_leaves_the_job_file_and_what_late_parts_are_known_by(
+        self, output: FolderOutput
     ) -> None:
-        """A job that finds it free must not find anything of the one before."""
-        notes = (keys.STAGED_FILES, keys.GENERATION, keys.staged_file(0, 1), keys.part(0))
-        for name in (keys.JOB_FILE, *notes):
+        kept = [keys.JOB_FILE, keys.CLEARING, keys.detached_footer(keys.part(0, "jsonl"), "job", "ab")]
+        gone = [keys.STAGED_FILES, keys.GENERATION, keys.staged_file(0, 1), keys.part(0), keys.SUCCESS]
+        for name in (*kept, *gone, "notes.txt"):
             output.create(name, b"x")
-        left: list[list[str]] = []
 
-        def remove(name: str) -> None:
-            if name == keys.JOB_FILE:
-                left.append([name for name in notes if output.read(name) is not None])
-            FolderOutput.remove(output, name)
-
-        monkeypatch.setattr(output, "remove", remove)
         output.clear()
 
-        assert left == [[]]
-        assert output.read(keys.JOB_FILE) is None
-        assert not Path(output.uri, keys.INTERNAL).exists()
+        assert sorted([*output.names(""), *output.names("_clipfleet/")]) == sorted([*kept, "notes.txt"])
+
+    def test_clearing_stops_where_it_is_no_longer_wanted(self, output: FolderOutput) -> None:
+        for chunk in range(3):
+            output.create(keys.part(chunk), b"x")
+        left = [2]
+
+        def confirm() -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise JobConflictError("another submit")
+
+        with pytest.raises(JobConflictError, match="another submit"):
+            output.clear(confirm=confirm)
+        assert list(output.names(keys.PART_PREFIX)) == [keys.part(2)]
 
     def test_a_home_that_is_not_there_is_an_ordinary_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import cast
@@ -18,9 +17,11 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.leases import HeldLease, LeaseKeeper, Progress
-from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
+from clipfleet_worker.watchdog import Phase
+from tests.support.doubles import Clock, InThread
 
 LEASE_SECONDS = 30.0
+WRITE_LIMIT_SECONDS = 7.0
 
 
 class FakeLedger:
@@ -30,15 +31,21 @@ class FakeLedger:
         self.words: dict[str, str] = {}
         self.is_away = False
         self.renewed: list[list[str]] = []
-        self.asked = threading.Event()
+        self.early_end = ""
+        self.on_renew: Callable[[], object] = lambda: None
 
     def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:
         assert lease_seconds == LEASE_SECONDS
         self.renewed.append([lease.chunk for lease in leases])
-        self.asked.set()
+        self.on_renew()
         if self.is_away:
             raise RedisUnavailableError("away")
         return [self.words.get(lease.chunk, "held") for lease in leases]
+
+    def last_early_end(self) -> str:
+        if self.is_away:
+            raise RedisUnavailableError("away")
+        return self.early_end
 
 
 @pytest.fixture
@@ -47,8 +54,13 @@ def ledger() -> FakeLedger:
 
 
 @pytest.fixture
-def keeper(ledger: FakeLedger) -> LeaseKeeper:
-    return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keeper(ledger: FakeLedger, clock: Clock) -> LeaseKeeper:
+    return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
 
 
 def lease(chunk: int) -> Lease:
@@ -173,6 +185,67 @@ class TestWaitingForOthers:
 
         with pytest.raises(ChunkInterrupted, match=r"load model takes more than 0.01 s"):
             held.result_of(Future(), 0.01)
+
+
+class TestConfirming:
+    """Whether the lease is certainly ours, immediately before a write that others can see."""
+
+    def test_within_the_lease_nobody_is_asked(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, clock: Clock
+    ) -> None:
+        with keeper.hold(lease(1), asked_at=clock.now) as held:
+            clock.now += LEASE_SECONDS - 0.1
+            held.confirm()
+            keeper.renew_all()
+            clock.now += LEASE_SECONDS - 0.1
+            held.confirm()
+        assert len(ledger.renewed) == 1
+
+    def test_a_worker_that_was_frozen_asks_and_goes_on_if_nobody_took_the_chunk(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, clock: Clock
+    ) -> None:
+        with keeper.hold(lease(1), asked_at=clock.now) as held:
+            clock.now += LEASE_SECONDS
+            held.confirm()
+            held.confirm()
+        assert ledger.renewed == [["1"]]
+
+    @pytest.mark.parametrize("word", ["lost", "cancelled"])
+    def test_else_it_writes_nothing(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, clock: Clock, word: str
+    ) -> None:
+        ledger.words = {"1": word}
+        with keeper.hold(lease(1), asked_at=clock.now) as held:
+            clock.now += LEASE_SECONDS
+            with pytest.raises(ChunkInterrupted, match=word):
+                held.confirm()
+
+    def test_an_interrupted_chunk_is_not_written_within_its_lease_either(
+        self, keeper: LeaseKeeper, clock: Clock
+    ) -> None:
+        with keeper.hold(lease(1), asked_at=clock.now) as held:
+            held.interrupt("cancelled")
+            with pytest.raises(ChunkInterrupted, match="cancelled"):
+                held.confirm()
+
+    def test_a_redis_that_is_away_is_waited_for_without_a_limit(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, clock: Clock
+    ) -> None:
+        ledger.is_away = True
+        phases: list[Phase] = []
+
+        def back() -> None:
+            phases.extend(keeper.phases())
+            ledger.is_away = len(ledger.renewed) < 2
+
+        ledger.on_renew = back
+        with keeper.hold(lease(1), asked_at=clock.now) as held:
+            held.enter("write", 300)
+            clock.now += LEASE_SECONDS
+            held.confirm()
+            (phase,) = keeper.phases()
+        assert [one.limit_seconds for one in phases] == [None, None]
+        assert (phase.name, phase.limit_seconds) == ("write", WRITE_LIMIT_SECONDS + 60)
 
 
 class TestPhases:
@@ -305,38 +378,56 @@ class TestLeaving:
 
 
 class TestThread:
-    def test_it_renews_by_itself_and_ends_when_told(
-        self, keeper: LeaseKeeper, ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch
+    @pytest.fixture
+    def times(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[float], list[float]]:
+        """Runs the thread's loop for so many seconds, and tells when it asked for a renewal."""
+
+        def run(seconds: float) -> list[float]:
+            began, asked = clock.now, list[float]()
+
+            def renewed() -> None:
+                asked.append(clock.now - began)
+
+            def wait(pause_seconds: float) -> bool:
+                clock.now += pause_seconds
+                return clock.now - began >= seconds
+
+            ledger.on_renew = renewed
+            monkeypatch.setattr(keeper, "_stop", SimpleNamespace(wait=wait))
+            keeper._run()
+            return asked
+
+        return run
+
+    def test_it_renews_each_third_of_a_lease(
+        self, keeper: LeaseKeeper, times: Callable[[float], list[float]]
     ) -> None:
-        stopped, waited = keeper._stop, list[float]()
-
-        def wait(seconds: float) -> bool:  # over at once the first time, then for as long as it takes
-            waited.append(seconds)
-            return len(waited) > 1 and stopped.wait(PATIENCE_SECONDS)
-
-        monkeypatch.setattr(keeper, "_stop", SimpleNamespace(wait=wait, set=stopped.set))
-        keeper.start()
-        assert ledger.asked.wait(PATIENCE_SECONDS)
-
-        keeper.stop()
-
-        assert waited == [LEASE_SECONDS / 3] * 2
-        assert ledger.renewed == [[]]
+        with keeper.hold(lease(1)):
+            times(5)  # its first look at what was cancelled
+            assert times(35) == [LEASE_SECONDS / 3, 2 * LEASE_SECONDS / 3, LEASE_SECONDS]
 
     def test_a_redis_that_is_away_is_asked_often(
-        self, keeper: LeaseKeeper, ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch
+        self, ledger: FakeLedger, times: Callable[[float], list[float]]
     ) -> None:
-        waited: list[float] = []
+        ledger.is_away = True
+        assert times(13.5) == [10, 11, 12, 13]
 
-        def wait(seconds: float) -> bool:
-            waited.append(seconds)
-            ledger.is_away = len(waited) < 3
-            return len(waited) > 3
+    def test_a_cancel_is_seen_within_a_second(
+        self, keeper: LeaseKeeper, ledger: FakeLedger, times: Callable[[float], list[float]]
+    ) -> None:
+        with keeper.hold(lease(1)) as held:
+            times(5)
+            ledger.early_end, ledger.words = "job:1764540000000", {"1": "cancelled"}
+            assert times(5) == [1]
+            with pytest.raises(ChunkInterrupted, match="cancelled"):
+                held.enter("write", 10)
 
-        monkeypatch.setattr(keeper, "_stop", SimpleNamespace(wait=wait))
-        keeper._run()
-
-        assert waited == [LEASE_SECONDS / 3, LEASE_SECONDS / 30, LEASE_SECONDS / 30, LEASE_SECONDS / 3]
+    def test_it_ends_when_told(self, keeper: LeaseKeeper) -> None:
+        keeper.start()
+        keeper.stop()
+        assert not keeper._thread.is_alive()
 
     def test_it_can_be_stopped_without_having_been_started(self, keeper: LeaseKeeper) -> None:
         keeper.stop()

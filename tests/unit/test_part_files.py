@@ -182,11 +182,37 @@ class TestJsonl:
         assert table["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
         assert table["embedding"].to_pylist() == [[0.25, -1.0], None]
 
-    @pytest.mark.parametrize("other", [replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4)])
-    def test_another_part_in_its_place_is_a_conflict_and_stays(
-        self, output: FolderOutput, other: PartIdentity
+    def test_a_late_part_of_the_job_before_is_known_by_its_footer_and_replaced(
+        self, output: FolderOutput
     ) -> None:
-        # Given a part of another job or chunk under the name of ours
+        other = replace(OURS, job_id="job-b")
+        sink(output, "job-b").write(other, rows("/theirs.jpg"), COUNTS)
+        with part_files(PartFormat.JSONL, OURS.job_id).open(output, keys.part(3, "jsonl")) as part:
+            assert part.footer() == (other, COUNTS)
+
+        assert sink(output).find(OURS) is None
+        sink(output).write(OURS, rows("/ours.jpg"), COUNTS)
+
+        assert [row["uri"] for row in jsonl_rows(output)] == ["/ours.jpg"]
+        assert sink(output).find(OURS) == COUNTS
+
+    def test_parts_of_two_generations_are_never_the_same_bytes(self, output: FolderOutput) -> None:
+        """S3 replaces by content: who saw the one must not take the other for it."""
+        sink(output).write(OURS, rows("/a.jpg", "/b.jpg"), COUNTS)
+        before = output.read(keys.part(3, "jsonl"))
+        for generation in (1, 2):
+            identity = replace(OURS, generation=generation)
+            sink(output).write(identity, rows("/a.jpg", "/b.jpg"), COUNTS, over=sink(output).older(identity))
+            after = output.read(keys.part(3, "jsonl"))
+            assert after != before
+            assert [row["uri"] for row in jsonl_rows(output)] == ["/a.jpg", "/b.jpg"]
+            before = after
+
+    def test_the_part_of_another_chunk_in_its_place_is_a_conflict_and_stays(
+        self, output: FolderOutput
+    ) -> None:
+        # Given a part of another chunk under the name of ours
+        other = replace(OURS, chunk_id=4)
         sink(output, other.job_id).write(other, rows("/theirs.jpg"), COUNTS)
         theirs = Path(output.uri, keys.part(other.chunk_id, "jsonl"))
         theirs.rename(Path(output.uri, keys.part(OURS.chunk_id, "jsonl")))
@@ -202,7 +228,7 @@ class TestJsonl:
         assert data is not None
         output.replace(keys.part(3, "jsonl"), data.replace(b"/a.jpg", b"/b.jpg"))
 
-        with pytest.raises(OutputConflictError, match="no footer of this job"):
+        with pytest.raises(OutputConflictError, match="no footer"):
             sink(output).find(OURS)
 
     def test_a_writer_that_dies_before_the_part_leaves_nothing_to_adopt(self, output: FolderOutput) -> None:

@@ -19,13 +19,14 @@ from clipfleet.outputs.parquet import footer, open_parquet
 from clipfleet.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.results import PartRows
 from clipfleet.versions import SCHEMA_VERSION
+from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.jobs import FullDisk
 
 OURS = PartIdentity("job-a", 3, 0)
 COUNTS = PartCounts(ok=1, failed=2, codes={"not_found": 1, "timeout": 1})
-OTHERS = [replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4)]
+OTHER_JOB, OTHER_CHUNK = replace(OURS, job_id="job-b"), replace(OURS, chunk_id=4)
 RETRIED = replace(OURS, generation=1)
 
 
@@ -126,16 +127,52 @@ class TestWriting:
         (winner,) = answers
         assert uris(output) == [f"/{winner}.jpg"]
 
-    @pytest.mark.parametrize("other", OTHERS)
-    def test_another_part_in_its_place_is_a_conflict_and_stays(
-        self, sink: PartSink, output: FolderOutput, other: PartIdentity
+    def test_the_part_of_another_chunk_in_its_place_is_a_conflict_and_stays(
+        self, sink: PartSink, output: FolderOutput
     ) -> None:
-        put(output, other, keys.part(3))
+        put(output, OTHER_CHUNK, keys.part(3))
 
-        with pytest.raises(OutputConflictError, match=f"job {other.job_id!r}"):
+        with pytest.raises(OutputConflictError, match=f"job {OTHER_CHUNK.job_id!r}"):
             sink.write(OURS, rows("/a.jpg"), COUNTS)
 
         assert uris(output) == ["/theirs.jpg"]
+
+    def test_a_late_part_of_the_job_before_is_replaced(self, sink: PartSink, output: FolderOutput) -> None:
+        """Its worker was frozen inside the write while the job was cancelled, and overwritten by ours."""
+        put(output, OTHER_JOB, keys.part(3))
+
+        assert sink.write(OURS, rows("/a.jpg"), COUNTS) == COUNTS
+
+        assert uris(output) == ["/a.jpg"]
+
+    def test_not_by_a_worker_whose_own_job_was_overwritten(self, output: FolderOutput) -> None:
+        put(output, OTHER_JOB, keys.part(3))
+
+        with pytest.raises(OutputUnavailableError, match="replaced or removed meanwhile"):
+            PartSink(output, is_ours=lambda: False).write(OURS, rows("/a.jpg"), COUNTS)
+
+        assert uris(output) == ["/theirs.jpg"]
+
+    def test_nothing_becomes_visible_without_the_lease(self, sink: PartSink, output: FolderOutput) -> None:
+        def confirm() -> None:
+            raise ChunkInterrupted("lost")
+
+        older = sink.write(replace(OURS, chunk_id=4), rows("/old.jpg"), COUNTS) and sink.older(
+            PartIdentity(OURS.job_id, 4, 1)
+        )
+        put(output, OTHER_JOB, keys.part(5))
+        for chunk_id, generation, over in ((3, 0, None), (4, 1, older), (5, 0, None)):
+            with pytest.raises(ChunkInterrupted, match="lost"):
+                sink.write(
+                    PartIdentity(OURS.job_id, chunk_id, generation),
+                    rows("/a.jpg"),
+                    COUNTS,
+                    over=over,
+                    confirm=confirm,
+                )
+
+        assert list(output.names(keys.PART_PREFIX)) == [keys.part(4), keys.part(5)]
+        assert uris(output) == ["/old.jpg", "/theirs.jpg"]
 
     def test_a_part_that_vanishes_meanwhile_is_written_later(
         self, sink: PartSink, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
@@ -157,17 +194,20 @@ class TestFinding:
 
         assert sink.find(OURS) == COUNTS
 
-    @pytest.mark.parametrize("other", OTHERS)
-    def test_a_part_of_somebody_else_is_a_conflict(
-        self, sink: PartSink, output: FolderOutput, other: PartIdentity
-    ) -> None:
-        put(output, other, keys.part(3))
+    def test_a_part_of_another_chunk_is_a_conflict(self, sink: PartSink, output: FolderOutput) -> None:
+        put(output, OTHER_CHUNK, keys.part(3))
 
         with pytest.raises(OutputConflictError) as caught:
             sink.find(OURS)
 
-        for word in (keys.part(3), other.job_id, f"chunk {other.chunk_id}"):
+        for word in (keys.part(3), OTHER_CHUNK.job_id, f"chunk {OTHER_CHUNK.chunk_id}"):
             assert word in str(caught.value)
+
+    def test_a_part_of_another_job_is_none(self, sink: PartSink, output: FolderOutput) -> None:
+        put(output, OTHER_JOB, keys.part(3))
+
+        assert sink.find(OURS) is None
+        assert sink.older(RETRIED) is None
 
     @pytest.mark.parametrize(
         "metadata",
@@ -291,12 +331,6 @@ class TestRetry:
         monkeypatch.setattr(output, "version", lambda name: seen)
 
         with pytest.raises(OutputUnavailableError, match="written meanwhile"):
-            sink.older(RETRIED)
-
-    def test_another_job_in_its_place_is_a_conflict(self, sink: PartSink, output: FolderOutput) -> None:
-        put(output, replace(OURS, job_id="job-b"), keys.part(3))
-
-        with pytest.raises(OutputConflictError, match="job-b"):
             sink.older(RETRIED)
 
 

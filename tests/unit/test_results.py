@@ -21,17 +21,19 @@ from clipfleet import keys, result_formats, results
 from clipfleet.contract import Job, LabelSet, SourceDescription, Task
 from clipfleet.errors import (
     OutputConflictError,
+    OutputDamagedError,
     OutputUnavailableError,
     OutputUnreachableError,
     ResultsNotReadyError,
     UsageError,
 )
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts import label_columns, part_schema
+from clipfleet.parts import PartCounts, PartIdentity, label_columns, part_schema
 from clipfleet.result_formats import ResultFormat
 from clipfleet.results import PartRows
+from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job
-from tests.support.rows import add_part, classified, embedded, failed, row
+from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
 
 def export(output: FolderOutput, form: ResultFormat, limit: int | None = None) -> bytes:
@@ -58,9 +60,56 @@ def finished(output: FolderOutput) -> FolderOutput:
     add_part(output, 2, [embedded(4, 0.25, -1.0)])
     add_part(output, 0, [failed(0), failed(1)], dimension=1)
     add_part(output, 1, [embedded(2, 0.1, 1.0), failed(3)])
-    output.create(keys.MANIFEST, b"{}")
+    note_manifest(output, [keys.part(chunk_id) for chunk_id in range(3)])
     output.create(keys.ERRORS, b"")
     return output
+
+
+class TestWholeness:
+    """A job that was finished has the parts of its manifest, and no others."""
+
+    @pytest.mark.parametrize(
+        ("gone", "words"),
+        [
+            ([1], r"part-00000001\.parquet is missing, though _manifest\.json lists .*`clipfleet retry"),
+            ([0, 2], r"part-00000000\.parquet and 1 more are missing"),
+            ([0, 1, 2], r"part-00000000\.parquet and 2 more are missing"),
+        ],
+    )
+    def test_a_missing_part_is_named(self, finished: FolderOutput, gone: list[int], words: str) -> None:
+        for chunk_id in gone:
+            finished.remove(keys.part(chunk_id))
+
+        with pytest.raises(OutputDamagedError, match=words):
+            PartRows(finished).read()
+
+    def test_also_where_the_job_file_was_not_copied_or_the_job_is_known(self, finished: FolderOutput) -> None:
+        note_job(finished)
+        finished.remove(keys.part(1))
+
+        with pytest.raises(OutputDamagedError, match="is missing"):
+            PartRows(finished).read()
+
+    def test_a_part_that_no_manifest_lists_is_refused_by_its_name(self, finished: FolderOutput) -> None:
+        add_part(finished, 7, [embedded(9, 1.0, 1.0)])
+
+        with pytest.raises(OutputDamagedError, match=r"part-00000007\.parquet is not of job j"):
+            PartRows(finished).read()
+
+    def test_a_part_of_another_job_is_refused_before_the_job_is_finished(self, output: FolderOutput) -> None:
+        note_job(output, job_id="other")
+        rows = pa.Table.from_pylist([embedded(0, 1.0, 1.0)], part_schema(2))
+        PartSink(output).write(PartIdentity("before", 0, 0), rows, PartCounts(1, 0, {}))
+
+        with pytest.raises(OutputConflictError, match=r"part-00000000\.parquet belongs to job before, not"):
+            PartRows(output).read()
+
+    def test_the_manifest_of_the_job_before_says_nothing(self, output: FolderOutput) -> None:
+        note_manifest(output, [keys.part(5)], job_id="before")
+        note_job(output)
+        add_part(output, 0, [embedded(0, 1.0, 1.0)])
+
+        assert len(list(results.rows(PartRows(output)))) == 1
 
 
 class TestReading:

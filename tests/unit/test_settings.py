@@ -33,6 +33,7 @@ GOOD: dict[str, dict[str, Any]] = {
         )
     },
     "lease_seconds": {"1": 1.0, "2.5": 2.5, str(DAY): float(DAY)},
+    "write_limit_seconds": {"0.5": 0.5, "3600": 3600.0},
     "job_ttl_seconds": {"60": 60, str(3650 * DAY): 3650 * DAY},
     "result_ttl_seconds": {"60": 60, str(3650 * DAY): 3650 * DAY},
     "quota_items": {"0": 0, "1000000": 1_000_000},
@@ -90,6 +91,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
         ("foo://host", "redis://, rediss://"), "host:6379", ("redis://host:port/0", "port"), "sentinel://host",
     ],
     "lease_seconds": ["0.9", "inf", "nan", "soon", str(DAY + 1)],
+    "write_limit_seconds": ["0", "-1", "inf", "nan", "soon", "3601"],
     "job_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
     "result_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
     "quota_items": ["-1", "1.5", "many"],

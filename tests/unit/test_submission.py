@@ -68,6 +68,9 @@ class FakeLedger:
             chunks=sum(count for _, count in self.staged),
         )  # fmt: skip
 
+    def writers(self, job_id: str, write_limit_seconds: float) -> tuple[int, float]:
+        return 0, 0.0
+
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
         return list(self.staged)
 
@@ -338,7 +341,7 @@ class TestOccupiedOutput:
     def test_an_overwriting_submit_that_was_killed_goes_on(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def killed() -> None:
+        def killed(**_: object) -> None:
             raise KeyboardInterrupt
 
         bench.occupy(JobState.COMPLETED)
@@ -371,10 +374,10 @@ class TestOccupiedOutput:
         # Given another submit that takes the output between our look and our claim
         create: Callable[..., bool] = bench.output.create
 
-        def late(name: str, data: bytes) -> bool:
+        def late(name: str, data: bytes, **options: Any) -> bool:
             monkeypatch.setattr(bench.output, "create", create)
             bench.occupy(JobState.RUNNING)
-            return create(name, data)
+            return create(name, data, **options)
 
         monkeypatch.setattr(bench.output, "create", late)
 
@@ -387,7 +390,7 @@ class TestOutput:
     def test_one_that_cannot_be_written_is_told_and_the_submit_may_be_repeated(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(*_: object) -> bool:
+        def full(*_: object, **__: object) -> bool:
             raise OutputUnavailableError("disk full")
 
         with monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
@@ -24,6 +25,7 @@ from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_tally import ChunkEnd, ChunkTally
 from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.leases import lease_clock
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult
 from clipfleet_worker.shunned_jobs import ShunnedJobs
@@ -135,13 +137,15 @@ class Claims:
         granted then would be nobody's, and count as lost.
         """
         token, self._unanswered = self._unanswered or uuid.uuid4().hex, None
+        asked_at = lease_clock()
         try:
-            return self._ledger.claim(
+            claim = self._ledger.claim(
                 token, self._lease_seconds, lanes, self._models.served(), self.shunned_jobs.current()
             )
         except RedisUnavailableError:
             self._unanswered = token
             raise
+        return claim and replace(claim, asked_at=asked_at)
 
     def done_with(self, claim: Claim) -> None:
         """Make room for the next claim."""
@@ -308,12 +312,12 @@ class Claims:
             self._release(claim, "failures", error)
 
     def fail_job(self, claim: Claim | FinishClaim, code: ErrorCode, error: BaseException) -> None:
-        """End a job whose rows cannot be written."""
+        """End a job whose rows cannot be written; not if the claim was lost meanwhile."""
         self._ledger.fail(
             claim.job_id,
             f"{code}: {error}"[:300],
             ttl_seconds=self._job_ttl_seconds,
-            generation=claim.generation,
+            holder=claim,
         )
 
     def postpone_finish(self, claim: FinishClaim, error: BaseException) -> None:

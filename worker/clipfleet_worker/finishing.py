@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from clipfleet import keys
 from clipfleet.contract import Job, JobState
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
+from clipfleet.job_file import put_if
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import output_errors
@@ -27,11 +29,12 @@ from clipfleet.read_ahead import read_ahead
 from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.job_contexts import JobContext
+from clipfleet_worker.leases import HeldLease
+
+log = logging.getLogger(__name__)
 
 _ERROR_COLUMNS = ("error_code", "error_detail")
 _PART_LIMIT_SECONDS = 300.0  # a single part that takes longer to read hangs
-
-Enter = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +57,34 @@ class Finisher:
         self._ledger = ledger
         self._job_ttl_seconds = job_ttl_seconds
 
-    def finish(self, claim: FinishClaim, context: JobContext, enter: Enter) -> str:
+    def finish(self, claim: FinishClaim, context: JobContext, lease: HeldLease) -> str:
         """Finish a claimed job; answers the ledger's word, see `Ledger.finish`.
 
         Args:
             claim: the job that is ours to finish.
             context: the same job, opened.
-            enter: called before each part, see `HeldLease.enter`.
+            lease: of the claim; confirmed before each write.
 
         Raises:
             OutputUnavailableError: parts cannot be read or files not written; the job stays `finishing`.
             OutputConflictError: something else is in the place of a part.
             ChunkInterrupted: somebody else has finished the job; it may be in its next retry by now.
         """
+        # Before anything is asked: what another finisher writes later is not replaced.
+        versions = {name: context.output.version(name) for name in (keys.ERRORS, keys.MANIFEST)}
         status = self._still_finishing(claim)
-        parts = self._write_errors(claim, context, status.chunks, enter)
+        parts = self._write_errors(claim, context, status.chunks, lease, versions[keys.ERRORS])
         self._crash_points.reach(CrashPoint.MID_FINISH)
-        manifest = _manifest(context, status, parts)
+        manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
         self._still_finishing(claim)
-        context.output.replace(keys.MANIFEST, json.dumps(manifest, indent=1).encode())
+        if not put_if(
+            context.output, keys.MANIFEST, manifest, versions[keys.MANIFEST], confirm=lease.confirm
+        ):
+            raise _overtaken(context, keys.MANIFEST)
         self._crash_points.reach(CrashPoint.MID_FINISH)
-        self._sweep(context, status.chunks, parts)
+        self._sweep(context, status.chunks, parts, lease)
         self._still_finishing(claim)
-        context.output.replace(keys.SUCCESS, b"")
+        context.output.replace(keys.SUCCESS, b"", confirm=lease.confirm)
         self._crash_points.reach(CrashPoint.MID_FINISH)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
         if word == "stale" and self._is_retried(claim):  # we slept just before the last write
@@ -96,16 +104,25 @@ class Finisher:
             raise ChunkInterrupted(f"the job is {status.state} in generation {status.generation}")
         return status
 
-    def _sweep(self, context: JobContext, chunks: int, parts: Sequence[_Part]) -> None:
-        """Remove what killed programs left; a sealed job takes no more staged files."""
+    def _sweep(self, context: JobContext, chunks: int, parts: Sequence[_Part], lease: HeldLease) -> None:
+        """Remove what killed programs left, and what late workers of a job before this one wrote."""
+        ours = {part.name for part in parts}
+        for name in context.output.names(keys.PART_PREFIX):
+            if name not in ours and keys.is_part(name):
+                lease.confirm()
+                context.output.remove(name)
+                where = f"{context.output.uri}/{name}"
+                extra = {"action": "foreign_part_removed", "job_id": context.job.job_id}
+                log.warning("%s was written late for another job: it is removed", where, extra=extra)
+        # A sealed job takes no more staged files.
         staged = self._ledger.staged_files(context.job.job_id)
         # A ledger that was lost meanwhile names none: what a rebuild needs must not go with it.
         if sum(count for _, count in staged) == chunks:
             kept = {keys.staged_file(first, count) for first, count in staged}
-            context.output.sweep(kept.union(*(part.beside for part in parts)))
+            context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=lease.confirm)
 
     def _write_errors(
-        self, claim: FinishClaim, context: JobContext, chunks: int, enter: Enter
+        self, claim: FinishClaim, context: JobContext, chunks: int, lease: HeldLease, version: str | None
     ) -> list[_Part]:
         """Write `errors.jsonl`; returns all parts."""
         parts = []
@@ -114,13 +131,22 @@ class Finisher:
             loaded = read_ahead(partial(_read_part, context), range(chunks), depth=depth)
             with output_errors(path), path.open("w", encoding="utf-8") as file, closing(loaded):
                 for _ in range(chunks):
-                    enter("finish", _PART_LIMIT_SECONDS)
+                    lease.enter("finish", _PART_LIMIT_SECONDS)
                     part, errors = next(loaded)
                     file.writelines(map(json_line, errors))
                     parts.append(part)
             self._still_finishing(claim)
-            context.output.publish(path, keys.ERRORS, replace=True)
+            if version is None:
+                is_written = context.output.publish(path, keys.ERRORS, confirm=lease.confirm)
+            else:
+                is_written = context.output.replace_if(path, keys.ERRORS, version, confirm=lease.confirm)
+        if not is_written:
+            raise _overtaken(context, keys.ERRORS)
         return parts
+
+
+def _overtaken(context: JobContext, name: str) -> ChunkInterrupted:
+    return ChunkInterrupted(f"{context.output.uri}/{name} was written by another worker meanwhile")
 
 
 def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str, Any]]]:

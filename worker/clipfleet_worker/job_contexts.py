@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,8 +53,7 @@ class JobContext:
 
     def is_held(self) -> bool:
         """Whether the output still holds this job: results that nobody needs any more are overwritten."""
-        data = self.output.read(keys.JOB_FILE)
-        return data is not None and read_job(data).is_same(self.job)
+        return _holds(self.output, self.job)
 
 
 class JobContexts:
@@ -132,7 +132,12 @@ class JobContexts:
             rows = RedisSink(self._store, crash_points=self._crash_points)
             return JobContext(job, output, rows, StagedReader(output, job_id=job_id, capacity=1))
         _check_holds(output, job)
-        sink = PartSink(output, part_files(job.part_format, job_id), crash_points=self._crash_points)
+        sink = PartSink(
+            output,
+            part_files(job.part_format, job_id),
+            is_ours=partial(_holds, output, job),
+            crash_points=self._crash_points,
+        )
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
 
     def _bound(self, output: Output) -> Output:
@@ -162,6 +167,11 @@ class JobContexts:
             raise OutputUnreachableError(
                 f"{output} is in a bucket that this worker must not use: add {bucket} to CLIPFLEET_S3_BUCKETS"
             )
+
+
+def _holds(output: Output, job: Job) -> bool:
+    data = output.read(keys.JOB_FILE)
+    return data is not None and read_job(data).is_same(job)
 
 
 def _check_holds(output: Output, job: Job) -> None:

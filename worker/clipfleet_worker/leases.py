@@ -1,4 +1,9 @@
-"""Keeping claims alive: every third of a lease one call renews all that are held and tells what was lost."""
+"""Keeping claims alive: every third of a lease one call renews all that are held and tells what was lost.
+
+Whether a lease is certainly ours is judged by this machine's clock, from the moment before the ledger was
+asked: so it ends here before it ends there. Nothing that others can see is written without
+`HeldLease.confirm`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
+from clipfleet.settings import WRITE_LIMIT_SECONDS
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.watchdog import Phase, Pulse
 
@@ -24,6 +30,15 @@ CLAIMED = "claimed"  # the stage before the first one
 _CLAIMED_LIMIT_SECONDS = 60.0  # before its first stage
 _HANG_SECONDS = 60.0  # after its limit a stage has this long before the watchdog ends the process
 _RENEW_LIMIT_SECONDS = 300.0  # a call to a Redis that is away or silent ends sooner
+_LOOK_SECONDS = (
+    1.0  # at whether a job was cancelled: its chunks are let go without waiting for the next renewal
+)
+_ASK_AGAIN_SECONDS = 1.0  # while Redis is away
+
+
+def lease_clock() -> float:
+    """Seconds that only go forward, also while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Progress:
@@ -52,6 +67,11 @@ class HeldLease:
         monotonic: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
         on_stage: Callable[[str], None] = lambda _: None,
+        *,
+        deadline: float = math.inf,
+        renew: Callable[[HeldLease], bool] = lambda _: True,
+        write_limit_seconds: float = math.inf,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         """The first stage is that it was claimed.
 
@@ -60,8 +80,17 @@ class HeldLease:
             monotonic: seconds that only go forward.
             progress: of the worker.
             on_stage: called, quickly, with the name of each stage that begins, by the thread that enters it.
+            deadline: until when it is certainly ours, by `clock`.
+            renew: asks the ledger for this lease alone; False if there was no answer.
+            write_limit_seconds: a write that takes longer hangs.
+            clock: see `lease_clock`.
         """
         self.lease = lease
+        self._deadline = deadline
+        self._renew = renew
+        self._write_limit_seconds = write_limit_seconds
+        self._clock = clock
+        self._interrupted = threading.Event()
         self._on_stage = on_stage
         self._monotonic = monotonic
         self._progress = progress or Progress(monotonic)
@@ -89,9 +118,34 @@ class HeldLease:
         self._begin(stage)
         self._limit_seconds, self._longest_seconds = limit_seconds, longest_seconds
         self._progress.note()
+        self._require_ours()
+        self._on_stage(stage)
+
+    def confirm(self) -> None:
+        """Return only while the lease is certainly ours; immediately before a write that others can see.
+
+        A lease whose deadline is over here (the process was frozen, Redis was away) is asked for at the
+        ledger, however long that takes. The write that follows may take the write limit.
+
+        Raises:
+            ChunkInterrupted: the chunk was taken from us meanwhile, or the worker leaves.
+        """
+        self._require_ours()
+        while self._clock() >= self._deadline:
+            self._limit_seconds, self._longest_seconds = math.inf, None
+            if not self._renew(self):
+                self._interrupted.wait(_ASK_AGAIN_SECONDS)
+            self._require_ours()
+        self._begin(self._stage)
+        self._limit_seconds, self._longest_seconds = self._write_limit_seconds, None
+
+    def _require_ours(self) -> None:
         if self._interruption is not None:
             raise self._interruption
-        self._on_stage(stage)
+
+    def extend(self, deadline: float) -> None:
+        """The ledger has renewed the lease, until `deadline` at least."""
+        self._deadline = deadline
 
     def is_done(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
@@ -175,6 +229,7 @@ class HeldLease:
                 return
             self._interruption = ChunkInterrupted(reason)
             callbacks = list(self._callbacks)
+        self._interrupted.set()
         for callback in callbacks:
             callback(self._interruption)
 
@@ -182,8 +237,19 @@ class HeldLease:
 class LeaseKeeper:
     """Renews what is held. While Redis is away nothing is interrupted: the lease may still be ours."""
 
-    def __init__(self, ledger: Ledger, lease_seconds: float, *, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        lease_seconds: float,
+        write_limit_seconds: float = WRITE_LIMIT_SECONDS,
+        *,
+        pulse: Pulse | None = None,
+        clock: Callable[[], float] = lease_clock,
+    ) -> None:
         self.progress = Progress()
+        self._write_limit_seconds = write_limit_seconds
+        self._clock = clock
+        self._last_early_end: str | None = None
         self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
         self._lease_seconds = lease_seconds
@@ -204,9 +270,25 @@ class LeaseKeeper:
             self._thread.join()
 
     @contextmanager
-    def hold(self, lease: Lease, on_stage: Callable[[str], None] = lambda _: None) -> Iterator[HeldLease]:
-        """Keep a lease alive for the time of the context; for `on_stage` see `HeldLease`."""
-        held = HeldLease(lease, progress=self.progress, on_stage=on_stage)
+    def hold(
+        self, lease: Lease, on_stage: Callable[[str], None] = lambda _: None, *, asked_at: float = 0.0
+    ) -> Iterator[HeldLease]:
+        """Keep a lease alive for the time of the context.
+
+        Args:
+            lease: was just claimed.
+            on_stage: see `HeldLease`.
+            asked_at: by `lease_clock`, before the ledger was asked for it.
+        """
+        held = HeldLease(
+            lease,
+            progress=self.progress,
+            on_stage=on_stage,
+            deadline=asked_at + self._lease_seconds,
+            renew=lambda one: self._renew([one]),
+            write_limit_seconds=self._write_limit_seconds,
+            clock=self._clock,
+        )
         with self._lock:
             self._held[lease.token] = held
             leaving = self._leaving
@@ -240,11 +322,24 @@ class LeaseKeeper:
             return list(self._held.values())
 
     def _run(self) -> None:
-        pause_seconds = self._lease_seconds / 3
-        while not self._stop.wait(pause_seconds):
+        period_seconds = self._lease_seconds / 3
+        pause_seconds, renewed = period_seconds, self._clock()
+        while not self._stop.wait(min(pause_seconds, _LOOK_SECONDS)):
             with self._pulse.during("renew", _RENEW_LIMIT_SECONDS):
-                was_told = self.renew_all()
-            pause_seconds = self._lease_seconds / (3 if was_told else _TRIES_PER_LEASE)
+                if self._clock() - renewed < pause_seconds and not self._has_ended_early():
+                    continue
+                renewed = self._clock()
+                pause_seconds = period_seconds if self.renew_all() else self._lease_seconds / _TRIES_PER_LEASE
+
+    def _has_ended_early(self) -> bool:
+        """Whether some job was cancelled, or failed, since the last look."""
+        if not self._held:
+            return False
+        try:
+            before, self._last_early_end = self._last_early_end, self._ledger.last_early_end()
+        except RedisUnavailableError:
+            return False
+        return before != self._last_early_end
 
     def renew_all(self) -> bool:
         """Renew once; called by the thread. False if the ledger could not be told."""
@@ -259,6 +354,10 @@ class LeaseKeeper:
                     lease.lease.chunk,
                     extra={"action": "lease_abandoned", "job_id": lease.lease.job_id},
                 )
+        return self._renew(held)
+
+    def _renew(self, held: Sequence[HeldLease]) -> bool:
+        asked_at = self._clock()
         try:
             words = self._ledger.renew([lease.lease for lease in held], self._lease_seconds)
         except RedisUnavailableError as error:
@@ -267,4 +366,6 @@ class LeaseKeeper:
         for lease, word in zip(held, words, strict=True):
             if word in ("lost", "cancelled"):
                 lease.interrupt(word)
+            else:
+                lease.extend(asked_at + self._lease_seconds)
         return True

@@ -102,7 +102,10 @@ class Worker:
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = LeaseKeeper(
-            self._ledger, settings.lease_seconds, pulse=self._watchdog.pulse("lease keeper")
+            self._ledger,
+            settings.lease_seconds,
+            settings.write_limit_seconds,
+            pulse=self._watchdog.pulse("lease keeper"),
         )
         self._watchdog.watch(self._keeper.phases)
         self._models = Models(

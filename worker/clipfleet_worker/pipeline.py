@@ -40,7 +40,9 @@ _GIVE_BACK_SECONDS = 60.0
 _PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not for a whole label set
 _ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # in which no item of the worker ends
 _LONGEST_SECONDS = 6 * 3600.0  # of a chunk behind many others on a slow device
-_WRITE_LIMIT_SECONDS = 300.0
+_PREPARE_WRITE_LIMIT_SECONDS = (
+    300.0  # the rows into a scratch file; from its first try on `HeldLease.confirm` counts
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +110,15 @@ class Pipeline:
             model, labels = self._process(
                 context.job, work.items, outcomes, lease, meter, is_suspect=is_suspect
             )
-        lease.enter(Step.WRITE, _WRITE_LIMIT_SECONDS)
-        result = self._write(claim, context, work, outcomes, model=model, labels=labels)
+        lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
+        result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
         return replace(result, meters=meter.read(lease.stage_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
-        lease.enter(Step.WRITE, _WRITE_LIMIT_SECONDS)
+        lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         work = _work(claim, context)
-        return self._write(claim, context, work, failed_outcomes(work.items.num_rows, error))
+        return self._write(claim, context, lease, work, failed_outcomes(work.items.num_rows, error))
 
     def _process(
         self,
@@ -180,6 +182,7 @@ class Pipeline:
         self,
         claim: Claim,
         context: JobContext,
+        lease: HeldLease,
         work: ChunkWork,
         outcomes: Outcomes,
         *,
@@ -200,7 +203,12 @@ class Pipeline:
         rows = work.all_rows(fresh)
         self._crash_points.reach(CrashPoint.BEFORE_WRITE)
         counts = context.sink.write(
-            _identity(claim), rows, count_rows(rows), over=work.older, token=claim.token
+            _identity(claim),
+            rows,
+            count_rows(rows),
+            over=work.older,
+            token=claim.token,
+            confirm=lease.confirm,
         )
         self._crash_points.reach(CrashPoint.AFTER_WRITE)
         seconds = {**outcomes.seconds, "write": time.monotonic() - started}

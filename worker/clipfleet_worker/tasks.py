@@ -24,7 +24,7 @@ from clipfleet_worker.claims import Claims
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.job_contexts import JobContexts
-from clipfleet_worker.leases import HeldLease, LeaseKeeper
+from clipfleet_worker.leases import HeldLease, LeaseKeeper, lease_clock
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,10 @@ class Tasks:
     def _work(self, claim: Claim) -> None:
         try:
             lease_of = Lease(claim.job_id, str(claim.chunk_id), claim.token)
-            with chunk_spans(self.tracing, claim) as on_stage, self.keeper.hold(lease_of, on_stage) as lease:
+            with (
+                chunk_spans(self.tracing, claim) as on_stage,
+                self.keeper.hold(lease_of, on_stage, asked_at=claim.asked_at) as lease,
+            ):
                 if claim.more:
                     self.hints.publish_work()
                 self._process(claim, lease)
@@ -89,10 +92,11 @@ class Tasks:
         """Finish one job whose chunks are all done; False if there was none, or if asking again is no use."""
         claim: FinishClaim | None = None
         try:
+            asked_at = lease_clock()
             claim = self.ledger.claim_finish(
                 uuid.uuid4().hex, self.lease_seconds, self.claims.shunned_jobs.current()
             )
-            return claim is not None and self._finish(claim)
+            return claim is not None and self._finish(claim, asked_at)
         except RedisUnavailableError as error:
             log.warning("no job finished: %s", error, extra={"action": "finish_failed"})
         except BaseException:
@@ -101,11 +105,12 @@ class Tasks:
             log.exception("job %s was not finished", job_id, extra=_context("finish_failed", job_id))
         return False
 
-    def _finish(self, claim: FinishClaim) -> bool:
+    def _finish(self, claim: FinishClaim, asked_at: float) -> bool:
         """Finish a claimed job; False if this worker should claim no other one."""
         try:
-            with self.keeper.hold(Lease(claim.job_id, FINISH, claim.token)) as lease:
-                word = self.finisher.finish(claim, self.contexts.get(claim), lease.enter)
+            lease_of = Lease(claim.job_id, FINISH, claim.token)
+            with self.keeper.hold(lease_of, asked_at=asked_at) as lease:
+                word = self.finisher.finish(claim, self.contexts.get(claim), lease)
         except ChunkInterrupted:
             self.ledger.postpone_finish(claim, 0)
             return False

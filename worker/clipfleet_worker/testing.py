@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
+from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.decode import PixelSpec
@@ -131,8 +132,10 @@ class MemorySink:
         *,
         over: OlderPart | None = None,
         token: str = "",
+        confirm: Confirm = unconditionally,
     ) -> PartCounts:
         """See the protocol."""
+        confirm()
         with self._lock:
             part = self._part(identity)
             if part is not None and part.identity == identity:

@@ -1,9 +1,16 @@
--- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms; of a failed one its generation.
--- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail), and so
--- does one that was retried since it failed.
-local job, state = ARGV[1], field(ARGV[1], 'state')
+-- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms; of a failed one the chunk (or 'finish')
+-- and the token of the worker that could not go on.
+-- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail). A worker
+-- that has lost its lease meanwhile cannot end the job: whoever has the chunk now may come through.
+local job, chunk, token, state = ARGV[1], ARGV[5], ARGV[6], field(ARGV[1], 'state')
+if token then redis.call('ZREM', job_key(job, WRITERS), token) end  -- it writes no more
 if not state then return {0, 'missing'} end
 if is_final(state) or (state == 'finishing' and ARGV[2] == 'cancelled') then return {0, state} end
-if ARGV[5] and field(job, 'generation') ~= ARGV[5] then return {0, state} end
+if chunk == 'finish' then
+  if field(job, 'finish_token') ~= token then return {0, state} end
+elseif chunk and not owns(job, chunk, token) then
+  return {0, state}
+end
 end_job(job, ARGV[2], ARGV[3], tonumber(ARGV[4]))
+if token then redis.call('ZREM', job_key(job, WRITERS), token) end  -- it writes no more
 return {1, ARGV[2]}

@@ -30,6 +30,7 @@ if not refused then
   -- Else it is in neither: a chunk is leased or due, and no other worker has had it since.
   if has_troubles or ARGV[10] == '1' or not was_leased then
     redis.call('ZREM', job_key(job, DUE), chunk)
+    redis.call('ZREM', job_key(job, WRITERS), token)
     redis.call('HDEL', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
   end
   redis.call('SETBIT', job_key(job, DONE), chunk, 1)
@@ -55,6 +56,7 @@ end
 
 -- Rarely:
 if refused then
+  redis.call('ZREM', job_key(job, WRITERS), token)
   drop_pending(job, token)
   return refused
 end

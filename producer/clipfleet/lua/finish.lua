@@ -1,8 +1,9 @@
--- Manifest, errors and _SUCCESS are written: the job ends. ARGV: job, generation, ttl_ms.
+-- Manifest, errors and _SUCCESS are written: the job ends. ARGV: job, generation, ttl_ms, token.
 -- Answer: the final state, 'stale' or 'missing'. Repeated: the same answer, no second event.
 local job = ARGV[1]
 local state = field(job, 'state')
 if not state then return 'missing' end
+redis.call('ZREM', job_key(job, WRITERS), ARGV[4])
 if field(job, 'generation') ~= ARGV[2] then return 'stale' end
 if is_final(state) then return state end
 if state ~= 'finishing' then return 'stale' end

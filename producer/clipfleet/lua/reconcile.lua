@@ -25,6 +25,8 @@ local function take_back(job, chunk)
   local state, lane, model = unpack(redis.call('HMGET', job_key(job), 'state', 'lane', 'model'))
   if not (state and lane and model) or is_final(state) or state == 'finishing' then return false end
   mended[job] = true
+  local token = redis.call('HGET', job_key(job, OWNERS), chunk)
+  if token then note_writer(job, token, now) end
   local times = count_trouble(job, chunk, 'losses')
   -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
   give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))

@@ -18,6 +18,10 @@ for i = 2, #ARGV, 3 do
     redis.call('ZADD', LEASES, deadline, lease_name(job, chunk))
     word = state == 'paused' and 'paused' or 'held'
   end
+  -- The worker lives, and may be inside a write until it releases the chunk.
+  if state and word ~= 'held' and word ~= 'paused' then
+    redis.call('ZADD', job_key(job, WRITERS), 'XX', deadline, token)
+  end
   answers[#answers + 1] = word
 end
 return answers

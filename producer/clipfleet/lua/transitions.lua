@@ -167,6 +167,18 @@ local function note_outage(job, reason, outage_ms)
   return now - number(job, 'outage_since') > outage_ms
 end
 
+-- A worker that has lost its lease may still be inside the write of a part: an overwrite waits for it (writers.lua).
+-- Rows that live here are not written so. Those of whom nothing was heard for two hours are forgotten, some at a time.
+local FORGET_WRITER_MS = 7200000
+
+local function note_writer(job, token, deadline_ms)
+  if lives_here(job) then return end
+  for _, old in ipairs(redis.call('ZRANGEBYSCORE', job_key(job, WRITERS), '-inf', now_ms() - FORGET_WRITER_MS, 'LIMIT', 0, 10)) do
+    redis.call('ZREM', job_key(job, WRITERS), old)
+  end
+  redis.call('ZADD', job_key(job, WRITERS), deadline_ms, token)
+end
+
 -- What a worker has brought of a chunk and will not complete.
 local function drop_pending(job, token)
   for _, suffix in ipairs(PENDING_SUFFIXES) do redis.call('UNLINK', pending_key(job, token, suffix)) end
@@ -210,10 +222,15 @@ end
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
   redis.call('ZREM', FINISHING, job)
-  local owners = redis.call('HGETALL', job_key(job, OWNERS))
+  local owners, now = redis.call('HGETALL', job_key(job, OWNERS)), now_ms()
   for i = 1, #owners, 2 do
-    redis.call('ZREM', LEASES, lease_name(job, owners[i]))
+    local lease = lease_name(job, owners[i])
+    note_writer(job, owners[i + 1], redis.call('ZSCORE', LEASES, lease) or now)
+    redis.call('ZREM', LEASES, lease)
     drop_pending(job, owners[i + 1])
+  end
+  if state == 'cancelled' or state == 'failed' then
+    redis.call('SET', EARLY_END, job .. ':' .. now, 'PX', KEEP_MS)  -- workers that hold chunks of it look at once
   end
   -- After an outage these hold every chunk of a large job: UNLINK does not make the others wait.
   redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from clipfleet.contract import REDIS_OUTPUT, Job
 from clipfleet.errors import UsageError
-from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.outputs.redis import RedisOutput, require_own_redis
 from clipfleet.outputs.s3 import s3_output
 from clipfleet.redis_store import RedisStore
@@ -26,6 +26,9 @@ class Output(Protocol):
 
     Every method raises `OutputUnavailableError` where waiting may help (disk full, store away) and
     `OutputUnreachableError` where it will not (no such mount, no right to write).
+
+    `confirm` is called immediately before each change that others can see, however often that is tried; what
+    it raises keeps the change from being made.
     """
 
     @property
@@ -42,7 +45,9 @@ class Output(Protocol):
         """A path for a new local file that `publish` can make visible; gone when the context ends."""
         ...
 
-    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+    def publish(
+        self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
+    ) -> bool:
         """Make a finished scratch file visible under `name`, whole or not at all.
 
         Returns:
@@ -51,10 +56,12 @@ class Output(Protocol):
         ...
 
     def version(self, name: str) -> str | None:
-        """What `replace_if` wants to know of an object: it differs for every write. None if there is none."""
+        """What `replace_if` wants to know of an object: it differs for other bytes. None if there is none."""
         ...
 
-    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+    def replace_if(
+        self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
+    ) -> bool:
         """Like `publish` over an object, but only if that is still of this version.
 
         Returns:
@@ -62,11 +69,11 @@ class Output(Protocol):
         """
         ...
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
         """Like `publish` for a few bytes."""
         ...
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         """Write an object, whole or not at all, over what may be there."""
         ...
 
@@ -86,7 +93,7 @@ class Output(Protocol):
         """Remove an object; one that is not there is no error."""
         ...
 
-    def sweep(self, kept: Collection[str]) -> None:
+    def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Remove what killed programs left: scratch files, and staged files and footers that are not `kept`.
 
         For the end of a job, when all its parts are in place. What cannot be removed stays. Idempotent.
@@ -100,8 +107,8 @@ class Output(Protocol):
         """
         ...
 
-    def clear(self) -> None:
-        """Remove everything a job left here: parts, manifest, staged items, job file."""
+    def clear(self, *, confirm: Confirm = unconditionally) -> None:
+        """Remove everything that a job left here (parts, manifest, staged items) but `keys.KEPT_BY_CLEAR`."""
         ...
 
 

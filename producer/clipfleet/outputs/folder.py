@@ -8,9 +8,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +33,12 @@ _UNREACHABLE = frozenset(
 )
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
+
+Confirm = Callable[[], object]  # raises to keep a change from being made
+
+
+def unconditionally() -> None:
+    """A `Confirm` that lets every change be made."""
 
 
 class FolderOutput:
@@ -87,11 +92,14 @@ class FolderOutput:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
 
-    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+    def publish(
+        self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
+    ) -> bool:
         """Sync the file, then give it its name."""
         with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
             target = folder / Path(name).name
             _sync_file(scratch)
+            confirm()
             if replace:
                 scratch.replace(target)
             elif not _link_if_absent(scratch, target):
@@ -108,7 +116,9 @@ class FolderOutput:
             except FileNotFoundError:
                 return None
 
-    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+    def replace_if(
+        self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
+    ) -> bool:
         """See the protocol. Raises `OutputUnavailableError` while another writer is replacing the file."""
         with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
             target = folder / Path(name).name
@@ -119,25 +129,26 @@ class FolderOutput:
                     _lock(file.fileno())
                     if {version} != {_version(os.fstat(file.fileno())), _version(target.stat())}:
                         return False
+                    confirm()
                     scratch.replace(target)
             except FileNotFoundError:
                 return False
             _sync_folder(target.parent)
         return True
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
         """See the protocol."""
-        return self._write(name, data, replace=False)
+        return self._write(name, data, confirm, replace=False)
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
-        self._write(name, data, replace=True)
+        self._write(name, data, confirm, replace=True)
 
-    def _write(self, name: str, data: bytes, *, replace: bool) -> bool:
+    def _write(self, name: str, data: bytes, confirm: Confirm, *, replace: bool) -> bool:
         with self.scratch() as path:
             with output_errors(path):
                 path.write_bytes(data)
-            return self.publish(path, name, replace=replace)
+            return self.publish(path, name, replace=replace, confirm=confirm)
 
     def read(self, name: str) -> bytes | None:
         """See the protocol."""
@@ -181,11 +192,12 @@ class FolderOutput:
             except FileNotFoundError:
                 return
 
-    def sweep(self, kept: Collection[str]) -> None:
+    def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
         self.sweep_scratch()
         for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
             for name in set(self.names(prefix)).difference(kept):
+                confirm()
                 with suppress(OutputUnavailableError):
                     self.remove(name)
 
@@ -195,18 +207,14 @@ class FolderOutput:
             for path in folder.glob("*"):
                 _remove_if_possible(path)
 
-    def clear(self) -> None:
-        """See the protocol. The job file goes last: until then the output is not free for others."""
-        for name in [*self.names(keys.PART_PREFIX), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]:
+    def clear(self, *, confirm: Confirm = unconditionally) -> None:
+        """See the protocol."""
+        found = [*self.names(keys.PART_PREFIX), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]
+        found += [name for name in self.names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)]
+        for name in found:
+            confirm()
             self.remove(name)
-        internal, job_file = self._folder / keys.INTERNAL, self._folder / keys.JOB_FILE
-        for path in internal.glob("*"):
-            if path != job_file and not path.is_dir():
-                _remove_if_possible(path)
-        self.remove(keys.JOB_FILE)
-        with output_errors(internal):
-            if internal.is_dir():
-                shutil.rmtree(internal)
+        self.sweep_scratch()
 
 
 @contextmanager

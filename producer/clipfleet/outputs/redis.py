@@ -15,7 +15,7 @@ import pyarrow as pa
 from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError, UsageError
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
 from clipfleet.outputs.local_scratch import local_scratch
 from clipfleet.redis_store import ANYTHING, RedisStore, version_of
 
@@ -43,8 +43,11 @@ class RedisOutput:
         """A file of this machine."""
         return local_scratch()
 
-    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+    def publish(
+        self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
+    ) -> bool:
         """See the protocol; also False if the job has ended meanwhile."""
+        confirm()
         return self._put(name, _content(scratch), ANYTHING if replace else "")
 
     def version(self, name: str) -> str | None:
@@ -52,16 +55,21 @@ class RedisOutput:
         data = self.read(name)
         return None if data is None else version_of(data)
 
-    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+    def replace_if(
+        self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
+    ) -> bool:
         """See the protocol; also False if the job has ended meanwhile."""
+        confirm()
         return self._put(name, _content(scratch), version)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
         """See the protocol."""
+        confirm()
         return name != keys.JOB_FILE and self._put(name, data, "")
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
+        confirm()
         self._put(name, data, ANYTHING)
 
     def _put(self, name: str, data: bytes, over: str) -> bool:
@@ -93,14 +101,15 @@ class RedisOutput:
         """See the protocol."""
         self._store.remove_object(self._job_id, name)
 
-    def sweep(self, kept: Collection[str]) -> None:
+    def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Nothing to do: the script that ends a job removes what is not needed any more."""
 
     def sweep_scratch(self) -> None:
         """Nothing to do: they are on the machines of their writers."""
 
-    def clear(self) -> None:
+    def clear(self, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol; the job itself stays in the ledger."""
+        confirm()
         self._store.clear(self._job_id)
 
 

@@ -19,12 +19,13 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
 from clipfleet.outputs.local_scratch import local_scratch
 from clipfleet.s3 import (
     SCHEME,
     S3Client,
     S3Problem,
+    before_each_put,
     explain,
     failures_of_calls,
     list_objects,
@@ -81,30 +82,34 @@ class S3Output:
         """A file of this machine."""
         return local_scratch()
 
-    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+    def publish(
+        self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
+    ) -> bool:
         """See the protocol."""
         with _opened(scratch) as file:
-            return self._put(name, file) if replace else self._put_if_absent(name, file)
+            return self._put(name, file, confirm) if replace else self._put_if_absent(name, file, confirm)
 
     def version(self, name: str) -> str | None:
-        """See the protocol. Equal for equal bytes; to put something in their place is no mistake then."""
+        """See the protocol. Equal for equal bytes: what must not be mixed up differs in its bytes."""
         head = self._head(name)
         return None if head is None else str(head["ETag"])
 
-    def replace_if(self, scratch: Path, name: str, version: str) -> bool:
+    def replace_if(
+        self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
+    ) -> bool:
         """See the protocol. A store without conditional writes lets another writer in between."""
         with _opened(scratch) as file:
             if self.has_conditional_writes:
-                return self._put(name, file, {"IfMatch": version})
-            return self.version(name) == version and self._put(name, file)
+                return self._put(name, file, confirm, {"IfMatch": version})
+            return self.version(name) == version and self._put(name, file, confirm)
 
-    def create(self, name: str, data: bytes) -> bool:
+    def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
         """See the protocol."""
-        return self._put_if_absent(name, data)
+        return self._put_if_absent(name, data, confirm)
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
-        self._put(name, data)
+        self._put(name, data, confirm)
 
     def read(self, name: str) -> bytes | None:
         """See the protocol."""
@@ -127,32 +132,35 @@ class S3Output:
         with self._errors(name):
             self._client.delete_object(Bucket=self._bucket, Key=self._root + name)
 
-    def sweep(self, kept: Collection[str]) -> None:
+    def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
         with suppress(OutputUnavailableError):
             self.sweep_scratch()
             for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
-                self._remove_all([name for name in self._names(prefix) if name not in kept])
+                self._remove_all([name for name in self._names(prefix) if name not in kept], confirm)
 
     def sweep_scratch(self) -> None:
         """See the protocol. Scratch files are no objects; the canaries of killed writers are."""
         self._remove_all(list(self._names(f"{keys.TMP}/")))
 
-    def clear(self) -> None:
-        """See the protocol. The job file goes last: until then the output is not free for others."""
+    def clear(self, *, confirm: Confirm = unconditionally) -> None:
+        """See the protocol."""
         found = [*self._names(keys.PART_PREFIX, delimiter="/"), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]
-        found += [name for name in self._names(f"{keys.INTERNAL}/") if name != keys.JOB_FILE]
-        self._remove_all(found)
-        self.remove(keys.JOB_FILE)
+        found += [
+            name for name in self._names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)
+        ]
+        self._remove_all(found, confirm)
 
     # --- Writing ---
 
-    def _put_if_absent(self, name: str, body: bytes | BinaryIO) -> bool:
+    def _put_if_absent(self, name: str, body: bytes | BinaryIO, confirm: Confirm) -> bool:
         if self.has_conditional_writes:
-            return self._put(name, body, {"IfNoneMatch": "*"})
-        return self._head(name) is None and self._put(name, body)
+            return self._put(name, body, confirm, {"IfNoneMatch": "*"})
+        return self._head(name) is None and self._put(name, body, confirm)
 
-    def _put(self, name: str, body: bytes | BinaryIO, condition: dict[str, str] | None = None) -> bool:
+    def _put(
+        self, name: str, body: bytes | BinaryIO, confirm: Confirm, condition: dict[str, str] | None = None
+    ) -> bool:
         """Write an object; False if the condition does not hold."""
         from botocore.exceptions import ClientError
 
@@ -160,7 +168,7 @@ class S3Output:
         for attempt in range(_CONFLICT_ATTEMPTS):
             if not isinstance(body, bytes):
                 body.seek(0)
-            with self._errors(name):
+            with self._errors(name), before_each_put(confirm):
                 try:
                     self._client.put_object(
                         Bucket=self._bucket,
@@ -236,8 +244,9 @@ class S3Output:
             names = [entry.key[len(self._root) :] for entry in found]
         return iter(names)
 
-    def _remove_all(self, names: Sequence[str]) -> None:
+    def _remove_all(self, names: Sequence[str], confirm: Confirm = unconditionally) -> None:
         for start in range(0, len(names), _KEYS_OF_A_DELETE):
+            confirm()
             slice_of_names = names[start : start + _KEYS_OF_A_DELETE]
             entries = [{"Key": self._root + name} for name in slice_of_names]
             with self._errors():

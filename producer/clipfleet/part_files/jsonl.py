@@ -2,7 +2,12 @@
 
 There is no room for identity and counts among rows, and two objects cannot be written at once. So the footer
 is an object of its own that is named by job and content, and written first: a part with another content,
-whoever wrote it, never finds it, and a footer whose part did not come to be is never looked for.
+whoever wrote it, never finds it, and a footer whose part did not come to be is never looked for. A part of
+another job that came too late is known by its own footer.
+
+The first line of a part ends with as many blanks as its generation says, which JSON ignores: parts of two
+generations with the same rows are not the same bytes. S3 replaces by content, and a late writer that has seen
+the one must not replace the other.
 """
 
 from __future__ import annotations
@@ -54,8 +59,11 @@ class JsonlParts:
         """See the protocol. The footer is put into the output at once."""
         content = hashlib.sha256()
         with output_errors(path), path.open("wb") as file:
-            for batch in rows.to_batches(_BATCH_ROWS):
-                data = "".join(json_lines(batch)).encode()
+            for number, batch in enumerate(rows.to_batches(_BATCH_ROWS)):
+                text = "".join(json_lines(batch))
+                if number == 0:
+                    text = text.replace("\n", " " * identity.generation + "\n", 1)
+                data = text.encode()
                 content.update(data)
                 file.write(data)
         footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
@@ -66,22 +74,18 @@ class JsonlParts:
         data = json.dumps(footer).encode()
         if output.create(name, data):
             return
-        # The same rows came out in an earlier generation, or another writer has them too.
-        found = _read_footer(output, name)
-        if found is None:
+        # Another writer of this generation has the same rows.
+        if _read_footer(output, name) is None:
             raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was written")
-        if int(found["generation"]) < int(footer["generation"]):
-            output.replace(name, data)
 
     @contextmanager
     def open(self, output: Output, name: str) -> Iterator[OpenJsonlPart]:
         """See the protocol. Reads the whole part."""
         with parquet_errors(output, name), output.open(name) as file:
             content = file.read()
-        footer, footer_name = None, ""
+        footer_name, footer = "", None
         if self._job_id is not None:
-            footer_name = keys.detached_footer(name, self._job_id, hashlib.sha256(content).hexdigest())
-            footer = _read_footer(output, footer_name)
+            footer_name, footer = _footer_of(output, name, self._job_id, hashlib.sha256(content).hexdigest())
         try:
             yield OpenJsonlPart(content, footer, footer_name)
         except _DAMAGED as error:
@@ -107,7 +111,7 @@ class OpenJsonlPart:
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         """See the protocol."""
         if self._footer is None:
-            raise ValueError("no footer of this job belongs to its content")
+            raise ValueError("no footer belongs to its content")
         return read_part_footer(self._footer)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -122,6 +126,19 @@ class OpenJsonlPart:
             if not all(isinstance(row, dict) for row in rows):
                 raise pa.ArrowInvalid("a line is no JSON object")
             yield rows
+
+
+def _footer_of(
+    output: Output, part_name: str, job_id: str, content_hash: str
+) -> tuple[str, dict[str, str] | None]:
+    """Name and content of the footer of a part: this job's, else that of whichever job has written it."""
+    name = keys.detached_footer(part_name, job_id, content_hash)
+    footer = _read_footer(output, name)
+    if footer is None:
+        for other in output.names(f"{keys.FOOTER_PREFIX}{part_name}-"):
+            if other.endswith(f"-{content_hash}.json"):
+                return other, _read_footer(output, other)
+    return name, footer
 
 
 def _read_footer(output: Output, name: str) -> dict[str, str] | None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.parts import PartCounts, PartIdentity
 
 
@@ -24,8 +25,10 @@ class Sink(Protocol):
     def find(self, identity: PartIdentity) -> PartCounts | None:
         """Counts of the part that is in place, or None if there is none of this generation yet.
 
+        A part that a late worker of another job has left in our output is none; `write` replaces it.
+
         Raises:
-            OutputConflictError: what is in place belongs to another job.
+            OutputConflictError: what is in place is no part, or that of another chunk.
             OutputUnavailableError: the output cannot be read, or holds the part of a later generation.
         """
         ...
@@ -42,6 +45,7 @@ class Sink(Protocol):
         *,
         over: OlderPart | None = None,
         token: str = "",
+        confirm: Confirm = unconditionally,
     ) -> PartCounts:
         """Put a part in place, unless it is there already.
 
@@ -51,6 +55,7 @@ class Sink(Protocol):
             counts: its rows by outcome.
             over: what it may replace; by default nothing.
             token: of the claim. Rows that become visible by its `complete` wait under it.
+            confirm: called immediately before the part becomes visible; what it raises keeps it from that.
 
         Returns:
             Counts of the part that is in place now: another writer's, if it came first.

@@ -1,19 +1,28 @@
 """Parts in an output: created once under their own name, adopted if another writer came first.
 
-A retry replaces the part of an earlier generation, and only the very one that it has read.
+A retry replaces the part of an earlier generation, and only the very one that it has read. A part of another
+job in an output that is ours was written late, by a worker that was frozen inside the write while its job was
+cancelled and overwritten: it is replaced.
 """
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs import Output
+from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.part_files import PartFiles
 from clipfleet.part_files.parquet import ParquetParts
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.sinks import OlderPart
+
+log = logging.getLogger(__name__)
 
 
 class PartSink:
@@ -24,14 +33,29 @@ class PartSink:
         output: Output,
         files: PartFiles | None = None,
         *,
+        is_ours: Callable[[], bool] = lambda: True,
         crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            output: where the parts are.
+            files: their format, by default Parquet.
+            is_ours: whether the output still holds this job; asked before another job's part is replaced.
+            crash_points: see there.
+        """
+        self._is_ours = is_ours
         self._crash_points = crash_points
         self._output = output
         self._files = files or ParquetParts()
 
     def find(self, identity: PartIdentity) -> PartCounts | None:
         """See the protocol. Of a Parquet part it reads only the footer."""
+        found = self._footer(identity)
+        return found[1] if found and found[0].generation == identity.generation else None
+
+    def _footer(self, identity: PartIdentity) -> tuple[PartIdentity, PartCounts] | None:
+        """That of our part in this place; None if there is none, or another job's. Raises like `find`."""
         name = self._files.name(identity.chunk_id)
         try:
             with self._files.open(self._output, name) as part:
@@ -40,8 +64,10 @@ class PartSink:
             return None
         except (OutputDamagedError, ValueError) as error:
             raise OutputConflictError(f"{self._output.uri}/{name} is not a part: {error}") from error
+        if found.job_id != identity.job_id:
+            return None
         self._require_ours(found, identity)
-        return counts if found.generation == identity.generation else None
+        return found, counts
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
         """See the protocol."""
@@ -49,7 +75,10 @@ class PartSink:
         version = self._output.version(name)  # before it is read: what comes in between is noticed
         if version is None:
             return None
-        if self.find(identity) is not None:
+        found = self._footer(identity)
+        if found is None:
+            return None
+        if found[0].generation == identity.generation:
             raise OutputUnavailableError(f"{self._output.uri}/{name} was written meanwhile")
         with self._files.open(self._output, name) as part:
             return OlderPart(pa.Table.from_batches(part.batches(), part.schema), version)
@@ -62,22 +91,38 @@ class PartSink:
         *,
         over: OlderPart | None = None,
         token: str = "",
+        confirm: Confirm = unconditionally,
     ) -> PartCounts:
         """See the protocol."""
         name = self._files.name(identity.chunk_id)
         with self._output.scratch() as path:
             self._files.write(self._output, path, identity, rows, counts)
             self._crash_points.reach(CrashPoint.MID_WRITE)
-            if over is None:
-                is_in_place = self._output.publish(path, name)
+            if over is not None:
+                is_in_place = self._output.replace_if(path, name, over.version, confirm=confirm)
             else:
-                is_in_place = self._output.replace_if(path, name, over.version)
+                is_in_place = self._output.publish(path, name, confirm=confirm) or self._replace_foreign(
+                    path, name, identity, confirm
+                )
             if is_in_place:
                 return counts
         found = self.find(identity)
         if found is None:  # another generation wrote it, or it was removed: to be looked at anew
             raise OutputUnavailableError(f"{self._output.uri}/{name}: was replaced or removed meanwhile")
         return found
+
+    def _replace_foreign(self, path: Path, name: str, identity: PartIdentity, confirm: Confirm) -> bool:
+        """Put our part in the place of another job's; False if it is ours, or another one by now."""
+        version = self._output.version(name)  # before it is looked at
+        if version is None or self._footer(identity) is not None or not self._is_ours():
+            return False
+        log.warning(
+            "%s/%s was written late for another job: it is replaced",
+            self._output.uri,
+            name,
+            extra={"action": "foreign_part_replaced", "job_id": identity.job_id},
+        )
+        return self._output.replace_if(path, name, version, confirm=confirm)
 
     def _require_ours(self, found: PartIdentity, identity: PartIdentity) -> None:
         where = f"{self._output.uri}/{self._files.name(identity.chunk_id)}"

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.json_rows import json_lines, json_schema
+from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.redis_results import rows_at
 from clipfleet.redis_store import RedisStore, RowSlice
@@ -41,8 +42,9 @@ class RedisSink:
         *,
         over: OlderPart | None = None,
         token: str = "",
+        confirm: Confirm = unconditionally,
     ) -> PartCounts:
-        """See the protocol. If the chunk is not wanted any more, `complete` will say so too."""
+        """See the protocol. Nothing to confirm: the ledger takes rows of nobody whose chunk is not wanted."""
         for rows_of_slice in _slices(rows):
             if self._store.write_rows(identity, token, rows_of_slice) != "written":
                 break

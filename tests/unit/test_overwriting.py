@@ -1,0 +1,189 @@
+"""Replacing another job's results: when nobody writes there any more, and by one submit at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from clipfleet import keys
+from clipfleet.contract import Job, JobState
+from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError
+from clipfleet.job_file import job_of
+from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
+from clipfleet.overwriting import Overwriting
+from tests.support.jobs import make_status, place_job
+from tests.support.ledger import make_job
+
+
+class FakeLedger:
+    """Knows the job that is to be replaced, and who may still be inside a write of it."""
+
+    def __init__(self) -> None:
+        self.state: JobState | None = JobState.CANCELLED
+        self.writers_left: list[tuple[int, float]] = []  # answers to come; then nobody
+
+    def status(self, job_id: str) -> JobStatus:
+        if self.state is None or job_id != "before":
+            raise JobNotFoundError(job_id)
+        return make_status(job_id=job_id, state=self.state)
+
+    def writers(self, job_id: str, write_limit_seconds: float) -> tuple[int, float]:
+        assert (job_id, write_limit_seconds) == ("before", 30)
+        return self.writers_left.pop(0) if self.writers_left else (0, 0.0)
+
+
+class SteppedOutput(FolderOutput):
+    """Lets something happen right before an object is removed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.before_removal: dict[str, Callable[[], object]] = {}
+
+    def clear(self, *, confirm: Confirm = unconditionally) -> None:
+        def confirmed() -> None:
+            for name in [name for name in self.before_removal if self.read(name) is not None]:
+                self.before_removal.pop(name)()
+            confirm()
+
+        super().clear(confirm=confirmed)
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.output = SteppedOutput(folder)
+        self.ledger = FakeLedger()
+        self.said: list[str] = []
+        self.pauses = 0
+        self.on_pause: Callable[[], object] = lambda: None
+        place_job(self.output, make_job("before", output=self.output.uri))
+        for name in (keys.part(0), keys.staged_file(0, 1), keys.SUCCESS):
+            self.output.create(name, b"theirs")
+
+    def submit(self, job_id: str = "ours", output: FolderOutput | None = None) -> Overwriting:
+        return Overwriting(
+            cast(Ledger, self.ledger),
+            output or self.output,
+            self.job(job_id),
+            write_limit_seconds=30,
+            say=self.said.append,
+            sleep=self._sleep,
+        )
+
+    def job(self, job_id: str) -> Job:
+        return make_job(job_id, output=self.output.uri)
+
+    def _sleep(self, _: float) -> None:
+        self.pauses += 1
+        self.on_pause()
+
+    def overwrite(self, job_id: str = "ours") -> None:
+        """All that a submit does, up to the first staged file."""
+        submit = self.submit(job_id)
+        assert submit.is_due(is_wanted=True)
+        submit.run()
+        self.output.create(keys.staged_file(0, 1), f"items of {job_id}".encode())
+
+    def names(self) -> list[str]:
+        return [*self.output.names(""), *self.output.names(f"{keys.INTERNAL}/")]
+
+    def holder(self) -> str | None:
+        job = job_of(self.output)
+        return job and job.job_id
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "out")
+
+
+class TestWaiting:
+    def test_workers_that_may_still_write_are_waited_for_and_told_of_once(self, bench: Bench) -> None:
+        bench.ledger.writers_left = [(3, 41.6), (2, 40.0), (1, 39.0)]
+
+        assert bench.submit().is_due(is_wanted=True)
+
+        assert bench.pauses == 3
+        assert bench.said == [
+            f"waiting for workers to let go of 3 chunks of job before in {bench.output.uri}, 42 s at most"
+        ]
+
+    def test_a_job_that_nobody_holds_is_not_waited_for(self, bench: Bench) -> None:
+        assert bench.submit().is_due(is_wanted=True)
+        assert (bench.pauses, bench.said) == (0, [])
+
+    def test_a_job_that_the_ledger_has_forgotten_has_no_leases(self, bench: Bench) -> None:
+        bench.ledger.state = None
+        assert bench.submit().is_due(is_wanted=True)
+
+    def test_a_job_that_was_retried_meanwhile_is_not_overwritten(self, bench: Bench) -> None:
+        bench.ledger.writers_left = [(1, 40.0)]
+        bench.on_pause = lambda: setattr(bench.ledger, "state", JobState.RUNNING)
+
+        with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
+            bench.submit().is_due(is_wanted=True)
+
+
+class TestTakingOver:
+    def test_the_output_is_ours_at_once_and_empty(self, bench: Bench) -> None:
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=True)
+
+        submit.run()
+
+        assert bench.names() == [keys.JOB_FILE]
+        assert bench.holder() == "ours"
+
+    def test_until_all_is_removed_it_is_the_other_jobs(self, bench: Bench) -> None:
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=True)
+        holders: list[str | None] = []
+        bench.output.before_removal[keys.SUCCESS] = lambda: holders.append(bench.holder())
+
+        submit.run()
+
+        assert holders == ["before"]
+
+    def test_one_that_was_interrupted_goes_on(self, bench: Bench) -> None:
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=True)
+
+        def killed() -> None:
+            raise KeyboardInterrupt
+
+        bench.output.before_removal[keys.SUCCESS] = killed
+        with pytest.raises(KeyboardInterrupt):
+            submit.run()
+
+        bench.overwrite()
+
+        assert bench.names() == [keys.staged_file(0, 1), keys.JOB_FILE]
+        assert bench.holder() == "ours"
+
+    @pytest.mark.parametrize(("other", "error"), [("third", OutputConflictError), ("ours", JobConflictError)])
+    def test_a_submit_that_was_frozen_while_another_one_did_the_same_removes_nothing(
+        self, bench: Bench, other: str, error: type[Exception]
+    ) -> None:
+        # Given a submit that sleeps in the midst of its removals
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=True)
+        bench.output.before_removal[keys.SUCCESS] = lambda: bench.overwrite(other)
+
+        with pytest.raises(error, match=r"meanwhile|another submit"):
+            submit.run()
+
+        assert bench.output.read(keys.staged_file(0, 1)) == f"items of {other}".encode()
+        assert bench.holder() == other
+
+    def test_nor_one_that_was_frozen_before_its_first_removal(self, bench: Bench) -> None:
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=True)
+        bench.overwrite("third")
+
+        with pytest.raises(OutputConflictError, match="taken by another job meanwhile"):
+            submit.run()
+
+        assert bench.output.read(keys.staged_file(0, 1)) == b"items of third"
