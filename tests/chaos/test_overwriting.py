@@ -91,6 +91,21 @@ def test_no_row_of_a_job_that_was_cancelled_and_overwritten_is_left(bench: Bench
     print(f"{TIMES} overwrites, seed {SEED}: {dict(found)}")
 
 
+@pytest.mark.parametrize("bench", [QUICK], indirect=True, ids=["quick"])
+def test_a_worker_that_is_frozen_inside_the_write_writes_nothing_after_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Its rows lie in a scratch file, whole: it looks at its lease once more before they become a part."""
+    flag = tmp_path / "freeze"
+    worker = bench.cluster.start_worker(
+        program=("tests.support.crashing_worker", "mid_write", "freeze", str(flag))
+    )
+    for number in range(4):
+        done = bench.overwriter.run_frozen(number, bench.place(number), worker, flag)
+        assert (done.state, done.rows) == (JobState.COMPLETED, AFTER_ITEMS), f"{done}\n{bench.cluster.logs()}"
+        assert (done.foreign_rows, done.surplus_parts) == (0, 0), done
+
+
 @pytest.mark.parametrize("bench", [{}], indirect=True, ids=["default settings"])
 def test_workers_let_go_of_a_cancelled_job_at_once(bench: Bench) -> None:
     """Long before the deadlines of their leases: the overwrite need not wait for those."""

@@ -22,6 +22,7 @@ from clipfleet.s3 import make_client
 from clipfleet.sources import open_source
 from clipfleet.staging import StagedReader
 from clipfleet.submission import Submission
+from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job
 from tests.support.leftovers import left_in_output
@@ -120,6 +121,36 @@ def test_a_part_whose_writer_never_heard_of_it_is_adopted(front: S3Front, output
         assert sink.find(part(chunk_id)) == OK
         assert sink.write(part(chunk_id), rows("second"), FAILED) == OK
     assert writers(output) == ["first"] * len(DONE)
+
+
+@pytest.mark.parametrize("kind", list(PartFormat))
+def test_a_late_writer_of_the_generation_before_replaces_nothing(output: S3Output, kind: PartFormat) -> None:
+    """Though the later generation came to the same rows as the one that the late writer has read."""
+    sink = PartSink(output, part_files(kind, "job"))
+    sink.write(part(0), rows("first", failed=True), FAILED)
+    late = sink.older(part(0, 1))
+    sink.write(part(0, 1), rows("second"), OK, over=sink.older(part(0, 1)))
+    sink.write(part(0, 2), rows("first", failed=True), FAILED, over=sink.older(part(0, 2)))
+
+    with pytest.raises(OutputUnavailableError, match="is of generation 2 by now"):
+        sink.write(part(0, 1), rows("late"), OK, over=late)
+
+    assert writers(output) == ["first"]
+    assert sink.find(part(0, 2)) == FAILED
+
+
+def test_every_try_to_put_a_part_looks_at_the_lease_first(front: S3Front, output: S3Output) -> None:
+    confirmed: list[int] = []
+    with front.broken_by(rule(PASSING[0], method="PUT", path="*/part-*", times=1)):
+        PartSink(output).write(part(0), rows("first"), OK, confirm=lambda: confirmed.append(1))
+    assert len(confirmed) == 2
+
+    def lost() -> None:
+        raise ChunkInterrupted("lost")
+
+    with pytest.raises(ChunkInterrupted, match="lost"):
+        PartSink(output).write(part(1), rows("late"), OK, confirm=lost)
+    assert writers(output) == ["first"]
 
 
 def test_a_retry_replaces_a_part_once_whatever_fails(front: S3Front, output: S3Output) -> None:

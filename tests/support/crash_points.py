@@ -43,6 +43,21 @@ class HangsAt:
             threading.Event().wait()
 
 
+class FreezesAt:
+    """SIGSTOP to this process when a point is reached while a file is there, which goes with it."""
+
+    def __init__(self, point: CrashPoint, file: Path) -> None:
+        self._point = point
+        self._file = file
+
+    def reach(self, point: CrashPoint) -> None:
+        if point is not self._point:
+            return
+        with suppress(FileNotFoundError):
+            self._file.unlink()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
 class Recorder:
     """Appends the name of each point that is reached to a file."""
 

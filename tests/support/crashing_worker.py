@@ -1,8 +1,9 @@
 """A worker with crash points, otherwise the same as `clipfleet-worker run`.
 
 `python -m tests.support.crashing_worker POINT N` dies at the Nth passage of a point, `POINT hang FILE` stays
-there and makes the file (`POINT hang FILE SECONDS`: where a write may take so long), `record FILE` notes all
-passages, `load hang FILE` stays in the loading of a model.
+there and makes the file (`POINT hang FILE SECONDS`: where a write may take so long), `POINT freeze FILE` is
+stopped there if it finds the file, `record FILE` notes all passages, `load hang FILE` stays in the loading of
+a model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.model import load_model
 from clipfleet_worker.settings import WorkerSettings
-from tests.support.crash_points import DiesAt, HangsAt, Recorder
+from tests.support.crash_points import DiesAt, FreezesAt, HangsAt, Recorder
 
 
 def crash_points_of(arguments: list[str]) -> CrashPoints:
@@ -30,11 +31,13 @@ def crash_points_of(arguments: list[str]) -> CrashPoints:
         case ["load", "hang", file]:
             return NO_CRASH_POINTS  # see `loader_of`
         case [point, "hang", file, limit_seconds]:
-            pipeline._WRITE_LIMIT_SECONDS = float(limit_seconds)
+            pipeline._PREPARE_WRITE_LIMIT_SECONDS = float(limit_seconds)
             leases._HANG_SECONDS = 5 * float(limit_seconds)
             return HangsAt(CrashPoint(point), Path(file))
         case [point, "hang", file]:
             return HangsAt(CrashPoint(point), Path(file))
+        case [point, "freeze", file]:
+            return FreezesAt(CrashPoint(point), Path(file))
         case [point, passage]:
             return DiesAt(CrashPoint(point), int(passage))
     raise SystemExit(__doc__)

@@ -15,6 +15,7 @@ import redis
 from clipfleet import keys
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract import JobState, PartFormat
+from clipfleet.job_handle import JobHandle
 from clipfleet.outputs import open_output
 from tests.support.cluster import WorkerProcess
 from tests.support.waiting import wait_until
@@ -75,16 +76,37 @@ class Overwriter:
             cancelled = time.monotonic()
             ledger.cancel()
             time.sleep(self._random.choice([0, self._random.uniform(0, 3)]) if freezes else 0)
-            after = self._client.job(self._submit(f"after-{number}", AFTER_ITEMS, place, overwrite=True))
-            status = after.wait(WAIT_SECONDS)
+            after = self._overwrite(number, place)
             seconds = time.monotonic() - cancelled
-        writers = keys.job(before, keys.WRITERS)
+        return self._found(number, place, after, seconds)
+
+    def run_frozen(self, number: int, place: Place, worker: WorkerProcess, flag: Path) -> Overwrite:
+        """The same while a worker that stops itself inside a write, where it finds a flag, stands still."""
+        before = self._submit(f"before-{number}", BEFORE_ITEMS, place)
+        flag.touch()
+        stat = Path("/proc", str(worker.pid), "stat")
+        wait_until(lambda: ") T " in stat.read_text(), "it stands still inside a write", WAIT_SECONDS)
+        cancelled = time.monotonic()
+        self._client.job(before).cancel()
+        after = self._overwrite(number, place)
+        seconds = time.monotonic() - cancelled
+        worker.thaw()
+        return self._found(number, place, after, seconds)
+
+    def _overwrite(self, number: int, place: Place) -> JobHandle:
+        after = self._client.job(self._submit(f"after-{number}", AFTER_ITEMS, place, overwrite=True))
+        after.wait(WAIT_SECONDS)
+        return after
+
+    def _found(self, number: int, place: Place, after: JobHandle, seconds: float) -> Overwrite:
+        """What is there once all workers that were frozen have gone on, and said that they have stopped."""
+        writers = keys.job(f"before-{number}", keys.WRITERS)
         wait_until(lambda: not self._server.exists(writers), "whoever was frozen has gone on", WAIT_SECONDS)
         chunks = -(-AFTER_ITEMS // CHUNK_SIZE)
         names = [keys.part(chunk, place.part_format) for chunk in range(chunks)]
         rows = [row["item_id"] for row in after.results()]
         return Overwrite(
-            state=status.state,
+            state=after.status().state,
             foreign_rows=sum(not item_id.startswith(f"after-{number}-") for item_id in rows),
             rows=len(rows),
             surplus_parts=len(set(place.part_names) - set(names)),

@@ -114,6 +114,10 @@ class FinishLease(HeldLease):
         if len(self._bench.alive) > self._bench.parts_until_interrupted:
             raise ChunkInterrupted("the worker leaves")
 
+    def confirm(self) -> None:
+        if not self._bench.is_held:
+            raise ChunkInterrupted("lost")
+
 
 class Bench:
     """A job of which every chunk has its part."""
@@ -126,6 +130,7 @@ class Bench:
         self.ledger = FakeLedger(status, self.steps)
         self.alive: list[tuple[str, float]] = []
         self.parts_until_interrupted = chunks
+        self.is_held = True
 
     def finish(self, output: FolderOutput | None = None) -> str:
         output = output or self.output
@@ -352,6 +357,55 @@ class TestRepeating:
         assert bench.finish() == "stale"
 
         assert (folder / keys.SUCCESS).exists() == stays
+
+
+class TestLateFinishers:
+    """One that sleeps inside a write wakes up in the midst of a later generation, or of another job."""
+
+    @pytest.mark.parametrize("name", [keys.ERRORS, keys.MANIFEST])
+    def test_what_a_later_generation_wrote_stays(self, folder: Path, name: str) -> None:
+        bench = Bench(folder)
+        later = Bench(folder)
+        later.ledger.staged = []
+        asleep = [lambda: later.finish(FolderOutput(folder))]
+
+        class Sleeping(SteppingOutput):
+            def publish(
+                self, scratch: Path, name_: str, *, replace: bool = False, confirm: Confirm = unconditionally
+            ) -> bool:
+                if name_ == name and asleep:
+                    asleep.pop()()
+                return super().publish(scratch, name_, replace=replace, confirm=confirm)
+
+        with pytest.raises(ChunkInterrupted, match="written by another worker meanwhile"):
+            bench.finish(Sleeping(folder, bench.steps))
+
+        assert "ledger" not in bench.steps.done
+        assert later.ledger.ended
+
+    def test_nothing_is_written_without_the_lease(self, folder: Path) -> None:
+        bench = Bench(folder)
+        bench.is_held = False
+
+        with pytest.raises(ChunkInterrupted, match="lost"):
+            bench.finish()
+
+        assert not any((folder / name).exists() for name in ENDS)
+
+
+class TestForeignParts:
+    def test_those_of_the_job_before_are_removed_before_the_job_is_finished(self, folder: Path) -> None:
+        add_part(folder, 7, [row(0)], job_id="before")
+        late = folder / keys.part(8, "jsonl")
+        late.write_bytes(b"{}\n")
+        mine = folder / "part-of-my-notes.txt"
+        mine.write_bytes(b"x")
+
+        with pytest.raises(Killed):
+            Bench(folder, kill_at=2).finish()
+
+        assert not (folder / keys.SUCCESS).exists()
+        assert sorted(folder.glob("part-*")) == [folder / keys.part(0), folder / keys.part(1), mine]
 
 
 class TestSweeping:
