@@ -41,7 +41,8 @@ class Bench:
     def place(self, number: int) -> Place:
         """A place of its own for each, of the four kinds in turn."""
         part_format = (PartFormat.PARQUET, PartFormat.JSONL)[number // 2 % 2]
-        folders = str(self.cluster.folder / f"out-{number}"), f"s3://{BUCKET}/out-{number}"
+        folder = self.cluster.folder
+        folders = str(folder / f"out-{number}"), f"s3://{BUCKET}/{folder.name}/out-{number}"
         return Place(folders[number % 2], part_format)
 
 

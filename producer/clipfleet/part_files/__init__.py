@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from clipfleet.contract import PartFormat
 from clipfleet.outputs import Output
+from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.part_files.jsonl import JsonlParts
 from clipfleet.part_files.parquet import ParquetParts
 from clipfleet.parts import PartCounts, PartIdentity
@@ -65,9 +66,19 @@ class PartFiles(Protocol):
         ...
 
     def write(
-        self, output: Output, path: Path, identity: PartIdentity, rows: pa.Table, counts: PartCounts
+        self,
+        output: Output,
+        path: Path,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        confirm: Confirm = unconditionally,
     ) -> None:
-        """Write a part to a scratch file of the output, ready to be published. May be repeated."""
+        """Write a part to a scratch file of the output, ready to be published. May be repeated.
+
+        What belongs to it beside is put into the output at once; for `confirm` see `Output`.
+        """
         ...
 
     def open(self, output: Output, name: str) -> AbstractContextManager[OpenPart]:

@@ -29,7 +29,7 @@ from clipfleet.contract import PartFormat
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.json_rows import from_json, inferred_schema, json_lines, json_schema
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
 from clipfleet.outputs.parquet import parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
@@ -54,7 +54,14 @@ class JsonlParts:
         return keys.part(chunk_id, PartFormat.JSONL)
 
     def write(
-        self, output: Output, path: Path, identity: PartIdentity, rows: pa.Table, counts: PartCounts
+        self,
+        output: Output,
+        path: Path,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        confirm: Confirm = unconditionally,
     ) -> None:
         """See the protocol. The footer is put into the output at once."""
         content = hashlib.sha256()
@@ -68,11 +75,10 @@ class JsonlParts:
                 file.write(data)
         footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
         name = keys.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
-        self._put_footer(output, name, footer)
+        self._put_footer(output, name, footer, confirm)
 
-    def _put_footer(self, output: Output, name: str, footer: dict[str, str]) -> None:
-        data = json.dumps(footer).encode()
-        if output.create(name, data):
+    def _put_footer(self, output: Output, name: str, footer: dict[str, str], confirm: Confirm) -> None:
+        if output.create(name, json.dumps(footer).encode(), confirm=confirm):
             return
         # Another writer of this generation has the same rows.
         if _read_footer(output, name) is None:

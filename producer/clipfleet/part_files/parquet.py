@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from clipfleet import keys
 from clipfleet.contract import PartFormat
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
@@ -35,7 +35,14 @@ class ParquetParts:
         return keys.part(chunk_id, PartFormat.PARQUET)
 
     def write(
-        self, output: Output, path: Path, identity: PartIdentity, rows: pa.Table, counts: PartCounts
+        self,
+        output: Output,
+        path: Path,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        confirm: Confirm = unconditionally,
     ) -> None:
         """See the protocol. The file is complete in itself."""
         stamped = rows.replace_schema_metadata(part_footer(identity, counts))

@@ -51,6 +51,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("ZRANGEBYSCORE", _OURS, "0", "0"),
     ("ZREVRANGEBYSCORE", _OURS, "0", "0"),
     ("ZREM", _OURS, "x"),
+    ("ZSCORE", _OURS, "x"),
     ("XADD", _OURS, "*", "x", "1"),
     ("BRPOP", keys.QUEUE, "1"),
     ("RPOP", keys.QUEUE),

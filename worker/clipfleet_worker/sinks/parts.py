@@ -96,7 +96,7 @@ class PartSink:
         """See the protocol."""
         name = self._files.name(identity.chunk_id)
         with self._output.scratch() as path:
-            self._files.write(self._output, path, identity, rows, counts)
+            self._files.write(self._output, path, identity, rows, counts, confirm=confirm)
             self._crash_points.reach(CrashPoint.MID_WRITE)
             if over is not None:
                 is_in_place = self._output.replace_if(path, name, over.version, confirm=confirm)
