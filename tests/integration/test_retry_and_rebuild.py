@@ -14,7 +14,7 @@ import redis
 
 from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import ErrorCode, Job, JobState, PartFormat
+from clipfleet.contract import ErrorCode, JobState, PartFormat
 from clipfleet.errors import (
     ClipfleetError,
     JobConflictError,
@@ -142,7 +142,7 @@ class Scene:
     def forget(self) -> None:
         self.client.flushall()
 
-    def rebuild(self) -> Job:
+    def rebuild(self) -> JobState:
         return Rebuild(self.ledger, cast(Hints, self.hints), self.output, 1000).run()
 
     def part_name(self, chunk_id: int) -> str:
@@ -340,7 +340,7 @@ class TestRebuild:
         assert lost is not None
         scene.forget()
 
-        assert scene.rebuild() == scene.job
+        assert scene.rebuild() is JobState.RUNNING
 
         status = scene.ledger.status("job")
         assert (status.state, status.total, status.ok, status.failed) == (JobState.RUNNING, ITEMS, 3, 1)
@@ -411,7 +411,7 @@ class TestRebuild:
         claimed = try_claim(folder_scene.ledger)
         before = folder_scene.ledger.status("job")
 
-        assert folder_scene.rebuild() == folder_scene.job
+        assert folder_scene.rebuild() is JobState.RUNNING
 
         assert folder_scene.ledger.status("job") == before
         assert claimed is not None
@@ -537,6 +537,8 @@ class TestClient:
         submit()
 
         noted = json.loads((tmp_path / "out" / keys.STAGED_FILES).read_text())
+        source_sum = noted.pop("source_sum")
+        assert len(source_sum) == 32
         assert noted == {"items": 1, "files": [[0, 1]], "is_sealed": True}
 
     def test_of_two_submits_that_note_at_once_one_goes_on(self, tmp_path: Path) -> None:
