@@ -44,7 +44,7 @@ from clipfleet.sources import open_source
 from clipfleet.staging import Stager
 from clipfleet.submission import Submission
 from clipfleet_worker.sinks.parts import PartSink
-from tests.support.ledger import claim_finish, let_back_offs_pass, make_job, try_claim
+from tests.support.ledger import claim_finish, let_back_offs_pass, make_job, server_now_ms, try_claim
 from tests.support.s3 import S3Bucket
 
 ITEMS, CHUNK = 12, 2
@@ -404,6 +404,23 @@ class TestRebuild:
         assert scene.work(failing=[3]) == [1, 2]
         assert scene.finish() == "completed_with_errors"
         assert scene.events() == [("1", "completed_with_errors")]
+
+    @pytest.mark.parametrize("manifest", [b'{"finished_at": "2026-01-02T03:04:05+00:00"}', b"[]", b"{", None])
+    def test_a_job_that_is_over_ended_when_its_manifest_says(
+        self, folder_scene: Scene, manifest: bytes | None
+    ) -> None:
+        folder_scene.end()
+        if manifest is not None:
+            folder_scene.output.replace(keys.MANIFEST, manifest)
+        folder_scene.forget()
+        before_ms = server_now_ms(folder_scene.client)
+
+        assert folder_scene.rebuild() is JobState.COMPLETED
+
+        ended = folder_scene.ledger.status("job").finished_ms
+        is_told = manifest is not None and b"finished_at" in manifest
+        assert ended is not None
+        assert ended == 1_767_323_045_000 if is_told else ended >= before_ms
 
     def test_a_job_that_is_known_stays_as_it_is(self, folder_scene: Scene) -> None:
         folder_scene.submit()
