@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from clipfleet.contract import Job, Task
+from clipfleet.contract import Job, JobState, Task
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
@@ -20,7 +20,7 @@ from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.outputs import Output, open_output, output_of, output_uri
 from clipfleet.overwriting import Overwriting
-from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, log_trouble
+from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.rebuild import Rebuild
 from clipfleet.redis_store import RedisStore
 from clipfleet.settings import Settings, load_settings
@@ -33,6 +33,8 @@ from clipfleet.tracing import Tracing, tracing_of
 
 __all__ = ["Client", "JobHandle", "JobOptions"]
 
+T = TypeVar("T")
+
 
 class Client:
     """Makes jobs and finds them again. Close it, or use it as a context manager.
@@ -40,7 +42,9 @@ class Client:
     Args:
         settings: by default those of the environment.
         patience_seconds: how long a submit, a retry or a rebuild that has begun waits, in one outage, for a
-            Redis that is away; 0: not at all. Other calls never wait, but for `JobHandle.wait`.
+            Redis that is away; 0: not at all. Their first call, `job`, and what changes a job (`cancel`,
+            `pause`, `resume`) wait as long for a Redis that is there and loads its data, fails over, refuses
+            writes because its disk is full, or is silent. `JobHandle.wait` waits for ever, all others never.
         on_trouble: called with a line for people when that wait begins, and when it was worth it, or when an
             overwrite waits for workers; by default they are logged. It may be called in another thread.
         tracing: makes the spans of submits, by default as OpenTelemetry's variables say; closed with this.
@@ -120,6 +124,7 @@ class Client:
             url_column=spec.url_column, id_column=spec.id_column, base_uri=spec.base_uri,
             store_embeddings=spec.embedding, part_format=spec.format, on_finished=spec.on_finished,
             on_finished_queue=spec.on_finished_queue, max_error_rate=spec.max_error_rate,
+            check_source=spec.check_source,
         )  # fmt: skip
         return self._submit(spec.source, question, options)
 
@@ -145,7 +150,7 @@ class Client:
         Raises:
             JobNotFoundError: no such job.
         """
-        return self._handle(self._ledger.job(job_id))
+        return self._handle(self._first().job(job_id))
 
     def rebuild(self, output: str | Path) -> JobHandle:
         """The job of an output; it is put back if the ledger has lost it, and goes on where it was.
@@ -167,9 +172,9 @@ class Client:
             raise OutputConflictError(
                 f"{given.uri} was moved here from {job.output}: move it back there first"
             )
-        self._ledger.ping()
-        self._rebuild(place, self._ledger.with_patience(self._patience()))
-        return self._handle(job)
+        self._first().ping()
+        state = self._rebuild(place, self._ledger.with_patience(self._patience()))
+        return self._handle(job, had_ended=state.is_final)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
         """The newest jobs first."""
@@ -180,7 +185,7 @@ class Client:
         return self._ledger.workers()
 
     def _submit(self, source: SourceLike, question: Question, options: JobOptions) -> JobHandle:
-        self._ledger.ping()  # a wrong URL is told at once, from here on Redis is waited for
+        self._first().ping()  # a wrong URL is told at once, from here on Redis is waited for
         patience = self._patience()
         ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
         if options.output is not None:
@@ -202,14 +207,21 @@ class Client:
                 ledger, self._hints, output, job, retention, traceparent, self._crash_points,
                 overwriting=overwriting,
             )  # fmt: skip
-            _run_without_pauses(opened, partial(submission.run, overwrite=options.overwrite), patience)
-        return self._handle(job)
+            run = partial(submission.run, overwrite=options.overwrite, check_source=options.check_source)
+            had_ended = _run_without_pauses(opened, run, patience)
+        return self._handle(job, had_ended=had_ended)
 
-    def _rebuild(self, output: Output, ledger: Ledger) -> None:
-        Rebuild(ledger, self._hints, output, self._settings.job_ttl_seconds).run()
+    def _first(self) -> Ledger:
+        """The ledger for a first call: an address at which there is no server is reported at once."""
+        return self._ledger.with_patience(self._patience(awaits=is_unready))
 
-    def _handle(self, job: Job) -> JobHandle:
-        return JobHandle(self._ledger, self._store, self._hints, job, self._settings, self._patience)
+    def _rebuild(self, output: Output, ledger: Ledger) -> JobState:
+        return Rebuild(ledger, self._hints, output, self._settings.job_ttl_seconds).run()
+
+    def _handle(self, job: Job, *, had_ended: bool = False) -> JobHandle:
+        return JobHandle(
+            self._ledger, self._store, self._hints, job, self._settings, self._patience, had_ended=had_ended
+        )
 
 
 def _opened(source: SourceLike, question: Question, options: JobOptions) -> Source:
@@ -218,12 +230,11 @@ def _opened(source: SourceLike, question: Question, options: JobOptions) -> Sour
     return source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
 
 
-def _run_without_pauses(source: Source, run: Callable[[Source], None], patience: Patience) -> None:
+def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:
     """Run a submit; where the next item may be long in coming, what is there goes on meanwhile."""
     items = source.items if isinstance(source, TextSource) else source
     if not (isinstance(items, IterableSource) and items.may_pause):
-        run(source)
-    elif isinstance(source, TextSource):
-        run_beside(items, lambda handed_over: run(source.over(handed_over)), patience.give_up)
-    else:
-        run_beside(items, run, patience.give_up)
+        return run(source)
+    if isinstance(source, TextSource):
+        return run_beside(items, lambda handed_over: run(source.over(handed_over)), patience.give_up)
+    return run_beside(items, run, patience.give_up)

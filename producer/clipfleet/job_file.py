@@ -28,6 +28,7 @@ class StagedFiles(BaseModel):
     files: tuple[tuple[int, int], ...] = ()  # (first chunk, chunks) of each, in order
     items: int = 0
     is_sealed: bool = False  # the source has ended: there will be no more
+    source_sum: str = ""  # of a sealed one, see `sources.contents`; older versions noted none
 
 
 class Generation(BaseModel):
@@ -68,10 +69,17 @@ class StagedNote:
         """Whether nobody has noted anything since this one was made, or wrote."""
         return staged_files(self._output) == self._before
 
-    def write(self, files: tuple[tuple[int, int], ...], items: int, *, is_sealed: bool = False) -> bool:
+    def write(
+        self,
+        files: tuple[tuple[int, int], ...],
+        items: int,
+        *,
+        is_sealed: bool = False,
+        source_sum: str = "",
+    ) -> bool:
         """Note all files so far; False, and nothing is changed, if another submit has noted something."""
         version = self._output.version(keys.STAGED_FILES)  # before it is read: what comes after is noticed
-        now = StagedFiles(files=files, items=items, is_sealed=is_sealed)
+        now = StagedFiles(files=files, items=items, is_sealed=is_sealed, source_sum=source_sum)
         if not self.is_the_last:
             return False
         before, self._before = self._before, now

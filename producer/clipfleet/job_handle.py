@@ -17,7 +17,7 @@ from clipfleet.inventory import parts_in_place
 from clipfleet.ledger import JobStatus, Ledger
 from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import open_output, output_of
-from clipfleet.patience import OnTrouble, Patience
+from clipfleet.patience import OnTrouble, Patience, is_unready
 from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import PartRows, RowReader
@@ -43,9 +43,12 @@ class JobHandle:
         hints: Hints,
         job: Job,
         settings: Settings,
-        patience: Callable[[], Patience] = Patience,
+        patience: Callable[..., Patience] = Patience,
+        *,
+        had_ended: bool = False,
     ) -> None:
         self._patience = patience
+        self.had_ended = had_ended  # before the submit, retry or rebuild that found it: nothing was run
         self._ledger = ledger
         self._store = store
         self._hints = hints
@@ -134,15 +137,18 @@ class JobHandle:
 
     def cancel(self) -> tuple[bool, JobState]:
         """End the job early; False and its state if it is finishing or over."""
-        return self._ledger.cancel(self.job_id, ttl_seconds=self._settings.job_ttl_seconds)
+        return self._first().cancel(self.job_id, ttl_seconds=self._settings.job_ttl_seconds)
 
     def pause(self) -> tuple[bool, JobState]:
         """Hand out no more chunks; those under way are finished."""
-        return self._ledger.pause(self.job_id, "paused by request")
+        return self._first().pause(self.job_id, "paused by request")
 
     def resume(self) -> tuple[bool, JobState]:
         """Undo `pause`, also one that the job did itself."""
-        return self._ledger.resume(self.job_id)
+        return self._first().resume(self.job_id)
+
+    def _first(self) -> Ledger:
+        return self._ledger.with_patience(self._patience(awaits=is_unready))
 
     def retry(self, codes: Sequence[str] = (), *, max_error_rate: float | None = None) -> bool:
         """Run the failed rows of an ended job again, in place, and whatever a cancelled or failed job left.
@@ -183,4 +189,6 @@ class JobHandle:
             self.job,
             lease_seconds=self._settings.lease_seconds,
         )
-        return retry.run([ErrorCode(code) for code in known], max_error_rate)
+        is_under_way = retry.run([ErrorCode(code) for code in known], max_error_rate)
+        self.had_ended = not is_under_way
+        return is_under_way

@@ -46,6 +46,9 @@ class JobOptions:
     chunk_size: int = DEFAULT_CHUNK_SIZE
     job_id: str | None = None  # repeat it to resume a submit, or to get the existing job back
     overwrite: bool = False  # of an output that holds another, ended job
+    # Of a job id whose items are all staged: list the source again however many items it has, not only up to
+    # 1,000,000 of them, and refuse it if it has changed.
+    check_source: bool = False
     url_column: str | None = None
     id_column: str | None = None
     base_uri: str | None = None  # what bare keys and relative paths of a manifest are below

@@ -47,6 +47,7 @@ class JobSpec(BaseModel):
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
     job_id: str | None = None
     overwrite: bool = False
+    check_source: bool = False
     url_column: str | None = None
     id_column: str | None = None
     base_uri: str | None = None

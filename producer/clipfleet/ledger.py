@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import redis
@@ -140,9 +141,12 @@ class Ledger:
         pairs = (str(member).split("-") for member in members)
         return [(int(first), int(chunks)) for first, chunks in pairs]
 
-    def seal(self, job_id: str, chunks: int, items: int) -> str:
-        """Tell that the source has ended; answers `sealed`, `mismatch` or `refused`. Idempotent."""
-        return str(self._run("seal", job_id, chunks, items)[0])
+    def seal(self, job_id: str, chunks: int, items: int, source_sum: str = "") -> str:
+        """Record that the source has ended; answers `sealed`, `mismatch` or `refused`. Idempotent.
+
+        `source_sum` is what `JobStatus` has then, see `clipfleet.sources.contents`.
+        """
+        return str(self._run("seal", job_id, chunks, items, source_sum)[0])
 
     def cancel(self, job_id: str, *, ttl_seconds: int) -> tuple[bool, JobState]:
         """End a job early; False and its state if it is finishing or over.
@@ -231,6 +235,8 @@ class Ledger:
         codes: Sequence[str] = (),
         items: int,
         ttl_seconds: int,
+        source_sum: str = "",
+        finished_at: datetime | None = None,
     ) -> tuple[str, JobState | None]:
         """Put a job back that the ledger has lost; one that it knows stays as it is. Idempotent.
 
@@ -243,6 +249,8 @@ class Ledger:
             codes: see `retry`.
             items: of all staged files.
             ttl_seconds: how long an ended job is kept.
+            source_sum: what `seal` was given.
+            finished_at: when a job that is over ended, where that is known.
 
         Returns:
             `rebuilt`, `exists` or `taken` (another rebuild began after this one); and the state.
@@ -253,7 +261,8 @@ class Ledger:
         word, known = self._run(
             "rebuild", job.job_id, token, job.model_dump_json(), job.fingerprint, job.lane.value, job.model,
             job.chunk_size, _rate(job.max_error_rate), int(job.created_at.timestamp() * 1000), generation,
-            ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, *_draft_counts(draft),
+            ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, source_sum,
+            int(finished_at.timestamp() * 1000) if finished_at else "", *_draft_counts(draft),
         )  # fmt: skip
         return word, JobState(known) if known else None
 

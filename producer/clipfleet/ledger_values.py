@@ -121,6 +121,9 @@ class JobStatus:
     asked_ms: int = field(default=0, compare=False)  # when this was so, by the server's clock
     starved_ms: int = 0  # not all was submitted, and all that was had been claimed
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
+    source_sum: str = (
+        ""  # of the items as they were staged, once sealed; empty where an older version did that
+    )
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
@@ -151,6 +154,7 @@ class JobStatus:
             asked_ms=int(now_ms),
             starved_ms=_starved_ms(facts, int(now_ms)),
             meters=Meters.of_json(facts.get("meters", "")),
+            source_sum=facts.get("source_sum", ""),
         )
 
     @property
@@ -188,11 +192,16 @@ class JobStatus:
         return self.state is JobState.CANCELLED and bool(self.reason)
 
     @property
+    def finished_at(self) -> datetime | None:
+        """When the job ended."""
+        return None if self.finished_ms is None else datetime.fromtimestamp(self.finished_ms / 1000, UTC)
+
+    @property
     def early_end(self) -> EarlyEnd | None:
         """How and when the job was cancelled or failed; None if it was not."""
-        if self.state not in (JobState.CANCELLED, JobState.FAILED) or self.finished_ms is None:
+        if self.state not in (JobState.CANCELLED, JobState.FAILED) or self.finished_at is None:
             return None
-        return EarlyEnd(self.state, datetime.fromtimestamp(self.finished_ms / 1000, UTC))
+        return EarlyEnd(self.state, self.finished_at)
 
 
 @dataclass(frozen=True, slots=True)

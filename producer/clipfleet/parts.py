@@ -80,6 +80,7 @@ def count_rows(rows: pa.Table) -> PartCounts:
 
 ITEM_COLUMNS = ("item_index", "item_id", "uri")
 INLINE_COLUMN = "_bytes"  # of staged items: the image itself, where the source holds it; not in the parts
+VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or time of change; not staged
 LABEL_COLUMNS = ("label", "score", "labels", "scores")
 LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))  # in the same order
 
@@ -133,4 +134,4 @@ PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part, wha
 
 def extra_column_name(name: str) -> str:
     """Name in the parts of a source's own column: unchanged, or `source_<name>` where ours has that name."""
-    return f"source_{name}" if name in PART_COLUMNS or name == INLINE_COLUMN else name
+    return f"source_{name}" if name in (*PART_COLUMNS, INLINE_COLUMN, VERSION_COLUMN) else name

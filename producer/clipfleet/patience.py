@@ -1,7 +1,8 @@
 """Repeats commands to a Redis that is away, for what has begun and would have to be begun anew.
 
-Only for commands that are safe to run twice. What a Redis that is there refuses is not waited for: a login,
-a right, a memory that is full.
+Only for commands that are safe to run twice. What a Redis refuses for good is not waited for: a login, a
+right, a memory that is full. Before Redis has answered at all, a wrong URL looks like an outage: first calls
+wait for a server that is there and does not serve yet, see `is_unready`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import redis
-from redis.exceptions import AuthorizationError, ClusterDownError, ExternalAuthProviderError
+from redis.exceptions import (
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ExternalAuthProviderError,
+    TryAgainError,
+)
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0  # a restart with a large AOF, a failover by Sentinel: seconds, seldom more
 _FIRST_PAUSE_SECONDS = 0.25
 _MAX_PAUSE_SECONDS = 2.0
-_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, ClusterDownError)
+_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, ClusterDownError, TryAgainError)
+# The disk is full, a script runs for long, a primary that has just taken over may have no replica yet
+# (`min-replicas-to-write`): redis-py has no classes for these.
+_PASSING = ("MISCONF", "BUSY ", "NOREPLICAS")
 _LOGIN = (redis.AuthenticationError, AuthorizationError, ExternalAuthProviderError)  # connection errors, too
 
 OnTrouble = Callable[[str], None]
@@ -32,12 +42,29 @@ def log_trouble(text: str) -> None:
     log.warning(text, extra={"action": "redis_away"})
 
 
+def is_away(error: redis.RedisError) -> bool:
+    """Whether waiting may help: no server answers, or one that cannot serve now."""
+    return not isinstance(error, _LOGIN) and (isinstance(error, _AWAY) or str(error).startswith(_PASSING))
+
+
+def is_unready(error: redis.RedisError) -> bool:
+    """Whether a server is there and waiting may help: it loads its data, fails over, is busy or silent.
+
+    Not where no connection was made: then the address may be wrong.
+    """
+    if isinstance(error, redis.TimeoutError):
+        return "connecting" not in str(error)
+    is_lost = isinstance(error, redis.ConnectionError) and not isinstance(error, BusyLoadingError)
+    return is_away(error) and not is_lost
+
+
 class Patience:
     """For one submit, retry or rebuild. `call` is for one thread, `give_up` for any.
 
     Args:
         seconds: how long one outage is waited for, from the first command that failed; 0: not at all.
         tell: called with a line for people when an outage begins to be waited for, and when it is over.
+        awaits: whether an error is waited for.
         monotonic: a clock in seconds.
         wait: returns after that many seconds, or as soon as the event is set.
     """
@@ -47,11 +74,13 @@ class Patience:
         seconds: float = PATIENCE_SECONDS,
         tell: OnTrouble = log_trouble,
         *,
+        awaits: Callable[[redis.RedisError], bool] = is_away,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self._seconds = seconds
         self._tell = tell
+        self._awaits = awaits
         self._monotonic = monotonic
         self._wait = wait
         self._given_up = threading.Event()
@@ -68,7 +97,7 @@ class Patience:
             try:
                 answer = command()
             except redis.RedisError as error:
-                if not is_away(error) or not self._has_waited(error):
+                if not self._awaits(error) or not self._has_waited(error):
                     raise
             else:
                 self._has_answered()
@@ -97,12 +126,6 @@ class Patience:
         if self._is_told:
             self._is_told = False
             self._tell("Redis is back")
-
-
-def is_away(error: redis.RedisError) -> bool:
-    """Whether waiting may help: nobody answers, or whoever does is on the way to be a primary, or from it."""
-    # A primary that has just taken over may have no replica yet (`min-replicas-to-write`).
-    return not isinstance(error, _LOGIN) and (isinstance(error, _AWAY) or str(error).startswith("NOREPLICAS"))
 
 
 def patient(client: redis.Redis, patience: Patience) -> redis.Redis:

@@ -39,6 +39,7 @@ class JobProgress:
         self._workers = workers
         self._monotonic = monotonic
         self._started = self._said = monotonic()
+        self.snapshots = 0  # that were shown
         self._complained: float | None = None
         self._quiet = quiet
         self._pace = Pace()
@@ -58,6 +59,7 @@ class JobProgress:
     def update(self, status: JobStatus) -> None:
         """Show a snapshot."""
         now = self._monotonic()
+        self.snapshots += 1
         self._pace.note(now, status)
         if self._bar is not None:
             self._bar.show(status, _pace_words(self._pace, now, status), self._pace.limit(status))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from uuid import uuid4
 
 from clipfleet import keys
@@ -26,8 +28,8 @@ class Rebuild:
         self._output = output
         self._job_ttl_seconds = job_ttl_seconds
 
-    def run(self) -> Job:
-        """Have the ledger know the job of the output; a job that it knows stays as it is.
+    def run(self) -> JobState:
+        """Have the ledger know the job of the output, and return its state; a known job stays as it is.
 
         Chunks whose part is in place are done. A job that had ended is over; one whose items are all staged
         goes on, with its retry if it was in one; of any other the same submit goes on.
@@ -41,23 +43,21 @@ class Rebuild:
         job = job_of(self._output)
         if job is None:
             raise JobNotFoundError(f"{self._output.uri}: no job has this output")
-        if not self._is_known(job):
-            self._rebuild(job)
-        return job
+        return self._known_state(job) or self._rebuild(job)
 
-    def _is_known(self, job: Job) -> bool:
+    def _known_state(self, job: Job) -> JobState | None:
         try:
-            known = self._ledger.job(job.job_id)
+            known, state = self._ledger.job(job.job_id), self._ledger.status(job.job_id).state
         except JobNotFoundError:
-            return False
+            return None
         if known.fingerprint != job.fingerprint:
             raise JobConflictError(
                 f"{self._output.uri} holds a job {job.job_id}, but the ledger knows another one of this id, "
                 f"with output {known.output}"
             )
-        return True
+        return state
 
-    def _rebuild(self, job: Job) -> None:
+    def _rebuild(self, job: Job) -> JobState:
         token = uuid4().hex
         self._ledger.begin_draft(job.job_id, token)
         staged = staged_files(self._output)
@@ -68,7 +68,7 @@ class Rebuild:
         if is_over and inventory.open_chunks:  # a part has gone
             is_over = False
             self._output.remove(keys.SUCCESS)
-        word, state = self._ledger.rebuild(
+        _, state = self._ledger.rebuild(
             job,
             token,
             draft_of(inventory, staged.files),
@@ -77,13 +77,24 @@ class Rebuild:
             codes=generation.codes,
             items=self._count_items(job, staged),
             ttl_seconds=self._job_ttl_seconds,
+            source_sum=staged.source_sum,
+            finished_at=self._finished_at() if is_over else None,
         )
-        if word == "taken":
+        if state is None:
             raise JobConflictError(f"another rebuild of {self._output.uri} was begun meanwhile")
         if state is JobState.FINISHING:
             self._hints.publish_finish()
-        elif state is not None and not state.is_final:
+        elif not state.is_final:
             self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
+        return state
+
+    def _finished_at(self) -> datetime | None:
+        """When the job ended, as its manifest says; None if that cannot be read."""
+        data = self._output.read(keys.MANIFEST)
+        try:
+            return datetime.fromisoformat(json.loads(data or b"")["finished_at"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return None
 
     def _count_items(self, job: Job, staged: StagedFiles) -> int:
         """Of all staged files. The last one of a submit that was killed may be another than was noted."""

@@ -67,6 +67,7 @@ class S3Object:
 
     key: str
     size_bytes: int
+    etag: str = ""  # changes with the content
 
 
 def is_bucket_name(text: str) -> bool:
@@ -220,7 +221,7 @@ def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str =
     )
     for page in pages:
         for entry in page.get("Contents", ()):
-            yield S3Object(entry["Key"], entry["Size"])
+            yield S3Object(entry["Key"], entry["Size"], entry.get("ETag", ""))
 
 
 @contextmanager

@@ -24,14 +24,16 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.job_file import StagedNote, job_of
-from clipfleet.ledger import DEFAULT_RETENTION, Ledger, Retention
+from clipfleet.ledger import DEFAULT_RETENTION, JobStatus, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.overwriting import Overwriting
 from clipfleet.redis_bound import within_redis
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
+from clipfleet.sources.contents import Contents
 from clipfleet.staging import CHUNKS_PER_FILE, StagedFile, Stager
 
+MAX_CHECKED_ITEMS = 1_000_000  # of a repeated submit: listing more takes minutes, from some stores hours
 _STREAMS = ("stdin", "iterable")  # kinds of sources that come as slowly as somebody else makes them
 
 
@@ -60,36 +62,46 @@ class Submission:
         self._job = job
         self._hinted = 0
 
-    def run(self, source: Source, *, overwrite: bool = False) -> None:
+    def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
         """Submit; an equal job of this id is resumed where it stopped, or left as it is if it was sealed.
+
+        The source of a sealed job is read again and must not have changed; that of one with more than a
+        million items only with `check_source`.
 
         Nothing is removed from the output before the ledger has taken the job. A new job whose source or
         output turns out to be unusable is cancelled. One that fails meanwhile, because workers can write no
         rows, ends the submit: its status says why.
 
+        Returns:
+            Whether the job had ended before: then nothing was done.
+
         Raises:
             JobConflictError: the id is taken by a job that differs.
             OutputConflictError: the output holds another job.
             SourceError: the source holds no images or cannot be read.
-            SourceChangedError: the source differs from what an earlier submit of this job staged.
+            SourceChangedError: the source differs from what earlier submits of this job staged.
             TooManyItemsError: the output is Redis, and they are more than it keeps: the job is cancelled.
             QuotaExceededError: there is no room now; submit again with the same job id to go on later.
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
-        batches = _peeked(self._bounded(source))
+        contents = Contents()
+        batches = _peeked(self._bounded(source, contents))
         with naming_the_way_out():
             must_clear = self._overwriting.is_due(is_wanted=overwrite)
         is_new, state = self._ledger.submit(self._job, self._retention, self._traceparent)
-        if state.is_final or self._ledger.status(self._job.job_id).sealed:
+        status = self._ledger.status(self._job.job_id)
+        if state.is_final or status.sealed:
             if must_clear:
                 raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")
-            return
+            if check_source or status.total <= MAX_CHECKED_ITEMS:
+                self._require_unchanged(status, batches, contents)
+            return state.is_final
         try:
             with naming_the_way_out():
                 if must_clear:
                     self._overwriting.run()
                 self._claim_output()
-            self._stage(batches)
+            self._stage(batches, contents)
         except SourceChangedError:
             raise
         except QuotaExceededError as error:
@@ -104,13 +116,37 @@ class Submission:
             raise
         except WorldError as error:
             raise type(error)(f"{error}; {self._goes_on}") from error
+        return False
 
     @property
     def _goes_on(self) -> str:
         return f"the same submit with job id {self._job.job_id} goes on"
 
-    def _bounded(self, source: Source) -> Iterator[pa.RecordBatch]:
-        batches = source.batches()
+    def _require_unchanged(
+        self, status: JobStatus, batches: Iterator[pa.RecordBatch], contents: Contents
+    ) -> None:
+        """Raise `SourceChangedError` unless the source holds what it held when the job was sealed.
+
+        A source that has grown beyond all that is compared is not read to its end.
+        """
+        if not status.source_sum:  # not sealed, or by an older version
+            return
+        most = max(status.total, MAX_CHECKED_ITEMS)
+        for _ in batches:
+            if contents.items > most:
+                break
+        if contents.items != status.total:
+            now = f"more than {most:,}" if contents.items > most else f"{contents.items:,}"
+            change = f"; the source now has {now}"
+        elif contents.sum != status.source_sum:
+            change = ", and the source has changed since"
+        else:
+            return
+        items = f"{status.total:,} item{'' if status.total == 1 else 's'}"
+        raise SourceChangedError(f"job {status.job_id} holds {items}{change}: choose another --job-id")
+
+    def _bounded(self, source: Source, contents: Contents) -> Iterator[pa.RecordBatch]:
+        batches = contents.counted(source.batches())
         if not self._job.output_is_redis:
             return batches
         return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
@@ -124,7 +160,7 @@ class Submission:
         if not holder.is_same(self._job):
             raise OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")
 
-    def _stage(self, batches: Iterator[pa.RecordBatch]) -> None:
+    def _stage(self, batches: Iterator[pa.RecordBatch], contents: Contents) -> None:
         job_id = self._job.job_id
         already = self._ledger.staged_files(job_id)
         files, items = tuple(already), self._ledger.status(job_id).total
@@ -144,9 +180,9 @@ class Submission:
             if not self._tell(file):
                 return
             self._hint(file.chunks)
-        if note is not None and not note.write(files, items, is_sealed=True):
+        if note is not None and not note.write(files, items, is_sealed=True, source_sum=contents.sum):
             raise self._two_submits()
-        word = self._ledger.seal(job_id, sum(count for _, count in files), items)
+        word = self._ledger.seal(job_id, sum(count for _, count in files), items, contents.sum)
         self._crash_points.reach(CrashPoint.AFTER_SEAL)
         if word == "refused":
             self._require_stopped()

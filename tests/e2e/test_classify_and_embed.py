@@ -38,7 +38,10 @@ def test_classify_a_folder(cluster: Cluster, tmp_path: Path) -> None:
         "classify", folder / "pictures", "--labels", LABELS, "--model", "demo", "--output", folder / "out",
         "--chunk-size", "7", "--top-k", "2",
     )  # fmt: skip
-    assert set(answer) == {"job_id", "state", "total", "ok", "failed", "output", "seconds", "limit"}
+    assert set(answer) == {
+        "job_id", "state", "total", "ok", "failed", "output", "seconds", "already_ended", "limit",
+    }  # fmt: skip
+    assert not answer["already_ended"]
     assert (answer["state"], answer["total"], answer["ok"], answer["failed"]) == ("completed", 30, 30, 0)
     table = ds.dataset(sorted((folder / "out").glob("part-*.parquet"))).to_table().to_pylist()
     assert [row["item_index"] for row in table] == list(range(30))

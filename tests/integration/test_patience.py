@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,10 @@ from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract import JobState
 from clipfleet.errors import RedisUnavailableError
+from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
+from clipfleet_worker.embedded import valkey_binary
+from clipfleet_worker.loopback import free_port
 from ops.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
 
@@ -30,6 +36,7 @@ class Bed:
         self.url = redis_url.replace(f":{port}/", f":{self.proxy.port}/")
         self.folder = folder
         self.said: list[str] = []
+        self.heal: Callable[[], object] = self.proxy.admit
         self.client = self.new_client()
 
     def new_client(self, patience_seconds: float = 60) -> Client:
@@ -38,7 +45,8 @@ class Bed:
 
     def _hear(self, text: str) -> None:
         self.said.append(text.partition(" (")[0])
-        self.proxy.admit()
+        if self.said[-1] == "Redis is away":
+            self.heal()
 
     def go_away(self) -> None:
         self.proxy.refuse()
@@ -124,6 +132,117 @@ def test_what_has_not_begun_does_not_wait(bed: Bed) -> None:
     with pytest.raises(RedisUnavailableError):
         bed.client.rebuild(bed.folder)
     assert bed.said == []
+
+
+@contextmanager
+def as_replica(url: str, bed: Bed, *, serves: bool) -> Iterator[None]:
+    """The server follows a primary that is away, as in the middle of a failover."""
+    with connect(url) as admin:
+
+        def take_over() -> None:
+            admin.replicaof("NO", "ONE")
+            admin.config_set("replica-serve-stale-data", "yes")
+
+        bed.heal = take_over
+        admin.config_set("replica-serve-stale-data", "yes" if serves else "no")
+        admin.replicaof("127.0.0.1", 1)
+        try:
+            yield
+        finally:
+            take_over()
+
+
+CHANGES: dict[str, Callable[[Bed, JobHandle], object]] = {
+    "submit": lambda bed, _: bed.submit(bed.client, bed.folder),
+    "rebuild": lambda bed, _: bed.client.rebuild(bed.folder),
+    "retry": lambda _, job: job.retry(),
+    "cancel": lambda _, job: job.cancel(),
+    "pause": lambda _, job: job.pause(),
+    "resume": lambda _, job: job.resume(),
+    "watch": lambda bed, _: bed.client.job("job"),
+}
+
+
+@pytest.mark.parametrize("call", CHANGES)
+def test_first_calls_wait_for_a_server_that_is_there(bed: Bed, redis_url: str, call: str) -> None:
+    job = bed.submit(bed.client, bed.folder)
+    if call == "retry":
+        job.cancel()
+
+    with as_replica(redis_url, bed, serves=False):
+        CHANGES[call](bed, job)
+
+    assert bed.said == WAITED
+
+
+@pytest.mark.parametrize("call", ["cancel", "pause"])
+def test_changes_wait_for_a_replica_that_takes_over(bed: Bed, redis_url: str, call: str) -> None:
+    job = bed.submit(bed.client, bed.folder)
+
+    with as_replica(redis_url, bed, serves=True):
+        CHANGES[call](bed, job)
+
+    assert bed.said == WAITED
+
+
+def test_a_submit_waits_for_a_server_that_is_busy(bed: Bed, redis_url: str) -> None:
+    with connect(redis_url, retries=0) as admin, connect(redis_url, retries=0) as other:
+        threshold = admin.config_get("busy-reply-threshold")["busy-reply-threshold"]
+        admin.config_set("busy-reply-threshold", 1)
+        bed.heal = admin.script_kill
+
+        def keep_busy() -> None:
+            with pytest.raises(redis.ResponseError, match="killed"):
+                other.eval("while true do end", 0)
+
+        thread = threading.Thread(target=keep_busy)
+        thread.start()
+        try:
+            wait_until(lambda: is_refused(admin, "BUSY"), "the server is busy")
+            bed.submit(bed.client, bed.folder)
+        finally:
+            thread.join()
+            admin.config_set("busy-reply-threshold", threshold)
+
+    assert bed.said == WAITED
+
+
+def test_a_submit_waits_for_a_server_that_loads_its_data(tmp_path: Path) -> None:
+    keys_loaded, port = 3000, free_port()
+    words = [str(valkey_binary()), "--port", str(port), "--dir", str(tmp_path), "--save", ""]
+    slowly = ["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"]
+    url = f"redis://127.0.0.1:{port}/0"
+    with running(words), connect(url) as admin:
+        wait_until(lambda: not is_refused(admin), "the server answers")
+        admin.mset({f"other:{number}": "x" * 100 for number in range(keys_loaded)})
+        admin.save()
+    bed = Bed(url, tmp_path / "out")
+    with running([*words, *slowly]), connect(url, retries=0) as admin:
+        wait_until(lambda: is_refused(admin, "loading"), "the server loads its data")
+
+        assert bed.submit(bed.client, bed.folder).status().total == ITEMS
+        assert admin.dbsize() > keys_loaded
+
+    assert bed.said == WAITED
+    bed.close()
+
+
+@contextmanager
+def running(words: Sequence[str]) -> Iterator[None]:
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def is_refused(client: redis.Redis, why: str = "") -> bool:
+    """Whether the server refuses a ping, for that reason."""
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        return why in str(error)
+    return False
 
 
 def test_without_patience_the_way_on_is_told_at_once(bed: Bed) -> None:

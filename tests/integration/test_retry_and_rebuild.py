@@ -14,7 +14,7 @@ import redis
 
 from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import ErrorCode, Job, JobState, PartFormat
+from clipfleet.contract import ErrorCode, JobState, PartFormat
 from clipfleet.errors import (
     ClipfleetError,
     JobConflictError,
@@ -44,7 +44,7 @@ from clipfleet.sources import open_source
 from clipfleet.staging import Stager
 from clipfleet.submission import Submission
 from clipfleet_worker.sinks.parts import PartSink
-from tests.support.ledger import claim_finish, let_back_offs_pass, make_job, try_claim
+from tests.support.ledger import claim_finish, let_back_offs_pass, make_job, server_now_ms, try_claim
 from tests.support.s3 import S3Bucket
 
 ITEMS, CHUNK = 12, 2
@@ -142,7 +142,7 @@ class Scene:
     def forget(self) -> None:
         self.client.flushall()
 
-    def rebuild(self) -> Job:
+    def rebuild(self) -> JobState:
         return Rebuild(self.ledger, cast(Hints, self.hints), self.output, 1000).run()
 
     def part_name(self, chunk_id: int) -> str:
@@ -340,7 +340,7 @@ class TestRebuild:
         assert lost is not None
         scene.forget()
 
-        assert scene.rebuild() == scene.job
+        assert scene.rebuild() is JobState.RUNNING
 
         status = scene.ledger.status("job")
         assert (status.state, status.total, status.ok, status.failed) == (JobState.RUNNING, ITEMS, 3, 1)
@@ -405,13 +405,30 @@ class TestRebuild:
         assert scene.finish() == "completed_with_errors"
         assert scene.events() == [("1", "completed_with_errors")]
 
+    @pytest.mark.parametrize("manifest", [b'{"finished_at": "2026-01-02T03:04:05+00:00"}', b"[]", b"{", None])
+    def test_a_job_that_is_over_ended_when_its_manifest_says(
+        self, folder_scene: Scene, manifest: bytes | None
+    ) -> None:
+        folder_scene.end()
+        if manifest is not None:
+            folder_scene.output.replace(keys.MANIFEST, manifest)
+        folder_scene.forget()
+        before_ms = server_now_ms(folder_scene.client)
+
+        assert folder_scene.rebuild() is JobState.COMPLETED
+
+        ended = folder_scene.ledger.status("job").finished_ms
+        is_told = manifest is not None and b"finished_at" in manifest
+        assert ended is not None
+        assert ended == 1_767_323_045_000 if is_told else ended >= before_ms
+
     def test_a_job_that_is_known_stays_as_it_is(self, folder_scene: Scene) -> None:
         folder_scene.submit()
         folder_scene.work(chunks=1)
         claimed = try_claim(folder_scene.ledger)
         before = folder_scene.ledger.status("job")
 
-        assert folder_scene.rebuild() == folder_scene.job
+        assert folder_scene.rebuild() is JobState.RUNNING
 
         assert folder_scene.ledger.status("job") == before
         assert claimed is not None
@@ -537,6 +554,8 @@ class TestClient:
         submit()
 
         noted = json.loads((tmp_path / "out" / keys.STAGED_FILES).read_text())
+        source_sum = noted.pop("source_sum")
+        assert len(source_sum) == 32
         assert noted == {"items": 1, "files": [[0, 1]], "is_sealed": True}
 
     def test_of_two_submits_that_note_at_once_one_goes_on(self, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from clipfleet.errors import SourceError, SourceUnavailableError
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet.s3 import connect, make_client
 from clipfleet.sources import ReadOptions, open_source
+from clipfleet.sources.contents import Contents
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
@@ -28,7 +29,7 @@ from tests.support.shards import img2dataset_shard, tar_bytes
 
 def items(uri: str, **options: str) -> list[dict[str, Any]]:
     opened = open_source(uri, ReadOptions(**options))
-    table = pa.Table.from_batches(list(opened.batches()))
+    table = pa.Table.from_batches(list(Contents().counted(opened.batches())))
     assert table["item_index"].to_pylist() == list(range(len(table)))
     carried = [name for name in table.column_names[3:] if name != INLINE_COLUMN]
     assert carried == list(opened.description.extra_columns)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import redis
 
-from clipfleet.patience import PATIENCE_SECONDS, Patience
+from clipfleet.patience import PATIENCE_SECONDS, Patience, is_unready
 from tests.support.doubles import Clock
 
 REFUSED = redis.ConnectionError("Error 111: Connection refused.")
@@ -22,23 +22,23 @@ class Server:
         self.away_until = 0.0
         self.tries: list[float] = []
         self.said: list[str] = []
-        self.patience = Patience(tell=self.said.append, monotonic=self.clock, wait=self._wait)
+        self.patience = Patience(tell=self.said.append, monotonic=self.clock, wait=self.wait)
 
-    def _wait(self, given_up: threading.Event, seconds: float) -> None:
+    def wait(self, given_up: threading.Event, seconds: float) -> None:
         assert seconds > 0
         self.clock.now += seconds
 
     def go_away(self, seconds: float, error: redis.RedisError = REFUSED) -> None:
         self.away_until, self.error = self.clock.now + seconds, error
 
-    def _command(self) -> str:
+    def command(self) -> str:
         self.tries.append(self.clock.now)
         if self.clock.now < self.away_until:
             raise self.error
         return "answer"
 
     def call(self) -> str:
-        return self.patience.call(self._command)
+        return self.patience.call(self.command)
 
 
 @pytest.fixture
@@ -107,9 +107,12 @@ def test_each_answer_begins_the_count_anew(server: Server) -> None:
         redis.ReadOnlyError("You can't write against a read only replica."),
         redis.exceptions.MasterDownError("Link with MASTER is down"),
         redis.sentinel.MasterNotFoundError("No master found for 'ours'"),
+        redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
         redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=str,
 )
 def test_what_a_restart_and_a_failover_say_is_waited_for(server: Server, error: redis.RedisError) -> None:
     server.go_away(5, error)
@@ -134,6 +137,60 @@ def test_what_a_redis_refuses_is_not_waited_for(server: Server, error: redis.Red
 
     with pytest.raises(type(error)):
         server.call()
+
+    assert (len(server.tries), server.said) == (1, [])
+
+
+def first_call(server: Server) -> str:
+    patience = Patience(tell=server.said.append, awaits=is_unready, monotonic=server.clock, wait=server.wait)
+    return patience.call(server.command)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.TimeoutError("Timeout reading from 127.0.0.1:6379"),
+        redis.BusyLoadingError("Redis is loading the dataset in memory"),
+        redis.ReadOnlyError("You can't write against a read only replica."),
+        redis.exceptions.MasterDownError("Link with MASTER is down"),
+        redis.exceptions.ClusterDownError("The cluster is down"),
+        redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+        redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
+    ],
+    ids=str,
+)
+def test_a_first_call_waits_for_a_server_that_does_not_serve_yet(
+    server: Server, error: redis.RedisError
+) -> None:
+    server.go_away(5, error)
+
+    assert first_call(server) == "answer"
+    assert server.said == [f"Redis is away ({error}): waiting for it, 60 s at most", "Redis is back"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        REFUSED,
+        redis.ConnectionError("Error -2 connecting to nowhere:6379. Name or service not known."),
+        redis.ConnectionError("Connection closed by server."),
+        redis.TimeoutError("Timeout connecting to server"),
+        redis.sentinel.MasterNotFoundError("No master found for 'ours'"),
+        redis.AuthenticationError("WRONGPASS invalid username-password pair"),
+        redis.exceptions.NoPermissionError("this user has no permissions to run the 'eval' command"),
+        redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+    ],
+    ids=str,
+)
+def test_a_first_call_does_not_wait_where_the_address_may_be_wrong(
+    server: Server, error: redis.RedisError
+) -> None:
+    server.go_away(5, error)
+
+    with pytest.raises(type(error)):
+        first_call(server)
 
     assert (len(server.tries), server.said) == (1, [])
 

@@ -43,6 +43,7 @@ class FakeLedger:
         self.staged: list[tuple[int, int]] = []
         self.items = 0
         self.sealed = False
+        self.source_sum = ""
         self.calls: list[str] = []
         self.errors: dict[str, Exception] = {}
         self.words = {"stage": "staged", "seal": "sealed"}
@@ -65,6 +66,7 @@ class FakeLedger:
             raise JobNotFoundError(job_id)
         return make_status(
             job_id=job_id, state=self.states[job_id], total=self.items, sealed=self.sealed,
+            source_sum=self.source_sum,
             chunks=sum(count for _, count in self.staged),
         )  # fmt: skip
 
@@ -83,11 +85,12 @@ class FakeLedger:
             self.states[job_id] = JobState.CANCELLED
         return StageAnswer(self.words["stage"], "cancelled")
 
-    def seal(self, job_id: str, chunks: int, items: int) -> str:
+    def seal(self, job_id: str, chunks: int, items: int, source_sum: str) -> str:
         self._call("seal")
         assert (chunks, items) == (sum(count for _, count in self.staged), self.items)
         if self.words["seal"] == "sealed":
             self.sealed, self.states[job_id] = True, JobState.RUNNING
+            self.source_sum = source_sum
         return self.words["seal"]
 
     def cancel(self, job_id: str, *, ttl_seconds: int) -> tuple[bool, JobState]:

@@ -14,6 +14,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from clipfleet.errors import SourceError
 from clipfleet.sources import open_source
 from clipfleet.sources.braces import expand_braces
+from clipfleet.sources.contents import Contents
 from clipfleet.tar_member import tar_member
 from tests.support.pictures import encoded, picture
 from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
@@ -21,7 +22,7 @@ from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
 
 def items(source: str | Path) -> list[dict[str, Any]]:
     opened = open_source(str(source))
-    table = pa.Table.from_batches(list(opened.batches()))
+    table = pa.Table.from_batches(list(Contents().counted(opened.batches())))
     assert table["item_index"].to_pylist() == list(range(len(table)))
     assert table.column_names[3:] == list(opened.description.extra_columns)
     return table.to_pylist()

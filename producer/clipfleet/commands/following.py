@@ -23,7 +23,7 @@ EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 def watch(job: JobArgument, as_json: AsJson = False) -> None:
     """Follow a job to its end; the exit code tells how it ended."""
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         follow(client, client.job(job), wait=True, as_json=as_json)
 
 
@@ -32,18 +32,20 @@ def follow(
 ) -> None:
     """Print how the job goes, and end the program with the exit code that says how it ended.
 
-    Its seconds count from `started`; who only watches is told those since the submit.
+    Its seconds count from `started`, without that (`watch`) from the submit. Of a job that had ended before
+    they are those that it took.
     """
-    began = time.monotonic() if started is None else started
+    had_ended = job.had_ended
     with _interruptible(job):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
         if wait:
             with JobProgress(client.workers, quiet=as_json) as progress:
                 snapshot = job.wait(on_progress=progress.update, on_trouble=say_trouble)
+            had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
             snapshot = job.status()
-    seconds = time.monotonic() - began
+    seconds = _seconds_of(snapshot) if started is None or had_ended else time.monotonic() - started
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -52,14 +54,17 @@ def follow(
             "ok": snapshot.ok,
             "failed": snapshot.failed,
             "output": job.output,
-            "seconds": round(seconds, 3),
+            "seconds": seconds and round(seconds, 3),
+            "already_ended": had_ended,
             "limit": snapshot.limit and asdict(snapshot.limit),
         }
         typer.echo(json.dumps(summary))
         if snapshot.reason:
             say(f"reason: {snapshot.reason}", style="red")
     else:
-        _say_summary(client, job, snapshot, seconds if started is not None else _seconds_of(snapshot))
+        if had_ended:
+            say(_already(snapshot))
+        _say_summary(client, job, snapshot, None if had_ended else seconds)
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
 
 
@@ -71,6 +76,12 @@ def _interruptible(job: JobHandle) -> Iterator[None]:
         say(f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
             f"`clipfleet cancel {job.job_id}`")  # fmt: skip
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _already(snapshot: JobStatus) -> str:
+    state = snapshot.state.replace("_", " ")
+    when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
+    return f"already {state}{when}; nothing was run"
 
 
 def _seconds_of(snapshot: JobStatus) -> float | None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from clipfleet.client import Client
 from clipfleet.commands.options import AsJson, JobArgument
-from clipfleet.console import print_table, say
+from clipfleet.console import print_table, say, say_trouble
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus
 from clipfleet.printable import printable
@@ -64,21 +64,21 @@ def jobs(
 
 def cancel(job: JobArgument, as_json: AsJson = False) -> None:
     """End a job early; the rows that are there stay."""
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         changed, state = client.job(job).cancel()
     _tell_state(job, state, changed, as_json=as_json)
 
 
 def pause(job: JobArgument, as_json: AsJson = False) -> None:
     """Hand out no more chunks of a job."""
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         changed, state = client.job(job).pause()
     _tell_state(job, state, changed, as_json=as_json)
 
 
 def resume(job: JobArgument, as_json: AsJson = False) -> None:
     """Let a paused job go on."""
-    with Client() as client:
+    with Client(on_trouble=say_trouble) as client:
         changed, state = client.job(job).resume()
     _tell_state(job, state, changed, as_json=as_json)
 

@@ -49,6 +49,14 @@ JobId = Annotated[
     typer.Option(callback=_not_empty, help="name of the job; repeat it to resume an interrupted submit"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an ended job's results in the output")]
+CheckSource = Annotated[
+    bool,
+    typer.Option(
+        "--check-source",
+        help="of a repeated --job-id with more than 1,000,000 items, too: list the source again, and refuse "
+        "it if it has changed",
+    ),
+]
 Wait = Annotated[bool, typer.Option(help="wait for the end and show progress")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="print one JSON object on stdout and nothing else there")

@@ -16,6 +16,7 @@ from clipfleet.commands.labels import chosen_label_sets
 from clipfleet.commands.options import (
     AsJson,
     BaseUri,
+    CheckSource,
     ChunkSize,
     Decode,
     Format,
@@ -74,6 +75,7 @@ def classify(
     chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     job_id: JobId = None,
     overwrite: Overwrite = False,
+    check_source: CheckSource = False,
     wait: Wait = True,
     as_json: AsJson = False,
     url_column: UrlColumn = None,
@@ -94,6 +96,7 @@ def classify(
         job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
         part_format=part_format, store_embeddings=store_embeddings, on_finished=on_finished,
         on_finished_queue=on_finished_queue, max_error_rate=max_error_rate,
+        check_source=check_source,
     )  # fmt: skip
     label_sets = chosen_label_sets(labels, label_set or [], template or [])
 
@@ -115,6 +118,7 @@ def embed(
     chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     job_id: JobId = None,
     overwrite: Overwrite = False,
+    check_source: CheckSource = False,
     wait: Wait = True,
     as_json: AsJson = False,
     url_column: UrlColumn = None,
@@ -132,6 +136,7 @@ def embed(
         job_id=job_id, overwrite=overwrite, url_column=url_column, id_column=id_column, base_uri=base_uri,
         part_format=part_format, on_finished=on_finished, on_finished_queue=on_finished_queue,
         max_error_rate=max_error_rate,
+        check_source=check_source,
     )  # fmt: skip
     _submit_and_follow(
         lambda client: client.embed(source, options=options), job_id, wait=wait, as_json=as_json
@@ -153,6 +158,7 @@ def embed_text(
     chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     job_id: JobId = None,
     overwrite: Overwrite = False,
+    check_source: CheckSource = False,
     wait: Wait = True,
     as_json: AsJson = False,
     part_format: Format = PartFormat.PARQUET,
@@ -166,6 +172,7 @@ def embed_text(
         output=output, model=model, precision=precision, lane=lane, chunk_size=chunk_size, job_id=job_id,
         overwrite=overwrite, id_column=id_column, part_format=part_format, on_finished=on_finished,
         on_finished_queue=on_finished_queue, max_error_rate=max_error_rate,
+        check_source=check_source,
     )  # fmt: skip
     _submit_and_follow(
         lambda client: client.embed_text(source, text_column=text_column, options=options),
@@ -180,13 +187,17 @@ def run(
     output: Output = None,
     job_id: JobId = None,
     overwrite: Overwrite = False,
+    check_source: CheckSource = False,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Submit the job that a file describes: several label sets and vectors in one pass."""
     spec = read_job_spec(file)
     job_id = job_id or spec.job_id or new_job_id()
-    chosen = {"output": output or spec.output, "overwrite": overwrite or spec.overwrite, "job_id": job_id}
+    chosen = {
+        "output": output or spec.output, "overwrite": overwrite or spec.overwrite, "job_id": job_id,
+        "check_source": check_source or spec.check_source,
+    }  # fmt: skip
     _submit_and_follow(
         lambda client: client.run(spec.model_copy(update=chosen)), job_id, wait=wait, as_json=as_json
     )

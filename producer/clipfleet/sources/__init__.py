@@ -44,6 +44,8 @@ class Source(Protocol):
         Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
         `description.extra_columns` in that order, of whatever type, and the pictures themselves where the
         source holds them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
+        Where the source knows of each item what changes with its content, that follows
+        (`parts.VERSION_COLUMN`, strings); it is not staged, see `contents.py`.
         `uri` is an absolute local path or a URL; a URL keeps its userinfo (`user:password@`), which the
         fetch needs and the part leaves out.
 

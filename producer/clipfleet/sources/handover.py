@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -20,11 +20,13 @@ from clipfleet.sources.records import Record, size_bytes
 if TYPE_CHECKING:
     from clipfleet.sources import Source
 
+T = TypeVar("T")
+
 
 def run_beside(
-    source: IterableSource, run: Callable[[Source], None], on_break: Callable[[], None] = lambda: None
-) -> None:
-    """Read the source in this thread while `run` works on its items in another one; return when both ended.
+    source: IterableSource, run: Callable[[Source], T], on_break: Callable[[], None] = lambda: None
+) -> T:
+    """Read the source in this thread while `run` works on its items in another one; return its answer.
 
     Raises whatever `run` or the iterator raises. If `run` ends early, the iterator is left after its next
     item.
@@ -36,11 +38,11 @@ def run_beside(
     """
     handover = Handover(source)
     with ThreadPoolExecutor(1, thread_name_prefix="submit") as pool:
-        running: Future[None] = pool.submit(run, handover)
+        running: Future[T] = pool.submit(run, handover)
         running.add_done_callback(lambda _: handover.leave())
         try:
             handover.feed()
-            running.result()
+            return running.result()
         except BaseException:
             on_break()
             raise

@@ -74,11 +74,11 @@ def _pattern(client: S3Client, bucket: str, pattern: str) -> Source:
 
 
 def _picture(client: S3Client, bucket: str, key: str) -> Source:
-    ObjectFile(client, bucket, key).state()
+    found = ObjectFile(client, bucket, key).listed()
     folder, _, _ = key.rpartition("/")
     prefix = f"{folder}/" if folder else ""
     return PrefixSource(
-        lambda: [S3Object(key, 0)],
+        lambda: [found],
         bucket,
         prefix,
         lambda name: True,

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError, SourceUnavailableError
+from clipfleet.parts import VERSION_COLUMN
 from clipfleet.s3 import S3Client, S3Object, list_objects, s3_errors
 from clipfleet.s3_file import S3File
 from clipfleet.sources.batches import in_batches, item_batch
@@ -40,6 +41,10 @@ class ObjectFile:
         """Size and entity tag."""
         size, etag = self._state
         return {"size": str(size), "etag": etag}
+
+    def listed(self) -> S3Object:
+        """The object as a listing has it."""
+        return S3Object(self._key, *self._state)
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -94,10 +99,15 @@ class PrefixSource:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
         index = 0
-        names = (one.key[self._skip :] for one in self._objects())
-        for found in in_batches(name for name in names if self._accepts(name)):
-            uris = pa.array([self._base + name for name in found], pa.string())
-            yield item_batch(index, pa.array(found, pa.string()), uris)
+        for found in in_batches(one for one in self._objects() if self._accepts(one.key[self._skip :])):
+            names = [one.key[self._skip :] for one in found]
+            versions = [f"{one.size_bytes} {one.etag}" for one in found]
+            yield item_batch(
+                index,
+                pa.array(names, pa.string()),
+                pa.array([self._base + name for name in names], pa.string()),
+                {VERSION_COLUMN: pa.array(versions, pa.string())},
+            )
             index += len(found)
         if index == 0:
             raise SourceError(f"{self.description.uri}: {self._wanted}")

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
+from clipfleet.parts import VERSION_COLUMN
 from clipfleet.sources.batches import in_batches
 from clipfleet.sources.files import SourceFile
 from clipfleet.sources.folder import is_picture_name
@@ -57,15 +58,15 @@ class _Group:
     """Members with one key."""
 
     key: str
-    pictures: list[TarMember] = field(default_factory=list)
+    pictures: list[tuple[TarMember, str]] = field(default_factory=list)  # with the time of change
     texts: dict[str, bytes] = field(default_factory=dict)  # by extension
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """One for each picture."""
+    def records(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """One for each picture, with the time of change."""
         carried = _carried(self.texts)
-        for picture in self.pictures:
+        for picture, changed in self.pictures:
             name = self.key if len(self.pictures) == 1 else picture.name
-            yield {_URI_FIELD: picture.uri(), _ID_FIELD: name, **carried}
+            yield {_URI_FIELD: picture.uri(), _ID_FIELD: name, **carried}, changed
 
 
 class TarSource:
@@ -81,7 +82,7 @@ class TarSource:
         self._shards = shards
         self._uri = uri
         with closing(self._records()) as records:
-            sample = list(islice(records, _SAMPLE_ITEMS))
+            sample = [record for record, _ in islice(records, _SAMPLE_ITEMS)]
             is_all = next(records, None) is None
         if not sample:
             raise SourceError(f"{uri}: no pictures in {len(shards)} tar files")
@@ -94,11 +95,14 @@ class TarSource:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """See the protocol."""
         index = 0
-        for records in in_batches(self._records(), size_bytes):
-            yield self._table.batch(index, records)
-            index += len(records)
+        for members in in_batches(self._records(), lambda member: size_bytes(member[0])):
+            batch = self._table.batch(index, [record for record, _ in members])
+            times = pa.array([changed for _, changed in members], pa.string())
+            yield batch.append_column(VERSION_COLUMN, times)  # the size is in the URI
+            index += len(members)
 
-    def _records(self) -> Generator[dict[str, Any], None, None]:
+    def _records(self) -> Generator[tuple[dict[str, Any], str], None, None]:
+        """The items, and when each was changed."""
         for shard in self._shards:
             file = shard.open()
             with file.open() as stream:
@@ -124,7 +128,8 @@ def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
             yield group
             group = _Group(key)
         if is_picture_name(info.name):
-            group.pictures.append(TarMember(file.uri, info.name, info.offset_data, info.size))
+            member = TarMember(file.uri, info.name, info.offset_data, info.size)
+            group.pictures.append((member, str(info.mtime)))
         elif extension in ("json", "txt", "cls"):
             group.texts[extension] = _content(archive, info, file.name)
     yield group

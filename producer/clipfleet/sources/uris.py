@@ -6,7 +6,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +27,13 @@ def local_uri(path: str) -> str:
         path: absolute, undecodable bytes as lone surrogates (as `os.fsdecode` gives them).
     """
     return path if _is_unicode(path) else "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def local_path(uri: str) -> str:
+    """The inverse of `local_uri`; whatever is no `file://` URL is taken as a path."""
+    if uri[:7].lower() != "file://":
+        return uri
+    return os.fsdecode(unquote_to_bytes(uri[7:].removeprefix("localhost")))
 
 
 def printable(name: str) -> str:

@@ -1,0 +1,50 @@
+"""The same command again: over a source that has changed since, and for a job that had ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import closing
+from pathlib import Path
+
+from clipfleet.ledger import Ledger
+from tests.support.cluster import Cluster
+from tests.support.pictures import encoded, picture, write_pictures
+
+ALREADY = re.compile(
+    r"^already completed on \d{4}-\d\d-\d\d \d\d:\d\d UTC; nothing was run\ncompleted: 20 ok, 0 failed$",
+    re.MULTILINE,
+)
+FIGURES = re.compile(r"\d in [\d.]+ s|/s\)")
+
+
+def test_the_same_command_again(cluster: Cluster, tmp_path: Path) -> None:
+    folder = cluster.folder / tmp_path.name
+    write_pictures(folder / "pictures", 20)
+    words = (
+        "embed", folder / "pictures", "--output", folder / "out", "--model", "demo",
+        "--job-id", tmp_path.name,
+    )  # fmt: skip
+    first = cluster.run(*words)
+    assert (first.returncode, FIGURES.search(first.stderr) is not None) == (0, True), first.stderr
+    assert "already" not in first.stderr
+
+    commands = [words, (*words, "--no-wait"), ("watch", tmp_path.name), ("retry", tmp_path.name)]
+    for command in (*commands, ("rebuild", folder / "out")):
+        again = cluster.run(*command)
+        assert again.returncode == 0
+        assert ALREADY.search(again.stderr), (command, again.stderr)
+        assert FIGURES.search(again.stderr) is None, (command, again.stderr)
+
+    answers = [cluster.run_json(*command) for command in commands]
+    with closing(Ledger(cluster.server.url)) as ledger:
+        lasted = round(ledger.status(tmp_path.name).lasted_seconds, 3)
+    assert [(answer["already_ended"], answer["seconds"]) for answer in answers] == [(True, lasted)] * 4
+
+    (folder / "pictures" / "more.jpg").write_bytes(encoded(picture(1)))
+    changed = cluster.run(*words)
+    assert (changed.returncode, changed.stdout) == (2, "")
+    assert changed.stderr == (
+        f"error: job {tmp_path.name} holds 20 items; the source now has 21: choose another --job-id\n"
+    )
+    assert len(json.loads((folder / "out" / "_manifest.json").read_text())["parts"]) == 1
