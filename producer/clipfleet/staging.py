@@ -28,7 +28,7 @@ from clipfleet.errors import (
     SourceChangedError,
 )
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
 from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
@@ -64,8 +64,20 @@ class Stager:
         chunk_size: int,
         *,
         chunks_per_file: int = CHUNKS_PER_FILE,
+        confirm: Confirm = unconditionally,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            output: where the items are staged.
+            job_id: whose they are.
+            chunk_size: items of a chunk, at most.
+            chunks_per_file: chunks of a file, at most.
+            confirm: called immediately before each file becomes visible, see `Output`.
+            monotonic: seconds that only go forward.
+        """
+        self._confirm = confirm
         self._output = output
         self._job_id = job_id
         self._chunk_size = chunk_size
@@ -108,11 +120,11 @@ class Stager:
                         )
                     file.add(chunk.rows)
                 if file is not None and self._is_due(file):
-                    staged, file = file.publish(require_unknown), None
+                    staged, file = file.publish(require_unknown, self._confirm), None
                     next_chunk += staged.chunks
                     yield staged
             if file is not None:
-                staged, file = file.publish(require_unknown), None
+                staged, file = file.publish(require_unknown, self._confirm), None
                 yield staged
         finally:
             if file is not None:
@@ -238,16 +250,16 @@ class _OpenFile:
         self.bytes += rows.nbytes
         self._items += len(rows)
 
-    def publish(self, require_unknown: Callable[[int], None]) -> StagedFile:
+    def publish(self, require_unknown: Callable[[int], None], confirm: Confirm) -> StagedFile:
         name = keys.staged_file(self._first_chunk, self.chunks)
         with self._resources:
             with output_errors(self._path):
                 self._writer.close()
                 self._sink.close()
-            if not self._output.publish(self._path, name):
+            if not self._output.publish(self._path, name, confirm=confirm):
                 version = self._output.version(name)  # before it is asked for: what comes after is noticed
                 require_unknown(self._first_chunk)
-                if version is None or not self._output.replace_if(self._path, name, version):
+                if version is None or not self._output.replace_if(self._path, name, version, confirm=confirm):
                     require_unknown(self._first_chunk)
                     raise OutputUnavailableError(
                         f"{self._output.uri}/{name}: was replaced or removed meanwhile"

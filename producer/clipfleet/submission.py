@@ -102,6 +102,8 @@ class Submission:
                     self._overwriting.run()
                 self._claim_output()
             self._stage(batches, contents)
+        except _JobEndedError:
+            self._require_stopped()
         except SourceChangedError:
             raise
         except QuotaExceededError as error:
@@ -165,7 +167,13 @@ class Submission:
         already = self._ledger.staged_files(job_id)
         files, items = tuple(already), self._ledger.status(job_id).total
         self._hint(sum(count for _, count in files))
-        stager = Stager(self._output, job_id, self._job.chunk_size, chunks_per_file=self._chunks_per_file())
+        stager = Stager(
+            self._output,
+            job_id,
+            self._job.chunk_size,
+            chunks_per_file=self._chunks_per_file(),
+            confirm=self._require_open,
+        )
         note = None if self._job.output_is_redis else StagedNote(self._output)
 
         def require_unknown(first_chunk: int) -> None:
@@ -211,6 +219,11 @@ class Submission:
             return False
         return True
 
+    def _require_open(self) -> None:
+        """Before a staged file becomes visible: by now another job may have the output of one that ended."""
+        if self._ledger.status(self._job.job_id).state.is_final:
+            raise _JobEndedError
+
     def _two_submits(self) -> JobConflictError:
         return JobConflictError(f"another submit of job {self._job.job_id} is running")
 
@@ -225,6 +238,10 @@ class Submission:
         if count > 0:
             self._hints.publish_work(count)
             self._hinted += count
+
+
+class _JobEndedError(Exception):
+    """Somebody, or something, has ended the job that is being submitted."""
 
 
 @contextmanager

@@ -28,7 +28,6 @@ pytestmark = pytest.mark.figures
 TIMES = int(os.environ.get("OVERWRITES", "8"))
 SEED = int(os.environ.get("OVERWRITES_SEED", "1"))
 LEASE_SECONDS, WRITE_LIMIT_SECONDS = 1.0, 2.0
-PATIENCE_SECONDS = 5.0  # with default settings and no freeze, from the cancel to where the overwrite goes on
 
 
 @dataclass(frozen=True)
@@ -114,5 +113,5 @@ def test_workers_let_go_of_a_cancelled_job_at_once(bench: Bench) -> None:
         bench.overwriter.run(number, bench.place(number), freezes=False).seconds for number in range(4)
     ]
 
-    print(f"from the cancel to the end of the job that replaces it: {max(seconds):.1f} s at most")
+    print(f"an overwrite has gone on, and staged its items, {max(seconds):.1f} s after the cancel at most")
     assert max(seconds) < 30  # of a lease alone; the figure is in the line above

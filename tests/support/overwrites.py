@@ -45,7 +45,7 @@ class Overwrite:
     foreign_rows: int
     rows: int
     surplus_parts: int
-    seconds: float  # from the cancel to the end of the job that replaces the other
+    seconds: float  # from the cancel until the overwrite has gone on, and staged its items
 
 
 class Overwriter:
@@ -78,6 +78,7 @@ class Overwriter:
             time.sleep(self._random.choice([0, self._random.uniform(0, 3)]) if freezes else 0)
             after = self._overwrite(number, place)
             seconds = time.monotonic() - cancelled
+            after.wait(WAIT_SECONDS)
         return self._found(number, place, after, seconds)
 
     def run_frozen(self, number: int, place: Place, worker: WorkerProcess, flag: Path) -> Overwrite:
@@ -90,13 +91,12 @@ class Overwriter:
         self._client.job(before).cancel()
         after = self._overwrite(number, place)
         seconds = time.monotonic() - cancelled
+        after.wait(WAIT_SECONDS)
         worker.thaw()
         return self._found(number, place, after, seconds)
 
     def _overwrite(self, number: int, place: Place) -> JobHandle:
-        after = self._client.job(self._submit(f"after-{number}", AFTER_ITEMS, place, overwrite=True))
-        after.wait(WAIT_SECONDS)
-        return after
+        return self._client.job(self._submit(f"after-{number}", AFTER_ITEMS, place, overwrite=True))
 
     def _found(self, number: int, place: Place, after: JobHandle, seconds: float) -> Overwrite:
         """What is there once all workers that were frozen have gone on, and said that they have stopped."""

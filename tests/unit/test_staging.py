@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -551,11 +552,11 @@ class RefusingOutput(FolderOutput):
 
     refusals = 1
 
-    def publish(self, scratch: Path, name: str, *, replace: bool = False) -> bool:
+    def publish(self, scratch: Path, name: str, **options: Any) -> bool:
         if self.refusals:
             self.refusals -= 1
             return False
-        return super().publish(scratch, name, replace=replace)
+        return super().publish(scratch, name, **options)
 
 
 def test_a_file_that_is_not_there_is_never_told_of(tmp_path: Path) -> None:

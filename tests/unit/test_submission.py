@@ -389,6 +389,31 @@ class TestOccupiedOutput:
         assert bench.ledger.states[bench.job.job_id] is JobState.CANCELLED
 
 
+class TestEndedMeanwhile:
+    def test_nothing_is_staged_for_a_job_that_somebody_ended(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By now another job may have its output."""
+        submit = bench.ledger.submit
+
+        def cancelled(*arguments: Any) -> tuple[bool, JobState]:
+            answer = submit(*arguments)
+            monkeypatch.setattr(bench.output, "publish", late)
+            return answer
+
+        publish = bench.output.publish
+
+        def late(*arguments: Any, **options: Any) -> bool:
+            bench.ledger.states[bench.job.job_id] = JobState.CANCELLED
+            return publish(*arguments, **options)
+
+        monkeypatch.setattr(bench.ledger, "submit", cancelled)
+
+        with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
+            bench.submit()
+        assert bench.names() == [keys.JOB_FILE]
+
+
 class TestOutput:
     def test_one_that_cannot_be_written_is_told_and_the_submit_may_be_repeated(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
