@@ -15,7 +15,7 @@ from clipfleet_worker import batches
 from clipfleet_worker.backends import PendingFeatures
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.batches import Batch, ItemSlice, Segment
-from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
@@ -727,6 +727,18 @@ class TestFailures:
         assert innocent.outcomes.errors == [None] * 3
         assert [failure and failure.code for failure in mixed.outcomes.errors] == [None, code, None]
         assert [feature is not None for feature in mixed.outcomes.features] == [True, False, True]
+
+    def test_a_thread_that_is_missing_for_a_pass_is_no_pictures_fault(self, run: Run) -> None:
+        lacking = RuntimeError("can't start new thread")
+        batcher, encoder = make(8), Recorder(lambda values: lacking if 13 in values else None)
+        one = part(encoder, [4, 13, 5])
+        batcher.submit(one)
+
+        run(batcher)
+
+        with pytest.raises(WorkerShortageError, match="another thread"):
+            one.outcomes.wait()
+        assert one.outcomes.errors == [None] * 3
 
     def test_a_batch_that_is_too_large_for_the_device_is_halved(self, run: Run) -> None:
         batcher = make(8)

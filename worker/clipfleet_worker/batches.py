@@ -20,6 +20,7 @@ from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, Results, encode_each
 from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.shortages import shortage_behind
 
 _HARMLESS_TEXT = "a"
 
@@ -186,6 +187,8 @@ def _deliver(segment: Segment, results: Results) -> None:
     for position, result in zip(positions, results, strict=True):
         if not isinstance(result, Exception):
             good.append((position, result))
+        elif (shortage := shortage_behind(result)) is not None:
+            outcomes.interrupt(shortage)
         else:
             code = ErrorCode.OUT_OF_MEMORY if isinstance(result, MemoryError) else ErrorCode.CRASHED
             outcomes.fail(position, ItemError(code, f"the forward pass failed on this item: {result}"[:300]))
