@@ -635,6 +635,25 @@ class TestLabelsThatFail:
             bench.run(bench.submit(uris))
         wait_until(lambda: everything_is_released(bench), "the bytes are released")
 
+    def test_a_label_without_a_vector_fails_every_row_and_no_score_is_made_up(self, bench: Bench) -> None:
+        encode_texts = bench.encoder.encode_texts
+
+        def overflowing(prompts: list[str]) -> np.ndarray:
+            features = encode_texts(prompts)
+            features[["red" in prompt for prompt in prompts]] = np.nan
+            return features
+
+        bench.encoder.encode_texts = overflowing  # type: ignore[method-assign]
+        uris = bench.colours()
+        bench.places.contents[uris[1]] = ItemFailure(ErrorCode.NOT_FOUND, "gone")
+
+        result = bench.run(bench.submit(uris))
+
+        assert (result.counts.ok, result.counts.failed) == (0, ITEMS)
+        details = {detail for detail in bench.column("error_detail") if detail != "gone"}
+        assert details == {"the model gives no finite vector for the label 'red'"}
+        assert bench.column("score") == bench.column("label") == [None] * ITEMS
+
 
 class TestFailingBatch:
     def test_the_guilty_image_fails_alone(self, bench: Bench) -> None:
