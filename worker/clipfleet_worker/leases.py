@@ -182,8 +182,16 @@ class HeldLease:
 class LeaseKeeper:
     """Renews what is held. While Redis is away nothing is interrupted: the lease may still be ours."""
 
-    def __init__(self, ledger: Ledger, lease_seconds: float, *, pulse: Pulse | None = None) -> None:
-        self.progress = Progress()
+    def __init__(
+        self,
+        ledger: Ledger,
+        lease_seconds: float,
+        *,
+        pulse: Pulse | None = None,
+        running_time: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.progress = Progress(running_time)
+        self._running_time = running_time  # for the limits of stages: a pause is no hang
         self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
         self._lease_seconds = lease_seconds
@@ -206,7 +214,7 @@ class LeaseKeeper:
     @contextmanager
     def hold(self, lease: Lease, on_stage: Callable[[str], None] = lambda _: None) -> Iterator[HeldLease]:
         """Keep a lease alive for the time of the context; for `on_stage` see `HeldLease`."""
-        held = HeldLease(lease, progress=self.progress, on_stage=on_stage)
+        held = HeldLease(lease, self._running_time, progress=self.progress, on_stage=on_stage)
         with self._lock:
             self._held[lease.token] = held
             leaving = self._leaving
