@@ -1,4 +1,4 @@
-"""The process beside a worker that ends it when none of its threads runs: its id, and how often it has looked."""
+"""The process beside a worker that ends it when no thread runs: its id, and how often it has looked."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import aiohttp
+import pyarrow as pa
 import pytest
 
 from clipfleet.contract import ErrorCode, Lane, Precision
@@ -55,6 +56,12 @@ class TestRecognising:
             (os_error(errno.ENOMEM), "too little memory"),
             (os_error(errno.ENOBUFS), "too little memory"),
             (NO_THREAD, "another thread"),
+            (
+                pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily"),
+                "another thread",
+            ),
+            (ImportError("/x.so: failed to map segment from shared object"), "too little memory"),
+            (ImportError("libx.so: cannot open shared object file: Too many open files"), "file descriptors"),
         ],
         ids=repr,
     )
@@ -94,6 +101,8 @@ class TestRecognising:
             OSError("no number"),
             MemoryError("an image's, perhaps"),
             RuntimeError("boom"),
+            ImportError("libx.so: cannot open shared object file: No such file or directory"),
+            pa.ArrowInvalid("Parquet magic bytes not found in footer"),
             # Numbers of their own, among which are those of errno.
             socket.gaierror(errno.EMFILE, "some answer of a name server"),
             socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),

@@ -325,7 +325,7 @@ class Claims:
             self.shunned_jobs.add(claim.job_id)
             self._ledger.postpone_finish(claim, 0)
             return
-        is_lasting = isinstance(error, OutputUnreachableError)
+        is_lasting = isinstance(error, OutputUnreachableError) and shortage_behind(error) is None
         if is_lasting:
             self.shunned_jobs.add(claim.job_id)
         else:

@@ -12,10 +12,18 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+
 from clipfleet_worker.failures import WorkerShortageError
 
-_NO_THREAD = "can't start new thread"  # the whole text of CPython's RuntimeError
+# CPython's RuntimeError has no other words; Arrow's exception is of the kind that it has for all that is unknown.
+_NO_THREAD = ("can't start new thread", "Failed to launch worker thread")
 _NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
+# The dynamic linker's words, of which Python makes an ImportError.
+_NOT_MAPPED = ("failed to map segment from shared object", f": {os.strerror(errno.ENOMEM)}")
+_NOT_OPENED = f": {os.strerror(errno.EMFILE)}"
+
+_LITTLE_MEMORY = "this worker has too little memory: raise its limit (ulimit -v), or give it a larger machine"
 
 
 def shortage_behind(error: BaseException) -> WorkerShortageError | None:
@@ -41,7 +49,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _missing(error: BaseException) -> str | None:
-    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+    if isinstance(error, RuntimeError | pa.ArrowException) and any(
+        words in str(error) for words in _NO_THREAD
+    ):
         return (
             "this worker cannot start another thread: raise its limits of processes and memory "
             "(ulimit -u, ulimit -v)"
@@ -49,13 +59,17 @@ def _missing(error: BaseException) -> str | None:
     if isinstance(error, socket.gaierror):  # its numbers are not errno's
         lacks_descriptors = error.errno == socket.EAI_AGAIN and not _can_open_files()
         return _few_descriptors() if lacks_descriptors else None
+    if isinstance(error, ImportError):
+        if str(error).endswith(_NOT_OPENED):
+            return _few_descriptors()
+        return _LITTLE_MEMORY if str(error).endswith(_NOT_MAPPED) else None
     if not isinstance(error, OSError):
         return None
     if error.errno == errno.EMFILE:
         return _few_descriptors()
     if error.errno == errno.ENFILE:
         return "this machine has no file descriptor left: raise fs.file-max"
-    return "this machine has too little memory" if error.errno in _NO_MEMORY else None
+    return _LITTLE_MEMORY if error.errno in _NO_MEMORY else None
 
 
 def _few_descriptors() -> str:

@@ -7,6 +7,7 @@ had, the timer is better than nothing.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import os
@@ -38,16 +39,17 @@ class Standstill:
         self._limit_seconds = limit_seconds
         self._look_seconds = look_seconds
         self._child: subprocess.Popen[bytes] | None = None
+        self._exits_at_signal = False
+        self._handler: int | None = None  # of SIGALRM, before
 
     def start(self) -> None:
         """Start to count."""
         if not _STATE.exists():  # not Linux
             return
-        # Of the last of the real-time signals nobody else makes use; faulthandler's handler needs no lock.
-        number = signal.SIGRTMAX
-        faulthandler.register(number, file=_STDERR, all_threads=True)
+        self._exit_at_signal()
+        self._exits_at_signal = True
         looks = max(1, round(self._limit_seconds / self._look_seconds))
-        facts = map(str, (os.getpid(), looks, self._look_seconds, int(number)))
+        facts = map(str, (os.getpid(), looks, self._look_seconds))
         # The child keeps the mask: a worker that is told to end drains, and is watched meanwhile.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
@@ -79,7 +81,18 @@ class Standstill:
     def stop(self) -> None:
         """Count no more."""
         faulthandler.cancel_dump_traceback_later()
+        if self._exits_at_signal:
+            faulthandler.unregister(signal.SIGALRM)
+            _handle(signal.SIGALRM, self._handler)
         self._close()
+
+    def _exit_at_signal(self) -> None:
+        """Have SIGALRM write all stacks and exit, in C, which needs no lock of Python's.
+
+        By `_exit`, with the number of the signal: no signal ends process 1 of a container, not even SIGKILL.
+        """
+        self._handler = _handle(signal.SIGALRM, ctypes.cast(ctypes.CDLL(None)._exit, ctypes.c_void_p).value)
+        faulthandler.register(signal.SIGALRM, file=_STDERR, all_threads=True, chain=True)
 
     def _close(self) -> None:
         child, self._child = self._child, None
@@ -102,3 +115,11 @@ def _pipe_of(child: subprocess.Popen[bytes]) -> int:
     if child.stdin is None:
         raise ValueError("the child was started without a pipe")
     return child.stdin.fileno()
+
+
+def _handle(number: signal.Signals, handler: int | None) -> int | None:
+    """Set a function of C as the handler of a signal; returns the one before. None is the default."""
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    before: int | None = set_handler(number, handler)
+    return before
