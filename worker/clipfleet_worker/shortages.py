@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from clipfleet_worker.failures import WorkerShortageError
 
-# CPython's RuntimeError has no other words; Arrow's exception is of the kind that it has for all that is unknown.
+# Of CPython's RuntimeError, and of the exception that Arrow raises for all that it has no other one for.
 _NO_THREAD = ("can't start new thread", "Failed to launch worker thread")
 _NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
 # The dynamic linker's words, of which Python makes an ImportError.

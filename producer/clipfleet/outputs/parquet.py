@@ -39,7 +39,10 @@ def footer(file: pq.ParquetFile) -> dict[str, str]:
 
 @contextmanager
 def parquet_errors(output: Output, name: str) -> Iterator[None]:
-    """Turn what pyarrow raises while reading into an output error; `FileNotFoundError` and `MemoryError` pass unchanged."""
+    """Turn what pyarrow raises while reading into an output error.
+
+    `FileNotFoundError` and `MemoryError` pass unchanged.
+    """
     try:
         yield
     except (FileNotFoundError, MemoryError):  # the latter is an ArrowException, too

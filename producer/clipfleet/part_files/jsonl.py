@@ -84,6 +84,8 @@ class JsonlParts:
             footer = _read_footer(output, footer_name)
         try:
             yield OpenJsonlPart(content, footer, footer_name)
+        except MemoryError:  # Arrow's is an ArrowException, too
+            raise
         except _DAMAGED as error:
             raise _damaged(output, name, error) from error
 
