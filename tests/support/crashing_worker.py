@@ -3,7 +3,7 @@
 `python -m tests.support.crashing_worker POINT N` dies at the Nth passage of a point, `POINT hang FILE` stays
 there and makes the file (`POINT hang FILE SECONDS`: where a write may take so long), `POINT freeze FILE` is
 stopped there if it finds the file, `record FILE` notes all passages, `load hang FILE` stays in the loading of
-a model.
+a model, `standstill SECONDS` ends when none of its threads runs for so long.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.model import load_model
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.watchdog import Watchdog
 from tests.support.crash_points import DiesAt, FreezesAt, HangsAt, Recorder
 
 
@@ -30,6 +31,8 @@ def crash_points_of(arguments: list[str]) -> CrashPoints:
             return Recorder(Path(file))
         case ["load", "hang", file]:
             return NO_CRASH_POINTS  # see `loader_of`
+        case ["standstill", _]:
+            return NO_CRASH_POINTS  # see `watchdog_of`
         case [point, "hang", file, limit_seconds]:
             pipeline._PREPARE_WRITE_LIMIT_SECONDS = float(limit_seconds)
             leases._HANG_SECONDS = 5 * float(limit_seconds)
@@ -50,6 +53,13 @@ def loader_of(arguments: list[str]) -> Any:
     return load_model
 
 
+def watchdog_of(arguments: list[str]) -> Watchdog | None:
+    match arguments:
+        case ["standstill", seconds]:
+            return Watchdog(look_seconds=0.1, standstill_seconds=float(seconds))
+    return None
+
+
 def hangs(file: Path) -> Any:
     def load(*_: object) -> None:
         file.touch()
@@ -65,5 +75,6 @@ if __name__ == "__main__":
         preload=True,
         crash_points=crash_points_of(sys.argv[1:]),
         load_model=loader_of(sys.argv[1:]),
+        watchdog=watchdog_of(sys.argv[1:]),
     )
     end_process(worker.run())

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clipfleet.contract import ErrorCode, Lane
+from clipfleet.contract import ErrorCode, ItemError, Lane, Precision
 from clipfleet_worker import batches
 from clipfleet_worker.backends import PendingFeatures
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.batches import Batch, ItemSlice, Segment
-from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
@@ -709,6 +709,93 @@ class TestTextItems:
         assert [error and error.code for error in outcomes.errors] == [None, ErrorCode.CRASHED, None]
 
 
+class TestFeaturesThatAreNoVectors:
+    class Overflowing(FakeEncoder):
+        """Gives something else than a unit vector for the picture 13, and for the text `bad`."""
+
+        def __init__(self, value: float, precision: Precision) -> None:
+            super().__init__()
+            self.precision = precision
+            self._value = value
+
+        def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+            return self._spoilt(super().encode_images(pixels), pixels[:, 0, 0, 0] == 13)
+
+        def encode_texts(self, prompts: list[str]) -> np.ndarray:
+            return self._spoilt(super().encode_texts(prompts), np.array([text == "bad" for text in prompts]))
+
+        def _spoilt(self, features: np.ndarray, where: np.ndarray) -> np.ndarray:
+            features[where, 1:] = 0
+            features[where, 0] = self._value
+            return features
+
+    OVERFLOW = "the model overflows in fp16; set CLIPFLEET_PRECISION=fp32"
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+    def test_only_its_own_item_fails(self, run: Run, value: float) -> None:
+        batcher, encoder = make(8), self.Overflowing(value, Precision.FP16)
+        innocent, mixed = part(encoder, [1, 2, 3]), part(encoder, [4, 13, 5])
+        batcher.submit(innocent)
+        batcher.submit(mixed)
+
+        run(batcher)
+
+        innocent.outcomes.wait()
+        mixed.outcomes.wait()
+        assert innocent.outcomes.errors == [None] * 3
+        before, failure, after = mixed.outcomes.errors
+        assert before is after is None
+        assert failure is not None
+        assert failure.code is ErrorCode.CRASHED
+        assert failure.detail.startswith(self.OVERFLOW)
+        assert [feature is not None for feature in mixed.outcomes.features] == [True, False, True]
+        expected = FakeEncoder().encode_images(np.stack([picture(4), picture(5)]))
+        np.testing.assert_array_equal(
+            [feature for feature in mixed.outcomes.features if feature is not None], expected
+        )
+
+    def test_so_it_is_with_a_text(self, run: Run) -> None:
+        batcher, encoder = make(8), self.Overflowing(np.nan, Precision.FP16)
+        outcomes = Outcomes(2)
+        batcher.submit(ItemSlice(encoder, Lane.NORMAL, ["bad", "good"], [0, 1], outcomes))
+
+        run(batcher)
+
+        outcomes.wait()
+        assert outcomes.errors[0] is not None
+        assert outcomes.errors[0].detail.startswith(self.OVERFLOW)
+        assert outcomes.errors[1] is None
+
+    def test_where_no_precision_would_help_none_is_advised(self, run: Run) -> None:
+        batcher, encoder = make(8), self.Overflowing(np.nan, Precision.FP32)
+        one = part(encoder, [13])
+        batcher.submit(one)
+
+        run(batcher)
+
+        one.outcomes.wait()
+        detail = "the model gives no finite vector for this image"
+        assert one.outcomes.errors == [ItemError(ErrorCode.CRASHED, detail)]
+
+    def test_it_is_found_also_in_a_batch_that_was_halved(self, run: Run) -> None:
+        class Choosy(TestFeaturesThatAreNoVectors.Overflowing):
+            def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+                if len(pixels) > 2:
+                    raise MemoryError("no room")
+                return super().encode_images(pixels)
+
+        batcher = make(8)
+        one = part(Choosy(np.nan, Precision.BF16), [4, 13, 5, 6])
+        batcher.submit(one)
+
+        run(batcher)
+
+        one.outcomes.wait()
+        assert [error and error.code for error in one.outcomes.errors] == [
+            None, ErrorCode.CRASHED, None, None,
+        ]  # fmt: skip
+
+
 class TestFailures:
     @pytest.mark.parametrize(
         ("error", "code"),
@@ -727,6 +814,18 @@ class TestFailures:
         assert innocent.outcomes.errors == [None] * 3
         assert [failure and failure.code for failure in mixed.outcomes.errors] == [None, code, None]
         assert [feature is not None for feature in mixed.outcomes.features] == [True, False, True]
+
+    def test_a_thread_that_is_missing_for_a_pass_is_no_pictures_fault(self, run: Run) -> None:
+        lacking = RuntimeError("can't start new thread")
+        batcher, encoder = make(8), Recorder(lambda values: lacking if 13 in values else None)
+        one = part(encoder, [4, 13, 5])
+        batcher.submit(one)
+
+        run(batcher)
+
+        with pytest.raises(WorkerShortageError, match="another thread"):
+            one.outcomes.wait()
+        assert one.outcomes.errors == [None] * 3
 
     def test_a_batch_that_is_too_large_for_the_device_is_halved(self, run: Run) -> None:
         batcher = make(8)

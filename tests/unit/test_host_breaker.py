@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 
 import pytest
 
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, WorkerShortageError
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from tests.support.doubles import Clock
 
@@ -122,6 +123,21 @@ class TestTrials:
         assert (refused(breaker).wait_seconds, refused(breaker).is_old) == (2.0, False)
         breaker.clock.now += 1.5
         assert refused(breaker).is_old
+
+    def test_what_this_worker_lacks_says_nothing_about_the_host(self, breaker: Breaker) -> None:
+        short = TransientFailure(ErrorCode.CONNECT_FAILED, "h: Too many open files")
+        short.__cause__ = OSError(errno.EMFILE, "Too many open files")
+        for number in range(5):
+            with pytest.raises(WorkerShortageError), breaker.breaker.watch("h:80", f"u{number}"):
+                raise short
+        assert breaker.breaker.refusal("h:80") is None
+        breaker.fail(3)
+        breaker.clock.now += 1
+
+        with pytest.raises(WorkerShortageError), breaker.breaker.watch("h:80", "trial"):
+            raise short
+
+        assert breaker.ask("next trial") is None  # it was no trial
 
     def test_a_cancelled_trial_has_shown_nothing(self, breaker: Breaker) -> None:
         breaker.fail(3)

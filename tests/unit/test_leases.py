@@ -17,6 +17,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.leases import HeldLease, LeaseKeeper, Progress
+from clipfleet_worker.running_time import RunningTime
 from clipfleet_worker.watchdog import Phase
 from tests.support.doubles import Clock, InThread
 
@@ -65,6 +66,21 @@ def keeper(ledger: FakeLedger, clock: Clock) -> LeaseKeeper:
 
 def lease(chunk: int) -> Lease:
     return Lease("job", str(chunk), f"token-{chunk}")
+
+
+def test_a_pause_of_the_process_is_no_hang(ledger: FakeLedger) -> None:
+    clock = Clock()
+    keeper = LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, running_time=RunningTime(clock))
+    with keeper.hold(lease(0)) as held:
+        held.enter("read", 10)
+        clock.now += 200  # paused
+
+        keeper.renew_all()
+
+        assert ledger.renewed == [["0"]]
+        assert keeper.hanging() == []
+        clock.now += 10
+        assert [phase.name for phase in keeper.hanging()] == ["read"]
 
 
 class TestHeldLease:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -87,6 +88,23 @@ class TestGuard:
         assert not guard.check()
         guard.start()
         guard.stop()
+
+    def test_a_look_for_which_no_file_can_be_opened_is_left_out(self) -> None:
+        looks: list[int | OSError] = [10, OSError(errno.EMFILE, "Too many open files"), 500]
+        ends: list[int] = []
+
+        def look() -> int:
+            found = looks.pop(0)
+            if isinstance(found, OSError):
+                raise found
+            return found
+
+        guard = MemoryGuard(100, growth_bytes=1000, used_bytes=look, exit_process=ends.append)
+
+        assert guard.check()
+        assert ends == []
+        assert guard.check()
+        assert ends == [70]
 
     def test_it_looks_again_and_again_until_it_is_stopped(self) -> None:
         process = Process(100)

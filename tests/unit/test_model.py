@@ -81,6 +81,14 @@ class TestEncoding:
     def test_the_scale_is_the_models(self) -> None:
         assert loaded(TinyModule()).logit_scale == pytest.approx(100)
 
+    @pytest.mark.parametrize("value", [100.0, np.nan])
+    def test_a_scale_that_would_make_each_score_nan_is_refused(self, value: float) -> None:
+        module = TinyModule()
+        module.logit_scale.data.fill_(value)  # exp(100) is no float32
+
+        with pytest.raises(ModelUnavailableError, match="its logit scale is"):
+            loaded(module)
+
     @pytest.mark.parametrize("what", ENCODE)
     def test_a_device_without_memory_is_the_worlds_fault(self, what: str) -> None:
         # torch's own exception is a RuntimeError, which would count as a bug of ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 import weakref
@@ -11,7 +12,7 @@ from typing import cast
 import pytest
 
 from clipfleet.contract import Precision
-from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.testing import FakeEncoder
@@ -177,6 +178,16 @@ class TestFailures:
         future = models(loader).prefetch("a", FP32)
 
         with pytest.raises(MemoryError):
+            future.result(PATIENCE_SECONDS)
+        _join_loaders()
+        assert died == []
+
+    def test_what_the_worker_lacks_is_not_the_models_fault(self, loader: Loader, died: list[str]) -> None:
+        loader.errors["a"] = ModelUnavailableError("the files do not fit")
+        loader.errors["a"].__cause__ = OSError(errno.EMFILE, "Too many open files")
+        future = models(loader).prefetch("a", FP32)
+
+        with pytest.raises(WorkerShortageError, match="file descriptors"):
             future.result(PATIENCE_SECONDS)
         _join_loaders()
         assert died == []

@@ -36,6 +36,18 @@ class TestWaiting:
         assert outcomes.errors == [None, None, NOT_FOUND]
         assert [feature is not None for feature in outcomes.features] == [True, True, False]
 
+    def test_all_that_have_no_error_may_fail_together(self) -> None:
+        outcomes, crashed = Outcomes(3), ItemError(ErrorCode.CRASHED, "no labels")
+        outcomes.deliver([0], features(1))
+        outcomes.fail(2, NOT_FOUND)
+
+        outcomes.fail_all(crashed)
+        outcomes.deliver([1], features(2))  # was under way
+
+        outcomes.wait()
+        assert outcomes.errors == [crashed, crashed, NOT_FOUND]
+        assert outcomes.features == [None] * 3
+
     def test_a_chunk_without_items_has_ended(self) -> None:
         Outcomes(0).wait()
 

@@ -18,6 +18,7 @@ from clipfleet import keys, results
 from clipfleet.contract import PartFormat
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.parquet import parquet_errors
 from clipfleet.part_files import part_files
 from clipfleet.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.results import PartRows
@@ -308,3 +309,10 @@ class TestCopiedParts:
             PartRows(output).read()
         place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=PartFormat.JSONL))
         assert [row["uri"] for row in results.rows(PartRows(output))] == ["/a.jpg"]
+
+
+def test_memory_that_is_missing_for_reading_is_no_damage(output: FolderOutput) -> None:
+    lacking = pa.ArrowMemoryError("malloc of size 64 failed")
+
+    with pytest.raises(MemoryError), parquet_errors(output, "part-00000000.parquet"):
+        raise lacking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import sys
 import threading
@@ -39,7 +40,12 @@ from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoo
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.decode_turns import DecodeTurns
 from clipfleet_worker.device_jpegs import DeviceJpegs
-from clipfleet_worker.failures import ChunkInterrupted, ItemFailure, ModelUnavailableError
+from clipfleet_worker.failures import (
+    ChunkInterrupted,
+    ItemFailure,
+    ModelUnavailableError,
+    WorkerShortageError,
+)
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
@@ -629,6 +635,25 @@ class TestLabelsThatFail:
             bench.run(bench.submit(uris))
         wait_until(lambda: everything_is_released(bench), "the bytes are released")
 
+    def test_a_label_without_a_vector_fails_every_row_and_no_score_is_made_up(self, bench: Bench) -> None:
+        encode_texts = bench.encoder.encode_texts
+
+        def overflowing(prompts: list[str]) -> np.ndarray:
+            features = encode_texts(prompts)
+            features[["red" in prompt for prompt in prompts]] = np.nan
+            return features
+
+        bench.encoder.encode_texts = overflowing  # type: ignore[method-assign]
+        uris = bench.colours()
+        bench.places.contents[uris[1]] = ItemFailure(ErrorCode.NOT_FOUND, "gone")
+
+        result = bench.run(bench.submit(uris))
+
+        assert (result.counts.ok, result.counts.failed) == (0, ITEMS)
+        details = {detail for detail in bench.column("error_detail") if detail != "gone"}
+        assert details == {"the model gives no finite vector for the label 'red'"}
+        assert bench.column("score") == bench.column("label") == [None] * ITEMS
+
 
 class TestFailingBatch:
     def test_the_guilty_image_fails_alone(self, bench: Bench) -> None:
@@ -1101,6 +1126,16 @@ class TestGivingUp:
 
 
 class TestTheWorld:
+    def test_a_file_for_which_the_worker_has_no_descriptor_makes_the_chunk_wait(self, bench: Bench) -> None:
+        uris = bench.colours()
+        failure = ItemFailure(ErrorCode.INCOMPLETE_BODY, "Too many open files")
+        failure.__cause__ = OSError(errno.EMFILE, "Too many open files")
+        bench.places.contents[uris[0]] = failure
+
+        with pytest.raises(WorkerShortageError, match="file descriptors"):
+            bench.run(bench.submit(uris))
+        assert bench.sink.parts == {}
+
     def test_items_that_are_not_there_are_an_output_that_is_away(self, bench: Bench) -> None:
         job = bench.submit(bench.colours())
         for path in bench.folder.glob("_clipfleet/items-*"):

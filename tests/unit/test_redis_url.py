@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 
 import pytest
@@ -123,6 +124,16 @@ class TestBroker:
 def test_an_option_that_nobody_knows_is_told_at_once(url: str, what: str) -> None:
     with pytest.raises(UsageError, match=rf"^CLIPFLEET_REDIS_URL cannot be used: .*{what}.*$"):
         connect(url)
+
+
+def test_a_connection_that_cannot_even_be_made_is_told_as_an_outage() -> None:
+    lacking = OSError(errno.EMFILE, "Too many open files", "METADATA")  # redis-py looks up its own version
+
+    with (
+        pytest.raises(RedisUnavailableError, match=r"cannot connect: .*Too many open files"),
+        redis_errors("redis://h/0"),
+    ):
+        raise lacking
 
 
 def test_sentinels_that_know_no_primary_are_told_in_one_short_line() -> None:

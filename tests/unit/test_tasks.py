@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_tally import ChunkEnd
 from clipfleet_worker.claims import Claims
-from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
+from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.finishing import Finisher
 from clipfleet_worker.job_contexts import JobContexts
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
@@ -107,7 +108,7 @@ class FakeLedger:
         self.told.append((kind, reason))
         return "released"
 
-    def fail(self, job_id: str, reason: str, *, ttl_seconds: int, generation: int) -> None:
+    def fail(self, job_id: str, reason: str, *, ttl_seconds: int, holder: Claim | FinishClaim) -> None:
         self.told.append(("fail", job_id, reason))
 
     def workers(self) -> list[WorkerFacts]:
@@ -398,6 +399,25 @@ class TestTheWorld:
         bench.work(error)
 
         assert bench.ledger.told == [("waits", f"{named(error)}: {error}")]
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (OSError(errno.EMFILE, "Too many open files"), "too few file descriptors"),
+            (RuntimeError("can't start new thread"), "cannot start another thread"),
+            (WorkerShortageError("short of something"), "short of something"),
+        ],
+        ids=repr,
+    )
+    def test_what_this_worker_lacks_makes_the_job_wait_and_leaves_it_to_others(
+        self, bench: Bench, error: Exception, words: str
+    ) -> None:
+        bench.work(error)
+
+        ((kind, reason),) = bench.ledger.told
+        assert kind == "waits"
+        assert words in reason
+        assert bench.claims.shunned_jobs.current() == [JOB_ID]
 
     @pytest.mark.parametrize("error", [ChunkInterrupted("lost"), BatcherStopped("stops")], ids=named)
     def test_what_was_taken_from_us_is_given_back_at_once(self, bench: Bench, error: BaseException) -> None:

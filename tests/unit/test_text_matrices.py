@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract import LabelSet, Lane, Preset
+from clipfleet.contract import ErrorCode, LabelSet, Lane, Precision, Preset
 from clipfleet_worker import text_matrices
 from clipfleet_worker.batcher import Batcher, Encoder
-from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
@@ -187,3 +187,24 @@ def test_too_little_memory_of_the_device_is_told_as_such(monkeypatch: pytest.Mon
 
     with pytest.raises(MemoryError, match="out of memory"):
         get(matrices, labels("cat"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_a_label_without_a_vector_is_named_and_nothing_is_kept(value: float) -> None:
+    class Overflowing(FakeEncoder):
+        def encode_texts(self, prompts: list[str]) -> np.ndarray:
+            features = super().encode_texts(prompts)
+            features[["red" in prompt for prompt in prompts]] = value
+            return features
+
+    batcher, matrices = made()
+    encoder = Overflowing()
+    encoder.precision = Precision.BF16
+    for _ in range(2):
+        with pytest.raises(ItemFailure) as told:
+            get(matrices, labels("blue", "red", "green"), encoder=encoder)
+
+        assert told.value.error.code is ErrorCode.CRASHED
+        assert told.value.error.detail.startswith("the model overflows in bf16; set CLIPFLEET_PRECISION=fp32")
+        assert "the label 'red'" in told.value.error.detail
+    assert len(batcher.asked) == 2

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
 
 import pytest
 
 from clipfleet_worker.watchdog import EXIT_HUNG, Phase, Watchdog
 from tests.support.doubles import Clock
+from tests.support.waiting import wait_until
+from tests.support.watchers import Looks
 
 
 class Bench:
@@ -92,10 +99,10 @@ def test_time_in_which_the_whole_process_stood_still_does_not_count(bench: Bench
     bench.watchdog.pulse("batcher").enter("encode", 30)
     bench.pass_time(20)
     bench.clock.now += 3600  # the virtual machine was frozen
-    bench.watchdog.check()
-    bench.pass_time(29)
+    assert bench.watchdog.overdue() == []  # whoever asks first
+    bench.pass_time(10)
     assert bench.exits == []
-    bench.pass_time(2)
+    bench.pass_time(1)
     assert bench.exits == [EXIT_HUNG]
 
 
@@ -120,29 +127,111 @@ sleeps_for_ever()
     assert "watchdog.py" in ended.stderr
 
 
-def test_a_library_that_hangs_and_lets_no_other_thread_run_ends_the_process_too() -> None:
-    program = """
+# It says what it does, and does what it reads.
+WATCHED = """
 import ctypes
+import sys
 import threading
-from clipfleet_worker import watchdog
-
-watchdog._LOOK_SECONDS, watchdog._STANDSTILL_SECONDS = 0.01, 1
-looked = threading.Event()
-dog = watchdog.Watchdog()
-dog.watch(lambda: looked.set() or ())
-dog.start()
-looked.wait()
+from clipfleet_worker.watchdog import Watchdog
 
 def sleeps_with_the_lock():
-    ctypes.PyDLL(None).sleep(1000)
+    while True:
+        ctypes.PyDLL(None).sleep(1000)
 
-sleeps_with_the_lock()
+looked = threading.Event()
+watchdog = Watchdog(look_seconds=0.05, standstill_seconds=1)
+watchdog.watch(lambda: looked.set() or ())
+watchdog.start()
+for line in sys.stdin:
+    looked.clear()
+    looked.wait()
+    child = watchdog._standstill._child
+    print(child and child.pid, flush=True)
+    if "hang" in line:
+        sleeps_with_the_lock()
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 1, ended.stderr
-    assert "sleeps_with_the_lock" in ended.stderr
+
+
+class Watched:
+    """A process with a watchdog that loses patience after a second."""
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WATCHED],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.watcher = self.tell("go on")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def tell(self, what: str) -> int:
+        """Returns once it has looked since; the id of the process beside it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(what, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def end(self) -> tuple[int, str]:
+        """How it ends by itself, and what it says."""
+        _, words = self.process.communicate(timeout=60)
+        return self.process.returncode, words
+
+
+def test_a_library_that_hangs_and_lets_no_other_thread_run_ends_the_process_too() -> None:
+    with Watched() as watched:
+        watched.tell("hang")
+        code, words = watched.end()
+
+    assert code == signal.SIGALRM, words
+    assert "a library holds Python's lock; the process ends" in words.splitlines()[0]
+    assert "sleeps_with_the_lock" in words
+
+
+def test_a_process_that_was_stopped_for_longer_goes_on_and_is_watched_as_before() -> None:
+    with Watched() as watched:
+        watched.process.send_signal(signal.SIGSTOP)
+        looks = Looks(watched.watcher)
+        wait_until(lambda: looks.since >= 40, "twice its patience has passed", 60)
+        watched.process.send_signal(signal.SIGCONT)
+
+        assert watched.tell("go on") == watched.watcher
+        watched.tell("hang")
+        assert watched.end()[0] == signal.SIGALRM
+
+
+def test_signals_for_the_worker_do_not_end_its_watcher() -> None:
+    with Watched() as watched:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(watched.watcher, number)
+
+        watched.tell("hang")
+        assert watched.end()[0] == signal.SIGALRM
+
+
+def test_the_watcher_ends_with_the_process() -> None:
+    with Watched() as watched:
+        watched.process.kill()
+        watched.process.communicate(timeout=60)  # it has the same standard error
+
+    wait_until(lambda: not Path(f"/proc/{watched.watcher}").exists(), "it has ended")
+
+
+def test_without_its_watcher_a_process_that_hangs_ends_all_the_same() -> None:
+    with Watched() as watched:
+        os.kill(watched.watcher, signal.SIGKILL)
+        with suppress(ValueError):  # it has none any more, and says so
+            watched.tell("hang")
+        code, words = watched.end()
+
+    assert code == 1, words
+    assert "no process watches over this one (Broken pipe)" in words
+    assert "sleeps_with_the_lock" in words
 
 
 def test_it_can_be_stopped() -> None:

@@ -9,7 +9,7 @@ from kombu.entity import Queue
 
 from clipfleet import keys
 from clipfleet.hints import make_app
-from clipfleet_worker.consumer import SurvivingConsumer
+from clipfleet_worker.consumer import HintThreads, SurvivingConsumer
 from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.watchdog import Pulse
 
@@ -26,7 +26,7 @@ def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse, 
     """
     app = make_app(broker_url)
     app.conf.update(
-        worker_pool="threads",  # one process owns the device, the model and the batcher
+        worker_pool=HintThreads,  # one process owns the device, the model and the batcher
         worker_concurrency=slots,
         worker_prefetch_multiplier=1,  # holds as many hints as slots, no more
         task_acks_late=True,  # a hint is acked when its chunk has ended

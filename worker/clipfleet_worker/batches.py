@@ -15,17 +15,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from clipfleet.bottleneck import Meter
-from clipfleet.contract import ErrorCode, ItemError, Lane
+from clipfleet.contract import ErrorCode, ItemError, Lane, Precision
 from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, Results, encode_each
 from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.shortages import shortage_behind
+from clipfleet_worker.unit_vectors import have_direction, why_not
 
 _HARMLESS_TEXT = "a"
 
 
 class Encoder(Protocol):
     """A loaded model, as far as the batcher needs it."""
+
+    @property
+    def precision(self) -> Precision:
+        """Of its weights and activations, never AUTO."""
+        ...
 
     @property
     def batches_in_flight(self) -> int:
@@ -127,7 +134,7 @@ class Batch:
             raise ValueError("a batch is finished once")
         harmless = _HARMLESS_TEXT if self._is_text else np.zeros_like(self._items[0])
         try:
-            results = encode_each(self._encode, self._items, harmless, first=pending.result)
+            results = self._checked(encode_each(self._encode, self._items, harmless, first=pending.result))
         except DeviceFault as fault:
             for segment in self._segments:
                 segment.slice.outcomes.interrupt(fault.error)
@@ -145,6 +152,17 @@ class Batch:
             _deliver(segment, results[offset : offset + count])
             offset += count
 
+    def _checked(self, results: Results) -> Results:
+        """With an exception in place of features that are no unit vectors: no row may be made of them."""
+        if isinstance(results, np.ndarray) and have_direction(results).all():
+            return results
+        what = "this text" if self._is_text else "this image"
+        no_vector = _NoVector(why_not(self._encoder.precision, what))
+        return [
+            result if isinstance(result, Exception) or have_direction(result[None])[0] else no_vector
+            for result in results
+        ]
+
     def _begin(self) -> PendingFeatures:
         try:
             if self._is_text:
@@ -161,6 +179,10 @@ class Batch:
 
     def _encode(self, items: list[Any]) -> np.ndarray:
         return self._encoder.encode_texts(items) if self._is_text else self._begin_images(items).result()
+
+
+class _NoVector(Exception):  # noqa: N818 - the text is the row's
+    """The forward pass worked, and what it gave for an item is no vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +208,16 @@ def _deliver(segment: Segment, results: Results) -> None:
     for position, result in zip(positions, results, strict=True):
         if not isinstance(result, Exception):
             good.append((position, result))
+        elif (shortage := shortage_behind(result)) is not None:
+            outcomes.interrupt(shortage)
         else:
-            code = ErrorCode.OUT_OF_MEMORY if isinstance(result, MemoryError) else ErrorCode.CRASHED
-            outcomes.fail(position, ItemError(code, f"the forward pass failed on this item: {result}"[:300]))
+            outcomes.fail(position, _item_error(result))
     if good:
         outcomes.deliver([position for position, _ in good], np.stack([result for _, result in good]))
+
+
+def _item_error(error: Exception) -> ItemError:
+    if isinstance(error, _NoVector):
+        return ItemError(ErrorCode.CRASHED, str(error))
+    code = ErrorCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ErrorCode.CRASHED
+    return ItemError(code, f"the forward pass failed on this item: {error}"[:300])

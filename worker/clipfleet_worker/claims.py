@@ -24,15 +24,17 @@ from clipfleet.ledger import MAX_FAILURES, Claim, FinishClaim, Ledger
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_tally import ChunkEnd, ChunkTally
-from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.leases import lease_clock
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult
+from clipfleet_worker.shortages import shortage_behind
 from clipfleet_worker.shunned_jobs import ShunnedJobs
 
 log = logging.getLogger(__name__)
 
-_OF_THE_WORLD = (OutputUnavailableError, SourceUnavailableError, RedisUnavailableError, MemoryError)
+_AWAY = (OutputUnavailableError, SourceUnavailableError, WorkerShortageError)  # for all chunks of the job
+_OF_THE_WORLD = (*_AWAY, RedisUnavailableError, MemoryError)
 _COUNTED = ("done", "finishing", "ended", "stopped")  # the ledger has taken the rows of this chunk now
 _INTERRUPTED = {"lost": ChunkEnd.LOST, "cancelled": ChunkEnd.CANCELLED}  # by the ledger's word
 _RETRY_SECONDS = 1.0  # while Redis is away
@@ -260,6 +262,7 @@ class Claims:
 
         If the worker has to go first, the lease expires by itself and the chunk is claimed again.
         """
+        error = shortage_behind(error) or error
         _log_end(claim, error)
         self.tally.ended(_end_of(error), self._lived_seconds(claim))
         while True:
@@ -283,7 +286,7 @@ class Claims:
         elif isinstance(error, OutputUnreachableError):
             self._out_of_reach(claim, error)
         elif isinstance(error, _OF_THE_WORLD):
-            if isinstance(error, OutputUnavailableError | SourceUnavailableError):
+            if isinstance(error, _AWAY):
                 self.shunned_jobs.wait(claim.job_id)
             self._release(claim, "waits", error)
         else:
@@ -326,7 +329,7 @@ class Claims:
             self.shunned_jobs.add(claim.job_id)
             self._ledger.postpone_finish(claim, 0)
             return
-        is_lasting = isinstance(error, OutputUnreachableError)
+        is_lasting = isinstance(error, OutputUnreachableError) and shortage_behind(error) is None
         if is_lasting:
             self.shunned_jobs.add(claim.job_id)
         else:

@@ -1,6 +1,7 @@
-"""The Celery consumer of hints: survives a broker that goes away and messages that are no hints.
+"""The Celery consumer of hints, and their threads.
 
-It also shows that its event loop turns.
+They survive a broker that goes away, messages that are no hints, and a machine that refuses another thread.
+The consumer also shows that its event loop turns.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import logging
 from typing import Any
 
 from celery import bootsteps
+from celery.concurrency.thread import TaskPool
 from celery.worker.consumer import Consumer
 
 from clipfleet_worker.hint_guard import Handler, HintGuard
+from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
 from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -61,3 +64,22 @@ class SurvivingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
                 error,
                 extra={"action": "broker_cleanup_failed"},
             )
+
+
+class HintThreads(TaskPool):  # type: ignore[misc]  # Celery has no types
+    """Celery's pool of threads, for which a thread that cannot be started is no reason to end the worker."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.executor = LenientThreadPool(self.limit)
+
+    def on_apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Called for each hint. One that found no thread at all stays queued; the puller needs no hints."""
+        try:
+            return super().on_apply(*args, **kwargs)
+        except RuntimeError as error:
+            shortage = shortage_behind(error)
+            if shortage is None:
+                raise
+            log.warning("a hint has to wait: %s", shortage, extra={"action": "hint_without_thread"})
+            return None

@@ -124,14 +124,18 @@ class _InBackground:
         self._call = call
         self._answer = False
         self._thread = threading.Thread(target=self._run, name="give-back", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the machine refuses another thread
+            self._run()
 
     def _run(self) -> None:
         self._answer = self._call()
 
     def result(self) -> bool:
         """Its answer, however long that takes: the watchdog does not wait."""
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         return self._answer
 
 

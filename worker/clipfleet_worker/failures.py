@@ -54,6 +54,10 @@ class ChunkInterrupted(Exception):  # noqa: N818 - the design's words
     """The chunk is no longer ours to finish (cancelled, lease lost) or cannot be finished in time (drain)."""
 
 
+class WorkerShortageError(Exception):
+    """This worker lacks file descriptors, threads or memory: no item is to blame, and its chunk waits."""
+
+
 class ModelUnavailableError(Exception):
     """The model cannot be loaded on this machine; the message is one line and says what to do."""
 

@@ -20,7 +20,7 @@ from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import Pulse
+from clipfleet_worker.watchdog import Watchdog
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _IDLE_READ_TIMEOUT_SECONDS = 15.0
@@ -67,14 +67,16 @@ def make_http_fetcher(settings: WorkerSettings) -> HttpFetcher:
 
 
 def make_fetch_loop(
-    settings: WorkerSettings, routes: Routes, waiting_bytes: WaitingBytes, pulse: Pulse
+    settings: WorkerSettings, routes: Routes, waiting_bytes: WaitingBytes, watchdog: Watchdog
 ) -> FetchLoop:
-    """What fetches from other machines, and asks again."""
+    """What fetches from other machines, and asks again; a pause of the worker costs no item its time."""
+    policy = RetryPolicy(attempts=settings.fetch_attempts)
     return FetchLoop(
-        RetryingFetcher(routes.remote, RetryPolicy(attempts=settings.fetch_attempts)),
+        RetryingFetcher(routes.remote, policy, monotonic=watchdog.running_time),
         waiting_bytes,
         settings.chunk_deadline_seconds,
-        pulse=pulse,
+        monotonic=watchdog.running_time,
+        pulse=watchdog.pulse("fetch loop"),
     )
 
 

@@ -36,6 +36,7 @@ from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.loading import Ahead, Loading
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.shortages import shortage_behind
 
 T = TypeVar("T")
 Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI, or the bytes that were staged with it
@@ -201,6 +202,9 @@ class ItemPath:
             try:
                 data = self._read(source)
             except ItemFailure as failure:
+                shortage = shortage_behind(failure)
+                if shortage is not None:
+                    raise shortage from failure
                 outcomes.fail(position, failure.error)
                 continue
             self._crash_points.reach(CrashPoint.MID_FETCH)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, PriorityQueue
 
 from clipfleet.contract import Lane
 from clipfleet_worker.failures import ChunkInterrupted
+from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
 
 _RANKS = {lane: rank for rank, lane in enumerate(Lane)}
 
@@ -31,7 +31,7 @@ class LanePool:
     def __init__(self, threads: int, *, name: str) -> None:
         self._waiting: PriorityQueue[tuple[int, int, _Work]] = PriorityQueue()
         self._numbers = itertools.count()  # of a lane the first come goes first; no two works are compared
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._threads = LenientThreadPool(threads, thread_name_prefix=name)
 
     def submit(self, lane: Lane, run: Callable[[], None], on_error: Callable[[BaseException], None]) -> None:
         """Have something done; returns at once.
@@ -39,11 +39,18 @@ class LanePool:
         Args:
             lane: of the job that needs it.
             run: the work.
-            on_error: called with whatever the work raised, or `ChunkInterrupted` if it was not begun before
-                `stop`; must not raise.
+            on_error: called with whatever the work raised, with `ChunkInterrupted` if it was not begun before
+                `stop`, or with `WorkerShortageError` if there is no thread; must not raise.
         """
         self._waiting.put((_RANKS[lane], next(self._numbers), _Work(run, on_error)))
-        self._threads.submit(self._run_best)
+        try:
+            self._threads.submit(self._run_best)
+        except RuntimeError as error:
+            shortage = shortage_behind(error)
+            if shortage is None:
+                raise
+            # It stays queued, and is done with the next work that gets a thread: it may hold memory.
+            on_error(shortage)
 
     def stop(self) -> None:
         """Begin nothing more; what is under way is not waited for."""

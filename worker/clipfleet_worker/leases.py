@@ -245,10 +245,12 @@ class LeaseKeeper:
         *,
         pulse: Pulse | None = None,
         clock: Callable[[], float] = lease_clock,
+        running_time: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.progress = Progress()
+        self.progress = Progress(running_time)
+        self._running_time = running_time  # for the limits of stages: a pause is no hang
         self._write_limit_seconds = write_limit_seconds
-        self._clock = clock
+        self._clock = clock  # for the leases: they end while we are paused
         self._last_early_end: str | None = None
         self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
@@ -282,6 +284,7 @@ class LeaseKeeper:
         """
         held = HeldLease(
             lease,
+            self._running_time,
             progress=self.progress,
             on_stage=on_stage,
             deadline=asked_at + self._lease_seconds,

@@ -83,6 +83,7 @@ class Worker:
         crash_points: CrashPoints = NO_CRASH_POINTS,
         decoder_class: type[Decoder] = Decoder,
         load_model: Callable[[str, Precision, str, MakeBackend, OnPixelSpec], LoadedModel] = load_model,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._load_model = load_model
         self._crash_points = crash_points
@@ -91,7 +92,7 @@ class Worker:
         self._preloading: Future[LoadedModel] | None = None
         self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._device = make_device_set_up(settings)
-        self._watchdog = Watchdog()
+        self._watchdog = watchdog or Watchdog()
         self._tracing = tracing_of("clipfleet-worker")
         self._memory_guard = make_memory_guard(settings)
         self._hint_guard = HintGuard()
@@ -101,13 +102,7 @@ class Worker:
         self._shared_matrices = SharedMatrices(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
-        self._keeper = LeaseKeeper(
-            self._ledger,
-            settings.lease_seconds,
-            settings.write_limit_seconds,
-            pulse=self._watchdog.pulse("lease keeper"),
-        )
-        self._watchdog.watch(self._keeper.phases)
+        self._keeper = self._make_keeper()
         self._models = Models(
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
@@ -120,9 +115,7 @@ class Worker:
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
-        self._fetch_loop = make_fetch_loop(
-            settings, routes, self._waiting_bytes, self._watchdog.pulse("fetch loop")
-        )
+        self._fetch_loop = make_fetch_loop(settings, routes, self._waiting_bytes, self._watchdog)
         self._claims = self._make_claims()
         self._items = self._item_path(routes)
         self._tasks = self._make_tasks(self._pipeline(self._items))
@@ -143,6 +136,17 @@ class Worker:
             pulse=self._watchdog.pulse("hints"),
             guard=self._hint_guard,
         )
+
+    def _make_keeper(self) -> LeaseKeeper:
+        keeper = LeaseKeeper(
+            self._ledger,
+            self._settings.lease_seconds,
+            self._settings.write_limit_seconds,
+            pulse=self._watchdog.pulse("lease keeper"),
+            running_time=self._watchdog.running_time,
+        )
+        self._watchdog.watch(keeper.phases)
+        return keeper
 
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
@@ -168,6 +172,7 @@ class Worker:
             has_started=self._is_started,
             is_draining=lambda: self._drain.has_begun,
             hints_refused=lambda: self._hint_guard.refused,
+            monotonic=self._watchdog.running_time,
         )
         readings = self._readings(health)
         metrics = metrics_page(
@@ -197,6 +202,7 @@ class Worker:
             memory_guard=self._memory_guard,
             device=self._device.name,
             device_bytes=partial(device_bytes, self._device.name),
+            monotonic=self._watchdog.running_time,
         )
 
     def _is_started(self) -> bool:

@@ -95,7 +95,10 @@ class MemoryGuard:
 
     def check(self) -> bool:
         """Look once, and end the process if it has too much; False where there is nothing to be seen."""
-        used = self._look()
+        try:
+            used = self._look()
+        except OSError:  # no descriptor is free; the next look may find one
+            return True
         if used is None:
             return False
         with self._lock:

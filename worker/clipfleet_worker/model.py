@@ -6,6 +6,7 @@ torch is imported when a model is loaded, not before: that alone takes seconds.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,8 @@ class LoadedModel:
         self.device = device
         self.fingerprint = short_hash([_weights_hash(module), pixel_spec.facts(), precision.value])
         self.logit_scale = float(module.logit_scale.detach().exp())
+        if not math.isfinite(self.logit_scale):  # each score would be NaN
+            raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
         self._tokenizer = tokenizer
         self._backend = make_backend(
             Towers(module, pixel_spec, tokenizer(["a"]), precision, self.fingerprint), device

@@ -12,9 +12,10 @@ from weakref import WeakValueDictionary
 
 from clipfleet.contract import Precision
 from clipfleet_worker.cache_counts import CacheCounts
-from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.loading import Loading
 from clipfleet_worker.model import LoadedModel, OnPixelSpec
+from clipfleet_worker.shortages import shortage_behind
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Models:
 
         Raises:
             ModelUnavailableError: it cannot be loaded. The next call tries again.
-            MemoryError: not enough memory for it now.
+            MemoryError, WorkerShortageError: not enough memory for it now, or another shortage.
         """
         return self.prefetch(name, precision).result()
 
@@ -102,14 +103,18 @@ class Models:
             del self._kept_models[key]
 
     def _start_loading(self, key: Key, loading: Loading) -> None:
-        threading.Thread(target=self._fill, args=(key, loading), name=f"load {key[0]}", daemon=True).start()
+        thread = threading.Thread(target=self._fill, args=(key, loading), name=f"load {key[0]}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # else whoever asks for the model would wait for ever
+            self._fail(key, loading, shortage_behind(error) or error)
 
     def _fill(self, key: Key, loading: Loading) -> None:
         started = self._monotonic()
         gc.collect()  # of models that were unloaded, what hangs in cycles; they are large, Python would wait
         try:
-            model = self._load(*key, loading.announce)
-        except (ModelUnavailableError, MemoryError) as error:
+            model = self._loaded(key, loading)
+        except (ModelUnavailableError, MemoryError, WorkerShortageError) as error:
             log.error("model not loaded: %r", error, extra={"action": "model_unavailable", "model": key[0]})
             self._fail(key, loading, error)
         except BaseException as error:
@@ -130,6 +135,15 @@ class Models:
             loading.finish(model)
             with self._lock:
                 self._unload_surplus()
+
+    def _loaded(self, key: Key, loading: Loading) -> LoadedModel:
+        try:
+            return self._load(*key, loading.announce)
+        except Exception as error:
+            shortage = shortage_behind(error)
+            if shortage is not None:  # whatever it was taken for: damaged files, a hub out of reach
+                raise shortage from error
+            raise
 
     def _fail(self, key: Key, loading: Loading, error: BaseException) -> None:
         with self._lock:

@@ -58,6 +58,14 @@ class Outcomes:
                 self.errors[position] = error
                 self._end([position])
 
+    def fail_all(self, error: ItemError) -> None:
+        """Every item ends with an error, also one that has features already; an error that it has stays."""
+        with self._changed:
+            for position, earlier in enumerate(self.errors):
+                if earlier is None:
+                    self.errors[position], self.features[position] = error, None
+            self._end([position for position, ended in enumerate(self._ended) if not ended])
+
     def deliver(self, positions: Sequence[int], features: np.ndarray) -> None:
         """These items end with their features, float32 (len(positions), d)."""
         with self._changed:

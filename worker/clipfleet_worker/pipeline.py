@@ -20,6 +20,7 @@ from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
 from clipfleet_worker.chunk_meter import ChunkMeter
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
+from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import ChunkLabels, Labeller, choices_of, fail_unknown_choices
@@ -174,6 +175,9 @@ class Pipeline:
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
             return self._labeller.prepare(job, model, alive)
+        except ItemFailure as failure:  # a label without a vector: nothing can be scored
+            outcomes.fail_all(failure.error)
+            return []
         except BaseException as error:
             outcomes.interrupt(error)  # nobody waits for the items any more
             raise

@@ -59,9 +59,13 @@ def text_matrix_of(prompt_features: np.ndarray, labels: int) -> np.ndarray:
     Args:
         prompt_features: float32 (labels * templates, d), L2-normalised, in the order of `LabelSet.prompts`.
         labels: how many labels they belong to.
+
+    Returns:
+        float32 (labels, d); NaN where the prompts of a label have no mean direction.
     """
     matrix = prompt_features.reshape(labels, -1, prompt_features.shape[1]).mean(axis=1)
-    normalised: np.ndarray = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        normalised: np.ndarray = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     return normalised.astype(np.float32)
 
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from clipfleet.contract import LabelSet, Lane
+from clipfleet.contract import ErrorCode, LabelSet, Lane
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
 from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of
 from clipfleet_worker.shared_matrices import Alive, SharedMatrices
+from clipfleet_worker.unit_vectors import have_direction, why_not
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +69,7 @@ class TextMatrices:
 
         Raises:
             MemoryError: the device has no room for the matrix now.
+            ItemFailure: `crashed`, a label has no vector; so does every image of the job.
         """
         key = (model.fingerprint, label_set.hash)
         with self._lock:
@@ -118,8 +121,17 @@ class TextMatrices:
             alive()
             some = labels[start : start + step]
             prompts = [template.replace("{}", label) for label in some for template in templates]
-            rows.append(text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(some)))
+            matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(some))
+            _require_vectors(matrix, some, model)
+            rows.append(matrix)
         return np.concatenate(rows)
+
+
+def _require_vectors(matrix: np.ndarray, labels: Sequence[str], model: TextModel) -> None:
+    usable = have_direction(matrix)
+    if not usable.all():
+        label = labels[int(np.argmin(usable))]
+        raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
 
 
 def _size_bytes(matrix: TextMatrix) -> int:

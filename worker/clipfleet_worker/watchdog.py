@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from clipfleet_worker.running_time import RunningTime
+from clipfleet_worker.standstill import Standstill
+
 log = logging.getLogger(__name__)
 
 EXIT_HUNG = 70  # the exit code of a process that was ended because it got on no more
@@ -24,7 +27,6 @@ LOAD_LIMIT_SECONDS = 900.0  # of loading a model, and of a forward pass, which m
 
 _LOOK_SECONDS = 1.0
 _STANDSTILL_SECONDS = 120.0  # without a look at all
-_FROZEN_SECONDS = 10.0  # between two looks: it was the process that stood still, not a loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Phase:
 
     loop: str
     name: str
-    since: float  # monotonic seconds
+    since: float  # seconds of `RunningTime`
     limit_seconds: float | None = None  # None: it may take any time
 
     @property
@@ -84,6 +86,8 @@ class Watchdog:
         monotonic: Callable[[], float] = time.monotonic,
         exit_process: Callable[[int], None] = os._exit,
         dump_stacks: Callable[[], None] = lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True),
+        look_seconds: float = _LOOK_SECONDS,
+        standstill_seconds: float = _STANDSTILL_SECONDS,
     ) -> None:
         """Nothing is watched yet.
 
@@ -91,21 +95,23 @@ class Watchdog:
             monotonic: seconds that only go forward.
             exit_process: called with `EXIT_HUNG`; does not return in production.
             dump_stacks: writes the stacks of all threads where the log goes.
+            look_seconds: between two looks.
+            standstill_seconds: without a look the process ends, too, unless it was paused.
         """
-        self._monotonic = monotonic
+        self.running_time = RunningTime(monotonic)
         self._exit_process = exit_process
         self._dump_stacks = dump_stacks
         self._pulses: dict[int, Pulse] = {}
         self._sources: list[Callable[[], Iterable[Phase]]] = []
         self._lock = threading.Lock()
-        self._last_look = monotonic()
-        self._thawed = monotonic()
+        self._look_seconds = look_seconds
+        self._standstill = Standstill(standstill_seconds, look_seconds)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def pulse(self, loop: str) -> Pulse:
         """A new pulse, watched as long as the process lives."""
-        pulse = Pulse(loop, self._monotonic)
+        pulse = Pulse(loop, self.running_time)
         with self._lock:
             self._pulses[id(pulse)] = pulse
         return pulse
@@ -140,20 +146,16 @@ class Watchdog:
         return [pulse.phase for pulse in pulses]
 
     def overdue(self) -> list[Phase]:
-        """Phases beyond their limit. The time in which the whole process stood still does not count."""
-        now = self._monotonic()
+        """Phases beyond their limit."""
+        now = self.running_time()
         return [
             phase
             for phase in self.phases()
-            if phase.limit_seconds is not None and now - max(phase.since, self._thawed) > phase.limit_seconds
+            if phase.limit_seconds is not None and now - phase.since > phase.limit_seconds
         ]
 
     def check(self) -> None:
         """Look once: end the process if something hangs. Called by the thread."""
-        now = self._monotonic()
-        if now - self._last_look > _FROZEN_SECONDS:
-            self._thawed = now
-        self._last_look = now
         overdue = self.overdue()
         if not overdue:
             return
@@ -170,6 +172,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Start the thread."""
+        self._standstill.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -177,11 +180,9 @@ class Watchdog:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+            self._standstill.stop()
 
     def _run(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            # A library that hangs with Python's own lock in its hands stops this thread too; no thread of
-            # Python's counts down these seconds. The exit code is 1 then.
-            faulthandler.dump_traceback_later(_STANDSTILL_SECONDS, exit=True)
+        while not self._stop.wait(self._look_seconds):
+            self._standstill.note()
             self.check()
-        faulthandler.cancel_dump_traceback_later()

@@ -39,10 +39,13 @@ def footer(file: pq.ParquetFile) -> dict[str, str]:
 
 @contextmanager
 def parquet_errors(output: Output, name: str) -> Iterator[None]:
-    """Turn what pyarrow raises while reading into an output error; `FileNotFoundError` passes unchanged."""
+    """Turn what pyarrow raises while reading into an output error.
+
+    `FileNotFoundError` and `MemoryError` pass unchanged.
+    """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):  # the latter is an ArrowException, too
         raise
     except OSError as error:
         # Arrow reports content that it cannot understand as an OSError, too, but without a number.

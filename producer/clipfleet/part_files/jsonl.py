@@ -94,6 +94,8 @@ class JsonlParts:
             footer_name, footer = _footer_of(output, name, self._job_id, hashlib.sha256(content).hexdigest())
         try:
             yield OpenJsonlPart(content, footer, footer_name)
+        except MemoryError:  # Arrow's is an ArrowException, too
+            raise
         except _DAMAGED as error:
             raise _damaged(output, name, error) from error
 

@@ -32,6 +32,7 @@ class AsyncFetcher(Protocol):
         Raises:
             TransientFailure: they cannot be had now; a moment later they may.
             SourceUnavailableError: the store that all such items are in is away: their chunks wait for it.
+            WorkerShortageError: this worker lacks file descriptors, threads or memory: likewise.
             ItemFailure: they cannot be had; nothing else is raised for whatever a URI or a server can do.
         """
         ...
@@ -60,7 +61,7 @@ class PatientFetcher(Protocol):
 
         Raises:
             ItemFailure: they cannot be had.
-            SourceUnavailableError: see `AsyncFetcher`.
+            SourceUnavailableError, WorkerShortageError: see `AsyncFetcher`.
         """
         ...
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from clipfleet.contract import ErrorCode, ItemError
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
+from clipfleet_worker.shortages import shortage_behind
 
 log = logging.getLogger(__name__)
 
@@ -51,25 +52,30 @@ class HostBreaker:
 
         Raises:
             HostLeftAlone: the request must not be made.
+            WorkerShortageError: it failed for what this worker lacks.
         """
         is_trial = self._enter(host)
         try:
             yield
-        except TransientFailure as failure:
-            if failure.error.code is ErrorCode.INCOMPLETE_BODY:  # it was there to begin with
-                self._is_back(host)
-            else:
+        except ItemFailure as failure:
+            shortage = shortage_behind(failure)
+            if shortage is not None:
+                self._learned_nothing(host, is_trial=is_trial)
+                raise shortage from failure
+            if isinstance(failure, TransientFailure) and failure.error.code is not ErrorCode.INCOMPLETE_BODY:
                 self._failed(host, url, failure, is_trial=is_trial)
+            else:  # 404 and the like: the host answers, or did so to begin with
+                self._is_back(host)
             raise
-        except ItemFailure:  # 404 and the like: the host answers
-            self._is_back(host)
-            raise
-        except BaseException:  # cancelled: nothing was learned
-            if is_trial and (trouble := self._troubles.get(host)):
-                trouble.is_tried = False
+        except BaseException:  # cancelled
+            self._learned_nothing(host, is_trial=is_trial)
             raise
         else:
             self._is_back(host)
+
+    def _learned_nothing(self, host: str, *, is_trial: bool) -> None:
+        if is_trial and (trouble := self._troubles.get(host)):
+            trouble.is_tried = False
 
     def refusal(self, host: str) -> HostLeftAlone | None:
         """What a request would be told now if it may not be a trial; None of a host that may be asked."""

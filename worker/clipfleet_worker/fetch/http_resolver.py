@@ -7,13 +7,13 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
+from clipfleet_worker.shortages import LenientThreadPool
 
 # A dead name server blocks a look-up for many seconds, and its thread with it, also when nobody waits any
 # more: so many threads that the names of others are looked up meanwhile.
@@ -27,7 +27,7 @@ class SystemResolver(AbstractResolver):
     """The system's `getaddrinfo` (hosts file, search domains, nsswitch)."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="clipfleet-dns")
+        self._threads = LenientThreadPool(_THREADS, thread_name_prefix="clipfleet-dns")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

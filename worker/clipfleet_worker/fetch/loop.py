@@ -25,6 +25,7 @@ from clipfleet_worker.fetch import ChunkTime, PatientFetcher
 from clipfleet_worker.fetch.lane_turns import tell_lane
 from clipfleet_worker.fetch.turn_waits import tell_waits
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.shortages import shortage_behind
 from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ def _report_bugs(tasks: set[asyncio.Task[None]], outcomes: Outcomes) -> None:
         error = RuntimeError("a fetch was cancelled") if task.cancelled() else task.exception()
         if error is None:
             continue
-        if not isinstance(error, SourceUnavailableError):
+        if not isinstance(error, SourceUnavailableError) and shortage_behind(error) is None:
             log.error("fetching failed unexpectedly", exc_info=error, extra={"action": "fetch_bug"})
         outcomes.interrupt(error)
 

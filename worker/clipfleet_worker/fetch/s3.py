@@ -22,6 +22,7 @@ from clipfleet_worker.fetch.lane_turns import LaneTurns
 from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
 from clipfleet_worker.fetch.s3_direct import DirectReader, PlaceOutdatedError
 from clipfleet_worker.fetch.s3_place import S3Place
+from clipfleet_worker.shortages import LenientThreadPool
 
 _STORE = "the store"
 _STORE_POLICY = BreakerPolicy(failing_urls=3)  # it answers for all its objects, so that few tell enough
@@ -56,7 +57,7 @@ class S3Fetcher:
     async def start(self) -> None:
         """Open the session, make the pool; its threads start when they are needed."""
         await self._direct.start()
-        self._pool = ThreadPoolExecutor(self._limits.connections, thread_name_prefix="s3")
+        self._pool = LenientThreadPool(self._limits.connections, thread_name_prefix="s3")
 
     async def close(self) -> None:
         """Calls of boto3 under way end by themselves, at the latest by their time limit; others break off."""

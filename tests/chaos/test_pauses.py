@@ -1,0 +1,48 @@
+"""A worker that was paused for longer than its watchdog has patience goes on where nothing is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipfleet.client import Client, JobOptions
+from tests.support.cluster import Cluster, job_events
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+from tests.support.watchers import Looks, watcher_of
+
+ITEMS = 60
+STANDSTILL_LOOKS = 20  # without a sign of life, 0.1 s each
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    settings = {"CLIPFLEET_RECONCILE_SECONDS": "0.5", "CLIPFLEET_LEASE_SECONDS": "4"}
+    with Cluster(tmp_path, settings) as cluster:
+        write_pictures(tmp_path / "pictures", ITEMS)
+        yield cluster
+
+
+def test_it_completes_what_it_had_begun_and_the_next_job(cluster: Cluster) -> None:
+    worker = cluster.start_worker(program=("tests.support.crashing_worker", "standstill", "2"))
+    looks = Looks(watcher_of(worker.pid))
+    with Client(cluster.client_settings()) as client:
+        options = JobOptions(output=cluster.folder / "first", model="demo", chunk_size=2)
+        first = client.embed(cluster.folder / "pictures", options=options)
+        wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk", 60)
+
+        worker.freeze()
+        before = looks.since
+        wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "its patience is over", 60)
+        worker.thaw()
+
+        assert first.wait(120).ok == ITEMS
+        options = JobOptions(output=cluster.folder / "second", model="demo")
+        second = client.embed(cluster.folder / "pictures", options=options)
+        assert second.wait(120).ok == ITEMS
+        assert [len(job_events(cluster, job.job_id)) for job in (first, second)] == [1, 1]
+    assert worker.process.poll() is None, worker.log()
+    assert "hangs" not in worker.log()
+    assert worker.terminate() == 0

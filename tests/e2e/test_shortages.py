@@ -1,0 +1,66 @@
+"""A worker that may open too few files: its chunks wait, and no row is blamed for what the worker lacks."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipfleet.client import Client, JobOptions
+from tests.support.cluster import Cluster, WorkerProcess
+from tests.support.http_site import HttpSite
+from tests.support.pictures import write_pictures
+from tests.support.waiting import wait_until
+
+ITEMS = 600
+SPARE_FILES = 3
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path) as cluster:
+        write_pictures(tmp_path / "pictures", ITEMS)
+        yield cluster
+
+
+def sources(cluster: Cluster, site: HttpSite, kind: str) -> list[str]:
+    names = [f"{number:06d}.jpg" for number in range(ITEMS)]
+    if kind == "http":
+        return [site.url(f"/files/pictures/{name}") for name in names]
+    return [str(cluster.folder / "pictures" / name) for name in names]
+
+
+def limit_files(worker: WorkerProcess, count: int) -> None:
+    _, hard = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (count, hard))
+
+
+@pytest.mark.parametrize("kind", ["file", "http"])
+def test_its_chunks_wait_until_it_may_open_more(cluster: Cluster, kind: str) -> None:
+    worker = cluster.start_worker()
+    _, enough = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    with HttpSite(cluster.folder) as site, Client(cluster.client_settings()) as client:
+        images = sources(cluster, site, kind)
+        # The model is loaded and the connections are open: what is missing from now on is missing for items.
+        options = JobOptions(output=cluster.folder / "first", model="demo")
+        assert client.embed(images[:1], options=options).wait(60).ok == 1
+        limit_files(worker, len(list(Path(f"/proc/{worker.pid}/fd").iterdir())) + SPARE_FILES)
+        options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
+
+        job = client.embed(images, options=options)
+
+        wait_until(
+            lambda: (
+                "waits: this worker has too few file descriptors (ulimit -n" in worker.log()
+                or job.status().state.is_final
+            ),
+            "a chunk waits",
+            60,
+        )
+        limit_files(worker, enough)
+        status = job.wait(120)
+    assert (status.ok, status.failed, status.codes) == (ITEMS, 0, {})
+    assert "waits: this worker has too few file descriptors (ulimit -n" in worker.log()
+    assert worker.terminate() == 0

@@ -1,0 +1,29 @@
+"""Features that are no unit vectors: a model that overflows gives NaN, infinity or zero in their place."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clipfleet.contract import Precision
+
+
+def have_direction(features: np.ndarray) -> np.ndarray:
+    """Which rows of features (n, d) are finite and not zero; bool (n,)."""
+    squares = np.einsum("nd,nd->n", features, features)  # one pass; NaN and infinity stay what they are
+    usable: np.ndarray = np.isfinite(squares) & (squares > 0)
+    return usable
+
+
+def why_not(precision: Precision, what: str) -> str:
+    """The detail of a failed row whose features have no direction.
+
+    Args:
+        precision: that was computed in.
+        what: was encoded, such as `this image`.
+    """
+    if precision is Precision.FP32:
+        return f"the model gives no finite vector for {what}"
+    return (
+        f"the model overflows in {precision.value}; set CLIPFLEET_PRECISION=fp32 (or --precision fp32 for a "
+        f"job): no finite vector for {what}"
+    )
