@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -155,7 +154,6 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
             direct = config.merge(Config(proxies={}))
             client = session.client("s3", config=direct, region_name=region)
         reread_when_refused(client, credentials, CREDENTIAL_CODES)
-        client.meta.events.register("before-send.s3.PutObject", _confirm_put)
         return S3Connection(client, credentials, core.get_config_variable("ca_bundle") or _other_ca_bundle())
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
@@ -172,28 +170,6 @@ def goes_through_proxy(url: str) -> bool:
 
     parts = urlsplit(url)
     return parts.hostname not in _THIS_MACHINE and parts.scheme in get_environ_proxies(url)
-
-
-_confirm: ContextVar[Callable[[], object] | None] = ContextVar("_confirm", default=None)
-
-
-@contextmanager
-def before_each_put(confirm: Callable[[], object]) -> Iterator[None]:
-    """Call `confirm` before every attempt to put an object in this context, repetitions of botocore included.
-
-    What it raises ends the put: no further attempt is made.
-    """
-    before = _confirm.set(confirm)
-    try:
-        yield
-    finally:
-        _confirm.reset(before)
-
-
-def _confirm_put(**_: object) -> None:
-    confirm = _confirm.get()
-    if confirm is not None:
-        confirm()
 
 
 def default_client() -> S3Client:

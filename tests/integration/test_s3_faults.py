@@ -143,7 +143,7 @@ def test_every_try_to_put_a_part_looks_at_the_lease_first(front: S3Front, output
     confirmed: list[int] = []
     with front.broken_by(rule(PASSING[0], method="PUT", path="*/part-*", times=1)):
         PartSink(output).write(part(0), rows("first"), OK, confirm=lambda: confirmed.append(1))
-    assert len(confirmed) == 2
+    assert len(confirmed) >= 2
 
     def lost() -> None:
         raise ChunkInterrupted("lost")

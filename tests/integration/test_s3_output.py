@@ -18,7 +18,7 @@ from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 
 from clipfleet import keys
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
+from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError, UsageError
 from clipfleet.outputs import open_output
 from clipfleet.outputs.s3 import S3Output, s3_output
 from clipfleet.s3 import make_client
@@ -304,6 +304,33 @@ class TestNames:
             list(pool.map(lambda name: s3.put(f"jobs/one/{name}", b""), names))
 
         assert list(output.names("part-")) == names
+
+    @pytest.mark.parametrize("size", [1, 5_000, 3 << 20])
+    def test_an_object_whose_last_bytes_are_not_wanted_is_not_made(
+        self, s3: S3Bucket, output: S3Output, size: int
+    ) -> None:
+        """The lease may end while a request is under way: the store has had nearly all of it by then."""
+        looks: list[int] = []
+
+        def confirm() -> None:
+            looks.append(1)
+            if len(looks) > 2:
+                raise JobConflictError("lost")
+
+        s3.put("jobs/one/there", b"before")
+        version = output.version("there")
+        assert version is not None
+        for change in (
+            lambda path: output.publish(path, "part-0", confirm=confirm),
+            lambda path: output.replace_if(path, "there", version, confirm=confirm),
+        ):
+            looks.clear()
+            with output.scratch() as path, pytest.raises(JobConflictError, match="lost"):
+                path.write_bytes(b"x" * size)
+                change(path)
+
+        assert s3.keys("jobs/one/") == ["jobs/one/there"]
+        assert output.read("there") == b"before"
 
     def test_clear_removes_what_a_job_left_and_nothing_else(self, s3: S3Bucket, output: S3Output) -> None:
         job = [keys.JOB_FILE, keys.MANIFEST, keys.ERRORS, keys.SUCCESS, "part-00000000.parquet"]

@@ -7,6 +7,7 @@ the first write; there a look comes before a plain put.
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 import uuid
@@ -25,7 +26,6 @@ from clipfleet.s3 import (
     SCHEME,
     S3Client,
     S3Problem,
-    before_each_put,
     explain,
     failures_of_calls,
     list_objects,
@@ -39,6 +39,7 @@ _CONFLICT_ATTEMPTS = 6
 _CONFLICT_SECONDS = 0.1  # doubles
 _PROBE_PATIENCE_SECONDS = 30.0  # many writers shall not find out one after the other that a store is away
 _KEYS_OF_A_DELETE = 1000  # S3's own limit
+_LAST_BYTES = 4096
 _MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
 
 
@@ -165,15 +166,16 @@ class S3Output:
         from botocore.exceptions import ClientError
 
         write_id = uuid.uuid4().hex
+        guarded = _GuardedBody(io.BytesIO(body) if isinstance(body, bytes) else body, confirm)
         for attempt in range(_CONFLICT_ATTEMPTS):
-            if not isinstance(body, bytes):
-                body.seek(0)
-            with self._errors(name), before_each_put(confirm):
+            guarded.seek(0)
+            confirm()
+            with self._errors(name), guarded.refusing():
                 try:
                     self._client.put_object(
                         Bucket=self._bucket,
                         Key=self._root + name,
-                        Body=body,
+                        Body=guarded if confirm is not unconditionally else body,
                         Metadata={_WRITE_ID: write_id},
                         **(condition or {}),
                     )
@@ -262,6 +264,49 @@ class S3Output:
     def _errors(self, name: str = "") -> Iterator[None]:
         with s3_errors(f"{self._uri}/{name}".rstrip("/")):
             yield
+
+
+class _GuardedBody:
+    """The bytes of an object; the last ones leave only if `confirm` lets them, however often they are sent.
+
+    A request takes its time (a connection, a server that is to say that it goes on, all the other bytes), and
+    a store makes no object of one that breaks off. So the look at the lease stands before the last bytes.
+    """
+
+    def __init__(self, file: BinaryIO, confirm: Confirm) -> None:
+        self._file = file
+        self._confirm = confirm
+        self._size = file.seek(0, io.SEEK_END)
+        self._refusal: BaseException | None = None
+
+    def read(self, amount: int | None = -1) -> bytes:
+        """Like that of a file, with a read of its own for the last bytes."""
+        most = self._size - self._file.tell() - _LAST_BYTES
+        if most > 0 and amount is not None and amount >= 0:
+            return self._file.read(min(amount, most))
+        data = self._file.read(-1 if amount is None else amount)
+        try:
+            self._confirm()
+        except BaseException as error:
+            self._refusal = error
+            raise
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Raise what `confirm` has raised, of which botocore makes a failure of the connection."""
+        try:
+            yield
+        except Exception:
+            if self._refusal is not None:
+                raise self._refusal from None
+            raise
 
 
 def s3_output(uri: str, client: S3Client) -> S3Output:
