@@ -1,7 +1,10 @@
 -- End a job early. ARGV: job, state ('cancelled' or 'failed'), reason, ttl_ms; of a failed one its generation.
 -- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail), and so
 -- does one that was retried since it failed.
-local job, state = ARGV[1], field(ARGV[1], 'state')
+local job = ARGV[1]
+at_hand = job
+check(job)
+local state = field(job, 'state')
 if not state then return {0, 'missing'} end
 if is_final(state) or (state == 'finishing' and ARGV[2] == 'cancelled') then return {0, state} end
 if ARGV[5] and field(job, 'generation') ~= ARGV[5] then return {0, state} end

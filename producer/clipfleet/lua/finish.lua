@@ -1,6 +1,8 @@
 -- Manifest, errors and _SUCCESS are written: the job ends. ARGV: job, generation, ttl_ms.
 -- Answer: the final state, 'stale' or 'missing'. Repeated: the same answer, no second event.
 local job = ARGV[1]
+at_hand = job
+check(job)
 local state = field(job, 'state')
 if not state then return 'missing' end
 if field(job, 'generation') ~= ARGV[2] then return 'stale' end
