@@ -311,6 +311,32 @@ def _replace(client: redis.Redis, key: str) -> None:
     client.set(key, "x", ex=60)
 
 
+def test_a_count_of_losses_that_is_none_keeps_nobodys_chunk(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    for job_id in ("evil", "sound"):
+        add_job(ledger, job_id)
+        claim(ledger)
+    redis_client.hset(keys.job("evil", keys.TROUBLES), "0:losses", "x")
+    redis_client.expire(keys.job("evil", keys.TROUBLES), 60)
+    let_leases_expire(redis_client)
+
+    assert ledger.reconcile() == (1, 0)
+
+    assert claim(ledger).job_id == "sound"
+    assert "troubles: no count of 0:losses" in ledger.status("evil").reason
+
+
+def test_a_job_that_could_never_end_fails(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    complete(ledger, claim(ledger))
+    redis_client.hset(keys.job("job"), "next_chunk", 2)
+
+    ledger.reconcile()
+
+    assert "done_chunks is '1' of 2, and no chunk is left" in ledger.status("job").reason
+
+
 def test_what_was_counted_can_be_counted_anew(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=2)
     held = claim(ledger)

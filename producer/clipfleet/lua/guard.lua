@@ -109,6 +109,11 @@ local function mend(job)
     end
   end
   table.sort(found)
+  local chunks = not found[1] and not is_final(facts.state) and wrong_chunks(job, facts)
+  if chunks then
+    found[1] = chunks
+    is_lasting = string.find(chunks, '^staged') ~= nil
+  end
   return found, is_lasting
 end
 

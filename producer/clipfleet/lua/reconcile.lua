@@ -83,7 +83,7 @@ end
 
 -- Some of the jobs each time, until all have been looked at, and again: those that have expired go, those that live are
 -- put where they belong. One that has ended costs next to nothing.
-local MOST_WALKED, MOST_RESTORED, SOME_OWNERS = 1000, 10, 16
+local MOST_WALKED, MOST_RESTORED, SOME_OWNERS = 1000, 5, 16
 
 local function walk()
   local walked = redis.pcall('GET', WALKED)

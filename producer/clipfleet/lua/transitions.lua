@@ -34,8 +34,6 @@ end
 
 -- What the scripts write themselves: digits, and no more than arithmetic and dates can bear. `tonumber` also takes hex,
 -- spaces, fractions and infinity.
-local MOST_COUNTED = 1e14
-
 local function is_count(text)
   return text and text ~= '' and #text < 15 and not string.find(text, '%D')
 end
@@ -155,7 +153,9 @@ local function owns(job, chunk, token)
 end
 
 local function count_trouble(job, chunk, kind)
-  local times = redis.call('HINCRBY', job_key(job, TROUBLES), chunk .. ':' .. kind, 1)
+  local name = chunk .. ':' .. kind
+  if not is_count(redis.call('HGET', job_key(job, TROUBLES), name) or '0') then damaged('troubles: no count of ' .. name) end
+  local times = redis.call('HINCRBY', job_key(job, TROUBLES), name, 1)
   redis.call('HSET', job_key(job), 'has_troubles', 1)
   return times
 end
