@@ -21,6 +21,7 @@ _SHARED = ("measured", "transitions", "mending")  # each uses what stands before
 _AT_HAND = "local at_hand, queue_at_hand"  # the job and the queue that a script deals with, see guard.lua
 _FOR_THE_GUARD = re.compile(r"^ *(queue_)?at_hand = .*$\n", re.MULTILINE)
 _OF_THE_SERVER = (
+    "ACL failure",
     "MISCONF",
     "NOREPLICAS",
     "MASTERDOWN",
@@ -54,7 +55,10 @@ class LuaScripts:
             except ResponseError as error:
                 if type(error) is not ResponseError or str(error).startswith(_OF_THE_SERVER):
                     raise
-                return self._run_guarded(name, *arguments)
+                try:
+                    return self._run_guarded(name, *arguments)
+                except ResponseError:  # nothing was to be mended, or this user may not
+                    raise error from None
 
     def _run_guarded(self, name: str, *arguments: str | int | float | bytes) -> Any:
         """Run a script with what mends damage: sent only when it is needed, for it slows the script down."""

@@ -66,12 +66,13 @@ local function mend_shared()
   return next(lost) ~= nil
 end
 
--- A stream takes nothing more after the highest id there is. The events in it are true: they stay, under another name.
+-- A stream takes nothing more after the highest id there is. The events in it are true: they stay, under another name,
+-- where the user may give it one.
 local function mend_stream(job)
   if not string.find(message, 'ID', 1, true) or not string.find(message, 'stream', 1, true) then return false end
   local answer = job and redis.pcall('XADD', job_key(job, STREAM), 'NOMKSTREAM', '*', 'state', '')
   if type(answer) == 'table' and answer.err then return false end  -- it is the job's own
-  redis.call('RENAME', EVENTS, EVENTS .. ':full')
+  if redis.pcall('RENAME', EVENTS, EVENTS .. ':full').err then redis.call('UNLINK', EVENTS) end  -- a worker may not
   keep(EVENTS .. ':full')
   return true
 end

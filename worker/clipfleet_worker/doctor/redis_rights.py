@@ -29,7 +29,6 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("TYPE", _OURS),
     ("DEL", _OURS),
     ("UNLINK", _OURS),
-    ("RENAME", _OURS, _OURS),
     ("EXPIRE", _OURS, "1"),
     ("PEXPIRE", _OURS, "1"),
     ("PTTL", _OURS),
