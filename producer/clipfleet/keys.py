@@ -23,6 +23,11 @@ EARLY_END = (
     f"{PREFIX}:early-end"  # string: the job that was cancelled or failed last, and when: workers look at it
 )
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
+QUARANTINED = (
+    f"{PREFIX}:quarantined"  # counter: jobs that were failed because what Redis held of them was damaged
+)
+WALKED = f"{PREFIX}:walked"  # rank in `JOBS` at which the next reconcile goes on to look for what is amiss
+COUNTED = f"{PREFIX}:counted"  # zset: job that is unfinished, or keeps staged items here -> creation time, ms
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
 
@@ -93,6 +98,7 @@ def lua_prelude() -> str:
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
         "RECONCILED": RECONCILED, "BACKLOG": BACKLOG, "EARLY_END": EARLY_END,
         "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
+        "QUARANTINED": QUARANTINED, "WALKED": WALKED, "COUNTED": COUNTED,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS, "TROUBLES": TROUBLES,
         "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS,

@@ -37,7 +37,7 @@ from clipfleet.ledger_values import (
 )
 from clipfleet.lua_scripts import LuaScripts
 from clipfleet.patience import Patience, patient
-from clipfleet.redis_connection import connect, redis_errors
+from clipfleet.redis_connection import connect, damage_of, redis_errors
 
 __all__ = [
     "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Backlog", "Claim", "Draft", "FinishClaim",
@@ -46,10 +46,11 @@ __all__ = [
 
 _SCRIPTS = (
     "submit", "stage", "seal", "claim", "renew", "complete", "release", "reconcile", "claim_finish", "finish",
-    "postpone_finish", "cancel", "pause", "status", "heartbeat", "farewell", "workers", "backlog",
+    "postpone_finish", "cancel", "pause", "status", "jobs", "heartbeat", "farewell", "workers", "backlog",
     "draft_begin", "draft_add", "retry", "rebuild", "writers",
 )  # fmt: skip
 
+_LISTED_AT_A_TIME = 500
 _MOST_COUNTED_JOBS = 5_000  # of `backlog`: Redis takes some 20 ms for them, and serves nobody else
 
 
@@ -119,8 +120,9 @@ class Ledger:
             raise _quota_exceeded(self._quota, *answer[1:])
         _, state, fingerprint, spec = answer
         if fingerprint != job.fingerprint:
-            raise JobConflictError(_conflict(job, spec))
-        return False, JobState(state)
+            raise JobConflictError(_conflict(job, spec or ""))
+        with damage_of(job.job_id):
+            return False, JobState(state)
 
     def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
         """Tell that the staged file of these chunks is in place; they may be claimed from now on.
@@ -136,10 +138,11 @@ class Ledger:
 
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
         """`(first_chunk, chunks)` of each staged file, in order."""
-        with redis_errors(self._url):
-            members = self._redis.zrange(keys.job(job_id, keys.STAGED), 0, -1)
-        pairs = (str(member).split("-") for member in members)
-        return [(int(first), int(chunks)) for first, chunks in pairs]
+        with damage_of(job_id):
+            with redis_errors(self._url):
+                members = self._redis.zrange(keys.job(job_id, keys.STAGED), 0, -1)
+            pairs = (str(member).split("-") for member in members)
+            return [(int(first), int(chunks)) for first, chunks in pairs]
 
     def seal(self, job_id: str, chunks: int, items: int, source_sum: str = "") -> str:
         """Record that the source has ended; answers `sealed`, `mismatch` or `refused`. Idempotent.
@@ -216,13 +219,19 @@ class Ledger:
         Returns:
             `started`, `refused` (it is not over), `taken` (another retry began after this one) or `missing`;
             and the state.
+
+        Raises:
+            JobUnreadableError: what Redis held of it was damaged, in a way that no retry makes up for.
         """
         if not self._note(job_id, token, draft):
             return "taken", None
         word, state = self._run(
             "retry", job_id, token, generation, ",".join(codes), _rate(max_error_rate), *_draft_counts(draft)
         )
-        return word, JobState(state) if state else None
+        if word == "damaged":
+            raise JobUnreadableError(f"job {job_id!r} cannot be retried: {self.status(job_id).reason}")
+        with damage_of(job_id):
+            return word, JobState(state) if state else None
 
     def rebuild(
         self,
@@ -264,7 +273,8 @@ class Ledger:
             ",".join(codes), state.value, chunks, items, ttl_seconds * 1000, source_sum,
             int(finished_at.timestamp() * 1000) if finished_at else "", *_draft_counts(draft),
         )  # fmt: skip
-        return word, JobState(known) if known else None
+        with damage_of(job.job_id):
+            return word, JobState(known) if known else None
 
     def _note(self, job_id: str, token: str, draft: Draft) -> bool:
         """Tell the ledger what will be put in place; False if another retry or rebuild has begun."""
@@ -277,7 +287,8 @@ class Ledger:
     def _changed(self, job_id: str, answer: list[Any]) -> tuple[bool, JobState]:
         if answer[1] == "missing":
             raise _not_found(job_id)
-        return bool(answer[0]), JobState(answer[1])
+        with damage_of(job_id):
+            return bool(answer[0]), JobState(answer[1])
 
     def job(self, job_id: str) -> Job:
         """The whole job.
@@ -286,7 +297,7 @@ class Ledger:
             JobNotFoundError: no such job.
             JobUnreadableError: another version of clipfleet submitted it.
         """
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             spec = self._redis.hget(keys.job(job_id), "spec")
         if spec is None:
             raise _not_found(job_id)
@@ -299,22 +310,21 @@ class Ledger:
             JobNotFoundError: no such job.
             JobUnreadableError: what is there is not of clipfleet.
         """
-        answer = self._run("status", job_id)
-        if not answer:
-            raise _not_found(job_id)
-        try:
-            return JobStatus.of_answer(job_id, answer)
-        except (LookupError, ValueError):
-            raise JobUnreadableError(f"job {job_id!r}: what Redis holds of it is not of clipfleet") from None
+        with damage_of(job_id):
+            answer = self._run("status", job_id)
+            if answer:
+                return JobStatus.of_answer(job_id, answer)
+        raise _not_found(job_id)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
-        """The newest jobs first."""
-        with redis_errors(self._url):
-            names = self._redis.zrange(keys.JOBS, 0, limit - 1, desc=True)
-        found = []
-        for name in names:
-            with suppress(JobNotFoundError, JobUnreadableError):
-                found.append(self.status(str(name)))
+        """The newest jobs first; those that have expired, and what is no job, take nobody's place."""
+        found: list[JobStatus] = []
+        rank = 0
+        while rank >= 0 and len(found) < limit:
+            rank, *names = self._run("jobs", rank, min(limit - len(found), _LISTED_AT_A_TIME))
+            for name in names:
+                with suppress(JobNotFoundError, JobUnreadableError):
+                    found.append(self.status(str(name)))
         return found
 
     def backlog(self, keep_seconds: float = 10.0) -> Backlog:
@@ -330,7 +340,7 @@ class Ledger:
 
     def last_progress(self, job_id: str) -> str:
         """Name of the last entry of the job's stream, for `wait_for_progress`."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             entries: Any = self._redis.xrevrange(keys.job(job_id, keys.STREAM), count=1)
         return str(entries[0][0]) if entries else "0-0"
 
@@ -341,7 +351,7 @@ class Ledger:
         `block_seconds` (at most 5) without news `after` itself comes back.
         """
         block_ms = max(1, int(min(block_seconds, 5) * 1000))
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             answer: Any = self._redis.xread({keys.job(job_id, keys.STREAM): after}, block=block_ms)
         if not answer:
             return after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from clipfleet.contract import JobState, Lane
 
 MAX_LOSSES = 5
 MAX_FAILURES = 5
+_SECONDS = re.compile(r"\d{1,14}(\.\d{1,9})?", re.ASCII)
 FINISH = "finish"  # stands for the chunk in the lease of a job that is being finished
 
 
@@ -146,7 +148,11 @@ class JobStatus:
             leased_chunks=int(leased),
             due_chunks=int(due),
             codes={code: int(count) for code, count in _pairs(codes).items()},
-            stage_seconds={name.removeprefix("seconds:"): float(value) for name, value in stages.items()},
+            stage_seconds={
+                name.removeprefix("seconds:"): float(value)
+                for name, value in stages.items()
+                if _SECONDS.fullmatch(value)  # anybody's: it may spoil the sum, and nothing else
+            },
             reason=facts["reason"],
             created_ms=int(facts["created_ms"]),
             finished_ms=int(facts["finished_ms"]) if "finished_ms" in facts else None,
@@ -284,6 +290,7 @@ class Backlog:
     oldest_due_seconds: float  # how long some chunk has waited for anybody to claim it; 0: none waits
     outage_seconds: float  # how long a job has waited for its output or source; 0: none does
     jobs_left_out: int  # the oldest ones, where there are too many to look at
+    quarantined_jobs: int = 0  # that have failed because what Redis held of them was damaged
 
     @classmethod
     def of_answer(cls, answer: str | bytes) -> Self:
@@ -304,6 +311,7 @@ class Backlog:
                 oldest_due_seconds=facts["oldest_due_ms"] / 1000,
                 outage_seconds=facts["outage_ms"] / 1000,
                 jobs_left_out=int(facts["left_out"]),
+                quarantined_jobs=int(facts.get("quarantined", 0)),
             )
         except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"no backlog: {error!r}") from None

@@ -12,12 +12,22 @@ from importlib.resources import files
 from typing import Any
 
 import redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from clipfleet import keys
 from clipfleet.redis_connection import redis_errors
 
-_SHARED = ("measured", "transitions")  # each uses what stands before it only
+_SHARED = ("measured", "transitions", "mending")  # each uses what stands before it only
+_AT_HAND = "local at_hand, queue_at_hand"  # the job and the queue that a script deals with, see guard.lua
+_FOR_THE_GUARD = re.compile(r"^ *(queue_)?at_hand = .*$\n", re.MULTILINE)
+_OF_THE_SERVER = (
+    "ACL failure",
+    "MISCONF",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "BUSY",
+    "UNKILLABLE",
+)  # redis-py has no class for them
 _DEFINITION = re.compile(r"^(?=local )", re.MULTILINE)
 _DEFINED = re.compile(r"local (?:function (\w+)|([\w, ]+) =)")
 _RARELY = re.compile(r"^-- Rarely:\n", re.MULTILINE)
@@ -31,7 +41,8 @@ class LuaScripts:
         shared = shared_definitions()
         self._url = url
         self._redis = client
-        self._texts = {name: whole_script(shared, script_text(name)) for name in names}
+        self._shared = shared
+        self._texts = {name: unguarded_script(shared, script_text(name)) for name in names}
         self._scripts = {name: client.register_script(text) for name, text in self._texts.items()}
 
     def run(self, name: str, *arguments: str | int | float | bytes) -> Any:
@@ -40,7 +51,19 @@ class LuaScripts:
             try:
                 return self._scripts[name](keys=[], args=list(arguments))
             except NoScriptError:  # a server that restarts or takes over forgets it between load and call
-                return self._redis.eval(self._texts[name], 0, *arguments)
+                return self._run_guarded(name, *arguments)
+            except ResponseError as error:
+                if type(error) is not ResponseError or str(error).startswith(_OF_THE_SERVER):
+                    raise
+                try:
+                    return self._run_guarded(name, *arguments)
+                except ResponseError:  # nothing was to be mended, or this user may not
+                    raise error from None
+
+    def _run_guarded(self, name: str, *arguments: str | int | float | bytes) -> Any:
+        """Run a script with what mends damage: sent only when it is needed, for it slows the script down."""
+        text = guarded_script(self._shared, script_text(name), script_text("guard"))
+        return self._redis.eval(text, 0, *arguments)
 
 
 def script_text(name: str) -> str:
@@ -67,6 +90,33 @@ def whole_script(shared: str, script: str) -> str:
         needed, definitions = _split_by_use(definitions, part)
         parts += [*needed, part]
     return "\n".join(parts)
+
+
+def unguarded_script(shared: str, script: str) -> str:
+    """A whole script as it is run at first, for each chunk: without what only the guard asks for."""
+    return _FOR_THE_GUARD.sub("", whole_script(shared, script))
+
+
+def guarded_script(shared: str, script: str, guard: str) -> str:
+    """A whole script, and below it what mends damage where the script raises.
+
+    Args:
+        shared: see `whole_script`.
+        script: see `whole_script`. It says in `at_hand` which job it deals with, and in `queue_at_hand` which
+            queue.
+        guard: called with what was raised, as `raised`; it may run the script again, as `body()`.
+    """
+    return "\n".join(
+        [
+            _AT_HAND,
+            "local function body()",
+            whole_script(shared, script),
+            "end",
+            "local has_worked, raised = pcall(body)",
+            "if has_worked then return raised end",
+            whole_script(shared, guard),
+        ]
+    )
 
 
 def _split_by_use(

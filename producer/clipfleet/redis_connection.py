@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.errors import JobUnreadableError, RedisUnavailableError, UsageError
 from clipfleet.redis_url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, sentinel_options
 
 
@@ -35,6 +35,7 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
     """
     options: dict[str, Any] = {
         "decode_responses": decode,
+        "encoding_errors": "surrogateescape",  # a stranger's bytes must not end the call that comes upon them
         "socket_timeout": patience_seconds,
         "socket_connect_timeout": min(3, patience_seconds),
         "socket_keepalive": True,
@@ -76,6 +77,20 @@ def masked(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     host = rest.rpartition("@")[2].partition("?")[0]
     return f"{scheme}{separator}{'***@' if '@' in rest else ''}{host}"
+
+
+@contextmanager
+def damage_of(job_id: str) -> Iterator[None]:
+    """Turn what a planted key or value of a job causes into `JobUnreadableError`."""
+    try:
+        yield
+    except RedisUnavailableError as error:
+        cause = str(error.__cause__)
+        if not cause.startswith(("WRONGTYPE", "DAMAGED")):
+            raise
+        raise JobUnreadableError(f"job {job_id!r}: what Redis holds of it is damaged: {cause}") from None
+    except (LookupError, ValueError, TypeError, OverflowError):
+        raise JobUnreadableError(f"job {job_id!r}: what Redis holds of it is not of clipfleet") from None
 
 
 @contextmanager

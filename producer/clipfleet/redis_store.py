@@ -18,7 +18,7 @@ from clipfleet import keys
 from clipfleet.lua_scripts import LuaScripts
 from clipfleet.parts import PartIdentity
 from clipfleet.patience import Patience, patient
-from clipfleet.redis_connection import connect, redis_errors
+from clipfleet.redis_connection import connect, damage_of, redis_errors
 
 _SCRIPTS = ("put_object", "write_rows")
 _KEEP_PENDING_SECONDS = 3600  # rows whose worker died; one that lives completes them within seconds
@@ -62,7 +62,7 @@ class RedisStore:
 
     def job_file(self, job_id: str) -> bytes | None:
         """The job as it was submitted, or None if there is none."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]  # or async
 
     def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
@@ -81,12 +81,12 @@ class RedisStore:
 
     def object(self, job_id: str, name: str) -> bytes | None:
         """All bytes of an object, or None."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             return self._redis.hget(keys.job(job_id, keys.ITEMS), name)  # type: ignore[return-value]  # or async
 
     def object_names(self, job_id: str) -> list[str]:
         """Sorted names of a job's objects."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             names: list[Any] = self._redis.hkeys(keys.job(job_id, keys.ITEMS))
         return sorted(name.decode() for name in names)
 
@@ -123,13 +123,14 @@ class RedisStore:
 
     def schema(self, job_id: str) -> pa.Schema | None:
         """Schema of a job's rows, without `embedding`; None if there is no row yet."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             text: Any = self._redis.hget(keys.job(job_id), "row_schema")
-        return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
+        with damage_of(job_id):  # pyarrow's errors are `ValueError`s, or of its input
+            return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
 
     def has_rows(self, job_id: str) -> bool:
         """Whether a job has rows here."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             return bool(self._redis.exists(keys.job(job_id, keys.ROWS)))
 
     def rows(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
@@ -142,7 +143,7 @@ class RedisStore:
 
     def dimension(self, job_id: str) -> int | None:
         """Length of a job's vectors; None if it has none."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             pair: Any = self._redis.hrandfield(keys.job(job_id, keys.VECTORS), 1, withvalues=True)
         vector = pair[-1] if pair else b""
         if isinstance(vector, list):  # RESP3 pairs them
@@ -151,20 +152,22 @@ class RedisStore:
 
     def chunk(self, job_id: str, chunk_id: int) -> range | None:
         """The `item_index` of the rows of a chunk, None if it is not complete."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             span: Any = self._redis.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
-        return None if span is None else _indexes(span)
+        with damage_of(job_id):
+            return None if span is None else _indexes(span)
 
     def chunks(self, job_id: str) -> dict[int, range]:
         """Likewise for each chunk that is complete, in order."""
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             spans: Any = self._redis.hgetall(keys.job(job_id, keys.CHUNKS))
-        return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
+        with damage_of(job_id):
+            return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
 
     def _values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
         if not indexes:
             return []
-        with redis_errors(self._url):
+        with damage_of(job_id), redis_errors(self._url):
             return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
 
 

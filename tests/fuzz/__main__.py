@@ -49,9 +49,9 @@ def main() -> int:
 
 
 def _names() -> list[str]:
-    from tests.fuzz.targets import TARGETS, worker_targets
+    from tests.fuzz.targets import TARGETS, server_targets, worker_targets
 
-    return [*worker_targets(), *TARGETS]
+    return [*worker_targets(), *server_targets(), *TARGETS]
 
 
 def _passes(name: str, given: argparse.Namespace) -> bool:
@@ -68,9 +68,9 @@ def _passes(name: str, given: argparse.Namespace) -> bool:
 
 def _by_seeds(name: str, runs: int, first_seed: int, crashes: Path) -> int:
     """Damage by seed."""
-    from tests.fuzz.targets import TARGETS, worker_targets
+    from tests.fuzz.targets import TARGETS, server_targets, worker_targets
 
-    target = (worker_targets() | TARGETS)[name]
+    target = (worker_targets() | server_targets() | TARGETS)[name]
     seeds = target.seeds()
     outcomes: Counter[str] = Counter()
     slowest, slowest_seed, began = 0.0, 0, time.monotonic()
@@ -118,9 +118,9 @@ def _by_coverage(name: str, runs: int, first_seed: int, crashes: Path) -> int:
         corpus.mkdir()
         run_folder.mkdir()
         with atheris.instrument_imports(include=["clipfleet", "clipfleet_worker"]):
-            from tests.fuzz.targets import TARGETS, worker_targets
+            from tests.fuzz.targets import TARGETS, server_targets, worker_targets
 
-            target = (worker_targets() | TARGETS)[name]
+            target = (worker_targets() | server_targets() | TARGETS)[name]
             run = target.make(run_folder)
             for number, data in enumerate(target.seeds()):
                 (corpus / str(number)).write_bytes(data)

@@ -6,6 +6,7 @@ is a bug, an error of more than one line included: it would be shown to people.
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import hashlib
 import io
@@ -383,6 +384,29 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
+
+
+def _planted(folder: Path) -> Run:
+    """What a producer plants in Redis, by hand: which is said by the hash of the bytes."""
+    from clipfleet_worker.embedded import EmbeddedValkey
+    from tests.support.planting import SITUATIONS, Case, World, random_plant
+
+    server = EmbeddedValkey(folder)
+    server.start()
+    atexit.register(server.stop)
+    world = World(server.url)
+    cases = [Case(situation, world) for situation in SITUATIONS]
+
+    def run(data: bytes) -> None:
+        seed = int.from_bytes(hashlib.sha256(data).digest()[:8])
+        cases[seed % len(cases)].check(random_plant(seed))
+
+    return run
+
+
+def server_targets() -> dict[str, Target]:
+    """Those that need a Redis server, and the worker's extra."""
+    return {"planted": Target("planted", lambda: [b"seed"], _planted, ())}
 
 
 def worker_targets() -> dict[str, Target]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 
 import pytest
 import redis
@@ -11,12 +12,24 @@ import redis
 from clipfleet import keys
 from clipfleet.announcements import Announcements
 from clipfleet.bottleneck import NO_METERS, Meters
+from clipfleet.contract import JobState
 from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
-from clipfleet.ledger import Claim, Ledger
+from clipfleet.ledger import Claim, Draft, Ledger
 from clipfleet.ledger_values import WorkerFacts
 from clipfleet_worker.announcer import Announcer
-from tests.support.ledger import MODEL, claim, let_leases_expire, make_job
+from tests.support.ledger import MODEL, add_job, claim, complete, let_leases_expire, make_job, work_off
+from tests.support.planting import (
+    SITUATIONS,
+    Case,
+    Plant,
+    World,
+    fields_of_job,
+    kinds_of_job,
+    members_of_job,
+    random_plant,
+    shared_keys,
+)
 
 NO_JSON = ["garbage", "[]", "17", "[" * 100_000]
 EVENT = {"job_id": "a", "generation": 0}
@@ -253,3 +266,203 @@ def test_a_count_of_nobodys_making_costs_nothing(
     for _ in range(2):
         assert ledger.status("job").ok <= 10
         assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "done"
+
+
+# --- a job that cannot be read is quarantined ---
+
+
+def _events(client: redis.Redis, job_id: str) -> list[str]:
+    entries = client.xrange(keys.EVENTS)
+    return [fields["state"] for _, fields in entries if fields["job_id"] == job_id]
+
+
+@pytest.mark.parametrize(
+    ("plant", "what"),
+    [
+        (lambda client: client.hset(keys.job("job"), "ok", "x"), "field ok is 'x'"),
+        (lambda client: client.hset(keys.job("job"), "ran_failed", "1e400"), "field ran_failed is '1e400'"),
+        (lambda client: client.hset(keys.job("job"), "staged_chunks", "x"), "field staged_chunks is 'x'"),
+        (lambda client: client.hset(keys.job("job", keys.CODES), "not_found", "x"), "code is 'not_found'"),
+        (lambda client: _replace(client, keys.job("job", keys.STREAM)), "key :stream is a string"),
+        (lambda client: _replace(client, keys.job("job", keys.OWNERS)), "key :owners is a string"),
+    ],
+)
+def test_a_job_that_cannot_be_read_fails_and_is_counted_and_its_chunk_is_free(
+    ledger: Ledger, redis_client: redis.Redis, plant: Callable[[redis.Redis], object], what: str
+) -> None:
+    add_job(ledger, chunks=2)
+    held = claim(ledger)
+    plant(redis_client)
+
+    assert complete(ledger, held, ok=9, failed=1) == "cancelled"
+    assert complete(ledger, held, ok=9, failed=1) == "cancelled"
+
+    status = ledger.status("job")
+    assert status.state is JobState.FAILED
+    assert status.reason.startswith("what Redis holds of this job is damaged: ")
+    assert what in status.reason
+    assert _events(redis_client, "job") == ["failed"]
+    assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
+    assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.lane_queue("normal", MODEL))
+
+
+def _replace(client: redis.Redis, key: str) -> None:
+    client.delete(key)
+    client.set(key, "x", ex=60)
+
+
+def test_a_count_of_losses_that_is_none_keeps_nobodys_chunk(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    for job_id in ("evil", "sound"):
+        add_job(ledger, job_id)
+        claim(ledger)
+    redis_client.hset(keys.job("evil", keys.TROUBLES), "0:losses", "x")
+    redis_client.expire(keys.job("evil", keys.TROUBLES), 60)
+    let_leases_expire(redis_client)
+
+    assert ledger.reconcile() == (1, 0)
+
+    assert claim(ledger).job_id == "sound"
+    assert "troubles: no count of 0:losses" in ledger.status("evil").reason
+
+
+def test_a_job_that_could_never_end_fails(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    complete(ledger, claim(ledger))
+    redis_client.hset(keys.job("job"), "next_chunk", 2)
+
+    ledger.reconcile()
+
+    assert "done_chunks is '1' of 2, and no chunk is left" in ledger.status("job").reason
+
+
+def test_what_was_counted_can_be_counted_anew(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    held = claim(ledger)
+    redis_client.hset(keys.job("job"), "done_chunks", "x")
+    complete(ledger, held)
+    ledger.begin_draft("job", "draft")
+
+    draft = Draft(done=b"\x80", due=[], next_chunk=1, ok=10, failed=0, codes={})
+    assert ledger.retry("job", "draft", draft, generation=1) == ("started", JobState.RUNNING)
+    work_off(ledger)
+
+    assert (ledger.status("job").state, ledger.status("job").ok) == (JobState.FINISHING, 20)
+
+
+def test_what_nobody_can_count_anew_is_not_retried(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    held = claim(ledger)
+    redis_client.hset(keys.job("job"), "staged_chunks", "x")
+    redis_client.hset(keys.job("job"), "sealed", "x")
+    complete(ledger, held)
+    ledger.reconcile()
+    ledger.begin_draft("job", "draft")
+
+    draft = Draft(done=b"\x80", due=[], next_chunk=1, ok=10, failed=0, codes={})
+    with pytest.raises(JobUnreadableError, match=r"cannot be retried: what Redis holds .*submit it again"):
+        ledger.retry("job", "draft", draft, generation=1)
+
+
+def test_a_job_whose_hash_is_of_another_kind_is_met_once(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=2)
+    claim(ledger)
+    _replace(redis_client, keys.job("job"))
+    redis_client.zadd(keys.FINISHING, {"job": 0})
+    redis_client.zadd(keys.SWEEPS, {"job": 0})
+
+    assert ledger.claim_finish("t", 600) is None
+
+    everywhere = (keys.JOBS, keys.COUNTED, keys.LEASES, keys.FINISHING, keys.SWEEPS)
+    assert redis_client.exists(*everywhere) == 0
+    assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
+
+
+def test_lost_leases_are_made_anew_from_what_the_jobs_hold(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, chunks=3)
+    held = [claim(ledger) for _ in range(2)]
+    _replace(redis_client, keys.LEASES)
+
+    ledger.reconcile()
+
+    assert set(redis_client.zrange(keys.LEASES, 0, -1)) == {f"job:{one.chunk_id}" for one in held}
+    let_leases_expire(redis_client)
+    assert ledger.reconcile() == (2, 0)
+
+
+def test_a_lost_queue_and_lost_turns_come_back(ledger: Ledger, redis_client: redis.Redis) -> None:
+    for job_id in ("one", "two"):
+        add_job(ledger, job_id, chunks=3)
+    for _ in range(3):
+        claim(ledger)
+    for key in (keys.lane_queue("normal", MODEL), keys.TURNS, keys.JOBS):
+        _replace(redis_client, key)
+
+    assert sorted(claim(ledger).job_id for _ in range(3)) == ["one", "two", "two"]
+    ledger.reconcile()
+    assert {status.job_id for status in ledger.jobs()} == {"one", "two"}
+
+
+def test_lost_announcements_are_made_anew_unless_they_were_sent(
+    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
+) -> None:
+    for job_id in ("told", "untold"):
+        ledger.submit(make_job(job_id).model_copy(update={"on_finished": "myapp.handle"}))
+        ledger.cancel(job_id, ttl_seconds=60)
+        if job_id == "told":
+            assert announcer.announce()
+    _replace(redis_client, keys.ANNOUNCEMENTS)
+
+    ledger.cancel("untold", ttl_seconds=60)
+    ledger.reconcile()
+    assert announcer.announce()
+
+    assert not announcer.announce()
+    assert redis_client.llen("celery") == 2
+
+
+# --- the battery: every situation, every key of another kind, every field and value ---
+
+_EVERY_NTH = (
+    12  # of the fields, values and members: another part of them in each situation; `make fuzz` tries all
+)
+_GROUPS = 4
+
+
+@pytest.fixture
+def world(redis_url: str) -> Iterator[World]:
+    world = World(redis_url)
+    yield world
+    world.close()
+
+
+def _some(plants: Mapping[str, Plant], first: int) -> Iterator[tuple[str, Plant]]:
+    return islice(plants.items(), first % _EVERY_NTH, None, _EVERY_NTH)
+
+
+@pytest.mark.figures
+@pytest.mark.long
+@pytest.mark.parametrize("group", range(_GROUPS))
+def test_nothing_that_is_planted_stops_a_sound_job_or_a_worker(world: World, group: int) -> None:
+    kinds, fields, members, shared = kinds_of_job(), fields_of_job(), members_of_job(), shared_keys()
+    failed, count, situations = [], 0, SITUATIONS[group::_GROUPS]
+    for number, situation in enumerate(situations):
+        case = Case(situation, world)
+        first = number * _GROUPS + group
+        pools = [*kinds.items(), *_some(fields, first), *_some(members, first), *_some(shared, first)]
+        count += len(pools)
+        for name, plant in pools:
+            try:
+                case.check(plant)
+            except Exception as error:
+                failed.append(f"{situation.name}, {name}: {error!r:.300}")
+    print(f"{count:,} values planted in {len(situations)} situations, {len(failed)} stopped something")
+    assert failed == []
+
+
+def test_several_at_once_do_not_either(world: World) -> None:
+    for number, situation in enumerate(SITUATIONS):
+        case = Case(situation, world)
+        for seed in range(4):
+            case.check(random_plant(1000 * number + seed))

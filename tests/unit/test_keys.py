@@ -83,7 +83,7 @@ class TestLua:
         loaded = {
             f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ANNOUNCEMENT_SCRIPTS, *SWEEP_SCRIPTS)
         }
-        assert loaded | {"measured.lua", "transitions.lua"} == set(SCRIPTS)
+        assert loaded | {"measured.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(SCRIPTS)
 
 
 class TestRedis:

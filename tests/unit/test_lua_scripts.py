@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from clipfleet.lua_scripts import script_text, shared_definitions, whole_script
+from clipfleet.ledger import _SCRIPTS as LEDGER_SCRIPTS
+from clipfleet.lua_scripts import (
+    guarded_script,
+    script_text,
+    shared_definitions,
+    unguarded_script,
+    whole_script,
+)
 
 SHARED = """\
 -- Says what is below.
@@ -64,6 +71,23 @@ def test_what_only_the_rare_part_uses_stands_before_that() -> None:
     assert "local function outer(" not in before
     assert "local function outer(" in after
     assert "local function inner(" not in after
+
+
+@pytest.mark.parametrize("name", LEDGER_SCRIPTS)
+def test_what_only_the_guard_asks_for_costs_nothing_where_nothing_is_damaged(name: str) -> None:
+    text = unguarded_script(shared_definitions(), script_text(name))
+
+    assert "at_hand" not in "\n".join(line for line in text.splitlines() if "--" not in line)
+
+
+def test_the_guard_stands_below_the_script_and_knows_what_it_dealt_with() -> None:
+    text = guarded_script(SHARED, "at_hand = 7\nreturn outer(1)\n", "return inner(at_hand)\n")
+
+    lines = text.splitlines()
+    assert lines[:2] == ["local at_hand, queue_at_hand", "local function body()"]
+    assert lines.index("at_hand = 7") < lines.index("end", lines.index("at_hand = 7"))
+    assert lines[-1] == "return inner(at_hand)"
+    assert lines.count("local function inner(x)") == 2  # what the body has made is out of the guard's sight
 
 
 @pytest.mark.parametrize("name", ["claim", "complete"])

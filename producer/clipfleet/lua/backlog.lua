@@ -8,7 +8,7 @@ local now, lanes, states = now_ms(), {}, {}
 local oldest_due_ms, oldest_outage_ms = now, now
 
 local function amount(text)
-  return tonumber(text or '') or 0
+  return is_count(text) and tonumber(text) or 0
 end
 
 -- A job that goes on: {queued, leased, done, open items, since when a chunk of it waits for somebody, since when
@@ -19,27 +19,40 @@ local function work_of(job)
   local staged, cursor = amount(facts[1]), amount(facts[2])
   local queued = staged - cursor + redis.call('ZCARD', job_key(job, DUE))
   local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'WITHSCORES', 'LIMIT', 0, 1)
-  local since = tonumber(due[2] or '') or now
+  local since = math.max(0, tonumber(due[2] or '') or now)
   if staged > 0 and cursor == 0 then since = math.min(since, amount(facts[7])) end  -- nobody ever came
   return {queued, redis.call('HLEN', job_key(job, OWNERS)), amount(facts[3]),
-    amount(facts[4]) - amount(facts[5]) - amount(facts[6]), since, tonumber(facts[8] or '') or now}
+    amount(facts[4]) - amount(facts[5]) - amount(facts[6]), since, is_count(facts[8]) and tonumber(facts[8]) or now}
 end
 
 local function count(job)
   local state, lane_name = unpack(redis.call('HMGET', job_key(job), 'state', 'lane'))
   if not (state and lane_name and string.match(state .. lane_name, '^[%a_]+$')) then return end
-  local work = is_claimable(state) and work_of(job)
+  local work = is_claimable(state) and work_of(job)  -- or an error, before anything is counted of it
   states[state] = (states[state] or 0) + 1
-  if not work then return end
+  if not work then return true end
   local lane = lanes[lane_name] or {0, 0, 0, 0}
   for i = 1, 4 do lane[i] = lane[i] + work[i] end
   lanes[lane_name] = lane
   oldest_due_ms = math.min(oldest_due_ms, work[5])
   oldest_outage_ms = math.min(oldest_outage_ms, work[6])
+  return true
 end
 
-for _, job in ipairs(redis.call('ZRANGE', JOBS, -tonumber(ARGV[2]), -1)) do found_of(job, count) end
+-- The newest first; those that have expired cost little, and take nobody's place.
+local looked_at, counted, most = 0, 0, tonumber(ARGV[2])
+while counted < most and looked_at < 4 * most do
+  local jobs = redis.call('ZRANGE', JOBS, -looked_at - 1000, -looked_at - 1)
+  for i = #jobs, 1, -1 do
+    looked_at = looked_at + 1
+    if found_of(jobs[i], count) then counted = counted + 1 end
+    if counted == most or looked_at == 4 * most then break end
+  end
+  if #jobs < 1000 then break end
+end
+local quarantined = redis.pcall('GET', QUARANTINED)
 local answer = cjson.encode({lanes = lanes, states = states, oldest_due_ms = now - oldest_due_ms,
-  outage_ms = now - oldest_outage_ms, left_out = math.max(0, redis.call('ZCARD', JOBS) - ARGV[2])})
+  outage_ms = now - oldest_outage_ms, left_out = math.max(0, redis.call('ZCARD', JOBS) - looked_at),
+  quarantined = type(quarantined) == 'string' and amount(quarantined) or 0})
 redis.call('SET', BACKLOG, answer, 'PX', ARGV[1])
 return answer

@@ -2,8 +2,11 @@
 -- and the token of the worker that could not go on.
 -- Answer: {changed, state}. A job that is finishing or over stays as it is (a finishing one can still fail). A worker
 -- that has lost its lease meanwhile cannot end the job: whoever has the chunk now may come through.
-local job, chunk, token, state = ARGV[1], ARGV[5], ARGV[6], field(ARGV[1], 'state')
+local job, chunk, token = ARGV[1], ARGV[5], ARGV[6]
+at_hand = job
+check(job)
 if token then redis.call('ZREM', job_key(job, WRITERS), token) end  -- it writes no more
+local state = field(job, 'state')
 if not state then return {0, 'missing'} end
 if is_final(state) or (state == 'finishing' and ARGV[2] == 'cancelled') then return {0, state} end
 if chunk == 'finish' then

@@ -3,6 +3,7 @@
 -- next time into the one above it. Jobs of a lane take turns.
 -- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
 -- chunk_size, retry_codes, created_ms, traceparent} where more = 1 if work remains for another claim.
+-- A job that cannot be read stops this script before it has written anything, and fails: see guard.lua.
 local token, lease_ms, now = ARGV[1], tonumber(ARGV[2]), now_ms()
 local first_lane, last_lane = 4, 3 + ARGV[3]
 local first_model, last_model = last_lane + 2, last_lane + 1 + ARGV[last_lane + 1]
@@ -16,17 +17,22 @@ local function look_at(job, held)
     sealed, traceparent, last_file = unpack(redis.call('HMGET', job_key(job), 'state', 'generation', 'chunk_size',
     'created_ms', 'fingerprint', 'lane', 'model', 'retry_codes', 'next_chunk', 'staged_chunks', 'sealed', 'traceparent',
     'last_file'))
+  if not (held or is_claimable(state)) then
+    return nil
+  end
   local cursor, staged = tonumber(next_chunk or '0'), tonumber(staged_chunks or '0')
-  local is_sound = tonumber(generation or '') and tonumber(chunk_size or '') and tonumber(created_ms or '') and cursor
-    and staged
-  if not (is_sound and fingerprint and lane and model and (held or is_claimable(state))) then return nil end
+  local told = generation .. ' ' .. chunk_size .. ' ' .. created_ms
+  if not (fingerprint and lane and model and cursor >= 0 and cursor <= staged and staged < 1e14 and #told < 45
+    and string.find(told, '^%d+ %d%d?%d?%d? %d+$')) then
+    error({err = 'DAMAGED fields'})
+  end
   local found = {chunk = held, more = true, is_next = false, cursor = cursor, owners = 0,
     sealed = sealed, file = last_file, answer = nil}
   if not held then
     found.owners = redis.call('HLEN', job_key(job, OWNERS))
     local due = redis.call('ZRANGEBYSCORE', job_key(job, DUE), '-inf', now, 'LIMIT', 0, 2)
     if due[1] then
-      if not string.find(due[1], '^%d+$') then return nil end
+      if not string.find(due[1], '^%d+$') then error({err = 'DAMAGED due: one is no chunk'}) end
       found.chunk, found.more = due[1], due[2] ~= nil or cursor < staged
     elseif cursor < staged then
       found.chunk, found.is_next = string.format('%d', cursor), true
@@ -42,12 +48,18 @@ local function look_at(job, held)
   if not first or tonumber(chunk) < tonumber(first) or tonumber(chunk) >= first + chunks then
     found.file = redis.call('ZREVRANGEBYSCORE', job_key(job, STAGED), chunk, '-inf', 'LIMIT', 0, 1)[1]
     first, chunks = string.match(found.file or '', '^(%d+)-(%d+)$')
-    if not first then return found end
+    if not first or tonumber(chunk) < tonumber(first) or tonumber(chunk) >= first + chunks then
+      error({err = 'DAMAGED staged files: none holds chunk ' .. chunk})
+    end
   end
   local losses, failures, waits
   if not found.is_next then
     losses, failures, waits = unpack(redis.call('HMGET', job_key(job, TROUBLES), chunk .. ':losses',
       chunk .. ':failures', chunk .. ':waits'))
+    local troubles = table.concat({losses or '0', failures or '0', waits or '0'}, ' ')
+    if #troubles > 44 or not string.find(troubles, '^%d+ %d+ %d+$') then
+      error({err = 'DAMAGED troubles of chunk ' .. chunk})
+    end
   end
   found.answer = {job, chunk, generation, losses or '0', failures or '0', waits or '0', fingerprint, first, chunks,
     found.more and '1' or '0', chunk_size, retry_codes or '', created_ms, traceparent or ''}
@@ -59,6 +71,7 @@ local function longest_waiting(queues)
   local best
   for _, queue in ipairs(queues) do
     if not queue.job then
+      queue_at_hand = queue.name
       local found = redis.call('ZRANGE', queue.name, queue.skipped, queue.skipped, 'WITHSCORES')
       queue.job, queue.turn = found[1], tonumber(found[2] or '0')
     end
@@ -78,9 +91,9 @@ end
 local function take(job, found, turn, queue)
   local lease = lease_name(job, found.chunk)
   redis.call('SET', TURNS, turn, 'PX', KEEP_MS)
+  redis.call('ZADD', LEASES, now + lease_ms, lease)  -- before anything of the job: the key may be of another kind
   take_off(job, found, turn)
   redis.call('HSET', job_key(job, OWNERS), found.chunk, token)
-  redis.call('ZADD', LEASES, now + lease_ms, lease)
   if found.owners == 0 then  -- else neither key is new
     keep(job_key(job, OWNERS))
     keep(LEASES)
@@ -108,7 +121,8 @@ local function try_lane(lane, turn)
     local queue = longest_waiting(queues)
     if not queue then return nil end
     local job, stays = queue.job, true
-    local found = found_of(job, look_at)
+    at_hand = job
+    local found = look_at(job)
     if not found then
       stays = false
     elseif not is_excluded(job) then
@@ -116,7 +130,6 @@ local function try_lane(lane, turn)
         take(job, found, turn, queue.name)
         return job, found, queue.name
       end
-      if found.chunk then take_off(job, found, turn) end  -- no file holds it: nobody could work on it
       stays = found.more  -- else all its chunks are leased or done; whatever comes back offers it again
     end
     if stays then queue.skipped = queue.skipped + 1 else redis.call('ZREM', queue.name, job) end
@@ -125,15 +138,31 @@ local function try_lane(lane, turn)
   return nil
 end
 
-local earlier = redis.call('GET', token_key(token))
-if earlier then
+local earlier = redis.pcall('GET', token_key(token))
+if type(earlier) == 'string' then
   local job, chunk = string.match(earlier, '^(.+):(%d+)$')
-  local found = owns(job, chunk, token) and look_at(job, chunk)
-  if not (found and found.answer) then return {} end
+  at_hand = job
+  local found = job and owns(job, chunk, token) and look_at(job, chunk)
+  if not found then return {} end
   redis.call('ZADD', LEASES, now + lease_ms, earlier)
   return found.answer
 end
-local turn = tonumber(redis.call('GET', TURNS) or '0') + 1  -- counted once something is found
+local turns, MOST_TURNS = tonumber(redis.pcall('GET', TURNS)), 5e13
+if not (turns and turns >= 0 and turns <= MOST_TURNS) then  -- lost: it was that of the job that had the last one
+  turns = 0
+  for lane = first_lane, last_lane do
+    for model = first_model, last_model do
+      local queue = lane_queue(ARGV[lane], ARGV[model])
+      queue_at_hand = queue
+      for _, job in ipairs(redis.call('ZRANGEBYSCORE', queue, '(' .. string.format('%.0f', MOST_TURNS), '+inf')) do
+        redis.call('ZADD', queue, 0, job)  -- no claim gave it this turn
+      end
+      local last = redis.call('ZRANGE', queue, -1, -1, 'WITHSCORES')
+      turns = math.max(turns, tonumber(last[2] or '0'))
+    end
+  end
+end
+local turn = math.floor(turns) + 1  -- counted once something is found
 local lanes = {unpack(ARGV, first_lane, last_lane)}
 if turn % 8 == 0 then
   for i = 1, #lanes do lanes[i] = ARGV[last_lane + 1 - i] end

@@ -5,13 +5,16 @@ local excluded = {}
 for i = 3, #ARGV do excluded[ARGV[i]] = true end
 keep(FINISHING)  -- also where Redis is full: see transitions.lua
 local memory = token_key('finish:' .. token)  -- the same delivery may claim a chunk too
-local earlier = redis.call('GET', memory)
+local earlier = redis.pcall('GET', memory)
+earlier = type(earlier) == 'string' and earlier
 local candidates = earlier and {earlier}
   or redis.call('ZRANGEBYSCORE', FINISHING, '-inf', now, 'LIMIT', 0, 64 + #ARGV)  -- more than are excluded
 for _, job in ipairs(candidates) do
+  at_hand = job
   if field(job, 'state') ~= 'finishing' then
     redis.call('ZREM', FINISHING, job)
   elseif not excluded[job] and (not earlier or field(job, 'finish_token') == token) then
+    check(job)
     redis.call('ZADD', FINISHING, now + tonumber(ARGV[2]), job)
     local before = field(job, 'finish_token')
     if before and before ~= token then note_writer(job, before, now) end

@@ -2,8 +2,10 @@
 -- Until it is dropped it is handed out again after each lease: sweeping twice does no harm.
 local now = now_ms()
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', SWEEPS, '-inf', now, 'LIMIT', 0, 100)) do
+  at_hand = job
   local state = field(job, 'state')
   if state and is_final(state) then
+    check(job)
     redis.call('ZADD', SWEEPS, now + tonumber(ARGV[1]), job)
     keep(SWEEPS)
     local facts = redis.call('HMGET', job_key(job), 'fingerprint', 'created_ms', 'sweeps_left')

@@ -6,25 +6,59 @@
 -- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'stopped' (too
 -- many rows have failed: the job is cancelled), 'already', 'incomplete' (rows are missing: bring them again), 'stale'
 -- (another generation), 'cancelled' or 'missing'.
+-- A job that cannot be read fails instead, see guard.lua: what is read is looked at before anything is written, and of
+-- what is written that goes first of which the key may be of another kind.
 local job, chunk, token, FIRST_CODE = ARGV[1], ARGV[2], ARGV[3], 12
+at_hand = job
 local state, next_chunk, generation, sealed, staged_chunks, done_chunks, ok, failed, ran, ran_failed, measured,
   result_ttl_ms, outage_since, max_error_rate, has_troubles = unpack(redis.call('HMGET', job_key(job), 'state', 'next_chunk',
   'generation', 'sealed', 'staged_chunks', 'done_chunks', 'ok', 'failed', 'ran', 'ran_failed', 'measured',
   'result_ttl_ms', 'outage_since', 'max_error_rate', 'has_troubles'))
 local refused = refusal(job, chunk, ARGV[4], state, next_chunk, generation)
 local keeps_rows = result_ttl_ms ~= false  -- a worker has brought them
-if keeps_rows and not refused and redis.call('HLEN', pending_key(job, token, ROWS)) ~= ARGV[5] + ARGV[6] then
-  return 'incomplete'
-end
 local waiting = tonumber(measured or '') or 0
 
+-- As text; what is no number has raised by then.
 local function sum(before, more)
-  return string.format('%d', (before or 0) + more)
+  local value = (before or 0) + more
+  if not (value >= 0 and value < 1e14) then error({err = 'DAMAGED counts'}) end
+  return string.format('%d', value)
+end
+
+local first_index
+if keeps_rows and not refused then
+  local is_whole
+  local ttl_ms = redis.call('HGET', job_key(job), 'job_ttl_ms')
+  if not (ttl_ms and string.find(ttl_ms .. result_ttl_ms, '^%d+$')) then error({err = 'DAMAGED times to live'}) end
+  is_whole, first_index = redis.pcall('HLEN', pending_key(job, token, ROWS)) == ARGV[5] + ARGV[6], math.huge
+  if is_whole then
+    for _, index in ipairs(redis.call('HKEYS', pending_key(job, token, ROWS))) do
+      is_whole = is_whole and #index < 15 and string.find(index, '^%d+$')
+      first_index = is_whole and math.min(first_index, tonumber(index))
+    end
+    local ids = redis.pcall('HGETALL', pending_key(job, token, IDS))
+    for i = 2, #ids, 2 do is_whole = is_whole and #ids[i] < 15 and string.find(ids[i], '^%d+$') end
+    is_whole = is_whole and not ids.err and type(redis.pcall('HLEN', pending_key(job, token, VECTORS))) ~= 'table'
+    if not is_whole then  -- nothing that `write_rows` has written
+      redis.call('UNLINK', pending_key(job, token, ROWS), pending_key(job, token, VECTORS), pending_key(job, token, IDS))
+    end
+  end
+  if not is_whole then return 'incomplete' end
+  redis.call('HLEN', job_key(job, ROWS))
+  redis.call('HLEN', job_key(job, VECTORS))
+  redis.call('HLEN', job_key(job, IDS))
+  redis.call('HLEN', job_key(job, CHUNKS))
 end
 
 if not refused then
+  for i = FIRST_CODE, #ARGV, 2 do
+    local before = redis.call('HGET', job_key(job, CODES), ARGV[i])
+    if before and not string.find(before, '^%d+$') then error({err = 'DAMAGED codes'}) end
+  end
   done_chunks, ok, failed = sum(done_chunks, 1), sum(ok, ARGV[5]), sum(failed, ARGV[6])
   ran, ran_failed = sum(ran, ARGV[7]), sum(ran_failed, ARGV[8])
+  local is_first = done_chunks == '1'  -- in its generation: some keys are new
+  local is_last = sealed == '1' and tonumber(done_chunks) >= tonumber(staged_chunks or '0')
   redis.call('ZREM', LEASES, lease_name(job, chunk))
   local was_leased = redis.call('HDEL', job_key(job, OWNERS), chunk) == 1
   -- Else it is in neither: a chunk is leased or due, and no other worker has had it since.
@@ -33,6 +67,7 @@ if not refused then
     redis.call('ZREM', job_key(job, WRITERS), token)
     redis.call('HDEL', job_key(job, TROUBLES), chunk .. ':losses', chunk .. ':failures', chunk .. ':waits')
   end
+  redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5], 'failed', ARGV[6])
   redis.call('SETBIT', job_key(job, DONE), chunk, 1)
   -- All at once: a call for each would be half of what this script costs.
   if ARGV[11] == '' then
@@ -44,10 +79,7 @@ if not refused then
     waiting = waiting + 1
   end
   for i = FIRST_CODE, #ARGV, 2 do redis.call('HINCRBY', job_key(job, CODES), ARGV[i], ARGV[i + 1]) end
-  redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5], 'failed', ARGV[6])
 
-  local is_first = done_chunks == '1'  -- in its generation: some keys are new
-  local is_last = sealed == '1' and tonumber(done_chunks) >= tonumber(staged_chunks or '0')
   local most_bad = tonumber(max_error_rate or '')
   local is_bad = most_bad and ran_failed / ran > most_bad
   local is_all = not (is_first or is_last or is_bad or keeps_rows or outage_since or ARGV[FIRST_CODE])
@@ -58,7 +90,9 @@ end
 if refused then
   redis.call('ZREM', job_key(job, WRITERS), token)
   drop_pending(job, token)
-  return refused
+  if refused == 'already' and owns(job, chunk, token) then damaged('done: chunk ' .. chunk .. ' is both done and leased') end
+  -- The last chunk was noted by a call that came no further.
+  return refused == 'already' and is_claimable(state) and finish_if_done(job) or refused
 end
 
 local STEP = 1000  -- Lua passes some thousand values to a call at most
@@ -72,11 +106,7 @@ end
 
 -- Which rows are the chunk's: those from its first index on.
 local function note_chunk()
-  local first
-  for _, index in ipairs(redis.call('HKEYS', pending_key(job, token, ROWS))) do
-    first = math.min(first or tonumber(index), tonumber(index))
-  end
-  redis.call('HSET', job_key(job, CHUNKS), chunk, string.format('%d-%d', first, ARGV[5] + ARGV[6]))
+  redis.call('HSET', job_key(job, CHUNKS), chunk, string.format('%d-%d', first_index, ARGV[5] + ARGV[6]))
 end
 
 -- Chunks end in any order: an id keeps its lowest index.
@@ -87,7 +117,7 @@ local function move_ids()
     for j = i, math.min(i + STEP - 1, #pending), 2 do ids[#ids + 1] = pending[j] end
     for n, known in ipairs(redis.call('HMGET', job_key(job, IDS), unpack(ids))) do
       local index = pending[i + 2 * n - 1]
-      if not known or tonumber(index) < tonumber(known) then
+      if not is_count(known) or tonumber(index) < tonumber(known) then
         lower[#lower + 1] = ids[n]
         lower[#lower + 1] = index
       end
@@ -101,7 +131,7 @@ local ENOUGH_ROWS, ENOUGH_SHARE, NAMED_CODES = 1000, 0.1, 3
 -- The commonest error codes of the job, for people.
 local function leading_codes()
   local flat, codes, words = redis.call('HGETALL', job_key(job, CODES)), {}, {}
-  for i = 1, #flat, 2 do codes[#codes + 1] = {name = flat[i], count = tonumber(flat[i + 1])} end
+  for i = 1, #flat, 2 do codes[#codes + 1] = {name = flat[i], count = tonumber(flat[i + 1]) or 0} end
   table.sort(codes, function(a, b) return a.count > b.count or (a.count == b.count and a.name < b.name) end)
   for i = 1, math.min(#codes, NAMED_CODES) do words[i] = codes[i].count .. ' ' .. codes[i].name end
   return table.concat(words, ', ')

@@ -2,8 +2,9 @@
 -- that are done; 'due' chunks to be claimed again; 'staged' the first chunk and the name of each staged file.
 -- Answer: 1 (also where all of it is in place already), or 0 if another one has begun meanwhile.
 local job, kind = ARGV[1], ARGV[3]
+at_hand = job
 if field(job, 'draft_token') == ARGV[2] then return 1 end
-if redis.call('GET', job_key(job, DRAFT)) ~= ARGV[2] then return 0 end
+if redis.pcall('GET', job_key(job, DRAFT)) ~= ARGV[2] then return 0 end
 if kind == 'done' then
   redis.call('SET', job_key(job, DRAFT_DONE), ARGV[4])
 elseif kind == 'due' then

@@ -1,6 +1,8 @@
 -- Manifest, errors and _SUCCESS are written: the job ends. ARGV: job, generation, ttl_ms, token.
 -- Answer: the final state, 'stale' or 'missing'. Repeated: the same answer, no second event.
 local job = ARGV[1]
+at_hand = job
+check(job)
 local state = field(job, 'state')
 if not state then return 'missing' end
 redis.call('ZREM', job_key(job, WRITERS), ARGV[4])

@@ -1,5 +1,8 @@
 -- Pause or resume a job. ARGV: job, 'paused' or 'running', reason. Answer: {changed, state}.
-local job, state = ARGV[1], field(ARGV[1], 'state')
+local job = ARGV[1]
+at_hand = job
+check(job)
+local state = field(job, 'state')
 
 -- Whoever resumes a job knows that there is nothing left to wait for. The first thousand will do: no chunk waits
 -- for long.

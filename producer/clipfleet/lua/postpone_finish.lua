@@ -3,6 +3,8 @@
 -- (`resume` tries again) or 'failed' (waiting will not help).
 -- Answer: 'postponed', 'paused', 'failed' or 'not_held'.
 local job, reason = ARGV[1], ARGV[4]
+at_hand = job
+check(job)
 redis.call('ZREM', job_key(job, WRITERS), ARGV[2])
 if field(job, 'state') ~= 'finishing' or field(job, 'finish_token') ~= ARGV[2] then return 'not_held' end
 redis.call('HDEL', job_key(job), 'finish_token')

@@ -2,6 +2,8 @@
 -- or the sha1 of the one object that it may replace.
 -- Answer: 1, or 0 if something else is there or the job takes nothing any more.
 local job, name, over = ARGV[1], ARGV[2], ARGV[4]
+at_hand = job
+check(job)
 local state = field(job, 'state')
 if not state or is_final(state) then return 0 end
 if over ~= 'any' then

@@ -5,10 +5,12 @@
 -- state: 'submitting' (not sealed), 'running' or a final one (its event is not sent again).
 -- Answer: {'rebuilt', state} (also to a repetition), {'exists', state} or {'taken', ''}.
 local job, token, state = ARGV[1], ARGV[2], ARGV[12]
+at_hand = job
 if redis.call('EXISTS', job_key(job)) == 1 then
   return {field(job, 'draft_token') == token and 'rebuilt' or 'exists', field(job, 'state')}
 end
-if redis.call('GET', job_key(job, DRAFT)) ~= token then return {'taken', ''} end
+check_draft(job)
+if redis.pcall('GET', job_key(job, DRAFT)) ~= token then return {'taken', ''} end
 redis.call('HSET', job_key(job), 'spec', ARGV[3], 'fingerprint', ARGV[4], 'lane', ARGV[5], 'model', ARGV[6],
   'chunk_size', ARGV[7], 'max_error_rate', ARGV[8], 'created_ms', ARGV[9], 'generation', ARGV[10],
   'retry_codes', ARGV[11], 'state', state, 'sealed', state == 'submitting' and 0 or 1, 'staged_chunks', ARGV[13],

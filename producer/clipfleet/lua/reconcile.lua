@@ -8,7 +8,8 @@ keep(LEASES)  -- also where Redis is full: see transitions.lua
 -- none lived: such a time counts against nobody. A lease has after it what was left of it before, else every chunk
 -- would be lost to an outage in which no worker died. But two periods may lie between two calls: were the time of
 -- a worker that is alone to stand still again and again, the leases of dead ones would never end.
-local silence = now - tonumber(redis.call('GET', RECONCILED) or now)
+local reconciled = redis.pcall('GET', RECONCILED)
+local silence = now - (type(reconciled) == 'string' and is_count(reconciled) and reconciled or now)
 local lease_ms = tonumber(ARGV[3])
 if silence > math.max(lease_ms / 2, 2 * tonumber(ARGV[4])) then
   for key, latest in pairs({[LEASES] = now + lease_ms, [WORKERS] = now}) do
@@ -19,11 +20,45 @@ if silence > math.max(lease_ms / 2, 2 * tonumber(ARGV[4])) then
     end
   end
 end
+
+local MOST_LEASE_MS = 86400 * 1000  -- that the setting allows
+
+-- Marks of a zset that no clock can have set, or that were set before the clock was put back: back_ms earlier, but none
+-- earlier than `earliest`. Each keeps what was left of it, however long the leases of its worker are.
+local function put_back(key, beyond, back_ms, earliest)
+  local marks = redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%.0f', beyond), '+inf', 'WITHSCORES')
+  for i = 1, #marks, 2 do
+    redis.call('ZADD', key, math.max(earliest, marks[i + 1] - back_ms), marks[i])
+  end
+end
+
+-- The server's clock was put back: else all that it has set would wait for as long as that. (The time to live of a key
+-- is a time of that clock, too.)
+if silence < 0 then
+  for _, key in ipairs({LEASES, FINISHING, ANNOUNCEMENTS}) do put_back(key, now + lease_ms, -silence, now + lease_ms) end
+  put_back(SWEEPS, now + SWEEP_AGAIN_MS, -silence, now)
+  for _, job in ipairs(redis.call('ZRANGE', COUNTED, 0, -1)) do
+    found_of(job, function() put_back(job_key(job, DUE), now, -silence, now) end)
+  end
+  redis.call('UNLINK', BACKLOG)
+end
+-- Nor does anything wait for a day.
+for _, key in ipairs({LEASES, FINISHING, SWEEPS, ANNOUNCEMENTS}) do
+  put_back(key, now + MOST_LEASE_MS, math.huge, now + lease_ms)
+end
+put_back(WORKERS, now, math.huge, now)
 redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
 
+local checked = {}
+
+-- False: nobody holds the chunk.
 local function take_back(job, chunk)
-  local state, lane, model = unpack(redis.call('HMGET', job_key(job), 'state', 'lane', 'model'))
-  if not (state and lane and model) or is_final(state) or state == 'finishing' then return false end
+  at_hand = job
+  local state = field(job, 'state')
+  if not checked[job] then check(job) end
+  checked[job] = true
+  if not state or is_final(state) or state == 'finishing' then return false end
+  if not redis.call('HGET', job_key(job, OWNERS), chunk) then return false end
   mended[job] = true
   local token = redis.call('HGET', job_key(job, OWNERS), chunk)
   if token then note_writer(job, token, now) end
@@ -35,7 +70,7 @@ end
 
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
   local job, chunk = string.match(lease, '^(.+):(%d+)$')  -- planted by hand it may be anything
-  if job and found_of(job, function() return take_back(job, chunk) end) then
+  if job and take_back(job, chunk) then
     lost = lost + 1
   else
     redis.call('ZREM', LEASES, lease)
@@ -47,7 +82,35 @@ for _, worker in ipairs(silent) do
   redis.call('ZREM', WORKERS, worker)
   redis.call('HDEL', WORKER_FACTS, worker)
 end
-for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, 99)) do
-  if redis.call('EXISTS', job_key(job)) == 0 then redis.call('ZREM', JOBS, job) end
+
+-- Some of the jobs each time, until all have been looked at, and again: those that have expired go, those that live are
+-- put where they belong. One that has ended costs next to nothing.
+local MOST_WALKED, MOST_RESTORED, SOME_OWNERS = 1000, 5, 16
+
+local function walk()
+  local walked = redis.pcall('GET', WALKED)
+  local rank, restored = type(walked) == 'string' and is_count(walked) and tonumber(walked) or 0, 0
+  local jobs = redis.call('ZRANGE', JOBS, rank, rank + MOST_WALKED - 1)
+  local is_end = #jobs < MOST_WALKED
+  for i, job in ipairs(jobs) do
+    at_hand = job
+    local state, created_ms = unpack(redis.call('HMGET', job_key(job), 'state', 'created_ms'))
+    if not (state or created_ms) and redis.call('EXISTS', job_key(job)) == 0 then
+      redis.call('ZREM', JOBS, job)
+      redis.call('ZREM', COUNTED, job)
+    else
+      restore(job, lease_ms, SOME_OWNERS)
+      rank = rank + 1
+      restored = restored + (is_final(state) and 0 or 1)
+    end
+    if restored == MOST_RESTORED then
+      is_end = is_end and i == #jobs
+      break
+    end
+  end
+  redis.call('SET', WALKED, is_end and 0 or rank, 'PX', KEEP_MS)
 end
+
+walk()
+for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS, LEASES}) do keep(key) end
 return {lost, redis.call('ZCOUNT', FINISHING, '-inf', now)}

@@ -2,8 +2,10 @@
 -- kind: 'failures' (our bug), 'waits' (the world) or 'drain' (a worker leaves: due at once, and no outage).
 -- Answer: {'released', times}, {'paused', times} (the outage lasted too long), {'not_held', 0}.
 local job, chunk, token, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+at_hand = job
 redis.call('ZREM', job_key(job, WRITERS), token)
 if not owns(job, chunk, token) then return {'not_held', 0} end
+check(job)
 local now, word = now_ms(), 'released'
 drop_pending(job, token)
 local times = count_trouble(job, chunk, kind == 'drain' and 'waits' or kind)

@@ -5,6 +5,7 @@ local answers = {}
 keep(LEASES)
 for i = 2, #ARGV, 3 do
   local job, chunk, token = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  at_hand = job
   local state = field(job, 'state')
   local word = 'lost'
   if state == 'cancelled' or state == 'failed' then

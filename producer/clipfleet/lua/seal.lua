@@ -1,6 +1,8 @@
 -- The source ended: no more chunks will come. ARGV: job, chunks, items, source_sum ('' for none).
 -- Answer: {'sealed', state}, {'mismatch', chunks, items} or {'refused', state}.
 local job = ARGV[1]
+at_hand = job
+check(job)
 local state = field(job, 'state')
 if not state then return {'refused', 'missing'} end
 local facts = redis.call('HMGET', job_key(job), 'staged_chunks', 'staged_items', 'sealed')

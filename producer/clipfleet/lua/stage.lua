@@ -2,6 +2,8 @@
 -- Answer: {'staged'}, {'known'} for a repetition, {'gap', staged_chunks}, {'refused', state} or {'quota', which, how
 -- much there would be}.
 local job, first, chunks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+at_hand = job
+check(job)
 local state = field(job, 'state')
 if not state then return {'refused', 'missing'} end
 local member = ARGV[2] .. '-' .. ARGV[3]

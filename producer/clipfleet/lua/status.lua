@@ -1,5 +1,6 @@
 -- What is known of a job. ARGV: job. Answer: {} or {leased, due, codes, now_ms, name, value, ...}, nothing long.
 local job = ARGV[1]
+at_hand = job
 local flat = redis.call('HGETALL', job_key(job))
 if #flat == 0 then return {} end
 local facts = {}

@@ -2,6 +2,7 @@
 -- quota_bytes, traceparent ('' for none); where its rows live here also job_ttl_ms, result_ttl_ms.
 -- Answer: {'created'}, {'exists', state, fingerprint, spec} or {'quota', which, how much there is}.
 local job = ARGV[1]
+at_hand = job
 if redis.call('EXISTS', job_key(job)) == 1 then
   return {'exists', field(job, 'state'), field(job, 'fingerprint'), field(job, 'spec')}
 end
@@ -15,5 +16,6 @@ redis.call('HSET', job_key(job), 'spec', ARGV[2], 'fingerprint', ARGV[3], 'lane'
 if ARGV[10] ~= '' then redis.call('HSET', job_key(job), 'traceparent', ARGV[10]) end
 if ARGV[12] then redis.call('HSET', job_key(job), 'job_ttl_ms', ARGV[11], 'result_ttl_ms', ARGV[12]) end
 redis.call('ZADD', JOBS, now, job)
+redis.call('ZADD', COUNTED, now, job)
 keep_job(job)
 return {'created'}

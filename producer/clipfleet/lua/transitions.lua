@@ -1,6 +1,6 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
--- sealed source_sum done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left
+-- sealed source_sum done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left untold damaged
 -- reason retry_codes draft_token seconds:<stage> max_error_rate; of this generation: carried (rows ready before it) ran
 -- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`) has_troubles; and of a
 -- job whose rows live here job_ttl_ms result_ttl_ms row_schema
@@ -32,10 +32,23 @@ local function found_of(job, find)
   return nil
 end
 
+-- What the scripts write themselves: digits, and no more than arithmetic and dates can bear. `tonumber` also takes hex,
+-- spaces, fractions and infinity.
+local function is_count(text)
+  return text and text ~= '' and #text < 15 and not string.find(text, '%D')
+end
+
+-- Stop the script: what was read of the job `at_hand` cannot be. See guard.lua, which goes on without that job.
+local function damaged(what)
+  error({err = 'DAMAGED ' .. what})
+end
+
 -- Where claims look for a job that has work.
 local function queue_of(job)
   local facts = redis.call('HMGET', job_key(job), 'lane', 'model')
-  return lane_queue(facts[1], facts[2])
+  local queue = lane_queue(facts[1] or '', facts[2] or '')
+  queue_at_hand = queue
+  return queue
 end
 
 local function field(job, name)
@@ -43,7 +56,9 @@ local function field(job, name)
 end
 
 local function number(job, name)
-  return tonumber(field(job, name) or '0')
+  local text = field(job, name) or '0'
+  if not is_count(text) then damaged(name) end
+  return tonumber(text)
 end
 
 -- Several fields of a job by name, in one call; false for each that is not there.
@@ -68,7 +83,7 @@ local function keep_job(job, ttl_ms)
     local result_ttl_ms = ttl_ms and number(job, 'result_ttl_ms') or KEEP_MS
     for _, suffix in ipairs(RESULT_SUFFIXES) do redis.call('PEXPIRE', job_key(job, suffix), result_ttl_ms) end
   end
-  for _, key in ipairs({JOBS, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
+  for _, key in ipairs({JOBS, COUNTED, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
 end
 
 -- Scripts that run for every chunk, which would do little else, ask this before. What such a script may have made itself
@@ -90,9 +105,13 @@ local function full_quota(most_items, most_bytes, more_items)
   most_items, most_bytes = tonumber(most_items), tonumber(most_bytes)
   if most_items == 0 and most_bytes == 0 then return nil end
   local items, bytes = more_items, 0
-  for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, -1)) do
-    local facts = redis.call('HMGET', job_key(job), 'state', 'staged_items', 'ok', 'failed')
-    if facts[1] and not is_final(facts[1]) then items = items + facts[2] - facts[3] - facts[4] end
+  for _, job in ipairs(redis.call('ZRANGE', COUNTED, 0, -1)) do
+    local facts = redis.pcall('HMGET', job_key(job), 'state', 'staged_items', 'ok', 'failed')
+    if not facts[1] then
+      redis.call('ZREM', COUNTED, job)  -- expired, or no job
+    elseif not is_final(facts[1]) and is_count(facts[2]) and is_count(facts[3]) and is_count(facts[4]) then
+      items = items + facts[2] - facts[3] - facts[4]
+    end
     if most_bytes > 0 then
       bytes = bytes + (redis.call('MEMORY', 'USAGE', job_key(job, ITEMS), 'SAMPLES', 0) or 0)
     end
@@ -106,8 +125,9 @@ end
 local function end_starving(job)
   local since = field(job, 'starved_since')
   if not since then return end
+  local starved_ms = tonumber(field(job, 'starved_ms') or '') or 0
   redis.call('HDEL', job_key(job), 'starved_since')
-  redis.call('HINCRBY', job_key(job), 'starved_ms', now_ms() - since)
+  redis.call('HSET', job_key(job), 'starved_ms', starved_ms + math.max(0, now_ms() - (tonumber(since) or now_ms())))
 end
 
 -- Put a job where claims look for it, unless it is there; it keeps the turn it had.
@@ -133,8 +153,11 @@ local function owns(job, chunk, token)
 end
 
 local function count_trouble(job, chunk, kind)
+  local name = chunk .. ':' .. kind
+  if not is_count(redis.call('HGET', job_key(job, TROUBLES), name) or '0') then damaged('troubles: no count of ' .. name) end
+  local times = redis.call('HINCRBY', job_key(job, TROUBLES), name, 1)
   redis.call('HSET', job_key(job), 'has_troubles', 1)
-  return redis.call('HINCRBY', job_key(job, TROUBLES), chunk .. ':' .. kind, 1)
+  return times
 end
 
 -- A chunk goes back to the pile; it may be claimed once it is due.
@@ -164,7 +187,9 @@ local function note_outage(job, reason, outage_ms)
   local now = now_ms()
   redis.call('HSETNX', job_key(job), 'outage_since', now)
   redis.call('HSET', job_key(job), 'reason', reason)
-  return now - number(job, 'outage_since') > outage_ms
+  local since = number(job, 'outage_since')
+  if since > now then redis.call('HSET', job_key(job), 'outage_since', now) end  -- the clock was put back
+  return now - since > outage_ms
 end
 
 -- A worker that has lost its lease may still be inside the write of a part: an overwrite waits for it (writers.lua).
@@ -194,16 +219,16 @@ local function refusal(job, chunk, claimed_in, state, next_chunk, generation)
 end
 
 -- The user's own Celery task is to be told of the end: a worker sends it (claim_announcement).
-local function announce(job)
-  local names = {'spec', 'state', 'generation', 'staged_items', 'ok', 'failed', 'reason'}
-  local facts = redis.call('HMGET', job_key(job), unpack(names))
-  local spec = cjson.decode(facts[1])
-  if type(spec.on_finished) ~= 'string' then return end
+local function announce(job, state, reason)
+  local facts = redis.call('HMGET', job_key(job), 'spec', 'generation', 'staged_items', 'ok', 'failed')
+  local is_json, spec = pcall(cjson.decode, facts[1])
+  if not is_json or type(spec) ~= 'table' or type(spec.on_finished) ~= 'string' then return end
   local text = cjson.encode({task = spec.on_finished, queue = spec.on_finished_queue, event = {
-    job_id = job, state = facts[2], generation = tonumber(facts[3]), total = tonumber(facts[4]),
-    ok = tonumber(facts[5]), failed = tonumber(facts[6]), reason = facts[7], output = spec.output}})
+    job_id = job, state = state, generation = tonumber(facts[2]), total = tonumber(facts[3]),
+    ok = tonumber(facts[4]), failed = tonumber(facts[5]), reason = reason, output = spec.output}})
   redis.call('ZADD', ANNOUNCEMENTS, now_ms(), text)
   keep(ANNOUNCEMENTS)
+  redis.call('HSET', job_key(job), 'untold', 1)
 end
 
 -- Scratch files of killed workers are removed by any worker: at once where no finishing has done so, and once more
@@ -218,7 +243,8 @@ local function order_sweeps(job, state)
   keep(SWEEPS)
 end
 
--- The one way into a final state: one event per job and generation, whatever is repeated.
+-- The one way into a final state: one event per job and generation, whatever is repeated. The state comes last: where a
+-- key of another kind stops this, it is mended, and all of this done anew.
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
   redis.call('ZREM', FINISHING, job)
@@ -236,17 +262,19 @@ local function end_job(job, state, reason, ttl_ms)
   redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
   if state == 'completed' then redis.call('UNLINK', job_key(job, ITEMS)) end  -- else a retry reads them again
   add_up_measured(job)
+  local keeps_items = lives_here(job) and state ~= 'completed'
+  if not keeps_items then redis.call('ZREM', COUNTED, job) end
+  redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
+  announce(job, state, reason)
+  order_sweeps(job, state)
+  -- Rows that live here are found through the job: it stays as long as they do.
+  ttl_ms = math.max(ttl_ms, number(job, 'result_ttl_ms'))
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', number(job, 'generation'),
+    'state', state, 'ok', number(job, 'ok'), 'failed', number(job, 'failed'), 'reason', reason)
+  keep(EVENTS)
   redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
   redis.call('HDEL', job_key(job), 'finish_token')
-  local facts = redis.call('HMGET', job_key(job), 'generation', 'ok', 'failed')
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', facts[1],
-    'state', state, 'ok', facts[2], 'failed', facts[3], 'reason', reason)
-  keep(EVENTS)
-  announce(job)
-  order_sweeps(job, state)
-  redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
-  -- Rows that live here are found through the job: it stays as long as they do.
-  keep_job(job, math.max(ttl_ms, number(job, 'result_ttl_ms')))
+  keep_job(job, ttl_ms)
 end
 
 local function complete_state(job)
@@ -256,17 +284,17 @@ end
 -- All chunks of a sealed job are complete: what is left is the work of finish_job, and nothing where the rows
 -- live here. Answer: 'finishing', 'ended', or nil if it was not the last.
 local function finish_if_done(job)
-  local facts = facts_of(job, 'state', 'sealed', 'done_chunks', 'staged_chunks')
+  local facts = facts_of(job, 'state', 'sealed')
   if facts.sealed ~= '1' or is_final(facts.state) or facts.state == 'finishing' then return nil end
-  if tonumber(facts.done_chunks or '0') < tonumber(facts.staged_chunks or '0') then return nil end
+  if number(job, 'done_chunks') < number(job, 'staged_chunks') then return nil end
   if lives_here(job) then
     end_job(job, complete_state(job), '', number(job, 'job_ttl_ms'))
     return 'ended'
   end
   withdraw(job)
   add_up_measured(job)
-  redis.call('HSET', job_key(job), 'state', 'finishing')
   redis.call('ZADD', FINISHING, now_ms(), job)
+  redis.call('HSET', job_key(job), 'state', 'finishing')
   return 'finishing'
 end
 
@@ -279,6 +307,13 @@ end
 
 local function forget_draft(job)
   for _, suffix in ipairs(DRAFT_SUFFIXES) do redis.call('UNLINK', job_key(job, suffix)) end
+end
+
+-- Stop the script, before it has written anything, where a part of what was noted is of another kind.
+local function check_draft(job)
+  redis.call('GETBIT', job_key(job, DRAFT_DONE), 0)
+  redis.call('ZCARD', job_key(job, DRAFT_DUE))
+  redis.call('ZCARD', job_key(job, DRAFT_STAGED))
 end
 
 -- What was noted becomes the truth about a job that nobody works on. ARGV[from]: next_chunk, ok, failed (rows of
@@ -302,6 +337,7 @@ end
 
 -- A job that was put in place is handed out, or finished where nothing is left to be done.
 local function go_on(job)
+  redis.call('ZADD', COUNTED, number(job, 'created_ms'), job)
   offer(job)
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', field(job, 'state'))
   if finish_if_done(job) ~= 'ended' then keep_job(job) end

@@ -2,10 +2,15 @@
 -- schema, #rows, item_index, row, ..., #vectors, item_index, vector, ..., #ids, item_id, lowest item_index, ...
 -- Answer: 'written', or why nothing was: 'already', 'stale', 'cancelled' or 'missing'.
 local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
+at_hand = job
 local refused = refusal(job, chunk, ARGV[4], unpack(redis.call('HMGET', job_key(job), 'state', 'next_chunk', 'generation')))
 if refused then
   drop_pending(job, token)
   return refused
+end
+for _, suffix in ipairs(PENDING_SUFFIXES) do
+  -- Planted: then `complete` misses what was brought before, and asks for all of it.
+  if type(redis.pcall('HLEN', pending_key(job, token, suffix))) == 'table' then drop_pending(job, token) end
 end
 redis.call('HSETNX', job_key(job), 'row_schema', ARGV[6])
 local position = 7

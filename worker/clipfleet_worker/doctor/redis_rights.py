@@ -26,6 +26,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("GET", _OURS),
     ("GETEX", _OURS),
     ("SET", _OURS, ""),
+    ("TYPE", _OURS),
     ("DEL", _OURS),
     ("UNLINK", _OURS),
     ("EXPIRE", _OURS, "1"),

@@ -67,4 +67,11 @@ LEDGER_FAMILIES: tuple[Family[Backlog], ...] = (
         (),
         lambda backlog: one(backlog.jobs_left_out),
     ),
+    Family(
+        "clipfleet_jobs_quarantined_total",
+        Kind.COUNTER,
+        "jobs that have failed because what Redis held of them was damaged",
+        (),
+        lambda backlog: one(backlog.quarantined_jobs),
+    ),
 )

@@ -1,0 +1,175 @@
+-- A script has raised something: mend what is damaged, and run it again; see `guarded_script` of lua_scripts.py.
+-- Whoever may write here may have planted anything. That costs the job it is planted in, and nobody else: a job that
+-- cannot be read is quarantined (it fails), one whose own hash is of another kind is forgotten, and a shared key of
+-- another kind is dropped, and filled again from the jobs' own keys.
+local MOST_MENDED = 1000
+local RESTORED_LEASE_MS = 60000  -- nobody knows how long the leases were; who lives renews them
+local ENDED_MS = 7 * 86400 * 1000  -- how long a job stays that was quarantined: the default
+local ZSETS = {JOBS, COUNTED, LEASES, FINISHING, SWEEPS, ANNOUNCEMENTS, WORKERS}
+-- In the messages of commands and of Lua that a value stopped. All others tell of the server (its memory, rights, a
+-- replica): no job is to blame for them.
+local OF_VALUES = {'WRONGTYPE', 'DAMAGED', 'not an integer', 'not a valid float', 'not a number', 'NaN', 'overflow',
+  'out of range', 'possible ID', 'equal or smaller than the target', 'attempt to ', 'bad argument', 'expected',
+  'too many results to unpack', 'Cannot serialise'}
+
+local message = type(raised) == 'table' and raised.err or tostring(raised)
+
+local function is_of_values()
+  for _, words in ipairs(OF_VALUES) do
+    if string.find(message, words, 1, true) then return true end
+  end
+  return false
+end
+
+local function is_of_kind(key, kind)
+  local found = redis.call('TYPE', key).ok
+  return found == 'none' or found == kind
+end
+
+-- All jobs that are known anywhere, once.
+local function known_jobs()
+  local jobs, names = {}, {}
+  for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS}) do
+    for _, job in ipairs(redis.call('ZRANGE', key, 0, -1)) do jobs[job] = true end
+  end
+  for _, lease in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+    local job = string.match(lease, '^(.+):%d+$')
+    if job then jobs[job] = true end
+  end
+  for job in pairs(jobs) do names[#names + 1] = job end
+  table.sort(names)
+  return names
+end
+
+-- One that is damaged waits until it is met.
+local function restore_all(lost)
+  for _, job in ipairs(known_jobs()) do
+    local facts = redis.pcall('HMGET', job_key(job), 'created_ms', 'state', 'untold', 'reason')
+    if is_count(facts[1]) then
+      if lost[JOBS] then redis.call('ZADD', JOBS, 'NX', facts[1], job) end
+      if lost[ANNOUNCEMENTS] and is_final(facts[2]) and facts[3] then pcall(announce, job, facts[2], facts[4] or '') end
+      pcall(restore, job, RESTORED_LEASE_MS, 1000000)
+    end
+  end
+end
+
+-- Whether a shared key was of another kind. What it held is gone already: it goes, too.
+local function mend_shared()
+  local lost, zsets = {}, {queue_at_hand or JOBS, unpack(ZSETS)}
+  for _, key in ipairs(zsets) do
+    if not is_of_kind(key, 'zset') then lost[key] = true end
+  end
+  if not is_of_kind(EVENTS, 'stream') then lost[EVENTS] = true end
+  if not is_of_kind(WORKER_FACTS, 'hash') then lost[WORKER_FACTS] = true end
+  for key in pairs(lost) do redis.call('UNLINK', key) end
+  if next(lost) then restore_all(lost) end
+  return next(lost) ~= nil
+end
+
+-- A stream takes nothing more after the highest id there is. The events in it are true: they stay, under another name,
+-- where the user may give it one.
+local function mend_stream(job)
+  if not string.find(message, 'ID', 1, true) or not string.find(message, 'stream', 1, true) then return false end
+  local answer = job and redis.pcall('XADD', job_key(job, STREAM), 'NOMKSTREAM', '*', 'state', '')
+  if type(answer) == 'table' and answer.err then return false end  -- it is the job's own
+  if redis.pcall('RENAME', EVENTS, EVENTS .. ':full').err then redis.call('UNLINK', EVENTS) end  -- a worker may not
+  keep(EVENTS .. ':full')
+  return true
+end
+
+-- What was wrong in the keys of a job, in words, after it was put right as far as it can be, and whether a retry, which
+-- puts most things in place anew, cannot make up for it.
+local function mend(job)
+  local found, is_lasting = {}, false
+  for suffix, kind in pairs(KINDS) do
+    local key = job_key(job, suffix)
+    if not is_of_kind(key, kind) then
+      local other = redis.call('TYPE', key).ok
+      redis.call('UNLINK', key)
+      if string.find(suffix, DRAFT, 1, true) then
+        forget_draft(job)  -- whoever noted it begins anew
+      else
+        found[#found + 1] = 'key ' .. suffix .. ' is a ' .. other
+        is_lasting = is_lasting or suffix == STAGED or suffix == ITEMS
+      end
+    end
+  end
+  local facts = read_fields(job)
+  for _, name in ipairs(unreadable_fields(job, facts)) do
+    found[#found + 1] = 'field ' .. name .. ' ' .. shown(facts[name])
+    is_lasting = is_lasting or LASTING[name] or false
+    redis.call('HSET', job_key(job), name, COUNTS[name] and 0 or name == 'sealed' and 0 or name == 'lane' and 'normal' or
+      name == 'state' and 'paused' or facts[name] or '')
+    if string.find(name, '_ttl_ms', 1, true) then redis.call('HDEL', job_key(job), 'job_ttl_ms', 'result_ttl_ms') end
+  end
+  local codes = redis.call('HGETALL', job_key(job, CODES))
+  for i = 1, #codes, 2 do
+    if not is_count(codes[i + 1]) then
+      if #found < 10 then found[#found + 1] = 'code ' .. shown(codes[i]) .. ' of which the count ' .. shown(codes[i + 1]) end
+      redis.call('HDEL', job_key(job, CODES), codes[i])
+    end
+  end
+  table.sort(found)
+  local chunks = not found[1] and not is_final(facts.state) and wrong_chunks(job, facts)
+  if chunks then
+    found[1] = chunks
+    is_lasting = string.find(chunks, '^staged') ~= nil
+  end
+  return found, is_lasting
+end
+
+-- Every lease of a job, whether or not it can be read who holds it.
+local function drop_leases(job)
+  for _, lease in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+    if string.match(lease, '^(.*):[^:]*$') == job then redis.call('ZREM', LEASES, lease) end
+  end
+end
+
+local function fail(job, reason)
+  if pcall(end_job, job, 'failed', reason, ENDED_MS) then return end
+  mend_shared()  -- it was one of these: the job's own keys are mended
+  mend_stream(job)
+  end_job(job, 'failed', reason, ENDED_MS)
+end
+
+-- End a job that cannot be read. One that has ended already is only mended.
+local function quarantine(job)
+  local found, is_lasting = mend(job)
+  if string.find(message, '^DAMAGED staged') then is_lasting = true end
+  if is_lasting then redis.call('HSET', job_key(job), 'damaged', 1) end
+  if not is_final(field(job, 'state')) and (found[1] or not string.find(message, 'WRONGTYPE', 1, true)) then
+    local what = found[1] and table.concat(found, ', ', 1, math.min(#found, 3)) or string.gsub(message, '^DAMAGED ', '')
+    local way_out = is_lasting and 'submit it again' or '`clipfleet retry` counts anew what its output holds'
+    fail(job, 'what Redis holds of this job is damaged: ' .. what .. '; ' .. way_out)
+    drop_leases(job)
+    count_quarantined()
+  end
+  redis.call('ZREM', SWEEPS, job)
+  redis.call('HSET', job_key(job), 'sweeps_left', 0)
+end
+
+local is_quarantined, is_forgotten = {}, {}
+
+-- An error where there is nothing to mend.
+local function make_good()
+  if not is_of_values() then error(raised) end
+  keep(JOBS)  -- also where Redis is full: see transitions.lua
+  local job = at_hand
+  if mend_shared() or mend_stream(job) then return end
+  if not is_quarantined[job] and is_of_kind(job_key(job), 'hash') then
+    is_quarantined[job] = true
+    if pcall(quarantine, job) then return end
+  end
+  if is_forgotten[job] then error(raised) end
+  is_forgotten[job] = true
+  drop_leases(job)
+  forget(job)
+end
+
+for _ = 1, MOST_MENDED do
+  if not pcall(make_good) then break end
+  has_worked, raised = pcall(body)
+  if has_worked then return raised end
+  message = type(raised) == 'table' and raised.err or tostring(raised)
+end
+error(raised)
