@@ -424,9 +424,7 @@ def test_lost_announcements_are_made_anew_unless_they_were_sent(
 
 # --- the battery: every situation, every key of another kind, every field and value ---
 
-_EVERY_NTH = (
-    12  # of the fields, values and members: another part of them in each situation; `make fuzz` tries all
-)
+_EVERY_NTH = 12  # field, value and member; others in each situation, and `make fuzz` takes from all of them
 _GROUPS = 4
 
 
