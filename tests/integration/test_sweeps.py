@@ -95,7 +95,9 @@ def test_an_output_that_holds_another_job_by_now_is_left_alone(bench: Bench) -> 
     old = bench.add("old", name="output")
     bench.ledger.cancel("old", ttl_seconds=600)
     assert bench.sweep_all() == 1
-    FolderOutput(Path(old.output)).clear()
+    output = FolderOutput(Path(old.output))
+    output.clear()
+    output.remove(keys.JOB_FILE)
     new = bench.add("new", name="output")
 
     let_sweeps_be_due(bench.client)

@@ -15,9 +15,9 @@ for _, job in ipairs(candidates) do
     redis.call('ZREM', FINISHING, job)
   elseif not excluded[job] and (not earlier or field(job, 'finish_token') == token) then
     check(job)
-    redis.call('ZADD', FINISHING, now + tonumber(ARGV[2]), job)
     local before = field(job, 'finish_token')
-    if before and before ~= token then note_writer(job, before, now) end
+    if before and before ~= token then note_writer(job, before, now) end  -- first: its key may be of another kind
+    redis.call('ZADD', FINISHING, now + tonumber(ARGV[2]), job)
     redis.call('HSET', job_key(job), 'finish_token', token)
     redis.call('SET', memory, job, 'PX', math.max(600000, tonumber(ARGV[2]) * 2))
     keep_job(job)
