@@ -120,6 +120,14 @@ class Seen:
     fault: Fault | None
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A write or removal that the store has carried out, whatever its client heard of it."""
+
+    method: str
+    path: str  # BUCKET/KEY, decoded
+
+
 class _Placed:
     """A rule in force, with its counts."""
 
@@ -162,6 +170,7 @@ class S3Front(LoopbackSite):
         self._placed: list[_Placed] = []
         self._numbers = 0
         self._seen: list[Seen] = []
+        self._done: list[Done] = []
         self._lock = threading.Lock()
         self._released = threading.Event()  # those that stall may go
         super().__init__(_Server(self))
@@ -215,7 +224,19 @@ class S3Front(LoopbackSite):
         """How many requests each fault has hit so far."""
         return Counter(one.fault for one in self.seen if one.fault is not None)
 
+    @property
+    def done(self) -> list[Done]:
+        """All writes (PUT) and removals (DELETE) of single objects so far, as the store answered them."""
+        with self._lock:
+            return list(self._done)
+
     # --- For the handlers ---
+
+    def note_done(self, method: str, path: str, status: int) -> None:
+        """Take note of what the store answers."""
+        if method in ("PUT", "DELETE") and status < http.client.MULTIPLE_CHOICES:
+            with self._lock:
+                self._done.append(Done(method, path))
 
     def judge(self, request: Request) -> Fault | None:
         """What happens to a request that has just come."""
@@ -258,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _treat(self) -> None:
         request = Request(
             self.command,
-            unquote(urlsplit(self.path).path.lstrip("/")),
+            _path(self.path),
             "If-None-Match" in self.headers or "If-Match" in self.headers,
             _access_key(self.headers.get("Authorization", "")),
         )
@@ -292,6 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.endheaders(body or None)
             answer = connection.getresponse()
             data = answer.read()
+            self.server.front.note_done(self.command, _path(self.path), answer.status)
         except (OSError, http.client.HTTPException):
             return self._reset()  # the store itself is away
         finally:
@@ -354,6 +376,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the front keeps its own list."""
+
+
+def _path(target: str) -> str:
+    """BUCKET/KEY of a request's target, decoded."""
+    return unquote(urlsplit(target).path.lstrip("/"))
 
 
 def _access_key(authorization: str) -> str:
