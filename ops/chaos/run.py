@@ -44,6 +44,7 @@ _CRASH_SECONDS = 30.0  # for crash points that were not reached yet
 CAUGHT_PREFIX = "First: "  # of the line that tells the first violation
 _SETTLE_SECONDS = 30.0
 _END_SECONDS = 240.0  # for the jobs that are under way when the faults are over
+_EARLY_END_SECONDS = 120.0  # likewise, where something is expected to be wrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,7 +138,9 @@ def run(
                 fleet.start()
                 customers.start()
                 nemesis = Nemesis(schedule, system, is_enough)
-                remarks, grown = _break(nemesis, system, scale.soak_seconds)
+                remarks, grown = _break(
+                    nemesis, system, scale.soak_seconds, _EARLY_END_SECONDS if stops_early else _END_SECONDS
+                )
                 nemesis.wait_for(contender.settle(system), _SETTLE_SECONDS)
             finally:
                 fleet.stop()
@@ -191,7 +194,9 @@ def _outcome(
     )
 
 
-def _break(nemesis: Nemesis, system: System, soak_seconds: float) -> tuple[list[str], list[Growth]]:
+def _break(
+    nemesis: Nemesis, system: System, soak_seconds: float, end_seconds: float
+) -> tuple[list[str], list[Growth]]:
     """The faults, then work without them, then time for the jobs to end.
 
     Returns:
@@ -205,8 +210,8 @@ def _break(nemesis: Nemesis, system: System, soak_seconds: float) -> tuple[list[
     system.customers.close()
     system.history.note("customers_close")
     remarks = [f"{unreached} crash points were not reached"] if unreached else []
-    if not nemesis.wait_for(lambda: system.customers.are_done, _END_SECONDS):
-        remarks.append(f"jobs still run {_END_SECONDS:g} s after the last fault")
+    if not nemesis.wait_for(lambda: system.customers.are_done, end_seconds):
+        remarks.append(f"jobs still run {end_seconds:g} s after the last fault")
     return [*remarks, *(f"soak: {growth}" for growth in grown)], grown
 
 

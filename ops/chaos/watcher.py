@@ -55,6 +55,11 @@ class FolderWatcher:
         os.close(self._inotify)
 
     @property
+    def watched(self) -> set[str]:
+        """Jobs whose output is watched by now."""
+        return {job_id for job_id in self._jobs.copy().values() if job_id}
+
+    @property
     def changes(self) -> list[Change]:
         """All so far."""
         with self._lock:
