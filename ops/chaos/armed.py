@@ -21,7 +21,8 @@ from clipfleet.outputs.s3 import S3Output
 
 ARMED = "armed"  # the folder, below that of a slot
 STRUCK = ".struck"
-IN_PUBLISH = "in_publish"  # the sink has done all it does before a part becomes visible
+# The sink has done all it does before a part becomes visible, in a place that was free, or in another one's.
+IN_PUBLISH, IN_REPLACE = "in_publish", "in_replace"
 
 
 class Strike(StrEnum):
@@ -62,15 +63,15 @@ class ArmedCrashPoints:
             os.kill(os.getpid(), _SIGNALS[Strike(armed.split("-")[3])])
 
     def stand_before_publishing(self) -> None:
-        """Have the outputs of this process pass `IN_PUBLISH` before each part that they make visible."""
+        """Have the outputs of this process pass these two before each part that they make visible."""
         for kind in (FolderOutput, S3Output):
-            for name in ("publish", "replace_if"):
-                setattr(kind, name, self._passing(getattr(kind, name)))
+            for name, point in (("publish", IN_PUBLISH), ("replace_if", IN_REPLACE)):
+                setattr(kind, name, self._passing(getattr(kind, name), point))
 
-    def _passing(self, method: Any) -> Any:
+    def _passing(self, method: Any, point: str) -> Any:
         def passing(output: Any, scratch: Path, name: str, *args: Any, **options: Any) -> bool:
             if name.startswith(keys.PART_PREFIX):
-                self.reach_named(IN_PUBLISH)
+                self.reach_named(point)
             return bool(method(output, scratch, name, *args, **options))
 
         return passing

@@ -7,8 +7,7 @@ write the same.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,35 +31,34 @@ class Change:
     act: Act
 
 
-def wrong_changes(changes: Iterable[Change], generations: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def wrong_changes(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
     """What should not have happened, as job and description.
 
     Args:
         changes: in the order in which they happened in each output.
-        generations: how often each job ends; changes of outputs of other jobs are not looked at.
     """
     by_job: dict[str, list[Change]] = {}
     for change in changes:
-        if change.job_id in generations:
-            by_job.setdefault(change.job_id, []).append(change)
+        by_job.setdefault(change.job_id, []).append(change)
     for job_id, of_job in by_job.items():
-        yield from ((job_id, words) for words in _of_parts(of_job, generations[job_id]))
+        yield from ((job_id, words) for words in _of_parts(of_job))
         yield from ((job_id, words) for words in _of_success(of_job))
 
 
-def _of_parts(changes: Iterable[Change], generations: int) -> Iterator[str]:
-    appeared: Counter[str] = Counter()
+def _of_parts(changes: Iterable[Change]) -> Iterator[str]:
+    appeared: set[str] = set()  # in this generation
     told = set()
     for change in changes:
+        if (change.name, change.act) == (keys.SUCCESS, Act.REMOVED):  # with that a retry begins
+            appeared.clear()
         if not change.name.startswith(keys.PART_PREFIX):
             continue
-        appeared[change.name] += change.act is Act.APPEARED
-        if change.act is not Act.APPEARED and change not in told:
-            told.add(change)
-            yield f"{change.name} {change.act}"
-    for name, times in appeared.items():
-        if times > generations:
-            yield f"{name} was put in place {times} times in {generations} generations"
+        if change.act is not Act.APPEARED:
+            told.add(f"{change.name} {change.act}")
+        elif change.name in appeared:
+            told.add(f"{change.name} was put in place twice in one generation")
+        appeared.add(change.name)
+    yield from sorted(told)
 
 
 def _of_success(changes: Iterable[Change]) -> Iterator[str]:

@@ -106,6 +106,7 @@ class JobLeft:
     is_marked: bool = True  # `_SUCCESS` is there, or this kind of output has none
     scratch: Sequence[str] = ()
     problem: str = ""  # why it could not be read
+    is_away: bool = False  # that may have been the world's fault
 
 
 @dataclass(frozen=True, slots=True)

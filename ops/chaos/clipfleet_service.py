@@ -134,7 +134,7 @@ class ClipfleetService:
             except WorldError as error:
                 left = None
                 self._history.note("customer_waits", job=plan.job_id, error=str(error)[:200])
-            if left is not None and not left.problem:
+            if left is not None and not left.is_away:
                 self._findings.add(self._inspector.look_at(plan, left))
                 return
             if time.monotonic() > give_up_at:  # the checker looks once more when nothing breaks

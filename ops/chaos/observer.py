@@ -46,11 +46,11 @@ class Observer:
 
     def wrong_changes(self) -> list[tuple[str, str]]:
         """See `ops.chaos.changes.wrong_changes`."""
-        generations = {plan.job_id: plan.generations for plan in self._customers.plans}
-        for job_id in self._customers.overwritten:
-            generations.pop(job_id.removesuffix(BEFORE), None)  # nothing tells there whose a change was
+        jobs = {plan.job_id for plan in self._customers.plans}
+        # Nothing tells there whose a change was.
+        jobs -= {job_id.removesuffix(BEFORE) for job_id in self._customers.overwritten}
         changes = [*self._watcher.changes, *_in_store(self._front.done)]
-        return list(wrong_changes(changes, generations))
+        return list(wrong_changes(change for change in changes if change.job_id in jobs))
 
     def has_found_something(self) -> bool:
         """Whether anything is wrong already; not all of it shows before the end of the run."""

@@ -50,8 +50,10 @@ WORKER_CRASH_POINTS = (
     "mid_finish",
 )  # fmt: skip
 PRODUCER_CRASH_POINTS = ("mid_submit", "after_seal")  # at their first passage: a small job has no second
-# `in_publish` is not the product's: the harness puts it before whatever makes a part visible.
-FREEZE_POINTS = ("in_publish", "mid_write", "before_write", "in_publish", "mid_finish")
+# Two of them are not the product's: the harness puts them before whatever makes a part visible.
+FREEZE_POINTS = (
+    "in_publish", "mid_write", "in_replace", "before_write", "in_publish", "mid_finish", "in_replace",
+)  # fmt: skip
 CLOCK_JUMPS = ("+3600 s", "-600 s")
 
 # Of a kind that can be done in several ways, every way about as often as every other.

@@ -10,7 +10,7 @@ from typing import Any
 from clipfleet import keys
 from clipfleet.client import Client, JobHandle
 from clipfleet.contract import PartFormat
-from clipfleet.errors import ClipfleetError, OutputDamagedError
+from clipfleet.errors import ClipfleetError, OutputDamagedError, OutputUnreachableError, WorldError
 from clipfleet.outputs import Output, open_output
 from clipfleet.part_files import part_files
 from clipfleet.redis_connection import connect
@@ -76,10 +76,10 @@ def left_of(job: JobHandle, plan: JobPlan) -> JobLeft:
         ClipfleetError: it cannot be told; what is wrong with the rows alone is a `problem` of the answer.
     """
     status = job.status()
-    rows, problem = _rows(job, plan)
+    rows, problem, is_away = _rows(job, plan)
     ledger = Counts(status.total, status.ok, status.failed, status.codes)
     if plan.output is OutputKind.REDIS:
-        return JobLeft(status.state, status.generation, rows, ledger, problem=problem)
+        return JobLeft(status.state, status.generation, rows, ledger, problem=problem, is_away=is_away)
     output = open_output(job.output)
     manifest, errors = output.read(keys.MANIFEST), output.read(keys.ERRORS)
     parts, unreadable = _parts(output, plan)
@@ -97,6 +97,7 @@ def left_of(job: JobHandle, plan: JobPlan) -> JobLeft:
         # A name that ends so is what SeaweedFS keeps of a folder that is empty.
         scratch=[name for name in output.names(f"{keys.TMP}/") if not name.endswith("/")],
         problem=problem or unreadable,
+        is_away=is_away,
     )
 
 
@@ -161,8 +162,8 @@ def _chunk_id(part_name: str) -> int:
     return int(part_name.removeprefix(keys.PART_PREFIX).partition(".")[0])
 
 
-def _rows(job: JobHandle, plan: JobPlan) -> tuple[list[Row], str]:
-    """The rows that can be read, and why others cannot."""
+def _rows(job: JobHandle, plan: JobPlan) -> tuple[list[Row], str, bool]:
+    """The rows that can be read, why others cannot, and whether that may pass."""
     rows: list[Row] = []
     result = "embedding" if plan.task == "embed" else "label"
     try:
@@ -178,8 +179,9 @@ def _rows(job: JobHandle, plan: JobPlan) -> tuple[list[Row], str]:
                 )
             )
     except ClipfleetError as error:
-        return rows, f"{type(error).__name__}: {error}"
-    return rows, ""
+        is_away = isinstance(error, WorldError) and not isinstance(error, OutputUnreachableError)
+        return rows, f"{type(error).__name__}: {error}", is_away
+    return rows, "", False
 
 
 def _values(row: Mapping[str, Any]) -> Values:

@@ -261,7 +261,7 @@ PART, OTHER, MANIFEST, SUCCESS = "part-00000000.jsonl", "part-00000001.jsonl", "
     [
         ([(PART, APPEARED), (PART, MODIFIED), (PART, MODIFIED)], [f"{PART} was written to where it is read"]),
         ([(PART, APPEARED), (PART, REMOVED)], [f"{PART} was removed"]),
-        ([(PART, APPEARED)] * 3, [f"{PART} was put in place 3 times in 2 generations"]),
+        ([(PART, APPEARED)] * 3, [f"{PART} was put in place twice in one generation"]),
         ([(SUCCESS, APPEARED), (MANIFEST, APPEARED)], ["_SUCCESS came before _manifest.json"]),
         (
             [(MANIFEST, APPEARED), (SUCCESS, APPEARED), (PART, APPEARED)],
@@ -284,8 +284,7 @@ PART, OTHER, MANIFEST, SUCCESS = "part-00000000.jsonl", "part-00000001.jsonl", "
 def test_what_must_not_become_of_an_output_is_found(acts: list[tuple[str, Act]], words: list[str]) -> None:
     changes = [Change("a", name, act) for name, act in acts]
 
-    assert list(wrong_changes(changes, {"a": 2})) == [("a", word) for word in words]
-    assert list(wrong_changes(changes, {"b": 2})) == []
+    assert list(wrong_changes(changes)) == [("a", word) for word in words]
 
 
 def test_the_job_before_has_more_parts_and_other_items() -> None:
