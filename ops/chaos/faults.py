@@ -109,10 +109,13 @@ class FreezeInStep(CrashAtPoint):
 class FewDescriptors(_OfWorker):
     """It is started anew with fewer descriptors than it would open, and after a while without that."""
 
-    _LIMITS: Mapping[str, int] = {"RLIMIT_NOFILE": 64}
+    _DESCRIPTORS = 64
 
     def begin(self) -> None:
-        self._system.fleet.limit(self._plan.slot, self._LIMITS)
+        self._system.fleet.limit(self._plan.slot, self._limits())
+
+    def _limits(self) -> Mapping[str, int]:
+        return {"RLIMIT_NOFILE": self._DESCRIPTORS}
 
     def end(self) -> None:
         self._system.fleet.limit(self._plan.slot, {})
@@ -121,7 +124,8 @@ class FewDescriptors(_OfWorker):
 class LittleMemory(FewDescriptors):
     """Likewise with less room for addresses than its threads and batches take."""
 
-    _LIMITS: Mapping[str, int] = {"RLIMIT_AS": 2_600_000_000}
+    def _limits(self) -> Mapping[str, int]:
+        return {"RLIMIT_AS": int(float(self._plan.variant.split()[0]) * 1e9)}
 
 
 class Zombie(_OfWorker):

@@ -55,12 +55,14 @@ FREEZE_POINTS = (
     "in_publish", "mid_write", "in_replace", "before_write", "in_publish", "mid_finish", "in_replace",
 )  # fmt: skip
 CLOCK_JUMPS = ("+3600 s", "-600 s")
+ADDRESS_SPACES = ("3.2 GB", "2.6 GB")  # enough for the model but not for all threads; not even for the model
 
 # Of a kind that can be done in several ways, every way about as often as every other.
 _VARIANTS: Mapping[FaultKind, tuple[str, ...]] = {
     FaultKind.CRASH_POINT: WORKER_CRASH_POINTS,
     FaultKind.PRODUCER_CRASH: PRODUCER_CRASH_POINTS,
     FaultKind.FREEZE_IN_STEP: FREEZE_POINTS,
+    FaultKind.LITTLE_MEMORY: ADDRESS_SPACES,
     FaultKind.OVERWRITE: tuple(OverwrittenAfter),
     FaultKind.PLANT: tuple(PLANTINGS),
     FaultKind.REDIS_CLOCK: CLOCK_JUMPS,
