@@ -70,9 +70,18 @@ class ArmedCrashPoints:
 
     def _passing(self, method: Any, point: str) -> Any:
         def passing(output: Any, scratch: Path, name: str, *args: Any, **options: Any) -> bool:
-            if name.startswith(keys.PART_PREFIX):
+            if not name.startswith(keys.PART_PREFIX):
+                return bool(method(output, scratch, name, *args, **options))
+            confirm = options.get("confirm")
+            if confirm is None:
                 self.reach_named(point)
-            return bool(method(output, scratch, name, *args, **options))
+                return bool(method(output, scratch, name, *args, **options))
+
+            def confirm_and_stand() -> None:
+                confirm()
+                self.reach_named(point)
+
+            return bool(method(output, scratch, name, *args, **{**options, "confirm": confirm_and_stand}))
 
         return passing
 
