@@ -130,10 +130,13 @@ class PlainAcks:
     """Celery alone, see `ops.chaos.plain_worker`."""
 
     body = "plain"
-    # It has no --overwrite and no ledger; what it does without descriptors or memory it was not made for.
+    # It has no --overwrite, no ledger and no outputs of ours; without descriptors or memory it need not do.
     spared = frozenset(
-        {FaultKind.OVERWRITE, FaultKind.PLANT, FaultKind.FEW_DESCRIPTORS, FaultKind.LITTLE_MEMORY}
-    )
+        {
+            FaultKind.OVERWRITE, FaultKind.PLANT, FaultKind.FREEZE_IN_STEP, FaultKind.FEW_DESCRIPTORS,
+            FaultKind.LITTLE_MEMORY,
+        }
+    )  # fmt: skip
 
     def service(self, setting: Setting) -> Callable[[], AbstractContextManager[Service]]:
         """See the protocol."""
