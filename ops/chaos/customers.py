@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -32,6 +32,8 @@ class Overwrite:
     """How a job comes by an output that another one has."""
 
     number: int  # of the fault
+    output: OutputKind
+    part_format: str
     after: OverwrittenAfter
     delay_seconds: float  # from that one's end to the submit
     freeze: Callable[[], None] = lambda: None  # one of the workers, within a write; safe from any thread
@@ -99,7 +101,9 @@ class Customers:
         self._service = service
         self._closing = threading.Event()
         self._crashes: queue.Queue[Crash] = queue.Queue()
-        self._overwrites: queue.Queue[Overwrite] = queue.Queue()
+        self._overwrites: dict[OutputKind, queue.Queue[Overwrite]] = {
+            kind: queue.Queue() for kind in OutputKind
+        }
         self._overwritten: list[str] = []
         self._plans: dict[str, JobPlan] = {}
         self._failures: list[str] = []
@@ -130,8 +134,8 @@ class Customers:
         self._crashes.put(crash)
 
     def overwrite_next(self, how: Overwrite) -> None:
-        """The next job with an output of its own finds another one there, and replaces it."""
-        self._overwrites.put(how)
+        """The next job with such an output finds another one there, and replaces it."""
+        self._overwrites[how.output].put(how)
 
     def write_manifest(self, plan: JobPlan) -> Path:
         """The source of a job."""
@@ -162,22 +166,24 @@ class Customers:
             while not self._closing.is_set():
                 plan = service.plan(self._seed, number)
                 number += COUNT
+                overwrite = _next(self._overwrites[plan.output])
+                if overwrite is not None:
+                    plan = replace(plan, part_format=overwrite.part_format)
                 with self._lock:
                     self._plans[plan.job_id] = plan
                 try:
-                    self._bring(service, plan)
+                    self._bring(service, plan, overwrite)
                 except Exception as error:  # whatever it is, the checker must hear of it
                     self._fail(plan, error)
 
-    def _bring(self, service: Service, plan: JobPlan) -> None:
+    def _bring(self, service: Service, plan: JobPlan, overwrite: Overwrite | None) -> None:
         manifest = self.write_manifest(plan)
-        before = None if plan.output is OutputKind.REDIS else _next(self._overwrites)
         wish = Wish(
             plan,
             manifest,
             self._folder / "out",
-            crash=None if before else _next(self._crashes),
-            before=None if before is None else self._before(plan, before),
+            crash=None if overwrite else _next(self._crashes),
+            before=None if overwrite is None else self._before(plan, overwrite),
         )
         service.fulfil(wish, lambda: self._site.heal(plan.job_id))
 

@@ -14,7 +14,7 @@ from ops.chaos.history import History
 from ops.chaos.planting import Planter
 from ops.chaos.schedule import FREEZE_SECONDS, FaultKind, PlannedFault
 from ops.chaos.servers import Servers
-from ops.chaos.workload import OverwrittenAfter
+from ops.chaos.workload import OutputKind, OverwrittenAfter
 from tests.support.s3_front import Fault as S3Fault
 from tests.support.s3_front import Rule
 
@@ -153,7 +153,15 @@ class OverwriteOutput(_Momentary):
 
     def begin(self) -> None:
         plan = self._plan
-        how = Overwrite(plan.number, OverwrittenAfter(plan.variant), plan.seconds, self._freeze)
+        output, part_format, after = plan.variant.split()
+        how = Overwrite(
+            number=plan.number,
+            output=OutputKind(output),
+            part_format=part_format,
+            after=OverwrittenAfter(after),
+            delay_seconds=plan.seconds,
+            freeze=self._freeze,
+        )
         self._system.customers.overwrite_next(how)
 
     def _freeze(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ops.chaos.planting import PLANTINGS
-from ops.chaos.workload import OverwrittenAfter
+from ops.chaos.workload import OVERWRITES
 
 
 class FaultKind(StrEnum):
@@ -63,7 +63,7 @@ _VARIANTS: Mapping[FaultKind, tuple[str, ...]] = {
     FaultKind.PRODUCER_CRASH: PRODUCER_CRASH_POINTS,
     FaultKind.FREEZE_IN_STEP: FREEZE_POINTS,
     FaultKind.LITTLE_MEMORY: ADDRESS_SPACES,
-    FaultKind.OVERWRITE: tuple(OverwrittenAfter),
+    FaultKind.OVERWRITE: OVERWRITES,
     FaultKind.PLANT: tuple(PLANTINGS),
     FaultKind.REDIS_CLOCK: CLOCK_JUMPS,
 }

@@ -35,8 +35,17 @@ class OutputKind(StrEnum):
 class OverwrittenAfter(StrEnum):
     """How the job ended whose output another one takes with `--overwrite`."""
 
-    CANCEL = "cancelled while workers hold its chunks"
-    END = "completed while a worker sleeps with one of its chunks"
+    CANCEL = "cancelled"  # while workers hold its chunks
+    END = "completed"  # while a worker sleeps with one of its chunks
+
+
+# Where it was, in which format, and how it ended.
+OVERWRITES = tuple(
+    f"{output} {part_format} {after}"
+    for output in (OutputKind.FOLDER, OutputKind.S3)
+    for part_format in ("parquet", "jsonl")
+    for after in OverwrittenAfter
+)
 
 
 _FAILURES = {
