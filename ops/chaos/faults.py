@@ -274,7 +274,7 @@ class S3LostAnswer(S3Reset):
     _LOST = (S3Fault.DONE_BUT_RESET, S3Fault.DONE_BUT_503, S3Fault.DONE_BUT_CONFLICT)
 
     def begin(self) -> None:
-        rules = [Rule(fault=fault, method="PUT", path="*/part-*", chance=0.3) for fault in self._LOST]
+        rules = [Rule(fault=fault, method="PUT", path="*/part-*", chance=0.2) for fault in self._LOST]
         self._system.servers.front.place(*rules)
 
 

@@ -181,8 +181,10 @@ def _seconds(chance: random.Random, kind: FaultKind, index: int, scale: Scale) -
             return 20.0 if index < scale.long_freezes else chance.uniform(4.0, 6.0)
         case FaultKind.S3_OUTAGE:
             return scale.s3_outage_seconds
-        case FaultKind.S3_SLOW_DOWN | FaultKind.S3_RESET | FaultKind.S3_LOST_ANSWER:
+        case FaultKind.S3_SLOW_DOWN | FaultKind.S3_RESET:
             return chance.uniform(3.0, 6.0)
+        case FaultKind.S3_LOST_ANSWER:
+            return chance.uniform(8.0, 12.0)
         case _:
             return 0.0
 
