@@ -39,7 +39,7 @@ SCALES = {
                 FaultKind.S3_OUTAGE: 1,
                 FaultKind.S3_RESET: 2,
                 FaultKind.S3_SLOW_DOWN: 2,
-                FaultKind.FREEZE_IN_STEP: 14,
+                FaultKind.FREEZE_IN_STEP: 12,
                 FaultKind.FEW_DESCRIPTORS: 1,
                 FaultKind.LITTLE_MEMORY: 1,
                 FaultKind.OVERWRITE: 8,

@@ -74,9 +74,10 @@ _OF_WORKERS = frozenset(
     }
 )  # fmt: skip
 
-FREEZE_SECONDS = 7.5  # two and a half leases
+FREEZE_SECONDS = 5.5  # so long that the lease is over, and the chunk has been done by another worker
 _BREATH_SECONDS = 3.0  # between two faults of one server: time to come back
 _PASSAGES = 6  # a crash point strikes at one of its first so many passages
+_FREEZE_PASSAGES = 2  # likewise; some of these steps are rare, and a worker waits for one strike at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,13 @@ def make_schedule(seed: int, scale: Scale) -> tuple[PlannedFault, ...]:
 
 
 def _passage(chance: random.Random, kind: FaultKind) -> int:
-    return chance.randint(1, _PASSAGES) if kind in (FaultKind.CRASH_POINT, FaultKind.FREEZE_IN_STEP) else 1
+    match kind:
+        case FaultKind.CRASH_POINT:
+            return chance.randint(1, _PASSAGES)
+        case FaultKind.FREEZE_IN_STEP:
+            return chance.randint(1, _FREEZE_PASSAGES)
+        case _:
+            return 1
 
 
 def _shuffled_variants(chance: random.Random, kind: FaultKind, count: int) -> list[str]:
@@ -171,8 +178,10 @@ def _shuffled_variants(chance: random.Random, kind: FaultKind, count: int) -> li
 
 def _seconds(chance: random.Random, kind: FaultKind, index: int, scale: Scale) -> float:
     match kind:
-        case FaultKind.ZOMBIE | FaultKind.FREEZE_IN_STEP:
-            return FREEZE_SECONDS + chance.uniform(-1.5, 1.5)  # two to three leases
+        case FaultKind.ZOMBIE:
+            return chance.uniform(6.0, 9.0)  # two to three leases
+        case FaultKind.FREEZE_IN_STEP:
+            return FREEZE_SECONDS + chance.uniform(-1.0, 1.0)
         case FaultKind.FEW_DESCRIPTORS | FaultKind.LITTLE_MEMORY:
             return chance.uniform(8.0, 12.0)
         case FaultKind.OVERWRITE:
