@@ -29,6 +29,8 @@ class Change:
     job_id: str  # whose output it is in
     name: str
     act: Act
+    content: str = ""  # hash of what appeared, where it is known
+    is_conditional: bool = True  # the store was told what it may replace, or there was no need for that
 
 
 def wrong_changes(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
@@ -41,8 +43,21 @@ def wrong_changes(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
     for change in changes:
         by_job.setdefault(change.job_id, []).append(change)
     for job_id, of_job in by_job.items():
-        yield from ((job_id, words) for words in _of_parts(of_job))
-        yield from ((job_id, words) for words in _of_success(of_job))
+        changes = list(_without_equal_ones(of_job))
+        yield from ((job_id, words) for words in _of_parts(changes))
+        yield from ((job_id, words) for words in _of_success(changes))
+
+
+def _without_equal_ones(changes: Iterable[Change]) -> Iterator[Change]:
+    """Without parts that a retry has put over equal ones: a store that knows versions by content lets it."""
+    content: dict[str, str] = {}
+    is_retried = False
+    for change in changes:
+        is_retried = is_retried or (change.name, change.act) == (keys.SUCCESS, Act.REMOVED)
+        is_equal = is_retried and change.content and content.get(change.name) == change.content
+        content[change.name] = change.content
+        if not (is_equal and change.act is Act.APPEARED and change.is_conditional):
+            yield change
 
 
 def _of_parts(changes: Iterable[Change]) -> Iterator[str]:
@@ -53,6 +68,8 @@ def _of_parts(changes: Iterable[Change]) -> Iterator[str]:
             appeared.clear()
         if not change.name.startswith(keys.PART_PREFIX):
             continue
+        if not change.is_conditional:
+            told.add(f"{change.name} was put in place whatever was there")
         if change.act is not Act.APPEARED:
             told.add(f"{change.name} {change.act}")
         elif change.name in appeared:

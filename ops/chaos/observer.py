@@ -64,6 +64,7 @@ class Observer:
 
 def _in_store(done: Iterable[Done]) -> Iterator[Change]:
     for one in done:
-        _, job_id, *rest = one.path.split("/")
+        _, job_id, *rest = one.request.path.split("/")
         if len(rest) == 1:
-            yield Change(job_id, rest[0], Act.APPEARED if one.method == "PUT" else Act.REMOVED)
+            act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
+            yield Change(job_id, rest[0], act, one.content, one.request.is_conditional)

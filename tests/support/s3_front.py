@@ -8,6 +8,7 @@ unchanged. Rules may be added and taken away while requests are under way.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import http.client
 import random
 import socket
@@ -124,8 +125,8 @@ class Seen:
 class Done:
     """A write or removal that the store has carried out, whatever its client heard of it."""
 
-    method: str
-    path: str  # BUCKET/KEY, decoded
+    request: Request
+    content: str  # sha256 of what was written
 
 
 class _Placed:
@@ -232,11 +233,11 @@ class S3Front(LoopbackSite):
 
     # --- For the handlers ---
 
-    def note_done(self, method: str, path: str, status: int) -> None:
+    def note_done(self, request: Request, body: bytes, status: int) -> None:
         """Take note of what the store answers."""
-        if method in ("PUT", "DELETE") and status < http.client.MULTIPLE_CHOICES:
+        if request.method in ("PUT", "DELETE") and status < http.client.MULTIPLE_CHOICES:
             with self._lock:
-                self._done.append(Done(method, path))
+                self._done.append(Done(request, hashlib.sha256(body).hexdigest()))
 
     def judge(self, request: Request) -> Fault | None:
         """What happens to a request that has just come."""
@@ -279,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _treat(self) -> None:
         request = Request(
             self.command,
-            _path(self.path),
+            unquote(urlsplit(self.path).path.lstrip("/")),
             "If-None-Match" in self.headers or "If-Match" in self.headers,
             _access_key(self.headers.get("Authorization", "")),
         )
@@ -294,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault is not None and fault in _ANSWERS and fault not in _DONE:
             return self._refuse(*_ANSWERS[fault])
-        return self._forward(body, fault)
+        return self._forward(request, body, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _treat  # noqa: N815 - the names of http.server
 
@@ -303,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         return self.rfile.read(length // 2 if within else length)
 
-    def _forward(self, body: bytes, fault: Fault | None) -> None:
+    def _forward(self, request: Request, body: bytes, fault: Fault | None) -> None:
         connection = self.server.front.connect()
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -313,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.endheaders(body or None)
             answer = connection.getresponse()
             data = answer.read()
-            self.server.front.note_done(self.command, _path(self.path), answer.status)
+            self.server.front.note_done(request, body, answer.status)
         except (OSError, http.client.HTTPException):
             return self._reset()  # the store itself is away
         finally:
@@ -376,11 +377,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the front keeps its own list."""
-
-
-def _path(target: str) -> str:
-    """BUCKET/KEY of a request's target, decoded."""
-    return unquote(urlsplit(target).path.lstrip("/"))
 
 
 def _access_key(authorization: str) -> str:

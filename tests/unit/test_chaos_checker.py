@@ -287,6 +287,24 @@ def test_what_must_not_become_of_an_output_is_found(acts: list[tuple[str, Act]],
     assert list(wrong_changes(changes)) == [("a", word) for word in words]
 
 
+def test_a_store_may_let_a_retry_put_equal_parts_over_each_other() -> None:
+    first, retried, success = (
+        Change("a", name, APPEARED, content) for name, content in ((PART, "0"), (PART, "1"), (SUCCESS, "2"))
+    )
+    begun = [first, Change("a", MANIFEST, APPEARED), success, Change("a", SUCCESS, REMOVED), retried]
+    ended = [*begun, Change("a", MANIFEST, APPEARED), success]
+
+    assert not list(wrong_changes([*ended, retried]))
+    assert list(wrong_changes([*ended, first]))  # by a worker of the generation before
+    assert list(wrong_changes([first, first]))  # no retry
+
+
+def test_a_part_that_was_put_whatever_was_there_is_found() -> None:
+    careless = Change("a", PART, APPEARED, "0", is_conditional=False)
+
+    assert list(wrong_changes([careless])) == [("a", f"{PART} was put in place whatever was there")]
+
+
 def test_the_job_before_has_more_parts_and_other_items() -> None:
     plan = plan_job(5, 0)
     before = plan_before(plan, is_slow=True)
