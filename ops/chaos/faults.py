@@ -109,7 +109,7 @@ class FreezeInStep(CrashAtPoint):
 class FewDescriptors(_OfWorker):
     """It is started anew with fewer descriptors than it would open, and after a while without that."""
 
-    _DESCRIPTORS = 64
+    _DESCRIPTORS = 46  # about as many as it has open when it has something to do
 
     def begin(self) -> None:
         self._system.fleet.limit(self._plan.slot, self._limits())

@@ -107,8 +107,7 @@ def _become_worker(order: dict[str, Any]) -> NoReturn:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     for name, most in order["limits"].items():
-        number = getattr(resource, name)
-        resource.setrlimit(number, (most, resource.getrlimit(number)[1]))
+        resource.setrlimit(getattr(resource, name), (most, most))  # a worker takes all that it may
     os.environ.update(order["environment"])
     os.chdir(order["folder"])
     sys.exit(BODIES[order["body"]](Path(order["folder"])))

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def run(
     findings = Findings(history)
     with Servers(folder, seed, with_sentinels=scale.with_sentinels) as servers:
         environment = servers.environment()
-        os.environ.update({name: value for name, value in environment.items() if name.startswith("AWS_")})
+        _use_store(environment)
         material = Material(folder / "pictures", servers.site.url)
         sources = Sources(material.hashes, material.uri)
         setting = Setting(servers, environment, history, folder, Inspector(sources, References()), findings)
@@ -145,6 +145,7 @@ def run(
             finally:
                 fleet.stop()
             history.note("survey")
+            _use_store(servers.store.environment())  # without the detour
             world = replace(
                 # What is under way is no news where the run was stopped.
                 World((), (), sources, worker_ends=customers.failures)
@@ -157,6 +158,11 @@ def run(
     history.note("end")
     history.close()
     return _outcome(seed, scale, schedule, system, world, remarks)
+
+
+def _use_store(environment: Mapping[str, str]) -> None:
+    """Whatever asks S3 in this process asks there from now on."""
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("AWS_")})
 
 
 def _outcome(

@@ -24,7 +24,7 @@ class FaultKind(StrEnum):
     TERMINATE = "SIGTERM of a worker"
     ZOMBIE = "worker frozen beyond its lease"
     FREEZE_IN_STEP = "worker frozen within a write"
-    FEW_DESCRIPTORS = "worker with 64 descriptors"
+    FEW_DESCRIPTORS = "worker with few descriptors"
     LITTLE_MEMORY = "worker with little memory"
     OVERWRITE = "--overwrite under late writers"
     PLANT = "values planted in a job's keys"
