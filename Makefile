@@ -11,7 +11,7 @@ LOCK ?=
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
-.PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain bench fuzz lock \
+.PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants bench fuzz lock \
   build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
@@ -64,6 +64,12 @@ chaos: $(VENV)/.dev-installed
 # The same against a worker that has Celery's acks and no ledger: succeeds if that one loses or doubles.
 chaos-plain: $(VENV)/.dev-installed
 	$(BIN)/python -m ops.chaos.run --system plain-acks --must-fail
+
+# Whether CHAOS_SCALE=short, or another, finds small faults that are put into copies of the product, one at a time:
+# MUTANTS_OPTIONS="--only NAME ..." or "--resume". By hand: all of them take the better part of an hour.
+MUTANTS_OPTIONS ?=
+chaos-mutants: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.chaos.mutants $(MUTANTS_OPTIONS)
 
 # Figures, not tests: they depend on the machine. All of ops/bench, or `make bench decode tail`;
 # BENCH_OPTIONS="--rounds 3" goes to each.

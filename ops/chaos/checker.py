@@ -6,11 +6,12 @@ It knows nothing of ledgers and workers, so that a system which is built otherwi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ops.chaos.workload import JobPlan
+from ops.chaos.values import References, Values
+from ops.chaos.workload import ItemPlan, JobPlan
 
 MAX_ATTEMPTS = 5  # of each kind: then a chunk is given up; whoever does that may die, too
 
@@ -31,6 +32,9 @@ class Kind(StrEnum):
     COUNTERS = "counters, rows and manifest differ"
     GIVEN_UP = "a chunk that was given up though it had not killed its workers"
     ATTEMPTS = "more attempts than allowed"
+    PART = "a part that is not what its name, its footer or the manifest say"
+    FOREIGN = "an object that should not be in the output"
+    CHANGED = "an object that changed when it must not"
     UNREADABLE = "an output that cannot be read"
     NO_TTL = "a key that would stay for ever"
     SCRATCH = "a file left below _clipfleet/tmp"
@@ -58,6 +62,20 @@ class Row:
     error_code: str | None = None
     content_hash: str | None = None
     has_result: bool = True  # a label or a vector, as the task asks
+    values: Values | None = None  # None: they are not looked at
+
+
+@dataclass(frozen=True, slots=True)
+class PartLeft:
+    """One part of an output, as it is read."""
+
+    chunk_id: int  # by its name
+    is_own: bool  # by its footer it is the part of this chunk of this job
+    generation: int
+    ok: int
+    failed: int
+    indexes: Sequence[int]  # of its rows
+    failed_indexes: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +97,16 @@ class JobLeft:
     rows: Sequence[Row]
     ledger: Counts | None = None
     manifest: Counts | None = None  # None: this kind of output has none
-    error_lines: int | None = None  # of `errors.jsonl`; None: likewise
+    errors: Sequence[tuple[int, str]] | None = (
+        None  # index and code of each line of `errors.jsonl`; None: likewise
+    )
+    parts: Sequence[PartLeft] | None = None  # None: likewise
+    listed: Sequence[tuple[int, int, int]] | None = None  # chunk, rows, failed of each part of the manifest
+    strays: Sequence[str] = ()  # objects that are none of a finished job's
     is_marked: bool = True  # `_SUCCESS` is there, or this kind of output has none
     scratch: Sequence[str] = ()
     problem: str = ""  # why it could not be read
+    is_away: bool = False  # that may have been the world's fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,34 +135,49 @@ class Attempts:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What the jobs of a run read."""
+
+    picture_hashes: Sequence[str]  # sha256 of each picture of the workload
+    uri: Callable[[str, ItemPlan], str | None] = lambda _job_id, _item: None  # None: not looked at
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """All that is left of a run."""
 
     jobs: Sequence[tuple[JobPlan, JobLeft]]
     events: Sequence[Event]
-    picture_hashes: Sequence[str]  # sha256 of each picture of the workload
+    sources: Sources
     attempts: Sequence[Attempts] = ()
     keys_without_ttl: Sequence[str] = ()
     processes: Sequence[str] = ()
     worker_ends: Sequence[str] = ()  # of workers that nobody had ended
     growing: Sequence[str] = ()  # workers that were larger after a soak
+    bystanders: frozenset[str] = (
+        frozenset()
+    )  # further jobs, of which all that matters is that they end once at most
+    changes: Sequence[tuple[str, str]] = ()  # wrong ones: of which job, and what
+    noticed: Sequence[Violation] = ()  # while the run went on
 
 
 def check(world: World) -> list[Violation]:
     """Everything that is wrong; an empty list is the promise kept."""
-    found: list[Violation] = []
+    found = list(world.noticed)
+    references = References()
     for plan, left in world.jobs:
         given_up = frozenset(
             one.chunk_id for one in world.attempts if one.job_id == plan.job_id and one.is_given_up_rightly
         )
-        found += _check_job(plan, left, world.picture_hashes, given_up)
+        found += check_job(plan, left, world.sources, references, given_up)
     found += _check_events(world)
-    found += _check_attempts(world.attempts)
+    found += _check_attempts(one for one in world.attempts if one.job_id not in world.bystanders)
+    found += [Violation(Kind.CHANGED, job_id, words) for job_id, words in world.changes]
     found += [Violation(Kind.NO_TTL, key, "no time to live") for key in world.keys_without_ttl]
     found += [Violation(Kind.PROCESS, "run", process) for process in world.processes]
     found += [Violation(Kind.WORKER_END, "run", end) for end in world.worker_ends]
     found += [Violation(Kind.GROWTH, "soak", growth) for growth in world.growing]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def count_rows(violations: Iterable[Violation], kind: Kind) -> int:
@@ -146,16 +185,23 @@ def count_rows(violations: Iterable[Violation], kind: Kind) -> int:
     return sum(violation.count for violation in violations if violation.kind is kind)
 
 
-def _check_job(
-    plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str], given_up: frozenset[int]
+def check_job(
+    plan: JobPlan,
+    left: JobLeft,
+    sources: Sources,
+    references: References,
+    given_up: frozenset[int] = frozenset(),
 ) -> Iterator[Violation]:
-    """See `check`; `given_up`: chunks whose rows may say that they killed too many workers."""
+    """What is wrong with one job; `given_up`: chunks whose rows may say that they killed too many workers."""
     if left.problem:
         yield Violation(Kind.UNREADABLE, plan.job_id, left.problem)
     yield from _check_end(plan, left)
     yield from _check_rows(plan, left)
-    yield from _check_contents(plan, left, picture_hashes, given_up)
+    yield from _check_contents(plan, left, sources, references, given_up)
     yield from _check_counters(plan, left)
+    yield from _check_parts(plan, left)
+    for name in left.strays:
+        yield Violation(Kind.FOREIGN, plan.job_id, name)
     for name in left.scratch:
         yield Violation(Kind.SCRATCH, plan.job_id, name)
 
@@ -189,7 +235,7 @@ def _check_rows(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
 
 
 def _check_contents(
-    plan: JobPlan, left: JobLeft, picture_hashes: Sequence[str], may_be_given_up: frozenset[int]
+    plan: JobPlan, left: JobLeft, sources: Sources, references: References, may_be_given_up: frozenset[int]
 ) -> Iterator[Violation]:
     wrong, given_up = [], []
     for row in left.rows:
@@ -208,8 +254,12 @@ def _check_contents(
             )
         elif due is None and not row.has_result:
             wrong.append(f"item {row.item_index} is ok without a result")
-        elif due is None and row.content_hash != picture_hashes[item.picture]:
+        elif due is None and row.content_hash != sources.picture_hashes[item.picture]:
             wrong.append(f"item {row.item_index} has the hash of another picture")
+        elif row.values is not None:
+            uri = sources.uri(plan.job_id, item)
+            problem = references.problem(plan, row.item_index, row.values, uri)
+            wrong += [problem] if problem else []
     if wrong:
         yield Violation(Kind.WRONG, plan.job_id, f"{_some(wrong)}", len(wrong))
     if given_up:
@@ -223,13 +273,43 @@ def _check_counters(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
     for name, counts in (("the ledger", left.ledger), ("the manifest", left.manifest)):
         if counts is not None and _without_zeros(counts) != due:
             yield Violation(Kind.COUNTERS, plan.job_id, f"{name} says {counts}, the rows say {due}")
-    if left.error_lines is not None and left.error_lines != failed:
-        detail = f"errors.jsonl has {left.error_lines} lines for {failed} failed rows"
+    errors = [(row.item_index, row.error_code) for row in left.rows if row.error_code]
+    if left.errors is not None and list(left.errors) != errors:
+        detail = f"errors.jsonl has {_some(left.errors)}, the failed rows are {_some(errors)}"
         yield Violation(Kind.COUNTERS, plan.job_id, detail)
+
+
+def _check_parts(plan: JobPlan, left: JobLeft) -> Iterator[Violation]:
+    if left.parts is None:
+        return
+    wrong = [words for part in left.parts for words in _wrong_with(plan, part)]
+    if left.listed is not None:
+        there = sorted((part.chunk_id, len(part.indexes), len(part.failed_indexes)) for part in left.parts)
+        if sorted(left.listed) != there:
+            wrong.append(f"the manifest lists {_some(sorted(left.listed))}, there are {_some(there)}")
+    if wrong:
+        yield Violation(Kind.PART, plan.job_id, _some(wrong), len(wrong))
+
+
+def _wrong_with(plan: JobPlan, part: PartLeft) -> Iterator[str]:
+    name, due = f"part {part.chunk_id}", plan.items_of(part.chunk_id)
+    if not part.is_own:
+        yield f"{name} is of another job or chunk by its footer"
+    if list(part.indexes) != list(due):
+        yield f"{name} has the rows {_some(part.indexes)}"
+    if (part.ok, part.failed) != (len(part.indexes) - len(part.failed_indexes), len(part.failed_indexes)):
+        yield f"{name} counts {part.ok} ok, {part.failed} failed of {len(part.failed_indexes)} failed rows"
+    ran_again = any(plan.items[index].error_code(0) for index in due)
+    earliest = plan.generations - 1 if ran_again else 0
+    if not earliest <= part.generation < plan.generations:
+        yield f"{name} is of generation {part.generation}, not {earliest} to {plan.generations - 1}"
 
 
 def _check_events(world: World) -> Iterator[Violation]:
     seen = Counter((event.job_id, event.generation) for event in world.events)
+    for job_id in world.bystanders:
+        if seen.pop((job_id, 0), 0) > 1:
+            yield Violation(Kind.EVENTS, job_id, "ended more than once")
     due = {(plan.job_id, generation) for plan, _ in world.jobs for generation in range(plan.generations)}
     for job_id, generation in sorted(due | set(seen)):
         count = seen[job_id, generation]

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from clipfleet import keys
 from clipfleet.client import Client
 from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
 from ops.chaos import plain_service, survey
-from ops.chaos.checker import World
+from ops.chaos.checker import Sources, World
 from ops.chaos.claims import read_claims
 from ops.chaos.clipfleet_service import ClipfleetService
 from ops.chaos.customers import Service
 from ops.chaos.faults import System
+from ops.chaos.findings import Findings, Inspector
 from ops.chaos.fleet import Ended
 from ops.chaos.history import History, read_history
 from ops.chaos.measures import deaths_of, spans_of
 from ops.chaos.plain_service import PlainService
-from ops.chaos.schedule import REDIS_FAULTS
+from ops.chaos.schedule import REDIS_FAULTS, FaultKind
 from ops.chaos.servers import Servers, processes_of
-from ops.chaos.workload import JobPlan
 from tests.support.ledger import keys_without_ttl
 
 _AS_INTENDED = {("SIGKILL", -9), ("crash point", -9), ("SIGTERM", 0)}
 _EXIT_WITHOUT_LEDGER = 70  # of a worker that was asked to leave and could give nothing back: Redis was away
 
 _COMING_BACK_SECONDS = 15.0  # after a fault of Redis: a silent connection is given up after ten
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a contender is put into."""
+
+    servers: Servers
+    environment: Mapping[str, str]  # of its processes
+    history: History
+    folder: Path
+    inspector: Inspector
+    findings: Findings
 
 
 class Contender(Protocol):
@@ -40,18 +54,21 @@ class Contender(Protocol):
         """Which of the nursery's programs its workers run."""
         ...
 
-    def service(
-        self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
-    ) -> Callable[[], AbstractContextManager[Service]]:
+    @property
+    def spared(self) -> frozenset[FaultKind]:
+        """What cannot be done to it."""
+        ...
+
+    def service(self, setting: Setting) -> Callable[[], AbstractContextManager[Service]]:
         """What opens it for a customer."""
         ...
 
-    def world(self, system: System, folder: Path) -> World:
-        """What is left after a run; nothing breaks any more."""
+    def settle(self, system: System) -> Callable[[], bool]:
+        """Have it do at once what it would do some minutes later; answers whether that is done."""
         ...
 
-    def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
-        """When chunks of each job were completed: seconds of the wall clock, in order."""
+    def world(self, system: System, sources: Sources, folder: Path) -> World:
+        """What is left after a run; nothing breaks any more."""
         ...
 
 
@@ -59,14 +76,36 @@ class Clipfleet:
     """The real thing."""
 
     body = "clipfleet"
+    spared: frozenset[FaultKind] = frozenset()
 
-    def service(
-        self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
-    ) -> Callable[[], AbstractContextManager[Service]]:
+    def service(self, setting: Setting) -> Callable[[], AbstractContextManager[Service]]:
         """See the protocol."""
-        return partial(ClipfleetService, servers.redis.url, environment, history, folder / "producers.log")
+        return partial(
+            ClipfleetService,
+            setting.servers.redis.url,
+            setting.environment,
+            setting.history,
+            setting.folder / "producers.log",
+            setting.inspector,
+            setting.findings,
+        )
 
-    def world(self, system: System, folder: Path) -> World:
+    def settle(self, system: System) -> Callable[[], bool]:
+        """See the protocol: it sweeps an output once more when whoever was late has gone."""
+        redis_url = system.servers.redis.direct_url
+        with connect(redis_url) as redis:
+            due: Any = redis.zrange(keys.SWEEPS, 0, -1)
+            ours = [job_id for job_id in due if job_id not in system.planter.job_ids]
+            for job_id in ours:
+                redis.zadd(keys.SWEEPS, {job_id: 0}, xx=True)
+
+        def are_swept() -> bool:
+            with connect(redis_url) as redis:
+                return not ours or all(score is None for score in redis.zmscore(keys.SWEEPS, ours))
+
+        return are_swept
+
+    def world(self, system: System, sources: Sources, folder: Path) -> World:
         """See the protocol."""
         redis_url, customers, fleet = system.servers.redis.direct_url, system.customers, system.fleet
         with Client(Settings(redis_url=redis_url)) as client:
@@ -76,43 +115,45 @@ class Clipfleet:
         return World(
             jobs=jobs,
             events=survey.completion_events(redis_url),
-            picture_hashes=customers.picture_hashes,
+            sources=sources,
             attempts=survey.attempts_of(
                 read_claims(fleet.claims_folder), deaths_of(fleet.ended, fleet.frozen)
             ),
             keys_without_ttl=without_ttl,
             processes=processes_of(str(folder)),
             worker_ends=[*_unexpected(fleet.ended, _redis_faults(system.history)), *customers.failures],
+            bystanders=frozenset({*customers.overwritten, *system.planter.job_ids}),
         )
-
-    def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
-        """See the protocol."""
-        return survey.completions(servers.redis.direct_url, plans)
 
 
 class PlainAcks:
     """Celery alone, see `ops.chaos.plain_worker`."""
 
     body = "plain"
+    # It has no --overwrite, no ledger and no outputs of ours; without descriptors or memory it need not do.
+    spared = frozenset(
+        {
+            FaultKind.OVERWRITE, FaultKind.PLANT, FaultKind.FREEZE_IN_STEP, FaultKind.FEW_DESCRIPTORS,
+            FaultKind.LITTLE_MEMORY,
+        }
+    )  # fmt: skip
 
-    def service(
-        self, servers: Servers, environment: Mapping[str, str], history: History, folder: Path
-    ) -> Callable[[], AbstractContextManager[Service]]:
+    def service(self, setting: Setting) -> Callable[[], AbstractContextManager[Service]]:
         """See the protocol."""
-        return partial(PlainService, servers.redis.url, history)
+        return partial(PlainService, setting.servers.redis.url, setting.history)
 
-    def world(self, system: System, folder: Path) -> World:
+    def settle(self, system: System) -> Callable[[], bool]:
+        """See the protocol."""
+        return lambda: True
+
+    def world(self, system: System, sources: Sources, folder: Path) -> World:
         """See the protocol. How its workers end is not looked at, nor what keys they leave."""
         redis_url, customers = system.servers.redis.direct_url, system.customers
         return World(
             jobs=plain_service.survey(redis_url, folder, customers.plans),
             events=plain_service.events(redis_url),
-            picture_hashes=customers.picture_hashes,
+            sources=sources,
         )
-
-    def completed(self, servers: Servers, plans: Sequence[JobPlan]) -> dict[str, list[float]]:
-        """See the protocol. It keeps no record of that."""
-        return {}
 
 
 CONTENDERS: dict[str, Contender] = {"clipfleet": Clipfleet(), "plain-acks": PlainAcks()}
@@ -137,7 +178,8 @@ def _unexpected(ended: Sequence[Ended], redis_faults: Sequence[tuple[float, floa
             return any(
                 began <= end.at and ended + _COMING_BACK_SECONDS >= asked_at for began, ended in redis_faults
             )
-        return end.struck_by is not None or (end.ended_by, end.code) in _AS_INTENDED
+        # What a worker does that lacks something is its affair, as long as its rows are right.
+        return end.is_limited or end.struck_by is not None or (end.ended_by, end.code) in _AS_INTENDED
 
     return [
         f"worker {end.number} in slot {end.slot}: exit code {end.code} after {end.ended_by or 'nothing'}"

@@ -6,13 +6,15 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ops.chaos.history import History
 from ops.chaos.material import Material, Site
-from ops.chaos.workload import JobPlan
+from ops.chaos.workload import JobPlan, OutputKind, OverwrittenAfter, plan_before
+
+Waiting = TypeVar("Waiting")
 
 COUNT = 6  # a multiple of the kinds of output
 
@@ -26,6 +28,27 @@ class Crash:
 
 
 @dataclass(frozen=True, slots=True)
+class Overwrite:
+    """How a job comes by an output that another one has."""
+
+    number: int  # of the fault
+    output: OutputKind
+    part_format: str
+    after: OverwrittenAfter
+    delay_seconds: float  # from that one's end to the submit
+    freeze: Callable[[], None] = lambda: None  # one of the workers, within a write; safe from any thread
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The job whose output is overwritten."""
+
+    plan: JobPlan
+    manifest: Path
+    how: Overwrite
+
+
+@dataclass(frozen=True, slots=True)
 class Wish:
     """One job that is to be done."""
 
@@ -33,6 +56,7 @@ class Wish:
     manifest: Path  # its items, as CSV with the columns `id` and `url`
     folder: Path  # an output in a folder goes below this one
     crash: Crash | None = None  # the program that submits it dies there, and is started again
+    before: Before | None = None
 
 
 class Service(Protocol):
@@ -55,26 +79,32 @@ class Customers:
         folder: Path,
         seed: int,
         site: Site,
+        material: Material,
         history: History,
         service: Callable[[], AbstractContextManager[Service]],
     ) -> None:
         """Nothing is submitted yet.
 
         Args:
-            folder: for outputs, manifests and pictures.
+            folder: for outputs and manifests.
             seed: decides the jobs.
             site: is told when a job's sick pictures are well.
+            material: what the jobs read.
             history: is told of what fails.
             service: opened once by each customer, in its own thread.
         """
+        self._material = material
         self._folder = folder
         self._seed = seed
         self._site = site
         self._history = history
         self._service = service
-        self._material = Material(folder / "pictures", site.url)
         self._closing = threading.Event()
         self._crashes: queue.Queue[Crash] = queue.Queue()
+        self._overwrites: dict[OutputKind, queue.Queue[Overwrite]] = {
+            kind: queue.Queue() for kind in OutputKind
+        }
+        self._overwritten: list[str] = []
         self._plans: dict[str, JobPlan] = {}
         self._failures: list[str] = []
         self._lock = threading.Lock()
@@ -103,6 +133,22 @@ class Customers:
         """The next submit is made by a program that dies at a crash point, then by one that does not."""
         self._crashes.put(crash)
 
+    def overwrite_next(self, how: Overwrite) -> None:
+        """The next job with such an output finds another one there, and replaces it."""
+        self._overwrites[how.output].put(how)
+
+    def write_manifest(self, plan: JobPlan) -> Path:
+        """The source of a job."""
+        manifest = self._folder / "manifests" / f"{plan.job_id}.csv"
+        self._material.write_manifest(manifest, plan)
+        return manifest
+
+    @property
+    def overwritten(self) -> list[str]:
+        """Jobs whose output was taken by another one."""
+        with self._lock:
+            return list(self._overwritten)
+
     @property
     def plans(self) -> list[JobPlan]:
         """All jobs that were begun, in the order of their names."""
@@ -115,35 +161,47 @@ class Customers:
         with self._lock:
             return list(self._failures)
 
-    @property
-    def picture_hashes(self) -> list[str]:
-        """See `Material.hashes`."""
-        return self._material.hashes
-
     def _come(self, number: int) -> None:
         with self._service() as service:
             while not self._closing.is_set():
                 plan = service.plan(self._seed, number)
                 number += COUNT
+                overwrite = _next(self._overwrites[plan.output])
+                if overwrite is not None:
+                    plan = replace(plan, part_format=overwrite.part_format)
                 with self._lock:
                     self._plans[plan.job_id] = plan
                 try:
-                    self._bring(service, plan)
+                    self._bring(service, plan, overwrite)
                 except Exception as error:  # whatever it is, the checker must hear of it
                     self._fail(plan, error)
 
-    def _bring(self, service: Service, plan: JobPlan) -> None:
-        manifest = self._folder / "manifests" / f"{plan.job_id}.csv"
-        self._material.write_manifest(manifest, plan)
-        try:
-            crash = self._crashes.get_nowait()
-        except queue.Empty:
-            crash = None
-        wish = Wish(plan, manifest, self._folder / "out", crash)
+    def _bring(self, service: Service, plan: JobPlan, overwrite: Overwrite | None) -> None:
+        manifest = self.write_manifest(plan)
+        wish = Wish(
+            plan,
+            manifest,
+            self._folder / "out",
+            crash=None if overwrite else _next(self._crashes),
+            before=None if overwrite is None else self._before(plan, overwrite),
+        )
         service.fulfil(wish, lambda: self._site.heal(plan.job_id))
+
+    def _before(self, plan: JobPlan, how: Overwrite) -> Before:
+        before = plan_before(plan, is_slow=how.after is OverwrittenAfter.CANCEL)
+        with self._lock:
+            self._overwritten.append(before.job_id)
+        return Before(before, self.write_manifest(before), how)
 
     def _fail(self, plan: JobPlan, error: BaseException) -> None:
         line = f"{plan.job_id}: {type(error).__name__}: {error}"
         with self._lock:
             self._failures.append(line)
         self._history.note("customer_failed", job=plan.job_id, error=line)
+
+
+def _next(waiting: queue.Queue[Waiting]) -> Waiting | None:
+    try:
+        return waiting.get_nowait()
+    except queue.Empty:
+        return None

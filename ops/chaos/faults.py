@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ops.chaos.customers import Crash, Customers
+from ops.chaos.armed import IN_PUBLISH
+from ops.chaos.customers import Crash, Customers, Overwrite
 from ops.chaos.fleet import Fleet, LiveWorker
 from ops.chaos.history import History
-from ops.chaos.schedule import FaultKind, PlannedFault
+from ops.chaos.planting import Planter
+from ops.chaos.schedule import FREEZE_SECONDS, FaultKind, PlannedFault
 from ops.chaos.servers import Servers
+from ops.chaos.workload import OutputKind, OverwrittenAfter
 from tests.support.s3_front import Fault as S3Fault
 from tests.support.s3_front import Rule
 
@@ -23,6 +27,7 @@ class System:
     fleet: Fleet
     customers: Customers
     history: History
+    planter: Planter
 
 
 class Fault(Protocol):
@@ -88,7 +93,39 @@ class CrashAtPoint(_OfWorker):
 
     def begin(self) -> None:
         plan = self._plan
-        self._system.fleet.arm(plan.slot, plan.number, plan.crash_point, plan.passage)
+        self._system.fleet.arm(plan.slot, plan.number, plan.variant, plan.passage)
+
+
+class FreezeInStep(CrashAtPoint):
+    """Its machine sleeps for longer than a lease, as soon as it comes to a named step."""
+
+    def begin(self) -> None:
+        plan = self._plan
+        self._system.fleet.arm(
+            plan.slot, plan.number, plan.variant, plan.passage, freeze_seconds=plan.seconds
+        )
+
+
+class FewDescriptors(_OfWorker):
+    """It is started anew with fewer descriptors than it would open, and after a while without that."""
+
+    _DESCRIPTORS = 46  # about as many as it has open when it has something to do
+
+    def begin(self) -> None:
+        self._system.fleet.limit(self._plan.slot, self._limits())
+
+    def _limits(self) -> Mapping[str, int]:
+        return {"RLIMIT_NOFILE": self._DESCRIPTORS}
+
+    def end(self) -> None:
+        self._system.fleet.limit(self._plan.slot, {})
+
+
+class LittleMemory(FewDescriptors):
+    """Likewise with less room for addresses than its threads and batches take."""
+
+    def _limits(self) -> Mapping[str, int]:
+        return {"RLIMIT_AS": int(float(self._plan.variant.split()[0]) * 1e9)}
 
 
 class Zombie(_OfWorker):
@@ -108,7 +145,45 @@ class ProducerCrash(_Momentary):
     """A program dies while it submits; the same submit is made again."""
 
     def begin(self) -> None:
-        self._system.customers.crash_next_producer(Crash(self._plan.number, self._plan.crash_point))
+        self._system.customers.crash_next_producer(Crash(self._plan.number, self._plan.variant))
+
+
+class OverwriteOutput(_Momentary):
+    """A job comes into the output of another one, some of whose workers do not know yet that it is over."""
+
+    def begin(self) -> None:
+        plan = self._plan
+        output, part_format, after = plan.variant.split()
+        how = Overwrite(
+            number=plan.number,
+            output=OutputKind(output),
+            part_format=part_format,
+            after=OverwrittenAfter(after),
+            delay_seconds=plan.seconds,
+            freeze=self._freeze,
+        )
+        self._system.customers.overwrite_next(how)
+
+    def _freeze(self) -> None:
+        """Before or behind the sink's last look at its lease."""
+        plan, fleet = self._plan, self._system.fleet
+        if not fleet.is_armed(plan.slot):
+            point = IN_PUBLISH if plan.number % 2 else "mid_write"
+            fleet.arm(plan.slot, plan.number, point, 1, freeze_seconds=FREEZE_SECONDS)
+
+
+class PlantValues(_Momentary):
+    """A producer spoils what the ledger has of a job of its own."""
+
+    def begin(self) -> None:
+        self._system.planter.plant(self._plan.number, self._plan.variant)
+
+
+class RedisClock(_Momentary):
+    """The server's clock is put right, by as much as it had been wrong."""
+
+    def begin(self) -> None:
+        self._system.servers.single_redis.move_clock(int(self._plan.variant.split()[0]))
 
 
 class RedisTerminate(_Momentary):
@@ -193,12 +268,28 @@ class S3SlowDown(S3Reset):
         )
 
 
+class S3LostAnswer(S3Reset):
+    """Parts are stored, and their writers do not hear of it."""
+
+    _LOST = (S3Fault.DONE_BUT_RESET, S3Fault.DONE_BUT_503, S3Fault.DONE_BUT_CONFLICT)
+
+    def begin(self) -> None:
+        rules = [Rule(fault=fault, method="PUT", path="*/part-*", chance=0.2) for fault in self._LOST]
+        self._system.servers.front.place(*rules)
+
+
 _KINDS: dict[FaultKind, type[_Momentary]] = {
     FaultKind.KILL: Kill,
     FaultKind.CRASH_POINT: CrashAtPoint,
     FaultKind.PRODUCER_CRASH: ProducerCrash,
     FaultKind.TERMINATE: Terminate,
     FaultKind.ZOMBIE: Zombie,
+    FaultKind.FREEZE_IN_STEP: FreezeInStep,
+    FaultKind.FEW_DESCRIPTORS: FewDescriptors,
+    FaultKind.LITTLE_MEMORY: LittleMemory,
+    FaultKind.OVERWRITE: OverwriteOutput,
+    FaultKind.PLANT: PlantValues,
+    FaultKind.REDIS_CLOCK: RedisClock,
     FaultKind.REDIS_TERMINATE: RedisTerminate,
     FaultKind.REDIS_KILL: RedisKill,
     FaultKind.REDIS_FREEZE: RedisFreeze,
@@ -208,6 +299,7 @@ _KINDS: dict[FaultKind, type[_Momentary]] = {
     FaultKind.S3_OUTAGE: S3Outage,
     FaultKind.S3_RESET: S3Reset,
     FaultKind.S3_SLOW_DOWN: S3SlowDown,
+    FaultKind.S3_LOST_ANSWER: S3LostAnswer,
 }
 
 

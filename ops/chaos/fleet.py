@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from clipfleet_worker.supervise import RestartPolicy
-from ops.chaos.armed import ARMED, arm, armed_in, disarm, struck_in
+from ops.chaos.armed import ARMED, Strike, arm, armed_in, disarm, struck_in
 from ops.chaos.claims import CLAIMS_FILE
 from ops.chaos.history import History
 
@@ -38,6 +38,7 @@ class LiveWorker:
     ended_by: str = ""  # what the harness did to end it
     asked_at: float = 0.0  # when that was
     is_frozen: bool = False
+    is_limited: bool = False  # it has less of something than workers need
 
     @property
     def is_ready(self) -> bool:
@@ -54,6 +55,12 @@ class Slot:
     worker: LiveWorker | None = None
     delay: float = 0.0
     due_at: float = 0.0  # when the next worker is to be started
+    limits: Mapping[str, int] = field(default_factory=dict)  # of its next workers, see `resource.RLIMIT_*`
+    freezes: dict[int, float] = field(
+        default_factory=dict
+    )  # seconds of those that are armed, by number of the fault
+    frozen: LiveWorker | None = None  # by itself, within a step
+    thaws_at: float = 0.0
 
     @property
     def armed(self) -> Path:
@@ -73,6 +80,7 @@ class Ended:
     at: float = 0.0  # time.monotonic()
     took_seconds: float = 0.0  # from the signal to the end
     is_last: bool = False  # the whole fleet was stopped
+    is_limited: bool = False
 
 
 class Fleet:
@@ -93,7 +101,7 @@ class Fleet:
         self._folder = folder
         self._environment = dict(environment)
         self._history = history
-        self._body = body
+        self.body = body
         self._numbers = 0
         self._is_stopping = False
         self._nursery: subprocess.Popen[str] | None = None
@@ -135,6 +143,7 @@ class Fleet:
         while report := self._report():
             self._take(report)
         for slot in self.slots:
+            self._tend_frozen(slot)
             if slot.worker is None and not self._is_stopping and time.monotonic() >= slot.due_at:
                 self._launch(slot)
 
@@ -164,9 +173,18 @@ class Fleet:
         worker.is_frozen = False
         self._signal(worker, signal.SIGCONT)
 
-    def arm(self, slot: int, number: int, point: str, passage: int) -> None:
-        """Let the worker of a slot, or the next one there, die at a crash point."""
-        arm(self.slots[slot].armed, number, point, passage)
+    def arm(self, slot: int, number: int, point: str, passage: int, *, freeze_seconds: float = 0.0) -> None:
+        """Let the worker of a slot, or the next one there, die at a crash point, or freeze for a time."""
+        if freeze_seconds:
+            self.slots[slot].freezes[number] = freeze_seconds
+        strike = Strike.FREEZE if freeze_seconds else Strike.DEATH
+        arm(self.slots[slot].armed, number, point, passage, strike)
+
+    def limit(self, slot: int, limits: Mapping[str, int]) -> None:
+        """End the worker of a slot; those that come after it have these limits of resources, or none."""
+        self.slots[slot].limits = limits
+        if self.slots[slot].worker is not None:
+            self.end(slot, signal.SIGTERM)
 
     def is_armed(self, slot: int) -> bool:
         """Whether a crash point there has not struck yet."""
@@ -197,6 +215,22 @@ class Fleet:
             self._reader.join()
             self._pipe(self._nursery.stdout).close()
 
+    def _tend_frozen(self, slot: Slot) -> None:
+        """A worker that froze within a step goes on when its time is over."""
+        for number in struck_in(slot.armed, Strike.FREEZE) & slot.freezes.keys():
+            seconds = slot.freezes.pop(number)
+            worker = slot.worker
+            if worker is not None:
+                if worker.ended_by:  # it has been asked to leave, and has little time for that
+                    seconds = 0.0
+                worker.is_frozen = True
+                slot.frozen, slot.thaws_at = worker, time.monotonic() + seconds
+                self.frozen.append((worker.number, time.monotonic()))
+                self._history.note("frozen_in_step", number=number, worker=worker.number)
+        if slot.frozen is not None and time.monotonic() >= slot.thaws_at:
+            self.thaw(slot.frozen)
+            slot.frozen = None
+
     def _wait_for_ends(self) -> None:
         deadline = time.monotonic() + _STOP_SECONDS
         while any(slot.worker for slot in self.slots):
@@ -212,12 +246,13 @@ class Fleet:
     def _launch(self, slot: Slot) -> None:
         self._numbers += 1
         ready_file = slot.folder / f"{self._numbers}.ready"
-        slot.worker = LiveWorker(self._numbers, ready_file, time.monotonic())
+        slot.worker = LiveWorker(self._numbers, ready_file, time.monotonic(), is_limited=bool(slot.limits))
         order = {
             "number": self._numbers,
-            "body": self._body,
+            "body": self.body,
             "folder": str(slot.folder),
             "log": str(self._folder / f"worker-{slot.number}.log"),
+            "limits": dict(slot.limits),
             "environment": {
                 "CLIPFLEET_READY_FILE": str(ready_file),
                 CLAIMS_FILE: str(self.claims_folder / f"{self._numbers}.jsonl"),
@@ -237,7 +272,7 @@ class Fleet:
             worker.pid = report["pid"]
             self._history.note("worker_started", worker=number, slot=slot.number, pid=worker.pid)
             return
-        struck = struck_in(slot.armed) - self._known_strikes
+        struck = struck_in(slot.armed, Strike.DEATH) - self._known_strikes
         self._known_strikes |= struck
         by = "crash point" if struck and not worker.ended_by else worker.ended_by
         ended = Ended(
@@ -249,6 +284,7 @@ class Fleet:
             at=report["at"],
             took_seconds=report["at"] - worker.asked_at if worker.asked_at else 0.0,
             is_last=self._is_stopping,
+            is_limited=worker.is_limited,
         )
         self.ended.append(ended)
         self._history.note(

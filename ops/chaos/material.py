@@ -11,10 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan
+from ops.chaos.workload import IMAGE_SIZE, PICTURES, ItemKind, ItemPlan, JobPlan
 from tests.support.loopback_site import LoopbackSite
 
 _SLOWEST_SECONDS = 0.4
+_VERY_SLOW_SECONDS = 3.0
 
 
 class Material:
@@ -42,6 +43,8 @@ class Material:
         match item.kind:
             case ItemKind.URL:
                 return f"{self._site_url}/{item.picture}.jpg"
+            case ItemKind.SLOW:
+                return f"{self._site_url}/slow/{item.picture}.jpg"
             case ItemKind.GONE:
                 return f"{self._site_url}/gone/{item.picture}.jpg"
             case ItemKind.SICK:
@@ -68,14 +71,17 @@ def picture_bytes(number: int) -> bytes:
     from PIL import Image
 
     chance = random.Random(number)
-    image = Image.frombytes("RGB", (4, 3), chance.randbytes(36)).resize((64, 48), Image.Resampling.BICUBIC)
+    image = Image.frombytes("RGB", (4, 3), chance.randbytes(36)).resize(IMAGE_SIZE, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
 class Site(LoopbackSite):
-    """A site on loopback: `/N.jpg` after a while; 404 below `/gone/`, and below `/sick/JOB/` until healed."""
+    """A site on loopback: `/N.jpg` after a while; 404 below `/gone/`, and below `/sick/JOB/` until healed.
+
+    Below `/slow/` it takes seconds.
+    """
 
     def __init__(self) -> None:
         self._pictures = {f"{number}.jpg": picture_bytes(number) for number in range(PICTURES)}
@@ -89,9 +95,10 @@ class Site(LoopbackSite):
     def answer(self, path: str) -> bytes | None:
         """The picture at a path, after a while; None: there is none."""
         *folders, name = path.strip("/").split("/")
-        if folders and not (folders[0] == "sick" and folders[1] in self._healed):
+        is_slow = folders == ["slow"]
+        if folders and not is_slow and not (folders[0] == "sick" and folders[1] in self._healed):
             return None
-        time.sleep(random.random() * _SLOWEST_SECONDS)
+        time.sleep(random.random() * (_VERY_SLOW_SECONDS if is_slow else _SLOWEST_SECONDS))
         return self._pictures.get(name)
 
 

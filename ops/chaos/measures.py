@@ -28,12 +28,11 @@ class Notes:
     """All that was noted; times are `time.monotonic()` but for those of the events."""
 
     began: float  # start of the run
-    wall_began: float  # the same moment, as `time.time()`
     events: Sequence[Mapping[str, Any]]  # of the history
     claims: Sequence[ClaimNote]
     ended: Sequence[Ended]
     frozen: Sequence[tuple[int, float]]  # worker, when
-    completed: Mapping[str, Sequence[float]]  # by job, wall clock
+    completed: Mapping[str, Sequence[float]]  # by job
     s3_jobs: frozenset[str]
 
 
@@ -99,9 +98,11 @@ def deaths_of(ended: Iterable[Ended], frozen: Iterable[tuple[int, float]]) -> li
     return deaths + [Death(worker, at, FaultKind.ZOMBIE) for worker, at in frozen]
 
 
-def _done(events: Iterable[Mapping[str, Any]], ended: Iterable[Ended]) -> dict[FaultKind, int]:
+def _done(events: Sequence[Mapping[str, Any]], ended: Iterable[Ended]) -> dict[FaultKind, int]:
     """Faults that struck: a crash point only where somebody died, a producer's likewise."""
     done = Counter(FaultKind(event["kind"]) for event in events if event["what"] == "fault")
+    done[FaultKind.FREEZE_IN_STEP] = sum(event["what"] == "frozen_in_step" for event in events)
+    done[FaultKind.OVERWRITE] = sum(event["what"] == "before_ended" for event in events)
     done[FaultKind.CRASH_POINT] = sum(end.struck_by is not None for end in ended)
     done[FaultKind.PRODUCER_CRASH] = sum(
         event["what"] == "producer_ended" and event["code"] == -9 for event in events
@@ -120,7 +121,7 @@ def _crash_points(notes: Notes) -> dict[str, int]:
 
 def _completed(notes: Notes) -> dict[bool, list[float]]:
     """Times of completed chunks since the start of the run: of all jobs, and of those in S3."""
-    every = [(job_id, at - notes.wall_began) for job_id, times in notes.completed.items() for at in times]
+    every = [(job_id, at - notes.began) for job_id, times in notes.completed.items() for at in times]
     return {
         False: sorted(at for _, at in every),
         True: sorted(at for job_id, at in every if job_id in notes.s3_jobs),

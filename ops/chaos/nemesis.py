@@ -16,7 +16,17 @@ _TICK_SECONDS = 0.02
 class Nemesis:
     """Runs in the thread that started the servers, and tends the fleet meanwhile."""
 
-    def __init__(self, schedule: Iterable[PlannedFault], system: System) -> None:
+    def __init__(
+        self, schedule: Iterable[PlannedFault], system: System, is_enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Nothing is broken yet.
+
+        Args:
+            schedule: the faults, by time.
+            system: what they are done to.
+            is_enough: ends the run early.
+        """
+        self._is_enough = is_enough
         self._system = system
         self._history: History = system.history
         self._pending = [(plan, fault_of(plan, system)) for plan in schedule]
@@ -24,9 +34,9 @@ class Nemesis:
         self._began_at = 0.0
 
     def run(self) -> None:
-        """Returns when all faults are over."""
+        """Returns when all faults are over, or it is enough."""
         self._began_at = self._history.note("faults_begin")
-        while self._pending or self._lasting:
+        while (self._pending or self._lasting) and not self._is_enough():
             self._system.fleet.tend()
             self._end_what_is_over()
             self._begin_what_is_due()
@@ -34,10 +44,10 @@ class Nemesis:
         self._history.note("faults_end")
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Tend the fleet until something is so; False if it was not in time."""
+        """Tend the fleet until something is so; False if it was not in time, or it is enough."""
         deadline = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or self._is_enough():
                 return False
             self._system.fleet.tend()
             time.sleep(_TICK_SECONDS)
@@ -75,7 +85,7 @@ class Nemesis:
             if not fault.is_possible:
                 continue
             self._history.note(
-                "fault", number=plan.number, kind=plan.kind, slot=plan.slot, point=plan.crash_point
+                "fault", number=plan.number, kind=plan.kind, slot=plan.slot, point=plan.variant
             )
             fault.begin()
             self._pending.remove((plan, fault))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -36,11 +37,11 @@ def clipfleet_worker(folder: Path) -> NoReturn:
     from ops.chaos.claims import NotingLedger
 
     log_to_stderr()
-    # The one thing that is not what `run` builds: a ledger that says who claimed what when.
+    # What is not as `run` builds it: a ledger that says who claimed what when, and a crash point more.
     lifecycle.Ledger = NotingLedger  # type: ignore[attr-defined]
-    worker = lifecycle.Worker(
-        checked(WorkerSettings), preload=True, crash_points=ArmedCrashPoints(folder / ARMED)
-    )
+    crash_points = ArmedCrashPoints(folder / ARMED)
+    crash_points.stand_before_publishing()
+    worker = lifecycle.Worker(checked(WorkerSettings), preload=True, crash_points=crash_points)
     end_process(worker.run())
 
 
@@ -105,6 +106,8 @@ def _become_worker(order: dict[str, Any]) -> NoReturn:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
+    for name, most in order["limits"].items():
+        resource.setrlimit(getattr(resource, name), (most, most))  # a worker takes all that it may
     os.environ.update(order["environment"])
     os.chdir(order["folder"])
     sys.exit(BODIES[order["body"]](Path(order["folder"])))

@@ -23,6 +23,11 @@ _UNTIL = {
     FaultKind.KILL: "its chunks run again",
     FaultKind.CRASH_POINT: "its chunks run again",
     FaultKind.ZOMBIE: "its chunks run again",
+    FaultKind.FREEZE_IN_STEP: "",
+    FaultKind.FEW_DESCRIPTORS: "",
+    FaultKind.LITTLE_MEMORY: "",
+    FaultKind.OVERWRITE: "",
+    FaultKind.PLANT: "",
     FaultKind.PRODUCER_CRASH: "",
     FaultKind.TERMINATE: "the exit, code 0; without Redis 70",
 }

@@ -6,6 +6,7 @@ Or, instead of the one Valkey, a pair of them that Sentinels watch.
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +27,45 @@ DRAIN_SECONDS = 5.0
 RUN_MARK = "CHAOS_RUN"  # environment variable that all processes of a run have
 
 
+def fake_time_library() -> Path | None:
+    """What lets a process see another time, of Debian's package `faketime`; None if it is not there."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
 class DurableValkey(EmbeddedValkey):
-    """One that keeps every write it acknowledged, also when it is killed in the next moment."""
+    """One that keeps every write it acknowledged, also when it is killed in the next moment.
+
+    Its clock may be put forward and back, if `fake_time_library` is there.
+    """
 
     def _config(self, identity: Any) -> str:
         return super()._config(identity) + "appendfsync always\n"
+
+    def put_clock(self, offset_seconds: int) -> None:
+        """How far its clock is ahead from now on; it takes a second until it is noticed."""
+        self._clock.write_text(f"{offset_seconds:+d}\n")
+
+    @property
+    def _clock(self) -> Path:
+        return self._directory / "clock"
+
+    def _binary(self) -> Path:
+        binary, library = super()._binary(), fake_time_library()
+        if library is None:
+            return binary
+        if not self._clock.exists():
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.put_clock(0)
+        # Waiting for I/O goes by the monotonic clock, which jumps nowhere.
+        variables = {
+            "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": self._clock, "FAKETIME_CACHE_DURATION": 1,
+            "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+        }  # fmt: skip
+        words = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in variables.items())
+        script = self._directory / "valkey-server"
+        script.write_text(f'#!/bin/sh\nexec env {words} {shlex.quote(str(binary))} "$@"\n')
+        script.chmod(0o700)
+        return script
 
 
 class SingleRedis:
@@ -38,6 +73,7 @@ class SingleRedis:
 
     def __init__(self, folder: Path) -> None:
         self._valkey = DurableValkey(folder)
+        self._clock_offset_seconds = 0
         self.proxy: Proxy
 
     def __enter__(self) -> Self:
@@ -73,6 +109,11 @@ class SingleRedis:
     def kill(self) -> None:
         """SIGKILL."""
         self._valkey.kill()
+
+    def move_clock(self, seconds: int) -> None:
+        """Its clock jumps, forward or back."""
+        self._clock_offset_seconds += seconds
+        self._valkey.put_clock(self._clock_offset_seconds)
 
     def start_again(self) -> None:
         """Its port may be another one."""

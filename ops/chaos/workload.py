@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 PICTURES = 40  # different pictures; items share them
+IMAGE_SIZE = (64, 48)  # of each: width, height
 LABELS = ("red apple", "dog", "car", "house", "tree")
 
 
@@ -15,6 +16,7 @@ class ItemKind(StrEnum):
 
     FILE = "file"
     URL = "url"  # answered after a while, so that chunks last
+    SLOW = "slow"  # after some seconds, so that chunks are still under way when the job has been cancelled
     MISSING = "missing"  # no such file
     GONE = "gone"  # 404 for ever
     SICK = "sick"  # 404 until the job is retried
@@ -30,6 +32,22 @@ class OutputKind(StrEnum):
     REDIS = "redis"
 
 
+class OverwrittenAfter(StrEnum):
+    """How the job ended whose output another one takes with `--overwrite`."""
+
+    CANCEL = "cancelled"  # while workers hold its chunks
+    END = "completed"  # while a worker sleeps with one of its chunks
+
+
+# Where it was, in which format, and how it ended.
+OVERWRITES = tuple(
+    f"{output} {part_format} {after}"
+    for output in (OutputKind.FOLDER, OutputKind.S3)
+    for part_format in ("parquet", "jsonl")
+    for after in OverwrittenAfter
+)
+
+
 _FAILURES = {
     ItemKind.MISSING: "not_found",
     ItemKind.GONE: "not_found",
@@ -37,7 +55,7 @@ _FAILURES = {
     ItemKind.TEXT: "not_an_image",
 }
 _KINDS = list(ItemKind)
-_WEIGHTS = [50, 30, 3, 4, 6, 3, 4]
+_WEIGHTS = [50, 30, 0, 3, 4, 6, 3, 4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,16 @@ class JobPlan:
     is_retried: bool  # once, after its first end
 
     @property
+    def chunks(self) -> int:
+        """In how many its items are claimed."""
+        return -(-len(self.items) // self.chunk_size)
+
+    def items_of(self, chunk_id: int) -> range:
+        """Indexes of the items of a chunk."""
+        first = chunk_id * self.chunk_size
+        return range(first, min(first + self.chunk_size, len(self.items)))
+
+    @property
     def generations(self) -> int:
         """How often it ends: so many completion events are due."""
         return 2 if self.is_retried else 1
@@ -98,4 +126,25 @@ def plan_job(seed: int, number: int) -> JobPlan:
         chunk_size=chunk_size,
         items=items,
         is_retried=has_failures and chance.random() < 0.4,
+    )
+
+
+BEFORE = "-before"  # ending of the id of a job whose output is taken by another one
+_CHUNK_SIZE_BEFORE = 4
+_CHUNKS_BEFORE = 30  # more than a job has otherwise: some of its parts have names that no later part takes
+
+
+def plan_before(plan: JobPlan, *, is_slow: bool) -> JobPlan:
+    """The job whose output another one takes."""
+    kind = ItemKind.SLOW if is_slow else ItemKind.URL
+    return replace(
+        plan,
+        job_id=f"{plan.job_id}{BEFORE}",
+        lane="high",
+        chunk_size=_CHUNK_SIZE_BEFORE,
+        items=tuple(
+            ItemPlan(f"before-{index}", kind, index % PICTURES)
+            for index in range(_CHUNKS_BEFORE * _CHUNK_SIZE_BEFORE)
+        ),
+        is_retried=False,
     )

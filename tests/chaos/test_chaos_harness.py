@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,10 @@ from ops.chaos.history import read_history
 from ops.chaos.scales import SCALES
 from ops.chaos.schedule import make_schedule
 from ops.chaos.sentinel import SentinelPair
+from ops.chaos.servers import SingleRedis, fake_time_library
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(600)]
 
@@ -80,6 +84,25 @@ def test_a_failover_by_sentinel_keeps_what_was_acknowledged(tmp_path: Path) -> N
         with connect(pair.primary_url) as client:
             assert client.get("clipfleet:written") == "before"
     print(f"Sentinels named the other one {seconds:.1f} s after the primary was killed")
+
+
+def test_the_clock_of_the_server_jumps_and_stays_where_it_is_put(tmp_path: Path) -> None:
+    if fake_time_library() is None:
+        service_is_missing("Debian's package faketime")
+
+    def ahead_seconds() -> float:
+        with connect(redis.direct_url) as client:
+            now: Any = client.time()
+        return float(now[0]) - time.time()
+
+    with SingleRedis(tmp_path) as redis:
+        for seconds, wanted in ((3600, 3600), (-600, 3000)):
+            redis.move_clock(seconds)
+            wait_until(lambda wanted=wanted: abs(ahead_seconds() - wanted) < 60, f"{wanted} s ahead")
+        redis.kill()
+        redis.start_again()
+
+        assert abs(ahead_seconds() - 3000) < 60
 
 
 def test_the_schedule_is_printed_and_depends_on_the_seed_alone(tmp_path: Path) -> None:

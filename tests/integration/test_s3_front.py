@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +53,22 @@ def test_without_rules_nothing_changes(client: Any, s3: S3Bucket) -> None:
     assert [one["Key"] for one in client.list_objects_v2(Bucket=s3.name)["Contents"]] == [key]
     client.delete_objects(Bucket=s3.name, Delete={"Objects": [{"Key": key}]})
     assert s3.keys() == []
+
+
+def test_what_the_store_has_done_is_noted_whatever_its_client_heard(
+    front: S3Front, client: Any, s3: S3Bucket
+) -> None:
+    put(client, s3, IfNoneMatch="*")
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        put(client, s3, IfNoneMatch="*")
+    with front.broken_by(Rule(fault=Fault.DONE_BUT_500)), pytest.raises(ClientError, match="InternalError"):
+        put(client, s3)
+    client.delete_object(Bucket=s3.name, Key="x")
+
+    done = [(one.request.method, one.request.is_conditional) for one in front.done]
+    assert done == [("PUT", True), ("PUT", False), ("DELETE", False)]
+    assert {one.request.path for one in front.done} == {f"{s3.name}/x"}
+    assert front.done[0].content == front.done[1].content == hashlib.sha256(BODY).hexdigest()
 
 
 def test_the_store_still_checks_signatures(

@@ -8,6 +8,7 @@ unchanged. Rules may be added and taken away while requests are under way.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import http.client
 import random
 import socket
@@ -120,6 +121,14 @@ class Seen:
     fault: Fault | None
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A write or removal that the store has carried out, whatever its client heard of it."""
+
+    request: Request
+    content: str  # sha256 of what was written
+
+
 class _Placed:
     """A rule in force, with its counts."""
 
@@ -162,6 +171,7 @@ class S3Front(LoopbackSite):
         self._placed: list[_Placed] = []
         self._numbers = 0
         self._seen: list[Seen] = []
+        self._done: list[Done] = []
         self._lock = threading.Lock()
         self._released = threading.Event()  # those that stall may go
         super().__init__(_Server(self))
@@ -215,7 +225,19 @@ class S3Front(LoopbackSite):
         """How many requests each fault has hit so far."""
         return Counter(one.fault for one in self.seen if one.fault is not None)
 
+    @property
+    def done(self) -> list[Done]:
+        """All writes (PUT) and removals (DELETE) of single objects so far, as the store answered them."""
+        with self._lock:
+            return list(self._done)
+
     # --- For the handlers ---
+
+    def note_done(self, request: Request, body: bytes, status: int) -> None:
+        """Take note of what the store answers."""
+        if request.method in ("PUT", "DELETE") and status < http.client.MULTIPLE_CHOICES:
+            with self._lock:
+                self._done.append(Done(request, hashlib.sha256(body).hexdigest()))
 
     def judge(self, request: Request) -> Fault | None:
         """What happens to a request that has just come."""
@@ -273,7 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault is not None and fault in _ANSWERS and fault not in _DONE:
             return self._refuse(*_ANSWERS[fault])
-        return self._forward(body, fault)
+        return self._forward(request, body, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _treat  # noqa: N815 - the names of http.server
 
@@ -282,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         return self.rfile.read(length // 2 if within else length)
 
-    def _forward(self, body: bytes, fault: Fault | None) -> None:
+    def _forward(self, request: Request, body: bytes, fault: Fault | None) -> None:
         connection = self.server.front.connect()
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -292,6 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.endheaders(body or None)
             answer = connection.getresponse()
             data = answer.read()
+            self.server.front.note_done(request, body, answer.status)
         except (OSError, http.client.HTTPException):
             return self._reset()  # the store itself is away
         finally:

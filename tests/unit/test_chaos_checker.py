@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.checker import (
     Attempts,
     Counts,
     Event,
     JobLeft,
     Kind,
+    PartLeft,
     Row,
+    Sources,
     Violation,
     World,
     check,
@@ -35,9 +38,20 @@ from ops.chaos.schedule import (
     make_schedule,
 )
 from ops.chaos.soak import Sample, growths
-from ops.chaos.workload import PICTURES, ItemKind, ItemPlan, JobPlan, OutputKind, plan_job
+from ops.chaos.values import Values
+from ops.chaos.workload import (
+    IMAGE_SIZE,
+    PICTURES,
+    ItemKind,
+    ItemPlan,
+    JobPlan,
+    OutputKind,
+    plan_before,
+    plan_job,
+)
 
 HASHES = [f"hash-{picture}" for picture in range(PICTURES)]
+SOURCES = Sources(HASHES, lambda job_id, item: f"/{job_id}/{item.item_id}.jpg")
 EVENTS = [Event("a", 0, "completed_with_errors"), Event("b", 0, "-"), Event("b", 1, "-")]
 KINDS = [ItemKind.FILE, ItemKind.SICK, ItemKind.URL, ItemKind.TEXT, ItemKind.FILE]
 
@@ -54,24 +68,45 @@ def as_promised(plan: JobPlan) -> JobLeft:
     """What must be left of a job."""
     generation = plan.generations - 1
     rows = [
-        Row(index, item.item_id, item.error_code(generation), HASHES[item.picture])
+        Row(
+            index, item.item_id, item.error_code(generation), HASHES[item.picture],
+            values=values_of(plan, item),
+        )
         for index, item in enumerate(plan.items)
-    ]
-    codes: dict[str, int] = {}
-    for row in rows:
-        if row.error_code:
-            codes[row.error_code] = codes.get(row.error_code, 0) + 1
-    failed = plan.failed(generation)
-    counts = Counts(len(rows), len(rows) - failed, failed, codes)
-    return JobLeft(
-        state="completed_with_errors", generation=generation, rows=rows, ledger=counts, manifest=counts,
-        error_lines=failed,
-    )  # fmt: skip
+    ]  # fmt: skip
+    parts = [part_of(plan, chunk_id) for chunk_id in range(plan.chunks)]
+    left = JobLeft("completed_with_errors", generation, rows, parts=parts, listed=listed(parts))
+    return with_counters(left, rows)
+
+
+def values_of(plan: JobPlan, item: ItemPlan) -> Values:
+    uri = f"/{plan.job_id}/{item.item_id}.jpg"
+    if item.error_code(plan.generations - 1):
+        return Values(uri, "failed", "404", (None, None), None)
+    return Values(uri, "ok", None, IMAGE_SIZE, "model", numbers=(item.picture / PICTURES, 0.5))
+
+
+def part_of(plan: JobPlan, chunk_id: int) -> PartLeft:
+    generation, indexes = plan.generations - 1, plan.items_of(chunk_id)
+    failed = [index for index in indexes if plan.items[index].error_code(generation)]
+    return PartLeft(chunk_id, True, generation, len(indexes) - len(failed), len(failed), indexes, failed)
+
+
+def listed(parts: list[PartLeft]) -> list[tuple[int, int, int]]:
+    return [(part.chunk_id, len(part.indexes), part.failed) for part in parts]
+
+
+def with_counters(left: JobLeft, rows: list[Row]) -> JobLeft:
+    """All that counts the rows of a job says what they say."""
+    errors = [(row.item_index, row.error_code) for row in rows if row.error_code]
+    codes = dict(Counter(code for _, code in errors))
+    counts = Counts(len(rows), len(rows) - len(errors), len(errors), codes)
+    return replace(left, rows=rows, ledger=counts, manifest=counts, errors=errors)
 
 
 def good_world() -> World:
     plans = [a_plan("a"), a_plan("b", is_retried=True)]
-    return World([(plan, as_promised(plan)) for plan in plans], EVENTS, HASHES)
+    return World([(plan, as_promised(plan)) for plan in plans], EVENTS, SOURCES)
 
 
 def with_rows(change: Callable[[list[Row]], list[Row]]) -> World:
@@ -79,13 +114,7 @@ def with_rows(change: Callable[[list[Row]], list[Row]]) -> World:
     world = good_world()
     (plan, left), *others = world.jobs
     rows = change(list(left.rows))
-    codes: dict[str, int] = {}
-    for row in rows:
-        if row.error_code:
-            codes[row.error_code] = codes.get(row.error_code, 0) + 1
-    failed = sum(codes.values())
-    counts = Counts(len(rows), len(rows) - failed, failed, codes)
-    left = replace(left, rows=rows, ledger=counts, manifest=counts, error_lines=failed)
+    left = with_counters(left, rows)
     return replace(world, jobs=[(plan, left), *others])
 
 
@@ -93,6 +122,21 @@ def with_job(**changes: object) -> World:
     world = good_world()
     (plan, left), *others = world.jobs
     return replace(world, jobs=[(plan, replace(left, **changes)), *others])  # type: ignore[arg-type]
+
+
+def with_part(**changes: object) -> World:
+    """The first part of the first job changed."""
+    (_, left), *_ = good_world().jobs
+    first, *others = left.parts or []
+    return with_job(parts=[replace(first, **changes), *others])  # type: ignore[arg-type]
+
+
+def with_values(index: int, **changes: object) -> World:
+    def change(rows: list[Row]) -> list[Row]:
+        changed = replace(rows[index].values, **changes)  # type: ignore[type-var]
+        return [replace(row, values=changed) if row.item_index == index else row for row in rows]
+
+    return with_rows(change)
 
 
 def test_a_promise_kept_is_no_violation() -> None:
@@ -138,7 +182,35 @@ BROKEN: dict[str, tuple[World, Kind]] = {
         Kind.COUNTERS,
     ),
     "a code too many": (with_job(manifest=Counts(5, 3, 2, {"not_found": 2})), Kind.COUNTERS),
-    "an error line is missing": (with_job(error_lines=1), Kind.COUNTERS),
+    "an error line is missing": (with_job(errors=[(1, "not_found")]), Kind.COUNTERS),
+    "an error line of another item": (
+        with_job(errors=[(0, "not_found"), (3, "not_an_image")]),
+        Kind.COUNTERS,
+    ),
+    "another item's uri": (with_values(0, uri="/a/item-1.jpg"), Kind.WRONG),
+    "an ok row that failed": (with_values(0, status="failed"), Kind.WRONG),
+    "a failed row without a reason": (with_values(1, error_detail=None), Kind.WRONG),
+    "width and height exchanged": (with_values(0, size=(48, 64)), Kind.WRONG),
+    "no model named": (with_values(0, fingerprint=None), Kind.WRONG),
+    "another vector in the second job": (
+        replace(good_world(), jobs=[*good_world().jobs[1:], *with_values(2, numbers=(0.9, 0.5)).jobs[:1]]),
+        Kind.WRONG,
+    ),
+    "another part's rows": (with_part(indexes=[2, 3]), Kind.PART),
+    "another job's part": (with_part(is_own=False), Kind.PART),
+    "a part of a generation to come": (with_part(generation=1), Kind.PART),
+    "a part that counts wrongly": (with_part(ok=2), Kind.PART),
+    "a manifest without parts": (with_job(listed=[]), Kind.PART),
+    "a part of a job before": (with_job(strays=["part-00000007.parquet"]), Kind.FOREIGN),
+    "a part written in place": (replace(good_world(), changes=[("a", "part was written")]), Kind.CHANGED),
+    "noticed on the way": (
+        replace(good_world(), noticed=[Violation(Kind.MISSING, "a", "items 1")]),
+        Kind.MISSING,
+    ),
+    "a bystander that ended twice": (
+        replace(good_world(), events=[*EVENTS, *[Event("x", 0, "-")] * 2], bystanders=frozenset({"x"})),
+        Kind.EVENTS,
+    ),
     "scratch is left": (with_job(scratch=["_clipfleet/tmp/x"]), Kind.SCRATCH),
     "a part that is torn": (with_job(problem="part-00000001.parquet: no footer"), Kind.UNREADABLE),
     "no event": (replace(good_world(), events=EVENTS[1:]), Kind.EVENTS),
@@ -162,6 +234,85 @@ def test_a_broken_world_is_found(name: str) -> None:
 
 def test_every_kind_of_violation_is_proven_to_be_found() -> None:
     assert {kind for _, kind in BROKEN.values()} == set(Kind)
+
+
+def test_a_retry_that_left_a_part_as_it_was_is_found() -> None:
+    world = good_world()
+    other, (plan, left) = world.jobs
+    parts = [replace(part, generation=0) for part in left.parts or []]
+    found = check(replace(world, jobs=[other, (plan, replace(left, parts=parts))]))
+
+    assert [violation.kind for violation in found] == [Kind.PART]
+    assert found[0].count == 2  # the part whose rows were all fine stays of generation 0
+
+
+def test_a_bystander_may_end_once_or_not_at_all() -> None:
+    world = replace(good_world(), bystanders=frozenset({"x", "y"}), attempts=[Attempts("x", 0, 9, 9)])
+
+    assert check(replace(world, events=[*EVENTS, Event("x", 0, "-")])) == []
+
+
+APPEARED, MODIFIED, REMOVED = Act.APPEARED, Act.MODIFIED, Act.REMOVED
+PART, OTHER, MANIFEST, SUCCESS = "part-00000000.jsonl", "part-00000001.jsonl", "_manifest.json", "_SUCCESS"
+
+
+@pytest.mark.parametrize(
+    ("acts", "words"),
+    [
+        ([(PART, APPEARED), (PART, MODIFIED), (PART, MODIFIED)], [f"{PART} was written to where it is read"]),
+        ([(PART, APPEARED), (PART, REMOVED)], [f"{PART} was removed"]),
+        ([(PART, APPEARED)] * 3, [f"{PART} was put in place twice in one generation"]),
+        ([(SUCCESS, APPEARED), (MANIFEST, APPEARED)], ["_SUCCESS came before _manifest.json"]),
+        (
+            [(MANIFEST, APPEARED), (SUCCESS, APPEARED), (PART, APPEARED)],
+            [f"{PART} appeared while _SUCCESS was there"],
+        ),
+        (
+            [(MANIFEST, APPEARED), (SUCCESS, APPEARED), (SUCCESS, REMOVED), (SUCCESS, APPEARED)],
+            ["_SUCCESS came before _manifest.json"],
+        ),
+        (
+            [
+                (PART, APPEARED), (OTHER, APPEARED), (MANIFEST, APPEARED), (SUCCESS, APPEARED),
+                (SUCCESS, REMOVED), (PART, APPEARED), (MANIFEST, APPEARED), (SUCCESS, APPEARED),
+                (MANIFEST, APPEARED), (SUCCESS, APPEARED),
+            ],
+            [],
+        ),
+    ],
+)  # fmt: skip
+def test_what_must_not_become_of_an_output_is_found(acts: list[tuple[str, Act]], words: list[str]) -> None:
+    changes = [Change("a", name, act) for name, act in acts]
+
+    assert list(wrong_changes(changes)) == [("a", word) for word in words]
+
+
+def test_a_store_may_let_a_retry_put_equal_parts_over_each_other() -> None:
+    first, retried, success = (
+        Change("a", name, APPEARED, content) for name, content in ((PART, "0"), (PART, "1"), (SUCCESS, "2"))
+    )
+    begun = [first, Change("a", MANIFEST, APPEARED), success, Change("a", SUCCESS, REMOVED), retried]
+    ended = [*begun, Change("a", MANIFEST, APPEARED), success]
+
+    assert not list(wrong_changes([*ended, retried]))
+    assert list(wrong_changes([*ended, first]))  # by a worker of the generation before
+    assert list(wrong_changes([first, first]))  # no retry
+
+
+def test_a_part_that_was_put_whatever_was_there_is_found() -> None:
+    careless = Change("a", PART, APPEARED, "0", is_conditional=False)
+
+    assert list(wrong_changes([careless])) == [("a", f"{PART} was put in place whatever was there")]
+
+
+def test_the_job_before_has_more_parts_and_other_items() -> None:
+    plan = plan_job(5, 0)
+    before = plan_before(plan, is_slow=True)
+
+    assert before.chunks > plan.chunks
+    assert (before.output, before.part_format) == (plan.output, plan.part_format)
+    assert before.job_id != plan.job_id
+    assert not {item.item_id for item in before.items} & {item.item_id for item in plan.items}
 
 
 def test_rows_are_counted_not_jobs() -> None:
@@ -232,9 +383,16 @@ def test_the_nightly_scale_is_what_was_promised() -> None:
 
 def test_every_crash_point_is_in_a_run_of_ten_minutes() -> None:
     faults = make_schedule(1, SCALES["default"])
-    points = {fault.crash_point for fault in faults} - {""}
+    kinds = (FaultKind.CRASH_POINT, FaultKind.PRODUCER_CRASH)
+    points = {fault.variant for fault in faults if fault.kind in kinds}
 
     assert points == {*WORKER_CRASH_POINTS, *PRODUCER_CRASH_POINTS}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
+def test_workers_are_frozen_in_every_scale(scale: Scale) -> None:
+    assert scale.counts[FaultKind.ZOMBIE] >= 1
+    assert scale.counts[FaultKind.FREEZE_IN_STEP] >= 1
 
 
 def test_a_job_is_planned_by_seed_and_number_alone() -> None:
@@ -246,7 +404,7 @@ def test_a_job_is_planned_by_seed_and_number_alone() -> None:
     assert {plan.part_format for plan in plans} == {"parquet", "jsonl"}
     assert {plan.task for plan in plans} == {"embed", "classify"}
     assert {plan.generations for plan in plans} == {1, 2}
-    assert {item.kind for plan in plans for item in plan.items} == set(ItemKind)
+    assert {item.kind for plan in plans for item in plan.items} == set(ItemKind) - {ItemKind.SLOW}
 
 
 def soaked(rise_mebibytes: float, rise_descriptors: int) -> list[Sample]:

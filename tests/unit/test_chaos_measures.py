@@ -119,12 +119,15 @@ def test_faults_that_did_not_strike_are_not_counted() -> None:
         Ended(3, 0, 0, "SIGTERM", at=1010.0, took_seconds=9.5, is_last=True),
     ]
     notes = Notes(
-        began=1000.0, wall_began=5000.0, events=events, claims=[claim(1001, 1), claim(1004, 2, losses=1)],
-        ended=ended, frozen=[], completed={"a": [5004.0]}, s3_jobs=NO_JOBS,
+        began=1000.0, events=events, claims=[claim(1001, 1), claim(1004, 2, losses=1)],
+        ended=ended, frozen=[], completed={"a": [1004.0]}, s3_jobs=NO_JOBS,
     )  # fmt: skip
 
     measured = measure(notes)
 
-    assert measured.done == {FaultKind.CRASH_POINT: 1, FaultKind.PRODUCER_CRASH: 0}
+    assert measured.done == {
+        FaultKind.CRASH_POINT: 1, FaultKind.PRODUCER_CRASH: 0, FaultKind.FREEZE_IN_STEP: 0,
+        FaultKind.OVERWRITE: 0,
+    }  # fmt: skip
     assert measured.crash_points == {"mid_write": 1}
     assert measured.slowest == {FaultKind.CRASH_POINT: 2.5, FaultKind.TERMINATE: 2.5}

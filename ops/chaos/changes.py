@@ -1,0 +1,92 @@
+"""What became of the objects of an output while its job ran, and what of that must not be. Pure.
+
+A part appears once in each generation that writes it, whole, and never again; `_SUCCESS` comes after all that
+it vouches for, and goes before any of that changes. What is left of a job does not show this: late writers
+write the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from clipfleet import keys
+
+
+class Act(StrEnum):
+    """What happened to an object."""
+
+    APPEARED = "appeared"  # new, or in the place of another one
+    MODIFIED = "was written to where it is read"
+    REMOVED = "was removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of one object."""
+
+    job_id: str  # whose output it is in
+    name: str
+    act: Act
+    content: str = ""  # hash of what appeared, where it is known
+    is_conditional: bool = True  # the store was told what it may replace, or there was no need for that
+
+
+def wrong_changes(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
+    """What should not have happened, as job and description.
+
+    Args:
+        changes: in the order in which they happened in each output.
+    """
+    by_job: dict[str, list[Change]] = {}
+    for change in changes:
+        by_job.setdefault(change.job_id, []).append(change)
+    for job_id, of_job in by_job.items():
+        changes = list(_without_equal_ones(of_job))
+        yield from ((job_id, words) for words in _of_parts(changes))
+        yield from ((job_id, words) for words in _of_success(changes))
+
+
+def _without_equal_ones(changes: Iterable[Change]) -> Iterator[Change]:
+    """Without parts that a retry has put over equal ones: a store that knows versions by content lets it."""
+    content: dict[str, str] = {}
+    is_retried = False
+    for change in changes:
+        is_retried = is_retried or (change.name, change.act) == (keys.SUCCESS, Act.REMOVED)
+        is_equal = is_retried and change.content and content.get(change.name) == change.content
+        content[change.name] = change.content
+        if not (is_equal and change.act is Act.APPEARED and change.is_conditional):
+            yield change
+
+
+def _of_parts(changes: Iterable[Change]) -> Iterator[str]:
+    appeared: set[str] = set()  # in this generation
+    told = set()
+    for change in changes:
+        if (change.name, change.act) == (keys.SUCCESS, Act.REMOVED):  # with that a retry begins
+            appeared.clear()
+        if not change.name.startswith(keys.PART_PREFIX):
+            continue
+        if not change.is_conditional:
+            told.add(f"{change.name} was put in place whatever was there")
+        if change.act is not Act.APPEARED:
+            told.add(f"{change.name} {change.act}")
+        elif change.name in appeared:
+            told.add(f"{change.name} was put in place twice in one generation")
+        appeared.add(change.name)
+    yield from sorted(told)
+
+
+def _of_success(changes: Iterable[Change]) -> Iterator[str]:
+    has_manifest = is_marked = False
+    for change in changes:
+        if change.name == keys.SUCCESS:
+            is_marked = change.act is not Act.REMOVED
+            if is_marked and not has_manifest:
+                yield f"{keys.SUCCESS} came before {keys.MANIFEST}"
+            has_manifest = has_manifest and is_marked
+        elif change.name == keys.MANIFEST:
+            has_manifest = True
+        elif change.name.startswith(keys.PART_PREFIX) and is_marked and change.act is Act.APPEARED:
+            yield f"{change.name} appeared while {keys.SUCCESS} was there"

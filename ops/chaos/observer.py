@@ -1,0 +1,70 @@
+"""Looks on while a run goes on: at what becomes of outputs, and at what customers found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ops.chaos.changes import Act, Change, wrong_changes
+from ops.chaos.customers import Customers
+from ops.chaos.findings import Findings
+from ops.chaos.watcher import FolderWatcher
+from ops.chaos.workload import BEFORE
+from tests.support.s3_front import Done, S3Front
+
+_LOOK_SECONDS = 1.0  # between two looks at all changes
+
+
+class Observer:
+    """A context manager.
+
+    Args:
+        folder: of the outputs in folders; it exists.
+        front: what all requests to the store pass.
+        customers: whose outputs they are.
+        findings: of the customers.
+    """
+
+    def __init__(self, folder: Path, front: S3Front, customers: Customers, findings: Findings) -> None:
+        self._watcher = FolderWatcher(folder)
+        self._front = front
+        self._customers = customers
+        self._findings = findings
+        self._looks_at = 0.0
+
+    def __enter__(self) -> Self:
+        self._watcher.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watcher.__exit__(kind, error, trace)
+
+    def wrong_changes(self) -> list[tuple[str, str]]:
+        """See `ops.chaos.changes.wrong_changes`."""
+        jobs = {plan.job_id for plan in self._customers.plans}
+        # Nothing tells there whose a change was.
+        jobs -= {job_id.removesuffix(BEFORE) for job_id in self._customers.overwritten}
+        changes = [*self._watcher.changes, *_in_store(self._front.done)]
+        return list(wrong_changes(change for change in changes if change.job_id in jobs))
+
+    def has_found_something(self) -> bool:
+        """Whether anything is wrong already; not all of it shows before the end of the run."""
+        if self._findings.found or self._customers.failures:
+            return True
+        if time.monotonic() < self._looks_at:
+            return False
+        self._looks_at = time.monotonic() + _LOOK_SECONDS
+        return bool(self.wrong_changes())
+
+
+def _in_store(done: Iterable[Done]) -> Iterator[Change]:
+    for one in done:
+        _, job_id, *rest = one.request.path.split("/")
+        if len(rest) == 1:
+            act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
+            yield Change(job_id, rest[0], act, one.content, one.request.is_conditional)

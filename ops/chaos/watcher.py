@@ -1,0 +1,108 @@
+"""Sees every change in the folders of outputs while jobs run, by the kernel's inotify (Linux only)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ops.chaos.changes import Act, Change
+
+_MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200  # of <sys/inotify.h>
+_OVERFLOW, _IS_FOLDER = 0x4000, 0x40000000
+_ACTS = {
+    _MODIFY: Act.MODIFIED, _MOVED_TO: Act.APPEARED, _CREATE: Act.APPEARED, _DELETE: Act.REMOVED,
+    _MOVED_FROM: Act.REMOVED,
+}  # fmt: skip
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name
+_POLL_MILLISECONDS = 50
+
+
+class FolderWatcher:
+    """Notes what becomes of the objects of all outputs below a folder. A context manager.
+
+    Args:
+        folder: a new folder in it is the output of the job of this name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._inotify = -1
+        self._jobs: dict[int, str] = {}  # by watch; the folder itself is ""
+        self._changes: list[Change] = []
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="folder-watcher", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._inotify = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._watch(self._folder, "")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+        os.close(self._inotify)
+
+    @property
+    def watched(self) -> set[str]:
+        """Jobs whose output is watched by now."""
+        return {job_id for job_id in self._jobs.copy().values() if job_id}
+
+    @property
+    def changes(self) -> list[Change]:
+        """All so far."""
+        with self._lock:
+            return list(self._changes)
+
+    def _watch(self, folder: Path, job_id: str) -> None:
+        mask = _CREATE if not job_id else sum(_ACTS)
+        watch = self._checked(self._libc.inotify_add_watch(self._inotify, os.fsencode(folder), mask))
+        self._jobs[watch] = job_id
+
+    @staticmethod
+    def _checked(answer: int) -> int:
+        if answer < 0:
+            raise OSError(ctypes.get_errno(), "inotify: no folder can be watched")
+        return answer
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._inotify, select.POLLIN)
+        while not self._stopping.is_set():
+            if poll.poll(_POLL_MILLISECONDS):
+                for watch, mask, name in _events(os.read(self._inotify, 1 << 16)):
+                    self._take(watch, mask, name)
+
+    def _take(self, watch: int, mask: int, name: str) -> None:
+        if mask & _OVERFLOW:
+            raise RuntimeError("the kernel has dropped events: fs.inotify.max_queued_events is too low")
+        job_id = self._jobs.get(watch)
+        if job_id is None:
+            return
+        if mask & _IS_FOLDER:
+            if not job_id:
+                self._watch(self._folder / name, name)
+            return
+        acts = [act for bit, act in _ACTS.items() if mask & bit]
+        if job_id and acts:
+            with self._lock:
+                self._changes.append(Change(job_id, name, acts[0]))
+
+
+def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
+    while data:
+        watch, mask, _, length = _EVENT.unpack_from(data)
+        name = data[_EVENT.size : _EVENT.size + length].rstrip(b"\0")
+        data = data[_EVENT.size + length :]
+        yield watch, mask, os.fsdecode(name)

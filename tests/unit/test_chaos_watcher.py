@@ -1,0 +1,63 @@
+"""What `make chaos` sees of a folder while jobs write there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipfleet.outputs.folder import FolderOutput
+from ops.chaos.changes import Act, Change
+from ops.chaos.watcher import FolderWatcher
+from tests.support.waiting import wait_until
+
+PART = "part-00000000.parquet"
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Iterator[FolderWatcher]:
+    with FolderWatcher(tmp_path) as watcher:
+        yield watcher
+
+
+@pytest.fixture
+def output(tmp_path: Path, watcher: FolderWatcher) -> FolderOutput:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    wait_until(lambda: watcher.watched == {"job"}, "the new folder is watched")
+    return FolderOutput(folder)
+
+
+def has_seen(watcher: FolderWatcher, *acts: Act, name: str = PART) -> None:
+    wanted = [Change("job", name, act) for act in acts]
+    wait_until(lambda: watcher.changes == wanted, f"{wanted} is seen")
+
+
+def test_a_part_that_is_put_in_place_appears_once(output: FolderOutput, watcher: FolderWatcher) -> None:
+    assert output.create(PART, b"rows")
+    assert not output.create(PART, b"others")
+
+    has_seen(watcher, Act.APPEARED)
+
+
+def test_one_that_is_replaced_appears_again(output: FolderOutput, watcher: FolderWatcher) -> None:
+    output.create(PART, b"rows")
+    output.replace(PART, b"others")
+
+    has_seen(watcher, Act.APPEARED, Act.APPEARED)
+
+
+def test_what_is_written_in_place_is_told_from_it(
+    output: FolderOutput, watcher: FolderWatcher, tmp_path: Path
+) -> None:
+    (tmp_path / "job" / PART).write_bytes(b"rows")
+
+    has_seen(watcher, Act.APPEARED, Act.MODIFIED)
+
+
+def test_what_is_removed_is_seen(output: FolderOutput, watcher: FolderWatcher) -> None:
+    output.create("_SUCCESS", b"")
+    output.remove("_SUCCESS")
+
+    has_seen(watcher, Act.APPEARED, Act.REMOVED, name="_SUCCESS")
