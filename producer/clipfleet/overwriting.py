@@ -106,7 +106,7 @@ class Overwriting:
             if not is_told:
                 chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
                 self._say(
-                    f"waiting for workers to let go of {chunks} of job {job_id} in {self._output.uri}, "
+                    f"waiting for workers to release {chunks} of job {job_id} in {self._output.uri}, "
                     f"{seconds:.0f} s at most"
                 )
                 is_told = True

@@ -108,7 +108,7 @@ class TestWaiting:
 
         assert bench.pauses == 3
         assert bench.said == [
-            f"waiting for workers to let go of 3 chunks of job before in {bench.output.uri}, 42 s at most"
+            f"waiting for workers to release 3 chunks of job before in {bench.output.uri}, 42 s at most"
         ]
 
     def test_a_job_that_nobody_holds_is_not_waited_for(self, bench: Bench) -> None:
