@@ -64,12 +64,13 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
     """The footers of a job's parts below the given number of chunks.
 
     Raises:
-        OutputConflictError: there is a part of another job.
+        OutputConflictError: there is a part of another chunk.
         OutputDamagedError: there is a part that cannot be read.
         OutputUnavailableError: the output cannot be read now.
     """
     depth = part_files(job.part_format, job.job_id).footer_readers
-    return read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
+    found = read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
+    return (part for part in found if part is not None)
 
 
 def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
@@ -81,7 +82,8 @@ def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
             yield int(digits)
 
 
-def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, PartCounts]:
+def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, PartCounts] | None:
+    """None for the late part of a job before this one: its chunk is done anew, and replaces it."""
     files = part_files(job.part_format, job.job_id)
     where = f"{output.uri}/{files.name(chunk_id)}"
     try:
@@ -93,5 +95,7 @@ def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, Part
         raise OutputDamagedError(
             f"{where} is not a whole part ({error}): remove it, then its chunk is done anew"
         ) from error
+    if identity.job_id != job.job_id:
+        return None
     identity.require(job.job_id, chunk_id, where)
     return identity, counts

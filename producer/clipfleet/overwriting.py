@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,7 @@ from clipfleet import keys
 from clipfleet.contract import Job
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError, UsageError
 from clipfleet.job_file import job_of, put_if, put_note, read_note
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import JobStatus, Ledger
 from clipfleet.outputs import Output
 from clipfleet.patience import OnTrouble, log_trouble
 from clipfleet.settings import WRITE_LIMIT_SECONDS
@@ -42,7 +43,7 @@ class Overwriting:
         say: OnTrouble = log_trouble,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Nothing is looked at yet.
+        """No I/O.
 
         Args:
             ledger: knows the job that is there.
@@ -59,9 +60,10 @@ class Overwriting:
         self._say = say
         self._sleep = sleep
         self._version: str | None = None  # of the job file that is to be replaced
+        self._holder_id: str | None = None  # the job that it names
 
     def is_due(self, *, is_wanted: bool) -> bool:
-        """Whether there are another job's results to be removed first; then nobody writes there any more.
+        """Whether another job's results are to be removed first. Returns only once no worker writes there.
 
         Raises:
             OutputConflictError: they must stay: nobody asked for their removal, or the job is not over.
@@ -70,11 +72,13 @@ class Overwriting:
         self._version = self._output.version(keys.JOB_FILE)  # before it is read
         holder = job_of(self._output)
         if holder is not None and holder.job_id == self._job.job_id:
-            if is_wanted and self._is_staged():  # else it is the submit that was interrupted, and goes on
+            status = self._own_status()
+            if is_wanted and status is not None and status.sealed:
                 raise UsageError(
                     f"--overwrite needs a new job id: {self._output.uri} holds {holder.job_id} itself"
                 )
-            return False
+            if status is not None or holder.is_same(self._job):  # an interrupted submit goes on
+                return False
         if holder is None and not any(self._output.names(keys.PART_PREFIX)):
             return False
         if not is_wanted:
@@ -83,14 +87,15 @@ class Overwriting:
                 f"{self._output.uri} holds {whose}: choose another --output, or replace it with --overwrite"
             )
         if holder is not None:
+            self._holder_id = holder.job_id
             self._wait_for_writers(holder.job_id)
         return True
 
-    def _is_staged(self) -> bool:
+    def _own_status(self) -> JobStatus | None:
         try:
-            return self._ledger.status(self._job.job_id).sealed
+            return self._ledger.status(self._job.job_id)
         except JobNotFoundError:
-            return False
+            return None
 
     def _wait_for_writers(self, job_id: str) -> None:
         """Return once no worker can be inside a write of an ended job."""
@@ -106,8 +111,8 @@ class Overwriting:
             if not is_told:
                 chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
                 self._say(
-                    f"waiting for workers to release {chunks} of job {job_id} in {self._output.uri}, "
-                    f"{seconds:.0f} s at most"
+                    f"waiting for workers to release {chunks} of job {job_id} in {self._output.uri} "
+                    f"(about {seconds:.0f} s if they do not answer)"
                 )
                 is_told = True
             self._sleep(_LOOK_SECONDS)
@@ -125,7 +130,7 @@ class Overwriting:
 
         Raises:
             JobConflictError: another submit of the same job does the same just now.
-            OutputConflictError: another job has taken the output meanwhile.
+            OutputConflictError: another job has taken the output meanwhile, or the old job was retried.
         """
         mine = _Clearing(job_id=self._job.job_id, token=uuid4().hex)
         version = self._output.version(keys.CLEARING)
@@ -133,6 +138,9 @@ class Overwriting:
             raise self._lost(mine)
 
         def confirm() -> None:
+            if self._holder_id is not None:
+                with suppress(JobNotFoundError):
+                    self._require_ended(self._holder_id)
             if self._clearing() != mine or self._output.version(keys.JOB_FILE) != self._version:
                 raise self._lost(mine)
 

@@ -33,13 +33,13 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
     Raises:
         UsageError: the URL cannot be used.
     """
+    # No health checks: each has retries of its own, which multiply those of the command before a silent server.
     options: dict[str, Any] = {
         "decode_responses": decode,
         "encoding_errors": "surrogateescape",  # a stranger's bytes must not end the call that comes upon them
         "socket_timeout": patience_seconds,
         "socket_connect_timeout": min(3, patience_seconds),
         "socket_keepalive": True,
-        "health_check_interval": 15,
         "retry": Retry(ExponentialBackoff(cap=1, base=0.05), retries),
         # Each try is a new connection: the name may lead to the new primary by then.
         "retry_on_error": [redis.ReadOnlyError],

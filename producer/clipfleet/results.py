@@ -200,7 +200,8 @@ class PartRows:
         the model was known); they get the length of the others.
         """
         job = self.job()
-        found = [name for name in self._output.names(keys.PART_PREFIX) if name.endswith(_PART_SUFFIXES)]
+        suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
+        found = [name for name in self._output.names(keys.PART_PREFIX) if name.endswith(suffixes)]
         self._require_complete(job, found)
         part_format, names = self._of_one_format(job, found)
         files = part_files(part_format, job.job_id if job else None)
@@ -246,18 +247,19 @@ class PartRows:
     def _require_complete(self, job: Job | None, names: list[str]) -> None:
         """Raise `OutputDamagedError` unless a job that was finished has all its parts here, and no others."""
         manifest = self._manifest()
-        if manifest is None or (job is not None and job.job_id != manifest.job.job_id):
-            return  # not finished yet: what is there now is read
+        is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
+        if manifest is None or is_others or self._output.read(keys.SUCCESS) is None:
+            return  # not finished yet, or retried: what is there now is read
         listed = {part.name for part in manifest.parts}
         if missing := listed.difference(names):
             raise OutputDamagedError(
-                f"{self._output.uri}/{_some(missing)} missing, though {keys.MANIFEST} lists them: "
+                f"{self._output.uri}/{_some(missing)} listed in {keys.MANIFEST} but missing: "
                 f"`clipfleet retry {shlex.quote(self._output.uri)}` runs their items again"
             )
         if strange := set(names).difference(listed):
             raise OutputDamagedError(
-                f"{self._output.uri}/{_some(strange)} not of job {manifest.job.job_id}, by {keys.MANIFEST}: "
-                "remove what does not belong here"
+                f"{self._output.uri}/{_some(strange)} not listed in {keys.MANIFEST} of job "
+                f"{manifest.job.job_id}: move away what does not belong here"
             )
 
     def _manifest(self) -> _Manifest | None:
@@ -295,8 +297,9 @@ class _Parts:
         except ValueError:  # copied without what belongs to it, or written by another program
             return
         if self.job is not None and identity.job_id != self.job.job_id:
-            raise OutputConflictError(
-                f"{where} belongs to job {identity.job_id}, not to {self.job.job_id}: remove it"
+            raise OutputDamagedError(
+                f"{where} belongs to job {identity.job_id}, not to {self.job.job_id}: "
+                f"`clipfleet retry {shlex.quote(self.output.uri)}` runs its items again"
             )
 
 

@@ -368,7 +368,7 @@ class StagedReader:
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
         if not self._lock.acquire(timeout=self._patience_seconds):
-            raise OutputUnavailableError(f"{self._output.uri}/{name}: no answer to whoever reads it now")
+            raise OutputUnavailableError(f"{self._output.uri}/{name}: timed out behind another reader")
         try:
             yield
         finally:

@@ -374,6 +374,7 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("sweep", _cancelled, _drop_sweep, True),
     Situation("announce", _cancelled, _announce, True),
     Situation("cancel", _claimed, lambda world: world.ledger.cancel(EVIL, ttl_seconds=60)),
+    Situation("writers", _cancelled, lambda world: world.ledger.writers(EVIL, 30)),
     Situation("pause", _both, lambda world: world.ledger.pause(EVIL, ""), ends=False),
     Situation("resume", _paused, lambda world: world.ledger.resume(EVIL)),
     Situation("stage", _open, lambda world: world.ledger.stage(EVIL, CHUNKS, 1, 10), ends=False),

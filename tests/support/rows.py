@@ -60,6 +60,7 @@ def note_manifest(
         "parts": [{"name": name} for name in parts],
     }
     output.replace(keys.MANIFEST, json.dumps(manifest).encode())
+    output.replace(keys.SUCCESS, b"")
 
 
 def add_part(

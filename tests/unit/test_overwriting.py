@@ -63,11 +63,11 @@ class Bench:
         for name in (keys.part(0), keys.staged_file(0, 1), keys.SUCCESS):
             self.output.create(name, b"theirs")
 
-    def submit(self, job_id: str = "ours", output: FolderOutput | None = None) -> Overwriting:
+    def submit(self, job_id: str = "ours", job: Job | None = None) -> Overwriting:
         return Overwriting(
             cast(Ledger, self.ledger),
-            output or self.output,
-            self.job(job_id),
+            self.output,
+            job or self.job(job_id),
             write_limit_seconds=30,
             say=self.said.append,
             sleep=self._sleep,
@@ -108,7 +108,8 @@ class TestWaiting:
 
         assert bench.pauses == 3
         assert bench.said == [
-            f"waiting for workers to release 3 chunks of job before in {bench.output.uri}, 42 s at most"
+            f"waiting for workers to release 3 chunks of job before in {bench.output.uri} "
+            "(about 42 s if they do not answer)"
         ]
 
     def test_a_job_that_nobody_holds_is_not_waited_for(self, bench: Bench) -> None:
@@ -177,6 +178,30 @@ class TestTakingOver:
 
         assert bench.output.read(keys.staged_file(0, 1)) == f"items of {other}".encode()
         assert bench.holder() == other
+
+    def test_a_job_that_is_retried_while_its_results_are_removed_keeps_the_rest(self, bench: Bench) -> None:
+        submit = bench.submit()
+        assert submit.is_due(is_wanted=True)
+        bench.output.before_removal[keys.part(0)] = lambda: setattr(bench.ledger, "state", JobState.RUNNING)
+
+        with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
+            submit.run()
+
+        assert bench.holder() == "before"
+        assert bench.output.read(keys.part(0)) == b"theirs"
+
+    def test_an_earlier_job_of_the_same_id_that_the_ledger_has_forgotten_is_another_job(
+        self, bench: Bench
+    ) -> None:
+        submit = bench.submit(job=bench.job("before").model_copy(update={"top_k": 3}))
+        with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
+            submit.is_due(is_wanted=False)
+        bench.ledger.state = None
+
+        assert submit.is_due(is_wanted=True)
+        submit.run()
+
+        assert bench.names() == [keys.JOB_FILE]
 
     def test_nor_one_that_was_frozen_before_its_first_removal(self, bench: Bench) -> None:
         submit = bench.submit()

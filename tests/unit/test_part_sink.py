@@ -148,7 +148,7 @@ class TestWriting:
     def test_not_by_a_worker_whose_own_job_was_overwritten(self, output: FolderOutput) -> None:
         put(output, OTHER_JOB, keys.part(3))
 
-        with pytest.raises(OutputUnavailableError, match="replaced or removed meanwhile"):
+        with pytest.raises(OutputUnreachableError, match="does not hold job job-a any more"):
             PartSink(output, is_ours=lambda: False).write(OURS, rows("/a.jpg"), COUNTS)
 
         assert uris(output) == ["/theirs.jpg"]

@@ -71,9 +71,9 @@ class TestWholeness:
     @pytest.mark.parametrize(
         ("gone", "words"),
         [
-            ([1], r"part-00000001\.parquet is missing, though _manifest\.json lists .*`clipfleet retry"),
-            ([0, 2], r"part-00000000\.parquet and 1 more are missing"),
-            ([0, 1, 2], r"part-00000000\.parquet and 2 more are missing"),
+            ([1], r"part-00000001\.parquet is listed in _manifest\.json but missing: `clipfleet retry"),
+            ([0, 2], r"part-00000000\.parquet and 1 more are listed"),
+            ([0, 1, 2], r"part-00000000\.parquet and 2 more are listed"),
         ],
     )
     def test_a_missing_part_is_named(self, finished: FolderOutput, gone: list[int], words: str) -> None:
@@ -87,13 +87,13 @@ class TestWholeness:
         note_job(finished)
         finished.remove(keys.part(1))
 
-        with pytest.raises(OutputDamagedError, match="is missing"):
+        with pytest.raises(OutputDamagedError, match="but missing"):
             PartRows(finished).read()
 
     def test_a_part_that_no_manifest_lists_is_refused_by_its_name(self, finished: FolderOutput) -> None:
         add_part(finished, 7, [embedded(9, 1.0, 1.0)])
 
-        with pytest.raises(OutputDamagedError, match=r"part-00000007\.parquet is not of job j"):
+        with pytest.raises(OutputDamagedError, match=r"part-00000007\.parquet is not listed in _manifest"):
             PartRows(finished).read()
 
     def test_a_part_of_another_job_is_refused_before_the_job_is_finished(self, output: FolderOutput) -> None:
@@ -101,7 +101,7 @@ class TestWholeness:
         rows = pa.Table.from_pylist([embedded(0, 1.0, 1.0)], part_schema(2))
         PartSink(output).write(PartIdentity("before", 0, 0), rows, PartCounts(1, 0, {}))
 
-        with pytest.raises(OutputConflictError, match=r"part-00000000\.parquet belongs to job before, not"):
+        with pytest.raises(OutputDamagedError, match=r"part-00000000\.parquet belongs to job before, not"):
             PartRows(output).read()
 
     def test_the_manifest_of_the_job_before_says_nothing(self, output: FolderOutput) -> None:

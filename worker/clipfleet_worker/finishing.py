@@ -22,7 +22,7 @@ from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.job_file import put_if
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
-from clipfleet.outputs.folder import output_errors
+from clipfleet.outputs.folder import Confirm, output_errors
 from clipfleet.part_files import OpenPart, part_files
 from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
 from clipfleet.read_ahead import read_ahead
@@ -72,19 +72,22 @@ class Finisher:
         """
         # Before anything is asked: what another finisher writes later is not replaced.
         versions = {name: context.output.version(name) for name in (keys.ERRORS, keys.MANIFEST)}
+
+        def confirm() -> None:
+            lease.confirm()
+            lease.enter("finish", _PART_LIMIT_SECONDS)  # then a million parts may have to be listed
+
         status = self._still_finishing(claim)
-        parts = self._write_errors(claim, context, status.chunks, lease, versions[keys.ERRORS])
+        parts = self._write_errors(claim, context, status.chunks, versions[keys.ERRORS], confirm, lease)
         self._crash_points.reach(CrashPoint.MID_FINISH)
         manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
         self._still_finishing(claim)
-        if not put_if(
-            context.output, keys.MANIFEST, manifest, versions[keys.MANIFEST], confirm=lease.confirm
-        ):
+        if not put_if(context.output, keys.MANIFEST, manifest, versions[keys.MANIFEST], confirm=confirm):
             raise _overtaken(context, keys.MANIFEST)
         self._crash_points.reach(CrashPoint.MID_FINISH)
-        self._sweep(context, status.chunks, parts, lease)
+        self._sweep(claim, context, status.chunks, parts, confirm)
         self._still_finishing(claim)
-        context.output.replace(keys.SUCCESS, b"", confirm=lease.confirm)
+        context.output.replace(keys.SUCCESS, b"", confirm=confirm)
         self._crash_points.reach(CrashPoint.MID_FINISH)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
         if word == "stale" and self._is_retried(claim):  # we slept just before the last write
@@ -104,25 +107,38 @@ class Finisher:
             raise ChunkInterrupted(f"the job is {status.state} in generation {status.generation}")
         return status
 
-    def _sweep(self, context: JobContext, chunks: int, parts: Sequence[_Part], lease: HeldLease) -> None:
+    def _sweep(
+        self, claim: FinishClaim, context: JobContext, chunks: int, parts: Sequence[_Part], confirm: Confirm
+    ) -> None:
         """Remove what killed programs left, and what late workers of a job before this one wrote."""
         ours = {part.name for part in parts}
-        for name in context.output.names(keys.PART_PREFIX):
-            if name not in ours and keys.is_part(name):
-                lease.confirm()
-                context.output.remove(name)
-                where = f"{context.output.uri}/{name}"
-                extra = {"action": "foreign_part_removed", "job_id": context.job.job_id}
-                log.warning("%s was written late for another job: it is removed", where, extra=extra)
+        names = context.output.names(keys.PART_PREFIX)
+        foreign = [name for name in names if name not in ours and keys.is_part(name)]
+        self._still_finishing(claim)  # else they may be the parts of a job that has the output by now
+        for name in foreign:
+            confirm()
+            context.output.remove(name)
+            log.warning(
+                "%s/%s was written late for another job: it is removed",
+                context.output.uri,
+                name,
+                extra={"action": "foreign_part_removed", "job_id": context.job.job_id},
+            )
         # A sealed job takes no more staged files.
         staged = self._ledger.staged_files(context.job.job_id)
         # A ledger that was lost meanwhile names none: what a rebuild needs must not go with it.
         if sum(count for _, count in staged) == chunks:
             kept = {keys.staged_file(first, count) for first, count in staged}
-            context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=lease.confirm)
+            context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=confirm)
 
     def _write_errors(
-        self, claim: FinishClaim, context: JobContext, chunks: int, lease: HeldLease, version: str | None
+        self,
+        claim: FinishClaim,
+        context: JobContext,
+        chunks: int,
+        version: str | None,
+        confirm: Confirm,
+        lease: HeldLease,
     ) -> list[_Part]:
         """Write `errors.jsonl`; returns all parts."""
         parts = []
@@ -137,9 +153,9 @@ class Finisher:
                     parts.append(part)
             self._still_finishing(claim)
             if version is None:
-                is_written = context.output.publish(path, keys.ERRORS, confirm=lease.confirm)
+                is_written = context.output.publish(path, keys.ERRORS, confirm=confirm)
             else:
-                is_written = context.output.replace_if(path, keys.ERRORS, version, confirm=lease.confirm)
+                is_written = context.output.replace_if(path, keys.ERRORS, version, confirm=confirm)
         if not is_written:
             raise _overtaken(context, keys.ERRORS)
         return parts

@@ -6,7 +6,6 @@ torch is imported when a model is loaded, not before: that alone takes seconds.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,9 @@ from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_c
 from clipfleet_worker.open_clip_models import BuiltModel, Preprocessing
 
 OnPixelSpec = Callable[[PixelSpec], None]
+
+
+_MAX_LOGIT_SCALE = 1e6  # training clips it at 100
 
 
 class LoadedModel:
@@ -49,7 +51,7 @@ class LoadedModel:
         self.device = device
         self.fingerprint = short_hash([_weights_hash(module), pixel_spec.facts(), precision.value])
         self.logit_scale = float(module.logit_scale.detach().exp())
-        if not math.isfinite(self.logit_scale):  # each score would be NaN
+        if not self.logit_scale <= _MAX_LOGIT_SCALE:  # scores would be NaN; NaN is not below anything either
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
         self._tokenizer = tokenizer
         self._backend = make_backend(

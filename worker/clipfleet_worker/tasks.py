@@ -111,7 +111,8 @@ class Tasks:
             lease_of = Lease(claim.job_id, FINISH, claim.token)
             with self.keeper.hold(lease_of, asked_at=asked_at) as lease:
                 word = self.finisher.finish(claim, self.contexts.get(claim), lease)
-        except ChunkInterrupted:
+        except ChunkInterrupted as error:
+            log.info("job %s: %s", claim.job_id, error, extra=_context("finish_interrupted", claim.job_id))
             self.ledger.postpone_finish(claim, 0)
             return False
         except OutputConflictError as error:

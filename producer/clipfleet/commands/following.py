@@ -63,7 +63,7 @@ def follow(
             say(f"reason: {snapshot.reason}", style="red")
     else:
         if had_ended:
-            say(_already(snapshot))
+            say(_already(snapshot) + ("; nothing was run" if job.had_ended else ""))
         _say_summary(client, job, snapshot, None if had_ended else seconds)
     raise typer.Exit(_exit_code(snapshot) if wait else 0)
 
@@ -81,7 +81,7 @@ def _interruptible(job: JobHandle) -> Iterator[None]:
 def _already(snapshot: JobStatus) -> str:
     state = snapshot.state.replace("_", " ")
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
-    return f"already {state}{when}; nothing was run"
+    return f"already {state}{when}"
 
 
 def _seconds_of(snapshot: JobStatus) -> float | None:

@@ -59,6 +59,10 @@ if not refused then
   ran, ran_failed = sum(ran, ARGV[7]), sum(ran_failed, ARGV[8])
   local is_first = done_chunks == '1'  -- in its generation: some keys are new
   local is_last = sealed == '1' and tonumber(done_chunks) >= tonumber(staged_chunks or '0')
+  if has_troubles then  -- another worker may have the chunk by now, and be inside its write
+    local owner = redis.call('HGET', job_key(job, OWNERS), chunk)
+    if owner and owner ~= token then note_writer(job, owner, redis.call('ZSCORE', LEASES, lease_name(job, chunk)) or now_ms()) end
+  end
   redis.call('ZREM', LEASES, lease_name(job, chunk))
   local was_leased = redis.call('HDEL', job_key(job, OWNERS), chunk) == 1
   -- Else it is in neither: a chunk is leased or due, and no other worker has had it since.

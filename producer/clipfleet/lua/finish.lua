@@ -10,4 +10,5 @@ if field(job, 'generation') ~= ARGV[2] then return 'stale' end
 if is_final(state) then return state end
 if state ~= 'finishing' then return 'stale' end
 end_job(job, complete_state(job), '', tonumber(ARGV[3]))
+redis.call('ZREM', job_key(job, WRITERS), ARGV[4])
 return field(job, 'state')

@@ -139,7 +139,7 @@ local function quarantine(job)
   if is_lasting then redis.call('HSET', job_key(job), 'damaged', 1) end
   if not is_final(field(job, 'state')) and (found[1] or not string.find(message, 'WRONGTYPE', 1, true)) then
     local what = found[1] and table.concat(found, ', ', 1, math.min(#found, 3)) or string.gsub(message, '^DAMAGED ', '')
-    local way_out = is_lasting and 'submit it again' or '`clipfleet retry` counts anew what its output holds'
+    local way_out = is_lasting and 'submit it again under another --job-id' or '`clipfleet retry` counts anew what its output holds'
     fail(job, 'what Redis holds of this job is damaged: ' .. what .. '; ' .. way_out)
     drop_leases(job)
     count_quarantined()

@@ -84,8 +84,8 @@ for _, worker in ipairs(silent) do
 end
 
 -- Some of the jobs each time, until all have been looked at, and again: those that have expired go, those that live are
--- put where they belong. One that has ended costs next to nothing.
-local MOST_WALKED, MOST_RESTORED, SOME_OWNERS = 1000, 5, 16
+-- put where they belong. All workers do this in each period: the cost of a call must not grow with the jobs that are kept.
+local MOST_WALKED, MOST_RESTORED, SOME_OWNERS = 250, 5, 16
 
 local function walk()
   local walked = redis.pcall('GET', WALKED)
@@ -99,9 +99,11 @@ local function walk()
       redis.call('ZREM', JOBS, job)
       redis.call('ZREM', COUNTED, job)
     else
-      restore(job, lease_ms, SOME_OWNERS)
       rank = rank + 1
-      restored = restored + (is_final(state) and 0 or 1)
+      if not is_final(state) then
+        restore(job, lease_ms, SOME_OWNERS)
+        restored = restored + 1
+      end
     end
     if restored == MOST_RESTORED then
       is_end = is_end and i == #jobs

@@ -247,8 +247,9 @@ end
 -- key of another kind stops this, it is mended, and all of this done anew.
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
+  local owners, now, finisher = redis.call('HGETALL', job_key(job, OWNERS)), now_ms(), field(job, 'finish_token')
+  if finisher then note_writer(job, finisher, redis.call('ZSCORE', FINISHING, job) or now) end
   redis.call('ZREM', FINISHING, job)
-  local owners, now = redis.call('HGETALL', job_key(job, OWNERS)), now_ms()
   for i = 1, #owners, 2 do
     local lease = lease_name(job, owners[i])
     note_writer(job, owners[i + 1], redis.call('ZSCORE', LEASES, lease) or now)

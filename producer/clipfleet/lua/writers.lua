@@ -1,5 +1,8 @@
 -- Workers that may still be inside a write, though they hold no lease of this job any more. ARGV: job, write_limit_ms.
 -- Answer: {how many, for how many ms at most}. Whoever says that it has ended is not among them.
-local writers = redis.call('ZRANGEBYSCORE', job_key(ARGV[1], WRITERS), now_ms() - tonumber(ARGV[2]), '+inf', 'WITHSCORES')
+-- No lease is longer than a day: whatever says so was planted.
+at_hand = ARGV[1]
+local now, DAY_MS = now_ms(), 86400000
+local writers = redis.call('ZRANGEBYSCORE', job_key(ARGV[1], WRITERS), now - ARGV[2], now + DAY_MS, 'WITHSCORES')
 if #writers == 0 then return {0, 0} end
-return {#writers / 2, writers[#writers] + ARGV[2] - now_ms()}
+return {#writers / 2, string.format('%d', writers[#writers] + ARGV[2] - now)}

@@ -209,7 +209,7 @@ class FolderOutput:
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
-        found = [*self.names(keys.PART_PREFIX), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]
+        found = [keys.SUCCESS, keys.MANIFEST, keys.ERRORS, *self.names(keys.PART_PREFIX)]
         found += [name for name in self.names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)]
         for name in found:
             confirm()

@@ -40,6 +40,7 @@ _CONFLICT_SECONDS = 0.1  # doubles
 _PROBE_PATIENCE_SECONDS = 30.0  # many writers shall not find out one after the other that a store is away
 _KEYS_OF_A_DELETE = 1000  # S3's own limit
 _LAST_BYTES = 4096
+_CONFIRM_BYTES = 1 << 20
 _MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
 
 
@@ -70,7 +71,7 @@ class S3Output:
     def has_conditional_writes(self) -> bool:
         """See the protocol; the first call asks the store, by means of a canary."""
         if not self._probing.acquire(timeout=_PROBE_PATIENCE_SECONDS):
-            raise OutputUnavailableError(f"{self._uri}: no answer to whoever asks what it can do")
+            raise OutputUnavailableError(f"{self._uri}: timed out while probing the store")
         try:
             if self._conditional is None:
                 with self._errors():
@@ -146,7 +147,7 @@ class S3Output:
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol."""
-        found = [*self._names(keys.PART_PREFIX, delimiter="/"), keys.MANIFEST, keys.ERRORS, keys.SUCCESS]
+        found = [keys.SUCCESS, keys.MANIFEST, keys.ERRORS, *self._names(keys.PART_PREFIX, delimiter="/")]
         found += [
             name for name in self._names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)
         ]
@@ -281,18 +282,23 @@ class _GuardedBody:
 
     def read(self, amount: int | None = -1) -> bytes:
         """Like that of a file, with a read of its own for the last bytes."""
-        most = self._size - self._file.tell() - _LAST_BYTES
+        position = self._file.tell()
+        most = self._size - position - _LAST_BYTES
         if most > 0 and amount is not None and amount >= 0:
-            return self._file.read(min(amount, most))
-        data = self._file.read(-1 if amount is None else amount)
+            data = self._file.read(min(amount, most))
+            if position // _CONFIRM_BYTES == (position + len(data)) // _CONFIRM_BYTES:
+                return data
+        else:
+            data = self._file.read(-1 if amount is None else amount)
         try:
-            self._confirm()
+            self._confirm()  # a slow upload is no hang, and one that is not wanted any more ends
         except BaseException as error:
             self._refusal = error
             raise
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._refusal = None
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:

@@ -2,7 +2,7 @@
 
 The sum adds one hash per item, over all of its columns and over what shows that its file or object was
 replaced: size and time of change of a local file, else what the source itself says (`parts.VERSION_COLUMN`).
-Images that come with the items count by their length. No image is read.
+Images that come with the items are hashed; no other image is read.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def _columns(batch: pa.RecordBatch) -> Iterator[pa.Array]:
     """
     for name, values in zip(batch.schema.names, batch.columns, strict=True):
         if name == INLINE_COLUMN:
-            yield pc.cast(pc.binary_length(values), pa.string())
+            yield pa.array(
+                [None if one is None else _hash(one).hexdigest() for one in values.to_pylist()], pa.string()
+            )
         elif pa.types.is_string(values.type):
             yield values
         elif name != "item_index" and not pa.types.is_nested(values.type):

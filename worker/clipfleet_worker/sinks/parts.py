@@ -14,7 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
-from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.errors import (
+    OutputConflictError,
+    OutputDamagedError,
+    OutputUnavailableError,
+    OutputUnreachableError,
+)
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.part_files import PartFiles
@@ -114,8 +119,12 @@ class PartSink:
     def _replace_foreign(self, path: Path, name: str, identity: PartIdentity, confirm: Confirm) -> bool:
         """Put our part in the place of another job's; False if it is ours, or another one by now."""
         version = self._output.version(name)  # before it is looked at
-        if version is None or self._footer(identity) is not None or not self._is_ours():
+        if version is None or self._footer(identity) is not None:
             return False
+        if not self._is_ours():
+            raise OutputUnreachableError(
+                f"{self._output.uri} does not hold job {identity.job_id} any more: it was overwritten"
+            )
         log.warning(
             "%s/%s was written late for another job: it is replaced",
             self._output.uri,
