@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from clipfleet import keys
 from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.customers import Customers
 from ops.chaos.findings import Findings
@@ -46,11 +47,10 @@ class Observer:
 
     def wrong_changes(self) -> list[tuple[str, str]]:
         """See `ops.chaos.changes.wrong_changes`."""
-        jobs = {plan.job_id for plan in self._customers.plans}
-        # Nothing tells there whose a change was.
-        jobs -= {job_id.removesuffix(BEFORE) for job_id in self._customers.overwritten}
+        parts = {plan.job_id: plan.chunks for plan in self._customers.plans}
+        taken = {job_id.removesuffix(BEFORE) for job_id in self._customers.overwritten}
         changes = [*self._watcher.changes, *_in_store(self._front.done)]
-        return list(wrong_changes(change for change in changes if change.job_id in jobs))
+        return list(wrong_changes(changes, parts, taken))
 
     def has_found_something(self) -> bool:
         """Whether anything is wrong already; not all of it shows before the end of the run."""
@@ -63,8 +63,11 @@ class Observer:
 
 
 def _in_store(done: Iterable[Done]) -> Iterator[Change]:
+    has_job_file = set()
     for one in done:
-        _, job_id, *rest = one.request.path.split("/")
-        if len(rest) == 1:
-            act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
-            yield Change(job_id, rest[0], act, one.content, one.request.is_conditional)
+        _, job_id, name = (*one.request.path.split("/", 2), "")[:3]
+        act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
+        if name == keys.JOB_FILE and job_id not in has_job_file:
+            has_job_file.add(job_id)
+        elif name and (name == keys.JOB_FILE or "/" not in name):
+            yield Change(job_id, name, act, one.content, one.request.is_conditional)
