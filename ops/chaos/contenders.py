@@ -55,6 +55,11 @@ class Contender(Protocol):
         ...
 
     @property
+    def has_watched_outputs(self) -> bool:
+        """Whether it promises what becomes of the objects of an output meanwhile, see `ops.chaos.changes`."""
+        ...
+
+    @property
     def spared(self) -> frozenset[FaultKind]:
         """What cannot be done to it."""
         ...
@@ -76,6 +81,7 @@ class Clipfleet:
     """The real thing."""
 
     body = "clipfleet"
+    has_watched_outputs = True
     spared: frozenset[FaultKind] = frozenset()
 
     def service(self, setting: Setting) -> Callable[[], AbstractContextManager[Service]]:
@@ -130,6 +136,7 @@ class PlainAcks:
     """Celery alone, see `ops.chaos.plain_worker`."""
 
     body = "plain"
+    has_watched_outputs = False
     # It has no --overwrite, no ledger and no outputs of ours; without descriptors or memory it need not do.
     spared = frozenset(
         {

@@ -152,7 +152,7 @@ def run(
                 if is_enough()
                 else contender.world(system, sources, folder),
                 growing=[str(growth) for growth in grown if not growth.is_flat],
-                changes=observer.wrong_changes(),
+                changes=observer.wrong_changes() if contender.has_watched_outputs else (),
                 noticed=findings.found,
             )
     history.note("end")
