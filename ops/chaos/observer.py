@@ -10,6 +10,7 @@ from typing import Self
 
 from clipfleet import keys
 from ops.chaos.changes import Act, Change, wrong_changes
+from ops.chaos.checker import Kind, Violation
 from ops.chaos.customers import Customers
 from ops.chaos.findings import Findings
 from ops.chaos.watcher import FolderWatcher
@@ -17,6 +18,7 @@ from ops.chaos.workload import BEFORE
 from tests.support.s3_front import Done, S3Front
 
 _LOOK_SECONDS = 1.0  # between two looks at all changes
+_PATIENCE_SECONDS = 240.0  # who only wants to know whether anything is wrong waits no longer for a job
 
 
 class Observer:
@@ -59,6 +61,10 @@ class Observer:
         if time.monotonic() < self._looks_at:
             return False
         self._looks_at = time.monotonic() + _LOOK_SECONDS
+        self._findings.add(
+            Violation(Kind.NOT_FINISHED, job_id, f"is not over after {_PATIENCE_SECONDS:g} s")
+            for job_id in self._customers.waited_for(_PATIENCE_SECONDS)
+        )
         return bool(self.wrong_changes())
 
 
