@@ -7,7 +7,7 @@ write the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,25 +27,38 @@ class Change:
     """One change of one object."""
 
     job_id: str  # whose output it is in
-    name: str
+    name: str  # `keys.JOB_FILE` only where it replaced another job's
     act: Act
     content: str = ""  # hash of what appeared, where it is known
     is_conditional: bool = True  # the store was told what it may replace, or there was no need for that
 
 
-def wrong_changes(changes: Iterable[Change]) -> Iterator[tuple[str, str]]:
+def wrong_changes(
+    changes: Iterable[Change], parts: Mapping[str, int], taken: Collection[str] = ()
+) -> Iterator[tuple[str, str]]:
     """What should not have happened, as job and description.
 
     Args:
         changes: in the order in which they happened in each output.
+        parts: how many parts each job may write; the changes of all others are not looked at.
+        taken: those of them whose output another job had before. What happened there while it was that one's
+            is not looked at.
     """
     by_job: dict[str, list[Change]] = {}
     for change in changes:
         by_job.setdefault(change.job_id, []).append(change)
     for job_id, of_job in by_job.items():
-        changes = list(_without_equal_ones(of_job))
-        yield from ((job_id, words) for words in _of_parts(changes))
+        if job_id not in parts:
+            continue
+        changes = list(_without_equal_ones(_since_it_was_taken(of_job) if job_id in taken else of_job))
+        yield from ((job_id, words) for words in _of_parts(changes, parts[job_id]))
         yield from ((job_id, words) for words in _of_success(changes))
+
+
+def _since_it_was_taken(changes: Sequence[Change]) -> Sequence[Change]:
+    """What comes after the job file was replaced."""
+    taken_at = [number for number, change in enumerate(changes) if change.name == keys.JOB_FILE]
+    return changes[taken_at[-1] + 1 :] if taken_at else ()
 
 
 def _without_equal_ones(changes: Iterable[Change]) -> Iterator[Change]:
@@ -60,7 +73,7 @@ def _without_equal_ones(changes: Iterable[Change]) -> Iterator[Change]:
             yield change
 
 
-def _of_parts(changes: Iterable[Change]) -> Iterator[str]:
+def _of_parts(changes: Iterable[Change], parts: int) -> Iterator[str]:
     appeared: set[str] = set()  # in this generation
     told = set()
     for change in changes:
@@ -70,12 +83,18 @@ def _of_parts(changes: Iterable[Change]) -> Iterator[str]:
             continue
         if not change.is_conditional:
             told.add(f"{change.name} was put in place whatever was there")
+        if change.act is Act.APPEARED and _chunk_id(change.name) >= parts:
+            told.add(f"{change.name} appeared, of another job: this one has {parts} parts")
         if change.act is not Act.APPEARED:
             told.add(f"{change.name} {change.act}")
         elif change.name in appeared:
             told.add(f"{change.name} was put in place twice in one generation")
         appeared.add(change.name)
     yield from sorted(told)
+
+
+def _chunk_id(part_name: str) -> int:
+    return int(part_name.removeprefix(keys.PART_PREFIX).partition(".")[0])
 
 
 def _of_success(changes: Iterable[Change]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -106,6 +107,7 @@ class Customers:
         }
         self._overwritten: list[str] = []
         self._plans: dict[str, JobPlan] = {}
+        self._waiting_since: dict[str, float] = {}  # for the ends of which job, by `time.monotonic`
         self._failures: list[str] = []
         self._lock = threading.Lock()
         self._threads = [
@@ -161,6 +163,13 @@ class Customers:
         with self._lock:
             return list(self._failures)
 
+    def waited_for(self, seconds: float) -> list[str]:
+        """Jobs whose customer has waited longer than this, the job before in its output included."""
+        with self._lock:
+            return [
+                job_id for job_id, since in self._waiting_since.items() if time.monotonic() - since > seconds
+            ]
+
     def _come(self, number: int) -> None:
         with self._service() as service:
             while not self._closing.is_set():
@@ -178,6 +187,8 @@ class Customers:
 
     def _bring(self, service: Service, plan: JobPlan, overwrite: Overwrite | None) -> None:
         manifest = self.write_manifest(plan)
+        with self._lock:
+            self._waiting_since[plan.job_id] = time.monotonic()
         wish = Wish(
             plan,
             manifest,
@@ -186,6 +197,8 @@ class Customers:
             before=None if overwrite is None else self._before(plan, overwrite),
         )
         service.fulfil(wish, lambda: self._site.heal(plan.job_id))
+        with self._lock:
+            del self._waiting_since[plan.job_id]
 
     def _before(self, plan: JobPlan, how: Overwrite) -> Before:
         before = plan_before(plan, is_slow=how.after is OverwrittenAfter.CANCEL)

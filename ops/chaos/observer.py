@@ -8,7 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from clipfleet import keys
 from ops.chaos.changes import Act, Change, wrong_changes
+from ops.chaos.checker import Kind, Violation
 from ops.chaos.customers import Customers
 from ops.chaos.findings import Findings
 from ops.chaos.watcher import FolderWatcher
@@ -16,6 +18,7 @@ from ops.chaos.workload import BEFORE
 from tests.support.s3_front import Done, S3Front
 
 _LOOK_SECONDS = 1.0  # between two looks at all changes
+_PATIENCE_SECONDS = 240.0  # who only wants to know whether anything is wrong waits no longer for a job
 
 
 class Observer:
@@ -46,11 +49,10 @@ class Observer:
 
     def wrong_changes(self) -> list[tuple[str, str]]:
         """See `ops.chaos.changes.wrong_changes`."""
-        jobs = {plan.job_id for plan in self._customers.plans}
-        # Nothing tells there whose a change was.
-        jobs -= {job_id.removesuffix(BEFORE) for job_id in self._customers.overwritten}
+        parts = {plan.job_id: plan.chunks for plan in self._customers.plans}
+        taken = {job_id.removesuffix(BEFORE) for job_id in self._customers.overwritten}
         changes = [*self._watcher.changes, *_in_store(self._front.done)]
-        return list(wrong_changes(change for change in changes if change.job_id in jobs))
+        return list(wrong_changes(changes, parts, taken))
 
     def has_found_something(self) -> bool:
         """Whether anything is wrong already; not all of it shows before the end of the run."""
@@ -59,12 +61,19 @@ class Observer:
         if time.monotonic() < self._looks_at:
             return False
         self._looks_at = time.monotonic() + _LOOK_SECONDS
+        self._findings.add(
+            Violation(Kind.NOT_FINISHED, job_id, f"is not over after {_PATIENCE_SECONDS:g} s")
+            for job_id in self._customers.waited_for(_PATIENCE_SECONDS)
+        )
         return bool(self.wrong_changes())
 
 
 def _in_store(done: Iterable[Done]) -> Iterator[Change]:
+    has_job_file = set()
     for one in done:
-        _, job_id, *rest = one.request.path.split("/")
-        if len(rest) == 1:
-            act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
-            yield Change(job_id, rest[0], act, one.content, one.request.is_conditional)
+        _, job_id, name = (*one.request.path.split("/", 2), "")[:3]
+        act = Act.APPEARED if one.request.method == "PUT" else Act.REMOVED
+        if name == keys.JOB_FILE and job_id not in has_job_file:
+            has_job_file.add(job_id)
+        elif name and (name == keys.JOB_FILE or "/" not in name):
+            yield Change(job_id, name, act, one.content, one.request.is_conditional)

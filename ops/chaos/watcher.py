@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from clipfleet import keys
 from ops.chaos.changes import Act, Change
 
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200  # of <sys/inotify.h>
@@ -27,6 +28,8 @@ _POLL_MILLISECONDS = 50
 class FolderWatcher:
     """Notes what becomes of the objects of all outputs below a folder. A context manager.
 
+    Of a job file it notes that it came in the place of another one.
+
     Args:
         folder: a new folder in it is the output of the job of this name.
     """
@@ -36,6 +39,7 @@ class FolderWatcher:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = -1
         self._jobs: dict[int, str] = {}  # by watch; the folder itself is ""
+        self._internal: dict[int, str] = {}  # likewise: where only another job's file is looked for
         self._changes: list[Change] = []
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -56,8 +60,9 @@ class FolderWatcher:
 
     @property
     def watched(self) -> set[str]:
-        """Jobs whose output is watched by now."""
-        return {job_id for job_id in self._jobs.copy().values() if job_id}
+        """Folders of outputs that are watched by now, below that of all."""
+        internal = {f"{job_id}/{keys.INTERNAL}" for job_id in self._internal.copy().values()}
+        return internal.union(filter(None, self._jobs.copy().values()))
 
     @property
     def changes(self) -> list[Change]:
@@ -66,9 +71,15 @@ class FolderWatcher:
             return list(self._changes)
 
     def _watch(self, folder: Path, job_id: str) -> None:
-        mask = _CREATE if not job_id else sum(_ACTS)
-        watch = self._checked(self._libc.inotify_add_watch(self._inotify, os.fsencode(folder), mask))
-        self._jobs[watch] = job_id
+        self._jobs[self._add_watch(folder, sum(_ACTS) if job_id else _CREATE)] = job_id
+        if job_id and (folder / keys.INTERNAL).is_dir():
+            self._watch_internal(folder / keys.INTERNAL, job_id)
+
+    def _watch_internal(self, folder: Path, job_id: str) -> None:
+        self._internal[self._add_watch(folder, _MOVED_TO)] = job_id
+
+    def _add_watch(self, folder: Path, mask: int) -> int:
+        return self._checked(self._libc.inotify_add_watch(self._inotify, os.fsencode(folder), mask))
 
     @staticmethod
     def _checked(answer: int) -> int:
@@ -87,17 +98,26 @@ class FolderWatcher:
     def _take(self, watch: int, mask: int, name: str) -> None:
         if mask & _OVERFLOW:
             raise RuntimeError("the kernel has dropped events: fs.inotify.max_queued_events is too low")
+        if watch in self._internal:
+            if f"{keys.INTERNAL}/{name}" == keys.JOB_FILE:
+                self._note(Change(self._internal[watch], keys.JOB_FILE, Act.APPEARED))
+            return
         job_id = self._jobs.get(watch)
         if job_id is None:
             return
         if mask & _IS_FOLDER:
             if not job_id:
                 self._watch(self._folder / name, name)
+            elif name == keys.INTERNAL:
+                self._watch_internal(self._folder / job_id / name, job_id)
             return
         acts = [act for bit, act in _ACTS.items() if mask & bit]
         if job_id and acts:
-            with self._lock:
-                self._changes.append(Change(job_id, name, acts[0]))
+            self._note(Change(job_id, name, acts[0]))
+
+    def _note(self, change: Change) -> None:
+        with self._lock:
+            self._changes.append(change)
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, str]]:

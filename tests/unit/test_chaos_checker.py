@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from clipfleet import keys
 from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.checker import (
     Attempts,
@@ -254,6 +255,7 @@ def test_a_bystander_may_end_once_or_not_at_all() -> None:
 
 APPEARED, MODIFIED, REMOVED = Act.APPEARED, Act.MODIFIED, Act.REMOVED
 PART, OTHER, MANIFEST, SUCCESS = "part-00000000.jsonl", "part-00000001.jsonl", "_manifest.json", "_SUCCESS"
+LATE = "part-00000002.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ PART, OTHER, MANIFEST, SUCCESS = "part-00000000.jsonl", "part-00000001.jsonl", "
 def test_what_must_not_become_of_an_output_is_found(acts: list[tuple[str, Act]], words: list[str]) -> None:
     changes = [Change("a", name, act) for name, act in acts]
 
-    assert list(wrong_changes(changes)) == [("a", word) for word in words]
+    assert list(wrong_changes(changes, {"a": 2})) == [("a", word) for word in words]
 
 
 def test_a_store_may_let_a_retry_put_equal_parts_over_each_other() -> None:
@@ -294,15 +296,15 @@ def test_a_store_may_let_a_retry_put_equal_parts_over_each_other() -> None:
     begun = [first, Change("a", MANIFEST, APPEARED), success, Change("a", SUCCESS, REMOVED), retried]
     ended = [*begun, Change("a", MANIFEST, APPEARED), success]
 
-    assert not list(wrong_changes([*ended, retried]))
-    assert list(wrong_changes([*ended, first]))  # by a worker of the generation before
-    assert list(wrong_changes([first, first]))  # no retry
+    assert not list(wrong_changes([*ended, retried], {"a": 2}))
+    assert list(wrong_changes([*ended, first], {"a": 2}))  # by a worker of the generation before
+    assert list(wrong_changes([first, first], {"a": 2}))  # no retry
 
 
 def test_a_part_that_was_put_whatever_was_there_is_found() -> None:
     careless = Change("a", PART, APPEARED, "0", is_conditional=False)
 
-    assert list(wrong_changes([careless])) == [("a", f"{PART} was put in place whatever was there")]
+    assert list(wrong_changes([careless], {"a": 2})) == [("a", f"{PART} was put in place whatever was there")]
 
 
 def test_the_job_before_has_more_parts_and_other_items() -> None:
@@ -443,3 +445,19 @@ def test_a_history_is_read_back_without_its_torn_last_line(tmp_path: Path) -> No
     assert [event["what"] for event in events] == ["fault", "worker_ended"]
     assert events[1] == {"at_seconds": round(at_seconds, 4), "what": "worker_ended", "slot": 2, "code": -9}
     assert json.dumps(events[0])
+
+
+def test_a_part_of_the_job_before_is_found_in_an_output_that_was_taken() -> None:
+    before = [Change("a", name, APPEARED) for name in (PART, OTHER, LATE)]
+    cleared = [Change("a", name, REMOVED) for name in (PART, OTHER, LATE)]
+    taken = [*before, *cleared, Change("a", keys.JOB_FILE, APPEARED)]
+
+    def words_of(*after: Change) -> list[str]:
+        return [words for _, words in wrong_changes([*taken, *after], {"a": 2}, {"a"})]
+
+    assert not words_of(Change("a", PART, APPEARED))
+    assert words_of(Change("a", LATE, APPEARED)) == [f"{LATE} appeared, of another job: this one has 2 parts"]
+    assert words_of(Change("a", LATE, REMOVED)) == [f"{LATE} was removed"]
+    assert words_of(*[Change("a", PART, APPEARED)] * 2)
+    assert not list(wrong_changes([*before, *cleared], {"a": 2}, {"a"}))  # not taken yet
+    assert not list(wrong_changes(before, {}))

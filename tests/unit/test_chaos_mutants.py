@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,8 @@ def test_what_it_makes_of_a_file_is_still_python(mutant: Mutant, tmp_path: Path)
         assert (tmp_path / name).read_text() != (ROOT / name).read_text()
         if name.endswith(".py"):
             ast.parse((tmp_path / name).read_text())
+    unknown_names = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", str(tmp_path)]
+    subprocess.run(unknown_names, check=True)
 
 
 def test_a_copy_of_the_product_has_the_fault(tmp_path: Path) -> None:

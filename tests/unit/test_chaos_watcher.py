@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clipfleet import keys
 from clipfleet.outputs.folder import FolderOutput
 from ops.chaos.changes import Act, Change
 from ops.chaos.watcher import FolderWatcher
@@ -61,3 +62,16 @@ def test_what_is_removed_is_seen(output: FolderOutput, watcher: FolderWatcher) -
     output.remove("_SUCCESS")
 
     has_seen(watcher, Act.APPEARED, Act.REMOVED, name="_SUCCESS")
+
+
+def test_a_job_file_is_seen_that_replaces_another_one(output: FolderOutput, watcher: FolderWatcher) -> None:
+    output.create(keys.JOB_FILE, b"before")
+    version = output.version(keys.JOB_FILE)
+    assert version
+    wait_until(lambda: watcher.watched == {"job", "job/_clipfleet"}, "the folder of the job file is watched")
+
+    with output.scratch() as path:
+        path.write_bytes(b"after")
+        assert output.replace_if(path, keys.JOB_FILE, version)
+
+    has_seen(watcher, Act.APPEARED, name=keys.JOB_FILE)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich import box
@@ -47,6 +47,7 @@ class Result:
     seed: int
     caught_by: str  # the first violation; empty: none
     seconds: float
+    was_stopped: bool = False  # at the limit, before it had found anything
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(escape(str(error)))
         return 1
     known = {result.name: result for result in _known(options)} if options.resume else {}
-    if not options.only and (wrong := _chaos_of(None, options)):
-        console.print(f"Without any of them, too, something is wrong: {escape(wrong)}")
+    if not options.only and (wrong := _chaos_of(None, options)) != "":
+        console.print(
+            f"Without any of them, too, something is wrong: {escape(wrong or 'the run had to be stopped')}"
+        )
         return 1
     results = []
     for number, mutant in enumerate(mutants, 1):
@@ -77,16 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _try(mutant: Mutant, options: argparse.Namespace) -> Result:
     began = time.monotonic()
-    caught_by = _chaos_of(mutant, options)
-    result = Result(mutant.name, options.scale, options.seed, caught_by, round(time.monotonic() - began, 1))
+    found = _chaos_of(mutant, options)
+    seconds = round(time.monotonic() - began, 1)
+    result = Result(mutant.name, options.scale, options.seed, found or "", seconds, was_stopped=found is None)
     _RESULTS.parent.mkdir(exist_ok=True)
     with _RESULTS.open("a") as file:
         file.write(f"{json.dumps(asdict(result))}\n")
     return result
 
 
-def _chaos_of(mutant: Mutant | None, options: argparse.Namespace) -> str:
-    """The first violation of a run with a mutant, or with the product as it is; empty: there was none."""
+def _chaos_of(mutant: Mutant | None, options: argparse.Namespace) -> str | None:
+    """The first violation of a run with a mutant, or with the product as it is; empty: there was none.
+
+    None: the run had to be stopped. That tells of this machine as much as of a mutant, so nothing was caught.
+    """
     with tempfile.TemporaryDirectory(prefix="clipfleet-mutant-") as name:
         folder = Path(name)
         copy_product(folder, mutant)
@@ -94,7 +101,7 @@ def _chaos_of(mutant: Mutant | None, options: argparse.Namespace) -> str:
         return _chaos(folder, os.pathsep.join(filter(None, paths)), options)
 
 
-def _chaos(folder: Path, python_path: str, options: argparse.Namespace) -> str:
+def _chaos(folder: Path, python_path: str, options: argparse.Namespace) -> str | None:
     """Likewise of a run with the product in a folder."""
     runs = folder / "runs"
     runs.mkdir()
@@ -113,7 +120,7 @@ def _chaos(folder: Path, python_path: str, options: argparse.Namespace) -> str:
             timeout=options.limit_seconds,
         )
     except subprocess.TimeoutExpired:
-        return f"no end within {options.limit_seconds:g} s"
+        return None
     lines = result.stdout.splitlines()
     found = next((line for line in lines if line.startswith(CAUGHT_PREFIX)), "")
     if result.returncode == 0:
@@ -130,7 +137,12 @@ def _known(options: argparse.Namespace) -> Iterator[Result]:
 
 
 def _line(result: Result) -> str:
-    return f"{result.name}: {escape(result.caught_by) or '[red]not caught[/]'} ({result.seconds:.0f} s)"
+    return f"{result.name}: {_what_came(result)} ({result.seconds:.0f} s)"
+
+
+def _what_came(result: Result) -> str:
+    missed = "[red]stopped, not caught[/]" if result.was_stopped else "[red]not caught[/]"
+    return escape(result.caught_by) or missed
 
 
 def _table(mutants: Sequence[Mutant], results: Sequence[Result]) -> Table:
@@ -140,7 +152,7 @@ def _table(mutants: Sequence[Mutant], results: Sequence[Result]) -> Table:
     table.add_column("caught by")
     table.add_column("s", justify="right")
     for mutant, result in zip(mutants, results, strict=True):
-        caught_by = escape(result.caught_by[:120]) or "[red]not caught[/]"
+        caught_by = _what_came(replace(result, caught_by=result.caught_by[:120]))
         table.add_row(mutant.name, escape(mutant.breaks), caught_by, f"{result.seconds:.0f}")
     return table
 
@@ -155,7 +167,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED") or 1))
     parser.add_argument("--without", nargs="+", default=(), metavar="FAULT", help="as of `ops.chaos.run`")
     parser.add_argument("--resume", action="store_true", help="leave out what has a result already")
-    parser.add_argument("--limit-seconds", type=float, default=600.0, help="of one run; more is no end")
+    parser.add_argument(
+        "--limit-seconds",
+        type=float,
+        default=600.0,
+        help="of one run; a longer one caught nothing",
+    )
     parser.add_argument("--wanted-share", type=float, default=0.5, help="of the mutants, else exit code 1")
     return parser.parse_args(arguments)
 
