@@ -33,7 +33,7 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
     Raises:
         UsageError: the URL cannot be used.
     """
-    # No health checks: each has retries of its own, which multiply those of the command before a silent server.
+    # No health checks: each has retries of its own, which multiply those of a command to a silent server.
     options: dict[str, Any] = {
         "decode_responses": decode,
         "encoding_errors": "surrogateescape",  # a stranger's bytes must not end the call that comes upon them
