@@ -110,6 +110,8 @@ class FinishLease(HeldLease):
         self._bench = bench
 
     def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+        if stage != "finish":
+            return
         self._bench.alive.append((stage, limit_seconds))
         if len(self._bench.alive) > self._bench.parts_until_interrupted:
             raise ChunkInterrupted("the worker leaves")
@@ -351,7 +353,7 @@ class TestRepeating:
     ) -> None:
         bench = Bench(folder)
         finishing = make_status(state=JobState.FINISHING, chunks=2)
-        bench.ledger.later = [finishing] * 4 + [make_status(chunks=2, **later)]
+        bench.ledger.later = [finishing] * 5 + [make_status(chunks=2, **later)]
         bench.ledger.word = "stale"
 
         assert bench.finish() == "stale"

@@ -129,7 +129,7 @@ class TestObjects:
     def test_clearing_stops_where_it_is_no_longer_wanted(self, output: FolderOutput) -> None:
         for chunk in range(3):
             output.create(keys.part(chunk), b"x")
-        left = [2]
+        left = [5]  # three objects that are not there, and two parts
 
         def confirm() -> None:
             left[0] -= 1

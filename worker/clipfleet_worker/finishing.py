@@ -75,7 +75,7 @@ class Finisher:
 
         def confirm() -> None:
             lease.confirm()
-            lease.enter("finish", _PART_LIMIT_SECONDS)  # then a million parts may have to be listed
+            lease.enter("write", _PART_LIMIT_SECONDS)  # then a million parts may have to be listed
 
         status = self._still_finishing(claim)
         parts = self._write_errors(claim, context, status.chunks, versions[keys.ERRORS], confirm, lease)
