@@ -106,11 +106,13 @@ local function full_quota(most_items, most_bytes, more_items)
   if most_items == 0 and most_bytes == 0 then return nil end
   local items, bytes = more_items, 0
   for _, job in ipairs(redis.call('ZRANGE', COUNTED, 0, -1)) do
-    local facts = redis.pcall('HMGET', job_key(job), 'state', 'staged_items', 'ok', 'failed')
+    local facts = redis.pcall('HMGET', job_key(job), 'state', 'staged_items', 'ok', 'failed', 'staged_chunks', 'chunk_size')
     if not facts[1] then
       redis.call('ZREM', COUNTED, job)  -- expired, or no job
     elseif not is_final(facts[1]) and is_count(facts[2]) and is_count(facts[3]) and is_count(facts[4]) then
-      items = items + facts[2] - facts[3] - facts[4]
+      -- Not more than its chunks can hold, whatever was planted in one of these.
+      local most = (tonumber(facts[5] or '') or 0) * (tonumber(facts[6] or '') or 0)
+      items = items + math.max(0, math.min(facts[2] - facts[3] - facts[4], most))
     end
     if most_bytes > 0 then
       bytes = bytes + (redis.call('MEMORY', 'USAGE', job_key(job, ITEMS), 'SAMPLES', 0) or 0)
