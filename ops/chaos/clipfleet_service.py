@@ -22,7 +22,7 @@ from ops.chaos import survey
 from ops.chaos.customers import Before, Wish
 from ops.chaos.findings import Findings, Inspector
 from ops.chaos.history import History
-from ops.chaos.servers import LEASE_SECONDS
+from ops.chaos.servers import LEASE_SECONDS, WRITE_LIMIT_SECONDS
 from ops.chaos.workload import LABELS, JobPlan, OutputKind, OverwrittenAfter, plan_job
 
 Answer = TypeVar("Answer")
@@ -54,7 +54,11 @@ class ClipfleetService:
             inspector: looks at each job when it has ended.
             findings: is told what it found.
         """
-        self._client = Client(Settings(redis_url=redis_url, lease_seconds=LEASE_SECONDS))
+        self._client = Client(
+            Settings(
+                redis_url=redis_url, lease_seconds=LEASE_SECONDS, write_limit_seconds=WRITE_LIMIT_SECONDS
+            )
+        )
         self._environment = dict(environment)
         self._history = history
         self._log = log

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEASE_SECONDS = 3.0
 RECONCILE_SECONDS = 0.5
 DRAIN_SECONDS = 5.0
+WRITE_LIMIT_SECONDS = 12.0  # longer than a worker sleeps within a write
 RUN_MARK = "CHAOS_RUN"  # environment variable that all processes of a run have
 
 
@@ -200,6 +201,7 @@ class Servers:
             "CLIPFLEET_LEASE_SECONDS": str(LEASE_SECONDS),
             "CLIPFLEET_RECONCILE_SECONDS": str(RECONCILE_SECONDS),
             "CLIPFLEET_DRAIN_SECONDS": str(DRAIN_SECONDS),
+            "CLIPFLEET_WRITE_LIMIT_SECONDS": str(WRITE_LIMIT_SECONDS),
             "CLIPFLEET_DECODE_THREADS": "2",
             "CLIPFLEET_HOST_CONNECTIONS": "128",
             RUN_MARK: str(self._folder),
