@@ -25,7 +25,7 @@ from tests.support.pictures import write_pictures
 
 pytestmark = pytest.mark.figures
 
-TIMES = int(os.environ.get("OVERWRITES", "8"))
+TIMES = int(os.environ.get("OVERWRITES", "4"))
 SEED = int(os.environ.get("OVERWRITES_SEED", "1"))
 LEASE_SECONDS, WRITE_LIMIT_SECONDS = 1.0, 2.0
 
