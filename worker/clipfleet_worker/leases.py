@@ -252,6 +252,7 @@ class LeaseKeeper:
         self._write_limit_seconds = write_limit_seconds
         self._clock = clock  # for the leases: they end while we are paused
         self._last_early_end: str | None = None
+        self._has_just_changed = False
         self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
         self._lease_seconds = lease_seconds
@@ -335,14 +336,16 @@ class LeaseKeeper:
                 pause_seconds = period_seconds if self.renew_all() else self._lease_seconds / _TRIES_PER_LEASE
 
     def _has_ended_early(self) -> bool:
-        """Whether some job was cancelled, or failed, since the last look."""
-        if not self._held:
-            return False
+        """Whether some job was cancelled, or failed, since the last look but one.
+
+        A chunk that was claimed right before the end may not be held yet at the first look after it.
+        """
         try:
             before, self._last_early_end = self._last_early_end, self._ledger.last_early_end()
         except RedisUnavailableError:
             return False
-        return before != self._last_early_end
+        had_changed, self._has_just_changed = self._has_just_changed, before != self._last_early_end
+        return had_changed or self._has_just_changed
 
     def renew_all(self) -> bool:
         """Renew once; called by the thread. False if the ledger could not be told."""
