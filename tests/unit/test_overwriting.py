@@ -194,9 +194,9 @@ class TestTakingOver:
         self, bench: Bench
     ) -> None:
         submit = bench.submit(job=bench.job("before").model_copy(update={"top_k": 3}))
+        bench.ledger.state = None
         with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
             submit.is_due(is_wanted=False)
-        bench.ledger.state = None
 
         assert submit.is_due(is_wanted=True)
         submit.run()

@@ -449,7 +449,7 @@ class TestReading:
             first = pool.submit(reader.read_chunk, 0, 4, 0)
             assert there.wait(30)
 
-            with pytest.raises(OutputUnavailableError, match="no answer to whoever reads it now"):
+            with pytest.raises(OutputUnavailableError, match="timed out behind another reader"):
                 reader.read_chunk(0, 4, 1)
             reader.close_unless_busy()
 
