@@ -125,8 +125,11 @@ class RedisStore:
         """Schema of a job's rows, without `embedding`; None if there is no row yet."""
         with damage_of(job_id), redis_errors(self._url):
             text: Any = self._redis.hget(keys.job(job_id), "row_schema")
-        with damage_of(job_id):  # pyarrow's errors are `ValueError`s, or of its input
-            return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
+        with damage_of(job_id):
+            try:
+                return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
+            except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are no schema
+                raise ValueError(str(error)) from None
 
     def has_rows(self, job_id: str) -> bool:
         """Whether a job has rows here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 
 import pytest
@@ -18,6 +19,7 @@ from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
 from clipfleet.ledger import Claim, Draft, Ledger
 from clipfleet.ledger_values import WorkerFacts
+from clipfleet.redis_store import RedisStore
 from clipfleet_worker.announcer import Announcer
 from tests.support.ledger import MODEL, add_job, claim, complete, let_leases_expire, make_job, work_off
 from tests.support.planting import (
@@ -421,6 +423,13 @@ def test_lost_announcements_are_made_anew_unless_they_were_sent(
 
     assert not announcer.announce()
     assert redis_client.llen("celery") == 2
+
+
+@pytest.mark.parametrize("text", ["x", "x" * 400, "////" * 100, ""])
+def test_a_planted_schema_of_rows_is_told_of(redis_url: str, redis_client: redis.Redis, text: str) -> None:
+    redis_client.hset(keys.job("job"), "row_schema", text)
+    with closing(RedisStore(redis_url)) as store, pytest.raises(JobUnreadableError, match="job 'job'"):
+        store.schema("job")
 
 
 # --- the battery: every situation, every key of another kind, every field and value ---
