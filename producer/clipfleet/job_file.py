@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -127,12 +128,19 @@ def put_if(
     output: Output, name: str, data: bytes, version: str | None, *, confirm: Confirm = unconditionally
 ) -> bool:
     """Likewise for bytes. For `confirm` see `Output`."""
-    if version is None:
-        return output.create(name, data, confirm=confirm)
     with output.scratch() as path:
         with output_errors(path):
             path.write_bytes(data)
-        return output.replace_if(path, name, version, confirm=confirm)
+        return put_file_if(output, path, name, version, confirm=confirm)
+
+
+def put_file_if(
+    output: Output, scratch: Path, name: str, version: str | None, *, confirm: Confirm = unconditionally
+) -> bool:
+    """Likewise for a finished scratch file of the output."""
+    if version is None:
+        return output.publish(scratch, name, confirm=confirm)
+    return output.replace_if(scratch, name, version, confirm=confirm)
 
 
 def _refused(output: Output, name: str) -> OutputUnavailableError:

@@ -164,8 +164,8 @@ class Ledger:
     ) -> None:
         """End a job because no rows can be written. Idempotent.
 
-        If a `holder` of one of its chunks says so, the job ends only while that claim is held: whoever has
-        the chunk now may come through.
+        With a `holder`, the job ends only while that claim is held: otherwise the current owner of the chunk
+        may still succeed.
         """
         who: tuple[int | str, ...] = ()
         if holder is not None:
@@ -391,7 +391,7 @@ class Ledger:
         return [str(word) for word in self._run("renew", int(lease_seconds * 1000), *flat)]
 
     def last_early_end(self) -> str:
-        """Another text whenever a job was cancelled or has failed; cheap enough to ask every second."""
+        """A text that changes whenever a job is cancelled or fails; cheap enough to poll every second."""
         with redis_errors(self._url):
             return str(self._redis.get(keys.EARLY_END))
 

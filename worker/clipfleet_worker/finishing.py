@@ -19,7 +19,7 @@ from clipfleet import keys
 from clipfleet.contract import Job, JobState
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
-from clipfleet.job_file import put_if
+from clipfleet.job_file import put_file_if, put_if
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import Confirm, output_errors
@@ -152,10 +152,7 @@ class Finisher:
                     file.writelines(map(json_line, errors))
                     parts.append(part)
             self._still_finishing(claim)
-            if version is None:
-                is_written = context.output.publish(path, keys.ERRORS, confirm=confirm)
-            else:
-                is_written = context.output.replace_if(path, keys.ERRORS, version, confirm=confirm)
+            is_written = put_file_if(context.output, path, keys.ERRORS, version, confirm=confirm)
         if not is_written:
             raise _overtaken(context, keys.ERRORS)
         return parts

@@ -58,10 +58,10 @@ local function take_back(job, chunk)
   if not checked[job] then check(job) end
   checked[job] = true
   if not state or is_final(state) or state == 'finishing' then return false end
-  if not redis.call('HGET', job_key(job, OWNERS), chunk) then return false end
-  mended[job] = true
   local token = redis.call('HGET', job_key(job, OWNERS), chunk)
-  if token then note_writer(job, token, now) end
+  if not token then return false end
+  mended[job] = true
+  note_writer(job, token, now)
   local times = count_trouble(job, chunk, 'losses')
   -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
   give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))

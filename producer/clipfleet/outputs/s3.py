@@ -270,8 +270,8 @@ class S3Output:
 class _GuardedBody:
     """The bytes of an object; the last ones leave only if `confirm` lets them, however often they are sent.
 
-    A request takes its time (a connection, a server that is to say that it goes on, all the other bytes), and
-    a store makes no object of one that breaks off. So the look at the lease stands before the last bytes.
+    A request takes time (a connection, the answer `100 Continue`, the bytes before), and a store makes no
+    object of one that breaks off. So the lease is checked immediately before the last bytes.
     """
 
     def __init__(self, file: BinaryIO, confirm: Confirm) -> None:
