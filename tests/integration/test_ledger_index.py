@@ -116,8 +116,12 @@ class TestClock:
         yield
 
     def put_clock_back(self, client: redis.Redis) -> None:
-        due = [keys.job(str(name), keys.DUE) for name in client.zrange(keys.JOBS, 0, -1)]
-        for key in (keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.ANNOUNCEMENTS, keys.WORKERS, *due):
+        of_jobs = [
+            keys.job(str(name), suffix)
+            for name in client.zrange(keys.JOBS, 0, -1)
+            for suffix in (keys.DUE, keys.WRITERS)
+        ]
+        for key in (keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.ANNOUNCEMENTS, keys.WORKERS, *of_jobs):
             for name, mark in client.zrange(key, 0, -1, withscores=True):
                 client.zadd(key, {name: mark + JUMP_MS})
         client.incrby(keys.RECONCILED, JUMP_MS)
@@ -164,6 +168,21 @@ class TestClock:
         assert self.left_seconds(redis_client, keys.job("due", keys.DUE)) == pytest.approx([20], abs=5)
         for key in (keys.FINISHING, keys.SWEEPS, keys.ANNOUNCEMENTS):
             assert max(self.left_seconds(redis_client, key)) <= 35, key
+
+    def test_an_overwrite_waits_no_longer_than_it_had_to(
+        self, ledger: Ledger, redis_client: redis.Redis
+    ) -> None:
+        add_job(ledger, "ended", chunks=2)
+        for lease_seconds in (30, 300):
+            assert ledger.claim(new_token(), lease_seconds, LANES, [MODEL])
+        ledger.cancel("ended", ttl_seconds=600)
+        self.put_clock_back(redis_client)
+
+        ledger.reconcile(lease_seconds=30)
+
+        assert self.left_seconds(redis_client, keys.job("ended", keys.WRITERS)) == pytest.approx(
+            [30, 300], abs=5
+        )
 
     def test_a_worker_that_has_died_is_heard_of_no_longer_than_ever(
         self, ledger: Ledger, redis_client: redis.Redis

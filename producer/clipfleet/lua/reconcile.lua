@@ -37,8 +37,9 @@ end
 if silence < 0 then
   for _, key in ipairs({LEASES, FINISHING, ANNOUNCEMENTS}) do put_back(key, now + lease_ms, -silence, now + lease_ms) end
   put_back(SWEEPS, now + SWEEP_AGAIN_MS, -silence, now)
-  for _, job in ipairs(redis.call('ZRANGE', COUNTED, 0, -1)) do
+  for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, -1)) do
     found_of(job, function() put_back(job_key(job, DUE), now, -silence, now) end)
+    found_of(job, function() put_back(job_key(job, WRITERS), now + lease_ms, -silence, now + lease_ms) end)
   end
   redis.call('UNLINK', BACKLOG)
 end
