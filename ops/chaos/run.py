@@ -217,7 +217,8 @@ def _break(
     system.history.note("customers_close")
     remarks = [f"{unreached} crash points were not reached"] if unreached else []
     if not nemesis.wait_for(lambda: system.customers.are_done, end_seconds):
-        remarks.append(f"jobs still run {end_seconds:g} s after the last fault")
+        waiting = ", ".join(system.customers.waited_for(end_seconds))
+        remarks.append(f"jobs still run {end_seconds:g} s after the last fault; waited for it: {waiting}")
     return [*remarks, *(f"soak: {growth}" for growth in grown)], grown
 
 
