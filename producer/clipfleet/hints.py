@@ -6,11 +6,12 @@ Used by producers and workers alike; knows Celery, but not what a worker does wi
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery import Celery
-from kombu.exceptions import KombuError
+from kombu.exceptions import KombuError, OperationalError
 
 from clipfleet import keys
 from clipfleet.errors import UsageError
@@ -23,6 +24,11 @@ MAX_HINTS = 64  # per job, whatever its size: every successful claim publishes t
 
 # What publishing may raise: of RabbitMQ's refusals kombu passes on most as they are.
 BROKER_ERRORS = (KombuError, AMQPError, OSError)
+
+_PUBLISH_PAUSES_SECONDS = (0.2, 0.4, 0.6)  # before each further try
+
+# How often, and after which pauses, kombu connects before it gives up on a broker: else for 4 s each time.
+_CONNECT_RETRIES: dict[str, Any] = {"max_retries": 1, "interval_start": 0.2}
 
 # Every value answers a measured fault of Celery on Redis.
 REDIS_TRANSPORT_OPTIONS: dict[str, Any] = {
@@ -52,13 +58,12 @@ def make_app(broker_url: str) -> Celery:
     is_redis = broker_url.startswith(("redis", "sentinel"))
     app = Celery("clipfleet", broker=broker.url, set_as_current=False)
     app.conf.update(
-        broker_transport_options=REDIS_TRANSPORT_OPTIONS | broker.transport_options if is_redis else {},
+        broker_transport_options=_CONNECT_RETRIES
+        | (REDIS_TRANSPORT_OPTIONS | broker.transport_options if is_redis else {}),
         broker_use_ssl=broker.use_ssl,
         broker_pool_limit=4,
         broker_pool_acquire_timeout=10,  # raise instead of blocking for ever
         broker_connection_timeout=4,
-        task_publish_retry=True,
-        task_publish_retry_policy={"max_retries": 3, "interval_start": 0.2, "interval_step": 0.2},
         task_default_queue=keys.QUEUE,
         task_serializer="json",
         accept_content=["json"],
@@ -68,6 +73,32 @@ def make_app(broker_url: str) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def send_task(app: Celery, name: str, **options: Any) -> None:
+    """Send a Celery task; where the connection is lost meanwhile, again by a new one.
+
+    Celery's own retry cannot: where the connection is lost while kombu declares the queue, kombu makes a new
+    one for the declaration, and then sends by a channel of the old one, which is an AttributeError.
+
+    Args:
+        app: of `make_app`.
+        name: of the task.
+        options: of `Celery.send_task`.
+
+    Raises:
+        BROKER_ERRORS: the broker is away, or refuses.
+    """
+    for pause_seconds in (*_PUBLISH_PAUSES_SECONDS, None):
+        with app.producer_or_acquire() as producer:
+            try:
+                app.send_task(name, producer=producer, retry=False, **options)
+                return
+            except (OperationalError, OSError):
+                if pause_seconds is None:
+                    raise
+                producer.connection.collect()
+        time.sleep(pause_seconds)
 
 
 class Hints:
@@ -87,9 +118,8 @@ class Hints:
 
     def _publish(self, task: str, count: int) -> None:
         try:
-            with self._app.producer_or_acquire() as producer:
-                for _ in range(count):
-                    self._app.send_task(task, producer=producer, argsrepr="-", kwargsrepr="-")
+            for _ in range(count):
+                send_task(self._app, task, argsrepr="-", kwargsrepr="-")
         except BROKER_ERRORS as error:
             log.warning(
                 "hint not published on %s: %s", self._where, error, extra={"action": "hint_not_published"}

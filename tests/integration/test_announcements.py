@@ -153,7 +153,6 @@ def test_a_broker_that_is_away_costs_no_announcement(
     submit(ledger)
     finish(ledger)
     away = make_app("redis://127.0.0.1:1/0")
-    away.conf.update(task_publish_retry=False)
     assert not Announcer(announcements, away).announce()
     away.close()
     assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1

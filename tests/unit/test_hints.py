@@ -19,21 +19,28 @@ URL = "redis://:s3cret@broker:6379/1"
 
 
 class FakeApp:
-    """Notes what is sent; may fail when a producer is asked for, or when something is sent."""
+    """Notes what is sent; may fail when a producer is asked for, or when something is sent.
+
+    It is its own producer, and that one's connection.
+    """
 
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.acquire_error: Exception | None = None
         self.send_error: Exception | None = None
+        self.connection = self
 
     @contextmanager
-    def producer_or_acquire(self) -> Iterator[str]:
+    def producer_or_acquire(self) -> Iterator[FakeApp]:
         if self.acquire_error is not None:
             raise self.acquire_error
-        yield "producer"
+        yield self
 
-    def send_task(self, name: str, *, producer: str, **_: Any) -> None:
-        assert producer == "producer"
+    def collect(self) -> None:
+        pass
+
+    def send_task(self, name: str, *, producer: FakeApp, **_: Any) -> None:
+        assert producer is self
         if self.send_error is not None:
             raise self.send_error
         self.sent.append(name)
@@ -94,7 +101,7 @@ def test_a_bug_is_not_taken_for_a_broker(app: FakeApp, hints: Hints) -> None:
 def test_an_app_for_each_kind_of_broker(url: str, has_redis_options: bool) -> None:
     app = make_app(url)
 
-    assert bool(app.conf.broker_transport_options) is has_redis_options
+    assert ("visibility_timeout" in app.conf.broker_transport_options) is has_redis_options
     assert app.conf.accept_content == ["json"]
     assert app.conf.task_default_queue == keys.QUEUE
     assert app.conf.result_backend is None

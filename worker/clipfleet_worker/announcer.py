@@ -11,7 +11,7 @@ from kombu.entity import Queue
 
 from clipfleet.announcements import Announcement, Announcements
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.hints import BROKER_ERRORS
+from clipfleet.hints import BROKER_ERRORS, send_task
 from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ class Announcer:
         )
 
     def _send_to(self, queue: Queue, announcement: Announcement) -> None:
-        self._app.send_task(
+        send_task(
+            self._app,
             announcement.task,
             args=[announcement.event],
             task_id=announcement.task_id,
