@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import redis
+from kombu import pools
 from kombu.transport.redis import Channel
 
 from clipfleet import keys
@@ -27,6 +28,7 @@ def test_a_connection_that_is_lost_while_a_hint_is_published(
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(Channel, step, lose_once)
+    pools.reset()  # of the process: its connections may have declared the queue in another test
     hints = Hints(make_app(redis_url), redis_url)
 
     hints.publish_work(2)
