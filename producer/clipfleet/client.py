@@ -185,7 +185,7 @@ class Client:
         return self._ledger.workers()
 
     def _submit(self, source: SourceLike, question: Question, options: JobOptions) -> JobHandle:
-        self._first().ping()  # a wrong URL is told at once, from here on Redis is waited for
+        self._first().ping()  # reports a wrong URL at once; from here on the submit waits for Redis
         patience = self._patience()
         ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
         if options.output is not None:

@@ -26,7 +26,7 @@ TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts clai
 QUARANTINED = (
     f"{PREFIX}:quarantined"  # counter: jobs that were failed because what Redis held of them was damaged
 )
-WALKED = f"{PREFIX}:walked"  # rank in `JOBS` at which the next reconcile goes on to look for what is amiss
+WALKED = f"{PREFIX}:walked"  # rank in `JOBS` at which the next reconcile continues its check
 COUNTED = f"{PREFIX}:counted"  # zset: job that is unfinished, or keeps staged items here -> creation time, ms
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)

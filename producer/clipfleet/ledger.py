@@ -317,7 +317,7 @@ class Ledger:
         raise _not_found(job_id)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
-        """The newest jobs first; those that have expired, and what is no job, take nobody's place."""
+        """The newest jobs first. Expired jobs and foreign values do not count towards the limit."""
         found: list[JobStatus] = []
         rank = 0
         while rank >= 0 and len(found) < limit:

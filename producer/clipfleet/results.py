@@ -249,7 +249,7 @@ class PartRows:
         manifest = self._manifest()
         is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
         if manifest is None or is_others or self._output.read(keys.SUCCESS) is None:
-            return  # not finished yet, or retried: what is there now is read
+            return  # not finished yet, or retried: read the parts that are there
         listed = {part.name for part in manifest.parts}
         if missing := listed.difference(names):
             raise OutputDamagedError(

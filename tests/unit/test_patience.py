@@ -99,18 +99,25 @@ def test_each_answer_begins_the_count_anew(server: Server) -> None:
     assert server.said[1::2] == ["Redis is back"] * 5
 
 
+# What a server says that is there and does not serve yet.
+NOT_READY = [
+    redis.TimeoutError("Timeout reading from 127.0.0.1:6379"),
+    redis.BusyLoadingError("Redis is loading the dataset in memory"),
+    redis.ReadOnlyError("You can't write against a read only replica."),
+    redis.exceptions.MasterDownError("Link with MASTER is down"),
+    redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+    redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
+    redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+    redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
+]
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        *NOT_READY,
         redis.TimeoutError("Timeout reading from socket"),
-        redis.BusyLoadingError("Redis is loading the dataset in memory"),
-        redis.ReadOnlyError("You can't write against a read only replica."),
-        redis.exceptions.MasterDownError("Link with MASTER is down"),
         redis.sentinel.MasterNotFoundError("No master found for 'ours'"),
-        redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
-        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
-        redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
-        redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
     ],
     ids=str,
 )
@@ -148,17 +155,7 @@ def first_call(server: Server) -> str:
 
 @pytest.mark.parametrize(
     "error",
-    [
-        redis.TimeoutError("Timeout reading from 127.0.0.1:6379"),
-        redis.BusyLoadingError("Redis is loading the dataset in memory"),
-        redis.ReadOnlyError("You can't write against a read only replica."),
-        redis.exceptions.MasterDownError("Link with MASTER is down"),
-        redis.exceptions.ClusterDownError("The cluster is down"),
-        redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
-        redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
-        redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
-        redis.ResponseError("BUSY Redis is busy running a script. You can only call SCRIPT KILL"),
-    ],
+    [*NOT_READY, redis.exceptions.ClusterDownError("The cluster is down")],
     ids=str,
 )
 def test_a_first_call_waits_for_a_server_that_does_not_serve_yet(

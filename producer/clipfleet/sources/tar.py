@@ -58,11 +58,11 @@ class _Group:
     """Members with one key."""
 
     key: str
-    pictures: list[tuple[TarMember, str]] = field(default_factory=list)  # with the time of change
+    pictures: list[tuple[TarMember, str]] = field(default_factory=list)  # each with its modification time
     texts: dict[str, bytes] = field(default_factory=dict)  # by extension
 
     def records(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """One for each picture, with the time of change."""
+        """One for each picture, with its modification time."""
         carried = _carried(self.texts)
         for picture, changed in self.pictures:
             name = self.key if len(self.pictures) == 1 else picture.name
