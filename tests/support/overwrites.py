@@ -83,10 +83,11 @@ class Overwriter:
 
     def run_frozen(self, number: int, place: Place, worker: WorkerProcess, flag: Path) -> Overwrite:
         """The same while a worker that stops itself inside a write, where it finds a flag, stands still."""
-        before = self._submit(f"before-{number}", BEFORE_ITEMS, place)
         flag.touch()
         stat = Path("/proc", str(worker.pid), "stat")
-        wait_until(lambda: ") T " in stat.read_text(), "it stands still inside a write", WAIT_SECONDS)
+        with self._all_frozen():  # they would do the whole job before it, where it is slow
+            before = self._submit(f"before-{number}", BEFORE_ITEMS, place)
+            wait_until(lambda: ") T " in stat.read_text(), "it stands still inside a write", WAIT_SECONDS)
         cancelled = time.monotonic()
         self._client.job(before).cancel()
         after = self._overwrite(number, place)
@@ -122,6 +123,17 @@ class Overwriter:
             overwrite=overwrite, model="demo", id_column="id",
         )  # fmt: skip
         return self._client.embed(list(pictures), options=options).job_id
+
+    @contextmanager
+    def _all_frozen(self) -> Iterator[None]:
+        """These workers stand still."""
+        for worker in self._workers:
+            worker.freeze()
+        try:
+            yield
+        finally:
+            for worker in self._workers:
+                worker.thaw()
 
     @contextmanager
     def _freezing(self, count: int) -> Iterator[None]:
