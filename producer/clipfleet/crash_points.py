@@ -30,7 +30,6 @@ class CrashPoints(Protocol):
 
     def reach(self, point: CrashPoint) -> None:
         """The program is at this step now."""
-        ...
 
 
 class _NoCrashPoints:

@@ -45,7 +45,6 @@ class OtelTracing:
 
     @contextmanager
     def span(self, name: str, *, parent: str = "", attributes: Attributes | None = None) -> Iterator[str]:
-        """See `clipfleet.tracing.Tracing`."""
         within = self._propagator.extract({_FIELD: parent}, context=Context()) if parent else None
         named = {_PREFIX + key: value for key, value in (attributes or {}).items()}
         with self._tracer.start_as_current_span(name, context=within, attributes=named):

@@ -126,7 +126,6 @@ class _Bar(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """See `Progress`."""
         yield from super().get_renderables()
         if self._below:
             yield Text(self._below, style="dim", no_wrap=True, overflow="ellipsis")

@@ -39,22 +39,18 @@ class RedisRows:
 
     @property
     def uri(self) -> str:
-        """See the protocol."""
         return f"{REDIS_OUTPUT} (job {self._job.job_id})"
 
     def job(self) -> Job:
-        """See the protocol."""
         return self._job
 
     def finished_at(self) -> datetime | None:
-        """See the protocol."""
         status = self._ledger.status(self._job.job_id)
         if status.state not in _COMPLETE or status.finished_ms is None:
             return None
         return datetime.fromtimestamp(status.finished_ms / 1000, UTC)
 
     def early_end(self) -> EarlyEnd | None:
-        """See the protocol."""
         return self._ledger.status(self._job.job_id).early_end
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:

@@ -73,19 +73,15 @@ class RowReader(Protocol):
     @property
     def uri(self) -> str:
         """Name of the output, for messages."""
-        ...
 
     def job(self) -> Job | None:
         """The job that the rows are of, as far as this version of clipfleet understands it."""
-        ...
 
     def finished_at(self) -> datetime | None:
         """When the job was finished; None if it still runs, was cancelled or failed: rows may be missing."""
-        ...
 
     def early_end(self) -> EarlyEnd | None:
         """How the job ended before it was finished; None if it did not, or if only the ledger could tell."""
-        ...
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
         """The rows that are there now, with all columns or the named ones; may be called again.
@@ -96,11 +92,9 @@ class RowReader(Protocol):
             OutputUnavailableError: while iterating, where rows cannot be read; `OutputUnreachableError`: they
                 are damaged.
         """
-        ...
 
     def failure_examples(self) -> dict[str, str]:
         """One detail for each error code, as far as that is told quickly."""
-        ...
 
 
 def rows(reader: RowReader) -> Iterator[dict[str, Any]]:
@@ -173,11 +167,9 @@ class PartRows:
 
     @property
     def uri(self) -> str:
-        """See the protocol."""
         return self._output.uri
 
     def job(self) -> Job | None:
-        """See the protocol."""
         data = self._output.read(keys.JOB_FILE)
         try:
             return None if data is None else read_job(data)
@@ -185,12 +177,10 @@ class PartRows:
             return None
 
     def finished_at(self) -> datetime | None:
-        """See the protocol."""
         manifest = self._manifest()
         return None if manifest is None or self._output.read(keys.SUCCESS) is None else manifest.finished_at
 
     def early_end(self) -> EarlyEnd | None:
-        """See the protocol."""
         return self._early_end()
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:

@@ -16,7 +16,7 @@ from botocore.session import Session, get_session
 
 
 class RereadCredentials:
-    """Stands for `botocore.credentials.Credentials`; whatever is asked is answered by those read last."""
+    """See `botocore.credentials.Credentials`: whatever is asked is answered by those read last."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
         """Nothing is read yet.
@@ -62,7 +62,6 @@ class RereadCredentials:
     METHOD = "clipfleet"
 
     def load(self) -> RereadCredentials:
-        """See `botocore.credentials.CredentialProvider`."""
         return self
 
 

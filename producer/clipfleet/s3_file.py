@@ -81,7 +81,6 @@ class S3File(io.RawIOBase):
         return self._size
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See `io.IOBase`."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, base + offset)
         return self._position
@@ -100,7 +99,6 @@ class S3File(io.RawIOBase):
         return self.read()
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]  # typeshed: any buffer
-        """See `io.RawIOBase`."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

@@ -36,11 +36,9 @@ class Tracing(Protocol):
                 span of this thread, if there is one.
             attributes: what it is about.
         """
-        ...
 
     def close(self) -> None:
         """Send what is left, but not for long."""
-        ...
 
 
 class NoTracing:

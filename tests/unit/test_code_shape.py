@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -82,8 +83,47 @@ def swallowing(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, owners.get(node, "")
 
 
+def classes(tree: ast.AST) -> Iterator[ast.ClassDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+
+
+def public_methods(kind: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in kind.body:
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_function and not node.name.startswith("_"):
+            yield node
+
+
+EXPLAINED: dict[str, set[str]] = {}  # public methods with a docstring, by their class
+for _module in ALL:
+    for _kind in classes(_module.tree):
+        EXPLAINED.setdefault(_kind.name, set()).update(
+            node.name for node in public_methods(_kind) if ast.get_docstring(node)
+        )
+
+
+def unexplained(kind: ast.ClassDef, elsewhere: dict[str, set[str]]) -> list[str]:
+    """Public methods without a docstring that neither a base nor "See `Protocol`" explains.
+
+    A base that is not ours may explain anything.
+    """
+    said = re.findall(r"[Ss]ee `([\w.]+)`", ast.get_docstring(kind) or "")
+    named = [*said, *(ast.unparse(base).partition("[")[0] for base in kind.bases)]
+    models = [name.rpartition(".")[2] for name in named]
+    if any(model not in elsewhere and model not in ("Protocol", "Generic") for model in models):
+        return []
+    known = {name for model in models for name in elsewhere.get(model, ())}
+    bare = [node.name for node in public_methods(kind) if not ast.get_docstring(node)]
+    return [name for name in bare if name not in known and not kind.name.startswith("_")]
+
+
 @pytest.mark.parametrize("module", ALL, ids=str)
 class TestEveryModule:
+    def test_every_public_method_is_explained_here_or_by_its_protocol(self, module: Module) -> None:
+        found = {kind.name: unexplained(kind, EXPLAINED) for kind in classes(module.tree)}
+
+        assert {name: methods for name, methods in found.items() if methods} == {}
+
     def test_no_function_is_long(self, module: Module) -> None:
         lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions(module.tree)}
 
@@ -164,6 +204,25 @@ class TestTheChecksThemselves:
     )
     def test_what_does_not(self, code: str) -> None:
         assert not list(swallowing(ast.parse(code)))
+
+    @pytest.mark.parametrize(
+        ("code", "bare"),
+        [
+            ("class A:\n  def f(self): ...", ["f"]),
+            ("class A:\n  'Of its own.'\n  def f(self): 'It is explained.'", []),
+            ("class A:\n  'See `x.Model`.'\n  def f(self): ...", []),
+            ("class A:\n  'See `x.Model`.'\n  def g(self): ...", ["g"]),
+            ("class A(Model):\n  def f(self): ...", []),
+            ("class A(Model):\n  async def g(self): ...", ["g"]),
+            ("class A(Protocol):\n  def f(self): ...", ["f"]),
+            ("class A(io.RawIOBase):\n  def f(self): ...", []),
+            ("class _A:\n  def f(self): ...", []),
+        ],
+    )
+    def test_what_is_not_explained(self, code: str, bare: list[str]) -> None:
+        (kind,) = classes(ast.parse(code))
+
+        assert unexplained(kind, {"Model": {"f"}, "A": set()}) == bare
 
     @pytest.mark.parametrize(
         "code",

@@ -32,28 +32,22 @@ class Encoder(Protocol):
     @property
     def precision(self) -> Precision:
         """Of its weights and activations, never AUTO."""
-        ...
 
     @property
     def batches_in_flight(self) -> int:
         """How many batches may be begun before the first result is asked for."""
-        ...
 
     def new_pixels(self, count: int) -> np.ndarray:
         """An array to be filled for `begin_images`, see `clipfleet_worker.backends.Backend`."""
-        ...
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """Start on a batch of pixels, see `clipfleet_worker.backends.Backend`."""
-        ...
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
-        ...
 
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """Prompts -> features float32 (n, d), L2-normalised."""
-        ...
 
 
 @dataclass(eq=False, slots=True)

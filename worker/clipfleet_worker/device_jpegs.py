@@ -55,15 +55,12 @@ class JpegDevice(Protocol):
 
     def alone(self) -> AbstractContextManager[None]:
         """While nobody else does what bears no company; blocks until then."""
-        ...
 
     def decode_jpegs(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
         """Pictures of baseline JPEGs, each uint8 (3, height, width) on the device, in the current stream."""
-        ...
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """See `Accelerator`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,15 +29,12 @@ class Leaver(Protocol):
 
     def take_nothing_more(self) -> None:
         """No claim from now on."""
-        ...
 
     def interrupt(self, reason: str) -> None:
         """Have every chunk that is held given back by whoever works on it."""
-        ...
 
     def give_back(self, reason: str) -> bool:
         """Give back what is held all the same, whatever its thread is doing; False if the ledger is away."""
-        ...
 
 
 class Drain:

@@ -83,12 +83,10 @@ class EmbeddedS3(EmbeddedServer):
         }
 
     def kill(self) -> None:
-        """See `EmbeddedServer`."""
         super().kill()
         self._remove_sockets()
 
     def stop(self) -> None:
-        """See `EmbeddedServer`."""
         super().stop()
         self._remove_sockets()
 

@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker process: Celery's pool of slots in front, the shared stages behind."""
+    """One worker process, see `Leaver`: Celery's pool of slots in front, the shared stages behind."""
 
     def __init__(
         self,
@@ -332,17 +332,14 @@ class Worker:
         self._drain.begin()
 
     def take_nothing_more(self) -> None:
-        """See `Leaver`."""
         self._claims.leave()
         self._reconciler.stop()
         self._puller.stop()
 
     def interrupt(self, reason: str) -> None:
-        """See `Leaver`."""
         self._keeper.interrupt_all(reason)
 
     def give_back(self, reason: str) -> bool:
-        """See `Leaver`."""
         return self._claims.give_back_all(reason) and self._say_farewell()
 
     def _stop(self) -> None:

@@ -20,7 +20,6 @@ class FieldFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
         line = super().format(record)
         fields = " ".join(
             f"{name}={printable(str(getattr(record, name)))}" for name in _FIELDS if hasattr(record, name)

@@ -26,7 +26,7 @@ COLOURS = {
 
 
 class FakeEncoder:
-    """Stands in for a `LoadedModel`: needs no weights, loads at once, and sees nothing but the mean colour.
+    """See `LoadedModel`: needs no weights, loads at once, and sees nothing but the mean colour.
 
     A prompt that contains the name of one of the `COLOURS` has the features of a picture of that colour, so
     that `classify` with such labels gives sensible answers; any other prompt means a colour of its own.
@@ -57,11 +57,9 @@ class FakeEncoder:
         self._axes = np.linalg.qr(noise)[0].T  # (4, d), orthonormal: angles between colours stay as they are
 
     def fingerprint_for(self, route: DecodeRoute) -> str:
-        """See `LoadedModel`."""
         return short_hash([self.fingerprint, route.value])
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See `LoadedModel`."""
         return np.empty((count, self.pixel_spec.height, self.pixel_spec.width, 3), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
@@ -111,13 +109,11 @@ class MemorySink:
         self._lock = threading.Lock()
 
     def find(self, identity: PartIdentity) -> PartCounts | None:
-        """See the protocol."""
         with self._lock:
             part = self._part(identity)
         return part.counts if part is not None and part.identity == identity else None
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
-        """See the protocol."""
         with self._lock:
             part = self._part(identity)
         if part is None or part.identity == identity:
@@ -134,7 +130,6 @@ class MemorySink:
         token: str = "",
         confirm: Confirm = unconditionally,
     ) -> PartCounts:
-        """See the protocol."""
         confirm()
         with self._lock:
             part = self._part(identity)

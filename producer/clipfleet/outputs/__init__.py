@@ -34,16 +34,13 @@ class Output(Protocol):
     @property
     def uri(self) -> str:
         """Absolute name of the output, equal on every machine."""
-        ...
 
     @property
     def has_conditional_writes(self) -> bool:
         """Whether names are taken and versions replaced by one step of the store, not by a look before it."""
-        ...
 
     def scratch(self) -> AbstractContextManager[Path]:
         """A path for a new local file that `publish` can make visible; gone when the context ends."""
-        ...
 
     def publish(
         self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
@@ -53,11 +50,9 @@ class Output(Protocol):
         Returns:
             False if `replace` is off and the name exists already: then nothing was changed.
         """
-        ...
 
     def version(self, name: str) -> str | None:
         """What `replace_if` wants to know of an object: it differs for other bytes. None if there is none."""
-        ...
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
@@ -67,49 +62,39 @@ class Output(Protocol):
         Returns:
             False if the object is another one by now, or gone: then nothing was changed.
         """
-        ...
 
     def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
         """Like `publish` for a few bytes."""
-        ...
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         """Write an object, whole or not at all, over what may be there."""
-        ...
 
     def read(self, name: str) -> bytes | None:
         """All bytes of an object, or None if there is none of this name."""
-        ...
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access to an object, to be closed by the caller. Raises `FileNotFoundError`."""
-        ...
 
     def names(self, prefix: str) -> Iterator[str]:
         """Sorted names of the objects that start with `prefix`; none from folders further below."""
-        ...
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
-        ...
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Remove what killed programs left: scratch files, and staged files and footers that are not `kept`.
 
         For the end of a job, when all its parts are in place. What cannot be removed stays. Idempotent.
         """
-        ...
 
     def sweep_scratch(self) -> None:
         """Remove scratch files only. Idempotent.
 
         A writer that still needs one loses it: its `publish` raises `OutputUnavailableError`.
         """
-        ...
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
         """Remove everything that a job left here (parts, manifest, staged items) but `keys.KEPT_BY_CLEAR`."""
-        ...
 
 
 def output_uri(text: str) -> str:

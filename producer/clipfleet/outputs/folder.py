@@ -57,7 +57,6 @@ class FolderOutput:
 
     @property
     def has_conditional_writes(self) -> bool:
-        """See the protocol."""
         return True
 
     # --- Where things are: what a kind of folder that trusts nobody does otherwise ---
@@ -108,7 +107,6 @@ class FolderOutput:
         return True
 
     def version(self, name: str) -> str | None:
-        """See the protocol."""
         with output_errors(self._folder / name):
             try:
                 with self._found(name) as path:
@@ -137,11 +135,9 @@ class FolderOutput:
         return True
 
     def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
-        """See the protocol."""
         return self._write(name, data, confirm, replace=False)
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         self._write(name, data, confirm, replace=True)
 
     def _write(self, name: str, data: bytes, confirm: Confirm, *, replace: bool) -> bool:
@@ -151,7 +147,6 @@ class FolderOutput:
             return self.publish(path, name, replace=replace, confirm=confirm)
 
     def read(self, name: str) -> bytes | None:
-        """See the protocol."""
         with output_errors(self._folder / name):
             try:
                 with self._found(name) as path:
@@ -160,7 +155,6 @@ class FolderOutput:
                 return None
 
     def open(self, name: str) -> pa.NativeFile:
-        """See the protocol."""
         with output_errors(self._folder / name):
             try:
                 with self._found(name) as path:
@@ -170,7 +164,6 @@ class FolderOutput:
         raise FileNotFoundError(self._folder / name)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """See the protocol."""
         below, _, start = prefix.rpartition("/")
         with output_errors(self._folder / below):
             try:
@@ -183,7 +176,6 @@ class FolderOutput:
         yield from (f"{below}/{name}" if below else name for name in sorted(found))
 
     def remove(self, name: str) -> None:
-        """See the protocol."""
         with output_errors(self._folder / name):
             try:
                 with self._holder(name) as folder:
@@ -193,7 +185,6 @@ class FolderOutput:
                 return
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         self.sweep_scratch()
         for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
             for name in set(self.names(prefix)).difference(kept):
@@ -208,7 +199,6 @@ class FolderOutput:
                 _remove_if_possible(path)
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         found = [keys.SUCCESS, keys.MANIFEST, keys.ERRORS, *self.names(keys.PART_PREFIX)]
         found += [name for name in self.names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)]
         for name in found:

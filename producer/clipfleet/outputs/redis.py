@@ -36,7 +36,6 @@ class RedisOutput:
 
     @property
     def has_conditional_writes(self) -> bool:
-        """See the protocol."""
         return True
 
     def scratch(self) -> AbstractContextManager[Path]:
@@ -51,7 +50,6 @@ class RedisOutput:
         return self._put(name, _content(scratch), ANYTHING if replace else "")
 
     def version(self, name: str) -> str | None:
-        """See the protocol."""
         data = self.read(name)
         return None if data is None else version_of(data)
 
@@ -63,12 +61,10 @@ class RedisOutput:
         return self._put(name, _content(scratch), version)
 
     def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
-        """See the protocol."""
         confirm()
         return name != keys.JOB_FILE and self._put(name, data, "")
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         confirm()
         self._put(name, data, ANYTHING)
 
@@ -81,24 +77,20 @@ class RedisOutput:
         return self._store.put_object(self._job_id, name, data, over=over)
 
     def read(self, name: str) -> bytes | None:
-        """See the protocol."""
         if name == keys.JOB_FILE:
             return self._store.job_file(self._job_id)
         return self._store.object(self._job_id, name)
 
     def open(self, name: str) -> pa.NativeFile:
-        """See the protocol."""
         data = self.read(name)
         if data is None:
             raise FileNotFoundError(f"{self.uri}/{name}")
         return pa.BufferReader(data)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """See the protocol."""
         return (name for name in self._store.object_names(self._job_id) if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        """See the protocol."""
         self._store.remove_object(self._job_id, name)
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:

@@ -87,7 +87,6 @@ class S3Output:
     def publish(
         self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
     ) -> bool:
-        """See the protocol."""
         with _opened(scratch) as file:
             return self._put(name, file, confirm) if replace else self._put_if_absent(name, file, confirm)
 
@@ -106,15 +105,12 @@ class S3Output:
             return self.version(name) == version and self._put(name, file, confirm)
 
     def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
-        """See the protocol."""
         return self._put_if_absent(name, data, confirm)
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         self._put(name, data, confirm)
 
     def read(self, name: str) -> bytes | None:
-        """See the protocol."""
         try:
             with S3File(self._client, self._bucket, self._root + name) as file:
                 return file.read()
@@ -126,16 +122,13 @@ class S3Output:
         return pa.PythonFile(S3File(self._client, self._bucket, self._root + name), mode="r")
 
     def names(self, prefix: str) -> Iterator[str]:
-        """See the protocol."""
         yield from sorted(self._names(prefix, delimiter="/"))
 
     def remove(self, name: str) -> None:
-        """See the protocol."""
         with self._errors(name):
             self._client.delete_object(Bucket=self._bucket, Key=self._root + name)
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         with suppress(OutputUnavailableError):
             self.sweep_scratch()
             for prefix in (keys.STAGED_PREFIX, keys.FOOTER_PREFIX):
@@ -146,7 +139,6 @@ class S3Output:
         self._remove_all(list(self._names(f"{keys.TMP}/")))
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol."""
         found = [keys.SUCCESS, keys.MANIFEST, keys.ERRORS, *self._names(keys.PART_PREFIX, delimiter="/")]
         found += [
             name for name in self._names(f"{keys.INTERNAL}/") if not name.startswith(keys.KEPT_BY_CLEAR)

@@ -23,17 +23,14 @@ class OpenPart(Protocol):
     @property
     def schema(self) -> pa.Schema:
         """Schema of the rows, without metadata."""
-        ...
 
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        ...
 
     @property
     def beside(self) -> Sequence[str]:
         """Names of further objects without which the part is not complete."""
-        ...
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         """Whose part it is, and what it counts.
@@ -41,11 +38,9 @@ class OpenPart(Protocol):
         Raises:
             ValueError: it is no part of ours.
         """
-        ...
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The rows in order, in batches of at most 4,096, with all columns or the named ones."""
-        ...
 
 
 class PartFiles(Protocol):
@@ -54,16 +49,13 @@ class PartFiles(Protocol):
     @property
     def readers(self) -> int:
         """How many parts may be read at a time, so that memory stays in bounds."""
-        ...
 
     @property
     def footer_readers(self) -> int:
         """Likewise where little beside the footers is wanted: a remote one takes a round trip or three."""
-        ...
 
     def name(self, chunk_id: int) -> str:
         """Object name of the part of a chunk."""
-        ...
 
     def write(
         self,
@@ -79,7 +71,6 @@ class PartFiles(Protocol):
 
         What belongs to it beside is put into the output at once; for `confirm` see `Output`.
         """
-        ...
 
     def open(self, output: Output, name: str) -> AbstractContextManager[OpenPart]:
         """Open a part of the output for reading.
@@ -88,7 +79,6 @@ class PartFiles(Protocol):
             FileNotFoundError: there is no object of this name.
             OutputDamagedError: now or while reading: it does not hold what its name says.
         """
-        ...
 
 
 def part_files(part_format: PartFormat, job_id: str | None) -> PartFiles:

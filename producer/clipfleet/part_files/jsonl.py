@@ -50,7 +50,6 @@ class JsonlParts:
         self._job_id = job_id
 
     def name(self, chunk_id: int) -> str:
-        """See the protocol."""
         return keys.part(chunk_id, PartFormat.JSONL)
 
     def write(
@@ -113,17 +112,14 @@ class OpenJsonlPart:
 
     @property
     def num_rows(self) -> int:
-        """See the protocol."""
         return self._content.count(b"\n")
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
-        """See the protocol."""
         if self._footer is None:
             raise ValueError("no footer belongs to its content")
         return read_part_footer(self._footer)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         for rows in self._rows():
             yield from_json(rows, schema)

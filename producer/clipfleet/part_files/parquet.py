@@ -31,7 +31,6 @@ class ParquetParts:
     footer_readers = 16
 
     def name(self, chunk_id: int) -> str:
-        """See the protocol."""
         return keys.part(chunk_id, PartFormat.PARQUET)
 
     def write(
@@ -74,12 +73,10 @@ class OpenParquetPart:
 
     @property
     def schema(self) -> pa.Schema:
-        """See the protocol."""
         return self._file.schema_arrow.remove_metadata()
 
     @property
     def num_rows(self) -> int:
-        """See the protocol."""
         return int(self._file.metadata.num_rows)
 
     @property
@@ -88,11 +85,9 @@ class OpenParquetPart:
         return ()
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
-        """See the protocol."""
         return read_part_footer(footer(self._file))
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         for batch in self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             batch.validate(full=True)  # a damaged page may still be unpacked into what is no text
             yield batch

@@ -36,7 +36,6 @@ class Source(Protocol):
     @property
     def description(self) -> SourceDescription:
         """What the source is, as far as it shows from outside; equal descriptions promise equal items."""
-        ...
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The items, as batches of up to 8,192 rows; one without rows says that nothing came for a while.
@@ -53,7 +52,6 @@ class Source(Protocol):
             SourceError: while iterating, where the source cannot be read any further or holds no items at
                 all.
         """
-        ...
 
 
 def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:

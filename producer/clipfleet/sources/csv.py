@@ -51,7 +51,6 @@ class CsvSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         first_index = 0
         for records in in_batches(self._checked_records(), _characters):
             yield _batch(first_index, records, self._columns, self._base)

@@ -18,21 +18,17 @@ class SourceFile(Protocol):
     @property
     def name(self) -> str:
         """For messages."""
-        ...
 
     @property
     def uri(self) -> str:
         """Absolute path or URI."""
-        ...
 
     @property
     def folder(self) -> str:
         """What relative names inside the file are below, with a slash at the end."""
-        ...
 
     def state(self) -> dict[str, str]:
         """Changes with the content, in the words of `SourceDescription.options`."""
-        ...
 
     def open(self) -> AbstractContextManager[BinaryIO]:
         """The bytes, seekable.
@@ -41,7 +37,6 @@ class SourceFile(Protocol):
             SourceError: on entering or leaving, and instead of any `OSError` inside the context: the file
                 cannot be read, or was changed meanwhile, so that the items would be a mixture.
         """
-        ...
 
 
 class LocalFile:
@@ -63,7 +58,6 @@ class LocalFile:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """See the protocol."""
         with self._readable(), self._path.open("rb") as stream:
             yield stream
             self._require_unchanged(os.fstat(stream.fileno()))

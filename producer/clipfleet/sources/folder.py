@@ -32,7 +32,6 @@ class FolderSource:
         self.description = SourceDescription(kind="folder", uri=local_uri(str(folder)))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         is_empty = True
         for batch in walked_batches(self._folder, Pattern.of([ANY_DEPTH], is_picture_name)):
             is_empty = False

@@ -45,7 +45,6 @@ class GlobSource:
         return cls(path, path.parent, [glob.escape(path.name)])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         is_empty = True
         for batch in walked_batches(self._prefix, self._pattern):
             is_empty = False

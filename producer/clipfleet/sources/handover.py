@@ -88,7 +88,6 @@ class Handover:
             self._changed.notify_all()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         index = 0
         while True:
             with self._changed:

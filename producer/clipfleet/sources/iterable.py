@@ -72,7 +72,6 @@ class IterableSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         index = 0
         for records in in_batches(self.records(), size_bytes, monotonic=self._monotonic):
             yield self.batch(index, records)

@@ -47,7 +47,6 @@ class JsonlSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         first_index = 0
         for records in in_batches(self._records(), lambda sized: sized[1]):
             yield self._table.batch(first_index, [record for record, _ in records])

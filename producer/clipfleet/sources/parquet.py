@@ -51,7 +51,6 @@ class ParquetSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         columns = self._columns
         wanted = {*columns.extra.values()} | {
             position for position in (columns.url, columns.bytes, columns.id) if position is not None

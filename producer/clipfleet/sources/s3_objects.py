@@ -97,7 +97,6 @@ class PrefixSource:
         self.description = SourceDescription(kind="s3", uri=uri)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         index = 0
         for found in in_batches(one for one in self._objects() if self._accepts(one.key[self._skip :])):
             names = [one.key[self._skip :] for one in found]

@@ -72,7 +72,6 @@ class StdinSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         index = 0
         for lines in self._passed_on():
             yield self._batch(index, lines)

@@ -93,7 +93,6 @@ class TarSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         index = 0
         for members in in_batches(self._records(), lambda member: size_bytes(member[0])):
             batch = self._table.batch(index, [record for record, _ in members])

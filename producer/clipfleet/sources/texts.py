@@ -46,7 +46,6 @@ class TextSource:
         return TextSource(items, self._default_column)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         for batch in self.items.batches():
             self._require_texts(batch)
             texts = batch["uri"]

@@ -30,7 +30,6 @@ class TxtSource:
         )
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """See the protocol."""
         first_index = 0
         entries = (entry for line in self._text.lines() if (entry := line.strip()))
         for uris in in_batches(entries, len):

@@ -53,16 +53,13 @@ class Check(Protocol):
     @property
     def name(self) -> str:
         """One word."""
-        ...
 
     @property
     def limit_seconds(self) -> float:
         """After which it is left alone."""
-        ...
 
     def findings(self) -> Iterator[Finding]:
         """What is found, in the order in which it is found; runs in a thread of its own."""
-        ...
 
 
 class CheckBroke(RuntimeError):  # noqa: N818 - what broke it was shown by its own thread

@@ -19,14 +19,13 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class BrokerCheck:
-    """See the module."""
+    """See `Check`, and the module."""
 
     settings: WorkerSettings
     name: str = "broker"
     limit_seconds: float = 30.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         try:
             url = self.settings.require_broker_url()
         except UsageError as error:

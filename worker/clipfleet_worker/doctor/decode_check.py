@@ -23,14 +23,13 @@ _REMEDY = "reinstall simplejpeg, torch and pillow (`pip install --force-reinstal
 
 @dataclass(frozen=True, slots=True)
 class DecodeCheck:
-    """See the module."""
+    """See `Check`, and the module."""
 
     max_pixels: int
     name: str = "decode"
     limit_seconds: float = 60.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         spec = load_model(DEMO_MODEL, Precision.FP32, "cpu").pixel_spec
         decoder = Decoder(self.max_pixels)
         worst = 0.0

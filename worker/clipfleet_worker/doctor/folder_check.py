@@ -17,7 +17,7 @@ _LITTLE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class FolderCheck:
-    """One of the roots."""
+    """See `Check`: one of the roots."""
 
     root: Path
     is_output: bool
@@ -25,7 +25,6 @@ class FolderCheck:
     limit_seconds: float = 20.0  # a network share that is away hangs
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         variable = "CLIPFLEET_OUTPUT_ROOTS" if self.is_output else "CLIPFLEET_FILE_ROOTS"
         if not _is_folder(self.root):
             yield problem(
@@ -72,14 +71,13 @@ class FolderCheck:
 
 @dataclass(frozen=True, slots=True)
 class NoFolders:
-    """Roots that are not set: allowed, but no job that needs them gets far."""
+    """See `Check`. Roots that are not set: allowed, but no job that needs them gets far."""
 
     is_output: bool
     name: str = "folders"
     limit_seconds: float = 1.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         if self.is_output:
             yield fine("CLIPFLEET_OUTPUT_ROOTS is empty: results may go to Redis and S3 only")
         else:

@@ -24,14 +24,13 @@ _LITTLE_BYTES = 2 << 30  # Python, torch and a model of 600 MB, and pictures
 
 @dataclass(frozen=True, slots=True)
 class SettingsCheck:
-    """Variables that look like settings and are none."""
+    """See `Check`. Variables that look like settings and are none."""
 
     environment: Mapping[str, str]
     name: str = "settings"
     limit_seconds: float = 5.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         doubtful = list(doubtful_variables(WorkerSettings, self.environment, has_all=True))
         for variable, meant in doubtful:
             yield warning(f"{variable} is no setting", f"did you mean {meant}?" if meant else "remove it")
@@ -41,14 +40,13 @@ class SettingsCheck:
 
 @dataclass(frozen=True, slots=True)
 class MachineCheck:
-    """See the module."""
+    """See `Check`, and the module."""
 
     settings: WorkerSettings
     name: str = "machine"
     limit_seconds: float = 20.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         limit = memory_limit(self.settings.max_memory_bytes)
         yield fine(f"{processors()} processors, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
         if limit < _LITTLE_BYTES:

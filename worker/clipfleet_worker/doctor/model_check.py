@@ -27,7 +27,7 @@ _OFF = 1e-3  # of a vector's length
 
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
-    """What the forward passes would run on."""
+    """See `Check`. What the forward passes would run on."""
 
     settings: WorkerSettings
     gpu: Path = _GPU  # there if the machine has one
@@ -35,7 +35,6 @@ class DeviceCheck:
     limit_seconds: float = 120.0  # CUDA takes its time
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         import torch
 
         try:
@@ -65,7 +64,7 @@ class DeviceCheck:
 
 @dataclass(frozen=True, slots=True)
 class ModelCheck:
-    """One of the models that are served."""
+    """See `Check`: one of the models that are served."""
 
     settings: WorkerSettings
     model: str
@@ -73,7 +72,6 @@ class ModelCheck:
     limit_seconds: float = LOAD_LIMIT_SECONDS
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         try:
             files = find_files(self.model)
         except ModelUnavailableError as error:

@@ -34,14 +34,13 @@ _BY_ADMINISTRATOR = (
 
 @dataclass(frozen=True, slots=True)
 class RedisCheck:
-    """See the module."""
+    """See `Check`, and the module."""
 
     settings: WorkerSettings
     name: str = "redis"
     limit_seconds: float = 30.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         try:
             url = self.settings.require_redis_url()
             client = connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS)

@@ -18,7 +18,7 @@ _SIGNATURES = "signatures are refused when it is a quarter of an hour"
 
 @dataclass(frozen=True, slots=True)
 class S3Check:
-    """See the module."""
+    """See `Check`, and the module."""
 
     uri: str  # s3://BUCKET or s3://BUCKET/PREFIX
     is_output: bool  # else it need not be writable
@@ -27,7 +27,6 @@ class S3Check:
     limit_seconds: float = 60.0
 
     def findings(self) -> Iterator[Finding]:
-        """See `Check`."""
         try:
             bucket, _ = split_s3_uri(self.uri)
             client = make_client(attempts=1, read_timeout_seconds=10)

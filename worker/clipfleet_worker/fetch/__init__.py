@@ -20,11 +20,9 @@ class AsyncFetcher(Protocol):
 
     async def start(self) -> None:
         """Open what lasts: sessions, pools."""
-        ...
 
     async def close(self) -> None:
         """Close it all; idempotent."""
-        ...
 
     async def fetch(self, uri: str) -> bytes:
         """The bytes behind the URI.
@@ -35,7 +33,6 @@ class AsyncFetcher(Protocol):
             WorkerShortageError: this worker lacks file descriptors, threads or memory: likewise.
             ItemFailure: they cannot be had; nothing else is raised for whatever a URI or a server can do.
         """
-        ...
 
 
 @dataclass(slots=True)
@@ -46,15 +43,11 @@ class ChunkTime:
 
 
 class PatientFetcher(Protocol):
-    """An `AsyncFetcher` that may ask more than once."""
+    """See `AsyncFetcher`; may ask more than once."""
 
-    async def start(self) -> None:
-        """See `AsyncFetcher`."""
-        ...
+    async def start(self) -> None: ...
 
-    async def close(self) -> None:
-        """See `AsyncFetcher`."""
-        ...
+    async def close(self) -> None: ...
 
     async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
         """The bytes behind the URI; gives up rather than wait for longer than the chunk has time.
@@ -63,7 +56,6 @@ class PatientFetcher(Protocol):
             ItemFailure: they cannot be had.
             SourceUnavailableError, WorkerShortageError: see `AsyncFetcher`.
         """
-        ...
 
 
 class BlockingFetcher(Protocol):
@@ -71,7 +63,6 @@ class BlockingFetcher(Protocol):
 
     def read(self, uri: str) -> bytes:
         """The bytes behind the URI, see `AsyncFetcher.fetch`."""
-        ...
 
 
 def scheme_of(uri: str) -> str:

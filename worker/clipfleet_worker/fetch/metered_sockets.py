@@ -58,12 +58,10 @@ class MeteredSocket(socket.socket):
         self._bytes_left = _FREE_BYTES
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
-        """See socket.socket."""
         self.start_anew()
         return super().send(data, flags)
 
     def sendmsg(self, *arguments: Any) -> int:
-        """See socket.socket."""
         self.start_anew()
         return super().sendmsg(*arguments)
 
@@ -81,7 +79,6 @@ class MeteredSocket(socket.socket):
         return count
 
     def close(self) -> None:
-        """See socket.socket."""
         super().close()
         self._on_close(self)
 

@@ -16,7 +16,6 @@ class TarFileFetcher:
         self._files = files
 
     def read(self, uri: str) -> bytes:
-        """See the protocol."""
         member = _member(uri)
         return self._files.read_piece(member.archive, member.offset_bytes, member.size_bytes)
 
@@ -38,7 +37,6 @@ class TarObjectFetcher:
         """Nothing to do."""
 
     async def fetch(self, uri: str) -> bytes:
-        """See the protocol."""
         member = _member(uri)
         return await self._objects.fetch_piece(member.archive, member.offset_bytes, member.size_bytes)
 

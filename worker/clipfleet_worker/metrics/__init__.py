@@ -82,7 +82,6 @@ class FamiliesCollector(Collector, Generic[S]):
         self._source = source
 
     def collect(self) -> Iterator[Metric]:
-        """See `prometheus_client`."""
         source = self._source()
         if source is not None:
             for family in self._families:

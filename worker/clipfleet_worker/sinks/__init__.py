@@ -31,11 +31,9 @@ class Sink(Protocol):
             OutputConflictError: what is in place is no part, or that of another chunk.
             OutputUnavailableError: the output cannot be read, or holds the part of a later generation.
         """
-        ...
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
         """The part of an earlier generation in this place, or None. Raises like `find`."""
-        ...
 
     def write(
         self,
@@ -65,4 +63,3 @@ class Sink(Protocol):
             OutputUnavailableError: the output cannot be written, or holds the part of another generation than
                 it did before. Begin with the chunk again.
         """
-        ...

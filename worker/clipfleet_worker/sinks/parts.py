@@ -75,7 +75,6 @@ class PartSink:
         return found, counts
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
-        """See the protocol."""
         name = self._files.name(identity.chunk_id)
         version = self._output.version(name)  # before it is read: what comes in between is noticed
         if version is None:
@@ -98,7 +97,6 @@ class PartSink:
         token: str = "",
         confirm: Confirm = unconditionally,
     ) -> PartCounts:
-        """See the protocol."""
         name = self._files.name(identity.chunk_id)
         with self._output.scratch() as path:
             self._files.write(self._output, path, identity, rows, counts, confirm=confirm)
