@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from clipfleet.contract import Job, JobState, Task
+from clipfleet.contract import Job, JobState, LabelSet, Task
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
 from clipfleet.job_handle import JobHandle
-from clipfleet.job_options import DEFAULT_OPTIONS, JobOptions, Question, make_job
+from clipfleet.job_options import DEFAULT_OPTIONS, JobDescription, JobOptions, make_job
 from clipfleet.job_spec import JobSpec
 from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
@@ -111,26 +111,21 @@ class Client:
             UsageError: see `clipfleet.errors`; the message says what to change.
             WorldError: Redis or the output is away.
         """
-        question = Question(Task.CLASSIFY, label_sets_of(labels, templates), top_k, label_set_column)
-        return self._submit(source, question, options)
+        return self._submit(
+            source, options, Task.CLASSIFY, label_sets_of(labels, templates),
+            top_k=top_k, label_set_column=label_set_column,
+        )  # fmt: skip
 
     def run(self, spec: JobSpec) -> JobHandle:
         """Submit the job that a `clipfleet.job_spec.JobSpec` describes; otherwise like `classify`."""
-        task = Task.CLASSIFY if spec.label_sets else Task.EMBED
-        question = Question(task, spec.made_label_sets(), spec.top_k, spec.label_set_column)
-        options = JobOptions(
-            output=spec.output, model=spec.model, precision=spec.precision, decode=spec.decode,
-            lane=spec.lane, chunk_size=spec.chunk_size, job_id=spec.job_id, overwrite=spec.overwrite,
-            url_column=spec.url_column, id_column=spec.id_column, base_uri=spec.base_uri,
-            store_embeddings=spec.embedding, part_format=spec.format, on_finished=spec.on_finished,
-            on_finished_queue=spec.on_finished_queue, max_error_rate=spec.max_error_rate,
-            check_source=spec.check_source,
+        return self._submit(
+            spec.source, spec, Task.CLASSIFY if spec.label_sets else Task.EMBED, spec.made_label_sets(),
+            top_k=spec.top_k, label_set_column=spec.label_set_column,
         )  # fmt: skip
-        return self._submit(spec.source, question, options)
 
     def embed(self, source: SourceLike, *, options: JobOptions = DEFAULT_OPTIONS) -> JobHandle:
         """Turn every image of a source into a vector; otherwise like `classify`."""
-        return self._submit(source, Question(Task.EMBED), options)
+        return self._submit(source, options, Task.EMBED)
 
     def embed_text(
         self, source: SourceLike, *, text_column: str | None = None, options: JobOptions = DEFAULT_OPTIONS
@@ -142,7 +137,7 @@ class Client:
             text_column: of a table, where it is not called `text` or `caption`.
             options: `url_column`, `base_uri` and `decode` mean nothing here.
         """
-        return self._submit(source, Question(Task.EMBED_TEXT, text_column=text_column), options)
+        return self._submit(source, options, Task.EMBED_TEXT, text_column=text_column)
 
     def job(self, job_id: str) -> JobHandle:
         """An existing job.
@@ -184,14 +179,27 @@ class Client:
         """Workers that were heard of in the last half minute."""
         return self._ledger.workers()
 
-    def _submit(self, source: SourceLike, question: Question, options: JobOptions) -> JobHandle:
+    def _submit(
+        self,
+        source: SourceLike,
+        described: JobDescription,
+        task: Task,
+        label_sets: Sequence[LabelSet] = (),
+        *,
+        text_column: str | None = None,
+        **asked: Any,
+    ) -> JobHandle:
         self._first().ping()  # reports a wrong URL at once; from here on the submit waits for Redis
         patience = self._patience()
         ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
-        if options.output is not None:
-            output_uri(str(options.output))  # a wrong one is told before the source is looked at
-        opened = _opened(source, question, options)
-        job = make_job(opened, question, options)
+        if described.output is not None:
+            output_uri(described.output)  # a wrong one is told before the source is looked at
+        opened: Source = (
+            text_source_of(source, text_column=text_column, id_column=described.id_column)
+            if task is Task.EMBED_TEXT
+            else source_of(source, ReadOptions(described.url_column, described.id_column, described.base_uri))
+        )
+        job = make_job(opened, described, task, label_sets, **asked)
         output = output_of(job, store)
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
@@ -207,7 +215,7 @@ class Client:
                 ledger, self._hints, output, job, retention, traceparent, self._crash_points,
                 overwriting=overwriting,
             )  # fmt: skip
-            run = partial(submission.run, overwrite=options.overwrite, check_source=options.check_source)
+            run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
         return self._handle(job, had_ended=had_ended)
 
@@ -222,12 +230,6 @@ class Client:
         return JobHandle(
             self._ledger, self._store, self._hints, job, self._settings, self._patience, had_ended=had_ended
         )
-
-
-def _opened(source: SourceLike, question: Question, options: JobOptions) -> Source:
-    if question.task is Task.EMBED_TEXT:
-        return text_source_of(source, text_column=question.text_column, id_column=options.id_column)
-    return source_of(source, ReadOptions(options.url_column, options.id_column, options.base_uri))
 
 
 def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:

@@ -5,56 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from clipfleet.contract import (
-    DEFAULT_CELERY_QUEUE,
-    DEFAULT_CHUNK_SIZE,
-    DEFAULT_MODEL,
-    LABEL_SET_NAME_PATTERN,
-    MAX_CHUNK_SIZE,
-    DecodeRoute,
-    ErrorRate,
-    LabelSet,
-    Lane,
-    PartFormat,
-    Precision,
-)
-from clipfleet.errors import UsageError
+from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, PartFormat
+from clipfleet.job_options import JobDescription
 from clipfleet.label_sets import LabelSetSpec
 from clipfleet.sources.uris import has_scheme
-from clipfleet.validation import problem_text
+from clipfleet.validation import usage_errors
 from clipfleet.yaml_files import read_yaml_file
 
 LabelSetName = Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)]
 
 
-class JobSpec(BaseModel):
+class JobSpec(JobDescription):
     """What `clipfleet run` and `Client.run` take; the keys are those of the command line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     source: str
-    output: str | None = None
-    model: str = DEFAULT_MODEL
     label_sets: dict[LabelSetName, LabelSetSpec] = Field(default_factory=dict)
     label_set_column: str | None = None  # names the one label set of an item
-    embedding: bool = False  # keep the vectors
     top_k: Annotated[int, Field(ge=1)] = 5
-    precision: Precision = Precision.AUTO
-    decode: DecodeRoute = DecodeRoute.FAST
-    lane: Lane = Lane.NORMAL
-    chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
-    job_id: str | None = None
-    overwrite: bool = False
-    check_source: bool = False
-    url_column: str | None = None
-    id_column: str | None = None
-    base_uri: str | None = None
-    format: PartFormat = PartFormat.PARQUET
-    max_error_rate: ErrorRate | None = None
-    on_finished: str | None = None
-    on_finished_queue: str = DEFAULT_CELERY_QUEUE
+    store_embeddings: bool = Field(False, alias="embedding")
+    part_format: PartFormat = Field(PartFormat.PARQUET, alias="format")
 
     @field_validator("label_sets", mode="before")
     @classmethod
@@ -65,7 +36,7 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.label_sets and not self.embedding:
+        if not self.label_sets and not self.store_embeddings:
             raise ValueError("there is nothing to do: give label_sets, or embedding: true, or both")
         return self
 
@@ -77,12 +48,8 @@ class JobSpec(BaseModel):
         """
         made = []
         for name, spec in self.label_sets.items():
-            try:
+            with usage_errors(f"label set {name!r}: "):
                 made.append(spec.made(name))
-            except ValidationError as error:
-                raise UsageError(f"label set {name!r}: {problem_text(error.errors()[0])}") from None
-            except UsageError as error:
-                raise UsageError(f"label set {name!r}: {error}") from None
         return tuple(made)
 
 

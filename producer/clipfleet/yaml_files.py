@@ -129,7 +129,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"there is no key {where!r}{_hint(str(last), [] if above else list(model.model_fields))}"
+            return f"there is no key {where!r}{_hint(str(last), [] if above else _keys(model))}"
         case "string_pattern_mismatch" if last == "[key]":
             name = where.removesuffix(".[key]")
             return f"{name}: a name begins with a letter and has only letters, digits and _, at most 40"
@@ -142,9 +142,15 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
         case "string_type":
             return f"{where}: {problem['input']!r} is no text: put it in quotes"
         case "model_type" | "dict_type" if not where:
-            return f"the file must hold keys and values, such as {next(iter(model.model_fields))}: ..."
+            return f"the file must hold keys and values, such as {_keys(model)[0]}: ..."
         case _:
             return f"{where}: {problem_text(problem)}" if where else problem_text(problem)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """What a file may hold; first what it must."""
+    fields = sorted(model.model_fields.items(), key=lambda pair: not pair[1].is_required())
+    return [field.alias or name for name, field in fields]
 
 
 def _hint(word: str, known: list[str]) -> str:

@@ -44,7 +44,7 @@ def finished(job: JobHandle, ok: int, failed: int = 0) -> list[dict[str, Any]]:
 
 
 def test_several_label_sets_and_vectors(client: Client, options: JobOptions) -> None:
-    both = JobOptions(**{**_values(options), "store_embeddings": True})
+    both = options.model_copy(update={"store_embeddings": True})
     job = client.classify([*PICTURES[:3], b"no picture", *PICTURES[3:]], SETS, top_k=2, options=both)
 
     rows = finished(job, 5, 1)
@@ -92,12 +92,8 @@ def test_a_specification(client: Client, options: JobOptions, cluster: Cluster, 
     folder.mkdir(exist_ok=True)
     (folder / "a.png").write_bytes(PICTURES[0])
     spec = JobSpec(
-        source=str(folder / "a.png"), output=str(options.output), model="demo", embedding=True,
+        source=str(folder / "a.png"), output=options.output, model="demo", embedding=True,
         format=options.part_format,
     )  # fmt: skip
 
     assert finished(client.run(spec), 1)[0]["label"] is None
-
-
-def _values(options: JobOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in JobOptions.__slots__}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
 from clipfleet.errors import UsageError
+from clipfleet.job_options import JobOptions
 from clipfleet.job_spec import JobSpec, read_job_spec
 
 FULL = """\
@@ -51,9 +53,9 @@ def test_everything_that_may_be_said(write: Path) -> None:
     assert (colours.labels, colours.templates) == (("red", "blue"), ("something {}", "{}"))
     assert names.labels == ("ann", "bob")
     assert objects.preset == "imagenet1k"
-    assert (spec.embedding, spec.top_k, spec.chunk_size, spec.job_id) == (True, 3, 64, "nightly")
+    assert (spec.store_embeddings, spec.top_k, spec.chunk_size, spec.job_id) == (True, 3, 64, "nightly")
     assert (spec.precision, spec.decode, spec.lane) == (Precision.FP32, DecodeRoute.EXACT, Lane.BULK)
-    assert (spec.format, spec.on_finished) == (PartFormat.JSONL, "myapp.tasks.handle")
+    assert (spec.part_format, spec.on_finished) == (PartFormat.JSONL, "myapp.tasks.handle")
     assert spec.max_error_rate == 0.2
 
 
@@ -136,3 +138,21 @@ def test_a_program_may_write_names_where_a_set_is_meant() -> None:
     spec = JobSpec.model_validate({"source": "p", "label_sets": {"animals": ["cat"]}})
 
     assert spec.made_label_sets()[0].labels == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"chunk_size": 0}, "chunk_size: Input should be greater"),
+        ({"lane": "urgent"}, "lane: .*'high'"),
+        ({"max_error_rate": 2}, "max_error_rate: Input should be less"),
+        ({"embeddings": True}, "embeddings: Extra inputs"),
+    ],
+)
+def test_options_that_cannot_be_are_told_as_any_other_mistake(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        JobOptions(**values)
+
+
+def test_an_output_may_be_a_path() -> None:
+    assert JobOptions(output=Path("/out")).output == "/out"

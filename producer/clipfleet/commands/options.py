@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clipfleet.commands import completion
-from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
+from clipfleet.contract import MAX_CHUNK_SIZE
 
 
 def _not_empty(value: str | None) -> str | None:
@@ -17,6 +17,46 @@ def _not_empty(value: str | None) -> str | None:
     return value
 
 
+# By the field of `JobDescription` that each of them sets, which also has its type and its default.
+JOB_OPTIONS: dict[str, Any] = {
+    "output": typer.Option(
+        callback=_not_empty,
+        help="a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
+    ),
+    "model": typer.Option(
+        metavar="NAME:PRETRAINED", help="open_clip model, hf-hub:ORG/REPOSITORY, a folder (./FOLDER), or demo"
+    ),
+    "precision": typer.Option(help="arithmetic of the forward pass"),
+    "decode": typer.Option(help="exact: open_clip's own transform; fast: a few grey levels off"),
+    "lane": typer.Option(help="priority"),
+    "chunk_size": typer.Option(min=1, max=MAX_CHUNK_SIZE, help="items that are claimed at a time"),
+    "job_id": typer.Option(
+        callback=_not_empty, help="name of the job; repeat it to resume an interrupted submit"
+    ),
+    "overwrite": typer.Option("--overwrite", help="replace an ended job's results in the output"),
+    "check_source": typer.Option(
+        "--check-source",
+        help="of a repeated --job-id with more than 1,000,000 items, too: list the source again, and refuse "
+        "it if it has changed",
+    ),
+    "url_column": typer.Option(callback=_not_empty, help="column of a table that holds the URL or path"),
+    "id_column": typer.Option(callback=_not_empty, help="column of a table that names the item"),
+    "base_uri": typer.Option(
+        metavar="URI", help="what relative paths and bare keys of a list are below, s3://BUCKET/PREFIX/"
+    ),
+    "part_format": typer.Option(
+        "--format", help="of the results: parquet, or jsonl (one JSON object per row)"
+    ),
+    "store_embeddings": typer.Option("--store-embeddings", help="keep the vectors beside the labels"),
+    "max_error_rate": typer.Option(
+        metavar="RATE", min=0, max=1, help="stop early once more of the rows have failed: 0.2 is one in five"
+    ),
+    "on_finished": typer.Option(
+        metavar="TASK", help="Celery task of yours that is sent when the job has ended"
+    ),
+    "on_finished_queue": typer.Option(metavar="QUEUE", help="queue that TASK is sent to"),
+}
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -25,70 +65,13 @@ Source = Annotated[
         "(.csv, .tsv, .jsonl, .parquet), .tar shards, each also as s3://BUCKET/...; - is stdin",
     ),
 ]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        callback=_not_empty,
-        help="a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME:PRETRAINED", help="open_clip model, hf-hub:ORG/REPOSITORY, a folder (./FOLDER), or demo"
-    ),
-]
-PrecisionOption = Annotated[Precision, typer.Option(help="arithmetic of the forward pass")]
-Decode = Annotated[
-    DecodeRoute, typer.Option(help="exact: open_clip's own transform; fast: a few grey levels off")
-]
-LaneOption = Annotated[Lane, typer.Option(help="priority")]
-ChunkSize = Annotated[int, typer.Option(min=1, max=4096, help="items that are claimed at a time")]
-JobId = Annotated[
-    str | None,
-    typer.Option(callback=_not_empty, help="name of the job; repeat it to resume an interrupted submit"),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an ended job's results in the output")]
-CheckSource = Annotated[
-    bool,
-    typer.Option(
-        "--check-source",
-        help="of a repeated --job-id with more than 1,000,000 items, too: list the source again, and refuse "
-        "it if it has changed",
-    ),
-]
 Wait = Annotated[bool, typer.Option(help="wait for the end and show progress")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="print one JSON object on stdout and nothing else there")
-]
-UrlColumn = Annotated[
-    str | None, typer.Option(callback=_not_empty, help="column of a table that holds the URL or path")
-]
-IdColumn = Annotated[
-    str | None, typer.Option(callback=_not_empty, help="column of a table that names the item")
-]
-Format = Annotated[
-    PartFormat, typer.Option("--format", help="of the results: parquet, or jsonl (one JSON object per row)")
-]
-BaseUri = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URI", help="what relative paths and bare keys of a list are below, s3://BUCKET/PREFIX/"
-    ),
 ]
 ExportFolder = Annotated[
     str, typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files")
 ]
 JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
-MaxErrorRate = Annotated[
-    float | None,
-    typer.Option(
-        metavar="RATE", min=0, max=1, help="stop early once more of the rows have failed: 0.2 is one in five"
-    ),
-]
-OnFinished = Annotated[
-    str | None,
-    typer.Option(metavar="TASK", help="Celery task of yours that is sent when the job has ended"),
-]
-OnFinishedQueue = Annotated[str, typer.Option(metavar="QUEUE", help="queue that TASK is sent to")]
+MaxErrorRate = Annotated[float | None, JOB_OPTIONS["max_error_rate"]]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id", autocompletion=completion.job_ids)]
