@@ -11,9 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, Preset
 from clipfleet.errors import UsageError
-from clipfleet.text_file import read_text_file
 from clipfleet.validation import first_problem
-from clipfleet.yaml_files import read_yaml_file
+from clipfleet.yaml_files import read_text_file, read_yaml_file
 
 Labels = Sequence[str] | LabelSet | Sequence[LabelSet] | Mapping[str, Sequence[str] | LabelSet]
 

@@ -36,10 +36,7 @@ class RedisRows:
         self._ledger = ledger
         self._store = store
         self._job = job
-
-    @property
-    def uri(self) -> str:
-        return f"{REDIS_OUTPUT} (job {self._job.job_id})"
+        self.uri = f"{REDIS_OUTPUT} (job {job.job_id})"
 
     def job(self) -> Job:
         return self._job

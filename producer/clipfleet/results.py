@@ -70,9 +70,7 @@ class RowStream:
 class RowReader(Protocol):
     """Where the rows of one job are kept."""
 
-    @property
-    def uri(self) -> str:
-        """Name of the output, for messages."""
+    uri: str  # name of the output, for messages
 
     def job(self) -> Job | None:
         """The job that the rows are of, as far as this version of clipfleet understands it."""
@@ -164,10 +162,7 @@ class PartRows:
     def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:
         self._output = output
         self._early_end = early_end
-
-    @property
-    def uri(self) -> str:
-        return self._output.uri
+        self.uri = output.uri
 
     def job(self) -> Job | None:
         data = self._output.read(keys.JOB_FILE)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
 import pyarrow as pa
 
 from clipfleet import keys
-from clipfleet.contract import Job, JobState
+from clipfleet.contract import MAX_ITEMS_IN_REDIS, Job, JobState
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     JobConflictError,
@@ -27,7 +28,6 @@ from clipfleet.job_file import StagedNote, job_of
 from clipfleet.ledger import DEFAULT_RETENTION, JobStatus, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.overwriting import Overwriting
-from clipfleet.redis_bound import within_redis
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
 from clipfleet.sources.contents import Contents
@@ -259,3 +259,60 @@ def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same batches; reads the first, so that an unusable source fails before anything was made for it."""
     first = next(batches, None)
     return batches if first is None else chain([first], batches)
+
+
+MAX_BYTES_IN_REDIS = 1 << 30  # of items: only pictures that come with their source are so large
+_LOOK_AHEAD_SECONDS = 1.0
+_LOOK_AHEAD_BYTES = 64 << 20
+
+
+def within_redis(
+    batches: Iterator[pa.RecordBatch],
+    *,
+    look_ahead: bool,
+    max_items: int = MAX_ITEMS_IN_REDIS,
+    max_bytes: int = MAX_BYTES_IN_REDIS,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Iterator[pa.RecordBatch]:
+    """The same batches, as long as they are not too many.
+
+    Args:
+        batches: of a source.
+        look_ahead: read for up to a second at once, which is to the end of most sources that are too long:
+            so they are refused before anything was made of them. Not for one that may keep us waiting.
+        max_items: the most items.
+        max_bytes: the most bytes of all batches.
+        monotonic: a clock in seconds.
+
+    Raises:
+        TooManyItemsError: at once, or while iterating.
+    """
+    bounded = _bounded(batches, max_items, max_bytes)
+    if not look_ahead:
+        return bounded
+    held: list[pa.RecordBatch] = []
+    ends = monotonic() + _LOOK_AHEAD_SECONDS
+    for batch in bounded:
+        held.append(batch)
+        if monotonic() >= ends or sum(one.nbytes for one in held) >= _LOOK_AHEAD_BYTES:
+            break
+    return chain(held, bounded)
+
+
+def _bounded(batches: Iterator[pa.RecordBatch], max_items: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    items = size = 0
+    for batch in batches:
+        items += batch.num_rows
+        size += batch.nbytes
+        if items > max_items:
+            raise TooManyItemsError(_message(f"more than {max_items:,} items"))
+        if size > max_bytes:
+            raise TooManyItemsError(_message(f"more than {max_bytes >> 20:,} MiB of items"))
+        yield batch
+
+
+def _message(what: str) -> str:
+    return (
+        f"the source has {what}, the most that Redis keeps of one job: "
+        "give an --output, the path of a folder or s3://BUCKET/PREFIX"
+    )

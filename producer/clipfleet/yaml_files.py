@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clipfleet.errors import UsageError
-from clipfleet.text_file import read_text_file
 from clipfleet.validation import problem_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,6 +22,28 @@ Key = tuple[str | int, ...]
 _TRUE_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _MAX_VALUES = 1_000_000
 _KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+_MAX_MEGABYTES = 64  # a device that never ends, or the wrong file; not a million labels
+
+
+def read_text_file(path: Path) -> str:
+    """The text of a file, or of a pipe.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is not UTF-8.
+    """
+    limit = _MAX_MEGABYTES << 20
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise UsageError(f"{path}: larger than {_MAX_MEGABYTES} MB")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
 
 
 class _Loader(yaml.SafeLoader):

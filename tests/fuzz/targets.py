@@ -32,7 +32,7 @@ from clipfleet.part_files import part_files
 from clipfleet.parts import PartIdentity
 from clipfleet.results import PartRows
 from clipfleet.sources import open_source
-from clipfleet.sources.options import BY_NAME
+from clipfleet.sources.files import BY_NAME
 from clipfleet.sources.stdin import StdinSource
 from clipfleet.staging import StagedReader
 from tests.support.jobs import JOB_ID, make_job, stage_items

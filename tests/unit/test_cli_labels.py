@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.commands.labels import read_labels
+from clipfleet.commands.submitting import read_labels
 from clipfleet.errors import UsageError
 
 

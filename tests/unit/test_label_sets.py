@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.commands.labels import chosen_label_sets
+from clipfleet.commands.submitting import chosen_label_sets
 from clipfleet.contract import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
 from clipfleet.label_sets import label_sets_of, read_label_set

@@ -12,7 +12,7 @@ from rich.console import Console
 from clipfleet.console import say, say_error
 from clipfleet.parts import PART_COLUMNS
 from clipfleet.printable import printable, printable_lines
-from clipfleet.result_table import result_table
+from clipfleet.result_formats import result_table
 from clipfleet_worker.logs import FieldFormatter
 
 HOSTILE = "a\x1b[2J\x1b]0;b\x07\rc\nd\x9be\u202ef\udc80"

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from clipfleet.errors import TooManyItemsError
-from clipfleet.redis_bound import within_redis
 from clipfleet.sources.batches import item_batch
+from clipfleet.submission import within_redis
 from tests.support.doubles import Clock
 
 

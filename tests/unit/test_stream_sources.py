@@ -19,9 +19,9 @@ from clipfleet.errors import SourceError
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources import ReadOptions, Source, open_source, source_of
 from clipfleet.sources.batches import MAX_ROWS
+from clipfleet.sources.files import BY_NAME
 from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
-from clipfleet.sources.options import BY_NAME
 from clipfleet.sources.stdin import StdinSource
 from tests.support.doubles import PATIENCE_SECONDS, Clock
 

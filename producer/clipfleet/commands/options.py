@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from redis.exceptions import RedisError
 
-from clipfleet.commands import completion
+from clipfleet import keys
 from clipfleet.contract import MAX_CHUNK_SIZE
+from clipfleet.errors import UsageError
+from clipfleet.redis_connection import connect
+from clipfleet.settings import Settings
 
 
 def _not_empty(value: str | None) -> str | None:
@@ -15,6 +20,20 @@ def _not_empty(value: str | None) -> str | None:
     if value == "":
         raise typer.BadParameter("it is empty: give a value, or leave the option out")
     return value
+
+
+_NEWEST_JOBS = 50
+_PATIENCE_SECONDS = 0.5
+
+
+def job_ids(incomplete: str) -> list[str]:
+    """Ids of the newest jobs that begin like this, newest first; none where Redis is away or slow."""
+    try:
+        with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
+            newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
+    except (ValidationError, UsageError, RedisError, OSError):
+        return []  # the command itself says what is wrong
+    return [job_id for job_id in map(str, newest) if job_id.startswith(incomplete)]
 
 
 # By the field of `JobDescription` that each of them sets, which also has its type and its default.
@@ -74,4 +93,4 @@ ExportFolder = Annotated[
 ]
 JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
 MaxErrorRate = Annotated[float | None, JOB_OPTIONS["max_error_rate"]]
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id", autocompletion=completion.job_ids)]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id", autocompletion=job_ids)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import Parameter
@@ -15,11 +16,12 @@ import typer
 
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands.following import follow
-from clipfleet.commands.labels import chosen_label_sets
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
 from clipfleet.console import say, say_trouble
-from clipfleet.contract import DEFAULT_TEMPLATE, new_job_id
+from clipfleet.contract import DEFAULT_TEMPLATE, LabelSet, new_job_id
+from clipfleet.errors import UsageError
 from clipfleet.job_spec import read_job_spec
+from clipfleet.label_sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.program import EXIT_INTERRUPTED
 
 Submit = Callable[[Client], JobHandle]
@@ -129,6 +131,64 @@ def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool
         with _resumable(job_id):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)
+
+
+_FILE_SUFFIXES = (".txt", ".csv", ".lst")
+
+
+def chosen_label_sets(
+    labels: str | None, files: Sequence[str], templates: Sequence[str]
+) -> tuple[LabelSet, ...]:
+    """The label sets of `--labels` and `--label-set`.
+
+    Raises:
+        UsageError: there is none, or one that cannot be used.
+    """
+    if labels is None and not files:
+        raise UsageError(
+            "no labels: give --labels A,B,C, a file with one per line, or --label-set imagenet1k or FILE.yaml"
+        )
+    if labels is None and templates:
+        raise UsageError("--template goes with --labels: write the templates into the file of the label set")
+    named = () if labels is None else label_sets_of(read_labels(labels), templates)
+    return (*named, *(read_label_set(text) for text in files))
+
+
+def read_labels(text: str) -> list[str]:
+    """Labels from a file with one per line, or from a list with commas; blank ones are left out.
+
+    In a list double quotes keep a comma inside a label; in a file every character belongs to the label.
+
+    Raises:
+        UsageError: no labels, a list with a quote that is not closed, or a file that cannot be read.
+    """
+    path = Path(text)
+    if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
+        try:
+            names = read_label_lines(path)
+        except UsageError as error:
+            raise UsageError(f"--labels {error}") from None
+    else:
+        try:
+            rows = csv.reader(
+                (line.strip() for line in text.splitlines()), skipinitialspace=True, strict=True
+            )
+            names = [name for row in rows for name in row]
+        except csv.Error:
+            raise UsageError(
+                f'--labels: the double quotes in {text!r} make no names: write "a, b",c or give a file'
+            ) from None
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise UsageError(f"--labels {text!r} holds no label: give names separated by commas, or a file")
+    return names
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no file can have so long a name
+        return False
 
 
 @contextmanager

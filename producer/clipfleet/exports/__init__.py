@@ -11,12 +11,21 @@ from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
 from clipfleet.exports.counts import ExportCounts
-from clipfleet.exports.csv import export_csv
 from clipfleet.exports.new_folder import new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
+from clipfleet.result_formats import ResultFormat, write
 from clipfleet.results import RowReader
 
 __all__ = ["ExportCounts", "Layout", "export"]
+
+
+FILE = "rows.csv"
+
+
+def export_csv(reader: RowReader, folder: Path) -> ExportCounts:
+    """Write the layout into a folder."""
+    with (folder / FILE).open("wb") as file:
+        return ExportCounts(write(reader, ResultFormat.CSV, file), left_out=0)
 
 
 class Layout(StrEnum):

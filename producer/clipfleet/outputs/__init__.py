@@ -31,9 +31,7 @@ class Output(Protocol):
     it raises keeps the change from being made.
     """
 
-    @property
-    def uri(self) -> str:
-        """Absolute name of the output, equal on every machine."""
+    uri: str  # absolute name of the output, equal on every machine
 
     @property
     def has_conditional_writes(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,20 +45,14 @@ def unconditionally() -> None:
 class FolderOutput:
     """See `clipfleet.outputs.Output`. The folder is made by the first write."""
 
+    has_conditional_writes = True
+
     def __init__(self, folder: Path) -> None:
         # Not resolve(): a symbolic link in the path may point elsewhere on another machine.
         with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
             folder = folder.expanduser()
         self._folder = folder.absolute()
-
-    @property
-    def uri(self) -> str:
-        """Absolute path of the folder."""
-        return str(self._folder)
-
-    @property
-    def has_conditional_writes(self) -> bool:
-        return True
+        self.uri = str(self._folder)
 
     # --- Where things are: what a kind of folder that trusts nobody does otherwise ---
 
@@ -205,6 +200,30 @@ class FolderOutput:
             confirm()
             self.remove(name)
         self.sweep_scratch()
+
+
+_OPEN_FILES = Path("/proc/self/fd")
+
+
+@contextmanager
+def local_scratch() -> Iterator[Path]:
+    """A path that can be written to and read, inside the context and by this process only.
+
+    Raises:
+        OutputUnavailableError: the disk for temporary files is full.
+        OutputUnreachableError: it cannot be used.
+    """
+    with output_errors(Path(tempfile.gettempdir())):
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - errors of its user are not the folder's
+    with file:
+        path = _OPEN_FILES / str(file.fileno())
+        if path.exists():
+            yield path  # the file has no other name, so that nothing of a killed process stays
+            return
+    with output_errors(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name) / "scratch"
 
 
 @contextmanager

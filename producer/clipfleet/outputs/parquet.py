@@ -50,12 +50,13 @@ def parquet_errors(output: Output, name: str) -> Iterator[None]:
     except OSError as error:
         # Arrow reports content that it cannot understand as an OSError, too, but without a number.
         if error.errno is None:
-            raise _damaged(output, name, error) from error
+            raise damaged(output, name, error) from error
         raise OutputUnavailableError(f"{output.uri}/{name}: {error.strerror}") from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _damaged(output, name, error) from error
+        raise damaged(output, name, error) from error
 
 
-def _damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
+def damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
+    """What is said of an object that holds something else than its name says."""
     problem = (str(error).strip() or type(error).__name__).splitlines()[0]  # Arrow adds where it was
     return OutputDamagedError(f"{output.uri}/{name}: damaged: {problem}")

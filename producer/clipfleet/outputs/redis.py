@@ -15,8 +15,7 @@ import pyarrow as pa
 from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError, UsageError
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.outputs.local_scratch import local_scratch
+from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
 from clipfleet.redis_store import ANYTHING, RedisStore, version_of
 
 _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
@@ -25,18 +24,12 @@ _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
 class RedisOutput:
     """See `clipfleet.outputs.Output`. All methods raise `RedisUnavailableError` while Redis is away."""
 
+    uri = REDIS_OUTPUT  # the same for every job: the Redis of whoever asks
+    has_conditional_writes = True
+
     def __init__(self, store: RedisStore, job_id: str) -> None:
         self._store = store
         self._job_id = job_id
-
-    @property
-    def uri(self) -> str:
-        """The same for every job: the Redis of whoever asks."""
-        return REDIS_OUTPUT
-
-    @property
-    def has_conditional_writes(self) -> bool:
-        return True
 
     def scratch(self) -> AbstractContextManager[Path]:
         """A file of this machine."""

@@ -20,8 +20,7 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.outputs.local_scratch import local_scratch
+from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
 from clipfleet.s3 import (
     SCHEME,
     S3Client,
@@ -57,21 +56,16 @@ class S3Output:
         """
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
-        self._uri = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
+        self.uri = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
         self._client = client
         self._conditional: bool | None = None  # not known yet
         self._probing = threading.Lock()
 
     @property
-    def uri(self) -> str:
-        """`s3://bucket/prefix`."""
-        return self._uri
-
-    @property
     def has_conditional_writes(self) -> bool:
         """See the protocol; the first call asks the store, by means of a canary."""
         if not self._probing.acquire(timeout=_PROBE_PATIENCE_SECONDS):
-            raise OutputUnavailableError(f"{self._uri}: timed out while probing the store")
+            raise OutputUnavailableError(f"{self.uri}: timed out while probing the store")
         try:
             if self._conditional is None:
                 with self._errors():
@@ -181,7 +175,7 @@ class S3Output:
                         raise
             # Another conditional write of this name was under way; how it ended is seen by trying again.
             time.sleep(_CONFLICT_SECONDS * 2**attempt)
-        raise OutputUnavailableError(f"{self._uri}/{name}: other writers are in the way")
+        raise OutputUnavailableError(f"{self.uri}/{name}: other writers are in the way")
 
     def _is_written_by(self, name: str, write_id: str) -> bool:
         head = self._head(name)
@@ -255,7 +249,7 @@ class S3Output:
 
     @contextmanager
     def _errors(self, name: str = "") -> Iterator[None]:
-        with s3_errors(f"{self._uri}/{name}".rstrip("/")):
+        with s3_errors(f"{self.uri}/{name}".rstrip("/")):
             yield
 
 

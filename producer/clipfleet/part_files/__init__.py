@@ -20,17 +20,9 @@ from clipfleet.parts import PartCounts, PartIdentity
 class OpenPart(Protocol):
     """A part that is being read."""
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Schema of the rows, without metadata."""
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-
-    @property
-    def beside(self) -> Sequence[str]:
-        """Names of further objects without which the part is not complete."""
+    schema: pa.Schema  # of the rows, without metadata
+    num_rows: int
+    beside: Sequence[str]  # names of further objects without which the part is not complete
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         """Whose part it is, and what it counts.
@@ -46,13 +38,8 @@ class OpenPart(Protocol):
 class PartFiles(Protocol):
     """One format. Its methods raise `OutputUnavailableError` where waiting may help."""
 
-    @property
-    def readers(self) -> int:
-        """How many parts may be read at a time, so that memory stays in bounds."""
-
-    @property
-    def footer_readers(self) -> int:
-        """Likewise where little beside the footers is wanted: a remote one takes a round trip or three."""
+    readers: int  # how many parts may be read at a time, so that memory stays in bounds
+    footer_readers: int  # likewise where little beside the footers is wanted: a remote one takes round trips
 
     def name(self, chunk_id: int) -> str:
         """Object name of the part of a chunk."""

@@ -26,11 +26,11 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import PartFormat
-from clipfleet.errors import OutputDamagedError, OutputUnavailableError
+from clipfleet.errors import OutputUnavailableError
 from clipfleet.json_rows import from_json, inferred_schema, json_lines, json_schema
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.outputs.parquet import parquet_errors
+from clipfleet.outputs.parquet import damaged, parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
 # What JSON raises for what is none, and Arrow for values that do not fit.
@@ -96,7 +96,7 @@ class JsonlParts:
         except MemoryError:  # Arrow's is an ArrowException, too
             raise
         except _DAMAGED as error:
-            raise _damaged(output, name, error) from error
+            raise damaged(output, name, error) from error
 
 
 class OpenJsonlPart:
@@ -105,14 +105,11 @@ class OpenJsonlPart:
     def __init__(self, content: bytes, footer: dict[str, str] | None, footer_name: str) -> None:
         self._content = content
         self._footer = footer
-        self.beside = (footer_name,) if footer is not None else ()
+        self.num_rows = content.count(b"\n")
+        self.beside: Sequence[str] = (footer_name,) if footer is not None else ()
         self.schema = (
             _schema_of(footer) if footer is not None else inferred_schema(chain.from_iterable(self._rows()))
         )
-
-    @property
-    def num_rows(self) -> int:
-        return self._content.count(b"\n")
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         if self._footer is None:
@@ -154,13 +151,8 @@ def _read_footer(output: Output, name: str) -> dict[str, str] | None:
         read_part_footer(entries)
         _schema_of(entries)
     except (ValueError, KeyError, TypeError, OSError, RecursionError, pa.ArrowException) as error:
-        raise _damaged(output, name, error) from error
+        raise damaged(output, name, error) from error
     return entries
-
-
-def _damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
-    problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return OutputDamagedError(f"{output.uri}/{name}: damaged: {problem}")
 
 
 def _schema_text(schema: pa.Schema) -> str:

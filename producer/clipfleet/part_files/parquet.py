@@ -70,19 +70,9 @@ class OpenParquetPart:
 
     def __init__(self, file: pq.ParquetFile) -> None:
         self._file = file
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._file.schema_arrow.remove_metadata()
-
-    @property
-    def num_rows(self) -> int:
-        return int(self._file.metadata.num_rows)
-
-    @property
-    def beside(self) -> Sequence[str]:
-        """See the protocol: a Parquet part is one object."""
-        return ()
+        self.schema = file.schema_arrow.remove_metadata()
+        self.num_rows = int(file.metadata.num_rows)
+        self.beside: Sequence[str] = ()
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         return read_part_footer(footer(self._file))

@@ -14,11 +14,10 @@ import pyarrow as pa
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.s3 import SCHEME as S3_SCHEME
+from clipfleet.sources.files import BY_NAME, ReadOptions
 from clipfleet.sources.formats import SUPPORTED
-from clipfleet.sources.frames import FrameRows, is_frame
-from clipfleet.sources.iterable import Item, IterableSource
+from clipfleet.sources.iterable import FrameRows, Item, IterableSource, is_frame
 from clipfleet.sources.local import open_local
-from clipfleet.sources.options import BY_NAME, ReadOptions
 from clipfleet.sources.s3 import open_s3
 from clipfleet.sources.stdin import StdinSource
 from clipfleet.sources.uris import has_scheme, printable

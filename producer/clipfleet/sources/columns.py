@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from clipfleet.errors import SourceError
 from clipfleet.parts import extra_column_name
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.files import ReadOptions
 
 URL_COLUMNS = ("url", "uri", "image_url", "image_path", "path", "key", "s3_key")
 TEXT_COLUMNS = ("text", "caption")

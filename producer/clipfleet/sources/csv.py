@@ -17,9 +17,8 @@ from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.columns import Columns, assign_columns
-from clipfleet.sources.files import SourceFile
+from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.lines import MAX_LINE_BYTES, TextFile
-from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.uris import absolute_uris
 
 

@@ -1,31 +1,57 @@
-"""The files that sources read: what they have in common, and those of this machine."""
+"""The files that sources read, and how: what they have in common, and those of this machine."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from clipfleet.errors import SourceError
-from clipfleet.sources.uris import local_uri, printable
+from clipfleet.sources.uris import base_of, local_uri, printable
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a caller may say beside the name of a source."""
+
+    url_column: str | None = None  # field with the URLs, paths or pictures, where its name is no usual one
+    id_column: str | None = None  # field with the user's names of the items
+    base_uri: str | None = None  # what relative paths and bare keys are below
+    holds_texts: bool = False  # instead of URLs: `url_column` is the field with the text then
+
+    def base_in(self, folder: str) -> str:
+        """What is put before the relative names of a list in this folder; empty: they are no names."""
+        if self.holds_texts:
+            return ""
+        return base_of(self.base_uri) if self.base_uri else folder
+
+    @property
+    def content_field(self) -> str:
+        """Field of what is given without one."""
+        return "text" if self.holds_texts else "url"
+
+    @property
+    def content_option(self) -> str:
+        """Option of the command line that sets `url_column`."""
+        return "--text-column" if self.holds_texts else "--url-column"
+
+    def described(self) -> dict[str, str]:
+        """What changes the meaning of a list, in the words of `SourceDescription.options`."""
+        return {"base_uri": base_of(self.base_uri)} if self.base_uri else {}
+
+
+BY_NAME = ReadOptions()  # the name of the source says it all
 
 
 class SourceFile(Protocol):
     """A file with a list of items or with pictures in it, and what it looked like when it was named."""
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    def uri(self) -> str:
-        """Absolute path or URI."""
-
-    @property
-    def folder(self) -> str:
-        """What relative names inside the file are below, with a slash at the end."""
+    name: str  # for messages
+    uri: str  # absolute path or URI
+    folder: str  # what relative names inside the file are below, with a slash at the end
 
     def state(self) -> dict[str, str]:
         """Changes with the content, in the words of `SourceDescription.options`."""

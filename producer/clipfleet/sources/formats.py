@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from clipfleet.errors import SourceError
 from clipfleet.sources.csv import CsvSource
-from clipfleet.sources.files import SourceFile
+from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.jsonl import JsonlSource
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.lines import TxtSource
 from clipfleet.sources.parquet import ParquetSource
-from clipfleet.sources.txt import TxtSource
 from clipfleet.sources.uris import printable
 
 if TYPE_CHECKING:

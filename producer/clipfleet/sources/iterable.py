@@ -20,7 +20,7 @@ import pyarrow as pa
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.files import ReadOptions
 from clipfleet.sources.records import Record, RecordTable, plain, size_bytes
 
 Item = str | os.PathLike[str] | bytes | Mapping[str, Any]
@@ -118,3 +118,31 @@ def _content(items: Collection[Item]) -> dict[str, str]:
             hashed_bytes += len(content)
         digest.update(b"\n")
     return {"items": str(len(items)), "sha256": digest.hexdigest()[:16]}
+
+
+_ROWS_AT_ONCE = 1024
+
+
+class FrameRows:
+    """The rows of a data frame, in its order. Reads it anew each time."""
+
+    def __init__(self, frame: Any) -> None:
+        try:
+            self._table = pa.table(frame)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise SourceError(f"a {type(frame).__name__} that Arrow cannot read: {error}") from error
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == own for own in self)
+
+
+def is_frame(source: object) -> bool:
+    """Whether it has rows and columns; iterating over it would then give the columns."""
+    return hasattr(source, "__arrow_c_stream__") and hasattr(source, "columns")

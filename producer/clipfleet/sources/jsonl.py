@@ -18,9 +18,8 @@ import pyarrow as pa
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches
-from clipfleet.sources.files import SourceFile
+from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.lines import TextFile
-from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.records import RecordTable
 
 _SAMPLE_RECORDS = 8192

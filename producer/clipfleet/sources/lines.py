@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+import pyarrow as pa
+
+from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
-from clipfleet.sources.files import SourceFile
+from clipfleet.sources.batches import in_batches, item_batch
+from clipfleet.sources.files import ReadOptions, SourceFile
+from clipfleet.sources.uris import absolute_uris
 
 MAX_LINE_BYTES = 64 * 1024 * 1024  # room for a data: URL; what is longer is no list of images
 BOM = b"\xef\xbb\xbf"
@@ -80,3 +85,26 @@ def decoded_line(raw: bytes, name: str, number: int) -> str:
             hint = " (it looks like gzip: name it .gz, or unpack it)"
         problem = f"byte {error.start + 1} of the line is not UTF-8{hint}; save the file as UTF-8"
         raise SourceError(f"{name}:{number}: {problem}") from error
+
+
+class TxtSource:
+    """See `clipfleet.sources.Source`: one URL or path per line, without the blanks around it.
+
+    Blank lines are left out. Relative paths count from the file's folder. The id of an item is its index.
+    """
+
+    def __init__(self, file: SourceFile, options: ReadOptions, *, is_gzip: bool = False) -> None:
+        self._text = TextFile(file, is_gzip=is_gzip)
+        self._base = options.base_in(file.folder)
+        self.description = SourceDescription(
+            kind="txt", uri=file.uri, options=file.state() | options.described()
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        first_index = 0
+        entries = (entry for line in self._text.lines() if (entry := line.strip()))
+        for uris in in_batches(entries, len):
+            yield item_batch(first_index, None, absolute_uris(pa.array(uris, pa.string()), self._base))
+            first_index += len(uris)
+        if first_index == 0:
+            raise SourceError(f"{self._text.file.name}: the file holds only blank lines")

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipfleet.errors import SourceError
-from clipfleet.sources.braces import expand_braces
-from clipfleet.sources.files import LocalFile
-from clipfleet.sources.folder import FolderSource, is_picture_name
+from clipfleet.sources.files import LocalFile, ReadOptions
 from clipfleet.sources.formats import (
     SUPPORTED,
     is_shard_name,
@@ -20,10 +18,17 @@ from clipfleet.sources.formats import (
     refuse_pattern_of_lists,
     require_fit,
 )
-from clipfleet.sources.glob import GlobSource, has_wildcards, matching_files
-from clipfleet.sources.options import ReadOptions
 from clipfleet.sources.tar import Shard, TarSource, shards_state
 from clipfleet.sources.uris import local_uri, printable
+from clipfleet.sources.walk import (
+    expand_braces,
+    file_source,
+    folder_source,
+    has_wildcards,
+    is_picture_name,
+    matching_files,
+    pattern_source,
+)
 
 if TYPE_CHECKING:
     from clipfleet.sources import Source
@@ -52,7 +57,7 @@ def open_local(text: str, options: ReadOptions) -> Source:
         return _shards(path, [*_named_shards(text)])
     if has_wildcards(text):
         refuse_pattern_of_lists(text)
-        return GlobSource.of_pattern(path)
+        return pattern_source(path)
     raise SourceError(f"{printable(str(path))}: does not exist")
 
 
@@ -69,7 +74,7 @@ def _folder(path: Path) -> Source:
     except OSError as error:
         raise SourceError(f"{printable(str(path))}: cannot be read: {error.strerror}") from error
     if not shards:
-        return FolderSource(path)
+        return folder_source(path)
     if has_pictures:
         raise SourceError(
             f"{printable(str(path))}: holds pictures and .tar files; "
@@ -82,7 +87,7 @@ def _file(path: Path) -> Source:
     if is_shard_name(path.name):
         return _shards(path, [path])
     if is_picture_name(path.name):
-        return GlobSource.of_one_file(path)
+        return file_source(path)
     name = printable(str(path))
     if path.name.lower().endswith(_PACKED_SHARDS):
         raise SourceError(f"{name}: single pictures of a packed archive cannot be read; unpack it to a .tar")

@@ -21,8 +21,7 @@ from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources.arrow_values import as_text, carried, is_binary
 from clipfleet.sources.batches import MAX_ROWS, item_batch
 from clipfleet.sources.columns import URL_COLUMNS, assign_columns
-from clipfleet.sources.files import SourceFile
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.uris import absolute_uris
 
 _PICTURE_ROWS = 16  # rows of a batch where pictures are in it, so that memory stays flat

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources.batches import item_batch
 from clipfleet.sources.columns import assign_columns
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.files import ReadOptions
 from clipfleet.sources.uris import absolute_uris
 
 Record = Mapping[str, Any]

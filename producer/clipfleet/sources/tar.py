@@ -27,10 +27,9 @@ from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.parts import VERSION_COLUMN
 from clipfleet.sources.batches import in_batches
-from clipfleet.sources.files import SourceFile
-from clipfleet.sources.folder import is_picture_name
-from clipfleet.sources.options import ReadOptions
+from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.records import RecordTable, size_bytes
+from clipfleet.sources.walk import is_picture_name
 from clipfleet.tar_member import TarMember
 
 # Key and extension, as webdataset has them.

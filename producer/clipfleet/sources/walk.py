@@ -1,4 +1,4 @@
-"""Walks a tree of folders in the order of the sorted full paths, yielding while it walks.
+"""Walks trees of folders in the order of the sorted full paths, yielding while it walks; patterns, braces.
 
 What is wanted is a pattern: a list of components, `**` among them. A folder is read once however many ways
 the pattern leads into it, so no file comes twice. Held are the names in one folder and in its parents.
@@ -7,6 +7,7 @@ the pattern leads into it, so no file comes twice. Held are the names in one fol
 from __future__ import annotations
 
 import fnmatch
+import glob
 import heapq
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.uris import local_uri, printable
@@ -164,3 +166,104 @@ def _sorted(names: Iterator[str]) -> Iterator[str]:
 def _unpacked(packs: list[str]) -> Iterator[str]:
     for pack in packs:
         yield from pack.split("\0")
+
+
+def has_wildcards(text: str) -> bool:
+    """True if the text holds a character that means something in a pattern."""
+    return any(character in text for character in "*?[")
+
+
+PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def is_picture_name(name: str) -> bool:
+    """True if a file's name ends like a picture's."""
+    return name.lower().endswith(PICTURE_EXTENSIONS)
+
+
+class WalkedSource:
+    """See `clipfleet.sources.Source`: the files below a folder that match a pattern.
+
+    The id of an item is its path below that folder. A name that is not UTF-8 becomes a percent-encoded
+    `file://` URI and id.
+    """
+
+    def __init__(self, kind: str, name: Path, root: Path, pattern: Pattern, nothing: str) -> None:
+        self._root, self._pattern = root, pattern
+        self._nothing = f"{printable(str(name))}: {nothing}"
+        self.description = SourceDescription(kind=kind, uri=local_uri(str(name)))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        is_empty = True
+        for batch in walked_batches(self._root, self._pattern):
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise SourceError(self._nothing)
+
+
+def folder_source(folder: Path) -> WalkedSource:
+    """All pictures below a folder, found by the extension of their names; the folder itself may be a link."""
+    nothing = (
+        "no images found; looked in all folders below it for names that end in "
+        f"{' '.join(PICTURE_EXTENSIONS)} (hidden files and folders and linked folders are skipped)"
+    )
+    return WalkedSource("folder", folder, folder, Pattern.of([ANY_DEPTH], is_picture_name), nothing)
+
+
+def pattern_source(name: Path) -> WalkedSource:
+    """The files of an absolute pattern."""
+    root, pattern = _root_and_pattern(name)
+    return WalkedSource("glob", name, root, pattern, "no file matches this pattern")
+
+
+def file_source(path: Path) -> WalkedSource:
+    """The source whose one item is this file; its path may hold wildcards, they mean nothing."""
+    pattern = Pattern.of([glob.escape(path.name)])
+    return WalkedSource("glob", path, path.parent, pattern, "no file matches this pattern")
+
+
+def matching_files(name: Path) -> Iterator[Path]:
+    """The files that an absolute pattern means, sorted."""
+    root, pattern = _root_and_pattern(name)
+    return (root / found for found in walk(root, pattern))
+
+
+def _root_and_pattern(name: Path) -> tuple[Path, Pattern]:
+    """The folder that the leading components name, which may have wildcards in its own name, and the rest."""
+    parts, fixed = name.parts, len(name.parts) - 1
+    for number, part in enumerate(parts):
+        if has_wildcards(part) and not Path(*parts[: number + 1]).exists():
+            fixed = number
+            break
+    return Path(*parts[:fixed]), Pattern.of(parts[fixed:])
+
+
+_BRACE = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def expand_braces(text: str) -> Iterator[str]:
+    """All names that a text stands for, in the order of a shell; numbers keep their zeros in front.
+
+    Braces that hold neither a comma nor a range of numbers mean themselves.
+    """
+    for brace in _BRACE.finditer(text):
+        choices = _choices(brace[1])
+        if choices is not None:
+            for choice in choices:
+                for rest in expand_braces(text[brace.end() :]):
+                    yield f"{text[: brace.start()]}{choice}{rest}"
+            return
+    yield text
+
+
+def _choices(inside: str) -> Iterator[str] | None:
+    numbers = _RANGE.fullmatch(inside)
+    if numbers is None:
+        return iter(inside.split(",")) if "," in inside else None
+    first, last = int(numbers[1]), int(numbers[2])
+    is_padded = any(text.startswith("0") and len(text) > 1 for text in numbers.groups())
+    width = max(map(len, numbers.groups())) if is_padded else 0
+    steps = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    return (str(number).zfill(width) for number in steps)
