@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
@@ -19,14 +20,14 @@ from clipfleet.retry import draft_of, has_failed
 from clipfleet.staging import StagedReader
 
 
+@dataclass(frozen=True, slots=True)
 class Rebuild:
     """For one output that holds a job."""
 
-    def __init__(self, ledger: Ledger, hints: Hints, output: Output, job_ttl_seconds: int) -> None:
-        self._ledger = ledger
-        self._hints = hints
-        self._output = output
-        self._job_ttl_seconds = job_ttl_seconds
+    ledger: Ledger
+    hints: Hints
+    output: Output
+    job_ttl_seconds: int
 
     def run(self) -> JobState:
         """Have the ledger know the job of the output, and return its state; a known job stays as it is.
@@ -40,35 +41,35 @@ class Rebuild:
             OutputConflictError: the output holds parts of another job.
             OutputUnavailableError: the output cannot be read.
         """
-        job = job_of(self._output)
+        job = job_of(self.output)
         if job is None:
-            raise JobNotFoundError(f"{self._output.uri}: no job has this output")
+            raise JobNotFoundError(f"{self.output.uri}: no job has this output")
         return self._known_state(job) or self._rebuild(job)
 
     def _known_state(self, job: Job) -> JobState | None:
         try:
-            known, state = self._ledger.job(job.job_id), self._ledger.status(job.job_id).state
+            known, state = self.ledger.job(job.job_id), self.ledger.status(job.job_id).state
         except JobNotFoundError:
             return None
         if known.fingerprint != job.fingerprint:
             raise JobConflictError(
-                f"{self._output.uri} holds a job {job.job_id}, but the ledger knows another one of this id, "
+                f"{self.output.uri} holds a job {job.job_id}, but the ledger knows another one of this id, "
                 f"with output {known.output}"
             )
         return state
 
     def _rebuild(self, job: Job) -> JobState:
         token = uuid4().hex
-        self._ledger.begin_draft(job.job_id, token)
-        staged = staged_files(self._output)
+        self.ledger.begin_draft(job.job_id, token)
+        staged = staged_files(self.output)
         chunks = sum(count for _, count in staged.files)
-        generation = generation_of(self._output)
-        is_over = self._output.read(keys.SUCCESS) is not None
+        generation = generation_of(self.output)
+        is_over = self.output.read(keys.SUCCESS) is not None
         inventory = self._take_inventory(job, chunks, None if is_over else generation)
         if is_over and inventory.open_chunks:  # a part has gone
             is_over = False
-            self._output.remove(keys.SUCCESS)
-        _, state = self._ledger.rebuild(
+            self.output.remove(keys.SUCCESS)
+        _, state = self.ledger.rebuild(
             job,
             token,
             draft_of(inventory, staged.files),
@@ -76,21 +77,21 @@ class Rebuild:
             generation=max(generation.number, inventory.generation),
             codes=generation.codes,
             items=self._count_items(job, staged),
-            ttl_seconds=self._job_ttl_seconds,
+            ttl_seconds=self.job_ttl_seconds,
             source_sum=staged.source_sum,
             finished_at=self._finished_at() if is_over else None,
         )
         if state is None:
-            raise JobConflictError(f"another rebuild of {self._output.uri} was begun meanwhile")
+            raise JobConflictError(f"another rebuild of {self.output.uri} was begun meanwhile")
         if state is JobState.FINISHING:
-            self._hints.publish_finish()
+            self.hints.publish_finish()
         elif not state.is_final:
-            self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
+            self.hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
         return state
 
     def _finished_at(self) -> datetime | None:
         """When the job ended, as its manifest says; None if that cannot be read."""
-        data = self._output.read(keys.MANIFEST)
+        data = self.output.read(keys.MANIFEST)
         try:
             return datetime.fromisoformat(json.loads(data or b"")["finished_at"])
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -100,7 +101,7 @@ class Rebuild:
         """Of all staged files. The last one of a submit that was killed may be another than was noted."""
         if staged.is_sealed:
             return staged.items
-        with StagedReader(self._output, job_id=job.job_id) as reader:
+        with StagedReader(self.output, job_id=job.job_id) as reader:
             return sum(reader.count_items(first, count) for first, count in staged.files)
 
     def _take_inventory(self, job: Job, chunks: int, retried: Generation | None) -> Inventory:
@@ -113,7 +114,7 @@ class Rebuild:
                 or not has_failed(counts, retried.codes)
             )
 
-        return take_inventory(parts_in_place(self._output, job, chunks), chunks, is_done)
+        return take_inventory(parts_in_place(self.output, job, chunks), chunks, is_done)
 
 
 def _state(staged: StagedFiles, inventory: Inventory, *, is_over: bool) -> JobState:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from clipfleet import keys
-from clipfleet.contract import Job, PartFormat, read_job
+from clipfleet.contract import Job, PartFormat
 from clipfleet.errors import (
-    JobUnreadableError,
     OutputConflictError,
     OutputDamagedError,
     OutputUnavailableError,
     ResultsNotReadyError,
     UsageError,
 )
+from clipfleet.job_file import job_of
 from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import Output
 from clipfleet.part_files import OpenPart, PartFiles, part_files
@@ -165,11 +165,9 @@ class PartRows:
         self.uri = output.uri
 
     def job(self) -> Job | None:
-        data = self._output.read(keys.JOB_FILE)
-        try:
-            return None if data is None else read_job(data)
-        except JobUnreadableError:
-            return None
+        with suppress(OutputConflictError):
+            return job_of(self._output)
+        return None
 
     def finished_at(self) -> datetime | None:
         manifest = self._manifest()

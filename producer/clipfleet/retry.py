@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from uuid import uuid4
 
 from clipfleet import keys
@@ -22,27 +23,17 @@ _COMPLETED = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 Parts = Callable[[int], Iterable[tuple[PartIdentity, PartCounts]]]  # those in place below a number of chunks
 
 
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Has the failed rows of a job run again, and the chunks that a cancelled or failed one never got to."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        hints: Hints,
-        output: Output,
-        parts: Parts,
-        job: Job,
-        *,
-        lease_seconds: float,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
-        self._lease_seconds = lease_seconds
-        self._sleep = sleep
-        self._ledger = ledger
-        self._hints = hints
-        self._output = output
-        self._parts = parts
-        self._job = job
+    ledger: Ledger
+    hints: Hints
+    output: Output
+    parts: Parts
+    job: Job
+    lease_seconds: float
+    sleep: Callable[[float], object] = time.sleep
 
     def run(self, codes: Sequence[ErrorCode] = (), max_error_rate: float | None = None) -> bool:
         """Start, or leave a retry alone that is under way. `_SUCCESS` is gone when the job goes on.
@@ -63,23 +54,23 @@ class Retry:
             OutputUnavailableError: the parts cannot be read.
         """
         token = uuid4().hex
-        self._ledger.begin_draft(self._job.job_id, token)
-        status = self._ledger.status(self._job.job_id)
+        self.ledger.begin_draft(self.job.job_id, token)
+        status = self.ledger.status(self.job.job_id)
         if not status.state.is_final:
             return self._join(status)
-        if not self._output.has_conditional_writes:
+        if not self.output.has_conditional_writes:
             # Nothing but its lease stops a writer of the last generation that is late.
-            self._sleep(self._lease_seconds)
+            self.sleep(self.lease_seconds)
         inventory = self._take_inventory(status, codes)
         if not inventory.open_chunks and status.state in _COMPLETED:
             return False
         generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))
         # What lives in Redis is never rebuilt, and the ledger knows the generation.
-        if not self._job.output_is_redis and not note_generation(self._output, generation):
+        if not self.job.output_is_redis and not note_generation(self.output, generation):
             return self._lost_to_another(status)
-        self._output.remove(keys.SUCCESS)
-        word, state = self._ledger.retry(
-            self._job.job_id,
+        self.output.remove(keys.SUCCESS)
+        word, state = self.ledger.retry(
+            self.job.job_id,
             token,
             draft_of(inventory),
             generation=generation.number,
@@ -89,34 +80,34 @@ class Retry:
         if word != "started":
             return self._lost_to_another(status)
         if state is JobState.FINISHING:
-            self._hints.publish_finish()
-        self._hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
+            self.hints.publish_finish()
+        self.hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
         return True
 
     def _join(self, status: JobStatus) -> bool:
         """A retry that is under way is what was asked for."""
         if status.generation == 0:
             raise JobConflictError(
-                f"job {self._job.job_id} is {status.state}: a retry is for a job that has ended; "
-                f"follow it with `clipfleet watch {self._job.job_id}`"
+                f"job {self.job.job_id} is {status.state}: a retry is for a job that has ended; "
+                f"follow it with `clipfleet watch {self.job.job_id}`"
             )
         return True
 
     def _take_inventory(self, status: JobStatus, codes: Sequence[ErrorCode]) -> Inventory:
-        holder = job_of(self._output)
-        if holder is None or holder.job_id != self._job.job_id:
+        holder = job_of(self.output)
+        if holder is None or holder.job_id != self.job.job_id:
             raise OutputConflictError(
-                f"{self._output.uri} does not hold job {self._job.job_id} any more: there is nothing to retry"
+                f"{self.output.uri} does not hold job {self.job.job_id} any more: there is nothing to retry"
             )
-        parts = self._parts(status.chunks)
+        parts = self.parts(status.chunks)
         return take_inventory(parts, status.chunks, lambda _, counts: not has_failed(counts, codes))
 
     def _lost_to_another(self, before: JobStatus) -> bool:
-        status = self._ledger.status(self._job.job_id)
+        status = self.ledger.status(self.job.job_id)
         if status.state in _COMPLETED and status.generation > before.generation:
-            self._output.create(keys.SUCCESS, b"")  # it is over already: what we removed was its own
+            self.output.create(keys.SUCCESS, b"")  # it is over already: what we removed was its own
         if status.state.is_final:
-            raise JobConflictError(f"another retry of job {self._job.job_id} was begun meanwhile: try again")
+            raise JobConflictError(f"another retry of job {self.job.job_id} was begun meanwhile: try again")
         return self._join(status)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -54,35 +53,16 @@ class _Chunk:
     since: float  # monotonic seconds at which its first row came
 
 
+@dataclass(frozen=True, slots=True)
 class Stager:
     """Stages the items of one job."""
 
-    def __init__(
-        self,
-        output: Output,
-        job_id: str,
-        chunk_size: int,
-        *,
-        chunks_per_file: int = CHUNKS_PER_FILE,
-        confirm: Confirm = unconditionally,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Nothing is written yet.
-
-        Args:
-            output: where the items are staged.
-            job_id: whose they are.
-            chunk_size: items of a chunk, at most.
-            chunks_per_file: chunks of a file, at most.
-            confirm: called immediately before each file becomes visible, see `Output`.
-            monotonic: seconds that only go forward.
-        """
-        self._confirm = confirm
-        self._output = output
-        self._job_id = job_id
-        self._chunk_size = chunk_size
-        self._chunks_per_file = chunks_per_file
-        self._monotonic = monotonic
+    output: Output
+    job_id: str
+    chunk_size: int  # items of a chunk, at most
+    chunks_per_file: int = CHUNKS_PER_FILE  # at most
+    confirm: Confirm = unconditionally  # called immediately before each file becomes visible, see `Output`
+    monotonic: Callable[[], float] = time.monotonic
 
     def stage(
         self,
@@ -108,32 +88,30 @@ class Stager:
             OutputUnavailableError: the output cannot be written, or a file that the ledger knows cannot be
                 read.
         """
-        items = _Cutter(batches, self._chunk_size, self._monotonic)
+        items = _Cutter(batches, self.chunk_size, self.monotonic)
         next_chunk = self._compare(items, already_staged)
         file: _OpenFile | None = None
         try:
             for chunk in items.chunks():
                 if chunk is not None:
                     if file is None:
-                        file = _OpenFile(
-                            self._output, self._job_id, next_chunk, chunk.since, chunk.rows.schema
-                        )
+                        file = _OpenFile(self.output, self.job_id, next_chunk, chunk.since, chunk.rows.schema)
                     file.add(chunk.rows)
                 if file is not None and self._is_due(file):
-                    staged, file = file.publish(require_unknown, self._confirm), None
+                    staged, file = file.publish(require_unknown, self.confirm), None
                     next_chunk += staged.chunks
                     yield staged
             if file is not None:
-                staged, file = file.publish(require_unknown, self._confirm), None
+                staged, file = file.publish(require_unknown, self.confirm), None
                 yield staged
         finally:
             if file is not None:
                 file.discard()
 
     def _is_due(self, file: _OpenFile) -> bool:
-        age_seconds = self._monotonic() - file.since
+        age_seconds = self.monotonic() - file.since
         return (
-            file.chunks >= self._chunks_per_file
+            file.chunks >= self.chunks_per_file
             or age_seconds >= CLOSE_AFTER_SECONDS
             or file.bytes >= BYTES_PER_FILE
         )
@@ -141,7 +119,7 @@ class Stager:
     def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
         """Take the staged items off the source and compare them; returns the number of the next chunk."""
         next_chunk = 0
-        with StagedReader(self._output, job_id=self._job_id, capacity=1) as reader:
+        with StagedReader(self.output, job_id=self.job_id, capacity=1) as reader:
             for first_chunk, count in sorted(already_staged):
                 if first_chunk != next_chunk:
                     raise ValueError(f"staged files leave a gap: chunk {next_chunk} before {first_chunk}")
@@ -157,10 +135,7 @@ class _Cutter:
     """Cuts a stream of batches into chunks."""
 
     def __init__(
-        self,
-        batches: Iterable[pa.RecordBatch],
-        chunk_size: int,
-        monotonic: Callable[[], float],
+        self, batches: Iterable[pa.RecordBatch], chunk_size: int, monotonic: Callable[[], float]
     ) -> None:
         self._batches = iter(batches)
         self._chunk_size = chunk_size
@@ -394,9 +369,7 @@ class StagedReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self, name: str, first_chunk: int, chunks: int) -> pq.ParquetFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 
 import pyarrow as pa
@@ -37,30 +38,19 @@ MAX_CHECKED_ITEMS = 1_000_000  # of a repeated submit: listing more takes minute
 _STREAMS = ("stdin", "iterable")  # kinds of sources that come as slowly as somebody else makes them
 
 
+@dataclass(slots=True)
 class Submission:
     """Brings one job from its source into the ledger."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        hints: Hints,
-        output: Output,
-        job: Job,
-        retention: Retention = DEFAULT_RETENTION,
-        traceparent: str = "",
-        crash_points: CrashPoints = NO_CRASH_POINTS,
-        *,
-        overwriting: Overwriting | None = None,
-    ) -> None:
-        self._overwriting = overwriting or Overwriting(ledger, output, job)
-        self._traceparent = traceparent
-        self._ledger = ledger
-        self._crash_points = crash_points
-        self._retention = retention
-        self._hints = hints
-        self._output = output
-        self._job = job
-        self._hinted = 0
+    ledger: Ledger
+    hints: Hints
+    output: Output
+    job: Job
+    retention: Retention = DEFAULT_RETENTION
+    traceparent: str = ""
+    crash_points: CrashPoints = NO_CRASH_POINTS
+    overwriting: Overwriting | None = None
+    hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
         """Submit; an equal job of this id is resumed where it stopped, or left as it is if it was sealed.
@@ -84,22 +74,23 @@ class Submission:
             QuotaExceededError: there is no room now; submit again with the same job id to go on later.
             OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
         """
+        overwriting = self.overwriting or Overwriting(self.ledger, self.output, self.job)
         contents = Contents()
         batches = _peeked(self._bounded(source, contents))
         with naming_the_way_out():
-            must_clear = self._overwriting.is_due(is_wanted=overwrite)
-        is_new, state = self._ledger.submit(self._job, self._retention, self._traceparent)
-        status = self._ledger.status(self._job.job_id)
+            must_clear = overwriting.is_due(is_wanted=overwrite)
+        is_new, state = self.ledger.submit(self.job, self.retention, self.traceparent)
+        status = self.ledger.status(self.job.job_id)
         if state.is_final or status.sealed:
             if must_clear:
-                raise JobConflictError(f"job {self._job.job_id} is {state}: --overwrite needs a new job id")
+                raise JobConflictError(f"job {self.job.job_id} is {state}: --overwrite needs a new job id")
             if check_source or status.total <= MAX_CHECKED_ITEMS:
                 self._require_unchanged(status, batches, contents)
             return state.is_final
         try:
             with naming_the_way_out():
                 if must_clear:
-                    self._overwriting.run()
+                    overwriting.run()
                 self._claim_output()
             self._stage(batches, contents)
         except _JobEndedError:
@@ -109,12 +100,12 @@ class Submission:
         except QuotaExceededError as error:
             raise QuotaExceededError(f"{error}; then {self._goes_on}") from error
         except TooManyItemsError:
-            self._ledger.cancel(self._job.job_id, ttl_seconds=DAY_SECONDS)
-            self._output.clear()
+            self.ledger.cancel(self.job.job_id, ttl_seconds=DAY_SECONDS)
+            self.output.clear()
             raise
         except (SourceError, OutputConflictError, OutputUnreachableError):
             if is_new:
-                self._ledger.cancel(self._job.job_id, ttl_seconds=DAY_SECONDS)
+                self.ledger.cancel(self.job.job_id, ttl_seconds=DAY_SECONDS)
             raise
         except WorldError as error:
             raise type(error)(f"{error}; {self._goes_on}") from error
@@ -122,7 +113,7 @@ class Submission:
 
     @property
     def _goes_on(self) -> str:
-        return f"the same submit with job id {self._job.job_id} goes on"
+        return f"the same submit with job id {self.job.job_id} goes on"
 
     def _require_unchanged(
         self, status: JobStatus, batches: Iterator[pa.RecordBatch], contents: Contents
@@ -149,49 +140,49 @@ class Submission:
 
     def _bounded(self, source: Source, contents: Contents) -> Iterator[pa.RecordBatch]:
         batches = contents.counted(source.batches())
-        if not self._job.output_is_redis:
+        if not self.job.output_is_redis:
             return batches
         return within_redis(batches, look_ahead=source.description.kind not in _STREAMS)
 
     def _claim_output(self) -> None:
-        if self._output.create(keys.JOB_FILE, self._job.model_dump_json(indent=1).encode()):
+        if self.output.create(keys.JOB_FILE, self.job.model_dump_json(indent=1).encode()):
             return
-        holder = job_of(self._output)
+        holder = job_of(self.output)
         if holder is None:
-            raise OutputUnavailableError(f"{self._output.uri}/{keys.JOB_FILE}: was not written")
-        if not holder.is_same(self._job):
-            raise OutputConflictError(f"{self._output.uri} was taken by another job meanwhile")
+            raise OutputUnavailableError(f"{self.output.uri}/{keys.JOB_FILE}: was not written")
+        if not holder.is_same(self.job):
+            raise OutputConflictError(f"{self.output.uri} was taken by another job meanwhile")
 
     def _stage(self, batches: Iterator[pa.RecordBatch], contents: Contents) -> None:
-        job_id = self._job.job_id
-        already = self._ledger.staged_files(job_id)
-        files, items = tuple(already), self._ledger.status(job_id).total
+        job_id = self.job.job_id
+        already = self.ledger.staged_files(job_id)
+        files, items = tuple(already), self.ledger.status(job_id).total
         self._hint(sum(count for _, count in files))
         stager = Stager(
-            self._output,
+            self.output,
             job_id,
-            self._job.chunk_size,
+            self.job.chunk_size,
             chunks_per_file=self._chunks_per_file(),
             confirm=self._require_open,
         )
-        note = None if self._job.output_is_redis else StagedNote(self._output)
+        note = None if self.job.output_is_redis else StagedNote(self.output)
 
         def require_unknown(first_chunk: int) -> None:
-            if self._ledger.status(job_id).chunks > first_chunk or (note and not note.is_the_last):
+            if self.ledger.status(job_id).chunks > first_chunk or (note and not note.is_the_last):
                 raise self._two_submits()
 
         for file in stager.stage(batches, already, require_unknown):
             files, items = (*files, (file.first_chunk, file.chunks)), items + file.items
             if note is not None and not note.write(files, items):
                 raise self._two_submits()
-            self._crash_points.reach(CrashPoint.MID_SUBMIT)
+            self.crash_points.reach(CrashPoint.MID_SUBMIT)
             if not self._tell(file):
                 return
             self._hint(file.chunks)
         if note is not None and not note.write(files, items, is_sealed=True, source_sum=contents.sum):
             raise self._two_submits()
-        word = self._ledger.seal(job_id, sum(count for _, count in files), items, contents.sum)
-        self._crash_points.reach(CrashPoint.AFTER_SEAL)
+        word = self.ledger.seal(job_id, sum(count for _, count in files), items, contents.sum)
+        self.crash_points.reach(CrashPoint.AFTER_SEAL)
         if word == "refused":
             self._require_stopped()
         elif word != "sealed":
@@ -199,18 +190,18 @@ class Submission:
 
     def _chunks_per_file(self) -> int:
         """Several files go into a quota: one that is too large for it would never be taken."""
-        most_items = self._ledger.quota.items
+        most_items = self.ledger.quota.items
         if not most_items:
             return CHUNKS_PER_FILE
-        return max(1, min(CHUNKS_PER_FILE, most_items // (4 * self._job.chunk_size)))
+        return max(1, min(CHUNKS_PER_FILE, most_items // (4 * self.job.chunk_size)))
 
     def _tell(self, file: StagedFile) -> bool:
         """Make the chunks of a file known; False if the job has failed meanwhile."""
         try:
-            answer = self._ledger.stage(self._job.job_id, file.first_chunk, file.chunks, file.items)
+            answer = self.ledger.stage(self.job.job_id, file.first_chunk, file.chunks, file.items)
         except QuotaExceededError:
-            if self._job.output_is_redis:  # it takes the room itself; the submit that goes on writes it again
-                self._output.remove(file.name)
+            if self.job.output_is_redis:  # it takes the room itself; the submit that goes on writes it again
+                self.output.remove(file.name)
             raise
         if answer.word == "gap":
             raise self._two_submits()
@@ -221,23 +212,23 @@ class Submission:
 
     def _require_open(self) -> None:
         """Before a staged file becomes visible: by now another job may have the output of one that ended."""
-        if self._ledger.status(self._job.job_id).state.is_final:
+        if self.ledger.status(self.job.job_id).state.is_final:
             raise _JobEndedError
 
     def _two_submits(self) -> JobConflictError:
-        return JobConflictError(f"another submit of job {self._job.job_id} is running")
+        return JobConflictError(f"another submit of job {self.job.job_id} is running")
 
     def _require_stopped(self) -> None:
         """The job takes no more items. If it came to grief, its status says why; else somebody ended it."""
-        status = self._ledger.status(self._job.job_id)
+        status = self.ledger.status(self.job.job_id)
         if status.state is not JobState.FAILED and not status.has_stopped_itself:
-            raise JobConflictError(f"job {self._job.job_id} takes no more items: it is {status.state}")
+            raise JobConflictError(f"job {self.job.job_id} takes no more items: it is {status.state}")
 
     def _hint(self, chunks: int) -> None:
-        count = min(chunks, MAX_HINTS - self._hinted)
+        count = min(chunks, MAX_HINTS - self.hinted)
         if count > 0:
-            self._hints.publish_work(count)
-            self._hinted += count
+            self.hints.publish_work(count)
+            self.hinted += count
 
 
 class _JobEndedError(Exception):

@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
@@ -117,9 +116,7 @@ class Turn:
             self.is_ours = False
             turns.give_up()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.is_ours and self._pictures:
             self._look()
         if self.is_ours:

@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -94,9 +93,7 @@ class _Matrix:
         self._file.write(bytes(_HEADER_BYTES))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._file:
             self._file.seek(0)
             self._file.write(_npy_header(self.rows, self._dimension))

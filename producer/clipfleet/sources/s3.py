@@ -60,28 +60,19 @@ def _shards(client: S3Client, bucket: str, keys: str) -> Source:
 
 
 def _pattern(client: S3Client, bucket: str, pattern: str) -> Source:
+    where = f"{SCHEME}{bucket}/"
     return PrefixSource(
         _matching(client, bucket, pattern),
-        bucket,
-        _fixed_prefix(pattern),
-        lambda name: True,
+        where + _fixed_prefix(pattern),
+        uri=where + pattern,
         wanted="no object matches this pattern",
-        uri=f"{SCHEME}{bucket}/{pattern}",
     )
 
 
 def _picture(client: S3Client, bucket: str, key: str) -> Source:
-    found = ObjectFile(client, bucket, key).listed()
-    folder, _, _ = key.rpartition("/")
-    prefix = f"{folder}/" if folder else ""
-    return PrefixSource(
-        lambda: [found],
-        bucket,
-        prefix,
-        lambda name: True,
-        wanted="",
-        uri=f"{SCHEME}{bucket}/{key}",
-    )
+    file = ObjectFile(client, bucket, key)
+    found = file.listed()
+    return PrefixSource(lambda: [found], file.folder, uri=file.uri)
 
 
 def _prefix(client: S3Client, bucket: str, key: str) -> Source:
@@ -95,11 +86,10 @@ def _prefix(client: S3Client, bucket: str, key: str) -> Source:
         return _tar_source(client, bucket, where, sorted(found, key=lambda one: one.key))
     return PrefixSource(
         objects,
-        bucket,
-        prefix,
-        lambda name: is_picture_name(name) and not is_hidden(name),
-        wanted=f"no images found; looked for keys that end in {' '.join(PICTURE_EXTENSIONS)}",
+        where,
         uri=where,
+        wanted=f"no images found; looked for keys that end in {' '.join(PICTURE_EXTENSIONS)}",
+        accepts=lambda name: is_picture_name(name) and not is_hidden(name),
     )
 
 

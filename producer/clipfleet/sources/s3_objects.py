@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO, cast
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError, SourceUnavailableError
 from clipfleet.parts import VERSION_COLUMN
-from clipfleet.s3 import S3Client, S3Object, list_objects, s3_errors
+from clipfleet.s3 import S3Client, S3Object, list_objects, s3_errors, split_s3_uri
 from clipfleet.s3_file import S3File
 from clipfleet.sources.batches import in_batches, item_batch
 
@@ -67,49 +68,35 @@ class ObjectFile:
             raise SourceError(f"{self.name}: does not exist") from None
 
 
+@dataclass(frozen=True, slots=True)
 class PrefixSource:
-    """See `clipfleet.sources.Source`: objects below a prefix, in the store's order.
+    """See `clipfleet.sources.Source`: objects below a prefix, in the store's order."""
 
-    Args:
-        objects: of a bucket.
-        bucket: its name.
-        prefix: what the ids leave out; ends in a slash, or is empty.
-        accepts: whether an object is wanted, by what its key has after the prefix.
-        wanted: what that means, for the message where there is none.
-        uri: of the whole, for people.
-    """
+    objects: Callable[[], Iterable[S3Object]]
+    base: str  # what the ids leave out of the URI: bucket and prefix; ends in a slash
+    uri: str  # of the whole, for people
+    wanted: str = ""  # what is looked for, for the message where there is none
+    accepts: Callable[[str], bool] = lambda name: True  # by what a key has after the prefix
 
-    def __init__(
-        self,
-        objects: Callable[[], Iterable[S3Object]],
-        bucket: str,
-        prefix: str,
-        accepts: Callable[[str], bool],
-        *,
-        wanted: str,
-        uri: str,
-    ) -> None:
-        self._objects = objects
-        self._base = f"s3://{bucket}/{prefix}"
-        self._skip = len(prefix)
-        self._accepts = accepts
-        self._wanted = wanted
-        self.description = SourceDescription(kind="s3", uri=uri)
+    @property
+    def description(self) -> SourceDescription:
+        return SourceDescription(kind="s3", uri=self.uri)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        index = 0
-        for found in in_batches(one for one in self._objects() if self._accepts(one.key[self._skip :])):
-            names = [one.key[self._skip :] for one in found]
+        _, prefix = split_s3_uri(self.base)
+        index, skip = 0, len(prefix)
+        for found in in_batches(one for one in self.objects() if self.accepts(one.key[skip:])):
+            names = [one.key[skip:] for one in found]
             versions = [f"{one.size_bytes} {one.etag}" for one in found]
             yield item_batch(
                 index,
                 pa.array(names, pa.string()),
-                pa.array([self._base + name for name in names], pa.string()),
+                pa.array([self.base + name for name in names], pa.string()),
                 {VERSION_COLUMN: pa.array(versions, pa.string())},
             )
             index += len(found)
         if index == 0:
-            raise SourceError(f"{self.description.uri}: {self._wanted}")
+            raise SourceError(f"{self.uri}: {self.wanted}")
 
 
 def listing(client: S3Client, bucket: str, prefix: str) -> Iterator[S3Object]:
