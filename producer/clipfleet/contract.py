@@ -141,29 +141,6 @@ class ErrorCode(StrEnum):
     OUTPUT_CONFLICT = "output_conflict"
     CHUNK_FAILED = "chunk_failed"
 
-    @property
-    def retryable(self) -> bool:
-        """True where the same item may succeed later without anybody changing it."""
-        return self in _RETRYABLE
-
-
-_RETRYABLE = frozenset(
-    {
-        ErrorCode.RATE_LIMITED,
-        ErrorCode.SERVER_ERROR,
-        ErrorCode.DNS_FAILED,
-        ErrorCode.CONNECT_FAILED,
-        ErrorCode.TLS_FAILED,
-        ErrorCode.TIMEOUT,
-        ErrorCode.INCOMPLETE_BODY,
-        ErrorCode.DECODE_TIMEOUT,
-        ErrorCode.OUT_OF_MEMORY,
-        ErrorCode.MODEL_UNAVAILABLE,
-        ErrorCode.OUTPUT_UNREACHABLE,
-        ErrorCode.CHUNK_FAILED,
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ItemError:

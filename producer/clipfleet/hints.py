@@ -81,11 +81,6 @@ def send_task(app: Celery, name: str, **options: Any) -> None:
     Celery's own retry cannot: where the connection is lost while kombu declares the queue, kombu makes a new
     one for the declaration, and then sends by a channel of the old one, which is an AttributeError.
 
-    Args:
-        app: of `make_app`.
-        name: of the task.
-        options: of `Celery.send_task`.
-
     Raises:
         BROKER_ERRORS: the broker is away, or refuses.
     """

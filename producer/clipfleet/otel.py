@@ -20,15 +20,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from clipfleet import __version__
 from clipfleet.errors import UsageError
-from clipfleet.tracing import Attributes
+from clipfleet.tracing import NO_ATTRIBUTES, Attributes, Tracing
 
 _CLOSE_SECONDS = 2.0
 _FIELD = "traceparent"
 _PREFIX = "clipfleet."
 
 
-class OtelTracing:
-    """See `clipfleet.tracing.Tracing`."""
+class OtelTracing(Tracing):
+    """Spans by OpenTelemetry."""
 
     def __init__(self, processor: SpanProcessor, service: str) -> None:
         """Spans go to the processor, under the name of a service.
@@ -44,9 +44,9 @@ class OtelTracing:
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
-    def span(self, name: str, *, parent: str = "", attributes: Attributes | None = None) -> Iterator[str]:
+    def span(self, name: str, *, parent: str = "", attributes: Attributes = NO_ATTRIBUTES) -> Iterator[str]:
         within = self._propagator.extract({_FIELD: parent}, context=Context()) if parent else None
-        named = {_PREFIX + key: value for key, value in (attributes or {}).items()}
+        named = {_PREFIX + key: value for key, value in attributes.items()}
         with self._tracer.start_as_current_span(name, context=within, attributes=named):
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)

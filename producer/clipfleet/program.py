@@ -55,11 +55,7 @@ def run_program(
 ) -> NoReturn:
     """Run the command that `sys.argv` names, and end the process.
 
-    Args:
-        app: from `new_app`.
-        name: what people call it, however it was started.
-        settings: what the program reads from the environment.
-        has_all_settings: there are no settings of clipfleet beside these.
+    `name` is what people call it, however it was started; `has_all_settings`: there are none beside these.
     """
     if f"_{name.replace('-', '_').upper()}_COMPLETE" not in os.environ:  # else a shell asks, at each Tab
         _warn_of_doubtful_variables(settings, has_all_settings)

@@ -66,13 +66,7 @@ class RedisStore:
             return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]  # or async
 
     def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
-        """Keep an object.
-
-        Args:
-            job_id: whose it is.
-            name: its name.
-            data: at most 512 MB.
-            over: what it may be written over: nothing, `ANYTHING`, or the one object of this `version_of`.
+        """Keep an object of at most 512 MB, over nothing, `ANYTHING`, or the one object of this `version_of`.
 
         Returns:
             False if something else is there, or the job is over: then nothing was changed.

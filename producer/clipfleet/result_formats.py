@@ -43,16 +43,10 @@ class ResultFormat(StrEnum):
 def write(
     reader: RowReader, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None
 ) -> int:
-    """Write the rows so far.
+    """Write the rows so far, at most `limit` (None: all, 20 for a table); returns how many that were.
 
-    Args:
-        reader: the rows of a job.
-        result_format: `table` is for people; the others hold every column.
-        stream: text is written to it as UTF-8. It is left open, and need not be seekable.
-        limit: the most rows that are written; None means all, 20 for a table.
-
-    Returns:
-        Number of rows written.
+    A table is for people; the others hold every column. Text is UTF-8. The stream is left open, and need not
+    be seekable.
 
     Raises:
         ResultsNotReadyError: no part exists; nothing was written. Else see `RowReader.read`.
@@ -168,12 +162,9 @@ class _Column:
 
 
 def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) -> tuple[Table, Sequence[str]]:
-    """The rows as a table, and the names of the label sets that have no place in it.
+    """The rows (of JSON's own types) as a table, and the names of the label sets that have no place in it.
 
-    Args:
-        rows: objects of JSON's own types.
-        job: tells which of the columns are label sets and texts; None if it is not known.
-        width: of the terminal. There is always a place for one label set.
+    The job tells which columns are label sets and texts. There is always a place for one label set.
     """
     before = [_Column("index", [str(row["item_index"]) for row in rows], is_number=True)]
     before += [*_names(rows, job), _Column("status", [row["status"] for row in rows])]

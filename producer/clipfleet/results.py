@@ -154,9 +154,7 @@ def require_numpy() -> Any:
 class PartRows:
     """The rows in the parts of an output; see `RowReader`.
 
-    Args:
-        output: where the parts are.
-        early_end: asks the ledger, where there is one; nothing in an output tells of it.
+    `early_end` asks the ledger, where there is one: nothing in an output tells of it.
     """
 
     def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:

@@ -185,11 +185,7 @@ def _client_for(_environment: tuple[tuple[str, str], ...]) -> S3Client:
 def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str = "") -> Iterator[S3Object]:
     """All objects whose key starts with `prefix`, page by page, in the store's order (some do not sort).
 
-    Args:
-        client: see `make_client`.
-        bucket: its name.
-        prefix: beginning of the keys, taken as it stands.
-        delimiter: keys that have it after the prefix are left out.
+    The prefix is taken as it stands. Keys that have the delimiter after it are left out.
     """
     # Pages follow from one another by token: a start after a key loses some on SeaweedFS.
     pages = client.get_paginator("list_objects_v2").paginate(

@@ -19,11 +19,7 @@ class RereadCredentials:
     """See `botocore.credentials.Credentials`: whatever is asked is answered by those read last."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
-        """Nothing is read yet.
-
-        Args:
-            load: reads the configuration of this process; None if there are no credentials (yet).
-        """
+        """Nothing is read yet. `load` gives None if this process has no credentials (yet)."""
         self._load = load
         self._lock = threading.Lock()
         self._present: Any = None
@@ -76,10 +72,7 @@ def session_that_rereads() -> tuple[Session, RereadCredentials]:
 def reread_when_refused(client: Any, credentials: RereadCredentials, codes: Collection[str]) -> None:
     """Have a call that the store refuses for its credentials made once more, with those that are there now.
 
-    Args:
-        client: of a session whose credentials these are.
-        credentials: what `session_that_rereads` gave.
-        codes: the store's error codes that say so.
+    The client is of the session whose credentials these are; the store says so by one of the codes.
     """
 
     def needs_retry(response: Any, attempts: int, **_: object) -> int | None:

@@ -35,14 +35,7 @@ class S3File(io.RawIOBase):
         away: type[ClipfleetError] = OutputUnavailableError,
         lasting: type[ClipfleetError] = OutputUnreachableError,
     ) -> None:
-        """Open an object.
-
-        Args:
-            client: see `clipfleet.s3.make_client`.
-            bucket: its bucket.
-            key: its key.
-            away: raised, now or by a later read, where waiting may help.
-            lasting: raised where it will not.
+        """Open an object. Now or by a later read `away` is raised where waiting may help, else `lasting`.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -55,14 +48,9 @@ class S3File(io.RawIOBase):
         self._lasting = lasting
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()  # by number, least recently used first
-        self._etag = ""
+        self.etag = ""  # the object's version, with its quotes
         with self._errors():
             self._size, self._tail = self._open()
-
-    @property
-    def etag(self) -> str:
-        """The object's version, with its quotes."""
-        return self._etag
 
     def readable(self) -> bool:
         """Always."""
@@ -111,14 +99,14 @@ class S3File(io.RawIOBase):
         try:
             answer, tail = self._get(Range=f"bytes=-{_TAIL_BYTES}")
             found = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.get("ContentRange", ""))
-            self._etag = answer["ETag"]
+            self.etag = answer["ETag"]
             return int(found[1]) if found else len(tail), tail
         except ClientError as error:
             if explain(error).problem is S3Problem.NO_OBJECT:
                 raise FileNotFoundError(f"s3://{self._bucket}/{self._key}") from error
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
                 raise
-        self._etag = self._client.head_object(**where)["ETag"]  # an empty object has no last bytes
+        self.etag = self._client.head_object(**where)["ETag"]  # an empty object has no last bytes
         return 0, b""
 
     def _bytes(self, start: int, end: int) -> bytes:
@@ -144,7 +132,7 @@ class S3File(io.RawIOBase):
         return data
 
     def _fetch(self, start: int, end: int) -> bytes:
-        return self._get(Range=f"bytes={start}-{end - 1}", IfMatch=self._etag)[1]
+        return self._get(Range=f"bytes={start}-{end - 1}", IfMatch=self.etag)[1]
 
     def _get(self, **wanted: str) -> tuple[dict[str, Any], bytes]:
         """An answer and its body, which may break off."""
@@ -170,6 +158,6 @@ class S3File(io.RawIOBase):
             except ClientError as error:
                 failure: S3Failure = explain(error)
                 replaced = error.response["ResponseMetadata"]["HTTPStatusCode"] == 412
-                if self._etag and (replaced or failure.problem is S3Problem.NO_OBJECT):
+                if self.etag and (replaced or failure.problem is S3Problem.NO_OBJECT):
                     raise self._away(f"{where}: was replaced or removed while it was read") from error
                 raise

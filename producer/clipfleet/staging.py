@@ -288,12 +288,9 @@ class StagedReader:
     """Reads chunks of staged files and keeps the last few files open. For one job; safe to share between
     threads.
 
-    Args:
-        output: where the items are staged.
-        job_id: the job whose items are meant; a file of another job (`--overwrite`) is refused.
-        capacity: number of files that stay open.
-        patience_seconds: how long a thread waits for its turn. Were all that want a chunk to find out one
-            after the other that the store does not answer, the last ones would seem to hang.
+    A file of another job than this one (`--overwrite`) is refused; `capacity` files stay open.
+    `patience_seconds` is how long a thread waits for its turn: were all that want a chunk to find out one
+    after the other that the store does not answer, the last ones would seem to hang.
     """
 
     def __init__(

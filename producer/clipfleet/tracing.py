@@ -12,21 +12,20 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 Attributes = Mapping[str, str | int | float | bool]
-_NONE: Attributes = {}
+NO_ATTRIBUTES: Attributes = {}
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 
 
-class Tracing(Protocol):
-    """Makes spans; called by many threads."""
+class Tracing:
+    """Makes spans; called by many threads. This one makes none."""
 
     def span(
-        self, name: str, *, parent: str = "", attributes: Attributes = _NONE
+        self, name: str, *, parent: str = "", attributes: Attributes = NO_ATTRIBUTES
     ) -> AbstractContextManager[str]:
         """A span for the time of the context, whose value is its `traceparent`; an exception marks it.
 
@@ -36,33 +35,17 @@ class Tracing(Protocol):
                 span of this thread, if there is one.
             attributes: what it is about.
         """
+        return nullcontext("")
 
     def close(self) -> None:
         """Send what is left, but not for long."""
 
 
-class NoTracing:
-    """Makes none."""
-
-    def span(
-        self, name: str, *, parent: str = "", attributes: Attributes = _NONE
-    ) -> AbstractContextManager[str]:
-        """Nothing; the `traceparent` is empty."""
-        return nullcontext("")
-
-    def close(self) -> None:
-        """Nothing is left."""
-
-
-NO_TRACING = NoTracing()
+NO_TRACING = Tracing()
 
 
 def tracing_of(service: str, environment: Mapping[str, str] = os.environ) -> Tracing:
-    """What OpenTelemetry's own variables ask for.
-
-    Args:
-        service: name of this program, where `OTEL_SERVICE_NAME` gives none.
-        environment: with the variables.
+    """What OpenTelemetry's own variables ask for; `OTEL_SERVICE_NAME` goes before the name of the service.
 
     Raises:
         UsageError: they ask for an exporter that is not installed.

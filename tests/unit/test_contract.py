@@ -242,13 +242,6 @@ class TestWords:
     def test_codes_are_their_names_in_small_letters(self) -> None:
         assert all(code.value == code.name.lower() for code in ErrorCode)
 
-    def test_trying_again_helps_only_where_the_world_may_have_changed(self) -> None:
-        assert ErrorCode.TIMEOUT.retryable
-        assert ErrorCode.SERVER_ERROR.retryable
-        assert not ErrorCode.NOT_FOUND.retryable
-        assert not ErrorCode.BROKEN_IMAGE.retryable
-        assert not any(code.retryable for code in ErrorCode if code.value.endswith("refused"))
-
     def test_lanes_come_best_first(self) -> None:
         assert list(Lane) == ["high", "normal", "bulk"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clipfleet.client import Client
+from clipfleet.client import Client, JobHandle
 from clipfleet.commands.options import AsJson, JobArgument
 from clipfleet.console import print_table, say, say_trouble
 from clipfleet.contract import JobState
@@ -64,26 +64,22 @@ def jobs(
 
 def cancel(job: JobArgument, as_json: AsJson = False) -> None:
     """End a job early; the rows that are there stay."""
-    with Client(on_trouble=say_trouble) as client:
-        changed, state = client.job(job).cancel()
-    _tell_state(job, state, changed, as_json=as_json)
+    _change(job, JobHandle.cancel, as_json=as_json)
 
 
 def pause(job: JobArgument, as_json: AsJson = False) -> None:
     """Hand out no more chunks of a job."""
-    with Client(on_trouble=say_trouble) as client:
-        changed, state = client.job(job).pause()
-    _tell_state(job, state, changed, as_json=as_json)
+    _change(job, JobHandle.pause, as_json=as_json)
 
 
 def resume(job: JobArgument, as_json: AsJson = False) -> None:
     """Let a paused job go on."""
+    _change(job, JobHandle.resume, as_json=as_json)
+
+
+def _change(job: str, change: Callable[[JobHandle], tuple[bool, JobState]], *, as_json: bool) -> None:
     with Client(on_trouble=say_trouble) as client:
-        changed, state = client.job(job).resume()
-    _tell_state(job, state, changed, as_json=as_json)
-
-
-def _tell_state(job: str, state: JobState, changed: bool, *, as_json: bool) -> None:
+        changed, state = change(client.job(job))
     if as_json:
         typer.echo(json.dumps({"job_id": job, "state": state.value, "changed": changed}))
         return

@@ -10,8 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
-from clipfleet.exports.counts import ExportCounts
-from clipfleet.exports.new_folder import new_folder
+from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
 from clipfleet.result_formats import ResultFormat, write
 from clipfleet.results import RowReader
@@ -44,12 +43,7 @@ _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
 
 
 def export(reader: RowReader, layout: Layout, folder: Path) -> ExportCounts:
-    """Write the rows so far into a new folder, in bounded memory.
-
-    Args:
-        reader: the rows of a job.
-        layout: what is written.
-        folder: must not exist, or be empty; its parents are made.
+    """Write the rows so far into a new or empty folder, in bounded memory; its parents are made.
 
     Raises:
         UsageError: the folder holds something, or the rows do not fit the layout; nothing was written.

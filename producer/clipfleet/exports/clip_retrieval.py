@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract import Job, Task
 from clipfleet.errors import UsageError
-from clipfleet.exports.counts import Counted, ExportCounts
+from clipfleet.exports.new_folder import Counted, ExportCounts
 from clipfleet.parts import LABEL_COLUMNS, PART_COLUMNS
 from clipfleet.result_formats import row_groups
 from clipfleet.results import RowReader, RowStream, batches_with_vectors

@@ -1,4 +1,4 @@
-"""A folder that becomes visible when all its files are written."""
+"""Where an export goes, a folder that becomes visible when all its files are written, and its counts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,35 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import pyarrow as pa
 
 from clipfleet.errors import OutputUnavailableError, UsageError
 from clipfleet.sources.uris import printable
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCounts:
+    """Rows of one export."""
+
+    rows: int  # that are in it
+    left_out: int  # that its layout has no place for
+    notes: tuple[str, ...] = field(default=())  # lines for people, where something is not as they may expect
+
+
+class Counted:
+    """Batches on their way, and how many rows have passed."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            yield batch
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract import Job, JobState, Task
-from clipfleet.exports.counts import ExportCounts
+from clipfleet.exports.new_folder import ExportCounts
 from clipfleet.json_rows import json_dicts, json_line
 from clipfleet.parts import LABEL_COLUMNS, ItemStatus, label_columns
 from clipfleet.results import RowReader

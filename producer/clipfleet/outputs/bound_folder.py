@@ -22,11 +22,9 @@ _OPEN_FILES = "/proc/self/fd"
 
 
 class BoundFolderOutput(FolderOutput):
-    """See `clipfleet.outputs.Output`. Makes no folder but the one for scratch files.
+    """See `clipfleet.outputs.Output`; all of it must be below one of the roots.
 
-    Args:
-        folder: of the output.
-        roots: folders that all of it must be below, resolved by the caller.
+    The caller has resolved them. Makes no folder but the one for scratch files.
     """
 
     def __init__(self, folder: Path, roots: Iterable[Path]) -> None:

@@ -47,13 +47,7 @@ class S3Output:
     """See `clipfleet.outputs.Output`."""
 
     def __init__(self, bucket: str, prefix: str, client: S3Client) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            bucket: it must exist.
-            prefix: what the keys of all objects begin with, without a slash at the end; may be empty.
-            client: see `clipfleet.s3.make_client`.
-        """
+        """No call is made. The bucket must exist; the prefix may be empty, and has no slash at its end."""
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
         self.uri = f"{SCHEME}{bucket}/{prefix}".rstrip("/")

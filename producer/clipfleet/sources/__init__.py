@@ -6,14 +6,11 @@ A source is read once, in a stable order and in bounded memory. It knows names a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
 
-import pyarrow as pa
-
-from clipfleet.contract import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.s3 import SCHEME as S3_SCHEME
+from clipfleet.sources.batches import Source
 from clipfleet.sources.files import BY_NAME, ReadOptions
 from clipfleet.sources.formats import SUPPORTED
 from clipfleet.sources.iterable import FrameRows, Item, IterableSource, is_frame
@@ -27,30 +24,6 @@ __all__ = ["SUPPORTED", "ReadOptions", "Source", "SourceLike", "open_source", "s
 SourceLike = str | os.PathLike[str] | Iterable[Item]
 
 STDIN = "-"
-
-
-class Source(Protocol):
-    """A finite, ordered stream of items."""
-
-    @property
-    def description(self) -> SourceDescription:
-        """What the source is, as far as it shows from outside; equal descriptions promise equal items."""
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The items, as batches of up to 8,192 rows; one without rows says that nothing came for a while.
-
-        Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
-        `description.extra_columns` in that order, of whatever type, and the pictures themselves where the
-        source holds them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
-        Where the source knows of each item what changes with its content, that follows
-        (`parts.VERSION_COLUMN`, strings); it is not staged, see `contents.py`.
-        `uri` is an absolute local path or a URL; a URL keeps its userinfo (`user:password@`), which the
-        fetch needs and the part leaves out.
-
-        Raises:
-            SourceError: while iterating, where the source cannot be read any further or holds no items at
-                all.
-        """
 
 
 def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:

@@ -1,13 +1,15 @@
-"""The record batches of a source: their schema, their sizes, their numbering."""
+"""What a source is, and its record batches: their schema, their sizes, their numbering."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from clipfleet.contract import SourceDescription
 
 T = TypeVar("T")
 
@@ -15,6 +17,30 @@ MAX_ROWS = 8192
 _FIRST_ROWS = 512
 PASS_ON_SECONDS = 0.5  # so that no item waits long for others
 MAX_BYTES = 32 * 1024 * 1024  # so that pictures inside a list keep the memory flat
+
+
+class Source(Protocol):
+    """A finite, ordered stream of items."""
+
+    @property
+    def description(self) -> SourceDescription:
+        """What the source is, as far as it shows from outside; equal descriptions promise equal items."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The items, as batches of up to 8,192 rows; one without rows says that nothing came for a while.
+
+        Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
+        `description.extra_columns` in that order, of whatever type, and the pictures themselves where the
+        source holds them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
+        Where the source knows of each item what changes with its content, that follows
+        (`parts.VERSION_COLUMN`, strings); it is not staged, see `contents.py`.
+        `uri` is an absolute local path or a URL; a URL keeps its userinfo (`user:password@`), which the
+        fetch needs and the part leaves out.
+
+        Raises:
+            SourceError: while iterating, where the source cannot be read any further or holds no items at
+                all.
+        """
 
 
 def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
@@ -62,13 +88,9 @@ def item_batch(
     uris: pa.Array,
     extra: Mapping[str, pa.Array] | None = None,
 ) -> pa.RecordBatch:
-    """A batch that is numbered from `first_index`.
+    """A batch that is numbered from `first_index`, with the source's own columns, and the inline bytes.
 
-    Args:
-        first_index: `item_index` of the first row.
-        item_ids: strings; where one is null, or all are missing, the index as text is the id.
-        uris: strings without nulls.
-        extra: the source's own columns, and the inline bytes.
+    Where an id is null, or all are missing, the index as text is the id. No URI is null.
     """
     indexes = pa.array(range(first_index, first_index + len(uris)), pa.int64())
     if item_ids is None:

@@ -51,16 +51,8 @@ def assign_columns(
     *,
     where: str,
     bytes_columns: Collection[int] = (),
-    left_out: Collection[int] = (),
 ) -> Columns:
-    """Decide what the columns of a table are for.
-
-    Args:
-        header: their names.
-        options: the caller's choices.
-        where: beginning of the messages.
-        bytes_columns: positions of columns that can hold pictures.
-        left_out: positions of columns that cannot be carried.
+    """Decide what the columns of a table are for; those at the positions `bytes_columns` can hold pictures.
 
     Raises:
         SourceError: no column says where the images are, a chosen one is not there, or two have one name.
@@ -80,7 +72,7 @@ def assign_columns(
         )
     besides = {position for position in (url, held) if position is not None}
     name = _position(header, options.id_column, usual_ids, "--id-column", where, besides=besides)
-    unused = {*besides, *bytes_columns, *left_out} | ({name} if name is not None else set())
+    unused = {*besides, *bytes_columns} | ({name} if name is not None else set())
     if is_ours:
         ours = _OF_THE_FAILURE | ({"uri"} if options.holds_texts else set())
         unused |= {position for position, column in enumerate(header) if column in ours}

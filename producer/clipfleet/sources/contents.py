@@ -29,13 +29,8 @@ class Contents:
     """Counts and adds up the items that pass through `counted`."""
 
     def __init__(self) -> None:
-        self._items = 0
+        self.items = 0  # that have passed
         self._sum = 0
-
-    @property
-    def items(self) -> int:
-        """How many have passed."""
-        return self._items
 
     @property
     def sum(self) -> str:
@@ -45,7 +40,7 @@ class Contents:
     def counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches of a source as they are staged: without `VERSION_COLUMN`."""
         for batch in batches:
-            self._items += batch.num_rows
+            self.items += batch.num_rows
             self._sum = (self._sum + _hash_sum(batch)) % _MODULUS
             yield batch.drop_columns([VERSION_COLUMN]) if VERSION_COLUMN in batch.schema.names else batch
 

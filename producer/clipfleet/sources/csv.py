@@ -23,14 +23,7 @@ from clipfleet.sources.uris import absolute_uris
 
 
 class CsvSource:
-    """See `clipfleet.sources.Source`.
-
-    Args:
-        file: the table.
-        options: see there.
-        is_gzip: whether it is compressed.
-        separator: a comma, or a tab for a `.tsv`.
-    """
+    """See `clipfleet.sources.Source`. The separator is a comma, or a tab for a `.tsv`."""
 
     def __init__(
         self, file: SourceFile, options: ReadOptions, *, is_gzip: bool = False, separator: str = ","

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from clipfleet.errors import SourceError
+from clipfleet.sources.batches import Source
 from clipfleet.sources.csv import CsvSource
 from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.jsonl import JsonlSource
@@ -14,16 +14,13 @@ from clipfleet.sources.lines import TxtSource
 from clipfleet.sources.parquet import ParquetSource
 from clipfleet.sources.uris import printable
 
-if TYPE_CHECKING:
-    from clipfleet.sources import Source
-
 SUPPORTED = (
     "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
     "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single picture, "
     "each also as s3://BUCKET/..., and - for standard input"
 )
 
-OpenList = Callable[[SourceFile, ReadOptions], "Source"]
+OpenList = Callable[[SourceFile, ReadOptions], Source]
 
 _TEXT: dict[str, Callable[..., Source]] = {
     ".txt": TxtSource,

@@ -9,16 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
-from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, PASS_ON_SECONDS
+from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, PASS_ON_SECONDS, Source
 from clipfleet.sources.iterable import IterableSource
 from clipfleet.sources.records import Record, size_bytes
-
-if TYPE_CHECKING:
-    from clipfleet.sources import Source
 
 T = TypeVar("T")
 
@@ -31,10 +28,7 @@ def run_beside(
     Raises whatever `run` or the iterator raises. If `run` ends early, the iterator is left after its next
     item.
 
-    Args:
-        source: is read.
-        run: the work.
-        on_break: called once there is something to raise, Ctrl-C included: `run` should end soon.
+    `on_break` is called once there is something to raise, Ctrl-C included: `run` should end soon.
     """
     handover = Handover(source)
     with ThreadPoolExecutor(1, thread_name_prefix="submit") as pool:

@@ -34,10 +34,7 @@ _DIGESTED_BYTES = 256 * 1024 * 1024
 class IterableSource:
     """See `clipfleet.sources.Source`.
 
-    Args:
-        items: see the module; a list must not change while it is read.
-        options: `url_column` and `id_column` name fields of dicts.
-        monotonic: a clock in seconds.
+    A list must not change while it is read. `url_column` and `id_column` name fields of dicts.
 
     Raises:
         SourceError: there are no items, or the first ones cannot be used.

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipfleet.errors import SourceError
+from clipfleet.sources.batches import Source
 from clipfleet.sources.files import LocalFile, ReadOptions
 from clipfleet.sources.formats import (
     SUPPORTED,
@@ -29,9 +29,6 @@ from clipfleet.sources.walk import (
     matching_files,
     pattern_source,
 )
-
-if TYPE_CHECKING:
-    from clipfleet.sources import Source
 
 _PACKED_SHARDS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

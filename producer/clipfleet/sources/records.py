@@ -31,15 +31,9 @@ _MISSING = object()
 
 
 class RecordTable:
-    """Turns records into batches of one schema.
+    """Turns records into batches of one schema, which is found from a sample: the first ones, or all.
 
-    Args:
-        sample: the first records; at least one.
-        options: see there.
-        where: beginning of messages about the columns.
-        base: what relative names are below.
-        is_all: whether the sample is all there is.
-        may_hold_pictures: whether values may be bytes; then any record may hold a picture instead of a URL.
+    Where values may be bytes (`may_hold_pictures`), any record may hold a picture instead of a URL.
     """
 
     def __init__(
@@ -54,7 +48,9 @@ class RecordTable:
     ) -> None:
         header = list(dict.fromkeys(name for record in sample for name in record))
         held = {
-            number for number, name in enumerate(header) if any(_is_bytes(one.get(name)) for one in sample)
+            number
+            for number, name in enumerate(header)
+            if any(isinstance(one.get(name), bytes) for one in sample)
         }
         self._columns = assign_columns(header, options, where=where, bytes_columns=held)
         self._header = header
@@ -209,10 +205,6 @@ def _json(value: Any) -> str:
 
 def _unprintable(value: Any) -> str:
     return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)
-
-
-def _is_bytes(value: Any) -> bool:
-    return isinstance(value, bytes)
 
 
 def _unused_name(name: str, taken: Mapping[str, object]) -> str:

@@ -33,13 +33,7 @@ NumberedLine = tuple[int, str]
 
 
 class StdinSource:
-    """See `clipfleet.sources.Source`. Can be read once.
-
-    Args:
-        options: see there.
-        descriptor: what is read, by default standard input; nobody else may read from it.
-        monotonic: a clock in seconds.
-    """
+    """See `clipfleet.sources.Source`. Can be read once, and nobody else may read from the descriptor."""
 
     def __init__(
         self,

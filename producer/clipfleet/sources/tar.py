@@ -69,12 +69,9 @@ class _Group:
 
 
 class TarSource:
-    """See `clipfleet.sources.Source`.
+    """See `clipfleet.sources.Source`: at least one shard, in the order of the items.
 
-    Args:
-        shards: at least one, in the order of their items.
-        uri: of the whole, for people.
-        state: what changes with the shards, in the words of `SourceDescription.options`.
+    `state` changes with the shards, in the words of `SourceDescription.options`.
     """
 
     def __init__(self, shards: Sequence[Shard], *, uri: str, state: dict[str, str]) -> None:
