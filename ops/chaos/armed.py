@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet import keys
-from clipfleet.crash_points import CrashPoint
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.s3 import S3Output
+from ops.chaos.crash_points import CrashPoint
 
 ARMED = "armed"  # the folder, below that of a slot
 STRUCK = ".struck"
@@ -36,7 +36,7 @@ _SIGNALS = {Strike.DEATH: signal.SIGKILL, Strike.FREEZE: signal.SIGSTOP}
 
 
 class ArmedCrashPoints:
-    """See `clipfleet.crash_points.CrashPoints`."""
+    """For `ops.chaos.crash_points`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -35,13 +35,15 @@ def clipfleet_worker(folder: Path) -> NoReturn:
     from clipfleet_worker.settings import WorkerSettings
     from ops.chaos.armed import ARMED, ArmedCrashPoints
     from ops.chaos.claims import NotingLedger
+    from ops.chaos.crash_points import stand_in_worker
 
     log_to_stderr()
-    # What is not as `run` builds it: a ledger that says who claimed what when, and a crash point more.
+    # What is not as `run` builds it: a ledger that says who claimed what when, and crash points.
     lifecycle.Ledger = NotingLedger  # type: ignore[attr-defined]
     crash_points = ArmedCrashPoints(folder / ARMED)
     crash_points.stand_before_publishing()
-    worker = lifecycle.Worker(checked(WorkerSettings), preload=True, crash_points=crash_points)
+    stand_in_worker(crash_points.reach)
+    worker = lifecycle.Worker(checked(WorkerSettings), preload=True)
     end_process(worker.run())
 
 

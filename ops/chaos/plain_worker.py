@@ -24,7 +24,6 @@ from kombu.entity import Queue
 
 from clipfleet import keys
 from clipfleet.contract import DecodeRoute, ErrorCode
-from clipfleet.crash_points import CrashPoint, CrashPoints
 from clipfleet.hints import REDIS_TRANSPORT_OPTIONS, make_app
 from clipfleet.redis_connection import connect
 from clipfleet.s3 import default_client
@@ -32,6 +31,7 @@ from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ItemFailure
 from ops.chaos.armed import ARMED, ArmedCrashPoints
 from ops.chaos.claims import CLAIMS_FILE, note
+from ops.chaos.crash_points import CrashPoint
 from ops.chaos.workload import OutputKind
 from tests.support.fake_encoder import FakeEncoder
 
@@ -120,7 +120,7 @@ def _touch(path: Path, **_: object) -> None:
 class PlainChunk:
     """What the task does."""
 
-    def __init__(self, redis_url: str, crash_points: CrashPoints) -> None:
+    def __init__(self, redis_url: str, crash_points: ArmedCrashPoints) -> None:
         self._redis = connect(redis_url)
         self._reach = crash_points.reach
         self._decoder = Decoder(_MAX_PIXELS)

@@ -15,9 +15,9 @@ from typing import Any
 
 from clipfleet.client import Client
 from clipfleet.console import say_error
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import ClipfleetError
 from ops.chaos.clipfleet_service import submit
+from ops.chaos.crash_points import CrashPoint, stand_in_submits
 from ops.chaos.workload import ItemKind, ItemPlan, JobPlan, OutputKind
 
 
@@ -28,7 +28,6 @@ class DiesAt:
         self._point = point
 
     def reach(self, point: CrashPoint) -> None:
-        """See `clipfleet.crash_points.CrashPoints`."""
         if point is self._point:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -44,9 +43,10 @@ def plan_of(values: dict[str, Any]) -> JobPlan:
 def main() -> int:
     """Submit the job of stdin."""
     order = json.load(sys.stdin)
-    crash_points: CrashPoints = DiesAt(CrashPoint(sys.argv[1])) if sys.argv[1:2] > [""] else NO_CRASH_POINTS
+    if sys.argv[1:2] > [""]:
+        stand_in_submits(DiesAt(CrashPoint(sys.argv[1])).reach)
     try:
-        with Client(crash_points=crash_points) as client:
+        with Client() as client:
             submit(client, plan_of(order["plan"]), Path(order["manifest"]), order["output"])
     except ClipfleetError as error:
         say_error(error)

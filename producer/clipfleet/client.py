@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from clipfleet.contract import Job, JobState, LabelSet, Task
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
@@ -47,7 +46,6 @@ class Client:
         on_trouble: called with a line for people when that wait begins, and when it was worth it, or when an
             overwrite waits for workers; by default they are logged. It may be called in another thread.
         tracing: makes the spans of submits, by default as OpenTelemetry's variables say; closed with this.
-        crash_points: for tests.
     """
 
     def __init__(
@@ -57,11 +55,9 @@ class Client:
         patience_seconds: float = PATIENCE_SECONDS,
         on_trouble: OnTrouble = log_trouble,
         tracing: Tracing | None = None,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
-        self._crash_points = crash_points
         self._settings = settings or load_settings()
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
@@ -208,10 +204,7 @@ class Client:
             overwriting = Overwriting(
                 ledger, output, job, write_limit_seconds=self._settings.write_limit_seconds, say=self._say
             )
-            submission = Submission(
-                ledger, self._hints, output, job, retention, traceparent, self._crash_points,
-                overwriting=overwriting,
-            )  # fmt: skip
+            submission = Submission(ledger, self._hints, output, job, retention, traceparent, overwriting)
             run = partial(submission.run, overwrite=described.overwrite, check_source=described.check_source)
             had_ended = _run_without_pauses(opened, run, patience)
         return self._handle(job, had_ended=had_ended)

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import MAX_ITEMS_IN_REDIS, Job, JobState
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
@@ -48,7 +47,6 @@ class Submission:
     job: Job
     retention: Retention = DEFAULT_RETENTION
     traceparent: str = ""
-    crash_points: CrashPoints = NO_CRASH_POINTS
     overwriting: Overwriting | None = None
     hinted: int = field(default=0, init=False)
 
@@ -175,14 +173,12 @@ class Submission:
             files, items = (*files, (file.first_chunk, file.chunks)), items + file.items
             if note is not None and not note.write(files, items):
                 raise self._two_submits()
-            self.crash_points.reach(CrashPoint.MID_SUBMIT)
             if not self._tell(file):
                 return
             self._hint(file.chunks)
         if note is not None and not note.write(files, items, is_sealed=True, source_sum=contents.sum):
             raise self._two_submits()
         word = self.ledger.seal(job_id, sum(count for _, count in files), items, contents.sum)
-        self.crash_points.reach(CrashPoint.AFTER_SEAL)
         if word == "refused":
             self._require_stopped()
         elif word != "sealed":

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from clipfleet.client import Client, JobOptions
-from clipfleet.crash_points import CrashPoint
+from ops.chaos.crash_points import CrashPoint, stand_in_submits
 from tests.support.cluster import Cluster
 from tests.support.crash_points import Recorder
 from tests.support.pictures import write_pictures
 
 
-def test_every_point_is_reached(tmp_path: Path) -> None:
+def test_every_point_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passages = tmp_path / "passages"
     recorder = Recorder(passages)
+    stand_in_submits(recorder.reach, monkeypatch.setattr)
     with Cluster(tmp_path) as cluster:
         write_pictures(tmp_path / "pictures", 20)
         worker = cluster.start_worker(program=("tests.support.crashing_worker", "record", str(passages)))
-        with Client(cluster.client_settings(), crash_points=recorder) as client:
+        with Client(cluster.client_settings()) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=8)
             status = client.embed(tmp_path / "pictures", options=options).wait(120)
             assert (status.state, status.ok) == ("completed", 20), cluster.logs()

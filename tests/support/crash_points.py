@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from clipfleet.crash_points import CrashPoint
+from ops.chaos.crash_points import CrashPoint
 
 
 class DiesAt:

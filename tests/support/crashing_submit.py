@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.crash_points import CrashPoint
+from ops.chaos.crash_points import CrashPoint, stand_in_submits
 from tests.support.crash_points import DiesAt
 
 if __name__ == "__main__":
     point, passage, source, output, job_id, chunk_size = sys.argv[1:]
-    with Client(crash_points=DiesAt(CrashPoint(point), int(passage))) as client:
+    stand_in_submits(DiesAt(CrashPoint(point), int(passage)).reach)
+    with Client() as client:
         options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=int(chunk_size))
         client.embed(source, options=options)

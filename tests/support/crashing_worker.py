@@ -13,7 +13,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.settings import checked
 from clipfleet_worker import leases, pipeline
 from clipfleet_worker.drain import end_process
@@ -22,27 +21,28 @@ from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.model import load_model
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import Watchdog
+from ops.chaos.crash_points import CrashPoint, Reach, stand_in_worker
 from tests.support.crash_points import DiesAt, FreezesAt, HangsAt, Recorder
 
 
-def crash_points_of(arguments: list[str]) -> CrashPoints:
+def reach_of(arguments: list[str]) -> Reach | None:
     match arguments:
         case ["record", file]:
-            return Recorder(Path(file))
+            return Recorder(Path(file)).reach
         case ["load", "hang", file]:
-            return NO_CRASH_POINTS  # see `loader_of`
+            return None  # see `loader_of`
         case ["standstill", _]:
-            return NO_CRASH_POINTS  # see `watchdog_of`
+            return None  # see `watchdog_of`
         case [point, "hang", file, limit_seconds]:
             pipeline._PREPARE_WRITE_LIMIT_SECONDS = float(limit_seconds)
             leases._HANG_SECONDS = 5 * float(limit_seconds)
-            return HangsAt(CrashPoint(point), Path(file))
+            return HangsAt(CrashPoint(point), Path(file)).reach
         case [point, "hang", file]:
-            return HangsAt(CrashPoint(point), Path(file))
+            return HangsAt(CrashPoint(point), Path(file)).reach
         case [point, "freeze", file]:
-            return FreezesAt(CrashPoint(point), Path(file))
+            return FreezesAt(CrashPoint(point), Path(file)).reach
         case [point, passage]:
-            return DiesAt(CrashPoint(point), int(passage))
+            return DiesAt(CrashPoint(point), int(passage)).reach
     raise SystemExit(__doc__)
 
 
@@ -70,10 +70,11 @@ def hangs(file: Path) -> Any:
 
 if __name__ == "__main__":
     log_to_stderr()
+    if reach := reach_of(sys.argv[1:]):
+        stand_in_worker(reach)
     worker = Worker(
         checked(WorkerSettings),
         preload=True,
-        crash_points=crash_points_of(sys.argv[1:]),
         load_model=loader_of(sys.argv[1:]),
         watchdog=watchdog_of(sys.argv[1:]),
     )

@@ -14,7 +14,6 @@ from typing import cast
 import numpy as np
 
 from clipfleet.contract import DecodeRoute
-from clipfleet.crash_points import CrashPoint
 from clipfleet.settings import checked
 from clipfleet_worker.decode import Decoder, Raster
 from clipfleet_worker.drain import end_process
@@ -23,6 +22,7 @@ from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.picture_sizes import Frame
 from clipfleet_worker.settings import WorkerSettings
+from ops.chaos.crash_points import CrashPoint, stand_in_worker
 from tests.support.fake_encoder import FakeEncoder
 
 SLOW_TO_DECODE = b"~slow"
@@ -66,10 +66,10 @@ def load_slow(name: str, *_: object) -> LoadedModel:
 
 if __name__ == "__main__":
     log_to_stderr()
+    stand_in_worker(SlowWrites(Path(sys.argv[1])).reach)
     worker = Worker(
         checked(WorkerSettings),
         preload=True,
-        crash_points=SlowWrites(Path(sys.argv[1])),
         decoder_class=SlowDecoder,
         load_model=load_slow,
     )

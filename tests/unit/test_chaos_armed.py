@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.crash_points import CrashPoint
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.s3 import S3Output
 from ops.chaos.armed import IN_PUBLISH, IN_REPLACE, ArmedCrashPoints, Strike, arm, armed_in, struck_in
+from ops.chaos.crash_points import CrashPoint
 
 
 @pytest.fixture

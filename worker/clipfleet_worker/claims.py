@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     OutputConflictError,
     OutputTooNewError,
@@ -59,7 +58,6 @@ class Claims:
         outage_seconds: float,
         job_ttl_seconds: int,
         slots: int,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
@@ -75,7 +73,6 @@ class Claims:
         self._unanswered: str | None = None  # token of a claim that may have been granted
         self._leaving = threading.Event()
         self._slots = slots
-        self._crash_points = crash_points
         self._monotonic = monotonic
         self._slots_in_use = 0
         self.completed = 0  # chunks, since the process began
@@ -114,7 +111,6 @@ class Claims:
             hints = self._hints
             claim = self._claim(lanes)
             if claim is not None:
-                self._crash_points.reach(CrashPoint.AFTER_CLAIM)
                 from_reserve = len(lanes) < len(Lane)
                 self._open_items.add(claim.chunk_size, from_reserve=from_reserve)
                 with self._slots_lock:
@@ -237,7 +233,6 @@ class Claims:
                 if self._leaving.wait(_RETRY_SECONDS):
                     return "left"
             else:
-                self._crash_points.reach(CrashPoint.AFTER_COMPLETE)
                 if word == "incomplete":
                     raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
                 self._count_completed(claim, word, result)

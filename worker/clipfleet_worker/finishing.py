@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from clipfleet import keys
 from clipfleet.contract import Job, JobState
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.job_file import put_file_if, put_if
 from clipfleet.json_rows import as_json, json_line
@@ -50,10 +49,7 @@ class _Part:
 class Finisher:
     """Writes what a finished job needs beside its parts."""
 
-    def __init__(
-        self, ledger: Ledger, job_ttl_seconds: int, *, crash_points: CrashPoints = NO_CRASH_POINTS
-    ) -> None:
-        self._crash_points = crash_points
+    def __init__(self, ledger: Ledger, job_ttl_seconds: int) -> None:
         self._ledger = ledger
         self._job_ttl_seconds = job_ttl_seconds
 
@@ -79,16 +75,13 @@ class Finisher:
 
         status = self._still_finishing(claim)
         parts = self._write_errors(claim, context, status.chunks, versions[keys.ERRORS], confirm, lease)
-        self._crash_points.reach(CrashPoint.MID_FINISH)
         manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
         self._still_finishing(claim)
         if not put_if(context.output, keys.MANIFEST, manifest, versions[keys.MANIFEST], confirm=confirm):
             raise _overtaken(context, keys.MANIFEST)
-        self._crash_points.reach(CrashPoint.MID_FINISH)
         self._sweep(claim, context, status.chunks, parts, confirm)
         self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"", confirm=confirm)
-        self._crash_points.reach(CrashPoint.MID_FINISH)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
         if word == "stale" and self._is_retried(claim):  # we slept just before the last write
             context.output.remove(keys.SUCCESS)

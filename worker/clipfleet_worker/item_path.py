@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from clipfleet.bottleneck import Meter
 from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Job, Lane
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
@@ -79,9 +78,7 @@ class ItemPath:
         decode_turns: DecodeTurns,
         batcher: Batcher,
         max_image_bytes: int,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
-        self._crash_points = crash_points
         self._routes = routes
         self._max_image_bytes = max_image_bytes
         self._fetch_loop = fetch_loop
@@ -157,7 +154,6 @@ class ItemPath:
             )
 
     def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
-        self._crash_points.reach(CrashPoint.MID_FETCH)
         self._in_pool(destination, self._decode_fetched, fetched)
 
     def _in_pool(
@@ -207,7 +203,6 @@ class ItemPath:
                     raise shortage from failure
                 outcomes.fail(position, failure.error)
                 continue
-            self._crash_points.reach(CrashPoint.MID_FETCH)
             some.append((position, data))
             size_bytes += len(data)
             if size_bytes >= most_bytes:

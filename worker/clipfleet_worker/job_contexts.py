@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import Job, read_job
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import (
     JobTooNewError,
     JobUnreadableError,
@@ -69,8 +68,6 @@ class JobContexts:
         store: RedisStore,
         output_roots: tuple[Path, ...],
         s3_buckets: Collection[str] = (),
-        *,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         """Nothing is read yet.
 
@@ -79,9 +76,7 @@ class JobContexts:
             store: results of `redis://` outputs.
             output_roots: folders below which outputs may be.
             s3_buckets: the only buckets that outputs may be in; empty: all that the credentials may.
-            crash_points: see there.
         """
-        self._crash_points = crash_points
         self._ledger = ledger
         self._store = store
         self._output_roots = tuple(root.resolve() for root in output_roots)
@@ -129,14 +124,13 @@ class JobContexts:
         elif not job.output_is_redis:
             self._check_root(output.uri)
         if job.output_is_redis:
-            rows = RedisSink(self._store, crash_points=self._crash_points)
+            rows = RedisSink(self._store)
             return JobContext(job, output, rows, StagedReader(output, job_id=job_id, capacity=1))
         _check_holds(output, job)
         sink = PartSink(
             output,
             part_files(job.part_format, job_id),
             is_ours=partial(_holds, output, job),
-            crash_points=self._crash_points,
         )
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
 

@@ -19,7 +19,6 @@ from celery import Celery, signals
 
 from clipfleet.announcements import Announcements
 from clipfleet.contract import Precision
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
@@ -80,13 +79,11 @@ class Worker:
         settings: WorkerSettings,
         *,
         preload: bool,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
         decoder_class: type[Decoder] = Decoder,
         load_model: Callable[[str, Precision, str, MakeBackend, OnPixelSpec], LoadedModel] = load_model,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._load_model = load_model
-        self._crash_points = crash_points
         self._settings = settings
         self._preload = preload
         self._preloading: Future[LoadedModel] | None = None
@@ -219,7 +216,6 @@ class Worker:
             outage_seconds=self._settings.outage_hours * 3600,
             job_ttl_seconds=self._settings.job_ttl_seconds,
             slots=self._settings.slots,
-            crash_points=self._crash_points,
         )
 
     def _make_tasks(self, pipeline: Pipeline) -> Tasks:
@@ -228,10 +224,9 @@ class Worker:
             self._store,
             tuple(Path(root) for root in self._settings.output_roots),
             self._settings.s3_buckets,
-            crash_points=self._crash_points,
         )
         self._sweeper = Sweeper(Sweeps(self._settings.require_redis_url()), contexts)
-        finisher = Finisher(self._ledger, self._settings.job_ttl_seconds, crash_points=self._crash_points)
+        finisher = Finisher(self._ledger, self._settings.job_ttl_seconds)
         return Tasks(
             ledger=self._ledger,
             claims=self._claims,
@@ -242,7 +237,6 @@ class Worker:
             hints=self._hints,
             lease_seconds=self._settings.lease_seconds,
             tracing=self._tracing,
-            crash_points=self._crash_points,
         )
 
     def _pipeline(self, items: ItemPath) -> Pipeline:
@@ -253,7 +247,6 @@ class Worker:
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
-            crash_points=self._crash_points,
         )
 
     def _item_path(self, routes: Routes) -> ItemPath:
@@ -267,7 +260,6 @@ class Worker:
             decode_turns=DecodeTurns(always_side_by_side=self._device.jpegs is not None),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
-            crash_points=self._crash_points,
         )
 
     def _load(self, name: str, precision: Precision, on_pixel_spec: OnPixelSpec) -> LoadedModel:

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from clipfleet.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract import ErrorCode, ItemError, Job
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
@@ -68,7 +67,6 @@ class Pipeline:
         open_items: OpenItems,
         fetch_deadline_seconds: float,
         decode_seconds: float,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         self._models = models
         self._items = items
@@ -76,7 +74,6 @@ class Pipeline:
         self._open_items = open_items
         self._fetch_deadline_seconds = fetch_deadline_seconds
         self._decode_seconds = decode_seconds
-        self._crash_points = crash_points
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         """Process a chunk to its part.
@@ -205,7 +202,6 @@ class Pipeline:
             labels=labels,
         )
         rows = work.all_rows(fresh)
-        self._crash_points.reach(CrashPoint.BEFORE_WRITE)
         counts = context.sink.write(
             _identity(claim),
             rows,
@@ -214,7 +210,6 @@ class Pipeline:
             token=claim.token,
             confirm=lease.confirm,
         )
-        self._crash_points.reach(CrashPoint.AFTER_WRITE)
         seconds = {**outcomes.seconds, "write": time.monotonic() - started}
         return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
 

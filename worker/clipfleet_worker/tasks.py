@@ -14,7 +14,6 @@ from celery import Celery
 
 from clipfleet import keys
 from clipfleet.contract import ErrorCode
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
@@ -43,7 +42,6 @@ class Tasks:
     hints: Hints
     lease_seconds: float
     tracing: Tracing = NO_TRACING
-    crash_points: CrashPoints = NO_CRASH_POINTS
 
     def work(self) -> bool:
         """Claim one chunk and process it; False if there was none."""
@@ -136,9 +134,7 @@ def register(app: Celery, tasks: Tasks) -> None:
     @app.task(name=keys.WORK_TASK, shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
     def work(*_args: object, **_kwargs: object) -> None:
         tasks.work()
-        tasks.crash_points.reach(CrashPoint.BEFORE_ACK)
 
     @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]  # likewise
     def finish_job(*_args: object, **_kwargs: object) -> None:
         tasks.finish_job()
-        tasks.crash_points.reach(CrashPoint.BEFORE_ACK)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.errors import (
     OutputConflictError,
     OutputDamagedError,
@@ -39,7 +38,6 @@ class PartSink:
         files: PartFiles | None = None,
         *,
         is_ours: Callable[[], bool] = lambda: True,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
     ) -> None:
         """Nothing is read yet.
 
@@ -47,10 +45,8 @@ class PartSink:
             output: where the parts are.
             files: their format, by default Parquet.
             is_ours: whether the output still holds this job; asked before another job's part is replaced.
-            crash_points: see there.
         """
         self._is_ours = is_ours
-        self._crash_points = crash_points
         self._output = output
         self._files = files or ParquetParts()
 
@@ -100,7 +96,6 @@ class PartSink:
         name = self._files.name(identity.chunk_id)
         with self._output.scratch() as path:
             self._files.write(self._output, path, identity, rows, counts, confirm=confirm)
-            self._crash_points.reach(CrashPoint.MID_WRITE)
             if over is not None:
                 is_in_place = self._output.replace_if(path, name, over.version, confirm=confirm)
             else:

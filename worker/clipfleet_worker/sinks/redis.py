@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.json_rows import json_lines, json_schema
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.parts import PartCounts, PartIdentity
@@ -21,8 +20,7 @@ _ROWS_PER_SLICE = 500  # a call that brings them takes Redis a few milliseconds
 class RedisSink:
     """See `clipfleet_worker.sinks.Sink`. Raises `RedisUnavailableError` where Redis is away or full."""
 
-    def __init__(self, store: RedisStore, *, crash_points: CrashPoints = NO_CRASH_POINTS) -> None:
-        self._crash_points = crash_points
+    def __init__(self, store: RedisStore) -> None:
         self._store = store
 
     def find(self, identity: PartIdentity) -> None:
@@ -48,7 +46,6 @@ class RedisSink:
         for rows_of_slice in _slices(rows):
             if self._store.write_rows(identity, token, rows_of_slice) != "written":
                 break
-            self._crash_points.reach(CrashPoint.MID_WRITE)
         return counts
 
 
