@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +35,7 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.device_jpegs import DeviceJpegs
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.model import load_model
 from clipfleet_worker.outcomes import Outcomes
 from ops.bench.forward import named
 from ops.bench.report import Report, bench_parser, positive
@@ -49,12 +47,6 @@ SLICE = 16  # items that a worker decodes and submits together
 CHUNK = 512
 LEAST_OF_CEILING = 0.85
 END_TO_END_PER_SECOND, END_TO_END_CORES = 10_000, 16
-PICTURES = (
-    (640, 480, "4:4:4", 512),
-    (640, 480, "4:2:0", 512),
-    (1920, 1440, "4:2:0", 256),
-    (4000, 3000, "4:2:0", 64),
-)  # and how many of them
 
 
 class Bench:
@@ -192,7 +184,6 @@ def main() -> int:
         report.fact("warm-up seconds, nothing compiled before", bench.warm_up_seconds)
         report.fact("batch that fits", bench.backend.largest_batch)
         tell_rates(report, bench, options.passes, options.rounds)
-        tell_decoding(report, bench.device, bench.model)
     return report.exit_code
 
 
@@ -221,40 +212,6 @@ def tell_rates(report: Report, bench: Bench, passes: int, rounds: int) -> None:
     if processors() >= END_TO_END_CORES:
         rate = statistics.median(found["jpegs"])
         report.goal("images/s from JPEGs in memory", rate, at_least=END_TO_END_PER_SECOND)
-
-
-def tell_decoding(report: Report, device: CudaDevice, model: LoadedModel) -> None:
-    """JPEGs decoded by the processor's cores and by the device, from bytes to the model's pixels."""
-    decoder, spec = Decoder(100_000_000), model.pixel_spec
-    together = DeviceJpegs(device, decoder)
-    table = report.table(
-        {"picture": "<18", "files": "5", "cores/s": "9.0f", "device/s": "9.0f", "on the device": "<13"},
-        "decoding",
-    )
-    for width, height, subsampling, count in PICTURES:
-        files = list(islice(cycle(jpegs(8, width, height, subsampling)), count))
-        slices = [files[start : start + SLICE] for start in range(0, count, SLICE)]
-
-        def on_cores(some: list[bytes]) -> int:
-            return len([decoder.decode(one, spec, DecodeRoute.FAST) for one in some])
-
-        def on_device(some: list[bytes]) -> int:
-            return sum(image is not None for image in together.decode(some, spec, DecodeRoute.FAST))
-
-        cores, _ = _rate(on_cores, slices)
-        device_rate, decoded = _rate(on_device, slices)
-        table.row(
-            f"{width}x{height} {subsampling}", count, cores, device_rate if decoded else "-", f"{decoded}"
-        )
-
-
-def _rate(decode: Callable[[list[bytes]], int], slices: Sequence[list[bytes]]) -> tuple[float, int]:
-    """Pictures a second on all cores, and how many there were; the second time counts."""
-    with ThreadPoolExecutor(processors()) as pool:
-        list(pool.map(decode, slices[: processors()]))
-        began = time.perf_counter()
-        decoded = sum(pool.map(decode, slices))
-        return decoded / (time.perf_counter() - began), decoded
 
 
 def jpegs(count: int, width: int, height: int, subsampling: str) -> list[bytes]:

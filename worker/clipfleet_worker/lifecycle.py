@@ -109,9 +109,7 @@ class Worker:
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
         self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
-        self._decode_stage = make_decode_stage(
-            settings, decoder_class, self._watchdog, self._memory_guard, self._device.jpegs
-        )
+        self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
@@ -264,7 +262,7 @@ class Worker:
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
             decode_threads=decode_threads(self._settings.decode_threads),
-            decode_turns=DecodeTurns(always_side_by_side=self._device.jpegs is not None),
+            decode_turns=DecodeTurns(),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
             crash_points=self._crash_points,

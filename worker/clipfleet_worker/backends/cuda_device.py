@@ -89,7 +89,6 @@ class CudaDevice:
         self._apart_lock = threading.RLock()
         self.copies: Stream = CudaStream(_new_stream(self._device))
         self.forwards: Stream = CudaStream(_new_stream(self._device))
-        self.pictures: Stream = CudaStream(_new_stream(self._device))  # see `JpegDevice`
         self._apart = _new_stream(self._device)
         # fp32 means fp32: by default cuDNN would round what goes into its convolutions to TF32.
         torch.backends.cudnn.allow_tf32 = False
@@ -162,13 +161,6 @@ class CudaDevice:
 
         with self.alone():  # it synchronises
             torch.cuda.empty_cache()
-
-    def decode_jpegs(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
-        """See `JpegDevice`."""
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        planes: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=self._device)
-        return planes
 
     @contextmanager
     def alone(self) -> Iterator[None]:
