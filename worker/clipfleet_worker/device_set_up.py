@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipfleet_worker.backends import MakeBackend
-from clipfleet_worker.backends.compiling import Compiler, cache_folder
 from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.backends.cuda_backend import CudaBackends
 from clipfleet_worker.device import pick_device
+from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.settings import WorkerSettings
 
 _CPU_BATCH = 64
@@ -37,6 +36,9 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
         batch_size = settings.batch_size or _CPU_BATCH
         return DeviceSetUp(name, batch_size, cpu_backends(settings.backend))
     batch_size = settings.batch_size or _GPU_BATCH
-    backends = CudaBackends(batch_size, Compiler(cache_folder()))
     plain = cpu_backends(settings.backend, name)  # refuses what is for the processor only
-    return DeviceSetUp(name, batch_size, plain if settings.backend == "torch" else backends)
+    if settings.backend == "torch":
+        return DeviceSetUp(name, batch_size, plain)
+    from clipfleet_worker.backends.cuda_backend import CudaBackends  # imports torch
+
+    return DeviceSetUp(name, batch_size, CudaBackends(batch_size, cache_folder()))

@@ -1,4 +1,4 @@
-"""What the CUDA backend asks of a device that works on its own: two queues of work, events, memory, graphs.
+"""What the CUDA backend asks of a device that works on its own: two queues of work, events, memory, a graph.
 
 Nothing here knows CUDA. The real device is `cuda_device.CudaDevice`; the tests have one that puts off all
 work for as long as it may, so that what is not ordered by an event goes wrong there.
@@ -7,24 +7,20 @@ work for as long as it may, so that what is not ordered by an event goes wrong t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-Work = Callable[[], None]
+Work = Callable[[], object]
+Forward = Callable[[torch.Tensor], torch.Tensor]  # rows (n, ...) -> features float32 (n, d), normalised
 
 
 class Event(Protocol):
     """A point in a stream's work."""
 
-    def wait(self) -> None:
-        """Block the calling thread until the device has got there.
-
-        Raises:
-            RuntimeError: the work before it failed.
-        """
-        ...
+    def synchronize(self) -> None:
+        """Block the calling thread until the device has got there; RuntimeError: work before it failed."""
 
 
 class Stream(Protocol):
@@ -37,15 +33,21 @@ class Stream(Protocol):
             MemoryError: the device has no memory for it now.
             RuntimeError: it cannot be queued.
         """
-        ...
 
     def wait_for(self, event: Event) -> None:
         """Let later work of this stream wait for an event of another one; the caller does not wait."""
-        ...
 
     def record(self) -> Event:
         """An event that happens when all work up to now is done."""
-        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A forward pass of one batch size that is queued in one step, always with the same memory."""
+
+    rows: torch.Tensor  # read by each replay
+    features: torch.Tensor  # written by it
+    replay: Work  # queues it in the current stream
 
 
 class Accelerator(Protocol):
@@ -53,39 +55,19 @@ class Accelerator(Protocol):
 
     copies: Stream  # from page-locked memory to the device's
     forwards: Stream  # forward passes, and their features back to the machine's memory
+    graphs_off: str  # why graphs are neither recorded nor replayed any more; empty while they are
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Memory of the machine that the device reads and writes by itself, in the background."""
-        ...
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Memory of the device; its contents are anything."""
-        ...
 
     def place(self, what: Any, dtype: torch.dtype | None = None) -> Any:
         """A module (changed) or a tensor (copied) on the device; it is there when this returns."""
-        ...
 
-    def rehearse(self, work: Work) -> None:
-        """Do work beside both streams, some times over, until all that is lazy in it is set up.
-
-        Raises what `Stream.run` and `Event.wait` raise.
-        """
-        ...
-
-    def new_pool(self) -> Any:
-        """A pool of memory for graphs that never run at the same time."""
-        ...
-
-    def recorded(self, work: Work, pool: Any) -> Work:
-        """The same work as a graph, which is queued in one step: same memory, same numbers.
-
-        Raises:
-            MemoryError: the device has no memory for it now.
-            RuntimeError: it cannot be recorded, as when it needs an answer of the device in between.
-        """
-        ...
+    def recorded(self, forward: Forward, rows: torch.Tensor) -> Graph:
+        """The pass of these rows as a graph; raises what `Stream.run` raises. In the batcher's thread."""
 
     def forget_freed(self) -> None:
         """Give memory that nobody uses back to the device, for other uses and other processes."""
-        ...
