@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
 from clipfleet.contract import DEMO_MODEL, Lane, Precision
@@ -24,11 +26,15 @@ from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
+from clipfleet_worker.device_set_up import DeviceSetUp
+from clipfleet_worker.doctor import Finding, Level
+from clipfleet_worker.doctor.model_check import ModelCheck
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.settings import WorkerSettings
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_device import FakeDevice
 from tests.support.reference import cosines
@@ -320,6 +326,53 @@ class TestWhatIsKept:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", "/home/somebody")
         assert cache_folder() == Path("/home/somebody/.cache/clipfleet")
+
+
+class TestDoctor:
+    """It makes the worker's own backend, here that of a device, or one of the CPU's."""
+
+    def findings(
+        self, monkeypatch: pytest.MonkeyPatch, make_backend: MakeBackend, precision: Precision
+    ) -> list[Finding]:
+        device = DeviceSetUp("cpu", BATCH, make_backend)
+        monkeypatch.setattr("clipfleet_worker.doctor.model_check.make_device_set_up", lambda _: device)
+        settings = WorkerSettings(redis_url=SecretStr("redis://h:6379/0"), precision=precision)
+        return list(ModelCheck(settings, DEMO_MODEL).findings())
+
+    def test_it_tells_the_ways_and_what_is_off(self, monkeypatch: pytest.MonkeyPatch, clock: Ticks) -> None:
+        found = self.findings(monkeypatch, Gpu(clock, spoil=rotated), Precision.FP32)
+
+        assert [finding.level for finding in found] == [Level.OK, Level.OK]
+        assert "fp32 by cuda" in found[0].what
+        assert re.fullmatch(
+            r"demo: batch 9, plain \d+/s, worst cosine to fp32 1\.00000; "
+            r"off: graph \(worst cosine -?0\.\d{5}, not 0\.9999\)",
+            found[1].what,
+        )
+
+    def test_a_model_that_is_off_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        (found,) = self.findings(monkeypatch, spoilt("zeros", Precision.FP32), Precision.FP32)
+
+        assert found.level is Level.PROBLEM
+        assert "off in fp32" in found.what and "models pull" in found.remedy
+
+    def test_a_precision_that_is_off_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+
+        found = self.findings(monkeypatch, spoilt("rotated", Precision.BF16), Precision.AUTO)
+
+        assert [finding.level for finding in found] == [Level.OK, Level.OK, Level.WARNING]
+        assert "is off in bf16" in found[2].what
+
+    def test_what_has_broken_since_the_certificate_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded(TorchBackend)
+        right = TorchBackend.encode_texts
+        monkeypatch.setattr(TorchBackend, "encode_texts", lambda *of: right(*of)[::-1].copy())
+
+        found = self.findings(monkeypatch, TorchBackend, Precision.FP32)
+
+        assert [finding.level for finding in found] == [Level.OK, Level.OK, Level.PROBLEM]
+        assert "wrong features" in found[2].what
 
 
 class TestWatch:
