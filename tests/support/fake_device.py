@@ -1,7 +1,7 @@
 """A device without a GPU that puts its work off, so that what no event orders goes wrong.
 
 Work of a stream is kept until somebody waits for an event, or until the schedule lets it run. Memory is full
-of noise when it is made. See `clipfleet_worker.backends.accelerator` for what each method stands for.
+of noise when it is made. See `CudaDevice` for what each method stands for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clipfleet_worker.backends.accelerator import Forward, Graph
+from clipfleet_worker.backends.cuda_device import Forward, Graph
 
 
 class Schedule(Enum):

@@ -109,6 +109,10 @@ def loaded(make_backend: MakeBackend, precision: Precision = Precision.FP32) -> 
     return load_model(DEMO_MODEL, precision, "cpu", make_backend)
 
 
+def get(models: Models, name: str, precision: Precision) -> LoadedModel:
+    return models.prefetch(name, precision).result(PATIENCE_SECONDS)
+
+
 def certificate_of(model: LoadedModel) -> Certificate:
     assert model.certificate is not None
     return model.certificate
@@ -399,7 +403,7 @@ class TestWatch:
     def test_as_long_as_all_is_well_nothing_changes(
         self, gpu: Gpu, models: Models, watch: CanaryWatch
     ) -> None:
-        model = models.get(DEMO_MODEL, Precision.FP32)
+        model = get(models, DEMO_MODEL, Precision.FP32)
 
         watch.look()
 
@@ -411,7 +415,7 @@ class TestWatch:
         self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         # Given a graph that is spoilt by another model, long after it was certified
-        in_use = [models.get(DEMO_MODEL, precision) for precision in (Precision.FP32, Precision.BF16)]
+        in_use = [get(models, DEMO_MODEL, precision) for precision in (Precision.FP32, Precision.BF16)]
         gpu.spoil = rotated
 
         watch.look()
@@ -428,7 +432,7 @@ class TestWatch:
     def test_where_plain_passes_are_wrong_too_nothing_goes_on(
         self, gpu: Gpu, models: Models, watch: CanaryWatch
     ) -> None:
-        model = models.get(DEMO_MODEL, Precision.FP32)
+        model = get(models, DEMO_MODEL, Precision.FP32)
         gpu.break_down()
 
         with pytest.raises(DeviceBroken, match="nor does the plain pass help"):
@@ -437,7 +441,7 @@ class TestWatch:
     def test_what_fails_for_want_of_memory_is_asked_again(
         self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        model = models.get(DEMO_MODEL, Precision.FP32)
+        model = get(models, DEMO_MODEL, Precision.FP32)
 
         def full(work: object) -> None:
             raise MemoryError("CUDA out of memory")
@@ -465,7 +469,7 @@ class TestWatch:
         monkeypatch.setattr(LoadedModel, "worst_cosine", lambda model: looked.set() or 1.0)
         watch.start()
 
-        model = models.get(DEMO_MODEL, Precision.FP32)
+        model = get(models, DEMO_MODEL, Precision.FP32)
 
         assert looked.wait(PATIENCE_SECONDS)
         assert certificate_of(model).used.name == GRAPH

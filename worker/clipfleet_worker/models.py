@@ -62,17 +62,12 @@ class Models:
         with self._lock:
             self._shunned[name] = self._monotonic() + _SHUN_SECONDS
 
-    def get(self, name: str, precision: Precision) -> LoadedModel:
-        """The loaded model; blocks while it loads.
-
-        Raises:
-            ModelUnavailableError: it cannot be loaded. The next call tries again.
-            MemoryError, WorkerShortageError: not enough memory for it now, or another shortage.
-        """
-        return self.prefetch(name, precision).result()
-
     def prefetch(self, name: str, precision: Precision) -> Loading:
-        """Start loading, unless it is loaded; returns at once."""
+        """Start loading, unless it is loaded; returns at once.
+
+        Its result raises ModelUnavailableError, and MemoryError or WorkerShortageError for want of something
+        now. The next call tries again.
+        """
         if precision is Precision.AUTO:
             precision = self._default_precision
         key = (name, precision)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 
@@ -72,9 +73,8 @@ class Certificate:
         plain, used = self.ways[0], self.used
         rates = f"plain {plain.per_second:,.0f}/s, " if plain.per_second else ""
         if used is not plain:
-            rates += (
-                f"used: {used.name} {used.per_second:,.0f}/s ({used.per_second / plain.per_second:.2f}), "
-            )
+            gain = used.per_second / plain.per_second
+            rates += f"used: {used.name} {used.per_second:,.0f}/s ({gain:.2f}), "
         off = "".join(f"; off: {way.name} ({way.refused})" for way in self.ways if way.refused)
         return f"batch {self.batch}, {rates}worst cosine to fp32 {used.worst_cosine:.5f}{off}"
 
@@ -85,8 +85,9 @@ class Canaries:
     def __init__(self, towers: Towers, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
         """Compute the right features, unless they are known; the module must be as open_clip built it."""
         self._least = LEAST_COSINE[towers.precision]
-        self._key = [towers.fingerprint, *map(_version, ("torch", "open_clip_torch", "timm", "openvino"))]
         self._pixels = _pixels(towers.pixel_spec.height, towers.pixel_spec.width)
+        self._key = [towers.fingerprint, str(crc32(self._pixels.tobytes())), *_PROMPTS]
+        self._key += map(_version, ("torch", "open_clip_torch", "timm", "openvino"))
         self._tokens = tokenizer(list(_PROMPTS))
         right = recall("canaries", self._key)
         if right is None:

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from clipfleet_worker.backends import Backend, PendingFeatures, Towers
-from clipfleet_worker.backends.accelerator import Accelerator, Event, Forward, Graph
 from clipfleet_worker.backends.certificate import GRAPH, PLAIN
-from clipfleet_worker.backends.cuda_device import CudaDevice
+from clipfleet_worker.backends.cuda_device import CudaDevice, Forward, Graph
 from clipfleet_worker.backends.pixel_ring import PixelRing
 from clipfleet_worker.backends.torch_backend import torch_dtype
 from clipfleet_worker.decode import PixelSpec
@@ -39,7 +38,7 @@ class CudaBackend:
     batches_in_flight = 2
     ways = (PLAIN, GRAPH)
 
-    def __init__(self, towers: Towers, device: Accelerator, batch_size: int) -> None:
+    def __init__(self, towers: Towers, device: CudaDevice, batch_size: int) -> None:
         """Bring the weights to the device.
 
         Args:
@@ -76,7 +75,7 @@ class CudaBackend:
         starts = range(0, len(pixels), self.whole_batch)
         return _FeaturesUnderWay([self._begin(pixels[n : n + self.whole_batch]) for n in starts], self)
 
-    def _begin(self, pixels: np.ndarray) -> tuple[torch.Tensor, Event]:
+    def _begin(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.cuda.Event]:
         fetched = self._ring.send(pixels)
         try:
             features = self._run(self._images, fetched)
@@ -171,7 +170,9 @@ class CudaBackend:
 
 @dataclass(frozen=True, slots=True)
 class _FeaturesUnderWay:
-    parts: Sequence[tuple[torch.Tensor, Event]]  # page-locked features, and when they are there, in order
+    parts: Sequence[
+        tuple[torch.Tensor, torch.cuda.Event]
+    ]  # page-locked features, and when they are there, in order
     used: object  # what the device works with until then
 
     def wait_for_room(self) -> bool:
@@ -202,7 +203,7 @@ def _into(forward: Forward, rows: torch.Tensor, features: torch.Tensor) -> None:
     features.copy_(forward(rows), non_blocking=True)
 
 
-def _image_forward(module: Any, spec: PixelSpec, device: Accelerator, dtype: torch.dtype) -> Forward:
+def _image_forward(module: Any, spec: PixelSpec, device: CudaDevice, dtype: torch.dtype) -> Forward:
     mean, std = (device.place(torch.tensor(one).view(1, 3, 1, 1) * 255) for one in (spec.mean, spec.std))
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:

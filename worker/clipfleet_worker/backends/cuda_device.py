@@ -1,5 +1,8 @@
 """A CUDA device for the backend: its streams, its memory and its graphs, by torch. No policy here.
 
+The tests have one that puts off all work for as long as it may, so that what is not ordered by an event goes
+wrong there: see `tests/support/fake_device.py`.
+
 What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, notes "CUDA semantics"):
 
 - The allocator hands a freed block out again to the stream that it was made for, at once. So memory that two
@@ -19,13 +22,14 @@ What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, no
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipfleet.contract import short_hash
-from clipfleet_worker.backends.accelerator import Accelerator, Event, Forward, Graph, Stream, Work
 from clipfleet_worker.backends.torch_backend import keep_fp32
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import first_line
@@ -35,25 +39,48 @@ log = logging.getLogger(__name__)
 _FIRST_WITH_GRAPHS = (2, 13)  # of torch
 
 
-class _CudaStream:
+Work = Callable[[], object]
+Forward = Callable[[torch.Tensor], torch.Tensor]  # rows (n, ...) -> features float32 (n, d), normalised
+
+
+class Stream:
+    """Work that the device does in this order, whatever other streams do."""
+
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
 
     def run(self, work: Work) -> None:
+        """Have torch queue this work, without gradients; returns before it is done.
+
+        Raises:
+            MemoryError: the device has no memory for it now.
+            RuntimeError: it cannot be queued.
+        """
         with torch.cuda.stream(self.stream), torch.no_grad(), memory_errors():
             work()
 
-    def wait_for(self, event: Event) -> None:
-        self.stream.wait_event(event)  # type: ignore[arg-type]  # one that `record` gave
+    def wait_for(self, event: torch.cuda.Event) -> None:
+        """Let later work wait for an event of another stream; the caller does not wait."""
+        self.stream.wait_event(event)
 
-    def record(self) -> Event:
+    def record(self) -> torch.cuda.Event:
+        """An event that happens when all work up to now is done; to wait for it tells what has failed."""
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # likewise
         event.record(self.stream)
         return event
 
 
-class CudaDevice(Accelerator):
-    """Made once per process; what is not the streams' is for any thread."""
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A forward pass of one batch size that is queued in one step, always with the same memory."""
+
+    rows: torch.Tensor  # read by each replay
+    features: torch.Tensor  # written by it
+    replay: Work  # queues it in the current stream
+
+
+class CudaDevice:
+    """One per process, for all models on it; what is not the streams' is for any thread."""
 
     def __init__(self, name: str, cache: Path) -> None:
         """Set up CUDA for this process, if nobody has.
@@ -66,28 +93,32 @@ class CudaDevice(Accelerator):
         if self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
         keep_fp32()
-        self.copies: Stream = _CudaStream(self._device)
-        self.forwards: Stream = _CudaStream(self._device)
-        self._recording = _CudaStream(self._device)
+        self.copies = Stream(self._device)  # from page-locked memory to the device's
+        self.forwards = Stream(self._device)  # forward passes, and their features back to the machine
+        self._recording = Stream(self._device)
         key = [torch.cuda.get_device_name(self._device), torch.__version__]
         self._failed_before = cache / f"graphs-off-{short_hash(key)}"
         self._has_failed = False
+        # Why graphs are neither recorded nor replayed any more; empty while they are.
         self.graphs_off = why_no_graphs(torch.__version__, self._failed_before)
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """See the protocol; torch keeps what was freed for the next time."""
+        """Memory of the machine that the device uses by itself; torch keeps what is freed for later."""
         with memory_errors():
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """See the protocol."""
+        """Memory of the device; its contents are anything."""
         with memory_errors():
             made = torch.empty(shape, dtype=dtype, device=self._device)
             self._settle()  # the block may be one that this thread's stream has just freed
         return made
 
     def place(self, what: Any, dtype: torch.dtype | None = None) -> Any:
-        """See the protocol; convolutions get their weights as the pixels are, channels last."""
+        """A module (changed) or a tensor (copied) on the device; it is there when this returns.
+
+        Convolutions get their weights as the pixels are, channels last.
+        """
         with memory_errors():
             for part in what.modules() if isinstance(what, torch.nn.Module) else ():
                 if isinstance(part, torch.nn.Conv2d):
@@ -97,7 +128,7 @@ class CudaDevice(Accelerator):
         return placed
 
     def recorded(self, forward: Forward, rows: torch.Tensor) -> Graph:
-        """See the protocol."""
+        """The pass of these rows as a graph; raises what `Stream.run` raises. In the batcher's thread."""
         self._recording.run(lambda: forward(rows))  # libraries choose and set up the first time
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
@@ -117,7 +148,7 @@ class CudaDevice(Accelerator):
         return Graph(rows, features, graph.replay)
 
     def forget_freed(self) -> None:
-        """See the protocol."""
+        """Give memory that nobody uses back to the device, for other uses and other processes."""
         if not self._has_failed:
             torch.cuda.empty_cache()
 

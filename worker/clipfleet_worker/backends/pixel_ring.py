@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clipfleet_worker.backends.accelerator import Accelerator, Event
+from clipfleet_worker.backends.cuda_device import CudaDevice
 
 
 @dataclass(eq=False, slots=True)
 class _Slot:
     source: torch.Tensor  # page-locked
     target: torch.Tensor  # on the device
-    fetched: Event | None = None  # the last time
-    read: Event | None = None  # likewise
+    fetched: torch.cuda.Event | None = None  # the last time
+    read: torch.cuda.Event | None = None  # likewise
 
 
 class PixelRing:
     """Belongs to one thread."""
 
-    def __init__(self, device: Accelerator, slots: int, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, device: CudaDevice, slots: int, shape: tuple[int, int, int, int]) -> None:
         """Take all the memory that is needed.
 
         Args:
@@ -67,6 +67,6 @@ class PixelRing:
         self._next = (self._next + 1) % len(self._slots)
         return target
 
-    def note_read(self, event: Event) -> None:
+    def note_read(self, event: torch.cuda.Event) -> None:
         """What was sent last may be written over once this event has happened."""
         self._slots[self._next - 1].read = event
