@@ -8,8 +8,11 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import shutil
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -26,8 +29,13 @@ if TYPE_CHECKING:
     from clipfleet_worker.embedded_s3 import EmbeddedS3
 
 
-def pytest_configure() -> None:
-    """Hear the signals that the programs under test shall hear: a background job is started without some."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this run a cache of its own, and hear the signals that the programs under test shall hear.
+
+    A background job is started without some of them.
+    """
+    if not hasattr(config, "workerinput"):  # the processes of this run have what their parent has
+        config.add_cleanup(_own_cache())
     defaults: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGQUIT: signal.SIG_DFL,
@@ -36,6 +44,14 @@ def pytest_configure() -> None:
     for number, handler in defaults.items():
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def _own_cache() -> Callable[[], None]:
+    """What earlier runs have found out about models must not decide a test; what was downloaded may."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("HF_HOME", str(usual / "huggingface"))
+    folder = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="clipfleet-tests-cache-")
+    return lambda: shutil.rmtree(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -106,7 +106,6 @@ def load_all(model: str, name: str, loading: Table) -> dict[str, LoadedModel]:
         for backend in ("torch", *(["openvino"] if find_spec("openvino") else [])):
             began = time.process_time()
             loaded = load_model(name, precision, "cpu", cpu_backends(backend))
-            loaded.warm_up()
             route = f"{loaded.backend_name} {precision}"
             loading.row(model, route, time.process_time() - began)
             routes[route] = loaded

@@ -1,9 +1,10 @@
 """A CUDA device: its bare forward, what of it the worker's way of feeding it reaches, and the way from JPEGs.
 
 `bare` is the ceiling: the pass of a whole batch, again and again on pixels that lie on the device; the faster
-one of the worker's own, compiled and recorded, and of open_clip's step by step. `backend` copies batches and
-has two under way, `batcher` is the thread that does so in a worker, `jpegs` begins with the bytes of JPEGs in
-memory and decodes them on all cores. They take turns; rates are medians, ratios medians of neighbouring runs.
+one of the worker's own, by the way that was certified, and of open_clip's step by step. `backend` copies
+batches and has two under way, `batcher` is the thread that does so in a worker, `jpegs` begins with the bytes
+of JPEGs in memory and decodes them on all cores. They take turns; rates are medians, ratios medians of
+neighbouring runs.
 Without a device it says so and exits with 2.
 
     python -m ops.bench.gpu
@@ -14,21 +15,17 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import cycle, islice
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from clipfleet.contract import DecodeRoute, Lane, Precision
 from clipfleet_worker.backends import Backend, PendingFeatures, Towers
-from clipfleet_worker.backends.compiling import Compiler
 from clipfleet_worker.backends.cuda_backend import CudaBackend
 from clipfleet_worker.backends.cuda_device import CudaDevice
 from clipfleet_worker.backends.torch_backend import torch_dtype
@@ -36,8 +33,8 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.device_jpegs import DeviceJpegs
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.model import load_model
 from clipfleet_worker.outcomes import Outcomes
 from ops.bench.forward import named
 from ops.bench.report import Report, bench_parser, positive
@@ -49,43 +46,34 @@ SLICE = 16  # items that a worker decodes and submits together
 CHUNK = 512
 LEAST_OF_CEILING = 0.85
 END_TO_END_PER_SECOND, END_TO_END_CORES = 10_000, 16
-PICTURES = (
-    (640, 480, "4:4:4", 512),
-    (640, 480, "4:2:0", 512),
-    (1920, 1440, "4:2:0", 256),
-    (4000, 3000, "4:2:0", 64),
-)  # and how many of them
 
 
 class Bench:
     """One model on one device, and pictures for it."""
 
-    def __init__(self, name: str, precision: Precision, batch: int, folder: Path) -> None:
-        self.device = CudaDevice("cuda")
+    def __init__(self, name: str, precision: Precision, batch: int) -> None:
+        self.device = CudaDevice("cuda", cache_folder())
         self.batch = batch
-        self._compiler = Compiler(folder)
         self._stepwise: Callable[[], None] | None = None
         self.model = load_model(name, precision, "cuda", self._make_backend)
-        began = time.perf_counter()
-        self.model.warm_up()
-        self.warm_up_seconds = time.perf_counter() - began
         spec = self.model.pixel_spec
         random = np.random.default_rng(0)
         shape = (batch, spec.height, spec.width, 3)
         self.images = list(random.integers(0, 256, shape, dtype=np.uint8))
 
     def _make_backend(self, towers: Towers, _: str) -> Backend:
-        self.backend = CudaBackend(towers, self.device, self.batch, self._compiler)
+        self.backend = CudaBackend(towers, self.device, self.batch)
         spec, dtype = towers.pixel_spec, torch_dtype(towers.precision)
         images = self.device.place(torch.randn(self.batch, 3, spec.height, spec.width), dtype)
         images = images.contiguous(memory_format=torch.channels_last)
         self._stepwise = partial(towers.module.encode_image, images)  # its weights are on the device now
         return self.backend
 
-    def bare_recorded(self, passes: int) -> float:
+    def bare_certified(self, passes: int) -> float:
         """Images/s of the worker's own pass."""
-        fixed = self.backend._images._passes[-1]
-        return self._rate_on_device(fixed.repeat, fixed.size, passes)
+        rows = self.device.memory((self.batch, *self.images[0].shape), torch.uint8)
+        features = self.device.page_locked((self.batch, self.model.embedding_dimension), torch.float32)
+        return self._rate_on_device(partial(self.backend._images, rows, features), self.batch, passes)
 
     def bare_stepwise(self, passes: int) -> float:
         """Images/s of open_clip's forward, step by step."""
@@ -94,11 +82,11 @@ class Bench:
         return self._rate_on_device(self._stepwise, self.batch, passes)
 
     def _rate_on_device(self, work: Callable[[], None], images: int, passes: int) -> float:
-        self.device.forwards.record().wait()
+        self.device.forwards.record().synchronize()
         began = time.perf_counter()
         for _ in range(passes):
             self.device.forwards.run(work)
-        self.device.forwards.record().wait()
+        self.device.forwards.record().synchronize()
         return images * passes / (time.perf_counter() - began)
 
     def fed(self, passes: int) -> float:
@@ -155,13 +143,13 @@ class Bench:
         began = time.perf_counter()
         for _ in range(passes):
             self.backend._ring.send(pixels)
-            self.device.copies.record().wait()
+            self.device.copies.record().synchronize()
         copied = time.perf_counter() - began
         began = time.perf_counter()
         for _ in range(passes):  # `send` copies within the machine's memory first
             self.backend._ring.lend(len(pixels))[...] = pixels
         within = time.perf_counter() - began
-        return (copied - within) / passes * self.bare_recorded(passes) / self.batch
+        return (copied - within) / passes * self.bare_certified(passes) / self.batch
 
 
 def _raise_in(outcomes: Outcomes, future: object) -> None:
@@ -182,17 +170,12 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"bench gpu: torch {torch.__version__} sees no CUDA device here", file=sys.stderr)
         return NO_DEVICE
-    with (
-        Report("gpu", options.json) as report,
-        tempfile.TemporaryDirectory(prefix="clipfleet-compiled-") as folder,
-        named(options.model) as name,
-    ):
-        bench = Bench(name, options.precision, options.batch, Path(folder))
+    with Report("gpu", options.json) as report, named(options.model) as name:
+        bench = Bench(name, options.precision, options.batch)
         report.fact("precision", bench.model.precision)
-        report.fact("warm-up seconds, nothing compiled before", bench.warm_up_seconds)
+        report.fact("certificate", str(bench.model.certificate))
         report.fact("batch that fits", bench.backend.largest_batch)
         tell_rates(report, bench, options.passes, options.rounds)
-        tell_decoding(report, bench.device, bench.model)
     return report.exit_code
 
 
@@ -201,7 +184,7 @@ def tell_rates(report: Report, bench: Bench, passes: int, rounds: int) -> None:
     files = jpegs(64, 640, 480, "4:2:0")
     found = in_turns(
         {
-            "bare, recorded": lambda: bench.bare_recorded(passes),
+            "bare, certified": lambda: bench.bare_certified(passes),
             "bare, step by step": lambda: bench.bare_stepwise(passes),
             "backend": lambda: bench.fed(passes),
             "batcher": lambda: bench.through_batcher(passes),
@@ -209,7 +192,7 @@ def tell_rates(report: Report, bench: Bench, passes: int, rounds: int) -> None:
         },
         rounds,
     )
-    ceiling = [max(pair) for pair in zip(found["bare, recorded"], found["bare, step by step"], strict=True)]
+    ceiling = [max(pair) for pair in zip(found["bare, certified"], found["bare, step by step"], strict=True)]
     table = report.table({"route": "<18", "images/s": "9.0f", "of the ceiling": "6.2f"})
     for route, rates in found.items():
         table.row(route, statistics.median(rates), median_ratio(rates, ceiling))
@@ -221,40 +204,6 @@ def tell_rates(report: Report, bench: Bench, passes: int, rounds: int) -> None:
     if processors() >= END_TO_END_CORES:
         rate = statistics.median(found["jpegs"])
         report.goal("images/s from JPEGs in memory", rate, at_least=END_TO_END_PER_SECOND)
-
-
-def tell_decoding(report: Report, device: CudaDevice, model: LoadedModel) -> None:
-    """JPEGs decoded by the processor's cores and by the device, from bytes to the model's pixels."""
-    decoder, spec = Decoder(100_000_000), model.pixel_spec
-    together = DeviceJpegs(device, decoder)
-    table = report.table(
-        {"picture": "<18", "files": "5", "cores/s": "9.0f", "device/s": "9.0f", "on the device": "<13"},
-        "decoding",
-    )
-    for width, height, subsampling, count in PICTURES:
-        files = list(islice(cycle(jpegs(8, width, height, subsampling)), count))
-        slices = [files[start : start + SLICE] for start in range(0, count, SLICE)]
-
-        def on_cores(some: list[bytes]) -> int:
-            return len([decoder.decode(one, spec, DecodeRoute.FAST) for one in some])
-
-        def on_device(some: list[bytes]) -> int:
-            return sum(image is not None for image in together.decode(some, spec, DecodeRoute.FAST))
-
-        cores, _ = _rate(on_cores, slices)
-        device_rate, decoded = _rate(on_device, slices)
-        table.row(
-            f"{width}x{height} {subsampling}", count, cores, device_rate if decoded else "-", f"{decoded}"
-        )
-
-
-def _rate(decode: Callable[[list[bytes]], int], slices: Sequence[list[bytes]]) -> tuple[float, int]:
-    """Pictures a second on all cores, and how many there were; the second time counts."""
-    with ThreadPoolExecutor(processors()) as pool:
-        list(pool.map(decode, slices[: processors()]))
-        began = time.perf_counter()
-        decoded = sum(pool.map(decode, slices))
-        return decoded / (time.perf_counter() - began), decoded
 
 
 def jpegs(count: int, width: int, height: int, subsampling: str) -> list[bytes]:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from clipfleet.contract import DEMO_MODEL, Precision
-from clipfleet_worker.backends.accelerator import Work
-from clipfleet_worker.backends.compiling import Compiler
+from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.backends.cuda_backend import CudaBackend
 from clipfleet_worker.backends.cuda_device import CudaDevice
 from clipfleet_worker.model import LoadedModel, load_model
@@ -26,57 +25,36 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+            # torch and its libraries warn of what is theirs: that must not fail the first run on a machine.
+            item.add_marker(pytest.mark.filterwarnings("default"))
             if not torch.cuda.is_available():
                 item.add_marker(missing)
 
 
-class NotCompiled:
-    """Stands in for a `Compiler`."""
-
-    def compiled(self, forward: object) -> None:
-        return None
-
-
-class WithoutGraphs(CudaDevice):
-    """Runs all passes step by step."""
-
-    def recorded(self, work: Work, pool: object) -> Work:
-        raise RuntimeError("no graphs in this test")
-
-
 class Models:
-    """The demo model in all ways; what compiles keeps it in a folder of the tests' own."""
+    """The demo model on the device."""
 
-    def __init__(self, folder: Path) -> None:
-        self.device = CudaDevice("cuda")
-        self.stepwise = WithoutGraphs("cuda")
-        self._compiler = Compiler(folder)
+    def __init__(self, cache: Path) -> None:
+        self.device = CudaDevice("cuda", cache)
 
-    def demo(
-        self,
-        precision: Precision,
-        *,
-        batch: int = 64,
-        with_compiler: bool = False,
-        with_graphs: bool = True,
-        with_warm_up: bool = True,
-    ) -> LoadedModel:
-        device = self.device if with_graphs else self.stepwise
-        compiler = self._compiler if with_compiler else NotCompiled()
-        model = load_model(
-            DEMO_MODEL,
-            precision,
-            "cuda",
-            lambda towers, _: CudaBackend(towers, device, batch, compiler),  # type: ignore[arg-type]  # a double
-        )
-        if with_warm_up:
-            model.warm_up()
+    def demo(self, precision: Precision, *, batch: int = 64, way: str = "") -> LoadedModel:
+        """It runs in the way that is certified, or in this one."""
+        make: MakeBackend = lambda towers, _: CudaBackend(towers, self.device, batch)  # noqa: E731
+        model = load_model(DEMO_MODEL, precision, "cuda", make)
+        if way:
+            backend_of(model).use(way)
         return model
+
+
+def backend_of(model: LoadedModel) -> CudaBackend:
+    backend = model._backend
+    assert isinstance(backend, CudaBackend)
+    return backend
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(tmp_path_factory.mktemp("compiled"))
+    return Models(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

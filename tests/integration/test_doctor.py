@@ -329,10 +329,6 @@ class TestMachine:
         found = only_fault([DeviceCheck(site.settings(), gpu=site.folder)], Level.WARNING)
         assert "GPU" in found.what and "torch" in found.remedy
 
-    def test_a_gpu_that_decodes_where_there_is_none(self, site: Site) -> None:
-        found = only_fault(site.checks("device", decode="cuda", device="cpu"))
-        assert "CLIPFLEET_DECODE" in found.what and "set auto or cpu" in found.remedy
-
     def test_a_precision_that_the_device_has_not(self, site: Site) -> None:
         found = only_fault(site.checks("device", precision="fp16", device="cpu"))
         assert "fp16" in found.what and "CLIPFLEET_PRECISION" in found.remedy

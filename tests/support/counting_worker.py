@@ -14,10 +14,10 @@ import numpy as np
 
 from clipfleet.contract import Precision
 from clipfleet.settings import checked
-from clipfleet_worker.backends import Backend, MakeBackend, Towers
+from clipfleet_worker.backends import Backend, MakeBackend
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.logs import log_to_stderr
-from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
+from clipfleet_worker.model import LoadedModel, OnDevice, OnPixelSpec, load_model
 from clipfleet_worker.settings import WorkerSettings
 
 
@@ -44,11 +44,11 @@ def load_counted(
     device: str,
     make_backend: MakeBackend,
     on_pixel_spec: OnPixelSpec,
+    on_device: OnDevice,
 ) -> LoadedModel:
-    def make(towers: Towers, on: str) -> Backend:
-        return cast(Backend, CountingBackend(make_backend(towers, on), notes))
-
-    return load_model(name, precision, device, make, on_pixel_spec)
+    model = load_model(name, precision, device, make_backend, on_pixel_spec, on_device)
+    model._backend = cast(Backend, CountingBackend(model._backend, notes))  # its canaries do not count
+    return model
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A device without a GPU that puts its work off, so that what no event orders goes wrong.
 
 Work of a stream is kept until somebody waits for an event, or until the schedule lets it run. Memory is full
-of noise when it is made. See `clipfleet_worker.backends.accelerator` for what each method stands for.
+of noise when it is made. See `CudaDevice` for what each method stands for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from enum import Enum
 from typing import Any
 
 import torch
+
+from clipfleet_worker.backends.cuda_device import Forward, Graph
 
 
 class Schedule(Enum):
@@ -32,7 +34,7 @@ class FakeEvent:
         self.has_happened = False
         self._device = device
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         while not self.has_happened:
             self.stream.step()
             self._device.by_schedule()
@@ -49,7 +51,8 @@ class FakeStream:
         self._steps: deque[Callable[[], None] | FakeEvent] = deque()
 
     def run(self, work: Callable[[], None]) -> None:
-        self._device.before_run(work)
+        if self is self._device.forwards:
+            self._device.before_run(work)
         self._steps.append(work)
         self._device.by_schedule()
 
@@ -92,15 +95,16 @@ class FakeStream:
 
 
 class FakeDevice:
-    """See the module. `before_run` is called with all work that is queued, and may raise."""
+    """See the module. `before_run` (of a pass) and `before_recording` may raise, `replayed` may spoil."""
 
     def __init__(self, schedule: Schedule = Schedule.LATE, seed: int = 0) -> None:
         self.copies, self.forwards = FakeStream(self), FakeStream(self)
         self.before_run: Callable[[Callable[[], None]], None] = lambda work: None
-        self.before_set_up: Callable[[Callable[[], None]], None] = lambda work: None
-        self.before_recording: Callable[[Callable[[], None]], None] = lambda work: None
-        self.recordings = 0
+        self.before_recording: Callable[[], None] = lambda: None
+        self.replayed: Callable[[torch.Tensor], torch.Tensor] = lambda features: features
+        self.replays = 0
         self.forgotten = 0
+        self.graphs_off = ""
         self._schedule = schedule
         self._random = random.Random(seed)
         self._noise = torch.Generator().manual_seed(seed)
@@ -127,30 +131,17 @@ class FakeDevice:
     def place(self, what: Any, dtype: torch.dtype | None = None) -> Any:
         return what.to(dtype=dtype, copy=True) if isinstance(what, torch.Tensor) else what.to(dtype=dtype)
 
-    def rehearse(self, work: Callable[[], None]) -> None:
-        self.before_set_up(work)
-        with torch.no_grad():
-            work()
-
-    def new_pool(self) -> object:
-        return object()
-
-    def recorded(self, work: Callable[[], None], pool: object) -> Callable[[], None]:
+    def recorded(self, forward: Forward, rows: torch.Tensor) -> Graph:
         """A graph writes what it gives to one and the same place each time, so this does, too."""
-        self.before_recording(work)
-        self.recordings += 1
-        fixed = work.__self__  # type: ignore[attr-defined]  # a method of `_FixedPass`
+        self.before_recording()
         with torch.no_grad():
-            work()
-        place = torch.full_like(fixed._output, torch.nan)  # recording computes nothing
-        fixed._output = place
+            place = torch.full_like(forward(rows), torch.nan)  # recording computes nothing
 
         def replay() -> None:
-            work()
-            place.copy_(fixed._output)
-            fixed._output = place
+            self.replays += 1
+            place.copy_(self.replayed(forward(rows)))
 
-        return replay
+        return Graph(rows, place, replay)
 
     def forget_freed(self) -> None:
         self.forgotten += 1

@@ -16,6 +16,7 @@ from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
+from clipfleet_worker.backends.certificate import Certificate
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.sinks import OlderPart
 
@@ -43,6 +44,7 @@ class FakeEncoder:
         self.device = "cpu"
         self.backend_name = "fake"
         self.batches_in_flight = 1
+        self.certificate: Certificate | None = None
         self.pixel_spec = PixelSpec(
             width=size,
             height=size,
@@ -73,9 +75,6 @@ class FakeEncoder:
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """Prompts -> features float32 (n, d), L2-normalised."""
         return self._features(np.array([_colour_of(prompt) for prompt in prompts], dtype=np.float64))
-
-    def warm_up(self) -> None:
-        """Nothing to do."""
 
     def _features(self, colours: np.ndarray) -> np.ndarray:
         # The fourth coordinate keeps mid-grey, which would be the origin, apart from all others.

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import stat
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,10 +13,10 @@ import torch
 
 from clipfleet.contract import DEMO_MODEL, Lane, Precision
 from clipfleet_worker.backends import PendingFeatures, Towers
-from clipfleet_worker.backends.compiling import Compiler, cache_folder, private_folder
-from clipfleet_worker.backends.cuda_backend import CudaBackend, sizes_of
-from clipfleet_worker.backends.fixed_passes import FixedPasses, _FixedPass
-from clipfleet_worker.backends.pixel_ring import PixelRing, _Slot
+from clipfleet_worker.backends.certificate import GRAPH, PLAIN
+from clipfleet_worker.backends.cuda_backend import CudaBackend
+from clipfleet_worker.backends.cuda_device import note_failure, why_no_graphs
+from clipfleet_worker.backends.pixel_ring import PixelRing
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.model import LoadedModel, load_model
@@ -34,7 +29,7 @@ SIZE = 4
 BATCH = 8
 TOKENS = 5
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class Module(torch.nn.Module):
@@ -53,37 +48,15 @@ class Module(torch.nn.Module):
         return tokens.float() @ self.text
 
 
-class Plain:
-    """Compiles nothing."""
-
-    def compiled(self, forward: object) -> None:
-        return None
-
-
-class Compiling:
-    """Marks what it has compiled by counting its calls, and may fail."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.calls = 0
-        self._error = error
-
-    def compiled(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def run(rows: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            if self._error is not None:
-                raise self._error
-            return forward(rows)
-
-        return run
-
-
 def towers() -> Towers:
     spec = FakeEncoder(size=SIZE).pixel_spec
     return Towers(Module(), spec, torch.ones((1, TOKENS), dtype=torch.int64), Precision.FP32, "print")
 
 
-def make(device: FakeDevice, compiler: object | None = None, batch: int = BATCH) -> CudaBackend:
-    return CudaBackend(towers(), device, batch, compiler or Plain())  # type: ignore[arg-type]  # doubles
+def make(device: FakeDevice, way: str = PLAIN) -> CudaBackend:
+    backend = CudaBackend(towers(), device, BATCH)
+    backend.use(way)
+    return backend
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -129,8 +102,12 @@ COUNTS = [8, 8, 8, 3, 8, 1, 8, 8, 2, 7, 8, 8]
 
 @pytest.mark.parametrize(("schedule", "seed"), ALL_SCHEDULES)
 class TestOrder:
-    def test_every_row_is_that_of_its_picture(self, schedule: Schedule, seed: int) -> None:
-        assert run_many(make(FakeDevice(schedule, seed)), COUNTS) < 1e-5
+    @pytest.mark.parametrize("way", [PLAIN, GRAPH])
+    def test_every_row_is_that_of_its_picture(self, schedule: Schedule, seed: int, way: str) -> None:
+        device = FakeDevice(schedule, seed)
+
+        assert run_many(make(device, way), COUNTS) < 1e-5
+        assert device.replays == (COUNTS.count(BATCH) if way == GRAPH else 0)
 
     def test_also_where_no_result_is_asked_for_until_the_end(self, schedule: Schedule, seed: int) -> None:
         # Given more batches begun than there are arrays
@@ -172,7 +149,7 @@ class TestTheDeviceItself:
         return run_many(make(FakeDevice(schedule)), COUNTS)
 
     def test_an_array_that_is_lent_before_it_was_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_Slot, "wait_until_fetched", lambda slot: None)
+        monkeypatch.setattr(PixelRing, "lend", lambda ring, n: ring._slots[ring._next].source[:n].numpy())
         backend = make(FakeDevice(Schedule.LATE))
         batches = [pictures(8, n) for n in range(7)]
         pending = [begin(backend, pixels) for pixels in batches]
@@ -196,55 +173,14 @@ class TestTheDeviceItself:
     def test_features_that_are_read_before_they_are_there(self) -> None:
         pending = begin(make(FakeDevice(Schedule.LATE)), pictures(8))
 
-        assert not np.allclose(pending.parts[0].features.numpy(), expected_of(pictures(8)))  # type: ignore[attr-defined]
-
-
-class TestSizes:
-    def test_there_are_few(self) -> None:
-        assert sizes_of(256) == [16, 64, 256]
-        assert sizes_of(8) == [1, 2, 8]
-        assert sizes_of(1) == [1]
-
-    def test_what_is_left_empty_is_filled_with_something_harmless(self) -> None:
-        # Given a batch of guilty pictures, and then one that leaves most places empty
-        seen: list[torch.Tensor] = []
-
-        def forward(rows: torch.Tensor) -> torch.Tensor:
-            seen.append(rows.clone())
-            return rows.reshape(len(rows), -1).float()
-
-        device = FakeDevice()
-        passes = FixedPasses("images", device, forward, torch.zeros(2, dtype=torch.uint8), [4])
-        passes.begin(torch.full((4, 2), 13, dtype=torch.uint8))
-        passes.begin(torch.full((1, 2), 7, dtype=torch.uint8))
-        device.forwards.record().wait()
-
-        assert seen[-1].tolist() == [[7, 7], [0, 0], [0, 0], [0, 0]]
-
-    def test_the_smallest_that_is_enough_is_taken(self) -> None:
-        sizes: list[int] = []
-
-        def forward(rows: torch.Tensor) -> torch.Tensor:
-            sizes.append(len(rows))
-            return rows.float()
-
-        device = FakeDevice()
-        passes = FixedPasses("images", device, forward, torch.zeros(2, dtype=torch.uint8), [1, 4, 16])
-        passes.warm_up()
-        del sizes[:]
-        for count in (1, 2, 4, 5, 16, 20, 33):
-            passes.begin(torch.zeros((count, 2), dtype=torch.uint8))
-        device.forwards.record().wait()
-
-        assert sizes == [1, 4, 4, 16, 16, 16, 4, 16, 16, 1]
+        assert not np.allclose(pending.parts[0][0].numpy(), expected_of(pictures(8)))  # type: ignore[attr-defined]
 
 
 def refuses(largest: int, refused: list[int] | None = None) -> Callable[[Work], None]:
-    """Work of passes that are larger finds no memory."""
+    """Passes of more rows find no memory."""
 
     def check(work: Work) -> None:
-        fixed = getattr(getattr(work, "func", work), "__self__", None)
-        size = getattr(fixed, "size", 0)
+        size = len(work.args[-2])  # type: ignore[attr-defined]  # a partial of the rows and their features
         if size > largest:
             if refused is not None:
                 refused.append(size)
@@ -253,74 +189,85 @@ def refuses(largest: int, refused: list[int] | None = None) -> Callable[[Work], 
     return check
 
 
-def cannot_be_recorded(work: Work) -> None:
-    raise RuntimeError("operation not permitted when stream is capturing")
-
-
 class TestMemory:
     def test_what_was_too_much_is_free_before_less_is_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # An exception holds on to the variables of the functions that it came through.
-        device, alive = FakeDevice(), []
-        device.before_recording = cannot_be_recorded
+        device, made, alive = FakeDevice(), [], []
         backend = make(device)
-        backend.warm_up()
-        device.before_run = refuses(2)
-        made: list[weakref.ref[_FixedPass]] = [weakref.ref(fixed) for fixed in backend._images._passes]
+
+        def check(work: Work) -> None:
+            activations = Module()
+            made.append(weakref.ref(activations))
+            refuses(4)(work)
+
+        device.before_run = check
         monkeypatch.setattr(device, "forget_freed", lambda: alive.append([one() for one in made]))
 
         begin(backend, pictures(8))
 
-        assert alive == [[None, None, None]] * 2
+        assert alive == [[None]]
 
-    @pytest.mark.parametrize("when", ["before_set_up", "before_recording"])
-    def test_a_batch_that_does_not_fit_is_halved_when_the_model_is_loaded(
-        self, when: str, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        device = FakeDevice()
-        setattr(device, when, refuses(2))
-        backend = make(device)
-
-        backend.warm_up()
-
-        assert backend.largest_batch == 2
-        told = [record for record in caplog.records if "images" in record.getMessage()]
-        assert [record.levelno for record in told] == [logging.WARNING] * 2
-        assert run_many(backend, COUNTS) < 1e-5
-
-    def test_or_when_it_no_longer_fits_and_that_is_remembered(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_batch_that_does_not_fit_is_halved(self, caplog: pytest.LogCaptureFixture) -> None:
         device, refused = FakeDevice(Schedule.COPIES_FIRST), []
         backend = make(device)
-        backend.warm_up()
-        device.before_run = refuses(4, refused)
+        device.before_run = refuses(2, refused)
 
         assert run_many(backend, COUNTS) < 1e-5
-        assert backend.largest_batch == 4
-        assert refused == [8]
+        assert backend.largest_batch == 2
+        assert refused == [8, 4]
         assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-            "no memory on the device for 8 images at a time, from now on 4"
+            "no memory on the device for 8 rows at a time, for now 4",
+            "no memory on the device for 4 rows at a time, for now 2",
         ]
-        assert device.forgotten == 2  # once at the warm-up
+        assert device.forgotten == 3  # once at the start
 
     def test_the_second_part_of_a_batch_may_find_no_memory(self) -> None:
         device = FakeDevice()
         backend, pixels = make(device), pictures(8)
-        backend.warm_up()
-        runs = iter([None, None])
-
-        def check(work: Work) -> None:
-            if "_copy" not in repr(work):
-                refuses(4 if next(runs, "over") is None else 2)(work)
-
-        device.before_run = check
+        limits = iter([4, 4, 2, 2, 2, 2])
+        device.before_run = lambda work: refuses(next(limits))(work)
 
         np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
         assert backend.largest_batch == 2
 
+    def test_what_was_halved_grows_again_once_others_have_gone(self) -> None:
+        # Given a device that was full while many processes loaded
+        device = FakeDevice()
+        backend, pixels = make(device, GRAPH), pictures(8)
+        device.before_run = refuses(2)
+        begin(backend, pixels).result()
+        device.before_run, device.replays = refuses(8), 0
+
+        passes = 0
+        while backend.largest_batch < BATCH:
+            np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
+            passes += 1
+
+        assert passes > 10
+        np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
+        assert device.replays == 1
+
+    def test_where_the_device_stays_full_it_is_tried_ever_less_often(self) -> None:
+        device, refused = FakeDevice(), []
+        backend, pixels = make(device), pictures(8)
+        device.before_run = refuses(4, refused)
+        gaps, passes = [], 0
+
+        while len(gaps) < 4:
+            tried = len(refused)
+            begin(backend, pixels).result()
+            passes += 1
+            if len(refused) > tried:
+                gaps.append(passes)
+                passes = 0
+
+        assert gaps[1] >= 16
+        assert gaps[3] >= 3 * gaps[1]
+
     def test_a_device_without_memory_for_one_picture_says_so(self) -> None:
         device = FakeDevice()
         backend = make(device)
-        backend.warm_up()
-        device.before_run = lambda work: None if "_copy" in repr(work) else refuses(0)(work)
+        device.before_run = refuses(0)
 
         with pytest.raises(MemoryError, match="Tried to allocate"):
             begin(backend, pictures(8))
@@ -329,64 +276,60 @@ class TestMemory:
         pixels = pictures(3)
         np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
 
-    def test_likewise_while_it_is_loaded(self) -> None:
+    def test_texts_are_halved_too(self) -> None:
         device = FakeDevice()
-        device.before_set_up = refuses(0)
-
-        with pytest.raises(MemoryError, match="Tried to allocate"):
-            make(device).warm_up()
-
-
-class TestSpeed:
-    def test_passes_are_compiled_and_recorded_once_per_size_before_the_first_batch(self) -> None:
-        device, compiler = FakeDevice(), Compiling()
-        backend = make(device, compiler)
-
-        backend.warm_up()
-
-        assert device.recordings == len(sizes_of(BATCH)) + 1  # and one for texts
-        assert compiler.calls
-        assert run_many(backend, COUNTS) < 1e-5
-        assert device.recordings == len(sizes_of(BATCH)) + 1
-
-    def test_what_cannot_be_compiled_runs_as_it_is(self, caplog: pytest.LogCaptureFixture) -> None:
-        device, compiler = FakeDevice(), Compiling(RuntimeError("no C compiler\nat all"))
-        backend = make(device, compiler)
-
-        backend.warm_up()
-
-        assert compiler.calls == 2  # once for images, once for texts
-        assert [record.getMessage() for record in caplog.records] == [
-            f"the forward pass of {what} is not compiled, which costs speed only: no C compiler"
-            for what in ("images", "texts")
-        ]
-        assert device.recordings == len(sizes_of(BATCH)) + 1
-        assert run_many(backend, COUNTS) < 1e-5
-
-    def test_what_cannot_be_recorded_runs_step_by_step(self, caplog: pytest.LogCaptureFixture) -> None:
-        device = FakeDevice(Schedule.ANYHOW)
-        device.before_recording = cannot_be_recorded
         backend = make(device)
+        device.before_run = refuses(2)
+        tokens = torch.arange(5 * TOKENS).reshape(5, TOKENS)
 
-        assert run_many(backend, COUNTS) < 1e-5
-        assert len([record for record in caplog.records if "not recorded" in record.getMessage()]) == 1
+        np.testing.assert_allclose(backend.encode_texts(tokens), expected_of_texts(tokens), atol=1e-5)
 
-    def test_a_model_that_fails_is_not_taken_for_one_that_cannot_be_compiled(self) -> None:
-        def refuse(work: Work) -> None:
-            raise RuntimeError("CUDA error: no kernel image is available")
-
+    def test_where_not_even_a_batch_fits_no_graph_is_recorded(self) -> None:
         device = FakeDevice()
-        device.before_set_up = refuse
+        backend = make(device)
+        device.before_run = refuses(4)
+        begin(backend, pictures(8)).result()
 
-        with pytest.raises(RuntimeError, match="no kernel image"):
-            make(device, Compiling()).warm_up()
+        with pytest.raises(RuntimeError, match="memory for 4 images at a time only"):
+            backend.use(GRAPH)
+
+
+class TestGraphs:
+    def test_none_is_replayed_once_they_are_off(self) -> None:
+        device = FakeDevice()
+        backends = [make(device, GRAPH) for _ in range(2)]
+
+        backends[0].trust_only_plain("the canaries are off")
+
+        assert [run_many(backend, COUNTS) < 1e-5 for backend in backends] == [True, True]
+        assert device.replays == 0
+        with pytest.raises(RuntimeError, match="the canaries are off"):
+            backends[1].use(GRAPH)
+
+    def test_an_older_torch_records_none(self, tmp_path: Path) -> None:
+        assert "torch 2.12.1+cu130 is older than 2.13" in why_no_graphs("2.12.1+cu130", tmp_path / "none")
+        assert why_no_graphs("2.13.0+cu130", tmp_path / "none") == ""
+
+    def test_nor_does_the_process_after_one_that_has_failed(self, tmp_path: Path) -> None:
+        file = tmp_path / "deep" / "graphs-off"
+        note_failure(file, "a recording failed: operation not permitted")
+
+        assert "operation not permitted" in why_no_graphs("2.13.0", file)
+        assert f"remove {file}" in why_no_graphs("2.13.0", file)
+
+    def test_a_failure_that_cannot_be_noted_is_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        note_failure(tmp_path / "file" / "graphs-off", "a recording failed")
+
+        assert "a recording failed; it will be tried again" in caplog.text
 
 
 class TestFailures:
     def test_what_goes_wrong_on_the_device_shows_at_the_result(self) -> None:
         device = FakeDevice()
         backend = make(device)
-        backend.warm_up()
         first = begin(backend, pictures(8))
         device.forwards.run(lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: device-side assert")))
         second = begin(backend, pictures(8))
@@ -418,7 +361,7 @@ def test_through_the_batcher_every_picture_gets_its_features() -> None:
 
 
 def demo_on(towers: Towers, batch: int) -> CudaBackend:
-    return CudaBackend(towers, FakeDevice(Schedule.ANYHOW), batch, Plain())  # type: ignore[arg-type]  # doubles
+    return CudaBackend(towers, FakeDevice(Schedule.ANYHOW), batch)
 
 
 def test_a_loaded_model_tells_its_backend() -> None:
@@ -426,58 +369,3 @@ def test_a_loaded_model_tells_its_backend() -> None:
 
     assert isinstance(model, LoadedModel)
     assert (model.backend_name, model.batches_in_flight) == ("cuda", 2)
-
-
-class TestCacheFolder:
-    def test_it_is_the_owners_alone(self, tmp_path: Path) -> None:
-        folder = private_folder(tmp_path / "deep" / "compiled")
-
-        assert folder == tmp_path / "deep" / "compiled"
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-    def test_one_that_others_may_read_is_closed(self, tmp_path: Path) -> None:
-        (tmp_path / "compiled").mkdir(mode=0o777)
-
-        assert stat.S_IMODE(private_folder(tmp_path / "compiled").stat().st_mode) == 0o700
-
-    def test_it_lies_below_the_users_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setenv("HOME", "/home/somebody")
-        assert cache_folder() == Path("/home/somebody/.cache/clipfleet/compiled")
-
-        monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/theirs")
-        assert cache_folder() == Path("/var/cache/theirs/clipfleet/compiled")
-
-    def test_where_nothing_can_be_written_nothing_is_compiled(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        # Given an installed triton, a cache that cannot be made, and no room for temporary files
-        (tmp_path / "file").write_text("")
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-        monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix: (tmp_path / "file" / prefix).mkdir())
-
-        assert Compiler(tmp_path / "file" / "compiled").compiled(lambda rows: rows) is None
-        assert "not compiled, which costs speed only" in caplog.text
-
-    def test_without_triton_likewise(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        compiler = Compiler(tmp_path)
-
-        assert [compiler.compiled(lambda rows: rows) for _ in range(2)] == [None, None]
-        assert [record.getMessage() for record in caplog.records] == [
-            "forward passes are not compiled, which costs speed only: triton is not installed"
-        ]
-
-    def test_a_link_is_not_followed(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        (tmp_path / "theirs").mkdir()
-        (tmp_path / "compiled").symlink_to(tmp_path / "theirs")
-
-        folder = private_folder(tmp_path / "compiled")
-
-        assert folder.parent != tmp_path
-        assert folder.stat().st_uid == os.getuid()
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert "forgotten at the end" in caplog.text
-        folder.rmdir()

@@ -128,11 +128,3 @@ def test_an_error_gives_the_turn_back(turns: DecodeTurns) -> None:
     with pytest.raises(ValueError, match="bug"), turns.turn():
         raise ValueError("bug")
     assert taken_and_given_back(turns)
-
-
-def test_where_a_gpu_decodes_there_are_no_turns() -> None:
-    turns = DecodeTurns(always_side_by_side=True)
-    with turns.turn() as one:
-        assert not one.is_ours
-        one.note()
-    assert not taken_and_given_back(turns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipfleet.errors import UsageError
 from clipfleet_worker import device as device_module
 from clipfleet_worker.backends.cuda_backend import CudaBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
@@ -28,14 +27,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_the_processor_torch_runs_smaller_batches() -> None:
     found = make_device_set_up(settings(device="cpu", backend="torch"))
 
-    assert (found.name, found.batch_size, found.jpegs) == ("cpu", 64, None)
+    assert (found.name, found.batch_size) == ("cpu", 64)
     assert found.make_backend(towers_of(torch.nn.Linear(2, 2)), "cpu").name == "torch"
 
 
-def test_on_a_gpu_passes_are_larger_and_decoding_stays_on_the_processor(gpu: None) -> None:
+def test_on_a_gpu_passes_are_larger(gpu: None) -> None:
     found = make_device_set_up(settings(device="cuda"))
 
-    assert (found.name, found.batch_size, found.jpegs) == ("cuda", 256, None)
+    assert (found.name, found.batch_size) == ("cuda", 256)
     assert isinstance(found.make_backend, CudaBackends)
 
 
@@ -48,18 +47,3 @@ def test_torch_by_itself_is_the_way_out(gpu: None) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_size_that_is_set_counts(gpu: None, device: str) -> None:
     assert make_device_set_up(settings(device=device, batch_size=7)).batch_size == 7
-
-
-def test_the_gpu_decodes_where_it_is_asked_to(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(CudaBackends, "device", lambda backends, name: asked.append(name) or "its streams")
-
-    assert make_device_set_up(settings(device="cuda:0", decode="cuda")).jpegs == "its streams"
-    assert asked == ["cuda:0"]
-
-
-def test_without_a_gpu_that_is_told_at_the_start() -> None:
-    with pytest.raises(
-        UsageError, match="CLIPFLEET_DECODE is cuda, but the worker's device is the processor"
-    ):
-        make_device_set_up(settings(device="cpu", decode="cuda"))

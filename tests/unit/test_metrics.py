@@ -13,10 +13,11 @@ import pytest
 import yaml
 from promql_parser import MatchOp
 
-from clipfleet.contract import ErrorCode, JobState, Lane
+from clipfleet.contract import ErrorCode, JobState, Lane, Precision
 from clipfleet.ledger import Backlog, Lease, Ledger
 from clipfleet.ledger_values import LaneBacklog
 from clipfleet.parts import PartCounts
+from clipfleet_worker.backends.certificate import Certificate, Way
 from clipfleet_worker.background import Reachability
 from clipfleet_worker.batcher import BatchTotals
 from clipfleet_worker.busy_meter import Busy
@@ -56,6 +57,11 @@ BACKLOG = Backlog(
 )
 
 
+PLAIN = Way("plain", 0.99962, 27_900.0)
+GRAPH = Way("graph", 0.2, 40_000.0, refused="worst cosine 0.20000, not 0.997")
+MODEL = SimpleNamespace(name="m", precision=Precision.BF16, certificate=Certificate(256, (PLAIN, GRAPH)))
+
+
 class Bench:
     """A worker as its metrics see it."""
 
@@ -90,7 +96,8 @@ class Bench:
             waiting_bytes=cast(Any, SimpleNamespace(count=1000, limit=1 << 30)),
             batcher=cast(Any, self.batcher),
             stages_busy=lambda: StagesBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
-            models=cast(Any, SimpleNamespace(loaded=1)),
+            models=cast(Any, SimpleNamespace(in_memory=lambda: [MODEL])),
+            canary_watch=cast(Any, SimpleNamespace(mismatches=2)),
             caches={"models": self.models, "text_matrices": self.texts},
             reconciler=cast(Any, SimpleNamespace(redis=self.redis, expired_leases=4)),
             drain=self.drain,
@@ -242,6 +249,15 @@ def test_the_device_tells_its_memory_where_it_is_a_gpu(bench: Bench) -> None:
         (("kind", "allocated"),): 5,
         (("kind", "total"),): 9,
     }
+
+
+def test_each_way_of_running_a_model_tells_what_it_has_proven(bench: Bench) -> None:
+    labels = {way: (("model", "m"), ("precision", "bf16"), ("way", way)) for way in ("plain", "graph")}
+    values = bench.values()
+
+    assert values["clipfleet_model_worst_cosine"] == {labels["plain"]: 0.99962, labels["graph"]: 0.2}
+    assert values["clipfleet_model_images_per_second"] == {labels["plain"]: 27_900, labels["graph"]: 0}
+    assert values["clipfleet_canary_mismatches_total"] == {(): 2}
 
 
 def test_what_the_system_tells_of_the_process_is_there(bench: Bench) -> None:

@@ -17,7 +17,7 @@ import torch
 from clipfleet.contract import DecodeRoute, Precision
 from clipfleet.errors import UsageError
 from clipfleet_worker import device as device_module
-from clipfleet_worker.device import pick_device, resolve_precision
+from clipfleet_worker.device import is_lost, pick_device, resolve_precision
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import LoadedModel, embedding_dimension, load_model
 from tests.support.fake_encoder import FakeEncoder
@@ -93,35 +93,41 @@ class TestEncoding:
     def test_a_device_without_memory_is_the_worlds_fault(self, what: str) -> None:
         # torch's own exception is a RuntimeError, which would count as a bug of ours
         module = TinyModule()
+        model = loaded(module)
         module.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
         with pytest.raises(MemoryError, match="Tried to allocate"):
-            ENCODE[what](loaded(module))
+            ENCODE[what](model)
 
     @pytest.mark.parametrize("what", ENCODE)
     def test_a_machine_without_memory_likewise(self, what: str) -> None:
         module = TinyModule()
+        model = loaded(module)
         module.error = RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
         )
 
         with pytest.raises(MemoryError):
-            ENCODE[what](loaded(module))
+            ENCODE[what](model)
 
     @pytest.mark.parametrize(
         "words",
         [
             "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "CUDA driver error: out of memory",
+            "Triton Error [CUDA]: out of memory",
         ],
     )
     def test_so_is_one_that_says_it_in_other_words(self, words: str) -> None:
         # Given what would else pass for a GPU that is lost, and end the process
         module = TinyModule()
+        model = loaded(module)
         module.error = RuntimeError(words)
 
         with pytest.raises(MemoryError):
-            loaded(module).encode_texts(["a"])
+            model.encode_texts(["a"])
+        assert not is_lost(module.error)
 
     def test_a_model_that_does_not_fit_is_no_bug_either(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, **__: object) -> None:
@@ -135,10 +141,11 @@ class TestEncoding:
     @pytest.mark.parametrize("what", ENCODE)
     def test_other_errors_stay_what_they_are(self, what: str) -> None:
         module = TinyModule()
+        model = loaded(module)
         module.error = RuntimeError("cuDNN error")
 
         with pytest.raises(RuntimeError, match="cuDNN"):
-            ENCODE[what](loaded(module))
+            ENCODE[what](model)
 
 
 class TestFingerprint:
@@ -192,6 +199,30 @@ class TestDevice:
             monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (driver,))
 
         return set_count
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("CUDA driver error: device-side assert triggered", True),
+        ("Triton Error [CUDA]: an illegal memory access was encountered", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", True),
+        ("The size of tensor a (16) must match the size of tensor b (77)", False),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
+    ],
+)
+def test_a_device_that_is_lost_says_so_in_many_words(words: str, lost: bool) -> None:
+    assert is_lost(RuntimeError(words)) is lost
+
+
+def test_fp32_is_no_tf32_on_another_device_whoever_runs_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+    loaded(TinyModule(), device="meta")
+
+    assert not torch.backends.cudnn.allow_tf32
 
 
 class TestPrecision:

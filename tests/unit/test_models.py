@@ -56,11 +56,15 @@ def models(loader: Loader, *, kept: int = 2, clock: Clock | None = None) -> Mode
     return Models(("a", "b"), loader, kept=kept, default_precision=FP32, monotonic=clock or Clock())
 
 
+def get(served: Models, name: str, precision: Precision) -> LoadedModel:
+    return served.prefetch(name, precision).result(PATIENCE_SECONDS)
+
+
 class TestLoading:
     def test_many_threads_share_one_loading(self, loader: Loader) -> None:
         loader.go.clear()
         served = models(loader)
-        calls = [InThread(lambda: served.get("a", FP32)) for _ in range(8)]
+        calls = [InThread(lambda: get(served, "a", FP32)) for _ in range(8)]
         assert loader.entered.wait(PATIENCE_SECONDS)
         loader.go.set()
 
@@ -71,7 +75,7 @@ class TestLoading:
 
     def test_a_loaded_model_is_kept(self, loader: Loader) -> None:
         served = models(loader)
-        assert served.get("a", FP32) is served.get("a", FP32)
+        assert get(served, "a", FP32) is get(served, "a", FP32)
 
     def test_prefetching_returns_at_once(self, loader: Loader) -> None:
         loader.go.clear()
@@ -83,15 +87,15 @@ class TestLoading:
 
     def test_an_open_precision_is_the_workers(self, loader: Loader) -> None:
         served = models(loader)
-        assert served.get("a", Precision.AUTO) is served.get("a", FP32)
-        served.get("a", BF16)
+        assert get(served, "a", Precision.AUTO) is get(served, "a", FP32)
+        get(served, "a", BF16)
 
         assert loader.calls == [("a", FP32), ("a", BF16)]
 
     def test_the_least_recently_used_model_goes(self, loader: Loader) -> None:
         served = models(loader, kept=2)
         for name in ("a", "b", "a", "c", "a", "b"):
-            served.get(name, FP32)
+            get(served, name, FP32)
 
         assert [name for name, _ in loader.calls] == ["a", "b", "c", "b"]
 
@@ -114,7 +118,7 @@ class TestUnloading:
         gc.disable()
         try:
             for name in ("a", "b", "a", "b"):
-                served.get(name, FP32).warm_up()
+                get(served, name, FP32)
         finally:
             gc.enable()
 
@@ -122,15 +126,21 @@ class TestUnloading:
 
     def test_what_chunks_under_way_still_hold_is_not_loaded_a_second_time(self, loader: Loader) -> None:
         served = models(loader, kept=1)
-        in_use = [served.get("a", FP32), served.get("b", FP32)]
+        in_use = [
+            get(served, "a", FP32),
+            get(served, "b", FP32),
+        ]
 
         for _ in range(3):
-            assert [served.get("a", FP32), served.get("b", FP32)] == in_use
+            assert [
+                get(served, "a", FP32),
+                get(served, "b", FP32),
+            ] == in_use
         assert [name for name, _ in loader.calls] == ["a", "b"]
 
         in_use.clear()
-        served.get("c", FP32)
-        served.get("a", FP32)
+        get(served, "c", FP32)
+        get(served, "a", FP32)
         assert [name for name, _ in loader.calls] == ["a", "b", "c", "a"]
 
     def test_what_is_still_loading_is_not_loaded_a_second_time(self, loader: Loader) -> None:
@@ -144,8 +154,8 @@ class TestUnloading:
 
         assert sorted(name for name, _ in loader.calls) == ["a", "b"]
         del futures, future
-        served.get("b", FP32)
-        assert served.get("b", FP32).name == "b"
+        get(served, "b", FP32)
+        assert get(served, "b", FP32).name == "b"
         assert len(served._kept_models) == 1
 
 
@@ -154,20 +164,20 @@ class TestFailures:
         served = models(loader)
         loader.errors["a"] = ModelUnavailableError("hub away")
         with pytest.raises(ModelUnavailableError, match="hub away"):
-            served.get("a", FP32)
+            get(served, "a", FP32)
 
         del loader.errors["a"]
-        assert served.get("a", FP32).name == "a"
+        assert get(served, "a", FP32).name == "a"
 
     def test_a_model_that_cannot_be_loaded_takes_no_place(self, loader: Loader) -> None:
         served = models(loader, kept=2)
         loader.errors["broken"] = ModelUnavailableError("no such weights")
-        served.get("a", FP32)
+        get(served, "a", FP32)
         with pytest.raises(ModelUnavailableError):
-            served.get("broken", FP32)
-        served.get("b", FP32)
+            get(served, "broken", FP32)
+        get(served, "b", FP32)
 
-        served.get("a", FP32)
+        get(served, "a", FP32)
 
         assert [name for name, _ in loader.calls] == ["a", "broken", "b"]
 

@@ -35,11 +35,10 @@ from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage, item_path
 from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
-from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster
+from clipfleet_worker.decode import Decoder, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.decode_turns import DecodeTurns
-from clipfleet_worker.device_jpegs import DeviceJpegs
 from clipfleet_worker.failures import (
     ChunkInterrupted,
     ItemFailure,
@@ -908,74 +907,6 @@ class TestWhereItIsDecoded:
             careful.decode(data, bench.encoder.pixel_spec, DecodeRoute.FAST)
 
         assert (inside.read_files, outside.read_files) == (simple, others)
-
-
-class Together:
-    """Stands in for `DeviceJpegs`: decodes red pictures, notes what it saw."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self.slices: list[list[bytes]] = []
-
-    def decode(
-        self, files: Sequence[bytes], spec: PixelSpec, route: DecodeRoute
-    ) -> list[DecodedImage | None]:
-        self.slices.append(list(files))
-        return [self._decoder.decode(data, spec, route) if data == colour("red") else None for data in files]
-
-
-class TestDecodingTogether:
-    @pytest.fixture
-    def together(self, bench: Bench) -> Together:
-        found = Together(Decoder(1_000_000))
-        bench.decode_stage._device_jpegs = cast(DeviceJpegs, found)
-        return found
-
-    def test_rows_are_the_same_wherever_a_picture_is_decoded(self, bench: Bench, together: Together) -> None:
-        uris = bench.colours()
-        bench.places.contents[uris[6]] = b"<html>"
-        bench.places.contents[uris[7]] = b""
-
-        bench.run(bench.submit(uris))
-
-        codes = {6: "not_an_image", 7: "empty"}
-        assert bench.column("error_code") == [codes.get(number) for number in range(ITEMS)]
-        expected = [LABELS[n % len(LABELS)] if n not in codes else None for n in range(ITEMS)]
-        assert bench.column("label") == expected
-        hashes = [hashlib.sha256(bench.places.contents[uri]).hexdigest() for uri in uris]
-        assert bench.column("content_hash") == hashes
-        assert sum(map(len, together.slices)) == ITEMS
-        assert max(map(len, together.slices)) > 1
-        assert everything_is_released(bench)
-
-    def test_files_are_not_all_in_memory_at_a_time(
-        self, bench: Bench, together: Together, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        most = 2 * len(colour("red"))
-        monkeypatch.setattr("clipfleet_worker.item_path._BYTES_FOR_GPU", most)
-        bench.run(bench.submit([uri for uri in bench.colours(2 * ITEMS) if uri.startswith("/")]))
-
-        assert [row["status"] for row in bench.rows()] == ["ok"] * ITEMS
-        assert sum(map(len, together.slices)) == ITEMS
-        assert max(sum(map(len, files[:-1])) for files in together.slices) < most
-
-    def test_suspects_never_meet_the_device_nor_does_anything_meanwhile(
-        self, bench: Bench, together: Together
-    ) -> None:
-        bench.run(bench.submit(bench.colours()), losses=1)
-        with bench.decode_stage.with_suspect():
-            bench.decode_stage.decode_slice([colour("red")], bench.encoder.pixel_spec, DecodeRoute.FAST)
-
-        assert together.slices == []
-
-    def test_nor_does_what_a_careful_operator_keeps_apart(self, bench: Bench) -> None:
-        together = Together(bench.decoder)
-        careful = DecodeStage(
-            bench.decoder, bench.children, isolate=True, device_jpegs=cast(DeviceJpegs, together)
-        )
-
-        assert careful.decode_slice([colour("red")], bench.encoder.pixel_spec, DecodeRoute.FAST) == [None]
-        assert together.slices == []
 
 
 class TestAdoption:

@@ -7,7 +7,6 @@ import threading
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
-from clipfleet_worker.device_jpegs import DeviceJpegs, JpegDevice
 from clipfleet_worker.memory_guard import MemoryGuard, Reading, memory_limit, own_memory
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.thread_rule import decode_threads
@@ -34,28 +33,14 @@ def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
 
 
 def make_decode_stage(
-    settings: WorkerSettings,
-    decoder_class: type[Decoder],
-    watchdog: Watchdog,
-    memory_guard: MemoryGuard,
-    jpeg_device: JpegDevice | None = None,
+    settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog, memory_guard: MemoryGuard
 ) -> DecodeStage:
-    """Where pictures are read, in sight of those who end a process that hangs or takes too much.
-
-    With a device it decodes what it can.
-    """
+    """Where pictures are read, in sight of those who end a process that hangs or takes too much."""
     decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
     watch = PictureWatch(watchdog, memory_guard, limits.seconds)
     children = DecodeChildren(decoder, limits)
-    device_jpegs = None if jpeg_device is None else DeviceJpegs(jpeg_device, decoder)
-    return DecodeStage(
-        decoder,
-        children,
-        watched=watch.of_this_thread,
-        isolate=settings.isolate_decode,
-        device_jpegs=device_jpegs,
-    )
+    return DecodeStage(decoder, children, watched=watch.of_this_thread, isolate=settings.isolate_decode)
 
 
 class PictureWatch:

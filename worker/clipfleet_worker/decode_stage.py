@@ -7,13 +7,12 @@ worker before, and what its operator wants to be careful with, is read by `Decod
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from clipfleet.contract import DecodeRoute, ErrorCode
 from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster, fit
 from clipfleet_worker.decode_children import DecodeChildren, NoRoomError
-from clipfleet_worker.device_jpegs import DeviceJpegs
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import is_baseline_jpeg, is_png
 
@@ -28,7 +27,6 @@ class DecodeStage:
         *,
         watched: Callable[[], AbstractContextManager[object]] = nullcontext,
         isolate: bool = False,
-        device_jpegs: DeviceJpegs | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -37,13 +35,11 @@ class DecodeStage:
             children: read outside.
             watched: entered while this process reads a picture, by who ends it if that takes too much.
             isolate: have children read all but baseline JPEG and PNG, whose decoders are simple and old.
-            device_jpegs: decodes on the GPU what it can, unless this process must be spared.
         """
         self._decoder = decoder
         self._children = children
         self._watched = watched
         self._isolate = isolate
-        self._device_jpegs = device_jpegs
         self._suspects = 0
         self._lock = threading.Lock()
 
@@ -64,20 +60,6 @@ class DecodeStage:
                 is_over = self._suspects == 0 and not self._isolate
             if is_over:
                 self._children.close_idle()
-
-    @property
-    def takes_slices(self) -> bool:
-        """Whether `decode_slice` may come to something."""
-        return self._device_jpegs is not None
-
-    def decode_slice(
-        self, files: Sequence[bytes], spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool = False
-    ) -> list[DecodedImage | None]:
-        """The pictures that the GPU can decode together; None is for `decode`."""
-        if self._device_jpegs is None or is_suspect or self._suspects or self._isolate:
-            return [None] * len(files)
-        with self._watched():
-            return self._device_jpegs.decode(files, spec, route)
 
     def decode(
         self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool = False

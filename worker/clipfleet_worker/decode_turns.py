@@ -31,7 +31,6 @@ class DecodeTurns:
     def __init__(
         self,
         *,
-        always_side_by_side: bool = False,
         patience_seconds: float = _PATIENCE_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
         thread_time: Callable[[], float] = time.thread_time,
@@ -39,7 +38,6 @@ class DecodeTurns:
         """Pictures pass for small until they are seen.
 
         Args:
-            always_side_by_side: a GPU decodes them, by the slice: there are no turns.
             patience_seconds: how long a thread waits for its turn.
             monotonic: the clock, in seconds.
             thread_time: seconds that the calling thread has had a processor.
@@ -48,7 +46,7 @@ class DecodeTurns:
         self.monotonic = monotonic
         self.thread_time = thread_time
         self._lock = threading.Lock()
-        self._side_by_side_until = math.inf if always_side_by_side else -math.inf
+        self._side_by_side_until = -math.inf
         self.late_seconds = 0.0  # of whoever has the turn: so much longer than small pictures it has taken
 
     def turn(self) -> Turn:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from clipfleet.contract import Precision
 from clipfleet.errors import UsageError
+from clipfleet_worker.device_memory import lacks_memory
 from clipfleet_worker.failures import ModelUnavailableError
 
 # Without the driver of NVIDIA (also of Jetsons, and below Windows) or AMD there is no device for torch.
 _GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/nvmap"), Path("/dev/dxg"), Path("/dev/kfd"))
+
+# In the words of CUDA's runtime, of its driver, and of what is built upon them.
+_LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "_STATUS_EXECUTION_FAILED")
 
 _CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -54,7 +58,8 @@ def resolve_precision(requested: Precision, device: str) -> Precision:
 
 def is_lost(error: Exception) -> bool:
     """Whether a GPU is out of order for this process for good, as after an illegal access to its memory."""
-    return "CUDA error" in str(error)
+    words = str(error)
+    return not lacks_memory(words) and any(fault in words for fault in _LOST)
 
 
 def _gpu_has_bf16(device: str) -> bool:

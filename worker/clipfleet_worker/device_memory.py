@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# In the words of torch's other exceptions: of the processor's allocator, of CUDA's own, of cuBLAS and cuDNN.
-_NO_MEMORY = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# In the words of torch's exceptions: of the processor's allocator, of CUDA, of cuBLAS and cuDNN.
+_NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
@@ -17,9 +17,14 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        if isinstance(error, torch.OutOfMemoryError) or lacks_memory(str(error)):
             raise MemoryError(str(error).splitlines()[0][:200]) from error
         raise
+
+
+def lacks_memory(words: str) -> bool:
+    """Whether an exception that says this is one of too little memory."""
+    return any(part in words for part in _NO_MEMORY)
 
 
 def device_bytes(device: str) -> Mapping[str, int]:

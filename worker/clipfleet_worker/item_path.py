@@ -26,7 +26,7 @@ from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
-from clipfleet_worker.decode import DecodedImage, PixelSpec
+from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.decode_turns import DecodeTurns, Turn
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
@@ -44,10 +44,9 @@ Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI, or the by
 _ITEMS_PER_SLICE = 32
 _ITEMS_PER_SMALL_SLICE = 16
 _TEXTS_PER_SLICE = 64
-# Of local files, read before they are decoded: one kind of work at a time keeps the processor's caches warm,
-# and a GPU wants many. Those of a slice may be a gigabyte, in each thread.
+# Of local files, read before they are decoded: one kind of work at a time keeps the processor's caches warm.
+# Those of a slice may be a gigabyte, in each thread.
 _BYTES_READ_AHEAD = 256 << 10
-_BYTES_FOR_GPU = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +176,6 @@ class ItemPath:
         outcomes = destination.outcomes
         with self._decode_turns.turn() as turn:
             for files in self._read_some(outcomes, items, decoded):
-                self._decode_together(destination, files, decoded)
                 for position, data in files:
                     if not outcomes.is_interrupted:
                         self._decode(destination, position, data, decoded, turn)
@@ -189,7 +187,6 @@ class ItemPath:
         self, outcomes: Outcomes, items: list[tuple[int, Source]], decoded: _Decoded
     ) -> Iterator[FetchedSlice]:
         """Local files, as many at a time as may be in memory."""
-        most_bytes = _BYTES_FOR_GPU if self._decode_stage.takes_slices else _BYTES_READ_AHEAD
         some: FetchedSlice = []
         size_bytes, started = 0, time.monotonic()
         for position, source in items:
@@ -205,7 +202,7 @@ class ItemPath:
                 continue
             some.append((position, data))
             size_bytes += len(data)
-            if size_bytes >= most_bytes:
+            if size_bytes >= _BYTES_READ_AHEAD:
                 decoded.fetch_seconds += time.monotonic() - started
                 yield some
                 some, size_bytes, started = [], 0, time.monotonic()
@@ -223,7 +220,6 @@ class ItemPath:
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
-            self._decode_together(destination, fetched, decoded)
             with self._decode_turns.turn() as turn:
                 while fetched:  # popped one by one: the bytes are free before the batcher is waited for
                     position, data = fetched.pop()
@@ -238,21 +234,6 @@ class ItemPath:
             self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
 
-    def _decode_together(self, destination: Destination, files: FetchedSlice, decoded: _Decoded) -> None:
-        """Have the GPU decode what it can of some files, by position."""
-        if not self._decode_stage.takes_slices or not files or destination.outcomes.is_interrupted:
-            return
-        started = time.monotonic()
-        images = self._decode_stage.decode_slice(
-            [data for _, data in files],
-            destination.pixel_spec,
-            destination.decode,
-            is_suspect=destination.is_suspect,
-        )
-        pairs = zip(files, images, strict=True)
-        decoded.together = {position: image for (position, _), image in pairs if image is not None}
-        decoded.decode_seconds += time.monotonic() - started
-
     def _decode(
         self, destination: Destination, position: int, data: bytes, decoded: _Decoded, turn: Turn
     ) -> None:
@@ -260,7 +241,7 @@ class ItemPath:
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
         try:
-            image = decoded.together.pop(position, None) or self._decode_stage.decode(
+            image = self._decode_stage.decode(
                 data,
                 destination.pixel_spec,
                 destination.decode,
@@ -299,6 +280,5 @@ class _Decoded:
     def __init__(self) -> None:
         self.positions: list[int] = []
         self.images: list[np.ndarray] = []
-        self.together: dict[int, DecodedImage] = {}  # by position; not among the images yet
         self.fetch_seconds = 0.0
         self.decode_seconds = 0.0

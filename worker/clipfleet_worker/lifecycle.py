@@ -18,7 +18,7 @@ from pathlib import Path
 from celery import Celery, signals
 
 from clipfleet.announcements import Announcements
-from clipfleet.contract import Precision
+from clipfleet.contract import Lane, Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
@@ -29,7 +29,8 @@ from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.background import Puller, Reconciler
-from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.decode import Decoder
@@ -39,6 +40,7 @@ from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.ending_signals import DrainingWorker
+from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.finishing import Finisher
@@ -52,7 +54,7 @@ from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
-from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
+from clipfleet_worker.model import LoadedModel, OnDevice, OnPixelSpec, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
@@ -80,7 +82,9 @@ class Worker:
         *,
         preload: bool,
         decoder_class: type[Decoder] = Decoder,
-        load_model: Callable[[str, Precision, str, MakeBackend, OnPixelSpec], LoadedModel] = load_model,
+        load_model: Callable[
+            [str, Precision, str, MakeBackend, OnPixelSpec, OnDevice], LoadedModel
+        ] = load_model,
         watchdog: Watchdog | None = None,
     ) -> None:
         self._load_model = load_model
@@ -101,14 +105,17 @@ class Worker:
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
         self._models = Models(
-            settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
+            settings.models,
+            self._load,
+            kept=settings.loaded_models,
+            default_precision=settings.precision,
+            on_change=lambda: self._canary_watch.look_soon(),
         )
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
+        self._canary_watch = CanaryWatch(self._models, self._batcher)
         self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
         self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
-        self._decode_stage = make_decode_stage(
-            settings, decoder_class, self._watchdog, self._memory_guard, self._device.jpegs
-        )
+        self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
@@ -187,6 +194,7 @@ class Worker:
             batcher=self._batcher,
             stages_busy=self._items.busy,
             models=self._models,
+            canary_watch=self._canary_watch,
             caches={
                 "models": self._models.requests,
                 "text_matrices": self._text_matrices.requests,
@@ -257,7 +265,7 @@ class Worker:
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
             decode_threads=decode_threads(self._settings.decode_threads),
-            decode_turns=DecodeTurns(always_side_by_side=self._device.jpegs is not None),
+            decode_turns=DecodeTurns(),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
         )
@@ -268,11 +276,17 @@ class Worker:
             fetch_files(name)
             pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
             set_forward_threads()
-            model = self._load_model(
-                name, precision, self._device.name, self._device.make_backend, on_pixel_spec
-            )
-            model.warm_up()
-        return model
+            try:
+                return self._load_model(
+                    name,
+                    precision,
+                    self._device.name,
+                    self._device.make_backend,
+                    on_pixel_spec,
+                    partial(self._batcher.call, lane=Lane.HIGH),
+                )
+            except BatcherStopped as error:
+                raise WorkerShortageError(f"{name} is not needed any more: {error}") from error
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT; returns the exit code.
@@ -296,6 +310,8 @@ class Worker:
             self._status_server.start()
         self._memory_guard.start()
         self._batcher.start()
+        if self._device.name != "cpu":
+            self._canary_watch.start()
         self._fetch_loop.start()
         self._keeper.start()
         self._announcer.start()
@@ -344,6 +360,7 @@ class Worker:
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()
+        self._canary_watch.stop()
         self._decode_stage.close()
         self._memory_guard.stop()
         self._decode_pool.stop()

@@ -6,6 +6,7 @@ torch is imported when a model is loaded, not before: that alone takes seconds.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 
 from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet_worker import open_clip_models, transformers_layout
-from clipfleet_worker.backends import MakeBackend, PendingFeatures, Towers
+from clipfleet_worker.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
+from clipfleet_worker.backends.certificate import Canaries, Certificate, Unfaithful
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device import resolve_precision
@@ -24,7 +26,10 @@ from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_c
 from clipfleet_worker.open_clip_models import BuiltModel, Preprocessing
 
 OnPixelSpec = Callable[[PixelSpec], None]
+OnDevice = Callable[[Callable[[], None]], None]  # does something in the thread that owns the device
 
+
+log = logging.getLogger(__name__)
 
 _MAX_LOGIT_SCALE = 1e6  # training clips it at 100
 
@@ -53,10 +58,12 @@ class LoadedModel:
         self.logit_scale = float(module.logit_scale.detach().exp())
         if not self.logit_scale <= _MAX_LOGIT_SCALE:  # scores would be NaN; NaN is not below anything either
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
+        self.certificate: Certificate | None = None  # until it is proven
         self._tokenizer = tokenizer
-        self._backend = make_backend(
-            Towers(module, pixel_spec, tokenizer(["a"]), precision, self.fingerprint), device
-        )
+        towers = Towers(module, pixel_spec, tokenizer(["a"]), precision, self.fingerprint)
+        with memory_errors():
+            self._canaries = Canaries(towers, tokenizer)  # before the backend changes the module
+        self._backend = make_backend(towers, device)
 
     @property
     def backend_name(self) -> str:
@@ -88,9 +95,19 @@ class LoadedModel:
         """Prompts -> features float32 (n, d), L2-normalised each."""
         return self._backend.encode_texts(self._tokenizer(prompts))
 
-    def warm_up(self) -> None:
-        """So that the first chunk does not pay for lazy set-up."""
+    def prove(self) -> None:
+        """Have the backend use the fastest way that gives this model's features, see `Canaries.certify`."""
         self._backend.warm_up()
+        self.certificate = self._canaries.certify(self._backend, self.device)
+
+    def worst_cosine(self) -> float:
+        """Of its canaries now, see `Canaries`; blocks the device for some batches."""
+        return self._canaries.worst_cosine(self._backend)
+
+    def trust_only_plain(self, reason: str) -> None:
+        """See `SeveralWays`; of other backends nothing changes."""
+        if isinstance(self._backend, SeveralWays):
+            self._backend.trust_only_plain(reason)
 
 
 def load_model(
@@ -99,21 +116,44 @@ def load_model(
     device: str,
     make_backend: MakeBackend = TorchBackend,
     on_pixel_spec: OnPixelSpec = lambda _: None,
+    on_device: OnDevice = lambda work: work(),
 ) -> LoadedModel:
     """Load a model by its full name, see `clipfleet.model_names`; what is not here yet is downloaded.
 
+    It has proven itself by then: its features are those of fp32 on the CPU.
+
     Args:
         name: of the model.
-        precision: `auto` means what the device is good at.
+        precision: `auto` means what the device is good at, and fp32 for a model for which it is not.
         device: by torch's name.
         make_backend: what runs the forward passes.
         on_pixel_spec: told what the model wants to see, if that is known before its weights are loaded.
+        on_device: has it prove itself.
 
     Raises:
         ModelUnavailableError: it cannot be loaded here.
         MemoryError: not enough memory for it now.
     """
-    precision = resolve_precision(precision, device)
+    resolved = resolve_precision(precision, device)
+    model = _load(name, resolved, device, make_backend, on_pixel_spec)
+    try:
+        on_device(model.prove)
+    except Unfaithful as error:
+        what = f"model {name} is off in {resolved} on this worker's device: {error}"
+        if precision is not Precision.AUTO and resolved is not Precision.FP32:
+            raise ModelUnavailableError(f"{what}; use auto or fp32") from error
+        if resolved is Precision.FP32:
+            raise ModelUnavailableError(f"{what}; its files or this device are damaged") from error
+        log.warning("%s; it is loaded in fp32", what, extra={"action": "precision_fell_back", "model": name})
+    else:
+        return model
+    del model  # its weights were cast, and memory is needed for others
+    return load_model(name, Precision.FP32, device, make_backend, on_device=on_device)
+
+
+def _load(
+    name: str, precision: Precision, device: str, make_backend: MakeBackend, on_pixel_spec: OnPixelSpec
+) -> LoadedModel:
     files = fetch_files(name)
     try:
         with memory_errors():

@@ -35,12 +35,14 @@ class Models:
         *,
         kept: int,
         default_precision: Precision,
+        on_change: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._served = tuple(served)
         self._load = load
         self._kept = kept
         self._default_precision = default_precision
+        self._on_change = on_change  # called after a model was loaded, and others unloaded for it
         self._monotonic = monotonic
         self._kept_models: OrderedDict[Key, Loading] = OrderedDict()  # least recently used first
         # Unloaded models that chunks under way still hold: a second copy would need memory of its own.
@@ -60,17 +62,12 @@ class Models:
         with self._lock:
             self._shunned[name] = self._monotonic() + _SHUN_SECONDS
 
-    def get(self, name: str, precision: Precision) -> LoadedModel:
-        """The loaded model; blocks while it loads.
-
-        Raises:
-            ModelUnavailableError: it cannot be loaded. The next call tries again.
-            MemoryError, WorkerShortageError: not enough memory for it now, or another shortage.
-        """
-        return self.prefetch(name, precision).result()
-
     def prefetch(self, name: str, precision: Precision) -> Loading:
-        """Start loading, unless it is loaded; returns at once."""
+        """Start loading, unless it is loaded; returns at once.
+
+        Its result raises ModelUnavailableError, and MemoryError or WorkerShortageError for want of something
+        now. The next call tries again.
+        """
         if precision is Precision.AUTO:
             precision = self._default_precision
         key = (name, precision)
@@ -89,11 +86,10 @@ class Models:
             self._start_loading(key, loading)
         return loading
 
-    @property
-    def loaded(self) -> int:
-        """Models in memory, those included that chunks under way still hold."""
+    def in_memory(self) -> list[LoadedModel]:
+        """The loaded models, those included that chunks under way still hold."""
         with self._lock:
-            return len(self._in_use)
+            return list(self._in_use.values())
 
     def _unload_surplus(self) -> None:
         """Forget the least recently used models; what still loads stays, or it would be loaded twice."""
@@ -122,12 +118,13 @@ class Models:
             raise
         else:
             log.info(
-                "model %s loaded in %.1f s (%s on %s by %s)",
+                "model %s loaded in %.1f s (%s on %s by %s): %s",
                 key[0],
                 self._monotonic() - started,
                 model.precision,
                 model.device,
                 model.backend_name,
+                model.certificate,
                 extra={"action": "model_loaded", "model": key[0]},
             )
             with self._lock:
@@ -135,6 +132,7 @@ class Models:
             loading.finish(model)
             with self._lock:
                 self._unload_surplus()
+            self._on_change()
 
     def _loaded(self, key: Key, loading: Loading) -> LoadedModel:
         try:

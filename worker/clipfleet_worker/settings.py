@@ -68,9 +68,6 @@ class WorkerSettings(Settings):
     max_memory_bytes: int = Field(
         0, ge=0, description="a worker that takes more ends; 0: 90 % of what the machine or container has"
     )
-    decode: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where JPEGs are decoded: cpu, cuda (those that it covers), or auto, which is cpu"
-    )
     isolate_decode: bool = Field(
         False, description="decode all but baseline JPEG and PNG in processes that may be killed"
     )

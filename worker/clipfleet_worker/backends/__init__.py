@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -75,6 +75,26 @@ class Backend(Protocol):
 
     def warm_up(self) -> None:
         """Do what the first batch would else pay for."""
+        ...
+
+
+@runtime_checkable
+class SeveralWays(Backend, Protocol):
+    """A backend that can run whole batches in other ways than the plain one, if they prove to be right."""
+
+    ways: tuple[str, ...]  # the plain one first
+    whole_batch: int  # images
+
+    def use(self, way: str) -> None:
+        """Run whole batches so from now on; a way that was used before is given up.
+
+        Raises:
+            MemoryError, RuntimeError: this way cannot be had now.
+        """
+        ...
+
+    def trust_only_plain(self, reason: str) -> None:
+        """Run all batches plainly from now on, of all models on the device."""
         ...
 
 

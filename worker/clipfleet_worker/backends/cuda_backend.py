@@ -1,192 +1,210 @@
-"""Forward passes on a CUDA device: two batches under way, fixed sizes, compiled where that works, as graphs.
+"""Forward passes on a CUDA device: two batches under way, a whole one by a graph where that is certified.
 
 The pixels of a batch cross to the device as uint8 while the batch before is encoded; they are normalised
-there. Each batch ends with an event; its features are in page-locked memory then. The order of all this is
-`PixelRing`'s and `FixedPasses`', and is tested without a device. Only `cuda_device` knows CUDA.
+there. Each batch ends with an event; its features are in page-locked memory then. What does not fit the
+device is halved, and after a while more is tried again: other processes may just have been loading. The order
+of all this is tested without a device. Only `cuda_device` knows CUDA.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from clipfleet_worker.backends import Backend, PendingFeatures, Towers
-from clipfleet_worker.backends.accelerator import Accelerator, Event
-from clipfleet_worker.backends.compiling import Compiler
-from clipfleet_worker.backends.cuda_device import CudaDevice
-from clipfleet_worker.backends.fixed_passes import FixedPasses, Forward
+from clipfleet_worker.backends.certificate import GRAPH, PLAIN
+from clipfleet_worker.backends.cuda_device import CudaDevice, Forward, Graph
 from clipfleet_worker.backends.pixel_ring import PixelRing
 from clipfleet_worker.backends.torch_backend import torch_dtype
+from clipfleet_worker.decode import PixelSpec
 
-if TYPE_CHECKING:
-    import torch
+log = logging.getLogger(__name__)
 
-    from clipfleet_worker.decode import PixelSpec
-
-_BATCHES_IN_FLIGHT = 2
-_TEXTS = (64,)  # as many prompts as the batcher gives at a time
+_FIRST_PATIENCE, _MOST_PATIENCE = 64, 1 << 16  # passes that must fit before more is tried again
 
 
 class CudaBackend:
-    """See `Backend`."""
+    """See `Backend` and `SeveralWays`."""
 
     name = "cuda"
-    batches_in_flight = _BATCHES_IN_FLIGHT
+    batches_in_flight = 2
+    ways = (PLAIN, GRAPH)
 
-    def __init__(self, towers: Towers, device: Accelerator, batch_size: int, compiler: Compiler) -> None:
+    def __init__(self, towers: Towers, device: CudaDevice, batch_size: int) -> None:
         """Bring the weights to the device.
 
         Args:
             towers: the model.
             device: shared with all other models of the process.
             batch_size: the largest number of images that go through it at a time.
-            compiler: of forward passes.
 
         Raises:
             MemoryError: not enough memory on the device, or that can be page-locked.
         """
-        spec = towers.pixel_spec
+        spec, dtype = towers.pixel_spec, torch_dtype(towers.precision)
+        with torch.no_grad():
+            self._dimension = towers.module.encode_text(towers.example_tokens).shape[1]
         self._device = device
         self._row_shape = (spec.height, spec.width, 3)
-        module = device.place(towers.module.requires_grad_(False), torch_dtype(towers.precision))
-        forward_images = _image_forward(module, spec, device, torch_dtype(towers.precision))
-        forward_texts = _text_forward(module)
-        self._images = FixedPasses(
-            "images",
-            device,
-            forward_images,
-            _black(device, self._row_shape),
-            sizes_of(batch_size),
-            compiled=compiler.compiled(forward_images),
-        )
-        self._texts = FixedPasses(
-            "texts",
-            device,
-            forward_texts,
-            device.place(towers.example_tokens[0]),
-            _TEXTS,
-            compiled=compiler.compiled(forward_texts),
-        )
-        self._ring = PixelRing(device, _BATCHES_IN_FLIGHT + 1, (batch_size, *self._row_shape))
-
-    @property
-    def largest_batch(self) -> int:
-        """Images that go through the device at a time: half as many each time that there was no memory."""
-        return self._images.largest
+        self._example_tokens = towers.example_tokens
+        module = device.place(towers.module.requires_grad_(False), dtype)
+        self._forward_images = _image_forward(module, spec, device, dtype)
+        self._forward_texts = _text_forward(module)
+        self._graph: Graph | None = None
+        self.whole_batch = batch_size
+        self.largest_batch = batch_size  # rows at a time: fewer for a while after more have found no memory
+        self._fits, self._patience = 0, _FIRST_PATIENCE
+        self._ring = PixelRing(device, self.batches_in_flight + 1, (batch_size, *self._row_shape))
 
     def new_pixels(self, count: int) -> np.ndarray:
         """See the protocol; page-locked where the batch is no larger than usual."""
-        if count > self._ring.capacity:
+        if count > self.whole_batch:
             return np.empty((count, *self._row_shape), dtype=np.uint8)
         return self._ring.lend(count)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """See the protocol."""
-        step = self._ring.capacity
-        return _FeaturesOfParts(
-            [self._begin(pixels[start : start + step]) for start in range(0, len(pixels), step)]
-        )
+        starts = range(0, len(pixels), self.whole_batch)
+        return _FeaturesUnderWay([self._begin(pixels[n : n + self.whole_batch]) for n in starts], self)
 
-    def _begin(self, pixels: np.ndarray) -> _FeaturesUnderWay:
+    def _begin(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.cuda.Event]:
         fetched = self._ring.send(pixels)
         try:
-            features = self._images.begin(fetched)
+            features = self._run(self._images, fetched)
         finally:
             done = self._device.forwards.record()
-            self._ring.note_read(fetched, done)
-        return _FeaturesUnderWay(features, done, self)
+            self._ring.note_read(done)
+        return features, done
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
         """See the protocol."""
-        staged = self._device.page_locked(tuple(tokens.shape), tokens.dtype)
-        staged.copy_(tokens)
-        features = self._texts.begin(staged)
-        return _FeaturesUnderWay(features, self._device.forwards.record(), staged).result()
+        rows = self._device.place(tokens)
+        features = self._run(partial(_into, self._forward_texts), rows)
+        return _FeaturesUnderWay([(features, self._device.forwards.record())], rows).result()
 
     def warm_up(self) -> None:
-        """Compile and record all passes, and run one of each kind."""
-        self._images.warm_up()
-        self._texts.warm_up()
+        """One image and one text, for what torch and its libraries set up then."""
+        self.begin_images(np.zeros((1, *self._row_shape), dtype=np.uint8)).result()
+        self.encode_texts(self._example_tokens)
+
+    def use(self, way: str) -> None:
+        """See the protocol; nothing of this model may be under way."""
+        self._graph = None
+        self._device.forget_freed()
+        if way == PLAIN:
+            return
+        if self._device.graphs_off:
+            raise RuntimeError(self._device.graphs_off)
+        if self.largest_batch < self.whole_batch:
+            raise RuntimeError(f"there is memory for {self.largest_batch} images at a time only")
+        rows = self._device.memory((self.whole_batch, *self._row_shape), torch.uint8)
+        self._graph = self._device.recorded(self._forward_images, rows)
+
+    def trust_only_plain(self, reason: str) -> None:
+        """See the protocol."""
+        self._device.graphs_off = reason
+
+    def _images(self, rows: torch.Tensor, features: torch.Tensor) -> None:
+        graph = self._graph
+        if graph is None or len(rows) < self.whole_batch or self._device.graphs_off:
+            _into(self._forward_images, rows, features)
+            return
+        graph.rows.copy_(rows, non_blocking=True)
+        graph.replay()
+        features.copy_(graph.features, non_blocking=True)
+
+    def _run(self, queue: Callable[[torch.Tensor, torch.Tensor], None], rows: torch.Tensor) -> torch.Tensor:
+        """Queue the passes of some rows on the device, as many at a time as it has memory for.
+
+        Returns:
+            Page-locked features float32 (n, d); there once the device is done.
+
+        Raises:
+            MemoryError: not enough memory for one row.
+            RuntimeError: a pass failed.
+        """
+        features = self._device.page_locked((len(rows), self._dimension), torch.float32)
+        start = 0
+        while start < len(rows):
+            part = slice(start, min(start + self.largest_batch, len(rows)))
+            try:
+                self._device.forwards.run(partial(queue, rows[part], features[part]))
+            except MemoryError as error:
+                reason = str(error)  # the exception itself holds on to the memory that is to be freed
+            else:
+                self._note_fit()
+                start = part.stop
+                continue
+            self._device.forwards.record().synchronize()  # what is under way has memory, and needs the rows
+            self._halve(part.stop - start, reason)
+        return features
+
+    def _note_fit(self) -> None:
+        self._fits += 1
+        if self._fits < self._patience:
+            return
+        self._fits = 0
+        if self.largest_batch == self.whole_batch:
+            self._patience = _FIRST_PATIENCE
+            return
+        self._patience = min(2 * self._patience, _MOST_PATIENCE)  # each time that it is in vain costs a batch
+        self.largest_batch = min(self.whole_batch, 2 * self.largest_batch)
+        log.info("%d rows at a time are tried again", self.largest_batch, extra={"action": "batch_grows"})
+
+    def _halve(self, rows: int, reason: str) -> None:
+        if rows == 1:
+            raise MemoryError(reason)
+        self.largest_batch, self._fits = rows // 2, 0
+        what = "no memory on the device for %d rows at a time, for now %d: %s"
+        log.warning(what, rows, self.largest_batch, reason, extra={"action": "batch_halved"})
         self._device.forget_freed()
 
 
 @dataclass(frozen=True, slots=True)
 class _FeaturesUnderWay:
-    """See `PendingFeatures`."""
-
-    features: torch.Tensor  # page-locked
-    done: Event
+    parts: Sequence[
+        tuple[torch.Tensor, torch.cuda.Event]
+    ]  # page-locked features, and when they are there, in order
     used: object  # what the device works with until then
 
     def wait_for_room(self) -> bool:
         return False
 
     def result(self) -> np.ndarray:
-        self.done.wait()
-        return np.array(self.features.numpy())  # page-locked memory is scarce: it goes back
-
-
-@dataclass(frozen=True, slots=True)
-class _FeaturesOfParts:
-    """Of a batch that was too large for one; the parts are in order."""
-
-    parts: Sequence[_FeaturesUnderWay]
-
-    def wait_for_room(self) -> bool:
-        return False
-
-    def result(self) -> np.ndarray:
-        if len(self.parts) == 1:
-            return self.parts[0].result()
-        return np.concatenate([part.result() for part in self.parts])
+        for _, done in self.parts:
+            done.synchronize()
+        return np.concatenate([features.numpy() for features, _ in self.parts])
 
 
 class CudaBackends:
     """Makes the backends of one process; a `MakeBackend`. They share the device's streams."""
 
-    def __init__(self, batch_size: int, compiler: Compiler) -> None:
-        self._batch_size = batch_size
-        self._compiler = compiler
-        self._devices: dict[str, CudaDevice] = {}
+    def __init__(self, batch_size: int, cache: Path) -> None:
+        self._batch_size, self._cache = batch_size, cache
+        self._device: CudaDevice | None = None
         self._lock = threading.Lock()
 
     def __call__(self, towers: Towers, device: str) -> Backend:
-        """A backend on a device of torch's name."""
-        return CudaBackend(towers, self.device(device), self._batch_size, self._compiler)
-
-    def device(self, name: str) -> CudaDevice:
-        """The one of this name; made when it is first asked for."""
+        """A backend on the process's device, by torch's name."""
         with self._lock:
-            if name not in self._devices:
-                self._devices[name] = CudaDevice(name)
-            return self._devices[name]
+            self._device = self._device or CudaDevice(device, self._cache)
+        return CudaBackend(towers, self._device, self._batch_size)
 
 
-def sizes_of(batch_size: int) -> list[int]:
-    """Sizes that passes are made for, ascending: a whole batch, a quarter of it, and so on down to few.
-
-    A batch that is not whole goes when the device has nothing else to do: to fill it up costs it no time.
-    """
-    return sorted({batch_size, max(1, batch_size // 4), max(1, batch_size // 16)})
+def _into(forward: Forward, rows: torch.Tensor, features: torch.Tensor) -> None:
+    features.copy_(forward(rows), non_blocking=True)
 
 
-def _black(device: Accelerator, shape: tuple[int, int, int]) -> torch.Tensor:
-    import torch
-
-    black: torch.Tensor = device.place(torch.zeros(shape, dtype=torch.uint8))
-    return black
-
-
-def _image_forward(module: Any, spec: PixelSpec, device: Accelerator, dtype: torch.dtype) -> Forward:
-    import torch
-
-    mean, std = (
-        device.place(torch.tensor(values).view(1, 3, 1, 1) * 255) for values in (spec.mean, spec.std)
-    )
+def _image_forward(module: Any, spec: PixelSpec, device: CudaDevice, dtype: torch.dtype) -> Forward:
+    mean, std = (device.place(torch.tensor(one).view(1, 3, 1, 1) * 255) for one in (spec.mean, spec.std))
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
@@ -197,9 +215,4 @@ def _image_forward(module: Any, spec: PixelSpec, device: Accelerator, dtype: tor
 
 
 def _text_forward(module: Any) -> Forward:
-    import torch
-
-    def forward(tokens: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(module.encode_text(tokens).float(), dim=-1)
-
-    return forward
+    return lambda tokens: torch.nn.functional.normalize(module.encode_text(tokens).float(), dim=-1)

@@ -1,5 +1,8 @@
 """A CUDA device for the backend: its streams, its memory and its graphs, by torch. No policy here.
 
+The tests have one that puts off all work for as long as it may, so that what is not ordered by an event goes
+wrong there: see `tests/support/fake_device.py`.
+
 What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, notes "CUDA semantics"):
 
 - The allocator hands a freed block out again to the stream that it was made for, at once. So memory that two
@@ -7,190 +10,165 @@ What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, no
   whoever began the pass holds on to it until its event has happened.
 - `copy_(..., non_blocking=True)` is only one from or to page-locked memory, and orders nothing by itself.
 - `Event(blocking=True)` lets the waiting thread sleep instead of spinning on a core that decoding wants.
-- One graph may be recorded at a time in a process. Other threads go on meanwhile: with `thread_local` their
-  allocations do not spoil it, as long as nobody synchronises the whole device, nor uses the recording stream.
-- A graph may run in another stream than the one that it was recorded in. Its memory is its pool's: graphs of
-  one pool must run one after another, and what one gave must be fetched before the next runs. One stream for
-  all forward passes sees to both.
+- A graph keeps the address of cuBLAS's workspace, which torch caches by thread and stream and frees with any
+  graph of that stream. With an empty cache the workspace is made in the graph's own memory: so the cache is
+  emptied right before and right after a recording, and only the batcher's thread records.
+- `thread_local`: what other threads do meanwhile, such as bringing weights here, does not spoil a recording.
+- torch before 2.13 takes a recording that failed for one that never ends; later ones leave memory behind. So
+  neither this process nor the next one tries again, and `empty_cache`, which may trip over it, is not called.
 - torch has 32 streams, then it hands out the first ones again. So a process makes its few once.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from clipfleet_worker.backends.accelerator import Event, Stream, Work
+import torch
+
+from clipfleet.contract import short_hash
+from clipfleet_worker.backends.torch_backend import keep_fp32
 from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.failures import first_line
 
-if TYPE_CHECKING:
-    import torch
+log = logging.getLogger(__name__)
 
-_REHEARSALS = 3  # torch's own advice before a recording: libraries choose and set up in the first ones
-
-
-class CudaEvent:
-    """See `Event`."""
-
-    def __init__(self, event: torch.cuda.Event) -> None:
-        self.event = event
-
-    def wait(self) -> None:
-        """See the protocol."""
-        with memory_errors():
-            self.event.synchronize()
+_FIRST_WITH_GRAPHS = (2, 13)  # of torch
 
 
-class CudaStream:
-    """See `Stream`."""
+Work = Callable[[], object]
+Forward = Callable[[torch.Tensor], torch.Tensor]  # rows (n, ...) -> features float32 (n, d), normalised
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream = stream
+
+class Stream:
+    """Work that the device does in this order, whatever other streams do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
 
     def run(self, work: Work) -> None:
-        """See the protocol; torch sees no gradients in it."""
-        import torch
+        """Have torch queue this work, without gradients; returns before it is done.
 
+        Raises:
+            MemoryError: the device has no memory for it now.
+            RuntimeError: it cannot be queued.
+        """
         with torch.cuda.stream(self.stream), torch.no_grad(), memory_errors():
             work()
 
-    def wait_for(self, event: Event) -> None:
-        """See the protocol."""
-        if not isinstance(event, CudaEvent):
-            raise TypeError(f"{event!r} is no event of CUDA's")
-        self.stream.wait_event(event.event)
+    def wait_for(self, event: torch.cuda.Event) -> None:
+        """Let later work wait for an event of another stream; the caller does not wait."""
+        self.stream.wait_event(event)
 
-    def record(self) -> CudaEvent:
-        """See the protocol."""
-        import torch
-
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no types here
+    def record(self) -> torch.cuda.Event:
+        """An event that happens when all work up to now is done; to wait for it tells what has failed."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # likewise
         event.record(self.stream)
-        return CudaEvent(event)
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A forward pass of one batch size that is queued in one step, always with the same memory."""
+
+    rows: torch.Tensor  # read by each replay
+    features: torch.Tensor  # written by it
+    replay: Work  # queues it in the current stream
 
 
 class CudaDevice:
-    """See `Accelerator`. Made once per process and device; what is not the streams' is for any thread."""
+    """One per process, for all models on it; what is not the streams' is for any thread."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cache: Path) -> None:
         """Set up CUDA for this process, if nobody has.
 
         Args:
             name: torch's, such as cuda or cuda:1.
+            cache: the folder that remembers a recording that failed.
         """
-        import torch
-
         self._device = torch.device(name)
         if self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
-        self._alone = threading.Lock()
-        self._apart_lock = threading.RLock()
-        self.copies: Stream = CudaStream(_new_stream(self._device))
-        self.forwards: Stream = CudaStream(_new_stream(self._device))
-        self.pictures: Stream = CudaStream(_new_stream(self._device))  # see `JpegDevice`
-        self._apart = _new_stream(self._device)
-        # fp32 means fp32: by default cuDNN would round what goes into its convolutions to TF32.
-        torch.backends.cudnn.allow_tf32 = False
+        keep_fp32()
+        self.copies = Stream(self._device)  # from page-locked memory to the device's
+        self.forwards = Stream(self._device)  # forward passes, and their features back to the machine
+        self._recording = Stream(self._device)
+        key = [torch.cuda.get_device_name(self._device), torch.__version__]
+        self._failed_before = cache / f"graphs-off-{short_hash(key)}"
+        self._has_failed = False
+        # Why graphs are neither recorded nor replayed any more; empty while they are.
+        self.graphs_off = why_no_graphs(torch.__version__, self._failed_before)
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """See the protocol; torch keeps what was freed for the next time."""
-        import torch
-
+        """Memory of the machine that the device uses by itself; torch keeps what is freed for later."""
         with memory_errors():
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """See the protocol."""
-        import torch
-
+        """Memory of the device; its contents are anything."""
         with memory_errors():
             made = torch.empty(shape, dtype=dtype, device=self._device)
             self._settle()  # the block may be one that this thread's stream has just freed
         return made
 
     def place(self, what: Any, dtype: torch.dtype | None = None) -> Any:
-        """See the protocol; convolutions get their weights as the pixels are, channels last."""
-        import torch
+        """A module (changed) or a tensor (copied) on the device; it is there when this returns.
 
+        Convolutions get their weights as the pixels are, channels last.
+        """
         with memory_errors():
-            if isinstance(what, torch.nn.Module):
-                for convolution in (part for part in what.modules() if isinstance(part, torch.nn.Conv2d)):
-                    convolution.weight.data = convolution.weight.data.contiguous(
-                        memory_format=torch.channels_last
-                    )
+            for part in what.modules() if isinstance(what, torch.nn.Module) else ():
+                if isinstance(part, torch.nn.Conv2d):
+                    part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
             placed = what.to(device=self._device, dtype=dtype)
             self._settle()
         return placed
 
-    def rehearse(self, work: Work) -> None:
-        """See the protocol."""
-        with self._beside():
-            for _ in range(_REHEARSALS):
-                work()
-            self._apart.synchronize()
-
-    def new_pool(self) -> Any:
-        """See the protocol."""
-        import torch
-
-        return torch.cuda.graph_pool_handle()
-
-    def recorded(self, work: Work, pool: Any) -> Work:
-        """See the protocol."""
-        import torch
-
+    def recorded(self, forward: Forward, rows: torch.Tensor) -> Graph:
+        """The pass of these rows as a graph; raises what `Stream.run` raises. In the batcher's thread."""
+        self._recording.run(lambda: forward(rows))  # libraries choose and set up the first time
+        torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with self._apart_lock:
-            try:
-                with (
-                    self._beside(),
-                    self.alone(),
-                    torch.cuda.graph(graph, pool=pool, stream=self._apart, capture_error_mode="thread_local"),
-                ):
-                    work()
-            except BaseException:
-                self._apart = _new_stream(self._device)  # the other one may be recording still
-                raise
-        replay: Work = graph.replay
-        return replay
+        context = torch.cuda.graph(graph, stream=self._recording.stream, capture_error_mode="thread_local")
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.no_grad(), memory_errors(), context:
+                features = forward(rows)
+        except (RuntimeError, MemoryError) as error:
+            self._has_failed = True
+            self.graphs_off = f"a recording failed: {first_line(error)}"
+            if not isinstance(error, MemoryError):  # which may be there the next time
+                note_failure(self._failed_before, self.graphs_off)
+            raise
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
+        return Graph(rows, features, graph.replay)
 
     def forget_freed(self) -> None:
-        """See the protocol."""
-        import torch
-
-        with self.alone():  # it synchronises
+        """Give memory that nobody uses back to the device, for other uses and other processes."""
+        if not self._has_failed:
             torch.cuda.empty_cache()
 
-    def decode_jpegs(self, files: list[torch.Tensor]) -> list[torch.Tensor]:
-        """See `JpegDevice`."""
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        planes: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device=self._device)
-        return planes
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While nothing is recorded, nor anything else done that disturbs a recording."""
-        with self._alone:
-            yield
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        import torch
-
-        with self._apart_lock, torch.cuda.stream(self._apart), torch.no_grad(), memory_errors():
-            yield
-
     def _settle(self) -> None:
-        import torch
-
         torch.cuda.current_stream(self._device).synchronize()
 
 
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    import torch
+def why_no_graphs(torch_version: str, failed_before: Path) -> str:
+    """Why a process must not record graphs; empty if it may."""
+    if tuple(int(number) for number in torch_version.split(".")[:2]) < _FIRST_WITH_GRAPHS:
+        return f"torch {torch_version} is older than {'.'.join(map(str, _FIRST_WITH_GRAPHS))}"
+    if failed_before.exists():
+        return f"{failed_before.read_text()} (remove {failed_before} to try again)"
+    return ""
 
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # likewise
-    return stream
+
+def note_failure(file: Path, what: str) -> None:
+    """For the next process: one that has lost its device by it must not meet the same again."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(what)
+    except OSError as error:
+        log.warning("%s; it will be tried again: %s", what, error, extra={"action": "cache_unusable"})

@@ -27,6 +27,7 @@ import numpy as np
 
 from clipfleet.contract import Precision
 from clipfleet_worker.backends import ReadyFeatures, Towers
+from clipfleet_worker.backends.certificate import LEAST_COSINE
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import first_line
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The least cosine of a feature to torch's fp32, of any noise: those of tests/integration/test_fidelity.py.
-_LEAST_COSINE = {Precision.FP32: 0.9999, Precision.BF16: 0.997}
 _TRACED_ITEMS, _COMPARED_ITEMS = 2, 3
 
 _TAKEN = np.float32(-2.5e38)  # in place of features that were taken; none is as large
@@ -218,7 +217,7 @@ def _require_same(
         )
     for found, right in zip((encode_pixels(pixels), encode_tokens(tokens.numpy())), expected, strict=True):
         cosine = float((found * _normalised(right)).sum(axis=1).min())
-        if not cosine >= _LEAST_COSINE[towers.precision]:
+        if not cosine >= LEAST_COSINE[towers.precision]:
             raise Unconvertible(f"its features are off: cosine {cosine:.6f} to those of torch")
 
 

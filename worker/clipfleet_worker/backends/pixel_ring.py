@@ -6,21 +6,26 @@ is lent again once the device has fetched it, its counterpart written again once
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from clipfleet_worker.backends.accelerator import Accelerator, Event
+from clipfleet_worker.backends.cuda_device import CudaDevice
 
-if TYPE_CHECKING:
-    import torch
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    source: torch.Tensor  # page-locked
+    target: torch.Tensor  # on the device
+    fetched: torch.cuda.Event | None = None  # the last time
+    read: torch.cuda.Event | None = None  # likewise
 
 
 class PixelRing:
     """Belongs to one thread."""
 
-    def __init__(self, device: Accelerator, slots: int, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, device: CudaDevice, slots: int, shape: tuple[int, int, int, int]) -> None:
         """Take all the memory that is needed.
 
         Args:
@@ -28,10 +33,10 @@ class PixelRing:
             slots: batches; one more than are under way at a time, or who fills one waits for the device.
             shape: (images, height, width, 3) of the largest batch.
         """
+        u8 = torch.uint8
         self._device = device
-        self._slots = [_Slot(device, shape) for _ in range(slots)]
+        self._slots = [_Slot(device.page_locked(shape, u8), device.memory(shape, u8)) for _ in range(slots)]
         self._next = 0
-        self.capacity = shape[0]
 
     def lend(self, count: int) -> np.ndarray:
         """The array to be sent next, uint8 (count, height, width, 3); blocks while the device fetches it.
@@ -39,57 +44,29 @@ class PixelRing:
         Until then, asking again gives the same one.
         """
         slot = self._slots[self._next]
-        slot.wait_until_fetched()
-        return slot.array[:count]
+        if slot.fetched is not None:
+            slot.fetched.synchronize()
+        array: np.ndarray = slot.source[:count].numpy()
+        return array
 
     def send(self, pixels: np.ndarray) -> torch.Tensor:
-        """Have the device fetch pixels, at most `capacity` of them.
-
-        What is not the array that was lent is copied there first.
+        """Have the device fetch pixels, at most as many as fit; what was not lent is copied there first.
 
         Returns:
             Memory of the device; work that is queued in its forward stream from now on finds them in it.
         """
         slot = self._slots[self._next]
-        if pixels.ctypes.data != slot.array.ctypes.data:
-            lent = self.lend(len(pixels))
-            lent[...] = pixels
-        fetched = slot.send(self._device, len(pixels))
+        if pixels.ctypes.data != slot.source.data_ptr():
+            self.lend(len(pixels))[...] = pixels
+        source, target = slot.source[: len(pixels)], slot.target[: len(pixels)]
+        if slot.read is not None:
+            self._device.copies.wait_for(slot.read)
+        self._device.copies.run(lambda: target.copy_(source, non_blocking=True))
+        slot.fetched = self._device.copies.record()
+        self._device.forwards.wait_for(slot.fetched)
         self._next = (self._next + 1) % len(self._slots)
-        return fetched
-
-    def note_read(self, fetched: torch.Tensor, event: Event) -> None:
-        """What `send` gave may be written over once this event has happened."""
-        slot = next(slot for slot in self._slots if slot.is_at(fetched))
-        slot.read = event
-
-
-class _Slot:
-    def __init__(self, device: Accelerator, shape: tuple[int, int, int, int]) -> None:
-        import torch
-
-        self._source = device.page_locked(shape, torch.uint8)
-        self._target = device.memory(shape, torch.uint8)
-        self.array: np.ndarray = self._source.numpy()
-        self._fetched: Event | None = None  # the last time
-        self.read: Event | None = None  # likewise
-
-    def is_at(self, memory: torch.Tensor) -> bool:
-        return self._target.data_ptr() == memory.data_ptr()
-
-    def wait_until_fetched(self) -> None:
-        if self._fetched is not None:
-            self._fetched.wait()
-
-    def send(self, device: Accelerator, count: int) -> torch.Tensor:
-        source, target = self._source[:count], self._target[:count]
-        if self.read is not None:
-            device.copies.wait_for(self.read)
-        device.copies.run(partial(_copy, target, source))
-        self._fetched = device.copies.record()
-        device.forwards.wait_for(self._fetched)
         return target
 
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    target.copy_(source, non_blocking=True)
+    def note_read(self, event: torch.cuda.Event) -> None:
+        """What was sent last may be written over once this event has happened."""
+        self._slots[self._next - 1].read = event

@@ -32,6 +32,8 @@ class TorchBackend:
             from clipfleet_worker.backends.attention import keep_batch_first
 
             keep_batch_first(towers.module)
+        else:
+            keep_fp32()
         spec = towers.pixel_spec
         self._device = device
         self._dtype = torch_dtype(towers.precision)
@@ -80,6 +82,13 @@ def torch_dtype(precision: Precision) -> torch.dtype:
     return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[
         precision
     ]
+
+
+def keep_fp32() -> None:
+    """fp32 means fp32: by default cuDNN rounds what goes into its convolutions to TF32."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _normalised(features: torch.Tensor) -> np.ndarray:

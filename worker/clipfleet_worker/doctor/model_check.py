@@ -1,4 +1,4 @@
-"""The device, and every model that is served: is it here, does it load, does it give vectors."""
+"""The device, and every model that is served: is it here, does it load, are its vectors right."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from clipfleet.errors import UsageError
-from clipfleet_worker.backends.cpu_backends import cpu_backends
+from clipfleet_worker.backends.certificate import LEAST_COSINE, Unfaithful
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.device import pick_device, resolve_precision
-from clipfleet_worker.device_set_up import make_device_set_up
+from clipfleet_worker.device_set_up import DeviceSetUp, make_device_set_up
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import load_model
@@ -22,7 +20,6 @@ from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 _GPU = Path("/dev/nvidiactl")
-_OFF = 1e-3  # of a vector's length
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,43 +84,39 @@ class ModelCheck:
             )
             return
         try:
-            yield self._loaded()
+            yield from self._loaded()
         except ModelUnavailableError as error:
-            yield problem(
-                str(error), f"remove {files.folder} and run `clipfleet-worker models pull {self.model}`"
-            )
+            remedy = f"remove {files.folder} and run `clipfleet-worker models pull {self.model}`"
+            if isinstance(error.__cause__, Unfaithful):
+                remedy = f"set CLIPFLEET_PRECISION=auto or fp32; where that is off, too: {remedy}"
+            yield problem(str(error), remedy)
         except MemoryError:
             yield problem(
                 f"{self.model} does not fit into memory",
                 "serve a smaller one, or on a machine with more of it",
             )
 
-    def _loaded(self) -> Finding:
+    def _loaded(self) -> Iterator[Finding]:
         began = time.monotonic()
         try:
-            device = pick_device(self.settings.device)
-        except UsageError:
-            device = "cpu"  # what is wrong with the device is said by its own check
-        try:
-            make_backend = cpu_backends(self.settings.backend, device)
-        except UsageError:
-            make_backend = TorchBackend  # likewise
-        model = load_model(self.model, self.settings.precision, device, make_backend)
-        loaded_seconds = time.monotonic() - began
-        spec = model.pixel_spec
-        vectors = np.concatenate(
-            [
-                model.encode_images(np.full((1, spec.height, spec.width, 3), 127, dtype=np.uint8)),
-                model.encode_texts(["a picture"]),
-            ]
+            device = make_device_set_up(self.settings)  # as the worker does
+        except UsageError:  # what is wrong with it is said by its own check
+            device = DeviceSetUp("cpu", 1, TorchBackend)
+        model = load_model(self.model, self.settings.precision, device.name, device.make_backend)
+        seconds, spec = time.monotonic() - began, model.pixel_spec
+        yield fine(
+            f"{self.model} loads in {seconds:.1f} s: {model.embedding_dimension} dimensions, "
+            f"{spec.width} x {spec.height} pixels, {model.precision} by {model.backend_name}"
         )
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not np.all(np.abs(lengths - 1) < _OFF):  # also where they are not numbers
-            return problem(
-                f"{self.model} gives vectors of length {lengths[0]:.3g} and {lengths[1]:.3g}, not 1",
-                "its weights are damaged or overflow: try CLIPFLEET_PRECISION=fp32, or pull it again",
+        yield fine(f"{self.model}: {model.certificate}")
+        worst = model.worst_cosine()  # a CPU's certificate may be an old one
+        if not worst >= LEAST_COSINE[model.precision]:
+            yield problem(
+                f"{self.model} gives wrong features: worst cosine {worst:.5f}", "look for broken memory"
             )
-        return fine(
-            f"{self.model} loads in {loaded_seconds:.1f} s: {vectors.shape[1]} dimensions, "
-            f"{spec.width} x {spec.height} pixels, {model.precision}"
-        )
+        best = resolve_precision(self.settings.precision, device.name)
+        if model.precision is not best:
+            yield warning(
+                f"{self.model} is off in {best} on this device, so it runs in fp32",
+                "set CLIPFLEET_PRECISION=fp32, with which it loads faster, or try another version of torch",
+            )

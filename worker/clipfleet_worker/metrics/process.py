@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import clipfleet
 from clipfleet.contract import ErrorCode
 from clipfleet.parts import ItemStatus
+from clipfleet_worker.backends.certificate import Way
 from clipfleet_worker.background import Reconciler
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.busy_meter import Busy
 from clipfleet_worker.cache_counts import CacheCounts
+from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd
@@ -35,6 +37,7 @@ class WorkerReadings:
     batcher: Batcher
     stages_busy: Callable[[], StagesBusy]
     models: Models
+    canary_watch: CanaryWatch
     caches: Mapping[str, CacheCounts]  # by name
     reconciler: Reconciler
     drain: Drain
@@ -72,6 +75,16 @@ def _caches(readings: WorkerReadings) -> Iterable[Sample]:
     for name, counts in readings.caches.items():
         yield (name, "hit"), counts.hits
         yield (name, "miss"), counts.misses
+
+
+def _by_way(readings: WorkerReadings, value: Callable[[Way], float]) -> Iterable[Sample]:
+    """One sample where a model is in memory twice in one precision: as the worker's choice, and a job's."""
+    return {
+        (model.name, model.precision, way.name): value(way)
+        for model in readings.models.in_memory()
+        if model.certificate
+        for way in model.certificate.ways
+    }.items()
 
 
 def _by_loop(readings: WorkerReadings, value: Callable[[float, Phase], float]) -> Iterable[Sample]:
@@ -224,7 +237,29 @@ _CAPACITY: tuple[Family[WorkerReadings], ...] = (
         Kind.GAUGE,
         "models in memory",
         (),
-        lambda r: one(r.models.loaded),
+        lambda r: one(len(r.models.in_memory())),
+    ),
+    Family(
+        "clipfleet_model_worst_cosine",
+        Kind.GAUGE,
+        "the least cosine to fp32 on the CPU of any canary image or text when the model was loaded, by each "
+        "way of running a batch",
+        ("model", "precision", "way"),
+        lambda r: _by_way(r, lambda way: way.worst_cosine),
+    ),
+    Family(
+        "clipfleet_model_images_per_second",
+        Kind.GAUGE,
+        "likewise, the rate of a way; 0: it is not used, or there is one way only",
+        ("model", "precision", "way"),
+        lambda r: _by_way(r, lambda way: 0.0 if way.refused else way.per_second),
+    ),
+    Family(
+        "clipfleet_canary_mismatches_total",
+        Kind.COUNTER,
+        "how often the GPU has given wrong features of a canary since: graphs are off then",
+        (),
+        lambda r: one(r.canary_watch.mismatches),
     ),
     Family(
         "clipfleet_cache_requests_total",

@@ -1,0 +1,477 @@
+"""What a backend has to prove before its vectors become rows, with backends that are wrong in all ways."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from pydantic import SecretStr
+from safetensors.torch import load_file, save_file
+
+from clipfleet.contract import DEMO_MODEL, Lane, Precision
+from clipfleet_worker.backends import Backend, MakeBackend, Towers
+from clipfleet_worker.backends.certificate import GRAPH, PLAIN, Canaries, Certificate, Way
+from clipfleet_worker.backends.cuda_backend import CudaBackend
+from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batches import ItemSlice
+from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
+from clipfleet_worker.device_set_up import DeviceSetUp
+from clipfleet_worker.doctor import Finding, Level
+from clipfleet_worker.doctor.model_check import ModelCheck
+from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.models import Models
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.settings import WorkerSettings
+from tests.support.doubles import PATIENCE_SECONDS
+from tests.support.fake_device import FakeDevice
+from tests.support.reference import cosines
+
+BATCH = 9
+Spoil = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Ticks:
+    """A clock that goes by one second per look, and by what the device takes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_and_short_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("clipfleet_worker.backends.certificate._TIMED_BATCHES", 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    ticks = Ticks()
+    monkeypatch.setattr("clipfleet_worker.backends.certificate.perf_counter", ticks)
+    return ticks
+
+
+class Gpu:
+    """A device whose passes take time, by a clock, and whose graphs may give something else."""
+
+    def __init__(self, clock: Ticks, *, graph_seconds: float = 0.5, spoil: Spoil | None = None) -> None:
+        self.device = FakeDevice()
+        self.device.before_run = self.before_run
+        self.device.replayed = self._replayed
+        self.spoil: Spoil = spoil or (lambda features: features)
+        self._clock = clock
+        self._graph_seconds = graph_seconds
+        self._backends: list[CudaBackend] = []
+
+    def before_run(self, work: object) -> None:
+        self._clock.now += 1.0
+
+    def _replayed(self, features: torch.Tensor) -> torch.Tensor:
+        self._clock.now += self._graph_seconds - 1.0
+        return self.spoil(features)
+
+    def __call__(self, towers: Towers, _: str) -> Backend:
+        self._backends.append(CudaBackend(towers, self.device, BATCH))
+        return self._backends[-1]
+
+    def break_down(self) -> None:
+        """Plain passes are wrong, too."""
+        self.spoil = rotated
+        for backend in self._backends:
+            backend._forward_images = partial(_then_rotated, backend._forward_images)
+
+
+def _then_rotated(forward: Spoil, rows: torch.Tensor) -> torch.Tensor:
+    return rotated(forward(rows))
+
+
+def loaded(make_backend: MakeBackend, precision: Precision = Precision.FP32) -> LoadedModel:
+    return load_model(DEMO_MODEL, precision, "cpu", make_backend)
+
+
+def get(models: Models, name: str, precision: Precision) -> LoadedModel:
+    return models.prefetch(name, precision).result(PATIENCE_SECONDS)
+
+
+def certificate_of(model: LoadedModel) -> Certificate:
+    assert model.certificate is not None
+    return model.certificate
+
+
+def through_a_batcher(model: LoadedModel) -> float:
+    """The worst cosine of what a worker would write, to torch on the CPU."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3 * BATCH + 5, 64, 64, 3), dtype=np.uint8)
+    batcher, outcomes = Batcher(BATCH, ring_batches=100), Outcomes(len(pixels))
+    batcher.submit(ItemSlice(model, Lane.NORMAL, list(pixels), list(range(len(pixels))), outcomes))
+    batcher.start()
+    outcomes.wait()
+    batcher.stop()
+    right = loaded(TorchBackend).encode_images(pixels)
+    return float(cosines(np.stack(cast(list[np.ndarray], outcomes.features)), right).min())
+
+
+def rotated(features: torch.Tensor) -> torch.Tensor:
+    return features.roll(1, dims=1)
+
+
+def of_the_batch_before() -> Spoil:
+    kept: list[torch.Tensor] = []
+
+    def spoil(features: torch.Tensor) -> torch.Tensor:
+        kept.append(features.clone())
+        return kept[-2] if len(kept) > 1 else features
+
+    return spoil
+
+
+WRONG: dict[str, Callable[[], Spoil]] = {
+    "rotated": lambda: rotated,
+    "NaN": lambda: lambda features: features * torch.nan,
+    "stale": of_the_batch_before,
+    "zeros": lambda: torch.zeros_like,
+}
+
+
+class TestWays:
+    def test_one_that_is_right_and_faster_is_used(self, clock: Ticks) -> None:
+        gpu = Gpu(clock)
+
+        model = loaded(gpu)
+
+        certificate = certificate_of(model)
+        assert certificate.used.name == GRAPH
+        assert [way.refused for way in certificate.ways] == ["", ""]
+        assert certificate.used.worst_cosine > 0.9999
+        gpu.device.replays = 0
+        assert through_a_batcher(model) > 0.9999
+        assert gpu.device.replays == 3
+
+    @pytest.mark.parametrize("kind", WRONG)
+    def test_one_that_gives_something_else_is_refused(self, clock: Ticks, kind: str) -> None:
+        gpu = Gpu(clock, spoil=WRONG[kind]())
+
+        model = loaded(gpu)
+
+        certificate = certificate_of(model)
+        assert certificate.used.name == PLAIN
+        assert "worst cosine" in certificate.ways[1].refused
+        assert "off: graph (worst cosine" in str(certificate)
+        gpu.device.replays = 0
+        assert through_a_batcher(model) > 0.9999
+        assert gpu.device.replays == 0
+
+    def test_one_that_is_slower_is_refused(self, clock: Ticks) -> None:
+        gpu = Gpu(clock, graph_seconds=1.5)
+
+        model = loaded(gpu)
+
+        assert certificate_of(model).used.name == PLAIN
+        assert "no faster" in certificate_of(model).ways[1].refused
+        gpu.device.replays = 0
+        assert through_a_batcher(model) > 0.9999
+        assert gpu.device.replays == 0
+
+    @pytest.mark.parametrize("error", [RuntimeError("operation not permitted"), MemoryError("2 GiB")])
+    def test_one_that_cannot_be_had_is_refused(self, clock: Ticks, error: Exception) -> None:
+        gpu = Gpu(clock)
+
+        def fail() -> None:
+            raise error
+
+        gpu.device.before_recording = fail
+
+        model = loaded(gpu)
+
+        assert certificate_of(model).ways[1] == Way(GRAPH, refused=str(error))
+        assert through_a_batcher(model) > 0.9999
+
+    def test_a_device_that_is_lost_over_it_is_no_matter_of_ways(self, clock: Ticks) -> None:
+        gpu = Gpu(clock)
+
+        def fail() -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        gpu.device.before_recording = fail
+
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            loaded(gpu)
+
+    def test_a_line_says_it_all(self) -> None:
+        ways = Way(PLAIN, 0.99962, 27_900.0), Way(GRAPH, 0.99961, 36_100.0)
+        off = Way("compiled", refused="no C compiler")
+
+        assert str(Certificate(256, (*ways, off))) == (
+            "batch 256, plain 27,900/s, used: graph 36,100/s (1.29), worst cosine to fp32 0.99961; "
+            "off: compiled (no C compiler)"
+        )
+        assert str(Certificate(8, (Way(PLAIN, 0.99962),))) == "batch 8, worst cosine to fp32 0.99962"
+
+
+class Spoilt(TorchBackend):
+    """Wrong on the CPU, in some precisions."""
+
+    name = "spoilt"
+
+    def __init__(self, towers: Towers, device: str, spoil: Spoil, precisions: set[Precision]) -> None:
+        super().__init__(towers, device)
+        self._spoil: Spoil = spoil if towers.precision in precisions else lambda features: features
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        features: np.ndarray = self._spoil(torch.from_numpy(super().encode_images(pixels))).numpy()
+        return features
+
+
+def spoilt(kind: str, *precisions: Precision) -> MakeBackend:
+    return lambda towers, device: Spoilt(towers, device, WRONG[kind](), set(precisions))
+
+
+class TestPlain:
+    @pytest.mark.parametrize("kind", WRONG)
+    def test_a_model_whose_fp32_is_off_is_refused(self, kind: str) -> None:
+        with pytest.raises(ModelUnavailableError, match=r"off in fp32 .* at least 0\.9999"):
+            loaded(spoilt(kind, Precision.FP32))
+
+    def test_so_is_one_whose_texts_are_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = TorchBackend.encode_texts
+        monkeypatch.setattr(TorchBackend, "encode_texts", lambda *of: right(*of)[::-1].copy())
+
+        with pytest.raises(ModelUnavailableError, match="off in fp32"):
+            loaded(TorchBackend)
+
+    def test_a_precision_that_is_off_falls_to_fp32(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        announced: list[object] = []
+        make = spoilt("rotated", Precision.BF16)
+
+        model = load_model(DEMO_MODEL, Precision.AUTO, "cpu", make, announced.append)
+
+        assert model.precision is Precision.FP32
+        assert model.fingerprint == loaded(TorchBackend).fingerprint
+        assert "off in bf16" in caplog.text and "loaded in fp32" in caplog.text
+        assert len(announced) == 1
+
+    def test_unless_it_was_asked_for(self) -> None:
+        with pytest.raises(ModelUnavailableError, match=r"off in bf16 .* use auto or fp32"):
+            loaded(spoilt("rotated", Precision.BF16), Precision.BF16)
+
+    def test_weights_that_give_no_numbers_are_refused(self, tmp_path: Path) -> None:
+        with as_file(files("clipfleet_worker") / "demo_model") as demo:
+            shutil.copy(demo / "open_clip_config.json", tmp_path)
+            weights = load_file(demo / "open_clip_model.safetensors")
+        weights["ln_final.bias"][3] = torch.nan
+        save_file(weights, tmp_path / "open_clip_model.safetensors")
+
+        with pytest.raises(ModelUnavailableError, match="worst cosine to fp32 on the CPU nan"):
+            load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
+
+
+class TestWhatIsKept:
+    def test_the_next_start_on_a_cpu_asks_no_canary_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = loaded(TorchBackend)
+        monkeypatch.setattr(Canaries, "_compute", lambda *_: pytest.fail("they are known"))
+        monkeypatch.setattr(Canaries, "worst_cosine", lambda *_: pytest.fail("it is certified"))
+
+        assert loaded(TorchBackend).certificate == first.certificate
+
+    def test_another_backend_proves_itself(self) -> None:
+        loaded(TorchBackend)
+
+        with pytest.raises(ModelUnavailableError):
+            loaded(spoilt("rotated", Precision.FP32))
+
+    def test_a_gpu_proves_itself_each_time(self, clock: Ticks) -> None:
+        loaded(Gpu(clock))
+
+        assert certificate_of(loaded(Gpu(clock, spoil=rotated))).used.name == PLAIN
+
+    def test_what_is_damaged_there_is_computed_again(self, tmp_path: Path) -> None:
+        first = loaded(TorchBackend)
+        for file in (tmp_path / "cache" / "clipfleet").iterdir():
+            file.write_bytes(file.read_bytes()[:100])
+
+        assert loaded(TorchBackend).certificate == first.certificate
+
+    def test_without_a_folder_nothing_is_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        caplog.set_level(logging.INFO)
+
+        assert certificate_of(loaded(TorchBackend)).used.worst_cosine > 0.9999
+        assert "nothing is kept" in caplog.text
+
+    def test_it_lies_below_the_users_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/theirs")
+        assert cache_folder() == Path("/var/cache/theirs/clipfleet")
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", "/home/somebody")
+        assert cache_folder() == Path("/home/somebody/.cache/clipfleet")
+
+
+class TestDoctor:
+    """It makes the worker's own backend, here that of a device, or one of the CPU's."""
+
+    def findings(
+        self, monkeypatch: pytest.MonkeyPatch, make_backend: MakeBackend, precision: Precision
+    ) -> list[Finding]:
+        device = DeviceSetUp("cpu", BATCH, make_backend)
+        monkeypatch.setattr("clipfleet_worker.doctor.model_check.make_device_set_up", lambda _: device)
+        settings = WorkerSettings(redis_url=SecretStr("redis://h:6379/0"), precision=precision)
+        return list(ModelCheck(settings, DEMO_MODEL).findings())
+
+    def test_it_tells_the_ways_and_what_is_off(self, monkeypatch: pytest.MonkeyPatch, clock: Ticks) -> None:
+        found = self.findings(monkeypatch, Gpu(clock, spoil=rotated), Precision.FP32)
+
+        assert [finding.level for finding in found] == [Level.OK, Level.OK]
+        assert "fp32 by cuda" in found[0].what
+        assert re.fullmatch(
+            r"demo: batch 9, plain \d+/s, worst cosine to fp32 1\.00000; "
+            r"off: graph \(worst cosine -?0\.\d{5}, not 0\.9999\)",
+            found[1].what,
+        )
+
+    def test_a_model_that_is_off_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        (found,) = self.findings(monkeypatch, spoilt("zeros", Precision.FP32), Precision.FP32)
+
+        assert found.level is Level.PROBLEM
+        assert "off in fp32" in found.what and "models pull" in found.remedy
+
+    def test_a_precision_that_is_off_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+
+        found = self.findings(monkeypatch, spoilt("rotated", Precision.BF16), Precision.AUTO)
+
+        assert [finding.level for finding in found] == [Level.OK, Level.OK, Level.WARNING]
+        assert "is off in bf16" in found[2].what
+
+    def test_what_has_broken_since_the_certificate_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded(TorchBackend)
+        right = TorchBackend.encode_texts
+        monkeypatch.setattr(TorchBackend, "encode_texts", lambda *of: right(*of)[::-1].copy())
+
+        found = self.findings(monkeypatch, TorchBackend, Precision.FP32)
+
+        assert [finding.level for finding in found] == [Level.OK, Level.OK, Level.PROBLEM]
+        assert "wrong features" in found[2].what
+
+
+class TestWatch:
+    @pytest.fixture
+    def gpu(self, clock: Ticks) -> Gpu:
+        return Gpu(clock)
+
+    @pytest.fixture
+    def models(self, gpu: Gpu) -> Models:
+        return Models(
+            (DEMO_MODEL,),
+            lambda name, precision, announce: load_model(name, precision, "cpu", gpu, announce),
+            kept=2,
+            default_precision=Precision.FP32,
+        )
+
+    @pytest.fixture
+    def watch(self, models: Models) -> Iterator[CanaryWatch]:
+        batcher = Batcher(BATCH)
+        batcher.start()
+        yield CanaryWatch(models, batcher)
+        batcher.stop()
+
+    def test_as_long_as_all_is_well_nothing_changes(
+        self, gpu: Gpu, models: Models, watch: CanaryWatch
+    ) -> None:
+        model = get(models, DEMO_MODEL, Precision.FP32)
+
+        watch.look()
+
+        assert watch.mismatches == 0
+        assert gpu.device.graphs_off == ""
+        assert certificate_of(model).used.name == GRAPH
+
+    def test_a_graph_that_goes_wrong_turns_all_models_to_plain(
+        self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Given a graph that is spoilt by another model, long after it was certified
+        in_use = [get(models, DEMO_MODEL, precision) for precision in (Precision.FP32, Precision.BF16)]
+        gpu.spoil = rotated
+
+        watch.look()
+
+        assert watch.mismatches == 1
+        (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+        assert "wrong features of demo" in record.getMessage()
+        gpu.device.replays = 0
+        assert through_a_batcher(in_use[0]) > 0.9999
+        assert gpu.device.replays == 0
+        later = load_model(DEMO_MODEL, Precision.FP32, "cpu", gpu)
+        assert "wrong features" in certificate_of(later).ways[1].refused
+
+    def test_where_plain_passes_are_wrong_too_nothing_goes_on(
+        self, gpu: Gpu, models: Models, watch: CanaryWatch
+    ) -> None:
+        model = get(models, DEMO_MODEL, Precision.FP32)
+        gpu.break_down()
+
+        with pytest.raises(DeviceBroken, match="nor does the plain pass help"):
+            watch._ask(model)
+
+    def test_what_fails_for_want_of_memory_is_asked_again(
+        self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        model = get(models, DEMO_MODEL, Precision.FP32)
+
+        def full(work: object) -> None:
+            raise MemoryError("CUDA out of memory")
+
+        gpu.device.before_run = full
+        watch.look()
+        gpu.device.before_run = gpu.before_run
+        watch.look()
+
+        assert "the canaries of demo failed: CUDA out of memory" in caplog.text
+        assert watch.mismatches == 0
+        assert model.certificate is not None
+
+    def test_it_looks_after_each_loading(self, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+        batcher, looked = Batcher(BATCH), threading.Event()
+        batcher.start()
+        models = Models(
+            ("demo",),
+            lambda name, precision, announce: load_model(name, precision, "cpu", gpu, announce),
+            kept=1,
+            default_precision=Precision.FP32,
+            on_change=lambda: watch.look_soon(),
+        )
+        watch = CanaryWatch(models, batcher)
+        monkeypatch.setattr(LoadedModel, "worst_cosine", lambda model: looked.set() or 1.0)
+        watch.start()
+
+        model = get(models, DEMO_MODEL, Precision.FP32)
+
+        assert looked.wait(PATIENCE_SECONDS)
+        assert certificate_of(model).used.name == GRAPH
+        batcher.stop()
+        watch.stop()

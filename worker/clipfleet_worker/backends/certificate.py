@@ -1,0 +1,217 @@
+"""Evidence that a backend gives a model's vectors, and which way of running a whole batch is the fastest.
+
+Canaries are seeded images and prompts whose features open_clip's own module has computed in fp32 on the CPU,
+before a backend changed it. A way that does not give these features is not used, however fast it is, and a
+way that is no faster than another one is not used either. Nothing is trusted because no exception came.
+
+What was computed is kept in the user's cache folder by the hash of the weights, and what a CPU's backend has
+given, so that the next start is short. What cannot be read there is computed again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from time import perf_counter
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+
+from clipfleet.contract import Precision
+from clipfleet_worker.backends import Backend, PendingFeatures, SeveralWays, Towers
+from clipfleet_worker.bisecting import FORWARD_ERRORS
+from clipfleet_worker.device import is_lost
+from clipfleet_worker.failures import first_line
+from clipfleet_worker.kept_arrays import keep, recall
+
+if TYPE_CHECKING:
+    import torch
+
+PLAIN, GRAPH = "plain", "graph"
+
+# Of a feature to that of fp32 on the CPU, whatever was encoded: those of tests/integration/test_fidelity.py.
+LEAST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.997, Precision.BF16: 0.997}
+_LEAST_GAIN = 1.05  # what is no faster is only one more thing that may be wrong
+_TIMED_BATCHES = 10
+_PROMPTS = (
+    "a photo of a cat", "two red bicycles", "the moon over the sea", "a page of a book", "a",
+    "an old map", "people in the rain", "a drawing of a machine, made by hand, with notes in the margin",
+)  # fmt: skip
+_COUNT = len(_PROMPTS)  # of the images, too
+
+
+class Unfaithful(RuntimeError):  # noqa: N818 - a verdict
+    """The plain pass is too far from fp32 on the CPU; the text says how far, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of running a batch."""
+
+    name: str
+    worst_cosine: float = 0.0  # of a canary's features to the right ones
+    per_second: float = 0.0  # images, fed as the batcher does it; 0 where there is only one way
+    refused: str = ""  # why it is not used
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was found when a model was loaded."""
+
+    batch: int  # images at a time
+    ways: tuple[Way, ...]  # the plain one first
+
+    @property
+    def used(self) -> Way:
+        """The fastest that gives the right features."""
+        return [way for way in self.ways if not way.refused][-1]
+
+    def __str__(self) -> str:
+        plain, used = self.ways[0], self.used
+        rates = f"plain {plain.per_second:,.0f}/s, " if plain.per_second else ""
+        if used is not plain:
+            gain = used.per_second / plain.per_second
+            rates += f"used: {used.name} {used.per_second:,.0f}/s ({gain:.2f}), "
+        off = "".join(f"; off: {way.name} ({way.refused})" for way in self.ways if way.refused)
+        return f"batch {self.batch}, {rates}worst cosine to fp32 {used.worst_cosine:.5f}{off}"
+
+
+class Canaries:
+    """Those of one model."""
+
+    def __init__(self, towers: Towers, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
+        """Compute the right features, unless they are known; the module must be as open_clip built it."""
+        self._least = LEAST_COSINE[towers.precision]
+        self._pixels = _pixels(towers.pixel_spec.height, towers.pixel_spec.width)
+        self._key = [towers.fingerprint, str(crc32(self._pixels.tobytes())), *_PROMPTS]
+        self._key += map(_version, ("torch", "open_clip_torch", "timm", "openvino"))
+        self._tokens = tokenizer(list(_PROMPTS))
+        right = recall("canaries", self._key)
+        if right is None:
+            right = self._compute(towers)
+            keep("canaries", self._key, right)
+        self._images, self._texts = np.split(right, 2)
+
+    def _compute(self, towers: Towers) -> np.ndarray:
+        import torch
+
+        spec = towers.pixel_spec
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+        with torch.inference_mode():
+            images = (torch.from_numpy(self._pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+            found = [towers.module.encode_image(images), towers.module.encode_text(self._tokens)]
+            features: np.ndarray = torch.nn.functional.normalize(torch.cat(found).float(), dim=-1).numpy()
+        return features
+
+    def certify(self, backend: Backend, device: str) -> Certificate:
+        """Try all ways of a backend, and have it use the best one; in the batcher's thread.
+
+        On the CPU there is one way, and it is tried once per model, backend and kind of CPU.
+
+        Raises:
+            Unfaithful: the plain way is off.
+            MemoryError, RuntimeError, ValueError: it fails.
+        """
+        import torch
+
+        if isinstance(backend, SeveralWays):
+            return Certificate(backend.whole_batch, tuple(self._try_ways(backend)))
+        key = [*self._key, backend.name, torch.backends.cpu.get_cpu_capability()]
+        known = recall("verdict", key) if device == "cpu" else None
+        worst = self.worst_cosine(backend) if known is None else float(known[0])
+        self._require(worst)
+        if known is None and device == "cpu":
+            keep("verdict", key, np.array([worst]))
+        return Certificate(_COUNT, (Way(PLAIN, worst),))
+
+    def worst_cosine(self, backend: Backend) -> float:
+        """Of all canaries now, by the way that is used; NaN if one is none. In the batcher's thread."""
+        rows = backend.whole_batch if isinstance(backend, SeveralWays) else _COUNT
+        worst = [self._worst_of_images(backend, rows, backend.batches_in_flight + 1)]
+        for step in (1, -1):  # what is of the call before is wrong
+            order = np.arange(_COUNT)[::step].copy()
+            worst.append(_worst_cosine(backend.encode_texts(self._tokens[order]), self._texts[order]))
+        return _least(*worst)
+
+    def _try_ways(self, backend: SeveralWays) -> list[Way]:
+        backend.use(PLAIN)
+        few = self._worst_of_images(backend, _COUNT, 2)  # not a whole batch
+        best = self._timed(PLAIN, backend)
+        best = replace(best, worst_cosine=_least(best.worst_cosine, few))
+        self._require(best.worst_cosine)
+        ways = [best]
+        for name in backend.ways[1:]:
+            ways.append(self._tried(name, backend, best))
+            if ways[-1].refused:
+                backend.use(best.name)
+            else:
+                best = ways[-1]
+        return ways
+
+    def _tried(self, name: str, backend: SeveralWays, best: Way) -> Way:
+        try:
+            backend.use(name)
+            way = self._timed(name, backend)
+        except FORWARD_ERRORS as error:
+            if is_lost(error):
+                raise
+            return Way(name, refused=first_line(error))
+        if not way.worst_cosine >= self._least:
+            return replace(way, refused=f"worst cosine {way.worst_cosine:.5f}, not {self._least}")
+        if way.per_second < best.per_second * _LEAST_GAIN:
+            return replace(way, refused=f"no faster: {way.per_second:,.0f}/s")
+        return way
+
+    def _timed(self, name: str, backend: SeveralWays) -> Way:
+        worst = self.worst_cosine(backend)
+        began = perf_counter()
+        worst = _least(worst, self._worst_of_images(backend, backend.whole_batch, _TIMED_BATCHES))
+        return Way(name, worst, backend.whole_batch * _TIMED_BATCHES / (perf_counter() - began))
+
+    def _require(self, worst: float) -> None:
+        if not worst >= self._least:
+            raise Unfaithful(f"worst cosine to fp32 on the CPU {worst:.5f}, at least {self._least} is needed")
+
+    def _worst_of_images(self, backend: Backend, rows: int, batches: int) -> float:
+        """Of some batches, each in another order: what is of the one before is wrong."""
+        worst = []
+        under_way: deque[tuple[np.ndarray, PendingFeatures]] = deque()
+        for shift in range(batches):
+            order = (np.arange(rows) + shift) % _COUNT
+            pixels = np.take(self._pixels, order, axis=0, out=backend.new_pixels(rows), mode="clip")
+            under_way.append((order, backend.begin_images(pixels)))
+            while len(under_way) == backend.batches_in_flight or (shift == batches - 1 and under_way):
+                sent, pending = under_way.popleft()
+                worst.append(_worst_cosine(pending.result(), self._images[sent]))
+        return _least(*worst)
+
+
+def _worst_cosine(found: np.ndarray, right: np.ndarray) -> float:
+    """Of the rows; what is not of length one is off, too."""
+    return float(np.min(1 - np.square(found - right).sum(axis=1) / 2))
+
+
+def _least(*values: float) -> float:
+    return float(np.min(values))  # NaN where one is; `min` would lose it
+
+
+def _pixels(height: int, width: int) -> np.ndarray:
+    """Squares of all sizes in random colours, with noise; uint8 (n, height, width, 3)."""
+    random = np.random.default_rng(13)
+    images = []
+    for squares in range(1, _COUNT + 1):
+        colours = random.integers(0, 256, (squares, squares, 3))
+        rows, columns = (np.arange(length) * squares // length for length in (height, width))
+        images.append(colours[rows][:, columns] + random.integers(-16, 17, (height, width, 3)))
+    pixels: np.ndarray = np.clip(images, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
