@@ -55,6 +55,7 @@ def job(job_id: str, suffix: str = "") -> str:
     return f"{PREFIX}:{{{job_id}}}{suffix}"
 
 
+SPEC = ":spec"  # string: the whole job as JSON
 STAGED = ":staged"  # zset: "<first_chunk>-<chunks>" of each staged file -> first chunk
 DUE = ":due"  # zset: chunk that was released or lost -> time from which it may be claimed, ms
 OWNERS = ":owners"  # hash: leased chunk -> token of its owner
@@ -73,7 +74,7 @@ DRAFT_DONE = ":draft-done"  # will be `DONE`
 DRAFT_DUE = ":draft-due"  # will be `DUE`
 DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
 JOB_SUFFIXES = (
-    "", STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
+    "", SPEC, STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
     DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
 )  # fmt: skip
 
@@ -100,9 +101,9 @@ def lua_prelude() -> str:
         "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
         "QUARANTINED": QUARANTINED, "WALKED": WALKED, "COUNTED": COUNTED,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
-        "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS, "TROUBLES": TROUBLES,
-        "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS,
-        "IDS": IDS, "CHUNKS": CHUNKS,
+        "SPEC": SPEC, "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS,
+        "TROUBLES": TROUBLES, "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS,
+        "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS, "CHUNKS": CHUNKS,
         "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]

@@ -101,7 +101,8 @@ def test_a_job_id_that_is_taken_by_another_job_is_a_conflict_that_names_the_diff
 
 def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_client: redis.Redis) -> None:
     ledger.submit(make_job())
-    redis_client.hset(keys.job("job"), mapping={"fingerprint": "of-tomorrow", "spec": '{"new_field": 1}'})
+    redis_client.hset(keys.job("job"), "fingerprint", "of-tomorrow")
+    redis_client.set(keys.job("job", keys.SPEC), '{"new_field": 1}', keepttl=True)
 
     with pytest.raises(JobConflictError, match="written by another version of clipfleet"):
         ledger.submit(make_job())
@@ -665,8 +666,9 @@ def test_what_many_chunks_have_measured_is_told_at_once_and_kept_in_few_fields(
 def test_an_ended_job_has_all_that_was_measured_in_its_sums(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
-    add_job(ledger, chunks=2)
-    measured(ledger, claim(ledger), Meters({"write": 1.5}))
+    add_job(ledger, chunks=3)
+    measured(ledger, claim(ledger), Meters({"write": 1.0}))
+    measured(ledger, claim(ledger), Meters({"write": 0.5}))
     ledger.cancel("job", ttl_seconds=60)
 
     facts = redis_client.hgetall(keys.job("job"))
@@ -684,7 +686,7 @@ def test_sums_go_on_that_an_earlier_version_began(ledger: Ledger, redis_client: 
     redis_client.hset(keys.job("job"), mapping=before)
 
     meters = Meters({"write": 1.5}, "a", 2.0)
-    ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds={"fetch": 1.5}, meters=meters)
+    ledger.complete(claim(ledger), ok=16, failed=0, codes={}, stage_seconds={"fetch": 1.5}, meters=meters)
 
     running = ledger.status("job")
     ledger.cancel("job", ttl_seconds=60)

@@ -107,7 +107,7 @@ class TestRetry:
         add_job(ledger)
         meters = Meters({"write": 2.0, "turns": 3.0}, "a host", 3.0)
         ledger.complete(
-            claim(ledger), ok=9, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
+            claim(ledger), ok=15, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
         )
         ledger.finish(claim_finish(ledger), ttl_seconds=1000)
         assert ledger.status("job").meters == meters

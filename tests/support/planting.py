@@ -407,7 +407,6 @@ SITUATIONS: tuple[Situation, ...] = (
 PENDING = tuple(f":pending:t0k3n{suffix}" for suffix in keys.PENDING_SUFFIXES)
 ALL_SUFFIXES = (*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES, *PENDING)
 FIELDS = [
-    "spec",
     "fingerprint",
     "state",
     "lane",
@@ -511,6 +510,9 @@ def members_of_job() -> dict[str, Plant]:
         for member in (*_MEMBERS, "0", "1", "0-2"):
             for score in _SCORES:
                 found[f"{suffix} {member!r} {score}"] = _zadd(keys.job(EVIL, suffix), member, score)
+    for value in VALUES:
+        found[f"spec = {value!r:.20}"] = lambda pipe, value=value: pipe.set(keys.job(EVIL, keys.SPEC), value)
+    found["no spec"] = lambda pipe: pipe.delete(keys.job(EVIL, keys.SPEC))
     for member in _MEMBERS:
         found[f"owner of {member!r}"] = _hset(keys.job(EVIL, keys.OWNERS), member, "x")
     for value in VALUES:

@@ -90,7 +90,7 @@ local function mend(job)
         forget_draft(job)  -- whoever noted it begins anew
       else
         found[#found + 1] = 'key ' .. suffix .. ' is a ' .. other
-        is_lasting = is_lasting or suffix == STAGED or suffix == ITEMS
+        is_lasting = is_lasting or suffix == STAGED or suffix == ITEMS or suffix == SPEC
       end
     end
   end
@@ -98,8 +98,12 @@ local function mend(job)
   for _, name in ipairs(unreadable_fields(job, facts)) do
     found[#found + 1] = 'field ' .. name .. ' ' .. shown(facts[name])
     is_lasting = is_lasting or LASTING[name] or false
-    redis.call('HSET', job_key(job), name, COUNTS[name] and 0 or name == 'sealed' and 0 or name == 'lane' and 'normal' or
-      name == 'state' and 'paused' or facts[name] or '')
+    if name == 'spec' then
+      redis.call('SET', job_key(job, SPEC), '')
+    else
+      redis.call('HSET', job_key(job), name, COUNTS[name] and 0 or name == 'sealed' and 0 or name == 'lane' and 'normal' or
+        name == 'state' and 'paused' or facts[name] or '')
+    end
     if string.find(name, '_ttl_ms', 1, true) then redis.call('HDEL', job_key(job), 'job_ttl_ms', 'result_ttl_ms') end
   end
   local codes = redis.call('HGETALL', job_key(job, CODES))
