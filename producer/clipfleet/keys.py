@@ -15,8 +15,9 @@ JOBS = f"{PREFIX}:jobs"  # zset: job id -> creation time, ms
 LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
 FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be claimed, ms
 EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
-SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may be swept, ms
-ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
+# Zset of what is left to do for ended jobs -> time from which it may be done, ms: a job id, whose output is
+# to be swept, or the end of a job as JSON, to be sent.
+ERRANDS = f"{PREFIX}:errands"
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
 EARLY_END = (
@@ -98,7 +99,7 @@ def lua_prelude() -> str:
     names = {
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
         "RECONCILED": RECONCILED, "BACKLOG": BACKLOG, "EARLY_END": EARLY_END,
-        "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
+        "ERRANDS": ERRANDS,
         "QUARANTINED": QUARANTINED, "WALKED": WALKED, "COUNTED": COUNTED,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
         "SPEC": SPEC, "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS,

@@ -17,16 +17,14 @@ from pathlib import Path
 
 from celery import Celery, signals
 
-from clipfleet.announcements import Announcements
 from clipfleet.contract import Precision
 from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoints
+from clipfleet.errands import Errands
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
-from clipfleet.sweeps import Sweeps
 from clipfleet.tracing import tracing_of
-from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.background import Puller, Reconciler
@@ -40,6 +38,7 @@ from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.ending_signals import DrainingWorker
+from clipfleet_worker.errands import ErrandLoop
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.finishing import Finisher
@@ -63,7 +62,6 @@ from clipfleet_worker.process_set_up import calm_collector
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.status_server import StatusServer, health_pages
-from clipfleet_worker.sweeper import Sweeper
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
 from clipfleet_worker.thread_rule import decode_threads, set_forward_threads
@@ -119,11 +117,10 @@ class Worker:
         self._claims = self._make_claims()
         self._items = self._item_path(routes)
         self._tasks = self._make_tasks(self._pipeline(self._items))
-        self._announcer = Announcer(
-            Announcements(settings.require_redis_url()), self._celery_app, self._watchdog.pulse("announcer")
-        )
         self._reconciler = self._make_reconciler()
-        self._puller = Puller(self._tasks, self._claims, self._watchdog.pulse("puller"))
+        self._puller = Puller(
+            self._tasks, self._claims, self._watchdog.pulse("puller"), settings.drain_seconds
+        )
         self._has_started = False
         self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
         self._status_server = self._make_status_server()
@@ -230,7 +227,12 @@ class Worker:
             self._settings.s3_buckets,
             crash_points=self._crash_points,
         )
-        self._sweeper = Sweeper(Sweeps(self._settings.require_redis_url()), contexts)
+        self._errands = ErrandLoop(
+            Errands(self._settings.require_redis_url()),
+            self._celery_app,
+            contexts,
+            self._watchdog.pulse("errands"),
+        )
         finisher = Finisher(self._ledger, self._settings.job_ttl_seconds, crash_points=self._crash_points)
         return Tasks(
             ledger=self._ledger,
@@ -306,10 +308,9 @@ class Worker:
         self._batcher.start()
         self._fetch_loop.start()
         self._keeper.start()
-        self._announcer.start()
+        self._errands.start()
         self._reconciler.start()
         self._puller.start()
-        self._sweeper.start()
         try:
             return _run_celery(self._celery_app, self._worker_id)
         finally:
@@ -334,8 +335,8 @@ class Worker:
     def take_nothing_more(self) -> None:
         """See `Leaver`."""
         self._claims.leave()
-        self._reconciler.stop()
-        self._puller.stop()
+        self._reconciler.leave()
+        self._puller.leave()
 
     def interrupt(self, reason: str) -> None:
         """See `Leaver`."""
@@ -348,10 +349,9 @@ class Worker:
     def _stop(self) -> None:
         self._drain.begin()  # also where Celery ended by itself
         self.take_nothing_more()
-        self._reconciler.join()
-        self._puller.join(self._settings.drain_seconds)
-        self._announcer.stop()
-        self._sweeper.stop()
+        self._reconciler.stop()
+        self._puller.stop()
+        self._errands.stop()
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()
