@@ -105,7 +105,7 @@ class TestRetry:
 
     def test_where_the_time_went_is_measured_anew(self, ledger: Ledger) -> None:
         add_job(ledger)
-        meters = Meters({"write": 2.0, "turns": 3.0}, "a host", 3.0)
+        meters = Meters({"write": 2.0, "fetching": 3.0})
         ledger.complete(
             claim(ledger), ok=15, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
         )

@@ -28,17 +28,16 @@ class Bench:
         return StagesBusy(self.decode.read(), self.forward.read())
 
     def work(self) -> None:
-        """Two seconds before the items, ten while they are under way, four after them."""
+        """A chunk of sixteen seconds."""
         self.clock.now += 2
-        with self.meter.under_way():
-            with self.decode:
-                self.clock.now += 3
-            self.clock.now += 7
+        with self.decode:
+            self.clock.now += 3
+        self.clock.now += 7
         with self.forward:
             self.clock.now += 4
 
 
-def test_how_busy_the_stages_were_while_the_items_were_under_way_and_in_all() -> None:
+def test_how_busy_the_stages_were_meanwhile() -> None:
     bench = Bench()
     bench.work()
 
@@ -46,9 +45,8 @@ def test_how_busy_the_stages_were_while_the_items_were_under_way_and_in_all() ->
 
     assert told == Meters(
         {
-            "on cpu, fp32": 10.0, Meter.DECODE_CAPACITY: 20.0,
-            Meter.DECODE_BUSY: 3.0, Meter.FORWARD_BUSY: 0.0,
-            Meter.DECODE_BUSY_ALL: 3.0, Meter.FORWARD_BUSY_ALL: 4.0,
+            "on cpu, fp32": 16.0, Meter.DECODE_CAPACITY: 32.0,
+            Meter.DECODE_BUSY: 3.0, Meter.FORWARD_BUSY: 4.0,
         }
     )  # fmt: skip
 
@@ -61,19 +59,16 @@ def test_steps_and_waits_without_those_that_matter_little() -> None:
     outcomes.add_seconds("decode", 5.0)
     outcomes.add_wait(Meter.READING, 1.0)
     outcomes.add_wait(Meter.BEYOND, 10.0)
-    outcomes.add_turn_wait("a", 9.0)
-    outcomes.add_turn_wait("b", 11.0)
     steps = {"claimed": 1.0, "read": 2.0, "load model": 0.1, "fetch, decode, encode": 13.0, "write": 4.0}
 
     told = bench.meter.read(steps, outcomes, MODEL)
 
     assert told.seconds.items() >= {
-        Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0, Meter.TURNS: 20.0,
+        Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0,
         Meter.BEYOND: 10.0, Meter.READING: 1.0, Meter.DECODING: 5.0,
     }.items()  # fmt: skip
     assert Step.LOAD not in told.seconds
-    assert (told.held_by, told.held_by_seconds) == ("b", 11.0)
 
 
-def test_a_chunk_without_items_under_way_tells_nothing() -> None:
-    assert Bench().meter.read({"write": 1.0}, Outcomes(1), MODEL) == NO_METERS
+def test_a_chunk_that_met_no_model_tells_nothing() -> None:
+    assert Bench().meter.read({"write": 1.0}, Outcomes(1), None) == NO_METERS

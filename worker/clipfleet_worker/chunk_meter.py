@@ -5,8 +5,7 @@ Its steps, where its items waited, and how busy the stages were meanwhile that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from clipfleet.bottleneck import NO_METERS, Meter, Meters, Step, device_meter
@@ -36,35 +35,23 @@ class ChunkMeter:
     def __init__(self, look: Callable[[], StagesBusy]) -> None:
         self._look = look
         self._began = look()
-        self._under_way: StagesBusy | None = None
-
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """From the start of the items until they have features or errors."""
-        began = self._look()
-        yield
-        self._under_way = self._look().since(began)
 
     def read(self, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel | None) -> Meters:
-        """What the chunk took; nothing where its items were not on their way.
+        """What the chunk took; nothing where there was no model for its items.
 
         Args:
             steps: how long it took, by `Step`.
             outcomes: of its items.
             model: that they were for.
         """
-        meanwhile = self._under_way
-        if meanwhile is None or model is None:
+        if model is None:
             return NO_METERS
-        in_all = self._look().since(self._began)
-        turns = outcomes.turn_waits
-        held_by = max(turns, key=lambda what: turns[what], default="")
+        meanwhile = self._look().since(self._began)
         reading = outcomes.waits.get(Meter.READING, 0.0)
         by_step = {str(step): steps.get(step, 0.0) for step in Step}
         by_step[Step.READ] += steps.get(CLAIMED, 0.0)
         of_items: dict[str, float] = {
             Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
-            Meter.TURNS: sum(turns.values()),
             Meter.BEYOND: outcomes.waits.get(Meter.BEYOND, 0.0),
         }
         of_threads: dict[str, float] = {
@@ -76,11 +63,8 @@ class ChunkMeter:
             Meter.DECODE_CAPACITY: meanwhile.decode.capacity_seconds,
             Meter.DECODE_BUSY: meanwhile.decode.seconds,
             Meter.FORWARD_BUSY: meanwhile.forward.seconds,
-            Meter.DECODE_BUSY_ALL: in_all.decode.seconds,
-            Meter.FORWARD_BUSY_ALL: in_all.forward.seconds,
         }
-        seconds = {**_most(by_step), **_most(of_items), **_most(of_threads), **of_stages}
-        return Meters(seconds, held_by, turns.get(held_by, 0.0))
+        return Meters({**_most(by_step), **_most(of_items), **_most(of_threads), **of_stages})
 
 
 def _most(seconds: Mapping[str, float]) -> dict[str, float]:

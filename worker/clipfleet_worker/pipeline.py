@@ -108,9 +108,7 @@ class Pipeline:
                 make_room(count)
 
             outcomes = Outcomes(work.items.num_rows, on_end)
-            model, labels = self._process(
-                context.job, work.items, outcomes, lease, meter, is_suspect=is_suspect
-            )
+            model, labels = self._process(context.job, work.items, outcomes, lease, is_suspect=is_suspect)
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
         return replace(result, meters=meter.read(lease.stage_seconds, outcomes, model))
@@ -127,7 +125,6 @@ class Pipeline:
         items: pa.Table,
         outcomes: Outcomes,
         lease: HeldLease,
-        meter: ChunkMeter,
         *,
         is_suspect: bool,
     ) -> tuple[LoadedModel, ChunkLabels | None]:
@@ -145,15 +142,14 @@ class Pipeline:
             self._items.start(items, destination)
         model = self._loaded(lease, destination)
         limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
-        with meter.under_way():
-            if job.text_column is not None:
-                lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-                self._items.start_texts(items[job.text_column].to_pylist(), destination)
-            elif not goes_ahead:
-                self._items.start(items, destination)
-            matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+        if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-            outcomes.wait()
+            self._items.start_texts(items[job.text_column].to_pylist(), destination)
+        elif not goes_ahead:
+            self._items.start(items, destination)
+        matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+        lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
+        outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return model, None
