@@ -60,7 +60,6 @@ from clipfleet_worker.open_files import raise_open_files_limit
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.process_set_up import calm_collector
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.status_server import StatusServer, health_pages
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
@@ -97,7 +96,6 @@ class Worker:
         self._celery_app = self._make_celery_app()
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
-        self._shared_matrices = SharedMatrices(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
@@ -105,7 +103,7 @@ class Worker:
             settings.models, self._load, kept=settings.loaded_models, default_precision=settings.precision
         )
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
-        self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
+        self._text_matrices = TextMatrices(self._batcher, settings.require_redis_url())
         self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
         self._decode_stage = make_decode_stage(
             settings, decoder_class, self._watchdog, self._memory_guard, self._device.jpegs
@@ -190,7 +188,7 @@ class Worker:
             caches={
                 "models": self._models.requests,
                 "text_matrices": self._text_matrices.requests,
-                "shared_text_matrices": self._shared_matrices.requests,
+                "shared_text_matrices": self._text_matrices.shared_requests,
                 "refused_hosts": self._http.refused_hosts,
             },
             reconciler=self._reconciler,
@@ -251,7 +249,8 @@ class Worker:
         return Pipeline(
             models=self._models,
             items=items,
-            labeller=Labeller(self._batcher, self._text_matrices),
+            labeller=Labeller(self._batcher),
+            text_matrices=self._text_matrices,
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
@@ -361,7 +360,7 @@ class Worker:
         self._say_farewell()
         self._hints.close()
         self._store.close()
-        self._shared_matrices.close()
+        self._text_matrices.close()
         self._ledger.close()
         self._tracing.close()
         if self._status_server is not None:

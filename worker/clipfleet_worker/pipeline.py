@@ -29,7 +29,7 @@ from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.rows import failed_outcomes, part_table
-from clipfleet_worker.text_matrices import TextMatrix
+from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 # Beyond these a stage hangs, and its lease is left to expire.
@@ -65,6 +65,7 @@ class Pipeline:
         models: Models,
         items: ItemPath,
         labeller: Labeller,
+        text_matrices: TextMatrices,
         open_items: OpenItems,
         fetch_deadline_seconds: float,
         decode_seconds: float,
@@ -73,6 +74,7 @@ class Pipeline:
         self._models = models
         self._items = items
         self._labeller = labeller
+        self._matrices = text_matrices
         self._open_items = open_items
         self._fetch_deadline_seconds = fetch_deadline_seconds
         self._decode_seconds = decode_seconds
@@ -170,7 +172,7 @@ class Pipeline:
         """While the items are on their way: the prompts of a large label set take long, but only once."""
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
-            return self._labeller.prepare(job, model, alive)
+            return [self._matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
         except ItemFailure as failure:  # a label without a vector: nothing can be scored
             outcomes.fail_all(failure.error)
             return []
