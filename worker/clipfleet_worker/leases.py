@@ -256,7 +256,7 @@ class LeaseKeeper(Loop):
         self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
         self._lease_seconds = lease_seconds
-        self._held: dict[str, HeldLease] = {}  # by token
+        self._held: list[HeldLease] = []
         self._leaving: str | None = None  # why nothing is held on to any more
         self._lock = threading.Lock()
         self._pause_seconds, self._renewed = lease_seconds / 3, 0.0
@@ -284,7 +284,7 @@ class LeaseKeeper(Loop):
             clock=self._clock,
         )
         with self._lock:
-            self._held[lease.token] = held
+            self._held.append(held)
             leaving = self._leaving
         if leaving is not None:  # the answer to the claim came late
             held.interrupt(leaving)
@@ -293,7 +293,7 @@ class LeaseKeeper(Loop):
         finally:
             self.progress.note()
             with self._lock:
-                self._held.pop(lease.token, None)
+                self._held.remove(held)
             held.forget_callbacks()
 
     def interrupt_all(self, reason: str) -> None:
@@ -313,7 +313,7 @@ class LeaseKeeper(Loop):
 
     def _snapshot(self) -> list[HeldLease]:
         with self._lock:
-            return list(self._held.values())
+            return list(self._held)
 
     def _run(self) -> None:
         self._renewed = self._clock()
