@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from clipfleet.bottleneck import NO_METERS, Meter, Meters, Step
+from clipfleet.bottleneck import Meter, Meters, Step
 from clipfleet_worker.busy_meter import BusyMeter
-from clipfleet_worker.chunk_meter import ChunkMeter, StagesBusy
+from clipfleet_worker.chunk_meter import StagesBusy, chunk_meters
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.testing import FakeEncoder
@@ -22,26 +22,24 @@ class Bench:
         self.clock = Clock()
         self.decode, self.forward = BusyMeter(2, self.clock), BusyMeter(1, self.clock)
         self.clock.now += 100  # of other chunks
-        self.meter = ChunkMeter(self.look)
 
     def look(self) -> StagesBusy:
         return StagesBusy(self.decode.read(), self.forward.read())
 
-    def work(self) -> None:
+    def work(self) -> StagesBusy:
         """A chunk of sixteen seconds."""
+        began = self.look()
         self.clock.now += 2
         with self.decode:
             self.clock.now += 3
         self.clock.now += 7
         with self.forward:
             self.clock.now += 4
+        return self.look().since(began)
 
 
 def test_how_busy_the_stages_were_meanwhile() -> None:
-    bench = Bench()
-    bench.work()
-
-    told = bench.meter.read({}, Outcomes(1), MODEL)
+    told = chunk_meters(Bench().work(), {}, Outcomes(1), MODEL)
 
     assert told == Meters(
         {
@@ -52,8 +50,6 @@ def test_how_busy_the_stages_were_meanwhile() -> None:
 
 
 def test_steps_and_waits_without_those_that_matter_little() -> None:
-    bench = Bench()
-    bench.work()
     outcomes = Outcomes(3)
     outcomes.add_seconds("fetch", 31.0)
     outcomes.add_seconds("decode", 5.0)
@@ -61,14 +57,10 @@ def test_steps_and_waits_without_those_that_matter_little() -> None:
     outcomes.add_wait(Meter.BEYOND, 10.0)
     steps = {"claimed": 1.0, "read": 2.0, "load model": 0.1, "fetch, decode, encode": 13.0, "write": 4.0}
 
-    told = bench.meter.read(steps, outcomes, MODEL)
+    told = chunk_meters(Bench().work(), steps, outcomes, MODEL)
 
     assert told.seconds.items() >= {
         Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0,
         Meter.BEYOND: 10.0, Meter.READING: 1.0, Meter.DECODING: 5.0,
     }.items()  # fmt: skip
     assert Step.LOAD not in told.seconds
-
-
-def test_a_chunk_that_met_no_model_tells_nothing() -> None:
-    assert Bench().meter.read({"write": 1.0}, Outcomes(1), None) == NO_METERS

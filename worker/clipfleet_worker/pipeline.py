@@ -18,7 +18,7 @@ from clipfleet.crash_points import NO_CRASH_POINTS, CrashPoint, CrashPoints
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
-from clipfleet_worker.chunk_meter import ChunkMeter
+from clipfleet_worker.chunk_meter import chunk_meters
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.item_path import Destination, ItemPath
@@ -90,7 +90,7 @@ class Pipeline:
             ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
         """
         lease.enter(Step.READ, _READ_LIMIT_SECONDS)
-        meter = ChunkMeter(self._items.busy)
+        before = self._items.busy()
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
@@ -113,7 +113,8 @@ class Pipeline:
             model, labels = self._process(context.job, work.items, outcomes, lease, is_suspect=is_suspect)
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
-        return replace(result, meters=meter.read(lease.stage_seconds, outcomes, model))
+        meanwhile = self._items.busy().since(before)
+        return replace(result, meters=chunk_meters(meanwhile, lease.stage_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
