@@ -41,13 +41,10 @@ _CHUNKS_PER_FILE = 256
 _STAGES = {"fetch": 12.5, "decode": 3.2, "encode": 4.1, "write": 0.05}
 _METERS = Meters(
     {
-        Step.ITEMS: 4.2, Step.WRITE: 0.05, Meter.FETCHING: 810.5, Meter.TURNS: 750.25, Meter.BEYOND: 95.5,
+        Step.ITEMS: 4.2, Step.WRITE: 0.05, Meter.FETCHING: 810.5, Meter.BEYOND: 95.5,
         Meter.DECODING: 3.2, device_meter("cpu", "bf16"): 4.2, Meter.DECODE_CAPACITY: 8.4,
-        Meter.DECODE_BUSY: 3.1, Meter.DECODE_BUSY_ALL: 3.2, Meter.FORWARD_BUSY: 4.1,
-        Meter.FORWARD_BUSY_ALL: 4.2,
-    },
-    "example.org at its connection cap (16)",
-    700.125,
+        Meter.DECODE_BUSY: 3.1, Meter.FORWARD_BUSY: 4.1,
+    }
 )  # fmt: skip
 _LANES = tuple(Lane)
 _CLIENTS_SECONDS = 5.0

@@ -22,7 +22,6 @@ _BUSY = 0.4  # a stage that is less busy than this limits nothing
 _LOADING = 2 / 3  # loading happens once: it must outweigh all that comes after it
 _FEW = 10.0  # times less is not worth a word
 _DEVICE = "on "
-_HELD_BY, _HELD_BY_SECONDS = "held_by", "held_by_seconds"
 
 
 class Step(StrEnum):
@@ -40,19 +39,16 @@ class Meter(StrEnum):
     """What else workers measure; all in seconds, summed over the chunks of a generation."""
 
     FETCHING = "fetching"  # of items, from the first try to the bytes
-    TURNS = "turns"  # part of it: waiting because as many connections are open as may be
     BEYOND = "beyond"  # of items, from the bytes to the features
     READING = "reading"  # of decode threads, reading files and the like
     DECODING = "decoding"  # of decode threads, for this job
-    DECODE_CAPACITY = "decode capacity"  # how long items were under way, times the decode threads
+    DECODE_CAPACITY = "decode capacity"  # how long chunks were there, times the decode threads
     DECODE_BUSY = "decode busy"  # how much of it was used, for whatever job
     FORWARD_BUSY = "forward busy"  # how long the device had work meanwhile, for whatever job
-    DECODE_BUSY_ALL = "decode busy all"  # the same over all steps of the chunks
-    FORWARD_BUSY_ALL = "forward busy all"
 
 
 def device_meter(device: str, precision: str) -> str:
-    """Name of the meter of how long chunks had items under way for such a device."""
+    """Name of the meter of how long chunks were there for such a device."""
     return f"{_DEVICE}{device}, {precision}"
 
 
@@ -85,8 +81,6 @@ class Meters:
     """Sums over chunks, of a job or of one chunk."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)  # by `Step`, `Meter` or `device_meter`
-    held_by: str = ""  # what most item seconds of `TURNS` were spent on, in words
-    held_by_seconds: float = 0.0  # at least so many of them
 
     @classmethod
     def of_json(cls, text: str) -> Self:
@@ -96,27 +90,17 @@ class Meters:
             ValueError: no worker has said this.
         """
         told = json.loads(text) if text else {}
-        if not isinstance(told, dict):
+        if not isinstance(told, dict) or not all(isinstance(value, int | float) for value in told.values()):
             raise ValueError("these are no meters")
-        held_by = told.pop(_HELD_BY, "")
-        if not isinstance(held_by, str) or not all(isinstance(value, int | float) for value in told.values()):
-            raise ValueError("these are no meters")
-        held_by_seconds = told.pop(_HELD_BY_SECONDS, 0.0)
-        return cls(told, held_by, held_by_seconds)
+        return cls(told)
 
-    def to_facts(self) -> dict[str, float | str]:
+    def to_facts(self) -> dict[str, float]:
         """As the ledger takes them, to the millisecond."""
-        facts: dict[str, float | str] = {name: round(value, 3) for name, value in self.seconds.items()}
-        if self.held_by:
-            facts |= {_HELD_BY: self.held_by, _HELD_BY_SECONDS: round(self.held_by_seconds, 3)}
-        return facts
+        return {name: round(value, 3) for name, value in self.seconds.items()}
 
     def since(self, earlier: Meters) -> Meters:
-        """What came after an earlier look at the same job; what held it is told of the whole."""
-        seconds = {name: value - earlier[name] for name, value in self.seconds.items()}
-        turns = self[Meter.TURNS]
-        share = self.held_by_seconds / turns if turns else 0.0
-        return Meters(seconds, self.held_by, share * seconds.get(Meter.TURNS, 0.0))
+        """What came after an earlier look at the same job."""
+        return Meters({name: value - earlier[name] for name, value in self.seconds.items()})
 
     def __getitem__(self, name: str) -> float:
         return self.seconds.get(name, 0.0)
@@ -127,20 +111,39 @@ class Meters:
         return sum(self[step] for step in Step)
 
     @property
-    def under_way_seconds(self) -> float:
-        """How long chunks had items between their start and their features."""
-        return sum(seconds for name, seconds in self.seconds.items() if name.startswith(_DEVICE))
+    def working_seconds(self) -> float:
+        """Likewise, without the loading."""
+        return self.chunk_seconds - self[Step.LOAD]
 
     @property
     def threads(self) -> float:
         """Decode threads of a worker, on average."""
-        return _share(self[Meter.DECODE_CAPACITY], self.under_way_seconds)
+        return _share(self[Meter.DECODE_CAPACITY], sum(self._by_device.values()))
 
     @property
     def device(self) -> str:
         """Device and precision of most of the work."""
-        by_device = {name: seconds for name, seconds in self.seconds.items() if name.startswith(_DEVICE)}
+        by_device = self._by_device
         return max(by_device, key=lambda name: by_device[name], default="").removeprefix(_DEVICE)
+
+    @property
+    def decode_share(self) -> float:
+        """How much of the time that chunks were there the decode threads were busy."""
+        return _share(self[Meter.DECODE_BUSY], self.threads * self.working_seconds)
+
+    @property
+    def forward_share(self) -> float:
+        """Likewise the device."""
+        return _share(self[Meter.FORWARD_BUSY], self.working_seconds)
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether one of them was busy nearly all the time."""
+        return max(self.decode_share, self.forward_share) >= _SATURATED
+
+    @property
+    def _by_device(self) -> dict[str, float]:
+        return {name: seconds for name, seconds in self.seconds.items() if name.startswith(_DEVICE)}
 
 
 NO_METERS = Meters()
@@ -170,11 +173,11 @@ def limit_of(
 
 def _of_steps(meters: Meters) -> Limit | None:
     """Of what comes after the loading."""
-    whole = meters.chunk_seconds - meters[Step.LOAD]
+    whole = meters.working_seconds
     shares = {step: _share(meters[step], whole) for step in (Step.ITEMS, Step.LABELS, Step.SCORE)}
     shares[Step.WRITE] = _share(meters[Step.READ] + meters[Step.WRITE], whole)  # both are the output's time
     longest = max(shares, key=lambda step: shares[step])
-    if shares[Step.ITEMS] >= 1 - _SATURATED and _is_saturated(meters):
+    if shares[Step.ITEMS] >= 1 - _SATURATED and meters.is_saturated:
         longest = Step.ITEMS
     if longest is Step.ITEMS:
         return _of_items(meters)
@@ -203,13 +206,9 @@ def _of_output(meters: Meters, whole: float) -> str:
 
 def _of_items(meters: Meters) -> Limit | None:
     """Of fetch, decode and forward."""
-    fetching, turns = meters[Meter.FETCHING], meters[Meter.TURNS]
-    waiting = fetching + meters[Meter.BEYOND]
-    is_held = turns >= _MOST * waiting > 0
-    if is_held or (fetching >= _MOST * waiting > 0 and not _is_saturated(meters)):
-        return Limit(Stage.FETCH, _of_fetching(meters))
-    decode = _share(meters[Meter.DECODE_BUSY], meters[Meter.DECODE_CAPACITY])
-    forward = _share(meters[Meter.FORWARD_BUSY], meters.under_way_seconds)
+    fetching, decode, forward = meters[Meter.FETCHING], meters.decode_share, meters.forward_share
+    if fetching >= _MOST * (fetching + meters[Meter.BEYOND]) > 0 and not meters.is_saturated:
+        return Limit(Stage.FETCH, "waiting for connections and answers takes most of the items' time")
     if max(decode, forward) < _BUSY:
         return None
     if forward >= decode:
@@ -221,22 +220,6 @@ def _of_items(meters: Meters) -> Limit | None:
     if reading >= _MOST:
         return Limit(Stage.FETCH, f"reading files takes {_percent(reading)} of the time of {threads}")
     return Limit(Stage.DECODE, f"{threads} busy {_percent(decode)} of the time")
-
-
-def _of_fetching(meters: Meters) -> str:
-    turns, fetching = meters[Meter.TURNS], meters[Meter.FETCHING]
-    if turns < _BUSY * fetching:
-        return "waiting for answers takes most of the items' time"
-    if meters.held_by and meters.held_by_seconds >= _MOST * turns:
-        return meters.held_by
-    return "several hosts at their connection caps"
-
-
-def _is_saturated(meters: Meters) -> bool:
-    """Whether decode threads or the device were busy nearly all the time that chunks were there."""
-    whole = meters.chunk_seconds
-    decode = _share(meters[Meter.DECODE_BUSY_ALL], meters.threads * whole)
-    return max(decode, _share(meters[Meter.FORWARD_BUSY_ALL], whole)) >= _SATURATED
 
 
 def _share(part: float, whole: float) -> float:

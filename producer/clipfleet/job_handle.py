@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _POLL_SECONDS = 1.0
-_BREATH_SECONDS = 0.1  # between two looks at a job whose chunks end quickly
+_BREATH_SECONDS = 0.1  # between two looks at a job whose chunks end quickly: so long at most,
+_BREATH_SHARE = 0.1  # and no more than this share of the wait so far: a short job is not made longer
 
 OnProgress = Callable[[JobStatus], None]
 
@@ -46,7 +47,9 @@ class JobHandle:
         patience: Callable[..., Patience] = Patience,
         *,
         had_ended: bool = False,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
+        self._sleep = sleep
         self._patience = patience
         self.had_ended = had_ended  # before the submit, retry or rebuild that found it: nothing was run
         self._ledger = ledger
@@ -86,7 +89,8 @@ class JobHandle:
         Raises:
             TimeoutError: the job has not ended in time; it goes on.
         """
-        ends = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        began = time.monotonic()
+        ends = None if timeout_seconds is None else began + timeout_seconds
         last: str | None = None
         while True:
             try:
@@ -100,12 +104,14 @@ class JobHandle:
                     return status
                 if ends is not None and time.monotonic() >= ends:
                     raise TimeoutError(f"job {self.job_id} is {status.state} after {timeout_seconds:g} s")
-                last = self._ledger.wait_for_progress(self.job_id, last, _POLL_SECONDS)
-                time.sleep(max(0.0, looked + _BREATH_SECONDS - time.monotonic()))
+                left = _POLL_SECONDS if ends is None else min(_POLL_SECONDS, ends - looked)
+                last = self._ledger.wait_for_progress(self.job_id, last, left)
+                breath = min(_BREATH_SECONDS, _BREATH_SHARE * (looked - began))
+                self._sleep(max(0.0, looked + breath - time.monotonic()))
             except RedisUnavailableError as error:
                 if on_trouble is not None:
                     on_trouble(str(error))
-                time.sleep(_POLL_SECONDS)
+                self._sleep(_POLL_SECONDS)
 
     def results(self) -> Iterator[dict[str, Any]]:
         """The rows that are there, as dicts, in the order of the source."""

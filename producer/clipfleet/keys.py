@@ -15,8 +15,9 @@ JOBS = f"{PREFIX}:jobs"  # zset: job id -> creation time, ms
 LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
 FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be claimed, ms
 EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
-SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may be swept, ms
-ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
+# Zset of what is left to do for ended jobs -> time from which it may be done, ms: a job id, whose output is
+# to be swept, or the end of a job as JSON, to be sent.
+ERRANDS = f"{PREFIX}:errands"
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
 EARLY_END = (
@@ -55,6 +56,7 @@ def job(job_id: str, suffix: str = "") -> str:
     return f"{PREFIX}:{{{job_id}}}{suffix}"
 
 
+SPEC = ":spec"  # string: the whole job as JSON
 STAGED = ":staged"  # zset: "<first_chunk>-<chunks>" of each staged file -> first chunk
 DUE = ":due"  # zset: chunk that was released or lost -> time from which it may be claimed, ms
 OWNERS = ":owners"  # hash: leased chunk -> token of its owner
@@ -73,7 +75,7 @@ DRAFT_DONE = ":draft-done"  # will be `DONE`
 DRAFT_DUE = ":draft-due"  # will be `DUE`
 DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
 JOB_SUFFIXES = (
-    "", STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
+    "", SPEC, STAGED, DUE, OWNERS, WRITERS, TROUBLES, CODES, STREAM, DONE, ITEMS,
     DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
 )  # fmt: skip
 
@@ -97,12 +99,12 @@ def lua_prelude() -> str:
     names = {
         "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
         "RECONCILED": RECONCILED, "BACKLOG": BACKLOG, "EARLY_END": EARLY_END,
-        "ANNOUNCEMENTS": ANNOUNCEMENTS, "SWEEPS": SWEEPS,
+        "ERRANDS": ERRANDS,
         "QUARANTINED": QUARANTINED, "WALKED": WALKED, "COUNTED": COUNTED,
         "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
-        "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS, "TROUBLES": TROUBLES,
-        "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS, "ROWS": ROWS, "VECTORS": VECTORS,
-        "IDS": IDS, "CHUNKS": CHUNKS,
+        "SPEC": SPEC, "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS,
+        "TROUBLES": TROUBLES, "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS,
+        "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS, "CHUNKS": CHUNKS,
         "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
     }  # fmt: skip
     lines = [f"local {name} = '{value}'" for name, value in names.items()]

@@ -298,7 +298,7 @@ class Ledger:
             JobUnreadableError: another version of clipfleet submitted it.
         """
         with damage_of(job_id), redis_errors(self._url):
-            spec = self._redis.hget(keys.job(job_id), "spec")
+            spec: Any = self._redis.get(keys.job(job_id, keys.SPEC))
         if spec is None:
             raise _not_found(job_id)
         return read_job(spec)

@@ -16,11 +16,13 @@ import redis
 
 from clipfleet import keys
 from clipfleet.lua_scripts import LuaScripts
-from clipfleet.parts import PartIdentity
+from clipfleet.parts import UNKNOWN_DIMENSION, PartIdentity, part_schema
 from clipfleet.patience import Patience, patient
 from clipfleet.redis_connection import connect, damage_of, redis_errors
 
 _SCRIPTS = ("put_object", "write_rows")
+# The columns that every job has are not written down with each: few jobs have others.
+_COMMON = pa.schema([field for field in part_schema(UNKNOWN_DIMENSION) if field.name != "embedding"])
 _KEEP_PENDING_SECONDS = 3600  # rows whose worker died; one that lives completes them within seconds
 
 
@@ -63,7 +65,7 @@ class RedisStore:
     def job_file(self, job_id: str) -> bytes | None:
         """The job as it was submitted, or None if there is none."""
         with damage_of(job_id), redis_errors(self._url):
-            return self._redis.hget(keys.job(job_id), "spec")  # type: ignore[return-value]  # or async
+            return self._redis.get(keys.job(job_id, keys.SPEC))  # type: ignore[return-value]  # or async
 
     def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
         """Keep an object of at most 512 MB, over nothing, `ANYTHING`, or the one object of this `version_of`.
@@ -111,7 +113,7 @@ class RedisStore:
         ]
         answer: bytes = self._run(
             "write_rows", identity.job_id, identity.chunk_id, token, identity.generation,
-            _KEEP_PENDING_SECONDS * 1000, b64encode(rows.schema.serialize()), *flat,
+            _KEEP_PENDING_SECONDS * 1000, _schema_text(rows.schema), *flat,
         )  # fmt: skip
         return answer.decode()
 
@@ -121,7 +123,7 @@ class RedisStore:
             text: Any = self._redis.hget(keys.job(job_id), "row_schema")
         with damage_of(job_id):
             try:
-                return None if text is None else pa.ipc.read_schema(pa.py_buffer(b64decode(text)))
+                return None if text is None else _schema_of(text)
             except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are no schema
                 raise ValueError(str(error)) from None
 
@@ -166,6 +168,20 @@ class RedisStore:
             return []
         with damage_of(job_id), redis_errors(self._url):
             return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
+
+
+def _schema_text(schema: pa.Schema) -> bytes:
+    """The columns after the common ones; empty where there are none."""
+    fields = list(schema)
+    if fields[: len(_COMMON)] != list(_COMMON):
+        raise ValueError("rows without the columns of every job")
+    others = fields[len(_COMMON) :]
+    return b64encode(pa.schema(others).serialize()) if others else b""
+
+
+def _schema_of(text: bytes) -> pa.Schema:
+    others = pa.ipc.read_schema(pa.py_buffer(b64decode(text))) if text else ()
+    return pa.schema([*_COMMON, *others])
 
 
 def _indexes(span: bytes) -> range:

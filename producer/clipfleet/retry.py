@@ -62,7 +62,9 @@ class Retry:
             # Nothing but its lease stops a writer of the last generation that is late.
             self.sleep(self.lease_seconds)
         inventory = self._take_inventory(status, codes)
-        if not inventory.open_chunks and status.state in _COMPLETED:
+        # In Redis nothing is lost of a job that has all its rows, and its chunks are not kept.
+        is_whole = self._job.output_is_redis and status.state is JobState.COMPLETED
+        if is_whole or (not inventory.open_chunks and status.state in _COMPLETED):
             return False
         generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))
         # What lives in Redis is never rebuilt, and the ledger knows the generation.

@@ -65,7 +65,10 @@ def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
         source.write_text("".join(f"{site.url(f'/late/a.jpg?{n}')}\n" for n in range(ITEMS)))
         found = limit(cluster, source)
 
-    assert found == {"stage": "fetch", "text": "127.0.0.1 at its connection cap (2)"}
+    assert found == {
+        "stage": "fetch",
+        "text": "waiting for connections and answers takes most of the items' time",
+    }
 
 
 def test_decode_and_how_people_are_told(cluster: Cluster) -> None:

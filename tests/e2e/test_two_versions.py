@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,9 @@ def is_exact(cluster: Cluster, job_id: str, version: int) -> None:
     )
     facts = state_of(cluster, job_id)
     assert (facts["state"], facts["ok"], facts["failed"]) == ("completed", str(PICTURES), "0")
-    assert json.loads(facts["spec"])["schema_version"] == version
+    with connect(cluster.server.url) as server:
+        spec: Any = server.get(keys.job(job_id, keys.SPEC))
+    assert json.loads(spec)["schema_version"] == version
     assert len(job_events(cluster, job_id)) == 1
 
 

@@ -105,9 +105,9 @@ class TestRetry:
 
     def test_where_the_time_went_is_measured_anew(self, ledger: Ledger) -> None:
         add_job(ledger)
-        meters = Meters({"write": 2.0, "turns": 3.0}, "a host", 3.0)
+        meters = Meters({"write": 2.0, "fetching": 3.0})
         ledger.complete(
-            claim(ledger), ok=9, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
+            claim(ledger), ok=15, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
         )
         ledger.finish(claim_finish(ledger), ttl_seconds=1000)
         assert ledger.status("job").meters == meters

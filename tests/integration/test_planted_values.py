@@ -12,15 +12,16 @@ import pytest
 import redis
 
 from clipfleet import keys
-from clipfleet.announcements import Announcements
 from clipfleet.bottleneck import NO_METERS, Meters
 from clipfleet.contract import JobState
+from clipfleet.errands import Errands
 from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
 from clipfleet.ledger import Claim, Draft, Ledger
 from clipfleet.ledger_values import WorkerFacts
 from clipfleet.redis_store import RedisStore
-from clipfleet_worker.announcer import Announcer
+from clipfleet_worker.errands import ErrandLoop
+from clipfleet_worker.job_contexts import JobContexts
 from tests.support.ledger import MODEL, add_job, claim, complete, let_leases_expire, make_job, work_off
 from tests.support.planting import (
     SITUATIONS,
@@ -48,11 +49,12 @@ def announcement(**values: object) -> str:
 
 
 @pytest.fixture
-def announcer(redis_url: str) -> Iterator[Announcer]:
+def loop(redis_url: str, ledger: Ledger) -> Iterator[ErrandLoop]:
     app = make_app(redis_url)
-    announcer = Announcer(Announcements(redis_url), app)
-    yield announcer
-    announcer.stop()
+    with closing(RedisStore(redis_url)) as store:
+        loop = ErrandLoop(Errands(redis_url), app, JobContexts(ledger, store, ()))
+        yield loop
+        loop.stop()
     app.close()
 
 
@@ -71,14 +73,14 @@ def announcer(redis_url: str) -> Iterator[Announcer]:
     ],
 )
 def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
-    announcer: Announcer, redis_client: redis.Redis, planted: str
+    loop: ErrandLoop, redis_client: redis.Redis, planted: str
 ) -> None:
-    redis_client.zadd(keys.ANNOUNCEMENTS, {planted: 0, announcement(): 1})
+    redis_client.zadd(keys.ERRANDS, {planted: 0, announcement(): 1})
 
-    assert announcer.announce()
+    loop.turn()
 
     assert redis_client.llen("celery") == 1
-    assert not redis_client.exists(keys.ANNOUNCEMENTS)
+    assert not redis_client.exists(keys.ERRANDS)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,9 @@ def test_a_job_that_cannot_be_read_fails_and_is_counted_and_its_chunk_is_free(
     assert what in status.reason
     assert _events(redis_client, "job") == ["failed"]
     assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
-    assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.lane_queue("normal", MODEL))
+    assert not redis_client.exists(
+        keys.LEASES, keys.FINISHING, keys.ERRANDS, keys.lane_queue("normal", MODEL)
+    )
 
 
 def _replace(client: redis.Redis, key: str) -> None:
@@ -373,11 +377,11 @@ def test_a_job_whose_hash_is_of_another_kind_is_met_once(ledger: Ledger, redis_c
     claim(ledger)
     _replace(redis_client, keys.job("job"))
     redis_client.zadd(keys.FINISHING, {"job": 0})
-    redis_client.zadd(keys.SWEEPS, {"job": 0})
+    redis_client.zadd(keys.ERRANDS, {"job": 0})
 
     assert ledger.claim_finish("t", 600) is None
 
-    everywhere = (keys.JOBS, keys.COUNTED, keys.LEASES, keys.FINISHING, keys.SWEEPS)
+    everywhere = (keys.JOBS, keys.COUNTED, keys.LEASES, keys.FINISHING, keys.ERRANDS)
     assert redis_client.exists(*everywhere) == 0
     assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
 
@@ -408,24 +412,24 @@ def test_a_lost_queue_and_lost_turns_come_back(ledger: Ledger, redis_client: red
 
 
 def test_lost_announcements_are_made_anew_unless_they_were_sent(
-    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
+    ledger: Ledger, loop: ErrandLoop, redis_client: redis.Redis
 ) -> None:
     for job_id in ("told", "untold"):
         ledger.submit(make_job(job_id).model_copy(update={"on_finished": "myapp.handle"}))
         ledger.cancel(job_id, ttl_seconds=60)
         if job_id == "told":
-            assert announcer.announce()
-    _replace(redis_client, keys.ANNOUNCEMENTS)
+            loop.turn()
+    _replace(redis_client, keys.ERRANDS)
 
     ledger.cancel("untold", ttl_seconds=60)
     ledger.reconcile()
-    assert announcer.announce()
+    loop.turn()
+    loop.turn()
 
-    assert not announcer.announce()
     assert redis_client.llen("celery") == 2
 
 
-@pytest.mark.parametrize("text", ["x", "x" * 400, "////" * 100, ""])
+@pytest.mark.parametrize("text", ["x", "x" * 400, "////" * 100])
 def test_a_planted_schema_of_rows_is_told_of(redis_url: str, redis_client: redis.Redis, text: str) -> None:
     redis_client.hset(keys.job("job"), "row_schema", text)
     with closing(RedisStore(redis_url)) as store, pytest.raises(JobUnreadableError, match="job 'job'"):

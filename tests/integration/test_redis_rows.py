@@ -308,8 +308,9 @@ class TestEnded:
         self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
     ) -> None:
         for job_id, retention in (("a", Retention(1000, 500)), ("b", Retention(500, 1000))):
-            submit_job(ledger, job_id, retention=retention)
+            submit_job(ledger, job_id, chunks=2, retention=retention)
             work(ledger, sink, claim(ledger))
+            ledger.cancel(job_id, ttl_seconds=retention.job_seconds)
 
         def seconds(job_id: str, suffix: str) -> float:
             return redis_client.pttl(keys.job(job_id, suffix)) / 1000

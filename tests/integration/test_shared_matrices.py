@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import pytest
 import redis
 
 from clipfleet import keys
-from clipfleet_worker import shared_matrices
+from clipfleet.contract import LabelSet, Lane
+from clipfleet_worker import text_matrices
+from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batches import Encoder
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.shared_matrices import SharedMatrices
+from clipfleet_worker.testing import FakeEncoder
+from clipfleet_worker.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.ledger import keys_without_ttl
 
-MATRIX = np.arange(12, dtype=np.float32).reshape(4, 3)
-NAME = keys.text_matrix("model", "labels")
+LABELS = LabelSet(labels=("cat", "dog", "car", "house"))
+NAME = keys.text_matrix(FakeEncoder().fingerprint, LABELS.hash)
+LABEL_COUNT, DIMENSION = 4, FakeEncoder().embedding_dimension
+
+
+@pytest.fixture(autouse=True)
+def _all_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_matrices, "_SHARED_FROM_PROMPTS", 1)
 
 
 def packed(matrix: np.ndarray) -> bytes:
@@ -27,143 +38,166 @@ def packed(matrix: np.ndarray) -> bytes:
 
 # Whole, but of other labels or of another model; and numbers that are none.
 PLANTED = [
-    packed(np.ones((0, 3))),
-    packed(np.ones((5, 3))),
-    packed(np.ones((4, 2))),
-    packed(np.full((4, 3), np.nan)),
+    packed(np.ones((0, DIMENSION))),
+    packed(np.ones((LABEL_COUNT + 1, DIMENSION))),
+    packed(np.ones((DIMENSION, LABEL_COUNT))),
+    packed(np.full((LABEL_COUNT, DIMENSION), np.nan)),
 ]
-
-
-@pytest.fixture
-def shared(redis_url: str, redis_client: redis.Redis) -> Iterator[SharedMatrices]:
-    shared = SharedMatrices(redis_url)
-    yield shared
-    assert keys_without_ttl(redis_client) == []
-    shared.close()
 
 
 def still_alive() -> None: ...
 
 
-def never(_: Callable[[], None]) -> np.ndarray:
-    raise AssertionError("it must not be encoded")
+class Worker:
+    """Text matrices of one worker, which does something while it encodes."""
+
+    def __init__(self, url: str, encodes: Callable[[], None] = still_alive) -> None:
+        self.encodings = 0
+        self._encodes = encodes
+        self.matrices = TextMatrices(cast(Batcher, self), url)
+
+    def encode_texts(self, encoder: Encoder, prompts: Sequence[str], _: Lane) -> np.ndarray:
+        self.encodings += 1
+        self._encodes()
+        return encoder.encode_texts(list(prompts))
+
+    def get(self, alive: Callable[[], None] = still_alive) -> np.ndarray:
+        values = self.matrices.get(FakeEncoder(), LABELS, Lane.NORMAL, alive).values
+        return cast(np.ndarray, values.numpy())
 
 
-def at_once(alive: Callable[[], None]) -> np.ndarray:
-    alive()
-    return MATRIX
+EXPECTED = FakeEncoder().encode_texts([f"a photo of a {label}" for label in LABELS.labels])
 
 
-def get(shared: SharedMatrices, encode: Callable[[Callable[[], None]], np.ndarray]) -> np.ndarray:
-    return shared.get("model", "labels", MATRIX.shape, encode, still_alive)
+@pytest.fixture
+def workers(redis_url: str, redis_client: redis.Redis) -> Iterator[Callable[..., Worker]]:
+    made: list[Worker] = []
+
+    def make(encodes: Callable[[], None] = still_alive) -> Worker:
+        made.append(Worker(redis_url, encodes))
+        return made[-1]
+
+    yield make
+    assert keys_without_ttl(redis_client) == []
+    for worker in made:
+        worker.matrices.close()
+
+
+def check(worker: Worker, *, encodings: int) -> None:
+    """The matrix is right, after so many slices were encoded here."""
+    np.testing.assert_allclose(worker.get(), EXPECTED, rtol=1e-6)
+    assert worker.encodings == encodings
 
 
 def test_the_second_worker_takes_over_what_the_first_has_encoded(
-    shared: SharedMatrices, redis_url: str, redis_client: redis.Redis
+    workers: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
-    np.testing.assert_array_equal(get(shared, at_once), MATRIX)
+    check(workers(), encodings=1)
 
-    other = SharedMatrices(redis_url)
-    taken = get(other, never)
-    other.close()
+    check(workers(), encodings=0)
 
-    np.testing.assert_array_equal(taken, MATRIX)
-    assert taken.dtype == np.float32
     assert not redis_client.exists(f"{NAME}:lock")
 
 
-def test_who_comes_meanwhile_waits_and_may_leave(shared: SharedMatrices, redis_url: str) -> None:
+def test_who_comes_meanwhile_waits_and_may_leave(workers: Callable[..., Worker]) -> None:
     entered, go, waited = threading.Event(), threading.Event(), threading.Event()
 
-    def slowly(alive: Callable[[], None]) -> np.ndarray:
-        alive()
+    def slowly() -> None:
         entered.set()
         assert go.wait(PATIENCE_SECONDS)
-        return MATRIX
 
-    first = InThread(lambda: get(shared, slowly))
+    first = InThread(workers(slowly).get)
     assert entered.wait(PATIENCE_SECONDS)
 
     def lost() -> None:
         raise ChunkInterrupted("lost")
 
     with pytest.raises(ChunkInterrupted):
-        SharedMatrices(redis_url).get("model", "labels", MATRIX.shape, never, lost)
-    second = InThread(
-        lambda: SharedMatrices(redis_url).get("model", "labels", MATRIX.shape, never, waited.set)
-    )
+        workers().get(lost)
+    other = workers()
+    second = InThread(lambda: other.get(waited.set))
     assert waited.wait(PATIENCE_SECONDS)
     go.set()
 
-    np.testing.assert_array_equal(first.result(), MATRIX)
-    np.testing.assert_array_equal(second.result(), MATRIX)
+    np.testing.assert_array_equal(first.result(), second.result())
+    assert other.encodings == 0
 
 
 def test_a_worker_that_died_while_it_encoded_is_replaced(
-    shared: SharedMatrices, redis_client: redis.Redis
+    workers: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
     redis_client.set(f"{NAME}:lock", "somebody who is gone", px=300)
 
-    np.testing.assert_array_equal(get(shared, at_once), MATRIX)
+    check(workers(), encodings=1)
 
 
-def test_the_lock_is_renewed_before_each_slice(shared: SharedMatrices, redis_client: redis.Redis) -> None:
-    def encode(alive: Callable[[], None]) -> np.ndarray:
+def test_the_lock_is_renewed_before_each_slice(
+    workers: Callable[..., Worker], redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_matrices, "_PROMPTS_PER_PASS", 1)
+    left: list[int] = []
+
+    def encodes() -> None:
+        left.append(redis_client.pttl(f"{NAME}:lock"))
         redis_client.pexpire(f"{NAME}:lock", 5_000)
-        alive()
-        assert redis_client.pttl(f"{NAME}:lock") > 30_000
-        return MATRIX
 
-    get(shared, encode)
+    check(workers(encodes), encodings=4)
+
+    assert min(left) > 30_000
 
 
 def test_a_lock_that_was_lost_meanwhile_costs_nothing(
-    shared: SharedMatrices, redis_client: redis.Redis
+    workers: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
-    def encode(alive: Callable[[], None]) -> np.ndarray:
-        redis_client.set(f"{NAME}:lock", "another worker", px=60_000)
-        alive()
-        return MATRIX
+    check(workers(lambda: redis_client.set(f"{NAME}:lock", "another worker", px=60_000)), encodings=1)
 
-    np.testing.assert_array_equal(get(shared, encode), MATRIX)
     assert redis_client.get(f"{NAME}:lock") == "another worker"
 
 
 def test_a_failure_frees_the_lock_and_is_not_shared(
-    shared: SharedMatrices, redis_client: redis.Redis
+    workers: Callable[..., Worker], redis_client: redis.Redis
 ) -> None:
-    def fails(_: Callable[[], None]) -> np.ndarray:
+    def fails() -> None:
         raise MemoryError("device")
 
     with pytest.raises(MemoryError):
-        get(shared, fails)
+        workers(fails).get()
 
     assert redis_client.keys(f"{NAME}*") == []
 
 
 @pytest.mark.parametrize("data", [b"", b"xy", b"\1\0\0\0\1\0\0\0", b"\xff" * 40, *PLANTED])
 def test_what_is_no_matrix_is_encoded_anew(
-    shared: SharedMatrices, redis_client: redis.Redis, data: bytes
+    workers: Callable[..., Worker], redis_client: redis.Redis, data: bytes
 ) -> None:
     redis_client.set(NAME, data, ex=60)
 
-    np.testing.assert_array_equal(get(shared, at_once), MATRIX)
-    np.testing.assert_array_equal(get(shared, never), MATRIX)
+    check(workers(), encodings=1)
+    check(workers(), encodings=0)
 
 
 def test_a_very_large_one_is_not_shared(
-    shared: SharedMatrices, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    workers: Callable[..., Worker], redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_matrices, "_MAX_BYTES", MATRIX.nbytes - 1)
+    monkeypatch.setattr(text_matrices, "_SHARED_BYTES", EXPECTED.nbytes - 1)
 
-    get(shared, at_once)
+    check(workers(), encodings=1)
+
+    assert not redis_client.exists(NAME)
+
+
+def test_a_small_one_is_not_shared(
+    workers: Callable[..., Worker], redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_matrices, "_SHARED_FROM_PROMPTS", LABEL_COUNT + 1)
+
+    check(workers(), encodings=1)
 
     assert not redis_client.exists(NAME)
 
 
 def test_without_redis_everyone_encodes() -> None:
-    client = redis.Redis(port=1, socket_connect_timeout=1)
-    shared = SharedMatrices("redis://127.0.0.1:1/0", client=client)
+    worker = Worker("redis://127.0.0.1:1/0")
 
-    np.testing.assert_array_equal(get(shared, at_once), MATRIX)
-    shared.close()
+    check(worker, encodings=1)
+    worker.matrices.close()

@@ -137,14 +137,9 @@ def let_outage_grow_old(client: redis.Redis, job_id: str) -> None:
         client.hset(keys.job(job_id), "outage_since", _LONG_AGO)
 
 
-def let_sweeps_be_due(client: redis.Redis) -> None:
-    """Every sweep that was ordered may begin; who began one is past its lease."""
-    _make_past(client, keys.SWEEPS, client.zrange(keys.SWEEPS, 0, -1))
-
-
-def let_announcement_claims_expire(client: redis.Redis) -> None:
-    """Whoever was to announce the end of a job is past its lease."""
-    _make_past(client, keys.ANNOUNCEMENTS, client.zrange(keys.ANNOUNCEMENTS, 0, -1))
+def let_errands_be_due(client: redis.Redis) -> None:
+    """Whatever is left to do for ended jobs may begin; who began it is past its lease."""
+    _make_past(client, keys.ERRANDS, client.zrange(keys.ERRANDS, 0, -1))
 
 
 def _make_past(client: redis.Redis, key: str, members: Iterable[object]) -> None:

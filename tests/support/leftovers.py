@@ -33,7 +33,10 @@ def left_by_jobs(url: str) -> list[str]:
     try:
         with connect(url) as client:
             names = [str(name) for name in client.zrange(keys.JOBS, 0, -1)]
-            facts = [client.hmget(keys.job(name), "state", "spec") for name in names]
+            facts = [
+                (client.hget(keys.job(name), "state"), client.get(keys.job(name, keys.SPEC)))
+                for name in names
+            ]
     except redis.RedisError:
         return []
     return [

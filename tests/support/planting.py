@@ -17,13 +17,12 @@ from typing import Any
 import redis
 
 from clipfleet import keys
-from clipfleet.announcements import Announcements
 from clipfleet.contract import JobState
+from clipfleet.errands import Errands
 from clipfleet.errors import ClipfleetError, RedisUnavailableError
 from clipfleet.ledger import Claim, Draft, FinishClaim, Lease, Ledger, Quota, WorkerFacts
 from clipfleet.redis_connection import connect
 from clipfleet.redis_store import RedisStore
-from clipfleet.sweeps import Sweeps
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support import redis_rows
 from tests.support.ledger import (
@@ -60,14 +59,13 @@ class World:
         self.bounded = Ledger(url, quota=Quota(items=10_000, bytes=1 << 30))
         self.store = RedisStore(url)
         self.sink = RedisSink(self.store)
-        self.sweeps = Sweeps(url)
-        self.announcements = Announcements(url)
+        self.errands = Errands(url)
         self.held: dict[str, Claim] = {}  # claims that a situation has made, by job
         self.finish: FinishClaim | None = None
 
     def close(self) -> None:
         """Close all connections."""
-        for one in (self.ledger, self.bounded, self.store, self.sweeps, self.announcements):
+        for one in (self.ledger, self.bounded, self.store, self.errands):
             one.close()
         self.client.close()
         self._raw.close()
@@ -314,16 +312,11 @@ def _end(world: World) -> None:
     world.ledger.finish(world.finish, ttl_seconds=60)
 
 
-def _drop_sweep(world: World) -> None:
-    sweep = world.sweeps.claim(0)
-    if sweep:
-        world.sweeps.drop(sweep)
-
-
-def _announce(world: World) -> None:
-    announcement = world.announcements.claim(0)
-    if announcement:
-        world.announcements.drop(announcement)
+def _do_errands(world: World) -> None:
+    for _ in range(2):
+        errand = world.errands.claim(0, 0)
+        if errand:
+            world.errands.drop(errand)
 
 
 def _look(world: World) -> None:
@@ -346,8 +339,8 @@ def _serve_all(world: World) -> None:
     world.bounded.stage("another", 0, 1, 10)
     ledger.cancel("another", ttl_seconds=60)
     ledger.farewell("w")
-    world.sweeps.claim(600)
-    world.announcements.claim(600)
+    for _ in range(2):
+        world.errands.claim(600, 600)
 
 
 SITUATIONS: tuple[Situation, ...] = (
@@ -371,8 +364,7 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("finish", _finish_claimed, _end),
     Situation("postpone_finish", _finish_claimed, _postpone(False), ends=False),
     Situation("postpone_finish for good", _finish_claimed, _postpone(True)),
-    Situation("sweep", _cancelled, _drop_sweep, True),
-    Situation("announce", _cancelled, _announce, True),
+    Situation("do errands", _cancelled, _do_errands, True),
     Situation("cancel", _claimed, lambda world: world.ledger.cancel(EVIL, ttl_seconds=60)),
     Situation("writers", _cancelled, lambda world: world.ledger.writers(EVIL, 30)),
     Situation("pause", _both, lambda world: world.ledger.pause(EVIL, ""), ends=False),
@@ -407,7 +399,6 @@ SITUATIONS: tuple[Situation, ...] = (
 PENDING = tuple(f":pending:t0k3n{suffix}" for suffix in keys.PENDING_SUFFIXES)
 ALL_SUFFIXES = (*keys.JOB_SUFFIXES, *keys.RESULT_SUFFIXES, *PENDING)
 FIELDS = [
-    "spec",
     "fingerprint",
     "state",
     "lane",
@@ -511,6 +502,9 @@ def members_of_job() -> dict[str, Plant]:
         for member in (*_MEMBERS, "0", "1", "0-2"):
             for score in _SCORES:
                 found[f"{suffix} {member!r} {score}"] = _zadd(keys.job(EVIL, suffix), member, score)
+    for value in VALUES:
+        found[f"spec = {value!r:.20}"] = lambda pipe, value=value: pipe.set(keys.job(EVIL, keys.SPEC), value)
+    found["no spec"] = lambda pipe: pipe.delete(keys.job(EVIL, keys.SPEC))
     for member in _MEMBERS:
         found[f"owner of {member!r}"] = _hset(keys.job(EVIL, keys.OWNERS), member, "x")
     for value in VALUES:
@@ -525,7 +519,7 @@ def members_of_job() -> dict[str, Plant]:
 
 
 SHARED = (
-    keys.JOBS, keys.LEASES, keys.FINISHING, keys.EVENTS, keys.SWEEPS, keys.ANNOUNCEMENTS, keys.RECONCILED,
+    keys.JOBS, keys.LEASES, keys.FINISHING, keys.EVENTS, keys.ERRANDS, keys.RECONCILED,
     keys.BACKLOG, keys.TURNS, keys.WORKERS, keys.WORKER_FACTS, keys.COUNTED, keys.WALKED, keys.QUARANTINED,
     keys.lane_queue("normal", MODEL), keys.lane_queue("high", MODEL), keys.claim_token("t"),
     keys.claim_token("finish:t"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from clipfleet.bottleneck import NO_METERS, Meter, Meters, Step
+from clipfleet.bottleneck import Meter, Meters, Step
 from clipfleet_worker.busy_meter import BusyMeter
-from clipfleet_worker.chunk_meter import ChunkMeter, StagesBusy
+from clipfleet_worker.chunk_meter import StagesBusy, chunk_meters
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.doubles import Clock
@@ -22,58 +22,45 @@ class Bench:
         self.clock = Clock()
         self.decode, self.forward = BusyMeter(2, self.clock), BusyMeter(1, self.clock)
         self.clock.now += 100  # of other chunks
-        self.meter = ChunkMeter(self.look)
 
     def look(self) -> StagesBusy:
         return StagesBusy(self.decode.read(), self.forward.read())
 
-    def work(self) -> None:
-        """Two seconds before the items, ten while they are under way, four after them."""
+    def work(self) -> StagesBusy:
+        """A chunk of sixteen seconds."""
+        began = self.look()
         self.clock.now += 2
-        with self.meter.under_way():
-            with self.decode:
-                self.clock.now += 3
-            self.clock.now += 7
+        with self.decode:
+            self.clock.now += 3
+        self.clock.now += 7
         with self.forward:
             self.clock.now += 4
+        return self.look().since(began)
 
 
-def test_how_busy_the_stages_were_while_the_items_were_under_way_and_in_all() -> None:
-    bench = Bench()
-    bench.work()
-
-    told = bench.meter.read({}, Outcomes(1), MODEL)
+def test_how_busy_the_stages_were_meanwhile() -> None:
+    told = chunk_meters(Bench().work(), {}, Outcomes(1), MODEL)
 
     assert told == Meters(
         {
-            "on cpu, fp32": 10.0, Meter.DECODE_CAPACITY: 20.0,
-            Meter.DECODE_BUSY: 3.0, Meter.FORWARD_BUSY: 0.0,
-            Meter.DECODE_BUSY_ALL: 3.0, Meter.FORWARD_BUSY_ALL: 4.0,
+            "on cpu, fp32": 16.0, Meter.DECODE_CAPACITY: 32.0,
+            Meter.DECODE_BUSY: 3.0, Meter.FORWARD_BUSY: 4.0,
         }
     )  # fmt: skip
 
 
 def test_steps_and_waits_without_those_that_matter_little() -> None:
-    bench = Bench()
-    bench.work()
     outcomes = Outcomes(3)
     outcomes.add_seconds("fetch", 31.0)
     outcomes.add_seconds("decode", 5.0)
     outcomes.add_wait(Meter.READING, 1.0)
     outcomes.add_wait(Meter.BEYOND, 10.0)
-    outcomes.add_turn_wait("a", 9.0)
-    outcomes.add_turn_wait("b", 11.0)
     steps = {"claimed": 1.0, "read": 2.0, "load model": 0.1, "fetch, decode, encode": 13.0, "write": 4.0}
 
-    told = bench.meter.read(steps, outcomes, MODEL)
+    told = chunk_meters(Bench().work(), steps, outcomes, MODEL)
 
     assert told.seconds.items() >= {
-        Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0, Meter.TURNS: 20.0,
+        Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0,
         Meter.BEYOND: 10.0, Meter.READING: 1.0, Meter.DECODING: 5.0,
     }.items()  # fmt: skip
     assert Step.LOAD not in told.seconds
-    assert (told.held_by, told.held_by_seconds) == ("b", 11.0)
-
-
-def test_a_chunk_without_items_under_way_tells_nothing() -> None:
-    assert Bench().meter.read({"write": 1.0}, Outcomes(1), MODEL) == NO_METERS

@@ -133,7 +133,7 @@ def test_whoever_hands_out_turns_is_told_the_lane(bench: Bench) -> None:
     turns, is_free = LaneTurns(lambda: 1), asyncio.Event()
 
     async def in_turn(uri: str, _: ChunkTime) -> bytes:
-        await turns.take("one at a time")
+        await turns.take()
         came.append(uri)
         await is_free.wait()
         turns.release()

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from clipfleet import keys
-from clipfleet.announcements import _SCRIPTS as ANNOUNCEMENT_SCRIPTS
 from clipfleet.contract import PartFormat
+from clipfleet.errands import _SCRIPTS as ERRAND_SCRIPTS
 from clipfleet.ledger import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.redis_store import _SCRIPTS as STORE_SCRIPTS
-from clipfleet.sweeps import _SCRIPTS as SWEEP_SCRIPTS
 from tests.support.documents import ROOT
 
 SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet") / "lua")).glob("*.lua")}
@@ -80,9 +79,7 @@ class TestLua:
         assert any(re.search(rf"\b{name}\b", without_comments(script)) for script in SCRIPTS.values())
 
     def test_every_script_is_loaded_and_every_loaded_one_exists(self) -> None:
-        loaded = {
-            f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ANNOUNCEMENT_SCRIPTS, *SWEEP_SCRIPTS)
-        }
+        loaded = {f"{name}.lua" for name in (*LEDGER_SCRIPTS, *STORE_SCRIPTS, *ERRAND_SCRIPTS)}
         assert loaded | {"measured.lua", "transitions.lua", "mending.lua", "guard.lua"} == set(SCRIPTS)
 
 

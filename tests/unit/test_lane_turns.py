@@ -42,7 +42,7 @@ class Line:
 
     async def _visit(self, lane: Lane, name: str) -> None:
         tell_lane(lane)
-        await self.turns.take("the place is full")
+        await self.turns.take()
         self.came.append(name)
         try:
             await self._leave[name].wait()

@@ -411,7 +411,7 @@ class TestThread:
                 return clock.now - began >= seconds
 
             ledger.on_renew = renewed
-            monkeypatch.setattr(keeper, "_stop", SimpleNamespace(wait=wait))
+            monkeypatch.setattr(keeper, "_stopping", SimpleNamespace(wait=wait))
             keeper._run()
             return asked
 

@@ -170,7 +170,8 @@ class Bench:
         self.may_load.set()
         models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
-            models=models, items=items, labeller=Labeller(self.batcher, TextMatrices(self.batcher)),
+            models=models, items=items, labeller=Labeller(self.batcher),
+            text_matrices=TextMatrices(self.batcher),
             open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
             decode_seconds=DECODE_SECONDS,
         )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Backlog, Ledger, WorkerFacts
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.tasks import Tasks
-from clipfleet_worker.watchdog import Pulse
+from clipfleet_worker.watchdog import Loop, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -64,32 +63,7 @@ class Reachability:
         return self._monotonic() - since
 
 
-class _Loop:
-    """A thread that does one thing again and again until it is stopped."""
-
-    def __init__(self, name: str) -> None:
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Have the thread end, after what it is doing."""
-        self._stopping.set()
-
-    def join(self, timeout_seconds: float = _STOP_SECONDS) -> None:
-        """Wait for the thread's end, but not for ever."""
-        if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
-
-    def _run(self) -> None:
-        """The thread's own work; returns soon after `_stopping` is set."""
-        raise NotImplementedError
-
-
-class Reconciler(_Loop):
+class Reconciler(Loop):
     """Every few seconds: tells that this worker lives, and takes back what others lost.
 
     Any number of them may run at once, in one cluster: each mends what it finds, once.
@@ -128,17 +102,14 @@ class Reconciler(_Loop):
         self.redis = Reachability(period_seconds + _SILENCE_SECONDS)
         self._ledger = ledger
         self._facts = facts
-        self._period_seconds = period_seconds
         self._pulse = pulse
-        super().__init__("reconciler")
+        super().__init__("reconciler", period_seconds, at_once=True, stop_seconds=_STOP_SECONDS)
 
-    def _run(self) -> None:
-        while True:
-            with self._pulse.during("reconcile", _CALL_LIMIT_SECONDS):
-                self.heartbeat()
-                self.reconcile()
-            if self._stopping.wait(self._period_seconds):
-                return
+    def turn(self) -> None:
+        """Tell, and mend."""
+        with self._pulse.during("reconcile", _CALL_LIMIT_SECONDS):
+            self.heartbeat()
+            self.reconcile()
 
     def heartbeat(self) -> None:
         """Tell what this worker is and serves."""
@@ -167,7 +138,7 @@ class Reconciler(_Loop):
                 self._on_lost(lost)  # the hints of their owner died with it
 
 
-class Puller(_Loop):
+class Puller(Loop):
     """Works without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
 
     Only while no hint is waiting for a slot, so that there are never many more chains than slots. Where it
@@ -175,16 +146,16 @@ class Puller(_Loop):
     are of an older version), nobody else does.
     """
 
-    def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse) -> None:
+    def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse, stop_seconds: float | None = None) -> None:
+        super().__init__("puller", _PULL_SECONDS, stop_seconds=stop_seconds)
         self._pulse = pulse
         self._tasks = tasks
         self._claims = claims
-        super().__init__("puller")
 
-    def _run(self) -> None:
-        while not self._stopping.wait(_PULL_SECONDS):
-            self.pull()
-            self._pulse.rest()
+    def turn(self) -> None:
+        """Work, if nobody else does."""
+        self.pull()
+        self._pulse.rest()
 
     def pull(self) -> None:
         """Finish jobs and work as long as there is something, and no hint wants the slot."""

@@ -5,11 +5,10 @@ Its steps, where its items waited, and how busy the stages were meanwhile that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipfleet.bottleneck import NO_METERS, Meter, Meters, Step, device_meter
+from clipfleet.bottleneck import Meter, Meters, Step, device_meter
 from clipfleet_worker.busy_meter import Busy
 from clipfleet_worker.leases import CLAIMED
 from clipfleet_worker.model import LoadedModel
@@ -30,57 +29,35 @@ class StagesBusy:
         return StagesBusy(self.decode.since(earlier.decode), self.forward.since(earlier.forward))
 
 
-class ChunkMeter:
-    """Belongs to the chunk's own thread, which makes it when the chunk begins."""
+def chunk_meters(
+    meanwhile: StagesBusy, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel
+) -> Meters:
+    """What a chunk took.
 
-    def __init__(self, look: Callable[[], StagesBusy]) -> None:
-        self._look = look
-        self._began = look()
-        self._under_way: StagesBusy | None = None
-
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """From the start of the items until they have features or errors."""
-        began = self._look()
-        yield
-        self._under_way = self._look().since(began)
-
-    def read(self, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel | None) -> Meters:
-        """What the chunk took; nothing where its items were not on their way.
-
-        Args:
-            steps: how long it took, by `Step`.
-            outcomes: of its items.
-            model: that they were for.
-        """
-        meanwhile = self._under_way
-        if meanwhile is None or model is None:
-            return NO_METERS
-        in_all = self._look().since(self._began)
-        turns = outcomes.turn_waits
-        held_by = max(turns, key=lambda what: turns[what], default="")
-        reading = outcomes.waits.get(Meter.READING, 0.0)
-        by_step = {str(step): steps.get(step, 0.0) for step in Step}
-        by_step[Step.READ] += steps.get(CLAIMED, 0.0)
-        of_items: dict[str, float] = {
-            Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
-            Meter.TURNS: sum(turns.values()),
-            Meter.BEYOND: outcomes.waits.get(Meter.BEYOND, 0.0),
-        }
-        of_threads: dict[str, float] = {
-            Meter.READING: reading,
-            Meter.DECODING: outcomes.seconds.get("decode", 0.0),
-        }
-        of_stages: dict[str, float] = {
-            device_meter(model.device, model.precision): meanwhile.forward.capacity_seconds,
-            Meter.DECODE_CAPACITY: meanwhile.decode.capacity_seconds,
-            Meter.DECODE_BUSY: meanwhile.decode.seconds,
-            Meter.FORWARD_BUSY: meanwhile.forward.seconds,
-            Meter.DECODE_BUSY_ALL: in_all.decode.seconds,
-            Meter.FORWARD_BUSY_ALL: in_all.forward.seconds,
-        }
-        seconds = {**_most(by_step), **_most(of_items), **_most(of_threads), **of_stages}
-        return Meters(seconds, held_by, turns.get(held_by, 0.0))
+    Args:
+        meanwhile: what the stages did while it was there.
+        steps: how long it took, by `Step`.
+        outcomes: of its items.
+        model: that they were for.
+    """
+    reading = outcomes.waits.get(Meter.READING, 0.0)
+    by_step = {str(step): steps.get(step, 0.0) for step in Step}
+    by_step[Step.READ] += steps.get(CLAIMED, 0.0)
+    of_items: dict[str, float] = {
+        Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
+        Meter.BEYOND: outcomes.waits.get(Meter.BEYOND, 0.0),
+    }
+    of_threads: dict[str, float] = {
+        Meter.READING: reading,
+        Meter.DECODING: outcomes.seconds.get("decode", 0.0),
+    }
+    of_stages: dict[str, float] = {
+        device_meter(model.device, model.precision): meanwhile.forward.capacity_seconds,
+        Meter.DECODE_CAPACITY: meanwhile.decode.capacity_seconds,
+        Meter.DECODE_BUSY: meanwhile.decode.seconds,
+        Meter.FORWARD_BUSY: meanwhile.forward.seconds,
+    }
+    return Meters({**_most(by_step), **_most(of_items), **_most(of_threads), **of_stages})
 
 
 def _most(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
@@ -44,6 +44,15 @@ _LOOK_FOR_HIGH_SECONDS = 0.5
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
 
 
+@dataclass(frozen=True, slots=True)
+class HeldChunk:
+    """A chunk between `take` and `done_with`."""
+
+    claim: Claim
+    since: float  # monotonic seconds
+    from_reserve: bool  # `OpenItems` counts it so
+
+
 class Claims:
     """One claim at a time per process, so that the bounds are checked against what is really open."""
 
@@ -76,11 +85,9 @@ class Claims:
         self._monotonic = monotonic
         self._slots_in_use = 0
         self.completed = 0  # chunks, since the process began
-        self._held: dict[str, Claim] = {}  # by token
-        self._taken: dict[str, float] = {}  # when, likewise
+        self._held: dict[str, HeldChunk] = {}  # by token
         self._takers = 0  # slots whose hint waits for room or for the answer to its claim
         self._hints = 0  # that have come so far
-        self._from_reserve: set[str] = set()  # tokens of chunks that `OpenItems` counts so
         self._last_full = monotonic()  # when a slot became free after all were in use
         self._slots_lock = threading.Lock()
 
@@ -114,10 +121,7 @@ class Claims:
                 from_reserve = len(lanes) < len(Lane)
                 self._open_items.add(claim.chunk_size, from_reserve=from_reserve)
                 with self._slots_lock:
-                    self._held[claim.token] = claim
-                    self._taken[claim.token] = self._monotonic()
-                    if from_reserve:
-                        self._from_reserve.add(claim.token)
+                    self._held[claim.token] = HeldChunk(claim, self._monotonic(), from_reserve)
                 return claim
             if len(lanes) == len(Lane):
                 return None
@@ -148,28 +152,26 @@ class Claims:
     def done_with(self, claim: Claim) -> None:
         """Make room for the next claim."""
         with self._slots_lock:
-            self._held.pop(claim.token, None)
-            self._taken.pop(claim.token, None)
-            from_reserve = claim.token in self._from_reserve
-            self._from_reserve.discard(claim.token)
-        self._open_items.remove(claim.chunk_size, from_reserve=from_reserve)
+            held = self._held.pop(claim.token)
+        self._open_items.remove(claim.chunk_size, from_reserve=held.from_reserve)
         self._leave_slot()
 
     def held(self) -> list[Claim]:
         """Chunks between `take` and `done_with`."""
         with self._slots_lock:
-            return list(self._held.values())
+            return [held.claim for held in self._held.values()]
 
     @property
     def oldest_held_seconds(self) -> float:
         """How long the chunk that was claimed first has been held; 0 if there is none."""
         with self._slots_lock:
-            return self._monotonic() - min(self._taken.values()) if self._taken else 0.0
+            now = self._monotonic()
+            return max((now - held.since for held in self._held.values()), default=0.0)
 
     def _lived_seconds(self, claim: Claim) -> float:
         with self._slots_lock:
-            now = self._monotonic()
-            return now - self._taken.get(claim.token, now)
+            held = self._held.get(claim.token)
+        return 0.0 if held is None else self._monotonic() - held.since
 
     def give_back_all(self, reason: str) -> bool:
         """Give back what is held, for a worker that leaves, while its threads may still be busy with it.

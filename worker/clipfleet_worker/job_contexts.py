@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import Job, read_job
+from clipfleet.errands import Sweep
 from clipfleet.errors import (
     JobTooNewError,
     JobUnreadableError,
@@ -28,7 +29,6 @@ from clipfleet.part_files import part_files
 from clipfleet.redis_store import RedisStore
 from clipfleet.s3 import SCHEME, split_s3_uri
 from clipfleet.staging import StagedReader
-from clipfleet.sweeps import Sweep
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink

@@ -11,11 +11,9 @@ import pyarrow as pa
 
 from clipfleet.contract import ErrorCode, ItemError, Job, LabelSet, Lane
 from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.scoring import rank
-from clipfleet_worker.shared_matrices import Alive
-from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
+from clipfleet_worker.text_matrices import TextMatrix
 
 _IMAGES_PER_CALL = 256  # ranked at a time; the batches of others go in between
 
@@ -41,11 +39,6 @@ class Labeller:
     """Shared by all chunks of a process."""
 
     batcher: Batcher
-    text_matrices: TextMatrices
-
-    def prepare(self, job: Job, model: LoadedModel, alive: Alive) -> list[TextMatrix]:
-        """The text matrices of the job's label sets; blocks until they are there, see `TextMatrices.get`."""
-        return [self.text_matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
 
     def label(
         self,
@@ -59,7 +52,7 @@ class Labeller:
 
         Args:
             job: whose label sets are meant.
-            matrices: theirs, see `prepare`.
+            matrices: theirs.
             outcomes: of all items, ended.
             logit_scale: the model's.
             choices: the names in the job's label set column, where it has one.

@@ -20,7 +20,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet.settings import WRITE_LIMIT_SECONDS
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.watchdog import Phase, Pulse
+from clipfleet_worker.watchdog import Loop, Phase, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class HeldLease:
             callback(self._interruption)
 
 
-class LeaseKeeper:
+class LeaseKeeper(Loop):
     """Renews what is held. While Redis is away nothing is interrupted: the lease may still be ours."""
 
     def __init__(
@@ -256,21 +256,11 @@ class LeaseKeeper:
         self._pulse = pulse or Pulse("lease keeper")
         self._ledger = ledger
         self._lease_seconds = lease_seconds
-        self._held: dict[str, HeldLease] = {}  # by token
+        self._held: list[HeldLease] = []
         self._leaving: str | None = None  # why nothing is held on to any more
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread; what is still held will expire."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._pause_seconds, self._renewed = lease_seconds / 3, 0.0
+        super().__init__("lease-keeper", min(self._pause_seconds, _LOOK_SECONDS))
 
     @contextmanager
     def hold(
@@ -294,7 +284,7 @@ class LeaseKeeper:
             clock=self._clock,
         )
         with self._lock:
-            self._held[lease.token] = held
+            self._held.append(held)
             leaving = self._leaving
         if leaving is not None:  # the answer to the claim came late
             held.interrupt(leaving)
@@ -303,7 +293,7 @@ class LeaseKeeper:
         finally:
             self.progress.note()
             with self._lock:
-                self._held.pop(lease.token, None)
+                self._held.remove(held)
             held.forget_callbacks()
 
     def interrupt_all(self, reason: str) -> None:
@@ -323,17 +313,21 @@ class LeaseKeeper:
 
     def _snapshot(self) -> list[HeldLease]:
         with self._lock:
-            return list(self._held.values())
+            return list(self._held)
 
     def _run(self) -> None:
-        period_seconds = self._lease_seconds / 3
-        pause_seconds, renewed = period_seconds, self._clock()
-        while not self._stop.wait(min(pause_seconds, _LOOK_SECONDS)):
-            with self._pulse.during("renew", _RENEW_LIMIT_SECONDS):
-                if self._clock() - renewed < pause_seconds and not self._has_ended_early():
-                    continue
-                renewed = self._clock()
-                pause_seconds = period_seconds if self.renew_all() else self._lease_seconds / _TRIES_PER_LEASE
+        self._renewed = self._clock()
+        super()._run()
+
+    def turn(self) -> None:
+        """Renew, if it is time or some job has ended early."""
+        with self._pulse.during("renew", _RENEW_LIMIT_SECONDS):
+            if self._clock() - self._renewed < self._pause_seconds and not self._has_ended_early():
+                return
+            self._renewed = self._clock()
+            parts = 3 if self.renew_all() else _TRIES_PER_LEASE
+            self._pause_seconds = self._lease_seconds / parts
+            self._period_seconds = min(self._pause_seconds, _LOOK_SECONDS)
 
     def _has_ended_early(self) -> bool:
         """Whether some job was cancelled, or failed, since the last look but one.

@@ -17,15 +17,13 @@ from pathlib import Path
 
 from celery import Celery, signals
 
-from clipfleet.announcements import Announcements
 from clipfleet.contract import Lane, Precision
+from clipfleet.errands import Errands
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
-from clipfleet.sweeps import Sweeps
 from clipfleet.tracing import tracing_of
-from clipfleet_worker.announcer import Announcer
 from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.background import Puller, Reconciler
@@ -40,6 +38,7 @@ from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.ending_signals import DrainingWorker
+from clipfleet_worker.errands import ErrandLoop
 from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
@@ -62,9 +61,7 @@ from clipfleet_worker.open_files import raise_open_files_limit
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.process_set_up import calm_collector
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.status_server import StatusServer, health_pages
-from clipfleet_worker.sweeper import Sweeper
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
 from clipfleet_worker.thread_rule import decode_threads, set_forward_threads
@@ -100,7 +97,6 @@ class Worker:
         self._celery_app = self._make_celery_app()
         self._ledger = Ledger(settings.require_redis_url())
         self._store = RedisStore(settings.require_redis_url())
-        self._shared_matrices = SharedMatrices(settings.require_redis_url())
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
@@ -113,7 +109,7 @@ class Worker:
         )
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._canary_watch = CanaryWatch(self._models, self._batcher)
-        self._text_matrices = TextMatrices(self._batcher, self._shared_matrices)
+        self._text_matrices = TextMatrices(self._batcher, settings.require_redis_url())
         self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
         self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
@@ -123,11 +119,10 @@ class Worker:
         self._claims = self._make_claims()
         self._items = self._item_path(routes)
         self._tasks = self._make_tasks(self._pipeline(self._items))
-        self._announcer = Announcer(
-            Announcements(settings.require_redis_url()), self._celery_app, self._watchdog.pulse("announcer")
-        )
         self._reconciler = self._make_reconciler()
-        self._puller = Puller(self._tasks, self._claims, self._watchdog.pulse("puller"))
+        self._puller = Puller(
+            self._tasks, self._claims, self._watchdog.pulse("puller"), settings.drain_seconds
+        )
         self._has_started = False
         self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
         self._status_server = self._make_status_server()
@@ -198,7 +193,7 @@ class Worker:
             caches={
                 "models": self._models.requests,
                 "text_matrices": self._text_matrices.requests,
-                "shared_text_matrices": self._shared_matrices.requests,
+                "shared_text_matrices": self._text_matrices.shared_requests,
                 "refused_hosts": self._http.refused_hosts,
             },
             reconciler=self._reconciler,
@@ -233,7 +228,12 @@ class Worker:
             tuple(Path(root) for root in self._settings.output_roots),
             self._settings.s3_buckets,
         )
-        self._sweeper = Sweeper(Sweeps(self._settings.require_redis_url()), contexts)
+        self._errands = ErrandLoop(
+            Errands(self._settings.require_redis_url()),
+            self._celery_app,
+            contexts,
+            self._watchdog.pulse("errands"),
+        )
         finisher = Finisher(self._ledger, self._settings.job_ttl_seconds)
         return Tasks(
             ledger=self._ledger,
@@ -251,7 +251,8 @@ class Worker:
         return Pipeline(
             models=self._models,
             items=items,
-            labeller=Labeller(self._batcher, self._text_matrices),
+            labeller=Labeller(self._batcher),
+            text_matrices=self._text_matrices,
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
@@ -314,10 +315,9 @@ class Worker:
             self._canary_watch.start()
         self._fetch_loop.start()
         self._keeper.start()
-        self._announcer.start()
+        self._errands.start()
         self._reconciler.start()
         self._puller.start()
-        self._sweeper.start()
         try:
             return _run_celery(self._celery_app, self._worker_id)
         finally:
@@ -341,8 +341,8 @@ class Worker:
 
     def take_nothing_more(self) -> None:
         self._claims.leave()
-        self._reconciler.stop()
-        self._puller.stop()
+        self._reconciler.leave()
+        self._puller.leave()
 
     def interrupt(self, reason: str) -> None:
         self._keeper.interrupt_all(reason)
@@ -353,10 +353,9 @@ class Worker:
     def _stop(self) -> None:
         self._drain.begin()  # also where Celery ended by itself
         self.take_nothing_more()
-        self._reconciler.join()
-        self._puller.join(self._settings.drain_seconds)
-        self._announcer.stop()
-        self._sweeper.stop()
+        self._reconciler.stop()
+        self._puller.stop()
+        self._errands.stop()
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()
@@ -367,7 +366,7 @@ class Worker:
         self._say_farewell()
         self._hints.close()
         self._store.close()
-        self._shared_matrices.close()
+        self._text_matrices.close()
         self._ledger.close()
         self._tracing.close()
         if self._status_server is not None:

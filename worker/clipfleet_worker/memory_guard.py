@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from clipfleet_worker.control_groups import control_groups
-from clipfleet_worker.watchdog import EXIT_HUNG
+from clipfleet_worker.watchdog import EXIT_HUNG, Loop
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Reading:
         self.began_bytes = None
 
 
-class MemoryGuard:
+class MemoryGuard(Loop):
     """Looks at the memory that only this process has: neither files nor what it shares."""
 
     def __init__(
@@ -68,23 +68,12 @@ class MemoryGuard:
         self._look = used_bytes
         self._exit_process = exit_process
         self._dump_stacks = dump_stacks
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory-guard", daemon=True)
+        super().__init__("memory-guard", _LOOK_SECONDS, at_once=True)
 
     @property
     def limit_bytes(self) -> int:
         """Beyond these the process ends."""
         return self._limit_bytes
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def new_reading(self) -> Reading:
         """For a thread that reads pictures in this process; it is watched as long as the process lives."""
@@ -127,9 +116,10 @@ class MemoryGuard:
         self._dump_stacks()
         self._exit_process(EXIT_HUNG)
 
-    def _run(self) -> None:
-        while self.check() and not self._stop.wait(_LOOK_SECONDS):
-            pass
+    def turn(self) -> None:
+        """Look, as long as there is something to be seen."""
+        if not self.check():
+            self.leave()
 
 
 def own_memory(process: Path = Path("/proc/self")) -> int | None:

@@ -31,7 +31,6 @@ class Outcomes:
         self.features: list[np.ndarray | None] = [None] * count  # float32, L2-normalised
         self.seconds: dict[str, float] = {}
         self.waits: dict[str, float] = {}  # of the items in all, by `clipfleet.bottleneck.Meter`
-        self.turn_waits: dict[str, float] = {}  # for a connection, by what was waited for
         self._open = count
         self._ended = [False] * count
         self._failure: BaseException | None = None
@@ -102,11 +101,6 @@ class Outcomes:
         """Add time that items, or threads, have spent on something, see `clipfleet.bottleneck.Meter`."""
         with self._changed:
             self.waits[meter] = self.waits.get(meter, 0.0) + seconds
-
-    def add_turn_wait(self, what: str, seconds: float) -> None:
-        """Add time that an item has waited until one more connection might be open."""
-        with self._changed:
-            self.turn_waits[what] = self.turn_waits.get(what, 0.0) + seconds
 
     def wait(self) -> None:
         """Block until every item has ended.

@@ -17,7 +17,7 @@ from clipfleet.contract import ErrorCode, ItemError, Job
 from clipfleet.ledger import Claim
 from clipfleet.parts import PartCounts, PartIdentity, count_rows
 from clipfleet_worker.capacity import OpenItems
-from clipfleet_worker.chunk_meter import ChunkMeter
+from clipfleet_worker.chunk_meter import chunk_meters
 from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.item_path import Destination, ItemPath
@@ -28,7 +28,7 @@ from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.rows import failed_outcomes, part_table
-from clipfleet_worker.text_matrices import TextMatrix
+from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 # Beyond these a stage hangs, and its lease is left to expire.
@@ -64,6 +64,7 @@ class Pipeline:
         models: Models,
         items: ItemPath,
         labeller: Labeller,
+        text_matrices: TextMatrices,
         open_items: OpenItems,
         fetch_deadline_seconds: float,
         decode_seconds: float,
@@ -71,6 +72,7 @@ class Pipeline:
         self._models = models
         self._items = items
         self._labeller = labeller
+        self._matrices = text_matrices
         self._open_items = open_items
         self._fetch_deadline_seconds = fetch_deadline_seconds
         self._decode_seconds = decode_seconds
@@ -85,7 +87,7 @@ class Pipeline:
             ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
         """
         lease.enter(Step.READ, _READ_LIMIT_SECONDS)
-        meter = ChunkMeter(self._items.busy)
+        before = self._items.busy()
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
@@ -105,12 +107,11 @@ class Pipeline:
                 make_room(count)
 
             outcomes = Outcomes(work.items.num_rows, on_end)
-            model, labels = self._process(
-                context.job, work.items, outcomes, lease, meter, is_suspect=is_suspect
-            )
+            model, labels = self._process(context.job, work.items, outcomes, lease, is_suspect=is_suspect)
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
-        return replace(result, meters=meter.read(lease.stage_seconds, outcomes, model))
+        meanwhile = self._items.busy().since(before)
+        return replace(result, meters=chunk_meters(meanwhile, lease.stage_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""
@@ -124,7 +125,6 @@ class Pipeline:
         items: pa.Table,
         outcomes: Outcomes,
         lease: HeldLease,
-        meter: ChunkMeter,
         *,
         is_suspect: bool,
     ) -> tuple[LoadedModel, ChunkLabels | None]:
@@ -142,15 +142,14 @@ class Pipeline:
             self._items.start(items, destination)
         model = self._loaded(lease, destination)
         limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
-        with meter.under_way():
-            if job.text_column is not None:
-                lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-                self._items.start_texts(items[job.text_column].to_pylist(), destination)
-            elif not goes_ahead:
-                self._items.start(items, destination)
-            matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+        if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-            outcomes.wait()
+            self._items.start_texts(items[job.text_column].to_pylist(), destination)
+        elif not goes_ahead:
+            self._items.start(items, destination)
+        matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+        lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
+        outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return model, None
@@ -171,7 +170,7 @@ class Pipeline:
         """While the items are on their way: the prompts of a large label set take long, but only once."""
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
-            return self._labeller.prepare(job, model, alive)
+            return [self._matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
         except ItemFailure as failure:  # a label without a vector: nothing can be scored
             outcomes.fail_all(failure.error)
             return []

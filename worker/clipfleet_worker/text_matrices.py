@@ -1,17 +1,31 @@
-"""The text matrices of label sets: encoded once, kept on the device, shared between workers."""
+"""The text matrices of label sets: encoded once, kept on the device, shared between workers.
+
+Those of large label sets are kept in Redis too: one worker encodes them, the others take them over.
+Nothing depends on it: while Redis does not answer, or has no room, every worker encodes for itself.
+"""
 
 from __future__ import annotations
 
+import logging
+import struct
 import threading
+import time
+import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import redis
+from redis.exceptions import LockError
+from redis.lock import Lock
 
+from clipfleet import keys
 from clipfleet.contract import ErrorCode, LabelSet, Lane
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.redis_connection import connect, redis_errors
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
 from clipfleet_worker.cache_counts import CacheCounts
@@ -19,16 +33,24 @@ from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import text_matrix_of
-from clipfleet_worker.shared_matrices import Alive, SharedMatrices
 from clipfleet_worker.unit_vectors import have_direction, why_not
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 _KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix stays whatever its size
 _PROMPTS_PER_PASS = 256
 _SHARED_FROM_PROMPTS = 1000  # fewer are encoded faster than they are asked for
 _POLL_SECONDS = 0.5  # while somebody else encodes the same label set
+_SHARED_SECONDS = 86_400  # after the last use
+_SHARED_BYTES = 64 * 1024 * 1024  # larger ones are not shared: they would hold up the ledger
+_LOCK_SECONDS = 60.0  # renewed before every slice; a worker that died delays the others so long
+_HEADER = struct.Struct("<II")  # labels, dimension; then float32, little-endian
+
+Alive = Callable[[], None]
+Slices = Sequence[Callable[[], np.ndarray]]  # each encodes some of the labels
 
 
 class TextModel(Encoder, Protocol):
@@ -48,15 +70,27 @@ class TextMatrix:
 
 
 class TextMatrices:
-    """By model and label set; each is encoded once, whoever asks first."""
+    """By model and label set; each is encoded once, whoever asks first.
 
-    def __init__(self, batcher: Batcher, shared: SharedMatrices | None = None) -> None:
+    Args:
+        batcher: encodes the prompts.
+        url: of the Redis where large ones are shared; None: they are not.
+    """
+
+    def __init__(self, batcher: Batcher, url: str | None = None) -> None:
         self._batcher = batcher
-        self._shared = shared
+        self._url = url
+        self._redis = None if url is None else connect(url, decode=False)
         self._matrices: OrderedDict[tuple[str, str], TextMatrix] = OrderedDict()  # least recently used first
         self._encoding: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
         self.requests = CacheCounts()
+        self.shared_requests = CacheCounts()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._redis is not None:
+            self._redis.close()
 
     def get(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
@@ -103,28 +137,106 @@ class TextMatrices:
         labels, templates = label_set.labels, label_set.templates
         if label_set.preset is not None:
             labels, templates = preset_label_set(label_set.preset)
-        encode = partial(self._encode, model, labels, templates, lane)
-        if self._shared is not None and len(labels) * len(templates) >= _SHARED_FROM_PROMPTS:
-            shape = len(labels), model.embedding_dimension
-            values = self._shared.get(model.fingerprint, label_set.hash, shape, encode, alive)
-        else:
-            values = encode(alive)
+        step = max(1, _PROMPTS_PER_PASS // len(templates))
+        slices = [
+            partial(self._encode, model, labels[start : start + step], templates, lane)
+            for start in range(0, len(labels), step)
+        ]
+        values = None
+        if self._redis is not None and len(labels) * len(templates) >= _SHARED_FROM_PROMPTS:
+            shared = _Shared(self._redis, model, label_set, len(labels))
+            values = self._taken_over(shared, slices, alive)
+        if values is None:
+            values = _whole(slices, alive)
         with memory_errors():
             return TextMatrix(labels, torch.from_numpy(values).to(model.device))
 
-    def _encode(
-        self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane, alive: Alive
-    ) -> np.ndarray:
-        step = max(1, _PROMPTS_PER_PASS // len(templates))
-        rows = []
-        for start in range(0, len(labels), step):
+    def _taken_over(self, shared: _Shared, slices: Slices, alive: Alive) -> np.ndarray | None:
+        """The matrix that another worker has made, or that is made here for all; None while Redis is away."""
+        try:
+            with redis_errors(str(self._url)):
+                while (found := shared.load()) is None and not shared.is_mine():
+                    alive()
+                    time.sleep(_POLL_SECONDS)
+        except RedisUnavailableError as error:
+            log.warning("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
+            return None
+        self.shared_requests.note(hit=found is not None)
+        if found is not None:
+            return found
+
+        def go_on() -> None:
             alive()
-            some = labels[start : start + step]
-            prompts = [template.replace("{}", label) for label in some for template in templates]
-            matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(some))
-            _require_vectors(matrix, some, model)
-            rows.append(matrix)
-        return np.concatenate(rows)
+            self._quietly(shared.lock.reacquire)
+
+        try:
+            values = _whole(slices, go_on)
+            self._quietly(lambda: shared.save(values))
+            return values
+        finally:
+            self._quietly(shared.lock.release)
+
+    def _quietly(self, call: Callable[[], object]) -> None:
+        """What is not shared, or a lock that was lost, costs a second encoding, nothing else."""
+        try:
+            with redis_errors(str(self._url)):
+                call()
+        except (LockError, RedisUnavailableError) as error:
+            log.info("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
+
+    def _encode(
+        self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane
+    ) -> np.ndarray:
+        prompts = [template.replace("{}", label) for label in labels for template in templates]
+        matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
+        _require_vectors(matrix, labels, model)
+        return matrix
+
+
+class _Shared:
+    """One matrix in Redis, float32 (labels, d), and the right to encode it."""
+
+    def __init__(self, client: redis.Redis, model: TextModel, label_set: LabelSet, labels: int) -> None:
+        self._redis = client
+        self._name = keys.text_matrix(model.fingerprint, label_set.hash)
+        self._shape = labels, model.embedding_dimension  # another one was not made by a worker
+        lock_name = keys.text_matrix(model.fingerprint, label_set.hash, ":lock")
+        self.lock: Lock = client.lock(lock_name, timeout=_LOCK_SECONDS, thread_local=False)
+        self._token = uuid.uuid4().hex
+
+    def is_mine(self) -> bool:
+        """Whether it is ours to encode, and still needs to be."""
+        if not self.lock.acquire(blocking=False, token=self._token):
+            return False
+        if self.load() is None:
+            return True
+        self.lock.release()
+        return False
+
+    def load(self) -> np.ndarray | None:
+        """The matrix, if it is there."""
+        data: bytes | None = self._redis.getex(self._name, ex=_SHARED_SECONDS)  # type: ignore[assignment]  # or async
+        if data is None or len(data) != _HEADER.size + 4 * self._shape[0] * self._shape[1]:
+            return None
+        values = np.frombuffer(data, dtype="<f4", offset=_HEADER.size).reshape(self._shape)
+        if _HEADER.unpack_from(data) != self._shape or not np.isfinite(values).all():
+            return None
+        return values.astype(np.float32)  # a copy that may be written to
+
+    def save(self, matrix: np.ndarray) -> None:
+        """Have the others take it over."""
+        if matrix.nbytes <= _SHARED_BYTES:
+            data = _HEADER.pack(*matrix.shape) + np.ascontiguousarray(matrix, dtype="<f4").tobytes()
+            self._redis.set(self._name, data, ex=_SHARED_SECONDS)
+
+
+def _whole(slices: Slices, go_on: Alive) -> np.ndarray:
+    """All slices in one; `go_on` is called before each."""
+    rows = []
+    for encode in slices:
+        go_on()
+        rows.append(encode())
+    return np.concatenate(rows)
 
 
 def _require_vectors(matrix: np.ndarray, labels: Sequence[str], model: TextModel) -> None:

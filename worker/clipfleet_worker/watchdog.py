@@ -77,7 +77,52 @@ class Pulse:
             self.rest()
 
 
-class Watchdog:
+class Loop:
+    """A thread that takes a turn, again and again, until it is stopped."""
+
+    def __init__(
+        self, name: str, period_seconds: float, *, at_once: bool = False, stop_seconds: float | None = None
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            name: of the thread.
+            period_seconds: between the end of a turn and the next one.
+            at_once: without a wait before the first turn.
+            stop_seconds: how long `stop` waits for a turn to end; None: for ever.
+        """
+        self._period_seconds = period_seconds  # a turn may change it
+        self._at_once = at_once
+        self._stop_seconds = stop_seconds
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def turn(self) -> object:
+        """What the thread does; may be called by a test."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Have the thread end, after this turn."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Likewise, and wait for it."""
+        self.leave()
+        if self._thread.is_alive():
+            self._thread.join(self._stop_seconds)
+
+    def _run(self) -> None:
+        if self._at_once:
+            self.turn()
+        while not self._stopping.wait(self._period_seconds):
+            self.turn()
+
+
+class Watchdog(Loop):
     """Looks at all pulses once a second. Everything but `check` may be called from any thread."""
 
     def __init__(
@@ -104,10 +149,8 @@ class Watchdog:
         self._pulses: dict[int, Pulse] = {}
         self._sources: list[Callable[[], Iterable[Phase]]] = []
         self._lock = threading.Lock()
-        self._look_seconds = look_seconds
         self._standstill = Standstill(standstill_seconds, look_seconds)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        super().__init__("watchdog", look_seconds)
 
     def pulse(self, loop: str) -> Pulse:
         """A new pulse, watched as long as the process lives."""
@@ -173,16 +216,16 @@ class Watchdog:
     def start(self) -> None:
         """Start the thread."""
         self._standstill.start()
-        self._thread.start()
+        super().start()
 
     def stop(self) -> None:
         """End the thread."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        was_started = self._thread.is_alive()
+        super().stop()
+        if was_started:
             self._standstill.stop()
 
-    def _run(self) -> None:
-        while not self._stop.wait(self._look_seconds):
-            self._standstill.note()
-            self.check()
+    def turn(self) -> None:
+        """Look, and say that threads run."""
+        self._standstill.note()
+        self.check()

@@ -17,26 +17,15 @@ local function add_up(sum, more)
   for name, seconds in pairs(more) do sum[name] = (sum[name] or 0) + seconds end
 end
 
--- What held most chunks comes out of a vote of seconds: whoever has more than half of all, with a part of his.
-local function add_meters(sum, more)
-  local holder, theirs = more.held_by, more.held_by_seconds
-  more.held_by = nil
-  add_up(sum, more)
-  if not holder or holder == sum.held_by then return end
-  local before = sum.held_by_seconds - theirs
-  sum.held_by_seconds = math.abs(before - theirs)
-  if before < theirs or not sum.held_by then sum.held_by = holder end
-end
-
 -- The meters of a job, '' or JSON, and what chunks have told. Answer: meters, and seconds by the field they belong to.
 local function sum_up(known, texts)
   local meters, seconds, by_field = {}, {}, {}
-  pcall(function() add_meters(meters, cjson.decode(known)) end)
+  pcall(function() add_up(meters, cjson.decode(known)) end)
   for _, text in ipairs(texts) do
     pcall(function()
       local told = cjson.decode(text)
       add_up(seconds, told.seconds or {})
-      add_meters(meters, told.meters or {})
+      add_up(meters, told.meters or {})
     end)
   end
   for stage, more in pairs(seconds) do by_field['seconds:' .. stage] = more end

@@ -5,10 +5,10 @@
 local COUNTS = {generation = 1, chunk_size = 1, created_ms = 1, staged_chunks = 1, staged_items = 1, next_chunk = 0,
   done_chunks = 0, ok = 0, failed = 0, carried = 0, ran = 0, ran_failed = 0, turn = 0, outage_since = 0,
   starved_since = 0, finished_ms = 0, sweeps_left = 0, job_ttl_ms = 0, result_ttl_ms = 0}
-local TEXTS = {'spec', 'fingerprint', 'model'}
+local TEXTS = {'spec', 'fingerprint', 'model'}  -- the first is a key of its own
 local LASTING = {generation = true, chunk_size = true, created_ms = true, staged_chunks = true, staged_items = true,
   job_ttl_ms = true, result_ttl_ms = true, spec = true, fingerprint = true, model = true, lane = true, sealed = true}
-local KINDS = {[STAGED] = 'zset', [DUE] = 'zset', [OWNERS] = 'hash', [WRITERS] = 'zset', [TROUBLES] = 'hash',
+local KINDS = {[SPEC] = 'string', [STAGED] = 'zset', [DUE] = 'zset', [OWNERS] = 'hash', [WRITERS] = 'zset', [TROUBLES] = 'hash',
   [CODES] = 'hash',
   [STREAM] = 'stream', [DONE] = 'string', [ITEMS] = 'hash', [ROWS] = 'hash', [VECTORS] = 'hash', [IDS] = 'hash',
   [CHUNKS] = 'hash', [DRAFT] = 'string', [DRAFT_DONE] = 'string', [DRAFT_DUE] = 'zset', [DRAFT_STAGED] = 'zset'}
@@ -48,7 +48,9 @@ end
 local function read_fields(job)
   local names = {'state', 'sealed', 'lane', unpack(TEXTS)}
   for name in pairs(COUNTS) do names[#names + 1] = name end
-  return facts_of(job, unpack(names))
+  local facts = facts_of(job, unpack(names))
+  facts.spec = redis.call('GET', job_key(job, SPEC))
+  return facts
 end
 
 -- What is wrong with the chunks of a job whose fields can be read, in words, or nil.
@@ -100,7 +102,7 @@ end
 local function forget(job)
   local owners = redis.pcall('HKEYS', job_key(job, OWNERS))
   for _, chunk in ipairs(owners) do redis.call('ZREM', LEASES, lease_name(job, chunk)) end
-  for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS}) do redis.call('ZREM', key, job) end
+  for _, key in ipairs({JOBS, COUNTED, FINISHING, ERRANDS}) do redis.call('ZREM', key, job) end
   for _, suffix in ipairs(JOB_SUFFIXES) do redis.call('UNLINK', job_key(job, suffix)) end
   count_quarantined()
 end
@@ -117,7 +119,7 @@ local function restore(job, lease_ms, most_owners)
   local state, created_ms, sweeps_left = unpack(redis.call('HMGET', job_key(job), 'state', 'created_ms', 'sweeps_left'))
   if not is_count(created_ms) then damaged('field created_ms') end
   if is_final(state) then
-    if is_count(sweeps_left) and sweeps_left ~= '0' then redis.call('ZADD', SWEEPS, 'NX', now_ms(), job) end
+    if is_count(sweeps_left) and sweeps_left ~= '0' then redis.call('ZADD', ERRANDS, 'NX', now_ms(), job) end
     return
   end
   check(job)

@@ -11,7 +11,8 @@ if redis.call('EXISTS', job_key(job)) == 1 then
 end
 check_draft(job)
 if redis.pcall('GET', job_key(job, DRAFT)) ~= token then return {'taken', ''} end
-redis.call('HSET', job_key(job), 'spec', ARGV[3], 'fingerprint', ARGV[4], 'lane', ARGV[5], 'model', ARGV[6],
+redis.call('SET', job_key(job, SPEC), ARGV[3])
+redis.call('HSET', job_key(job), 'fingerprint', ARGV[4], 'lane', ARGV[5], 'model', ARGV[6],
   'chunk_size', ARGV[7], 'max_error_rate', ARGV[8], 'created_ms', ARGV[9], 'generation', ARGV[10],
   'retry_codes', ARGV[11], 'state', state, 'sealed', state == 'submitting' and 0 or 1, 'staged_chunks', ARGV[13],
   'staged_items', ARGV[14], 'reason', '', 'source_sum', ARGV[16])

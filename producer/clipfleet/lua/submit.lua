@@ -4,12 +4,13 @@
 local job = ARGV[1]
 at_hand = job
 if redis.call('EXISTS', job_key(job)) == 1 then
-  return {'exists', field(job, 'state'), field(job, 'fingerprint'), field(job, 'spec')}
+  return {'exists', field(job, 'state'), field(job, 'fingerprint'), redis.call('GET', job_key(job, SPEC))}
 end
 local which, used = full_quota(ARGV[8], ARGV[9], 1)
 if which then return {'quota', which, used} end
 local now = now_ms()
-redis.call('HSET', job_key(job), 'spec', ARGV[2], 'fingerprint', ARGV[3], 'lane', ARGV[4], 'model', ARGV[5],
+redis.call('SET', job_key(job, SPEC), ARGV[2])
+redis.call('HSET', job_key(job), 'fingerprint', ARGV[3], 'lane', ARGV[4], 'model', ARGV[5],
   'chunk_size', ARGV[6], 'state', 'submitting', 'generation', 0, 'staged_chunks', 0, 'staged_items', 0,
   'next_chunk', 0, 'sealed', 0, 'done_chunks', 0, 'ok', 0, 'failed', 0, 'created_ms', now, 'reason', '',
   'max_error_rate', ARGV[7])

@@ -1,5 +1,5 @@
 -- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
--- A job's hash holds: spec fingerprint state lane model generation staged_chunks staged_items next_chunk
+-- A job's hash holds: fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed source_sum done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left untold damaged
 -- reason retry_codes draft_token seconds:<stage> max_error_rate; of this generation: carried (rows ready before it) ran
 -- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`) has_troubles; and of a
@@ -216,20 +216,26 @@ local function refusal(job, chunk, claimed_in, state, next_chunk, generation)
   if not state or tonumber(chunk) >= tonumber(next_chunk or '0') then return 'missing' end
   if state == 'cancelled' or state == 'failed' then return 'cancelled' end
   if generation ~= claimed_in then return 'stale' end
+  if state == 'completed' then return 'already' end
   if redis.call('GETBIT', job_key(job, DONE), chunk) == 1 then return 'already' end
   return nil
 end
 
--- The user's own Celery task is to be told of the end: a worker sends it (claim_announcement).
+-- Of an errand: else it is a job, whose output is to be swept.
+local function is_announcement(errand)
+  return string.sub(errand, 1, 1) == '{'
+end
+
+-- The user's own Celery task is to be told of the end: a worker sends it (claim_errand).
 local function announce(job, state, reason)
-  local facts = redis.call('HMGET', job_key(job), 'spec', 'generation', 'staged_items', 'ok', 'failed')
-  local is_json, spec = pcall(cjson.decode, facts[1])
+  local facts = redis.call('HMGET', job_key(job), 'generation', 'staged_items', 'ok', 'failed')
+  local is_json, spec = pcall(cjson.decode, redis.call('GET', job_key(job, SPEC)))
   if not is_json or type(spec) ~= 'table' or type(spec.on_finished) ~= 'string' then return end
   local text = cjson.encode({task = spec.on_finished, queue = spec.on_finished_queue, event = {
-    job_id = job, state = state, generation = tonumber(facts[2]), total = tonumber(facts[3]),
-    ok = tonumber(facts[4]), failed = tonumber(facts[5]), reason = reason, output = spec.output}})
-  redis.call('ZADD', ANNOUNCEMENTS, now_ms(), text)
-  keep(ANNOUNCEMENTS)
+    job_id = job, state = state, generation = tonumber(facts[1]), total = tonumber(facts[2]),
+    ok = tonumber(facts[3]), failed = tonumber(facts[4]), reason = reason, output = spec.output}})
+  redis.call('ZADD', ERRANDS, now_ms(), text)
+  keep(ERRANDS)
   redis.call('HSET', job_key(job), 'untold', 1)
 end
 
@@ -241,8 +247,28 @@ local function order_sweeps(job, state)
   if lives_here(job) then return end
   local is_finished = state == 'completed' or state == 'completed_with_errors'
   redis.call('HSET', job_key(job), 'sweeps_left', is_finished and 1 or 2)
-  redis.call('ZADD', SWEEPS, now_ms() + (is_finished and SWEEP_AGAIN_MS or 0), job)
-  keep(SWEEPS)
+  redis.call('ZADD', ERRANDS, now_ms() + (is_finished and SWEEP_AGAIN_MS or 0), job)
+  keep(ERRANDS)
+end
+
+-- A server keeps room for what may still come to a stream and a hash. Small jobs may be many, and ended ones stay for a
+-- week: so they are written anew, each as small as it can be. What so few rows have measured tells nothing (`limit_of`).
+local SMALL_CHUNKS, SMALL_HASH, TOLD_ROWS = 16, 200, 16
+
+local function make_small(job)
+  local staged_chunks, ran = unpack(redis.call('HMGET', job_key(job), 'staged_chunks', 'ran'))
+  if not (is_count(staged_chunks) and tonumber(staged_chunks) <= SMALL_CHUNKS) then return end
+  if is_count(ran) and tonumber(ran) < TOLD_ROWS then redis.call('HDEL', job_key(job), 'meters') end
+  local flat = redis.call('HGETALL', job_key(job))
+  if #flat <= 2 * SMALL_HASH then
+    redis.call('UNLINK', job_key(job))
+    redis.call('HSET', job_key(job), unpack(flat))
+  end
+  -- A copy is without the room. Where a server does not let us copy, the stream stays as it is.
+  local stream, copy = job_key(job, STREAM), job_key(job, STREAM .. ':copy')
+  redis.pcall('COPY', stream, copy, 'REPLACE')
+  redis.pcall('COPY', copy, stream, 'REPLACE')
+  redis.call('UNLINK', copy)
 end
 
 -- The one way into a final state: one event per job and generation, whatever is repeated. The state comes last: where a
@@ -263,10 +289,13 @@ local function end_job(job, state, reason, ttl_ms)
   end
   -- After an outage these hold every chunk of a large job: UNLINK does not make the others wait.
   redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
-  if state == 'completed' then redis.call('UNLINK', job_key(job, ITEMS)) end  -- else a retry reads them again
+  local keeps_rows = lives_here(job)
+  if state == 'completed' then  -- else a retry reads them again
+    redis.call('UNLINK', job_key(job, ITEMS), job_key(job, DONE))
+    if keeps_rows then redis.call('UNLINK', job_key(job, STAGED), job_key(job, CHUNKS)) end
+  end
   add_up_measured(job)
-  local keeps_items = lives_here(job) and state ~= 'completed'
-  if not keeps_items then redis.call('ZREM', COUNTED, job) end
+  if not keeps_rows or state == 'completed' then redis.call('ZREM', COUNTED, job) end
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
   announce(job, state, reason)
   order_sweeps(job, state)
@@ -277,6 +306,7 @@ local function end_job(job, state, reason, ttl_ms)
   keep(EVENTS)
   redis.call('HSET', job_key(job), 'state', state, 'reason', reason, 'finished_ms', now_ms())
   redis.call('HDEL', job_key(job), 'finish_token')
+  make_small(job)
   keep_job(job, ttl_ms)
 end
 

@@ -26,7 +26,6 @@ class HostTurns:
     def __init__(self, per_host: int, total: int, *, slow_seconds: float = 3.0) -> None:
         self._of_all_workers = per_host
         self._per_host = per_host
-        self._of_all_hosts = total
         self._total = LaneTurns(lambda: total)
         self._most_slow = total
         self._slow_seconds = slow_seconds
@@ -67,7 +66,7 @@ class HostTurns:
         if turns is None:
             turns = self._hosts[host] = LaneTurns(lambda: self._per_host)
         try:
-            await turns.take(f"{host} at its connection cap ({self._of_all_workers})")
+            await turns.take()
             try:
                 # The host's turn first: a slow host then holds up only its own images.
                 async with self._total_turn():
@@ -82,7 +81,7 @@ class HostTurns:
     @asynccontextmanager
     async def _total_turn(self) -> AsyncIterator[None]:
         """One of the turns at all hosts, given to the next when this request turns out to be slow."""
-        await self._total.take(f"all of {self._of_all_hosts} connections are in use")
+        await self._total.take()
         turn = _TotalTurn()
         self._hand_on_later(turn)
         try:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from clipfleet.contract import Lane
-from clipfleet_worker.fetch.turn_waits import waiting_for
 
 _EVERY_FROM_BELOW = 8
 _EVERY_THAT_WAITED_LONG = 2
@@ -51,20 +50,15 @@ class LaneTurns:
         """Whether nobody has a turn or waits for one."""
         return not self._active and not self._waiting
 
-    async def take(self, reason: str) -> None:
-        """Wait for a turn; `release` gives it back.
-
-        Args:
-            reason: what is waited for, in words.
-        """
+    async def take(self) -> None:
+        """Wait for a turn; `release` gives it back."""
         if self._active < self._limit() and not self._waiting:
             self._active += 1
             return
         lane, turn = _lane.get(), asyncio.get_running_loop().create_future()
         self._waiting.add(lane, turn)
         try:
-            with waiting_for(reason):
-                await turn  # whoever fulfils it has counted us as active
+            await turn  # whoever fulfils it has counted us as active
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._active -= 1

@@ -23,7 +23,6 @@ from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import ChunkTime, PatientFetcher
 from clipfleet_worker.fetch.lane_turns import tell_lane
-from clipfleet_worker.fetch.turn_waits import tell_waits
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.shortages import shortage_behind
 from clipfleet_worker.watchdog import Pulse
@@ -118,7 +117,6 @@ class FetchLoop:
 
     async def _fetch(self, request: FetchRequest) -> None:
         tell_lane(request.lane)
-        tell_waits(request.outcomes.add_turn_wait)
         slicer = _Slicer(request.on_slice)
         time_left = ChunkTime(self._deadline_seconds)
         tasks = {

@@ -110,7 +110,7 @@ class S3Fetcher:
             raise refusal from failure
 
     async def _in_turn(self, uri: str, bucket: str, key: str, byte_range: str) -> bytes:
-        await self._turns.take(f"all of {self._limits.connections} connections to the S3 store are in use")
+        await self._turns.take()
         with ExitStack() as turn:
             turn.callback(self._turns.release)
             with self._breaker.watch(_STORE, uri):

@@ -1,4 +1,4 @@
-"""Ended jobs of which the user's own Celery task is to be told: noted by the ledger, sent by any worker."""
+"""What is left to do for ended jobs, done by any worker: users are told of the ends, outputs are swept."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from clipfleet.redis_connection import connect
 
 log = logging.getLogger(__name__)
 
-_SCRIPTS = ("claim_announcement", "drop_announcement")
+_SCRIPTS = ("claim_errand", "drop_errand")
 _NAMESPACE = uuid.UUID("8f2c1f5e-3c1e-4a57-9f0e-6b1f7f0f6a3d")
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """The end of one generation of a job."""
+    """The end of one generation of a job, of which the user's own Celery task is to be told."""
 
     text: str  # as the ledger keeps it
     task: str  # name of the user's Celery task
@@ -54,8 +54,18 @@ class Announcement:
         return str(uuid.uuid5(_NAMESPACE, f"{self.event['job_id']}:{self.event['generation']}"))
 
 
-class Announcements:
-    """What is still to be sent. Calls raise `RedisUnavailableError` while Redis is away."""
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """An output to be swept: killed workers may have left files in it."""
+
+    job_id: str
+    job_fingerprint: str
+    job_created_ms: int  # with id and fingerprint, what tells a job from all that were before it
+    left: int  # sweeps that are due, this one included
+
+
+class Errands:
+    """What is still to be done. Calls raise `RedisUnavailableError` while Redis is away."""
 
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._redis = client or connect(url)
@@ -65,16 +75,23 @@ class Announcements:
         """Close the connections."""
         self._redis.close()
 
-    def claim(self, lease_seconds: float) -> Announcement | None:
-        """One that is due; unless it is dropped within the lease, it is handed out again."""
-        while text := self._run("claim_announcement", int(lease_seconds * 1000)):
+    def claim(self, announce_seconds: float, sweep_seconds: float) -> Announcement | Sweep | None:
+        """One that is due; unless it is dropped within the seconds for its kind, it is handed out again."""
+        while answer := self._run("claim_errand", int(announce_seconds * 1000), int(sweep_seconds * 1000)):
+            if len(answer) > 1:
+                job_id, fingerprint, created_ms, left = answer
+                return Sweep(job_id, fingerprint, int(created_ms), int(left))
+            (text,) = answer
             try:
                 return Announcement.of_text(text)
             except ValueError as error:  # it must not keep the others from being sent
                 log.warning("%r: %s", text[:80], error, extra={"action": "announcement_dropped"})
-                self._run("drop_announcement", text)
+                self._run("drop_errand", text)
         return None
 
-    def drop(self, announcement: Announcement) -> None:
-        """It was sent. Idempotent."""
-        self._run("drop_announcement", announcement.text)
+    def drop(self, errand: Announcement | Sweep) -> None:
+        """It was done. Idempotent."""
+        if isinstance(errand, Announcement):
+            self._run("drop_errand", errand.text)
+        else:
+            self._run("drop_errand", errand.job_id, errand.left)

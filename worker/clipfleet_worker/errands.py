@@ -1,0 +1,98 @@
+"""What any worker does for ended jobs, beside the chunks.
+
+Users are told of the ends of their jobs by a Celery task of theirs, at least once: the id repeats. Outputs
+are swept: what workers were writing when they were killed goes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from amqp.exceptions import PreconditionFailed
+from celery import Celery
+from kombu.entity import Queue
+
+from clipfleet.errands import Announcement, Errands, Sweep
+from clipfleet.errors import OutputUnavailableError, RedisUnavailableError, UsageError
+from clipfleet.hints import BROKER_ERRORS, send_task
+from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.watchdog import Loop, Pulse
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_ANNOUNCE_SECONDS, _SWEEP_SECONDS = 30.0, 300.0  # after them another worker tries again
+_CALL_LIMIT_SECONDS = 300.0  # calls to a broker or a Redis that is away or silent end sooner
+_STOP_SECONDS = 30.0  # an output that hangs ends with the process
+
+
+class ErrandLoop(Loop):
+    """Does what the ledger has noted; what this worker leaves is done by others."""
+
+    def __init__(
+        self, errands: Errands, app: Celery, contexts: JobContexts, pulse: Pulse | None = None
+    ) -> None:
+        super().__init__("errands", _LOOK_SECONDS, stop_seconds=_STOP_SECONDS)
+        self._pulse = pulse or Pulse("errands")
+        self._errands = errands
+        self._app = app
+        self._contexts = contexts
+
+    def stop(self) -> None:
+        """End the thread after what is due: `up -- COMMAND` stops its worker as soon as a job has ended."""
+        super().stop()
+        self._errands.close()
+
+    def _run(self) -> None:
+        super()._run()
+        self.turn()
+
+    def turn(self) -> None:
+        """Do all that is due."""
+        while self.do_one():
+            pass
+
+    def do_one(self) -> bool:
+        """Do one errand; False if none is due, or none could be done now."""
+        try:
+            with self._pulse.during("errand", _CALL_LIMIT_SECONDS):
+                errand = self._errands.claim(_ANNOUNCE_SECONDS, _SWEEP_SECONDS)
+                if isinstance(errand, Announcement):
+                    self._announce(errand)
+            if isinstance(errand, Sweep):
+                self._sweep(errand)  # without a limit: an output that hangs is no hang of ours
+        except (RedisUnavailableError, *BROKER_ERRORS) as error:
+            log.warning("no errand done: %s", error, extra={"action": "errand_failed"})
+            return False
+        return errand is not None
+
+    def _announce(self, announcement: Announcement) -> None:
+        try:
+            self._send_to(Queue(announcement.queue), announcement)  # type: ignore[no-untyped-call]  # kombu has no types
+        except PreconditionFailed:  # RabbitMQ has the queue, made with other properties: it will do
+            self._send_to(Queue(announcement.queue, no_declare=True), announcement)  # type: ignore[no-untyped-call]
+        job_id = announcement.event["job_id"]
+        told = {"action": "end_announced", "job_id": job_id}
+        log.info("job %s: %s was told", job_id, announcement.task, extra=told)
+        self._errands.drop(announcement)
+
+    def _send_to(self, queue: Queue, announcement: Announcement) -> None:
+        send_task(
+            self._app,
+            announcement.task,
+            args=[announcement.event],
+            task_id=announcement.task_id,
+            queue=queue,
+            ignore_result=False,  # whether it has a result is the user's business
+        )
+
+    def _sweep(self, sweep: Sweep) -> None:
+        try:
+            context = self._contexts.get(sweep)
+            if context.is_held():  # else it is another job's by now
+                context.output.sweep_scratch()
+        except (OutputUnavailableError, UsageError) as error:  # in better times, or by a worker that may
+            context_of_log = {"action": "sweep_failed", "job_id": sweep.job_id}
+            log.info("output not swept yet: %s", error, extra=context_of_log)
+        else:
+            self._errands.drop(sweep)
