@@ -25,7 +25,6 @@ from clipfleet.redis_connection import connect
 from clipfleet_worker.doctor import Check, Finding, Level, examine
 from clipfleet_worker.doctor.all_checks import all_checks
 from clipfleet_worker.doctor.decode_check import DecodeCheck
-from clipfleet_worker.doctor.model_check import DeviceCheck
 from clipfleet_worker.doctor.redis_check import RedisCheck
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.acl_users import make_users, url_of
@@ -326,8 +325,10 @@ class TestMachine:
 
     def test_a_gpu_that_torch_cannot_use(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        found = only_fault([DeviceCheck(site.settings(), gpu=site.folder)], Level.WARNING)
-        assert "GPU" in found.what and "torch" in found.remedy
+        monkeypatch.setattr("clipfleet_worker.device._NVIDIA_DRIVER", site.folder)
+        monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (site.folder,))
+        found = only_fault(site.checks("device"))
+        assert "GPU" in found.what and "CLIPFLEET_DEVICE=cpu" in found.remedy
 
     def test_a_gpu_that_decodes_where_there_is_none(self, site: Site) -> None:
         found = only_fault(site.checks("device", decode="cuda", device="cpu"))

@@ -17,9 +17,10 @@ from clipfleet.settings import checked
 from clipfleet_worker import cli_models
 from clipfleet_worker.cli_doctor import doctor
 from clipfleet_worker.control_groups import processors
+from clipfleet_worker.device import has_nvidia_gpu
 from clipfleet_worker.gpus import find_gpus
 from clipfleet_worker.memory_guard import memory_limit
-from clipfleet_worker.process_plan import Machine, WorkerShare, plan_processes
+from clipfleet_worker.process_plan import ALL, AUTO, Machine, WorkerShare, plan_processes
 from clipfleet_worker.processes import run_processes
 from clipfleet_worker.requirements import require_exporter_extra, require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
@@ -76,7 +77,7 @@ def run(
     settings = checked(WorkerSettings)
     settings.require_redis_url()
     if devices is not None or processes_per_device is not None:
-        shares = _plan(devices or "all", processes_per_device or "auto", settings)
+        shares = _plan(devices or AUTO, processes_per_device or AUTO, settings)
         log_to_stderr("parent")
         raise typer.Exit(run_processes(shares, settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN))
     from clipfleet_worker.drain import end_process
@@ -87,8 +88,11 @@ def run(
 
 
 def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[WorkerShare]:
+    if settings.device == "cpu" and devices in (ALL, AUTO):
+        devices = "cpu"
     machine = Machine(
         gpus=() if devices == "cpu" else find_gpus(),
+        has_nvidia_gpu=has_nvidia_gpu(),
         cores=processors(),
         memory_bytes=memory_limit(settings.max_memory_bytes),
     )

@@ -6,6 +6,7 @@ Each of three jobs labels twenty pictures among their own twenty names.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -48,6 +49,7 @@ def run_demo(directory: Path) -> int:
     except OSError as error:
         raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
     command = [sys.executable, "-P", "-m", "clipfleet_worker._demo_child", str(directory)]
+    os.environ.setdefault("CLIPFLEET_DEVICE", "cpu")  # enough for its small model
     return up(directory / "service", True, command, ["--models", DEMO_MODEL])
 
 

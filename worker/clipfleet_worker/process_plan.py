@@ -3,8 +3,8 @@
 The rule of `auto`:
 
 - On the CPU one process: torch's own threads use all cores, and each further process has a model copy.
-- On a GPU one, and another for every further 8 cores that there are per GPU: one interpreter does not feed a
-  fast GPU from many cores. At most 4, if each has 8 GiB of the GPU's memory and 8 GiB of the machine's.
+- On a GPU one for every 4 cores that there are per GPU: one interpreter does not feed a fast GPU from many
+  cores. At most 8, if each has 8 GiB of the GPU's memory and 8 GiB of the machine's.
 
 Cores and memory are divided evenly among all processes; what the user has set holds for each as it stands.
 """
@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clipfleet.errors import UsageError
+from clipfleet_worker.device import HOW_TO_USE_THE_GPU
 from clipfleet_worker.gpus import Gpu
 
 AUTO, ALL = "auto", "all"
 MOST_PER_DEVICE = 64  # what is more is a slip of the finger
-_CORES_PER_PROCESS = 8
+_CORES_PER_PROCESS = 4
 _GPU_BYTES_PER_PROCESS = 8 << 30
 _BYTES_PER_PROCESS = 8 << 30
-_MOST_AUTO = 4
+_MOST_AUTO = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     cores: int  # that may be kept busy
     memory_bytes: int  # at which the workers must end themselves, together
+    has_nvidia_gpu: bool = False  # by its driver, whatever torch sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,15 @@ def plan_processes(devices: str, per_device: str, machine: Machine) -> list[Work
     """The processes to run, device by device.
 
     Args:
-        devices: `all` (every GPU, or else the CPU), or names such as `cuda:0,cuda:1` or `cpu`.
+        devices: `all` (every GPU), `auto` (the same, or the CPU where there is none), or names such as
+            `cuda:0,cuda:1` or `cpu`.
         per_device: a number, or `auto`, see above.
         machine: see there.
 
     Raises:
         UsageError: there is no such device, or no such number.
     """
-    named = _devices(devices, len(machine.gpus))
+    named = _devices(devices, machine)
     counts = [_per_device(per_device, device, len(named), machine) for device in named]
     total = sum(counts)
     shares: list[WorkerShare] = []
@@ -98,8 +101,11 @@ def share_settings(share: WorkerShare, total: int, given: Mapping[str, str]) -> 
     return settings
 
 
-def _devices(text: str, gpus: int) -> Sequence[str]:
+def _devices(text: str, machine: Machine) -> Sequence[str]:
+    gpus = len(machine.gpus)
     if text in (ALL, AUTO):
+        if not gpus and (text == ALL or machine.has_nvidia_gpu):
+            raise UsageError(f"--devices: torch sees no GPU here; {HOW_TO_USE_THE_GPU}")
         return [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:

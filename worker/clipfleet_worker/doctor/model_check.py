@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from clipfleet_worker.model_files import find_files
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
-_GPU = Path("/dev/nvidiactl")
 _OFF = 1e-3  # of a vector's length
 
 
@@ -30,7 +28,6 @@ class DeviceCheck:
     """What the forward passes would run on."""
 
     settings: WorkerSettings
-    gpu: Path = _GPU  # there if the machine has one
     name: str = "device"
     limit_seconds: float = 120.0  # CUDA takes its time
 
@@ -42,7 +39,8 @@ class DeviceCheck:
             device = pick_device(self.settings.device)
             precision = resolve_precision(self.settings.precision, device)
         except UsageError as error:
-            yield problem(str(error), "set CLIPFLEET_DEVICE=auto, or install a build of torch for this GPU")
+            what, _, way_out = str(error).partition("; ")
+            yield problem(what, way_out or "set CLIPFLEET_DEVICE=auto, or install torch for this GPU")
             return
         except ModelUnavailableError as error:
             what, _, way_out = str(error).partition(": ")
@@ -56,11 +54,6 @@ class DeviceCheck:
             return
         name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
         yield fine(f"{device}{name}, {precision}, torch {torch.__version__}")
-        if device == "cpu" and self.settings.device == "auto" and self.gpu.exists():
-            yield warning(
-                f"there is a GPU, but torch {torch.__version__} cannot use it",
-                "install a build of torch for its driver (see pytorch.org), then look at `nvidia-smi`",
-            )
 
 
 @dataclass(frozen=True, slots=True)
