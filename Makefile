@@ -13,7 +13,7 @@ BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
 .PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants bench fuzz lock \
-  build test-build test-deploy test-brokers docs clean $(BENCHES)
+  gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -40,6 +40,12 @@ test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
 # warnings of its own, which depend on the device.
 test-gpu: $(VENV)/.test-installed
 	$(BIN)/pytest tests/gpu -q -W default
+
+# An archive for a GPU machine without a network: dist/clipfleet-gpu.tar, see ops/gpu. BUNDLE_OPTIONS="--has packages.txt"
+# leaves out what that machine has, `pip list --format=freeze` of it.
+BUNDLE_OPTIONS ?=
+gpu-bundle: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.gpu $(BUNDLE_OPTIONS)
 
 # Compose, Kubernetes and the images against their schemas; the images are built and run, as root, without Docker.
 test-deploy: $(VENV)/.dev-installed
