@@ -82,7 +82,7 @@ def test_data_and_address_survive_a_kill_and_a_restart(valkey: EmbeddedValkey) -
     with client(url) as connection:
         connection.mset({f"key-{number}": number for number in range(1000)})
 
-    valkey.kill()
+    valkey.child.kill()
     assert not valkey.child.alive
     valkey.start()
     assert valkey.url == url
@@ -90,7 +90,8 @@ def test_data_and_address_survive_a_kill_and_a_restart(valkey: EmbeddedValkey) -
         assert connection.dbsize() == 1000
         connection.set("one", "more")
 
-    valkey.restart()
+    valkey.stop()
+    valkey.start()
     assert valkey.url == url
     with client(url) as connection:
         assert connection.dbsize() == 1001

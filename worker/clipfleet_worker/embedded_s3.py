@@ -82,11 +82,6 @@ class EmbeddedS3(EmbeddedServer):
             "AWS_REGION": _REGION,
         }
 
-    def kill(self) -> None:
-        """See `EmbeddedServer`."""
-        super().kill()
-        self._remove_sockets()
-
     def stop(self) -> None:
         """See `EmbeddedServer`."""
         super().stop()

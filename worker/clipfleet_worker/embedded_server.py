@@ -91,15 +91,6 @@ class EmbeddedServer(ABC):
         if self._child is not None:
             self._child.stop()
 
-    def restart(self) -> None:
-        """Stop, then start on the same port (another one if it was taken in between)."""
-        self.stop()
-        self.start()
-
-    def kill(self) -> None:
-        """SIGKILL the server, for tests of what survives that."""
-        self.child.kill()
-
     @abstractmethod
     def _binary(self) -> Path:
         """The executable; a `UsageError` says what to install."""

@@ -135,20 +135,15 @@ class Up:
             argv,
             log=self._directory / "worker.log",
             env={**self._environ, **settings, _READY_FILE: str(ready_file)},
-            is_ready=ready_file.exists,
+            ready_file=ready_file,
             ready_seconds=_WORKER_READY_SECONDS,
             stop_seconds=self._worker_stop_seconds,
         )
-
-        def start() -> None:
-            ready_file.unlink(missing_ok=True)
-            worker.start()
-
         self._say(f"starting the worker, log {worker.log}")
         children.callback(self._stop_worker, worker)
-        start()
+        worker.start()
         if worker.wait_ready(self._carry_on):
-            self._restarters.append(Restarter(worker, start))
+            self._restarters.append(Restarter(worker))
 
     def _stop_worker(self, worker: Child) -> None:
         if not worker.alive:
