@@ -198,11 +198,13 @@ def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatc
 DRIVER = """
 import json, sys
 from pathlib import Path
-from clipfleet_worker.up import Up, up
+from clipfleet_worker.cli import main
+from clipfleet_worker.up import Up
 arguments = json.loads(sys.argv[1])
 directory, command = Path(arguments["directory"]), arguments["command"]
 if arguments["worker"] is None:
-    sys.exit(up(directory, False, command, []))
+    sys.argv[1:] = ["up", "--no-worker", "--dir", str(directory), *(["--", *command] if command else [])]
+    main()
 sys.exit(Up(directory, worker_argv=arguments["worker"], command=command).run())
 """
 

@@ -27,6 +27,7 @@ from clipfleet.errors import (
 from clipfleet.ledger import JobStatus, StageAnswer
 from clipfleet_worker import cli as worker_cli
 from clipfleet_worker.process_plan import WorkerShare
+from clipfleet_worker.up import Up
 from tests.support.jobs import make_status
 
 PROGRAMS = {"clipfleet": cli, "clipfleet-worker": worker_cli}
@@ -413,11 +414,11 @@ class TestWorker:
     def test_a_demo_needs_no_gpu(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         found = []
 
-        def note(*_: object) -> int:
+        def note(_: Up) -> int:
             found.append(os.environ["CLIPFLEET_DEVICE"])
             return 0
 
-        monkeypatch.setattr("clipfleet_worker.demo.up", note)
+        monkeypatch.setattr(Up, "run", note)
         monkeypatch.setenv("CLIPFLEET_DEVICE", "cuda")
         run("clipfleet-worker", "demo")
         monkeypatch.delenv("CLIPFLEET_DEVICE")

@@ -115,21 +115,19 @@ def up(
     """Start an embedded Valkey and a worker on this machine, in the foreground."""
     if not no_worker:
         require_worker_extra()
-    from clipfleet_worker.up import up as run_up
+    from clipfleet_worker.up import RUN_WORKER, Up
 
     _set_models(models)
     worker_arguments = ["--models", models] if models is not None else []
     stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
-    raise typer.Exit(
-        run_up(
-            directory,
-            not no_worker,
-            command or None,
-            worker_arguments,
-            with_s3=with_s3,
-            worker_stop_seconds=stop_seconds,
-        )
+    run = Up(
+        directory,
+        worker_argv=None if no_worker else [*RUN_WORKER, *worker_arguments],
+        command=command,
+        with_s3=with_s3,
+        worker_stop_seconds=stop_seconds,
     )
+    raise typer.Exit(run.run())
 
 
 @app.command()

@@ -23,7 +23,7 @@ from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.console import print_table, say
 from clipfleet.contract import DEMO_MODEL, JobState, new_job_id
 from clipfleet.errors import UsageError
-from clipfleet_worker.up import up
+from clipfleet_worker.up import RUN_WORKER, Up
 
 _MARKER = "clipfleet demo"
 
@@ -41,7 +41,7 @@ def run_demo(directory: Path) -> int:
     """Run the demo in a folder of its own; returns the exit code.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or see `Up.run`.
     """
     directory = directory.absolute()
     try:
@@ -50,7 +50,8 @@ def run_demo(directory: Path) -> int:
         raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
     command = [sys.executable, "-P", "-m", "clipfleet_worker._demo_child", str(directory)]
     os.environ.setdefault("CLIPFLEET_DEVICE", "cpu")  # enough for its small model
-    return up(directory / "service", True, command, ["--models", DEMO_MODEL])
+    worker = [*RUN_WORKER, "--models", DEMO_MODEL]
+    return Up(directory / "service", worker_argv=worker, command=command).run()
 
 
 def samples() -> list[Sample]:
