@@ -7,21 +7,25 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from clipfleet.errors import UsageError
 from clipfleet_worker.private_files import locked, note_holder
 from clipfleet_worker.supervise import Child
 
+Identity = TypeVar("Identity")
+
 _SHORT_LOCK_SECONDS = 1.0  # the dead server's helper processes were killed with it
 
 
-class EmbeddedServer(ABC):
-    """One server on one folder. Usable as a context manager.
+class EmbeddedServer(ABC, Generic[Identity]):
+    """One server on one folder, with an identity that outlives its process. Usable as a context manager.
 
     Start it from the main thread (see `Child`). Only one server runs on a folder at a time: the process
     itself holds the lock, so that even the orphan of a killed supervisor never shares its files with another.
     """
+
+    _lock_name: ClassVar[str]
 
     def __init__(self, directory: Path, *, lock_seconds: float = 10.0) -> None:
         """Describe the server; nothing is made yet.
@@ -33,6 +37,7 @@ class EmbeddedServer(ABC):
         self._directory = directory.absolute()
         self._lock_seconds = lock_seconds
         self._child: Child | None = None
+        self._known_identity: Identity | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -47,6 +52,13 @@ class EmbeddedServer(ABC):
         if self._child is None:
             raise RuntimeError("the server was not started yet")
         return self._child
+
+    @property
+    def _identity(self) -> Identity:
+        """What clients need to know: ports and passwords."""
+        if self._known_identity is None:
+            raise RuntimeError("the server was not started yet")
+        return self._known_identity
 
     @property
     def data_directory(self) -> Path:
@@ -68,7 +80,7 @@ class EmbeddedServer(ABC):
         """
         binary = self._binary()
         self._make_directories()
-        with locked(self._lock_file, self._lock_seconds) as lock:
+        with locked(self._directory / self._lock_name, self._lock_seconds) as lock:
             self._child = self._prepare(binary)
             self._launch(lock)
         try:
@@ -83,7 +95,7 @@ class EmbeddedServer(ABC):
         Raises:
             WorldError: another process holds the folder.
         """
-        with locked(self._lock_file, _SHORT_LOCK_SECONDS) as lock:
+        with locked(self._directory / self._lock_name, _SHORT_LOCK_SECONDS) as lock:
             self._launch(lock)
 
     def stop(self) -> None:
@@ -99,9 +111,9 @@ class EmbeddedServer(ABC):
     def _prepare(self, binary: Path) -> Child:
         """Choose ports and write the configuration; called with the folder made and locked."""
 
-    @property
     @abstractmethod
-    def _lock_file(self) -> Path: ...
+    def _read_identity(self, state: dict[str, Any]) -> Identity:
+        """The identity that was saved."""
 
     def _make_directories(self) -> None:
         try:
@@ -118,24 +130,20 @@ class EmbeddedServer(ABC):
     def _state_file(self) -> Path:
         return self._directory / "state.json"
 
-    def _saved_state(self) -> dict[str, Any] | None:
-        """What an earlier run noted.
+    def _saved_identity(self) -> Identity | None:
+        """That of an earlier run.
 
         Raises:
             UsageError: the file cannot be understood.
         """
         try:
-            state = json.loads(self._state_file.read_text())
-            return dict(state)
+            return self._read_identity(json.loads(self._state_file.read_text()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise self._unreadable_state(error) from None
-
-    def _unreadable_state(self, error: Exception) -> UsageError:
-        return UsageError(
-            f"cannot use {self._state_file} ({error}); if it is removed, the server gets a new password"
-        )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"cannot use {self._state_file} ({error}); if it is removed, the server gets a new password"
+            ) from None
 
 
 def binary_of(distribution: str, name: str) -> Path | None:
