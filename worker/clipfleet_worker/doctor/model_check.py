@@ -18,7 +18,6 @@ from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import load_model
 from clipfleet_worker.model_files import find_files
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 _OFF = 1e-3  # of a vector's length
 
@@ -28,8 +27,6 @@ class DeviceCheck:
     """What the forward passes would run on."""
 
     settings: WorkerSettings
-    name: str = "device"
-    limit_seconds: float = 120.0  # CUDA takes its time
 
     def findings(self) -> Iterator[Finding]:
         """See `Check`."""
@@ -62,8 +59,6 @@ class ModelCheck:
 
     settings: WorkerSettings
     model: str
-    name: str = "model"
-    limit_seconds: float = LOAD_LIMIT_SECONDS
 
     def findings(self) -> Iterator[Finding]:
         """See `Check`."""
