@@ -15,7 +15,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from clipfleet_worker.gpus import Gpu
 from clipfleet_worker.process_plan import Machine, plan_processes
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
@@ -185,7 +184,7 @@ def test_each_process_of_a_gpu_worker_has_a_port_that_prometheus_may_ask() -> No
     )
     assert worker["command"] == ["clipfleet-worker", "run", "--devices", "all"]
 
-    shares = plan_processes("all", "auto", Machine((Gpu(80 << 30),), cores, memory << 30))
+    shares = plan_processes("all", "auto", Machine((80 << 30,), cores, memory << 30))
 
     first, *_ = ports = [port["containerPort"] for port in worker["ports"]]
     assert ports == [first + share.number for share in shares]

@@ -398,11 +398,14 @@ class TestWorker:
     def test_the_setting_is_the_way_out_of_it(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         devices = []
 
-        def note(shares: list[WorkerShare], _: float) -> int:
-            devices.extend(share.device for share in shares)
-            return 0
+        class Noted:
+            def __init__(self, shares: list[WorkerShare], **_: object) -> None:
+                devices.extend(share.device for share in shares)
 
-        monkeypatch.setattr(worker_cli, "run_processes", note)
+            def run(self) -> int:
+                return 0
+
+        monkeypatch.setattr(worker_cli, "Processes", Noted)
         monkeypatch.setattr(worker_cli, "find_gpus", lambda: ())
         monkeypatch.setattr(worker_cli, "has_nvidia_gpu", lambda: True)
         monkeypatch.setenv("CLIPFLEET_DEVICE", "cpu")

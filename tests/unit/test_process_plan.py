@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.gpus import Gpu
 from clipfleet_worker.process_plan import Machine, plan_processes, share_settings
 
 GIB = 1 << 30
 
 
 def machine(gpus: int = 0, *, cores: int = 16, memory: int = 128, gpu_memory: int = 80) -> Machine:
-    return Machine((Gpu(gpu_memory * GIB),) * gpus, cores, memory * GIB)
+    return Machine((gpu_memory * GIB,) * gpus, cores, memory * GIB)
 
 
 def devices(text: str, per_device: str, on: Machine) -> list[str]:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.embedded_server import EmbeddedServer, binary_of
-from clipfleet_worker.loopback import HOST, free_port, port_is_free
+from clipfleet_worker.embedded_server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
 from clipfleet_worker.private_files import write_private
 from clipfleet_worker.supervise import Child
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import random
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import UsageError, WorldError
 from clipfleet_worker.private_files import locked, note_holder
 from clipfleet_worker.supervise import Child
 
 Identity = TypeVar("Identity")
 
+HOST = "127.0.0.1"
+# Below Linux' range for outgoing connections (32768 on). Inside it, a client that keeps dialling the port of
+# a server that is down can be given that very port, talks to itself, and keeps the server from coming back.
+_PORTS = range(15_000, 32_000)
 _SHORT_LOCK_SECONDS = 1.0  # the dead server's helper processes were killed with it
 
 
@@ -153,3 +159,28 @@ def binary_of(distribution: str, name: str) -> Path | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     return next((Path(str(file.locate())) for file in files if file.name == name), None)
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as listener:
+        # As servers do it: what is left of old connections is no obstacle.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that is free now.
+
+    Raises:
+        WorldError: none was found.
+    """
+    for _ in range(100):
+        port = random.choice(_PORTS)
+        if port_is_free(port):
+            return port
+    raise WorldError(f"no free port found between {_PORTS.start} and {_PORTS.stop} on {HOST}")

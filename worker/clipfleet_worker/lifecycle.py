@@ -57,9 +57,8 @@ from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
-from clipfleet_worker.open_files import raise_open_files_limit
 from clipfleet_worker.pipeline import Pipeline
-from clipfleet_worker.process_set_up import calm_collector
+from clipfleet_worker.process_set_up import calm_collector, raise_open_files_limit
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
 from clipfleet_worker.status_server import StatusServer, health_pages

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from clipfleet.errors import UsageError
 from clipfleet_worker.device import HOW_TO_USE_THE_GPU
-from clipfleet_worker.gpus import Gpu
 
 AUTO, ALL = "auto", "all"
 MOST_PER_DEVICE = 64  # what is more is a slip of the finger
@@ -31,7 +30,7 @@ _MOST_AUTO = 8
 class Machine:
     """What there is to be divided."""
 
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[int, ...]  # bytes of memory of each, `cuda:0` first
     cores: int  # that may be kept busy
     memory_bytes: int  # at which the workers must end themselves, together
     has_nvidia_gpu: bool = False  # by its driver, whatever torch sees
@@ -139,11 +138,10 @@ def _per_device(text: str, device: str, devices: int, machine: Machine) -> int:
         )
     if device == "cpu":
         return 1
-    gpu = machine.gpus[int(device.removeprefix("cuda:"))]
     bounds = (
         machine.cores // devices // _CORES_PER_PROCESS,
         machine.memory_bytes // devices // _BYTES_PER_PROCESS,
-        gpu.memory_bytes // _GPU_BYTES_PER_PROCESS,
+        machine.gpus[int(device.removeprefix("cuda:"))] // _GPU_BYTES_PER_PROCESS,
         _MOST_AUTO,
     )
     return max(1, min(bounds))

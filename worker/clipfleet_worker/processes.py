@@ -7,7 +7,6 @@ the ledger does the rest.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -124,8 +123,3 @@ class Processes:
         # One that dies of our SIGTERM was still being imported: it held nothing.
         failed = (code for code in codes if code not in (0, -signal.SIGTERM))
         return next((code if code > 0 else 128 - code for code in failed), 0)
-
-
-def run_processes(shares: Sequence[WorkerShare], stop_seconds: float) -> int:
-    """Run the workers of this machine; see `Processes.run`."""
-    return Processes(shares, stop_seconds=stop_seconds, environment=os.environ).run()

@@ -23,7 +23,7 @@ from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.memory_guard import memory_limit
 from clipfleet_worker.model import load_model
-from clipfleet_worker.open_files import files_needed
+from clipfleet_worker.process_set_up import files_needed
 from clipfleet_worker.settings import WorkerSettings
 
 _MOST_THREADS_PER_PROCESSOR = 4
