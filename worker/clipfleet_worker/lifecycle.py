@@ -43,7 +43,7 @@ from clipfleet_worker.ending_signals import DrainingWorker
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.finishing import Finisher
-from clipfleet_worker.health import Health
+from clipfleet_worker.health import Health, health_pages
 from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
@@ -61,7 +61,7 @@ from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.process_set_up import calm_collector, raise_open_files_limit
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.shared_matrices import SharedMatrices
-from clipfleet_worker.status_server import StatusServer, health_pages
+from clipfleet_worker.status_server import StatusServer
 from clipfleet_worker.sweeper import Sweeper
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices

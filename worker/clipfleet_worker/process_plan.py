@@ -62,19 +62,16 @@ def plan_processes(devices: str, per_device: str, machine: Machine) -> list[Work
     named = _devices(devices, machine)
     counts = [_per_device(per_device, device, len(named), machine) for device in named]
     total = sum(counts)
-    shares: list[WorkerShare] = []
-    for device, count in zip(named, counts, strict=True):
-        for one in range(count):
-            shares.append(
-                WorkerShare(
-                    number=len(shares),
-                    device=device,
-                    name=f"{device}/{one}" if count > 1 else device,
-                    cores=max(1, machine.cores // total),
-                    memory_bytes=max(1, machine.memory_bytes // total),
-                )
-            )
-    return shares
+    processes = [
+        (device, f"{device}/{one}" if count > 1 else device)
+        for device, count in zip(named, counts, strict=True)
+        for one in range(count)
+    ]
+    cores, memory_bytes = max(1, machine.cores // total), max(1, machine.memory_bytes // total)
+    return [
+        WorkerShare(number, device, name, cores, memory_bytes)
+        for number, (device, name) in enumerate(processes)
+    ]
 
 
 def share_settings(share: WorkerShare, total: int, given: Mapping[str, str]) -> dict[str, str]:

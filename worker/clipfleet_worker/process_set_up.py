@@ -1,7 +1,7 @@
 """What a worker asks of Python, Arrow and the system for its whole process, once.
 
-What concerns Python and Arrow saves time per image, and changes no result; `python -m ops.bench.overhead` shows
-it. Nothing of ours, and no Arrow, is imported here: that of Arrow has to come before.
+What concerns Python and Arrow saves time per image, and changes no result: `python -m ops.bench.overhead`
+shows it. Nothing of ours, and no Arrow, is imported here: the allocator is chosen before.
 """
 
 from __future__ import annotations
