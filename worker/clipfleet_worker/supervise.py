@@ -237,7 +237,6 @@ class Restarter:
         self,
         child: Child,
         start: Callable[[], None] | None = None,
-        policy: RestartPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch a child that was started just now.
@@ -245,12 +244,11 @@ class Restarter:
         Args:
             child: what is kept running.
             start: starts it again without waiting for it; default `child.start`.
-            policy: see there.
             clock: seconds that only go forward.
         """
         self.child = child
         self._start = start or child.start
-        self._policy = policy or RestartPolicy()
+        self._policy = RestartPolicy()
         self._clock = clock
         self._started = clock()
         self._delay = 0.0
