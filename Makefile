@@ -1,6 +1,7 @@
 # The commands people and CI use. A fresh machine needs only Python 3.11+, make and pip.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_ARGS ?=
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 
@@ -12,7 +13,7 @@ BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,
 TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
 
 .PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants bench fuzz lock \
-  build test-build test-deploy test-brokers docs clean $(BENCHES)
+  gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
@@ -35,9 +36,16 @@ $(TEST_FOLDERS): $(VENV)/.dev-installed
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed
 	PEERS_PYTHON=$(PEERS)/bin/python $(BIN)/pytest tests/peers -q
 
-# Skipped without a CUDA device that torch sees.
-test-gpu: $(VENV)/.dev-installed
-	$(BIN)/pytest tests/gpu -q
+# Fails where torch sees no CUDA device. VENV_ARGS=--system-site-packages: with the torch of the machine. torch has
+# warnings of its own, which depend on the device.
+test-gpu: $(VENV)/.test-installed
+	$(BIN)/pytest tests/gpu -q -W default
+
+# An archive for a GPU machine without a network: dist/clipfleet-gpu.tar, see ops/gpu. BUNDLE_OPTIONS="--has packages.txt"
+# leaves out what that machine has, `pip list --format=freeze` of it.
+BUNDLE_OPTIONS ?=
+gpu-bundle: $(VENV)/.dev-installed
+	$(BIN)/python -m ops.gpu $(BUNDLE_OPTIONS)
 
 # Compose, Kubernetes and the images against their schemas; the images are built and run, as root, without Docker.
 test-deploy: $(VENV)/.dev-installed
@@ -107,9 +115,14 @@ install: $(VENV)/.dev-installed
 # Installed once, and again when pyproject.toml changes.
 $(VENV)/.demo-installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipfleet needs Python 3.11 or newer: make demo PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
 	$(if $(LOCK),$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $(LOCK))
 	$(BIN)/pip install --quiet --editable '.[worker,embedded]'
+	touch $@
+
+# What tests on a device need.
+$(VENV)/.test-installed: $(VENV)/.demo-installed
+	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.demo-installed

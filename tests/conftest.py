@@ -136,7 +136,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3 |
     server = EmbeddedS3(tmp_path_factory.mktemp("s3"))
     server.start()
     yield server
-    server.kill()  # its data go with the folder
+    server.child.kill()  # its data go with the folder
+    server.stop()  # removes its sockets
 
 
 @pytest.fixture

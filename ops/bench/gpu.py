@@ -1,93 +1,99 @@
-"""A CUDA device: its bare forward, what of it the worker's way of feeding it reaches, and the way from JPEGs.
+"""A GPU: the worker's encoder beside the bare forward pass, and images/s from JPEGs by several processes.
 
-`bare` is the ceiling: the pass of a whole batch, again and again on pixels that lie on the device; the faster
-one of the worker's own, by the way that was certified, and of open_clip's step by step. `backend` copies
-batches and has two under way, `batcher` is the thread that does so in a worker, `jpegs` begins with the bytes
-of JPEGs in memory and decodes them on all cores. They take turns; rates are medians, ratios medians of
-neighbouring runs.
-Without a device it says so and exits with 2.
+`bare` is the ceiling: open_clip's own forward, again and again on a batch that lies on the device, step by
+step or recorded as a CUDA graph, whichever is faster. `backend` copies batches and has as many under way as
+a worker, `batcher` is the thread that does so in a worker. They take turns; rates are medians, ratios
+medians of neighbouring runs. Then 1, 2, 4 and 8 processes, each with its own model and its share of the
+cores, decode JPEGs in memory and encode them, all at the same time. Without a device it says so and exits
+with 2; `--dry` shows on a CPU that it runs, with the demo model and no goals.
 
     python -m ops.bench.gpu
-    python -m ops.bench.gpu --model demo --batch 64 --rounds 3
+    python -m ops.bench.gpu --processes 1,2,4,8,16 --seconds 30
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import statistics
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from clipfleet.contract import DecodeRoute, Lane, Precision
-from clipfleet_worker.backends import Backend, PendingFeatures, Towers
-from clipfleet_worker.backends.cuda_backend import CudaBackend
-from clipfleet_worker.backends.cuda_device import CudaDevice
+from clipfleet_worker.backends import PendingFeatures
 from clipfleet_worker.backends.torch_backend import torch_dtype
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.model import load_model
 from clipfleet_worker.outcomes import Outcomes
-from ops.bench.forward import named
-from ops.bench.report import Report, bench_parser, positive
+from clipfleet_worker.settings import WorkerSettings
+from ops.bench.forward import named, plain_module
+from ops.bench.report import Report, bench_parser, positive, positives
 from ops.bench.rounds import in_turns, median_ratio
 from tests.support.pictures import encoded, photo
 
 NO_DEVICE = 2
 SLICE = 16  # items that a worker decodes and submits together
 CHUNK = 512
+CHUNKS_UNDER_WAY = 4
 LEAST_OF_CEILING = 0.85
 END_TO_END_PER_SECOND, END_TO_END_CORES = 10_000, 16
+START_SECONDS = 240.0  # until all processes have loaded the model
+
+Bring = Callable[[Sequence[int]], list[np.ndarray]]
+Barrier = threading.Barrier  # that of multiprocessing has the same methods
+
+_barrier: Barrier | None = None  # of a child process: it can be inherited, not sent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    model: str  # its full name
+    precision: Precision
+    device: str
+    batch: int
+    seconds: float  # of each run that begins with JPEGs
 
 
 class Bench:
-    """One model on one device, and pictures for it."""
+    """One model on one device, as a worker has it, and images for it."""
 
-    def __init__(self, name: str, precision: Precision, batch: int) -> None:
-        self.device = CudaDevice("cuda", cache_folder())
-        self.batch = batch
-        self._stepwise: Callable[[], None] | None = None
-        self.model = load_model(name, precision, "cuda", self._make_backend)
+    def __init__(self, plan: Plan) -> None:
+        settings = WorkerSettings(device=plan.device, batch_size=plan.batch, precision=plan.precision)
+        device = make_device_set_up(settings)
+        self.batch = plan.batch
+        self.device = device.name
+        self.model = load_model(plan.model, plan.precision, device.name, device.make_backend)
         spec = self.model.pixel_spec
-        random = np.random.default_rng(0)
-        shape = (batch, spec.height, spec.width, 3)
-        self.images = list(random.integers(0, 256, shape, dtype=np.uint8))
+        shape = (plan.batch, spec.height, spec.width, 3)
+        self.images = list(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+        self._decoder = Decoder(100_000_000)
+        self._batcher = Batcher(plan.batch)
 
-    def _make_backend(self, towers: Towers, _: str) -> Backend:
-        self.backend = CudaBackend(towers, self.device, self.batch)
-        spec, dtype = towers.pixel_spec, torch_dtype(towers.precision)
-        images = self.device.place(torch.randn(self.batch, 3, spec.height, spec.width), dtype)
-        images = images.contiguous(memory_format=torch.channels_last)
-        self._stepwise = partial(towers.module.encode_image, images)  # its weights are on the device now
-        return self.backend
-
-    def bare_certified(self, passes: int) -> float:
-        """Images/s of the worker's own pass."""
-        rows = self.device.memory((self.batch, *self.images[0].shape), torch.uint8)
-        features = self.device.page_locked((self.batch, self.model.embedding_dimension), torch.float32)
-        return self._rate_on_device(partial(self.backend._images, rows, features), self.batch, passes)
-
-    def bare_stepwise(self, passes: int) -> float:
-        """Images/s of open_clip's forward, step by step."""
-        if self._stepwise is None:
-            raise RuntimeError("no model")
-        return self._rate_on_device(self._stepwise, self.batch, passes)
-
-    def _rate_on_device(self, work: Callable[[], None], images: int, passes: int) -> float:
-        self.device.forwards.record().synchronize()
-        began = time.perf_counter()
-        for _ in range(passes):
-            self.device.forwards.run(work)
-        self.device.forwards.record().synchronize()
-        return images * passes / (time.perf_counter() - began)
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The batcher's thread runs meanwhile."""
+        self._batcher.start()
+        try:
+            yield
+        finally:
+            self._batcher.stop()
 
     def fed(self, passes: int) -> float:
         """Images/s of the backend as the batcher feeds it."""
@@ -102,60 +108,207 @@ class Bench:
             under_way.popleft().result()
         return self.batch * passes / (time.perf_counter() - began)
 
-    def through_batcher(self, passes: int) -> float:
+    def through_batcher(self, seconds: float) -> float:
         """Images/s through the thread that owns the device, in slices as decode threads bring them."""
-        return self._through_batcher(self.batch * passes, lambda places: [self.images[n] for n in places])
+        return self._steadily(lambda places: [self.images[place % self.batch] for place in places], seconds)
 
-    def from_jpegs(self, files: Sequence[bytes], passes: int) -> float:
-        """Images/s from bytes in memory, decoded on all cores."""
-        decoder, spec = Decoder(100_000_000), self.model.pixel_spec
+    def from_jpegs(self, files: Sequence[bytes], seconds: float) -> float:
+        """Images/s from bytes in memory, decoded on all cores that this process may use."""
+        spec = self.model.pixel_spec
 
         def decode(places: Sequence[int]) -> list[np.ndarray]:
-            data = (files[n % len(files)] for n in places)
-            return [decoder.decode(one, spec, DecodeRoute.FAST).pixels for one in data]
+            data = (files[place % len(files)] for place in places)
+            return [self._decoder.decode(one, spec, DecodeRoute.FAST).pixels for one in data]
 
-        return self._through_batcher(self.batch * passes, decode)
+        return self._steadily(decode, seconds)
 
-    def _through_batcher(self, images: int, bring: Callable[[Sequence[int]], list[np.ndarray]]) -> float:
-        batcher = Batcher(self.batch)
-        batcher.start()
-        chunks = [Outcomes(min(CHUNK, images - start)) for start in range(0, images, CHUNK)]
-
-        def submit(outcomes: Outcomes, start: int) -> None:
-            positions = list(range(start, min(start + SLICE, len(outcomes.features))))
-            pixels = bring([position % self.batch for position in positions])
-            batcher.submit(ItemSlice(self.model, Lane.NORMAL, pixels, positions, outcomes))
-
-        began = time.perf_counter()
+    def _steadily(self, bring: Bring, seconds: float) -> float:
+        """Images/s while some chunks are under way at any time; how the last ones end does not count."""
+        under_way: deque[Outcomes] = deque()
+        done, began = 0, time.perf_counter()
         with ThreadPoolExecutor(processors()) as pool:
-            for outcomes in chunks:
-                for start in range(0, len(outcomes.features), SLICE):
-                    pool.submit(submit, outcomes, start).add_done_callback(partial(_raise_in, outcomes))
-            for outcomes in chunks:
-                outcomes.wait()
-        seconds = time.perf_counter() - began
-        batcher.stop()
-        return images / seconds
+            while not done or time.perf_counter() - began < seconds:
+                under_way.append(self._submit(pool, bring))
+                if len(under_way) == CHUNKS_UNDER_WAY:
+                    done += _encoded(under_way.popleft())
+            rate = done / (time.perf_counter() - began)
+            for outcomes in under_way:
+                _encoded(outcomes)
+        return rate
+
+    def _submit(self, pool: ThreadPoolExecutor, bring: Bring) -> Outcomes:
+        outcomes = Outcomes(CHUNK)
+
+        def submit(positions: list[int]) -> None:
+            slice_ = ItemSlice(self.model, Lane.NORMAL, bring(positions), positions, outcomes)
+            self._batcher.submit(slice_)
+
+        for start in range(0, CHUNK, SLICE):
+            future = pool.submit(submit, list(range(start, start + SLICE)))
+            future.add_done_callback(partial(_raise_in, outcomes))
+        return outcomes
+
+
+class Bare:
+    """open_clip's forward and nothing else, on pixels that lie on the device."""
+
+    def __init__(self, plan: Plan, device: str, precision: Precision, size: tuple[int, int]) -> None:
+        dtype = torch_dtype(precision)
+        module = plain_module(plan.model).to(device, dtype)
+        images = torch.randn(plan.batch, 3, *size).to(device, dtype, memory_format=torch.channels_last)
+        self._images = images
+        self._forward = partial(module.encode_image, images)
+        self._is_gpu = device != "cpu"
+        self.routes: dict[str, Callable[[], Any]] = {"bare, step by step": self._forward}
+        if self._is_gpu:
+            self.routes["bare, recorded"] = recorded(self._forward)
+
+    def rate(self, route: str, passes: int) -> float:
+        """Images/s."""
+        work = self.routes[route]
+        return len(self._images) / self._seconds(work, passes)
 
     def transfer_share(self, passes: int) -> float:
-        """Time that the pixels of a batch take to the device, as a part of its pass."""
-        pixels = np.stack(self.images)
-        began = time.perf_counter()
-        for _ in range(passes):
-            self.backend._ring.send(pixels)
-            self.device.copies.record().synchronize()
-        copied = time.perf_counter() - began
-        began = time.perf_counter()
-        for _ in range(passes):  # `send` copies within the machine's memory first
-            self.backend._ring.lend(len(pixels))[...] = pixels
-        within = time.perf_counter() - began
-        return (copied - within) / passes * self.bare_certified(passes) / self.batch
+        """Time that the pixels of a batch, uint8, take to the device, as a part of their pass."""
+        count, _, height, width = self._images.shape
+        pixels = torch.empty(count, height, width, 3, dtype=torch.uint8, pin_memory=self._is_gpu)
+        there = torch.empty_like(pixels, device=self._images.device)
+        copying = self._seconds(lambda: there.copy_(pixels, non_blocking=True), passes)
+        return copying / min(self._seconds(work, passes) for work in self.routes.values())
+
+    def _seconds(self, work: Callable[[], Any], passes: int) -> float:
+        with torch.inference_mode():
+            work()
+            self._wait()
+            began = time.perf_counter()
+            for _ in range(passes):
+                work()
+            self._wait()
+        return (time.perf_counter() - began) / passes
+
+    def _wait(self) -> None:
+        if self._is_gpu:
+            torch.cuda.synchronize(self._images.device)
 
 
-def _raise_in(outcomes: Outcomes, future: object) -> None:
-    error = future.exception()  # type: ignore[attr-defined]  # a Future
+def recorded(work: Callable[[], Any]) -> Callable[[], Any]:
+    """The same as a CUDA graph. What it returns lies in one place, which each call writes again."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type for it
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream), torch.inference_mode():
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        output = work()
+
+    def replay() -> Any:
+        graph.replay()
+        return output
+
+    return replay
+
+
+def _raise_in(outcomes: Outcomes, future: Future[None]) -> None:
+    error = future.exception()
     if error is not None:
         outcomes.interrupt(error)
+
+
+def _encoded(outcomes: Outcomes) -> int:
+    outcomes.wait()
+    failed = next((error for error in outcomes.errors if error is not None), None)
+    if failed is not None:
+        raise RuntimeError(f"an image failed: {failed.code} {failed.detail}")
+    return len(outcomes.features)
+
+
+def tell_encoder(report: Report, plan: Plan, passes: int, rounds: int) -> None:
+    """The ceiling and what is reached of it."""
+    bench = Bench(plan)
+    spec = bench.model.pixel_spec
+    bare = Bare(plan, bench.device, bench.model.precision, (spec.height, spec.width))
+    report.fact("precision", bench.model.precision)
+    report.fact("certificate", str(bench.model.certificate))
+    with bench.working():
+        found = in_turns(
+            {
+                **{route: partial(bare.rate, route, passes) for route in bare.routes},
+                "backend": lambda: bench.fed(passes),
+                "batcher": lambda: bench.through_batcher(plan.seconds / 4),
+            },
+            rounds,
+        )
+    ceiling = [max(rates) for rates in zip(*(found[route] for route in bare.routes), strict=True)]
+    table = report.table({"route": "<18", "images/s": "9.0f", "of the ceiling": "6.2f"})
+    for route, rates in found.items():
+        table.row(route, statistics.median(rates), median_ratio(rates, ceiling))
+    share = bare.transfer_share(passes)
+    report.fact("transfer of the pixels, as a part of the pass", share)
+    print(f"the pixels of a batch take {share:.0%} of the time of its pass to the device")
+    if bench.device != "cpu":
+        for route in ("backend", "batcher"):
+            ratio = median_ratio(found[route], ceiling)
+            report.goal(f"{route} / ceiling", ratio, at_least=LEAST_OF_CEILING)
+
+
+def tell_processes(report: Report, plan: Plan, counts: Sequence[int], files: Sequence[bytes]) -> None:
+    """From JPEGs in memory, by the number of processes on the device."""
+    table = report.table(
+        {"processes": "9", "images/s": "9.0f", "core us an image": "9.0f"}, "from JPEGs of 640x480 in memory"
+    )
+    best = 0.0
+    for count in counts:
+        found = run_together(plan, count, files)
+        rate = sum(images_per_second for images_per_second, _ in found)
+        table.row(count, rate, statistics.mean(microseconds for _, microseconds in found))
+        best = max(best, rate)
+    if plan.device != "cpu" and processors() >= END_TO_END_CORES:
+        report.goal("images/s from JPEGs, best of these", best, at_least=END_TO_END_PER_SECOND)
+
+
+def run_together(plan: Plan, count: int, files: Sequence[bytes]) -> list[tuple[float, float]]:
+    """Images/s and microseconds of a core an image, of each of so many processes at the same time."""
+    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [
+        cores[n * len(cores) // count : (n + 1) * len(cores) // count] or cores[:1] for n in range(count)
+    ]
+    barrier = spawn.Barrier(count)
+    with ProcessPoolExecutor(count, mp_context=spawn, initializer=_inherit, initargs=(barrier,)) as pool:
+        # Each waits for all the others, so no process gets two of them.
+        futures = [pool.submit(_work, plan, share, files) for share in shares]
+        return [future.result() for future in futures]
+
+
+def _inherit(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _work(plan: Plan, cores: Sequence[int], files: Sequence[bytes]) -> tuple[float, float]:
+    if _barrier is None:
+        raise RuntimeError("not in a child process")
+    try:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(len(cores))
+        bench = Bench(plan)
+        with bench.working():
+            bench.from_jpegs(files, 0.1)
+            _barrier.wait(START_SECONDS)
+            began, cpu = time.perf_counter(), time.process_time()
+            rate = bench.from_jpegs(files, plan.seconds)
+            images = rate * (time.perf_counter() - began)
+            return rate, (time.process_time() - cpu) / images * 1e6
+    except BaseException:
+        _barrier.abort()  # else the others wait for this one
+        raise
+
+
+def jpegs(count: int) -> list[bytes]:
+    """Photographs of 640 x 480, as from a telephone."""
+    images = (photo(seed, 160, 120).resize((640, 480)) for seed in range(count))
+    return [encoded(image, quality=85, subsampling="4:2:0") for image in images]
 
 
 def main() -> int:
@@ -166,50 +319,22 @@ def main() -> int:
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--passes", type=positive, default=100, help="batches of one run of a route")
     parser.add_argument("--rounds", type=positive, default=5, help="runs of each route")
+    parser.add_argument("--processes", type=positives, default=[1, 2, 4, 8], metavar="N,N,...")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each number of processes")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, small and short")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if options.dry:
+        parser.set_defaults(model="demo", batch=8, passes=2, rounds=1, processes=[1, 2], seconds=0.5)
+        options = parser.parse_args()
+    elif not torch.cuda.is_available():
         print(f"bench gpu: torch {torch.__version__} sees no CUDA device here", file=sys.stderr)
         return NO_DEVICE
     with Report("gpu", options.json) as report, named(options.model) as name:
-        bench = Bench(name, options.precision, options.batch)
-        report.fact("precision", bench.model.precision)
-        report.fact("certificate", str(bench.model.certificate))
-        report.fact("batch that fits", bench.backend.largest_batch)
-        tell_rates(report, bench, options.passes, options.rounds)
+        device = "cpu" if options.dry else "cuda"
+        plan = Plan(name, options.precision, device, options.batch, options.seconds)
+        tell_processes(report, plan, options.processes, jpegs(64))
+        tell_encoder(report, plan, options.passes, options.rounds)
     return report.exit_code
-
-
-def tell_rates(report: Report, bench: Bench, passes: int, rounds: int) -> None:
-    """The ceiling and what is reached of it."""
-    files = jpegs(64, 640, 480, "4:2:0")
-    found = in_turns(
-        {
-            "bare, certified": lambda: bench.bare_certified(passes),
-            "bare, step by step": lambda: bench.bare_stepwise(passes),
-            "backend": lambda: bench.fed(passes),
-            "batcher": lambda: bench.through_batcher(passes),
-            "jpegs": lambda: bench.from_jpegs(files, max(1, passes // 4)),
-        },
-        rounds,
-    )
-    ceiling = [max(pair) for pair in zip(found["bare, certified"], found["bare, step by step"], strict=True)]
-    table = report.table({"route": "<18", "images/s": "9.0f", "of the ceiling": "6.2f"})
-    for route, rates in found.items():
-        table.row(route, statistics.median(rates), median_ratio(rates, ceiling))
-    share = bench.transfer_share(passes)
-    report.fact("transfer of the pixels, as a part of the pass", share)
-    print(f"the pixels of a batch take {share:.0%} of the time of its pass to the device")
-    for route in ("backend", "batcher"):
-        report.goal(f"{route} / ceiling", median_ratio(found[route], ceiling), at_least=LEAST_OF_CEILING)
-    if processors() >= END_TO_END_CORES:
-        rate = statistics.median(found["jpegs"])
-        report.goal("images/s from JPEGs in memory", rate, at_least=END_TO_END_PER_SECOND)
-
-
-def jpegs(count: int, width: int, height: int, subsampling: str) -> list[bytes]:
-    """Photographs, as from a telephone."""
-    images = (photo(seed, width // 4, height // 4).resize((width, height)) for seed in range(count))
-    return [encoded(image, quality=85, subsampling=subsampling) for image in images]
 
 
 if __name__ == "__main__":

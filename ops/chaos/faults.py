@@ -237,7 +237,7 @@ class S3Outage(_Momentary):
     """The store dies, and comes back after a while."""
 
     def begin(self) -> None:
-        self._system.servers.store.kill()
+        self._system.servers.store.child.kill()
 
     def end(self) -> None:
         self._system.servers.store.start()

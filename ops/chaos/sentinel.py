@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from clipfleet_worker.embedded import valkey_binary
-from clipfleet_worker.loopback import HOST, free_port
+from clipfleet_worker.embedded_server import HOST, free_port
 from clipfleet_worker.private_files import write_private
 from clipfleet_worker.supervise import Child
 

@@ -109,7 +109,7 @@ class SingleRedis:
 
     def kill(self) -> None:
         """SIGKILL."""
-        self._valkey.kill()
+        self._valkey.child.kill()
 
     def move_clock(self, seconds: int) -> None:
         """Its clock jumps, forward or back."""

@@ -1,7 +1,8 @@
 # A worker: docker build --file ops/docker/worker.Dockerfile --tag clipfleet-worker .
 # Everything is pinned by hash. pip's default torch brings CUDA and runs on a CPU as well; for a small image of
 # CPU builds PIP_EXTRA_INDEX_URL names their index: the same version, then pinned by its version only.
-# MODELS="NAME NAME" are baked in. Without, they are downloaded to /opt/models once: mount a volume there.
+# MODELS="NAME NAME" are baked in. Without, they are downloaded to /opt/models once: mount a volume there, and one at
+# /home/clipfleet/.cache, where a worker keeps what it found out about its device. Nothing is compiled.
 FROM python:3.12-slim-bookworm AS build
 
 ARG PIP_EXTRA_INDEX_URL
@@ -25,7 +26,7 @@ RUN install --directory /opt/models \
 FROM python:3.12-slim-bookworm
 
 RUN useradd --create-home --uid 1000 clipfleet \
-    && install --directory --owner 1000 --group 1000 /data
+    && install --directory --owner 1000 --group 1000 /data /home/clipfleet/.cache
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=1000:1000 /opt/models /opt/models
 ENV PATH=/opt/venv/bin:$PATH \

@@ -24,7 +24,7 @@ OLDEST_PYTHON = "3.11"
 OF_TORCH = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
 BUILDS = "hatchling"  # see build-system in pyproject.toml
 EXTRAS = {
-    "ci.txt": ("worker", "embedded", "otel", "dev"),
+    "ci.txt": ("worker", "embedded", "otel", "test", "dev"),
     "worker.txt": ("worker",),
     "producer.txt": ("exporter",),
 }
@@ -40,11 +40,11 @@ _TITLES = {
 
 def main() -> None:
     compiled = {
-        name: _blocks(_compile(extras, "" if "dev" in extras else BUILDS)) for name, extras in EXTRAS.items()
+        name: blocks(_compile(extras, "" if "dev" in extras else BUILDS)) for name, extras in EXTRAS.items()
     }
-    for name, blocks in compiled.items():
-        _write(name, [block for package, block in blocks.items() if not _is_of_torch(package)])
-    _write("torch.txt", [block for package, block in compiled["ci.txt"].items() if _is_of_torch(package)])
+    for name, entries in compiled.items():
+        _write(name, [entry for package, entry in entries.items() if not is_of_torch(package)])
+    _write("torch.txt", [block for package, block in compiled["ci.txt"].items() if is_of_torch(package)])
 
 
 def _compile(extras: Sequence[str], more: str) -> str:
@@ -58,27 +58,27 @@ def _compile(extras: Sequence[str], more: str) -> str:
     return subprocess.run(command, cwd=ROOT, input=more, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def _blocks(text: str) -> dict[str, str]:
+def blocks(text: str) -> dict[str, str]:
     """One entry for each requirement: with its markers, and its hashes on the lines below."""
-    blocks: dict[str, str] = {}
+    found: dict[str, str] = {}
     key = ""
     for line in text.splitlines(keepends=True):
         if line.startswith("#"):
             continue
         if not line[0].isspace():
             key = line.split("\\")[0].strip()
-        blocks[key] = blocks.get(key, "") + line
-    return blocks
+        found[key] = found.get(key, "") + line
+    return found
 
 
-def _is_of_torch(requirement: str) -> bool:
+def is_of_torch(requirement: str) -> bool:
     name = requirement.partition("==")[0]
     return any(name == known or (known.endswith("-") and name.startswith(known)) for known in OF_TORCH)
 
 
-def _write(name: str, blocks: Sequence[str]) -> None:
-    (HERE / name).write_text(_HEADER.format(_TITLES[name]) + "".join(blocks), encoding="utf-8")
-    print(f"{name}: {len(blocks)} requirements")
+def _write(name: str, entries: Sequence[str]) -> None:
+    (HERE / name).write_text(_HEADER.format(_TITLES[name]) + "".join(entries), encoding="utf-8")
+    print(f"{name}: {len(entries)} requirements")
 
 
 if __name__ == "__main__":

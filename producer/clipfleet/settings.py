@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipfleet.errors import UsageError
@@ -16,8 +16,8 @@ from clipfleet.redis_url import SENTINEL_SCHEMES, parse_sentinel
 from clipfleet.validation import problem_text
 
 S = TypeVar("S", bound=BaseSettings)
+T = TypeVar("T")
 _PREFIX = "CLIPFLEET_"
-CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 WRITE_LIMIT_SECONDS = 30.0  # one try to put an object into S3 ends after 25 s of silence
 DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a slip of the pen, or `inf`
@@ -25,6 +25,16 @@ _NEAR = 0.72  # of difflib's ratio: what a slip of the finger leaves
 # Kubernetes sets these for every service whose name begins like ours.
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "sentinels", "amqp", "amqps")
+
+
+def split_commas(value: object) -> object:
+    """Turn `"a, b"` into `("a", "b")`; leave other values to pydantic."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class _Base(BaseSettings):
@@ -105,13 +115,6 @@ def _require_broker_scheme(url: str) -> None:
         parse_sentinel(url)
     else:
         _ = parts.port  # raises ValueError where it is not a number
-
-
-def split_commas(value: object) -> object:
-    """Turn `"a, b"` into `("a", "b")`; leave other values to pydantic."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
 
 
 def load_settings() -> Settings:

@@ -138,7 +138,7 @@ def test_while_redis_is_away(cluster: Cluster, client: Client) -> None:
     worker = cluster.start_worker(program=(CRASHING, "mid_write", "hang", str(there)))
     job = embed(cluster, client)
     wait_until(there.exists, "chunks are held", 60)
-    cluster.server.kill()
+    cluster.server.child.kill()
     started = time.monotonic()
     worker.process.terminate()
     code = worker.process.wait(PATIENCE_SECONDS)
@@ -151,7 +151,7 @@ def test_while_redis_is_away(cluster: Cluster, client: Client) -> None:
 @pytest.mark.figures
 def test_an_idle_worker_whose_redis_is_away(cluster: Cluster) -> None:
     worker = cluster.start_worker()
-    cluster.server.kill()
+    cluster.server.child.kill()
     wait_until(lambda: "not reconciled" in worker.log(), "the worker misses its server", 60)
     leaves_in_time(worker, "while Redis is away")
 

@@ -16,7 +16,7 @@ from clipfleet.client import Client, JobOptions
 from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
 from clipfleet_worker.embedded import EmbeddedValkey
-from clipfleet_worker.loopback import free_port
+from clipfleet_worker.embedded_server import free_port
 from ops.chaos.sentinel import SentinelPair
 from tests.support.cluster import Cluster
 from tests.support.faulty_redis import BLAME, CHUNK_SIZE, ITEMS, SETTINGS, FaultyRedis

@@ -69,7 +69,7 @@ class TestServer:
     def test_restart(self, bed: FaultyRedis, kind: signal.Signals) -> None:
         with bed.running_jobs() as jobs:
             server = bed.cluster.server
-            server.kill() if kind is signal.SIGKILL else server.stop()
+            server.child.kill() if kind is signal.SIGKILL else server.stop()
             jobs.go_on()
             hold(2)
             jobs.worker_says("refused", "reset", "closed")

@@ -158,7 +158,7 @@ class TestWait:
                 hold(20)
                 bed.proxy.thaw()
             else:
-                bed.cluster.server.kill()
+                bed.cluster.server.child.kill()
                 hold(2)
                 bed.cluster.server.start()
                 bed.proxy.retarget(bed.server_port)

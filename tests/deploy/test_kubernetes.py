@@ -15,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from clipfleet_worker.process_plan import Machine, plan_processes
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 from tests.conftest import service_is_missing
@@ -105,7 +106,7 @@ def test_probes_and_scrapes_ask_where_the_worker_answers(objects: list[dict[str,
     port = int(settings_of(objects)["CLIPFLEET_HEALTH_PORT"])
     for name in ("worker", "exporter"):
         (container,) = pods(objects)[name]["spec"]["containers"]
-        assert container["ports"] == [{"name": "status", "containerPort": port}]
+        assert container["ports"][0] == {"name": "status", "containerPort": port}
         probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
         assert all(probe["port"] == "status" and probe["path"] in ("/healthz", "/readyz") for probe in probes)
         assert pods(objects)[name]["metadata"]["annotations"]["prometheus.io/port"] == str(port)
@@ -169,8 +170,28 @@ def reaches(objects: list[dict[str, Any]], address: str) -> bool:
 def test_gpu_workers_have_a_gpu_each_and_may_be_spot() -> None:
     patch = yaml.safe_load((ROOT / "ops" / "kubernetes" / "overlays" / "gpu" / "gpu.yaml").read_text())
     spec = patch["spec"]["template"]["spec"]
-    assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    (worker,) = spec["containers"]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert any("spot" in toleration["key"] for toleration in spec["tolerations"])
+
+
+def test_each_process_of_a_gpu_worker_has_a_port_that_prometheus_may_ask() -> None:
+    overlays = ROOT / "ops" / "kubernetes" / "overlays"
+    patch = yaml.safe_load((overlays / "gpu" / "gpu.yaml").read_text())
+    (worker,) = patch["spec"]["template"]["spec"]["containers"]
+    cores, memory = (
+        int(re.sub(r"\D", "", worker["resources"]["limits"][what])) for what in ("cpu", "memory")
+    )
+    assert worker["command"] == ["clipfleet-worker", "run", "--devices", "all"]
+
+    shares = plan_processes("all", "auto", Machine((80 << 30,), cores, memory << 30))
+
+    first, *_ = ports = [port["containerPort"] for port in worker["ports"]]
+    assert ports == [first + share.number for share in shares]
+    policies = yaml.safe_load_all((overlays.parent / "base" / "network-policy.yaml").read_text())
+    (asked,) = [rule for one in policies for rule in one["spec"].get("ingress", ())]
+    (allowed,) = asked["ports"]
+    assert (allowed["port"], allowed["endPort"]) == (first, first + 7)  # at most eight, see process_plan
 
 
 def test_redis_is_full_before_the_kernel_kills_it(objects: list[dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
         "hints", "lease keeper", "reconciler", "puller", "errands", "batcher", "fetch loop", "drain",
     }  # fmt: skip
 
-    cluster.server.kill()
+    cluster.server.child.kill()
     wait_until(lambda: ask(worker, "readyz")[0] == 503, "it is not ready without Redis", 60)
     assert ask(worker, "readyz")[1]["obstacles"] == ["Redis is away"]
     assert ask(worker, "healthz")[0] == 200  # nothing that a new process would do better

@@ -31,7 +31,8 @@ def store(s3_server: EmbeddedS3 | None, tmp_path_factory: pytest.TempPathFactory
     own = EmbeddedS3(tmp_path_factory.mktemp("own-s3"))
     own.start()
     yield own
-    own.kill()
+    own.child.kill()
+    own.stop()  # removes its sockets
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_store_that_is_away_is_waited_for(fragile: Cluster, store: EmbeddedS3,
         "embed", fragile.folder / "pictures", "--model", "demo", "--output", output, "--chunk-size", "4",
         "--no-wait",
     )["job_id"]  # fmt: skip
-    store.kill()
+    store.child.kill()
 
     # When a worker takes its chunks
     taker = fragile.start_worker()
@@ -97,7 +98,7 @@ def test_pictures_in_a_store_that_is_away_are_waited_for(
         other.kill()
     source = f"s3://{BUCKET}/pictures/"
     job_id = fragile.run_json("embed", source, "--model", "demo", "--chunk-size", "4", "--no-wait")["job_id"]
-    store.kill()
+    store.child.kill()
 
     # When a worker asks for them, more often than it would ask for one by one
     taker = fragile.start_worker()
@@ -120,7 +121,7 @@ def test_kills_of_a_worker_and_of_the_store_cost_no_row(fragile: Cluster, store:
     wait_until(lambda: done_chunks(fragile, job_id) >= 5, "some chunks are done", 60)
 
     victim.kill()
-    store.kill()
+    store.child.kill()
     store.start()
 
     answer = fragile.run_json("watch", job_id)

@@ -94,7 +94,7 @@ def _disturb(
     recovery_seconds = time.monotonic() - killed
     second.thaw()
     wait_until(done(0.4), "work goes on", 120)
-    cluster.server.kill()
+    cluster.server.child.kill()
     cluster.server.start()
     restarted = time.monotonic()
     at_restart = job.status().ok

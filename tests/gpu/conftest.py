@@ -1,4 +1,4 @@
-"""What needs a CUDA device, and is skipped without one: `make test-gpu`."""
+"""Tests of a CUDA device (`make test-gpu`), each skipped without one; a run of nothing but skips fails."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))
             if not torch.cuda.is_available():
                 item.add_marker(missing)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run in which no test of a device ran must not look like one in which all of them passed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    has_run = any(reporter.stats.get(outcome) for outcome in ("passed", "failed", "error"))
+    if session.config.option.collectonly or not session.items:
+        return
+    if all(_HERE in item.path.parents for item in session.items) and not has_run:
+        reporter.write_line("no test of a CUDA device has run", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 class Models:

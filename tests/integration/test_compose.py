@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError
 
 from clipfleet.redis_connection import connect
 from clipfleet_worker.embedded import valkey_binary
-from clipfleet_worker.loopback import free_port
+from clipfleet_worker.embedded_server import free_port
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import ROOT
 from tests.support.waiting import wait_until
@@ -92,6 +92,17 @@ def test_what_is_mounted_from_here_exists() -> None:
     assert all((ROOT / source).exists() for source in ours)
     named = {source for source in sources if not source.startswith("./")}
     assert named == set(COMPOSE["volumes"])
+
+
+def test_what_workers_keep_belongs_to_their_user() -> None:
+    # A new volume gets owner and mode of the folder that the image has in its place.
+    image = (ROOT / "ops" / "docker" / "worker.Dockerfile").read_text()
+    made = re.findall(r"--owner 1000 --group 1000 (.+)|--chown=1000:1000 \S+ (\S+)", image)
+    folders = {folder for found in made for folder in " ".join(found).split()}
+    for name in ("worker", "worker-gpu"):
+        volumes = (volume.split(":") for volume in SERVICES[name]["volumes"])
+        kept = {target for source, target, *_ in volumes if not source.startswith("./")}
+        assert kept and kept <= folders
 
 
 PASSWORDS = {

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -24,9 +24,6 @@ import redis
 from clipfleet.redis_connection import connect
 from clipfleet_worker.doctor import Check, Finding, Level, examine
 from clipfleet_worker.doctor.all_checks import all_checks
-from clipfleet_worker.doctor.decode_check import DecodeCheck
-from clipfleet_worker.doctor.model_check import DeviceCheck
-from clipfleet_worker.doctor.redis_check import RedisCheck
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.acl_users import make_users, url_of
 from tests.support.s3 import S3Bucket
@@ -244,8 +241,8 @@ class TestRedis:
     def test_a_server_that_never_answers(self, site: Site) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-            check = RedisCheck(site.settings(redis_url=url), limit_seconds=0.5)
-            found = only_fault([check])
+            (check,) = site.checks("redis", redis_url=url)
+            found = only_fault([replace(check, limit_seconds=0.5)])
         assert "0.5 s" in found.what
 
     def test_a_broker_behind_sentinels_that_are_not_there(self, site: Site) -> None:
@@ -326,8 +323,10 @@ class TestMachine:
 
     def test_a_gpu_that_torch_cannot_use(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        found = only_fault([DeviceCheck(site.settings(), gpu=site.folder)], Level.WARNING)
-        assert "GPU" in found.what and "torch" in found.remedy
+        monkeypatch.setattr("clipfleet_worker.device._NVIDIA_DRIVER", site.folder)
+        monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (site.folder,))
+        found = only_fault(site.checks("device"))
+        assert "GPU" in found.what and "CLIPFLEET_DEVICE=cpu" in found.remedy
 
     def test_a_precision_that_the_device_has_not(self, site: Site) -> None:
         found = only_fault(site.checks("device", precision="fp16", device="cpu"))
@@ -338,7 +337,7 @@ class TestMachine:
         found = only_fault(site.checks("device", backend="openvino", device="cpu"))
         assert "CLIPFLEET_BACKEND" in found.what and "clipfleet[openvino]" in found.remedy
 
-    def test_a_decoder_that_is_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_decoder_that_is_off(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         from clipfleet_worker import decode
 
         right = decode._fit_scaled
@@ -347,7 +346,7 @@ class TestMachine:
             "_fit_scaled",
             lambda *given: decode.DecodedImage(255 - right(*given).pixels, *right(*given).pixels.shape[:2]),
         )
-        found = only_fault([DecodeCheck(100_000_000)])
+        found = only_fault(site.checks("decode"))
         assert "grey levels" in found.what and "simplejpeg" in found.remedy
 
 

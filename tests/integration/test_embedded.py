@@ -82,7 +82,7 @@ def test_data_and_address_survive_a_kill_and_a_restart(valkey: EmbeddedValkey) -
     with client(url) as connection:
         connection.mset({f"key-{number}": number for number in range(1000)})
 
-    valkey.kill()
+    valkey.child.kill()
     assert not valkey.child.alive
     valkey.start()
     assert valkey.url == url
@@ -90,7 +90,8 @@ def test_data_and_address_survive_a_kill_and_a_restart(valkey: EmbeddedValkey) -
         assert connection.dbsize() == 1000
         connection.set("one", "more")
 
-    valkey.restart()
+    valkey.stop()
+    valkey.start()
     assert valkey.url == url
     with client(url) as connection:
         assert connection.dbsize() == 1001
@@ -197,11 +198,13 @@ def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatc
 DRIVER = """
 import json, sys
 from pathlib import Path
-from clipfleet_worker.up import Up, up
+from clipfleet_worker.cli import main
+from clipfleet_worker.up import Up
 arguments = json.loads(sys.argv[1])
 directory, command = Path(arguments["directory"]), arguments["command"]
 if arguments["worker"] is None:
-    sys.exit(up(directory, False, command, []))
+    sys.argv[1:] = ["up", "--no-worker", "--dir", str(directory), *(["--", *command] if command else [])]
+    main()
 sys.exit(Up(directory, worker_argv=arguments["worker"], command=command).run())
 """
 

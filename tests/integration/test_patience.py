@@ -18,7 +18,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.redis_connection import connect
 from clipfleet.settings import Settings
 from clipfleet_worker.embedded import valkey_binary
-from clipfleet_worker.loopback import free_port
+from clipfleet_worker.embedded_server import free_port
 from ops.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
 

@@ -81,7 +81,7 @@ class FaultyRedis:
 
     def take_over(self, server: EmbeddedValkey) -> None:
         """The server dies, and another one is found in its place."""
-        self.cluster.server.kill()
+        self.cluster.server.child.kill()
         self.cluster.server = server
         self.proxy.retarget(self.server_port)
         self.proxy.reset()

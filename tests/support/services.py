@@ -22,7 +22,7 @@ from kombu.connection import Connection
 
 from clipfleet import keys
 from clipfleet_worker.embedded import EmbeddedValkey
-from clipfleet_worker.loopback import HOST, free_port
+from clipfleet_worker.embedded_server import HOST, free_port
 from clipfleet_worker.supervise import Child
 from tests.conftest import service_is_missing
 

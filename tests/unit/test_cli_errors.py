@@ -26,6 +26,8 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import JobStatus, StageAnswer
 from clipfleet_worker import cli as worker_cli
+from clipfleet_worker.process_plan import WorkerShare
+from clipfleet_worker.up import Up
 from tests.support.jobs import make_status
 
 PROGRAMS = {"clipfleet": cli, "clipfleet-worker": worker_cli}
@@ -381,6 +383,51 @@ class TestWorker:
         assert (answer.code, answer.out) == (2, "")
         assert "CLIPFLEET_DEVICE: 'gpu' is none of auto, cpu, cuda, cuda:1" in answer.err
         assert answer.err.count("\n") == 1
+
+    def test_all_gpus_of_a_machine_without_one_are_an_error(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_cli, "find_gpus", lambda: ())
+
+        answer = run("clipfleet-worker", "run", "--devices", "all")
+
+        assert (answer.code, answer.out) == (2, "")
+        assert "torch sees no GPU here" in answer.err and "CLIPFLEET_DEVICE=cpu" in answer.err
+        assert answer.err.count("\n") == 1
+
+    def test_the_setting_is_the_way_out_of_it(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        devices = []
+
+        class Noted:
+            def __init__(self, shares: list[WorkerShare], **_: object) -> None:
+                devices.extend(share.device for share in shares)
+
+            def run(self) -> int:
+                return 0
+
+        monkeypatch.setattr(worker_cli, "Processes", Noted)
+        monkeypatch.setattr(worker_cli, "find_gpus", lambda: ())
+        monkeypatch.setattr(worker_cli, "has_nvidia_gpu", lambda: True)
+        monkeypatch.setenv("CLIPFLEET_DEVICE", "cpu")
+
+        assert run("clipfleet-worker", "run", "--devices", "all").code == 0
+        assert run("clipfleet-worker", "run", "--processes-per-device", "2").code == 0
+        assert devices == ["cpu"] * 3
+
+    def test_a_demo_needs_no_gpu(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = []
+
+        def note(_: Up) -> int:
+            found.append(os.environ["CLIPFLEET_DEVICE"])
+            return 0
+
+        monkeypatch.setattr(Up, "run", note)
+        monkeypatch.setenv("CLIPFLEET_DEVICE", "cuda")
+        run("clipfleet-worker", "demo")
+        monkeypatch.delenv("CLIPFLEET_DEVICE")
+        run("clipfleet-worker", "demo")
+
+        assert found == ["cuda", "cpu"]
 
     def test_models_on_the_command_line_are_checked_like_the_setting(
         self, run: Run, monkeypatch: pytest.MonkeyPatch

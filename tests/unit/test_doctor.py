@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 
-from clipfleet_worker.doctor import CheckBroke, Finding, Level, examine, fine, problem
+from clipfleet_worker.doctor import Check, CheckBroke, Finding, Level, examine, fine, problem
 from clipfleet_worker.doctor.redis_rights import COMMANDS
 from tests.support.acl_users import USERS_FILE
 
@@ -18,14 +17,8 @@ EVERYBODYS = {"HELLO", "AUTH", "PING", "SELECT", "CLIENT SETNAME", "CLIENT SETIN
 TRANSACTIONS = {"MULTI", "EXEC", "WATCH", "UNWATCH"}
 
 
-@dataclass
-class ScriptedCheck:
-    name: str
-    script: Iterator[Finding]
-    limit_seconds: float = 30.0
-
-    def findings(self) -> Iterator[Finding]:
-        return self.script
+def scripted(name: str, script: Iterator[Finding], limit_seconds: float = 30.0) -> Check:
+    return Check(name, limit_seconds, lambda: script)
 
 
 def hanging(forever: threading.Event) -> Iterator[Finding]:
@@ -40,8 +33,8 @@ def broken() -> Iterator[Finding]:
 
 def test_all_checks_are_heard_in_their_order() -> None:
     checks = [
-        ScriptedCheck("a", iter([fine("1"), problem("2", "do")])),
-        ScriptedCheck("b", iter([fine("3")])),
+        scripted("a", iter([fine("1"), problem("2", "do")])),
+        scripted("b", iter([fine("3")])),
     ]
 
     assert list(examine(checks)) == [
@@ -53,7 +46,7 @@ def test_all_checks_are_heard_in_their_order() -> None:
 
 def test_a_check_that_hangs_is_left_alone() -> None:
     forever = threading.Event()
-    checks = [ScriptedCheck("a", hanging(forever), limit_seconds=0.05), ScriptedCheck("b", iter([fine("3")]))]
+    checks = [scripted("a", hanging(forever), limit_seconds=0.05), scripted("b", iter([fine("3")]))]
 
     found = list(examine(checks))
     forever.set()
@@ -64,7 +57,7 @@ def test_a_check_that_hangs_is_left_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what is shown
 def test_a_bug_is_not_hidden() -> None:
-    findings = examine([ScriptedCheck("a", broken())])
+    findings = examine([scripted("a", broken())])
 
     assert next(findings).what == "first"
     with pytest.raises(CheckBroke, match="the check a"):

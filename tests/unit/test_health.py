@@ -16,9 +16,9 @@ from clipfleet.errors import UsageError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.background import Reachability
 from clipfleet_worker.claims import Claims
-from clipfleet_worker.health import Health
+from clipfleet_worker.health import Health, health_pages
 from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.status_server import Page, StatusServer, health_pages
+from clipfleet_worker.status_server import Page, StatusServer
 from clipfleet_worker.watchdog import Watchdog
 from tests.support.doubles import Clock
 

@@ -190,8 +190,24 @@ class TestDevice:
         with pytest.raises(UsageError, match=f"CLIPFLEET_DEVICE is {setting}, .*{words}"):
             pick_device(setting)
 
+    def test_a_gpu_that_torch_cannot_use_is_not_replaced_by_the_processor(
+        self, gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpus(0)
+        there = Path(os.devnull)
+        monkeypatch.setattr("clipfleet_worker.device._NVIDIA_DRIVER", there)
+        monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (there,))
+        with pytest.raises(UsageError, match=r"an NVIDIA GPU, .*cannot use it; .*set CLIPFLEET_DEVICE=cpu"):
+            pick_device("auto")
+        assert pick_device("cpu") == "cpu"
+
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides it
+        assert pick_device("auto") == "cpu"
+
     @pytest.fixture
     def gpus(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
         def set_count(count: int) -> None:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
             monkeypatch.setattr(torch.cuda, "device_count", lambda: count)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.gpus import Gpu
 from clipfleet_worker.process_plan import Machine, plan_processes, share_settings
 
 GIB = 1 << 30
 
 
 def machine(gpus: int = 0, *, cores: int = 16, memory: int = 128, gpu_memory: int = 80) -> Machine:
-    return Machine((Gpu(gpu_memory * GIB),) * gpus, cores, memory * GIB)
+    return Machine((gpu_memory * GIB,) * gpus, cores, memory * GIB)
 
 
 def devices(text: str, per_device: str, on: Machine) -> list[str]:
@@ -20,9 +21,20 @@ def devices(text: str, per_device: str, on: Machine) -> list[str]:
 
 
 @pytest.mark.parametrize("text", ["all", "auto"])
-def test_all_are_the_gpus_or_else_the_cpu(text: str) -> None:
+def test_all_are_the_gpus(text: str) -> None:
     assert devices(text, "1", machine(3)) == ["cuda:0", "cuda:1", "cuda:2"]
-    assert devices(text, "1", machine(0)) == ["cpu"]
+
+
+def test_auto_is_the_cpu_on_a_machine_without_a_gpu() -> None:
+    assert devices("auto", "1", machine(0)) == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("text", "on"), [("all", machine(0)), ("auto", replace(machine(0), has_nvidia_gpu=True))]
+)
+def test_a_gpu_that_was_expected_is_not_replaced_by_the_cpu(text: str, on: Machine) -> None:
+    with pytest.raises(UsageError, match=r"torch sees no GPU here; .*CLIPFLEET_DEVICE=cpu"):
+        plan_processes(text, "auto", on)
 
 
 def test_devices_may_be_named() -> None:
@@ -53,17 +65,18 @@ def test_cores_and_memory_are_divided() -> None:
     ("on", "expected"),
     [
         (machine(0, cores=64), 1),  # the CPU: always one
-        (machine(1, cores=8), 1),
-        (machine(1, cores=16), 2),
+        (machine(1, cores=7), 1),
+        (machine(1, cores=8), 2),
+        (machine(1, cores=16), 4),
         (machine(1, cores=16, gpu_memory=8), 1),  # two copies have no room
         (machine(1, cores=16, memory=15), 1),
-        (machine(1, cores=200), 4),
-        (machine(8, cores=64), 1),
-        (machine(8, cores=128, memory=1024), 2),
+        (machine(1, cores=200), 8),
+        (machine(8, cores=64, memory=1024), 2),
+        (machine(8, cores=128, memory=1024), 4),
     ],
 )
 def test_auto_goes_by_cores_and_memory_per_gpu(on: Machine, expected: int) -> None:
-    assert len(plan_processes("all", "auto", on)) == expected * max(1, len(on.gpus))
+    assert len(plan_processes("auto", "auto", on)) == expected * max(1, len(on.gpus))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from tests.support.waiting import wait_until
 # The parent: PROGRAM FOLDER; two shares.
 PARENT = """
 import os, sys
-from clipfleet_worker.gpus import Gpu
 from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.process_plan import Machine, plan_processes
 from clipfleet_worker.processes import Processes

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
+from clipfleet.commands.options import AsJson
 from clipfleet.errors import UsageError
 from clipfleet.model_names import normalise_model
-from clipfleet.program import new_app, run_program
+from clipfleet.printable import printable
+from clipfleet.program import EXIT_FAILED, new_app, run_program
+from clipfleet.s3 import SCHEME
 from clipfleet.settings import checked
 from clipfleet_worker import cli_models
-from clipfleet_worker.cli_doctor import doctor
 from clipfleet_worker.control_groups import processors
+from clipfleet_worker.device import has_nvidia_gpu
 from clipfleet_worker.gpus import find_gpus
 from clipfleet_worker.memory_guard import memory_limit
-from clipfleet_worker.process_plan import Machine, WorkerShare, plan_processes
-from clipfleet_worker.processes import run_processes
+from clipfleet_worker.process_plan import ALL, AUTO, Machine, WorkerShare, plan_processes
+from clipfleet_worker.processes import Processes
 from clipfleet_worker.requirements import require_exporter_extra, require_worker_extra
 from clipfleet_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from clipfleet_worker.doctor import Finding
 
 app = new_app(
     "Run clipfleet workers: processes that label and embed images on this machine's device.",
 )
 
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _STOP_SECONDS_BEYOND_DRAIN = 30.0  # a worker that hangs has ended itself by then
 
 app.add_typer(cli_models.app, name="models")
@@ -76,9 +88,10 @@ def run(
     settings = checked(WorkerSettings)
     settings.require_redis_url()
     if devices is not None or processes_per_device is not None:
-        shares = _plan(devices or "all", processes_per_device or "auto", settings)
+        shares = _plan(devices or AUTO, processes_per_device or AUTO, settings)
         log_to_stderr("parent")
-        raise typer.Exit(run_processes(shares, settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN))
+        stop_seconds = settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
+        raise typer.Exit(Processes(shares, stop_seconds=stop_seconds, environment=os.environ).run())
     from clipfleet_worker.drain import end_process
     from clipfleet_worker.lifecycle import Worker
 
@@ -87,8 +100,11 @@ def run(
 
 
 def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[WorkerShare]:
+    if settings.device == "cpu" and devices in (ALL, AUTO):
+        devices = "cpu"
     machine = Machine(
         gpus=() if devices == "cpu" else find_gpus(),
+        has_nvidia_gpu=has_nvidia_gpu(),
         cores=processors(),
         memory_bytes=memory_limit(settings.max_memory_bytes),
     )
@@ -111,21 +127,19 @@ def up(
     """Start an embedded Valkey and a worker on this machine, in the foreground."""
     if not no_worker:
         require_worker_extra()
-    from clipfleet_worker.up import up as run_up
+    from clipfleet_worker.up import RUN_WORKER, Up
 
     _set_models(models)
     worker_arguments = ["--models", models] if models is not None else []
     stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
-    raise typer.Exit(
-        run_up(
-            directory,
-            not no_worker,
-            command or None,
-            worker_arguments,
-            with_s3=with_s3,
-            worker_stop_seconds=stop_seconds,
-        )
+    run = Up(
+        directory,
+        worker_argv=None if no_worker else [*RUN_WORKER, *worker_arguments],
+        command=command,
+        with_s3=with_s3,
+        worker_stop_seconds=stop_seconds,
     )
+    raise typer.Exit(run.run())
 
 
 @app.command()
@@ -159,7 +173,52 @@ def exporter() -> None:
     run_exporter(ledger, settings.health_host, settings.health_port, ending)
 
 
-app.command()(doctor)
+@app.command()
+def doctor(
+    output: Annotated[
+        list[str] | None,
+        typer.Option(metavar="s3://BUCKET/PREFIX", help="try to write there; may be repeated"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at all that a worker with these settings needs: each finding with its remedy."""
+    require_worker_extra()
+    outputs = output or []
+    for uri in outputs:
+        if not uri.startswith(SCHEME):
+            raise UsageError(f"--output {uri!r} is not in S3: folders are those of CLIPFLEET_OUTPUT_ROOTS")
+    settings = checked(WorkerSettings)
+    from clipfleet_worker.doctor import examine
+    from clipfleet_worker.doctor.all_checks import all_checks
+
+    findings = examine(list(all_checks(settings, os.environ, outputs)))
+    problems = _tell_json(findings) if as_json else _tell(findings)
+    raise typer.Exit(EXIT_FAILED if problems else 0)
+
+
+def _tell(findings: Iterable[Finding]) -> int:
+    console = Console(highlight=False, soft_wrap=True)
+    counts = dict.fromkeys(_STYLES, 0)
+    for finding in findings:
+        counts[finding.level] += 1
+        head = Text(f"{finding.level:8}", style=_STYLES[finding.level])
+        console.print(head, Text(f"{finding.check:9} {printable(finding.what)}"))
+        if finding.remedy:
+            console.print(Text(f"{'':18} -> {printable(finding.remedy)}"))
+    problems = counts["problem"]
+    console.print(
+        Text(
+            f"{problems} problems, {counts['warning']} warnings",
+            style=_STYLES["problem" if problems else "ok"],
+        )
+    )
+    return problems
+
+
+def _tell_json(findings: Iterable[Finding]) -> int:
+    found = list(findings)
+    typer.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
+    return sum(finding.level == "problem" for finding in found)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Each of three jobs labels twenty pictures among their own twenty names.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.console import print_table, say
 from clipfleet.contract import DEMO_MODEL, JobState, new_job_id
 from clipfleet.errors import UsageError
-from clipfleet_worker.up import up
+from clipfleet_worker.up import RUN_WORKER, Up
 
 _MARKER = "clipfleet demo"
 
@@ -40,7 +41,7 @@ def run_demo(directory: Path) -> int:
     """Run the demo in a folder of its own; returns the exit code.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or see `Up.run`.
     """
     directory = directory.absolute()
     try:
@@ -48,7 +49,9 @@ def run_demo(directory: Path) -> int:
     except OSError as error:
         raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
     command = [sys.executable, "-P", "-m", "clipfleet_worker._demo_child", str(directory)]
-    return up(directory / "service", True, command, ["--models", DEMO_MODEL])
+    os.environ.setdefault("CLIPFLEET_DEVICE", "cpu")  # enough for its small model
+    worker = [*RUN_WORKER, "--models", DEMO_MODEL]
+    return Up(directory / "service", worker_argv=worker, command=command).run()
 
 
 def samples() -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from clipfleet.contract import Precision
@@ -10,7 +11,13 @@ from clipfleet_worker.device_memory import lacks_memory
 from clipfleet_worker.failures import ModelUnavailableError
 
 # Without the driver of NVIDIA (also of Jetsons, and below Windows) or AMD there is no device for torch.
-_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/nvmap"), Path("/dev/dxg"), Path("/dev/kfd"))
+_NVIDIA_DRIVER = Path("/dev/nvidiactl")
+_GPU_DRIVERS = (_NVIDIA_DRIVER, Path("/dev/nvmap"), Path("/dev/dxg"), Path("/dev/kfd"))
+_HIDES_ALL_GPUS = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES, the last one is Slurm's
+
+HOW_TO_USE_THE_GPU = (
+    "install a build of torch for its driver (`nvidia-smi` shows the version), or set CLIPFLEET_DEVICE=cpu"
+)
 
 # In the words of CUDA's runtime, of its driver, and of what is built upon them.
 _LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "_STATUS_EXECUTION_FAILED")
@@ -22,14 +29,20 @@ def pick_device(setting: str) -> str:
     """`auto` becomes `cuda` if torch sees a GPU, else `cpu`.
 
     Raises:
-        UsageError: the setting names a GPU that torch does not see.
+        UsageError: torch does not see the GPU that the setting names, or none on a machine that has one.
     """
     if setting == "cpu" or (setting == "auto" and not any(path.exists() for path in _GPU_DRIVERS)):
         return "cpu"  # torch, which would say the same, takes a second to be imported
     import torch
 
     if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            return "cuda"
+        if has_nvidia_gpu():  # hours on the CPU beside an idle GPU must not begin unnoticed
+            raise UsageError(
+                f"there is an NVIDIA GPU, but torch {torch.__version__} cannot use it; {HOW_TO_USE_THE_GPU}"
+            )
+        return "cpu"
     kind, _, number = setting.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 0
     if kind == "cuda" and int(number or 0) >= count:
@@ -38,6 +51,11 @@ def pick_device(setting: str) -> str:
             f"GPU{'s' if count > 1 else ''} here"
         )
     return setting
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver offers GPUs to this process and the user does not hide them from it."""
+    return _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in _HIDES_ALL_GPUS
 
 
 def resolve_precision(requested: Precision, device: str) -> Precision:

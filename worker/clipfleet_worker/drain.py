@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import NoReturn, Protocol
 
@@ -103,37 +104,28 @@ class Drain:
         self._leaver.interrupt(_REASON)
         if self._ended.wait(self._reserve_seconds * 0.35):
             return
-        given_back = _InBackground(lambda: self._leaver.give_back(_REASON))
+        given_back = self._give_back()
         if self._ended.wait(self._reserve_seconds * 0.35):
             return
-        if given_back.result():
+        if given_back.result():  # however long that takes: the watchdog does not wait
             log.warning(
                 "the time to drain is over; everything was given back, the process ends",
                 extra={"action": "drain_cut"},
             )
             self._exit_process(0)
 
+    def _give_back(self) -> Future[bool]:
+        """In a thread of its own: Redis may be silent, and nobody can wait for that twice."""
+        answer: Future[bool] = Future()
 
-class _InBackground:
-    """A call in a thread of its own: Redis may be silent, and nobody can wait for that twice."""
+        def give_back() -> None:
+            answer.set_result(self._leaver.give_back(_REASON))
 
-    def __init__(self, call: Callable[[], bool]) -> None:
-        self._call = call
-        self._answer = False
-        self._thread = threading.Thread(target=self._run, name="give-back", daemon=True)
         try:
-            self._thread.start()
+            threading.Thread(target=give_back, name="give-back", daemon=True).start()
         except RuntimeError:  # the machine refuses another thread
-            self._run()
-
-    def _run(self) -> None:
-        self._answer = self._call()
-
-    def result(self) -> bool:
-        """Its answer, however long that takes: the watchdog does not wait."""
-        if self._thread.is_alive():
-            self._thread.join()
-        return self._answer
+            give_back()
+        return answer
 
 
 def end_process(exit_code: int) -> NoReturn:

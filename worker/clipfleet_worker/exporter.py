@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from http import HTTPStatus
 
 from clipfleet.errors import RedisUnavailableError
@@ -33,17 +32,7 @@ def run_exporter(ledger: Ledger, host: str, port: int, ending: threading.Event) 
     Raises:
         UsageError: the address cannot be used.
     """
-    collector = FamiliesCollector(LEDGER_FAMILIES, _backlog_of(ledger))
-    server = StatusServer(host, port, {"/metrics": metrics_page(collector), "/healthz": _alive})
-    server.start()
-    try:
-        ending.wait()
-    finally:
-        server.stop()
-        ledger.close()
 
-
-def _backlog_of(ledger: Ledger) -> Callable[[], Backlog | None]:
     def backlog() -> Backlog | None:
         try:
             return ledger.backlog()
@@ -51,8 +40,11 @@ def _backlog_of(ledger: Ledger) -> Callable[[], Backlog | None]:
             log.warning("no figures: %s", error, extra={"action": "backlog_failed"})
             return None
 
-    return backlog
-
-
-def _alive() -> Page:
-    return Page(HTTPStatus.OK, b"{}\n")
+    metrics = metrics_page(FamiliesCollector(LEDGER_FAMILIES, backlog))
+    server = StatusServer(host, port, {"/metrics": metrics, "/healthz": lambda: Page(HTTPStatus.OK, b"{}\n")})
+    server.start()
+    try:
+        ending.wait()
+    finally:
+        server.stop()
+        ledger.close()

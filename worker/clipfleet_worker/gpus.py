@@ -8,22 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 
 from clipfleet.errors import WorldError
 
 _ASK_SECONDS = 300.0  # to load torch from a cold disk, and the driver
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU that torch can use, by its position: `cuda:0` is the first."""
-
-    memory_bytes: int
-
-
-def find_gpus() -> tuple[Gpu, ...]:
-    """All of them; `CUDA_VISIBLE_DEVICES` is heeded.
+def find_gpus() -> tuple[int, ...]:
+    """The bytes of memory of each, `cuda:0` first; `CUDA_VISIBLE_DEVICES` is heeded.
 
     Raises:
         WorldError: torch cannot tell.
@@ -38,7 +30,7 @@ def find_gpus() -> tuple[Gpu, ...]:
             timeout=_ASK_SECONDS,
             check=False,
         )
-        return tuple(Gpu(int(memory_bytes)) for memory_bytes in json.loads(asked.stdout))
+        return tuple(map(int, json.loads(asked.stdout)))
     except subprocess.TimeoutExpired:
         raise WorldError(f"torch did not say in {_ASK_SECONDS:g} s which GPUs there are") from None
     except ValueError:

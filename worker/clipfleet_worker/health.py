@@ -5,14 +5,17 @@ To be alive is not enough: a process that answers while a chunk hangs is not wel
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from clipfleet_worker.background import Reachability
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.leases import LeaseKeeper
+from clipfleet_worker.status_server import Page
 from clipfleet_worker.watchdog import Phase, Watchdog
 
 
@@ -68,3 +71,21 @@ def _described(phase: Phase, now: float) -> dict[str, Any]:
         "seconds": round(now - phase.since, 1),
         "limit_seconds": phase.limit_seconds,
     }
+
+
+def health_pages(health: Health) -> dict[str, Callable[[], Page]]:
+    """`/healthz`: is it to be started anew? `/readyz`: does it take work?"""
+
+    def healthz() -> Page:
+        return _json(health.report(), not health.problems())
+
+    def readyz() -> Page:
+        obstacles = health.obstacles()
+        return _json({"ready": not obstacles, "obstacles": obstacles}, not obstacles)
+
+    return {"/healthz": healthz, "/readyz": readyz}
+
+
+def _json(value: object, is_good: bool) -> Page:
+    status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
+    return Page(status, json.dumps(value, indent=1).encode() + b"\n")

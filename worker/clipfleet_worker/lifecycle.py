@@ -43,7 +43,7 @@ from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.finishing import Finisher
-from clipfleet_worker.health import Health
+from clipfleet_worker.health import Health, health_pages
 from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
@@ -57,11 +57,10 @@ from clipfleet_worker.model import LoadedModel, OnDevice, OnPixelSpec, load_mode
 from clipfleet_worker.model_catalogue import require_known
 from clipfleet_worker.model_files import fetch_files
 from clipfleet_worker.models import Models
-from clipfleet_worker.open_files import raise_open_files_limit
 from clipfleet_worker.pipeline import Pipeline
-from clipfleet_worker.process_set_up import calm_collector
+from clipfleet_worker.process_set_up import calm_collector, raise_open_files_limit
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.status_server import StatusServer, health_pages
+from clipfleet_worker.status_server import StatusServer
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
 from clipfleet_worker.thread_rule import decode_threads, set_forward_threads

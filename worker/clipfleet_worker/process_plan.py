@@ -3,8 +3,8 @@
 The rule of `auto`:
 
 - On the CPU one process: torch's own threads use all cores, and each further process has a model copy.
-- On a GPU one, and another for every further 8 cores that there are per GPU: one interpreter does not feed a
-  fast GPU from many cores. At most 4, if each has 8 GiB of the GPU's memory and 8 GiB of the machine's.
+- On a GPU one for every 4 cores that there are per GPU: one interpreter does not feed a fast GPU from many
+  cores. At most 8, if each has 8 GiB of the GPU's memory and 8 GiB of the machine's.
 
 Cores and memory are divided evenly among all processes; what the user has set holds for each as it stands.
 """
@@ -16,23 +16,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.gpus import Gpu
+from clipfleet_worker.device import HOW_TO_USE_THE_GPU
 
 AUTO, ALL = "auto", "all"
 MOST_PER_DEVICE = 64  # what is more is a slip of the finger
-_CORES_PER_PROCESS = 8
+_CORES_PER_PROCESS = 4
 _GPU_BYTES_PER_PROCESS = 8 << 30
 _BYTES_PER_PROCESS = 8 << 30
-_MOST_AUTO = 4
+_MOST_AUTO = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What there is to be divided."""
 
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[int, ...]  # bytes of memory of each, `cuda:0` first
     cores: int  # that may be kept busy
     memory_bytes: int  # at which the workers must end themselves, together
+    has_nvidia_gpu: bool = False  # by its driver, whatever torch sees
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +51,27 @@ def plan_processes(devices: str, per_device: str, machine: Machine) -> list[Work
     """The processes to run, device by device.
 
     Args:
-        devices: `all` (every GPU, or else the CPU), or names such as `cuda:0,cuda:1` or `cpu`.
+        devices: `all` (every GPU), `auto` (the same, or the CPU where there is none), or names such as
+            `cuda:0,cuda:1` or `cpu`.
         per_device: a number, or `auto`, see above.
         machine: see there.
 
     Raises:
         UsageError: there is no such device, or no such number.
     """
-    named = _devices(devices, len(machine.gpus))
+    named = _devices(devices, machine)
     counts = [_per_device(per_device, device, len(named), machine) for device in named]
     total = sum(counts)
-    shares: list[WorkerShare] = []
-    for device, count in zip(named, counts, strict=True):
-        for one in range(count):
-            shares.append(
-                WorkerShare(
-                    number=len(shares),
-                    device=device,
-                    name=f"{device}/{one}" if count > 1 else device,
-                    cores=max(1, machine.cores // total),
-                    memory_bytes=max(1, machine.memory_bytes // total),
-                )
-            )
-    return shares
+    processes = [
+        (device, f"{device}/{one}" if count > 1 else device)
+        for device, count in zip(named, counts, strict=True)
+        for one in range(count)
+    ]
+    cores, memory_bytes = max(1, machine.cores // total), max(1, machine.memory_bytes // total)
+    return [
+        WorkerShare(number, device, name, cores, memory_bytes)
+        for number, (device, name) in enumerate(processes)
+    ]
 
 
 def share_settings(share: WorkerShare, total: int, given: Mapping[str, str]) -> dict[str, str]:
@@ -98,8 +97,11 @@ def share_settings(share: WorkerShare, total: int, given: Mapping[str, str]) -> 
     return settings
 
 
-def _devices(text: str, gpus: int) -> Sequence[str]:
+def _devices(text: str, machine: Machine) -> Sequence[str]:
+    gpus = len(machine.gpus)
     if text in (ALL, AUTO):
+        if not gpus and (text == ALL or machine.has_nvidia_gpu):
+            raise UsageError(f"--devices: torch sees no GPU here; {HOW_TO_USE_THE_GPU}")
         return [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -133,11 +135,10 @@ def _per_device(text: str, device: str, devices: int, machine: Machine) -> int:
         )
     if device == "cpu":
         return 1
-    gpu = machine.gpus[int(device.removeprefix("cuda:"))]
     bounds = (
         machine.cores // devices // _CORES_PER_PROCESS,
         machine.memory_bytes // devices // _BYTES_PER_PROCESS,
-        gpu.memory_bytes // _GPU_BYTES_PER_PROCESS,
+        machine.gpus[int(device.removeprefix("cuda:"))] // _GPU_BYTES_PER_PROCESS,
         _MOST_AUTO,
     )
     return max(1, min(bounds))

@@ -7,11 +7,11 @@ the ledger does the rest.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from clipfleet.program import EXIT_USAGE
@@ -46,40 +46,25 @@ class Processes:
         self._ready_file = Path(environment[_READY_FILE]) if environment.get(_READY_FILE) else None
         self._was_ready = False
         self._signals = SignalRecorder(signal.SIGQUIT)
-        self._children: list[Child] = []
-        self._starts: list[Callable[[], None]] = []
+        self._ports: dict[Child, str | None] = {}
         for share in shares:
-            settings = share_settings(share, len(shares), environment)
-            child, start = self._describe(
-                share, [*program, "--name", share.name], {**environment, **settings}
+            settings = {**environment, **share_settings(share, len(shares), environment)}
+            child = Child(
+                f"worker {share.name}",
+                [*program, "--name", share.name],
+                log=None,
+                apart=True,
+                env=settings,
+                ready_file=Path(settings[_READY_FILE]) if self._ready_file else None,
             )
-            self._children.append(child)
-            self._starts.append(start)
+            self._ports[child] = settings.get("CLIPFLEET_HEALTH_PORT")
+        self._children = list(self._ports)
 
-    def _describe(
-        self, share: WorkerShare, argv: Sequence[str], environment: Mapping[str, str]
-    ) -> tuple[Child, Callable[[], None]]:
-        ready_file = Path(environment[_READY_FILE]) if self._ready_file else None
-        child = Child(
-            f"worker {share.name}",
-            argv,
-            log=None,
-            apart=True,
-            env=environment,
-            is_ready=lambda: ready_file is None or ready_file.exists(),
-        )
-
-        def start() -> None:
-            if ready_file is not None:
-                ready_file.unlink(missing_ok=True)
-            child.start()
-            port = environment.get("CLIPFLEET_HEALTH_PORT")
-            log.info(
-                "%s has pid %d%s", child.name, child.pid, f", health port {port}" if port else "",
-                extra={"action": "process_started"},
-            )  # fmt: skip
-
-        return child, start
+    def _start(self, child: Child) -> None:
+        child.start()
+        port = self._ports[child]
+        where = f", health port {port}" if port else ""
+        log.info("%s has pid %d%s", child.name, child.pid, where, extra={"action": "process_started"})
 
     def run(self) -> int:
         """Keep them running until a signal comes, then drain them.
@@ -96,9 +81,9 @@ class Processes:
                     child.kill()
 
     def _run(self) -> int:
-        for start in self._starts:
-            start()
-        restarters = [Restarter(*pair) for pair in zip(self._children, self._starts, strict=True)]
+        for child in self._children:
+            self._start(child)
+        restarters = [Restarter(child, partial(self._start, child)) for child in self._children]
         in_first_life = set(self._children)
         while not self._signals.pending:
             ended = {child for child in in_first_life if not child.alive}
@@ -138,8 +123,3 @@ class Processes:
         # One that dies of our SIGTERM was still being imported: it held nothing.
         failed = (code for code in codes if code not in (0, -signal.SIGTERM))
         return next((code if code > 0 else 128 - code for code in failed), 0)
-
-
-def run_processes(shares: Sequence[WorkerShare], stop_seconds: float) -> int:
-    """Run the workers of this machine; see `Processes.run`."""
-    return Processes(shares, stop_seconds=stop_seconds, environment=os.environ).run()

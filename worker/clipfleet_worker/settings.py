@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision
 from clipfleet.model_names import normalise_model
 from clipfleet.s3 import is_bucket_name
-from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings, split_commas
+from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings
 from clipfleet_worker.image_outline import DEFAULT_MAX_DECODE_BYTES
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MEBIBYTE = 1024 * 1024
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _DECODE_CHILD_BYTES = 512 * _MEBIBYTE  # of address space: Python, numpy and Pillow, and some room
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _must(is_good: Callable[[str], object], complaint: str) -> AfterValidator:
+    """Refuse a word that fails a test; the message is the word and the complaint."""
+
+    def check(word: str) -> str:
+        if not is_good(word):
+            raise ValueError(f"{word!r} {complaint}")
+        return word
+
+    return AfterValidator(check)
+
+
+def _check_network(text: str) -> str:
+    network = ipaddress.ip_network(text)
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        raise ValueError(f"{text!r} holds IPv4 addresses: write it as an IPv4 network")
+    return text
+
+
+_Device = Annotated[
+    str, _must(re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch, "is none of auto, cpu, cuda, cuda:1")
+]
+_Root = Annotated[str, _must(os.path.isabs, "is not an absolute path")]
+_Bucket = Annotated[str, _must(is_bucket_name, "is not the name of a bucket, without s3:// and path")]
+_Port = Annotated[str, _must(lambda port: port.isdecimal() and 0 < int(port) < 65536, "is not a port")]
+_Cidr = Annotated[str, AfterValidator(_check_network)]
+_Model = Annotated[str, AfterValidator(normalise_model)]
 
 
 class WorkerSettings(Settings):
     """All of a worker's settings; docs/reference/settings.md lists them."""
 
-    models: CommaSeparated = Field(
+    models: CommaSeparated[_Model] = Field(
         (DEFAULT_MODEL, DEMO_MODEL), description="models this worker serves; the first is loaded at start"
     )
     loaded_models: int = Field(
@@ -34,22 +63,24 @@ class WorkerSettings(Settings):
     precision: Precision = Field(
         Precision.AUTO, description="for jobs that leave it open: auto, fp32, bf16, fp16"
     )
-    device: str = Field("auto", description="torch device: auto, cpu, cuda, cuda:1")
+    device: _Device = Field("auto", description="torch device: auto, cpu, cuda, cuda:1")
     backend: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="openvino (on the CPU), torch (plainly, also on a GPU), or auto: the fastest"
     )
     batch_size: int = Field(0, ge=0, description="images of a forward pass; 0 picks by device")
 
-    file_roots: CommaSeparated = Field((), description="folders that images may be read from")
-    output_roots: CommaSeparated = Field((), description="folders that results may be written to")
-    s3_buckets: CommaSeparated = Field(
+    file_roots: CommaSeparated[_Root] = Field((), description="folders that images may be read from")
+    output_roots: CommaSeparated[_Root] = Field((), description="folders that results may be written to")
+    s3_buckets: CommaSeparated[_Bucket] = Field(
         (), description="the only buckets that are read and written; empty: all that the credentials allow"
     )
-    allow_private: CommaSeparated = Field((), description="non-public networks that URLs may reach, as CIDR")
-    allow_ports: CommaSeparated = Field((), description="ports of public addresses beside 80 and 443")
+    allow_private: CommaSeparated[_Cidr] = Field(
+        (), description="non-public networks that URLs may reach, as CIDR"
+    )
+    allow_ports: CommaSeparated[_Port] = Field((), description="ports of public addresses beside 80 and 443")
     contact: str = Field("", description="mail or URL of the operator, sent in the User-Agent")
 
-    robots: CommaSeparated = Field(
+    robots: CommaSeparated[str] = Field(
         ("tag",),
         description="refusals that are kept to: tag (X-Robots-Tag), txt (robots.txt), tag,txt or none",
     )
@@ -113,57 +144,11 @@ class WorkerSettings(Settings):
     celery_events: bool = Field(False, description="send Celery's task events, for Flower")
     ready_file: Path | None = Field(None, description="created once the worker takes work")
 
-    @field_validator(
-        "models",
-        "file_roots",
-        "output_roots",
-        "s3_buckets",
-        "allow_private",
-        "allow_ports",
-        "robots",
-        mode="before",
-    )
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return split_commas(value)
-
     @field_validator("models")
     @classmethod
     def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("name at least one model")
-        return tuple(normalise_model(name) for name in value)
-
-    @field_validator("device")
-    @classmethod
-    def _check_device(cls, value: str) -> str:
-        if not _DEVICE.fullmatch(value):
-            raise ValueError(f"{value!r} is none of auto, cpu, cuda, cuda:1")
-        return value
-
-    @field_validator("file_roots", "output_roots")
-    @classmethod
-    def _check_roots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for root in value:
-            if not Path(root).is_absolute():
-                raise ValueError(f"{root!r} is not an absolute path")
-        return value
-
-    @field_validator("allow_private")
-    @classmethod
-    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            network = ipaddress.ip_network(text)
-            if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-                raise ValueError(f"{text!r} holds IPv4 addresses: write it as an IPv4 network")
-        return value
-
-    @field_validator("s3_buckets")
-    @classmethod
-    def _check_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for bucket in value:
-            if not is_bucket_name(bucket):
-                raise ValueError(f"{bucket!r} is not the name of a bucket, without s3:// and path")
         return value
 
     @field_validator("robots")
@@ -171,14 +156,6 @@ class WorkerSettings(Settings):
     def _check_robots(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value != ("none",) and not (value and set(value) <= {"tag", "txt"}):
             raise ValueError(f"{','.join(value)!r} is none of tag, txt, tag,txt, none")
-        return value
-
-    @field_validator("allow_ports")
-    @classmethod
-    def _check_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for port in value:
-            if not (port.isdecimal() and 0 < int(port) < 65536):
-                raise ValueError(f"{port!r} is not a port")
         return value
 
     @field_validator("decode_memory_bytes")

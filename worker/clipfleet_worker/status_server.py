@@ -5,7 +5,6 @@ Answers come from memory, so that they come at once, whatever else the process d
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import threading
@@ -13,12 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipfleet.errors import UsageError
-
-if TYPE_CHECKING:  # the exporter runs where no worker could
-    from clipfleet_worker.health import Health
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +31,6 @@ class Page:
 
 
 Pages = Mapping[str, Callable[[], Page]]  # by path
-
-
-def health_pages(health: Health) -> dict[str, Callable[[], Page]]:
-    """`/healthz`: is it to be started anew? `/readyz`: does it take work?"""
-
-    def healthz() -> Page:
-        return _json(health.report(), not health.problems())
-
-    def readyz() -> Page:
-        obstacles = health.obstacles()
-        return _json({"ready": not obstacles, "obstacles": obstacles}, not obstacles)
-
-    return {"/healthz": healthz, "/readyz": readyz}
-
-
-def _json(value: object, is_good: bool) -> Page:
-    status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
-    return Page(status, json.dumps(value, indent=1).encode() + b"\n")
 
 
 class StatusServer:

@@ -43,6 +43,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         is_ready: Callable[[], bool] = lambda: True,
+        ready_file: Path | None = None,
         ready_seconds: float = 30.0,
         stop_seconds: float = 10.0,
     ) -> None:
@@ -57,6 +58,7 @@ class Child:
             env: its whole environment; None: the supervisor's.
             cwd: its working directory; None: the supervisor's.
             is_ready: whether it can do its work; quick, and an OSError means not yet.
+            ready_file: made by the child as soon as it can do its work; removed before each start.
             ready_seconds: how long `wait_ready` waits.
             stop_seconds: how long `stop` waits between SIGTERM and SIGKILL.
         """
@@ -67,6 +69,7 @@ class Child:
         self._env = env
         self._cwd = cwd
         self._is_ready = is_ready
+        self._ready_file = ready_file
         self._ready_seconds = ready_seconds
         self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -100,6 +103,8 @@ class Child:
         """
         if self.alive:
             raise RuntimeError(f"{self.name} runs already")
+        if self._ready_file is not None:
+            self._ready_file.unlink(missing_ok=True)
         with _appending(self.log) as output:
             self._log_start = os.fstat(output).st_size if output is not None else 0
             self._process = subprocess.Popen(  # noqa: S603 - argv comes from the caller
@@ -116,7 +121,7 @@ class Child:
     def probe(self) -> bool:
         """Whether it can do its work now."""
         try:
-            return self.alive and self._is_ready()
+            return self.alive and (self._ready_file is None or self._ready_file.exists()) and self._is_ready()
         except OSError:
             return False
 
@@ -232,7 +237,6 @@ class Restarter:
         self,
         child: Child,
         start: Callable[[], None] | None = None,
-        policy: RestartPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch a child that was started just now.
@@ -240,12 +244,11 @@ class Restarter:
         Args:
             child: what is kept running.
             start: starts it again without waiting for it; default `child.start`.
-            policy: see there.
             clock: seconds that only go forward.
         """
         self.child = child
         self._start = start or child.start
-        self._policy = policy or RestartPolicy()
+        self._policy = RestartPolicy()
         self._clock = clock
         self._started = clock()
         self._delay = 0.0

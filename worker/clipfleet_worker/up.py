@@ -19,13 +19,15 @@ from pathlib import Path
 from rich.console import Console
 
 from clipfleet.console import say_error
-from clipfleet.errors import ClipfleetError, UsageError
-from clipfleet.program import EXIT_FAILED, EXIT_USAGE
+from clipfleet.errors import UsageError, WorldError
 from clipfleet.redis_connection import masked
 from clipfleet_worker.embedded import EmbeddedValkey
 from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.private_files import holder, note_holder, try_lock, write_private
 from clipfleet_worker.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+
+# -P: a file celery.py in the user's folder must not shadow the package
+RUN_WORKER = (sys.executable, "-P", "-m", "clipfleet_worker", "run")
 
 _URL = "CLIPFLEET_REDIS_URL"
 _READY_FILE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work
@@ -58,7 +60,7 @@ class Up:
             worker_argv: the worker's command line; None: no worker.
             command: what to run beside it; None: run until a signal comes.
             with_s3: whether to start an S3 store, too.
-            worker_stop_seconds: how long the worker may take to finish what it holds.
+            worker_stop_seconds: how long the worker may take to finish; longer than its own drain time.
         """
         self._directory = directory.absolute()
         self._worker_argv = worker_argv
@@ -78,14 +80,18 @@ class Up:
             The exit code: the command's (128 + N if signal N ended it, 127 if there is none such), or 0.
 
         Raises:
-            ClipfleetError: something cannot be started.
+            UsageError: the folder cannot be used, or another `up` runs on it.
+            WorldError: something cannot be started.
         """
         if self._command and not shutil.which(self._command[0], path=self._environ.get("PATH")):
             say_error(f"{self._command[0]}: command not found, or not executable")
             return _NOT_FOUND
         _make_directory(self._directory)
-        with self._locked(), self._signals, ExitStack() as children:
-            return self._run(children)
+        try:
+            with self._locked(), self._signals, ExitStack() as children:
+                return self._run(children)
+        except OSError as error:
+            raise WorldError(str(error)) from error
 
     def _run(self, children: ExitStack) -> int:
         settings = self._settings(self._start_redis(children))
@@ -135,20 +141,15 @@ class Up:
             argv,
             log=self._directory / "worker.log",
             env={**self._environ, **settings, _READY_FILE: str(ready_file)},
-            is_ready=ready_file.exists,
+            ready_file=ready_file,
             ready_seconds=_WORKER_READY_SECONDS,
             stop_seconds=self._worker_stop_seconds,
         )
-
-        def start() -> None:
-            ready_file.unlink(missing_ok=True)
-            worker.start()
-
         self._say(f"starting the worker, log {worker.log}")
         children.callback(self._stop_worker, worker)
-        start()
+        worker.start()
         if worker.wait_ready(self._carry_on):
-            self._restarters.append(Restarter(worker, start))
+            self._restarters.append(Restarter(worker))
 
     def _stop_worker(self, worker: Child) -> None:
         if not worker.alive:
@@ -230,44 +231,6 @@ class Up:
             yield
         finally:
             os.close(descriptor)
-
-
-def up(
-    directory: Path,
-    with_worker: bool,
-    command: list[str] | None,
-    worker_arguments: list[str],
-    *,
-    with_s3: bool = False,
-    worker_stop_seconds: float = _WORKER_STOP_SECONDS,
-) -> int:
-    """Run `clipfleet-worker up`; errors become messages on stderr.
-
-    Args:
-        directory: see `Up`.
-        with_worker: whether to start a worker.
-        command: see `Up`.
-        worker_arguments: passed to `clipfleet-worker run`.
-        with_s3: see `Up`.
-        worker_stop_seconds: see `Up`; longer than the worker's own drain time.
-
-    Returns:
-        The exit code: as `Up.run`, 2 for a usage error, 1 if something could not be started.
-    """
-    # -P: a file celery.py in the user's folder must not shadow the package
-    worker = [sys.executable, "-P", "-m", "clipfleet_worker", "run", *worker_arguments]
-    run = Up(
-        directory,
-        worker_argv=worker if with_worker else None,
-        command=command,
-        with_s3=with_s3,
-        worker_stop_seconds=worker_stop_seconds,
-    )
-    try:
-        return run.run()
-    except (ClipfleetError, OSError) as error:
-        say_error(error)
-        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
 
 
 def roots(environ: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a worker with these settings needs, looked at before it is needed: the protocol, one file per kind.
+"""What a worker with these settings needs, looked at before it is needed: one file per kind.
 
 A check finds, it mends nothing, and leaves nothing behind. Each has a time of its own, so that a server that
 takes connections and never answers does not keep the others from being asked.
@@ -7,11 +7,10 @@ takes connections and never answers does not keep the others from being asked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from queue import Empty, SimpleQueue
-from typing import Protocol
 
 
 class Level(StrEnum):
@@ -47,19 +46,13 @@ def problem(what: str, remedy: str) -> Finding:
     return Finding(Level.PROBLEM, what, remedy)
 
 
-class Check(Protocol):
+@dataclass(frozen=True, slots=True)
+class Check:
     """Looks at one thing; whatever the world does to it becomes a finding, never an exception."""
 
-    @property
-    def name(self) -> str:
-        """One word."""
-
-    @property
-    def limit_seconds(self) -> float:
-        """After which it is left alone."""
-
-    def findings(self) -> Iterator[Finding]:
-        """What is found, in the order in which it is found; runs in a thread of its own."""
+    name: str  # one word
+    limit_seconds: float  # after which it is left alone
+    findings: Callable[[], Iterator[Finding]]  # in the order in which they are found; in a thread of its own
 
 
 class CheckBroke(RuntimeError):  # noqa: N818 - what broke it was shown by its own thread

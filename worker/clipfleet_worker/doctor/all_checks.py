@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from clipfleet_worker.doctor import Check
-from clipfleet_worker.doctor.broker_check import BrokerCheck
-from clipfleet_worker.doctor.decode_check import DecodeCheck
-from clipfleet_worker.doctor.folder_check import FolderCheck, NoFolders
-from clipfleet_worker.doctor.machine_check import MachineCheck, SettingsCheck
+from clipfleet_worker.doctor.folder_check import folder_findings, no_folder_findings
+from clipfleet_worker.doctor.machine_check import decode_findings, machine_findings, settings_findings
 from clipfleet_worker.doctor.model_check import DeviceCheck, ModelCheck
-from clipfleet_worker.doctor.redis_check import RedisCheck
-from clipfleet_worker.doctor.s3_check import S3Check
+from clipfleet_worker.doctor.redis_check import broker_findings, redis_findings
+from clipfleet_worker.doctor.s3_check import s3_findings
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 
 def all_checks(
@@ -26,20 +26,20 @@ def all_checks(
         environment: variables, for what is misspelt among them.
         s3_outputs: `s3://BUCKET/PREFIX` of results to come.
     """
-    yield SettingsCheck(environment)
-    yield MachineCheck(settings)
-    yield RedisCheck(settings)
-    yield BrokerCheck(settings)
+    yield Check("settings", 5, partial(settings_findings, environment))
+    yield Check("machine", 20, partial(machine_findings, settings))
+    yield Check("redis", 30, partial(redis_findings, settings))
+    yield Check("broker", 30, partial(broker_findings, settings))
     for is_output, roots in ((False, settings.file_roots), (True, settings.output_roots)):
         for root in roots:
-            yield FolderCheck(Path(root), is_output)
+            yield Check("folders", 20, partial(folder_findings, Path(root), is_output))  # a share may hang
         if not roots:
-            yield NoFolders(is_output)
+            yield Check("folders", 1, partial(no_folder_findings, is_output))
     for uri in s3_outputs:
-        yield S3Check(uri, is_output=True, buckets=settings.s3_buckets)
+        yield Check("s3", 60, partial(s3_findings, uri, is_output=True, buckets=settings.s3_buckets))
     for bucket in settings.s3_buckets:
-        yield S3Check(f"s3://{bucket}", is_output=False)
-    yield DeviceCheck(settings)
-    yield DecodeCheck(settings.max_pixels)
+        yield Check("s3", 60, partial(s3_findings, f"s3://{bucket}", is_output=False))
+    yield Check("device", 120, DeviceCheck(settings).findings)  # CUDA takes its time
+    yield Check("decode", 60, partial(decode_findings, settings.max_pixels))
     for model in settings.models:
-        yield ModelCheck(settings, model)
+        yield Check("model", LOAD_LIMIT_SECONDS, ModelCheck(settings, model).findings)

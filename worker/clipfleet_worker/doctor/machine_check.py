@@ -1,69 +1,85 @@
-"""What this machine or container gives a worker, and variables that look like settings and are none."""
+"""What this machine or container gives a worker, whether it decodes well, and misspelt settings."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet.settings import doubtful_variables
 from clipfleet_worker.control_groups import processors
+from clipfleet_worker.decode import Decoder, PixelSpec
 from clipfleet_worker.doctor import Finding, fine, problem, warning
+from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.memory_guard import memory_limit
-from clipfleet_worker.open_files import files_needed
+from clipfleet_worker.model import load_model
+from clipfleet_worker.process_set_up import files_needed
 from clipfleet_worker.settings import WorkerSettings
 
 _MOST_THREADS_PER_PROCESSOR = 4
 _LITTLE_BYTES = 2 << 30  # Python, torch and a model of 600 MB, and pictures
+_SIZES = ((640, 480), (2999, 2001))
+_MOST_GREY_LEVELS = 4.0  # that one pixel in a thousand may be off by, see tests/integration/test_fidelity.py
+_REMEDY = "reinstall simplejpeg, torch and pillow (`pip install --force-reinstall`), or use --decode exact"
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsCheck:
-    """See `Check`. Variables that look like settings and are none."""
-
-    environment: Mapping[str, str]
-    name: str = "settings"
-    limit_seconds: float = 5.0
-
-    def findings(self) -> Iterator[Finding]:
-        doubtful = list(doubtful_variables(WorkerSettings, self.environment, has_all=True))
-        for variable, meant in doubtful:
-            yield warning(f"{variable} is no setting", f"did you mean {meant}?" if meant else "remove it")
-        if not doubtful:
-            yield fine("every CLIPFLEET_ variable is a setting")
+def settings_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Variables that look like settings and are none."""
+    doubtful = list(doubtful_variables(WorkerSettings, environment, has_all=True))
+    for variable, meant in doubtful:
+        yield warning(f"{variable} is no setting", f"did you mean {meant}?" if meant else "remove it")
+    if not doubtful:
+        yield fine("every CLIPFLEET_ variable is a setting")
 
 
-@dataclass(frozen=True, slots=True)
-class MachineCheck:
-    """See `Check`, and the module."""
+def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
+    """What this machine or container gives a worker."""
+    limit = memory_limit(settings.max_memory_bytes)
+    yield fine(f"{processors()} processors, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
+    if limit < _LITTLE_BYTES:
+        yield warning(
+            f"{limit >> 20} MiB of memory are little for a model and its pictures",
+            "give the container 2 GiB or more, or raise CLIPFLEET_MAX_MEMORY_BYTES",
+        )
+    yield from _of_memory_setting(settings.max_memory_bytes)
+    if settings.decode_threads > _MOST_THREADS_PER_PROCESSOR * processors():
+        yield warning(
+            f"CLIPFLEET_DECODE_THREADS is {settings.decode_threads}, with {processors()} processors",
+            "leave it out: one for each of them is right",
+        )
+    yield from _of_open_files(settings.total_connections)
+    yield from _of_scratch()
+    if settings.health_port:
+        yield _of_port(settings.health_host, settings.health_port)
 
-    settings: WorkerSettings
-    name: str = "machine"
-    limit_seconds: float = 20.0
 
-    def findings(self) -> Iterator[Finding]:
-        limit = memory_limit(self.settings.max_memory_bytes)
-        yield fine(f"{processors()} processors, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
-        if limit < _LITTLE_BYTES:
-            yield warning(
-                f"{limit >> 20} MiB of memory are little for a model and its pictures",
-                "give the container 2 GiB or more, or raise CLIPFLEET_MAX_MEMORY_BYTES",
-            )
-        yield from _of_memory_setting(self.settings.max_memory_bytes)
-        if self.settings.decode_threads > _MOST_THREADS_PER_PROCESSOR * processors():
-            yield warning(
-                f"CLIPFLEET_DECODE_THREADS is {self.settings.decode_threads}, with {processors()} processors",
-                "leave it out: one for each of them is right",
-            )
-        yield from _of_open_files(self.settings.total_connections)
-        yield from _of_scratch()
-        if self.settings.health_port:
-            yield _of_port(self.settings.health_host, self.settings.health_port)
+def decode_findings(max_pixels: int) -> Iterator[Finding]:
+    """Whether the fast decode route gives the pixels of open_clip's own transform, on this very machine."""
+    spec = load_model(DEMO_MODEL, Precision.FP32, "cpu").pixel_spec
+    decoder = Decoder(max_pixels)
+    worst = 0.0
+    try:
+        for data in _jpegs():
+            worst = max(worst, _difference(decoder, data, spec))
+    except ItemFailure as failure:
+        yield problem(f"a good JPEG is refused: {failure.error.detail}", _REMEDY)
+        return
+    if worst > _MOST_GREY_LEVELS:
+        yield problem(
+            f"the fast route is {worst:.0f} grey levels off the exact one: labels would differ", _REMEDY
+        )
+    else:
+        yield fine(f"the fast route is at most {worst:.0f} grey levels off the exact one (p99.9)")
 
 
 def _of_memory_setting(setting: int) -> Iterator[Finding]:
@@ -117,3 +133,23 @@ def _of_port(host: str, port: int) -> Finding:
                 else "set CLIPFLEET_HEALTH_HOST to an address of this machine: 127.0.0.1, or 0.0.0.0 for all",
             )
     return fine(f"{host}:{port} is free for /healthz")
+
+
+def _jpegs() -> Iterator[bytes]:
+    """Samples of the package, as photographs of other sizes."""
+    folder = files("clipfleet_worker") / "samples"
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(".png"))
+    for name, size in zip(names, _SIZES, strict=False):
+        with (folder / name).open("rb") as file, Image.open(file) as image:
+            picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        data = io.BytesIO()
+        picture.save(data, "JPEG", quality=90)
+        yield data.getvalue()
+
+
+def _difference(decoder: Decoder, data: bytes, spec: PixelSpec) -> float:
+    fast, exact = (
+        decoder.decode(data, spec, route).pixels.astype(int)
+        for route in (DecodeRoute.FAST, DecodeRoute.EXACT)
+    )
+    return float(np.quantile(np.abs(fast - exact), 0.999))

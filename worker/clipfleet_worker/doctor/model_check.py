@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends.certificate import LEAST_COSINE, Unfaithful
@@ -17,9 +16,7 @@ from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import load_model
 from clipfleet_worker.model_files import find_files
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
-_GPU = Path("/dev/nvidiactl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +24,6 @@ class DeviceCheck:
     """See `Check`. What the forward passes would run on."""
 
     settings: WorkerSettings
-    gpu: Path = _GPU  # there if the machine has one
-    name: str = "device"
-    limit_seconds: float = 120.0  # CUDA takes its time
 
     def findings(self) -> Iterator[Finding]:
         import torch
@@ -38,7 +32,8 @@ class DeviceCheck:
             device = pick_device(self.settings.device)
             precision = resolve_precision(self.settings.precision, device)
         except UsageError as error:
-            yield problem(str(error), "set CLIPFLEET_DEVICE=auto, or install a build of torch for this GPU")
+            what, _, way_out = str(error).partition("; ")
+            yield problem(what, way_out or "set CLIPFLEET_DEVICE=auto, or install torch for this GPU")
             return
         except ModelUnavailableError as error:
             what, _, way_out = str(error).partition(": ")
@@ -52,11 +47,6 @@ class DeviceCheck:
             return
         name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
         yield fine(f"{device}{name}, {precision}, torch {torch.__version__}")
-        if device == "cpu" and self.settings.device == "auto" and self.gpu.exists():
-            yield warning(
-                f"there is a GPU, but torch {torch.__version__} cannot use it",
-                "install a build of torch for its driver (see pytorch.org), then look at `nvidia-smi`",
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +55,6 @@ class ModelCheck:
 
     settings: WorkerSettings
     model: str
-    name: str = "model"
-    limit_seconds: float = LOAD_LIMIT_SECONDS
 
     def findings(self) -> Iterator[Finding]:
         try:

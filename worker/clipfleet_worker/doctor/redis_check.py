@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import redis
+from kombu.exceptions import KombuError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from clipfleet import keys
 from clipfleet.errors import RedisUnavailableError, UsageError
+from clipfleet.hints import make_app
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect, masked, redis_errors
 from clipfleet_worker.doctor import Finding, fine, problem, warning
@@ -32,62 +33,83 @@ _BY_ADMINISTRATOR = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RedisCheck:
-    """See `Check`, and the module."""
+def redis_findings(settings: WorkerSettings) -> Iterator[Finding]:
+    """See the module."""
+    try:
+        url = settings.require_redis_url()
+        client = connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS)
+    except UsageError as error:
+        yield problem("the ledger cannot be reached", str(error))
+        return
+    try:
+        with client, redis_errors(url):
+            yield from _of_server(client, url)
+    except RedisUnavailableError as error:
+        what, _, way_out = str(error).partition(" (")
+        yield problem(what, way_out.rstrip(")") or "see CLIPFLEET_REDIS_URL, and the log of Redis")
+    except RedisError as error:
+        yield problem(f"Redis at {masked(url)}: {error}", "see the log of Redis")
 
-    settings: WorkerSettings
-    name: str = "redis"
-    limit_seconds: float = 30.0
 
-    def findings(self) -> Iterator[Finding]:
-        try:
-            url = self.settings.require_redis_url()
-            client = connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS)
-        except UsageError as error:
-            yield problem("the ledger cannot be reached", str(error))
-            return
-        try:
-            with client, redis_errors(url):
-                yield from self._of_server(client, url)
-        except RedisUnavailableError as error:
-            what, _, way_out = str(error).partition(" (")
-            yield problem(what, way_out.rstrip(")") or "see CLIPFLEET_REDIS_URL, and the log of Redis")
-        except RedisError as error:
-            yield problem(f"Redis at {masked(url)}: {error}", "see the log of Redis")
+def _of_server(client: redis.Redis, url: str) -> Iterator[Finding]:
+    seconds = median(_timed_ping(client) for _ in range(_PINGS))
+    facts = _hello(client)
+    server, version = str(facts.get("server", "redis")), str(facts.get("version", "?"))
+    where = f"{server} {version} at {masked(url)}"
+    yield fine(f"{where} answers in {seconds * 1000:.1f} ms")
+    if seconds > _SLOW_PING_SECONDS:
+        yield warning(f"each call takes {seconds * 1000:.0f} ms", "have Redis near the workers")
+    if server == "redis" and _numbers(version) < _OLDEST_REDIS:
+        yield problem(f"{where} is too old", "use Redis 6.2 or newer, or Valkey")
+    if facts.get("mode") == "cluster":
+        yield problem(f"{where} is a Redis Cluster", "use a single primary, or Sentinel")
+    if facts.get("role") in ("slave", "replica"):
+        yield problem(f"{where} is a replica", "CLIPFLEET_REDIS_URL must lead to the primary")
+        return
+    yield from _of_clock(client)
+    yield from _of_memory_and_disk(client)
+    yield from _of_rights(client)
+    yield from _of_writing(client)
+    yield from _of_workers(url)
 
-    def _of_server(self, client: redis.Redis, url: str) -> Iterator[Finding]:
-        seconds = median(_timed_ping(client) for _ in range(_PINGS))
-        facts = _hello(client)
-        server, version = str(facts.get("server", "redis")), str(facts.get("version", "?"))
-        where = f"{server} {version} at {masked(url)}"
-        yield fine(f"{where} answers in {seconds * 1000:.1f} ms")
-        if seconds > _SLOW_PING_SECONDS:
-            yield warning(f"each call takes {seconds * 1000:.0f} ms", "have Redis near the workers")
-        if server == "redis" and _numbers(version) < _OLDEST_REDIS:
-            yield problem(f"{where} is too old", "use Redis 6.2 or newer, or Valkey")
-        if facts.get("mode") == "cluster":
-            yield problem(f"{where} is a Redis Cluster", "use a single primary, or Sentinel")
-        if facts.get("role") in ("slave", "replica"):
-            yield problem(f"{where} is a replica", "CLIPFLEET_REDIS_URL must lead to the primary")
-            return
-        yield from _of_clock(client)
-        yield from _of_memory_and_disk(client)
-        yield from _of_rights(client)
-        yield from _of_writing(client)
-        yield from self._of_workers(url)
 
-    def _of_workers(self, url: str) -> Iterator[Finding]:
-        ledger = Ledger(url)
-        try:
-            workers = ledger.workers()
-        finally:
-            ledger.close()
-        models = sorted({model for facts in workers for model in facts.models})
-        if workers:
-            yield fine(f"{len(workers)} workers are connected, which serve {', '.join(models)}")
-        else:
-            yield fine("no worker is connected yet")
+def _of_workers(url: str) -> Iterator[Finding]:
+    ledger = Ledger(url)
+    try:
+        workers = ledger.workers()
+    finally:
+        ledger.close()
+    models = sorted({model for facts in workers for model in facts.models})
+    if workers:
+        yield fine(f"{len(workers)} workers are connected, which serve {', '.join(models)}")
+    else:
+        yield fine("no worker is connected yet")
+
+
+def broker_findings(settings: WorkerSettings) -> Iterator[Finding]:
+    """The broker that carries hints, where it is another server than the ledger."""
+    try:
+        url = settings.require_broker_url()
+    except UsageError as error:
+        yield problem("the broker cannot be reached", str(error))
+        return
+    if settings.broker_url is None:
+        yield fine("hints go through the ledger's Redis")
+        return
+    where = masked(url)
+    try:
+        with make_app(url).connection_for_write(connect_timeout=_PATIENCE_SECONDS) as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=_PATIENCE_SECONDS)
+    except UsageError as error:
+        yield problem("the broker cannot be reached", str(error).replace("REDIS_URL", "BROKER_URL"))
+    except (KombuError, RedisError, OSError) as error:
+        said = " ".join(str(error).split()).partition(" : <")[0]  # what follows is the inside of redis-py
+        yield problem(
+            f"the broker at {where} does not let us in: {said}",
+            "is it running, and is CLIPFLEET_BROKER_URL right?",
+        )
+    else:
+        yield fine(f"the broker at {where} lets us in")
 
 
 def _timed_ping(client: redis.Redis) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -16,66 +15,61 @@ _CLOCK_SECONDS = 60.0  # S3 refuses signatures that are a quarter of an hour off
 _SIGNATURES = "signatures are refused when it is a quarter of an hour"
 
 
-@dataclass(frozen=True, slots=True)
-class S3Check:
-    """See `Check`, and the module."""
+def s3_findings(uri: str, *, is_output: bool, buckets: Sequence[str] = ()) -> Iterator[Finding]:
+    """What there is to say of `s3://BUCKET` or `s3://BUCKET/PREFIX`.
 
-    uri: str  # s3://BUCKET or s3://BUCKET/PREFIX
-    is_output: bool  # else it need not be writable
-    buckets: Sequence[str] = ()  # the only ones that workers use; empty: all
-    name: str = "s3"
-    limit_seconds: float = 60.0
+    Args:
+        uri: of the bucket, or of results to come.
+        is_output: else it need not be writable.
+        buckets: the only ones that workers use; empty: all.
+    """
+    try:
+        bucket, _ = split_s3_uri(uri)
+        client = make_client(attempts=1, read_timeout_seconds=10)
+    except UsageError as error:
+        yield problem(f"{uri} cannot be asked", str(error))
+        return
+    if buckets and bucket not in buckets:
+        yield problem(f"{bucket} is none of CLIPFLEET_S3_BUCKETS: workers refuse it", "name it there, too")
+    try:
+        answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except failures_of_calls() as error:
+        what, _, way_out = explain(error).detail.partition("; ")
+        yield problem(f"{uri}: {what}", way_out or "see AWS_ENDPOINT_URL, and the log of the store")
+        return
+    if "IsTruncated" not in answer:  # which every store tells, and no other web server
+        yield problem(
+            f"{uri}: what answers at {client.meta.endpoint_url} is no S3 store",
+            "AWS_ENDPOINT_URL must lead to the store itself: no console, no proxy's page",
+        )
+        return
+    yield fine(f"{uri} can be listed ({client.meta.endpoint_url})")
+    yield from _of_clock(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+    yield from _of_writing(uri, is_output, client)
 
-    def findings(self) -> Iterator[Finding]:
-        try:
-            bucket, _ = split_s3_uri(self.uri)
-            client = make_client(attempts=1, read_timeout_seconds=10)
-        except UsageError as error:
-            yield problem(f"{self.uri} cannot be asked", str(error))
-            return
-        if self.buckets and bucket not in self.buckets:
-            yield problem(
-                f"{bucket} is none of CLIPFLEET_S3_BUCKETS: workers refuse it", "name it there, too"
-            )
-        try:
-            answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
-        except failures_of_calls() as error:
-            what, _, way_out = explain(error).detail.partition("; ")
-            yield problem(f"{self.uri}: {what}", way_out or "see AWS_ENDPOINT_URL, and the log of the store")
-            return
-        if "IsTruncated" not in answer:  # which every store tells, and no other web server
-            yield problem(
-                f"{self.uri}: what answers at {client.meta.endpoint_url} is no S3 store",
-                "AWS_ENDPOINT_URL must lead to the store itself: no console, no proxy's page",
-            )
-            return
-        yield fine(f"{self.uri} can be listed ({client.meta.endpoint_url})")
-        yield from _of_clock(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
-        yield from self._of_writing(client)
 
-    def _of_writing(self, client: S3Client) -> Iterator[Finding]:
-        try:
-            is_conditional = s3_output(self.uri, client).has_conditional_writes
-        except (OutputUnavailableError, OutputUnreachableError) as error:
-            yield self._unwritable(error)
-            return
-        if is_conditional:
-            yield fine(f"{self.uri} can be written, and the store heeds conditions")
-        else:
-            yield warning(
-                f"{self.uri} can be written, but the store ignores `If-None-Match`",
-                "results are complete all the same; a retry waits a lease longer. A newer store heeds it",
-            )
+def _of_writing(uri: str, is_output: bool, client: S3Client) -> Iterator[Finding]:
+    try:
+        is_conditional = s3_output(uri, client).has_conditional_writes
+    except (OutputUnavailableError, OutputUnreachableError) as error:
+        yield _unwritable(is_output, error)
+        return
+    if is_conditional:
+        yield fine(f"{uri} can be written, and the store heeds conditions")
+    else:
+        yield warning(
+            f"{uri} can be written, but the store ignores `If-None-Match`",
+            "results are complete all the same; a retry waits a lease longer. A newer store heeds it",
+        )
 
-    def _unwritable(self, error: ClipfleetError) -> Finding:
-        what, _, way_out = str(error).partition("; ")
-        if self.is_output:
-            is_away = isinstance(error, OutputUnavailableError)
-            way_out = way_out or (
-                "see the log of the store" if is_away else "see the rights and the quota there"
-            )
-            return problem(f"cannot be written: {what}", way_out)
-        return warning(f"cannot be written: {what}", "fine for sources; as an output choose another bucket")
+
+def _unwritable(is_output: bool, error: ClipfleetError) -> Finding:
+    what, _, way_out = str(error).partition("; ")
+    if is_output:
+        is_away = isinstance(error, OutputUnavailableError)
+        way_out = way_out or ("see the log of the store" if is_away else "see the rights and the quota there")
+        return problem(f"cannot be written: {what}", way_out)
+    return warning(f"cannot be written: {what}", "fine for sources; as an output choose another bucket")
 
 
 def _of_clock(date: str) -> Iterator[Finding]:

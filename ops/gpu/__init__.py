@@ -1,0 +1,1 @@
+"""What runs on a GPU machine that reaches no network, and the archive that brings it there."""
