@@ -219,7 +219,7 @@ class ItemPath:
 
     def _read(self, source: Source) -> bytes:
         if isinstance(source, str):
-            return self._routes.local.read(source)
+            return self._routes.read(source)
         if len(source.as_buffer()) > self._max_image_bytes:
             raise too_many_bytes(self._max_image_bytes)
         data: bytes = source.as_py()

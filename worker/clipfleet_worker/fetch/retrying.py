@@ -15,9 +15,16 @@ from dataclasses import dataclass
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
-from clipfleet_worker.fetch import AsyncFetcher, ChunkTime
+from clipfleet_worker.fetch import AsyncFetcher
 
 _SLOW = frozenset({ErrorCode.TIMEOUT, ErrorCode.INCOMPLETE_BODY, ErrorCode.DNS_FAILED})
+
+
+@dataclass(slots=True)
+class ChunkTime:
+    """What is left of the time for fetching a chunk; it may stand still."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,7 @@ class RetryPolicy:
 
 
 class RetryingFetcher:
-    """See `clipfleet_worker.fetch.PatientFetcher`.
+    """Asks an `AsyncFetcher` as often as it is worth it.
 
     Args:
         fetcher: what is asked; started and closed with this one.
@@ -91,6 +98,8 @@ class RetryingFetcher:
 
     async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
         """The bytes behind the URI, asked for as often as the policy and the chunk's time allow.
+
+        It gives up rather than wait for longer than the chunk has time.
 
         Raises:
             ItemFailure: as the item's own last attempt ended; where it never had one, as its host's did.
