@@ -13,7 +13,7 @@ from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
-from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from clipfleet_worker.fetch.robots import RobotsTxt
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits

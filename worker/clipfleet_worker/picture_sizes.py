@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import PIL
-
 # A JPEG is decoded at n/8 of its size where that leaves this many times the model's size. At 3.3 photographs
 # differ from the reference by at most 2 levels, print and saturated drawings by more; smaller margins break
 # the bars of tests/integration/test_fidelity.py. Small models see every grey level and need more. For other n
@@ -19,9 +17,6 @@ _SCALED_MARGIN_SMALL = 16.0
 _SMALL_TARGET = 128
 _SCALED_EIGHTHS = (1, 2, 4)
 _FULL_SIZE = 8
-
-# Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
-_PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 _REMEMBERED_SIZES = 4096  # pictures of a data set often share theirs
 
@@ -86,9 +81,12 @@ def scaled_rectangle(width: int, height: int, eighths: int) -> tuple[float, floa
 
 
 def resizes_vertically_first(width: int, height: int, target: tuple[int, int]) -> bool:
-    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows."""
+    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows.
+
+    Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
+    """
     fewer_rows, fewer_columns = height - target[1], width - target[0]
-    return _PILLOW_RESIZES_TALL_VERTICALLY_FIRST and fewer_rows > max(0, 2 * fewer_columns)
+    return fewer_rows > max(0, 2 * fewer_columns)
 
 
 @dataclass(frozen=True, slots=True)
