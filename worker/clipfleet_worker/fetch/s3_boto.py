@@ -3,6 +3,9 @@
 boto3 finds endpoint, region, addressing and credentials, follows a bucket to its region and reads credentials
 again that the store refuses. What it asked in the end is told with the bytes, so that the objects after that
 need not pay for all this. Blocks; knows nothing of turns and event loops.
+
+What a failed call means for the item that wanted the object stands here for both ways: boto3's exceptions and
+the store's own answers come to the same.
 """
 
 from __future__ import annotations
@@ -10,20 +13,58 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+from botocore.parsers import create_parser
+
 from clipfleet.contract import ErrorCode
-from clipfleet.errors import UsageError
-from clipfleet.s3 import S3Connection, failures_of_calls, goes_through_proxy
+from clipfleet.errors import SourceUnavailableError, UsageError
+from clipfleet.s3 import SCHEME, S3Connection, S3Problem, explain, failures_of_calls, goes_through_proxy
 from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
-from clipfleet_worker.fetch.s3_failures import failure_of_call
 from clipfleet_worker.fetch.s3_place import FrozenCredentials, S3Place, place_of
 
 _READ_BYTES = 1 << 20
+
+_CODES = {
+    S3Problem.NO_OBJECT: ErrorCode.NOT_FOUND,
+    S3Problem.NO_BUCKET: ErrorCode.NOT_FOUND,
+    S3Problem.DENIED: ErrorCode.ACCESS_DENIED,
+    S3Problem.NO_CREDENTIALS: ErrorCode.ACCESS_DENIED,
+    S3Problem.MISCONFIGURED: ErrorCode.HTTP_ERROR,
+    S3Problem.REFUSED: ErrorCode.HTTP_ERROR,
+    S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
+    S3Problem.AWAY: ErrorCode.SERVER_ERROR,
+}
+# No object is to blame for these, and they pass: its chunk waits.
+_OURS = (S3Problem.EXPIRED, S3Problem.CLOCK)
+# By name, as botocore's own; first what says most.
+_NETWORK_CODES = {
+    "ParamValidationError": ErrorCode.BAD_URI,
+    "SSLError": ErrorCode.TLS_FAILED,
+    "ConnectTimeoutError": ErrorCode.CONNECT_FAILED,
+    "ReadTimeoutError": ErrorCode.TIMEOUT,
+    "ResponseStreamingError": ErrorCode.INCOMPLETE_BODY,
+    "IncompleteReadError": ErrorCode.INCOMPLETE_BODY,
+    "FlexibleChecksumError": ErrorCode.INCOMPLETE_BODY,
+    "ConnectionClosedError": ErrorCode.INCOMPLETE_BODY,
+    "ProtocolError": ErrorCode.INCOMPLETE_BODY,
+    "EndpointConnectionError": ErrorCode.CONNECT_FAILED,
+    "ProxyConnectionError": ErrorCode.CONNECT_FAILED,
+}
+_TRANSIENT = frozenset(
+    {
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.SERVER_ERROR,
+        ErrorCode.CONNECT_FAILED,
+        ErrorCode.TIMEOUT,
+        ErrorCode.INCOMPLETE_BODY,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +184,31 @@ class BotoReader:
                     cafile=None if is_folder else path, capath=path if is_folder else None
                 )
             return self._tls
+
+
+def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavailableError:
+    """The failure behind an exception that a call of boto3 ended with.
+
+    Args:
+        bucket: that was asked.
+        error: one of `clipfleet.s3.failures_of_calls`.
+    """
+    failure = explain(error)
+    if failure.problem in _OURS:
+        return SourceUnavailableError(f"{SCHEME}{bucket}: {failure.detail}")
+    named = (_NETWORK_CODES.get(kind.__name__) for kind in type(error).__mro__)
+    code = next((code for code in named if code is not None), None)
+    if code is None and not isinstance(error, ClientError) and failure.problem is S3Problem.AWAY:
+        code = ErrorCode.CONNECT_FAILED
+    return failure_with(code or _CODES[failure.problem], failure.detail)
+
+
+def failure_with(code: ErrorCode, detail: str) -> ItemFailure:
+    """A failure of this code; transient where asking again may help."""
+    return (TransientFailure if code in _TRANSIENT else ItemFailure)(code, detail)
+
+
+def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> ClientError:
+    """What boto3 would have raised for an answer that is no success."""
+    answer = {"status_code": status, "headers": headers, "body": body}
+    return ClientError(create_parser("rest-xml").parse(answer, None), "GetObject")

@@ -20,8 +20,7 @@ from yarl import URL
 from clipfleet.contract import ErrorCode
 from clipfleet.s3 import CREDENTIAL_CODES, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
-from clipfleet_worker.fetch.s3_boto import S3Limits
-from clipfleet_worker.fetch.s3_failures import failure_of_call, failure_with, refusal_of
+from clipfleet_worker.fetch.s3_boto import S3Limits, failure_of_call, failure_with, refusal_of
 from clipfleet_worker.fetch.s3_place import FrozenCredentials, S3Place, signed_headers
 
 _CREDENTIAL_SECONDS = 30.0  # boto3 renews its own a quarter of an hour before they expire
