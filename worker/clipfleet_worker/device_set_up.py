@@ -9,6 +9,7 @@ from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.backends.compiling import Compiler, cache_folder
 from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.backends.cuda_backend import CudaBackends
+from clipfleet_worker.backends.openvino_cache import CompiledModels, default_folder
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.device_jpegs import JpegDevice
 from clipfleet_worker.settings import WorkerSettings
@@ -46,7 +47,8 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
                 "CLIPFLEET_DECODE is cuda, but the worker's device is the processor: set auto or cpu"
             )
         batch_size = settings.batch_size or _CPU_BATCH
-        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend), None)
+        kept = CompiledModels(default_folder())
+        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend, kept=kept), None)
     batch_size = settings.batch_size or _GPU_BATCH
     backends = CudaBackends(batch_size, Compiler(cache_folder()))
     plain = cpu_backends(settings.backend, name)  # refuses what is for the processor only
