@@ -34,6 +34,7 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage, item_path
 from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
@@ -166,6 +167,7 @@ class Bench:
             decode_stage=self.decode_stage,
             decode_pool=self.decode_pool,
             decode_threads=2,
+            decode_busy=BusyMeter(2),
             decode_turns=DecodeTurns(),
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,

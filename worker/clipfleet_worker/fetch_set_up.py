@@ -42,7 +42,7 @@ def make_routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
             "data": partial(read_data_uri, max_image_bytes=settings.max_image_bytes),
             tar_member.FILE_SCHEME: files.read_member,
         },
-        lasting=(http, objects),
+        fetchers=(http, objects),
     )
 
 

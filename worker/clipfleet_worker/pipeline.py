@@ -56,27 +56,17 @@ class ChunkResult:
     meters: Meters = NO_METERS  # what limits it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """Turns claimed chunks into parts; called by many threads at once."""
 
-    def __init__(
-        self,
-        *,
-        models: Models,
-        items: ItemPath,
-        labeller: Labeller,
-        open_items: OpenItems,
-        fetch_deadline_seconds: float,
-        decode_seconds: float,
-        crash_points: CrashPoints = NO_CRASH_POINTS,
-    ) -> None:
-        self._models = models
-        self._items = items
-        self._labeller = labeller
-        self._open_items = open_items
-        self._fetch_deadline_seconds = fetch_deadline_seconds
-        self._decode_seconds = decode_seconds
-        self._crash_points = crash_points
+    models: Models
+    items: ItemPath
+    labeller: Labeller
+    open_items: OpenItems
+    fetch_deadline_seconds: float
+    decode_seconds: float
+    crash_points: CrashPoints = NO_CRASH_POINTS
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         """Process a chunk to its part.
@@ -88,7 +78,7 @@ class Pipeline:
             ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
         """
         lease.enter(Step.READ, _READ_LIMIT_SECONDS)
-        meter = ChunkMeter(self._items.busy)
+        meter = ChunkMeter(self.items.busy)
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
@@ -99,8 +89,8 @@ class Pipeline:
         work = _work(claim, context)
         is_suspect = claim.losses > 0 or work.is_suspect
         with (
-            self._items.handling(is_suspect=is_suspect),  # before the load: others may wait for it, too
-            self._open_items.making_room() as make_room,
+            self.items.handling(is_suspect=is_suspect),  # before the load: others may wait for it, too
+            self.open_items.making_room() as make_room,
         ):
 
             def on_end(count: int) -> None:
@@ -136,28 +126,28 @@ class Pipeline:
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
-        loading = self._models.prefetch(job.model, job.precision)
+        loading = self.models.prefetch(job.model, job.precision)
         lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _GIVE_BACK_SECONDS)
         spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
-        destination = self._items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
+        destination = self.items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
         goes_ahead = not is_suspect and job.text_column is None and loading.may_go_ahead()
         if goes_ahead:
-            self._items.start(items, destination)
+            self.items.start(items, destination)
         model = self._loaded(lease, destination)
-        limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
+        limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + _ENCODE_LIMIT_SECONDS
         with meter.under_way():
             if job.text_column is not None:
                 lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-                self._items.start_texts(items[job.text_column].to_pylist(), destination)
+                self.items.start_texts(items[job.text_column].to_pylist(), destination)
             elif not goes_ahead:
-                self._items.start(items, destination)
+                self.items.start(items, destination)
             matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
             lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
             outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return model, None
-        return model, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
+        return model, self.labeller.label(job, matrices, outcomes, model.logit_scale, choices)
 
     def _loaded(self, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Its files are here by now."""
@@ -174,7 +164,7 @@ class Pipeline:
         """While the items are on their way: the prompts of a large label set take long, but only once."""
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
-            return self._labeller.prepare(job, model, alive)
+            return self.labeller.prepare(job, model, alive)
         except ItemFailure as failure:  # a label without a vector: nothing can be scored
             outcomes.fail_all(failure.error)
             return []
@@ -205,7 +195,7 @@ class Pipeline:
             labels=labels,
         )
         rows = work.all_rows(fresh)
-        self._crash_points.reach(CrashPoint.BEFORE_WRITE)
+        self.crash_points.reach(CrashPoint.BEFORE_WRITE)
         counts = context.sink.write(
             _identity(claim),
             rows,
@@ -214,7 +204,7 @@ class Pipeline:
             token=claim.token,
             confirm=lease.confirm,
         )
-        self._crash_points.reach(CrashPoint.AFTER_WRITE)
+        self.crash_points.reach(CrashPoint.AFTER_WRITE)
         seconds = {**outcomes.seconds, "write": time.monotonic() - started}
         return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
 

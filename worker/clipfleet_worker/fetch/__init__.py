@@ -18,20 +18,16 @@ from clipfleet_worker.failures import ItemFailure
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
-class Lasting(Protocol):
-    """Something with sessions or pools; lives in one event loop from `start` to `close`."""
+class AsyncFetcher(Protocol):
+    """Gets bytes over the network; lives in one event loop from `start` to `close`."""
 
     async def start(self) -> None:
-        """Open it all."""
+        """Open what lasts: sessions, pools."""
         ...
 
     async def close(self) -> None:
         """Close it all; idempotent."""
         ...
-
-
-class AsyncFetcher(Lasting, Protocol):
-    """Gets bytes over the network."""
 
     async def fetch(self, uri: str) -> bytes:
         """The bytes behind the URI.

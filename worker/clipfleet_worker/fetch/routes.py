@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch import Lasting, scheme_of
+from clipfleet_worker.fetch import AsyncFetcher, scheme_of
 
 Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]  # called in the event loop
 Read: TypeAlias = Callable[
@@ -22,21 +22,21 @@ class Routes:
     Args:
         remote: by scheme, in lower case.
         local: likewise; `file` also stands for absolute paths.
-        lasting: what the remote ones have open from `start` to `close`.
+        fetchers: what the remote ones belong to, started and closed with this.
     """
 
     def __init__(
-        self, remote: Mapping[str, Fetch], local: Mapping[str, Read], lasting: Sequence[Lasting] = ()
+        self, remote: Mapping[str, Fetch], local: Mapping[str, Read], fetchers: Sequence[AsyncFetcher] = ()
     ) -> None:
         self._remote = remote
         self._local = local
-        self._lasting = lasting
+        self._fetchers = fetchers
         self._open = AsyncExitStack()
 
     async def start(self) -> None:
         """Start all of them; if one cannot, those before it are closed."""
         async with AsyncExitStack() as stack:
-            for one in self._lasting:
+            for one in self._fetchers:
                 stack.push_async_callback(one.close)
                 await one.start()
             self._open = stack.pop_all()

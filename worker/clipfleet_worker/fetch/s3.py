@@ -20,9 +20,8 @@ from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailu
 from clipfleet_worker.fetch import archive_member
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.lane_turns import LaneTurns
-from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
+from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits, S3Place
 from clipfleet_worker.fetch.s3_direct import DirectReader, PlaceOutdatedError
-from clipfleet_worker.fetch.s3_place import S3Place
 from clipfleet_worker.shortages import LenientThreadPool
 
 _STORE = "the store"

@@ -10,15 +10,18 @@ the store's own answers come to the same.
 
 from __future__ import annotations
 
+import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
@@ -26,9 +29,13 @@ from clipfleet.contract import ErrorCode
 from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3 import SCHEME, S3Connection, S3Problem, explain, failures_of_calls, goes_through_proxy
 from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
-from clipfleet_worker.fetch.s3_place import FrozenCredentials, S3Place, place_of
 
 _READ_BYTES = 1 << 20
+_SAFE_IN_KEYS = "/~"
+_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/, ]+/[0-9]{8}/([^/, ]+)/s3/aws4_request,")
+CHECKSUM_MODE = "x-amz-checksum-mode"
+_UNDERSTOOD = frozenset({CHECKSUM_MODE, "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _CODES = {
     S3Problem.NO_OBJECT: ErrorCode.NOT_FOUND,
@@ -79,6 +86,26 @@ class S3Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class S3Place:
+    """What the requests for all objects of a bucket have in common.
+
+    It is not worked out here but read off a request that boto3 made: endpoint rules, regions and styles of
+    addressing are boto3's.
+    """
+
+    root: str  # URL up to the key
+    host: str  # as it is signed and sent
+    region: str
+    user_agent: str
+    asks_for_checksums: bool
+    tls: ssl.SSLContext | None = field(default=None, compare=False)  # None: plain HTTP
+
+    def url_of(self, key: str) -> str:
+        """The URL of an object, percent-encoded; a key's dots and slashes stay as they are."""
+        return self.root + quote(key, safe=_SAFE_IN_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
     """An object, and where it came from."""
 
@@ -121,14 +148,13 @@ class BotoReader:
         except failures_of_calls() as error:
             raise failure_of_call(bucket, error) from error
 
-    def credentials(self) -> FrozenCredentials:
+    def credentials(self) -> ReadOnlyCredentials:
         """What the client would sign with now; may wait for a service that hands them out.
 
         Raises:
             Exception: one of `clipfleet.s3.failures_of_calls`.
         """
-        frozen: FrozenCredentials = self._connected().credentials.get_frozen_credentials()
-        return frozen
+        return self._connected().credentials.get_frozen_credentials()
 
     def too_late(self) -> ItemFailure:
         """The failure of an object that took too long."""
@@ -212,3 +238,37 @@ def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> ClientEr
     """What boto3 would have raised for an answer that is no success."""
     answer = {"status_code": status, "headers": headers, "body": body}
     return ClientError(create_parser("rest-xml").parse(answer, None), "GetObject")
+
+
+def place_of(url: str, headers: Mapping[str, Any], key: str) -> S3Place | None:
+    """The place behind a request of boto3's; None where it was not asked for in the plain way.
+
+    That is: another signature (S3 Express, several regions at once, none at all), headers that are not known
+    here, a query.
+
+    Args:
+        url: of the request.
+        headers: its own, names in any case, values bytes or text.
+        key: of the object that it is about.
+    """
+    texts = {name.lower(): _text(value) for name, value in headers.items()}
+    signed = _AUTHORIZATION.match(texts.get("authorization", ""))
+    others = {name for name in texts if name.startswith("x-amz-")} - _UNDERSTOOD
+    tail = "/" + quote(key, safe=_SAFE_IN_KEYS)
+    if signed is None or others or not url.endswith(tail):
+        return None
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or "@" in parts.netloc or parts.scheme not in _DEFAULT_PORTS:
+        return None
+    host = parts.netloc.removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
+    return S3Place(
+        root=url[: len(url) - len(tail) + 1],
+        host=host,
+        region=signed[1],
+        user_agent=texts.get("user-agent", ""),
+        asks_for_checksums=CHECKSUM_MODE in texts,
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
