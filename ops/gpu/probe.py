@@ -197,7 +197,6 @@ class Site:
         def work() -> Any:
             device = self._device
             model = load_model(self._name, Precision.AUTO, device.name, device.make_backend)
-            model.warm_up()
             return model
 
         return in_a_thread(work)

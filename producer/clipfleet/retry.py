@@ -63,7 +63,7 @@ class Retry:
             self.sleep(self.lease_seconds)
         inventory = self._take_inventory(status, codes)
         # In Redis nothing is lost of a job that has all its rows, and its chunks are not kept.
-        is_whole = self._job.output_is_redis and status.state is JobState.COMPLETED
+        is_whole = self.job.output_is_redis and status.state is JobState.COMPLETED
         if is_whole or (not inventory.open_chunks and status.state in _COMPLETED):
             return False
         generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))

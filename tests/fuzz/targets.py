@@ -195,10 +195,9 @@ def _image(_: Path) -> Run:
 
 
 def _data_uri(_: Path) -> Run:
-    from clipfleet_worker.fetch.data_uri import DataUriFetcher
+    from clipfleet_worker.fetch.data_uri import read_data_uri
 
-    fetcher = DataUriFetcher(1_000_000)
-    return lambda data: _ignore(fetcher.read("data:" + data.decode(errors="replace")))
+    return lambda data: _ignore(read_data_uri("data:" + data.decode(errors="replace"), 1_000_000))
 
 
 def _ignore(_: object) -> None:

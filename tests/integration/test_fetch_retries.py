@@ -15,11 +15,10 @@ import pytest
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch import ChunkTime
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
-from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher, RetryPolicy
 from tests.support.http_site import HttpSite
 
 GUARD = AddressGuard((ipaddress.ip_network("127.0.0.0/8"),))

@@ -14,7 +14,7 @@ from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
-from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from clipfleet_worker.fetch.robots import RobotsTxt
 from clipfleet_worker.fetch_set_up import make_http_fetcher
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.http_site import HttpSite

@@ -28,7 +28,6 @@ from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
-from clipfleet_worker.fetch.tar import TarObjectFetcher
 from tests.support.http_site import CERTIFICATE
 from tests.support.raw_server import RawServer
 from tests.support.s3 import S3Bucket
@@ -115,10 +114,11 @@ def test_many_at_a_time_and_pieces_of_an_archive(s3: S3Bucket) -> None:
             assert found == [b"%d" % number * 5000 for number in range(40)] * 3
             calls = len(one.boto_calls)
             assert calls < 40  # those that began before the first one had ended
-            tars = TarObjectFetcher(one.fetcher)
-            assert await tars.fetch(TarMember(archive, "x", 10, 5).uri()) == bytes(range(10, 15))
+            assert await one.fetcher.fetch_member(TarMember(archive, "x", 10, 5).uri()) == bytes(
+                range(10, 15)
+            )
             with pytest.raises(ItemFailure, match=r"^incomplete_body: .* the archive was changed"):
-                await tars.fetch(TarMember(archive, "x", 1020, 5).uri())
+                await one.fetcher.fetch_member(TarMember(archive, "x", 1020, 5).uri())
             assert len(one.boto_calls) == calls
 
     asyncio.run(run())

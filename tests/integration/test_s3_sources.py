@@ -21,7 +21,6 @@ from clipfleet.sources.contents import Contents
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
-from clipfleet_worker.fetch.tar import TarObjectFetcher
 from tests.support.pictures import encoded, picture
 from tests.support.s3 import S3Bucket
 from tests.support.shards import img2dataset_shard, tar_bytes
@@ -53,10 +52,9 @@ def fetch(*uris: str, buckets: tuple[str, ...] = (), max_bytes: int = 1 << 20) -
     async def run() -> list[Any]:
         limits = S3Limits(max_image_bytes=max_bytes, fetch_timeout_seconds=30, connections=8)
         fetcher = S3Fetcher(limits, buckets, lambda: connect(attempts=1))
-        tars = TarObjectFetcher(fetcher)
         await fetcher.start()
         try:
-            calls = [(tars if uri.startswith("tar+") else fetcher).fetch(uri) for uri in uris]
+            calls = [(fetcher.fetch_member if uri.startswith("tar+") else fetcher.fetch)(uri) for uri in uris]
             answers = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             await fetcher.close()

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 import redis
+from clipfleet_worker.testing import FakeEncoder
 
 from clipfleet import keys
 from clipfleet.contract import LabelSet, Lane
@@ -17,7 +18,6 @@ from clipfleet_worker import text_matrices
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.ledger import keys_without_ttl

@@ -119,6 +119,9 @@ class NamedOpenVino(TorchBackend):
 
     name = "openvino"
 
+    def __init__(self, towers: Towers, device: str, streams: int, kept: object) -> None:
+        super().__init__(towers, device)
+
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.data_uri import DataUriFetcher
+from clipfleet_worker.fetch.data_uri import read_data_uri
 
-FETCHER = DataUriFetcher(1000)
+read = partial(read_data_uri, max_image_bytes=1000)
 
 
 @given(st.binary(max_size=200))
@@ -25,7 +26,7 @@ def test_base64_in_every_spelling(content: bytes) -> None:
         text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
         "\n".join(text[start : start + 7] for start in range(0, len(text), 7)),
     ):
-        assert FETCHER.read(f"data:image/png;base64,{body}") == content
+        assert read(f"data:image/png;base64,{body}") == content
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_base64_in_every_spelling(content: bytes) -> None:
     ],
 )
 def test_what_it_says(uri: str, content: bytes) -> None:
-    assert FETCHER.read(uri) == content
+    assert read(uri) == content
 
 
 @pytest.mark.parametrize(
@@ -55,5 +56,5 @@ def test_what_it_says(uri: str, content: bytes) -> None:
 )
 def test_what_it_cannot_say(uri: str, code: ErrorCode) -> None:
     with pytest.raises(ItemFailure) as raised:
-        FETCHER.read(uri)
+        read(uri)
     assert raised.value.error.code is code

@@ -13,10 +13,10 @@ from clipfleet.contract import ErrorCode, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.fetch import ChunkTime
 from clipfleet_worker.fetch import loop as loop_module
 from clipfleet_worker.fetch.lane_turns import LaneTurns
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
+from clipfleet_worker.fetch.retrying import ChunkTime
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.watchdog import Pulse
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread

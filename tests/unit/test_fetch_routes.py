@@ -9,7 +9,7 @@ import pytest
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch import scheme_of
-from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
+from clipfleet_worker.fetch.routes import Routes
 
 
 class Place:
@@ -38,8 +38,8 @@ class Place:
 def routes() -> Routes:
     web = Place("web")
     return Routes(
-        RemoteFetchers({"http": web, "https": web, "s3": Place("store")}),
-        LocalFetchers({"file": Place("disk"), "data": Place("inline")}),
+        {"http": web.fetch, "https": web.fetch, "s3": Place("store").fetch},
+        {"file": Place("disk").read, "data": Place("inline").read},
     )
 
 
@@ -60,7 +60,7 @@ def test_a_scheme_leads_to_its_fetcher(uri: str, scheme: str, place: str) -> Non
     found = routes()
 
     assert scheme_of(uri) == scheme
-    data = found.local.read(uri) if found.is_local(uri) else asyncio.run(found.remote.fetch(uri))
+    data = found.read(uri) if found.is_local(uri) else asyncio.run(found.fetch(uri))
     assert data == f"{place} {uri}".encode()
 
 
@@ -84,13 +84,12 @@ def test_no_scheme_is_a_bad_uri(uri: str) -> None:
 
 def test_each_fetcher_is_started_and_closed_once() -> None:
     diary: list[str] = []
-    web, store = Place("web", diary), Place("store", diary)
-    remote = RemoteFetchers({"http": web, "https": web, "s3": store})
+    places = Routes({}, {}, [Place("web", diary), Place("store", diary)])
 
     async def live() -> None:
-        await remote.start()
-        await remote.close()
-        await remote.close()
+        await places.start()
+        await places.close()
+        await places.close()
 
     asyncio.run(live())
 
@@ -99,9 +98,9 @@ def test_each_fetcher_is_started_and_closed_once() -> None:
 
 def test_one_that_cannot_start_leaves_none_open() -> None:
     diary: list[str] = []
-    remote = RemoteFetchers({"http": Place("web", diary), "s3": Place("store", diary, breaks=True)})
+    places = Routes({}, {}, [Place("web", diary), Place("store", diary, breaks=True)])
 
     with pytest.raises(RuntimeError):
-        asyncio.run(remote.start())
+        asyncio.run(places.start())
 
     assert diary == ["start web", "start store", "close store", "close web"]

@@ -32,7 +32,6 @@ from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.lane_turns import tell_lane
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
-from clipfleet_worker.fetch.tar import TarObjectFetcher
 from tests.support.doubles import Clock
 
 MAX_BYTES = 3_000_000
@@ -72,9 +71,8 @@ def fetch(store: Store, *uris: str, buckets: tuple[str, ...] = ()) -> list[Any]:
         limits = S3Limits(max_image_bytes=MAX_BYTES, fetch_timeout_seconds=30.0, connections=4)
         fetcher = S3Fetcher(limits, buckets, lambda: connection(store))
         await fetcher.start()
-        tars = TarObjectFetcher(fetcher)
         try:
-            calls = [(tars if uri.startswith("tar+") else fetcher).fetch(uri) for uri in uris]
+            calls = [(fetcher.fetch_member if uri.startswith("tar+") else fetcher.fetch)(uri) for uri in uris]
             found = await asyncio.gather(*calls, return_exceptions=True)
             return [one.error.code if isinstance(one, ItemFailure) else one for one in found]
         finally:

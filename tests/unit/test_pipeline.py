@@ -34,6 +34,7 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage, item_path
 from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.decode import Decoder, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
@@ -47,7 +48,7 @@ from clipfleet_worker.failures import (
 )
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
-from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
+from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
 from clipfleet_worker.labelling import Labeller
@@ -150,17 +151,22 @@ class Bench:
         self.children = DecodeChildren(self.decoder, DecodeLimits(DECODE_SECONDS, memory_bytes=1 << 30))
         self.decode_stage = DecodeStage(self.decoder, self.children)
         self.batcher = Batcher(8)
-        remote = RemoteFetchers({"http": self.places, "https": self.places})
-        retrying = RetryingFetcher(remote, RetryPolicy())
+        routes = Routes(
+            {"http": self.places.fetch, "https": self.places.fetch},
+            {"file": lambda uri: self.places.read(uri)},  # a test may exchange it
+            [self.places],
+        )
+        retrying = RetryingFetcher(routes, RetryPolicy())
         self.fetch_loop = FetchLoop(retrying, self.waiting_bytes, deadline_seconds)
         self.decode_pool = LanePool(2, name="decode")
         items = ItemPath(
-            routes=Routes(remote, LocalFetchers({"file": self.places})),
+            routes=routes,
             fetch_loop=self.fetch_loop,
             waiting_bytes=self.waiting_bytes,
             decode_stage=self.decode_stage,
             decode_pool=self.decode_pool,
             decode_threads=2,
+            decode_busy=BusyMeter(2),
             decode_turns=DecodeTurns(),
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,

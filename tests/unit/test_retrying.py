@@ -10,8 +10,7 @@ import pytest
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
-from clipfleet_worker.fetch import ChunkTime
-from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher, RetryPolicy
 from tests.support.doubles import Clock
 
 POLICY = RetryPolicy()

@@ -9,9 +9,9 @@ import pytest
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
-from clipfleet_worker.fetch import robots_txt as robots_txt_module
+from clipfleet_worker.fetch import robots as robots_module
 from clipfleet_worker.fetch.http_target import target_of
-from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from clipfleet_worker.fetch.robots import RobotsTxt
 from tests.support.doubles import Clock
 
 RULES = b"""\xef\xbb\xbf# rules of a site
@@ -135,10 +135,10 @@ class TestHowOften:
         assert len(web.asked) == 1
 
     def test_what_is_kept_is_bounded(self, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(robots_txt_module, "_KEPT_SITES", 10)
+        monkeypatch.setattr(robots_module, "_KEPT_SITES", 10)
         web.codes(*(f"http://host{number}/a" for number in range(30)))
         assert len(web.robots._sites) == 10
-        monkeypatch.setattr(robots_txt_module, "_KEPT_BYTES", 1000)
+        monkeypatch.setattr(robots_module, "_KEPT_BYTES", 1000)
         for number in range(30):
             web.sites[f"http://large{number}"] = b"#" * 300
         web.codes(*(f"http://large{number}/a" for number in range(30)))
@@ -216,12 +216,12 @@ def test_rules_without_end_do_not_hold_up_the_loop_nor_are_they_read_to_the_end(
 ) -> None:
     threads: list[str] = []
 
-    class Watched(robots_txt_module.Protego):
+    class Watched(robots_module.Protego):
         def can_fetch(self, url: str, user_agent: str) -> bool:
             threads.append(threading.current_thread().name)
             return bool(super().can_fetch(url, user_agent))
 
-    monkeypatch.setattr(robots_txt_module, "Protego", Watched)
+    monkeypatch.setattr(robots_module, "Protego", Watched)
     rules = b"".join(b"Disallow: /*a*b%d\n" % number for number in range(40_000))
     web.sites["http://h"] = b"User-agent: *\nDisallow: /private/\n" + rules + b"Disallow: /last\n"
     codes = web.codes("http://h/last", "http://h/private/" + "a" * 2000)

@@ -11,8 +11,9 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 
-from clipfleet_worker.fetch import s3_place
-from clipfleet_worker.fetch.s3_place import S3Place, place_of, signed_headers
+from clipfleet_worker.fetch import s3_direct
+from clipfleet_worker.fetch.s3_boto import S3Place, place_of
+from clipfleet_worker.fetch.s3_direct import signed_headers
 
 KEYS = (
     "x.jpg",
@@ -109,6 +110,6 @@ def test_what_is_not_asked_for_in_the_plain_way_has_no_place(url: str, changes: 
 
 
 def test_a_day_has_one_signing_key() -> None:
-    day = s3_place._signing_key("secret", "20261126", "r")
-    assert day is s3_place._signing_key("secret", "20261126", "r")
-    assert day != s3_place._signing_key("secret", "20261127", "r")
+    day = s3_direct._signing_key("secret", "20261126", "r")
+    assert day is s3_direct._signing_key("secret", "20261126", "r")
+    assert day != s3_direct._signing_key("secret", "20261127", "r")

@@ -89,8 +89,12 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def by_torch(module: torch.nn.Module) -> TorchBackend:
+    return TorchBackend(towers_of(module), "cpu")
+
+
 def backend_of(module: torch.nn.Module) -> SideBySideBackend:
-    return SideBySideBackend(towers_of(module), "cpu", Passes(THREADS))
+    return SideBySideBackend(by_torch(module), Passes(THREADS))
 
 
 def pictures(count: int) -> np.ndarray:
@@ -188,7 +192,7 @@ def test_models_of_a_process_share_the_threads_which_end_with_the_last_one() -> 
     gc.collect()
     before = forward_threads()
     made = SideBySideBackends()
-    backends = [made.make(towers_of(TinyModule()), "cpu") for _ in range(2)]
+    backends = [made.make(lambda _: by_torch(TinyModule())) for _ in range(2)]
     ours = forward_threads() - before
     assert [len(backend.begin_images(pictures(4)).result()) for backend in backends] == [4, 4]
     assert len(ours) == 2
@@ -202,7 +206,7 @@ def test_models_of_a_process_share_the_threads_which_end_with_the_last_one() -> 
 def test_on_one_core_a_pass_is_torchs_own() -> None:
     torch.set_num_threads(1)
 
-    assert type(SideBySideBackends().make(towers_of(TinyModule()), "cpu")) is TorchBackend
+    assert type(SideBySideBackends().make(lambda _: by_torch(TinyModule()))) is TorchBackend
 
 
 def test_a_pass_that_hangs_does_not_keep_a_process_from_its_end() -> None:
@@ -216,11 +220,6 @@ Passes(2).submit(threading.Event().wait)
     )
 
     assert done.returncode == 0
-
-
-def test_another_device_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="cuda"):
-        SideBySideBackend(towers_of(TinyModule()), "cuda", Passes(2))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from clipfleet.tar_member import TarMember, tar_member
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch import scheme_of
 from clipfleet_worker.fetch.file import FileFetcher
-from clipfleet_worker.fetch.tar import TarFileFetcher
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
@@ -54,9 +53,9 @@ class TestOnThisMachine:
         return path
 
     def read(self, root: Path, archive: Path | str, offset: int, size: int) -> bytes | ErrorCode:
-        fetcher = TarFileFetcher(FileFetcher([root], 1000))
+        fetcher = FileFetcher([root], 1000)
         try:
-            return fetcher.read(TarMember(local_uri(str(archive)), "a.jpg", offset, size).uri())
+            return fetcher.read_member(TarMember(local_uri(str(archive)), "a.jpg", offset, size).uri())
         except ItemFailure as failure:
             return failure.error.code
 

@@ -11,7 +11,7 @@ import math
 import struct
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from clipfleet.contract import DecodeRoute, ErrorCode
 
@@ -28,24 +28,14 @@ _PIXEL_BYTES = {
     "1": 1, "L": 1, "LA": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4, "YCbCr": 3, "LAB": 3,
     "I": 4, "F": 4, "I;16": 2, "I;16B": 2, "I;16L": 2,
 }  # fmt: skip
-Mode = Literal[
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "I",
-    "F",
-    "I;16",
-    "I;16B",
-    "I;16L",
-]
+
+
+def _known(mode: str) -> str:
+    if mode not in _PIXEL_BYTES:
+        raise ValueError(f"no mode that is read here: {mode!r}")
+    return mode
+
+
 _Side = Annotated[int, Field(ge=1)]
 
 
@@ -101,7 +91,7 @@ class PictureRead(_Words):
     kind: Literal["picture"] = "picture"
     width: _Side
     height: _Side
-    mode: Mode
+    mode: Annotated[str, AfterValidator(_known)]
     image_format: Annotated[str, Field(max_length=10)]
     palette_mode: Literal["RGB", "RGBA"] | None = None
     palette_hex: Annotated[str, Field(max_length=2048, pattern=r"^([0-9a-f]{2})*$")] = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
@@ -63,18 +64,18 @@ class PictureWatch:
         return pictures
 
 
+@dataclass(frozen=True, slots=True)
 class WatchedPictures:
     """The pictures of one thread, one after the other."""
 
-    def __init__(self, pulse: Pulse, reading: Reading, limit_seconds: float) -> None:
-        self._pulse = pulse
-        self._reading = reading
-        self._limit_seconds = limit_seconds
+    pulse: Pulse
+    reading: Reading
+    limit_seconds: float
 
     def __enter__(self) -> None:
-        self._pulse.enter("read a picture", self._limit_seconds)
-        self._reading.__enter__()
+        self.pulse.enter("read a picture", self.limit_seconds)
+        self.reading.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._reading.__exit__()
-        self._pulse.rest()
+        self.reading.__exit__()
+        self.pulse.rest()

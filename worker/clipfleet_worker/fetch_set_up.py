@@ -7,18 +7,16 @@ from pathlib import Path
 
 from clipfleet import s3, tar_member
 from clipfleet_worker.capacity import WaitingBytes
-from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher
 from clipfleet_worker.fetch.address_guard import AddressGuard
-from clipfleet_worker.fetch.data_uri import DataUriFetcher
+from clipfleet_worker.fetch.data_uri import read_data_uri
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
-from clipfleet_worker.fetch.robots_txt import RobotsTxt
-from clipfleet_worker.fetch.routes import LocalFetchers, RemoteFetchers, Routes
+from clipfleet_worker.fetch.robots import RobotsTxt
+from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
-from clipfleet_worker.fetch.tar import TarFileFetcher, TarObjectFetcher
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.watchdog import Watchdog
 
@@ -32,18 +30,20 @@ def make_routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
     """The fetchers of this worker by scheme."""
     objects = _s3_fetcher(settings)
     files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
-    remote: dict[str, AsyncFetcher] = {
-        "http": http,
-        "https": http,
-        "s3": objects,
-        tar_member.S3_SCHEME: TarObjectFetcher(objects),
-    }
-    local: dict[str, BlockingFetcher] = {
-        "file": files,
-        "data": DataUriFetcher(settings.max_image_bytes),
-        tar_member.FILE_SCHEME: TarFileFetcher(files),
-    }
-    return Routes(RemoteFetchers(remote), LocalFetchers(local))
+    return Routes(
+        remote={
+            "http": http.fetch,
+            "https": http.fetch,
+            "s3": objects.fetch,
+            tar_member.S3_SCHEME: objects.fetch_member,
+        },
+        local={
+            "file": files.read,
+            "data": partial(read_data_uri, max_image_bytes=settings.max_image_bytes),
+            tar_member.FILE_SCHEME: files.read_member,
+        },
+        fetchers=(http, objects),
+    )
 
 
 def make_http_fetcher(settings: WorkerSettings) -> HttpFetcher:
@@ -72,7 +72,7 @@ def make_fetch_loop(
     """What fetches from other machines, and asks again; a pause of the worker costs no item its time."""
     policy = RetryPolicy(attempts=settings.fetch_attempts)
     return FetchLoop(
-        RetryingFetcher(routes.remote, policy, monotonic=watchdog.running_time),
+        RetryingFetcher(routes, policy, monotonic=watchdog.running_time),
         waiting_bytes,
         settings.chunk_deadline_seconds,
         monotonic=watchdog.running_time,

@@ -62,46 +62,34 @@ class Destination:
     is_suspect: bool = False  # the chunk has cost a worker
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemPath:
     """Shared by all chunks of a process."""
 
-    def __init__(
-        self,
-        *,
-        routes: Routes,
-        fetch_loop: FetchLoop,
-        waiting_bytes: WaitingBytes,
-        decode_stage: DecodeStage,
-        decode_pool: LanePool,
-        decode_threads: int,
-        decode_turns: DecodeTurns,
-        batcher: Batcher,
-        max_image_bytes: int,
-    ) -> None:
-        self._routes = routes
-        self._max_image_bytes = max_image_bytes
-        self._fetch_loop = fetch_loop
-        self._waiting_bytes = waiting_bytes
-        self._decode_stage = decode_stage
-        self._decode_pool = decode_pool
-        self._decode_threads = decode_threads
-        self._decode_turns = decode_turns
-        self._decode_busy = BusyMeter(decode_threads)
-        self._batcher = batcher
+    routes: Routes
+    fetch_loop: FetchLoop
+    waiting_bytes: WaitingBytes
+    decode_stage: DecodeStage
+    decode_pool: LanePool
+    decode_threads: int
+    decode_turns: DecodeTurns
+    decode_busy: BusyMeter  # of so many threads
+    batcher: Batcher
+    max_image_bytes: int
 
     def busy(self) -> StagesBusy:
         """How busy the stages are that all chunks share."""
-        return StagesBusy(self._decode_busy.read(), self._batcher.busy())
+        return StagesBusy(self.decode_busy.read(), self.batcher.busy())
 
     def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
         """To be held while the items of a chunk are on their way."""
-        return self._decode_stage.with_suspect() if is_suspect else nullcontext()
+        return self.decode_stage.with_suspect() if is_suspect else nullcontext()
 
     def destination(
         self, loading: Loading, pixel_spec: PixelSpec, job: Job, outcomes: Outcomes, *, is_suspect: bool
     ) -> Destination:
         """For the items of one chunk."""
-        ahead = Ahead(loading, lambda work: self._decode_pool.submit(job.lane, work, outcomes.interrupt))
+        ahead = Ahead(loading, lambda work: self.decode_pool.submit(job.lane, work, outcomes.interrupt))
         return Destination(loading, ahead, pixel_spec, job.decode, job.lane, outcomes, is_suspect)
 
     def start(self, items: pa.Table, destination: Destination) -> None:
@@ -119,7 +107,7 @@ class ItemPath:
                 local.append((position, inline[position]))
                 continue
             try:
-                if self._routes.is_local(uri):
+                if self.routes.is_local(uri):
                     local.append((position, uri))
                 else:
                     remote.append((position, uri))
@@ -127,8 +115,8 @@ class ItemPath:
                 destination.outcomes.fail(position, failure.error)
         if remote:
             on_slice = partial(self._on_fetched, destination)
-            self._fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
-        is_large = len(local) >= 2 * _ITEMS_PER_SLICE * self._decode_threads
+            self.fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
+        is_large = len(local) >= 2 * _ITEMS_PER_SLICE * self.decode_threads
         size = _ITEMS_PER_SLICE if is_large else _ITEMS_PER_SMALL_SLICE
         for start in range(0, len(local), size):
             self._in_pool(destination, self._read_and_decode, local[start : start + size])
@@ -146,7 +134,7 @@ class ItemPath:
             positions, some = zip(*given[start : start + _TEXTS_PER_SLICE], strict=True)
             if outcomes.is_interrupted:
                 return
-            self._batcher.submit(
+            self.batcher.submit(
                 ItemSlice(
                     destination.loading.result(), destination.lane, list(some), list(positions), outcomes
                 )
@@ -164,17 +152,17 @@ class ItemPath:
             if destination.ahead.is_full:
                 destination.ahead.then(partial(self._in_pool, destination, work, items))
                 return
-            with self._decode_busy:
+            with self.decode_busy:
                 decoded = work(destination, items)
             destination.outcomes.add_wait(Meter.BEYOND, (time.monotonic() - queued) * count)
             self._hand_over(destination, decoded)
 
-        self._decode_pool.submit(destination.lane, run, destination.outcomes.interrupt)
+        self.decode_pool.submit(destination.lane, run, destination.outcomes.interrupt)
 
     def _read_and_decode(self, destination: Destination, items: list[tuple[int, Source]]) -> _Decoded:
         decoded = _Decoded()
         outcomes = destination.outcomes
-        with self._decode_turns.turn() as turn:
+        with self.decode_turns.turn() as turn:
             for files in self._read_some(outcomes, items, decoded):
                 for position, data in files:
                     if not outcomes.is_interrupted:
@@ -211,16 +199,16 @@ class ItemPath:
 
     def _read(self, source: Source) -> bytes:
         if isinstance(source, str):
-            return self._routes.local.read(source)
-        if len(source.as_buffer()) > self._max_image_bytes:
-            raise too_many_bytes(self._max_image_bytes)
+            return self.routes.read(source)
+        if len(source.as_buffer()) > self.max_image_bytes:
+            raise too_many_bytes(self.max_image_bytes)
         data: bytes = source.as_py()
         return data
 
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
-            with self._decode_turns.turn() as turn:
+            with self.decode_turns.turn() as turn:
                 while fetched:  # popped one by one: the bytes are free before the batcher is waited for
                     position, data = fetched.pop()
                     size = len(data)
@@ -229,9 +217,9 @@ class ItemPath:
                             self._decode(destination, position, data, decoded, turn)
                     finally:
                         del data
-                        self._waiting_bytes.remove(size)
+                        self.waiting_bytes.remove(size)
         finally:  # what a bug left over must not keep the gate shut for ever
-            self._waiting_bytes.remove(sum(len(data) for _, data in fetched))
+            self.waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
 
     def _decode(
@@ -241,7 +229,7 @@ class ItemPath:
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
         try:
-            image = self._decode_stage.decode(
+            image = self.decode_stage.decode(
                 data,
                 destination.pixel_spec,
                 destination.decode,
@@ -269,7 +257,7 @@ class ItemPath:
         outcomes = destination.outcomes
         if not outcomes.is_interrupted:
             model = destination.loading.result()
-            self._batcher.submit(
+            self.batcher.submit(
                 ItemSlice(model, destination.lane, decoded.images, decoded.positions, outcomes)
             )
 

@@ -115,14 +115,15 @@ class JobContexts:
         except JobUnreadableError as error:
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
         try:
-            self._require_allowed(job)
-            output = self._bound(output_of(job, self._store))
+            output = output_of(job, self._store)
         except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
             raise OutputUnreachableError(str(error)) from error
         if output.uri.startswith(SCHEME):
             self._check_bucket(output.uri)
-        elif not job.output_is_redis:
+        elif isinstance(output, FolderOutput):
             self._check_root(output.uri)
+            # Below the roots also where links are changed while it is used.
+            output = BoundFolderOutput(Path(output.uri), self._output_roots)
         if job.output_is_redis:
             rows = RedisSink(self._store)
             return JobContext(job, output, rows, StagedReader(output, job_id=job_id, capacity=1))
@@ -133,18 +134,6 @@ class JobContexts:
             is_ours=partial(_holds, output, job),
         )
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
-
-    def _bound(self, output: Output) -> Output:
-        """The same output, below the roots also where links are changed while it is used."""
-        if not isinstance(output, FolderOutput):
-            return output
-        return BoundFolderOutput(Path(output.uri), self._output_roots)
-
-    def _require_allowed(self, job: Job) -> None:
-        if job.output.startswith(SCHEME):
-            self._check_bucket(job.output)
-        elif not job.output_is_redis:
-            self._check_root(job.output)
 
     def _check_root(self, output: str) -> None:
         # Where scratch files are made and swept lies further below: links in between must not lead elsewhere.

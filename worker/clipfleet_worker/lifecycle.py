@@ -28,6 +28,7 @@ from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher, BatcherStopped
+from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
@@ -258,13 +259,15 @@ class Worker:
         )
 
     def _item_path(self, routes: Routes) -> ItemPath:
+        threads = decode_threads(self._settings.decode_threads)
         return ItemPath(
             routes=routes,
             fetch_loop=self._fetch_loop,
             waiting_bytes=self._waiting_bytes,
             decode_stage=self._decode_stage,
             decode_pool=self._decode_pool,
-            decode_threads=decode_threads(self._settings.decode_threads),
+            decode_threads=threads,
+            decode_busy=BusyMeter(threads),
             decode_turns=DecodeTurns(),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,

@@ -74,35 +74,26 @@ class _NotThereError(OSError):
     """A file is not on the hub either."""
 
 
-class _Cache:
-    """What the hub's cache on this machine holds."""
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """What the hub's cache on this machine holds, and, if that is allowed, the hub for what it lacks."""
+
+    may_download: bool
 
     def file(self, repository: str, names: Sequence[str]) -> Path:
-        """The first of some files that is there; `_NotHereError` if none is."""
-        found = _cached(repository, names)
-        if found is None:
-            raise _NotHereError
-        return found
+        """The first of some files that is there.
 
-    def add(self, repository: str, names: Sequence[str]) -> None:
-        """Have one of these files too, if the repository has any: they are not needed."""
-
-    def tokenizer(self, repository: str) -> Path:
-        """Folder of a repository's tokenizer."""
-        return self.file(repository, _TOKENIZER_FILES).parent
-
-
-class _Hub(_Cache):
-    """The hub itself for what its cache lacks."""
-
-    def file(self, repository: str, names: Sequence[str]) -> Path:
+        Raises:
+            _NotHereError: none is on this machine, and nothing may be downloaded.
+            _NotThereError: the hub has none either.
+        """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         found = _cached(repository, names)
         if found is not None:
             return found
-        _require_hub()
+        self._require_hub()
         for name in names:
             try:
                 return Path(hf_hub_download(repository, name))
@@ -112,19 +103,21 @@ class _Hub(_Cache):
                 continue
         raise _NotThereError(f"{repository} on the hub has no {' or '.join(names)}")
 
-    def add(self, repository: str, names: Sequence[str]) -> None:
-        with suppress(_NotThereError):
-            self.file(repository, names)
-
     def tokenizer(self, repository: str) -> Path:
+        """Folder of a repository's tokenizer."""
         from huggingface_hub import snapshot_download
 
         found = _cached(repository, _TOKENIZER_FILES)
         if found is not None:
             return found.parent
-        _require_hub()
+        self._require_hub()
         wanted = [*_TOKENIZER_FILES, _TRANSFORMERS_CONFIG]
         return Path(snapshot_download(repository, allow_patterns=wanted))
+
+    def _require_hub(self) -> None:
+        if not self.may_download:
+            raise _NotHereError
+        _require_hub()
 
 
 def _cached(repository: str, names: Sequence[str]) -> Path | None:
@@ -141,7 +134,7 @@ def find_files(name: str) -> ModelFiles | None:
         ModelUnavailableError: there is no such model, or its configuration cannot be used.
     """
     try:
-        return _resolve(name, _Cache())
+        return _resolve(name, _Store(may_download=False))
     except _NotHereError:
         return None
     except PermissionError as error:
@@ -177,7 +170,7 @@ def fetch_files(name: str) -> ModelFiles:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        return _resolve(name, _Hub())
+        return _resolve(name, _Store(may_download=True))
     except RepositoryNotFoundError:
         raise ModelUnavailableError(
             f"model {name}: the hub has no such repository, or it is private: check the name, or set HF_TOKEN"
@@ -190,7 +183,7 @@ def fetch_files(name: str) -> ModelFiles:
         ) from error
 
 
-def _resolve(name: str, store: _Cache) -> ModelFiles:
+def _resolve(name: str, store: _Store) -> ModelFiles:
     if name == DEMO_MODEL:
         return _in_folder(_DEMO_FOLDER, store)
     if name.startswith(LOCAL_DIR):
@@ -200,7 +193,7 @@ def _resolve(name: str, store: _Cache) -> ModelFiles:
     return _named(name, store)
 
 
-def _named(name: str, store: _Cache) -> ModelFiles:
+def _named(name: str, store: _Store) -> ModelFiles:
     architecture, _, pretrained = name.partition(":")
     configuration = open_clip_models.configuration_of(architecture)
     tokenizer = _tokenizer(configuration, None, store)
@@ -214,18 +207,19 @@ def _named(name: str, store: _Cache) -> ModelFiles:
     return ModelFiles(Layout.NAMED, configuration, known.preprocessing, (weights,), tokenizer)
 
 
-def _in_repository(repository: str, store: _Cache) -> ModelFiles:
+def _in_repository(repository: str, store: _Store) -> ModelFiles:
     config = store.file(repository, (_OPEN_CLIP_CONFIG, _TRANSFORMERS_CONFIG))
     if config.name == _OPEN_CLIP_CONFIG:
         store.file(repository, open_clip_models.WEIGHTS_FILES)
     else:
         for part in _parts_of(store.file(repository, _TRANSFORMERS_WEIGHTS)):
             store.file(repository, [part.name])
-        store.add(repository, _TRANSFORMERS_PREPROCESSING)
+        with suppress(_NotHereError, _NotThereError):  # not needed
+            store.file(repository, _TRANSFORMERS_PREPROCESSING)
     return _in_folder(config.parent, store)
 
 
-def _in_folder(folder: Path, store: _Cache) -> ModelFiles:
+def _in_folder(folder: Path, store: _Store) -> ModelFiles:
     if (folder / _OPEN_CLIP_CONFIG).is_file():
         return _open_clip_layout(folder, store)
     if (folder / _TRANSFORMERS_CONFIG).is_file():
@@ -237,7 +231,7 @@ def _in_folder(folder: Path, store: _Cache) -> ModelFiles:
     )
 
 
-def _open_clip_layout(folder: Path, store: _Cache) -> ModelFiles:
+def _open_clip_layout(folder: Path, store: _Store) -> ModelFiles:
     config = _read_json(folder / _OPEN_CLIP_CONFIG)
     configuration = config.get("model_cfg")
     if not _is_configuration(configuration):
@@ -301,7 +295,7 @@ def _parts_of(weights: Path) -> tuple[Path, ...]:
     return tuple(weights.parent / Path(name).name for name in sorted(set(names)))
 
 
-def _tokenizer(configuration: dict[str, Any], folder: Path | None, store: _Cache) -> Path | None:
+def _tokenizer(configuration: dict[str, Any], folder: Path | None, store: _Store) -> Path | None:
     """Folder of the tokenizer that a configuration names: the model's own, or a repository of the hub."""
     repository = configuration["text_cfg"].get("hf_tokenizer_name")
     if not repository:

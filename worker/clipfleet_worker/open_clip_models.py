@@ -1,22 +1,29 @@
 """The only module that knows open_clip: what models it has, and building one from files.
 
-open_clip and torch are imported in functions, when a model is asked for: that alone takes seconds, see
-`open_clip_import`. Nothing here goes to the network.
+Nothing here goes to the network. open_clip and torch are imported in functions, when a model is asked for,
+and without what most models have no use for, which takes two thirds of the time: a plain `import open_clip`
+loads transformers and timm, which text and image towers of theirs need and no others, and by way of
+torchvision torch's compiler, for one question that object detectors ask: 3.2 s of a core, torch included.
+Without them it is 1.4 s, and every start of a worker waits for it. open_clip itself runs where transformers
+and timm are not installed; nothing else is left out, and nothing in it is changed.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from clipfleet.contract import Preset
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.open_clip_import import import_open_clip
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +35,12 @@ _OTHER_WEIGHTS_FILES = (
 )  # fmt: skip
 
 _PREPROCESSING_WORDS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+_OF_SOME_TOWERS = ("timm", "transformers")
+_COMPILER, _COMPILER_FACTS = "torch._dynamo", "torch._dynamo.utils"
+
+_lock = threading.Lock()
+_is_partial = False  # open_clip is imported, and believes that timm and transformers are not installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +69,41 @@ class BuiltModel:
     preprocessing: Preprocessing
 
 
+def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
+    """The package; whole if a model of this configuration needs that, or if it was imported whole before.
+
+    Models that exist stay as they are when it is imported anew.
+    """
+    global _is_partial
+    needs_all = configuration is not None and needs_timm_or_transformers(configuration)
+    with _lock:
+        if _is_partial and needs_all:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:
+                del sys.modules[name]
+            _is_partial = False
+        if needs_all or "open_clip" in sys.modules:
+            return importlib.import_module("open_clip")
+        with _without_compiler():
+            importlib.import_module("torchvision")
+        hidden = [name for name in _OF_SOME_TOWERS if name not in sys.modules]
+        with _replaced({name: None for name in hidden}):
+            found = importlib.import_module("open_clip")
+        _is_partial = bool(hidden)
+        return found
+
+
+def needs_timm_or_transformers(configuration: Mapping[str, Any]) -> bool:
+    """Whether a tower of a model with this configuration is theirs."""
+    return (
+        "multimodal_cfg" in configuration  # CoCa
+        or bool(configuration.get("text_cfg", {}).get("hf_model_name"))
+        or bool(configuration.get("vision_cfg", {}).get("timm_model_name"))
+    )
+
+
 def known_models() -> list[str]:
     """All names `NAME:PRETRAINED`."""
     open_clip = import_open_clip()
-
     names: list[str] = open_clip.list_pretrained(as_str=True)
     return names
 
@@ -71,7 +115,6 @@ def configuration_of(architecture: str) -> dict[str, Any]:
         ModelUnavailableError: open_clip knows no such architecture.
     """
     open_clip = import_open_clip()
-
     configuration: dict[str, Any] | None = open_clip.get_model_config(architecture)
     if configuration is None:
         meant = _meant(architecture, open_clip.list_models())
@@ -89,7 +132,6 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
         ModelUnavailableError: open_clip knows none of this name.
     """
     open_clip = import_open_clip()
-
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not config:
         names = open_clip.list_pretrained_tags_by_model(architecture)
@@ -106,7 +148,6 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
 def warn_of_other_activation(architecture: str, pretrained: str) -> None:
     """Log a warning if weights were trained with another activation than the architecture has."""
     open_clip = import_open_clip()
-
     trained = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
     if trained and not configuration_of(architecture).get("quick_gelu", False):
         log.warning(
@@ -127,7 +168,6 @@ def weights_in(folder: Path) -> Path | None:
 def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
     open_clip = import_open_clip()
-
     match preset:
         case Preset.IMAGENET1K:
             templates = (template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
@@ -262,3 +302,32 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Any:
 def _meant(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3)
     return f" (do you mean {' or '.join(close)}?)" if close else ""
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """While torchvision is imported, its question stands in for the compiler; asked, it is passed on."""
+    import torch  # noqa: F401 - what it has of the compiler by itself, it keeps
+
+    if _COMPILER in sys.modules:
+        yield
+        return
+    package, facts = ModuleType(_COMPILER), ModuleType(_COMPILER_FACTS)
+    facts.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]  # a module made here
+    with _replaced({_COMPILER: package, _COMPILER_FACTS: facts}):
+        yield
+
+
+def _is_compile_supported(device_type: Any) -> Any:
+    return importlib.import_module(_COMPILER_FACTS).is_compile_supported(device_type)
+
+
+@contextmanager
+def _replaced(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
+    """Have other modules under these names, or none (an import then says that it is not installed)."""
+    sys.modules.update(modules)  # type: ignore[arg-type]  # None is Python's own way to say so
+    try:
+        yield
+    finally:
+        for name in modules:
+            sys.modules.pop(name, None)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import PIL
-
 # A JPEG is decoded at n/8 of its size where that leaves this many times the model's size. At 3.3 photographs
 # differ from the reference by at most 2 levels, print and saturated drawings by more; smaller margins break
 # the bars of tests/integration/test_fidelity.py. Small models see every grey level and need more. For other n
@@ -19,9 +17,6 @@ _SCALED_MARGIN_SMALL = 16.0
 _SMALL_TARGET = 128
 _SCALED_EIGHTHS = (1, 2, 4)
 _FULL_SIZE = 8
-
-# Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
-_PILLOW_RESIZES_TALL_VERTICALLY_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 _REMEMBERED_SIZES = 4096  # pictures of a data set often share theirs
 
@@ -73,30 +68,21 @@ def resized_size(width: int, height: int, frame: Frame) -> tuple[int, int]:
     return (frame.width, longer) if width <= height else (longer, frame.width)
 
 
-def scaled_eighths(width: int, height: int, target: tuple[int, int], frame: Frame) -> int:
-    """N of the scale n/8 at which a JPEG is decoded: the smallest that keeps enough for the resize."""
-    margin = _SCALED_MARGIN_SMALL if min(frame.width, frame.height) < _SMALL_TARGET else _SCALED_MARGIN
-    times = min(width / target[0], height / target[1])
-    return next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
-
-
-def scaled_rectangle(width: int, height: int, eighths: int) -> tuple[float, float]:
-    """(width, height) of the picture in a JPEG that is decoded at n/8 of its size."""
-    return width * eighths / 8, height * eighths / 8
-
-
 def resizes_vertically_first(width: int, height: int, target: tuple[int, int]) -> bool:
-    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows."""
+    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows.
+
+    Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
+    """
     fewer_rows, fewer_columns = height - target[1], width - target[0]
-    return _PILLOW_RESIZES_TALL_VERTICALLY_FIRST and fewer_rows > max(0, 2 * fewer_columns)
+    return fewer_rows > max(0, 2 * fewer_columns)
 
 
 @dataclass(frozen=True, slots=True)
 class JpegSizes:
     """All of the above for a JPEG on the fast route."""
 
-    eighths: int  # see `scaled_eighths`
-    rectangle: tuple[float, float]  # see `scaled_rectangle`
+    eighths: int  # n of the scale n/8 at which it is decoded: the smallest that keeps enough for the resize
+    rectangle: tuple[float, float]  # (width, height) of the picture in what is decoded
     target: tuple[int, int]  # (width, height) after the resize
     is_vertical_first: bool
     resize_pixels: int  # see `pixels_of_passes`
@@ -106,8 +92,10 @@ class JpegSizes:
 def jpeg_sizes(width: int, height: int, frame: Frame) -> JpegSizes:
     """Of a JPEG of this size; `frame` must be covered."""
     target = resized_size(width, height, frame)
-    eighths = scaled_eighths(width, height, target, frame)
-    rectangle = scaled_rectangle(width, height, eighths)
+    margin = _SCALED_MARGIN_SMALL if min(frame.width, frame.height) < _SMALL_TARGET else _SCALED_MARGIN
+    times = min(width / target[0], height / target[1])
+    eighths = next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
+    rectangle = width * eighths / 8, height * eighths / 8
     return JpegSizes(
         eighths,
         rectangle,

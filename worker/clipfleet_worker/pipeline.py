@@ -55,27 +55,17 @@ class ChunkResult:
     meters: Meters = NO_METERS  # what limits it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """Turns claimed chunks into parts; called by many threads at once."""
 
-    def __init__(
-        self,
-        *,
-        models: Models,
-        items: ItemPath,
-        labeller: Labeller,
-        text_matrices: TextMatrices,
-        open_items: OpenItems,
-        fetch_deadline_seconds: float,
-        decode_seconds: float,
-    ) -> None:
-        self._models = models
-        self._items = items
-        self._labeller = labeller
-        self._matrices = text_matrices
-        self._open_items = open_items
-        self._fetch_deadline_seconds = fetch_deadline_seconds
-        self._decode_seconds = decode_seconds
+    models: Models
+    items: ItemPath
+    labeller: Labeller
+    text_matrices: TextMatrices
+    open_items: OpenItems
+    fetch_deadline_seconds: float
+    decode_seconds: float
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
         """Process a chunk to its part.
@@ -87,7 +77,7 @@ class Pipeline:
             ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
         """
         lease.enter(Step.READ, _READ_LIMIT_SECONDS)
-        before = self._items.busy()
+        before = self.items.busy()
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
             if found is not None:  # its writer died, or lost its lease, before it could say so
@@ -98,8 +88,8 @@ class Pipeline:
         work = _work(claim, context)
         is_suspect = claim.losses > 0 or work.is_suspect
         with (
-            self._items.handling(is_suspect=is_suspect),  # before the load: others may wait for it, too
-            self._open_items.making_room() as make_room,
+            self.items.handling(is_suspect=is_suspect),  # before the load: others may wait for it, too
+            self.open_items.making_room() as make_room,
         ):
 
             def on_end(count: int) -> None:
@@ -110,7 +100,7 @@ class Pipeline:
             model, labels = self._process(context.job, work.items, outcomes, lease, is_suspect=is_suspect)
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
-        meanwhile = self._items.busy().since(before)
+        meanwhile = self.items.busy().since(before)
         return replace(result, meters=chunk_meters(meanwhile, lease.stage_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
@@ -133,27 +123,27 @@ class Pipeline:
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
-        loading = self._models.prefetch(job.model, job.precision)
+        loading = self.models.prefetch(job.model, job.precision)
         lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _GIVE_BACK_SECONDS)
         spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
-        destination = self._items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
+        destination = self.items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
         goes_ahead = not is_suspect and job.text_column is None and loading.may_go_ahead()
         if goes_ahead:
-            self._items.start(items, destination)
+            self.items.start(items, destination)
         model = self._loaded(lease, destination)
-        limit_seconds = self._fetch_deadline_seconds + self._decode_seconds + _ENCODE_LIMIT_SECONDS
+        limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + _ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-            self._items.start_texts(items[job.text_column].to_pylist(), destination)
+            self.items.start_texts(items[job.text_column].to_pylist(), destination)
         elif not goes_ahead:
-            self._items.start(items, destination)
+            self.items.start(items, destination)
         matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
         lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
         outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return model, None
-        return model, self._labeller.label(job, matrices, outcomes, model.logit_scale, choices)
+        return model, self.labeller.label(job, matrices, outcomes, model.logit_scale, choices)
 
     def _loaded(self, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Its files are here by now."""
@@ -170,7 +160,7 @@ class Pipeline:
         """While the items are on their way: the prompts of a large label set take long, but only once."""
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
-            return [self._matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
+            return [self.text_matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
         except ItemFailure as failure:  # a label without a vector: nothing can be scored
             outcomes.fail_all(failure.error)
             return []

@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends import Backend, MakeBackend, Towers
 from clipfleet_worker.backends.openvino_backend import OpenVinoBackend, Unconvertible
+from clipfleet_worker.backends.openvino_cache import CompiledModels
 from clipfleet_worker.backends.side_by_side import SideBySideBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 
@@ -38,12 +39,13 @@ log = logging.getLogger(__name__)
 _TRIED = ("torch.nn.", "open_clip.", "clipfleet_worker.", "timm.layers.", "timm.models.vision_transformer")
 
 
-def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
+def cpu_backends(setting: str, device: str = "cpu", kept: CompiledModels | None = None) -> MakeBackend:
     """What makes the backends of models on the processor; for another device torch's plain one.
 
     Args:
         setting: `auto`, `torch` or `openvino`.
         device: the worker's, by torch's name.
+        kept: models that OpenVINO has compiled before; None: nothing is kept.
 
     Raises:
         UsageError: OpenVINO is asked for, and not installed or not for this device.
@@ -60,40 +62,42 @@ def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
         )
     if device != "cpu":
         return TorchBackend
-    by_torch = partial(_torch, SideBySideBackends())
     if setting == "torch" or not is_installed:
-        return by_torch
-    return partial(_automatic if setting == "auto" else _openvino_or_torch, by_torch)
+        return partial(_by_torch, SideBySideBackends())
+    return partial(_by_openvino, SideBySideBackends(), kept, tries_all=setting == "openvino")
 
 
-def _automatic(by_torch: MakeBackend, towers: Towers, device: str) -> Backend:
+def _by_openvino(
+    side_by_side: SideBySideBackends,
+    kept: CompiledModels | None,
+    towers: Towers,
+    device: str,
+    *,
+    tries_all: bool,
+) -> Backend:
     untried = _untried_part(towers)
-    if untried is None:
-        return _openvino_or_torch(by_torch, towers, device)
-    log.info(
-        "torch runs this model: %s was not tried with OpenVINO",
-        untried,
-        extra={"action": "backend_not_tried"},
-    )
-    return by_torch(towers, device)
+    if untried is not None and not tries_all:
+        log.info(
+            "torch runs this model: %s was not tried with OpenVINO",
+            untried,
+            extra={"action": "backend_not_tried"},
+        )
+        return _by_torch(side_by_side, towers, device)
+    try:
+        return side_by_side.make(lambda streams: OpenVinoBackend(towers, device, streams, kept))
+    except Unconvertible as error:
+        log.warning(
+            "torch runs this model, OpenVINO cannot: %s", error, extra={"action": "backend_fell_back"}
+        )
+        return _by_torch(side_by_side, towers, device)
+
+
+def _by_torch(side_by_side: SideBySideBackends, towers: Towers, device: str) -> Backend:
+    """Side by side, unless a part of the model is unknown here: it might keep something between its calls."""
+    one = TorchBackend(towers, device)
+    return one if _untried_part(towers) else side_by_side.make(lambda _: one)
 
 
 def _untried_part(towers: Towers) -> str | None:
     names = (f"{type(part).__module__}.{type(part).__qualname__}" for part in towers.module.modules())
     return next((name for name in names if not name.startswith(_TRIED)), None)
-
-
-def _torch(side_by_side: SideBySideBackends, towers: Towers, device: str) -> Backend:
-    """Side by side, unless a part of the model is unknown here: it might keep something between its calls."""
-    is_known = _untried_part(towers) is None
-    return side_by_side.make(towers, device) if is_known else TorchBackend(towers, device)
-
-
-def _openvino_or_torch(by_torch: MakeBackend, towers: Towers, device: str) -> Backend:
-    try:
-        return OpenVinoBackend(towers, device)
-    except Unconvertible as error:
-        log.warning(
-            "torch runs this model, OpenVINO cannot: %s", error, extra={"action": "backend_fell_back"}
-        )
-        return by_torch(towers, device)

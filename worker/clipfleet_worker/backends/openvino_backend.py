@@ -3,12 +3,9 @@
 Pixels go in as uint8; mean and deviation are part of the converted image tower. The L2 norm is not: it is
 taken in float32 whatever the precision. What was converted is compared with torch's fp32 before it is used,
 on a batch of another size than it was traced with: where the features are not the same, this backend does
-not serve the model (`Unconvertible`).
-
-Nothing is cached on disk: converting ViT-B-32 takes 1.1 s, tracing 0.3 s, compiling 0.3 to 0.7 s; what
-would be kept is as large as the weights, and these are read all the same, for the fingerprint. OpenVINO
-(2026.4) holds the weights twice, as they came and as packed for the processor; torch's module is given up
-after loading.
+not serve the model (`Unconvertible`). What was compiled is kept on disk for the next start, see
+`openvino_cache`. OpenVINO (2026.4) holds the weights twice, as they came and as packed for the processor;
+torch's module is given up after loading.
 
 openvino and torch are imported when a backend is made, not before.
 """
@@ -19,15 +16,17 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipfleet.contract import Precision
+from clipfleet.contract import Precision, short_hash
 from clipfleet_worker.backends import ReadyFeatures, Towers
 from clipfleet_worker.backends.certificate import LEAST_COSINE
+from clipfleet_worker.backends.openvino_cache import CompiledModels
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import first_line
@@ -49,13 +48,21 @@ class Unconvertible(Exception):  # noqa: N818 - no error: torch takes the model 
 
 
 class OpenVinoBackend:
-    """See `Backend`."""
+    """See `Backend`. What encodes may be called by as many threads at a time as there are streams."""
 
     name = "openvino"
     batches_in_flight = 1
 
-    def __init__(self, towers: Towers, device: str) -> None:
-        """Convert, compile and compare.
+    def __init__(
+        self, towers: Towers, device: str, streams: int = 1, kept: CompiledModels | None = None
+    ) -> None:
+        """Convert, compile and compare, or read what an earlier start has kept.
+
+        Args:
+            towers: of the model.
+            device: by torch's name.
+            streams: passes at a time, which share the threads.
+            kept: compiled models on disk; None: nothing is kept.
 
         Raises:
             Unconvertible: OpenVINO cannot run this model, or not within the bars. Torch may still run it.
@@ -67,13 +74,12 @@ class OpenVinoBackend:
         self._image_shape = (spec.height, spec.width, 3)
         self._example_tokens = towers.example_tokens.numpy()
         with _converting, _conversion_errors(), memory_errors():
-            images, texts = _convert(towers)
             core = openvino_module().Core()
-            options = _compile_options(towers.precision)
-            self._images = CompiledTower(core.compile_model(images, "CPU", options))
-            self._texts = CompiledTower(core.compile_model(texts, "CPU", options))
-            del images, texts
-            _require_same(towers, self._images.encode, self._texts.encode)
+            options = _compile_options(towers.precision, streams)
+            about = openvino_module().__version__, core.get_property("CPU", "FULL_DEVICE_NAME")
+            key = short_hash([towers.fingerprint, *about, *map(str, options.items())])
+            found = kept and _read_back(kept, key, towers, core, options)
+            self._images, self._texts = found or _converted(kept, key, towers, core, options)
 
     def new_pixels(self, count: int) -> np.ndarray:
         """See the protocol; plain memory."""
@@ -81,8 +87,12 @@ class OpenVinoBackend:
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
         """See the protocol; the features are there when it returns."""
+        return ReadyFeatures(self.encode_images(pixels))
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        """A batch of pixels -> features, in the calling thread."""
         with memory_errors():
-            return ReadyFeatures(self._images.encode(pixels))
+            return self._images.encode(pixels)
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
         """See the protocol."""
@@ -104,22 +114,26 @@ class CompiledTower:
 
     def __init__(self, compiled: Any) -> None:
         """Take OpenVINO's compiled model, of one input and one output."""
-        self._compiled = compiled
-        self._request = compiled.create_infer_request()
+        self.compiled = compiled
+        self._free: deque[Any] = deque()  # requests that no thread uses now
 
     def encode(self, batch: np.ndarray) -> np.ndarray:
-        """A batch -> features float32 (n, d), L2-normalised.
+        """A batch -> features float32 (n, d), L2-normalised; called by any thread.
 
         Raises:
             MemoryError: it has not run.
         """
-        self._request.infer([batch], share_inputs=True)
-        output = self._request.get_output_tensor(0).data
-        if len(output) != len(batch) or np.any(output == _TAKEN):
-            self._request = self._compiled.create_infer_request()  # the old one may be of no use any more
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        request.infer([batch], share_inputs=True)
+        output = request.get_output_tensor(0).data
+        if len(output) != len(batch) or np.any(output == _TAKEN):  # the request may be of no use any more
             raise MemoryError("OpenVINO gave nothing for a batch, as where it finds no memory")
         features = _normalised(output)
         output[...] = _TAKEN
+        self._free.append(request)
         return features
 
 
@@ -132,15 +146,44 @@ def openvino_module() -> Any:
     return openvino
 
 
-def _compile_options(precision: Precision) -> dict[str, Any]:
+def _compile_options(precision: Precision, streams: int) -> dict[str, Any]:
     import torch
 
     return {
         "INFERENCE_PRECISION_HINT": {Precision.FP32: "f32", Precision.BF16: "bf16"}[precision],
-        "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # set with regard to decoding, for both backends
         "ENABLE_CPU_PINNING": False,  # decode threads and other workers want these cores too
     }
+
+
+def _read_back(
+    kept: CompiledModels, key: str, towers: Towers, core: Any, options: dict[str, Any]
+) -> list[CompiledTower]:
+    """Both towers, if an earlier start has kept them and they still are what they were."""
+    found = kept.find(key)
+    try:
+        blobs = [openvino_module().Tensor(found[name]) for name in ("images", "texts")]
+        read = [CompiledTower(core.import_model(blob, "CPU", options)) for blob in blobs]
+        least = _least_cosine(read, towers, [found["right_images"], found["right_texts"]])
+    except (RuntimeError, ValueError, KeyError):
+        return []
+    return read if least >= LEAST_COSINE[towers.precision] else []
+
+
+def _converted(
+    kept: CompiledModels | None, key: str, towers: Towers, core: Any, options: dict[str, Any]
+) -> list[CompiledTower]:
+    made = [CompiledTower(core.compile_model(one, "CPU", options)) for one in _convert(towers)]
+    right = _features_of_torch(towers)
+    least = _least_cosine(made, towers, right)
+    if not least >= LEAST_COSINE[towers.precision]:
+        raise Unconvertible(f"its features are off: cosine {least:.6f} to those of torch")
+    if kept is not None:
+        blobs = [np.frombuffer(one.compiled.export_model().getbuffer(), dtype=np.uint8) for one in made]
+        names = "images", "texts", "right_images", "right_texts"
+        kept.keep(key, dict(zip(names, [*blobs, *right], strict=True)))
+    return made
 
 
 def _convert(towers: Towers) -> tuple[Any, Any]:
@@ -196,29 +239,33 @@ def _as_module(module: Any, encode: Callable[[torch.Tensor], torch.Tensor]) -> t
     return Tower().eval()
 
 
-def _require_same(
-    towers: Towers,
-    encode_pixels: Callable[[np.ndarray], np.ndarray],
-    encode_tokens: Callable[[np.ndarray], np.ndarray],
-) -> None:
-    """Compare with torch's fp32, on noise: rows that differ, in a batch of a size that nobody traced."""
-    import torch
-
-    spec, example = towers.pixel_spec, towers.example_tokens
+def _noise(towers: Towers) -> tuple[np.ndarray, torch.Tensor]:
+    """Rows that differ, in a batch of a size that nobody traced: pixels and tokens."""
+    spec = towers.pixel_spec
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (_COMPARED_ITEMS, spec.height, spec.width, 3), dtype=np.uint8)
-    tokens = example.repeat(_COMPARED_ITEMS, 1)
+    tokens = towers.example_tokens.repeat(_COMPARED_ITEMS, 1)
     for row in range(1, _COMPARED_ITEMS):
         tokens[row, 1] += row  # another token of the vocabulary, whichever it is
+    return pixels, tokens
+
+
+def _features_of_torch(towers: Towers) -> list[np.ndarray]:
+    """Of the noise, in fp32."""
+    import torch
+
+    pixels, tokens = _noise(towers)
     with torch.inference_mode():
-        expected = (
-            _image_tower(towers.module, spec)(torch.from_numpy(pixels)).numpy(),
-            towers.module.encode_text(tokens).numpy(),
-        )
-    for found, right in zip((encode_pixels(pixels), encode_tokens(tokens.numpy())), expected, strict=True):
-        cosine = float((found * _normalised(right)).sum(axis=1).min())
-        if not cosine >= LEAST_COSINE[towers.precision]:
-            raise Unconvertible(f"its features are off: cosine {cosine:.6f} to those of torch")
+        images = _image_tower(towers.module, towers.pixel_spec)(torch.from_numpy(pixels))
+        return [_normalised(images.numpy()), _normalised(towers.module.encode_text(tokens).numpy())]
+
+
+def _least_cosine(compiled: Sequence[CompiledTower], towers: Towers, expected: Sequence[np.ndarray]) -> float:
+    """Of features of the noise to those expected; NaN if one of them is."""
+    pixels, tokens = _noise(towers)
+    found = compiled[0].encode(pixels), compiled[1].encode(tokens.numpy())
+    cosines = [(one * right).sum(axis=1) for one, right in zip(found, expected, strict=True)]
+    return float(np.concatenate(cosines).min())
 
 
 @contextmanager

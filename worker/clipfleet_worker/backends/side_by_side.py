@@ -1,4 +1,4 @@
-"""Forward passes by torch on the processor, a part of the batch per group of cores, side by side.
+"""Forward passes on the processor, a part of the batch per group of cores, side by side.
 
 Threads that share one pass wait for one another after each layer, and decoding takes a core from one of them
 again and again: all others wait for that one. Passes that share nothing do not. On two cores (Xeon with AMX,
@@ -17,12 +17,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from clipfleet_worker.backends import Backend, Towers
-from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.backends import Backend
 from clipfleet_worker.bisecting import FORWARD_ERRORS
 from clipfleet_worker.thread_rule import passes_side_by_side
 
@@ -33,6 +32,14 @@ Pass: TypeAlias = Callable[[], np.ndarray]
 _Tasks: TypeAlias = "SimpleQueue[tuple[Pass, Future[np.ndarray]] | None]"
 
 
+class OnePass(Backend, Protocol):
+    """A backend that several threads may call, each for a part of a batch."""
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels -> features, in the calling thread."""
+        ...
+
+
 class SideBySideBackends:
     """Makes the backends of a process, which share the threads: no more run than there are cores."""
 
@@ -40,46 +47,43 @@ class SideBySideBackends:
         self._passes: Passes | None = None
         self._lock = threading.Lock()
 
-    def make(self, towers: Towers, device: str) -> Backend:
-        """One for a model whose modules keep nothing from call to call; on one core torch's own."""
+    def make(self, make_one: Callable[[int], OnePass]) -> Backend:
+        """One for a model whose modules keep nothing from call to call.
+
+        Args:
+            make_one: makes what runs the parts, from the number of threads that call it at a time. On one
+                core it is what is made here.
+        """
         import torch
 
         with self._lock:
             threads = torch.get_num_threads()
             if threads < 2:
-                return TorchBackend(towers, device)
+                return make_one(1)
             if self._passes is None:
                 self._passes = Passes(threads)
-            return SideBySideBackend(towers, device, self._passes)
+        return SideBySideBackend(make_one(self._passes.count), self._passes)
 
 
 class SideBySideBackend:
     """See `Backend`."""
 
-    name = "torch"
     batches_in_flight = 2  # whoever is done with his part has another one
 
-    def __init__(self, towers: Towers, device: str, passes: Passes) -> None:
-        if device != "cpu":
-            raise ValueError(f"parts of a batch go side by side on the processor, not on {device}")
-        self._torch = TorchBackend(towers, device)
+    def __init__(self, one: OnePass, passes: Passes) -> None:
+        self.name = one.name
+        self.new_pixels = one.new_pixels
+        self.warm_up = one.warm_up
+        self._one = one
         self._passes = passes
-
-    def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; plain memory."""
-        return self._torch.new_pixels(count)
 
     def begin_images(self, pixels: np.ndarray) -> PendingParts:
         """See the protocol."""
-        return self._begin(self._torch.encode_images, pixels)
+        return self._begin(self._one.encode_images, pixels)
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
         """See the protocol."""
-        return self._begin(self._torch.encode_texts, tokens).result()
-
-    def warm_up(self) -> None:
-        """One image and one text, for torch's lazy set-up."""
-        self._torch.warm_up()
+        return self._begin(self._one.encode_texts, tokens).result()
 
     def _begin(self, encode: Callable[[Any], np.ndarray], items: Any) -> PendingParts:
         size = max(1, -(-len(items) // self._passes.count))

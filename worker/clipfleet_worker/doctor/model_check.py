@@ -18,7 +18,6 @@ from clipfleet_worker.model_files import find_files
 from clipfleet_worker.settings import WorkerSettings
 
 
-
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
     """See `Check`. What the forward passes would run on."""

@@ -9,8 +9,11 @@ apart.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Protocol
+
+from clipfleet.contract import ErrorCode
+from clipfleet.tar_member import TarMember, tar_member
+from clipfleet_worker.failures import ItemFailure
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -35,39 +38,21 @@ class AsyncFetcher(Protocol):
         """
 
 
-@dataclass(slots=True)
-class ChunkTime:
-    """What is left of the time for fetching a chunk; it may stand still."""
-
-    seconds: float
-
-
-class PatientFetcher(Protocol):
-    """See `AsyncFetcher`; may ask more than once."""
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
-        """The bytes behind the URI; gives up rather than wait for longer than the chunk has time.
-
-        Raises:
-            ItemFailure: they cannot be had.
-            SourceUnavailableError, WorkerShortageError: see `AsyncFetcher`.
-        """
-
-
-class BlockingFetcher(Protocol):
-    """Gets bytes that are near at hand; called in decode threads, by several at once."""
-
-    def read(self, uri: str) -> bytes:
-        """The bytes behind the URI, see `AsyncFetcher.fetch`."""
-
-
 def scheme_of(uri: str) -> str:
     """Scheme in lower case: `https` of a URL, `file` for an absolute path, empty where there is none."""
     if uri.startswith("/"):
         return "file"
     match = _SCHEME.match(uri)
     return match[1].lower() if match else ""
+
+
+def archive_member(uri: str) -> TarMember:
+    """Which bytes of which archive a URI names.
+
+    Raises:
+        ItemFailure: `bad_uri`.
+    """
+    try:
+        return tar_member(uri)
+    except ValueError as error:
+        raise ItemFailure(ErrorCode.BAD_URI, str(error)) from error

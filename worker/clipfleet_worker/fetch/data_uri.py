@@ -14,23 +14,23 @@ _BLANKS = re.compile(rb"\s+")
 _FROM_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
-class DataUriFetcher:
-    """See `clipfleet_worker.fetch.BlockingFetcher`. The media type is not looked at, the bytes tell."""
+def read_data_uri(uri: str, max_image_bytes: int) -> bytes:
+    """The bytes that stand in it. The media type is not looked at, the bytes tell.
 
-    def __init__(self, max_image_bytes: int) -> None:
-        self._max_image_bytes = max_image_bytes
+    As in a browser, base64 may lack its padding and have blanks in it.
 
-    def read(self, uri: str) -> bytes:
-        """See the protocol. As in a browser, base64 may lack its padding and have blanks in it."""
-        head, comma, content = uri.partition(",")
-        if not comma:
-            raise ItemFailure(ErrorCode.BAD_URI, "a data URI without the comma before its content")
-        data = unquote_to_bytes(content)
-        if head.rstrip().lower().endswith(";base64"):
-            data = _from_base64(data)
-        if len(data) > self._max_image_bytes:
-            raise too_many_bytes(self._max_image_bytes)
-        return data
+    Raises:
+        ItemFailure: `bad_uri` or `too_many_bytes`.
+    """
+    head, comma, content = uri.partition(",")
+    if not comma:
+        raise ItemFailure(ErrorCode.BAD_URI, "a data URI without the comma before its content")
+    data = unquote_to_bytes(content)
+    if head.rstrip().lower().endswith(";base64"):
+        data = _from_base64(data)
+    if len(data) > max_image_bytes:
+        raise too_many_bytes(max_image_bytes)
+    return data
 
 
 def _from_base64(text: bytes) -> bytes:

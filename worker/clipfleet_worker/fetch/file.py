@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 from clipfleet.contract import ErrorCode
 from clipfleet.errors import UsageError
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
+from clipfleet_worker.fetch import archive_member
 
 _OPEN_FILES = "/proc/self/fd"
 _FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*)|(?!//))(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
@@ -39,7 +40,7 @@ _CODES = {
 
 
 class FileFetcher:
-    """See `clipfleet_worker.fetch.BlockingFetcher`. Holds no open file between two calls.
+    """Holds no open file between two calls, which may be of several threads.
 
     Args:
         roots: folders whose content may be read, resolved here, once. None at all refuses everything.
@@ -77,11 +78,17 @@ class FileFetcher:
         except OSError as error:
             raise self._failure(path, error) from error
 
-    def read_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
-        """Exactly these bytes of a file, which itself may be of any size; otherwise like `read`."""
+    def read_member(self, uri: str) -> bytes:
+        """A picture in a tar archive, which itself may be of any size; otherwise like `read`.
+
+        Args:
+            uri: see `clipfleet.tar_member`. The archive's headers are not read.
+        """
+        member = archive_member(uri)
+        size_bytes, offset_bytes = member.size_bytes, member.offset_bytes
         if size_bytes > self._max_image_bytes:
             raise too_many_bytes(self._max_image_bytes)
-        path = self._path(uri)
+        path = self._path(member.archive)
         data = bytearray()
         try:
             descriptor, _ = self._open(path)

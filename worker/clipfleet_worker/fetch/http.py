@@ -29,8 +29,7 @@ from clipfleet_worker.fetch.http_failures import failure_before_answer, failure_
 from clipfleet_worker.fetch.http_resolver import GuardedResolver, SystemResolver
 from clipfleet_worker.fetch.http_target import Target, next_target, target_of
 from clipfleet_worker.fetch.metered_sockets import MeteredSockets
-from clipfleet_worker.fetch.robots_tag import USER_AGENT, refusal_of
-from clipfleet_worker.fetch.robots_txt import RobotsTxt
+from clipfleet_worker.fetch.robots import USER_AGENT, RobotsTxt, refusal_of
 
 _DNS_CACHE_SECONDS = 60
 _DNS_CACHE_NAMES = 10_000

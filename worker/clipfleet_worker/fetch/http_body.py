@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -28,14 +29,9 @@ class ArrivingBytes:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._count = 0
+        self.count = 0  # bytes in memory now
         self._bodies: dict[object, int] = {}  # bytes of each, the oldest first
         self._freed = asyncio.Event()
-
-    @property
-    def count(self) -> int:
-        """Bytes in memory now."""
-        return self._count
 
     @contextmanager
     def of_a_body(self) -> Iterator[object]:
@@ -45,29 +41,24 @@ class ArrivingBytes:
         try:
             yield body
         finally:
-            self._count -= self._bodies.pop(body)
+            self.count -= self._bodies.pop(body)
             self._freed.set()
             self._freed = asyncio.Event()
 
     async def add(self, body: object, count: int) -> None:
         """So many bytes arrived; returns when more may be read."""
         self._bodies[body] += count
-        self._count += count
-        while self._count > self._limit and next(iter(self._bodies)) is not body:
+        self.count += count
+        while self.count > self._limit and next(iter(self._bodies)) is not body:
             await self._freed.wait()
 
 
+@dataclass(frozen=True, slots=True)
 class BodyReader:
-    """Reads bodies of one fetcher.
+    """Reads bodies of one fetcher."""
 
-    Args:
-        max_bytes: of one body, as it is sent and after inflating.
-        arriving: see there.
-    """
-
-    def __init__(self, max_bytes: int, arriving: ArrivingBytes) -> None:
-        self._max_bytes = max_bytes
-        self._arriving = arriving
+    max_bytes: int  # of one body, as it is sent and after inflating
+    arriving: ArrivingBytes
 
     async def read(self, host: str, response: aiohttp.ClientResponse, source: MeteredSocket | None) -> bytes:
         """The whole body, inflated; it may be empty.
@@ -80,9 +71,9 @@ class BodyReader:
         Raises:
             ItemFailure: it is too large, breaks off or cannot be inflated.
         """
-        if (response.content_length or 0) > self._max_bytes:
-            raise too_many_bytes(self._max_bytes)
-        with self._arriving.of_a_body() as body:
+        if (response.content_length or 0) > self.max_bytes:
+            raise too_many_bytes(self.max_bytes)
+        with self.arriving.of_a_body() as body:
             try:
                 data = await self._all_parts(body, response.content, source)
             except TimeoutError:
@@ -103,12 +94,12 @@ class BodyReader:
         total = 0
         while part := await content.readany():
             total += len(part)
-            if total > self._max_bytes:
-                raise too_many_bytes(self._max_bytes)
+            if total > self.max_bytes:
+                raise too_many_bytes(self.max_bytes)
             parts.append(part)
             if source is not None:
                 source.allow(len(part))
-            await self._arriving.add(body, len(part))
+            await self.arriving.add(body, len(part))
         return b"".join(parts)
 
     async def _inflated(self, data: bytes, encoding: str) -> bytes:
@@ -120,7 +111,7 @@ class BodyReader:
             )
         if not data or encoding not in ("gzip", "x-gzip", "deflate"):
             return data
-        return await asyncio.to_thread(_inflate, data, self._max_bytes)
+        return await asyncio.to_thread(_inflate, data, self.max_bytes)
 
 
 def _broken_off(host: str, source: MeteredSocket | None) -> ItemFailure:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -59,6 +60,7 @@ class SystemResolver(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass(slots=True)
 class GuardedResolver(AbstractResolver):
     """Leaves out the answers that the guard refuses; a name that also has a public address then works.
 
@@ -67,26 +69,19 @@ class GuardedResolver(AbstractResolver):
     with many images would cost a look-up for each.
     """
 
-    def __init__(
-        self,
-        resolver: AbstractResolver,
-        guard: AddressGuard,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._resolver = resolver
-        self._guard = guard
-        self._monotonic = monotonic
-        self._refused: OrderedDict[tuple[str, int], tuple[float, OSError]] = OrderedDict()  # with the end
-        self.requests = CacheCounts()  # of names that have no address that may be asked
+    resolver: AbstractResolver
+    guard: AddressGuard
+    monotonic: Callable[[], float] = time.monotonic
+    requests: CacheCounts = field(default_factory=CacheCounts)  # of names that have no address to be asked
+    _refused: OrderedDict[tuple[str, int], tuple[float, OSError]] = field(default_factory=OrderedDict)  # ends
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """See aiohttp; `AddressRefusedError` if no answer is left."""
         until, remembered = self._refused.get((host, port), (0.0, OSError()))
-        self.requests.note(hit=self._monotonic() < until)
-        if self._monotonic() < until:
+        self.requests.note(hit=self.monotonic() < until)
+        if self.monotonic() < until:
             raise type(remembered)(*remembered.args)  # a new one: each gets a traceback of its own
         try:
             return await self._resolve(host, port, family)
@@ -96,21 +91,21 @@ class GuardedResolver(AbstractResolver):
             raise
 
     def _remember(self, host: str, port: int, error: OSError) -> None:
-        self._refused[host, port] = self._monotonic() + _REFUSAL_SECONDS, error
+        self._refused[host, port] = self.monotonic() + _REFUSAL_SECONDS, error
         self._refused.move_to_end((host, port))
         if len(self._refused) > _REMEMBERED_NAMES:
             self._refused.popitem(last=False)
 
     async def _resolve(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
         try:
-            answers = await self._resolver.resolve(host, port, family)
+            answers = await self.resolver.resolve(host, port, family)
         except UnicodeError:  # a label that Python's IDNA codec cannot encode
             raise OSError("no such name") from None
         allowed = []
         refusal = OSError("the name has no address")
         for answer in answers:
             try:
-                self._guard.check(answer["host"], port)
+                self.guard.check(answer["host"], port)
             except AddressRefusedError as error:
                 refusal = error
             else:
@@ -121,4 +116,4 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Close the resolver behind this one."""
-        await self._resolver.close()
+        await self.resolver.close()

@@ -21,8 +21,8 @@ from clipfleet.contract import Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.fetch import ChunkTime, PatientFetcher
 from clipfleet_worker.fetch.lane_turns import tell_lane
+from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.shortages import shortage_behind
 from clipfleet_worker.watchdog import Pulse
@@ -53,7 +53,7 @@ class FetchLoop:
 
     def __init__(
         self,
-        fetcher: PatientFetcher,
+        fetcher: RetryingFetcher,
         waiting_bytes: WaitingBytes,
         deadline_seconds: float,
         *,

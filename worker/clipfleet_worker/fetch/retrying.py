@@ -15,9 +15,16 @@ from dataclasses import dataclass
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
-from clipfleet_worker.fetch import AsyncFetcher, ChunkTime
+from clipfleet_worker.fetch import AsyncFetcher
 
 _SLOW = frozenset({ErrorCode.TIMEOUT, ErrorCode.INCOMPLETE_BODY, ErrorCode.DNS_FAILED})
+
+
+@dataclass(slots=True)
+class ChunkTime:
+    """What is left of the time for fetching a chunk; it may stand still."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,48 +62,34 @@ class RetryPolicy:
         return max(told or 0.0, delay * (1 + chance) / 2)
 
 
+@dataclass(frozen=True, slots=True)
 class RetryingFetcher:
-    """See `clipfleet_worker.fetch.PatientFetcher`.
+    """Asks an `AsyncFetcher` as often as it is worth it."""
 
-    Args:
-        fetcher: what is asked; started and closed with this one.
-        policy: see there.
-        monotonic: the clock, in seconds.
-        chance: a random number from 0 to 1.
-        sleep: waits for so many seconds.
-    """
-
-    def __init__(
-        self,
-        fetcher: AsyncFetcher,
-        policy: RetryPolicy,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._fetcher = fetcher
-        self._policy = policy
-        self._monotonic = monotonic
-        self._chance = chance
-        self._sleep = sleep
+    fetcher: AsyncFetcher  # started and closed with this one
+    policy: RetryPolicy
+    monotonic: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random  # a number from 0 to 1
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def start(self) -> None:
         """Open the fetcher."""
-        await self._fetcher.start()
+        await self.fetcher.start()
 
     async def close(self) -> None:
         """Close the fetcher."""
-        await self._fetcher.close()
+        await self.fetcher.close()
 
     async def fetch(self, uri: str, time_left: ChunkTime) -> bytes:
         """The bytes behind the URI, asked for as often as the policy and the chunk's time allow.
+
+        It gives up rather than wait for longer than the chunk has time.
 
         Raises:
             ItemFailure: as the item's own last attempt ended; where it never had one, as its host's did.
             SourceUnavailableError: see `AsyncFetcher`.
         """
-        began = self._monotonic()
+        began = self.monotonic()
         refused_at: float | None = None  # for the first time
         asked = 0
         own: TransientFailure | None = None
@@ -105,26 +98,26 @@ class RetryingFetcher:
             delay: float | None
             ends = math.inf
             try:
-                return await self._fetcher.fetch(uri)
+                return await self.fetcher.fetch(uri)
             except HostLeftAlone as refusal:  # no attempt: nothing was sent
                 failure = own or refusal
-                refused_at = self._monotonic() if refused_at is None else refused_at
+                refused_at = self.monotonic() if refused_at is None else refused_at
                 if refusal.is_old:  # whoever has asked himself need not ask again
-                    ends = refused_at + self._policy.old_outage_seconds if own is None else -math.inf
+                    ends = refused_at + self.policy.old_outage_seconds if own is None else -math.inf
                 delay = self._spread(refusal.wait_seconds)
             except TransientFailure as transient:
                 asked += 1
                 failure = own = transient
                 if transient.retry_after_seconds is None:
-                    ends = began + self._policy.persistence_seconds
-                delay = self._policy.delay_seconds(transient, asked, self._chance())
-            if delay is None or self._monotonic() + delay > ends or delay >= time_left.seconds:
+                    ends = began + self.policy.persistence_seconds
+                delay = self.policy.delay_seconds(transient, asked, self.chance())
+            if delay is None or self.monotonic() + delay > ends or delay >= time_left.seconds:
                 raise _told(failure, asked)
-            await self._sleep(delay)
+            await self.sleep(delay)
 
     def _spread(self, wait_seconds: float) -> float:
         """All items of a host wait for the same moment: they shall not come back in one rush."""
-        return wait_seconds + self._chance() * self._policy.first_delay_seconds
+        return wait_seconds + self.chance() * self.policy.first_delay_seconds
 
 
 def _told(failure: ItemFailure, asked: int) -> ItemFailure:

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from typing import TypeAlias
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch import AsyncFetcher, BlockingFetcher, scheme_of
+from clipfleet_worker.fetch import AsyncFetcher, scheme_of
+
+Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]  # called in the event loop
+Read: TypeAlias = Callable[
+    [str], bytes
+]  # of what is near at hand: called in decode threads, by several at once
 
 
-class RemoteFetchers:
-    """One `AsyncFetcher` out of several, chosen by the scheme of a URI.
+class Routes:
+    """All fetchers of a worker; an `AsyncFetcher` itself.
 
     Args:
-        by_scheme: in lower case; one fetcher may serve several schemes.
+        remote: by scheme, in lower case.
+        local: likewise; `file` also stands for absolute paths.
+        fetchers: what the remote ones belong to, started and closed with this.
     """
 
-    def __init__(self, by_scheme: Mapping[str, AsyncFetcher]) -> None:
-        self._by_scheme = dict(by_scheme)
-        self.schemes = frozenset(by_scheme)  # what is served
+    def __init__(
+        self, remote: Mapping[str, Fetch], local: Mapping[str, Read], fetchers: Sequence[AsyncFetcher] = ()
+    ) -> None:
+        self._remote = remote
+        self._local = local
+        self._fetchers = fetchers
         self._open = AsyncExitStack()
 
     async def start(self) -> None:
         """Start all of them; if one cannot, those before it are closed."""
         async with AsyncExitStack() as stack:
-            for fetcher in dict.fromkeys(self._by_scheme.values()):
-                stack.push_async_callback(fetcher.close)
-                await fetcher.start()
+            for one in self._fetchers:
+                stack.push_async_callback(one.close)
+                await one.start()
             self._open = stack.pop_all()
 
     async def close(self) -> None:
@@ -36,32 +46,12 @@ class RemoteFetchers:
         await self._open.aclose()
 
     async def fetch(self, uri: str) -> bytes:
-        """See `AsyncFetcher`; the scheme must be a served one."""
-        return await self._by_scheme[scheme_of(uri)].fetch(uri)
-
-
-class LocalFetchers:
-    """One `BlockingFetcher` out of several, chosen by the scheme of a URI.
-
-    Args:
-        by_scheme: in lower case; `file` also stands for absolute paths.
-    """
-
-    def __init__(self, by_scheme: Mapping[str, BlockingFetcher]) -> None:
-        self._by_scheme = dict(by_scheme)
-        self.schemes = frozenset(by_scheme)  # what is served
+        """See `AsyncFetcher`; of a URI that is not local."""
+        return await self._remote[scheme_of(uri)](uri)
 
     def read(self, uri: str) -> bytes:
-        """See `BlockingFetcher`; the scheme must be a served one."""
-        return self._by_scheme[scheme_of(uri)].read(uri)
-
-
-@dataclass(frozen=True, slots=True)
-class Routes:
-    """All fetchers of a worker."""
-
-    remote: RemoteFetchers  # in the event loop
-    local: LocalFetchers  # in the decode threads
+        """The bytes behind a local URI; raises what `AsyncFetcher.fetch` raises."""
+        return self._local[scheme_of(uri)](uri)
 
     def is_local(self, uri: str) -> bool:
         """Whether the item is read where it is decoded.
@@ -71,13 +61,13 @@ class Routes:
                 `scheme_refused` for a scheme that is not served.
         """
         scheme = scheme_of(uri)
-        if scheme in self.local.schemes:
+        if scheme in self._local:
             return True
-        if scheme in self.remote.schemes:
+        if scheme in self._remote:
             return False
         if not scheme:
             raise ItemFailure(ErrorCode.BAD_URI, "neither a URL nor an absolute path")
-        served = ", ".join(sorted(self.local.schemes | self.remote.schemes))
+        served = ", ".join(sorted({*self._local, *self._remote}))
         raise ItemFailure(
             ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r} is none of those served: {served}"
         )

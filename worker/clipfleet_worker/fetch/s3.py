@@ -17,11 +17,11 @@ from clipfleet.contract import ErrorCode
 from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3 import SCHEME, S3Connection, split_s3_uri
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, too_many_bytes
+from clipfleet_worker.fetch import archive_member
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.lane_turns import LaneTurns
-from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
+from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits, S3Place
 from clipfleet_worker.fetch.s3_direct import DirectReader, PlaceOutdatedError
-from clipfleet_worker.fetch.s3_place import S3Place
 from clipfleet_worker.shortages import LenientThreadPool
 
 _STORE = "the store"
@@ -75,21 +75,22 @@ class S3Fetcher:
         """
         return await self._fetch(uri, "")
 
-    async def fetch_piece(self, uri: str, offset_bytes: int, size_bytes: int) -> bytes:
-        """Exactly these bytes of an object; otherwise like `fetch`.
+    async def fetch_member(self, uri: str) -> bytes:
+        """A picture in a tar archive, see `clipfleet.tar_member`; otherwise like `fetch`.
 
         Raises:
-            ItemFailure: also `incomplete_body` where the object ends before.
+            ItemFailure: also `incomplete_body` where the archive ends before.
         """
-        if size_bytes > self._limits.max_image_bytes:
+        member = archive_member(uri)
+        if member.size_bytes > self._limits.max_image_bytes:
             raise too_many_bytes(self._limits.max_image_bytes)
-        if size_bytes == 0:
+        if member.size_bytes == 0:
             return b""
-        data = await self._fetch(uri, f"bytes={offset_bytes}-{offset_bytes + size_bytes - 1}")
-        if len(data) != size_bytes:
-            raise ItemFailure(
-                ErrorCode.INCOMPLETE_BODY, f"{len(data)} of {size_bytes} bytes: the archive was changed"
-            )
+        last = member.offset_bytes + member.size_bytes - 1
+        data = await self._fetch(member.archive, f"bytes={member.offset_bytes}-{last}")
+        if len(data) != member.size_bytes:
+            detail = f"{len(data)} of {member.size_bytes} bytes: the archive was changed"
+            raise ItemFailure(ErrorCode.INCOMPLETE_BODY, detail)
         return data
 
     async def _fetch(self, uri: str, byte_range: str) -> bytes:

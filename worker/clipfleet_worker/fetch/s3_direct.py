@@ -8,21 +8,29 @@ and its address guard. An answer that says that place or credentials are no long
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
+import hmac
 import time
-import zlib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from time import gmtime, strftime
 
 import aiohttp
+from botocore.credentials import ReadOnlyCredentials
+from botocore.httpchecksum import Crc32Checksum, Sha1Checksum, Sha256Checksum
 from yarl import URL
 
 from clipfleet.contract import ErrorCode
 from clipfleet.s3 import CREDENTIAL_CODES, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
-from clipfleet_worker.fetch.s3_boto import S3Limits
-from clipfleet_worker.fetch.s3_failures import failure_of_call, failure_with, refusal_of
-from clipfleet_worker.fetch.s3_place import FrozenCredentials, S3Place, signed_headers
+from clipfleet_worker.fetch.s3_boto import (
+    CHECKSUM_MODE,
+    S3Limits,
+    S3Place,
+    failure_of_call,
+    failure_with,
+    refusal_of,
+)
 
 _CREDENTIAL_SECONDS = 30.0  # boto3 renews its own a quarter of an hour before they expire
 _REFUSAL_BYTES = 64 << 10  # more of a refusal is not read
@@ -30,7 +38,13 @@ _ELSEWHERE_STATUSES = frozenset({301, 302, 303, 307, 308})
 _ELSEWHERE_CODES = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )
-_HASHES = {"x-amz-checksum-sha1": hashlib.sha1, "x-amz-checksum-sha256": hashlib.sha256}
+_DATE, _CONTENT, _TOKEN = "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"
+_NO_CONTENT = hashlib.sha256(b"").hexdigest()
+_CHECKSUMS = {
+    "x-amz-checksum-crc32": Crc32Checksum,
+    "x-amz-checksum-sha1": Sha1Checksum,
+    "x-amz-checksum-sha256": Sha256Checksum,
+}  # of other kinds botocore knows none without further packages
 
 
 class PlaceOutdatedError(Exception):
@@ -49,14 +63,14 @@ class DirectReader:
     def __init__(
         self,
         limits: S3Limits,
-        load_credentials: Callable[[], FrozenCredentials],
+        load_credentials: Callable[[], ReadOnlyCredentials],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
         self._load_credentials = load_credentials
         self._monotonic = monotonic
-        self._credentials: FrozenCredentials | None = None
+        self._credentials: ReadOnlyCredentials | None = None
         self._loaded_at = 0.0
         self._loading = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -118,7 +132,7 @@ class DirectReader:
         """Load them again for the next object."""
         self._credentials = None
 
-    async def _current(self, bucket: str) -> FrozenCredentials:
+    async def _current(self, bucket: str) -> ReadOnlyCredentials:
         if self._credentials is not None and (
             self._monotonic() - self._loaded_at < _CREDENTIAL_SECONDS or self._loading.locked()
         ):
@@ -159,21 +173,58 @@ class DirectReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def signed_headers(
+    place: S3Place, url: str, byte_range: str, credentials: ReadOnlyCredentials, now: float
+) -> dict[str, str]:
+    """Headers of a GET, signed by AWS Signature Version 4: botocore's own signer takes ten times as long.
+
+    Args:
+        place: see there.
+        url: what `place.url_of` gave.
+        byte_range: value of the header `Range`; may be empty.
+        credentials: to sign with.
+        now: seconds since 1970.
+    """
+    moment = strftime("%Y%m%dT%H%M%SZ", gmtime(now))
+    headers = {"host": place.host}  # in the order of their names, as they are signed
+    if byte_range:
+        headers["range"] = byte_range
+    if place.asks_for_checksums:
+        headers[CHECKSUM_MODE] = "ENABLED"
+    headers[_CONTENT] = _NO_CONTENT
+    headers[_DATE] = moment
+    if credentials.token:
+        headers[_TOKEN] = credentials.token
+    names = ";".join(headers)
+    path = url[url.index("/", url.index("://") + 3) :]
+    lines = "".join([f"{name}:{value}\n" for name, value in headers.items()])
+    request = f"GET\n{path}\n\n{lines}\n{names}\n{_NO_CONTENT}".encode()
+    scope = f"{moment[:8]}/{place.region}/s3/aws4_request"
+    wanted = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{hashlib.sha256(request).hexdigest()}"
+    key = _signing_key(credentials.secret_key, moment[:8], place.region)
+    signature = hmac.digest(key, wanted.encode(), "sha256").hex()
+    headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={names}, "
+        f"Signature={signature}"
+    )
+    headers["user-agent"] = place.user_agent  # not signed: proxies may change it
+    return headers
+
+
+@lru_cache(maxsize=64)
+def _signing_key(secret_key: str, day: str, region: str) -> bytes:
+    key = f"AWS4{secret_key}".encode()
+    for part in (day, region, "s3", "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
 def _require_same(host: str, data: bytes, headers: Mapping[str, str]) -> None:
     """Compare with the checksums that the store sends; those of uploads in parts are of the parts."""
     for name, value in headers.items():
-        if not name.lower().startswith("x-amz-checksum-") or "-" in value:
-            continue
-        found = _checksum(name.lower(), data)
-        if found is not None and base64.b64encode(found).decode() != value:
+        checksum = _CHECKSUMS.get(name.lower())
+        if checksum is not None and "-" not in value and checksum().handle(data) != value:
             raise failure_with(ErrorCode.INCOMPLETE_BODY, f"{host}: the bytes do not fit their checksum")
-
-
-def _checksum(header: str, data: bytes) -> bytes | None:
-    """None for a kind that botocore does not know without further packages, either."""
-    if header == "x-amz-checksum-crc32":
-        return zlib.crc32(data).to_bytes(4, "big")
-    return _HASHES[header](data).digest() if header in _HASHES else None
 
 
 def _failure_before_answer(host: str, error: aiohttp.ClientError | OSError) -> ItemFailure:

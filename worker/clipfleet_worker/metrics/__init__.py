@@ -6,7 +6,7 @@ registered globally, and nothing here waits for anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -31,6 +31,13 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
+_FAMILIES: Mapping[Kind, type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]] = {
+    Kind.COUNTER: CounterMetricFamily,
+    Kind.GAUGE: GaugeMetricFamily,
+    Kind.HISTOGRAM: HistogramMetricFamily,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Buckets:
     """Values of a histogram."""
@@ -48,30 +55,26 @@ class Family(Generic[S]):
     """A metric: what it is called, what it means, and how it is read."""
 
     name: str  # with its unit; of a counter it ends with `_total`
-    kind: Kind
     meaning: str
-    labels: tuple[str, ...]  # their values are few, whatever users submit
-    read: Callable[[S], Iterable[Sample]]
+    read: Callable[[S], float | Iterable[Sample]]  # a number of a family without labels
+    labels: tuple[str, ...] = ()  # their values are few, whatever users submit
+    is_histogram: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """What the values mean."""
+        if self.is_histogram:
+            return Kind.HISTOGRAM
+        return Kind.COUNTER if self.name.endswith("_total") else Kind.GAUGE
 
     def metric(self, source: S) -> Metric:
         """What it is now."""
-        if self.kind is Kind.HISTOGRAM:
-            histogram = HistogramMetricFamily(self.name, self.meaning, labels=self.labels)
-            for values, buckets in self.read(source):
-                if isinstance(buckets, Buckets):
-                    histogram.add_metric(values, _cumulative(buckets), buckets.total)
-            return histogram
-        kind = CounterMetricFamily if self.kind is Kind.COUNTER else GaugeMetricFamily
-        family = kind(self.name, self.meaning, labels=self.labels)
-        for values, value in self.read(source):
-            if not isinstance(value, Buckets):
-                family.add_metric(values, value)
+        family = _FAMILIES[self.kind](self.name, self.meaning, labels=self.labels)
+        found = self.read(source)
+        for values, value in [((), found)] if isinstance(found, int | float) else found:
+            arguments = (_cumulative(value), value.total) if isinstance(value, Buckets) else (value,)
+            family.add_metric(values, *arguments)
         return family
-
-
-def one(value: float) -> Iterable[Sample]:
-    """The samples of a family without labels."""
-    return [((), value)]
 
 
 class FamiliesCollector(Collector, Generic[S]):

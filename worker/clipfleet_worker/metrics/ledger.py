@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from clipfleet.contract import JobState
 from clipfleet.ledger import Backlog
-from clipfleet_worker.metrics import Family, Kind, Sample, one
+from clipfleet_worker.metrics import Family, Sample
 
 
 def _chunks(backlog: Backlog) -> Iterable[Sample]:
@@ -26,52 +26,38 @@ def _jobs(backlog: Backlog) -> Iterable[Sample]:
 LEDGER_FAMILIES: tuple[Family[Backlog], ...] = (
     Family(
         "clipfleet_ledger_chunks",
-        Kind.GAUGE,
         "chunks of the jobs that go on: `queued` (nobody's), `leased` (some worker's), `done`",
-        ("lane", "state"),
         _chunks,
+        labels=("lane", "state"),
     ),
     Family(
         "clipfleet_ledger_open_items",
-        Kind.GAUGE,
         "items of the jobs that go on without a row yet",
-        ("lane",),
         lambda backlog: [((lane,), counts.open_items) for lane, counts in backlog.lanes.items()],
+        labels=("lane",),
     ),
     Family(
-        "clipfleet_ledger_jobs",
-        Kind.GAUGE,
-        "jobs that the ledger knows, ended ones included",
-        ("state",),
-        _jobs,
+        "clipfleet_ledger_jobs", "jobs that the ledger knows, ended ones included", _jobs, labels=("state",)
     ),
     Family(
         "clipfleet_ledger_oldest_due_seconds",
-        Kind.GAUGE,
         "how long some chunk has waited for any worker: since its back-off was over, or, where nobody has "
         "come to its job yet, since the submit; 0: none waits",
-        (),
-        lambda backlog: one(backlog.oldest_due_seconds),
+        lambda backlog: backlog.oldest_due_seconds,
     ),
     Family(
         "clipfleet_ledger_outage_seconds",
-        Kind.GAUGE,
         "how long a job has waited for its output or source to come back; 0: none does",
-        (),
-        lambda backlog: one(backlog.outage_seconds),
+        lambda backlog: backlog.outage_seconds,
     ),
     Family(
         "clipfleet_ledger_jobs_left_out",
-        Kind.GAUGE,
         "jobs that are not in these figures: the oldest ones beyond 5000",
-        (),
-        lambda backlog: one(backlog.jobs_left_out),
+        lambda backlog: backlog.jobs_left_out,
     ),
     Family(
         "clipfleet_jobs_quarantined_total",
-        Kind.COUNTER,
         "jobs that have failed because what Redis held of them was damaged",
-        (),
-        lambda backlog: one(backlog.quarantined_jobs),
+        lambda backlog: backlog.quarantined_jobs,
     ),
 )

@@ -22,7 +22,7 @@ from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.health import Health
 from clipfleet_worker.memory_guard import MemoryGuard
-from clipfleet_worker.metrics import Buckets, Family, Kind, Sample, one
+from clipfleet_worker.metrics import Buckets, Family, Sample
 from clipfleet_worker.models import Models
 from clipfleet_worker.watchdog import Phase
 
@@ -104,267 +104,179 @@ def _phase_ratio(readings: WorkerReadings) -> Iterable[Sample]:
     return _by_loop(readings, lambda seconds, phase: seconds / (phase.limit_seconds or math.inf))
 
 
-_ITEMS_AND_CHUNKS: tuple[Family[WorkerReadings], ...] = (
+WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     Family(
         "clipfleet_items_total",
-        Kind.COUNTER,
         "items that have got their row, counted when their chunk is done; `code` is empty for `ok`",
-        ("outcome", "code"),
         _items,
+        labels=("outcome", "code"),
     ),
     Family(
         "clipfleet_chunks_total",
-        Kind.COUNTER,
         "chunks by how they left this process: `done`; `late` (somebody else was first); given back: "
         "`waited` (for store, source, Redis, device memory), `drained`; `lost` (the lease), `cancelled`, "
         "`failed`",
-        ("end",),
         _chunks,
+        labels=("end",),
     ),
     Family(
         "clipfleet_chunk_seconds",
-        Kind.HISTOGRAM,
         "time of a chunk from its claim to its end",
-        (),
         _chunk_seconds,
+        is_histogram=True,
     ),
     Family(
         "clipfleet_stage_seconds_total",
-        Kind.COUNTER,
         "working time of the chunks that are done, by stage, summed over threads",
-        ("stage",),
         lambda r: [
             ((stage,), seconds) for stage, seconds in r.health.claims.tally.totals().stage_seconds.items()
         ],
+        labels=("stage",),
     ),
-    Family(
-        "clipfleet_held_chunks",
-        Kind.GAUGE,
-        "chunks between claim and end",
-        (),
-        lambda r: one(len(r.health.claims.held())),
-    ),
+    Family("clipfleet_held_chunks", "chunks between claim and end", lambda r: len(r.health.claims.held())),
     Family(
         "clipfleet_oldest_held_seconds",
-        Kind.GAUGE,
         "how long the chunk that was claimed first has been held; 0: none is",
-        (),
-        lambda r: one(r.health.claims.oldest_held_seconds),
+        lambda r: r.health.claims.oldest_held_seconds,
     ),
     Family(
         "clipfleet_hanging_chunks",
-        Kind.GAUGE,
         "chunks whose stage has taken too long: their leases are left to expire",
-        (),
-        lambda r: one(len(r.health.keeper.hanging())),
+        lambda r: len(r.health.keeper.hanging()),
     ),
     Family(
         "clipfleet_progress_age_seconds",
-        Kind.GAUGE,
         "time since an item or a chunk ended here, or a stage began",
-        (),
-        lambda r: one(r.monotonic() - r.health.keeper.progress.last),
+        lambda r: r.monotonic() - r.health.keeper.progress.last,
     ),
-)
-
-_CAPACITY: tuple[Family[WorkerReadings], ...] = (
     Family(
         "clipfleet_open_items",
-        Kind.GAUGE,
         "items that count against `clipfleet_open_items_limit`",
-        (),
-        lambda r: one(r.open_items.count),
+        lambda r: r.open_items.count,
     ),
     Family(
         "clipfleet_open_items_limit",
-        Kind.GAUGE,
         "`CLIPFLEET_ITEMS_IN_FLIGHT`: no claim while so many are open",
-        (),
-        lambda r: one(r.open_items.limit),
+        lambda r: r.open_items.limit,
     ),
     Family(
         "clipfleet_waiting_bytes",
-        Kind.GAUGE,
         "bytes that were fetched and are not decoded yet",
-        (),
-        lambda r: one(r.waiting_bytes.count),
+        lambda r: r.waiting_bytes.count,
     ),
     Family(
         "clipfleet_waiting_limit_bytes",
-        Kind.GAUGE,
         "`CLIPFLEET_BYTES_IN_FLIGHT`: no fetch while so many wait",
-        (),
-        lambda r: one(r.waiting_bytes.limit),
+        lambda r: r.waiting_bytes.limit,
     ),
     Family(
         "clipfleet_batches_total",
-        Kind.COUNTER,
         "batches that went through a model; items by batches by size is how full they are",
-        (),
-        lambda r: one(r.batcher.totals.batches),
+        lambda r: r.batcher.totals.batches,
     ),
-    Family(
-        "clipfleet_batched_items_total",
-        Kind.COUNTER,
-        "images and texts in them",
-        (),
-        lambda r: one(r.batcher.totals.items),
-    ),
-    Family(
-        "clipfleet_batch_size",
-        Kind.GAUGE,
-        "items of a full batch",
-        (),
-        lambda r: one(r.batcher.batch_size),
-    ),
+    Family("clipfleet_batched_items_total", "images and texts in them", lambda r: r.batcher.totals.items),
+    Family("clipfleet_batch_size", "items of a full batch", lambda r: r.batcher.batch_size),
     Family(
         "clipfleet_busy_seconds_total",
-        Kind.COUNTER,
         "working time of the stages that all chunks share: `decode` (its threads), `forward` (the thread of "
         "the device)",
-        ("stage",),
         lambda r: [((stage,), busy.seconds) for stage, busy in _busy(r)],
+        labels=("stage",),
     ),
     Family(
         "clipfleet_capacity_seconds_total",
-        Kind.COUNTER,
         "likewise, had they worked all the time: the rates' ratio is the busy share",
-        ("stage",),
         lambda r: [((stage,), busy.capacity_seconds) for stage, busy in _busy(r)],
+        labels=("stage",),
     ),
-    Family(
-        "clipfleet_loaded_models",
-        Kind.GAUGE,
-        "models in memory",
-        (),
-        lambda r: one(len(r.models.in_memory())),
-    ),
+    Family("clipfleet_loaded_models", "models in memory", lambda r: len(r.models.in_memory())),
     Family(
         "clipfleet_model_worst_cosine",
-        Kind.GAUGE,
         "the least cosine to fp32 on the CPU of any canary image or text when the model was loaded, by each "
         "way of running a batch",
-        ("model", "precision", "way"),
         lambda r: _by_way(r, lambda way: way.worst_cosine),
+        labels=("model", "precision", "way"),
     ),
     Family(
         "clipfleet_model_images_per_second",
-        Kind.GAUGE,
         "likewise, the rate of a way; 0: it is not used, or there is one way only",
-        ("model", "precision", "way"),
         lambda r: _by_way(r, lambda way: 0.0 if way.refused else way.per_second),
+        labels=("model", "precision", "way"),
     ),
     Family(
         "clipfleet_canary_mismatches_total",
-        Kind.COUNTER,
         "how often the GPU has given wrong features of a canary since: graphs are off then",
-        (),
-        lambda r: one(r.canary_watch.mismatches),
+        lambda r: r.canary_watch.mismatches,
     ),
     Family(
         "clipfleet_cache_requests_total",
-        Kind.COUNTER,
         "what was asked of a cache, and whether it was there: `models`, `text_matrices` (of this process), "
         "`shared_text_matrices` (in Redis), `refused_hosts` (names without an address that may be asked; a "
         "miss is a look-up)",
-        ("cache", "result"),
         _caches,
+        labels=("cache", "result"),
     ),
     Family(
         "clipfleet_memory_bytes",
-        Kind.GAUGE,
         "memory that only this process has, as its memory guard sees it",
-        (),
-        lambda r: one(r.memory_guard.used_bytes),
+        lambda r: r.memory_guard.used_bytes,
     ),
     Family(
         "clipfleet_memory_limit_bytes",
-        Kind.GAUGE,
         "`CLIPFLEET_MAX_MEMORY_BYTES`: with more the process ends itself",
-        (),
-        lambda r: one(r.memory_guard.limit_bytes),
+        lambda r: r.memory_guard.limit_bytes,
     ),
     Family(
         "clipfleet_device_memory_bytes",
-        Kind.GAUGE,
         "of the GPU: `allocated` and `reserved` by this process, `free` and `total` of the device; none on "
         "the CPU",
-        ("kind",),
         lambda r: [((kind,), value) for kind, value in r.device_bytes().items()],
+        labels=("kind",),
     ),
-)
-
-_STATE: tuple[Family[WorkerReadings], ...] = (
     Family(
         "clipfleet_worker_info",
-        Kind.GAUGE,
         "always 1; says which version and device this is",
-        ("version", "device"),
         lambda r: [((clipfleet.__version__, r.device), 1)],
+        labels=("version", "device"),
     ),
-    Family(
-        "clipfleet_ready",
-        Kind.GAUGE,
-        "1 while it takes work, as `/readyz` says",
-        (),
-        lambda r: one(not r.health.obstacles()),
-    ),
+    Family("clipfleet_ready", "1 while it takes work, as `/readyz` says", lambda r: not r.health.obstacles()),
     Family(
         "clipfleet_drain_seconds",
-        Kind.GAUGE,
         "how long it has been leaving; 0: it does not",
-        (),
-        lambda r: one(r.drain.for_seconds),
+        lambda r: r.drain.for_seconds,
     ),
     Family(
         "clipfleet_drain_limit_seconds",
-        Kind.GAUGE,
         "`CLIPFLEET_DRAIN_SECONDS`: by then it is gone",
-        (),
-        lambda r: one(r.drain_seconds),
+        lambda r: r.drain_seconds,
     ),
-    Family(
-        "clipfleet_redis_up",
-        Kind.GAUGE,
-        "1 while the ledger's Redis answers",
-        (),
-        lambda r: one(r.reconciler.redis.is_ok),
-    ),
+    Family("clipfleet_redis_up", "1 while the ledger's Redis answers", lambda r: r.reconciler.redis.is_ok),
     Family(
         "clipfleet_redis_state_seconds",
-        Kind.GAUGE,
         "how long it has answered, or has not",
-        (),
-        lambda r: one(r.reconciler.redis.for_seconds),
+        lambda r: r.reconciler.redis.for_seconds,
     ),
     Family(
         "clipfleet_loop_phase_seconds",
-        Kind.GAUGE,
         "how long a loop has been at what it does; 0 while it waits for work or for the world",
-        ("loop",),
         _phase_seconds,
+        labels=("loop",),
     ),
     Family(
         "clipfleet_loop_limit_ratio",
-        Kind.GAUGE,
         "likewise, as a share of what it may take: at 1 the watchdog ends the process",
-        ("loop",),
         _phase_ratio,
+        labels=("loop",),
     ),
     Family(
         "clipfleet_expired_leases_total",
-        Kind.COUNTER,
         "leases of any worker that had run out and were taken back by this one",
-        (),
-        lambda r: one(r.reconciler.expired_leases),
+        lambda r: r.reconciler.expired_leases,
     ),
     Family(
         "clipfleet_refused_hints_total",
-        Kind.COUNTER,
         "messages on the queue that were no hints, by what was wrong with them",
-        ("reason",),
         lambda r: [((reason,), count) for reason, count in r.health.hints_refused().items()],
+        labels=("reason",),
     ),
 )
-
-WORKER_FAMILIES = (*_ITEMS_AND_CHUNKS, *_CAPACITY, *_STATE)

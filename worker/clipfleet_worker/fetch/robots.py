@@ -1,4 +1,7 @@
-"""What the robots.txt of a site allows us, by RFC 9309: fetched once per site and kept for an hour.
+"""What sites allow us: by an answer's `X-Robots-Tag`, and by their robots.txt.
+
+The tag is read as img2dataset does it: for everybody, or for us. robots.txt is that of RFC 9309: fetched once
+per site and kept for an hour.
 
 A site that has none (404, 403 and the like) allows everything. One whose robots.txt cannot be had now (5xx,
 no answer) allows nothing until it can: its items fail with the code of that, which a retry may mend. Delays
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +22,12 @@ from protego import Protego
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.http_target import Target
-from clipfleet_worker.fetch.robots_tag import USER_AGENT
+
+USER_AGENT = "clipfleet"  # how sites call us in their rules
+
+# `none` is short for noindex and nofollow.
+_REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 _READ_BYTES = 512_000  # the RFC asks for 500 KiB at least; what comes after it is not read
 _KEPT_SECONDS = 3600.0
@@ -37,6 +45,24 @@ _NO_RULES = frozenset(
 
 T = TypeVar("T")
 Get = Callable[[str], Awaitable[bytes]]  # raises ItemFailure
+
+
+def refusal_of(values: Iterable[str]) -> str | None:
+    """The first directive that refuses us; None if there is none.
+
+    Args:
+        values: of each `X-Robots-Tag` header: `noai, noindex`, or `clipfleet: noai` for one program only.
+    """
+    for value in values:
+        agent = "*"
+        for part in value.lower().split(","):
+            name, colon, rest = part.partition(":")
+            directive = name.strip()
+            if colon and directive not in _WITH_VALUE:
+                agent, directive = directive, rest.strip()
+            if agent in ("*", USER_AGENT) and directive in _REFUSALS:
+                return directive
+    return None
 
 
 class RobotsTxt:
