@@ -130,7 +130,7 @@ def test_ctrl_c_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch, command: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(EmptyLedger, "__init__", interrupt)
-    monkeypatch.setattr(worker_cli, "require_worker_extra", interrupt)
+    monkeypatch.setattr(worker_cli, "require_extra", interrupt)
 
     answer = run(*command.split())
 

@@ -29,7 +29,7 @@ from clipfleet_worker.gpus import find_gpus
 from clipfleet_worker.memory_guard import memory_limit
 from clipfleet_worker.process_plan import ALL, AUTO, Machine, WorkerShare, plan_processes
 from clipfleet_worker.processes import Processes
-from clipfleet_worker.requirements import require_exporter_extra, require_worker_extra
+from clipfleet_worker.requirements import require_extra
 from clipfleet_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(
     name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
 ) -> None:
     """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
-    require_worker_extra()
+    require_extra()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker holds anything
     from clipfleet_worker.logs import log_to_stderr
 
@@ -126,7 +126,7 @@ def up(
 ) -> None:
     """Start an embedded Valkey and a worker on this machine, in the foreground."""
     if not no_worker:
-        require_worker_extra()
+        require_extra()
     from clipfleet_worker.up import RUN_WORKER, Up
 
     _set_models(models)
@@ -149,7 +149,7 @@ def demo(
     ] = Path("clipfleet-demo"),
 ) -> None:
     """Label sixty pictures with the demo model: a server, a worker, the real path, in one command."""
-    require_worker_extra()
+    require_extra()
     from clipfleet_worker.demo import run_demo
 
     raise typer.Exit(run_demo(directory))
@@ -158,7 +158,7 @@ def demo(
 @app.command()
 def exporter() -> None:
     """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
-    require_exporter_extra()
+    require_extra("exporter")
     from clipfleet_worker.exporter import hasty_ledger, run_exporter
     from clipfleet_worker.logs import log_to_stderr
 
@@ -182,7 +182,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look at all that a worker with these settings needs: each finding with its remedy."""
-    require_worker_extra()
+    require_extra()
     outputs = output or []
     for uri in outputs:
         if not uri.startswith(SCHEME):

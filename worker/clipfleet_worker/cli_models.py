@@ -14,7 +14,7 @@ from clipfleet.console import print_table, say
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.model_names import normalise_model
 from clipfleet.settings import checked
-from clipfleet_worker.requirements import require_worker_extra
+from clipfleet_worker.requirements import require_extra
 from clipfleet_worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the models that are served (CLIPFLEET_MODELS) and those on this machine."""
-    require_worker_extra()
+    require_extra()
     from clipfleet_worker.model_catalogue import ModelEntry, list_models
 
     def row(entry: ModelEntry) -> tuple[str, str, str, str]:
@@ -59,7 +59,7 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Download models into the hub's cache (HF_HOME), unless they are there."""
-    require_worker_extra()
+    require_extra()
     from clipfleet_worker.failures import ModelUnavailableError
     from clipfleet_worker.model_catalogue import require_known
     from clipfleet_worker.model_files import fetch_files

@@ -8,7 +8,6 @@ its Python API cannot start a server that has a password.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from clipfleet_worker.embedded_server import HOST, EmbeddedServer, binary_of, fr
 from clipfleet_worker.private_files import write_private
 from clipfleet_worker.supervise import Child
 
-_SOCKET_PATH_LIMIT = 100  # the kernel takes 107 bytes
 _READY_SECONDS = 120.0  # a big append-only file is read first
 _STOP_SECONDS = 20.0
 
@@ -37,10 +35,6 @@ appendfsync everysec
 save ""
 maxmemory-policy noeviction
 daemonize no
-"""
-_SOCKET_CONFIG = """\
-unixsocket valkey.sock
-unixsocketperm 700
 """
 
 
@@ -69,12 +63,6 @@ class EmbeddedValkey(EmbeddedServer[_Identity]):
     def url(self) -> str:
         """`redis://:PASSWORD@127.0.0.1:PORT/0`. For messages: `clipfleet.redis_connection.masked`."""
         return self._identity.url
-
-    @property
-    def unix_socket(self) -> Path | None:
-        """Path of the socket (mode 0700, wants the password too); None where the path would be too long."""
-        path = self.data_directory / "valkey.sock"
-        return path if len(os.fsencode(path)) < _SOCKET_PATH_LIMIT else None
 
     def owns(self, url: str) -> bool:
         """Whether a URL is one of this folder's server, running or not, whatever its port was then."""
@@ -111,8 +99,7 @@ class EmbeddedValkey(EmbeddedServer[_Identity]):
         return _Identity(int(state["port"]), str(state["password"]))
 
     def _config(self, identity: _Identity) -> str:
-        config = _CONFIG.format(host=HOST, port=identity.port, password=identity.password)
-        return config + (_SOCKET_CONFIG if self.unix_socket else "")
+        return _CONFIG.format(host=HOST, port=identity.port, password=identity.password)
 
     def _answers(self) -> bool:
         """Whether it serves. Raw protocol: redis-py would retry for seconds on a closed port."""

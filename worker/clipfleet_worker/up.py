@@ -98,7 +98,8 @@ class Up:
         if self._s3 is not None and not self._signals.pending:
             settings |= self._start_s3(self._s3, children)
         if not self._signals.pending:
-            write_private(self._directory / "env", _shell_script(settings))
+            exports = (f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
+            write_private(self._directory / "env", "".join(exports))
             if self._worker_argv is not None:
                 self._start_worker(self._worker_argv, settings, children)
         if self._signals.pending:
@@ -247,10 +248,6 @@ def roots(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
             f"set {' and '.join(defaulted)} to a folder without, or run from another folder"
         )
     return values
-
-
-def _shell_script(settings: Mapping[str, str]) -> str:
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
 
 
 def _make_directory(directory: Path) -> None:
