@@ -29,6 +29,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("TYPE", _OURS),
     ("DEL", _OURS),
     ("UNLINK", _OURS),
+    ("COPY", _OURS, _OURS),
     ("EXPIRE", _OURS, "1"),
     ("PEXPIRE", _OURS, "1"),
     ("PTTL", _OURS),
