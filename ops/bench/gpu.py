@@ -33,7 +33,6 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.control_groups import processors
 from clipfleet_worker.decode import Decoder
-from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.model import load_model
 from clipfleet_worker.outcomes import Outcomes
 from ops.bench.forward import named
@@ -52,7 +51,7 @@ class Bench:
     """One model on one device, and pictures for it."""
 
     def __init__(self, name: str, precision: Precision, batch: int) -> None:
-        self.device = CudaDevice("cuda", cache_folder())
+        self.device = CudaDevice("cuda")
         self.batch = batch
         self._stepwise: Callable[[], None] | None = None
         self.model = load_model(name, precision, "cuda", self._make_backend)

@@ -77,10 +77,6 @@ class SideBySideBackend:
         """See the protocol."""
         return self._begin(self._torch.encode_texts, tokens).result()
 
-    def warm_up(self) -> None:
-        """One image and one text, for torch's lazy set-up."""
-        self._torch.warm_up()
-
     def _begin(self, encode: Callable[[Any], np.ndarray], items: Any) -> PendingParts:
         size = max(1, -(-len(items) // self._passes.count))
         parts = [partial(encode, items[start : start + size]) for start in range(0, max(1, len(items)), size)]
