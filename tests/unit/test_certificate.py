@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,12 +29,14 @@ from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
 from clipfleet_worker.device_set_up import DeviceSetUp
 from clipfleet_worker.doctor import Finding, Level
 from clipfleet_worker.doctor.model_check import ModelCheck
-from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_device import FakeDevice
 from tests.support.reference import cosines
@@ -475,3 +477,32 @@ class TestWatch:
         assert certificate_of(model).used.name == GRAPH
         batcher.stop()
         watch.stop()
+
+
+class TestWorker:
+    def worker(self, load: Any) -> Worker:
+        settings = WorkerSettings(redis_url=SecretStr("redis://127.0.0.1:1/0"), device="cpu")
+        return Worker(settings, preload=False, load_model=load)
+
+    def test_a_model_proves_itself_in_the_thread_of_the_device(self) -> None:
+        threads: list[str] = []
+
+        def load(*options: Any) -> LoadedModel:
+            options[-1](lambda: threads.append(threading.current_thread().name))
+            return cast(LoadedModel, FakeEncoder())
+
+        worker = self.worker(load)
+        worker._batcher.start()
+        worker._load("demo", Precision.FP32, lambda _: None)
+        worker._batcher.stop()
+
+        assert threads == ["batcher"]
+
+    def test_one_that_loads_when_the_worker_stops_ends_no_process(self) -> None:
+        # A thread that ends with any other exception would.
+        worker = self.worker(lambda *options: options[-1](lambda: None))
+        worker._batcher.start()
+        worker._batcher.stop()
+
+        with pytest.raises(WorkerShortageError, match="demo is not needed any more"):
+            worker._load("demo", Precision.FP32, lambda _: None)
