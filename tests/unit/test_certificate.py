@@ -193,7 +193,9 @@ class TestWays:
         assert through_a_batcher(model) > 0.9999
         assert gpu.device.replays == 0
 
-    @pytest.mark.parametrize("error", [RuntimeError("operation not permitted"), MemoryError("2 GiB")])
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("CUDA error: operation not permitted"), MemoryError("2 GiB")]
+    )
     def test_one_that_cannot_be_had_is_refused(self, clock: Ticks, error: Exception) -> None:
         gpu = Gpu(clock)
 
@@ -209,9 +211,11 @@ class TestWays:
 
     def test_a_device_that_is_lost_over_it_is_no_matter_of_ways(self, clock: Ticks) -> None:
         gpu = Gpu(clock)
+        error = RuntimeError("CUDA error: an illegal memory access was encountered")
 
         def fail() -> None:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            gpu.device.forwards.error = error
+            raise error
 
         gpu.device.before_recording = fail
 

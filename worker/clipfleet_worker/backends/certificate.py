@@ -23,7 +23,6 @@ import numpy as np
 from clipfleet.contract import Precision
 from clipfleet_worker.backends import Backend, PendingFeatures, SeveralWays, Towers
 from clipfleet_worker.bisecting import FORWARD_ERRORS
-from clipfleet_worker.device import is_lost
 from clipfleet_worker.failures import first_line
 from clipfleet_worker.kept_arrays import keep, recall
 
@@ -151,6 +150,7 @@ class Canaries:
             ways.append(self._tried(name, backend, best))
             if ways[-1].refused:
                 backend.use(best.name)
+                self._require(self.worst_cosine(backend))  # a device that was lost over it fails now
             else:
                 best = ways[-1]
         return ways
@@ -160,8 +160,6 @@ class Canaries:
             backend.use(name)
             way = self._timed(name, backend)
         except FORWARD_ERRORS as error:
-            if is_lost(error):
-                raise
             return Way(name, refused=first_line(error))
         if not way.worst_cosine >= self._least:
             return replace(way, refused=f"worst cosine {way.worst_cosine:.5f}, not {self._least}")

@@ -123,12 +123,13 @@ class CudaDevice:
         self._recording.run(lambda: forward(rows))  # libraries choose and set up the first time
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        context = torch.cuda.graph(graph, stream=self._recording.stream, capture_error_mode="thread_local")
+        stream = self._recording.stream
+        context = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
         torch._C._cuda_clearCublasWorkspaces()
         try:
-            with torch.no_grad(), memory_errors(), context:
+            with torch.cuda.stream(stream), torch.no_grad(), memory_errors(), context:
                 features = forward(rows)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             self._has_failed = True
             self.graphs_off = f"a recording failed: {first_line(error)}"
             if not isinstance(error, MemoryError):  # which may be there the next time
