@@ -484,28 +484,31 @@ class TestWatch:
 
 
 class TestWorker:
-    def worker(self, load: Any) -> Worker:
+    @pytest.fixture
+    def worker(self) -> Iterator[Worker]:
+        """One that loads nothing; what loads a model is its `_load_model`."""
         settings = WorkerSettings(redis_url=SecretStr("redis://127.0.0.1:1/0"), device="cpu")
-        return Worker(settings, preload=False, load_model=load)
+        worker = Worker(settings, preload=False)
+        worker._batcher.start()
+        yield worker
+        worker._batcher.stop()
+        worker._fetch_loop._loop.close()  # it was never started
 
-    def test_a_model_proves_itself_in_the_thread_of_the_device(self) -> None:
+    def test_a_model_proves_itself_in_the_thread_of_the_device(self, worker: Worker) -> None:
         threads: list[str] = []
 
         def load(*options: Any) -> LoadedModel:
             options[-1](lambda: threads.append(threading.current_thread().name))
             return cast(LoadedModel, FakeEncoder())
 
-        worker = self.worker(load)
-        worker._batcher.start()
+        worker._load_model = load
         worker._load("demo", Precision.FP32, lambda _: None)
-        worker._batcher.stop()
 
         assert threads == ["batcher"]
 
-    def test_one_that_loads_when_the_worker_stops_ends_no_process(self) -> None:
+    def test_one_that_loads_when_the_worker_stops_ends_no_process(self, worker: Worker) -> None:
         # A thread that ends with any other exception would.
-        worker = self.worker(lambda *options: options[-1](lambda: None))
-        worker._batcher.start()
+        worker._load_model = lambda *options: options[-1](lambda: None)
         worker._batcher.stop()
 
         with pytest.raises(WorkerShortageError, match="demo is not needed any more"):
