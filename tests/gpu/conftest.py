@@ -45,8 +45,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 class Models:
     """The demo model on the device."""
 
-    def __init__(self, cache: Path) -> None:
-        self.device = CudaDevice("cuda", cache)
+    def __init__(self) -> None:
+        self.device = CudaDevice("cuda")
 
     def demo(self, precision: Precision, *, batch: int = 64, way: str = "") -> LoadedModel:
         """It runs in the way that is certified, or in this one."""
@@ -64,8 +64,8 @@ def backend_of(model: LoadedModel) -> CudaBackend:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(tmp_path_factory.mktemp("cache"))
+def models() -> Models:
+    return Models()
 
 
 @pytest.fixture(scope="session")

@@ -191,12 +191,11 @@ from clipfleet.contract import DEMO_MODEL, Precision
 from clipfleet_worker.backends.cuda_backend import CudaBackend
 from clipfleet_worker.backends.cuda_device import CudaDevice
 from clipfleet_worker.device import is_lost
-from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.model import load_model
 
 model = load_model(
     DEMO_MODEL, Precision.BF16, "cuda",
-    lambda towers, _: CudaBackend(towers, CudaDevice("cuda", cache_folder()), 8),
+    lambda towers, _: CudaBackend(towers, CudaDevice("cuda"), 8),
 )
 tokens = torch.full_like(model._tokenizer(["a"]), 1 << 40)  # no such token
 try:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from clipfleet_worker.backends.cuda_device import Forward, Graph
+from clipfleet_worker.backends.cuda_device import Graph
+from clipfleet_worker.backends.torch_backend import Forward
 
 
 class Schedule(Enum):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,12 +29,14 @@ from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
 from clipfleet_worker.device_set_up import DeviceSetUp
 from clipfleet_worker.doctor import Finding, Level
 from clipfleet_worker.doctor.model_check import ModelCheck
-from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_device import FakeDevice
 from tests.support.reference import cosines
@@ -191,7 +193,9 @@ class TestWays:
         assert through_a_batcher(model) > 0.9999
         assert gpu.device.replays == 0
 
-    @pytest.mark.parametrize("error", [RuntimeError("operation not permitted"), MemoryError("2 GiB")])
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("CUDA error: operation not permitted"), MemoryError("2 GiB")]
+    )
     def test_one_that_cannot_be_had_is_refused(self, clock: Ticks, error: Exception) -> None:
         gpu = Gpu(clock)
 
@@ -207,9 +211,11 @@ class TestWays:
 
     def test_a_device_that_is_lost_over_it_is_no_matter_of_ways(self, clock: Ticks) -> None:
         gpu = Gpu(clock)
+        error = RuntimeError("CUDA error: an illegal memory access was encountered")
 
         def fail() -> None:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            gpu.device.forwards.error = error
+            raise error
 
         gpu.device.before_recording = fail
 
@@ -475,3 +481,35 @@ class TestWatch:
         assert certificate_of(model).used.name == GRAPH
         batcher.stop()
         watch.stop()
+
+
+class TestWorker:
+    @pytest.fixture
+    def worker(self) -> Iterator[Worker]:
+        """One that loads nothing; what loads a model is its `_load_model`."""
+        settings = WorkerSettings(redis_url=SecretStr("redis://127.0.0.1:1/0"), device="cpu")
+        worker = Worker(settings, preload=False)
+        worker._batcher.start()
+        yield worker
+        worker._batcher.stop()
+        worker._fetch_loop._loop.close()  # it was never started
+
+    def test_a_model_proves_itself_in_the_thread_of_the_device(self, worker: Worker) -> None:
+        threads: list[str] = []
+
+        def load(*options: Any) -> LoadedModel:
+            options[-1](lambda: threads.append(threading.current_thread().name))
+            return cast(LoadedModel, FakeEncoder())
+
+        worker._load_model = load
+        worker._load("demo", Precision.FP32, lambda _: None)
+
+        assert threads == ["batcher"]
+
+    def test_one_that_loads_when_the_worker_stops_ends_no_process(self, worker: Worker) -> None:
+        # A thread that ends with any other exception would.
+        worker._load_model = lambda *options: options[-1](lambda: None)
+        worker._batcher.stop()
+
+        with pytest.raises(WorkerShortageError, match="demo is not needed any more"):
+            worker._load("demo", Precision.FP32, lambda _: None)

@@ -8,7 +8,6 @@ from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.backends.openvino_cache import CompiledModels, default_folder
 from clipfleet_worker.device import pick_device
-from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.settings import WorkerSettings
 
 _CPU_BATCH = 64
@@ -43,4 +42,4 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
         return DeviceSetUp(name, batch_size, plain)
     from clipfleet_worker.backends.cuda_backend import CudaBackends  # imports torch
 
-    return DeviceSetUp(name, batch_size, CudaBackends(batch_size, cache_folder()))
+    return DeviceSetUp(name, batch_size, CudaBackends(batch_size))

@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 def recall(kind: str, key: Sequence[str]) -> np.ndarray | None:
     """What was kept; None if nothing was, or it cannot be read."""
     try:
-        found: np.ndarray = np.load(_file(kind, key), allow_pickle=False)
+        found: np.ndarray = np.load(kept_file(kind, key), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     return found
@@ -34,7 +34,7 @@ def recall(kind: str, key: Sequence[str]) -> np.ndarray | None:
 
 def keep(kind: str, key: Sequence[str], what: np.ndarray) -> None:
     """Keep an array under a key that says all that it depends on."""
-    file = _file(kind, key)
+    file = kept_file(kind, key)
     scratch = file.with_name(f"{file.stem}.{os.getpid()}.npy")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -44,5 +44,6 @@ def keep(kind: str, key: Sequence[str], what: np.ndarray) -> None:
         log.info("nothing is kept in %s: %s", file.parent, error, extra={"action": "cache_unusable"})
 
 
-def _file(kind: str, key: Sequence[str]) -> Path:
+def kept_file(kind: str, key: Sequence[str]) -> Path:
+    """Where an array of this key is, or would be."""
     return cache_folder() / f"{kind}-{short_hash(list(key))}.npy"

@@ -97,7 +97,6 @@ class LoadedModel:
 
     def prove(self) -> None:
         """Have the backend use the fastest way that gives this model's features, see `Canaries.certify`."""
-        self._backend.warm_up()
         self.certificate = self._canaries.certify(self._backend, self.device)
 
     def worst_cosine(self) -> float:

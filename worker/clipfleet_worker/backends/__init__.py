@@ -73,10 +73,6 @@ class Backend(Protocol):
         """
         ...
 
-    def warm_up(self) -> None:
-        """Do what the first batch would else pay for."""
-        ...
-
 
 @runtime_checkable
 class SeveralWays(Backend, Protocol):

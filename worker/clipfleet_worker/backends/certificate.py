@@ -23,7 +23,6 @@ import numpy as np
 from clipfleet.contract import Precision
 from clipfleet_worker.backends import Backend, PendingFeatures, SeveralWays, Towers
 from clipfleet_worker.bisecting import FORWARD_ERRORS
-from clipfleet_worker.device import is_lost
 from clipfleet_worker.failures import first_line
 from clipfleet_worker.kept_arrays import keep, recall
 
@@ -121,18 +120,22 @@ class Canaries:
             return Certificate(backend.whole_batch, tuple(self._try_ways(backend)))
         key = [*self._key, backend.name, torch.backends.cpu.get_cpu_capability()]
         known = recall("verdict", key) if device == "cpu" else None
-        worst = self.worst_cosine(backend) if known is None else float(known[0])
-        self._require(worst)
+        # With a known verdict a few are enough: the first batch would else pay for what is set up with one.
+        now = self.worst_cosine(backend) if known is None else self._worst_of_each(backend, 1, 1)
+        self._require(now)
         if known is None and device == "cpu":
-            keep("verdict", key, np.array([worst]))
-        return Certificate(_COUNT, (Way(PLAIN, worst),))
+            keep("verdict", key, np.array([now]))
+        return Certificate(_COUNT, (Way(PLAIN, now if known is None else float(known[0])),))
 
     def worst_cosine(self, backend: Backend) -> float:
         """Of all canaries now, by the way that is used; NaN if one is none. In the batcher's thread."""
         rows = backend.whole_batch if isinstance(backend, SeveralWays) else _COUNT
-        worst = [self._worst_of_images(backend, rows, backend.batches_in_flight + 1)]
+        return self._worst_of_each(backend, rows, backend.batches_in_flight + 1)
+
+    def _worst_of_each(self, backend: Backend, rows: int, batches: int) -> float:
+        worst = [self._worst_of_images(backend, rows, batches)]
         for step in (1, -1):  # what is of the call before is wrong
-            order = np.arange(_COUNT)[::step].copy()
+            order = np.arange(min(rows, _COUNT))[::step].copy()
             worst.append(_worst_cosine(backend.encode_texts(self._tokens[order]), self._texts[order]))
         return _least(*worst)
 
@@ -147,6 +150,7 @@ class Canaries:
             ways.append(self._tried(name, backend, best))
             if ways[-1].refused:
                 backend.use(best.name)
+                self._require(self.worst_cosine(backend))  # a device that was lost over it fails now
             else:
                 best = ways[-1]
         return ways
@@ -156,8 +160,6 @@ class Canaries:
             backend.use(name)
             way = self._timed(name, backend)
         except FORWARD_ERRORS as error:
-            if is_lost(error):
-                raise
             return Way(name, refused=first_line(error))
         if not way.worst_cosine >= self._least:
             return replace(way, refused=f"worst cosine {way.worst_cosine:.5f}, not {self._least}")

@@ -13,18 +13,15 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from clipfleet_worker.backends import Backend, PendingFeatures, Towers
 from clipfleet_worker.backends.certificate import GRAPH, PLAIN
-from clipfleet_worker.backends.cuda_device import CudaDevice, Forward, Graph
+from clipfleet_worker.backends.cuda_device import CudaDevice, Graph
 from clipfleet_worker.backends.pixel_ring import PixelRing
-from clipfleet_worker.backends.torch_backend import torch_dtype
-from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.backends.torch_backend import Forward, forwards, mean_and_deviation, torch_dtype
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +51,9 @@ class CudaBackend:
             self._dimension = towers.module.encode_text(towers.example_tokens).shape[1]
         self._device = device
         self._row_shape = (spec.height, spec.width, 3)
-        self._example_tokens = towers.example_tokens
         module = device.place(towers.module.requires_grad_(False), dtype)
-        self._forward_images = _image_forward(module, spec, device, dtype)
-        self._forward_texts = _text_forward(module)
+        mean, deviation = (device.place(one) for one in mean_and_deviation(spec))
+        self._forward_images, self._forward_texts = forwards(module, mean, deviation, dtype)
         self._graph: Graph | None = None
         self.whole_batch = batch_size
         self.largest_batch = batch_size  # rows at a time: fewer for a while after more have found no memory
@@ -89,11 +85,6 @@ class CudaBackend:
         rows = self._device.place(tokens)
         features = self._run(partial(_into, self._forward_texts), rows)
         return _FeaturesUnderWay([(features, self._device.forwards.record())], rows).result()
-
-    def warm_up(self) -> None:
-        """One image and one text, for what torch and its libraries set up then."""
-        self.begin_images(np.zeros((1, *self._row_shape), dtype=np.uint8)).result()
-        self.encode_texts(self._example_tokens)
 
     def use(self, way: str) -> None:
         """See the protocol; nothing of this model may be under way."""
@@ -187,32 +178,17 @@ class _FeaturesUnderWay:
 class CudaBackends:
     """Makes the backends of one process; a `MakeBackend`. They share the device's streams."""
 
-    def __init__(self, batch_size: int, cache: Path) -> None:
-        self._batch_size, self._cache = batch_size, cache
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
         self._device: CudaDevice | None = None
         self._lock = threading.Lock()
 
     def __call__(self, towers: Towers, device: str) -> Backend:
         """A backend on the process's device, by torch's name."""
         with self._lock:
-            self._device = self._device or CudaDevice(device, self._cache)
+            self._device = self._device or CudaDevice(device)
         return CudaBackend(towers, self._device, self._batch_size)
 
 
 def _into(forward: Forward, rows: torch.Tensor, features: torch.Tensor) -> None:
     features.copy_(forward(rows), non_blocking=True)
-
-
-def _image_forward(module: Any, spec: PixelSpec, device: CudaDevice, dtype: torch.dtype) -> Forward:
-    mean, std = (device.place(torch.tensor(one).view(1, 3, 1, 1) * 255) for one in (spec.mean, spec.std))
-
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
-        # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
-        images = ((pixels.permute(0, 3, 1, 2).float() - mean) / std).to(dtype)
-        return torch.nn.functional.normalize(module.encode_image(images).float(), dim=-1)
-
-    return forward
-
-
-def _text_forward(module: Any) -> Forward:
-    return lambda tokens: torch.nn.functional.normalize(module.encode_text(tokens).float(), dim=-1)

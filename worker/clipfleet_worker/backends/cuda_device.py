@@ -21,26 +21,23 @@ What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, no
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from clipfleet.contract import short_hash
-from clipfleet_worker.backends.torch_backend import keep_fp32
+from clipfleet_worker.backends.torch_backend import Forward, keep_fp32
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import first_line
-
-log = logging.getLogger(__name__)
+from clipfleet_worker.kept_arrays import keep, kept_file, recall
 
 _FIRST_WITH_GRAPHS = (2, 13)  # of torch
+_KIND = "graphs-off"  # of what is kept
 
 
 Work = Callable[[], object]
-Forward = Callable[[torch.Tensor], torch.Tensor]  # rows (n, ...) -> features float32 (n, d), normalised
 
 
 class Stream:
@@ -82,13 +79,8 @@ class Graph:
 class CudaDevice:
     """One per process, for all models on it; what is not the streams' is for any thread."""
 
-    def __init__(self, name: str, cache: Path) -> None:
-        """Set up CUDA for this process, if nobody has.
-
-        Args:
-            name: torch's, such as cuda or cuda:1.
-            cache: the folder that remembers a recording that failed.
-        """
+    def __init__(self, name: str) -> None:
+        """Set up CUDA for this process, if nobody has; the name is torch's, such as cuda or cuda:1."""
         self._device = torch.device(name)
         if self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -96,11 +88,10 @@ class CudaDevice:
         self.copies = Stream(self._device)  # from page-locked memory to the device's
         self.forwards = Stream(self._device)  # forward passes, and their features back to the machine
         self._recording = Stream(self._device)
-        key = [torch.cuda.get_device_name(self._device), torch.__version__]
-        self._failed_before = cache / f"graphs-off-{short_hash(key)}"
+        self._key = [torch.cuda.get_device_name(self._device), torch.__version__]
         self._has_failed = False
         # Why graphs are neither recorded nor replayed any more; empty while they are.
-        self.graphs_off = why_no_graphs(torch.__version__, self._failed_before)
+        self.graphs_off = why_no_graphs(torch.__version__, self._key)
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Memory of the machine that the device uses by itself; torch keeps what is freed for later."""
@@ -132,16 +123,17 @@ class CudaDevice:
         self._recording.run(lambda: forward(rows))  # libraries choose and set up the first time
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        context = torch.cuda.graph(graph, stream=self._recording.stream, capture_error_mode="thread_local")
+        stream = self._recording.stream
+        context = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
         torch._C._cuda_clearCublasWorkspaces()
         try:
-            with torch.no_grad(), memory_errors(), context:
+            with torch.cuda.stream(stream), torch.no_grad(), memory_errors(), context:
                 features = forward(rows)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             self._has_failed = True
             self.graphs_off = f"a recording failed: {first_line(error)}"
             if not isinstance(error, MemoryError):  # which may be there the next time
-                note_failure(self._failed_before, self.graphs_off)
+                note_failure(self._key, self.graphs_off)
             raise
         finally:
             torch._C._cuda_clearCublasWorkspaces()
@@ -156,19 +148,16 @@ class CudaDevice:
         torch.cuda.current_stream(self._device).synchronize()
 
 
-def why_no_graphs(torch_version: str, failed_before: Path) -> str:
+def why_no_graphs(torch_version: str, key: Sequence[str]) -> str:
     """Why a process must not record graphs; empty if it may."""
     if tuple(int(number) for number in torch_version.split(".")[:2]) < _FIRST_WITH_GRAPHS:
         return f"torch {torch_version} is older than {'.'.join(map(str, _FIRST_WITH_GRAPHS))}"
-    if failed_before.exists():
-        return f"{failed_before.read_text()} (remove {failed_before} to try again)"
-    return ""
+    failed_before = recall(_KIND, key)
+    return (
+        "" if failed_before is None else f"{failed_before[0]} (remove {kept_file(_KIND, key)} to try again)"
+    )
 
 
-def note_failure(file: Path, what: str) -> None:
+def note_failure(key: Sequence[str], what: str) -> None:
     """For the next process: one that has lost its device by it must not meet the same again."""
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_text(what)
-    except OSError as error:
-        log.warning("%s; it will be tried again: %s", what, error, extra={"action": "cache_unusable"})
+    keep(_KIND, key, np.array([what]))

@@ -72,7 +72,6 @@ class OpenVinoBackend:
             raise ValueError(f"OpenVINO is for the CPU here, not {device}")
         spec = towers.pixel_spec
         self._image_shape = (spec.height, spec.width, 3)
-        self._example_tokens = towers.example_tokens.numpy()
         with _converting, _conversion_errors(), memory_errors():
             core = openvino_module().Core()
             options = _compile_options(towers.precision, streams)
@@ -98,11 +97,6 @@ class OpenVinoBackend:
         """See the protocol."""
         with memory_errors():
             return self._texts.encode(tokens.numpy())
-
-    def warm_up(self) -> None:
-        """One image and one text, for what is set up by the size of the batch."""
-        self.begin_images(np.zeros((1, *self._image_shape), dtype=np.uint8))
-        self._texts.encode(self._example_tokens)
 
 
 class CompiledTower:

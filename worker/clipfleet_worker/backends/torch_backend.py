@@ -7,16 +7,20 @@ torch is imported when a backend is made, not before: that alone takes seconds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipfleet.contract import Precision
 from clipfleet_worker.backends import ReadyFeatures, Towers
+from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device_memory import memory_errors
 
 if TYPE_CHECKING:
     import torch
+
+Forward = Callable[["torch.Tensor"], "torch.Tensor"]  # rows (n, ...) -> features float32 (n, d), normalised
 
 
 class TorchBackend:
@@ -26,7 +30,6 @@ class TorchBackend:
     batches_in_flight = 1
 
     def __init__(self, towers: Towers, device: str) -> None:
-        import torch
 
         if device == "cpu":
             from clipfleet_worker.backends.attention import keep_batch_first
@@ -34,19 +37,17 @@ class TorchBackend:
             keep_batch_first(towers.module)
         else:
             keep_fp32()
-        spec = towers.pixel_spec
+        spec, dtype = towers.pixel_spec, torch_dtype(towers.precision)
         self._device = device
-        self._dtype = torch_dtype(towers.precision)
-        self._image_shape = (1, spec.height, spec.width, 3)
-        self._example_tokens = towers.example_tokens
+        self._row_shape = (spec.height, spec.width, 3)
         with memory_errors():
-            self._module = towers.module.requires_grad_(False).to(device=device, dtype=self._dtype)
-            self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255
-            self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255
+            module = towers.module.requires_grad_(False).to(device=device, dtype=dtype)
+            mean, deviation = (one.to(device) for one in mean_and_deviation(spec))
+            self._images, self._texts = forwards(module, mean, deviation, dtype)
 
     def new_pixels(self, count: int) -> np.ndarray:
         """See the protocol; plain memory."""
-        return np.empty((count, *self._image_shape[1:]), dtype=np.uint8)
+        return np.empty((count, *self._row_shape), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
         """See the protocol; the features are there when it returns."""
@@ -56,23 +57,40 @@ class TorchBackend:
         """What is promised by `begin_images`; may be called by several threads."""
         import torch
 
-        with torch.inference_mode(), memory_errors():
-            # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
-            images = torch.from_numpy(pixels).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-            normalised = images.float().sub_(self._mean).div_(self._std).to(self._dtype)
-            return _normalised(self._module.encode_image(normalised))
+        return self._encode(self._images, torch.from_numpy(pixels))
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
         """See the protocol; may be called by several threads."""
+        return self._encode(self._texts, tokens)
+
+    def _encode(self, forward: Forward, rows: torch.Tensor) -> np.ndarray:
         import torch
 
         with torch.inference_mode(), memory_errors():
-            return _normalised(self._module.encode_text(tokens.to(self._device)))
+            features: np.ndarray = forward(rows.to(self._device, non_blocking=True)).cpu().numpy()
+        return features
 
-    def warm_up(self) -> None:
-        """One image and one text, for torch's lazy set-up."""
-        self.begin_images(np.zeros(self._image_shape, dtype=np.uint8))
-        self.encode_texts(self._example_tokens)
+
+def mean_and_deviation(spec: PixelSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of levels from 0 to 255, each (1, 3, 1, 1)."""
+    import torch
+
+    mean, deviation = (torch.tensor(one).view(1, 3, 1, 1) * 255 for one in (spec.mean, spec.std))
+    return mean, deviation
+
+
+def forwards(
+    module: Any, mean: torch.Tensor, deviation: torch.Tensor, dtype: torch.dtype
+) -> tuple[Forward, Forward]:
+    """Of images and of texts, all on one device."""
+    from torch.nn.functional import normalize
+
+    def images(pixels: torch.Tensor) -> torch.Tensor:
+        # (n, h, w, 3) seen as (n, 3, h, w) is torch's channels-last layout: no copy, fast convolutions.
+        levels = pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(deviation).to(dtype)
+        return normalize(module.encode_image(levels).float(), dim=-1)
+
+    return images, lambda tokens: normalize(module.encode_text(tokens).float(), dim=-1)
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
@@ -89,10 +107,3 @@ def keep_fp32() -> None:
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
-
-
-def _normalised(features: torch.Tensor) -> np.ndarray:
-    import torch
-
-    array: np.ndarray = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
-    return array
