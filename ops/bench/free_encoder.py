@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipfleet_worker.testing import FakeEncoder
+from tests.support.fakes import FakeEncoder
 
 
 class FreeEncoder(FakeEncoder):

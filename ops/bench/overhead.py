@@ -29,12 +29,12 @@ from clipfleet.contract import DecodeRoute
 from clipfleet.ledger import Ledger
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.thread_rule import decode_threads
 from ops.bench.process_cost import CpuSeconds, cpu_seconds
 from ops.bench.report import Report, Table, bench_parser, positive
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
+from tests.support.fakes import FakeEncoder
 from tests.support.pictures import encoded, picture
 
 MAX_OVERHEAD_MICROSECONDS = 60.0

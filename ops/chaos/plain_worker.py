@@ -30,10 +30,10 @@ from clipfleet.redis_connection import connect
 from clipfleet.s3 import default_client
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.testing import FakeEncoder
 from ops.chaos.armed import ARMED, ArmedCrashPoints
 from ops.chaos.claims import CLAIMS_FILE, note
 from ops.chaos.workload import OutputKind
+from tests.support.fakes import FakeEncoder
 
 TASK = "plain.chunk"
 EVENTS = "plain:events"

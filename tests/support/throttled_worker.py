@@ -23,7 +23,7 @@ from clipfleet_worker.logs import log_to_stderr
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.picture_sizes import Frame
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.testing import FakeEncoder
+from tests.support.fakes import FakeEncoder
 
 SLOW_TO_DECODE = b"~slow"
 _DECODE_SECONDS = 0.06

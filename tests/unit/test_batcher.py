@@ -17,9 +17,9 @@ from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.batches import Batch, ItemSlice, Segment
 from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
+from tests.support.fakes import FakeEncoder
 from tests.support.waiting import wait_until
 
 

@@ -9,8 +9,8 @@ from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.chunk_meter import ChunkMeter, StagesBusy
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import Clock
+from tests.support.fakes import FakeEncoder
 
 MODEL = cast(LoadedModel, FakeEncoder())
 

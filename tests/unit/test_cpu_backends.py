@@ -22,7 +22,7 @@ from clipfleet_worker.backends.attention import DirectAttention, keep_batch_firs
 from clipfleet_worker.backends.openvino_backend import CompiledTower, Unconvertible
 from clipfleet_worker.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.testing import FakeEncoder
+from tests.support.fakes import FakeEncoder
 from tests.unit.test_model import TinyModule, tokenizer
 
 

@@ -26,8 +26,8 @@ from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.testing import FakeEncoder
 from tests.support.fake_device import FakeDevice, Schedule
+from tests.support.fakes import FakeEncoder
 from tests.support.reference import cosines
 
 SIZE = 4

@@ -20,7 +20,7 @@ from clipfleet_worker import device as device_module
 from clipfleet_worker.device import pick_device, resolve_precision
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.model import LoadedModel, embedding_dimension, load_model
-from clipfleet_worker.testing import FakeEncoder
+from tests.support.fakes import FakeEncoder
 
 SIZE = 8
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a .safetensors

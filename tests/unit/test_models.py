@@ -15,8 +15,8 @@ from clipfleet.contract import Precision
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
 from clipfleet_worker.models import Models
-from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
+from tests.support.fakes import FakeEncoder
 
 FP32, BF16 = Precision.FP32, Precision.BF16
 

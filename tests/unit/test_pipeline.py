@@ -59,9 +59,9 @@ from clipfleet_worker.model import LoadedModel, OnPixelSpec
 from clipfleet_worker.models import Models
 from clipfleet_worker.picture_sizes import Frame
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
-from clipfleet_worker.testing import COLOURS, FakeEncoder, MemorySink
 from clipfleet_worker.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.fakes import COLOURS, FakeEncoder, MemorySink
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
 from tests.support.pictures import encoded
 from tests.support.waiting import wait_until

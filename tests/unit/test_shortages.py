@@ -24,8 +24,8 @@ from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
 from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
-from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS
+from tests.support.fakes import FakeEncoder
 from tests.support.waiting import wait_until
 
 NO_THREAD = RuntimeError("can't start new thread")

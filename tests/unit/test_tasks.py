@@ -41,7 +41,7 @@ from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.tasks import Tasks, register
-from clipfleet_worker.testing import FakeEncoder
+from tests.support.fakes import FakeEncoder
 from tests.support.jobs import JOB_ID, make_claim, make_finish_claim, make_job
 
 RESULT = ChunkResult(PartCounts(2, 1, {"timeout": 1}), {"encode": 0.5})

@@ -14,9 +14,9 @@ from clipfleet.contract import ErrorCode, LabelSet, Lane, Precision, Preset
 from clipfleet_worker import text_matrices
 from clipfleet_worker.batcher import Batcher, Encoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.testing import FakeEncoder
 from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.fakes import FakeEncoder
 
 
 class FakeBatcher:

@@ -1,4 +1,4 @@
-"""Doubles for tests, users' tests too: an encoder without weights, a sink in memory. No I/O here."""
+"""Doubles: an encoder without weights, a sink in memory. No I/O here."""
 
 from __future__ import annotations
 
