@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from clipfleet_worker.testing import FakeEncoder
 from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
@@ -36,7 +37,6 @@ from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.testing import FakeEncoder
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_device import FakeDevice
 from tests.support.reference import cosines

@@ -1,16 +1,20 @@
-"""The Celery consumer of hints, and their threads.
+"""Celery's worker, its consumer of hints, and their threads, as we want them.
 
 They survive a broker that goes away, messages that are no hints, and a machine that refuses another thread.
-The consumer also shows that its event loop turns.
+The consumer also shows that its event loop turns. Every signal that ends the worker drains it.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
+from types import FrameType
 from typing import Any
 
-from celery import bootsteps
+from celery import Celery, bootsteps, signals
+from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.thread import TaskPool
+from celery.worker import state
 from celery.worker.consumer import Consumer
 
 from clipfleet_worker.hint_guard import Handler, HintGuard
@@ -18,6 +22,9 @@ from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
 from clipfleet_worker.watchdog import Pulse
 
 log = logging.getLogger(__name__)
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_EXIT_CODE = 0
 
 _BEAT_SECONDS = 1.0
 _TURN_LIMIT_SECONDS = 120.0  # of the event loop; each of its calls to a broker that is silent ends sooner
@@ -83,3 +90,26 @@ class HintThreads(TaskPool):  # type: ignore[misc]  # Celery has no types
                 raise
             log.warning("a hint has to wait: %s", shortage, extra={"action": "hint_without_thread"})
             return None
+
+
+class DrainingWorker(CeleryWorker):  # type: ignore[misc]  # Celery has no types
+    """Celery's worker, which any signal that ends it drains, and the same one again.
+
+    Celery would take a second SIGINT, and a first SIGQUIT, for a wish to cancel what its threads are doing.
+    That cannot be done: it would hang, or leave with chunks that nobody was told of. What is ignored stays
+    so: nohup, a script's background job.
+    """
+
+    app: Celery
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Called before it starts, in the main thread."""
+        ignored = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_IGN]
+        super().install_platform_tweaks(worker)
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN if number in ignored else self._leave)
+
+    def _leave(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        signals.worker_shutting_down.send(sender=self.hostname, sig=name, how="Warm", exitcode=_EXIT_CODE)
+        state.should_stop = _EXIT_CODE

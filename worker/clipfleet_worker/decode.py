@@ -79,21 +79,9 @@ _NO_MEMORY = "out of memory"  # an OSError of Pillow's says so (ImageFile.ERRORS
 # What Pillow raises for damaged files, each seen in fuzzing or in its source; NotImplementedError: a variant
 # of a format that it does not read.
 _DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    OverflowError,
-    IndexError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ZeroDivisionError,
-    AssertionError,
-    NotImplementedError,
-)
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, IndexError, KeyError,
+    TypeError, AttributeError, ZeroDivisionError, AssertionError, NotImplementedError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +31,11 @@ from clipfleet_worker.decode_messages import (
     JpegRead,
     PictureRead,
     Ready,
-    Reply,
     Request,
     packed,
     words_length,
 )
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.picture_sizes import Frame
 
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -112,9 +110,8 @@ def _forget_last_words() -> None:
 
 def _answer(worker: socket.socket, decoder: Decoder, request: Request) -> None:
     data = bytes(_received(worker, request.file_bytes))
-    frame = Frame(request.width, request.height, request.interpolation, request.resize_mode)
     try:
-        raster = decoder.read(data, frame, request.route)
+        raster = decoder.read(data, request.frame, request.route)
     except ItemFailure as failure:
         worker.sendall(packed(Failed(code=failure.error.code, detail=failure.error.detail)))
     else:
@@ -127,14 +124,15 @@ def _send(worker: socket.socket, raster: Raster) -> None:
         pixels = np.ascontiguousarray(raster.pixels)
         channels: Any = pixels.shape[2]
         eighths: Any = raster.eighths
-        _say(worker, JpegRead(width=raster.width, height=raster.height, eighths=eighths, channels=channels))
+        reply = JpegRead(width=raster.width, height=raster.height, eighths=eighths, channels=channels)
+        worker.sendall(packed(reply))
         worker.sendall(pixels.data)
         return
-    reply = _described(raster)
-    _say(worker, reply)
-    for top in range(0, reply.height, reply.rows_per_strip):
-        bottom = min(top + reply.rows_per_strip, reply.height)
-        worker.sendall(raster.image.crop((0, top, reply.width, bottom)).tobytes())
+    picture = _described(raster)
+    worker.sendall(packed(picture))
+    for top in range(0, picture.height, picture.rows_per_strip):
+        bottom = min(top + picture.rows_per_strip, picture.height)
+        worker.sendall(raster.image.crop((0, top, picture.width, bottom)).tobytes())
 
 
 def _described(picture: WholePicture) -> PictureRead:
@@ -152,24 +150,15 @@ def _described(picture: WholePicture) -> PictureRead:
     )
 
 
-def _say(worker: socket.socket, reply: Reply) -> None:
-    worker.sendall(packed(reply))
-
-
 def _received(worker: socket.socket, count: int) -> bytearray:
     buffer = bytearray(count)
     view = memoryview(buffer)
     while view:
         got = worker.recv_into(view)
-        if not got:
-            _leave()
+        if not got:  # the worker has hung up
+            sys.exit()
         view = view[got:]
     return buffer
-
-
-def _leave() -> NoReturn:
-    """The worker has hung up."""
-    sys.exit()
 
 
 if __name__ == "__main__":

@@ -247,10 +247,7 @@ class DecodeChild:
         request = Request(
             file_bytes=len(data),
             route=route,
-            width=frame.width,
-            height=frame.height,
-            interpolation=frame.interpolation,
-            resize_mode=frame.resize_mode,
+            frame=frame,
             cpu_seconds=self._limits.seconds + _CPU_MARGIN_SECONDS,
         )
         self._line.send(packed(request))

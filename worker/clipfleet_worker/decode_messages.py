@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from clipfleet.contract import DecodeRoute, ErrorCode
+from clipfleet_worker.picture_sizes import Frame
 
 MAX_WORDS_BYTES = 8192
 STRIP_BYTES = 1 << 22  # a picture comes in strips of whole rows, about so large
@@ -48,10 +49,7 @@ class Request(_Words):
 
     file_bytes: int
     route: DecodeRoute
-    width: int  # of the model's input, see `decode.Frame`
-    height: int
-    interpolation: str
-    resize_mode: str
+    frame: Frame
     cpu_seconds: float  # beyond these the kernel ends the child
 
 

@@ -15,7 +15,7 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import TracebackType
+from traceback import walk_tb
 from typing import Any
 
 import kombu.utils.json
@@ -98,7 +98,8 @@ class HintGuard:
         try:
             return read(**options)
         except _DATA_ERRORS as error:
-            if not _is_raised_in(error.__traceback__, kombu.utils.json.__file__):
+            files = {frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)}
+            if kombu.utils.json.__file__ not in files:
                 raise
         self.note("no JSON")
         return True
@@ -173,11 +174,3 @@ def _is_encoded(body: Any, encoding: Any) -> bool:
         return bool(b64decode(body))
     except ValueError:
         return False
-
-
-def _is_raised_in(traceback: TracebackType | None, file: str) -> bool:
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == file:
-            return True
-        traceback = traceback.tb_next
-    return False

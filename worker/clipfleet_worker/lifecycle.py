@@ -32,13 +32,13 @@ from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
+from clipfleet_worker.consumer import DrainingWorker
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import make_decode_stage, make_memory_guard
 from clipfleet_worker.decode_turns import DecodeTurns
 from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
-from clipfleet_worker.ending_signals import DrainingWorker
 from clipfleet_worker.errands import ErrandLoop
 from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.fetch.routes import Routes

@@ -16,8 +16,8 @@ on a Xeon with AVX-512 and AMX:
 | demo (ResNet) | fp32 | 1.8 | 1.2 |
 | demo (ResNet) | bf16 | 2.3 | 1.2 |
 
-There is no case for precisions: torch was faster in none. OpenVINO takes 3 s of one core longer to load
-ViT-B-32, and holds its weights twice.
+There is no case for precisions: torch was faster in none. OpenVINO holds the weights twice. Its first start
+with a model takes more than twice torch's CPU seconds, later ones as long as torch's, see `openvino_cache`.
 """
 
 from __future__ import annotations

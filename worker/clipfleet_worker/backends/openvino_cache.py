@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +29,13 @@ class CompiledModels:
     folder: Path
 
     def find(self, key: str) -> Mapping[str, np.ndarray]:
-        """What was kept under this key; nothing where it cannot be read, or is damaged."""
-        path = self.folder / f"{key}.npz"
+        """What was kept under this key; nothing where it cannot be read."""
+        path = self._file(key)
         try:
             self._require_private()
             os.utime(path)  # those used last are kept
-            with path.open("rb") as file, np.load(file) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError, BadZipFile):
+            return load_file(path)
+        except (OSError, SafetensorError):
             return {}
 
     def keep(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -44,13 +44,18 @@ class CompiledModels:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._require_private()
             with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as scratch:
-                np.savez(Path(scratch, "new.npz"), allow_pickle=False, **arrays)
-                Path(scratch, "new.npz").replace(self.folder / f"{key}.npz")
-            by_use = sorted(self.folder.glob("*.npz"), key=lambda path: path.stat().st_mtime, reverse=True)
+                save_file(dict(arrays), Path(scratch, "new"))
+                Path(scratch, "new").replace(self._file(key))
+            by_use = sorted(
+                self.folder.glob(self._file("*").name), key=lambda path: path.stat().st_mtime, reverse=True
+            )
             for old in by_use[_KEPT_FILES:]:
                 old.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             log.info("this model is not kept: %s", error, extra={"action": "compiled_model_not_kept"})
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
     def _require_private(self) -> None:
         found = self.folder.lstat()

@@ -13,7 +13,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -68,15 +69,8 @@ class FileFetcher:
             ItemFailure: `path_refused`, `bad_uri`, `not_found`, `access_denied`, `too_many_bytes`, or
                 `incomplete_body` where the disk or the machine fails while reading.
         """
-        path = self._path(uri)
-        try:
-            descriptor, size_bytes = self._open(path)
-            try:
-                return self._read_all(descriptor, size_bytes)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._failure(path, error) from error
+        with self._opened(uri) as (descriptor, size_bytes):
+            return self._read_all(descriptor, size_bytes)
 
     def read_member(self, uri: str) -> bytes:
         """A picture in a tar archive, which itself may be of any size; otherwise like `read`.
@@ -88,32 +82,34 @@ class FileFetcher:
         size_bytes, offset_bytes = member.size_bytes, member.offset_bytes
         if size_bytes > self._max_image_bytes:
             raise too_many_bytes(self._max_image_bytes)
-        path = self._path(member.archive)
         data = bytearray()
-        try:
-            descriptor, _ = self._open(path)
-            try:
-                while part := os.pread(descriptor, size_bytes - len(data), offset_bytes + len(data)):
-                    data += part
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise self._failure(path, error) from error
+        with self._opened(member.archive) as (descriptor, _):
+            while part := os.pread(descriptor, size_bytes - len(data), offset_bytes + len(data)):
+                data += part
         if len(data) < size_bytes:
             raise ItemFailure(
                 ErrorCode.INCOMPLETE_BODY, f"the file ends after {len(data)} of {size_bytes} bytes"
             )
         return bytes(data)
 
-    def _path(self, uri: str) -> str:
+    @contextmanager
+    def _opened(self, uri: str) -> Iterator[tuple[int, int]]:
+        """A descriptor of a regular file inside the roots, and its size before it was opened."""
         if not self._prefixes:
             raise ItemFailure(
                 ErrorCode.PATH_REFUSED, "no folder may be read here: CLIPFLEET_FILE_ROOTS is not set"
             )
-        return path_of(uri)
+        path = path_of(uri)
+        try:
+            descriptor, size_bytes = self._open(path)
+            try:
+                yield descriptor, size_bytes
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._failure(path, error) from error
 
     def _open(self, path: str) -> tuple[int, int]:
-        """A descriptor of a regular file inside the roots, and its size before it was opened."""
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             handle = f"{_OPEN_FILES}/{pinned}"

@@ -25,22 +25,12 @@ class HostTurns:
 
     def __init__(self, per_host: int, total: int, *, slow_seconds: float = 3.0) -> None:
         self._of_all_workers = per_host
-        self._per_host = per_host
+        self.per_host = per_host  # requests to one host at a time, as they are now
         self._total = LaneTurns(lambda: total)
         self._most_slow = total
         self._slow_seconds = slow_seconds
-        self._slow = 0
+        self.slow = 0  # slow requests under way
         self._hosts: dict[str, LaneTurns] = {}
-
-    @property
-    def per_host(self) -> int:
-        """Requests to one host at a time, as they are now."""
-        return self._per_host
-
-    @property
-    def slow(self) -> int:
-        """Slow requests under way."""
-        return self._slow
 
     def share(self, workers: int) -> None:
         """Divide what a host is asked at a time among so many workers; each keeps one at least.
@@ -49,7 +39,7 @@ class HostTurns:
         one that ends.
         """
         share = max(1, self._of_all_workers // max(1, workers))
-        if share != self._per_host:
+        if share != self.per_host:
             log.info(
                 "%d workers share what a host is asked at a time: %d of %d requests are ours",
                 workers,
@@ -57,14 +47,14 @@ class HostTurns:
                 self._of_all_workers,
                 extra={"action": "hosts_shared"},
             )
-        self._per_host = share
+        self.per_host = share
 
     @asynccontextmanager
     async def at(self, host: str) -> AsyncIterator[None]:
         """Wait for a turn at a host, and keep it for the time of the context."""
         turns = self._hosts.get(host)
         if turns is None:
-            turns = self._hosts[host] = LaneTurns(lambda: self._per_host)
+            turns = self._hosts[host] = LaneTurns(lambda: self.per_host)
         try:
             await turns.take()
             try:
@@ -90,7 +80,7 @@ class HostTurns:
             if turn.timer is not None:
                 turn.timer.cancel()
             if turn.is_slow:
-                self._slow -= 1
+                self.slow -= 1
             else:
                 self._total.release()
 
@@ -99,11 +89,11 @@ class HostTurns:
         turn.timer = loop.call_later(self._slow_seconds, self._hand_on, turn)
 
     def _hand_on(self, turn: _TotalTurn) -> None:
-        if self._slow >= self._most_slow:
+        if self.slow >= self._most_slow:
             self._hand_on_later(turn)
             return
         turn.is_slow = True
-        self._slow += 1
+        self.slow += 1
         self._total.release()
 
 

@@ -19,7 +19,6 @@ from aiohttp.abc import AbstractResolver
 
 from clipfleet import __version__
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.failures import ItemFailure, TransientFailure
 from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.host_breaker import HostBreaker
@@ -91,20 +90,11 @@ class HttpFetcher:
         self._breaker = breaker or HostBreaker()
         self._respects_robots_tag = respects_robots_tag
         self._robots_txt = robots_txt
-        self._turns = HostTurns(limits.host_connections, limits.total_connections)
+        self.turns = HostTurns(limits.host_connections, limits.total_connections)
+        self.refused_hosts = self._resolver.requests  # of names without an address to be asked
         self._session: aiohttp.ClientSession | None = None
         self._sockets = MeteredSockets()
         self._bodies = BodyReader(limits.max_image_bytes, ArrivingBytes(limits.arriving_bytes))
-
-    @property
-    def turns(self) -> HostTurns:
-        """How many requests each host gets at a time."""
-        return self._turns
-
-    @property
-    def refused_hosts(self) -> CacheCounts:
-        """How often a name without an address that may be asked was known, or looked up."""
-        return self._resolver.requests
 
     async def start(self) -> None:
         """Open the session in the running loop."""
@@ -157,7 +147,7 @@ class HttpFetcher:
             if must_be_allowed and self._robots_txt is not None:
                 await self._robots_txt.require_allowed(target, self._rules_at)
             # Hop by hop, so that no fetch holds a turn at one host while it waits for one at another.
-            async with self._turns.at(target.host):
+            async with self.turns.at(target.host):
                 started = loop.time()
                 with self._breaker.watch(target.origin, target.text):
                     answer = await self._hop(target, seconds, must_be_allowed)
@@ -185,7 +175,7 @@ class HttpFetcher:
             raise RuntimeError("HttpFetcher.start was not called")
         # aiohttp keeps any number of idle connections. With images on very many hosts they would use up the
         # process's file descriptors, so beyond as many open sockets as there are turns none is kept any more.
-        kept_or_used = len(self._sockets) - self._turns.slow
+        kept_or_used = len(self._sockets) - self.turns.slow
         headers = _CLOSE if kept_or_used > self._limits.total_connections else None
         try:
             response = await self._session.get(target.url, headers=headers, allow_redirects=False)

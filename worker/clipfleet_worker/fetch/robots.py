@@ -86,7 +86,7 @@ class RobotsTxt:
         """
         site = await self._site(f"{target.scheme}://{target.url.host_port_subcomponent}", get)
         if site.failure is not None:
-            raise site.failure_of_an_item()
+            raise site.of_an_item(site.failure)
         if not await site.allows(str(target.url)):
             raise ItemFailure(ErrorCode.ROBOTS_REFUSED, f"{target.host}: robots.txt disallows it")
 
@@ -139,11 +139,8 @@ class _Site:
     failure: ItemFailure | None = None  # why nothing is known
     failures: int = 0  # in a row
 
-    def failure_of_an_item(self) -> ItemFailure:
-        """What becomes of an item about which nothing is known."""
-        failure = self.failure
-        if failure is None:
-            raise RuntimeError("the rules of this site are known")
+    def of_an_item(self, failure: ItemFailure) -> ItemFailure:
+        """What becomes of an item whose site's rules cannot be had, because of this."""
         code, detail = failure.error.code, f"robots.txt: {failure.error.detail}"
         if isinstance(failure, HostLeftAlone):
             return HostLeftAlone(code, detail, wait_seconds=failure.wait_seconds, is_old=failure.is_old)

@@ -96,14 +96,6 @@ def _by_loop(readings: WorkerReadings, value: Callable[[float, Phase], float]) -
     return [((loop,), found[loop]) for loop in sorted(found)]
 
 
-def _phase_seconds(readings: WorkerReadings) -> Iterable[Sample]:
-    return _by_loop(readings, lambda seconds, phase: 0.0 if phase.is_idle else seconds)
-
-
-def _phase_ratio(readings: WorkerReadings) -> Iterable[Sample]:
-    return _by_loop(readings, lambda seconds, phase: seconds / (phase.limit_seconds or math.inf))
-
-
 WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     Family(
         "clipfleet_items_total",
@@ -259,13 +251,13 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     Family(
         "clipfleet_loop_phase_seconds",
         "how long a loop has been at what it does; 0 while it waits for work or for the world",
-        _phase_seconds,
+        lambda r: _by_loop(r, lambda seconds, phase: 0.0 if phase.is_idle else seconds),
         labels=("loop",),
     ),
     Family(
         "clipfleet_loop_limit_ratio",
         "likewise, as a share of what it may take: at 1 the watchdog ends the process",
-        _phase_ratio,
+        lambda r: _by_loop(r, lambda seconds, phase: seconds / (phase.limit_seconds or math.inf)),
         labels=("loop",),
     ),
     Family(
