@@ -73,7 +73,6 @@ class SideBySideBackend:
     def __init__(self, one: OnePass, passes: Passes) -> None:
         self.name = one.name
         self.new_pixels = one.new_pixels
-        self.warm_up = one.warm_up
         self._one = one
         self._passes = passes
 
