@@ -27,7 +27,9 @@ from tests.unit.test_model import TinyModule, tokenizer
 
 
 def towers_of(module: torch.nn.Module) -> Towers:
-    return Towers(module, FakeEncoder(size=8).pixel_spec, tokenizer(["a"]), Precision.FP32, "0" * 16)
+    return Towers(
+        module, FakeEncoder(size=8).pixel_spec, tokenizer(["a"]), Precision.FP32, "0" * 16, lambda _: True
+    )
 
 
 TOWERS = towers_of(torch.nn.Linear(2, 2))
@@ -119,7 +121,7 @@ class NamedOpenVino(TorchBackend):
 
     name = "openvino"
 
-    def __init__(self, towers: Towers, device: str, streams: int, kept: object) -> None:
+    def __init__(self, towers: Towers, device: str, streams: int) -> None:
         super().__init__(towers, device)
 
 

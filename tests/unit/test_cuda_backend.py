@@ -52,7 +52,9 @@ class Module(torch.nn.Module):
 
 def towers() -> Towers:
     spec = FakeEncoder(size=SIZE).pixel_spec
-    return Towers(Module(), spec, torch.ones((1, TOKENS), dtype=torch.int64), Precision.FP32, "print")
+    return Towers(
+        Module(), spec, torch.ones((1, TOKENS), dtype=torch.int64), Precision.FP32, "print", lambda _: True
+    )
 
 
 def make(device: FakeDevice, way: str = PLAIN) -> CudaBackend:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from clipfleet.contract import DEMO_MODEL, Precision
 from clipfleet_worker.backends import openvino_backend
+from clipfleet_worker.backends.certificate import Canaries
 from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.backends.openvino_cache import CompiledModels
 from clipfleet_worker.backends.side_by_side import SideBySideBackend
+from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.model import LoadedModel, load_model
 from tests.conftest import service_is_missing
 
@@ -33,13 +35,13 @@ def _two_cores() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def kept(tmp_path: Path) -> CompiledModels:
-    return CompiledModels(tmp_path / "cache" / "openvino")
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def started(kept: CompiledModels) -> LoadedModel:
-    return load_model(DEMO_MODEL, Precision.FP32, "cpu", cpu_backends("openvino", kept=kept))
+def started() -> LoadedModel:
+    return load_model(DEMO_MODEL, Precision.FP32, "cpu", cpu_backends("openvino"))
 
 
 def features(model: LoadedModel) -> np.ndarray:
@@ -64,63 +66,57 @@ def convert_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_backend, "_convert", convert)
 
 
-def test_parts_of_a_batch_go_through_streams_of_their_own(kept: CompiledModels) -> None:
-    model = started(kept)
+def test_parts_of_a_batch_go_through_streams_of_their_own() -> None:
+    model = started()
 
     assert type(model._backend) is SideBySideBackend
     assert (model.backend_name, model.batches_in_flight) == ("openvino", 2)
     require_close(features(model))
 
 
-def test_the_second_start_converts_nothing(kept: CompiledModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = features(started(kept))
+def test_the_second_start_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = features(started())
     convert_nothing(monkeypatch)
 
-    second = started(kept)
+    second = started()
 
     assert second.backend_name == "openvino"
     np.testing.assert_array_equal(features(second), first)
 
 
-def test_what_is_damaged_or_of_another_model_is_converted_again(
-    kept: CompiledModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started(kept)
-    (file,) = kept.folder.iterdir()
-    whole, arrays = file.read_bytes(), dict(kept.find(file.stem))
+def test_what_is_damaged_or_of_another_model_is_converted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    started()
+    (file,) = cache_folder().glob("openvino-*")
+    whole, arrays = file.read_bytes(), load_file(file)
 
     file.write_bytes(whole[: len(whole) // 2])
-    require_close(features(started(kept)))
-    for name in ("images", "right_images"):
-        kept.keep(file.stem, arrays | {name: arrays[name][::-1].copy()})
-        require_close(features(started(kept)))
+    require_close(features(started()))
+    save_file(arrays | {"images": arrays["images"][::-1].copy()}, file)
+    require_close(features(started()))
+    save_file({"images": arrays["texts"], "texts": arrays["images"]}, file)
+    require_close(features(started()))
 
     convert_nothing(monkeypatch)
-    require_close(features(started(kept)))  # it was written anew
+    require_close(features(started()))  # it was written anew
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(kept: CompiledModels) -> None:
-    kept.folder.mkdir(parents=True)
-    kept.folder.chmod(0o777)
+def test_torch_takes_a_model_whose_canaries_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False])
+    monkeypatch.setattr(Canaries, "are_met_by", lambda *_: next(answers))
 
-    require_close(features(started(kept)))
+    model = started()
 
-    assert list(kept.folder.iterdir()) == []
-
-
-def test_no_place_to_keep_it_costs_nothing_but_time(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-
-    require_close(features(started(CompiledModels(tmp_path / "file" / "cache"))))
+    assert model.backend_name == "torch"
+    require_close(features(model))
+    assert list(cache_folder().glob("openvino-*")) == []
 
 
-def test_the_models_that_were_used_last_are_kept(kept: CompiledModels) -> None:
-    for number in range(4):
-        kept.keep(str(number), {"x": np.arange(number)})
-    assert list(kept.find("0")["x"]) == []
+def test_what_is_read_back_is_converted_again_where_its_canaries_are_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started()
+    answers = iter([False, True])
+    monkeypatch.setattr(Canaries, "are_met_by", lambda *_: next(answers))
 
-    kept.keep("4", {"x": np.arange(4)})
-
-    assert sorted(path.stem for path in kept.folder.iterdir()) == ["0", "2", "3", "4"]
-    assert list(kept.find("3")["x"]) == [0, 1, 2]
-    assert kept.find("1") == {}
+    assert started().backend_name == "openvino"
+    assert list(answers) == []

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.backends.openvino_cache import CompiledModels, default_folder
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.settings import WorkerSettings
 
@@ -34,8 +33,7 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
     name = pick_device(settings.device)
     if name == "cpu":
         batch_size = settings.batch_size or _CPU_BATCH
-        kept = CompiledModels(default_folder())
-        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend, kept=kept))
+        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend))
     batch_size = settings.batch_size or _GPU_BATCH
     plain = cpu_backends(settings.backend, name)  # refuses what is for the processor only
     if settings.backend == "torch":

@@ -1,16 +1,20 @@
-"""Small arrays in the user's cache folder: what would be computed again at every start. They are data only.
+"""Arrays in the user's cache folder: what would be computed again at every start. They are data only.
 
-Whatever keeps them from being written or read costs time, nothing else.
+The folder is this user's alone: OpenVINO trusts what it imports. Whatever keeps arrays from being written or
+read costs time, nothing else.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from clipfleet.contract import short_hash
 
@@ -23,27 +27,42 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "clipfleet"
 
 
-def recall(kind: str, key: Sequence[str]) -> np.ndarray | None:
-    """What was kept; None if nothing was, or it cannot be read."""
-    try:
-        found: np.ndarray = np.load(kept_file(kind, key), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found
-
-
-def keep(kind: str, key: Sequence[str], what: np.ndarray) -> None:
-    """Keep an array under a key that says all that it depends on."""
+def recall(kind: str, key: Sequence[str]) -> Mapping[str, np.ndarray]:
+    """What was kept, by name; nothing where nothing was, or where it cannot be read."""
     file = kept_file(kind, key)
-    scratch = file.with_name(f"{file.stem}.{os.getpid()}.npy")
+    try:
+        _require_private(file.parent)
+        os.utime(file)  # those used last are kept
+        return load_file(file)
+    except (OSError, SafetensorError):
+        return {}
+
+
+def keep(kind: str, key: Sequence[str], arrays: Mapping[str, np.ndarray], *, most: int = 64) -> None:
+    """Keep arrays under a key that says all that they depend on.
+
+    Of this kind so many are kept; those that were used least lately give way.
+    """
+    file = kept_file(kind, key)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        np.save(scratch, what, allow_pickle=False)
-        scratch.replace(file)
-    except OSError as error:
+        _require_private(file.parent)
+        with tempfile.TemporaryDirectory(dir=file.parent, ignore_cleanup_errors=True) as scratch:
+            save_file(dict(arrays), Path(scratch, "new"))
+            Path(scratch, "new").replace(file)
+        by_use = sorted(file.parent.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_use[most:]:
+            old.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
         log.info("nothing is kept in %s: %s", file.parent, error, extra={"action": "cache_unusable"})
 
 
 def kept_file(kind: str, key: Sequence[str]) -> Path:
-    """Where an array of this key is, or would be."""
-    return cache_folder() / f"{kind}-{short_hash(list(key))}.npy"
+    """Where arrays of this key are, or would be."""
+    return cache_folder() / f"{kind}-{short_hash(list(key))}.safetensors"
+
+
+def _require_private(folder: Path) -> None:
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
+        raise PermissionError(f"{folder} is not this user's alone")

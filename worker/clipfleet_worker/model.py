@@ -16,7 +16,7 @@ from PIL import Image
 from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet_worker import open_clip_models, transformers_layout
 from clipfleet_worker.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
-from clipfleet_worker.backends.certificate import Canaries, Certificate, Unfaithful
+from clipfleet_worker.backends.certificate import PROMPTS, Canaries, Certificate, Unfaithful
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device import resolve_precision
@@ -60,9 +60,12 @@ class LoadedModel:
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
         self.certificate: Certificate | None = None  # until it is proven
         self._tokenizer = tokenizer
-        towers = Towers(module, pixel_spec, tokenizer(["a"]), precision, self.fingerprint)
-        with memory_errors():
-            self._canaries = Canaries(towers, tokenizer)  # before the backend changes the module
+        with memory_errors():  # before the backend changes the module
+            self._canaries = Canaries(
+                module, pixel_spec, tokenizer(list(PROMPTS)), precision, self.fingerprint
+            )
+        is_right, example = self._canaries.are_met_by, tokenizer(["a"])
+        towers = Towers(module, pixel_spec, example, precision, self.fingerprint, is_right)
         self._backend = make_backend(towers, device)
 
     @property

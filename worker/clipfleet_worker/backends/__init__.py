@@ -118,6 +118,7 @@ class Towers:
     example_tokens: torch.Tensor  # int64 (1, context length)
     precision: Precision  # never AUTO
     fingerprint: str  # the model's
+    is_right: Callable[[Backend], bool]  # whether a backend gives this model's features
 
 
 MakeBackend = Callable[[Towers, str], Backend]  # the string is torch's name of the device

@@ -11,18 +11,19 @@ given, so that the next start is short. What cannot be read there is computed ag
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
 
 from clipfleet.contract import Precision
-from clipfleet_worker.backends import Backend, PendingFeatures, SeveralWays, Towers
+from clipfleet_worker.backends import Backend, PendingFeatures, SeveralWays
 from clipfleet_worker.bisecting import FORWARD_ERRORS
+from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.failures import first_line
 from clipfleet_worker.kept_arrays import keep, recall
 
@@ -35,11 +36,11 @@ PLAIN, GRAPH = "plain", "graph"
 LEAST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.997, Precision.BF16: 0.997}
 _LEAST_GAIN = 1.05  # what is no faster is only one more thing that may be wrong
 _TIMED_BATCHES = 10
-_PROMPTS = (
+PROMPTS = (
     "a photo of a cat", "two red bicycles", "the moon over the sea", "a page of a book", "a",
     "an old map", "people in the rain", "a drawing of a machine, made by hand, with notes in the margin",
 )  # fmt: skip
-_COUNT = len(_PROMPTS)  # of the images, too
+_COUNT = len(PROMPTS)  # of the images, too
 
 
 class Unfaithful(RuntimeError):  # noqa: N818 - a verdict
@@ -81,29 +82,38 @@ class Certificate:
 class Canaries:
     """Those of one model."""
 
-    def __init__(self, towers: Towers, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
-        """Compute the right features, unless they are known; the module must be as open_clip built it."""
-        self._least = LEAST_COSINE[towers.precision]
-        self._pixels = _pixels(towers.pixel_spec.height, towers.pixel_spec.width)
-        self._key = [towers.fingerprint, str(crc32(self._pixels.tobytes())), *_PROMPTS]
-        self._key += map(_version, ("torch", "open_clip_torch", "timm", "openvino"))
-        self._tokens = tokenizer(list(_PROMPTS))
-        right = recall("canaries", self._key)
-        if right is None:
-            right = self._compute(towers)
-            keep("canaries", self._key, right)
-        self._images, self._texts = np.split(right, 2)
+    def __init__(
+        self, module: Any, spec: PixelSpec, tokens: torch.Tensor, precision: Precision, fingerprint: str
+    ) -> None:
+        """Compute the right features, unless they are known.
 
-    def _compute(self, towers: Towers) -> np.ndarray:
+        Args:
+            module: as open_clip built it.
+            spec: what it wants to see.
+            tokens: of `PROMPTS`.
+            precision: decides how near to the right features a backend must come.
+            fingerprint: the model's.
+        """
+        self._least = LEAST_COSINE[precision]
+        self._pixels = _pixels(spec.height, spec.width)
+        self._tokens = tokens
+        self._key = [fingerprint, str(crc32(self._pixels.tobytes())), *PROMPTS]
+        self._key += map(_version, ("torch", "open_clip_torch", "timm", "openvino"))
+        right = recall("canaries", self._key)
+        if not right:
+            right = self._compute(module, spec)
+            keep("canaries", self._key, right)
+        self._images, self._texts = right["images"], right["texts"]
+
+    def _compute(self, module: Any, spec: PixelSpec) -> Mapping[str, np.ndarray]:
         import torch
 
-        spec = towers.pixel_spec
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
         with torch.inference_mode():
             images = (torch.from_numpy(self._pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
-            found = [towers.module.encode_image(images), towers.module.encode_text(self._tokens)]
-            features: np.ndarray = torch.nn.functional.normalize(torch.cat(found).float(), dim=-1).numpy()
-        return features
+            found = {"images": module.encode_image(images), "texts": module.encode_text(self._tokens)}
+            unit = torch.nn.functional.normalize
+            return {name: unit(features.float(), dim=-1).numpy() for name, features in found.items()}
 
     def certify(self, backend: Backend, device: str) -> Certificate:
         """Try all ways of a backend, and have it use the best one; in the batcher's thread.
@@ -119,13 +129,17 @@ class Canaries:
         if isinstance(backend, SeveralWays):
             return Certificate(backend.whole_batch, tuple(self._try_ways(backend)))
         key = [*self._key, backend.name, torch.backends.cpu.get_cpu_capability()]
-        known = recall("verdict", key) if device == "cpu" else None
+        known = recall("verdict", key) if device == "cpu" else {}
         # With a known verdict a few are enough: the first batch would else pay for what is set up with one.
-        now = self.worst_cosine(backend) if known is None else self._worst_of_each(backend, 1, 1)
+        now = self._worst_of_each(backend, 1, 1) if known else self.worst_cosine(backend)
         self._require(now)
-        if known is None and device == "cpu":
-            keep("verdict", key, np.array([now]))
-        return Certificate(_COUNT, (Way(PLAIN, now if known is None else float(known[0])),))
+        if not known and device == "cpu":
+            keep("verdict", key, {"worst": np.array([now])})
+        return Certificate(_COUNT, (Way(PLAIN, float(known["worst"][0]) if known else now),))
+
+    def are_met_by(self, backend: Backend) -> bool:
+        """Whether all of them are right now."""
+        return self.worst_cosine(backend) >= self._least
 
     def worst_cosine(self, backend: Backend) -> float:
         """Of all canaries now, by the way that is used; NaN if one is none. In the batcher's thread."""

@@ -17,7 +17,7 @@ on a Xeon with AVX-512 and AMX:
 | demo (ResNet) | bf16 | 2.3 | 1.2 |
 
 There is no case for precisions: torch was faster in none. OpenVINO holds the weights twice. Its first start
-with a model takes more than twice torch's CPU seconds, later ones as long as torch's, see `openvino_cache`.
+with a model takes more than twice torch's CPU seconds, later ones as long as torch's, see `kept_arrays`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from importlib.util import find_spec
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends import Backend, MakeBackend, Towers
 from clipfleet_worker.backends.openvino_backend import OpenVinoBackend, Unconvertible
-from clipfleet_worker.backends.openvino_cache import CompiledModels
 from clipfleet_worker.backends.side_by_side import SideBySideBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 
@@ -39,13 +38,12 @@ log = logging.getLogger(__name__)
 _TRIED = ("torch.nn.", "open_clip.", "clipfleet_worker.", "timm.layers.", "timm.models.vision_transformer")
 
 
-def cpu_backends(setting: str, device: str = "cpu", kept: CompiledModels | None = None) -> MakeBackend:
+def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
     """What makes the backends of models on the processor; for another device torch's plain one.
 
     Args:
         setting: `auto`, `torch` or `openvino`.
         device: the worker's, by torch's name.
-        kept: models that OpenVINO has compiled before; None: nothing is kept.
 
     Raises:
         UsageError: OpenVINO is asked for, and not installed or not for this device.
@@ -64,12 +62,11 @@ def cpu_backends(setting: str, device: str = "cpu", kept: CompiledModels | None 
         return TorchBackend
     if setting == "torch" or not is_installed:
         return partial(_by_torch, SideBySideBackends())
-    return partial(_by_openvino, SideBySideBackends(), kept, tries_all=setting == "openvino")
+    return partial(_by_openvino, SideBySideBackends(), tries_all=setting == "openvino")
 
 
 def _by_openvino(
     side_by_side: SideBySideBackends,
-    kept: CompiledModels | None,
     towers: Towers,
     device: str,
     *,
@@ -84,7 +81,7 @@ def _by_openvino(
         )
         return _by_torch(side_by_side, towers, device)
     try:
-        return side_by_side.make(lambda streams: OpenVinoBackend(towers, device, streams, kept))
+        return side_by_side.make(lambda streams: OpenVinoBackend(towers, device, streams))
     except Unconvertible as error:
         log.warning(
             "torch runs this model, OpenVINO cannot: %s", error, extra={"action": "backend_fell_back"}

@@ -153,11 +153,11 @@ def why_no_graphs(torch_version: str, key: Sequence[str]) -> str:
     if tuple(int(number) for number in torch_version.split(".")[:2]) < _FIRST_WITH_GRAPHS:
         return f"torch {torch_version} is older than {'.'.join(map(str, _FIRST_WITH_GRAPHS))}"
     failed_before = recall(_KIND, key)
-    return (
-        "" if failed_before is None else f"{failed_before[0]} (remove {kept_file(_KIND, key)} to try again)"
-    )
+    if not failed_before:
+        return ""
+    return f"{failed_before['why'].tobytes().decode()} (remove {kept_file(_KIND, key)} to try again)"
 
 
 def note_failure(key: Sequence[str], what: str) -> None:
     """For the next process: one that has lost its device by it must not meet the same again."""
-    keep(_KIND, key, np.array([what]))
+    keep(_KIND, key, {"why": np.frombuffer(what.encode(), dtype=np.uint8)})

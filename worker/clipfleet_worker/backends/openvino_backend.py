@@ -1,11 +1,10 @@
 """Forward passes on the processor by OpenVINO: both towers, converted from open_clip's module at loading.
 
 Pixels go in as uint8; mean and deviation are part of the converted image tower. The L2 norm is not: it is
-taken in float32 whatever the precision. What was converted is compared with torch's fp32 before it is used,
-on a batch of another size than it was traced with: where the features are not the same, this backend does
-not serve the model (`Unconvertible`). What was compiled is kept on disk for the next start, see
-`openvino_cache`. OpenVINO (2026.4) holds the weights twice, as they came and as packed for the processor;
-torch's module is given up after loading.
+taken in float32 whatever the precision. What was converted has to pass the model's canaries: where it does
+not, this backend does not serve the model (`Unconvertible`). What was compiled is kept on disk for the next
+start. OpenVINO (2026.4) holds the weights twice, as they came and as packed for the processor; torch's module
+is given up after loading.
 
 On two cores of an EPYC that others kept busy too (ViT-B-32, bf16), images/s of two streams to those of one
 that has both cores, with batches of 64: 0.98 to 1.15; with 128: 0.86 to 1.21, so that 64 stays.
@@ -20,26 +19,27 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipfleet.contract import Precision, short_hash
+from clipfleet.contract import Precision
 from clipfleet_worker.backends import ReadyFeatures, Towers
-from clipfleet_worker.backends.certificate import LEAST_COSINE
-from clipfleet_worker.backends.openvino_cache import CompiledModels
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import first_line
+from clipfleet_worker.kept_arrays import keep, recall
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-_TRACED_ITEMS, _COMPARED_ITEMS = 2, 3
+_NAMES = "images", "texts"  # of the towers that are kept
+_KIND, _KEPT_MODELS = "openvino", 4  # on disk; one of ViT-B-32 in bf16 has 0.6 GB
+_TRACED_ITEMS = 2
 
 _TAKEN = np.float32(-2.5e38)  # in place of features that were taken; none is as large
 
@@ -56,16 +56,13 @@ class OpenVinoBackend:
     name = "openvino"
     batches_in_flight = 1
 
-    def __init__(
-        self, towers: Towers, device: str, streams: int = 1, kept: CompiledModels | None = None
-    ) -> None:
-        """Convert, compile and compare, or read what an earlier start has kept.
+    def __init__(self, towers: Towers, device: str, streams: int = 1) -> None:
+        """Convert and compile, or read what an earlier start has kept; then try the canaries.
 
         Args:
             towers: of the model.
             device: by torch's name.
             streams: passes at a time, which share the threads.
-            kept: compiled models on disk; None: nothing is kept.
 
         Raises:
             Unconvertible: OpenVINO cannot run this model, or not within the bars. Torch may still run it.
@@ -79,9 +76,27 @@ class OpenVinoBackend:
             core = openvino_module().Core()
             options = _compile_options(towers.precision, streams)
             about = openvino_module().__version__, core.get_property("CPU", "FULL_DEVICE_NAME")
-            key = short_hash([towers.fingerprint, *about, *map(str, options.items())])
-            found = kept and _read_back(kept, key, towers, core, options)
-            self._images, self._texts = found or _converted(kept, key, towers, core, options)
+            key = [towers.fingerprint, *about, *map(str, options.items())]
+            if self._read_back(core, options, recall(_KIND, key), towers):
+                return
+            made = [core.compile_model(one, "CPU", options) for one in _convert(towers)]
+            self._images, self._texts = map(CompiledTower, made)
+            if not towers.is_right(self):
+                raise Unconvertible("its features are off")
+            blobs = [np.frombuffer(one.export_model().getbuffer(), dtype=np.uint8) for one in made]
+            keep(_KIND, key, dict(zip(_NAMES, blobs, strict=True)), most=_KEPT_MODELS)
+
+    def _read_back(
+        self, core: Any, options: Mapping[str, Any], found: Mapping[str, np.ndarray], towers: Towers
+    ) -> bool:
+        try:
+            blobs = [openvino_module().Tensor(found[name]) for name in _NAMES]
+            self._images, self._texts = (
+                CompiledTower(core.import_model(blob, "CPU", options)) for blob in blobs
+            )
+            return towers.is_right(self)
+        except (RuntimeError, ValueError, KeyError):
+            return False
 
     def new_pixels(self, count: int) -> np.ndarray:
         """See the protocol; plain memory."""
@@ -111,7 +126,7 @@ class CompiledTower:
 
     def __init__(self, compiled: Any) -> None:
         """Take OpenVINO's compiled model, of one input and one output."""
-        self.compiled = compiled
+        self._compiled = compiled
         self._free: deque[Any] = deque()  # requests that no thread uses now
 
     def encode(self, batch: np.ndarray) -> np.ndarray:
@@ -123,7 +138,7 @@ class CompiledTower:
         try:
             request = self._free.pop()
         except IndexError:
-            request = self.compiled.create_infer_request()
+            request = self._compiled.create_infer_request()
         request.infer([batch], share_inputs=True)
         output = request.get_output_tensor(0).data
         if len(output) != len(batch) or np.any(output == _TAKEN):  # the request may be of no use any more
@@ -152,35 +167,6 @@ def _compile_options(precision: Precision, streams: int) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # set with regard to decoding, for both backends
         "ENABLE_CPU_PINNING": False,  # decode threads and other workers want these cores too
     }
-
-
-def _read_back(
-    kept: CompiledModels, key: str, towers: Towers, core: Any, options: dict[str, Any]
-) -> list[CompiledTower]:
-    """Both towers, if an earlier start has kept them and they still are what they were."""
-    found = kept.find(key)
-    try:
-        blobs = [openvino_module().Tensor(found[name]) for name in ("images", "texts")]
-        read = [CompiledTower(core.import_model(blob, "CPU", options)) for blob in blobs]
-        least = _least_cosine(read, towers, [found["right_images"], found["right_texts"]])
-    except (RuntimeError, ValueError, KeyError):
-        return []
-    return read if least >= LEAST_COSINE[towers.precision] else []
-
-
-def _converted(
-    kept: CompiledModels | None, key: str, towers: Towers, core: Any, options: dict[str, Any]
-) -> list[CompiledTower]:
-    made = [CompiledTower(core.compile_model(one, "CPU", options)) for one in _convert(towers)]
-    right = _features_of_torch(towers)
-    least = _least_cosine(made, towers, right)
-    if not least >= LEAST_COSINE[towers.precision]:
-        raise Unconvertible(f"its features are off: cosine {least:.6f} to those of torch")
-    if kept is not None:
-        blobs = [np.frombuffer(one.compiled.export_model().getbuffer(), dtype=np.uint8) for one in made]
-        names = "images", "texts", "right_images", "right_texts"
-        kept.keep(key, dict(zip(names, [*blobs, *right], strict=True)))
-    return made
 
 
 def _convert(towers: Towers) -> tuple[Any, Any]:
@@ -234,35 +220,6 @@ def _as_module(module: Any, encode: Callable[[torch.Tensor], torch.Tensor]) -> t
             return encode(batch)
 
     return Tower().eval()
-
-
-def _noise(towers: Towers) -> tuple[np.ndarray, torch.Tensor]:
-    """Rows that differ, in a batch of a size that nobody traced: pixels and tokens."""
-    spec = towers.pixel_spec
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (_COMPARED_ITEMS, spec.height, spec.width, 3), dtype=np.uint8)
-    tokens = towers.example_tokens.repeat(_COMPARED_ITEMS, 1)
-    for row in range(1, _COMPARED_ITEMS):
-        tokens[row, 1] += row  # another token of the vocabulary, whichever it is
-    return pixels, tokens
-
-
-def _features_of_torch(towers: Towers) -> list[np.ndarray]:
-    """Of the noise, in fp32."""
-    import torch
-
-    pixels, tokens = _noise(towers)
-    with torch.inference_mode():
-        images = _image_tower(towers.module, towers.pixel_spec)(torch.from_numpy(pixels))
-        return [_normalised(images.numpy()), _normalised(towers.module.encode_text(tokens).numpy())]
-
-
-def _least_cosine(compiled: Sequence[CompiledTower], towers: Towers, expected: Sequence[np.ndarray]) -> float:
-    """Of features of the noise to those expected; NaN if one of them is."""
-    pixels, tokens = _noise(towers)
-    found = compiled[0].encode(pixels), compiled[1].encode(tokens.numpy())
-    cosines = [(one * right).sum(axis=1) for one, right in zip(found, expected, strict=True)]
-    return float(np.concatenate(cosines).min())
 
 
 @contextmanager
