@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clipfleet_worker.backends.cuda_device import Graph
+from clipfleet_worker.backends.cuda_device import Pass
 from clipfleet_worker.backends.torch_backend import Forward
 
 
@@ -132,17 +132,19 @@ class FakeDevice:
     def place(self, what: Any, dtype: torch.dtype | None = None) -> Any:
         return what.to(dtype=dtype, copy=True) if isinstance(what, torch.Tensor) else what.to(dtype=dtype)
 
-    def recorded(self, forward: Forward, rows: torch.Tensor) -> Graph:
+    def recorded(self, forward: Forward, rows: torch.Tensor) -> Pass:
         """A graph writes what it gives to one and the same place each time, so this does, too."""
         self.before_recording()
         with torch.no_grad():
             place = torch.full_like(forward(rows), torch.nan)  # recording computes nothing
 
-        def replay() -> None:
+        def replay(given: torch.Tensor, features: torch.Tensor) -> None:
             self.replays += 1
+            rows.copy_(given)
             place.copy_(self.replayed(forward(rows)))
+            features.copy_(place)
 
-        return Graph(rows, place, replay)
+        return replay
 
     def forget_freed(self) -> None:
         self.forgotten += 1

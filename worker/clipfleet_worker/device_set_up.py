@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from functools import cache
 
-from clipfleet_worker.backends import MakeBackend
+from clipfleet_worker.backends import MakeBackend, Towers
 from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.settings import WorkerSettings
@@ -38,6 +40,19 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
     plain = cpu_backends(settings.backend, name)  # refuses what is for the processor only
     if settings.backend == "torch":
         return DeviceSetUp(name, batch_size, plain)
-    from clipfleet_worker.backends.cuda_backend import CudaBackends  # imports torch
+    return DeviceSetUp(name, batch_size, _cuda_backends(batch_size))
 
-    return DeviceSetUp(name, batch_size, CudaBackends(batch_size))
+
+def _cuda_backends(batch_size: int) -> MakeBackend:
+    """Of one process, whose models share the device's streams."""
+    from clipfleet_worker.backends.cuda_backend import CudaBackend  # imports torch
+    from clipfleet_worker.backends.cuda_device import CudaDevice
+
+    made, lock = cache(CudaDevice), threading.Lock()
+
+    def make(towers: Towers, device: str) -> CudaBackend:
+        with lock:
+            shared = made(device)
+        return CudaBackend(towers, shared, batch_size)
+
+    return make

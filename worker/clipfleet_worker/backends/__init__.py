@@ -34,7 +34,6 @@ class PendingFeatures(Protocol):
             Whether some of the device is idle then, so that any batch gains by going now. Else, as where
             batches queue up before a device that works in order, only a whole one should.
         """
-        ...
 
     def result(self) -> np.ndarray:
         """Features float32 (n, d), L2-normalised; blocks until the device has them.
@@ -43,7 +42,6 @@ class PendingFeatures(Protocol):
             MemoryError: too little memory on the device or in the machine.
             RuntimeError, ValueError, ArithmeticError: the forward pass failed.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -55,23 +53,20 @@ class Backend(Protocol):
     def new_pixels(self, count: int) -> np.ndarray:
         """An array uint8 (count, height, width, 3) to be filled and given to `begin_images` next.
 
-        It lies where the device reads it fastest. Its contents are anything.
+        It lies where the device reads it fastest. Its contents are anything. At most a batch of the worker.
         """
-        ...
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """Start on a batch, uint8 (n, height, width, 3); returns as soon as the device has its work.
 
         The array must stay as it is until `result` has returned or raised. Raises what `result` raises.
         """
-        ...
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
         """Token ids int64 (n, context length) -> features float32 (n, d), L2-normalised.
 
         Raises what `PendingFeatures.result` raises.
         """
-        ...
 
 
 @runtime_checkable
@@ -87,25 +82,21 @@ class SeveralWays(Backend, Protocol):
         Raises:
             MemoryError, RuntimeError: this way cannot be had now.
         """
-        ...
 
     def trust_only_plain(self, reason: str) -> None:
         """Run all batches plainly from now on, of all models on the device."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyFeatures:
-    """Features that are there already: of backends that do all their work when it is begun."""
+    """See `PendingFeatures`. They are there already: the backend does all its work when it is begun."""
 
     features: np.ndarray  # float32 (n, d), L2-normalised
 
     def wait_for_room(self) -> bool:
-        """See `PendingFeatures`."""
         return False
 
     def result(self) -> np.ndarray:
-        """See `PendingFeatures`."""
         return self.features
 
 

@@ -1,11 +1,8 @@
 """Evidence that a backend gives a model's vectors, and which way of running a whole batch is the fastest.
 
 Canaries are seeded images and prompts whose features open_clip's own module has computed in fp32 on the CPU,
-before a backend changed it. A way that does not give these features is not used, however fast it is, and a
-way that is no faster than another one is not used either. Nothing is trusted because no exception came.
-
-What was computed is kept in the user's cache folder by the hash of the weights, and what a CPU's backend has
-given, so that the next start is short. What cannot be read there is computed again.
+before a backend changed it. A way that does not give these features, or is no faster than another one, is not
+used. The features, and the verdict on a CPU's backend, are kept by the hash of the weights for later starts.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -85,20 +82,12 @@ class Canaries:
     def __init__(
         self, module: Any, spec: PixelSpec, tokens: torch.Tensor, precision: Precision, fingerprint: str
     ) -> None:
-        """Compute the right features, unless they are known.
-
-        Args:
-            module: as open_clip built it.
-            spec: what it wants to see.
-            tokens: of `PROMPTS`.
-            precision: decides how near to the right features a backend must come.
-            fingerprint: the model's.
-        """
+        """Compute what is right, or recall it; the module is as open_clip built it, tokens are of `PROMPTS`."""
         self._least = LEAST_COSINE[precision]
         self._pixels = _pixels(spec.height, spec.width)
         self._tokens = tokens
         self._key = [fingerprint, str(crc32(self._pixels.tobytes())), *PROMPTS]
-        self._key += map(_version, ("torch", "open_clip_torch", "timm", "openvino"))
+        self._key += map(version, ("torch", "open_clip_torch"))
         right = recall("canaries", self._key)
         if not right:
             right = self._compute(module, spec)
@@ -155,7 +144,7 @@ class Canaries:
 
     def _try_ways(self, backend: SeveralWays) -> list[Way]:
         backend.use(PLAIN)
-        few = self._worst_of_images(backend, _COUNT, 2)  # not a whole batch
+        few = self._worst_of_images(backend, min(_COUNT, backend.whole_batch), 2)  # rarely a whole batch
         best = self._timed(PLAIN, backend)
         best = replace(best, worst_cosine=_least(best.worst_cosine, few))
         self._require(best.worst_cosine)
@@ -207,7 +196,7 @@ class Canaries:
 
 def _worst_cosine(found: np.ndarray, right: np.ndarray) -> float:
     """Of the rows; what is not of length one is off, too."""
-    return float(np.min(1 - np.square(found - right).sum(axis=1) / 2))
+    return _least(*(1 - np.square(found - right).sum(axis=1) / 2))
 
 
 def _least(*values: float) -> float:
@@ -222,12 +211,4 @@ def _pixels(height: int, width: int) -> np.ndarray:
         colours = random.integers(0, 256, (squares, squares, 3))
         rows, columns = (np.arange(length) * squares // length for length in (height, width))
         images.append(colours[rows][:, columns] + random.integers(-16, 17, (height, width, 3)))
-    pixels: np.ndarray = np.clip(images, 0, 255).astype(np.uint8)
-    return pixels
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    return np.asarray(np.clip(images, 0, 255), dtype=np.uint8)

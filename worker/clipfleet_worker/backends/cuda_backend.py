@@ -9,17 +9,15 @@ of all this is tested without a device. Only `cuda_device` knows CUDA.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
-from clipfleet_worker.backends import Backend, PendingFeatures, Towers
+from clipfleet_worker.backends import PendingFeatures, Towers
 from clipfleet_worker.backends.certificate import GRAPH, PLAIN
-from clipfleet_worker.backends.cuda_device import CudaDevice, Graph
+from clipfleet_worker.backends.cuda_device import CudaDevice, Pass
 from clipfleet_worker.backends.pixel_ring import PixelRing
 from clipfleet_worker.backends.torch_backend import Forward, forwards, mean_and_deviation, torch_dtype
 
@@ -29,7 +27,7 @@ _FIRST_PATIENCE, _MOST_PATIENCE = 64, 1 << 16  # passes that must fit before mor
 
 
 class CudaBackend:
-    """See `Backend` and `SeveralWays`."""
+    """See `Backend`, and see `SeveralWays`."""
 
     name = "cuda"
     batches_in_flight = 2
@@ -41,7 +39,7 @@ class CudaBackend:
         Args:
             towers: the model.
             device: shared with all other models of the process.
-            batch_size: the largest number of images that go through it at a time.
+            batch_size: the most images that are begun at a time.
 
         Raises:
             MemoryError: not enough memory on the device, or that can be page-locked.
@@ -54,37 +52,29 @@ class CudaBackend:
         module = device.place(towers.module.requires_grad_(False), dtype)
         mean, deviation = (device.place(one) for one in mean_and_deviation(spec))
         self._forward_images, self._forward_texts = forwards(module, mean, deviation, dtype)
-        self._graph: Graph | None = None
+        self._graph: Pass | None = None  # of whole batches
         self.whole_batch = batch_size
         self.largest_batch = batch_size  # rows at a time: fewer for a while after more have found no memory
         self._fits, self._patience = 0, _FIRST_PATIENCE
         self._ring = PixelRing(device, self.batches_in_flight + 1, (batch_size, *self._row_shape))
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; page-locked where the batch is no larger than usual."""
-        if count > self.whole_batch:
-            return np.empty((count, *self._row_shape), dtype=np.uint8)
+        """See the protocol; page-locked, of one batch at most."""
         return self._ring.lend(count)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
-        """See the protocol."""
-        starts = range(0, len(pixels), self.whole_batch)
-        return _FeaturesUnderWay([self._begin(pixels[n : n + self.whole_batch]) for n in starts], self)
-
-    def _begin(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.cuda.Event]:
         fetched = self._ring.send(pixels)
         try:
             features = self._run(self._images, fetched)
         finally:
             done = self._device.forwards.record()
             self._ring.note_read(done)
-        return features, done
+        return _FeaturesUnderWay(features, done, self)
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
-        """See the protocol."""
         rows = self._device.place(tokens)
         features = self._run(partial(_into, self._forward_texts), rows)
-        return _FeaturesUnderWay([(features, self._device.forwards.record())], rows).result()
+        return _FeaturesUnderWay(features, self._device.forwards.record(), rows).result()
 
     def use(self, way: str) -> None:
         """See the protocol; nothing of this model may be under way."""
@@ -100,19 +90,15 @@ class CudaBackend:
         self._graph = self._device.recorded(self._forward_images, rows)
 
     def trust_only_plain(self, reason: str) -> None:
-        """See the protocol."""
         self._device.graphs_off = reason
 
     def _images(self, rows: torch.Tensor, features: torch.Tensor) -> None:
-        graph = self._graph
-        if graph is None or len(rows) < self.whole_batch or self._device.graphs_off:
+        if self._graph and len(rows) == self.whole_batch and not self._device.graphs_off:
+            self._graph(rows, features)
+        else:
             _into(self._forward_images, rows, features)
-            return
-        graph.rows.copy_(rows, non_blocking=True)
-        graph.replay()
-        features.copy_(graph.features, non_blocking=True)
 
-    def _run(self, queue: Callable[[torch.Tensor, torch.Tensor], None], rows: torch.Tensor) -> torch.Tensor:
+    def _run(self, queue: Pass, rows: torch.Tensor) -> torch.Tensor:
         """Queue the passes of some rows on the device, as many at a time as it has memory for.
 
         Returns:
@@ -161,33 +147,16 @@ class CudaBackend:
 
 @dataclass(frozen=True, slots=True)
 class _FeaturesUnderWay:
-    parts: Sequence[
-        tuple[torch.Tensor, torch.cuda.Event]
-    ]  # page-locked features, and when they are there, in order
+    features: torch.Tensor  # page-locked
+    done: torch.cuda.Event  # they are there
     used: object  # what the device works with until then
 
     def wait_for_room(self) -> bool:
         return False
 
     def result(self) -> np.ndarray:
-        for _, done in self.parts:
-            done.synchronize()
-        return np.concatenate([features.numpy() for features, _ in self.parts])
-
-
-class CudaBackends:
-    """Makes the backends of one process; a `MakeBackend`. They share the device's streams."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._device: CudaDevice | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self, towers: Towers, device: str) -> Backend:
-        """A backend on the process's device, by torch's name."""
-        with self._lock:
-            self._device = self._device or CudaDevice(device)
-        return CudaBackend(towers, self._device, self._batch_size)
+        self.done.synchronize()
+        return np.asarray(self.features)
 
 
 def _into(forward: Forward, rows: torch.Tensor, features: torch.Tensor) -> None:

@@ -1,7 +1,6 @@
 """A CUDA device for the backend: its streams, its memory and its graphs, by torch. No policy here.
 
-The tests have one that puts off all work for as long as it may, so that what is not ordered by an event goes
-wrong there: see `tests/support/fake_device.py`.
+`tests/support/fake_device.py` puts all work off for as long as it may: what no event orders goes wrong there.
 
 What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, notes "CUDA semantics"):
 
@@ -22,7 +21,6 @@ What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,8 +34,8 @@ from clipfleet_worker.kept_arrays import keep, kept_file, recall
 _FIRST_WITH_GRAPHS = (2, 13)  # of torch
 _KIND = "graphs-off"  # of what is kept
 
-
 Work = Callable[[], object]
+Pass = Callable[[torch.Tensor, torch.Tensor], object]  # of rows, into features; queued where it is called
 
 
 class Stream:
@@ -67,15 +65,6 @@ class Stream:
         return event
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """A forward pass of one batch size that is queued in one step, always with the same memory."""
-
-    rows: torch.Tensor  # read by each replay
-    features: torch.Tensor  # written by it
-    replay: Work  # queues it in the current stream
-
-
 class CudaDevice:
     """One per process, for all models on it; what is not the streams' is for any thread."""
 
@@ -88,7 +77,7 @@ class CudaDevice:
         self.copies = Stream(self._device)  # from page-locked memory to the device's
         self.forwards = Stream(self._device)  # forward passes, and their features back to the machine
         self._recording = Stream(self._device)
-        self._key = [torch.cuda.get_device_name(self._device), torch.__version__]
+        self._key = torch.cuda.get_device_name(self._device), torch.__version__
         self._has_failed = False
         # Why graphs are neither recorded nor replayed any more; empty while they are.
         self.graphs_off = why_no_graphs(torch.__version__, self._key)
@@ -118,8 +107,8 @@ class CudaDevice:
             self._settle()
         return placed
 
-    def recorded(self, forward: Forward, rows: torch.Tensor) -> Graph:
-        """The pass of these rows as a graph; raises what `Stream.run` raises. In the batcher's thread."""
+    def recorded(self, forward: Forward, rows: torch.Tensor) -> Pass:
+        """A graph of so many rows, which it keeps; in the batcher's thread. Raises as `Stream.run` does."""
         self._recording.run(lambda: forward(rows))  # libraries choose and set up the first time
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
@@ -132,12 +121,19 @@ class CudaDevice:
         except Exception as error:
             self._has_failed = True
             self.graphs_off = f"a recording failed: {first_line(error)}"
-            if not isinstance(error, MemoryError):  # which may be there the next time
-                note_failure(self._key, self.graphs_off)
+            if not isinstance(error, MemoryError):  # else the next process may try again
+                why = np.frombuffer(self.graphs_off.encode(), dtype=np.uint8)
+                keep(_KIND, self._key, {"why": why})
             raise
         finally:
             torch._C._cuda_clearCublasWorkspaces()
-        return Graph(rows, features, graph.replay)
+
+        def replay(given: torch.Tensor, wanted: torch.Tensor) -> None:
+            rows.copy_(given, non_blocking=True)
+            graph.replay()
+            wanted.copy_(features, non_blocking=True)
+
+        return replay
 
     def forget_freed(self) -> None:
         """Give memory that nobody uses back to the device, for other uses and other processes."""
@@ -156,8 +152,3 @@ def why_no_graphs(torch_version: str, key: Sequence[str]) -> str:
     if not failed_before:
         return ""
     return f"{failed_before['why'].tobytes().decode()} (remove {kept_file(_KIND, key)} to try again)"
-
-
-def note_failure(key: Sequence[str], what: str) -> None:
-    """For the next process: one that has lost its device by it must not meet the same again."""
-    keep(_KIND, key, {"why": np.frombuffer(what.encode(), dtype=np.uint8)})

@@ -112,7 +112,6 @@ class OpenVinoBackend:
             return self._images.encode(pixels)
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
-        """See the protocol."""
         with memory_errors():
             return self._texts.encode(tokens.numpy())
 

@@ -39,10 +39,7 @@ class PixelRing:
         self._next = 0
 
     def lend(self, count: int) -> np.ndarray:
-        """The array to be sent next, uint8 (count, height, width, 3); blocks while the device fetches it.
-
-        Until then, asking again gives the same one.
-        """
+        """The array to be sent next, uint8 (count, height, width, 3); blocks while the device fetches it."""
         slot = self._slots[self._next]
         if slot.fetched is not None:
             slot.fetched.synchronize()

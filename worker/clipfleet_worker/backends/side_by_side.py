@@ -77,11 +77,9 @@ class SideBySideBackend:
         self._passes = passes
 
     def begin_images(self, pixels: np.ndarray) -> PendingParts:
-        """See the protocol."""
         return self._begin(self._one.encode_images, pixels)
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
-        """See the protocol."""
         return self._begin(self._one.encode_texts, tokens).result()
 
     def _begin(self, encode: Callable[[Any], np.ndarray], items: Any) -> PendingParts:
