@@ -82,7 +82,7 @@ class Canaries:
     def __init__(
         self, module: Any, spec: PixelSpec, tokens: torch.Tensor, precision: Precision, fingerprint: str
     ) -> None:
-        """Compute what is right, or recall it. The module is as open_clip built it, tokens are of `PROMPTS`."""
+        """Compute what is right, or recall it. The module is as open_clip built it, tokens of `PROMPTS`."""
         self._least = LEAST_COSINE[precision]
         self._pixels = _pixels(spec.height, spec.width)
         self._tokens = tokens
