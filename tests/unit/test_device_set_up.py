@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from clipfleet_worker import device as device_module
-from clipfleet_worker.backends.cuda_backend import CudaBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.settings import WorkerSettings
+from tests.support.fake_device import FakeDevice
 from tests.unit.test_cpu_backends import towers_of
+from tests.unit.test_cuda_backend import towers
 
 
 def settings(**values: object) -> WorkerSettings:
@@ -31,11 +32,23 @@ def test_on_the_processor_torch_runs_smaller_batches() -> None:
     assert found.make_backend(towers_of(torch.nn.Linear(2, 2)), "cpu").name == "torch"
 
 
-def test_on_a_gpu_passes_are_larger(gpu: None) -> None:
+def test_on_a_gpu_passes_are_larger_and_models_share_the_device(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def make_device(name: str) -> FakeDevice:
+        made.append(name)
+        return FakeDevice()
+
+    monkeypatch.setattr("clipfleet_worker.backends.cuda_device.CudaDevice", make_device)
     found = make_device_set_up(settings(device="cuda"))
 
+    backends = [found.make_backend(towers(), found.name) for _ in range(2)]
+
     assert (found.name, found.batch_size) == ("cuda", 256)
-    assert isinstance(found.make_backend, CudaBackends)
+    assert [backend.name for backend in backends] == ["cuda", "cuda"]
+    assert made == ["cuda"]
 
 
 def test_torch_by_itself_is_the_way_out(gpu: None) -> None:
