@@ -196,8 +196,7 @@ class Site:
 
         def work() -> Any:
             device = self._device
-            model = load_model(self._name, Precision.AUTO, device.name, device.make_backend)
-            return model
+            return load_model(self._name, Precision.AUTO, device.name, device.make_backend)
 
         return in_a_thread(work)
 

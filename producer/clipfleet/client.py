@@ -161,7 +161,7 @@ class Client:
                 f"{given.uri} was moved here from {job.output}: move it back there first"
             )
         self._first().ping()
-        state = self._rebuild(place, self._ledger.with_patience(self._patience()))
+        state = self._rebuild(place, job, self._ledger.with_patience(self._patience()))
         return self._handle(job, had_ended=state.is_final)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
@@ -197,7 +197,7 @@ class Client:
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
         if holder is not None and holder.is_same(job):
-            self._rebuild(output, ledger)  # a submit that goes on after the ledger was lost
+            self._rebuild(output, holder, ledger)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
@@ -213,8 +213,8 @@ class Client:
         """The ledger for a first call: an address at which there is no server is reported at once."""
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
-    def _rebuild(self, output: Output, ledger: Ledger) -> JobState:
-        return Rebuild(ledger, self._hints, output, self._settings.job_ttl_seconds).run()
+    def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
+        return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job, *, had_ended: bool = False) -> JobHandle:
         return JobHandle(

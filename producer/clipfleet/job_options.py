@@ -26,13 +26,12 @@ from clipfleet.contract import (
     Task,
     new_job_id,
 )
-from clipfleet.errors import UsageError
+from clipfleet.errors import UsageError, usage_errors
 from clipfleet.model_names import normalise_model
 from clipfleet.outputs import output_uri
 from clipfleet.parts import extra_column_name
 from clipfleet.sources import Source
 from clipfleet.sources.texts import TextSource
-from clipfleet.validation import usage_errors
 
 
 def _as_text(value: object) -> object:

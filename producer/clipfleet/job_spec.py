@@ -8,10 +8,10 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, PartFormat
+from clipfleet.errors import usage_errors
 from clipfleet.job_options import JobDescription
 from clipfleet.label_sets import LabelSetSpec
 from clipfleet.sources.uris import has_scheme
-from clipfleet.validation import usage_errors
 from clipfleet.yaml_files import read_yaml_file
 
 LabelSetName = Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)]

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, Preset
-from clipfleet.errors import UsageError
-from clipfleet.validation import first_problem
+from clipfleet.errors import UsageError, first_problem
 from clipfleet.yaml_files import read_text_file, read_yaml_file
 
 Labels = Sequence[str] | LabelSet | Sequence[LabelSet] | Mapping[str, Sequence[str] | LabelSet]

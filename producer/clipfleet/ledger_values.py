@@ -123,9 +123,8 @@ class JobStatus:
     asked_ms: int = field(default=0, compare=False)  # when this was so, by the server's clock
     starved_ms: int = 0  # not all was submitted, and all that was had been claimed
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
-    source_sum: str = (
-        ""  # of the items as they were staged, once sealed; empty where an older version did that
-    )
+    # Of the items as they were staged, once sealed; empty where an older version did that.
+    source_sum: str = ""
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:

@@ -25,14 +25,13 @@ from clipfleet.errors import (
     OutputUnavailableError,
     ResultsNotReadyError,
     UsageError,
+    first_problem,
 )
 from clipfleet.job_file import job_of
 from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import Output
-from clipfleet.part_files import OpenPart, PartFiles, part_files
+from clipfleet.part_files import OpenPart, PartFiles, part_files, read_ahead
 from clipfleet.parts import ItemStatus
-from clipfleet.read_ahead import read_ahead
-from clipfleet.validation import first_problem
 
 if TYPE_CHECKING:
     import numpy as np

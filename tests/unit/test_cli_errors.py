@@ -13,7 +13,8 @@ import pytest
 import typer
 
 import clipfleet
-from clipfleet import cli, client
+from clipfleet import client
+from clipfleet import commands as cli
 from clipfleet.contract import Job, JobState
 from clipfleet.errors import (
     ClipfleetError,

@@ -115,8 +115,5 @@ def is_output(job: str) -> bool:
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    return "/" in job or (path / keys.INTERNAL).is_dir() or _holds_parts(path)
-
-
-def _holds_parts(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in keys.PART_GLOBS.values())
+    holds_parts = any(any(path.glob(pattern)) for pattern in keys.PART_GLOBS.values())
+    return "/" in job or (path / keys.INTERNAL).is_dir() or holds_parts

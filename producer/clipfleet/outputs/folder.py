@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +35,7 @@ _UNREACHABLE = frozenset(
 )
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
+_OPEN_FILES = Path("/proc/self/fd")
 
 Confirm = Callable[[], object]  # raises to keep a change from being made
 
@@ -202,9 +204,6 @@ class FolderOutput:
         self.sweep_scratch()
 
 
-_OPEN_FILES = Path("/proc/self/fd")
-
-
 @contextmanager
 def local_scratch() -> Iterator[Path]:
     """A path that can be written to and read, inside the context and by this process only.
@@ -300,3 +299,49 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+class BoundFolderOutput(FolderOutput):
+    """A folder that must not lead out of some roots, whatever links say and whoever changes them.
+
+    For programs that write where others tell them to. The folder of an object is pinned (`O_PATH`), the
+    kernel is asked where it really lies, and then it is used through the pin: a link that is swapped in
+    between leads nowhere else. What is to be read is pinned itself. Hard links are files of the folder like
+    any other. Needs Linux and /proc.
+
+    The caller has resolved the roots. Makes no folder but the one for scratch files.
+    """
+
+    def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
+        super().__init__(folder)
+        self._roots = tuple(roots)
+
+    @contextmanager
+    def _holder(self, name: str) -> Iterator[Path]:
+        with self._pinned((self._folder / name).parent, os.O_DIRECTORY) as (pin, _):
+            yield _OPEN_FILES / str(pin)
+
+    @contextmanager
+    def _found(self, name: str) -> Iterator[Path]:
+        with self._pinned(self._folder / name, 0) as (pin, status):
+            if not stat.S_ISREG(status.st_mode):
+                raise OutputUnreachableError(f"{self._folder / name}: a folder, pipe or device, not a file")
+            yield _OPEN_FILES / str(pin)
+
+    def _make_tmp(self) -> None:
+        with self._holder(keys.TMP) as folder:
+            (folder / Path(keys.TMP).name).mkdir(exist_ok=True)
+
+    @contextmanager
+    def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:
+        pin = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        try:
+            found = (_OPEN_FILES / str(pin)).readlink()
+            if not any(found.is_relative_to(root) for root in self._roots):
+                raise OutputUnreachableError(
+                    f"{path} is outside this worker's output roots: "
+                    "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
+                )
+            yield pin, os.fstat(pin)
+        finally:
+            os.close(pin)

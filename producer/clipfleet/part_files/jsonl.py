@@ -30,7 +30,7 @@ from clipfleet.errors import OutputUnavailableError
 from clipfleet.json_rows import from_json, inferred_schema, json_lines, json_schema
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.outputs.parquet import damaged, parquet_errors
+from clipfleet.part_files.parquet import damaged, parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
 # What JSON raises for what is none, and Arrow for values that do not fit.

@@ -20,11 +20,12 @@ from clipfleet_worker.settings import WorkerSettings
 
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
-    """See `Check`. What the forward passes would run on."""
+    """What the forward passes would run on."""
 
     settings: WorkerSettings
 
     def findings(self) -> Iterator[Finding]:
+        """See `Check.findings`."""
         import torch
 
         try:
@@ -50,12 +51,13 @@ class DeviceCheck:
 
 @dataclass(frozen=True, slots=True)
 class ModelCheck:
-    """See `Check`: one of the models that are served."""
+    """One of the models that are served."""
 
     settings: WorkerSettings
     model: str
 
     def findings(self) -> Iterator[Finding]:
+        """See `Check.findings`."""
         try:
             files = find_files(self.model)
         except ModelUnavailableError as error:
