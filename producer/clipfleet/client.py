@@ -12,8 +12,7 @@ from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
 from clipfleet.job_handle import JobHandle
-from clipfleet.job_options import DEFAULT_OPTIONS, JobDescription, JobOptions, make_job
-from clipfleet.job_spec import JobSpec
+from clipfleet.job_options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
 from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.outputs import Output, open_output, output_of, output_uri
@@ -21,7 +20,7 @@ from clipfleet.overwriting import Overwriting
 from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.rebuild import Rebuild
 from clipfleet.redis_store import RedisStore
-from clipfleet.settings import Settings, load_settings
+from clipfleet.settings import Settings, checked
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
@@ -29,7 +28,7 @@ from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submission import Submission, naming_the_way_out
 from clipfleet.tracing import Tracing, tracing_of
 
-__all__ = ["Client", "JobHandle", "JobOptions"]
+__all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]
 
 T = TypeVar("T")
 
@@ -58,7 +57,7 @@ class Client:
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
-        self._settings = settings or load_settings()
+        self._settings = settings or checked(Settings)
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
         self._ledger = Ledger(self._settings.require_redis_url(), quota=quota)
@@ -110,7 +109,7 @@ class Client:
         )  # fmt: skip
 
     def run(self, spec: JobSpec) -> JobHandle:
-        """Submit the job that a `clipfleet.job_spec.JobSpec` describes; otherwise like `classify`."""
+        """Submit the job that a `JobSpec` describes; otherwise like `classify`."""
         return self._submit(
             spec.source, spec, Task.CLASSIFY if spec.label_sets else Task.EMBED, spec.made_label_sets(),
             top_k=spec.top_k, label_set_column=spec.label_set_column,

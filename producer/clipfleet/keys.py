@@ -93,18 +93,13 @@ def pending(job_id: str, token: str, suffix: str) -> str:
 
 def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
-    names = {
-        "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
-        "RECONCILED": RECONCILED, "BACKLOG": BACKLOG, "EARLY_END": EARLY_END,
-        "ERRANDS": ERRANDS,
-        "QUARANTINED": QUARANTINED, "WALKED": WALKED, "COUNTED": COUNTED,
-        "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
-        "SPEC": SPEC, "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS,
-        "TROUBLES": TROUBLES, "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS,
-        "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS, "CHUNKS": CHUNKS,
-        "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
-    }  # fmt: skip
-    lines = [f"local {name} = '{value}'" for name, value in names.items()]
+    names = (
+        "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "ERRANDS",
+        "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED", "DUE", "OWNERS",
+        "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "ITEMS", "ROWS", "VECTORS", "IDS", "CHUNKS",
+        "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
+    )  # fmt: skip
+    lines = [f"local {name} = '{globals()[name]}'" for name in names]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))
     pending_key = pending(_spliced("job"), _spliced("token"), _spliced("suffix"))
     lines += [

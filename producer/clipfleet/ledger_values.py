@@ -210,14 +210,6 @@ class JobStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class StageAnswer:
-    """What the ledger said to a staged file: `staged`, `known`, `gap` or `refused`."""
-
-    word: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Draft:
     """What a retry or rebuild puts in place of what the ledger knows of a job's chunks."""
 

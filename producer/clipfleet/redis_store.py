@@ -80,7 +80,6 @@ class RedisStore:
         """Schema of a job's rows, without `embedding`; None if there is no row yet."""
         with self.reading(job_id) as client:
             text: Any = client.hget(keys.job(job_id), "row_schema")
-        with damage_of(job_id):
             try:
                 return None if text is None else _schema_of(text)
             except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are no schema
@@ -91,13 +90,12 @@ class RedisStore:
         with self.reading(job_id) as client:
             return bool(client.exists(keys.job(job_id, keys.ROWS)))
 
-    def rows(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
-        """The rows of these items as JSON, None where there is none (yet)."""
-        return self._values(job_id, keys.ROWS, indexes)
-
-    def vectors(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
-        """The vectors of these items as little-endian float16, None where there is none."""
-        return self._values(job_id, keys.VECTORS, indexes)
+    def values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
+        """What `keys.ROWS` or `keys.VECTORS` has of these items, None where there is nothing (yet)."""
+        if not indexes:
+            return []
+        with self.reading(job_id) as client:
+            return client.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
 
     def dimension(self, job_id: str) -> int | None:
         """Length of a job's vectors; None if it has none."""
@@ -112,21 +110,13 @@ class RedisStore:
         """The `item_index` of the rows of a chunk, None if it is not complete."""
         with self.reading(job_id) as client:
             span: Any = client.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
-        with damage_of(job_id):
             return None if span is None else _indexes(span)
 
     def chunks(self, job_id: str) -> dict[int, range]:
         """Likewise for each chunk that is complete, in order."""
         with self.reading(job_id) as client:
             spans: Any = client.hgetall(keys.job(job_id, keys.CHUNKS))
-        with damage_of(job_id):
             return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
-
-    def _values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
-        if not indexes:
-            return []
-        with self.reading(job_id) as client:
-            return client.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
 
 
 def _schema_text(schema: pa.Schema) -> bytes:

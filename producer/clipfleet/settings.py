@@ -114,17 +114,12 @@ def _require_broker_scheme(url: str) -> None:
         _ = parts.port  # raises ValueError where it is not a number
 
 
-def load_settings() -> Settings:
+def checked(kind: type[S]) -> S:
     """Settings from the environment.
 
     Raises:
         UsageError: a variable has a value that cannot be used; the message names it.
     """
-    return checked(Settings)
-
-
-def checked(kind: type[S]) -> S:
-    """An instance from the environment, with a `UsageError` instead of pydantic's report."""
     try:
         return kind()
     except ValidationError as error:

@@ -45,7 +45,9 @@ def follow(
             had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
             snapshot = job.status()
-    seconds = _seconds_of(snapshot) if started is None or had_ended else time.monotonic() - started
+    # The ledger does not know when a retry began.
+    lasted = None if snapshot.generation else snapshot.lasted_seconds
+    seconds = lasted if started is None or had_ended else time.monotonic() - started
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -82,11 +84,6 @@ def _already(snapshot: JobStatus) -> str:
     state = snapshot.state.replace("_", " ")
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
     return f"already {state}{when}"
-
-
-def _seconds_of(snapshot: JobStatus) -> float | None:
-    """How long a job has lasted; the ledger does not know when a retry of it began."""
-    return None if snapshot.generation else snapshot.lasted_seconds
 
 
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:

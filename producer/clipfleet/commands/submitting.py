@@ -20,7 +20,7 @@ from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
 from clipfleet.console import say, say_trouble
 from clipfleet.contract import DEFAULT_TEMPLATE, LabelSet, new_job_id
 from clipfleet.errors import UsageError
-from clipfleet.job_spec import read_job_spec
+from clipfleet.job_options import read_job_spec
 from clipfleet.label_sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.program import EXIT_INTERRUPTED
 

@@ -145,12 +145,7 @@ def _sorted(names: Iterator[str]) -> Iterator[str]:
         if len(run) < _RUN and not runs:
             return iter(run)
         runs.append(["\0".join(run[start : start + _PACK]) for start in range(0, len(run), _PACK)])
-    return heapq.merge(*(_unpacked(packs) for packs in runs))
-
-
-def _unpacked(packs: list[str]) -> Iterator[str]:
-    for pack in packs:
-        yield from pack.split("\0")
+    return heapq.merge(*((name for pack in packs for name in pack.split("\0")) for packs in runs))
 
 
 def has_wildcards(text: str) -> bool:
