@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -37,6 +38,7 @@ _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLI
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
 _OPEN_FILES = Path("/proc/self/fd")
 
+T = TypeVar("T")
 Confirm = Callable[[], object]  # raises to keep a change from being made
 
 
@@ -103,13 +105,17 @@ class FolderOutput:
             _sync_folder(target.parent)
         return True
 
-    def version(self, name: str) -> str | None:
+    def _seen(self, name: str, look: Callable[[Path], T]) -> T | None:
+        """What a look at an object gives; None if there is none of this name."""
         with output_errors(self._folder / name):
             try:
                 with self._found(name) as path:
-                    return _version(path.stat())
+                    return look(path)
             except FileNotFoundError:
                 return None
+
+    def version(self, name: str) -> str | None:
+        return self._seen(name, lambda path: _version(path.stat()))
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
@@ -144,21 +150,13 @@ class FolderOutput:
             return self.publish(path, name, replace=replace, confirm=confirm)
 
     def read(self, name: str) -> bytes | None:
-        with output_errors(self._folder / name):
-            try:
-                with self._found(name) as path:
-                    return path.read_bytes()
-            except FileNotFoundError:
-                return None
+        return self._seen(name, Path.read_bytes)
 
     def open(self, name: str) -> pa.NativeFile:
-        with output_errors(self._folder / name):
-            try:
-                with self._found(name) as path:
-                    return pa.OSFile(str(path), "rb")
-            except FileNotFoundError:
-                pass
-        raise FileNotFoundError(self._folder / name)
+        file = self._seen(name, lambda path: pa.OSFile(str(path), "rb"))
+        if file is None:
+            raise FileNotFoundError(self._folder / name)
+        return file
 
     def names(self, prefix: str) -> Iterator[str]:
         below, _, start = prefix.rpartition("/")
