@@ -36,7 +36,10 @@ def follow(
     they are those that it took.
     """
     had_ended = job.had_ended
-    with _interruptible(job):
+    with interruptible(
+        f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
+        f"`clipfleet cancel {job.job_id}`"
+    ):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
         if wait:
@@ -71,12 +74,12 @@ def follow(
 
 
 @contextmanager
-def _interruptible(job: JobHandle) -> Iterator[None]:
+def interruptible(what_then: str) -> Iterator[None]:
+    """Let Ctrl-C end the program, with a line about what then becomes of the job."""
     try:
         yield
     except KeyboardInterrupt:
-        say(f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
-            f"`clipfleet cancel {job.job_id}`")  # fmt: skip
+        say(what_then)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
