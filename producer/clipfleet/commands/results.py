@@ -115,5 +115,6 @@ def is_output(job: str) -> bool:
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    holds_parts = any(any(path.glob(pattern)) for pattern in keys.PART_GLOBS.values())
-    return "/" in job or (path / keys.INTERNAL).is_dir() or holds_parts
+    if "/" in job or (path / keys.INTERNAL).is_dir():
+        return True
+    return any(any(path.glob(pattern)) for pattern in keys.PART_GLOBS.values())
