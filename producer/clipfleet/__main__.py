@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Load the commands, then run them."""
     try:
-        from clipfleet.cli import main as run
+        from clipfleet.commands import main as run
     except KeyboardInterrupt:
         sys.exit(130)
     run()

@@ -12,8 +12,7 @@ from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_file import job_of
 from clipfleet.job_handle import JobHandle
-from clipfleet.job_options import DEFAULT_OPTIONS, JobDescription, JobOptions, make_job
-from clipfleet.job_spec import JobSpec
+from clipfleet.job_options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
 from clipfleet.label_sets import Labels, label_sets_of
 from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
 from clipfleet.outputs import Output, open_output, output_of, output_uri
@@ -21,7 +20,7 @@ from clipfleet.overwriting import Overwriting
 from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
 from clipfleet.rebuild import Rebuild
 from clipfleet.redis_store import RedisStore
-from clipfleet.settings import Settings, load_settings
+from clipfleet.settings import Settings, checked
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
@@ -29,7 +28,7 @@ from clipfleet.sources.texts import TextSource, text_source_of
 from clipfleet.submission import Submission, naming_the_way_out
 from clipfleet.tracing import Tracing, tracing_of
 
-__all__ = ["Client", "JobHandle", "JobOptions"]
+__all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]
 
 T = TypeVar("T")
 
@@ -58,7 +57,7 @@ class Client:
     ) -> None:
         self._patience = partial(Patience, patience_seconds, on_trouble)
         self._say = on_trouble
-        self._settings = settings or load_settings()
+        self._settings = settings or checked(Settings)
         self._tracing = tracing or tracing_of("clipfleet")
         quota = Quota(self._settings.quota_items, self._settings.quota_bytes)
         self._ledger = Ledger(self._settings.require_redis_url(), quota=quota)
@@ -110,7 +109,7 @@ class Client:
         )  # fmt: skip
 
     def run(self, spec: JobSpec) -> JobHandle:
-        """Submit the job that a `clipfleet.job_spec.JobSpec` describes; otherwise like `classify`."""
+        """Submit the job that a `JobSpec` describes; otherwise like `classify`."""
         return self._submit(
             spec.source, spec, Task.CLASSIFY if spec.label_sets else Task.EMBED, spec.made_label_sets(),
             top_k=spec.top_k, label_set_column=spec.label_set_column,
@@ -161,7 +160,7 @@ class Client:
                 f"{given.uri} was moved here from {job.output}: move it back there first"
             )
         self._first().ping()
-        state = self._rebuild(place, self._ledger.with_patience(self._patience()))
+        state = self._rebuild(place, job, self._ledger.with_patience(self._patience()))
         return self._handle(job, had_ended=state.is_final)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
@@ -197,7 +196,7 @@ class Client:
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
         if holder is not None and holder.is_same(job):
-            self._rebuild(output, ledger)  # a submit that goes on after the ledger was lost
+            self._rebuild(output, holder, ledger)  # a submit that goes on after the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
@@ -213,8 +212,8 @@ class Client:
         """The ledger for a first call: an address at which there is no server is reported at once."""
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
-    def _rebuild(self, output: Output, ledger: Ledger) -> JobState:
-        return Rebuild(ledger, self._hints, output, self._settings.job_ttl_seconds).run()
+    def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
+        return Rebuild(ledger, self._hints, output, job, self._settings.job_ttl_seconds).run()
 
     def _handle(self, job: Job, *, had_ended: bool = False) -> JobHandle:
         return JobHandle(

@@ -216,13 +216,6 @@ class LabelSet(_Frozen):
         """Short name of this label set; equal content gives the equal hash on every machine."""
         return short_hash([list(self.labels), list(self.templates), self.preset])
 
-    def prompts(self) -> list[str]:
-        """All prompts, label by label: `prompts()[i * len(templates) + j]` is label i in template j.
-
-        A preset has none before a worker has resolved it.
-        """
-        return [template.replace("{}", label) for label in self.labels for template in self.templates]
-
 
 class SourceDescription(_Frozen):
     """What a source is, as far as it can be told without reading it through."""

@@ -29,7 +29,7 @@ class StagedFiles(BaseModel):
     files: tuple[tuple[int, int], ...] = ()  # (first chunk, chunks) of each, in order
     items: int = 0
     is_sealed: bool = False  # the source has ended: there will be no more
-    source_sum: str = ""  # of a sealed one, see `sources.contents`; older versions noted none
+    source_sum: str = ""  # of a sealed one, see `submission.Contents`; older versions noted none
 
 
 class Generation(BaseModel):

@@ -13,7 +13,6 @@ from clipfleet.contract import ErrorCode, Job, JobState
 from clipfleet.errors import JobNotFoundError, RedisUnavailableError, UsageError
 from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints
-from clipfleet.inventory import parts_in_place
 from clipfleet.ledger import JobStatus, Ledger
 from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import open_output, output_of
@@ -21,7 +20,7 @@ from clipfleet.patience import OnTrouble, Patience, is_unready
 from clipfleet.redis_results import RedisRows
 from clipfleet.redis_store import RedisStore
 from clipfleet.results import PartRows, RowReader
-from clipfleet.retry import Parts, Retry
+from clipfleet.retry import Parts, Retry, parts_in_place
 from clipfleet.settings import Settings
 
 if TYPE_CHECKING:

@@ -20,13 +20,11 @@ EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ende
 ERRANDS = f"{PREFIX}:errands"
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
-EARLY_END = (
-    f"{PREFIX}:early-end"  # string: the job that was cancelled or failed last, and when: workers look at it
-)
+# String: the job that was cancelled or failed last, and when: workers look at it.
+EARLY_END = f"{PREFIX}:early-end"
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
-QUARANTINED = (
-    f"{PREFIX}:quarantined"  # counter: jobs that were failed because what Redis held of them was damaged
-)
+# Counter: jobs that were failed because what Redis held of them was damaged.
+QUARANTINED = f"{PREFIX}:quarantined"
 WALKED = f"{PREFIX}:walked"  # rank in `JOBS` at which the next reconcile continues its check
 COUNTED = f"{PREFIX}:counted"  # zset: job that is unfinished, or keeps staged items here -> creation time, ms
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
@@ -60,9 +58,8 @@ SPEC = ":spec"  # string: the whole job as JSON
 STAGED = ":staged"  # zset: "<first_chunk>-<chunks>" of each staged file -> first chunk
 DUE = ":due"  # zset: chunk that was released or lost -> time from which it may be claimed, ms
 OWNERS = ":owners"  # hash: leased chunk -> token of its owner
-WRITERS = (
-    ":writers"  # zset: token that lost its lease, and has not said that it writes no more -> its deadline, ms
-)
+# Zset: token that lost its lease, and has not said that it writes no more -> its deadline, ms.
+WRITERS = ":writers"
 TROUBLES = ":troubles"  # hash: "<chunk>:losses|failures|waits" -> count
 CODES = ":codes"  # hash: error code -> failed rows
 STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
@@ -96,18 +93,13 @@ def pending(job_id: str, token: str, suffix: str) -> str:
 
 def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
-    names = {
-        "JOBS": JOBS, "LEASES": LEASES, "FINISHING": FINISHING, "EVENTS": EVENTS, "TURNS": TURNS,
-        "RECONCILED": RECONCILED, "BACKLOG": BACKLOG, "EARLY_END": EARLY_END,
-        "ERRANDS": ERRANDS,
-        "QUARANTINED": QUARANTINED, "WALKED": WALKED, "COUNTED": COUNTED,
-        "WORKERS": WORKERS, "WORKER_FACTS": WORKER_FACTS,
-        "SPEC": SPEC, "STAGED": STAGED, "DUE": DUE, "OWNERS": OWNERS, "WRITERS": WRITERS,
-        "TROUBLES": TROUBLES, "CODES": CODES, "STREAM": STREAM, "DONE": DONE, "ITEMS": ITEMS,
-        "ROWS": ROWS, "VECTORS": VECTORS, "IDS": IDS, "CHUNKS": CHUNKS,
-        "DRAFT": DRAFT, "DRAFT_DONE": DRAFT_DONE, "DRAFT_DUE": DRAFT_DUE, "DRAFT_STAGED": DRAFT_STAGED,
-    }  # fmt: skip
-    lines = [f"local {name} = '{value}'" for name, value in names.items()]
+    names = (
+        "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "ERRANDS",
+        "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED", "DUE", "OWNERS",
+        "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "ITEMS", "ROWS", "VECTORS", "IDS", "CHUNKS",
+        "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
+    )  # fmt: skip
+    lines = [f"local {name} = '{globals()[name]}'" for name in names]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))
     pending_key = pending(_spliced("job"), _spliced("token"), _spliced("suffix"))
     lines += [

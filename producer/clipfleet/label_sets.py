@@ -10,8 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from clipfleet.contract import LABEL_SET_NAME_PATTERN, LabelSet, Preset
-from clipfleet.errors import UsageError
-from clipfleet.validation import first_problem
+from clipfleet.errors import UsageError, first_problem
 from clipfleet.yaml_files import read_text_file, read_yaml_file
 
 Labels = Sequence[str] | LabelSet | Sequence[LabelSet] | Mapping[str, Sequence[str] | LabelSet]
@@ -94,7 +93,7 @@ def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[
     if isinstance(labels, str):
         if labels not in list(Preset):
             raise UsageError(f"labels: {labels!r} is one text, give a list of labels")
-        return (preset_label_set(Preset(labels)),)
+        return (LabelSet(name=labels, preset=Preset(labels)),)
     if isinstance(labels, LabelSet):
         return (labels,)
     made = tuple(one for one in labels if isinstance(one, LabelSet))
@@ -113,22 +112,14 @@ def _made(**values: Any) -> LabelSet:
     try:
         return LabelSet(**values)
     except ValidationError as error:
-        raise UsageError(f"label set{_whose(values.get('name'))}: {_problem(error)}") from None
-
-
-def _whose(name: str | None) -> str:
-    return f" {name!r}" if name else ""
+        whose = f" {values['name']!r}" if values.get("name") else ""
+        raise UsageError(f"label set{whose}: {_problem(error)}") from None
 
 
 def _problem(error: ValidationError) -> str:
     if error.errors()[0]["loc"] == ("name",):
         return "its name must begin with a letter, and have at most 40 letters, digits and underscores"
     return first_problem(error)
-
-
-def preset_label_set(preset: Preset) -> LabelSet:
-    """A label set that only a worker can spell out."""
-    return LabelSet(name=preset.value, preset=preset)
 
 
 def read_label_set(text: str) -> LabelSet:
@@ -139,7 +130,7 @@ def read_label_set(text: str) -> LabelSet:
         UsageError: neither, or the file cannot be used.
     """
     if text in list(Preset):
-        return preset_label_set(Preset(text))
+        return LabelSet(name=text, preset=Preset(text))
     path = Path(text)
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise UsageError(

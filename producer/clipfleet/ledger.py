@@ -32,7 +32,6 @@ from clipfleet.ledger_values import (
     Lease,
     Quota,
     Retention,
-    StageAnswer,
     WorkerFacts,
 )
 from clipfleet.lua_scripts import LuaScripts
@@ -41,7 +40,7 @@ from clipfleet.redis_connection import connect, damage_of, redis_errors
 
 __all__ = [
     "DEFAULT_RETENTION", "FINISH", "MAX_FAILURES", "MAX_LOSSES", "Backlog", "Claim", "Draft", "FinishClaim",
-    "JobStatus", "Lease", "Ledger", "Quota", "Retention", "StageAnswer", "WorkerFacts",
+    "JobStatus", "Lease", "Ledger", "Quota", "Retention", "WorkerFacts",
 ]  # fmt: skip
 
 _SCRIPTS = (
@@ -59,7 +58,7 @@ class Ledger:
 
     def __init__(self, url: str, *, client: redis.Redis | None = None, quota: Quota = NO_QUOTA) -> None:
         self._url = url
-        self._quota = quota
+        self.quota = quota  # what `submit` and `stage` keep to
         self._redis = client or connect(url)
         self._run = LuaScripts(self._redis, url, _SCRIPTS).run
 
@@ -69,7 +68,7 @@ class Ledger:
 
     def with_patience(self, patience: Patience) -> Ledger:
         """The same ledger, whose calls wait out a Redis that is away; this one keeps the connections."""
-        return Ledger(self._url, client=patient(self._redis, patience), quota=self._quota)
+        return Ledger(self._url, client=patient(self._redis, patience), quota=self.quota)
 
     def ping(self) -> None:
         """Raise `RedisUnavailableError` unless Redis answers."""
@@ -77,11 +76,6 @@ class Ledger:
             self._redis.ping()
 
     # --- the producer's side ---
-
-    @property
-    def quota(self) -> Quota:
-        """What `submit` and `stage` keep to."""
-        return self._quota
 
     def submit(
         self, job: Job, retention: Retention = DEFAULT_RETENTION, traceparent: str = ""
@@ -109,32 +103,35 @@ class Ledger:
             job.model,
             job.chunk_size,
             _rate(job.max_error_rate),
-            self._quota.items,
-            self._quota.bytes,
+            self.quota.items,
+            self.quota.bytes,
             traceparent,
             *(retention.milliseconds if job.output_is_redis else ()),
         )
         if answer[0] == "created":
             return True, JobState.SUBMITTING
         if answer[0] == "quota":
-            raise _quota_exceeded(self._quota, *answer[1:])
+            raise _quota_exceeded(self.quota, *answer[1:])
         _, state, fingerprint, spec = answer
         if fingerprint != job.fingerprint:
             raise JobConflictError(_conflict(job, spec or ""))
         with damage_of(job.job_id):
             return False, JobState(state)
 
-    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
+    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> str:
         """Tell that the staged file of these chunks is in place; they may be claimed from now on.
+
+        Returns:
+            `staged`; `known`, for a repetition; `gap` or `refused`, and nothing was changed.
 
         Raises:
             QuotaExceededError: there is no room for them now; nothing was changed.
         """
-        quota = self._quota
-        word, *detail = self._run("stage", job_id, first_chunk, chunks, items, quota.items, quota.bytes)
+        quota = self.quota
+        word, *over = self._run("stage", job_id, first_chunk, chunks, items, quota.items, quota.bytes)
         if word == "quota":
-            raise _quota_exceeded(quota, *detail)
-        return StageAnswer(word, str(detail[0]) if detail else "")
+            raise _quota_exceeded(quota, *over)
+        return str(word)
 
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
         """`(first_chunk, chunks)` of each staged file, in order."""
@@ -147,7 +144,7 @@ class Ledger:
     def seal(self, job_id: str, chunks: int, items: int, source_sum: str = "") -> str:
         """Record that the source has ended; answers `sealed`, `mismatch` or `refused`. Idempotent.
 
-        `source_sum` is what `JobStatus` has then, see `clipfleet.sources.contents`.
+        `source_sum` is what `JobStatus` has then, see `clipfleet.submission.Contents`.
         """
         return str(self._run("seal", job_id, chunks, items, source_sum)[0])
 

@@ -123,9 +123,8 @@ class JobStatus:
     asked_ms: int = field(default=0, compare=False)  # when this was so, by the server's clock
     starved_ms: int = 0  # not all was submitted, and all that was had been claimed
     meters: Meters = NO_METERS  # where the time of this generation's chunks went
-    source_sum: str = (
-        ""  # of the items as they were staged, once sealed; empty where an older version did that
-    )
+    # Of the items as they were staged, once sealed; empty where an older version did that.
+    source_sum: str = ""
 
     @classmethod
     def of_answer(cls, job_id: str, answer: Sequence[Any]) -> Self:
@@ -208,14 +207,6 @@ class JobStatus:
         if self.state not in (JobState.CANCELLED, JobState.FAILED) or self.finished_at is None:
             return None
         return EarlyEnd(self.state, self.finished_at)
-
-
-@dataclass(frozen=True, slots=True)
-class StageAnswer:
-    """What the ledger said to a staged file: `staged`, `known`, `gap` or `refused`."""
-
-    word: str
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,8 @@ from clipfleet.redis_connection import redis_errors
 _SHARED = ("measured", "transitions", "mending")  # each uses what stands before it only
 _AT_HAND = "local at_hand, queue_at_hand"  # the job and the queue that a script deals with, see guard.lua
 _FOR_THE_GUARD = re.compile(r"^ *(queue_)?at_hand = .*$\n", re.MULTILINE)
-_OF_THE_SERVER = (
-    "ACL failure",
-    "MISCONF",
-    "NOREPLICAS",
-    "MASTERDOWN",
-    "BUSY",
-    "UNKILLABLE",
-)  # redis-py has no class for them
+# redis-py has no class for them.
+_OF_THE_SERVER = ("ACL failure", "MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY", "UNKILLABLE")
 _DEFINITION = re.compile(r"^(?=local )", re.MULTILINE)
 _DEFINED = re.compile(r"local (?:function (\w+)|([\w, ]+) =)")
 _RARELY = re.compile(r"^-- Rarely:\n", re.MULTILINE)

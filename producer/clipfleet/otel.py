@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from clipfleet import __version__
@@ -65,13 +65,9 @@ def exporting(service: str, environment: Mapping[str, str]) -> OtelTracing:
     Raises:
         UsageError: they ask for an exporter that is not installed.
     """
-    return OtelTracing(BatchSpanProcessor(_exporter(environment)), service)
-
-
-def _exporter(environment: Mapping[str, str]) -> SpanExporter:
     name = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    if name == "console":
-        return ConsoleSpanExporter(out=sys.stderr)  # stdout belongs to the command
+    if name == "console":  # stdout belongs to the command
+        return OtelTracing(BatchSpanProcessor(ConsoleSpanExporter(out=sys.stderr)), service)
     if name == "otlp":
         protocol = (
             environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
@@ -85,5 +81,4 @@ def _exporter(environment: Mapping[str, str]) -> SpanExporter:
             f"the OTEL_* variables ask for the exporter {name}, which is not installed: the extra `otel` has "
             "otlp over http/protobuf; OTEL_TRACES_EXPORTER=none turns spans off"
         )
-    exporter: SpanExporter = found.load()()
-    return exporter
+    return OtelTracing(BatchSpanProcessor(found.load()()), service)

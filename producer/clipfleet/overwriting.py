@@ -54,7 +54,9 @@ class Overwriting:
         self._version = self.output.version(keys.JOB_FILE)  # before it is read
         holder = job_of(self.output)
         if holder is not None and holder.job_id == self.job.job_id:
-            status = self._own_status()
+            status: JobStatus | None = None
+            with suppress(JobNotFoundError):
+                status = self.ledger.status(self.job.job_id)
             if is_wanted and status is not None and status.sealed:
                 raise UsageError(
                     f"--overwrite needs a new job id: {self.output.uri} holds {holder.job_id} itself"
@@ -72,12 +74,6 @@ class Overwriting:
             self._holder_id = holder.job_id
             self._wait_for_writers(holder.job_id)
         return True
-
-    def _own_status(self) -> JobStatus | None:
-        try:
-            return self.ledger.status(self.job.job_id)
-        except JobNotFoundError:
-            return None
 
     def _wait_for_writers(self, job_id: str) -> None:
         """Return once no worker can be inside a write of an ended job."""

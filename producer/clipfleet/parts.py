@@ -92,6 +92,18 @@ def label_columns(set_name: str) -> tuple[str, ...]:
     return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)
 
 
+def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
+    """Schema of the batches of a source, and of staged files."""
+    return pa.schema(
+        [
+            pa.field("item_index", pa.int64(), nullable=False),
+            pa.field("item_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            *extra_fields,
+        ]
+    )
+
+
 def part_schema(
     embedding_dimension: int,
     extra_fields: Sequence[pa.Field[Any]] = (),
@@ -107,9 +119,7 @@ def part_schema(
     embedding = pa.list_(pa.float16(), embedding_dimension)
     return pa.schema(
         [
-            pa.field("item_index", pa.int64(), nullable=False),
-            pa.field("item_id", pa.string(), nullable=False),
-            pa.field("uri", pa.string(), nullable=False),
+            *item_schema(),
             pa.field("status", pa.string(), nullable=False),
             pa.field("error_code", pa.string()),
             pa.field("error_detail", pa.string()),

@@ -11,11 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from clipfleet.bottleneck import Limit
-from clipfleet.console import say, stderr
+from clipfleet.console import printable, say, stderr
 from clipfleet.contract import JobState
 from clipfleet.ledger import JobStatus, WorkerFacts
 from clipfleet.pace import Pace
-from clipfleet.printable import printable
 
 _PLAIN_SECONDS = 10.0
 _NO_WORKER_SECONDS = 3.0  # a worker that starts with the job gets this long before anybody is told

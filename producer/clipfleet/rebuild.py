@@ -11,12 +11,11 @@ from clipfleet import keys
 from clipfleet.contract import Job, JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.inventory import Inventory, parts_in_place, take_inventory
-from clipfleet.job_file import Generation, StagedFiles, generation_of, job_of, staged_files
+from clipfleet.job_file import Generation, StagedFiles, generation_of, staged_files
 from clipfleet.ledger import Ledger
 from clipfleet.outputs import Output
 from clipfleet.parts import PartCounts, PartIdentity
-from clipfleet.retry import draft_of, has_failed
+from clipfleet.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
 from clipfleet.staging import StagedReader
 
 
@@ -27,6 +26,7 @@ class Rebuild:
     ledger: Ledger
     hints: Hints
     output: Output
+    job: Job  # that the output holds
     job_ttl_seconds: int
 
     def run(self) -> JobState:
@@ -36,17 +36,14 @@ class Rebuild:
         goes on, with its retry if it was in one; of any other the same submit goes on.
 
         Raises:
-            JobNotFoundError: no job has this output.
             JobConflictError: the ledger knows another job of this id, or another rebuild began meanwhile.
             OutputConflictError: the output holds parts of another job.
             OutputUnavailableError: the output cannot be read.
         """
-        job = job_of(self.output)
-        if job is None:
-            raise JobNotFoundError(f"{self.output.uri}: no job has this output")
-        return self._known_state(job) or self._rebuild(job)
+        return self._known_state() or self._rebuild()
 
-    def _known_state(self, job: Job) -> JobState | None:
+    def _known_state(self) -> JobState | None:
+        job = self.job
         try:
             known, state = self.ledger.job(job.job_id), self.ledger.status(job.job_id).state
         except JobNotFoundError:
@@ -58,14 +55,14 @@ class Rebuild:
             )
         return state
 
-    def _rebuild(self, job: Job) -> JobState:
-        token = uuid4().hex
+    def _rebuild(self) -> JobState:
+        job, token = self.job, uuid4().hex
         self.ledger.begin_draft(job.job_id, token)
         staged = staged_files(self.output)
         chunks = sum(count for _, count in staged.files)
         generation = generation_of(self.output)
         is_over = self.output.read(keys.SUCCESS) is not None
-        inventory = self._take_inventory(job, chunks, None if is_over else generation)
+        inventory = self._take_inventory(chunks, None if is_over else generation)
         if is_over and inventory.open_chunks:  # a part has gone
             is_over = False
             self.output.remove(keys.SUCCESS)
@@ -76,7 +73,7 @@ class Rebuild:
             state=_state(staged, inventory, is_over=is_over),
             generation=max(generation.number, inventory.generation),
             codes=generation.codes,
-            items=self._count_items(job, staged),
+            items=self._count_items(staged),
             ttl_seconds=self.job_ttl_seconds,
             source_sum=staged.source_sum,
             finished_at=self._finished_at() if is_over else None,
@@ -97,14 +94,14 @@ class Rebuild:
         except (ValueError, LookupError, TypeError, RecursionError):
             return None
 
-    def _count_items(self, job: Job, staged: StagedFiles) -> int:
+    def _count_items(self, staged: StagedFiles) -> int:
         """Of all staged files. The last one of a submit that was killed may be another than was noted."""
         if staged.is_sealed:
             return staged.items
-        with StagedReader(self.output, job_id=job.job_id) as reader:
+        with StagedReader(self.output, job_id=self.job.job_id) as reader:
             return sum(reader.count_items(first, count) for first, count in staged.files)
 
-    def _take_inventory(self, job: Job, chunks: int, retried: Generation | None) -> Inventory:
+    def _take_inventory(self, chunks: int, retried: Generation | None) -> Inventory:
         """The chunks of a job; those that a retry which is under way has not got to are not done."""
 
         def is_done(identity: PartIdentity, counts: PartCounts) -> bool:
@@ -114,7 +111,7 @@ class Rebuild:
                 or not has_failed(counts, retried.codes)
             )
 
-        return take_inventory(parts_in_place(self.output, job, chunks), chunks, is_done)
+        return take_inventory(parts_in_place(self.output, self.job, chunks), chunks, is_done)
 
 
 def _state(staged: StagedFiles, inventory: Inventory, *, is_over: bool) -> JobState:

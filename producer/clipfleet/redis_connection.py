@@ -122,7 +122,6 @@ def redis_errors(url: str) -> Iterator[None]:
     except RedisError as error:
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error
-    except (
-        OSError
-    ) as error:  # before redis-py has a connection whose errors it would translate: no descriptors
+    except OSError as error:
+        # Before redis-py has a connection whose errors it would translate: no descriptors.
         raise RedisUnavailableError(f"Redis at {masked(url)}: cannot connect: {error}") from error

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT, Job, JobState
 from clipfleet.errors import (
     OutputDamagedError,
@@ -125,14 +126,14 @@ def _schema(store: RedisStore, job_id: str, columns: Sequence[str] | None) -> pa
 def _read(store: RedisStore, job_id: str, indexes: range, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     for start in range(indexes.start, indexes.stop, _ROWS_PER_CALL):
         some = range(start, min(start + _ROWS_PER_CALL, indexes.stop))
-        texts = zip(some, store.rows(job_id, some), strict=True)
+        texts = zip(some, store.values(job_id, keys.ROWS, some), strict=True)
         found = {index: text for index, text in texts if text is not None}
         if not found:
             continue
         try:
             batch = from_json([json.loads(text) for text in found.values()], schema)
             if "embedding" in schema.names:
-                batch = _with_vectors(batch, store.vectors(job_id, list(found)))
+                batch = _with_vectors(batch, store.values(job_id, keys.VECTORS, list(found)))
         except (ValueError, pa.ArrowException) as error:
             where = f"{REDIS_OUTPUT}: rows {some.start} to {some.stop - 1} of job {job_id}"
             raise OutputDamagedError(f"{where} are damaged: {error}") from error

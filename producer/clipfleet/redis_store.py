@@ -1,13 +1,13 @@
-"""What a `redis://` job keeps beside its entries in the ledger: staged items, rows, vectors, ids.
+"""What a `redis://` job keeps beside its entries in the ledger: rows, vectors, ids; objects: `RedisOutput`.
 
 Bytes in, bytes out; what they mean is said elsewhere. Rows become visible by `Ledger.complete`, never here.
 """
 
 from __future__ import annotations
 
-import hashlib
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,68 +36,27 @@ class RowSlice:
     ids: Mapping[str, int]  # item_id -> its lowest item_index in the chunk
 
 
-ANYTHING = "any"
-
-
-def version_of(data: bytes) -> str:
-    """What tells an object from any other under its name."""
-    return hashlib.sha1(data, usedforsecurity=False).hexdigest()  # what Redis has for its scripts
-
-
 class RedisStore:
     """All calls raise `RedisUnavailableError` while Redis is away, or its memory is full."""
 
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
-        self._redis = client or connect(url, decode=False)
-        self._run = LuaScripts(self._redis, url, _SCRIPTS).run
+        self.client = client or connect(url, decode=False)
+        self.run = LuaScripts(self.client, url, _SCRIPTS).run
 
     def close(self) -> None:
         """Close the connections."""
-        self._redis.close()
+        self.client.close()
 
     def with_patience(self, patience: Patience) -> RedisStore:
         """The same store, whose calls wait out a Redis that is away; this one keeps the connections."""
-        return RedisStore(self._url, client=patient(self._redis, patience))
+        return RedisStore(self._url, client=patient(self.client, patience))
 
-    # --- objects: the job file and staged items ---
-
-    def job_file(self, job_id: str) -> bytes | None:
-        """The job as it was submitted, or None if there is none."""
+    @contextmanager
+    def reading(self, job_id: str) -> Iterator[redis.Redis]:
+        """The client, for a job's values; what Redis or a planted value raises becomes an error of ours."""
         with damage_of(job_id), redis_errors(self._url):
-            return self._redis.get(keys.job(job_id, keys.SPEC))  # type: ignore[return-value]  # or async
-
-    def put_object(self, job_id: str, name: str, data: bytes, *, over: str = "") -> bool:
-        """Keep an object of at most 512 MB, over nothing, `ANYTHING`, or the one object of this `version_of`.
-
-        Returns:
-            False if something else is there, or the job is over: then nothing was changed.
-        """
-        return bool(self._run("put_object", job_id, name, data, over))
-
-    def object(self, job_id: str, name: str) -> bytes | None:
-        """All bytes of an object, or None."""
-        with damage_of(job_id), redis_errors(self._url):
-            return self._redis.hget(keys.job(job_id, keys.ITEMS), name)  # type: ignore[return-value]  # or async
-
-    def object_names(self, job_id: str) -> list[str]:
-        """Sorted names of a job's objects."""
-        with damage_of(job_id), redis_errors(self._url):
-            names: list[Any] = self._redis.hkeys(keys.job(job_id, keys.ITEMS))
-        return sorted(name.decode() for name in names)
-
-    def remove_object(self, job_id: str, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        with redis_errors(self._url):
-            self._redis.hdel(keys.job(job_id, keys.ITEMS), name)
-
-    def clear(self, job_id: str) -> None:
-        """Remove all objects and results of a job."""
-        suffixes = (keys.ITEMS, *keys.RESULT_SUFFIXES)
-        with redis_errors(self._url):
-            self._redis.unlink(*(keys.job(job_id, suffix) for suffix in suffixes))
-
-    # --- results ---
+            yield self.client
 
     def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> str:
         """Bring some rows of a chunk claimed by this token. `Ledger.complete` makes them visible. Idempotent.
@@ -111,7 +70,7 @@ class RedisStore:
             for kind in kinds
             for value in (len(kind), *(part for pair in kind.items() for part in pair))
         ]
-        answer: bytes = self._run(
+        answer: bytes = self.run(
             "write_rows", identity.job_id, identity.chunk_id, token, identity.generation,
             _KEEP_PENDING_SECONDS * 1000, _schema_text(rows.schema), *flat,
         )  # fmt: skip
@@ -119,9 +78,8 @@ class RedisStore:
 
     def schema(self, job_id: str) -> pa.Schema | None:
         """Schema of a job's rows, without `embedding`; None if there is no row yet."""
-        with damage_of(job_id), redis_errors(self._url):
-            text: Any = self._redis.hget(keys.job(job_id), "row_schema")
-        with damage_of(job_id):
+        with self.reading(job_id) as client:
+            text: Any = client.hget(keys.job(job_id), "row_schema")
             try:
                 return None if text is None else _schema_of(text)
             except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are no schema
@@ -129,21 +87,20 @@ class RedisStore:
 
     def has_rows(self, job_id: str) -> bool:
         """Whether a job has rows here."""
-        with damage_of(job_id), redis_errors(self._url):
-            return bool(self._redis.exists(keys.job(job_id, keys.ROWS)))
+        with self.reading(job_id) as client:
+            return bool(client.exists(keys.job(job_id, keys.ROWS)))
 
-    def rows(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
-        """The rows of these items as JSON, None where there is none (yet)."""
-        return self._values(job_id, keys.ROWS, indexes)
-
-    def vectors(self, job_id: str, indexes: Sequence[int]) -> list[bytes | None]:
-        """The vectors of these items as little-endian float16, None where there is none."""
-        return self._values(job_id, keys.VECTORS, indexes)
+    def values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
+        """What `keys.ROWS` or `keys.VECTORS` has of these items, None where there is nothing (yet)."""
+        if not indexes:
+            return []
+        with self.reading(job_id) as client:
+            return client.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
 
     def dimension(self, job_id: str) -> int | None:
         """Length of a job's vectors; None if it has none."""
-        with damage_of(job_id), redis_errors(self._url):
-            pair: Any = self._redis.hrandfield(keys.job(job_id, keys.VECTORS), 1, withvalues=True)
+        with self.reading(job_id) as client:
+            pair: Any = client.hrandfield(keys.job(job_id, keys.VECTORS), 1, withvalues=True)
         vector = pair[-1] if pair else b""
         if isinstance(vector, list):  # RESP3 pairs them
             vector = vector[-1]
@@ -151,23 +108,15 @@ class RedisStore:
 
     def chunk(self, job_id: str, chunk_id: int) -> range | None:
         """The `item_index` of the rows of a chunk, None if it is not complete."""
-        with damage_of(job_id), redis_errors(self._url):
-            span: Any = self._redis.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
-        with damage_of(job_id):
+        with self.reading(job_id) as client:
+            span: Any = client.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
             return None if span is None else _indexes(span)
 
     def chunks(self, job_id: str) -> dict[int, range]:
         """Likewise for each chunk that is complete, in order."""
-        with damage_of(job_id), redis_errors(self._url):
-            spans: Any = self._redis.hgetall(keys.job(job_id, keys.CHUNKS))
-        with damage_of(job_id):
+        with self.reading(job_id) as client:
+            spans: Any = client.hgetall(keys.job(job_id, keys.CHUNKS))
             return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
-
-    def _values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
-        if not indexes:
-            return []
-        with damage_of(job_id), redis_errors(self._url):
-            return self._redis.hmget(keys.job(job_id, suffix), list(map(str, indexes)))  # type: ignore[return-value]  # or async
 
 
 def _schema_text(schema: pa.Schema) -> bytes:

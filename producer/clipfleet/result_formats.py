@@ -21,10 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from clipfleet.console import printable
 from clipfleet.contract import Job
 from clipfleet.json_rows import json_dicts, json_lines
 from clipfleet.parts import label_columns
-from clipfleet.printable import printable
 from clipfleet.results import RowReader
 
 TABLE_ROWS = 20
@@ -54,10 +54,12 @@ def write(
     if limit is None:
         limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
     stored = reader.read()
-    return _WRITERS[result_format](_Rows(stored.schema, stored.batches, limit, reader.job), stream)
+    rows = _Rows(stored.schema, stored.batches, limit, reader.job)
+    _WRITERS[result_format](rows, stream)
+    return min(rows.count, limit)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rows:
     """What is to be written; can be read once."""
 
@@ -65,46 +67,40 @@ class _Rows:
     batches: Iterator[pa.RecordBatch]
     limit: int  # the most rows that are written
     job: Callable[[], Job | None]
+    count: int = 0  # rows that were read
 
     def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
         """The rows up to the limit; no part is opened that is not needed for them."""
         left = self.limit if limit is None else limit
         while left > 0 and (batch := next(self.batches, None)) is not None:
-            yield batch.slice(0, left)
+            batch = batch.slice(0, left)
+            yield batch
+            self.count += batch.num_rows
             left -= batch.num_rows
 
 
-def _write_jsonl(wanted: _Rows, stream: BinaryIO) -> int:
-    count = 0
+def _write_jsonl(wanted: _Rows, stream: BinaryIO) -> None:
     with _as_text(stream) as text:
         for batch in wanted.first():
             text.writelines(json_lines(batch))
-            count += batch.num_rows
-    return count
 
 
-def _write_csv(wanted: _Rows, stream: BinaryIO) -> int:
-    count = 0
+def _write_csv(wanted: _Rows, stream: BinaryIO) -> None:
     with _as_text(stream) as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(wanted.schema.names)
         for batch in wanted.first():
             writer.writerows(map(_csv_value, row.values()) for row in json_dicts(batch))
-            count += batch.num_rows
-    return count
 
 
 def _csv_value(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
-def _write_parquet(wanted: _Rows, stream: BinaryIO) -> int:
-    count = 0
+def _write_parquet(wanted: _Rows, stream: BinaryIO) -> None:
     with pq.ParquetWriter(stream, wanted.schema, compression="zstd") as writer:
         for group in row_groups(wanted.first()):
             writer.write_table(group)
-            count += group.num_rows
-    return count
 
 
 def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -119,7 +115,7 @@ def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def _write_table(wanted: _Rows, stream: BinaryIO) -> int:
+def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
     # One row more than is shown tells whether there are more.
     rows = [row for batch in wanted.first(wanted.limit + 1) for row in json_dicts(batch)]
     shown = rows[: wanted.limit]
@@ -136,7 +132,6 @@ def _write_table(wanted: _Rows, stream: BinaryIO) -> int:
             console.print(
                 f"the first {len(shown)} rows; more with --limit, all with --format jsonl, csv or parquet"
             )
-    return len(shown)
 
 
 _TEXT_CHARACTERS = 200
@@ -235,7 +230,7 @@ def _as_text(stream: BinaryIO) -> Iterator[TextIO]:
         text.detach()  # else the wrapper would close the caller's stream
 
 
-_WRITERS: dict[ResultFormat, Callable[[_Rows, BinaryIO], int]] = {
+_WRITERS: dict[ResultFormat, Callable[[_Rows, BinaryIO], None]] = {
     ResultFormat.TABLE: _write_table,
     ResultFormat.JSONL: _write_jsonl,
     ResultFormat.CSV: _write_csv,

@@ -25,14 +25,13 @@ from clipfleet.errors import (
     OutputUnavailableError,
     ResultsNotReadyError,
     UsageError,
+    first_problem,
 )
 from clipfleet.job_file import job_of
 from clipfleet.ledger_values import EarlyEnd
 from clipfleet.outputs import Output
-from clipfleet.part_files import OpenPart, PartFiles, part_files
+from clipfleet.part_files import OpenPart, PartFiles, part_files, read_ahead
 from clipfleet.parts import ItemStatus
-from clipfleet.read_ahead import read_ahead
-from clipfleet.validation import first_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +108,10 @@ def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UsageError: numpy is not installed. Else see `RowReader.read`.
     """
-    np = require_numpy()
+    try:
+        import numpy as np
+    except ImportError:  # the producer's side does not install it
+        raise UsageError("vectors need numpy: pip install numpy") from None
     indexes, values = bytearray(), bytearray()  # they grow in place: no second copy of everything at the end
     dimension = 0
     for present in batches_with_vectors(reader.read()):
@@ -136,19 +138,6 @@ def batches_with_vectors(stored: RowStream) -> Iterator[pa.RecordBatch]:
         if present.num_rows:
             dimension = _dimension(present, dimension)
             yield _with_fixed_length(present, dimension)
-
-
-def require_numpy() -> Any:
-    """The module numpy, which the producer's side does not install.
-
-    Raises:
-        UsageError: it is not there.
-    """
-    try:
-        import numpy as np
-    except ImportError:
-        raise UsageError("vectors need numpy: pip install numpy") from None
-    return np
 
 
 class PartRows:

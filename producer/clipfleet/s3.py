@@ -154,14 +154,11 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
             direct = config.merge(Config(proxies={}))
             client = session.client("s3", config=direct, region_name=region)
         reread_when_refused(client, credentials, CREDENTIAL_CODES)
-        return S3Connection(client, credentials, core.get_config_variable("ca_bundle") or _other_ca_bundle())
+        # Where botocore looks beside its own variable: nowhere else, so that both ways trust the same.
+        other_ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or True
+        return S3Connection(client, credentials, core.get_config_variable("ca_bundle") or other_ca_bundle)
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
-
-
-def _other_ca_bundle() -> str | bool:
-    """Where botocore looks beside its own variable: nowhere else, so that both ways trust the same."""
-    return os.environ.get("REQUESTS_CA_BUNDLE") or True
 
 
 def goes_through_proxy(url: str) -> bool:

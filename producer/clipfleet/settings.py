@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import UsageError, problem_text
 from clipfleet.redis_url import SENTINEL_SCHEMES, parse_sentinel
-from clipfleet.validation import problem_text
 
 S = TypeVar("S", bound=BaseSettings)
 T = TypeVar("T")
@@ -37,12 +36,10 @@ def split_commas(value: object) -> object:
 CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(split_commas)]
 
 
-class _Base(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
-
-
-class Settings(_Base):
+class Settings(BaseSettings):
     """What every program that makes or reads jobs needs."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
 
     redis_url: SecretStr | None = Field(
         None, description="Redis of the ledger, for example redis://host:6379/0"
@@ -117,17 +114,12 @@ def _require_broker_scheme(url: str) -> None:
         _ = parts.port  # raises ValueError where it is not a number
 
 
-def load_settings() -> Settings:
+def checked(kind: type[S]) -> S:
     """Settings from the environment.
 
     Raises:
         UsageError: a variable has a value that cannot be used; the message names it.
     """
-    return checked(Settings)
-
-
-def checked(kind: type[S]) -> S:
-    """An instance from the environment, with a `UsageError` instead of pydantic's report."""
     try:
         return kind()
     except ValidationError as error:

@@ -28,7 +28,7 @@ from clipfleet.errors import (
 )
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.part_files.parquet import footer, open_parquet, parquet_errors
 from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 
 CHUNKS_PER_FILE = 256

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clipfleet.errors import UsageError
-from clipfleet.validation import problem_text
+from clipfleet.errors import UsageError, problem_text
 
 M = TypeVar("M", bound=BaseModel)
 Key = tuple[str | int, ...]

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.client import Client, JobOptions
-from clipfleet.job_spec import JobSpec
+from clipfleet.client import Client, JobOptions, JobSpec
 from clipfleet.parts import PART_COLUMNS, label_columns
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures

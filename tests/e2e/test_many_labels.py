@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from clipfleet import keys
-from clipfleet.contract import DEMO_MODEL, LabelSet, Precision
+from clipfleet.contract import DEFAULT_TEMPLATE, DEMO_MODEL, LabelSet, Precision
 from clipfleet.redis_connection import connect
 from clipfleet_worker.model import load_model
+from clipfleet_worker.scoring import prompts_of
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.pictures import write_pictures
 
@@ -43,7 +44,7 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
     model = load_model(DEMO_MODEL, Precision.FP32, "cpu")
     matrix = np.concatenate(
         [
-            model.encode_texts(LabelSet(labels=tuple(names[n : n + 500])).prompts())
+            model.encode_texts(prompts_of(names[n : n + 500], [DEFAULT_TEMPLATE]))
             for n in range(0, LABELS, 500)
         ]
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import cli as producer_cli
+from clipfleet import commands as producer_cli
 from clipfleet.errors import RedisUnavailableError
 from clipfleet_worker import _demo_child, demo
 from clipfleet_worker import cli as worker_cli

@@ -19,8 +19,8 @@ import pytest
 from pyarrow.fs import S3FileSystem, copy_files
 from typer.testing import CliRunner
 
-from clipfleet.cli import app
 from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.commands import app
 from clipfleet.contract import PartFormat
 from clipfleet.errors import JobConflictError, OutputConflictError
 from tests.support.cluster import Cluster, job_events

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipfleet.client import Client, JobHandle, JobOptions
+from clipfleet.client import Client, JobHandle, JobOptions, JobSpec
 from clipfleet.contract import PartFormat
-from clipfleet.job_spec import JobSpec
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
 

@@ -25,7 +25,7 @@ from clipfleet import keys
 from clipfleet.contract import DecodeRoute, PartFormat, read_job
 from clipfleet.errors import ClipfleetError
 from clipfleet.job_file import generation_of, job_of, staged_files
-from clipfleet.job_spec import read_job_spec
+from clipfleet.job_options import read_job_spec
 from clipfleet.label_sets import read_label_lines, read_label_set
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.part_files import part_files

@@ -31,7 +31,7 @@ from clipfleet.contract import DEMO_MODEL, DecodeRoute, LabelSet, Precision
 from clipfleet_worker.backends.cpu_backends import cpu_backends
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.model import LoadedModel, load_model
-from clipfleet_worker.scoring import rank, text_matrix_of
+from clipfleet_worker.scoring import prompts_of, rank, text_matrix_of
 from tests.conftest import service_is_missing
 from tests.support.pictures import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
@@ -381,7 +381,7 @@ def test_scores(
         expected = logits.softmax(dim=-1).numpy()
 
     label_set = LabelSet(labels=names, templates=templates)
-    matrix = text_matrix_of(demo.encode_texts(label_set.prompts()), len(names))
+    matrix = text_matrix_of(demo.encode_texts(prompts_of(label_set.labels, label_set.templates)), len(names))
     ranking = rank(features, torch.from_numpy(matrix), demo.logit_scale, len(names))
 
     difference = np.abs(ranking.scores - np.take_along_axis(expected, ranking.label_indices, axis=1)).max()

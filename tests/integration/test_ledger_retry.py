@@ -226,7 +226,7 @@ class TestRetry:
 
         assert retry(ledger, draft(2, next_chunk=0)) == ("started", JobState.SUBMITTING)
 
-        assert ledger.stage("job", 2, 1, 10).word == "staged"
+        assert ledger.stage("job", 2, 1, 10) == "staged"
         assert ledger.seal("job", 3, 30) == "sealed"
         assert len(work_off(ledger)) == 3
 
@@ -312,7 +312,7 @@ class TestRebuild:
 
         assert ledger.submit(make_job()) == (False, JobState.SUBMITTING)
         assert ledger.staged_files("job") == FILES
-        assert ledger.stage("job", 4, 1, 10).word == "staged"
+        assert ledger.stage("job", 4, 1, 10) == "staged"
         assert ledger.seal("job", 5, 50) == "sealed"
         assert [one.chunk_id for one in work_off(ledger)] == [1, 2, 3, 4]
 

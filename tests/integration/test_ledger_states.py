@@ -261,7 +261,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _stage(self, producer: Producer, position: int) -> None:
         first, file = producer.first_chunk(position), producer.items(position)
         predicted = self.model.stage(producer.job_id, first, file)
-        assert self.ledger.stage(producer.job_id, first, len(file), sum(file)).word == predicted
+        assert self.ledger.stage(producer.job_id, first, len(file), sum(file)) == predicted
 
     def _seal(self, producer: Producer) -> None:
         job = self.model.jobs[producer.job_id]

@@ -52,7 +52,7 @@ class TestItems:
             bounded.stage("job", 5, 1, 51)
 
         assert bounded.staged_files("job") == [(0, 5)]
-        assert bounded.stage("job", 5, 1, 50).word == "staged"
+        assert bounded.stage("job", 5, 1, 50) == "staged"
 
     def test_what_is_done_counts_no_more(self, bounded: Ledger) -> None:
         add_job(bounded, "one", chunks=10)
@@ -76,7 +76,7 @@ class TestItems:
         job = add_job(bounded, "one", chunks=10)
 
         assert bounded.submit(job) == (False, JobState.RUNNING)
-        assert bounded.stage("one", 0, 10, 100).word == "known"
+        assert bounded.stage("one", 0, 10, 100) == "known"
 
     def test_who_has_no_quota_is_not_asked(self, bounded: Ledger, ledger: Ledger) -> None:
         add_job(ledger, "one", chunks=20)

@@ -294,7 +294,9 @@ class TestSubmit:
         self, ledger: Ledger, store: RedisStore, job: Job, redis_client: redis.Redis
     ) -> None:
         seen: list[Any] = []
-        source = FakeSource(100_001, kind="stdin", on_batch=lambda: seen.append(store.object_names("job")))
+        source = FakeSource(
+            100_001, kind="stdin", on_batch=lambda: seen.append([*RedisOutput(store, "job").names("")])
+        )
 
         with pytest.raises(TooManyItemsError, match="more than 100,000 items"):
             self.submit(ledger, store, job, source)

@@ -326,13 +326,13 @@ class TestEnded:
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, failed: list[int]
     ) -> None:
         submit_job(ledger, sealed=False)
-        assert store.put_object("job", "items", b"...")
+        assert RedisOutput(store, "job").create("items", b"...")
         claimed = claim(ledger)
         complete(ledger, claimed, bring(sink, claimed, chunk_rows(0, failed=failed)))
 
         ledger.seal("job", 1, 4)
 
-        assert store.object_names("job") == (["items"] if failed else [])
+        assert [*RedisOutput(store, "job").names("")] == (["items"] if failed else [])
 
     def test_a_cancelled_job_keeps_its_rows_and_takes_no_more(
         self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
@@ -349,7 +349,7 @@ class TestEnded:
         assert pending_keys(redis_client) == []
         assert complete(ledger, between, found) == "cancelled"
         assert list(visible_rows(redis_client)) == [0, 1, 2, 3]
-        assert not store.put_object("job", "late", b"")
+        assert not RedisOutput(store, "job").create("late", b"")
 
     def test_a_job_that_is_gone_leaves_nothing_behind_when_rows_come_late(
         self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
@@ -518,7 +518,7 @@ class TestFullMemory:
         full.config_set("maxmemory", 1)
 
         with pytest.raises(RedisUnavailableError, match="its memory is full: raise maxmemory"):
-            store.put_object("job", "items", b"...")
+            RedisOutput(store, "job").create("items", b"...")
 
     def test_a_chunk_that_cannot_be_brought_is_released_to_wait_and_its_slices_make_room(
         self, ledger: Ledger, sink: RedisSink, full: redis.Redis

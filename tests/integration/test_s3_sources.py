@@ -17,7 +17,7 @@ from clipfleet.errors import SourceError, SourceUnavailableError
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet.s3 import connect, make_client
 from clipfleet.sources import ReadOptions, open_source
-from clipfleet.sources.contents import Contents
+from clipfleet.submission import Contents
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits

@@ -60,7 +60,7 @@ def add_job(
     job_id = job.job_id
     ledger.submit(job)
     if chunks:
-        assert ledger.stage(job_id, 0, chunks, chunks * chunk_items).word == "staged"
+        assert ledger.stage(job_id, 0, chunks, chunks * chunk_items) == "staged"
     if sealed:
         assert ledger.seal(job_id, chunks, chunks * chunk_items) == "sealed"
     return job

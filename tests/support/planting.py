@@ -21,6 +21,7 @@ from clipfleet.contract import JobState
 from clipfleet.errands import Errands
 from clipfleet.errors import ClipfleetError, RedisUnavailableError
 from clipfleet.ledger import Claim, Draft, FinishClaim, Lease, Ledger, Quota, WorkerFacts
+from clipfleet.outputs.redis import RedisOutput
 from clipfleet.redis_connection import connect
 from clipfleet.redis_store import RedisStore
 from clipfleet_worker.sinks.redis import RedisSink
@@ -272,7 +273,7 @@ def _open(world: World) -> None:
 
 def _open_rows(world: World) -> None:
     redis_rows.submit_job(world.ledger, EVIL, chunks=1, chunk_items=_ROWS, sealed=False)
-    world.store.put_object(EVIL, "items", b"bytes")
+    assert RedisOutput(world.store, EVIL).create("items", b"bytes")
     add_job(world.ledger, SOUND, chunks=CHUNKS)
 
 
@@ -322,7 +323,8 @@ def _do_errands(world: World) -> None:
 def _look(world: World) -> None:
     for look in (
         world.ledger.status, world.ledger.job, world.ledger.staged_files, world.ledger.last_progress,
-        world.store.chunks, world.store.schema, world.store.dimension, world.store.object_names,
+        world.store.chunks, world.store.schema, world.store.dimension,
+        lambda job_id: RedisOutput(world.store, job_id).names(""),
     ):  # fmt: skip
         with told_of_a_job():
             look(EVIL)
@@ -371,9 +373,7 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("resume", _paused, lambda world: world.ledger.resume(EVIL)),
     Situation("stage", _open, lambda world: world.ledger.stage(EVIL, CHUNKS, 1, 10), ends=False),
     Situation("seal", _open, lambda world: world.ledger.seal(EVIL, CHUNKS, CHUNKS * 10), ends=False),
-    Situation(
-        "put_object", _open_rows, lambda world: world.store.put_object(EVIL, "items", b"x", over="any")
-    ),
+    Situation("put_object", _open_rows, lambda world: RedisOutput(world.store, EVIL).replace("items", b"x")),
     Situation("draft", _noted, lambda world: world.ledger._note(EVIL, "draft", _DRAFT), ends=False),
     Situation(
         "retry",

@@ -39,7 +39,7 @@ def submit_job(
     job = redis_job(job_id, chunk_items)
     ledger.submit(job, retention)
     if chunks:
-        assert ledger.stage(job_id, 0, chunks, chunks * chunk_items).word == "staged"
+        assert ledger.stage(job_id, 0, chunks, chunks * chunk_items) == "staged"
     if sealed:
         assert ledger.seal(job_id, chunks, chunks * chunk_items) == "sealed"
     return job

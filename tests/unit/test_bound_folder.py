@@ -13,8 +13,7 @@ import pytest
 
 from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
-from clipfleet.outputs.bound_folder import BoundFolderOutput
-from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.folder import BoundFolderOutput, FolderOutput
 
 SECRET = b"secret"
 

@@ -13,7 +13,8 @@ import pytest
 import typer
 
 import clipfleet
-from clipfleet import cli, client
+from clipfleet import client
+from clipfleet import commands as cli
 from clipfleet.contract import Job, JobState
 from clipfleet.errors import (
     ClipfleetError,
@@ -24,7 +25,7 @@ from clipfleet.errors import (
     UsageError,
     WorldError,
 )
-from clipfleet.ledger import JobStatus, StageAnswer
+from clipfleet.ledger import JobStatus
 from clipfleet_worker import cli as worker_cli
 from clipfleet_worker.process_plan import WorkerShare
 from clipfleet_worker.up import Up
@@ -72,8 +73,8 @@ class EmptyLedger:
     def staged_files(self, _: str) -> list[tuple[int, int]]:
         return []
 
-    def stage(self, *_: object) -> StageAnswer:
-        return StageAnswer("staged")
+    def stage(self, *_: object) -> str:
+        return "staged"
 
     def cancel(self, job_id: str, **_: object) -> tuple[bool, JobState]:
         self._states[job_id] = JobState.CANCELLED

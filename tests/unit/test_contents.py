@@ -11,7 +11,7 @@ import pytest
 
 from clipfleet.parts import INLINE_COLUMN, VERSION_COLUMN
 from clipfleet.sources.batches import item_batch
-from clipfleet.sources.contents import Contents
+from clipfleet.submission import Contents
 
 URIS = ["https://example.org/a.jpg", "https://example.org/b.jpg", "https://example.org/c.jpg"]
 

@@ -199,16 +199,8 @@ class TestReading:
 
 
 class TestLabelSet:
-    def test_the_prompts_go_label_by_label(self) -> None:
-        labels = LabelSet(labels=("cat", "dog"), templates=("a {}", "two {}s"))
-
-        assert labels.prompts() == ["a cat", "two cats", "a dog", "two dogs"]
-
     def test_without_templates_there_is_one(self) -> None:
-        assert LabelSet(labels=("cat",)).prompts() == [DEFAULT_TEMPLATE.replace("{}", "cat")]
-
-    def test_a_label_may_hold_braces(self) -> None:
-        assert LabelSet(labels=("{}", "{x}"), templates=("a {}",)).prompts() == ["a {}", "a {x}"]
+        assert LabelSet(labels=("cat",)).templates == (DEFAULT_TEMPLATE,)
 
     @pytest.mark.parametrize(
         ("labels", "templates", "words"),

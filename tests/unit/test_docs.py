@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from clipfleet import cli as producer_cli
+from clipfleet import commands as producer_cli
 from clipfleet_worker import cli as worker_cli
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.metrics.process import WORKER_FAMILIES

@@ -14,7 +14,7 @@ import pytest
 import typer
 from pydantic.fields import FieldInfo
 
-from clipfleet import cli as producer_cli
+from clipfleet import commands as producer_cli
 from clipfleet import program
 from clipfleet.commands import following
 from clipfleet.contract import ErrorCode
@@ -226,7 +226,7 @@ def test_images_are_pinned_to_a_version() -> None:
 
 def test_importing_the_producer_side_loads_neither_torch_nor_pillow() -> None:
     code = (
-        "import sys, clipfleet.client, clipfleet.cli\n"
+        "import sys, clipfleet.client, clipfleet.commands\n"
         "print(sorted({'torch', 'PIL', 'open_clip', 'clipfleet_worker'} & set(sys.modules)))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -122,7 +122,7 @@ class TestProducer:
         )
 
         assert result.returncode == 0, result.stderr
-        assert {"clipfleet.cli", "clipfleet.client", "clipfleet.results"} <= set(
+        assert {"clipfleet.commands", "clipfleet.client", "clipfleet.results"} <= set(
             json.loads(result.stdout)["imported"]
         )
 

@@ -9,8 +9,7 @@ import pytest
 
 from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
 from clipfleet.errors import UsageError
-from clipfleet.job_options import JobOptions
-from clipfleet.job_spec import JobSpec, read_job_spec
+from clipfleet.job_options import JobOptions, JobSpec, read_job_spec
 
 FULL = """\
 source: photos/list.csv

@@ -18,8 +18,8 @@ from clipfleet import keys, results
 from clipfleet.contract import PartFormat
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.outputs.parquet import parquet_errors
 from clipfleet.part_files import part_files
+from clipfleet.part_files.parquet import parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.results import PartRows
 from clipfleet_worker.sinks.parts import PartSink

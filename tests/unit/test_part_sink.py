@@ -15,7 +15,7 @@ import pytest
 from clipfleet import keys, results
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.outputs.parquet import footer, open_parquet
+from clipfleet.part_files.parquet import footer, open_parquet
 from clipfleet.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.results import PartRows
 from clipfleet.versions import SCHEMA_VERSION

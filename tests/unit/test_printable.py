@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clipfleet.console import say, say_error
+from clipfleet.console import printable, printable_lines, say, say_error
 from clipfleet.parts import PART_COLUMNS
-from clipfleet.printable import printable, printable_lines
 from clipfleet.result_formats import result_table
 from clipfleet_worker.logs import FieldFormatter
 

@@ -15,7 +15,7 @@ from clipfleet.contract import DEMO_MODEL, LabelSet, Precision, Preset
 from clipfleet_worker import scoring
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.open_clip_models import preset_label_set
-from clipfleet_worker.scoring import Ranking, rank, text_matrix_of
+from clipfleet_worker.scoring import Ranking, prompts_of, rank, text_matrix_of
 from tests.support.reference import ReferenceModel
 
 
@@ -143,11 +143,17 @@ class TestRank:
 
 
 class TestTextMatrix:
+    def test_the_prompts_go_label_by_label(self) -> None:
+        assert prompts_of(("cat", "dog"), ("a {}", "two {}s")) == ["a cat", "two cats", "a dog", "two dogs"]
+
+    def test_a_label_may_hold_braces(self) -> None:
+        assert prompts_of(("{}", "{x}"), ("a {}",)) == ["a {}", "a {x}"]
+
     def test_the_prompts_of_a_label_are_averaged_and_normalised_again(self) -> None:
         labels = LabelSet(labels=("cat", "dog", "cow"), templates=("a {}", "the {} here"))
-        by_prompt = dict(zip(labels.prompts(), unit_rows(3, 6), strict=True))
+        by_prompt = dict(zip(prompts_of(labels.labels, labels.templates), unit_rows(3, 6), strict=True))
 
-        matrix = text_matrix_of(np.stack([by_prompt[prompt] for prompt in labels.prompts()]), 3)
+        matrix = text_matrix_of(np.stack([by_prompt[prompt] for prompt in by_prompt]), 3)
 
         for row, label in zip(matrix, labels.labels, strict=True):
             mean = (by_prompt[f"a {label}"] + by_prompt[f"the {label} here"]) / 2
@@ -190,7 +196,9 @@ class TestAgainstOpenClip:
         self, demo: LoadedModel, alone: ReferenceModel, labels: tuple[str, ...], templates: tuple[str, ...]
     ) -> None:
         label_set = LabelSet(labels=labels, templates=templates)
-        ours = text_matrix_of(demo.encode_texts(label_set.prompts()), len(labels))
+        ours = text_matrix_of(
+            demo.encode_texts(prompts_of(label_set.labels, label_set.templates)), len(labels)
+        )
 
         self.compare(demo, ours, self.reference(alone, labels, templates))
 

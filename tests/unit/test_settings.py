@@ -12,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 
 from clipfleet.contract import DEFAULT_MODEL, Precision
 from clipfleet.errors import UsageError
-from clipfleet.settings import Settings, checked, doubtful_variables, load_settings, split_commas
+from clipfleet.settings import Settings, checked, doubtful_variables, split_commas
 from clipfleet_worker.settings import WorkerSettings
 
 DAY = 86_400
@@ -214,7 +214,7 @@ def test_a_producer_does_not_look_at_a_workers_settings(monkeypatch: pytest.Monk
     monkeypatch.setenv("CLIPFLEET_SLOTS", "0")
     monkeypatch.setenv("CLIPFLEET_LEASE_SECONDS", "40")
 
-    assert load_settings().lease_seconds == 40
+    assert checked(Settings).lease_seconds == 40
 
 
 def test_variables_of_other_programs_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +242,11 @@ class TestUrls:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CLIPFLEET_REDIS_URL", "redis://one/0")
-        assert load_settings().require_broker_url() == "redis://one/0"
+        assert checked(Settings).require_broker_url() == "redis://one/0"
 
         monkeypatch.setenv("CLIPFLEET_BROKER_URL", "amqp://two//")
-        assert load_settings().require_broker_url() == "amqp://two//"
-        assert load_settings().require_redis_url() == "redis://one/0"
+        assert checked(Settings).require_broker_url() == "amqp://two//"
+        assert checked(Settings).require_redis_url() == "redis://one/0"
 
     def test_without_both_the_redis_is_asked_for(self) -> None:
         with pytest.raises(UsageError, match="CLIPFLEET_REDIS_URL is not set"):
@@ -256,20 +256,20 @@ class TestUrls:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CLIPFLEET_REDIS_URL", "unix:///run/redis.sock")
-        assert load_settings().require_redis_url() == "unix:///run/redis.sock"
+        assert checked(Settings).require_redis_url() == "unix:///run/redis.sock"
 
         with pytest.raises(UsageError, match=r"CLIPFLEET_BROKER_URL.*redis\+socket://"):
-            load_settings().require_broker_url()
+            checked(Settings).require_broker_url()
 
     @pytest.mark.parametrize("name", ["redis_url", "broker_url"])
     def test_a_password_shows_nowhere(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable(name), "redis://:s3cret@host/0")
-        settings = load_settings()
+        settings = checked(Settings)
         assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump()}"
 
         monkeypatch.setenv("CLIPFLEET_BROKER_URL", "nonsense://:s3cret@host/0")
         with pytest.raises(UsageError) as caught:
-            load_settings()
+            checked(Settings)
         assert "s3cret" not in str(caught.value)
 
 

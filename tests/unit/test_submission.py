@@ -23,7 +23,7 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import JobStatus, Ledger, Quota, StageAnswer
+from clipfleet.ledger import JobStatus, Ledger, Quota
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.submission import Submission
@@ -76,14 +76,14 @@ class FakeLedger:
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
         return list(self.staged)
 
-    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
+    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> str:
         self._call("stage")
         if self.words["stage"] == "staged":
             self.staged.append((first_chunk, chunks))
             self.items += items
         if self.words["stage"] == "refused":
             self.states[job_id] = JobState.CANCELLED
-        return StageAnswer(self.words["stage"], "cancelled")
+        return self.words["stage"]
 
     def seal(self, job_id: str, chunks: int, items: int, source_sum: str) -> str:
         self._call("seal")
@@ -446,10 +446,10 @@ class TestOthersInterfere:
             bench.submit()
 
     def test_a_file_the_ledger_knows_already_is_no_error(self, bench: Bench) -> None:
-        def stage(job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
+        def stage(job_id: str, first_chunk: int, chunks: int, items: int) -> str:
             bench.ledger.staged.append((first_chunk, chunks))
             bench.ledger.items += items
-            return StageAnswer("known")
+            return "known"
 
         bench.ledger.stage = stage  # type: ignore[method-assign]
         bench.submit()

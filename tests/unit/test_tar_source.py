@@ -13,8 +13,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from clipfleet.errors import SourceError
 from clipfleet.sources import open_source
-from clipfleet.sources.contents import Contents
 from clipfleet.sources.walk import expand_braces
+from clipfleet.submission import Contents
 from clipfleet.tar_member import tar_member
 from tests.support.pictures import encoded, picture
 from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard

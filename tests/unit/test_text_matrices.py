@@ -14,6 +14,7 @@ from clipfleet.contract import ErrorCode, LabelSet, Lane, Precision, Preset
 from clipfleet_worker import text_matrices
 from clipfleet_worker.batcher import Batcher, Encoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.scoring import prompts_of
 from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.fake_encoder import FakeEncoder
@@ -83,7 +84,9 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, prompts_per_pass
 
     matrix = get(matrices, many)
 
-    expected = FakeEncoder().encode_texts(many.prompts()).reshape(10, 3, -1).mean(axis=1)
+    expected = (
+        FakeEncoder().encode_texts(prompts_of(many.labels, many.templates)).reshape(10, 3, -1).mean(axis=1)
+    )
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(matrix.values.numpy(), expected, rtol=1e-6)
     assert max(len(prompts) for prompts, _ in batcher.asked) <= max(prompts_per_pass, 3)

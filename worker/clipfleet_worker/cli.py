@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from clipfleet.commands.options import AsJson
+from clipfleet.console import printable
 from clipfleet.errors import UsageError
 from clipfleet.model_names import normalise_model
-from clipfleet.printable import printable
 from clipfleet.program import EXIT_FAILED, new_app, run_program
 from clipfleet.s3 import SCHEME
 from clipfleet.settings import checked

@@ -22,9 +22,8 @@ from clipfleet.job_file import put_file_if, put_if
 from clipfleet.json_rows import as_json, json_line
 from clipfleet.ledger import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import Confirm, output_errors
-from clipfleet.part_files import OpenPart, part_files
+from clipfleet.part_files import OpenPart, part_files, read_ahead
 from clipfleet.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
-from clipfleet.read_ahead import read_ahead
 from clipfleet.versions import SCHEMA_VERSION
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.job_contexts import JobContext

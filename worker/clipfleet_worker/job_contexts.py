@@ -23,8 +23,7 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import Claim, FinishClaim, Ledger
 from clipfleet.outputs import Output, output_of
-from clipfleet.outputs.bound_folder import BoundFolderOutput
-from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.folder import BoundFolderOutput, FolderOutput
 from clipfleet.part_files import part_files
 from clipfleet.redis_store import RedisStore
 from clipfleet.s3 import SCHEME, split_s3_uri

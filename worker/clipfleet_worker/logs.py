@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from clipfleet.printable import printable
+from clipfleet.console import printable
 
 _FIELDS = ("action", "job_id", "chunk_id", "model")
 _OURS = ("clipfleet", "clipfleet_worker", "celery")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,16 @@ def rank(features: np.ndarray, text_matrix: torch.Tensor, logit_scale: float, to
         return Ranking(indices.gather(1, order).cpu().numpy(), scores.float().cpu().numpy())
 
 
+def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """All prompts, label by label: `prompts_of(...)[i * len(templates) + j]` is label i in template j."""
+    return [template.replace("{}", label) for label in labels for template in templates]
+
+
 def text_matrix_of(prompt_features: np.ndarray, labels: int) -> np.ndarray:
     """Mean of each label's normalised prompts, normalised again (open_clip's `build_zero_shot_classifier`).
 
     Args:
-        prompt_features: float32 (labels * templates, d), L2-normalised, in the order of `LabelSet.prompts`.
+        prompt_features: float32 (labels * templates, d), L2-normalised, in the order of `prompts_of`.
         labels: how many labels they belong to.
 
     Returns:

@@ -32,7 +32,7 @@ from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.open_clip_models import preset_label_set
-from clipfleet_worker.scoring import text_matrix_of
+from clipfleet_worker.scoring import prompts_of, text_matrix_of
 from clipfleet_worker.unit_vectors import have_direction, why_not
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ class TextMatrices:
     def _encode(
         self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane
     ) -> np.ndarray:
-        prompts = [template.replace("{}", label) for label in labels for template in templates]
-        matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
+        features = self._batcher.encode_texts(model, prompts_of(labels, templates), lane)
+        matrix = text_matrix_of(features, len(labels))
         _require_vectors(matrix, labels, model)
         return matrix
 

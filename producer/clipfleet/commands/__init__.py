@@ -1,1 +1,32 @@
 """The commands of `clipfleet`, a module for each group; they parse and print, and do nothing themselves."""
+
+from __future__ import annotations
+
+from clipfleet.commands import following, jobs, results, submitting
+from clipfleet.program import new_app, run_program
+from clipfleet.settings import Settings
+
+app = new_app("Label and embed piles of images with CLIP: one row per image, nothing lost, nothing twice.")
+
+for _command in (
+    submitting.classify,
+    submitting.embed,
+    submitting.embed_text,
+    submitting.run,
+    jobs.status,
+    jobs.jobs,
+    following.watch,
+    results.results,
+    results.export,
+    jobs.cancel,
+    jobs.pause,
+    jobs.resume,
+    jobs.retry,
+    jobs.rebuild,
+):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Entry point, see `run_program`."""
+    run_program(app, "clipfleet", Settings, has_all_settings=False)

@@ -36,7 +36,10 @@ def follow(
     they are those that it took.
     """
     had_ended = job.had_ended
-    with _interruptible(job):
+    with interruptible(
+        f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
+        f"`clipfleet cancel {job.job_id}`"
+    ):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
         if wait:
@@ -45,7 +48,9 @@ def follow(
             had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
             snapshot = job.status()
-    seconds = _seconds_of(snapshot) if started is None or had_ended else time.monotonic() - started
+    # The ledger does not know when a retry began.
+    lasted = None if snapshot.generation else snapshot.lasted_seconds
+    seconds = lasted if started is None or had_ended else time.monotonic() - started
     if as_json:
         summary = {
             "job_id": job.job_id,
@@ -69,12 +74,12 @@ def follow(
 
 
 @contextmanager
-def _interruptible(job: JobHandle) -> Iterator[None]:
+def interruptible(what_then: str) -> Iterator[None]:
+    """Let Ctrl-C end the program, with a line about what then becomes of the job."""
     try:
         yield
     except KeyboardInterrupt:
-        say(f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
-            f"`clipfleet cancel {job.job_id}`")  # fmt: skip
+        say(what_then)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -82,11 +87,6 @@ def _already(snapshot: JobStatus) -> str:
     state = snapshot.state.replace("_", " ")
     when = f" on {snapshot.finished_at:%Y-%m-%d %H:%M} UTC" if snapshot.finished_at else ""
     return f"already {state}{when}"
-
-
-def _seconds_of(snapshot: JobStatus) -> float | None:
-    """How long a job has lasted; the ledger does not know when a retry of it began."""
-    return None if snapshot.generation else snapshot.lasted_seconds
 
 
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:

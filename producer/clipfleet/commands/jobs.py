@@ -1,11 +1,13 @@
-"""Commands about jobs that exist: where they stand, pause, resume, cancel."""
+"""Commands about jobs that exist: where they stand, pause, resume, cancel, retry, rebuild."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,11 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from clipfleet.client import Client, JobHandle
-from clipfleet.commands.options import AsJson, JobArgument
-from clipfleet.console import print_table, say, say_trouble
+from clipfleet.commands.following import follow
+from clipfleet.commands.options import AsJson, JobArgument, JobOrOutput, MaxErrorRate, Wait
+from clipfleet.commands.results import is_output, known_job
+from clipfleet.console import print_table, printable, say, say_trouble
 from clipfleet.contract import JobState
+from clipfleet.errors import UsageError
 from clipfleet.ledger import JobStatus
-from clipfleet.printable import printable
 from clipfleet.progress import why_nobody_works
 
 _NUMBERS = ("items", "ok", "failed")
@@ -117,3 +121,48 @@ def _status_lines(snapshot: JobStatus) -> Iterator[str]:
 
 def _utc(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def retry(
+    job: JobOrOutput,
+    codes: Annotated[
+        str, typer.Option(help="only rows with these error codes, separated by commas (default: all)")
+    ] = "",
+    max_error_rate: MaxErrorRate = None,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run the failed rows of an ended job again, in place."""
+    started = time.monotonic()
+    with Client(on_trouble=say_trouble) as client:
+        handle = client.rebuild(job) if is_output(job) else known_job(client, job)
+        named = [code.strip() for code in codes.split(",") if code.strip()]
+        is_under_way = handle.retry(named, max_error_rate=max_error_rate)
+        if not is_under_way:
+            which = f" with {codes}" if codes else ""
+            say(f"job {handle.job_id} has no failed rows{which}: nothing to retry")
+        _follow(client, handle, wait=wait, as_json=as_json, started=started)
+
+
+def rebuild(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="where the results are")],
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Put a job back that Redis has lost, as its output tells it, and let it go on."""
+    if Path(output).is_file():
+        raise UsageError(f"{output} is a file: give the folder of the results")
+    started = time.monotonic()
+    with Client(on_trouble=say_trouble) as client:
+        _follow(client, client.rebuild(output), wait=wait, as_json=as_json, started=started)
+
+
+def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float) -> None:
+    is_sealed = job.status().sealed
+    if not is_sealed:
+        say(
+            f"not all items of job {job.job_id} are staged: the same submit with `--job-id {job.job_id}` "
+            "goes on where it stopped",
+            style="yellow",
+        )
+    follow(client, job, wait=wait and is_sealed, as_json=as_json, started=started)

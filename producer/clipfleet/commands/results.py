@@ -22,7 +22,7 @@ from clipfleet.exports import export as write_export
 from clipfleet.outputs import open_output
 from clipfleet.result_formats import ResultFormat, write
 from clipfleet.results import PartRows, RowReader
-from clipfleet.settings import load_settings
+from clipfleet.settings import Settings, checked
 
 
 def results(
@@ -76,7 +76,7 @@ def row_reader(job: str) -> Iterator[RowReader]:
     if is_output(job) or (path.is_dir() and not _is_job(job)):
         yield PartRows(open_output(job))
         return
-    if load_settings().redis_url is None:
+    if checked(Settings).redis_url is None:
         raise UsageError(
             f"no folder here is called {job!r}, and to look for a job of this name "
             "CLIPFLEET_REDIS_URL is not set"
@@ -96,7 +96,7 @@ def known_job(client: Client, job_id: str) -> JobHandle:
 
 
 def _is_job(name: str) -> bool:
-    if load_settings().redis_url is None:
+    if checked(Settings).redis_url is None:
         return False
     try:
         with Client() as client:
@@ -115,8 +115,6 @@ def is_output(job: str) -> bool:
     path = Path(job)
     if "/" in job and path.is_file():
         raise UsageError(f"{job} is a file: give the folder of the results, or a job id")
-    return "/" in job or (path / keys.INTERNAL).is_dir() or _holds_parts(path)
-
-
-def _holds_parts(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in keys.PART_GLOBS.values())
+    if "/" in job or (path / keys.INTERNAL).is_dir():
+        return True
+    return any(any(path.glob(pattern)) for pattern in keys.PART_GLOBS.values())

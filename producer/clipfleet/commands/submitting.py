@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.commands.following import follow
+from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
-from clipfleet.console import say, say_trouble
+from clipfleet.console import say_trouble
 from clipfleet.contract import DEFAULT_TEMPLATE, LabelSet, new_job_id
 from clipfleet.errors import UsageError
-from clipfleet.job_spec import read_job_spec
+from clipfleet.job_options import read_job_spec
 from clipfleet.label_sets import label_sets_of, read_label_lines, read_label_set
-from clipfleet.program import EXIT_INTERRUPTED
 
 Submit = Callable[[Client], JobHandle]
 
@@ -128,7 +126,10 @@ def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool
     """Submit, then show how the job goes on; its seconds count from here."""
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
-        with _resumable(job_id):
+        with interruptible(
+            f"interrupted: the same command with `--job-id {job_id}` goes on where it stopped, "
+            f"`clipfleet cancel {job_id}` ends the job"
+        ):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)
 
@@ -189,13 +190,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # no file can have so long a name
         return False
-
-
-@contextmanager
-def _resumable(job_id: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"interrupted: the same command with `--job-id {job_id}` goes on where it stopped, "
-            f"`clipfleet cancel {job_id}` ends the job")  # fmt: skip
-        raise typer.Exit(EXIT_INTERRUPTED) from None

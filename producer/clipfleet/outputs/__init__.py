@@ -15,7 +15,7 @@ import pyarrow as pa
 from clipfleet.contract import REDIS_OUTPUT, Job
 from clipfleet.errors import UsageError
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
-from clipfleet.outputs.redis import RedisOutput, require_own_redis
+from clipfleet.outputs.redis import RedisOutput
 from clipfleet.outputs.s3 import s3_output
 from clipfleet.redis_store import RedisStore
 from clipfleet.s3 import SCHEME, default_client
@@ -101,10 +101,14 @@ def output_uri(text: str) -> str:
     Raises:
         UsageError: no output of this kind exists, or S3 is not configured in a way that can work.
     """
-    if text.startswith(REDIS_OUTPUT):
-        require_own_redis(text)
-        return REDIS_OUTPUT
-    return open_output(text).uri
+    if not text.startswith(REDIS_OUTPUT):
+        return open_output(text).uri
+    if text != REDIS_OUTPUT:
+        raise UsageError(
+            f"output {text!r}: results go into the Redis of CLIPFLEET_REDIS_URL, "
+            f"which is called {REDIS_OUTPUT} without a name"
+        )
+    return REDIS_OUTPUT
 
 
 def output_of(job: Job, store: RedisStore) -> Output:

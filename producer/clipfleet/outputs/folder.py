@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -34,7 +36,9 @@ _UNREACHABLE = frozenset(
 )
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
+_OPEN_FILES = Path("/proc/self/fd")
 
+T = TypeVar("T")
 Confirm = Callable[[], object]  # raises to keep a change from being made
 
 
@@ -101,13 +105,17 @@ class FolderOutput:
             _sync_folder(target.parent)
         return True
 
-    def version(self, name: str) -> str | None:
+    def _seen(self, name: str, look: Callable[[Path], T]) -> T | None:
+        """What a look at an object gives; None if there is none of this name."""
         with output_errors(self._folder / name):
             try:
                 with self._found(name) as path:
-                    return _version(path.stat())
+                    return look(path)
             except FileNotFoundError:
                 return None
+
+    def version(self, name: str) -> str | None:
+        return self._seen(name, lambda path: _version(path.stat()))
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
@@ -142,21 +150,13 @@ class FolderOutput:
             return self.publish(path, name, replace=replace, confirm=confirm)
 
     def read(self, name: str) -> bytes | None:
-        with output_errors(self._folder / name):
-            try:
-                with self._found(name) as path:
-                    return path.read_bytes()
-            except FileNotFoundError:
-                return None
+        return self._seen(name, Path.read_bytes)
 
     def open(self, name: str) -> pa.NativeFile:
-        with output_errors(self._folder / name):
-            try:
-                with self._found(name) as path:
-                    return pa.OSFile(str(path), "rb")
-            except FileNotFoundError:
-                pass
-        raise FileNotFoundError(self._folder / name)
+        file = self._seen(name, lambda path: pa.OSFile(str(path), "rb"))
+        if file is None:
+            raise FileNotFoundError(self._folder / name)
+        return file
 
     def names(self, prefix: str) -> Iterator[str]:
         below, _, start = prefix.rpartition("/")
@@ -200,9 +200,6 @@ class FolderOutput:
             confirm()
             self.remove(name)
         self.sweep_scratch()
-
-
-_OPEN_FILES = Path("/proc/self/fd")
 
 
 @contextmanager
@@ -300,3 +297,49 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+class BoundFolderOutput(FolderOutput):
+    """A folder that must not lead out of some roots, whatever links say and whoever changes them.
+
+    For programs that write where others tell them to. The folder of an object is pinned (`O_PATH`), the
+    kernel is asked where it really lies, and then it is used through the pin: a link that is swapped in
+    between leads nowhere else. What is to be read is pinned itself. Hard links are files of the folder like
+    any other. Needs Linux and /proc.
+
+    The caller has resolved the roots. Makes no folder but the one for scratch files.
+    """
+
+    def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
+        super().__init__(folder)
+        self._roots = tuple(roots)
+
+    @contextmanager
+    def _holder(self, name: str) -> Iterator[Path]:
+        with self._pinned((self._folder / name).parent, os.O_DIRECTORY) as (pin, _):
+            yield _OPEN_FILES / str(pin)
+
+    @contextmanager
+    def _found(self, name: str) -> Iterator[Path]:
+        with self._pinned(self._folder / name, 0) as (pin, status):
+            if not stat.S_ISREG(status.st_mode):
+                raise OutputUnreachableError(f"{self._folder / name}: a folder, pipe or device, not a file")
+            yield _OPEN_FILES / str(pin)
+
+    def _make_tmp(self) -> None:
+        with self._holder(keys.TMP) as folder:
+            (folder / Path(keys.TMP).name).mkdir(exist_ok=True)
+
+    @contextmanager
+    def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:
+        pin = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        try:
+            found = (_OPEN_FILES / str(pin)).readlink()
+            if not any(found.is_relative_to(root) for root in self._roots):
+                raise OutputUnreachableError(
+                    f"{path} is outside this worker's output roots: "
+                    "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
+                )
+            yield pin, os.fstat(pin)
+        finally:
+            os.close(pin)

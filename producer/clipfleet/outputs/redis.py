@@ -6,19 +6,22 @@ here: rows go in with the `complete` of their chunk.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from clipfleet import keys
 from clipfleet.contract import REDIS_OUTPUT
-from clipfleet.errors import TooManyItemsError, UsageError
+from clipfleet.errors import TooManyItemsError
 from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
-from clipfleet.redis_store import ANYTHING, RedisStore, version_of
+from clipfleet.redis_store import RedisStore
 
 _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
+_ANYTHING = "any"  # see put_object.lua
 
 
 class RedisOutput:
@@ -30,6 +33,7 @@ class RedisOutput:
     def __init__(self, store: RedisStore, job_id: str) -> None:
         self._store = store
         self._job_id = job_id
+        self._items = keys.job(job_id, keys.ITEMS)
 
     def scratch(self) -> AbstractContextManager[Path]:
         """A file of this machine."""
@@ -40,11 +44,12 @@ class RedisOutput:
     ) -> bool:
         """See the protocol; also False if the job has ended meanwhile."""
         confirm()
-        return self._put(name, _content(scratch), ANYTHING if replace else "")
+        return self._put(name, _content(scratch), _ANYTHING if replace else "")
 
     def version(self, name: str) -> str | None:
         data = self.read(name)
-        return None if data is None else version_of(data)
+        # What Redis has for its scripts.
+        return None if data is None else hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
@@ -59,20 +64,22 @@ class RedisOutput:
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
         confirm()
-        self._put(name, data, ANYTHING)
+        self._put(name, data, _ANYTHING)
 
     def _put(self, name: str, data: bytes, over: str) -> bool:
+        """Over nothing (""), anything, or the one object of this version; False if that is not so."""
         if len(data) > _MAX_OBJECT_BYTES:
             raise TooManyItemsError(
                 f"the items of one chunk have {len(data) >> 20:,} MiB, more than Redis holds in one value: "
                 "choose a smaller --chunk-size, or an --output"
             )
-        return self._store.put_object(self._job_id, name, data, over=over)
+        return bool(self._store.run("put_object", self._job_id, name, data, over))
 
     def read(self, name: str) -> bytes | None:
-        if name == keys.JOB_FILE:
-            return self._store.job_file(self._job_id)
-        return self._store.object(self._job_id, name)
+        with self._store.reading(self._job_id) as client:
+            if name == keys.JOB_FILE:
+                return client.get(keys.job(self._job_id, keys.SPEC))  # type: ignore[return-value]  # or async
+            return client.hget(self._items, name)  # type: ignore[return-value]  # likewise
 
     def open(self, name: str) -> pa.NativeFile:
         data = self.read(name)
@@ -81,10 +88,13 @@ class RedisOutput:
         return pa.BufferReader(data)
 
     def names(self, prefix: str) -> Iterator[str]:
-        return (name for name in self._store.object_names(self._job_id) if name.startswith(prefix))
+        with self._store.reading(self._job_id) as client:
+            names: list[Any] = client.hkeys(self._items)
+        return (name for name in sorted(map(bytes.decode, names)) if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        self._store.remove_object(self._job_id, name)
+        with self._store.reading(self._job_id) as client:
+            client.hdel(self._items, name)
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
         """Nothing to do: the script that ends a job removes what is not needed any more."""
@@ -95,18 +105,10 @@ class RedisOutput:
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
         """See the protocol; the job itself stays in the ledger."""
         confirm()
-        self._store.clear(self._job_id)
+        with self._store.reading(self._job_id) as client:
+            client.unlink(self._items, *(keys.job(self._job_id, suffix) for suffix in keys.RESULT_SUFFIXES))
 
 
 def _content(scratch: Path) -> bytes:
     with output_errors(scratch):
         return scratch.read_bytes()
-
-
-def require_own_redis(uri: str) -> None:
-    """Raise `UsageError` unless a `redis://` URI names no server: results go where the ledger is."""
-    if uri != REDIS_OUTPUT:
-        raise UsageError(
-            f"output {uri!r}: results go into the Redis of CLIPFLEET_REDIS_URL, "
-            f"which is called {REDIS_OUTPUT} without a name"
-        )

@@ -30,7 +30,7 @@ from clipfleet.errors import OutputUnavailableError
 from clipfleet.json_rows import from_json, inferred_schema, json_lines, json_schema
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.outputs.parquet import damaged, parquet_errors
+from clipfleet.part_files.parquet import damaged, parquet_errors
 from clipfleet.parts import PartCounts, PartIdentity, part_footer, read_part_footer
 
 # What JSON raises for what is none, and Arrow for values that do not fit.
@@ -74,13 +74,9 @@ class JsonlParts:
                 file.write(data)
         footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
         name = keys.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
-        self._put_footer(output, name, footer, confirm)
-
-    def _put_footer(self, output: Output, name: str, footer: dict[str, str], confirm: Confirm) -> None:
-        if output.create(name, json.dumps(footer).encode(), confirm=confirm):
-            return
-        # Another writer of this generation has the same rows.
-        if _read_footer(output, name) is None:
+        is_new = output.create(name, json.dumps(footer).encode(), confirm=confirm)
+        # Else another writer of this generation has the same rows.
+        if not is_new and _read_footer(output, name) is None:
             raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was written")
 
     @contextmanager

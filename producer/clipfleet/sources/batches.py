@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract import SourceDescription
+from clipfleet.parts import item_schema
 
 T = TypeVar("T")
 
@@ -41,18 +42,6 @@ class Source(Protocol):
             SourceError: while iterating, where the source cannot be read any further or holds no items at
                 all.
         """
-
-
-def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
-    """Schema of the batches of a source, and of staged files."""
-    return pa.schema(
-        [
-            pa.field("item_index", pa.int64(), nullable=False),
-            pa.field("item_id", pa.string(), nullable=False),
-            pa.field("uri", pa.string(), nullable=False),
-            *extra_fields,
-        ]
-    )
 
 
 def in_batches(

@@ -48,18 +48,13 @@ def is_shard_name(name: str) -> bool:
     return name.lower().endswith(".tar")
 
 
-def has_columns(name: str) -> bool:
-    """True if a list of this name is a table."""
-    return (_ending(name) or "").removesuffix(".gz") in _WITH_COLUMNS
-
-
 def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
     """Refuse options that a source would ignore.
 
     Raises:
         SourceError: names what they are for.
     """
-    is_table = is_list and has_columns(text)
+    is_table = is_list and (_ending(text) or "").removesuffix(".gz") in _WITH_COLUMNS
     if not is_table and (options.url_column is not None or options.id_column is not None):
         raise SourceError(
             f"{printable(text)}: {options.content_option} and --id-column apply to tables only "

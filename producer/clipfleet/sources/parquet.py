@@ -100,13 +100,12 @@ class ParquetSource:
             try:
                 with pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
                     yield parquet
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                raise SourceError(f"{name}: not a whole Parquet file: {_first_line(error)}") from error
-            except OSError as error:
-                if error.errno is not None:
-                    raise
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
                 # Arrow reports content that it cannot understand as an OSError, too, but without a number.
-                raise SourceError(f"{name}: not a whole Parquet file: {_first_line(error)}") from error
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                problem = str(error).splitlines()[0].rstrip(".")
+                raise SourceError(f"{name}: not a whole Parquet file: {problem}") from error
 
 
 def _holds_pictures(field: pa.Field[Any]) -> bool:
@@ -126,7 +125,3 @@ def _pictures(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     if values.type.get_field_index("path") < 0:
         return pictures, None
     return pictures, as_text(pc.struct_field(values, "path"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")

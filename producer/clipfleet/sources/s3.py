@@ -41,7 +41,9 @@ def open_s3(uri: str, options: ReadOptions) -> Source:
         refuse_pattern_of_lists(uri)
         return _pattern(client, bucket, key)
     if is_picture_name(key):
-        return _picture(client, bucket, key)
+        file = ObjectFile(client, bucket, key)
+        found = file.listed()
+        return PrefixSource(lambda: [found], file.folder, uri=file.uri)
     return _prefix(client, bucket, key)
 
 
@@ -64,12 +66,6 @@ def _pattern(client: S3Client, bucket: str, pattern: str) -> Source:
         uri=where + pattern,
         wanted="no object matches this pattern",
     )
-
-
-def _picture(client: S3Client, bucket: str, key: str) -> Source:
-    file = ObjectFile(client, bucket, key)
-    found = file.listed()
-    return PrefixSource(lambda: [found], file.folder, uri=file.uri)
 
 
 def _prefix(client: S3Client, bucket: str, key: str) -> Source:

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.errors import SourceError
-from clipfleet.parts import INLINE_COLUMN, extra_column_name
+from clipfleet.parts import INLINE_COLUMN, extra_column_name, item_schema
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
-from clipfleet.sources.batches import item_schema
 
 _KINDS = ("txt", "csv", "tsv", "jsonl", "parquet", "stdin", "iterable")
 _SUPPORTED = (

@@ -105,21 +105,6 @@ def walk(root: Path, pattern: Pattern) -> Iterator[str]:
             stack.pop()
 
 
-def walked_batches(root: Path, pattern: Pattern) -> Iterator[pa.RecordBatch]:
-    """Item batches of the files below `root`: the id is the relative path, the URI the absolute one."""
-    base = f"{root}/".replace("//", "/")
-    first_index = 0
-    for paths in in_batches(walk(root, pattern)):
-        uris = [base + path for path in paths]
-        try:
-            batch = item_batch(first_index, pa.array(paths, pa.string()), pa.array(uris, pa.string()))
-        except UnicodeEncodeError:  # a name that is not UTF-8: rare, so it is only looked for now
-            ids = pa.array([printable(path) for path in paths], pa.string())
-            batch = item_batch(first_index, ids, pa.array([local_uri(uri) for uri in uris], pa.string()))
-        yield batch
-        first_index += len(paths)
-
-
 def _component(text: str) -> re.Pattern[str]:
     # As in a shell: a leading dot must be written out.
     return re.compile(("" if text.startswith(".") else r"(?!\.)") + fnmatch.translate(text))
@@ -160,12 +145,7 @@ def _sorted(names: Iterator[str]) -> Iterator[str]:
         if len(run) < _RUN and not runs:
             return iter(run)
         runs.append(["\0".join(run[start : start + _PACK]) for start in range(0, len(run), _PACK)])
-    return heapq.merge(*(_unpacked(packs) for packs in runs))
-
-
-def _unpacked(packs: list[str]) -> Iterator[str]:
-    for pack in packs:
-        yield from pack.split("\0")
+    return heapq.merge(*((name for pack in packs for name in pack.split("\0")) for packs in runs))
 
 
 def has_wildcards(text: str) -> bool:
@@ -194,11 +174,18 @@ class WalkedSource:
         self.description = SourceDescription(kind=kind, uri=local_uri(str(name)))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        is_empty = True
-        for batch in walked_batches(self._root, self._pattern):
-            is_empty = False
+        base = f"{self._root}/".replace("//", "/")
+        first_index = 0
+        for paths in in_batches(walk(self._root, self._pattern)):
+            uris = [base + path for path in paths]
+            try:
+                batch = item_batch(first_index, pa.array(paths, pa.string()), pa.array(uris, pa.string()))
+            except UnicodeEncodeError:  # a name that is not UTF-8: rare, so it is only looked for now
+                ids = pa.array([printable(path) for path in paths], pa.string())
+                batch = item_batch(first_index, ids, pa.array([local_uri(uri) for uri in uris], pa.string()))
             yield batch
-        if is_empty:
+            first_index += len(paths)
+        if first_index == 0:
             raise SourceError(self._nothing)
 
 

@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("GETEX", _OURS),
     ("SET", _OURS, ""),
     ("TYPE", _OURS),
+    ("COPY", _OURS, _OURS),
     ("DEL", _OURS),
     ("UNLINK", _OURS),
     ("COPY", _OURS, _OURS),
