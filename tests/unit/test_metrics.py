@@ -20,11 +20,10 @@ from clipfleet.parts import PartCounts
 from clipfleet_worker.backends.certificate import Certificate, Way
 from clipfleet_worker.background import Reachability
 from clipfleet_worker.batcher import BatchTotals
-from clipfleet_worker.busy_meter import Busy
-from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
 from clipfleet_worker.claims import Claims
+from clipfleet_worker.counts import Busy, CacheCounts
 from clipfleet_worker.drain import Drain, Leaver
 from clipfleet_worker.health import Health
 from clipfleet_worker.leases import LeaseKeeper

@@ -34,8 +34,8 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage, item_path
 from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import Decoder, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode_stage import DecodeStage

@@ -22,7 +22,7 @@ import numpy as np
 from clipfleet.contract import Lane
 from clipfleet_worker.batches import Batch, Encoder, ItemSlice, Segment
 from clipfleet_worker.bisecting import FORWARD_ERRORS
-from clipfleet_worker.busy_meter import Busy, BusyMeter
+from clipfleet_worker.counts import Busy, BusyMeter
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, Results, encode_each
 from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.scoring import have_direction, why_not
 from clipfleet_worker.shortages import shortage_behind
-from clipfleet_worker.unit_vectors import have_direction, why_not
 
 _HARMLESS_TEXT = "a"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from clipfleet_worker.cores import decode_threads
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.memory_guard import MemoryGuard, Reading, memory_limit, own_memory
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.thread_rule import decode_threads
 from clipfleet_worker.watchdog import Pulse, Watchdog
 
 _MODEL_BYTES = 1 << 31

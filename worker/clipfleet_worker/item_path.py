@@ -23,9 +23,9 @@ from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Job, Lane
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.decode_turns import DecodeTurns, Turn

@@ -24,15 +24,15 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
 from clipfleet.tracing import tracing_of
-from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
-from clipfleet_worker.consumer import DrainingWorker
+from clipfleet_worker.consumer import DrainingWorker, make_worker_app
+from clipfleet_worker.cores import decode_threads, set_forward_threads
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import make_decode_stage, make_memory_guard
 from clipfleet_worker.decode_turns import DecodeTurns
@@ -64,7 +64,6 @@ from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.status_server import StatusServer
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
-from clipfleet_worker.thread_rule import decode_threads, set_forward_threads
 from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
 
 log = logging.getLogger(__name__)

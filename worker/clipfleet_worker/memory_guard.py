@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from clipfleet_worker.control_groups import control_groups
+from clipfleet_worker.cores import control_groups
 from clipfleet_worker.watchdog import EXIT_HUNG, Loop
 
 log = logging.getLogger(__name__)

@@ -28,12 +28,11 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.redis_connection import connect, redis_errors
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
-from clipfleet_worker.cache_counts import CacheCounts
+from clipfleet_worker.counts import CacheCounts
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.open_clip_models import preset_label_set
-from clipfleet_worker.scoring import text_matrix_of
-from clipfleet_worker.unit_vectors import have_direction, why_not
+from clipfleet_worker.scoring import have_direction, text_matrix_of, why_not
 
 if TYPE_CHECKING:
     import torch
