@@ -29,7 +29,7 @@ from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
 from clipfleet_worker.device_set_up import DeviceSetUp
 from clipfleet_worker.doctor import Finding, Level
-from clipfleet_worker.doctor.model_check import ModelCheck
+from clipfleet_worker.doctor.model_check import model_findings
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.lifecycle import Worker
@@ -347,7 +347,7 @@ class TestDoctor:
         device = DeviceSetUp("cpu", BATCH, make_backend)
         monkeypatch.setattr("clipfleet_worker.doctor.model_check.make_device_set_up", lambda _: device)
         settings = WorkerSettings(redis_url=SecretStr("redis://h:6379/0"), precision=precision)
-        return list(ModelCheck(settings, DEMO_MODEL).findings())
+        return list(model_findings(settings, DEMO_MODEL))
 
     def test_it_tells_the_ways_and_what_is_off(self, monkeypatch: pytest.MonkeyPatch, clock: Ticks) -> None:
         found = self.findings(monkeypatch, Gpu(clock, spoil=rotated), Precision.FP32)

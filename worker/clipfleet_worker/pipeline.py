@@ -27,7 +27,7 @@ from clipfleet_worker.leases import HeldLease
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.rows import failed_outcomes, part_table
+from clipfleet_worker.rows import part_table
 from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
@@ -107,7 +107,9 @@ class Pipeline:
         """Write the part of a chunk that will never work: every item a failed row."""
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         work = _work(claim, context)
-        return self._write(claim, context, lease, work, failed_outcomes(work.items.num_rows, error))
+        outcomes = Outcomes(work.items.num_rows)
+        outcomes.fail_all(error)
+        return self._write(claim, context, lease, work, outcomes)
 
     def _process(
         self,

@@ -125,7 +125,10 @@ class TextMatrices:
     def _keep(self, key: tuple[str, str], matrix: TextMatrix) -> TextMatrix:
         with self._lock:
             self._matrices[key] = matrix
-            while len(self._matrices) > 1 and sum(map(_size_bytes, self._matrices.values())) > _KEPT_BYTES:
+            while (
+                len(self._matrices) > 1
+                and sum(one.values.nbytes for one in self._matrices.values()) > _KEPT_BYTES
+            ):
                 gone, _ = self._matrices.popitem(last=False)
                 self._encoding.pop(gone, None)
         return matrix
@@ -188,7 +191,10 @@ class TextMatrices:
     ) -> np.ndarray:
         prompts = [template.replace("{}", label) for label in labels for template in templates]
         matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
-        _require_vectors(matrix, labels, model)
+        usable = have_direction(matrix)
+        if not usable.all():
+            label = labels[int(np.argmin(usable))]
+            raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
         return matrix
 
 
@@ -236,14 +242,3 @@ def _whole(slices: Slices, go_on: Alive) -> np.ndarray:
         go_on()
         rows.append(encode())
     return np.concatenate(rows)
-
-
-def _require_vectors(matrix: np.ndarray, labels: Sequence[str], model: TextModel) -> None:
-    usable = have_direction(matrix)
-    if not usable.all():
-        label = labels[int(np.argmin(usable))]
-        raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
-
-
-def _size_bytes(matrix: TextMatrix) -> int:
-    return matrix.values.numel() * matrix.values.element_size()

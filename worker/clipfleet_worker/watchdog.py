@@ -201,9 +201,8 @@ class Watchdog(Loop):
     def phases(self) -> list[Phase]:
         """What all loops are doing now."""
         with self._lock:
-            pulses, sources = list(self._pulses.values()), list(self._sources)
-        found = [pulse.phase for pulse in pulses]
-        return found + [phase for source in sources for phase in source()]
+            sources = list(self._sources)
+        return self.loop_phases() + [phase for source in sources for phase in source()]
 
     def loop_phases(self) -> list[Phase]:
         """Likewise without what `watch` has added: the names of these loops are few."""

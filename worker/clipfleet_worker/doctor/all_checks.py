@@ -9,7 +9,7 @@ from pathlib import Path
 from clipfleet_worker.doctor import Check
 from clipfleet_worker.doctor.folder_check import folder_findings, no_folder_findings
 from clipfleet_worker.doctor.machine_check import decode_findings, machine_findings, settings_findings
-from clipfleet_worker.doctor.model_check import DeviceCheck, ModelCheck
+from clipfleet_worker.doctor.model_check import device_findings, model_findings
 from clipfleet_worker.doctor.redis_check import broker_findings, redis_findings
 from clipfleet_worker.doctor.s3_check import s3_findings
 from clipfleet_worker.settings import WorkerSettings
@@ -39,7 +39,7 @@ def all_checks(
         yield Check("s3", 60, partial(s3_findings, uri, is_output=True, buckets=settings.s3_buckets))
     for bucket in settings.s3_buckets:
         yield Check("s3", 60, partial(s3_findings, f"s3://{bucket}", is_output=False))
-    yield Check("device", 120, DeviceCheck(settings).findings)  # CUDA takes its time
+    yield Check("device", 120, partial(device_findings, settings))  # CUDA takes its time
     yield Check("decode", 60, partial(decode_findings, settings.max_pixels))
     for model in settings.models:
-        yield Check("model", LOAD_LIMIT_SECONDS, ModelCheck(settings, model).findings)
+        yield Check("model", LOAD_LIMIT_SECONDS, partial(model_findings, settings, model))
