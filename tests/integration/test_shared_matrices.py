@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import pytest
 import redis
-from clipfleet_worker.testing import FakeEncoder
 
 from clipfleet import keys
 from clipfleet.contract import LabelSet, Lane
@@ -20,6 +19,7 @@ from clipfleet_worker.batches import Encoder
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
+from tests.support.fake_encoder import FakeEncoder
 from tests.support.ledger import keys_without_ttl
 
 LABELS = LabelSet(labels=("cat", "dog", "car", "house"))

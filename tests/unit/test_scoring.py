@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from importlib.resources import as_file, files
+from typing import Any
+
 import numpy as np
 import open_clip
 import pytest
@@ -12,6 +16,7 @@ from clipfleet_worker import scoring
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import Ranking, rank, text_matrix_of
+from tests.support.reference import ReferenceModel
 
 
 def unit_rows(seed: int, rows: int, dimension: int = 32) -> np.ndarray:
@@ -159,15 +164,18 @@ def demo() -> LoadedModel:
     return load_model(DEMO_MODEL, Precision.FP32, "cpu")
 
 
+@pytest.fixture(scope="module")
+def plain() -> Iterator[ReferenceModel]:
+    with as_file(files("clipfleet_worker") / "demo_model") as folder:
+        yield ReferenceModel(folder)
+
+
 class TestAgainstOpenClip:
     """The same features under open_clip's own zero-shot classifier."""
 
-    def reference(
-        self, model: LoadedModel, labels: tuple[str, ...], templates: tuple[str, ...]
-    ) -> np.ndarray:
-        tokenizer, module = model._tokenizer, model._backend._module
+    def reference(self, plain: ReferenceModel, labels: Sequence[str], templates: Sequence[Any]) -> np.ndarray:
         with torch.inference_mode():
-            weights = open_clip.build_zero_shot_classifier(module, tokenizer, labels, templates)
+            weights = open_clip.build_zero_shot_classifier(plain.module, plain.tokenizer, labels, templates)
         array: np.ndarray = weights.T.numpy()
         return array
 
@@ -179,26 +187,22 @@ class TestAgainstOpenClip:
         ],
     )
     def test_given_labels(
-        self, demo: LoadedModel, labels: tuple[str, ...], templates: tuple[str, ...]
+        self, demo: LoadedModel, plain: ReferenceModel, labels: tuple[str, ...], templates: tuple[str, ...]
     ) -> None:
         label_set = LabelSet(labels=labels, templates=templates)
         ours = text_matrix_of(demo.encode_texts(label_set.prompts()), len(labels))
 
-        self.compare(demo, ours, self.reference(demo, labels, templates))
+        self.compare(demo, ours, self.reference(plain, labels, templates))
 
-    def test_imagenet(self, demo: LoadedModel) -> None:
+    def test_imagenet(self, demo: LoadedModel, plain: ReferenceModel) -> None:
         labels, templates = preset_label_set(Preset.IMAGENET1K)
         assert (len(labels), len(templates)) == (1000, 80)
         # As open_clip does it, with its own templates; a few of the names keep the test short.
         names = labels[::40]
-        with torch.inference_mode():
-            weights = open_clip.build_zero_shot_classifier(
-                demo._backend._module, demo._tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
-            )
         prompts = [template.replace("{}", name) for name in names for template in templates]
         ours = text_matrix_of(demo.encode_texts(prompts), len(names))
 
-        self.compare(demo, ours, weights.T.numpy())
+        self.compare(demo, ours, self.reference(plain, names, open_clip.OPENAI_IMAGENET_TEMPLATES))
 
     def compare(self, model: LoadedModel, ours: np.ndarray, reference: np.ndarray) -> None:
         features = unit_rows(5, 64, model.embedding_dimension) + reference[np.arange(64) % len(reference)]
