@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from clipfleet_worker.testing import FakeEncoder
 from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
@@ -39,6 +38,7 @@ from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_device import FakeDevice
+from tests.support.fake_encoder import FakeEncoder
 from tests.support.reference import cosines
 
 BATCH = 9

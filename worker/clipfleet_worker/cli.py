@@ -158,8 +158,8 @@ def demo(
 def exporter() -> None:
     """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
     require_extra("exporter")
-    from clipfleet_worker.exporter import hasty_ledger, run_exporter
     from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.metrics.ledger import hasty_ledger, run_exporter
 
     settings = checked(WorkerSettings)
     if settings.health_port is None:

@@ -48,15 +48,13 @@ from clipfleet_worker.health import Health, health_pages
 from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
-from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
 from clipfleet_worker.model import LoadedModel, OnDevice, OnPixelSpec, load_model
-from clipfleet_worker.model_catalogue import require_known
-from clipfleet_worker.model_files import fetch_files
+from clipfleet_worker.model_files import fetch_files, require_known
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.process_set_up import calm_collector, raise_open_files_limit
@@ -250,7 +248,6 @@ class Worker:
         return Pipeline(
             models=self._models,
             items=items,
-            labeller=Labeller(self._batcher),
             text_matrices=self._text_matrices,
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
