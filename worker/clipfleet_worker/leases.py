@@ -81,7 +81,7 @@ class HeldLease:
             clock: see `lease_clock`.
         """
         self.lease = lease
-        self._deadline = deadline
+        self.deadline = deadline
         self._renew = renew
         self._write_limit_seconds = write_limit_seconds
         self._clock = clock
@@ -126,7 +126,7 @@ class HeldLease:
             ChunkInterrupted: the chunk was taken from us meanwhile, or the worker leaves.
         """
         self._require_ours()
-        while self._clock() >= self._deadline:
+        while self._clock() >= self.deadline:
             self._limit_seconds, self._longest_seconds = math.inf, None
             if not self._renew(self):
                 self._interrupted.wait(_ASK_AGAIN_SECONDS)
@@ -137,10 +137,6 @@ class HeldLease:
     def _require_ours(self) -> None:
         if self._interruption is not None:
             raise self._interruption
-
-    def extend(self, deadline: float) -> None:
-        """The ledger has renewed the lease, until `deadline` at least."""
-        self._deadline = deadline
 
     def is_done(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
@@ -357,5 +353,5 @@ class LeaseKeeper(Loop):
             if word in ("lost", "cancelled"):
                 lease.interrupt(word)
             else:
-                lease.extend(asked_at + self._lease_seconds)
+                lease.deadline = asked_at + self._lease_seconds  # at least
         return True

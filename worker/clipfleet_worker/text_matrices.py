@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import redis
@@ -52,14 +52,6 @@ Alive = Callable[[], None]
 Slices = Sequence[Callable[[], np.ndarray]]  # each encodes some of the labels
 
 
-class TextModel(Encoder, Protocol):
-    """A loaded model, as far as text matrices need it."""
-
-    fingerprint: str
-    device: str
-    embedding_dimension: int
-
-
 @dataclass(frozen=True, slots=True)
 class TextMatrix:
     """A label set as a model sees it."""
@@ -91,7 +83,7 @@ class TextMatrices:
         if self._redis is not None:
             self._redis.close()
 
-    def get(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def get(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
 
         Args:
@@ -133,7 +125,7 @@ class TextMatrices:
                 self._encoding.pop(gone, None)
         return matrix
 
-    def _made(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def _made(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         import torch
 
         labels, templates = label_set.labels, label_set.templates
@@ -187,7 +179,7 @@ class TextMatrices:
             log.info("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
 
     def _encode(
-        self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane
+        self, model: Encoder, labels: Sequence[str], templates: Sequence[str], lane: Lane
     ) -> np.ndarray:
         prompts = [template.replace("{}", label) for label in labels for template in templates]
         matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
@@ -201,7 +193,7 @@ class TextMatrices:
 class _Shared:
     """One matrix in Redis, float32 (labels, d), and the right to encode it."""
 
-    def __init__(self, client: redis.Redis, model: TextModel, label_set: LabelSet, labels: int) -> None:
+    def __init__(self, client: redis.Redis, model: Encoder, label_set: LabelSet, labels: int) -> None:
         self._redis = client
         self._name = keys.text_matrix(model.fingerprint, label_set.hash)
         self._shape = labels, model.embedding_dimension  # another one was not made by a worker
