@@ -116,9 +116,27 @@ class _Store:
         return Path(snapshot_download(repository, allow_patterns=wanted))
 
     def _require_hub(self) -> None:
+        """Fail within seconds where the hub is out of reach; its own client tries for minutes.
+
+        Raises:
+            _NotHereError: nothing may be downloaded.
+            OSError: nothing answers there.
+        """
+        from huggingface_hub import constants
+
         if not self.may_download:
             raise _NotHereError
-        _require_hub()
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        request = Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the operator's own setting
+        try:
+            urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - likewise
+        except HTTPError:
+            return  # something answers
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, ssl.SSLError):  # the client may know certificates that Python does not
+                raise OSError(f"{constants.ENDPOINT} cannot be reached: {reason}") from error
 
 
 def _cached(repository: str, names: Sequence[str]) -> Path | None:
@@ -314,27 +332,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelUnavailableError(f"{path} is no JSON object")
     return value
-
-
-def _require_hub() -> None:
-    """Fail within seconds where the hub is out of reach; its own client tries for minutes.
-
-    Raises:
-        OSError: nothing answers there.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set")
-    request = Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the operator's own setting
-    try:
-        urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - likewise
-    except HTTPError:
-        return  # something answers
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # the client may know certificates that Python does not
-            raise OSError(f"{constants.ENDPOINT} cannot be reached: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
