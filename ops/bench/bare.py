@@ -21,7 +21,7 @@ import numpy as np
 
 from clipfleet.contract import DecodeRoute, Precision
 from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.device import pick_device
 from clipfleet_worker.model import load_model

@@ -35,7 +35,7 @@ from clipfleet_worker.backends import PendingFeatures
 from clipfleet_worker.backends.torch_backend import torch_dtype
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.model import load_model

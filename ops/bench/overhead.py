@@ -27,9 +27,9 @@ from pathlib import Path
 
 from clipfleet.contract import DecodeRoute
 from clipfleet.ledger import Ledger
+from clipfleet_worker.cores import decode_threads
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.thread_rule import decode_threads
 from ops.bench.process_cost import CpuSeconds, cpu_seconds
 from ops.bench.report import Report, Table, bench_parser, positive
 from tests.support.cluster import Cluster

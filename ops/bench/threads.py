@@ -1,4 +1,4 @@
-"""How many threads should decode, how many run the forward, and what is a good batch: for `thread_rule.py`.
+"""How many threads should decode, how many run the forward, and what is a good batch: for `cores.py`.
 
     python -m ops.bench.threads [--images 128] [--rounds 7] [--cache FOLDER]
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from clipfleet.contract import DecodeRoute, Lane, Precision
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import processors
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.model import LoadedModel, load_model

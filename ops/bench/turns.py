@@ -1,4 +1,4 @@
-"""Up to which size should pictures be decoded by one thread at a time? For `thread_rule.py`.
+"""Up to which size should pictures be decoded by one thread at a time? For `cores.py`.
 
     python -m ops.bench.turns [--rounds 5]
 
@@ -21,11 +21,10 @@ from functools import partial
 from pathlib import Path
 
 from clipfleet.contract import DecodeRoute
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import SMALL_PICTURE_SECONDS, processors
 from clipfleet_worker.decode import Decoder, PixelSpec
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
 from ops.bench.decode import spec_of
 from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio

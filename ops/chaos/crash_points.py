@@ -58,7 +58,7 @@ def stand_in_worker(reach: Reach, patch: Patch = setattr) -> None:
         return lambda *_: reach(point)
 
     _after(ledger, "claim", lambda claim: claim and reach(CrashPoint.AFTER_CLAIM), patch)
-    _before(ItemPath, "_on_fetched", at(CrashPoint.MID_FETCH), patch)
+    _before(ItemPath, "_decode_fetched", at(CrashPoint.MID_FETCH), patch)
     _after(ItemPath, "_read", at(CrashPoint.MID_FETCH), patch)
     for sink in (PartSink, RedisSink):
         _before(sink, "write", at(CrashPoint.BEFORE_WRITE), patch)

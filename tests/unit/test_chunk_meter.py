@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from clipfleet.bottleneck import Meter, Meters, Step
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.chunk_meter import StagesBusy, chunk_meters
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.doubles import Clock

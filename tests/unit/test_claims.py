@@ -14,9 +14,8 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Claim, Ledger
 from clipfleet_worker import claims as claims_module
 from clipfleet_worker.capacity import OpenItems
-from clipfleet_worker.claims import Claims
+from clipfleet_worker.claims import Claims, ShunnedJobs
 from clipfleet_worker.models import Models
-from clipfleet_worker.shunned_jobs import ShunnedJobs
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
 from tests.support.jobs import make_claim
 

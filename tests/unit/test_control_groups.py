@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import processors
 
 
 @pytest.fixture(autouse=True)

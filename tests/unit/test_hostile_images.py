@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 
 from clipfleet.contract import DecodeRoute, ErrorCode
-from clipfleet_worker.decode import Decoder, PixelSpec
-from clipfleet_worker.decode_memory import WEBP_PIXEL_BYTES
+from clipfleet_worker.decode import WEBP_PIXEL_BYTES, Decoder, PixelSpec
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_outline import (
     DEFAULT_MAX_DECODE_BYTES,

@@ -17,8 +17,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.leases import HeldLease, LeaseKeeper, Progress
-from clipfleet_worker.running_time import RunningTime
-from clipfleet_worker.watchdog import Phase
+from clipfleet_worker.watchdog import Phase, RunningTime
 from tests.support.doubles import Clock, InThread
 
 LEASE_SECONDS = 30.0

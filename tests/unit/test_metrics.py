@@ -20,15 +20,14 @@ from clipfleet.parts import PartCounts
 from clipfleet_worker.backends.certificate import Certificate, Way
 from clipfleet_worker.background import Reachability
 from clipfleet_worker.batcher import BatchTotals
-from clipfleet_worker.busy_meter import Busy
-from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
 from clipfleet_worker.claims import Claims
+from clipfleet_worker.counts import Busy, CacheCounts
 from clipfleet_worker.drain import Drain, Leaver
 from clipfleet_worker.health import Health
 from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.metrics import FamiliesCollector, Kind, metrics_page
+from clipfleet_worker.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
 from clipfleet_worker.watchdog import Watchdog
@@ -270,7 +269,7 @@ def test_what_the_system_tells_of_the_process_is_there(bench: Bench) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_names_keep_to_prometheus_conventions(family: Any) -> None:
     assert re.fullmatch(r"clipfleet(_[a-z]+)+", family.name)
-    assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
+    assert family.name.endswith("_total") == (family.kind == "counter")
     assert not re.search(r"_(ms|milliseconds|minutes|kb|mb|percent)(_|$)", family.name)
     assert [one.name for one in FAMILIES].count(family.name) == 1
 

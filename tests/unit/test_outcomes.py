@@ -95,15 +95,17 @@ class TestItems:
         assert outcomes.features[0] is None
         assert outcomes.features[1] is not None and outcomes.features[1][0] == 5
 
-    def test_timing_out_touches_only_open_items(self) -> None:
+    def test_an_error_touches_only_an_open_item(self) -> None:
         outcomes = Outcomes(3)
         outcomes.deliver([0], features(1))
         outcomes.fail(1, NOT_FOUND)
 
-        outcomes.time_out([0, 1, 2], "too slow")
+        too_slow = ItemError(ErrorCode.TIMEOUT, "too slow")
+        for position in range(3):
+            outcomes.fail(position, too_slow)
 
         outcomes.wait()
-        assert outcomes.errors == [None, NOT_FOUND, ItemError(ErrorCode.TIMEOUT, "too slow")]
+        assert outcomes.errors == [None, NOT_FOUND, too_slow]
 
     def test_many_threads_end_every_item_once(self) -> None:
         outcomes = Outcomes(400)

@@ -34,8 +34,8 @@ from clipfleet.parts import PartCounts, PartIdentity
 from clipfleet.staging import StagedReader
 from clipfleet_worker import decode_stage, item_path
 from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import Decoder, Raster
 from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode_stage import DecodeStage
@@ -51,7 +51,6 @@ from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContext
-from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.model import LoadedModel, OnPixelSpec
@@ -176,7 +175,7 @@ class Bench:
         self.may_load.set()
         models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
-            models=models, items=items, labeller=Labeller(self.batcher),
+            models=models, items=items,
             text_matrices=TextMatrices(self.batcher),
             open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
             decode_seconds=DECODE_SECONDS,

@@ -10,10 +10,16 @@ from clipfleet.contract import ErrorCode, ItemError
 from clipfleet.parts import PART_COLUMNS, PartCounts, count_rows, part_schema
 from clipfleet_worker.labelling import ChunkLabels, ItemLabels
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.rows import failed_outcomes, part_table, without_userinfo
+from clipfleet_worker.rows import part_table, without_userinfo
 
 NOT_FOUND = ItemError(ErrorCode.NOT_FOUND, "HTTP status 404")
 VECTORS = np.array([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=np.float32)
+
+
+def failed_outcomes(count: int, error: ItemError) -> Outcomes:
+    outcomes = Outcomes(count)
+    outcomes.fail_all(error)
+    return outcomes
 
 
 def items(*uris: str, **extra: list[str | None]) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet_worker.running_time import RunningTime
+from clipfleet_worker.watchdog import RunningTime
 from tests.support.doubles import Clock
 
 

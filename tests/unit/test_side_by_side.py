@@ -14,7 +14,7 @@ import torch
 
 from clipfleet_worker.backends.side_by_side import Passes, SideBySideBackend, SideBySideBackends
 from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.thread_rule import passes_side_by_side
+from clipfleet_worker.cores import passes_side_by_side
 from tests.support.waiting import wait_until
 from tests.unit.test_cpu_backends import towers_of
 from tests.unit.test_model import SIZE, TinyModule

@@ -17,8 +17,8 @@ from clipfleet.errors import UsageError
 from clipfleet.ledger import Lease, Ledger
 from clipfleet.otel import OtelTracing
 from clipfleet.tracing import NO_TRACING, tracing_of
-from clipfleet_worker.chunk_spans import chunk_spans
 from clipfleet_worker.leases import LeaseKeeper
+from clipfleet_worker.tasks import chunk_spans
 from tests.support.jobs import make_claim
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"

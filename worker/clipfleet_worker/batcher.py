@@ -22,7 +22,7 @@ import numpy as np
 from clipfleet.contract import Lane
 from clipfleet_worker.batches import Batch, Encoder, ItemSlice, Segment
 from clipfleet_worker.bisecting import FORWARD_ERRORS
-from clipfleet_worker.busy_meter import Busy, BusyMeter
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
 
 T = TypeVar("T")
@@ -64,8 +64,8 @@ class Batcher:
 
     def __init__(self, batch_size: int, *, ring_batches: int = 3, pulse: Pulse | None = None) -> None:
         self._pulse = pulse or Pulse("batcher")
-        self._busy = BusyMeter(1)
-        self._batch_size = batch_size
+        self.busy = BusyMeter(1)  # while the device has work
+        self.batch_size = batch_size  # items of a full batch
         self._ring_items = batch_size * ring_batches
         self._waiting_items = 0
         self._wanted_items = 1  # for fewer the thread is not woken: as it lingers, what fills its batch
@@ -79,15 +79,6 @@ class Batcher:
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-
-    @property
-    def batch_size(self) -> int:
-        """Items of a full batch."""
-        return self._batch_size
-
-    def busy(self) -> Busy:
-        """How long the device has had work."""
-        return self._busy.read()
 
     def start(self) -> None:
         """Start the thread."""
@@ -114,7 +105,7 @@ class Batcher:
             BatcherStopped: the worker is going down.
         """
         part.submitted_at = time.monotonic()
-        room = self._ring_items + (self._batch_size if part.lane is _LANE_ORDER[0] else 0)
+        room = self._ring_items + (self.batch_size if part.lane is _LANE_ORDER[0] else 0)
         with self._changed:
             self._changed.wait_for(lambda: self._waiting_items < room or self._stopping)
             if self._stopping:
@@ -169,7 +160,7 @@ class Batcher:
             if self._may_begin():
                 call = self._next_call()
                 segments = [] if call else self._gather()
-        with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS), self._busy:
+        with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS), self.busy:
             if call:
                 call.run()
             elif segments:
@@ -202,7 +193,7 @@ class Batcher:
         is_full = not last.leaves_room or len(self._under_way) >= last.batches_in_flight
         if is_full or self._call_went_last:
             return False
-        return self._waiting_items >= (1 if last.leaves_idle else self._batch_size)
+        return self._waiting_items >= (1 if last.leaves_idle else self.batch_size)
 
     def _next_lane(self) -> Lane | None:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
@@ -228,7 +219,7 @@ class Batcher:
     def _gather(self) -> list[Segment]:
         """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
         batch: list[Segment] = []
-        room, has_lingered = self._batch_size, False
+        room, has_lingered = self.batch_size, False
         while room and not self._stopping:
             taken = 0
             for lane in _LANE_ORDER:

@@ -20,14 +20,18 @@ from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.bisecting import FORWARD_ERRORS, DeviceFault, Results, encode_each
 from clipfleet_worker.device import is_lost
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.scoring import have_direction, why_not
 from clipfleet_worker.shortages import shortage_behind
-from clipfleet_worker.unit_vectors import have_direction, why_not
 
 _HARMLESS_TEXT = "a"
 
 
 class Encoder(Protocol):
-    """A loaded model, as far as the batcher needs it."""
+    """A loaded model, as far as batcher and text matrices need it."""
+
+    fingerprint: str
+    device: str
+    embedding_dimension: int
 
     @property
     def precision(self) -> Precision:
@@ -42,9 +46,6 @@ class Encoder(Protocol):
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
         """Start on a batch of pixels, see `clipfleet_worker.backends.Backend`."""
-
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels uint8 (n, height, width, 3) -> features float32 (n, d), L2-normalised."""
 
     def encode_texts(self, prompts: list[str]) -> np.ndarray:
         """Prompts -> features float32 (n, d), L2-normalised."""
@@ -93,16 +94,12 @@ class Batch:
         """
         self._segments = segments
         self._items: list[Any] = [item for segment in segments for item in segment.items]
+        self.size = len(self._items)
         self._encoder, self._is_text = segments[0].slice.kind
         self._begun_at = time.monotonic()
         self._pending: PendingFeatures | None = self._begin()
         self.leaves_room = False  # to the batch behind it
         self.leaves_idle = False  # some of the device, until that one goes
-
-    @property
-    def size(self) -> int:
-        """How many items it has."""
-        return len(self._items)
 
     @property
     def batches_in_flight(self) -> int:

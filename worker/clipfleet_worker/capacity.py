@@ -19,8 +19,8 @@ class OpenItems:
     """Counts items between claim and completion, without those whose chunk waits only for others."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
+        self.limit = limit
+        self.count = 0  # open now
         self._from_reserve = 0  # of these, claimed when there was room for the best lane only
         self._ended = 0  # not counted, although their chunk is not written yet
         self._closed = False
@@ -35,7 +35,7 @@ class OpenItems:
     def _lanes(self) -> Sequence[Lane]:
         if self.has_room_in_all_lanes:
             return tuple(Lane)
-        return (Lane.HIGH,) if self._from_reserve < self._limit * _RESERVED_SHARE else ()
+        return (Lane.HIGH,) if self._from_reserve < self.limit * _RESERVED_SHARE else ()
 
     def wait_for_room_in_all_lanes(
         self, timeout_seconds: float, unless: Callable[[], bool] = lambda: False
@@ -59,13 +59,13 @@ class OpenItems:
     def add(self, count: int, *, from_reserve: bool = False) -> None:
         """Items were claimed; `from_reserve`: when there was room for the best lane only."""
         with self._changed:
-            self._count += count
+            self.count += count
             self._from_reserve += count if from_reserve else 0
 
     def remove(self, count: int, *, from_reserve: bool = False) -> None:
         """Items were completed or given back; the arguments are those of `add`."""
         with self._changed:
-            self._count -= count
+            self.count -= count
             self._from_reserve -= count if from_reserve else 0
             self._changed.notify_all()
 
@@ -83,10 +83,10 @@ class OpenItems:
             nonlocal ended
             with self._changed:
                 if not is_over:
-                    freed = min(count, _ENDED_PER_OPEN * self._limit - self._ended)
+                    freed = min(count, _ENDED_PER_OPEN * self.limit - self._ended)
                     ended += freed
                     self._ended += freed
-                    self._count -= freed
+                    self.count -= freed
                     if self.has_room_in_all_lanes:  # else nobody's wait is over: it would be for every batch
                         self._changed.notify_all()
 
@@ -96,7 +96,7 @@ class OpenItems:
             with self._changed:
                 is_over = True
                 self._ended -= ended
-                self._count += ended
+                self.count += ended
 
     def close(self) -> None:
         """Nothing may be claimed any more; whoever waits goes on with no lane."""
@@ -107,17 +107,7 @@ class OpenItems:
     @property
     def has_room_in_all_lanes(self) -> bool:
         """Whether chunks of any lane may be claimed."""
-        return self._count < self._limit * (1 - _RESERVED_SHARE)
-
-    @property
-    def limit(self) -> int:
-        """Of open items."""
-        return self._limit
-
-    @property
-    def count(self) -> int:
-        """Items open now."""
-        return self._count
+        return self.count < self.limit * (1 - _RESERVED_SHARE)
 
 
 class WaitingBytes:
@@ -126,7 +116,7 @@ class WaitingBytes:
     def __init__(self, limit: int) -> None:
         # By whether it is that of the best lane.
         self._limits = {False: limit, True: limit + int(limit * _RESERVED_SHARE)}
-        self._count = 0
+        self.count = 0  # waiting now
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened: dict[bool, asyncio.Event] = {}
@@ -143,17 +133,12 @@ class WaitingBytes:
         return self._is_open(is_best=False)
 
     def _is_open(self, *, is_best: bool) -> bool:
-        return self._count < self._limits[is_best]
+        return self.count < self._limits[is_best]
 
     @property
     def limit(self) -> int:
         """Of waiting bytes."""
         return self._limits[False]
-
-    @property
-    def count(self) -> int:
-        """Bytes waiting now."""
-        return self._count
 
     async def wait_open(self, lane: Lane = Lane.NORMAL) -> None:
         """Wait until a fetch may begin."""
@@ -166,7 +151,7 @@ class WaitingBytes:
     def add(self, count: int) -> None:
         """Bytes arrived; to be called in the loop."""
         with self._lock:
-            self._count += count
+            self.count += count
             for is_best, opened in self._opened.items():
                 if not self._is_open(is_best=is_best):
                     opened.clear()
@@ -175,7 +160,7 @@ class WaitingBytes:
         """Bytes were decoded or dropped; from any thread."""
         with self._lock:
             was_open = self.is_open
-            self._count -= count
+            self.count -= count
             wake = not was_open and self._is_open(is_best=True)
         if wake and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more

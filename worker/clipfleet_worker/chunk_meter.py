@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipfleet.bottleneck import Meter, Meters, Step, device_meter
-from clipfleet_worker.busy_meter import Busy
+from clipfleet_worker.counts import Busy
 from clipfleet_worker.leases import CLAIMED
 from clipfleet_worker.model import LoadedModel
 from clipfleet_worker.outcomes import Outcomes

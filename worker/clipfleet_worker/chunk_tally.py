@@ -9,7 +9,8 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from clipfleet.parts import ItemStatus, PartCounts
@@ -29,15 +30,17 @@ class ChunkEnd(StrEnum):
     FAILED = "failed"  # an error of ours, or an output that cannot be used
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkTotals:
     """Since the process began."""
 
-    ends: Mapping[ChunkEnd, int]
-    items: Mapping[tuple[ItemStatus, str], int]  # of chunks that are done, by status and code ("" for ok)
-    stage_seconds: Mapping[str, float]  # working time, summed over threads
-    lived: tuple[int, ...]  # chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and beyond
-    lived_seconds: float
+    ends: Counter[ChunkEnd] = field(default_factory=Counter)
+    # Of chunks that are done, by status and code ("" for ok).
+    items: Counter[tuple[ItemStatus, str]] = field(default_factory=Counter)
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # working time, summed over threads
+    # Chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and beyond.
+    lived: list[int] = field(default_factory=lambda: [0] * (len(CHUNK_SECONDS) + 1))
+    lived_seconds: float = 0.0
 
 
 class ChunkTally:
@@ -45,11 +48,7 @@ class ChunkTally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ends: Counter[ChunkEnd] = Counter()
-        self._items: Counter[tuple[ItemStatus, str]] = Counter()
-        self._stage_seconds: dict[str, float] = {}
-        self._lived = [0] * (len(CHUNK_SECONDS) + 1)
-        self._lived_seconds = 0.0
+        self._totals = ChunkTotals()
 
     def done(self, rows: PartCounts, stage_seconds: Mapping[str, float], lived_seconds: float) -> None:
         """A chunk is done.
@@ -61,11 +60,12 @@ class ChunkTally:
         """
         with self._lock:
             self._end(ChunkEnd.DONE, lived_seconds)
-            self._items[ItemStatus.OK, ""] += rows.ok
+            self._totals.items[ItemStatus.OK, ""] += rows.ok
             for code, count in rows.codes.items():
-                self._items[ItemStatus.FAILED, code] += count
+                self._totals.items[ItemStatus.FAILED, code] += count
+            by_stage = self._totals.stage_seconds
             for stage, seconds in stage_seconds.items():
-                self._stage_seconds[stage] = self._stage_seconds.get(stage, 0.0) + seconds
+                by_stage[stage] = by_stage.get(stage, 0.0) + seconds
 
     def ended(self, end: ChunkEnd, lived_seconds: float) -> None:
         """A chunk has ended in another way."""
@@ -75,15 +75,9 @@ class ChunkTally:
     def totals(self) -> ChunkTotals:
         """What was counted so far."""
         with self._lock:
-            return ChunkTotals(
-                dict(self._ends),
-                dict(self._items),
-                dict(self._stage_seconds),
-                tuple(self._lived),
-                self._lived_seconds,
-            )
+            return deepcopy(self._totals)
 
     def _end(self, end: ChunkEnd, lived_seconds: float) -> None:
-        self._ends[end] += 1
-        self._lived[bisect_left(CHUNK_SECONDS, lived_seconds)] += 1
-        self._lived_seconds += lived_seconds
+        self._totals.ends[end] += 1
+        self._totals.lived[bisect_left(CHUNK_SECONDS, lived_seconds)] += 1
+        self._totals.lived_seconds += lived_seconds

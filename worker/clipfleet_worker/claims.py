@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.errors import (
@@ -28,9 +29,9 @@ from clipfleet_worker.leases import lease_clock
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import ChunkResult
 from clipfleet_worker.shortages import shortage_behind
-from clipfleet_worker.shunned_jobs import ShunnedJobs
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _AWAY = (OutputUnavailableError, SourceUnavailableError, WorkerShortageError)  # for all chunks of the job
 _OF_THE_WORLD = (*_AWAY, RedisUnavailableError, MemoryError)
@@ -42,6 +43,38 @@ _POSTPONE_SECONDS = 5.0
 # there may be no slot for it to come to.
 _LOOK_FOR_HIGH_SECONDS = 0.5
 _LAST_FAILURE = 2 * MAX_FAILURES  # after the first five a chunk is given up; that may fail as often again
+_SHUN_JOB_SECONDS = 60.0  # how long a job whose output is out of reach here is left to other workers
+_WAIT_SECONDS = (1.0, 15.0)  # the same for an output that is away for now: at first, and at most
+
+
+class ShunnedJobs:
+    """Jobs that this worker leaves to others for a while."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._until: dict[str, float] = {}
+        self._waits: dict[str, float] = {}  # how long each job was left alone last, for the world's sake
+
+    def add(self, job_id: str) -> None:
+        """Leave this job alone for a minute."""
+        self._until[job_id] = self._monotonic() + _SHUN_JOB_SECONDS
+
+    def wait(self, job_id: str) -> None:
+        """Leave this job alone for a while, longer each time: else all its chunks would be tried in vain."""
+        if job_id not in self.current():
+            first, most = _WAIT_SECONDS
+            self._waits[job_id] = min(most, 2 * self._waits.get(job_id, first / 2))
+            self._until[job_id] = self._monotonic() + self._waits[job_id]
+
+    def forget(self, job_id: str) -> None:
+        """A chunk of this job has come through."""
+        self._waits.pop(job_id, None)
+
+    def current(self) -> list[str]:
+        """Jobs to leave alone now."""
+        now = self._monotonic()
+        self._until = {job_id: until for job_id, until in self._until.items() if until > now}
+        return list(self._until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +134,11 @@ class Claims:
 
         `done_with` must follow for every claim.
         """
-        self._enter_slot()
+        with self._slots_lock:
+            self._slots_in_use += 1
+            self._takers += 1
+            self._hints += 1
+        self._open_items.wake()
         claim = None
         try:
             with self._lock:
@@ -187,13 +224,6 @@ class Claims:
             return False
         return True
 
-    def _enter_slot(self) -> None:
-        with self._slots_lock:
-            self._slots_in_use += 1
-            self._takers += 1
-            self._hints += 1
-        self._open_items.wake()
-
     def _leave_slot(self) -> None:
         with self._slots_lock:
             if self._slots_in_use >= self._slots:
@@ -218,33 +248,38 @@ class Claims:
             OutputUnavailableError: the rows are not all there any more, where they should become visible.
         """
         ran = result.ran
+        complete = partial(
+            self._ledger.complete,
+            claim,
+            ok=result.counts.ok,
+            failed=result.counts.failed,
+            codes=result.counts.codes,
+            stage_seconds=result.stage_seconds,
+            ran=None if ran is None else (ran.ok + ran.failed, ran.failed),
+            meters=result.meters,
+            ttl_seconds=self._job_ttl_seconds,
+        )
+        word = self._insist(complete, "chunk not completed yet: %s", _context("complete_retried", claim))
+        if word is None:
+            return "left"
+        if word == "incomplete":
+            raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
+        self._count_completed(claim, word, result)
+        self.shunned_jobs.forget(claim.job_id)
+        log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
+        if word == "stopped":
+            log.warning("job %s: too many rows failed", claim.job_id, extra=_context("job_stopped", claim))
+        return word
+
+    def _insist(self, tell: Callable[[], T], trouble: str, context: Mapping[str, object]) -> T | None:
+        """What the ledger answers, told again while Redis is away; None if the worker has to go first."""
         while True:
             try:
-                word = self._ledger.complete(
-                    claim,
-                    ok=result.counts.ok,
-                    failed=result.counts.failed,
-                    codes=result.counts.codes,
-                    stage_seconds=result.stage_seconds,
-                    ran=None if ran is None else (ran.ok + ran.failed, ran.failed),
-                    meters=result.meters,
-                    ttl_seconds=self._job_ttl_seconds,
-                )
+                return tell()
             except RedisUnavailableError as error:
-                log.warning("chunk not completed yet: %s", error, extra=_context("complete_retried", claim))
+                log.warning(trouble, error, extra=context)
                 if self._leaving.wait(_RETRY_SECONDS):
-                    return "left"
-            else:
-                if word == "incomplete":
-                    raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
-                self._count_completed(claim, word, result)
-                self.shunned_jobs.forget(claim.job_id)
-                log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
-                if word == "stopped":
-                    log.warning(
-                        "job %s: too many rows failed", claim.job_id, extra=_context("job_stopped", claim)
-                    )
-                return word
+                    return None
 
     def _count_completed(self, claim: Claim, word: str, result: ChunkResult) -> None:
         self.completed += 1  # of several threads one may get lost: it is a figure for people
@@ -262,15 +297,8 @@ class Claims:
         error = shortage_behind(error) or error
         _log_end(claim, error)
         self.tally.ended(_end_of(error), self._lived_seconds(claim))
-        while True:
-            try:
-                self._give_back(claim, error)
-            except RedisUnavailableError as unavailable:
-                log.warning("chunk not released: %s", unavailable, extra=_context("release_failed", claim))
-                if self._leaving.wait(_RETRY_SECONDS):
-                    return
-            else:
-                return
+        give_back = partial(self._give_back, claim, error)
+        self._insist(give_back, "chunk not released: %s", _context("release_failed", claim))
 
     def _give_back(self, claim: Claim, error: BaseException) -> None:
         if isinstance(error, ChunkInterrupted | BatcherStopped):

@@ -23,11 +23,10 @@ from clipfleet.program import EXIT_FAILED, new_app, run_program
 from clipfleet.s3 import SCHEME
 from clipfleet.settings import checked
 from clipfleet_worker import cli_models
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import processors
 from clipfleet_worker.device import has_nvidia_gpu
-from clipfleet_worker.gpus import find_gpus
 from clipfleet_worker.memory_guard import memory_limit
-from clipfleet_worker.process_plan import ALL, AUTO, Machine, WorkerShare, plan_processes
+from clipfleet_worker.process_plan import ALL, AUTO, Machine, WorkerShare, find_gpus, plan_processes
 from clipfleet_worker.processes import Processes
 from clipfleet_worker.requirements import require_extra
 from clipfleet_worker.settings import WorkerSettings
@@ -159,8 +158,8 @@ def demo(
 def exporter() -> None:
     """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
     require_extra("exporter")
-    from clipfleet_worker.exporter import hasty_ledger, run_exporter
     from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.metrics.ledger import hasty_ledger, run_exporter
 
     settings = checked(WorkerSettings)
     if settings.health_port is None:

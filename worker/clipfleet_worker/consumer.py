@@ -1,4 +1,4 @@
-"""Celery's worker, its consumer of hints, and their threads, as we want them.
+"""Celery's app, its worker, its consumer of hints, and their threads, as we want them.
 
 They survive a broker that goes away, messages that are no hints, and a machine that refuses another thread.
 The consumer also shows that its event loop turns. Every signal that ends the worker drains it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,10 @@ from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency.thread import TaskPool
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from kombu.entity import Queue
 
+from clipfleet import keys
+from clipfleet.hints import make_app
 from clipfleet_worker.hint_guard import Handler, HintGuard
 from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
 from clipfleet_worker.watchdog import Pulse
@@ -113,3 +117,37 @@ class DrainingWorker(CeleryWorker):  # type: ignore[misc]  # Celery has no types
         name = signal.Signals(number).name
         signals.worker_shutting_down.send(sender=self.hostname, sig=name, how="Warm", exitcode=_EXIT_CODE)
         state.should_stop = _EXIT_CODE
+
+
+def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse, guard: HintGuard) -> Celery:
+    """The app that consumes hints: its settings, each with the reason beside it.
+
+    Args:
+        broker_url: Redis or RabbitMQ.
+        slots: chunks in progress at a time.
+        events: send task events, which Flower needs and nothing else.
+        pulse: of the event loop.
+        guard: stands before the handlers of messages.
+    """
+    app = make_app(broker_url)
+    app.conf.update(
+        worker_pool=HintThreads,  # one process owns the device, the model and the batcher
+        worker_concurrency=slots,
+        worker_prefetch_multiplier=1,  # holds as many hints as slots, no more
+        task_acks_late=True,  # a hint is acked when its chunk has ended
+        task_queues=[Queue(keys.QUEUE)],  # type: ignore[no-untyped-call]  # kombu has no types
+        task_create_missing_queues=False,  # a typo must fail, not make a queue nobody reads
+        broker_connection_retry_on_startup=True,  # start before Redis is up
+        broker_connection_max_retries=None,  # the default gives up after 100
+        broker_channel_error_retry=True,  # survive READONLY answers of a demoted Redis
+        worker_consumer=partial(SurvivingConsumer, pulse=pulse, guard=guard),
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be; leases fence
+        worker_enable_prefetch_count_reduction=True,
+        worker_soft_shutdown_timeout=0,  # in threads it only sleeps; the worker drains by itself
+        worker_send_task_events=events,
+        task_send_sent_event=events,
+        worker_enable_remote_control=events,  # fewer keys and connections where nobody looks
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return app

@@ -177,6 +177,7 @@ class DecodeChild:
             raise NoRoomError(f"no process for decoding: {error.strerror}") from error
         finally:
             theirs.close()
+        self.pid: int = self._process.pid
         self._await_ready()
 
     def _command(self) -> list[str]:
@@ -189,12 +190,6 @@ class DecodeChild:
             self._limits.memory_bytes,
         )
         return [sys.executable, "-P", "-m", _PROGRAM, *map(str, arguments)]
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        pid: int = self._process.pid
-        return pid
 
     @property
     def is_ready(self) -> bool:

@@ -7,7 +7,7 @@ worker before, and what its operator wants to be careful with, is read by `Decod
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from clipfleet.contract import DecodeRoute, ErrorCode
@@ -15,6 +15,8 @@ from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec, Raster, fi
 from clipfleet_worker.decode_children import DecodeChildren, NoRoomError
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import is_baseline_jpeg, is_png
+
+_UNWATCHED = nullcontext()
 
 
 class DecodeStage:
@@ -25,7 +27,7 @@ class DecodeStage:
         decoder: Decoder,
         children: DecodeChildren,
         *,
-        watched: Callable[[], AbstractContextManager[object]] = nullcontext,
+        watched: AbstractContextManager[object] = _UNWATCHED,
         isolate: bool = False,
     ) -> None:
         """Nothing is started yet.
@@ -88,7 +90,7 @@ class DecodeStage:
         if is_suspect or self._suspects or (self._isolate and not _is_simple(data)):
             return self._children.read(data, spec.frame, route)
         try:
-            with self._watched():
+            with self._watched:
                 return self._decoder.read(data, spec.frame, route)
         except MemoryError:
             pass  # and free with it what had been read, whose frames hang on the error

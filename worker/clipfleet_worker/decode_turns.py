@@ -1,4 +1,4 @@
-"""Small pictures are read by one thread at a time, large ones side by side; `thread_rule` says why.
+"""Small pictures are read by one thread at a time, large ones side by side; `cores` says why.
 
 What is small shows while it is read: whoever has the turn gives it up once pictures have taken more of the
 processor than small ones would have, or much longer by the clock, as from a slow disk. Then nobody asks for a
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from clipfleet_worker.thread_rule import SMALL_PICTURE_SECONDS
+from clipfleet_worker.cores import SMALL_PICTURE_SECONDS
 
 # By the clock: on a busy machine a small picture takes longer than alone.
 _SMALL_ON_A_BUSY_MACHINE_SECONDS = 3 * SMALL_PICTURE_SECONDS

@@ -42,6 +42,8 @@ class EmbeddedServer(ABC, Generic[Identity]):
             lock_seconds: how long `start` waits for another server on this folder to end.
         """
         self._directory = directory.absolute()
+        self._state_file = self._directory / "state.json"
+        self.data_directory = self._directory / "data"  # of what it stores
         self._lock_seconds = lock_seconds
         self._child: Child | None = None
         self._known_identity: Identity | None = None
@@ -66,11 +68,6 @@ class EmbeddedServer(ABC, Generic[Identity]):
         if self._known_identity is None:
             raise RuntimeError("the server was not started yet")
         return self._known_identity
-
-    @property
-    def data_directory(self) -> Path:
-        """Folder of what it stores."""
-        return self._directory / "data"
 
     def start(self, keep_waiting: Callable[[], bool] = lambda: True) -> bool:
         """Start the server and wait until it answers.
@@ -132,10 +129,6 @@ class EmbeddedServer(ABC, Generic[Identity]):
     def _launch(self, lock: int) -> None:
         self.child.start(inherit=(lock,))
         note_holder(lock, self.child.pid)
-
-    @property
-    def _state_file(self) -> Path:
-        return self._directory / "state.json"
 
     def _saved_identity(self) -> Identity | None:
         """That of an earlier run.

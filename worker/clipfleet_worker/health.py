@@ -16,7 +16,7 @@ from clipfleet_worker.background import Reachability
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.status_server import Page
-from clipfleet_worker.watchdog import Phase, Watchdog
+from clipfleet_worker.watchdog import Watchdog
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,16 @@ class Health:
             "chunks_completed": self.claims.completed,
             "redis": {"ok": self.redis.is_ok, "for_seconds": round(self.redis.for_seconds, 1)},
             "hints_refused": dict(self.hints_refused()),
-            "phases": [_described(phase, now) for phase in self.watchdog.phases()],
+            "phases": [
+                {
+                    "loop": phase.loop,
+                    "phase": phase.name,
+                    "seconds": round(now - phase.since, 1),
+                    "limit_seconds": phase.limit_seconds,
+                }
+                for phase in self.watchdog.phases()
+            ],
         }
-
-
-def _described(phase: Phase, now: float) -> dict[str, Any]:
-    return {
-        "loop": phase.loop,
-        "phase": phase.name,
-        "seconds": round(now - phase.since, 1),
-        "limit_seconds": phase.limit_seconds,
-    }
 
 
 def health_pages(health: Health) -> dict[str, Callable[[], Page]]:

@@ -17,9 +17,8 @@ _SNIFFED_BYTES = 1024
 # Markers of JPEG.
 _MARKER = 0xFF
 _BASELINE = 0xC0
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others are tables and reserved
-_SCAN = 0xDA
-_END = 0xD9
+FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others are tables and reserved
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
 _TEXT_START = rb"(?:\xef\xbb\xbf)?\s*"
 _HTML_TAG = rb"(?i:!doctype html|html|head|body)\b"
@@ -122,9 +121,9 @@ def is_baseline_jpeg(data: bytes) -> bool:
         marker = data[position + 1]
         if marker == _MARKER:  # fill bytes
             position += 1
-        elif marker in _FRAME_MARKERS:
+        elif marker in FRAME_MARKERS:
             return marker == _BASELINE
-        elif marker in (_SCAN, _END):
+        elif marker in (START_OF_SCAN, END_OF_IMAGE):
             return False
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.image_format import END_OF_IMAGE, FRAME_MARKERS, START_OF_SCAN
 
 # What a bomb may cost. A photograph of 12 megapixels passes in every format.
 DEFAULT_MAX_DECODE_BYTES = 187 << 20
@@ -29,8 +30,6 @@ _GIF_START = 13
 _TIFF_PLACES = (273, 324)  # where strips, or tiles, are
 _MARKER = re.compile(rb"\xff+")
 _MARKER_IN_SCAN = re.compile(rb"\xff+[^\xff\x00\xd0-\xd7]")
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_STARTS_OF_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Without a length, as Pillow sees them: restarts, start and end, and what is reserved.
 _BARE_MARKERS = frozenset({0x00, 0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
@@ -142,12 +141,12 @@ def jpeg_coefficient_bytes(data: bytes) -> int:
         if end + 4 > len(data):
             return 0  # no scan: neither decoder will make a picture of it
         marker, position = data[end], end + 1
-        if marker == _START_OF_SCAN:
+        if marker == START_OF_SCAN:
             break
         if marker in _BARE_MARKERS:
             continue
         (size,) = struct.unpack_from(">H", data, position)
-        if marker in _STARTS_OF_FRAMES:
+        if marker in FRAME_MARKERS:
             frame, is_progressive = data[position + 2 : position + size], marker in _PROGRESSIVE
         position += max(size, 2)
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
@@ -179,9 +178,9 @@ def _check_scans(data: bytes, start: int, pixels: int) -> None:
     position, scans, pieces = start, 0, 0
     while found := _MARKER_IN_SCAN.search(data, position):
         marker, position = data[found.end() - 1], found.end()
-        if marker == _END_OF_IMAGE:
+        if marker == END_OF_IMAGE:
             return
-        scans, pieces = scans + (marker == _START_OF_SCAN), pieces + 1
+        scans, pieces = scans + (marker == START_OF_SCAN), pieces + 1
         if scans > most:
             raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"this JPEG comes in more than {most} scans")
         _check_pieces(pieces, "segments of this JPEG")

@@ -23,9 +23,9 @@ from clipfleet.contract import DecodeRoute, ErrorCode, ItemError, Job, Lane
 from clipfleet.parts import INLINE_COLUMN
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import PixelSpec
 from clipfleet_worker.decode_stage import DecodeStage
 from clipfleet_worker.decode_turns import DecodeTurns, Turn
@@ -79,7 +79,7 @@ class ItemPath:
 
     def busy(self) -> StagesBusy:
         """How busy the stages are that all chunks share."""
-        return StagesBusy(self.decode_busy.read(), self.batcher.busy())
+        return StagesBusy(self.decode_busy.read(), self.batcher.busy.read())
 
     def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
         """To be held while the items of a chunk are on their way."""
@@ -114,7 +114,7 @@ class ItemPath:
             except ItemFailure as failure:
                 destination.outcomes.fail(position, failure.error)
         if remote:
-            on_slice = partial(self._on_fetched, destination)
+            on_slice = partial(self._in_pool, destination, self._decode_fetched)
             self.fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
         is_large = len(local) >= 2 * _ITEMS_PER_SLICE * self.decode_threads
         size = _ITEMS_PER_SLICE if is_large else _ITEMS_PER_SMALL_SLICE
@@ -139,9 +139,6 @@ class ItemPath:
                     destination.loading.result(), destination.lane, list(some), list(positions), outcomes
                 )
             )
-
-    def _on_fetched(self, destination: Destination, fetched: FetchedSlice) -> None:
-        self._in_pool(destination, self._decode_fetched, fetched)
 
     def _in_pool(
         self, destination: Destination, work: Callable[[Destination, list[T]], _Decoded], items: list[T]

@@ -34,62 +34,47 @@ class ChunkLabels:
     by_set: Mapping[str, ItemLabels] = field(default_factory=dict)  # see `Job.named_label_sets`
 
 
-@dataclass(frozen=True, slots=True)
-class Labeller:
-    """Shared by all chunks of a process."""
+def label_items(
+    batcher: Batcher,
+    job: Job,
+    matrices: Sequence[TextMatrix],
+    outcomes: Outcomes,
+    logit_scale: float,
+    choices: Sequence[str | None] | None = None,
+) -> ChunkLabels:
+    """Label the items that are ok.
 
-    batcher: Batcher
+    Args:
+        batcher: ranks on the device.
+        job: whose label sets are meant.
+        matrices: theirs.
+        outcomes: of all items, ended.
+        logit_scale: the model's.
+        choices: the names in the job's label set column, where it has one.
+    """
 
-    def label(
-        self,
-        job: Job,
-        matrices: Sequence[TextMatrix],
-        outcomes: Outcomes,
-        logit_scale: float,
-        choices: Sequence[str | None] | None = None,
-    ) -> ChunkLabels:
-        """Label the items that are ok.
-
-        Args:
-            job: whose label sets are meant.
-            matrices: theirs.
-            outcomes: of all items, ended.
-            logit_scale: the model's.
-            choices: the names in the job's label set column, where it has one.
-        """
-        good = [position for position, feature in enumerate(outcomes.features) if feature is not None]
-        if choices is None:
-            tables = [ItemLabels(len(outcomes.features)) for _ in matrices]
-            for table, matrix in zip(tables, matrices, strict=True):
-                self._fill(table, good, matrix, outcomes, job, logit_scale)
-            names = [label_set.name for label_set in job.named_label_sets]
-            return ChunkLabels(tables[0], dict(zip(names, tables, strict=bool(names))))
-        chosen = ItemLabels(len(outcomes.features))
-        for label_set, matrix in zip(job.label_sets, matrices, strict=True):
-            theirs = [position for position in good if choices[position] == label_set.name]
-            self._fill(chosen, theirs, matrix, outcomes, job, logit_scale)
-        return ChunkLabels(chosen)
-
-    def _fill(
-        self,
-        table: ItemLabels,
-        positions: Sequence[int],
-        matrix: TextMatrix,
-        outcomes: Outcomes,
-        job: Job,
-        logit_scale: float,
-    ) -> None:
+    def fill(table: ItemLabels, positions: Sequence[int], matrix: TextMatrix) -> None:
         for start in range(0, len(positions), _IMAGES_PER_CALL):
             some = positions[start : start + _IMAGES_PER_CALL]
             features = np.array([outcomes.features[position] for position in some], dtype=np.float32)
             # In the best lane, whatever the job's: it is short, and a chunk that ends makes room for others.
-            ranking = self.batcher.call(
-                partial(rank, features, matrix.values, logit_scale, job.top_k), Lane.HIGH
-            )
+            ranking = batcher.call(partial(rank, features, matrix.values, logit_scale, job.top_k), Lane.HIGH)
             ranked = zip(some, ranking.label_indices.tolist(), ranking.scores.tolist(), strict=True)
             for position, indices, scores in ranked:
                 table.labels[position] = [matrix.labels[index] for index in indices]
                 table.scores[position] = scores
+
+    good = [position for position, feature in enumerate(outcomes.features) if feature is not None]
+    if choices is None:
+        tables = [ItemLabels(len(outcomes.features)) for _ in matrices]
+        for table, matrix in zip(tables, matrices, strict=True):
+            fill(table, good, matrix)
+        names = [label_set.name for label_set in job.named_label_sets]
+        return ChunkLabels(tables[0], dict(zip(names, tables, strict=bool(names))))
+    chosen = ItemLabels(len(outcomes.features))
+    for label_set, matrix in zip(job.label_sets, matrices, strict=True):
+        fill(chosen, [position for position in good if choices[position] == label_set.name], matrix)
+    return ChunkLabels(chosen)
 
 
 def choices_of(items: pa.Table, job: Job) -> list[str | None] | None:

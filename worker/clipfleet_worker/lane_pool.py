@@ -9,20 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import Empty, PriorityQueue
+from typing import TypeAlias
 
 from clipfleet.contract import Lane
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
 
+# What is to be done, and who hears of its error.
+_Work: TypeAlias = tuple[Callable[[], None], Callable[[BaseException], None]]
+
 _RANKS = {lane: rank for rank, lane in enumerate(Lane)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    run: Callable[[], None]
-    on_error: Callable[[BaseException], None]
 
 
 class LanePool:
@@ -42,7 +39,7 @@ class LanePool:
             on_error: called with whatever the work raised, with `ChunkInterrupted` if it was not begun before
                 `stop`, or with `WorkerShortageError` if there is no thread; must not raise.
         """
-        self._waiting.put((_RANKS[lane], next(self._numbers), _Work(run, on_error)))
+        self._waiting.put((_RANKS[lane], next(self._numbers), (run, on_error)))
         try:
             self._threads.submit(self._run_best)
         except RuntimeError as error:
@@ -57,14 +54,14 @@ class LanePool:
         self._threads.shutdown(wait=False, cancel_futures=True)
         with suppress(Empty):
             while True:
-                work = self._waiting.get_nowait()[2]
-                work.on_error(ChunkInterrupted("the worker stops"))
+                _, on_error = self._waiting.get_nowait()[2]
+                on_error(ChunkInterrupted("the worker stops"))
 
     def _run_best(self) -> None:
         """What waits in the best lane now: as often as something was submitted."""
-        work = self._waiting.get_nowait()[2]
+        run, on_error = self._waiting.get_nowait()[2]
         try:
-            work.run()
+            run()
         except BaseException as error:
-            work.on_error(error)
+            on_error(error)
             raise  # to the executor, which keeps its thread

@@ -46,16 +46,11 @@ class Progress:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._last = monotonic()
+        self.last = monotonic()  # seconds
 
     def note(self) -> None:
         """It gets on just now."""
-        self._last = self._monotonic()
-
-    @property
-    def last(self) -> float:
-        """Monotonic seconds."""
-        return self._last
+        self.last = self._monotonic()
 
 
 class HeldLease:
@@ -86,7 +81,7 @@ class HeldLease:
             clock: see `lease_clock`.
         """
         self.lease = lease
-        self._deadline = deadline
+        self.deadline = deadline
         self._renew = renew
         self._write_limit_seconds = write_limit_seconds
         self._clock = clock
@@ -94,7 +89,7 @@ class HeldLease:
         self._on_stage = on_stage
         self._monotonic = monotonic
         self._progress = progress or Progress(monotonic)
-        self._stage = CLAIMED
+        self.stage = CLAIMED  # the present one
         self._since = monotonic()
         self._limit_seconds = _CLAIMED_LIMIT_SECONDS
         self._longest_seconds: float | None = None
@@ -131,31 +126,27 @@ class HeldLease:
             ChunkInterrupted: the chunk was taken from us meanwhile, or the worker leaves.
         """
         self._require_ours()
-        while self._clock() >= self._deadline:
+        while self._clock() >= self.deadline:
             self._limit_seconds, self._longest_seconds = math.inf, None
             if not self._renew(self):
                 self._interrupted.wait(_ASK_AGAIN_SECONDS)
             self._require_ours()
-        self._begin(self._stage)
+        self._begin(self.stage)
         self._limit_seconds, self._longest_seconds = self._write_limit_seconds, None
 
     def _require_ours(self) -> None:
         if self._interruption is not None:
             raise self._interruption
 
-    def extend(self, deadline: float) -> None:
-        """The ledger has renewed the lease, until `deadline` at least."""
-        self._deadline = deadline
-
     def is_done(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
         self._begin("complete")
         self._limit_seconds, self._longest_seconds = math.inf, None
-        self._on_stage(self._stage)
+        self._on_stage(self.stage)
 
     def _begin(self, stage: str) -> None:
         self._stage_seconds = self.stage_seconds
-        self._stage, self._since = stage, self._monotonic()
+        self.stage, self._since = stage, self._monotonic()
 
     def note_progress(self) -> None:
         """Some of the chunk's items have ended."""
@@ -175,15 +166,10 @@ class HeldLease:
         return self._monotonic() < self._ends
 
     @property
-    def stage(self) -> str:
-        """Name of the present stage."""
-        return self._stage
-
-    @property
     def stage_seconds(self) -> dict[str, float]:
         """How long each stage has taken so far."""
-        present = self._stage_seconds.get(self._stage, 0.0) + self._monotonic() - self._since
-        return {**self._stage_seconds, self._stage: present}
+        present = self._stage_seconds.get(self.stage, 0.0) + self._monotonic() - self._since
+        return {**self._stage_seconds, self.stage: present}
 
     @property
     def phase(self) -> Phase:
@@ -191,7 +177,7 @@ class HeldLease:
         ends = self._ends + _HANG_SECONDS
         limit_seconds = None if ends == math.inf else ends - self._since
         return Phase(
-            f"chunk {self.lease.chunk} of job {self.lease.job_id}", self._stage, self._since, limit_seconds
+            f"chunk {self.lease.chunk} of job {self.lease.job_id}", self.stage, self._since, limit_seconds
         )
 
     def result_of(self, future: Future[T], seconds: float | None = None) -> T:
@@ -206,7 +192,7 @@ class HeldLease:
         self.on_interrupt(lambda _: changed.set())
         changed.wait(seconds)
         if not future.done():
-            raise self._interruption or ChunkInterrupted(f"stage {self._stage} takes more than {seconds:g} s")
+            raise self._interruption or ChunkInterrupted(f"stage {self.stage} takes more than {seconds:g} s")
         return future.result()
 
     def on_interrupt(self, callback: Callable[[BaseException], None]) -> None:
@@ -367,5 +353,5 @@ class LeaseKeeper(Loop):
             if word in ("lost", "cancelled"):
                 lease.interrupt(word)
             else:
-                lease.extend(asked_at + self._lease_seconds)
+                lease.deadline = asked_at + self._lease_seconds  # at least
         return True

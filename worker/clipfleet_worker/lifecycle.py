@@ -24,15 +24,15 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import Ledger, WorkerFacts
 from clipfleet.redis_store import RedisStore
 from clipfleet.tracing import tracing_of
-from clipfleet_worker.app import make_worker_app
 from clipfleet_worker.backends import MakeBackend
 from clipfleet_worker.background import Puller, Reconciler
 from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.busy_meter import BusyMeter
 from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.claims import Claims
-from clipfleet_worker.consumer import DrainingWorker
+from clipfleet_worker.consumer import DrainingWorker, make_worker_app
+from clipfleet_worker.cores import decode_threads, set_forward_threads
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import make_decode_stage, make_memory_guard
 from clipfleet_worker.decode_turns import DecodeTurns
@@ -48,15 +48,13 @@ from clipfleet_worker.health import Health, health_pages
 from clipfleet_worker.hint_guard import HintGuard
 from clipfleet_worker.item_path import ItemPath
 from clipfleet_worker.job_contexts import JobContexts
-from clipfleet_worker.labelling import Labeller
 from clipfleet_worker.lane_pool import LanePool
 from clipfleet_worker.leases import LeaseKeeper
 from clipfleet_worker.metrics import FamiliesCollector, metrics_page
 from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
 from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
 from clipfleet_worker.model import LoadedModel, OnDevice, OnPixelSpec, load_model
-from clipfleet_worker.model_catalogue import require_known
-from clipfleet_worker.model_files import fetch_files
+from clipfleet_worker.model_files import fetch_files, require_known
 from clipfleet_worker.models import Models
 from clipfleet_worker.pipeline import Pipeline
 from clipfleet_worker.process_set_up import calm_collector, raise_open_files_limit
@@ -64,7 +62,6 @@ from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.status_server import StatusServer
 from clipfleet_worker.tasks import Tasks, register
 from clipfleet_worker.text_matrices import TextMatrices
-from clipfleet_worker.thread_rule import decode_threads, set_forward_threads
 from clipfleet_worker.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
 
 log = logging.getLogger(__name__)
@@ -251,7 +248,6 @@ class Worker:
         return Pipeline(
             models=self._models,
             items=items,
-            labeller=Labeller(self._batcher),
             text_matrices=self._text_matrices,
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from clipfleet_worker.control_groups import control_groups
+from clipfleet_worker.cores import control_groups
 from clipfleet_worker.watchdog import EXIT_HUNG, Loop
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class MemoryGuard(Loop):
             exit_process: called with `EXIT_HUNG`; does not return in production.
             dump_stacks: writes the stacks of all threads where the log goes.
         """
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._growth_bytes = growth_bytes
         self.used_bytes = used_bytes() or 0  # at the last look; 0 where the system does not tell
         self._readings: list[Reading] = []
@@ -69,11 +69,6 @@ class MemoryGuard(Loop):
         self._exit_process = exit_process
         self._dump_stacks = dump_stacks
         super().__init__("memory-guard", _LOOK_SECONDS, at_once=True)
-
-    @property
-    def limit_bytes(self) -> int:
-        """Beyond these the process ends."""
-        return self._limit_bytes
 
     def new_reading(self) -> Reading:
         """For a thread that reads pictures in this process; it is watched as long as the process lives."""
@@ -94,13 +89,13 @@ class MemoryGuard(Loop):
             self.used_bytes = used
             began = [reading.began_bytes for reading in self._readings]
         growth = used - min((bytes_ for bytes_ in began if bytes_ is not None), default=used)
-        if used > self._limit_bytes:
+        if used > self.limit_bytes:
             self._end(
                 "%d MiB of memory are more than CLIPFLEET_MAX_MEMORY_BYTES, %d MiB; the process ends, its "
                 "leases expire. If no picture did it, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
                 "CLIPFLEET_BYTES_IN_FLIGHT or CLIPFLEET_DECODE_THREADS",
                 used,
-                self._limit_bytes,
+                self.limit_bytes,
             )
         elif growth > self._growth_bytes:
             self._end(

@@ -1,4 +1,4 @@
-"""Where the files of a model lie on this machine, and how they come here from the Hugging Face hub.
+"""Which models there are, where their files lie here, and how they come from the Hugging Face hub.
 
 The only module that talks to the hub. What its cache holds is used without a question to the network: workers
 start quickly, also without one, and weights do not change under a running fleet.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +19,8 @@ from typing import Any, TypeGuard
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from clipfleet.contract import DEMO_MODEL
+from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL
+from clipfleet.errors import UsageError
 from clipfleet.model_names import HUB, LOCAL_DIR
 from clipfleet_worker import open_clip_models, transformers_layout
 from clipfleet_worker.failures import ModelUnavailableError, first_line
@@ -115,9 +116,27 @@ class _Store:
         return Path(snapshot_download(repository, allow_patterns=wanted))
 
     def _require_hub(self) -> None:
+        """Fail within seconds where the hub is out of reach; its own client tries for minutes.
+
+        Raises:
+            _NotHereError: nothing may be downloaded.
+            OSError: nothing answers there.
+        """
+        from huggingface_hub import constants
+
         if not self.may_download:
             raise _NotHereError
-        _require_hub()
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        request = Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the operator's own setting
+        try:
+            urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - likewise
+        except HTTPError:
+            return  # something answers
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, ssl.SSLError):  # the client may know certificates that Python does not
+                raise OSError(f"{constants.ENDPOINT} cannot be reached: {reason}") from error
 
 
 def _cached(repository: str, names: Sequence[str]) -> Path | None:
@@ -315,22 +334,53 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _require_hub() -> None:
-    """Fail within seconds where the hub is out of reach; its own client tries for minutes.
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model, and what is known of it without the network."""
+
+    name: str
+    is_served: bool  # by a worker with the settings of this environment
+    files: ModelFiles | None  # None: not on this machine
+    problem: str = ""  # why it cannot be used as it is
+
+
+def list_models(served: Sequence[str], *, every: bool) -> list[ModelEntry]:
+    """The served models, those on this machine, and if `every` all that open_clip knows by name."""
+    entries = [_entry(name, is_served=True) for name in served]
+    for name in _others(served):
+        entry = _entry(name, is_served=False)
+        is_known_by_name = not name.startswith("hf-hub:")
+        if entry.files is not None or (every and is_known_by_name):
+            entries.append(entry)
+    return entries
+
+
+def require_known(models: Sequence[str]) -> None:
+    """Refuse names that no download can mend: open_clip does not know them, or the folder holds no model.
 
     Raises:
-        OSError: nothing answers there.
+        UsageError: one of them; says what is wrong with it.
     """
-    from huggingface_hub import constants
+    for name in models:
+        if name in (DEFAULT_MODEL, DEMO_MODEL):
+            continue  # known without open_clip, whose import takes seconds
+        try:
+            find_files(name)
+        except ModelUnavailableError as error:
+            raise UsageError(f"model {name}: {error}") from None
 
-    if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set")
-    request = Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the operator's own setting
+
+def _others(served: Sequence[str]) -> Iterator[str]:
+    names = [
+        DEMO_MODEL,
+        *open_clip_models.known_models(),
+        *(f"hf-hub:{name}" for name in repositories_in_cache()),
+    ]
+    return (name for name in names if name not in served)
+
+
+def _entry(name: str, *, is_served: bool) -> ModelEntry:
     try:
-        urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - likewise
-    except HTTPError:
-        return  # something answers
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # the client may know certificates that Python does not
-            raise OSError(f"{constants.ENDPOINT} cannot be reached: {reason}") from error
+        return ModelEntry(name, is_served, find_files(name))
+    except ModelUnavailableError as error:
+        return ModelEntry(name, is_served, None, str(error))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
 from clipfleet.contract import Precision
-from clipfleet_worker.cache_counts import CacheCounts
+from clipfleet_worker.counts import CacheCounts
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.loading import Loading
 from clipfleet_worker.model import LoadedModel, OnPixelSpec

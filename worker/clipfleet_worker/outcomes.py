@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clipfleet.contract import ErrorCode, ItemError
+from clipfleet.contract import ItemError
 
 
 class Outcomes:
@@ -80,11 +80,6 @@ class Outcomes:
         self._on_end(len(positions))
         if self._open == 0:
             self._changed.notify_all()
-
-    def time_out(self, positions: Sequence[int], detail: str) -> None:
-        """Items of these positions that are still open end as `timeout`."""
-        for position in positions:
-            self.fail(position, ItemError(ErrorCode.TIMEOUT, detail))
 
     def interrupt(self, failure: BaseException) -> None:
         """Stop waiting: `wait` raises this. The first call counts."""

@@ -22,12 +22,12 @@ from clipfleet_worker.chunk_work import ChunkWork, chunk_work
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.item_path import Destination, ItemPath
 from clipfleet_worker.job_contexts import JobContext
-from clipfleet_worker.labelling import ChunkLabels, Labeller, choices_of, fail_unknown_choices
+from clipfleet_worker.labelling import ChunkLabels, choices_of, fail_unknown_choices, label_items
 from clipfleet_worker.leases import HeldLease
 from clipfleet_worker.model import LoadedModel, embedding_dimension
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.rows import failed_outcomes, part_table
+from clipfleet_worker.rows import part_table
 from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
 from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
@@ -61,7 +61,6 @@ class Pipeline:
 
     models: Models
     items: ItemPath
-    labeller: Labeller
     text_matrices: TextMatrices
     open_items: OpenItems
     fetch_deadline_seconds: float
@@ -107,7 +106,9 @@ class Pipeline:
         """Write the part of a chunk that will never work: every item a failed row."""
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         work = _work(claim, context)
-        return self._write(claim, context, lease, work, failed_outcomes(work.items.num_rows, error))
+        outcomes = Outcomes(work.items.num_rows)
+        outcomes.fail_all(error)
+        return self._write(claim, context, lease, work, outcomes)
 
     def _process(
         self,
@@ -143,7 +144,7 @@ class Pipeline:
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return model, None
-        return model, self.labeller.label(job, matrices, outcomes, model.logit_scale, choices)
+        return model, label_items(self.items.batcher, job, matrices, outcomes, model.logit_scale, choices)
 
     def _loaded(self, lease: HeldLease, destination: Destination) -> LoadedModel:
         """Its files are here by now."""

@@ -11,11 +11,14 @@ Cores and memory are divided evenly among all processes; what the user has set h
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clipfleet.errors import UsageError
+from clipfleet.errors import UsageError, WorldError
 from clipfleet_worker.device import HOW_TO_USE_THE_GPU
 
 AUTO, ALL = "auto", "all"
@@ -24,6 +27,7 @@ _CORES_PER_PROCESS = 4
 _GPU_BYTES_PER_PROCESS = 8 << 30
 _BYTES_PER_PROCESS = 8 << 30
 _MOST_AUTO = 8
+_ASK_SECONDS = 300.0  # to load torch from a cold disk, and the driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +146,39 @@ def _per_device(text: str, device: str, devices: int, machine: Machine) -> int:
         _MOST_AUTO,
     )
     return max(1, min(bounds))
+
+
+def find_gpus() -> tuple[int, ...]:
+    """The bytes of memory of each, `cuda:0` first; `CUDA_VISIBLE_DEVICES` is heeded.
+
+    Asked in a process of its own: whoever supervises workers never loads torch, and holds no device.
+
+    Raises:
+        WorldError: torch cannot tell.
+    """
+    command = [sys.executable, "-P", "-m", "clipfleet_worker.process_plan"]
+    try:
+        asked = subprocess.run(  # noqa: S603 - our own
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_SECONDS,
+            check=False,
+        )
+        return tuple(map(int, json.loads(asked.stdout)))
+    except subprocess.TimeoutExpired:
+        raise WorldError(f"torch did not say in {_ASK_SECONDS:g} s which GPUs there are") from None
+    except ValueError:
+        last_words = (asked.stderr.strip().splitlines() or ["nothing"])[-1][:200]
+        raise WorldError(f"torch cannot tell which GPUs there are; its last words: {last_words}") from None
+
+
+def _memory_of_each() -> list[int]:
+    import torch
+
+    return [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_memory_of_each()))

@@ -68,14 +68,6 @@ def part_table(
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def failed_outcomes(count: int, error: ItemError) -> Outcomes:
-    """Outcomes of a chunk that is given up: every item fails with the chunk's error."""
-    outcomes = Outcomes(count)
-    for position in range(count):
-        outcomes.fail(position, error)
-    return outcomes
-
-
 def _error_columns(errors: Sequence[ItemError | None]) -> tuple[pa.Array, pa.Array]:
     """The codes, and the details."""
     if not any(errors):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from celery import Celery
@@ -17,8 +19,7 @@ from clipfleet.contract import ErrorCode
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import FINISH, Claim, FinishClaim, Lease, Ledger
-from clipfleet.tracing import NO_TRACING, Tracing
-from clipfleet_worker.chunk_spans import chunk_spans
+from clipfleet.tracing import NO_TRACING, Attributes, Tracing
 from clipfleet_worker.claims import Claims
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finishing import Finisher
@@ -138,3 +139,28 @@ def register(app: Celery, tasks: Tasks) -> None:
     @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]  # likewise
     def finish_job(*_args: object, **_kwargs: object) -> None:
         tasks.finish_job()
+
+
+@contextmanager
+def chunk_spans(tracing: Tracing, claim: Claim) -> Iterator[Callable[[str], None]]:
+    """Around the work on a chunk. Gives a function to tell that a stage begins; it ends the one before it.
+
+    A stage that is told again and again, as it gets on, is one.
+    """
+    about: Attributes = {
+        "job_id": claim.job_id,
+        "chunk_id": claim.chunk_id,
+        "generation": claim.generation,
+    }
+    chunk = tracing.span("chunk", parent=claim.traceparent, attributes=about)
+    present = ""
+    with chunk as traceparent, ExitStack() as stage:
+
+        def enter(name: str) -> None:
+            nonlocal present
+            if name != present:
+                stage.close()
+                present = name
+                stage.enter_context(tracing.span(name, parent=traceparent))
+
+        yield enter

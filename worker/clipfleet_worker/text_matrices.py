@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import redis
@@ -28,12 +28,11 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.redis_connection import connect, redis_errors
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
-from clipfleet_worker.cache_counts import CacheCounts
+from clipfleet_worker.counts import CacheCounts
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.open_clip_models import preset_label_set
-from clipfleet_worker.scoring import prompts_of, text_matrix_of
-from clipfleet_worker.unit_vectors import have_direction, why_not
+from clipfleet_worker.scoring import have_direction, prompts_of, text_matrix_of, why_not
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +50,6 @@ _HEADER = struct.Struct("<II")  # labels, dimension; then float32, little-endian
 
 Alive = Callable[[], None]
 Slices = Sequence[Callable[[], np.ndarray]]  # each encodes some of the labels
-
-
-class TextModel(Encoder, Protocol):
-    """A loaded model, as far as text matrices need it."""
-
-    fingerprint: str
-    device: str
-    embedding_dimension: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ class TextMatrices:
         if self._redis is not None:
             self._redis.close()
 
-    def get(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def get(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
 
         Args:
@@ -126,12 +117,15 @@ class TextMatrices:
     def _keep(self, key: tuple[str, str], matrix: TextMatrix) -> TextMatrix:
         with self._lock:
             self._matrices[key] = matrix
-            while len(self._matrices) > 1 and sum(map(_size_bytes, self._matrices.values())) > _KEPT_BYTES:
+            while (
+                len(self._matrices) > 1
+                and sum(one.values.nbytes for one in self._matrices.values()) > _KEPT_BYTES
+            ):
                 gone, _ = self._matrices.popitem(last=False)
                 self._encoding.pop(gone, None)
         return matrix
 
-    def _made(self, model: TextModel, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+    def _made(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
         import torch
 
         labels, templates = label_set.labels, label_set.templates
@@ -185,18 +179,21 @@ class TextMatrices:
             log.info("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
 
     def _encode(
-        self, model: TextModel, labels: Sequence[str], templates: Sequence[str], lane: Lane
+        self, model: Encoder, labels: Sequence[str], templates: Sequence[str], lane: Lane
     ) -> np.ndarray:
-        features = self._batcher.encode_texts(model, prompts_of(labels, templates), lane)
-        matrix = text_matrix_of(features, len(labels))
-        _require_vectors(matrix, labels, model)
+        prompts = prompts_of(labels, templates)
+        matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
+        usable = have_direction(matrix)
+        if not usable.all():
+            label = labels[int(np.argmin(usable))]
+            raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
         return matrix
 
 
 class _Shared:
     """One matrix in Redis, float32 (labels, d), and the right to encode it."""
 
-    def __init__(self, client: redis.Redis, model: TextModel, label_set: LabelSet, labels: int) -> None:
+    def __init__(self, client: redis.Redis, model: Encoder, label_set: LabelSet, labels: int) -> None:
         self._redis = client
         self._name = keys.text_matrix(model.fingerprint, label_set.hash)
         self._shape = labels, model.embedding_dimension  # another one was not made by a worker
@@ -237,14 +234,3 @@ def _whole(slices: Slices, go_on: Alive) -> np.ndarray:
         go_on()
         rows.append(encode())
     return np.concatenate(rows)
-
-
-def _require_vectors(matrix: np.ndarray, labels: Sequence[str], model: TextModel) -> None:
-    usable = have_direction(matrix)
-    if not usable.all():
-        label = labels[int(np.argmin(usable))]
-        raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
-
-
-def _size_bytes(matrix: TextMatrix) -> int:
-    return matrix.values.numel() * matrix.values.element_size()

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clipfleet_worker.running_time import RunningTime
 from clipfleet_worker.standstill import Standstill
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,30 @@ LOAD_LIMIT_SECONDS = 900.0  # of loading a model, and of a forward pass, which m
 
 _LOOK_SECONDS = 1.0
 _STANDSTILL_SECONDS = 120.0  # without a look at all
+_PAUSE_SECONDS = 10.0  # between two looks, of which the watchdog takes one a second
+
+
+class RunningTime:
+    """Seconds that this process could use; may be asked by any thread, and has to be asked every second.
+
+    While the process, its container or the machine is paused, it stands still: a pause ends with limits that
+    are not over, and what was interrupted by it does not hang.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._last = monotonic()
+        self._paused_seconds = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        """Monotonic seconds, without the pauses."""
+        with self._lock:
+            now = self._monotonic()
+            passed, self._last = now - self._last, now
+            if passed > _PAUSE_SECONDS:
+                self._paused_seconds += passed
+            return now - self._paused_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +201,8 @@ class Watchdog(Loop):
     def phases(self) -> list[Phase]:
         """What all loops are doing now."""
         with self._lock:
-            pulses, sources = list(self._pulses.values()), list(self._sources)
-        found = [pulse.phase for pulse in pulses]
-        return found + [phase for source in sources for phase in source()]
+            sources = list(self._sources)
+        return self.loop_phases() + [phase for source in sources for phase in source()]
 
     def loop_phases(self) -> list[Phase]:
         """Likewise without what `watch` has added: the names of these loops are few."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from clipfleet_worker.backends import Backend
 from clipfleet_worker.bisecting import FORWARD_ERRORS
-from clipfleet_worker.thread_rule import passes_side_by_side
+from clipfleet_worker.cores import passes_side_by_side
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from PIL import Image
 
 from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet.settings import doubtful_variables
-from clipfleet_worker.control_groups import processors
+from clipfleet_worker.cores import processors
 from clipfleet_worker.decode import Decoder, PixelSpec
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ItemFailure

@@ -59,7 +59,7 @@ def model_findings(settings: WorkerSettings, name: str) -> Iterator[Finding]:
         )
         return
     try:
-        yield from _loaded(settings, name)
+        yield from _of_loading(settings, name)
     except ModelUnavailableError as error:
         remedy = f"remove {files.folder} and run `clipfleet-worker models pull {name}`"
         if isinstance(error.__cause__, Unfaithful):
@@ -72,7 +72,7 @@ def model_findings(settings: WorkerSettings, name: str) -> Iterator[Finding]:
         )
 
 
-def _loaded(settings: WorkerSettings, name: str) -> Iterator[Finding]:
+def _of_loading(settings: WorkerSettings, name: str) -> Iterator[Finding]:
     began = time.monotonic()
     try:
         device = make_device_set_up(settings)  # as the worker does

@@ -12,7 +12,7 @@ from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from clipfleet_worker.cache_counts import CacheCounts
+from clipfleet_worker.counts import CacheCounts
 from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
 from clipfleet_worker.shortages import LenientThreadPool
 

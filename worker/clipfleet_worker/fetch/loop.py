@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from clipfleet.bottleneck import Meter
-from clipfleet.contract import Lane
+from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
@@ -138,7 +138,8 @@ class FetchLoop:
         if pending:
             await asyncio.gather(*pending, return_exceptions=True)
             detail = f"not fetched within the chunk's {self._deadline_seconds:g} s"
-            request.outcomes.time_out([tasks[task] for task in pending], detail)
+            for task in pending:
+                request.outcomes.fail(tasks[task], ItemError(ErrorCode.TIMEOUT, detail))
 
     async def _fetch_item(
         self, request: FetchRequest, position: int, uri: str, slicer: _Slicer, time_left: ChunkTime

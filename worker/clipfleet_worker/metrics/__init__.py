@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from http import HTTPStatus
 from itertools import accumulate
 from typing import Generic, TypeVar
@@ -22,19 +21,11 @@ from clipfleet_worker.status_server import Page
 
 S = TypeVar("S")
 
-
-class Kind(StrEnum):
-    """What a family's values mean."""
-
-    COUNTER = "counter"  # grows from 0 with the process; ask for its rate
-    GAUGE = "gauge"  # as it is now
-    HISTOGRAM = "histogram"
-
-
-_FAMILIES: Mapping[Kind, type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]] = {
-    Kind.COUNTER: CounterMetricFamily,
-    Kind.GAUGE: GaugeMetricFamily,
-    Kind.HISTOGRAM: HistogramMetricFamily,
+# By what a family's values mean.
+_FAMILIES: Mapping[str, type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]] = {
+    "counter": CounterMetricFamily,  # grows from 0 with the process; ask for its rate
+    "gauge": GaugeMetricFamily,  # as it is now
+    "histogram": HistogramMetricFamily,
 }
 
 
@@ -61,11 +52,11 @@ class Family(Generic[S]):
     is_histogram: bool = False
 
     @property
-    def kind(self) -> Kind:
-        """What the values mean."""
+    def kind(self) -> str:
+        """What the values mean, one of `_FAMILIES`."""
         if self.is_histogram:
-            return Kind.HISTOGRAM
-        return Kind.COUNTER if self.name.endswith("_total") else Kind.GAUGE
+            return "histogram"
+        return "counter" if self.name.endswith("_total") else "gauge"
 
     def metric(self, source: S) -> Metric:
         """What it is now."""

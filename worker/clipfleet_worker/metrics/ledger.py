@@ -1,15 +1,27 @@
 """Metrics of the whole cluster, as the ledger counts them.
 
-Every worker of a cluster tells the same: aggregate them with `max`, never with `sum`.
+Every worker of a cluster tells the same: aggregate them with `max`, never with `sum`. They can be had without
+a worker, for who starts workers when there is work, and ends them when not: that needs prometheus_client, and
+nothing else of the worker's packages.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterable
+from http import HTTPStatus
 
 from clipfleet.contract import JobState
-from clipfleet.ledger import Backlog
-from clipfleet_worker.metrics import Family, Sample
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import Backlog, Ledger
+from clipfleet.redis_connection import connect
+from clipfleet_worker.metrics import FamiliesCollector, Family, Sample, metrics_page
+from clipfleet_worker.status_server import Page, StatusServer
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 3.0  # Prometheus waits ten, and asks again soon
 
 
 def _chunks(backlog: Backlog) -> Iterable[Sample]:
@@ -61,3 +73,32 @@ LEDGER_FAMILIES: tuple[Family[Backlog], ...] = (
         lambda backlog: backlog.quarantined_jobs,
     ),
 )
+
+
+def hasty_ledger(url: str) -> Ledger:
+    """The ledger for who would rather hear nothing than hear it late."""
+    return Ledger(url, client=connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS))
+
+
+def run_exporter(ledger: Ledger, host: str, port: int, ending: threading.Event) -> None:
+    """Serve `/metrics` and `/healthz` until `ending` is set; the ledger is asked when somebody asks us.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
+
+    def backlog() -> Backlog | None:
+        try:
+            return ledger.backlog()
+        except RedisUnavailableError as error:  # then there are no figures: nothing is better than old ones
+            log.warning("no figures: %s", error, extra={"action": "backlog_failed"})
+            return None
+
+    metrics = metrics_page(FamiliesCollector(LEDGER_FAMILIES, backlog))
+    server = StatusServer(host, port, {"/metrics": metrics, "/healthz": lambda: Page(HTTPStatus.OK, b"{}\n")})
+    server.start()
+    try:
+        ending.wait()
+    finally:
+        server.stop()
+        ledger.close()

@@ -13,12 +13,11 @@ from clipfleet.parts import ItemStatus
 from clipfleet_worker.backends.certificate import Way
 from clipfleet_worker.background import Reconciler
 from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.busy_meter import Busy
-from clipfleet_worker.cache_counts import CacheCounts
 from clipfleet_worker.canary_watch import CanaryWatch
 from clipfleet_worker.capacity import OpenItems, WaitingBytes
 from clipfleet_worker.chunk_meter import StagesBusy
 from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd
+from clipfleet_worker.counts import Busy, CacheCounts
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.health import Health
 from clipfleet_worker.memory_guard import MemoryGuard

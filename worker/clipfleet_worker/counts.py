@@ -1,4 +1,7 @@
-"""How much of what could work does work, counted where slices and batches begin and end, not by items."""
+"""What a process counts: how much of what could work does work, and how often a cache had what was asked for.
+
+Work is counted where slices and batches begin and end, not by items.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +60,20 @@ class BusyMeter:
         now = self._monotonic()
         self._seconds += self._inside * (now - self._last)
         self._last = now
+
+
+class CacheCounts:
+    """Hits and misses of one cache since the process began; written by many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    def note(self, *, hit: bool) -> None:
+        """It was asked once."""
+        with self._lock:
+            if hit:
+                self.hits += 1
+            else:
+                self.misses += 1

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from clipfleet_worker import thread_rule
-from clipfleet_worker.thread_rule import decode_threads, forward_threads, set_forward_threads
+from clipfleet_worker import cores
+from clipfleet_worker.cores import decode_threads, forward_threads, set_forward_threads
 
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(thread_rule, "processors", lambda: 3)
+    monkeypatch.setattr(cores, "processors", lambda: 3)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
