@@ -100,14 +100,14 @@ class Clipfleet:
         """See the protocol: it sweeps an output once more when whoever was late has gone."""
         redis_url = system.servers.redis.direct_url
         with connect(redis_url) as redis:
-            due: Any = redis.zrange(keys.ERRANDS, 0, -1)
+            due: Any = redis.zrange(keys.SWEEPS, 0, -1)
             ours = [job_id for job_id in due if job_id not in system.planter.job_ids]
             for job_id in ours:
-                redis.zadd(keys.ERRANDS, {job_id: 0}, xx=True)
+                redis.zadd(keys.SWEEPS, {job_id: 0}, xx=True)
 
         def are_swept() -> bool:
             with connect(redis_url) as redis:
-                return not ours or all(score is None for score in redis.zmscore(keys.ERRANDS, ours))
+                return not ours or all(score is None for score in redis.zmscore(keys.SWEEPS, ours))
 
         return are_swept
 

@@ -38,7 +38,7 @@ PLANTINGS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "losses": (_fields(keys.TROUBLES, *(f"{chunk}:losses" for chunk in range(_CHUNKS))),),
     "a string to finish": _stranger_in(keys.FINISHING),
     "a state to finish": _stranger_in(keys.FINISHING, "finishing"),
-    "a string to sweep": _stranger_in(keys.ERRANDS),
+    "a string to sweep": _stranger_in(keys.SWEEPS),
     "counts": (_fields("", "ok", "failed", "ran", "ran_failed", "done_chunks"),),
     "next chunk": (_fields("", "next_chunk", "staged_chunks"),),
     "staged items": (_fields("", "staged_items", "carried"),),

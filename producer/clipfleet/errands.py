@@ -17,7 +17,7 @@ from clipfleet.redis_connection import connect
 
 log = logging.getLogger(__name__)
 
-_SCRIPTS = ("claim_errand", "drop_errand")
+_SCRIPTS = ("claim_announcement", "claim_sweep", "drop_errand")
 _NAMESPACE = uuid.UUID("8f2c1f5e-3c1e-4a57-9f0e-6b1f7f0f6a3d")
 
 
@@ -75,12 +75,9 @@ class Errands:
         """Close the connections."""
         self._redis.close()
 
-    def claim(self, announce_seconds: float, sweep_seconds: float) -> Announcement | Sweep | None:
-        """One that is due; unless it is dropped within the seconds for its kind, it is handed out again."""
-        while answer := self._run("claim_errand", int(announce_seconds * 1000), int(sweep_seconds * 1000)):
-            if len(answer) > 1:
-                job_id, fingerprint, created_ms, left = answer
-                return Sweep(job_id, fingerprint, int(created_ms), int(left))
+    def claim_announcement(self, lease_seconds: float) -> Announcement | None:
+        """One that is due; unless it is dropped within the lease, it is handed out again."""
+        while answer := self._run("claim_announcement", int(lease_seconds * 1000)):
             (text,) = answer
             try:
                 return Announcement.of_text(text)
@@ -88,6 +85,14 @@ class Errands:
                 log.warning("%r: %s", text[:80], error, extra={"action": "announcement_dropped"})
                 self._run("drop_errand", text)
         return None
+
+    def claim_sweep(self, lease_seconds: float) -> Sweep | None:
+        """Likewise."""
+        answer = self._run("claim_sweep", int(lease_seconds * 1000))
+        if not answer:
+            return None
+        job_id, fingerprint, created_ms, left = answer
+        return Sweep(job_id, fingerprint, int(created_ms), int(left))
 
     def drop(self, errand: Announcement | Sweep) -> None:
         """It was done. Idempotent."""

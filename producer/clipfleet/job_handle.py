@@ -106,7 +106,8 @@ class JobHandle:
                 left = _POLL_SECONDS if ends is None else min(_POLL_SECONDS, ends - looked)
                 last = self._ledger.wait_for_progress(self.job_id, last, left)
                 breath = min(_BREATH_SECONDS, _BREATH_SHARE * (looked - began))
-                self._sleep(max(0.0, looked + breath - time.monotonic()))
+                until = looked + (breath if ends is None else min(breath, ends - looked))
+                self._sleep(max(0.0, until - time.monotonic()))
             except RedisUnavailableError as error:
                 if on_trouble is not None:
                     on_trouble(str(error))

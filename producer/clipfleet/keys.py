@@ -15,9 +15,8 @@ JOBS = f"{PREFIX}:jobs"  # zset: job id -> creation time, ms
 LEASES = f"{PREFIX}:leases"  # zset: "<job>:<chunk>" -> deadline, ms
 FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be claimed, ms
 EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
-# Zset of what is left to do for ended jobs -> time from which it may be done, ms: a job id, whose output is
-# to be swept, or the end of a job as JSON, to be sent.
-ERRANDS = f"{PREFIX}:errands"
+SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may be swept, ms
+ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
 RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
 BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
 # String: the job that was cancelled or failed last, and when: workers look at it.
@@ -94,10 +93,10 @@ def pending(job_id: str, token: str, suffix: str) -> str:
 def lua_prelude() -> str:
     """The same names as local variables of a Lua script, so that no script spells a key."""
     names = (
-        "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "ERRANDS",
-        "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED", "DUE", "OWNERS",
-        "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "ITEMS", "ROWS", "VECTORS", "IDS", "CHUNKS",
-        "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
+        "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "SWEEPS",
+        "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
+        "DUE", "OWNERS", "WRITERS", "TROUBLES", "CODES", "STREAM", "DONE", "ITEMS", "ROWS", "VECTORS", "IDS",
+        "CHUNKS", "DRAFT", "DRAFT_DONE", "DRAFT_DUE", "DRAFT_STAGED",
     )  # fmt: skip
     lines = [f"local {name} = '{globals()[name]}'" for name in names]
     job_key, lane_key = job(_spliced("job")), lane_queue(_spliced("lane"), _spliced("model"))

@@ -296,6 +296,7 @@ class Ledger:
         """
         with damage_of(job_id), redis_errors(self._url):
             spec: Any = self._redis.get(keys.job(job_id, keys.SPEC))
+            spec = spec or self._redis.hget(keys.job(job_id), "spec")  # where it was at first
         if spec is None:
             raise _not_found(job_id)
         return read_job(spec)

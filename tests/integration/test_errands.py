@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,12 @@ from kombu.entity import Queue
 
 from clipfleet import keys
 from clipfleet.contract import Job
-from clipfleet.errands import Announcement, Errands, Sweep
+from clipfleet.errands import Announcement, Errands
 from clipfleet.hints import make_app
 from clipfleet.ledger import Draft, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis_store import RedisStore
-from clipfleet_worker.errands import ErrandLoop
+from clipfleet_worker.errands import Announcer, Sweeper
 from clipfleet_worker.job_contexts import JobContexts
 from tests.support import jobs
 from tests.support.ledger import (
@@ -69,9 +70,7 @@ def submit(ledger: Ledger, job_id: str = "job", **values: Any) -> None:
 
 def announcement(errands: Errands) -> Announcement | None:
     """The next one that is due."""
-    while isinstance(errand := errands.claim(60, 60), Sweep):
-        pass
-    return errand
+    return errands.claim_announcement(60)
 
 
 def finish(ledger: Ledger) -> None:
@@ -146,53 +145,53 @@ def test_an_id_repeats_for_the_same_end_only() -> None:
 
 
 def test_the_announcer_sends_a_task_that_celery_understands(
-    ledger: Ledger, errands: Errands, contexts: JobContexts, app: Celery, redis_client: redis.Redis
+    ledger: Ledger, errands: Errands, app: Celery, redis_client: redis.Redis
 ) -> None:
     submit(ledger, on_finished_queue="ends")
     finish(ledger)
-    ErrandLoop(errands, app, contexts).turn()
+    Announcer(errands, app).turn()
 
     message = json.loads(redis_client.lpop("ends"))  # type: ignore[arg-type]
     assert message["headers"]["task"] == TASK
     assert message["headers"]["id"] == Announcement("", "", "", {"job_id": "job", "generation": 0}).task_id
-    assert redis_client.zrange(keys.ERRANDS, 0, -1) == ["job"]  # to be swept
+    assert not redis_client.exists(keys.ANNOUNCEMENTS)
     redis_client.delete("_kombu.binding.ends")
 
 
 def test_what_is_noted_just_before_a_worker_stops_is_still_sent(
-    ledger: Ledger, errands: Errands, contexts: JobContexts, app: Celery, redis_client: redis.Redis
+    ledger: Ledger, errands: Errands, app: Celery, redis_client: redis.Redis
 ) -> None:
-    loop = ErrandLoop(errands, app, contexts)
-    loop.start()
+    announcer = Announcer(errands, app)
+    announcer.start()
     submit(ledger)
     finish(ledger)
 
-    loop.stop()
+    announcer.stop()
 
     assert redis_client.llen("celery") == 1
     redis_client.delete("celery", "_kombu.binding.celery")
 
 
 def test_a_broker_that_is_away_costs_no_announcement(
-    ledger: Ledger, errands: Errands, contexts: JobContexts, redis_client: redis.Redis, app: Celery
+    ledger: Ledger, errands: Errands, redis_client: redis.Redis, app: Celery
 ) -> None:
     submit(ledger)
     finish(ledger)
     away = make_app("redis://127.0.0.1:1/0")
-    ErrandLoop(errands, away, contexts).turn()
+    Announcer(errands, away).turn()
     away.close()
-    assert redis_client.zcard(keys.ERRANDS) == 2  # and the sweep
+    assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
 
     let_errands_be_due(redis_client)
-    loop = ErrandLoop(errands, app, contexts)
-    loop.start()
+    announcer = Announcer(errands, app)
+    announcer.start()
     wait_until(lambda: redis_client.llen("celery") == 1, "the end is announced")
-    loop.stop()
+    announcer.stop()
     redis_client.delete("celery", "_kombu.binding.celery")
 
 
 def test_a_refusal_of_rabbitmq_is_no_end_of_the_worker(
-    ledger: Ledger, errands: Errands, contexts: JobContexts, app: Celery, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, errands: Errands, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AccessRefused("ACCESS_REFUSED - access to queue 'celery' refused")
@@ -201,11 +200,11 @@ def test_a_refusal_of_rabbitmq_is_no_end_of_the_worker(
     submit(ledger)
     finish(ledger)
 
-    assert not ErrandLoop(errands, app, contexts).do_one()
+    assert not Announcer(errands, app).do_one()
 
 
 def test_a_queue_that_the_user_made_otherwise_is_taken_as_it_is(
-    ledger: Ledger, errands: Errands, contexts: JobContexts, app: Celery, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, errands: Errands, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ refuses to declare a queue again with other properties, a quorum queue for example."""
     sent: list[str] = []
@@ -219,7 +218,7 @@ def test_a_queue_that_the_user_made_otherwise_is_taken_as_it_is(
     submit(ledger)
     finish(ledger)
 
-    assert ErrandLoop(errands, app, contexts).do_one()
+    assert Announcer(errands, app).do_one()
     assert sent == [f"{TASK} to celery"]
     assert announcement(errands) is None
 
@@ -231,7 +230,7 @@ def test_a_queue_that_the_user_made_otherwise_is_taken_as_it_is(
 class Bench:
     ledger: Ledger
     client: redis.Redis
-    loop: ErrandLoop
+    sweeper: Sweeper
     folder: Path
 
     def add(self, job_id: str, *, name: str = "") -> Job:
@@ -251,7 +250,7 @@ class Bench:
 
     def sweep_all(self) -> int:
         count = 0
-        while self.loop.do_one():
+        while self.sweeper.do_one():
             count += 1
         return count
 
@@ -261,11 +260,10 @@ def bench(
     ledger: Ledger,
     redis_client: redis.Redis,
     errands: Errands,
-    app: Celery,
     contexts: JobContexts,
     tmp_path: Path,
 ) -> Bench:
-    return Bench(ledger, redis_client, ErrandLoop(errands, app, contexts), tmp_path)
+    return Bench(ledger, redis_client, Sweeper(errands, contexts), tmp_path)
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
@@ -286,7 +284,7 @@ def test_a_job_that_was_not_finished_is_swept_at_once_and_once_more(bench: Bench
     let_errands_be_due(bench.client)
     assert bench.sweep_all() == 1
     assert bench.scratch_files(job) == []
-    assert bench.client.exists(keys.ERRANDS) == 0
+    assert bench.client.exists(keys.SWEEPS) == 0
 
 
 def test_a_finished_job_is_swept_once_more_later(bench: Bench) -> None:
@@ -347,4 +345,34 @@ def test_rows_in_redis_leave_nothing_to_sweep(bench: Bench) -> None:
     add_job(bench.ledger, job=jobs.make_job("redis://", job_id="here"), chunks=1)
     bench.ledger.cancel("here", ttl_seconds=600)
 
-    assert bench.client.exists(keys.ERRANDS) == 0
+    assert bench.client.exists(keys.SWEEPS) == 0
+
+
+def test_an_output_that_hangs_delays_no_announcement_and_little_of_the_stop(
+    bench: Bench, errands: Errands, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, may_end = threading.Event(), threading.Event()
+
+    def hang(_: FolderOutput) -> None:
+        hangs.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr(FolderOutput, "sweep_scratch", hang)
+    monkeypatch.setattr("clipfleet_worker.errands._STOP_SECONDS", 0.1)
+    sweeper, announcer = Sweeper(errands, bench.sweeper._contexts), Announcer(errands, app)
+    bench.add("hanging")
+    bench.ledger.cancel("hanging", ttl_seconds=600)
+    sweeper.start()
+    announcer.start()
+    assert hangs.wait(60)
+
+    submit(bench.ledger)
+    finish(bench.ledger)
+    wait_until(lambda: bench.client.llen("celery") == 1, "the end is announced")
+    announcer.stop()
+    sweeper.stop()
+
+    assert not may_end.is_set()  # nobody waited for the sweep
+    may_end.set()
+    wait_until(lambda: not sweeper._thread.is_alive(), "the sweep has ended")
+    bench.client.delete("celery", "_kombu.binding.celery")

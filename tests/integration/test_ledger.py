@@ -108,6 +108,21 @@ def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_
         ledger.submit(make_job())
 
 
+def test_a_job_of_an_earlier_build_goes_on(ledger: Ledger, redis_client: redis.Redis) -> None:
+    job = add_job(ledger, job=make_job("job").model_copy(update={"on_finished": "myapp.handle"}))
+    spec = redis_client.getdel(keys.job(job.job_id, keys.SPEC))
+    redis_client.hset(keys.job(job.job_id), "spec", spec)  # type: ignore[arg-type]  # where it was then
+
+    ledger.reconcile()
+
+    assert ledger.job(job.job_id) == job
+    assert ledger.submit(job) == (False, JobState.RUNNING)
+    complete(ledger, claim(ledger), ok=10)
+    ledger.finish(claim_finish(ledger), ttl_seconds=60)
+    assert ledger.status(job.job_id).state is JobState.COMPLETED
+    assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
+
+
 @pytest.mark.parametrize("ask", ["job", "status", "pause", "resume", "cancel"])
 def test_an_unknown_job_is_named_with_the_way_to_the_known_ones(ledger: Ledger, ask: str) -> None:
     calls = {

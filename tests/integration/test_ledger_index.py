@@ -121,7 +121,7 @@ class TestClock:
             for name in client.zrange(keys.JOBS, 0, -1)
             for suffix in (keys.DUE, keys.WRITERS)
         ]
-        for key in (keys.LEASES, keys.FINISHING, keys.ERRANDS, keys.WORKERS, *of_jobs):
+        for key in (keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.ANNOUNCEMENTS, keys.WORKERS, *of_jobs):
             for name, mark in client.zrange(key, 0, -1, withscores=True):
                 client.zadd(key, {name: mark + JUMP_MS})
         client.incrby(keys.RECONCILED, JUMP_MS)
@@ -166,7 +166,7 @@ class TestClock:
         ledger.reconcile(lease_seconds=30)
 
         assert self.left_seconds(redis_client, keys.job("due", keys.DUE)) == pytest.approx([20], abs=5)
-        for key in (keys.FINISHING, keys.ERRANDS):
+        for key in (keys.FINISHING, keys.SWEEPS, keys.ANNOUNCEMENTS):
             assert max(self.left_seconds(redis_client, key)) <= 35, key
 
     def test_an_overwrite_waits_no_longer_than_it_had_to(

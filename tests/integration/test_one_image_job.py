@@ -166,7 +166,7 @@ class TestWaiting:
         ends: list[JobStatus] = []
         thread = threading.Thread(target=lambda: ends.append(handle.wait(60)))
         thread.start()
-        wait_until(lambda: redis_client.info("clients")["blocked_clients"] == 1, "the read blocks", 10)
+        wait_until(lambda: redis_client.info("clients")["blocked_clients"] == 1, "the read blocks")
 
         redis_client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         run(ledger, store, job)

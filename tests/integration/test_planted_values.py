@@ -20,9 +20,17 @@ from clipfleet.hints import make_app
 from clipfleet.ledger import Claim, Draft, Ledger
 from clipfleet.ledger_values import WorkerFacts
 from clipfleet.redis_store import RedisStore
-from clipfleet_worker.errands import ErrandLoop
-from clipfleet_worker.job_contexts import JobContexts
-from tests.support.ledger import MODEL, add_job, claim, complete, let_leases_expire, make_job, work_off
+from clipfleet_worker.errands import Announcer
+from tests.support.ledger import (
+    MODEL,
+    add_job,
+    claim,
+    complete,
+    keys_without_ttl,
+    let_leases_expire,
+    make_job,
+    work_off,
+)
 from tests.support.planting import (
     SITUATIONS,
     Case,
@@ -49,12 +57,10 @@ def announcement(**values: object) -> str:
 
 
 @pytest.fixture
-def loop(redis_url: str, ledger: Ledger) -> Iterator[ErrandLoop]:
+def announcer(redis_url: str) -> Iterator[Announcer]:
     app = make_app(redis_url)
-    with closing(RedisStore(redis_url)) as store:
-        loop = ErrandLoop(Errands(redis_url), app, JobContexts(ledger, store, ()))
-        yield loop
-        loop.stop()
+    with closing(Errands(redis_url)) as errands:
+        yield Announcer(errands, app)
     app.close()
 
 
@@ -73,14 +79,14 @@ def loop(redis_url: str, ledger: Ledger) -> Iterator[ErrandLoop]:
     ],
 )
 def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
-    loop: ErrandLoop, redis_client: redis.Redis, planted: str
+    announcer: Announcer, redis_client: redis.Redis, planted: str
 ) -> None:
-    redis_client.zadd(keys.ERRANDS, {planted: 0, announcement(): 1})
+    redis_client.zadd(keys.ANNOUNCEMENTS, {planted: 0, announcement(): 1})
 
-    loop.turn()
+    announcer.turn()
 
     assert redis_client.llen("celery") == 1
-    assert not redis_client.exists(keys.ERRANDS)
+    assert not redis_client.exists(keys.ANNOUNCEMENTS)
 
 
 @pytest.mark.parametrize(
@@ -308,9 +314,7 @@ def test_a_job_that_cannot_be_read_fails_and_is_counted_and_its_chunk_is_free(
     assert what in status.reason
     assert _events(redis_client, "job") == ["failed"]
     assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
-    assert not redis_client.exists(
-        keys.LEASES, keys.FINISHING, keys.ERRANDS, keys.lane_queue("normal", MODEL)
-    )
+    assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.lane_queue("normal", MODEL))
 
 
 def _replace(client: redis.Redis, key: str) -> None:
@@ -377,11 +381,11 @@ def test_a_job_whose_hash_is_of_another_kind_is_met_once(ledger: Ledger, redis_c
     claim(ledger)
     _replace(redis_client, keys.job("job"))
     redis_client.zadd(keys.FINISHING, {"job": 0})
-    redis_client.zadd(keys.ERRANDS, {"job": 0})
+    redis_client.zadd(keys.SWEEPS, {"job": 0})
 
     assert ledger.claim_finish("t", 600) is None
 
-    everywhere = (keys.JOBS, keys.COUNTED, keys.LEASES, keys.FINISHING, keys.ERRANDS)
+    everywhere = (keys.JOBS, keys.COUNTED, keys.LEASES, keys.FINISHING, keys.SWEEPS)
     assert redis_client.exists(*everywhere) == 0
     assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
 
@@ -412,21 +416,35 @@ def test_a_lost_queue_and_lost_turns_come_back(ledger: Ledger, redis_client: red
 
 
 def test_lost_announcements_are_made_anew_unless_they_were_sent(
-    ledger: Ledger, loop: ErrandLoop, redis_client: redis.Redis
+    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
 ) -> None:
     for job_id in ("told", "untold"):
         ledger.submit(make_job(job_id).model_copy(update={"on_finished": "myapp.handle"}))
         ledger.cancel(job_id, ttl_seconds=60)
         if job_id == "told":
-            loop.turn()
-    _replace(redis_client, keys.ERRANDS)
+            announcer.turn()
+    _replace(redis_client, keys.ANNOUNCEMENTS)
 
     ledger.cancel("untold", ttl_seconds=60)
     ledger.reconcile()
-    loop.turn()
-    loop.turn()
+    announcer.turn()
+    announcer.turn()
 
     assert redis_client.llen("celery") == 2
+
+
+def test_what_is_mended_of_an_ended_job_lives_no_longer_than_it(
+    ledger: Ledger, redis_url: str, redis_client: redis.Redis
+) -> None:
+    ledger.submit(make_job("job"))
+    ledger.cancel("job", ttl_seconds=60)
+    redis_client.delete(keys.job("job", keys.SPEC))
+    redis_client.zadd(keys.SWEEPS, {"job": 0})
+    with closing(Errands(redis_url)) as errands:
+        errands.claim_sweep(60)
+
+    assert redis_client.exists(keys.job("job", keys.SPEC))
+    assert keys_without_ttl(redis_client) == []
 
 
 @pytest.mark.parametrize("text", ["x", "x" * 400, "////" * 100])

@@ -139,7 +139,8 @@ def let_outage_grow_old(client: redis.Redis, job_id: str) -> None:
 
 def let_errands_be_due(client: redis.Redis) -> None:
     """Whatever is left to do for ended jobs may begin; who began it is past its lease."""
-    _make_past(client, keys.ERRANDS, client.zrange(keys.ERRANDS, 0, -1))
+    for key in (keys.SWEEPS, keys.ANNOUNCEMENTS):
+        _make_past(client, key, client.zrange(key, 0, -1))
 
 
 def _make_past(client: redis.Redis, key: str, members: Iterable[object]) -> None:

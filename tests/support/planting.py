@@ -315,9 +315,9 @@ def _end(world: World) -> None:
 
 def _do_errands(world: World) -> None:
     for _ in range(2):
-        errand = world.errands.claim(0, 0)
-        if errand:
-            world.errands.drop(errand)
+        for errand in (world.errands.claim_sweep(0), world.errands.claim_announcement(0)):
+            if errand:
+                world.errands.drop(errand)
 
 
 def _look(world: World) -> None:
@@ -341,8 +341,8 @@ def _serve_all(world: World) -> None:
     world.bounded.stage("another", 0, 1, 10)
     ledger.cancel("another", ttl_seconds=60)
     ledger.farewell("w")
-    for _ in range(2):
-        world.errands.claim(600, 600)
+    world.errands.claim_sweep(600)
+    world.errands.claim_announcement(600)
 
 
 SITUATIONS: tuple[Situation, ...] = (
@@ -519,7 +519,7 @@ def members_of_job() -> dict[str, Plant]:
 
 
 SHARED = (
-    keys.JOBS, keys.LEASES, keys.FINISHING, keys.EVENTS, keys.ERRANDS, keys.RECONCILED,
+    keys.JOBS, keys.LEASES, keys.FINISHING, keys.EVENTS, keys.SWEEPS, keys.ANNOUNCEMENTS, keys.RECONCILED,
     keys.BACKLOG, keys.TURNS, keys.WORKERS, keys.WORKER_FACTS, keys.COUNTED, keys.WALKED, keys.QUARANTINED,
     keys.lane_queue("normal", MODEL), keys.lane_queue("high", MODEL), keys.claim_token("t"),
     keys.claim_token("finish:t"),

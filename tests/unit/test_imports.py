@@ -71,7 +71,8 @@ def python(
 RUN_ALL = """
 import contextlib, importlib, io, json, sys
 program, lines = json.loads(sys.argv[1])
-main = importlib.import_module(program.replace("-", "_") + ".cli").main
+modules = {"clipfleet": "clipfleet.commands", "clipfleet-worker": "clipfleet_worker.cli"}
+main = importlib.import_module(modules[program]).main
 answers = []
 for words in lines:
     sys.argv = [program, *words]

@@ -23,48 +23,37 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 _ANNOUNCE_SECONDS, _SWEEP_SECONDS = 30.0, 300.0  # after them another worker tries again
 _CALL_LIMIT_SECONDS = 300.0  # calls to a broker or a Redis that is away or silent end sooner
-_STOP_SECONDS = 30.0  # an output that hangs ends with the process
+_STOP_SECONDS = 5.0  # an output that hangs ends with the process
 
 
-class ErrandLoop(Loop):
-    """Does what the ledger has noted; what this worker leaves is done by others."""
+class Announcer(Loop):
+    """Sends what the ledger has noted; what this worker leaves is sent by others."""
 
-    def __init__(
-        self, errands: Errands, app: Celery, contexts: JobContexts, pulse: Pulse | None = None
-    ) -> None:
-        super().__init__("errands", _LOOK_SECONDS, stop_seconds=_STOP_SECONDS)
-        self._pulse = pulse or Pulse("errands")
+    def __init__(self, errands: Errands, app: Celery, pulse: Pulse | None = None) -> None:
+        super().__init__("announcer", _LOOK_SECONDS)
+        self._pulse = pulse or Pulse("announcer")
         self._errands = errands
         self._app = app
-        self._contexts = contexts
-
-    def stop(self) -> None:
-        """End the thread after what is due: `up -- COMMAND` stops its worker as soon as a job has ended."""
-        super().stop()
-        self._errands.close()
 
     def _run(self) -> None:
         super()._run()
-        self.turn()
+        self.turn()  # what is due: `up -- COMMAND` stops its worker as soon as a job has ended
 
     def turn(self) -> None:
-        """Do all that is due."""
         while self.do_one():
             pass
 
     def do_one(self) -> bool:
-        """Do one errand; False if none is due, or none could be done now."""
+        """Send one; False if none is due, or none could be sent now."""
         try:
-            with self._pulse.during("errand", _CALL_LIMIT_SECONDS):
-                errand = self._errands.claim(_ANNOUNCE_SECONDS, _SWEEP_SECONDS)
-                if isinstance(errand, Announcement):
-                    self._announce(errand)
-            if isinstance(errand, Sweep):
-                self._sweep(errand)  # without a limit: an output that hangs is no hang of ours
+            with self._pulse.during("announce", _CALL_LIMIT_SECONDS):
+                announcement = self._errands.claim_announcement(_ANNOUNCE_SECONDS)
+                if announcement is not None:
+                    self._announce(announcement)
         except (RedisUnavailableError, *BROKER_ERRORS) as error:
-            log.warning("no errand done: %s", error, extra={"action": "errand_failed"})
+            log.warning("no end announced: %s", error, extra={"action": "announcement_failed"})
             return False
-        return errand is not None
+        return announcement is not None
 
     def _announce(self, announcement: Announcement) -> None:
         try:
@@ -85,6 +74,30 @@ class ErrandLoop(Loop):
             queue=queue,
             ignore_result=False,  # whether it has a result is the user's business
         )
+
+
+class Sweeper(Loop):
+    """Has a thread of its own, and no limit: an output that hangs holds up nothing else."""
+
+    def __init__(self, errands: Errands, contexts: JobContexts) -> None:
+        super().__init__("sweeper", _LOOK_SECONDS, stop_seconds=_STOP_SECONDS)
+        self._errands = errands
+        self._contexts = contexts
+
+    def turn(self) -> None:
+        while not self._stopping.is_set() and self.do_one():
+            pass
+
+    def do_one(self) -> bool:
+        """Sweep one output; False if none is due, or Redis is away."""
+        try:
+            sweep = self._errands.claim_sweep(_SWEEP_SECONDS)
+            if sweep is not None:
+                self._sweep(sweep)
+        except RedisUnavailableError as error:
+            log.warning("no output swept: %s", error, extra={"action": "sweep_failed"})
+            return False
+        return sweep is not None
 
     def _sweep(self, sweep: Sweep) -> None:
         try:

@@ -39,7 +39,7 @@ from clipfleet_worker.decode_turns import DecodeTurns
 from clipfleet_worker.device_memory import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
-from clipfleet_worker.errands import ErrandLoop
+from clipfleet_worker.errands import Announcer, Sweeper
 from clipfleet_worker.failures import WorkerShortageError
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch_set_up import make_fetch_loop, make_http_fetcher, make_routes
@@ -225,12 +225,9 @@ class Worker:
             tuple(Path(root) for root in self._settings.output_roots),
             self._settings.s3_buckets,
         )
-        self._errands = ErrandLoop(
-            Errands(self._settings.require_redis_url()),
-            self._celery_app,
-            contexts,
-            self._watchdog.pulse("errands"),
-        )
+        self._errands = Errands(self._settings.require_redis_url())
+        self._announcer = Announcer(self._errands, self._celery_app, self._watchdog.pulse("announcer"))
+        self._sweeper = Sweeper(self._errands, contexts)
         finisher = Finisher(self._ledger, self._settings.job_ttl_seconds)
         return Tasks(
             ledger=self._ledger,
@@ -313,7 +310,8 @@ class Worker:
             self._canary_watch.start()
         self._fetch_loop.start()
         self._keeper.start()
-        self._errands.start()
+        self._announcer.start()
+        self._sweeper.start()
         self._reconciler.start()
         self._puller.start()
         try:
@@ -353,7 +351,9 @@ class Worker:
         self.take_nothing_more()
         self._reconciler.stop()
         self._puller.stop()
-        self._errands.stop()
+        self._announcer.stop()
+        self._sweeper.stop()
+        self._errands.close()
         self._keeper.stop()
         self._fetch_loop.stop()
         self._batcher.stop()

@@ -7,14 +7,14 @@ if not left then
     local generation = redis.pcall('HGET', job_key(event.job_id), 'generation')  -- or an error: it is anybody's text
     if tostring(event.generation) == generation then redis.call('HDEL', job_key(event.job_id), 'untold') end
   end
-  return redis.call('ZREM', ERRANDS, errand)
+  return redis.call('ZREM', ANNOUNCEMENTS, errand)
 end
 at_hand = errand
 if number(errand, 'sweeps_left') ~= left then return 0 end
 redis.call('HSET', job_key(errand), 'sweeps_left', left - 1)
 if left > 1 then
-  redis.call('ZADD', ERRANDS, 'XX', now_ms() + SWEEP_AGAIN_MS, errand)
+  redis.call('ZADD', SWEEPS, 'XX', now_ms() + SWEEP_AGAIN_MS, errand)
 else
-  redis.call('ZREM', ERRANDS, errand)
+  redis.call('ZREM', SWEEPS, errand)
 end
 return 1

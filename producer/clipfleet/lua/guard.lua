@@ -5,7 +5,7 @@
 local MOST_MENDED = 1000
 local RESTORED_LEASE_MS = 60000  -- nobody knows how long the leases were; who lives renews them
 local ENDED_MS = 7 * 86400 * 1000  -- how long a job stays that was quarantined: the default
-local ZSETS = {JOBS, COUNTED, LEASES, FINISHING, ERRANDS, WORKERS}
+local ZSETS = {JOBS, COUNTED, LEASES, FINISHING, SWEEPS, ANNOUNCEMENTS, WORKERS}
 -- In the messages of commands and of Lua that a value stopped. All others tell of the server (its memory, rights, a
 -- replica): no job is to blame for them.
 local OF_VALUES = {'WRONGTYPE', 'DAMAGED', 'not an integer', 'not a valid float', 'not a number', 'NaN', 'overflow',
@@ -29,8 +29,8 @@ end
 -- All jobs that are known anywhere, once.
 local function known_jobs()
   local jobs, names = {}, {}
-  for _, key in ipairs({JOBS, COUNTED, FINISHING, ERRANDS}) do
-    for _, job in ipairs(redis.call('ZRANGE', key, 0, -1)) do jobs[job] = not is_announcement(job) or nil end
+  for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS}) do
+    for _, job in ipairs(redis.call('ZRANGE', key, 0, -1)) do jobs[job] = true end
   end
   for _, lease in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
     local job = string.match(lease, '^(.+):%d+$')
@@ -47,7 +47,7 @@ local function restore_all(lost)
     local facts = redis.pcall('HMGET', job_key(job), 'created_ms', 'state', 'untold', 'reason')
     if is_count(facts[1]) then
       if lost[JOBS] then redis.call('ZADD', JOBS, 'NX', facts[1], job) end
-      if lost[ERRANDS] and is_final(facts[2]) and facts[3] then pcall(announce, job, facts[2], facts[4] or '') end
+      if lost[ANNOUNCEMENTS] and is_final(facts[2]) and facts[3] then pcall(announce, job, facts[2], facts[4] or '') end
       pcall(restore, job, RESTORED_LEASE_MS, 1000000)
     end
   end
@@ -99,7 +99,7 @@ local function mend(job)
     found[#found + 1] = 'field ' .. name .. ' ' .. shown(facts[name])
     is_lasting = is_lasting or LASTING[name] or false
     if name == 'spec' then
-      redis.call('SET', job_key(job, SPEC), '')
+      redis.call('SET', job_key(job, SPEC), '', 'PX', ENDED_MS)  -- an ended job gets no new time to live
     else
       redis.call('HSET', job_key(job), name, COUNTS[name] and 0 or name == 'sealed' and 0 or name == 'lane' and 'normal' or
         name == 'state' and 'paused' or facts[name] or '')
@@ -148,7 +148,7 @@ local function quarantine(job)
     drop_leases(job)
     count_quarantined()
   end
-  redis.call('ZREM', ERRANDS, job)
+  redis.call('ZREM', SWEEPS, job)
   redis.call('HSET', job_key(job), 'sweeps_left', 0)
 end
 

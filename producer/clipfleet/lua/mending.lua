@@ -49,7 +49,7 @@ local function read_fields(job)
   local names = {'state', 'sealed', 'lane', unpack(TEXTS)}
   for name in pairs(COUNTS) do names[#names + 1] = name end
   local facts = facts_of(job, unpack(names))
-  facts.spec = redis.call('GET', job_key(job, SPEC))
+  facts.spec = spec_of(job)
   return facts
 end
 
@@ -102,7 +102,7 @@ end
 local function forget(job)
   local owners = redis.pcall('HKEYS', job_key(job, OWNERS))
   for _, chunk in ipairs(owners) do redis.call('ZREM', LEASES, lease_name(job, chunk)) end
-  for _, key in ipairs({JOBS, COUNTED, FINISHING, ERRANDS}) do redis.call('ZREM', key, job) end
+  for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS}) do redis.call('ZREM', key, job) end
   for _, suffix in ipairs(JOB_SUFFIXES) do redis.call('UNLINK', job_key(job, suffix)) end
   count_quarantined()
 end
@@ -119,7 +119,7 @@ local function restore(job, lease_ms, most_owners)
   local state, created_ms, sweeps_left = unpack(redis.call('HMGET', job_key(job), 'state', 'created_ms', 'sweeps_left'))
   if not is_count(created_ms) then damaged('field created_ms') end
   if is_final(state) then
-    if is_count(sweeps_left) and sweeps_left ~= '0' then redis.call('ZADD', ERRANDS, 'NX', now_ms(), job) end
+    if is_count(sweeps_left) and sweeps_left ~= '0' then redis.call('ZADD', SWEEPS, 'NX', now_ms(), job) end
     return
   end
   check(job)

@@ -35,8 +35,8 @@ end
 -- The server's clock was put back: else all that it has set would wait for as long as that. (The time to live of a key
 -- is a time of that clock, too.)
 if silence < 0 then
-  for _, key in ipairs({LEASES, FINISHING}) do put_back(key, now + lease_ms, -silence, now + lease_ms) end
-  put_back(ERRANDS, now + SWEEP_AGAIN_MS, -silence, now)
+  for _, key in ipairs({LEASES, FINISHING, ANNOUNCEMENTS}) do put_back(key, now + lease_ms, -silence, now + lease_ms) end
+  put_back(SWEEPS, now + SWEEP_AGAIN_MS, -silence, now)
   for _, job in ipairs(redis.call('ZRANGE', JOBS, 0, -1)) do
     found_of(job, function() put_back(job_key(job, DUE), now, -silence, now) end)
     found_of(job, function() put_back(job_key(job, WRITERS), now + lease_ms, -silence, now + lease_ms) end)
@@ -44,7 +44,9 @@ if silence < 0 then
   redis.call('UNLINK', BACKLOG)
 end
 -- Nor does anything wait for a day.
-for _, key in ipairs({LEASES, FINISHING, ERRANDS}) do put_back(key, now + MOST_LEASE_MS, math.huge, now + lease_ms) end
+for _, key in ipairs({LEASES, FINISHING, SWEEPS, ANNOUNCEMENTS}) do
+  put_back(key, now + MOST_LEASE_MS, math.huge, now + lease_ms)
+end
 put_back(WORKERS, now, math.huge, now)
 redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
 
@@ -113,5 +115,5 @@ local function walk()
 end
 
 walk()
-for _, key in ipairs({JOBS, COUNTED, FINISHING, ERRANDS, LEASES}) do keep(key) end
+for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS, LEASES}) do keep(key) end
 return {lost, redis.call('ZCOUNT', FINISHING, '-inf', now)}

@@ -15,7 +15,7 @@ end
 local answer = {redis.call('HLEN', job_key(job, OWNERS)), redis.call('ZCARD', job_key(job, DUE)),
   redis.call('HGETALL', job_key(job, CODES)), now_ms()}
 for name, value in pairs(facts) do
-  if name ~= 'row_schema' and not string.find(name, '^measured') then
+  if name ~= 'spec' and name ~= 'row_schema' and not string.find(name, '^measured') then
     answer[#answer + 1] = name
     answer[#answer + 1] = value
   end

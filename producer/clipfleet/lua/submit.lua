@@ -4,7 +4,7 @@
 local job = ARGV[1]
 at_hand = job
 if redis.call('EXISTS', job_key(job)) == 1 then
-  return {'exists', field(job, 'state'), field(job, 'fingerprint'), redis.call('GET', job_key(job, SPEC))}
+  return {'exists', field(job, 'state'), field(job, 'fingerprint'), spec_of(job)}
 end
 local which, used = full_quota(ARGV[8], ARGV[9], 1)
 if which then return {'quota', which, used} end

@@ -55,6 +55,11 @@ local function field(job, name)
   return redis.call('HGET', job_key(job), name)
 end
 
+-- The whole job as JSON: a key of its own, at first a field of the hash.
+local function spec_of(job)
+  return redis.call('GET', job_key(job, SPEC)) or field(job, 'spec')
+end
+
 local function number(job, name)
   local text = field(job, name) or '0'
   if not is_count(text) then damaged(name) end
@@ -221,21 +226,16 @@ local function refusal(job, chunk, claimed_in, state, next_chunk, generation)
   return nil
 end
 
--- Of an errand: else it is a job, whose output is to be swept.
-local function is_announcement(errand)
-  return string.sub(errand, 1, 1) == '{'
-end
-
--- The user's own Celery task is to be told of the end: a worker sends it (claim_errand).
+-- The user's own Celery task is to be told of the end: a worker sends it (claim_announcement).
 local function announce(job, state, reason)
   local facts = redis.call('HMGET', job_key(job), 'generation', 'staged_items', 'ok', 'failed')
-  local is_json, spec = pcall(cjson.decode, redis.call('GET', job_key(job, SPEC)))
+  local is_json, spec = pcall(cjson.decode, spec_of(job))
   if not is_json or type(spec) ~= 'table' or type(spec.on_finished) ~= 'string' then return end
   local text = cjson.encode({task = spec.on_finished, queue = spec.on_finished_queue, event = {
     job_id = job, state = state, generation = tonumber(facts[1]), total = tonumber(facts[2]),
     ok = tonumber(facts[3]), failed = tonumber(facts[4]), reason = reason, output = spec.output}})
-  redis.call('ZADD', ERRANDS, now_ms(), text)
-  keep(ERRANDS)
+  redis.call('ZADD', ANNOUNCEMENTS, now_ms(), text)
+  keep(ANNOUNCEMENTS)
   redis.call('HSET', job_key(job), 'untold', 1)
 end
 
@@ -247,8 +247,8 @@ local function order_sweeps(job, state)
   if lives_here(job) then return end
   local is_finished = state == 'completed' or state == 'completed_with_errors'
   redis.call('HSET', job_key(job), 'sweeps_left', is_finished and 1 or 2)
-  redis.call('ZADD', ERRANDS, now_ms() + (is_finished and SWEEP_AGAIN_MS or 0), job)
-  keep(ERRANDS)
+  redis.call('ZADD', SWEEPS, now_ms() + (is_finished and SWEEP_AGAIN_MS or 0), job)
+  keep(SWEEPS)
 end
 
 -- A server keeps room for what may still come to a stream and a hash. Small jobs may be many, and ended ones stay for a
