@@ -39,6 +39,7 @@ class Meter(StrEnum):
     """What else workers measure; all in seconds, summed over the chunks of a generation."""
 
     FETCHING = "fetching"  # of items, from the first try to the bytes
+    TURNS = "turns"  # part of it: waiting for hosts with as many requests under way as they may have
     BEYOND = "beyond"  # of items, from the bytes to the features
     READING = "reading"  # of decode threads, reading files and the like
     DECODING = "decoding"  # of decode threads, for this job
@@ -111,11 +112,6 @@ class Meters:
         return sum(self[step] for step in Step)
 
     @property
-    def working_seconds(self) -> float:
-        """Likewise, without the loading."""
-        return self.chunk_seconds - self[Step.LOAD]
-
-    @property
     def threads(self) -> float:
         """Decode threads of a worker, on average."""
         return _share(self[Meter.DECODE_CAPACITY], sum(self._by_device.values()))
@@ -129,12 +125,12 @@ class Meters:
     @property
     def decode_share(self) -> float:
         """How much of the time that chunks were there the decode threads were busy."""
-        return _share(self[Meter.DECODE_BUSY], self.threads * self.working_seconds)
+        return _share(self[Meter.DECODE_BUSY], self.threads * self.chunk_seconds)
 
     @property
     def forward_share(self) -> float:
         """Likewise the device."""
-        return _share(self[Meter.FORWARD_BUSY], self.working_seconds)
+        return _share(self[Meter.FORWARD_BUSY], self.chunk_seconds)
 
     @property
     def is_saturated(self) -> bool:
@@ -173,7 +169,7 @@ def limit_of(
 
 def _of_steps(meters: Meters) -> Limit | None:
     """Of what comes after the loading."""
-    whole = meters.working_seconds
+    whole = meters.chunk_seconds - meters[Step.LOAD]
     shares = {step: _share(meters[step], whole) for step in (Step.ITEMS, Step.LABELS, Step.SCORE)}
     shares[Step.WRITE] = _share(meters[Step.READ] + meters[Step.WRITE], whole)  # both are the output's time
     longest = max(shares, key=lambda step: shares[step])
@@ -207,7 +203,12 @@ def _of_output(meters: Meters, whole: float) -> str:
 def _of_items(meters: Meters) -> Limit | None:
     """Of fetch, decode and forward."""
     fetching, decode, forward = meters[Meter.FETCHING], meters.decode_share, meters.forward_share
-    if fetching >= _MOST * (fetching + meters[Meter.BEYOND]) > 0 and not meters.is_saturated:
+    waiting = fetching + meters[Meter.BEYOND]
+    held = _share(meters[Meter.TURNS], waiting)
+    if held >= _MOST:  # whatever is busy: another job may be what keeps it so
+        text = f"hosts at their connection caps hold up most of the items ({_percent(held)} of their time)"
+        return Limit(Stage.FETCH, text)
+    if fetching >= _MOST * waiting > 0 and not meters.is_saturated:
         return Limit(Stage.FETCH, "waiting for connections and answers takes most of the items' time")
     if max(decode, forward) < _BUSY:
         return None

@@ -65,10 +65,8 @@ def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
         source.write_text("".join(f"{site.url(f'/late/a.jpg?{n}')}\n" for n in range(ITEMS)))
         found = limit(cluster, source)
 
-    assert found == {
-        "stage": "fetch",
-        "text": "waiting for connections and answers takes most of the items' time",
-    }
+    assert found["stage"] == "fetch"
+    assert found["text"].startswith("hosts at their connection caps hold up most of the items (")
 
 
 def test_decode_and_how_people_are_told(cluster: Cluster) -> None:

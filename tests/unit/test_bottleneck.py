@@ -17,6 +17,7 @@ CALM = {
     Meter.DECODE_BUSY: 21.0, Meter.DECODING: 20.0, Meter.FORWARD_BUSY: 10.0,
     device_meter("cpu", "bf16"): 90.0, device_meter("cuda", "fp16"): 5.0,
 }  # fmt: skip
+CAPPED = {Meter.FETCHING: 25_000.0, Meter.TURNS: 24_000.0, Meter.BEYOND: 500.0}
 SLOW_ANSWERS = {Meter.FETCHING: 25_000.0, Meter.BEYOND: 500.0}
 DECODES = {
     Meter.BEYOND: 25_000.0, Meter.DECODE_BUSY: 194.0, Meter.DECODING: 180.0, Meter.FORWARD_BUSY: 60.0,
@@ -38,6 +39,20 @@ class TestFetch:
     def test_slow_answers(self) -> None:
         words = "fetch: waiting for connections and answers takes most of the items' time"
         assert limit(SLOW_ANSWERS) == words
+
+    def test_hosts_at_their_caps(self) -> None:
+        words = "fetch: hosts at their connection caps hold up most of the items (94 % of their time)"
+        assert limit(CAPPED) == words
+        assert limit(CAPPED, {Meter.TURNS: 12_000.0}) == limit(SLOW_ANSWERS)
+
+    def test_where_another_job_keeps_the_device_busy_hosts_still_limit_their_own(self) -> None:
+        assert limit(ENCODES, CAPPED) == limit(CAPPED)
+
+    def test_a_device_that_another_job_keeps_busy_while_the_model_loads(self) -> None:
+        """97 % of the minute of loading, 70 % of what comes after it: not busy nearly all the time."""
+        loads = {Step.LOAD: 60.0, Meter.FORWARD_BUSY: 0.97 * 60 + 0.7 * 100, Meter.DECODE_BUSY: 200.0}
+        assert limit(SLOW_ANSWERS, loads) == limit(SLOW_ANSWERS)
+        assert limit(ENCODES, loads) == "forward: the device is busy 80 % of the time (cpu, bf16)"
 
     def test_a_few_dead_hosts_beside_a_busy_device_do_not(self) -> None:
         assert limit(ENCODES, SLOW_ANSWERS).startswith("forward: ")
@@ -92,7 +107,8 @@ class TestSteps:
 
     def test_loading_once_must_outweigh_all_that_comes_after_it(self) -> None:
         assert limit({Step.LOAD: 300.0}) == "model: waiting for it to load takes 75 % of the chunks' time"
-        assert limit(DECODES, {Step.LOAD: 150.0}).startswith("decode: ")
+        busy = {Step.LOAD: 150.0, Meter.DECODE_BUSY: 400.0}
+        assert limit(DECODES, busy) == "decode: 2 threads busy 80 % of the time"
 
     def test_steps_alike(self) -> None:
         alike = dict.fromkeys(Step, 25.0) | {Step.LOAD: 0.0, Step.READ: 0.0}

@@ -55,12 +55,13 @@ def test_steps_and_waits_without_those_that_matter_little() -> None:
     outcomes.add_seconds("decode", 5.0)
     outcomes.add_wait(Meter.READING, 1.0)
     outcomes.add_wait(Meter.BEYOND, 10.0)
+    outcomes.add_wait(Meter.TURNS, 20.0)
     steps = {"claimed": 1.0, "read": 2.0, "load model": 0.1, "fetch, decode, encode": 13.0, "write": 4.0}
 
     told = chunk_meters(Bench().work(), steps, outcomes, MODEL)
 
     assert told.seconds.items() >= {
         Step.READ: 3.0, Step.ITEMS: 13.0, Step.WRITE: 4.0, Meter.FETCHING: 30.0,
-        Meter.BEYOND: 10.0, Meter.READING: 1.0, Meter.DECODING: 5.0,
+        Meter.TURNS: 20.0, Meter.BEYOND: 10.0, Meter.READING: 1.0, Meter.DECODING: 5.0,
     }.items()  # fmt: skip
     assert Step.LOAD not in told.seconds

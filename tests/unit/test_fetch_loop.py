@@ -9,11 +9,13 @@ from contextlib import suppress
 
 import pytest
 
+from clipfleet.bottleneck import Meter
 from clipfleet.contract import ErrorCode, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import loop as loop_module
+from clipfleet_worker.fetch.host_turns import HostTurns
 from clipfleet_worker.fetch.lane_turns import LaneTurns
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.retrying import ChunkTime
@@ -150,6 +152,27 @@ def test_whoever_hands_out_turns_is_told_the_lane(bench: Bench) -> None:
     for outcomes in chunks:
         outcomes.wait()
     assert came == ["now", "high", "bulk"]
+
+
+def test_waits_for_turns_at_hosts_are_told_to_the_chunk_whose_item_waited(bench: Bench) -> None:
+    turns, is_free = HostTurns(1, 10), asyncio.Event()
+
+    async def in_turn(uri: str, _: ChunkTime) -> bytes:
+        if uri == "elsewhere":
+            return b"x"
+        async with turns.at("h"):
+            await is_free.wait()
+        return b"x"
+
+    bench.fetcher.fetch = in_turn  # type: ignore[method-assign]
+    waits, asks_nobody = bench.fetch("a", "b"), bench.fetch("elsewhere")
+    bench.let_the_loop_run()
+    bench.loop._loop.call_soon_threadsafe(is_free.set)
+
+    waits.wait()
+    asks_nobody.wait()
+    assert waits.waits[Meter.TURNS] > 0
+    assert Meter.TURNS not in asks_nobody.waits
 
 
 class TestSlices:

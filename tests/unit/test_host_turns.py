@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from clipfleet_worker.fetch.host_turns import HostTurns
+from clipfleet_worker.fetch.host_turns import HostTurns, tell_waits
+from tests.support.doubles import Clock
 from tests.support.scenarios import run, settle
 
 
@@ -99,6 +100,29 @@ def test_what_a_host_is_asked_at_a_time_is_divided_among_workers(workers: int, e
     turns = HostTurns(16, 100)
     turns.share(workers)
     assert turns.per_host == expected
+
+
+def test_what_requests_wait_for_their_host_is_told_to_their_own_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+        visits = Visits(HostTurns(1, 2))
+        waits: dict[str, list[float]] = {"one": [], "other": []}
+        tell_waits(waits["one"].append)
+        visits.come(1, 2)
+        visits.come(3, host="free")
+        tell_waits(waits["other"].append)
+        visits.come(4)
+        visits.come(5, host="third")  # waits for a turn at all hosts, not at its own
+        await visits.settled()
+        clock.now += 7
+        visits.tasks[4].cancel()
+        await visits.settled()
+        clock.now += 2
+        await visits.leave(1)
+        assert waits == {"one": [0, 0, 9], "other": [0, 7]}
+
+    run(scenario)
 
 
 def test_a_change_holds_for_hosts_that_are_being_asked() -> None:

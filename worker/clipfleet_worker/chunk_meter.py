@@ -45,6 +45,7 @@ def chunk_meters(
     by_step[Step.READ] += steps.get(CLAIMED, 0.0)
     of_items: dict[str, float] = {
         Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
+        Meter.TURNS: outcomes.waits.get(Meter.TURNS, 0.0),
         Meter.BEYOND: outcomes.waits.get(Meter.BEYOND, 0.0),
     }
     of_threads: dict[str, float] = {

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from clipfleet_worker.fetch.lane_turns import LaneTurns
 
 log = logging.getLogger(__name__)
+
+_note_wait: ContextVar[Callable[[float], None]] = ContextVar("note_wait", default=lambda _seconds: None)
+
+
+def tell_waits(note_wait: Callable[[float], None]) -> None:
+    """Who is told the seconds that this task, and those it starts from now on, wait for turns at hosts."""
+    _note_wait.set(note_wait)
 
 
 class HostTurns:
@@ -55,8 +63,13 @@ class HostTurns:
         turns = self._hosts.get(host)
         if turns is None:
             turns = self._hosts[host] = LaneTurns(lambda: self.per_host)
+        now = asyncio.get_running_loop().time
+        came = now()
         try:
-            await turns.take()
+            try:
+                await turns.take()
+            finally:  # also of those that give up
+                _note_wait.get()(now() - came)
             try:
                 # The host's turn first: a slow host then holds up only its own images.
                 async with self._total_turn():

@@ -21,6 +21,7 @@ from clipfleet.contract import ErrorCode, ItemError, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
+from clipfleet_worker.fetch.host_turns import tell_waits
 from clipfleet_worker.fetch.lane_turns import tell_lane
 from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher
 from clipfleet_worker.outcomes import Outcomes
@@ -117,6 +118,7 @@ class FetchLoop:
 
     async def _fetch(self, request: FetchRequest) -> None:
         tell_lane(request.lane)
+        tell_waits(partial(request.outcomes.add_wait, Meter.TURNS))
         slicer = _Slicer(request.on_slice)
         time_left = ChunkTime(self._deadline_seconds)
         tasks = {
