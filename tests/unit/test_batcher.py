@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -911,6 +914,28 @@ class TestFailures:
         wait_until(lambda: deaths, "the thread has died")
         assert deaths[0].thread is not None
         assert deaths[0].thread.name == "batcher"
+
+    @pytest.mark.parametrize("what", ["a call", "texts"])
+    def test_what_has_failed_is_freed_with_its_error(self, run: Run, what: str) -> None:
+        # Given a model: were it in a cycle, its memory would be taken until Python looks for those
+        class Failing(FakeEncoder):
+            def encode_texts(self, prompts: list[str]) -> np.ndarray:
+                raise RuntimeError("no such kernel")
+
+        batcher, encoder = make(4), Failing()
+        freed = weakref.ref(encoder)
+        run(batcher)
+        gc.disable()
+        try:
+            with suppress(RuntimeError):
+                if what == "texts":
+                    batcher.encode_texts(encoder, ["a"] * 200, Lane.NORMAL)
+                else:
+                    batcher.call(partial(encoder.encode_texts, ["a"]), Lane.NORMAL)
+            del encoder
+            wait_until(lambda: freed() is None, "it is freed")
+        finally:
+            gc.enable()
 
     def test_a_text_that_is_alone_is_judged_beside_a_harmless_one(self, run: Run) -> None:
         class Choosy(FakeEncoder):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import logging
 import re
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
@@ -23,9 +26,10 @@ from clipfleet_worker.backends import Backend, MakeBackend, Towers
 from clipfleet_worker.backends.certificate import GRAPH, PLAIN, Canaries, Certificate, Way
 from clipfleet_worker.backends.cuda_backend import CudaBackend
 from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.batcher import Batcher
+from clipfleet_worker.batcher import Batcher, BatcherStopped
 from clipfleet_worker.batches import ItemSlice
 from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
+from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.device_set_up import DeviceSetUp
 from clipfleet_worker.doctor import Finding, Level
 from clipfleet_worker.doctor.model_check import model_findings
@@ -33,13 +37,15 @@ from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.kept_arrays import cache_folder
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.model_files import ModelFiles, fetch_files
 from clipfleet_worker.models import Models
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.settings import WorkerSettings
-from tests.support.doubles import PATIENCE_SECONDS
+from tests.support.doubles import PATIENCE_SECONDS, Clock
 from tests.support.fake_device import FakeDevice
 from tests.support.fake_encoder import FakeEncoder
 from tests.support.reference import cosines
+from tests.support.waiting import wait_until
 
 BATCH = 9
 Spoil = Callable[[torch.Tensor], torch.Tensor]
@@ -71,6 +77,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     ticks = Ticks()
     monkeypatch.setattr("clipfleet_worker.backends.certificate.perf_counter", ticks)
     return ticks
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    batcher = Batcher(BATCH)
+    batcher.start()
+    yield batcher
+    batcher.stop()
 
 
 class Gpu:
@@ -282,6 +296,78 @@ class TestPlain:
         with pytest.raises(ModelUnavailableError, match=r"off in bf16 .* use auto or fp32"):
             loaded(spoilt("rotated", Precision.BF16), Precision.BF16)
 
+    @pytest.mark.parametrize("kind", [RuntimeError, ValueError, ZeroDivisionError])
+    def test_a_pass_that_fails_is_as_good_as_off(
+        self, kind: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Given what a processor does not compute in a precision: a thread that ends with it ends the process
+        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+
+        def fail(features: torch.Tensor) -> torch.Tensor:
+            raise kind("not implemented for 'BFloat16'")
+
+        def make(towers: Towers, device: str) -> Backend:
+            return Spoilt(towers, device, fail, {Precision.BF16})
+
+        assert loaded(make, Precision.AUTO).precision is Precision.FP32
+        assert "off in bf16" in caplog.text and "not implemented for 'BFloat16'" in caplog.text
+        with pytest.raises(ModelUnavailableError, match=r"not implemented for .* use auto or fp32"):
+            loaded(make, Precision.BF16)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("2 GiB"),
+            BatcherStopped("the worker stops"),
+            RuntimeError("CUDA error: an illegal memory access was encountered"),
+            RuntimeError("can't start new thread"),
+        ],
+        ids=["memory", "stopped", "lost", "threads"],
+    )
+    def test_what_no_model_is_to_blame_for_stays_what_it_is(
+        self, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+
+        def fail(_: object) -> None:
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            load_model(DEMO_MODEL, Precision.AUTO, "cpu", on_device=fail)
+
+    @pytest.mark.parametrize("precision", [Precision.AUTO, Precision.BF16])
+    def test_one_that_is_refused_is_freed_before_anything_else_is_loaded(
+        self, precision: Precision, monkeypatch: pytest.MonkeyPatch, batcher: Batcher
+    ) -> None:
+        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        made: list[weakref.ref[Backend]] = []
+
+        def make(towers: Towers, device: str) -> Backend:
+            backend = spoilt("rotated", Precision.BF16)(towers, device)
+            made.append(weakref.ref(backend))
+            return backend
+
+        def all_are_freed() -> None:
+            wait_until(lambda: not any(backend() for backend in made), "what was made before is freed")
+
+        def fetch(name: str) -> ModelFiles:
+            all_are_freed()
+            return fetch_files(name)
+
+        monkeypatch.setattr("clipfleet_worker.model.fetch_files", fetch)
+        on_device = partial(batcher.call, lane=Lane.HIGH)
+        gc.disable()
+        try:
+            if precision is Precision.AUTO:
+                load_model(DEMO_MODEL, precision, "cpu", make, on_device=on_device)
+                assert len(made) == 2
+            else:
+                with pytest.raises(ModelUnavailableError):  # whose traceback is kept here
+                    load_model(DEMO_MODEL, precision, "cpu", make, on_device=on_device)
+                all_are_freed()
+        finally:
+            gc.enable()
+
     def test_weights_that_give_no_numbers_are_refused(self, tmp_path: Path) -> None:
         with as_file(files("clipfleet_worker") / "demo_model") as demo:
             shutil.copy(demo / "open_clip_config.json", tmp_path)
@@ -290,6 +376,18 @@ class TestPlain:
         save_file(weights, tmp_path / "open_clip_model.safetensors")
 
         with pytest.raises(ModelUnavailableError, match="worst cosine to fp32 on the CPU nan"):
+            load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
+
+    def test_so_is_a_text_tower_with_fewer_words_than_the_tokenizer(self, tmp_path: Path) -> None:
+        with as_file(files("clipfleet_worker") / "demo_model") as demo:
+            configuration = json.loads((demo / "open_clip_config.json").read_text())
+            weights = load_file(demo / "open_clip_model.safetensors")
+        configuration["model_cfg"]["text_cfg"]["vocab_size"] = 1000
+        weights["token_embedding.weight"] = weights["token_embedding.weight"][:1000].clone()
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(configuration))
+        save_file(weights, tmp_path / "open_clip_model.safetensors")
+
+        with pytest.raises(ModelUnavailableError, match=r"cannot be used: .*index out of range"):
             load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
 
 
@@ -349,16 +447,43 @@ class TestDoctor:
         settings = WorkerSettings(redis_url=SecretStr("redis://h:6379/0"), precision=precision)
         return list(model_findings(settings, DEMO_MODEL))
 
-    def test_it_tells_the_ways_and_what_is_off(self, monkeypatch: pytest.MonkeyPatch, clock: Ticks) -> None:
-        found = self.findings(monkeypatch, Gpu(clock, spoil=rotated), Precision.FP32)
+    @pytest.mark.parametrize("kind", [*WRONG, "slower"])
+    def test_it_tells_the_ways_and_what_is_off(
+        self, monkeypatch: pytest.MonkeyPatch, clock: Ticks, kind: str
+    ) -> None:
+        gpu = Gpu(clock, graph_seconds=1.5) if kind == "slower" else Gpu(clock, spoil=WRONG[kind]())
+
+        found = self.findings(monkeypatch, gpu, Precision.FP32)
 
         assert [finding.level for finding in found] == [Level.OK, Level.OK]
         assert "fp32 by cuda" in found[0].what
-        assert re.fullmatch(
-            r"demo: batch 9, plain \d+/s, worst cosine to fp32 1\.00000; "
-            r"off: graph \(worst cosine -?0\.\d{5}, not 0\.9999\)",
-            found[1].what,
-        )
+        why = {"slower": r"no faster: \d+/s", "NaN": r"worst cosine nan, not 0\.9999"}
+        reason = why.get(kind, r"worst cosine -?0\.\d{5}, not 0\.9999")
+        line = rf"demo: batch 9, plain \d+/s, worst cosine to fp32 1\.00000; off: graph \({reason}\)"
+        assert re.fullmatch(line, found[1].what)
+
+    def test_it_loads_with_the_threads_of_a_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # With others OpenVINO would compile anew, and what the worker has kept would be pushed out.
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setattr("clipfleet_worker.cores.processors", lambda: 3)
+        threads: list[int] = []
+
+        def make(towers: Towers, device: str) -> Backend:
+            threads.append(torch.get_num_threads())
+            return TorchBackend(towers, device)
+
+        self.findings(monkeypatch, make, Precision.FP32)
+
+        assert threads == [3]
+
+    def test_a_device_that_fails_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def make(towers: Towers, device: str) -> Backend:
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
+
+        (found,) = self.findings(monkeypatch, make, Precision.FP32)
+
+        assert found.level is Level.PROBLEM
+        assert found.what == "demo fails on this device: CUDA error: device-side assert triggered"
 
     def test_a_model_that_is_off_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
         (found,) = self.findings(monkeypatch, spoilt("zeros", Precision.FP32), Precision.FP32)
@@ -400,35 +525,42 @@ class TestWatch:
         )
 
     @pytest.fixture
-    def watch(self, models: Models) -> Iterator[CanaryWatch]:
-        batcher = Batcher(BATCH)
-        batcher.start()
-        yield CanaryWatch(models, batcher)
-        batcher.stop()
+    def watch(self, models: Models, batcher: Batcher, time: Clock) -> CanaryWatch:
+        batcher.busy = BusyMeter(1, time)
+        return CanaryWatch(models, batcher, time)
+
+    @pytest.fixture
+    def time(self) -> Clock:
+        return Clock()
 
     def test_as_long_as_all_is_well_nothing_changes(
         self, gpu: Gpu, models: Models, watch: CanaryWatch
     ) -> None:
         model = get(models, DEMO_MODEL, Precision.FP32)
 
+        gpu.device.replays = 0
         watch.look()
 
+        assert gpu.device.replays == 2  # as many as it takes to see what is of the batch before
         assert watch.mismatches == 0
         assert gpu.device.graphs_off == ""
         assert certificate_of(model).used.name == GRAPH
 
     def test_a_graph_that_goes_wrong_turns_all_models_to_plain(
-        self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture
+        self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture, time: Clock
     ) -> None:
         # Given a graph that is spoilt by another model, long after it was certified
         in_use = [get(models, DEMO_MODEL, precision) for precision in (Precision.FP32, Precision.BF16)]
+        watch.look()
         gpu.spoil = rotated
 
+        time.now += 90
         watch.look()
 
         assert watch.mismatches == 1
         (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
         assert "wrong features of demo" in record.getMessage()
+        assert "rows of the last 90 s may be wrong" in record.getMessage()
         gpu.device.replays = 0
         assert through_a_batcher(in_use[0]) > 0.9999
         assert gpu.device.replays == 0
@@ -461,26 +593,72 @@ class TestWatch:
         assert watch.mismatches == 0
         assert model.certificate is not None
 
-    def test_it_looks_after_each_loading(self, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-        batcher, looked = Batcher(BATCH), threading.Event()
-        batcher.start()
+    def test_a_device_that_is_lost_ends_the_thread_and_with_it_the_process(
+        self, gpu: Gpu, models: Models, watch: CanaryWatch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deaths: list[threading.ExceptHookArgs] = []
+        monkeypatch.setattr(threading, "excepthook", deaths.append)
+        in_use = get(models, DEMO_MODEL, Precision.FP32)
+
+        def lost(work: object) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        gpu.device.before_run = lost
+        watch.look_soon()
+        watch.start()
+
+        wait_until(lambda: deaths, "the thread has died")
+        assert deaths[0].thread is not None and deaths[0].thread.name == "canaries"
+        assert "illegal memory access" in str(deaths[0].exc_value)
+        assert in_use.certificate is not None
+
+    def test_a_device_with_little_to_do_is_asked_once_a_minute(
+        self, watch: CanaryWatch, batcher: Batcher, time: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks: list[float] = []
+        monkeypatch.setattr(watch, "look", lambda: looks.append(time.now))
+        began = time.now
+
+        def pass_by(seconds: int, *, busy: float) -> None:
+            for _ in range(seconds):
+                with batcher.busy:
+                    time.now += busy
+                time.now += 1 - busy
+                watch.turn()
+
+        pass_by(125, busy=0.25)
+        assert looks == [began + 60, began + 120]
+        pass_by(300, busy=0.75)
+        assert looks == [began + 60, began + 120]
+        pass_by(2, busy=0)
+        assert looks == [began + 60, began + 120, began + 426]
+
+    def test_it_looks_after_each_loading_whatever_the_device_has_to_do(
+        self, gpu: Gpu, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        changed, looked = threading.Event(), list[LoadedModel]()
+
+        def on_change() -> None:
+            watch.look_soon()
+            changed.set()
+
         models = Models(
             ("demo",),
             lambda name, precision, announce: load_model(name, precision, "cpu", gpu, announce),
             kept=1,
             default_precision=Precision.FP32,
-            on_change=lambda: watch.look_soon(),
+            on_change=on_change,
         )
         watch = CanaryWatch(models, batcher)
-        monkeypatch.setattr(LoadedModel, "worst_cosine", lambda model: looked.set() or 1.0)
-        watch.start()
+        monkeypatch.setattr(LoadedModel, "worst_cosine", lambda model: looked.append(model) or 1.0)
 
-        model = get(models, DEMO_MODEL, Precision.FP32)
+        with batcher.busy:
+            model = get(models, DEMO_MODEL, Precision.FP32)
+            assert changed.wait(PATIENCE_SECONDS)
+            watch.turn()
+            watch.turn()
 
-        assert looked.wait(PATIENCE_SECONDS)
-        assert certificate_of(model).used.name == GRAPH
-        batcher.stop()
-        watch.stop()
+        assert looked == [model]
 
 
 class TestWorker:

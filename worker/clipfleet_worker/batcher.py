@@ -45,6 +45,7 @@ class _Call:
             self.future.set_result(self.work())
         except FORWARD_ERRORS as error:
             self.future.set_exception(error)
+            del self  # the exception holds this frame; in a cycle both would keep what failed in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,7 @@ class Batcher:
             list(prompts[start : start + _TEXTS_PER_PASS])
             for start in range(0, len(prompts), _TEXTS_PER_PASS)
         ]
-        futures = self._queue([partial(encoder.encode_texts, texts) for texts in slices], lane)
-        return np.concatenate([future.result() for future in futures])
+        return np.concatenate(self._do([partial(encoder.encode_texts, texts) for texts in slices], lane))
 
     def call(self, work: Callable[[], T], lane: Lane) -> T:
         """Have something short done on the device by its thread; blocks until it is done.
@@ -131,8 +131,14 @@ class Batcher:
             BatcherStopped: the worker is going down.
             RuntimeError, ValueError, MemoryError, ArithmeticError: what `work` raised.
         """
-        (future,) = self._queue([work], lane)
-        return future.result()
+        return self._do([work], lane)[0]
+
+    def _do(self, works: Sequence[Callable[[], T]], lane: Lane) -> list[T]:
+        futures = self._queue(works, lane)
+        try:
+            return list(map(Future.result, futures))  # no frame of ours, as that of a comprehension is
+        finally:
+            del futures  # see `_Call.run`
 
     def _queue(self, works: Sequence[Callable[[], T]], lane: Lane) -> list[Future[T]]:
         calls = [_Call(work, Future()) for work in works]
@@ -163,6 +169,7 @@ class Batcher:
         with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS), self.busy:
             if call:
                 call.run()
+                call = None  # an exception holds this frame, too
             elif segments:
                 self._begin(segments)
             elif len(self._under_way) == 1 and not self._under_way[0].leaves_room:

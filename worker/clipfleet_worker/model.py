@@ -5,6 +5,7 @@ torch is imported when a model is loaded, not before: that alone takes seconds.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from clipfleet_worker import open_clip_models, transformers_layout
 from clipfleet_worker.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
 from clipfleet_worker.backends.certificate import PROMPTS, Canaries, Certificate, Unfaithful
 from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.batcher import BatcherStopped
+from clipfleet_worker.bisecting import FORWARD_ERRORS
 from clipfleet_worker.decode import PixelSpec
-from clipfleet_worker.device import resolve_precision
+from clipfleet_worker.device import is_lost, resolve_precision
 from clipfleet_worker.device_memory import memory_errors
 from clipfleet_worker.failures import ModelUnavailableError, first_line
 from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_configuration
 from clipfleet_worker.open_clip_models import BuiltModel, Preprocessing
+from clipfleet_worker.shortages import shortage_behind
 
 OnPixelSpec = Callable[[PixelSpec], None]
 OnDevice = Callable[[Callable[[], None]], None]  # does something in the thread that owns the device
@@ -60,10 +64,14 @@ class LoadedModel:
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
         self.certificate: Certificate | None = None  # until it is proven
         self._tokenizer = tokenizer
-        with memory_errors():  # before the backend changes the module
-            self._canaries = Canaries(
-                module, pixel_spec, tokenizer(list(PROMPTS)), precision, self.fingerprint
-            )
+        try:
+            with memory_errors():  # before the backend changes the module
+                self._canaries = Canaries(
+                    module, pixel_spec, tokenizer(list(PROMPTS)), precision, self.fingerprint
+                )
+        except _loading_errors() as error:
+            why = f"it does not encode the canaries ({first_line(error)})"
+            raise ModelUnavailableError(f"model {name} cannot be used: {why}") from error
         is_right, example = self._canaries.are_met_by, tokenizer(["a"])
         towers = Towers(module, pixel_spec, example, precision, self.fingerprint, is_right)
         self._backend = make_backend(towers, device)
@@ -138,19 +146,29 @@ def load_model(
     """
     resolved = resolve_precision(precision, device)
     model = _load(name, resolved, device, make_backend, on_pixel_spec)
-    try:
-        on_device(model.prove)
-    except Unfaithful as error:
-        what = f"model {name} is off in {resolved} on this worker's device: {error}"
-        if precision is not Precision.AUTO and resolved is not Precision.FP32:
-            raise ModelUnavailableError(f"{what}; use auto or fp32") from error
-        if resolved is Precision.FP32:
-            raise ModelUnavailableError(f"{what}; its files or this device are damaged") from error
-        log.warning("%s; it is loaded in fp32", what, extra={"action": "precision_fell_back", "model": name})
-    else:
+    reason = _why_off(model, on_device)
+    if reason is None:
         return model
     del model  # its weights were cast, and memory is needed for others
+    gc.collect()  # backends may hang in cycles
+    what = f"model {name} is off in {resolved} on this worker's device: {reason}"
+    if precision is not Precision.AUTO and resolved is not Precision.FP32:
+        raise ModelUnavailableError(f"{what}; use auto or fp32") from Unfaithful(reason)
+    if resolved is Precision.FP32:
+        raise ModelUnavailableError(f"{what}; its files or this device are damaged") from Unfaithful(reason)
+    log.warning("%s; it is loaded in fp32", what, extra={"action": "precision_fell_back", "model": name})
     return load_model(name, Precision.FP32, device, make_backend, on_device=on_device)
+
+
+def _why_off(model: LoadedModel, on_device: OnDevice) -> str | None:
+    """Why it may not be used, if so: words, for the exception itself would keep the model in memory."""
+    try:
+        on_device(model.prove)
+    except FORWARD_ERRORS as error:
+        if isinstance(error, MemoryError | BatcherStopped) or is_lost(error) or shortage_behind(error):
+            raise  # no other precision would help
+        return first_line(error)
+    return None
 
 
 def _load(

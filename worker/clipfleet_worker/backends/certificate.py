@@ -133,7 +133,7 @@ class Canaries:
     def worst_cosine(self, backend: Backend) -> float:
         """Of all canaries now, by the way that is used; NaN if one is none. In the batcher's thread."""
         rows = backend.whole_batch if isinstance(backend, SeveralWays) else _COUNT
-        return self._worst_of_each(backend, rows, backend.batches_in_flight + 1)
+        return self._worst_of_each(backend, rows, 2)
 
     def _worst_of_each(self, backend: Backend, rows: int, batches: int) -> float:
         worst = [self._worst_of_images(backend, rows, batches)]

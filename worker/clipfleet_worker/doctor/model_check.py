@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from clipfleet.errors import UsageError
 from clipfleet_worker.backends.certificate import LEAST_COSINE, Unfaithful
 from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.bisecting import FORWARD_ERRORS
+from clipfleet_worker.cores import set_forward_threads
 from clipfleet_worker.device import pick_device, resolve_precision
 from clipfleet_worker.device_set_up import DeviceSetUp, make_device_set_up
 from clipfleet_worker.doctor import Finding, fine, problem, warning
-from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.failures import ModelUnavailableError, first_line
 from clipfleet_worker.model import load_model
 from clipfleet_worker.model_files import find_files
 from clipfleet_worker.settings import WorkerSettings
@@ -70,6 +72,11 @@ def model_findings(settings: WorkerSettings, name: str) -> Iterator[Finding]:
             f"{name} does not fit into memory",
             "serve a smaller one, or on a machine with more of it",
         )
+    except FORWARD_ERRORS as error:
+        yield problem(
+            f"{name} fails on this device: {first_line(error)}",
+            "look for a broken device or driver (`nvidia-smi`), or set CLIPFLEET_DEVICE=cpu",
+        )
 
 
 def _of_loading(settings: WorkerSettings, name: str) -> Iterator[Finding]:
@@ -78,6 +85,7 @@ def _of_loading(settings: WorkerSettings, name: str) -> Iterator[Finding]:
         device = make_device_set_up(settings)  # as the worker does
     except UsageError:  # what is wrong with it is said by its own check
         device = DeviceSetUp("cpu", 1, TorchBackend)
+    set_forward_threads()  # likewise: OpenVINO's compiled models are kept by them
     model = load_model(name, settings.precision, device.name, device.make_backend)
     seconds, spec = time.monotonic() - began, model.pixel_spec
     yield fine(
