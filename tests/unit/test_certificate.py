@@ -185,6 +185,21 @@ class TestWays:
         assert through_a_batcher(model) > 0.9999
         assert gpu.device.replays == 0
 
+    def test_features_of_two_batches_before_are_found_by_two_looks_of_two_batches(self, clock: Ticks) -> None:
+        # As where each slot of a ring keeps what it held.
+        gpu = Gpu(clock)
+        model = loaded(gpu)
+        before: list[torch.Tensor] = []
+
+        def stale(features: torch.Tensor) -> torch.Tensor:
+            before.append(features.clone())
+            return before[-3] if len(before) > 2 else features
+
+        gpu.spoil = stale
+
+        assert model.worst_cosine() > 0.9999
+        assert model.worst_cosine() < 0.9
+
     def test_one_that_is_slower_is_refused(self, clock: Ticks) -> None:
         gpu = Gpu(clock, graph_seconds=1.5)
 

@@ -49,11 +49,7 @@ def recall(kind: str, key: Sequence[str]) -> Mapping[str, np.ndarray]:
 
 
 def forget(kind: str, key: Sequence[str]) -> bool:
-    """Remove what was kept.
-
-    Returns:
-        Whether nothing is kept now.
-    """
+    """Remove what was kept; whether nothing is kept now."""
     try:
         kept_file(kind, key).unlink(missing_ok=True)
     except OSError:

@@ -123,6 +123,7 @@ class Canaries:
         return self._worst_on_cpu(backend) >= self._least
 
     def _worst_on_cpu(self, backend: Backend) -> float:
+        """By two batches of them once per model, version, backend and kind of CPU, by one batch later."""
         runs_it = sys.modules.get(backend.name)  # torch or OpenVINO
         key = [*self._key, str(type(backend)), backend.name, getattr(runs_it, "__version__", ""), cpu_name()]
         known = recall("verdict", key).get("worst", ())
