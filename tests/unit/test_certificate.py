@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ from clipfleet_worker.device_set_up import DeviceSetUp
 from clipfleet_worker.doctor import Finding, Level
 from clipfleet_worker.doctor.model_check import model_findings
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
-from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.kept_arrays import cache_folder, keep
 from clipfleet_worker.lifecycle import Worker
 from clipfleet_worker.model import LoadedModel, load_model
 from clipfleet_worker.model_files import ModelFiles, fetch_files
@@ -46,6 +47,7 @@ from tests.support.fake_device import FakeDevice
 from tests.support.fake_encoder import FakeEncoder
 from tests.support.reference import cosines
 from tests.support.waiting import wait_until
+from tests.unit.test_model import TinyModule, tokenizer
 
 BATCH = 9
 Spoil = Callable[[torch.Tensor], torch.Tensor]
@@ -196,6 +198,21 @@ class TestWays:
         assert through_a_batcher(model) > 0.9999
         assert gpu.device.replays == 0
 
+    def test_features_of_two_batches_before_are_found_by_two_looks_of_two_batches(self, clock: Ticks) -> None:
+        # As where each slot of a ring keeps what it held.
+        gpu = Gpu(clock)
+        model = loaded(gpu)
+        before: list[torch.Tensor] = []
+
+        def stale(features: torch.Tensor) -> torch.Tensor:
+            before.append(features.clone())
+            return before[-3] if len(before) > 2 else features
+
+        gpu.spoil = stale
+
+        assert model.worst_cosine() > 0.9999
+        assert model.worst_cosine() < 0.9
+
     def test_one_that_is_slower_is_refused(self, clock: Ticks) -> None:
         gpu = Gpu(clock, graph_seconds=1.5)
 
@@ -235,6 +252,30 @@ class TestWays:
 
         with pytest.raises(RuntimeError, match="illegal memory access"):
             loaded(gpu)
+
+    @pytest.mark.parametrize(("seconds", "timed"), [(5.0, 3), (0.25, 4), (0.01, 10)])
+    def test_a_way_is_timed_for_a_second(
+        self, monkeypatch: pytest.MonkeyPatch, seconds: float, timed: int
+    ) -> None:
+        # The thread of the device does nothing else meanwhile.
+        monkeypatch.setattr("clipfleet_worker.backends.certificate._TIMED_BATCHES", 10)
+        ticks = Ticks()
+        monkeypatch.setattr("clipfleet_worker.backends.certificate.perf_counter", lambda: ticks.now)
+        gpu = Gpu(ticks)
+        whole: list[bool] = []
+        begin = CudaBackend.begin_images
+
+        def noted(backend: CudaBackend, pixels: np.ndarray) -> Any:
+            whole.append(len(pixels) == BATCH)
+            ticks.now += seconds - 1.0  # beside what a pass takes by itself
+            return begin(backend, pixels)
+
+        monkeypatch.setattr(CudaBackend, "begin_images", noted)
+        gpu.device.graphs_off = "as in this test"
+
+        loaded(gpu)
+
+        assert sum(whole) == 2 + timed + 2  # first all canaries, and after the graph that is off once more
 
     def test_a_line_says_it_all(self) -> None:
         ways = Way(PLAIN, 0.99962, 27_900.0), Way(GRAPH, 0.99961, 36_100.0)
@@ -392,12 +433,114 @@ class TestPlain:
 
 
 class TestWhatIsKept:
-    def test_the_next_start_on_a_cpu_asks_no_canary_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+        """Batches that a backend has encoded: images or texts, and how many."""
+        batches: list[tuple[str, int]] = []
+
+        def note(kind: str) -> None:
+            encode = getattr(TorchBackend, f"encode_{kind}")
+
+            def noted(backend: TorchBackend, batch: Any) -> np.ndarray:
+                batches.append((kind, len(batch)))
+                features: np.ndarray = encode(backend, batch)
+                return features
+
+            monkeypatch.setattr(TorchBackend, f"encode_{kind}", noted)
+
+        note("images")
+        note("texts")
+        return batches
+
+    @pytest.fixture
+    def computed(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """One for each time that the right features were computed."""
+        times: list[object] = []
+        compute = Canaries._compute
+
+        def noted(canaries: Canaries, *of: Any) -> dict[str, np.ndarray]:
+            times.append(canaries)
+            return compute(canaries, *of)
+
+        monkeypatch.setattr(Canaries, "_compute", noted)
+        return times
+
+    def test_the_next_start_on_a_cpu_asks_once_in_the_shape_of_production(
+        self, asked: list[tuple[str, int]], computed: list[object]
+    ) -> None:
         first = loaded(TorchBackend)
-        monkeypatch.setattr(Canaries, "_compute", lambda *_: pytest.fail("they are known"))
-        monkeypatch.setattr(Canaries, "worst_cosine", lambda *_: pytest.fail("it is certified"))
+        assert asked == [("images", 8), ("images", 8), ("texts", 8), ("texts", 8)]
+        asked.clear()
 
         assert loaded(TorchBackend).certificate == first.certificate
+        assert asked == [("images", 8), ("texts", 8)]
+        assert len(computed) == 1
+
+    def test_what_is_wrong_for_batches_only_is_found_by_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded(TorchBackend)
+        right = TorchBackend.encode_images
+
+        def encode(backend: TorchBackend, pixels: np.ndarray) -> np.ndarray:
+            features = right(backend, pixels)
+            return features if len(pixels) < 2 else features[:, ::-1].copy()
+
+        monkeypatch.setattr(TorchBackend, "encode_images", encode)
+
+        with pytest.raises(ModelUnavailableError, match="off in fp32"):
+            loaded(TorchBackend)
+
+    @pytest.mark.parametrize(
+        ("where", "value"),
+        [
+            ("clipfleet_worker.model.__version__", "9"),
+            ("torch.__version__", "9.0.0"),
+            ("clipfleet_worker.backends.certificate.cpu_name", lambda: "another"),
+        ],
+        ids=["clipfleet", "torch", "CPU"],
+    )
+    def test_a_verdict_is_of_what_ran_the_model_and_where(
+        self, asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, where: str, value: object
+    ) -> None:
+        loaded(TorchBackend)
+        asked.clear()
+        monkeypatch.setattr(where, value)
+
+        loaded(TorchBackend)
+
+        assert len(asked) == 4
+
+    @pytest.mark.parametrize("kind", ["reversed", "NaN", "rotten"])
+    def test_features_that_are_wrong_there_are_computed_again(
+        self, computed: list[object], monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        loaded(TorchBackend)
+        (file,) = cache_folder().glob("canaries-*")
+        right = load_file(file)
+        if kind == "rotten":
+            file.write_bytes(file.read_bytes()[:-900] + b"\x3f" * 900)
+        else:
+            spoil = {
+                "reversed": lambda of: of.flip(1),
+                "NaN": lambda of: of * torch.nan,
+            }[kind]
+            wrong = {name: spoil(right[name]).numpy() for name in ("images", "texts")}
+            with monkeypatch.context() as patch:
+                patch.setattr("clipfleet_worker.kept_arrays.kept_file", lambda *_: file)
+                keep("canaries", [], wrong)
+
+        for _ in range(2):
+            assert certificate_of(loaded(TorchBackend)).used.worst_cosine > 0.9999
+        assert len(computed) == 2
+
+    def test_what_is_off_is_refused_once_they_were_computed_again(self, computed: list[object]) -> None:
+        loaded(TorchBackend)
+
+        for times in (2, 3):
+            with pytest.raises(ModelUnavailableError, match="off in fp32"):
+                loaded(spoilt("rotated", Precision.FP32))
+            assert len(computed) == times
+
+        assert list(cache_folder().glob("canaries-*")) == []  # no backend has met them
 
     def test_another_backend_proves_itself(self) -> None:
         loaded(TorchBackend)
@@ -434,6 +577,69 @@ class TestWhatIsKept:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", "/home/somebody")
         assert cache_folder() == Path("/home/somebody/.cache/clipfleet")
+
+
+class TestKeys:
+    """What is kept is of one model, whatever another one has in common with it."""
+
+    def key_of(self, **options: Any) -> tuple[str, str]:
+        module = Activated(options.pop("activation", torch.nn.GELU()))
+        made: list[Towers] = []
+
+        def make(towers: Towers, device: str) -> Backend:
+            made.append(towers)
+            return TorchBackend(towers, device)
+
+        facts: dict[str, Any] = {"tokenizer": tokenizer, "configuration": {"heads": 4}} | options
+        model = LoadedModel(
+            "tiny", module, facts.pop("tokenizer"), FakeEncoder(size=8).pixel_spec,
+            embedding_dimension=4, precision=Precision.FP32, device="cpu", make_backend=make, **facts,
+        )  # fmt: skip
+        model.prove()
+        return model.fingerprint, made[0].key
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"activation": torch.nn.ReLU()},
+            {"activation": torch.nn.GELU(approximate="tanh")},
+            {"configuration": {"heads": 2}},
+            {"tokenizer": lambda prompts: tokenizer(prompts) + 1},
+        ],
+        ids=["activation", "its kind", "heads", "tokenizer"],
+    )
+    def test_models_of_the_same_weights_have_keys_of_their_own(self, other: dict[str, Any]) -> None:
+        fingerprint, key = self.key_of()
+
+        assert self.key_of() == (fingerprint, key)
+        assert self.key_of(**other) != (fingerprint, key)
+        assert self.key_of(**other)[0] == fingerprint
+        assert len(list(cache_folder().glob("canaries-*"))) == 2
+        assert len(list(cache_folder().glob("verdict-*"))) == 2
+
+    def test_one_after_the_other_is_what_it_is(self, tmp_path: Path) -> None:
+        with as_file(files("clipfleet_worker") / "demo_model") as demo:
+            shutil.copy(demo / "open_clip_model.safetensors", tmp_path)
+            said = json.loads((demo / "open_clip_config.json").read_text())
+        said["model_cfg"]["quick_gelu"] = not said["model_cfg"].get("quick_gelu", False)
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(said))
+        loaded(TorchBackend)
+
+        other = load_model(f"local-dir:{tmp_path}", Precision.FP32, "cpu")
+
+        assert certificate_of(other).used.worst_cosine > 0.9999
+        assert len(list(cache_folder().glob("canaries-*"))) == 2
+
+
+class Activated(TinyModule):
+    """Has a layer without weights."""
+
+    def __init__(self, activation: torch.nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return self.activation(images[:, 0, 0, :4])
 
 
 class TestDoctor:
@@ -501,8 +707,12 @@ class TestDoctor:
 
     def test_what_has_broken_since_the_certificate_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded(TorchBackend)
-        right = TorchBackend.encode_texts
-        monkeypatch.setattr(TorchBackend, "encode_texts", lambda *of: right(*of)[::-1].copy())
+        right, calls = TorchBackend.encode_texts, count()
+
+        def encode(*of: Any) -> np.ndarray:
+            return right(*of)[:: -1 if next(calls) else 1].copy()
+
+        monkeypatch.setattr(TorchBackend, "encode_texts", encode)
 
         found = self.findings(monkeypatch, TorchBackend, Precision.FP32)
 

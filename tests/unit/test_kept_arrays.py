@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipfleet_worker.kept_arrays import cache_folder, keep, kept_file, recall
+from clipfleet_worker.kept_arrays import cache_folder, forget, keep, kept_file, recall
 
 A, B, C = (["of", name] for name in "abc")
 VALUES = {"x": np.arange(3), "y": np.eye(2, dtype=np.float32)}
@@ -39,6 +41,52 @@ def test_a_folder_that_is_not_the_users_alone_is_not_used(mode: int) -> None:
 
     assert recall("kind", A) == {}
     assert not kept_file("kind", B).exists()
+
+
+def test_a_warning_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    cache_folder().mkdir(parents=True)
+    cache_folder().chmod(0o755)
+
+    for key in (A, B):
+        keep("kind", key, VALUES)
+        recall("kind", key)
+
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"{cache_folder()} is not this user's alone" in record.getMessage()
+    assert f"mounted at {cache_folder().parent}" in record.getMessage()
+
+
+@pytest.mark.parametrize("place", [-1, 100])
+def test_what_is_damaged_is_not_there(place: int) -> None:
+    keep("kind", A, {"values": np.zeros(1000)})
+    content = bytearray(kept_file("kind", A).read_bytes())
+    content[place] ^= 1
+    kept_file("kind", A).write_bytes(content)
+
+    assert recall("kind", A) == {}
+
+
+def test_what_is_forgotten_is_not_there() -> None:
+    keep("kind", A, VALUES)
+
+    assert forget("kind", A)
+    assert recall("kind", A) == {}
+    assert forget("kind", B)  # as it was not there
+
+
+def test_what_a_process_left_that_died_while_it_wrote_is_removed() -> None:
+    keep("kind", A, VALUES)
+    old, new = cache_folder() / "tmpold", cache_folder() / "tmpnew"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "new").write_bytes(b"half")
+    hours_ago = time.time() - 2 * 3600
+    os.utime(old, (hours_ago, hours_ago))
+
+    keep("kind", B, VALUES)
+
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
 
 
 def test_a_link_to_another_folder_is_not_used(tmp_path: Path) -> None:

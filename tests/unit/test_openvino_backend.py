@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from clipfleet.contract import DEMO_MODEL, Precision
+from clipfleet_worker import kept_arrays
 from clipfleet_worker.backends import openvino_backend
 from clipfleet_worker.backends.certificate import Canaries
 from clipfleet_worker.backends.cpu_backends import cpu_backends
+from clipfleet_worker.backends.openvino_backend import OpenVinoBackend
 from clipfleet_worker.backends.side_by_side import SideBySideBackend
-from clipfleet_worker.kept_arrays import cache_folder
+from clipfleet_worker.kept_arrays import cache_folder, keep
 from clipfleet_worker.model import LoadedModel, load_model
 from tests.conftest import service_is_missing
 
@@ -89,15 +91,36 @@ def test_what_is_damaged_or_of_another_model_is_converted_again(monkeypatch: pyt
     (file,) = cache_folder().glob("openvino-*")
     whole, arrays = file.read_bytes(), load_file(file)
 
+    def put(**towers: np.ndarray) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(kept_arrays, "kept_file", lambda *_: file)
+            keep("openvino", [], towers)
+
     file.write_bytes(whole[: len(whole) // 2])
     require_close(features(started()))
-    save_file(arrays | {"images": arrays["images"][::-1].copy()}, file)
+    put(images=arrays["images"][::-1].copy(), texts=arrays["texts"])
     require_close(features(started()))
-    save_file({"images": arrays["texts"], "texts": arrays["images"]}, file)
+    put(images=arrays["texts"], texts=arrays["images"])
     require_close(features(started()))
 
     convert_nothing(monkeypatch)
     require_close(features(started()))  # it was written anew
+
+
+def test_what_is_read_back_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started()
+    batches: list[int] = []
+    encode = OpenVinoBackend.encode_images
+
+    def count(backend: OpenVinoBackend, pixels: np.ndarray) -> np.ndarray:
+        batches.append(len(pixels))
+        return encode(backend, pixels)
+
+    monkeypatch.setattr(OpenVinoBackend, "encode_images", count)
+
+    started()
+
+    assert sum(batches) == 8 + 8  # by the thread that loads, then through all streams
 
 
 def test_torch_takes_a_model_whose_canaries_are_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ def is_lost(error: Exception) -> bool:
     return not lacks_memory(words) and any(fault in words for fault in _LOST)
 
 
+def cpu_name() -> str:
+    """The processor's model and what it can do; empty where the system does not say."""
+    return _cpu_says("model name") + _cpu_says("flags")
+
+
 def _gpu_has_bf16(device: str) -> bool:
     import torch
 
@@ -87,9 +92,12 @@ def _gpu_has_bf16(device: str) -> bool:
 
 
 def _cpu_has_bf16() -> bool:
+    return not _CPU_BF16_FLAGS.isdisjoint(_cpu_says("flags").split())
+
+
+def _cpu_says(word: str) -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not _CPU_BF16_FLAGS.isdisjoint(flags.split())
+        return ""
+    return next((line for line in text.splitlines() if line.startswith(word)), "")

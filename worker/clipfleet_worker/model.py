@@ -8,16 +8,18 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
 
+from clipfleet import __version__
 from clipfleet.contract import DecodeRoute, Precision, short_hash
 from clipfleet_worker import open_clip_models, transformers_layout
 from clipfleet_worker.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
-from clipfleet_worker.backends.certificate import PROMPTS, Canaries, Certificate, Unfaithful
+from clipfleet_worker.backends.certificate import LEAST_COSINE, PROMPTS, Canaries, Certificate, Unfaithful
 from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.bisecting import FORWARD_ERRORS
@@ -52,6 +54,7 @@ class LoadedModel:
         precision: Precision,
         device: str,
         make_backend: MakeBackend = TorchBackend,
+        configuration: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.embedding_dimension = embedding_dimension
@@ -64,16 +67,17 @@ class LoadedModel:
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
         self.certificate: Certificate | None = None  # until it is proven
         self._tokenizer = tokenizer
+        tokens = tokenizer(list(PROMPTS))
+        about = [self.fingerprint, configuration, _layers(module), crc32(tokens.numpy())]
+        key = short_hash([__version__, *about])
         try:
             with memory_errors():  # before the backend changes the module
-                self._canaries = Canaries(
-                    module, pixel_spec, tokenizer(list(PROMPTS)), precision, self.fingerprint
-                )
+                self._canaries = Canaries(module, pixel_spec, tokens, LEAST_COSINE[precision], key)
         except _loading_errors() as error:
             why = f"it does not encode the canaries ({first_line(error)})"
             raise ModelUnavailableError(f"model {name} cannot be used: {why}") from error
         is_right, example = self._canaries.are_met_by, tokenizer(["a"])
-        towers = Towers(module, pixel_spec, example, precision, self.fingerprint, is_right)
+        towers = Towers(module, pixel_spec, example, precision, key, is_right)
         self._backend = make_backend(towers, device)
 
     @property
@@ -109,6 +113,10 @@ class LoadedModel:
     def prove(self) -> None:
         """Have the backend use the fastest way that gives this model's features, see `Canaries.certify`."""
         self.certificate = self._canaries.certify(self._backend, self.device)
+
+    def forget_canaries(self) -> bool:
+        """Drop what an earlier start has kept, which may be damaged; whether there was any."""
+        return self._canaries.forget()
 
     def worst_cosine(self) -> float:
         """Of its canaries now, see `Canaries`; blocks the device for some batches."""
@@ -149,8 +157,11 @@ def load_model(
     reason = _why_off(model, on_device)
     if reason is None:
         return model
+    is_by_kept = model.forget_canaries()
     del model  # its weights were cast, and memory is needed for others
     gc.collect()  # backends may hang in cycles
+    if is_by_kept:
+        return load_model(name, precision, device, make_backend, on_device=on_device)
     what = f"model {name} is off in {resolved} on this worker's device: {reason}"
     if precision is not Precision.AUTO and resolved is not Precision.FP32:
         raise ModelUnavailableError(f"{what}; use auto or fp32") from Unfaithful(reason)
@@ -203,6 +214,7 @@ def _load(
         precision=precision,
         device=device,
         make_backend=make_backend,
+        configuration=files.configuration,
     )
 
 
@@ -281,6 +293,15 @@ def embedding_dimension(name: str) -> int | None:
     except ModelUnavailableError:
         return None
     return int(configuration["embed_dim"]) if configuration else None
+
+
+def _layers(module: Any) -> list[Any]:
+    """What passes of the same weights may differ in: layers, and their numbers and words (heads, pooling)."""
+    return [
+        [name, type(part).__qualname__]
+        + [[word, value] for word, value in vars(part).items() if isinstance(value, int | float | str)]
+        for name, part in module.named_modules()
+    ]
 
 
 def _weights_hash(module: Any) -> str:

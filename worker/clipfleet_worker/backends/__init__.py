@@ -108,7 +108,7 @@ class Towers:
     pixel_spec: PixelSpec
     example_tokens: torch.Tensor  # int64 (1, context length)
     precision: Precision  # never AUTO
-    fingerprint: str  # the model's
+    key: str  # of all that its features depend on beside what computes them; of clipfleet's version, too
     is_right: Callable[[Backend], bool]  # whether a backend gives this model's features
 
 

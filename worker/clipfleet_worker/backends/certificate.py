@@ -2,15 +2,16 @@
 
 Canaries are seeded images and prompts whose features open_clip's own module has computed in fp32 on the CPU,
 before a backend changed it. A way that does not give these features, or is no faster than another one, is not
-used. The features, and the verdict on a CPU's backend, are kept by the hash of the weights for later starts.
+used. Features that a backend has met, and the verdict on a CPU's backend, are kept for later starts.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -21,8 +22,9 @@ from clipfleet.contract import Precision
 from clipfleet_worker.backends import Backend, PendingFeatures, SeveralWays
 from clipfleet_worker.bisecting import FORWARD_ERRORS
 from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.device import cpu_name
 from clipfleet_worker.failures import first_line
-from clipfleet_worker.kept_arrays import keep, recall
+from clipfleet_worker.kept_arrays import forget, keep, recall
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ PLAIN, GRAPH = "plain", "graph"
 # Of a feature to that of fp32 on the CPU, whatever was encoded: those of tests/integration/test_fidelity.py.
 LEAST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.997, Precision.BF16: 0.997}
 _LEAST_GAIN = 1.05  # what is no faster is only one more thing that may be wrong
-_TIMED_BATCHES = 10
+_TIMED_SECONDS, _TIMED_BATCHES = 1.0, 10  # at most; two batches in any case
 PROMPTS = (
     "a photo of a cat", "two red bicycles", "the moon over the sea", "a page of a book", "a",
     "an old map", "people in the rain", "a drawing of a machine, made by hand, with notes in the margin",
@@ -79,22 +81,17 @@ class Certificate:
 class Canaries:
     """Those of one model."""
 
-    def __init__(
-        self, module: Any, spec: PixelSpec, tokens: torch.Tensor, precision: Precision, fingerprint: str
-    ) -> None:
+    def __init__(self, module: Any, spec: PixelSpec, tokens: torch.Tensor, least: float, key: str) -> None:
         """Compute what is right, or recall it. The module is as open_clip built it, tokens of `PROMPTS`."""
-        self._least = LEAST_COSINE[precision]
+        self._least = least
         self._pixels = _pixels(spec.height, spec.width)
         self._tokens = tokens
-        self._key = [fingerprint, str(crc32(self._pixels.tobytes())), *PROMPTS]
-        self._key += map(version, ("torch", "open_clip_torch"))
-        right = recall("canaries", self._key)
-        if not right:
-            right = self._compute(module, spec)
-            keep("canaries", self._key, right)
-        self._images, self._texts = right["images"], right["texts"]
+        self._shifts = count()
+        self._key = [key, str(crc32(self._pixels.tobytes())), *map(version, ("torch", "open_clip_torch"))]
+        self._kept = recall("canaries", self._key)
+        self._right = self._kept or self._compute(module, spec)
 
-    def _compute(self, module: Any, spec: PixelSpec) -> Mapping[str, np.ndarray]:
+    def _compute(self, module: Any, spec: PixelSpec) -> dict[str, np.ndarray]:
         import torch
 
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
@@ -107,48 +104,47 @@ class Canaries:
     def certify(self, backend: Backend, device: str) -> Certificate:
         """Try all ways of a backend, and have it use the best one; in the batcher's thread.
 
-        On the CPU there is one way, and it is tried once per model, backend and kind of CPU.
-
         Raises:
             Unfaithful: the plain way is off.
             MemoryError, RuntimeError, ValueError: it fails.
         """
-        import torch
-
         if isinstance(backend, SeveralWays):
             return Certificate(backend.whole_batch, tuple(self._try_ways(backend)))
-        key = [*self._key, backend.name, torch.backends.cpu.get_cpu_capability()]
-        known = recall("verdict", key) if device == "cpu" else {}
-        # With a known verdict a few are enough: the first batch would else pay for what is set up with one.
-        now = self._worst_of_each(backend, 1, 1) if known else self.worst_cosine(backend)
-        self._require(now)
-        if not known and device == "cpu":
-            keep("verdict", key, {"worst": np.array([now])})
-        return Certificate(_COUNT, (Way(PLAIN, float(known["worst"][0]) if known else now),))
+        worst = self._worst_on_cpu(backend) if device == "cpu" else self.worst_cosine(backend)
+        self._require(worst)
+        return Certificate(_COUNT, (Way(PLAIN, worst),))
+
+    def forget(self) -> bool:
+        """Drop what an earlier start has kept; whether there was any."""
+        return bool(self._kept) and forget("canaries", self._key)
 
     def are_met_by(self, backend: Backend) -> bool:
-        """Whether all of them are right now."""
-        return self.worst_cosine(backend) >= self._least
+        """Whether a backend of the CPU gives them."""
+        return self._worst_on_cpu(backend) >= self._least
 
-    def worst_cosine(self, backend: Backend) -> float:
+    def _worst_on_cpu(self, backend: Backend) -> float:
+        """By two batches of them once per model, version, backend and kind of CPU, by one batch later."""
+        runs_it = sys.modules.get(backend.name)  # torch or OpenVINO
+        key = [*self._key, str(type(backend)), backend.name, getattr(runs_it, "__version__", ""), cpu_name()]
+        known = recall("verdict", key).get("worst", ())
+        worst = _least(self.worst_cosine(backend, 1 if len(known) else 2), *known)
+        if worst >= self._least:
+            keep("verdict", key, {"worst": np.array([worst])})
+        return worst
+
+    def worst_cosine(self, backend: Backend, batches: int = 2) -> float:
         """Of all canaries now, by the way that is used; NaN if one is none. In the batcher's thread."""
-        rows = backend.whole_batch if isinstance(backend, SeveralWays) else _COUNT
-        return self._worst_of_each(backend, rows, 2)
-
-    def _worst_of_each(self, backend: Backend, rows: int, batches: int) -> float:
-        worst = [self._worst_of_images(backend, rows, batches)]
-        for step in (1, -1):  # what is of the call before is wrong
-            order = np.arange(min(rows, _COUNT))[::step].copy()
-            worst.append(_worst_cosine(backend.encode_texts(self._tokens[order]), self._texts[order]))
+        worst = self._cosines(backend, getattr(backend, "whole_batch", _COUNT), batches)
+        for step in (1, -1)[:batches]:  # what is of the call before is wrong
+            order = np.arange(_COUNT)[::step].copy()
+            found = backend.encode_texts(self._tokens[order])
+            worst.append(_worst_cosine(found, self._right["texts"][order]))
         return _least(*worst)
 
     def _try_ways(self, backend: SeveralWays) -> list[Way]:
         backend.use(PLAIN)
-        few = self._worst_of_images(backend, min(_COUNT, backend.whole_batch), 2)  # rarely a whole batch
-        best = self._timed(PLAIN, backend)
-        best = replace(best, worst_cosine=_least(best.worst_cosine, few))
+        ways = [best := self._timed(PLAIN, backend)]
         self._require(best.worst_cosine)
-        ways = [best]
         for name in backend.ways[1:]:
             ways.append(self._tried(name, backend, best))
             if ways[-1].refused:
@@ -171,27 +167,31 @@ class Canaries:
         return way
 
     def _timed(self, name: str, backend: SeveralWays) -> Way:
-        worst = self.worst_cosine(backend)
+        few = self._cosines(backend, min(_COUNT, backend.whole_batch), 2)  # rarely a whole batch
+        worst = _least(self.worst_cosine(backend), *few)
         began = perf_counter()
-        worst = _least(worst, self._worst_of_images(backend, backend.whole_batch, _TIMED_BATCHES))
-        return Way(name, worst, backend.whole_batch * _TIMED_BATCHES / (perf_counter() - began))
+        found = self._cosines(backend, backend.whole_batch, _TIMED_BATCHES, began + _TIMED_SECONDS)
+        return Way(name, _least(worst, *found), backend.whole_batch * len(found) / (perf_counter() - began))
 
     def _require(self, worst: float) -> None:
         if not worst >= self._least:
             raise Unfaithful(f"worst cosine to fp32 on the CPU {worst:.5f}, at least {self._least} is needed")
+        if not self._kept:
+            keep("canaries", self._key, self._right)
 
-    def _worst_of_images(self, backend: Backend, rows: int, batches: int) -> float:
-        """Of some batches, each in another order: what is of the one before is wrong."""
-        worst = []
+    def _cosines(self, backend: Backend, rows: int, batches: int, until: float = float("inf")) -> list[float]:
+        """The worst of each batch, each in another order: what is of the one before is wrong."""
+        worst: list[float] = []
         under_way: deque[tuple[np.ndarray, PendingFeatures]] = deque()
-        for shift in range(batches):
-            order = (np.arange(rows) + shift) % _COUNT
+        while batches:
+            order = (np.arange(rows) + next(self._shifts)) % _COUNT
             pixels = np.take(self._pixels, order, axis=0, out=backend.new_pixels(rows), mode="clip")
             under_way.append((order, backend.begin_images(pixels)))
-            while len(under_way) == backend.batches_in_flight or (shift == batches - 1 and under_way):
+            batches = 0 if worst and perf_counter() >= until else batches - 1
+            while len(under_way) == backend.batches_in_flight or (under_way and not batches):
                 sent, pending = under_way.popleft()
-                worst.append(_worst_cosine(pending.result(), self._images[sent]))
-        return _least(*worst)
+                worst.append(_worst_cosine(pending.result(), self._right["images"][sent]))
+        return worst
 
 
 def _worst_cosine(found: np.ndarray, right: np.ndarray) -> float:

@@ -76,7 +76,7 @@ class OpenVinoBackend:
             core = openvino_module().Core()
             options = _compile_options(towers.precision, streams)
             about = openvino_module().__version__, core.get_property("CPU", "FULL_DEVICE_NAME")
-            key = [towers.fingerprint, *about, *map(str, options.items())]
+            key = [towers.key, *about, *map(str, options.items())]
             if self._read_back(core, options, recall(_KIND, key), towers):
                 return
             made = [core.compile_model(one, "CPU", options) for one in _convert(towers)]
