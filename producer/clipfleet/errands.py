@@ -9,8 +9,6 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Self
 
-import redis
-
 from clipfleet.contract import CELERY_NAME_PATTERN, is_queue_of_users
 from clipfleet.lua_scripts import LuaScripts
 from clipfleet.redis_connection import connect
@@ -67,8 +65,8 @@ class Sweep:
 class Errands:
     """What is still to be done. Calls raise `RedisUnavailableError` while Redis is away."""
 
-    def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
-        self._redis = client or connect(url)
+    def __init__(self, url: str) -> None:
+        self._redis = connect(url)
         self._run = LuaScripts(self._redis, url, _SCRIPTS).run
 
     def close(self) -> None:

@@ -195,7 +195,7 @@ def _image(_: Path) -> Run:
 
 
 def _data_uri(_: Path) -> Run:
-    from clipfleet_worker.fetch.data_uri import read_data_uri
+    from clipfleet_worker.fetch.routes import read_data_uri
 
     return lambda data: _ignore(read_data_uri("data:" + data.decode(errors="replace"), 1_000_000))
 

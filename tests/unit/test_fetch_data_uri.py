@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clipfleet.contract import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.data_uri import read_data_uri
+from clipfleet_worker.fetch.routes import read_data_uri
 
 read = partial(read_data_uri, max_image_bytes=1000)
 

@@ -33,7 +33,7 @@ from PIL import (
 )
 
 from clipfleet.contract import DecodeRoute, ErrorCode
-from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.device import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format
 from clipfleet_worker.image_outline import (

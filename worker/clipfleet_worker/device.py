@@ -1,13 +1,14 @@
-"""The device of a worker, and the arithmetic that it is good at."""
+"""The device of a worker, the arithmetic that it is good at, and its memory."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from clipfleet.contract import Precision
 from clipfleet.errors import UsageError
-from clipfleet_worker.device_memory import lacks_memory
 from clipfleet_worker.failures import ModelUnavailableError
 
 # Without the driver of NVIDIA (also of Jetsons, and below Windows) or AMD there is no device for torch.
@@ -21,6 +22,9 @@ HOW_TO_USE_THE_GPU = (
 
 # In the words of CUDA's runtime, of its driver, and of what is built upon them.
 _LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "_STATUS_EXECUTION_FAILED")
+
+# In the words of torch's exceptions: of the processor's allocator, of CUDA, of cuBLAS and cuDNN.
+_NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 _CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -101,3 +105,37 @@ def _cpu_says(word: str) -> str:
     except OSError:  # not Linux
         return ""
     return next((line for line in text.splitlines() if line.startswith(word)), "")
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise `MemoryError` where torch found no memory on the device or in the machine."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or lacks_memory(str(error)):
+            raise MemoryError(str(error).splitlines()[0][:200]) from error
+        raise
+
+
+def lacks_memory(words: str) -> bool:
+    """Whether an exception that says this is one of too little memory."""
+    return any(part in words for part in _NO_MEMORY)
+
+
+def device_bytes(device: str) -> Mapping[str, int]:
+    """Memory of a GPU by kind, see `clipfleet_device_memory_bytes`; none before its use, or on the CPU."""
+    import torch
+
+    # Asked before its first use, a GPU would be taken by the question.
+    if not device.startswith("cuda") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "free": free,
+        "total": total,
+    }

@@ -8,13 +8,12 @@ from pathlib import Path
 from clipfleet import s3, tar_member
 from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.fetch.address_guard import AddressGuard
-from clipfleet_worker.fetch.data_uri import read_data_uri
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.robots import RobotsTxt
-from clipfleet_worker.fetch.routes import Routes
+from clipfleet_worker.fetch.routes import Routes, read_data_uri
 from clipfleet_worker.fetch.s3 import S3Fetcher
 from clipfleet_worker.fetch.s3_boto import S3Limits
 from clipfleet_worker.settings import WorkerSettings

@@ -36,7 +36,7 @@ from clipfleet_worker.counts import BusyMeter
 from clipfleet_worker.decode import Decoder
 from clipfleet_worker.decode_set_up import make_decode_stage, make_memory_guard
 from clipfleet_worker.decode_turns import DecodeTurns
-from clipfleet_worker.device_memory import device_bytes
+from clipfleet_worker.device import device_bytes
 from clipfleet_worker.device_set_up import make_device_set_up
 from clipfleet_worker.drain import Drain
 from clipfleet_worker.errands import Announcer, Sweeper

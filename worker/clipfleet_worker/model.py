@@ -24,8 +24,7 @@ from clipfleet_worker.backends.torch_backend import TorchBackend
 from clipfleet_worker.batcher import BatcherStopped
 from clipfleet_worker.bisecting import FORWARD_ERRORS
 from clipfleet_worker.decode import PixelSpec
-from clipfleet_worker.device import is_lost, resolve_precision
-from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.device import is_lost, memory_errors, resolve_precision
 from clipfleet_worker.failures import ModelUnavailableError, first_line
 from clipfleet_worker.model_files import Layout, ModelFiles, fetch_files, find_configuration
 from clipfleet_worker.open_clip_models import BuiltModel, Preprocessing

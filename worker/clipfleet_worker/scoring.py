@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipfleet.contract import Precision
-from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.device import memory_errors
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from clipfleet.redis_connection import connect, redis_errors
 from clipfleet_worker.batcher import Batcher
 from clipfleet_worker.batches import Encoder
 from clipfleet_worker.counts import CacheCounts
-from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.device import memory_errors
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.open_clip_models import preset_label_set
 from clipfleet_worker.scoring import have_direction, prompts_of, text_matrix_of, why_not

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from clipfleet_worker.backends.torch_backend import Forward, keep_fp32
-from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.device import memory_errors
 from clipfleet_worker.failures import first_line
 from clipfleet_worker.kept_arrays import keep, kept_file, recall
 

@@ -15,7 +15,7 @@ import numpy as np
 from clipfleet.contract import Precision
 from clipfleet_worker.backends import ReadyFeatures, Towers
 from clipfleet_worker.decode import PixelSpec
-from clipfleet_worker.device_memory import memory_errors
+from clipfleet_worker.device import memory_errors
 
 if TYPE_CHECKING:
     import torch

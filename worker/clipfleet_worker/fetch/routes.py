@@ -1,19 +1,24 @@
-"""Which fetcher an item belongs to: one for each scheme, and nothing for all others."""
+"""Which fetcher an item belongs to: one for each scheme, and nothing for all others; `data:` needs none."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeAlias
+from urllib.parse import unquote_to_bytes
 
 from clipfleet.contract import ErrorCode
-from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch import AsyncFetcher, scheme_of
 
 Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]  # called in the event loop
-Read: TypeAlias = Callable[
-    [str], bytes
-]  # of what is near at hand: called in decode threads, by several at once
+Read: TypeAlias = Callable[[str], bytes]  # of what is near at hand: by several decode threads at once
+
+_BLANKS = re.compile(rb"\s+")
+_FROM_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 class Routes:
@@ -71,3 +76,30 @@ class Routes:
         raise ItemFailure(
             ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r} is none of those served: {served}"
         )
+
+
+def read_data_uri(uri: str, max_image_bytes: int) -> bytes:
+    """The bytes of an image that its URI holds (RFC 2397); its media type is not looked at.
+
+    As in a browser, base64 may lack its padding and have blanks in it.
+
+    Raises:
+        ItemFailure: `bad_uri` or `too_many_bytes`.
+    """
+    head, comma, content = uri.partition(",")
+    if not comma:
+        raise ItemFailure(ErrorCode.BAD_URI, "a data URI without the comma before its content")
+    data = unquote_to_bytes(content)
+    if head.rstrip().lower().endswith(";base64"):
+        data = _from_base64(data)
+    if len(data) > max_image_bytes:
+        raise too_many_bytes(max_image_bytes)
+    return data
+
+
+def _from_base64(text: bytes) -> bytes:
+    packed = _BLANKS.sub(b"", text).translate(_FROM_URL_ALPHABET).rstrip(b"=")
+    try:
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except binascii.Error as error:
+        raise ItemFailure(ErrorCode.BAD_URI, f"a data URI that is not base64: {error}") from error
