@@ -1,7 +1,7 @@
 """Arrays in the user's cache folder: what would be computed again at every start. They are data only.
 
-The folder is this user's alone: OpenVINO trusts what it imports. Whatever keeps arrays from being written or
-read costs time, nothing else.
+Nobody else may write to the folder: OpenVINO trusts what it imports. Whatever keeps arrays from being written
+or read costs time, nothing else.
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _require_private(folder: Path) -> None:
     found = folder.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
+    if found.st_uid != os.getuid() or found.st_mode & 0o022 or folder.is_symlink():
         _warn_of(folder)
-        raise PermissionError(f"{folder} is not this user's alone")
+        raise PermissionError(f"others may write to {folder} too")
 
 
 @cache
 def _warn_of(folder: Path) -> None:
     log.warning(
-        "nothing is kept for later starts: %s is not this user's alone (a volume is to be mounted at %s)",
+        "nothing is kept for later starts: others may write to %s too (mount a volume at %s)",
         folder, folder.parent, extra={"action": "cache_not_private"},
     )  # fmt: skip
