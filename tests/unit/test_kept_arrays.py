@@ -52,7 +52,7 @@ def test_a_warning_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
         recall("kind", key)
 
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"others may write to {cache_folder()}" in record.getMessage()
+    assert f"others may write to {cache_folder()} too" in record.getMessage()
     assert f"mounted at {cache_folder().parent}" in record.getMessage()
 
 
