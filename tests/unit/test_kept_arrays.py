@@ -53,7 +53,7 @@ def test_a_warning_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
 
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert f"others may write to {cache_folder()} too" in record.getMessage()
-    assert f"mounted at {cache_folder().parent}" in record.getMessage()
+    assert f"mount a volume at {cache_folder().parent}" in record.getMessage()
 
 
 @pytest.mark.parametrize("place", [-1, 100])
