@@ -21,6 +21,7 @@ import redis
 from clipfleet.errors import ClipfleetError
 from clipfleet.ledger import Ledger
 from clipfleet.redis_connection import connect
+from clipfleet.redis_store import RedisStore
 from clipfleet.s3 import make_client
 from tests.support.ledger import keys_without_ttl
 from tests.support.s3 import S3Bucket
@@ -113,6 +114,13 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     """A plain client of that server, to look behind the ledger and to make time pass."""
     with connect(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[RedisStore]:
+    store = RedisStore(redis_url)
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -34,13 +33,6 @@ METERS = Meters(
         Meter.DECODE_CAPACITY: 0.068, Meter.DECODE_BUSY: 0.003, Meter.FORWARD_BUSY: 0.021,
     }
 )  # fmt: skip
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[RedisStore]:
-    store = RedisStore(redis_url)
-    yield store
-    store.close()
 
 
 @pytest.fixture

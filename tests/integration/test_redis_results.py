@@ -40,13 +40,6 @@ from tests.support.ledger import claim, make_job
 from tests.support.redis_rows import DIMENSION, bring, chunk_rows, complete, redis_job, submit_job
 
 
-@pytest.fixture
-def store(redis_url: str) -> Iterator[RedisStore]:
-    store = RedisStore(redis_url)
-    yield store
-    store.close()
-
-
 class TestReading:
     @pytest.fixture
     def reader(self, ledger: Ledger, store: RedisStore) -> RedisRows:

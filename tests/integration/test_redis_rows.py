@@ -40,13 +40,6 @@ RESULTS = [keys.job("job", suffix) for suffix in keys.RESULT_SUFFIXES]
 
 
 @pytest.fixture
-def store(redis_url: str) -> Iterator[RedisStore]:
-    store = RedisStore(redis_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def sink(store: RedisStore) -> RedisSink:
     return RedisSink(store)
 

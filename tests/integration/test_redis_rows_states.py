@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -287,13 +286,6 @@ class RowsMachine(RuleBasedStateMachine):
                 self._complete(delivery)
         assert list(visible_rows(self.client)) == list(range(CHUNKS * ITEMS))
         assert self.state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[RedisStore]:
-    store = RedisStore(redis_url)
-    yield store
-    store.close()
 
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)
