@@ -19,15 +19,15 @@ import pytest
 import redis
 
 from clipfleet.errors import ClipfleetError
-from clipfleet.ledger import Ledger
-from clipfleet.redis_connection import connect
-from clipfleet.redis_store import RedisStore
-from clipfleet.s3 import make_client
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.ledger.row_store import RedisStore
+from clipfleet.redis.connection import connect
+from clipfleet.s3.client import make_client
 from tests.support.ledger import keys_without_ttl
 from tests.support.s3 import S3Bucket
 
 if TYPE_CHECKING:
-    from clipfleet_worker.embedded_s3 import EmbeddedS3
+    from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,7 +92,7 @@ def service_is_missing(what: str) -> NoReturn:
 def _server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a server that is shared by the tests of one run."""
     try:
-        from clipfleet_worker.embedded import EmbeddedValkey, valkey_binary
+        from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey, valkey_binary
 
         valkey_binary()
     except (ImportError, ClipfleetError) as error:
@@ -135,7 +135,7 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3 | None]:
     """An S3 store that is shared by the tests of one run; None if it cannot be had."""
     try:
-        from clipfleet_worker.embedded_s3 import EmbeddedS3, weed_binary
+        from clipfleet_worker.machine.embedded.s3 import EmbeddedS3, weed_binary
 
         weed_binary()
     except (ImportError, ClipfleetError):

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfleet.contract import DecodeRoute, Precision
-from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.cores import processors
-from clipfleet_worker.decode import Decoder
-from clipfleet_worker.device import pick_device
-from clipfleet_worker.model import load_model
+from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.device import pick_device
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.pile import MODEL
 

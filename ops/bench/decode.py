@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clipfleet.contract import DecodeRoute
-from clipfleet_worker.decode import Decoder, PixelSpec
+from clipfleet.contract.jobs import DecodeRoute
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.pixel_spec import PixelSpec
 from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 from tests.support.pictures import encoded, photo

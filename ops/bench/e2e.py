@@ -31,7 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from ops.bench import clip_retrieval
 from ops.bench.environment import clean_environment
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures

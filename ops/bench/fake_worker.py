@@ -5,7 +5,7 @@ All else is what `clipfleet-worker run` runs: so what is measured is what a work
 
 from __future__ import annotations
 
-from clipfleet_worker.process_set_up import choose_allocator
+from clipfleet_worker.process.start import choose_allocator
 
 
 def main() -> None:
@@ -14,10 +14,10 @@ def main() -> None:
     from typing import cast
 
     from clipfleet.settings import checked
-    from clipfleet_worker.drain import end_process
-    from clipfleet_worker.lifecycle import Worker
-    from clipfleet_worker.logs import log_to_stderr
-    from clipfleet_worker.model import LoadedModel
+    from clipfleet_worker.assembly.worker import Worker
+    from clipfleet_worker.models.loaded import LoadedModel
+    from clipfleet_worker.process.drain import end_process
+    from clipfleet_worker.process.logs import log_to_stderr
     from clipfleet_worker.settings import WorkerSettings
     from ops.bench.free_encoder import FreeEncoder
 

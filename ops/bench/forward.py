@@ -29,9 +29,9 @@ import open_clip
 import safetensors.torch
 import torch
 
-from clipfleet.contract import DEMO_MODEL, Precision
-from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
+from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from ops.bench.report import Report, Table, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 

@@ -30,16 +30,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfleet.contract import DecodeRoute, Lane, Precision
-from clipfleet_worker.backends import PendingFeatures
-from clipfleet_worker.backends.torch_backend import torch_dtype
-from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.cores import processors
-from clipfleet_worker.decode import Decoder
-from clipfleet_worker.device_set_up import make_device_set_up
-from clipfleet_worker.model import load_model
+from clipfleet.contract.jobs import DecodeRoute, Lane, Precision
+from clipfleet_worker.assembly.device import make_device_set_up
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.backends import PendingFeatures
+from clipfleet_worker.encode.backends.torch_backend import torch_dtype
+from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.encode.batches import ItemSlice
+from clipfleet_worker.models.loaded import load_model
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.process.cores import processors
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.forward import named, plain_module
 from ops.bench.report import Report, bench_parser, positive, positives

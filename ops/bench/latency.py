@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import Lane
+from clipfleet.contract.jobs import Lane
 from clipfleet.settings import Settings
 from ops.bench.report import Report, Table, bench_parser, names_of, positive
 from tests.support.cluster import Cluster

@@ -25,11 +25,11 @@ from uuid import uuid4
 
 import redis
 
-from clipfleet.bottleneck import Meter, Meters, Step, device_meter
-from clipfleet.contract import Lane
-from clipfleet.ledger import Claim, Ledger
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
+from clipfleet.contract.jobs import Lane
+from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from ops.bench.report import Report, Table, bench_parser, positive, positives
 from tests.support.ledger import MODEL, make_job
 

@@ -25,10 +25,10 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from clipfleet.contract import DecodeRoute
-from clipfleet.ledger import Ledger
-from clipfleet_worker.cores import decode_threads
-from clipfleet_worker.decode import Decoder
+from clipfleet.contract.jobs import DecodeRoute
+from clipfleet.ledger.jobs import Ledger
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.process.cores import decode_threads
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.process_cost import CpuSeconds, cpu_seconds
 from ops.bench.report import Report, Table, bench_parser, positive

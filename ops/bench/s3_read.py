@@ -25,10 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, cast
 
-from clipfleet.s3 import connect, make_client
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
-from clipfleet_worker.fetch.s3 import S3Fetcher
-from clipfleet_worker.fetch.s3_boto import BotoReader, S3Limits
+from clipfleet.s3.client import connect, make_client
+from clipfleet_worker.fetch.s3.boto import BotoReader, S3Limits
+from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from ops.bench.report import Report, Table, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 

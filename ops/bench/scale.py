@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipfleet import keys
-from clipfleet.contract import DEFAULT_CHUNK_SIZE, JobState
-from clipfleet.ledger import Ledger
-from clipfleet.redis_connection import connect
+from clipfleet.contract.jobs import DEFAULT_CHUNK_SIZE, JobState
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.redis.connection import connect
 from ops.bench.process_cost import cpu_seconds, resident_bytes
 from ops.bench.report import Report, bench_parser, positive
 from tests.support.cluster import Cluster

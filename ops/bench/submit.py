@@ -28,11 +28,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipfleet.contract import DEFAULT_CHUNK_SIZE
+from clipfleet.contract.jobs import DEFAULT_CHUNK_SIZE
 from clipfleet.errors import JobNotFoundError
-from clipfleet.ledger import Ledger
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from ops.bench.environment import clean_environment
 from ops.bench.report import Report, Table, bench_parser, names_of, positive
 

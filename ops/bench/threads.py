@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from clipfleet.contract import DecodeRoute, Lane, Precision
-from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.cores import processors
-from clipfleet_worker.decode import Decoder
-from clipfleet_worker.device_set_up import make_device_set_up
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DecodeRoute, Lane, Precision
+from clipfleet_worker.assembly.device import make_device_set_up
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.encode.batches import ItemSlice
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.process.cores import processors
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
 from ops.bench.report import Report, bench_parser

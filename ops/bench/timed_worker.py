@@ -19,11 +19,11 @@ from unittest import mock
 
 import numpy as np
 
-from clipfleet.ledger import Claim
-from clipfleet_worker.job_contexts import JobContext
-from clipfleet_worker.leases import HeldLease
+from clipfleet.ledger.jobs import Claim
+from clipfleet_worker.chunk.job_contexts import JobContext
+from clipfleet_worker.chunk.leases import HeldLease
+from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.pipeline import ChunkResult, Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def main() -> None:
 
     sys.argv[1:] = ["run"]
     with mock.patch.object(Pipeline, "run", noted_run), mock.patch.object(Outcomes, "deliver", noted_deliver):
-        from clipfleet_worker.cli import main as worker
+        from clipfleet_worker.cli.commands import main as worker
 
         worker()
 

@@ -20,10 +20,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from clipfleet.contract import DecodeRoute
-from clipfleet_worker.cores import SMALL_PICTURE_SECONDS, processors
-from clipfleet_worker.decode import Decoder, PixelSpec
+from clipfleet.contract.jobs import DecodeRoute
+from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.fetch.file import FileFetcher
+from clipfleet_worker.pixel_spec import PixelSpec
+from clipfleet_worker.process.cores import SMALL_PICTURE_SECONDS, processors
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.decode import spec_of
 from ops.bench.report import Report, bench_parser, positive

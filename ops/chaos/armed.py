@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.s3 import S3Output
 from ops.chaos.crash_points import CrashPoint

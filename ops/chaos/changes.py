@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 
 
 class Act(StrEnum):

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfleet.contract import Lane
-from clipfleet.ledger import Claim, Ledger
+from clipfleet.contract.jobs import Lane
+from clipfleet.ledger.jobs import Claim, Ledger
 
 CLAIMS_FILE = "CHAOS_CLAIMS_FILE"  # environment variable with the file that a worker appends to
 _COMPLETIONS = ".completions"  # ending of the file beside it

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from clipfleet.client import Client, JobHandle
-from clipfleet.contract import Lane, PartFormat
+from clipfleet.contract.jobs import Lane, PartFormat
 from clipfleet.errors import JobConflictError, UsageError, WorldError
-from clipfleet.job_options import JobOptions
 from clipfleet.settings import Settings
-from clipfleet_worker.embedded_s3 import BUCKET
+from clipfleet.submit.options import JobOptions
+from clipfleet_worker.machine.embedded.s3 import BUCKET
 from ops.chaos import survey
 from ops.chaos.customers import Before, Wish
 from ops.chaos.findings import Findings, Inspector

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from clipfleet import keys
 from clipfleet.client import Client
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
 from ops.chaos import plain_service, survey
 from ops.chaos.checker import Sources, World

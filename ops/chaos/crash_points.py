@@ -33,7 +33,7 @@ Patch = Callable[[Any, str, Any], object]  # `setattr`, or one that takes it bac
 
 def stand_in_submits(reach: Reach, patch: Patch = setattr) -> None:
     """Have the submits of this process pass theirs."""
-    from clipfleet.ledger import Ledger
+    from clipfleet.ledger.jobs import Ledger
 
     _before(Ledger, "stage", lambda: reach(CrashPoint.MID_SUBMIT), patch)
     _after(Ledger, "seal", lambda _: reach(CrashPoint.AFTER_SEAL), patch)
@@ -43,12 +43,12 @@ def stand_in_worker(reach: Reach, patch: Patch = setattr) -> None:
     """Have the worker of this process pass all the others."""
     from celery import signals
 
-    from clipfleet.part_files.jsonl import JsonlParts
-    from clipfleet.part_files.parquet import ParquetParts
-    from clipfleet.redis_store import RedisStore
-    from clipfleet_worker import lifecycle
-    from clipfleet_worker.finishing import Finisher
-    from clipfleet_worker.item_path import ItemPath
+    from clipfleet.ledger.row_store import RedisStore
+    from clipfleet.parts.jsonl import JsonlParts
+    from clipfleet.parts.parquet import ParquetParts
+    from clipfleet_worker.assembly import worker as lifecycle
+    from clipfleet_worker.chunk.item_path import ItemPath
+    from clipfleet_worker.finish.finisher import Finisher
     from clipfleet_worker.sinks.parts import PartSink
     from clipfleet_worker.sinks.redis import RedisSink
 

@@ -29,9 +29,9 @@ Body = Callable[[Path], int]  # runs a worker to its end: folder of its slot -> 
 def clipfleet_worker(folder: Path) -> NoReturn:
     """What `clipfleet-worker run` does; the slot's folder arms crash points, and claims are noted there."""
     from clipfleet.settings import checked
-    from clipfleet_worker import lifecycle
-    from clipfleet_worker.drain import end_process
-    from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.assembly import worker as lifecycle
+    from clipfleet_worker.process.drain import end_process
+    from clipfleet_worker.process.logs import log_to_stderr
     from clipfleet_worker.settings import WorkerSettings
     from ops.chaos.armed import ARMED, ArmedCrashPoints
     from ops.chaos.claims import NotingLedger
@@ -120,10 +120,10 @@ def main() -> None:
     import open_clip  # noqa: F401 - what the forks need, so that they need not wait for it
     import torch
 
-    import clipfleet_worker.decode
-    import clipfleet_worker.lifecycle
-    import clipfleet_worker.open_clip_models  # noqa: F401
-    from clipfleet_worker.supervise import SignalRecorder
+    import clipfleet_worker.assembly.worker
+    import clipfleet_worker.decode.decoder
+    import clipfleet_worker.models.open_clip_models  # noqa: F401
+    from clipfleet_worker.machine.supervise import SignalRecorder
 
     torch.set_num_threads(1)
     _report(ready=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.checker import Kind, Violation
 from ops.chaos.customers import Customers

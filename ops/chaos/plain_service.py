@@ -14,10 +14,10 @@ from typing import Any, Self
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from clipfleet import keys
-from clipfleet.redis_connection import connect
-from clipfleet.s3 import default_client, list_objects
-from clipfleet_worker.embedded_s3 import BUCKET
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
+from clipfleet.s3.client import default_client, list_objects
+from clipfleet_worker.machine.embedded.s3 import BUCKET
 from ops.chaos.checker import Event, JobLeft, Row
 from ops.chaos.customers import Wish
 from ops.chaos.history import History

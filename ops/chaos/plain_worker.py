@@ -22,12 +22,12 @@ import numpy as np
 from celery import Celery
 from kombu.entity import Queue
 
-from clipfleet import keys
-from clipfleet.contract import DecodeRoute, ErrorCode
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode
 from clipfleet.hints import REDIS_TRANSPORT_OPTIONS, make_app
-from clipfleet.redis_connection import connect
-from clipfleet.s3 import default_client
-from clipfleet_worker.decode import Decoder
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
+from clipfleet.s3.client import default_client
+from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.failures import ItemFailure
 from ops.chaos.armed import ARMED, ArmedCrashPoints
 from ops.chaos.claims import CLAIMS_FILE, note

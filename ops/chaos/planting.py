@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clipfleet import keys
 from clipfleet.client import Client
-from clipfleet.contract import Lane
-from clipfleet.job_options import JobOptions
-from clipfleet.redis_connection import connect
+from clipfleet.contract.jobs import Lane
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
+from clipfleet.submit.options import JobOptions
 from ops.chaos.workload import ItemKind, ItemPlan, JobPlan, OutputKind
 
 _CHUNKS = 10

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet.client import Client
-from clipfleet.console import say_error
 from clipfleet.errors import ClipfleetError
+from clipfleet.terminal.console import say_error
 from ops.chaos.clipfleet_service import submit
 from ops.chaos.crash_points import CrashPoint, stand_in_submits
 from ops.chaos.workload import ItemKind, ItemPlan, JobPlan, OutputKind

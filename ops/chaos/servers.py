@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from clipfleet_worker.embedded import EmbeddedValkey
-from clipfleet_worker.embedded_s3 import EmbeddedS3
+from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from ops.chaos.material import Site
 from ops.chaos.proxy import Proxy
 from ops.chaos.sentinel import SentinelPair

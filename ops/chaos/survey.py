@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from clipfleet import keys
 from clipfleet.client import Client, JobHandle
-from clipfleet.contract import PartFormat
+from clipfleet.contract.jobs import PartFormat
 from clipfleet.errors import ClipfleetError, OutputDamagedError, OutputUnreachableError, WorldError
+from clipfleet.ledger import keys
 from clipfleet.outputs import Output, open_output
-from clipfleet.part_files import part_files
-from clipfleet.redis_connection import connect
+from clipfleet.parts import part_files
+from clipfleet.redis.connection import connect
 from ops.chaos.checker import Attempts, Counts, Event, JobLeft, PartLeft, Row
 from ops.chaos.claims import ClaimNote
 from ops.chaos.recovery import Death, first_death

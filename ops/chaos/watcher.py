@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 from ops.chaos.changes import Act, Change
 
 _MODIFY, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x40, 0x80, 0x100, 0x200  # of <sys/inotify.h>

@@ -177,8 +177,8 @@ class Site:
     """The worker's own device, batcher and way of loading."""
 
     def __init__(self, name: str, dry: bool) -> None:
-        from clipfleet_worker.batcher import Batcher
-        from clipfleet_worker.device_set_up import make_device_set_up
+        from clipfleet_worker.assembly.device import make_device_set_up
+        from clipfleet_worker.encode.batcher import Batcher
         from clipfleet_worker.settings import WorkerSettings
 
         # OpenVINO's answers depend on the size of the batch; torch's are the same bit for bit.
@@ -191,8 +191,8 @@ class Site:
 
     def load(self) -> Any:
         """A model, loaded in a thread that then ends, as in a worker."""
-        from clipfleet.contract import Precision
-        from clipfleet_worker.model import load_model
+        from clipfleet.contract.jobs import Precision
+        from clipfleet_worker.models.loaded import load_model
 
         def work() -> Any:
             device = self._device
@@ -203,7 +203,7 @@ class Site:
     def answers(self, model: Any) -> Answers:
         import numpy as np
 
-        from clipfleet.contract import Lane
+        from clipfleet.contract.jobs import Lane
 
         spec = model.pixel_spec
         shape = (BATCH, spec.height, spec.width, 3)

@@ -7,25 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from clipfleet.contract import Job, JobState, LabelSet, Task
+from clipfleet.contract.jobs import Job, JobState, LabelSet, Task
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
-from clipfleet.job_file import job_of
 from clipfleet.job_handle import JobHandle
-from clipfleet.job_options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
-from clipfleet.label_sets import Labels, label_sets_of
-from clipfleet.ledger import JobStatus, Ledger, Quota, Retention, WorkerFacts
+from clipfleet.labels.sets import Labels, label_sets_of
+from clipfleet.ledger.jobs import JobStatus, Ledger, Quota, Retention, WorkerFacts
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, open_output, output_of, output_uri
-from clipfleet.overwriting import Overwriting
-from clipfleet.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
-from clipfleet.rebuild import Rebuild
-from clipfleet.redis_store import RedisStore
+from clipfleet.outputs.job_file import job_of
+from clipfleet.outputs.overwriting import Overwriting
+from clipfleet.redis.patience import PATIENCE_SECONDS, OnTrouble, Patience, is_unready, log_trouble
+from clipfleet.resume.rebuild import Rebuild
 from clipfleet.settings import Settings, checked
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
 from clipfleet.sources.texts import TextSource, text_source_of
-from clipfleet.submission import Submission, naming_the_way_out
+from clipfleet.submit.options import DEFAULT_OPTIONS, JobDescription, JobOptions, JobSpec, make_job
+from clipfleet.submit.submission import Submission, naming_the_way_out
 from clipfleet.tracing import Tracing, tracing_of
 
 __all__ = ["Client", "JobHandle", "JobOptions", "JobSpec"]

@@ -13,10 +13,10 @@ from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
-from clipfleet import keys
 from clipfleet.errors import UsageError
-from clipfleet.redis_connection import masked
-from clipfleet.redis_url import broker_of
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import masked
+from clipfleet.redis.url import broker_of
 
 log = logging.getLogger(__name__)
 

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipfleet import results
-from clipfleet.contract import ErrorCode, Job, JobState
+from clipfleet.contract.jobs import ErrorCode, Job, JobState
 from clipfleet.errors import JobNotFoundError, RedisUnavailableError, UsageError
 from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints
-from clipfleet.ledger import JobStatus, Ledger
-from clipfleet.ledger_values import EarlyEnd
+from clipfleet.ledger.jobs import JobStatus, Ledger
+from clipfleet.ledger.row_store import RedisStore
+from clipfleet.ledger.values import EarlyEnd
 from clipfleet.outputs import open_output, output_of
-from clipfleet.patience import OnTrouble, Patience, is_unready
-from clipfleet.redis_results import RedisRows
-from clipfleet.redis_store import RedisStore
-from clipfleet.results import PartRows, RowReader
-from clipfleet.retry import Parts, Retry, parts_in_place
+from clipfleet.redis.patience import OnTrouble, Patience, is_unready
+from clipfleet.results import rows as results
+from clipfleet.results.redis_rows import RedisRows
+from clipfleet.results.rows import PartRows, RowReader
+from clipfleet.resume.retry import Parts, Retry, parts_in_place
 from clipfleet.settings import Settings
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class JobHandle:
         return self.rows_reader().failure_examples()
 
     def rows_reader(self) -> RowReader:
-        """The rows that are there, for `clipfleet.results` and `clipfleet.exports`."""
+        """The rows that are there, for `clipfleet.results.rows` and `clipfleet.exports`."""
         if self.job.output_is_redis:
             return RedisRows(self._ledger, self._store, self.job)
         return PartRows(open_output(self.output), early_end=self._early_end)

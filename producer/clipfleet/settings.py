@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clipfleet.errors import UsageError, problem_text
-from clipfleet.redis_url import SENTINEL_SCHEMES, parse_sentinel
+from clipfleet.redis.url import SENTINEL_SCHEMES, parse_sentinel
 
 S = TypeVar("S", bound=BaseSettings)
 T = TypeVar("T")

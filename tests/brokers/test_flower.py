@@ -13,8 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from clipfleet import keys
-from clipfleet_worker.embedded_server import free_port
+from clipfleet.ledger import keys
+from clipfleet_worker.machine.embedded.server import free_port
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until

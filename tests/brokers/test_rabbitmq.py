@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kombu.connection import Connection
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 from tests.support.cluster import Cluster, job_events
 from tests.support.health_pages import ask
 from tests.support.pictures import write_pictures
@@ -46,7 +46,7 @@ def hints(rabbitmq: RabbitMQ) -> int:
 
 
 def test_the_ledgers_redis_carries_nothing(cluster: Cluster) -> None:
-    from clipfleet.redis_connection import connect
+    from clipfleet.redis.connection import connect
 
     write_pictures(cluster.folder / "pictures", 20)
     answer = cluster.run_json(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.redis_connection import connect
+from clipfleet.redis.connection import connect
 from ops.chaos.history import read_history
 from ops.chaos.scales import SCALES
 from ops.chaos.schedule import make_schedule
@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.figures, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module", autouse=True)
 def _servers() -> None:
     from clipfleet.errors import UsageError
-    from clipfleet_worker.embedded import valkey_binary
-    from clipfleet_worker.embedded_s3 import weed_binary
+    from clipfleet_worker.machine.embedded.s3 import weed_binary
+    from clipfleet_worker.machine.embedded.valkey import valkey_binary
 
     try:
         valkey_binary(), weed_binary()

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import REDIS_OUTPUT
+from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.job_handle import JobHandle
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.documents import ROOT

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
 from clipfleet.job_handle import JobHandle
-from clipfleet.redis_connection import connect
-from clipfleet_worker.watchdog import EXIT_HUNG
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
+from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.http_site import HttpSite
 from tests.support.pictures import write_pictures

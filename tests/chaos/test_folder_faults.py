@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import JobState
-from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from tests.support.cluster import Cluster, job_events
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from clipfleet.client import Client
-from clipfleet.contract import JobState, PartFormat
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet.contract.jobs import JobState, PartFormat
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
 from tests.support.overwrites import AFTER_ITEMS, Overwriter, Place

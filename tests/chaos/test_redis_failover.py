@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
-from clipfleet_worker.embedded import EmbeddedValkey
-from clipfleet_worker.embedded_server import free_port
+from clipfleet_worker.machine.embedded.server import free_port
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from ops.chaos.sentinel import SentinelPair
 from tests.support.cluster import Cluster
 from tests.support.faulty_redis import BLAME, CHUNK_SIZE, ITEMS, SETTINGS, FaultyRedis

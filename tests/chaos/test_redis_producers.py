@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.patience import PATIENCE_SECONDS
+from clipfleet.ledger import keys
+from clipfleet.redis.patience import PATIENCE_SECONDS
 from clipfleet.settings import Settings
 from tests.support.faulty_redis import FaultyRedis, hold
 from tests.support.http_site import HttpSite

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import JobState
-from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs import open_output
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.http_site import HttpSite

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 from tests.support.pictures import write_pictures

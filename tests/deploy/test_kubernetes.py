@@ -15,9 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from clipfleet_worker.process_plan import Machine, plan_processes
+from clipfleet_worker.machine.plan import Machine, plan_processes
+from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clipfleet_worker.embedded_s3 import EmbeddedS3
+from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
 from tests.support.cluster import Cluster
 from tests.support.services import stop_shared
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision
-from clipfleet_worker.decode import Decoder
-from clipfleet_worker.model import load_model
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.models.loaded import load_model
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
 from tests.support.reference import cosines

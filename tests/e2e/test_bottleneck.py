@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clipfleet.ledger import Ledger
+from clipfleet.ledger.jobs import Ledger
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture

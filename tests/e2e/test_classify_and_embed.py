@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.parts import PART_COLUMNS
+from clipfleet.contract.parts import PART_COLUMNS
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture, write_pictures

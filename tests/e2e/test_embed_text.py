@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import DEMO_MODEL, Precision
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
 from clipfleet.errors import JobNotFoundError
-from clipfleet_worker.model import load_model
+from clipfleet_worker.models.loaded import load_model
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet_worker.watchdog import EXIT_HUNG
+from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import ask, scrape
 from tests.support.metrics_page import OF_PROMETHEUS, all_expressions, named_in

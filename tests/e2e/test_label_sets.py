@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.client import Client, JobOptions, JobSpec
-from clipfleet.parts import PART_COLUMNS, label_columns
+from clipfleet.contract.parts import PART_COLUMNS, label_columns
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import redis
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
 from clipfleet.hints import make_app
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster
 from tests.support.health_pages import ask
 from tests.support.pictures import write_pictures

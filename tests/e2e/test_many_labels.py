@@ -9,11 +9,11 @@ import pyarrow.dataset as ds
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import DEFAULT_TEMPLATE, DEMO_MODEL, LabelSet, Precision
-from clipfleet.redis_connection import connect
-from clipfleet_worker.model import load_model
-from clipfleet_worker.scoring import prompts_of
+from clipfleet.contract.jobs import DEFAULT_TEMPLATE, DEMO_MODEL, LabelSet, Precision
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
+from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.score.ranking import prompts_of
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.pictures import write_pictures
 

@@ -15,9 +15,9 @@ import pytest
 
 from clipfleet import commands as producer_cli
 from clipfleet.errors import RedisUnavailableError
-from clipfleet_worker import _demo_child, demo
-from clipfleet_worker import cli as worker_cli
-from clipfleet_worker.demo import samples
+from clipfleet_worker.cli import commands as worker_cli
+from clipfleet_worker.cli import demo, demo_child
+from clipfleet_worker.cli.demo import samples
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 
@@ -344,7 +344,7 @@ def test_the_help_swallows_no_word_in_brackets(
 
 
 @pytest.mark.parametrize(
-    "module", ["clipfleet.__main__", "clipfleet_worker.__main__", "clipfleet_worker._demo_child"]
+    "module", ["clipfleet.__main__", "clipfleet_worker.__main__", "clipfleet_worker.cli.demo_child"]
 )
 def test_a_ctrl_c_before_the_program_is_loaded_is_no_traceback(module: str, tmp_path: Path) -> None:
     # A module that stands in for what takes long to import, and is interrupted there.
@@ -379,9 +379,9 @@ def test_a_demo_that_cannot_go_on_is_no_traceback(
         raise end
 
     monkeypatch.setattr(demo, "label_samples", interrupt)
-    monkeypatch.setattr(sys, "argv", ["_demo_child", "clipfleet-demo"])
+    monkeypatch.setattr(sys, "argv", ["demo_child", "clipfleet-demo"])
     with pytest.raises(SystemExit) as ended:
-        _demo_child.main()
+        demo_child.main()
     assert ended.value.code == code
     assert capsys.readouterr() == ("", said)
 

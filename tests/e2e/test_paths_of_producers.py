@@ -21,11 +21,11 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import ErrorCode, Job, JobState
-from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.contract.jobs import ErrorCode, Job, JobState
+from clipfleet.contract.tar_member import TarMember
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.tar_member import TarMember
 from tests.support.cluster import Cluster
 from tests.support.jobs import make_job, place_job, stage_items
 from tests.support.pictures import encoded, picture

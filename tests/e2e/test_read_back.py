@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.contract import PartFormat
+from clipfleet.contract.jobs import PartFormat
+from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.exports import Layout
 from clipfleet.outputs import open_output
-from clipfleet.part_files import part_files
-from clipfleet.parts import PART_COLUMNS
+from clipfleet.parts import part_files
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
 from tests.support.s3 import S3Bucket

@@ -23,8 +23,8 @@ from typing import Self
 import pyarrow.dataset as ds
 import pytest
 
-from clipfleet_worker.demo import samples
-from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.cli.demo import samples
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from tests.support.documents import ROOT, Block, blocks, documents
 from tests.support.waiting import wait_until
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import MAX_ITEMS_IN_REDIS
-from clipfleet.redis_connection import connect
-from clipfleet.result_formats import ResultFormat, write
+from clipfleet.contract.jobs import MAX_ITEMS_IN_REDIS
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
+from clipfleet.results.formats import ResultFormat, write
 from tests.support.cluster import Cluster, job_events
 from tests.support.pictures import write_pictures
 

@@ -11,8 +11,8 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from clipfleet import keys
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from tests.support.acl_users import USERS, make_users, refusals, url_of
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import scrape

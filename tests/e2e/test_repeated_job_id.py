@@ -7,7 +7,7 @@ import re
 from contextlib import closing
 from pathlib import Path
 
-from clipfleet.ledger import Ledger
+from clipfleet.ledger.jobs import Ledger
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture, write_pictures
 

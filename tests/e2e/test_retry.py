@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys, results
-from clipfleet.contract import PartFormat
-from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.contract.jobs import PartFormat
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.redis_connection import connect
-from clipfleet.results import PartRows
+from clipfleet.redis.connection import connect
+from clipfleet.results import rows as results
+from clipfleet.results.rows import PartRows
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.pictures import encoded, picture

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from clipfleet.redis_connection import connect
-from clipfleet.s3 import make_client
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet.redis.connection import connect
+from clipfleet.s3.client import make_client
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.contract import DEFAULT_MODEL
+from clipfleet.contract.jobs import DEFAULT_MODEL
 from tests.support.cluster import Cluster
 from tests.support.pictures import write_pictures
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import PartFormat
-from clipfleet.ledger import Ledger
+from clipfleet.contract.jobs import PartFormat
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.sources import SourceLike
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands import app
-from clipfleet.contract import PartFormat
+from clipfleet.contract.jobs import PartFormat
 from clipfleet.errors import JobConflictError, OutputConflictError
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipfleet.client import Client, JobHandle, JobOptions, JobSpec
-from clipfleet.contract import PartFormat
+from clipfleet.contract.jobs import PartFormat
 from tests.support.cluster import Cluster
 from tests.support.pictures import encoded, picture
 

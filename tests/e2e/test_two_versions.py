@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import REDIS_OUTPUT
-from clipfleet.redis_connection import connect
-from clipfleet.versions import SCHEMA_VERSION
+from clipfleet.contract.jobs import REDIS_OUTPUT
+from clipfleet.contract.versions import SCHEMA_VERSION
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.documents import ROOT
 from tests.support.pictures import write_pictures

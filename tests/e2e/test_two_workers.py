@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.ledger import JobStatus
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until

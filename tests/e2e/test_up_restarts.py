@@ -15,7 +15,7 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.settings import Settings
-from clipfleet_worker.watchdog import EXIT_HUNG
+from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.documents import ROOT
 from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until

@@ -6,7 +6,7 @@ from functools import cache
 
 from PIL import Image
 
-from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.pixel_spec import PixelSpec
 from tests.support.hostile_files import HOSTILE
 from tests.support.picture_files import FILES
 from tests.support.pictures import photo

@@ -21,20 +21,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet import keys
-from clipfleet.contract import DecodeRoute, PartFormat, read_job
+from clipfleet.contract.jobs import DecodeRoute, PartFormat, read_job
+from clipfleet.contract.parts import PartIdentity
 from clipfleet.errors import ClipfleetError
-from clipfleet.job_file import generation_of, job_of, staged_files
-from clipfleet.job_options import read_job_spec
-from clipfleet.label_sets import read_label_lines, read_label_set
+from clipfleet.labels.sets import read_label_lines, read_label_set
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.part_files import part_files
-from clipfleet.parts import PartIdentity
-from clipfleet.results import PartRows
+from clipfleet.outputs.job_file import generation_of, job_of, staged_files
+from clipfleet.parts import part_files
+from clipfleet.results.rows import PartRows
 from clipfleet.sources import open_source
 from clipfleet.sources.files import BY_NAME
 from clipfleet.sources.stdin import StdinSource
-from clipfleet.staging import StagedReader
+from clipfleet.submit.options import read_job_spec
+from clipfleet.submit.staging import StagedReader
 from tests.support.jobs import JOB_ID, make_job, stage_items
 from tests.support.rows import classified, embedded, failed
 from tests.support.shards import img2dataset_shard, tar_bytes
@@ -181,7 +181,7 @@ def _failure_examples(output: FolderOutput) -> None:
 
 
 def _image(_: Path) -> Run:
-    from clipfleet_worker.decode import Decoder
+    from clipfleet_worker.decode.decoder import Decoder
     from tests.fuzz.images import SPEC
 
     decoder = Decoder(max_pixels=4_000_000)
@@ -295,7 +295,7 @@ def _output() -> Iterator[FolderOutput]:
 
 def _part(part_format: PartFormat) -> list[bytes]:
     """A part, and what else was written with it, of each sort of row."""
-    from clipfleet.parts import count_rows, part_schema
+    from clipfleet.contract.parts import count_rows, part_schema
 
     rows = [embedded(0, 0.5, 0.25), failed(1), classified(2)]
     table = pa.Table.from_pylist(rows, part_schema(2, [pa.field("caption", pa.string())]))
@@ -394,7 +394,7 @@ TARGETS: dict[str, Target] = {
 
 def _planted(folder: Path) -> Run:
     """What a producer plants in Redis, by hand: which is said by the hash of the bytes."""
-    from clipfleet_worker.embedded import EmbeddedValkey
+    from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
     from tests.support.planting import SITUATIONS, Case, World, random_plant
 
     server = EmbeddedValkey(folder)

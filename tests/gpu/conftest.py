@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract import DEMO_MODEL, Precision
-from clipfleet_worker.backends import MakeBackend
-from clipfleet_worker.backends.cuda_backend import CudaBackend
-from clipfleet_worker.backends.cuda_device import CudaDevice
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
+from clipfleet_worker.encode.backends import MakeBackend
+from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
+from clipfleet_worker.encode.backends.cuda_device import CudaDevice
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from tests.support.pictures import gradient, photo, shapes, text
 
 _HERE = Path(__file__).parent

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract import DEMO_MODEL, Lane, Precision
-from clipfleet_worker.backends import MakeBackend, PendingFeatures
-from clipfleet_worker.backends.certificate import GRAPH, PLAIN
-from clipfleet_worker.backends.cuda_backend import CudaBackend
-from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DEMO_MODEL, Lane, Precision
+from clipfleet_worker.encode.backends import MakeBackend, PendingFeatures
+from clipfleet_worker.encode.backends.certificate import GRAPH, PLAIN
+from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
+from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from tests.gpu.conftest import Models, backend_of
 from tests.support.reference import cosines
 
@@ -187,11 +187,11 @@ def test_a_device_that_is_lost_is_told_from_a_batch_that_fails() -> None:
     # In a process of its own, which can use no device afterwards
     code = """
 import torch
-from clipfleet.contract import DEMO_MODEL, Precision
-from clipfleet_worker.backends.cuda_backend import CudaBackend
-from clipfleet_worker.backends.cuda_device import CudaDevice
-from clipfleet_worker.device import is_lost
-from clipfleet_worker.model import load_model
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
+from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
+from clipfleet_worker.encode.backends.cuda_device import CudaDevice
+from clipfleet_worker.process.device import is_lost
+from clipfleet_worker.models.loaded import load_model
 
 model = load_model(
     DEMO_MODEL, Precision.BF16, "cuda",

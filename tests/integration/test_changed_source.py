@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from clipfleet import keys, submission
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import SourceChangedError, UsageError
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.settings import Settings
+from clipfleet.submit import submission
 from tests.support.ledger import server_now_ms, work_off
 from tests.support.s3 import S3Bucket
 from tests.support.shards import tar_bytes

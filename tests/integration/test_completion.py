@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from clipfleet.ledger import Ledger
+from clipfleet.ledger.jobs import Ledger
 from tests.support.ledger import add_job
 
 

@@ -17,9 +17,9 @@ import redis
 import yaml
 from redis.exceptions import NoPermissionError
 
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded import valkey_binary
-from clipfleet_worker.embedded_server import free_port
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.server import free_port
+from clipfleet_worker.machine.embedded.valkey import valkey_binary
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import ROOT
 from tests.support.waiting import wait_until

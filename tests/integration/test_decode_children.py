@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
-from clipfleet_worker import decode_children
-from clipfleet_worker.decode import Decoder, Raster, ScaledJpeg, WholePicture, fit
-from clipfleet_worker.decode_children import DecodeChild, DecodeChildren, DecodeLimits, NoRoomError
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
+from clipfleet_worker.decode import children as decode_children
+from clipfleet_worker.decode.children import DecodeChild, DecodeChildren, DecodeLimits, NoRoomError
+from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholePicture, fit
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.model import LoadedModel, load_model
-from clipfleet_worker.picture_sizes import Frame
+from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.settings import WorkerSettings
 from tests.fuzz.images import image_seeds
 from tests.fuzz.mutations import mutated
@@ -40,7 +40,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.long
 
 FAST, EXACT = DecodeRoute.FAST, DecodeRoute.EXACT
-FRAME = Frame(64, 64, "bicubic", "shortest")
+FRAME = InputSize(64, 64, "bicubic", "shortest")
 MEMORY_BYTES = 1 << 30
 PATIENT = DecodeLimits(60, MEMORY_BYTES)
 HASTY = DecodeLimits(1, MEMORY_BYTES)
@@ -369,7 +369,7 @@ class TestLife:
         """Children are the first that it takes, whoever wants its memory: the picture may be innocent."""
         read, taken = DecodeChild.read, []
 
-        def unlucky(child: DecodeChild, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+        def unlucky(child: DecodeChild, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
             if len(taken) < times:
                 taken.append(child.pid)
                 os.kill(child.pid, signal.SIGKILL)
@@ -450,7 +450,7 @@ class TestLife:
     def test_it_dies_with_its_worker(self, tmp_path: Path) -> None:
         program = (
             "import sys, time\n"
-            "from clipfleet_worker.decode_children import DecodeChild, DecodeLimits\n"
+            "from clipfleet_worker.decode.children import DecodeChild, DecodeLimits\n"
             "from tests.support.hostile_decoder import HostileDecoder\n"
             f"child = DecodeChild(HostileDecoder(1000), DecodeLimits(60, {MEMORY_BYTES}))\n"
             "print(child.pid, flush=True)\n"

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import redis
 
-from clipfleet.redis_connection import connect
+from clipfleet.redis.connection import connect
 from clipfleet_worker.doctor import Check, Finding, Level, examine
 from clipfleet_worker.doctor.all_checks import all_checks
 from clipfleet_worker.settings import WorkerSettings
@@ -323,8 +323,8 @@ class TestMachine:
 
     def test_a_gpu_that_torch_cannot_use(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        monkeypatch.setattr("clipfleet_worker.device._NVIDIA_DRIVER", site.folder)
-        monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (site.folder,))
+        monkeypatch.setattr("clipfleet_worker.process.device._NVIDIA_DRIVER", site.folder)
+        monkeypatch.setattr("clipfleet_worker.process.device._GPU_DRIVERS", (site.folder,))
         found = only_fault(site.checks("device"))
         assert "GPU" in found.what and "CLIPFLEET_DEVICE=cpu" in found.remedy
 
@@ -333,12 +333,12 @@ class TestMachine:
         assert "fp16" in found.what and "CLIPFLEET_PRECISION" in found.remedy
 
     def test_a_backend_that_is_not_installed(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_worker.backends.cpu_backends.find_spec", lambda name: None)
+        monkeypatch.setattr("clipfleet_worker.encode.backends.cpu_backends.find_spec", lambda name: None)
         found = only_fault(site.checks("device", backend="openvino", device="cpu"))
         assert "CLIPFLEET_BACKEND" in found.what and "clipfleet[openvino]" in found.remedy
 
     def test_a_decoder_that_is_off(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        from clipfleet_worker import decode
+        from clipfleet_worker.decode import decoder as decode
 
         right = decode._fit_scaled
         monkeypatch.setattr(

@@ -26,9 +26,9 @@ from redis.retry import Retry
 
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.hints import Hints, make_app
-from clipfleet.ledger import Ledger
-from clipfleet_worker.embedded import EmbeddedValkey, valkey_binary
-from clipfleet_worker.up import roots
+from clipfleet.ledger.jobs import Ledger
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey, valkey_binary
+from clipfleet_worker.machine.up import roots
 from tests.support.ledger import add_job, work_off
 from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
@@ -197,8 +197,8 @@ def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatc
 DRIVER = """
 import json, sys
 from pathlib import Path
-from clipfleet_worker.cli import main
-from clipfleet_worker.up import Up
+from clipfleet_worker.cli.commands import main
+from clipfleet_worker.machine.up import Up
 arguments = json.loads(sys.argv[1])
 directory, command = Path(arguments["directory"]), arguments["command"]
 if arguments["worker"] is None:

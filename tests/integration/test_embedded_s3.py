@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.embedded_s3 import BUCKET, EmbeddedS3
+from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.processes import is_gone
 from tests.support.s3 import S3Bucket

@@ -15,15 +15,15 @@ from amqp.exceptions import AccessRefused, PreconditionFailed
 from celery import Celery
 from kombu.entity import Queue
 
-from clipfleet import keys
-from clipfleet.contract import Job
-from clipfleet.errands import Announcement, Errands
+from clipfleet.contract.jobs import Job
 from clipfleet.hints import make_app
-from clipfleet.ledger import Draft, Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.errands import Announcement, Errands
+from clipfleet.ledger.jobs import Draft, Ledger
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.redis_store import RedisStore
-from clipfleet_worker.errands import Announcer, Sweeper
-from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.chunk.job_contexts import JobContexts
+from clipfleet_worker.finish.errands import Announcer, Sweeper
 from tests.support import jobs
 from tests.support.ledger import (
     add_job,
@@ -358,7 +358,7 @@ def test_an_output_that_hangs_delays_no_announcement_and_little_of_the_stop(
         may_end.wait(60)
 
     monkeypatch.setattr(FolderOutput, "sweep_scratch", hang)
-    monkeypatch.setattr("clipfleet_worker.errands._STOP_SECONDS", 0.1)
+    monkeypatch.setattr("clipfleet_worker.finish.errands._STOP_SECONDS", 0.1)
     sweeper, announcer = Sweeper(errands, bench.sweeper._contexts), Announcer(errands, app)
     bench.add("hanging")
     bench.ledger.cancel("hanging", ttl_seconds=600)

@@ -8,10 +8,10 @@ from contextlib import closing
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import JobState
-from clipfleet.ledger import Draft, Lease, Ledger, Retention
-from clipfleet.redis_store import RedisStore
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Draft, Lease, Ledger, Retention
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import (
     add_job,

@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipfleet import __version__
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
-from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
+from clipfleet_worker.fetch.http.address_guard import AddressGuard, AddressRefusedError
+from clipfleet_worker.fetch.http.fetcher import HttpFetcher, HttpLimits
 from tests.support.http_site import CERTIFICATE, HttpSite
 from tests.support.raw_server import NeverConnected, RawServer
 from tests.support.waiting import wait_until

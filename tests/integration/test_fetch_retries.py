@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.address_guard import AddressGuard
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
-from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
+from clipfleet_worker.fetch.http.address_guard import AddressGuard
+from clipfleet_worker.fetch.http.fetcher import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher, RetryPolicy
 from tests.support.http_site import HttpSite
 

@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet_worker.assembly.fetch import make_http_fetcher
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.address_guard import AddressGuard
-from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
-from clipfleet_worker.fetch.robots import RobotsTxt
-from clipfleet_worker.fetch_set_up import make_http_fetcher
+from clipfleet_worker.fetch.http.address_guard import AddressGuard
+from clipfleet_worker.fetch.http.fetcher import HttpFetcher, HttpLimits
+from clipfleet_worker.fetch.http.robots import RobotsTxt
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.http_site import HttpSite
 

@@ -20,14 +20,14 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.contract.tar_member import TarMember
 from clipfleet.errors import SourceUnavailableError
-from clipfleet.s3 import connect
-from clipfleet.tar_member import TarMember
+from clipfleet.s3.client import connect
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
-from clipfleet_worker.fetch.s3 import S3Fetcher
-from clipfleet_worker.fetch.s3_boto import S3Limits
+from clipfleet_worker.fetch.s3.boto import S3Limits
+from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
 from tests.support.http_site import CERTIFICATE
 from tests.support.raw_server import RawServer
 from tests.support.s3 import S3Bucket

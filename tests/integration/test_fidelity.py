@@ -27,11 +27,11 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, LabelSet, Precision
-from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.decode import Decoder
-from clipfleet_worker.model import LoadedModel, load_model
-from clipfleet_worker.scoring import prompts_of, rank, text_matrix_of
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, LabelSet, Precision
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.score.ranking import prompts_of, rank, text_matrix_of
 from tests.conftest import service_is_missing
 from tests.support.pictures import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
-from clipfleet_worker.decode import Decoder
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.formats import ALLOWED_FORMATS, allowed_format
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from tests.support.picture_files import FILES
 from tests.support.pictures import photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999

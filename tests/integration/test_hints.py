@@ -9,8 +9,8 @@ import redis
 from kombu import pools
 from kombu.transport.redis import Channel
 
-from clipfleet import keys
 from clipfleet.hints import Hints, make_app
+from clipfleet.ledger import keys
 
 
 @pytest.mark.parametrize("step", ["_queue_bind", "_put"])

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from clipfleet.contract import DecodeRoute, ErrorCode
-from clipfleet_worker.decode import Decoder, PixelSpec
-from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits
-from clipfleet_worker.decode_stage import DecodeStage
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.stage import DecodeStage
 from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.pixel_spec import PixelSpec
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.hostile_files import HOSTILE, is_core
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-from clipfleet.contract import ErrorCode, ItemError
-from clipfleet_worker.capacity import WaitingBytes
-from clipfleet_worker.fetch.address_guard import AddressGuard
-from clipfleet_worker.fetch.http import HttpFetcher, HttpLimits
-from clipfleet_worker.fetch.http_body import ArrivingBytes
+from clipfleet.contract.jobs import ErrorCode, ItemError
+from clipfleet_worker.fetch.http.address_guard import AddressGuard
+from clipfleet_worker.fetch.http.body import ArrivingBytes
+from clipfleet_worker.fetch.http.fetcher import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.hostile_site import WAYS, HostileSite
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.bottleneck import NO_METERS, Meters
-from clipfleet.contract import JobState, Lane
+from clipfleet.contract.bottleneck import NO_METERS, Meters
+from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.errors import JobConflictError, JobNotFoundError, RedisUnavailableError
-from clipfleet.ledger import FINISH, MAX_FAILURES, MAX_LOSSES, Claim, Lease, Ledger, WorkerFacts
-from clipfleet.ledger_values import LaneBacklog
-from clipfleet.redis_connection import connect
-from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import FINISH, MAX_FAILURES, MAX_LOSSES, Claim, Lease, Ledger, WorkerFacts
+from clipfleet.ledger.values import LaneBacklog
+from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from tests.support.ledger import (
     DAY_MS,
     add_job,

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import Lane
-from clipfleet.ledger import Ledger, Quota
-from clipfleet.ledger_values import WorkerFacts
+from clipfleet.contract.jobs import Lane
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger, Quota
+from clipfleet.ledger.values import WorkerFacts
 from tests.support.ledger import (
     LANES,
     MODEL,

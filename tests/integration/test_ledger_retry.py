@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.bottleneck import NO_METERS, Meters
-from clipfleet.contract import JobState
-from clipfleet.ledger import Draft, Ledger
+from clipfleet.contract.bottleneck import NO_METERS, Meters
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Draft, Ledger
 from tests.support.ledger import (
     DAY_MS,
     add_job,

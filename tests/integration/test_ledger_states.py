@@ -31,10 +31,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from clipfleet import keys
-from clipfleet.contract import JobState, Lane
-from clipfleet.ledger import FINISH, MAX_LOSSES, Claim, Draft, FinishClaim, Lease, Ledger
-from clipfleet.parts import PartCounts
+from clipfleet.contract.jobs import JobState, Lane
+from clipfleet.contract.parts import PartCounts
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import FINISH, MAX_LOSSES, Claim, Draft, FinishClaim, Lease, Ledger
 from tests.support.ledger import (
     LANES,
     keys_without_ttl,
@@ -662,7 +662,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self._start_retry(retry, times)
 
     def _start_retry(self, retry: Retry, times: int) -> None:
-        """As `clipfleet.retry` does it: noted in the output, `_SUCCESS` removed, then the ledger is told."""
+        """As `resume.retry` does it: noted in the output, `_SUCCESS` removed, then the ledger is told."""
         notes, before = self.notes[retry.job_id], self.model.jobs[retry.job_id].generation
         if notes.generation > retry.generation:
             return

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import redis
 
-from clipfleet import keys
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.jobs import make_job, place_job
 from tests.support.ledger import add_job

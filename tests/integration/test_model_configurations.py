@@ -24,10 +24,10 @@ from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
-from clipfleet.contract import DEFAULT_MODEL, DecodeRoute, Precision
-from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.decode import Decoder
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Precision
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from tests.conftest import service_is_missing
 from tests.support.hub_cache import HubCache
 from tests.support.pictures import encoded, photo, shapes

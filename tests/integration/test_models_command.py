@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract import DEFAULT_MODEL
+from clipfleet.contract.jobs import DEFAULT_MODEL
 from tests.support.hub_site import HubSite
 
 pytestmark = pytest.mark.long

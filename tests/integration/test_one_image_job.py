@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.bottleneck import Meter, Meters, Step, device_meter
-from clipfleet.contract import REDIS_OUTPUT, Job, JobState, LabelSet, SourceDescription, Task
+from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState, LabelSet, SourceDescription, Task
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
-from clipfleet.ledger import Claim, JobStatus, Ledger, Retention
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, JobStatus, Ledger, Retention
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.redis import RedisOutput
-from clipfleet.redis_store import RedisStore
 from clipfleet.settings import Settings
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import claim, claim_finish

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
-from clipfleet_worker.embedded import valkey_binary
-from clipfleet_worker.embedded_server import free_port
+from clipfleet_worker.machine.embedded.server import free_port
+from clipfleet_worker.machine.embedded.valkey import valkey_binary
 from ops.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
 

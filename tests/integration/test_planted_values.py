@@ -11,16 +11,16 @@ from itertools import islice
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.bottleneck import NO_METERS, Meters
-from clipfleet.contract import JobState
-from clipfleet.errands import Errands
+from clipfleet.contract.bottleneck import NO_METERS, Meters
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
-from clipfleet.ledger import Claim, Draft, Ledger
-from clipfleet.ledger_values import WorkerFacts
-from clipfleet.redis_store import RedisStore
-from clipfleet_worker.errands import Announcer
+from clipfleet.ledger import keys
+from clipfleet.ledger.errands import Errands
+from clipfleet.ledger.jobs import Claim, Draft, Ledger
+from clipfleet.ledger.row_store import RedisStore
+from clipfleet.ledger.values import WorkerFacts
+from clipfleet_worker.finish.errands import Announcer
 from tests.support.ledger import (
     MODEL,
     add_job,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import QuotaExceededError, UsageError
-from clipfleet.ledger import Ledger, Quota
-from clipfleet.redis_connection import connect
-from clipfleet.redis_store import RedisStore
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger, Quota
+from clipfleet.ledger.row_store import RedisStore
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support import redis_rows

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import REDIS_OUTPUT, Job, JobState, SourceDescription
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState, SourceDescription
+from clipfleet.contract.parts import part_schema
 from clipfleet.errors import (
     OutputDamagedError,
     OutputUnavailableError,
@@ -23,18 +23,18 @@ from clipfleet.errors import (
     TooManyItemsError,
 )
 from clipfleet.hints import Hints
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import redis as redis_output
 from clipfleet.outputs.redis import RedisOutput
-from clipfleet.parts import part_schema
-from clipfleet.redis_results import RedisRows
-from clipfleet.redis_store import RedisStore
-from clipfleet.results import rows as rows_of
-from clipfleet.results import vectors as vectors_of
+from clipfleet.results.redis_rows import RedisRows
+from clipfleet.results.rows import rows as rows_of
+from clipfleet.results.rows import vectors as vectors_of
 from clipfleet.sources.batches import item_batch
-from clipfleet.staging import StagedReader
-from clipfleet.submission import Submission
-from clipfleet_worker.job_contexts import JobContexts
+from clipfleet.submit.staging import StagedReader
+from clipfleet.submit.submission import Submission
+from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import claim, make_job
 from tests.support.redis_rows import DIMENSION, bring, chunk_rows, complete, redis_job, submit_job

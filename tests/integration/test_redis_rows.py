@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import RedisUnavailableError, ResultsExpiredError
 from clipfleet.hints import Hints
-from clipfleet.ledger import Claim, Lease, Ledger, Retention, WorkerFacts
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, Lease, Ledger, Retention, WorkerFacts
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.redis import RedisOutput
-from clipfleet.redis_connection import connect
-from clipfleet.redis_results import RedisRows
-from clipfleet.redis_store import RedisStore
-from clipfleet.retry import Retry
+from clipfleet.redis.connection import connect
+from clipfleet.results.redis_rows import RedisRows
+from clipfleet.resume.retry import Retry
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import add_job, claim, let_leases_expire, new_token, server_now_ms, try_claim
 from tests.support.redis_rows import (

@@ -29,14 +29,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from clipfleet import keys
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.hints import Hints
-from clipfleet.ledger import Claim, Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.redis import RedisOutput
-from clipfleet.redis_results import RedisRows
-from clipfleet.redis_store import RedisStore
-from clipfleet.retry import Retry
+from clipfleet.results.redis_rows import RedisRows
+from clipfleet.resume.retry import Retry
 from clipfleet_worker.sinks import redis as redis_sink
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import (

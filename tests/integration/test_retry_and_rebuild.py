@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import redis
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import ErrorCode, JobState, PartFormat
+from clipfleet.contract.jobs import ErrorCode, JobState, PartFormat
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import (
     JobConflictError,
     JobNotFoundError,
@@ -22,7 +22,11 @@ from clipfleet.errors import (
     OutputDamagedError,
 )
 from clipfleet.hints import Hints
-from clipfleet.job_file import (
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.outputs import Output, open_output
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.job_file import (
     Generation,
     StagedFiles,
     StagedNote,
@@ -31,17 +35,13 @@ from clipfleet.job_file import (
     note_generation,
     staged_files,
 )
-from clipfleet.ledger import Claim, Ledger
-from clipfleet.outputs import Output, open_output
-from clipfleet.outputs.folder import FolderOutput
-from clipfleet.part_files import part_files
-from clipfleet.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.rebuild import Rebuild
-from clipfleet.retry import Retry, parts_in_place
+from clipfleet.parts import part_files
+from clipfleet.resume.rebuild import Rebuild
+from clipfleet.resume.retry import Retry, parts_in_place
 from clipfleet.settings import Settings
 from clipfleet.sources import open_source
-from clipfleet.staging import Stager
-from clipfleet.submission import Submission
+from clipfleet.submit.staging import Stager
+from clipfleet.submit.submission import Submission
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import claim_finish, let_back_offs_pass, make_job, server_now_ms, try_claim
 from tests.support.s3 import S3Bucket

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, NoCredentialsError
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
 from clipfleet.outputs.s3 import s3_output
-from clipfleet.s3 import make_client
+from clipfleet.s3.client import make_client
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 

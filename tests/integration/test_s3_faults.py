@@ -9,19 +9,20 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 import pytest
 
-from clipfleet import keys, results
-from clipfleet.contract import JobState, PartFormat
+from clipfleet.contract.jobs import JobState, PartFormat
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.hints import Hints
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs.s3 import S3Output, s3_output
-from clipfleet.part_files import part_files
-from clipfleet.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.results import PartRows
-from clipfleet.s3 import make_client
+from clipfleet.parts import part_files
+from clipfleet.results import rows as results
+from clipfleet.results.rows import PartRows
+from clipfleet.s3.client import make_client
 from clipfleet.sources import open_source
-from clipfleet.staging import StagedReader
-from clipfleet.submission import Submission
+from clipfleet.submit.staging import StagedReader
+from clipfleet.submit.submission import Submission
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job

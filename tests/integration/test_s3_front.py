@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from clipfleet.s3 import make_client
+from clipfleet.s3.client import make_client
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 

@@ -17,12 +17,12 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 from botocore.httpsession import URLLib3Session
 
-from clipfleet import keys
 from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError, UsageError
+from clipfleet.ledger import keys
 from clipfleet.outputs import open_output
 from clipfleet.outputs.s3 import S3Output, s3_output
-from clipfleet.s3 import make_client
-from clipfleet.s3_file import S3File
+from clipfleet.s3.client import make_client
+from clipfleet.s3.file import S3File
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.s3 import S3Bucket
 

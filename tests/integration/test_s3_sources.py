@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError, SourceUnavailableError
-from clipfleet.parts import INLINE_COLUMN
-from clipfleet.s3 import connect, make_client
+from clipfleet.s3.client import connect, make_client
 from clipfleet.sources import ReadOptions, open_source
-from clipfleet.submission import Contents
+from clipfleet.submit.submission import Contents
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.s3 import S3Fetcher
-from clipfleet_worker.fetch.s3_boto import S3Limits
+from clipfleet_worker.fetch.s3.boto import S3Limits
+from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
 from tests.support.pictures import encoded, picture
 from tests.support.s3 import S3Bucket
 from tests.support.shards import img2dataset_shard, tar_bytes

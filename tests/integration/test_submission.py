@@ -9,16 +9,16 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract import REDIS_OUTPUT, Job, JobState, SourceDescription
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState, SourceDescription
 from clipfleet.errors import JobConflictError, RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import Ledger
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import open_output, output_of
-from clipfleet.redis_store import RedisStore
 from clipfleet.sources import open_source
 from clipfleet.sources.batches import item_batch
-from clipfleet.staging import StagedReader
-from clipfleet.submission import Submission
+from clipfleet.submit.staging import StagedReader
+from clipfleet.submit.submission import Submission
 from tests.support.ledger import make_job, try_claim, work_off
 
 ITEMS = 300  # one per chunk, so they make two staged files

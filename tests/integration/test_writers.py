@@ -7,9 +7,9 @@ import time
 import pytest
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import JobState
-from clipfleet.ledger import Claim, Lease, Ledger
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, Lease, Ledger
 from tests.support.ledger import (
     add_job,
     claim,

@@ -208,8 +208,8 @@ class Cluster:
 
 def job_events(cluster: Cluster, job_id: str) -> Sequence[dict[str, str]]:
     """Completion events of a job."""
-    from clipfleet import keys
-    from clipfleet.redis_connection import connect
+    from clipfleet.ledger import keys
+    from clipfleet.redis.connection import connect
 
     with connect(cluster.server.url) as client:
         entries: Any = client.xrange(keys.EVENTS)

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from clipfleet.contract import Precision
+from clipfleet.contract.jobs import Precision
 from clipfleet.settings import checked
-from clipfleet_worker.backends import Backend, MakeBackend
-from clipfleet_worker.lifecycle import Worker
-from clipfleet_worker.logs import log_to_stderr
-from clipfleet_worker.model import LoadedModel, OnDevice, OnPixelSpec, load_model
+from clipfleet_worker.assembly.worker import Worker
+from clipfleet_worker.encode.backends import Backend, MakeBackend
+from clipfleet_worker.models.loaded import LoadedModel, OnDevice, OnPixelSpec, load_model
+from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.settings import WorkerSettings
 
 

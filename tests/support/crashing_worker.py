@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet.settings import checked
-from clipfleet_worker import leases, pipeline
-from clipfleet_worker.drain import end_process
-from clipfleet_worker.lifecycle import Worker
-from clipfleet_worker.logs import log_to_stderr
-from clipfleet_worker.model import load_model
+from clipfleet_worker.assembly.worker import Worker
+from clipfleet_worker.chunk import leases, pipeline
+from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.process.drain import end_process
+from clipfleet_worker.process.logs import log_to_stderr
+from clipfleet_worker.process.watchdog import Watchdog
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import Watchdog
 from ops.chaos.crash_points import CrashPoint, Reach, stand_in_worker
 from tests.support.crash_points import DiesAt, FreezesAt, HangsAt, Recorder
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from clipfleet_worker.backends.cuda_device import Pass
-from clipfleet_worker.backends.torch_backend import Forward
+from clipfleet_worker.encode.backends.cuda_device import Pass
+from clipfleet_worker.encode.backends.torch_backend import Forward
 
 
 class Schedule(Enum):

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipfleet.contract import DecodeRoute, Precision, short_hash
+from clipfleet.contract.jobs import DecodeRoute, Precision, short_hash
+from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.parts import PartCounts, PartIdentity
-from clipfleet_worker.backends import PendingFeatures, ReadyFeatures
-from clipfleet_worker.backends.certificate import Certificate
-from clipfleet_worker.decode import PixelSpec
+from clipfleet_worker.encode.backends import PendingFeatures, ReadyFeatures
+from clipfleet_worker.encode.backends.certificate import Certificate
+from clipfleet_worker.pixel_spec import PixelSpec
 from clipfleet_worker.sinks import OlderPart
 
 COLOURS = {

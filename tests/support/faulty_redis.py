@@ -17,12 +17,12 @@ from typing import Any, Self
 
 import redis
 
-from clipfleet import keys
 from clipfleet.client import Client, JobHandle, JobOptions
-from clipfleet.contract import JobState
-from clipfleet.redis_connection import connect
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
-from clipfleet_worker.embedded import EmbeddedValkey
+from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from ops.chaos.proxy import Proxy
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.http_site import HttpSite

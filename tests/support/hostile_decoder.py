@@ -12,9 +12,9 @@ from contextlib import suppress
 from enum import Enum
 from typing import NoReturn
 
-from clipfleet.contract import DecodeRoute
-from clipfleet_worker.decode import Decoder, Raster
-from clipfleet_worker.picture_sizes import Frame
+from clipfleet.contract.jobs import DecodeRoute
+from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.pixel_spec import InputSize
 
 _HOARD_BYTES = 10_000_000_000
 _STEP_BYTES = 1 << 26
@@ -41,7 +41,7 @@ class Deed(Enum):
 class HostileDecoder(Decoder):
     """Reads like its parent whatever has no mark."""
 
-    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
         """Do what the picture says first."""
         for deed, do in _DEEDS.items():
             if data.endswith(deed.value):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from clipfleet.settings import checked
-from clipfleet_worker.lifecycle import Worker
-from clipfleet_worker.logs import log_to_stderr
+from clipfleet_worker.assembly.worker import Worker
+from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.hostile_decoder import HostileDecoder
 

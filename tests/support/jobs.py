@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet import keys
-from clipfleet.contract import Job, JobState, LabelSet, Lane, SourceDescription, Task
-from clipfleet.ledger import Claim, FinishClaim, JobStatus
+from clipfleet.contract.jobs import Job, JobState, LabelSet, Lane, SourceDescription, Task
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, FinishClaim, JobStatus
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
-from clipfleet.staging import Stager
+from clipfleet.submit.staging import Stager
 
 JOB_ID = "20261124-3f9a1c2b7d4e"
 

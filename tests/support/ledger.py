@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import Job, Lane, SourceDescription, Task
-from clipfleet.ledger import Claim, FinishClaim, Ledger
+from clipfleet.contract.jobs import Job, Lane, SourceDescription, Task
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 
 MODEL = "demo"
 LANES = tuple(Lane)

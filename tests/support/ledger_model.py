@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from clipfleet.contract import Job, JobState, Lane
-from clipfleet.ledger import FINISH, Claim, Draft, FinishClaim, Lease
-from clipfleet.parts import PartCounts
+from clipfleet.contract.jobs import Job, JobState, Lane
+from clipfleet.contract.parts import PartCounts
+from clipfleet.ledger.jobs import FINISH, Claim, Draft, FinishClaim, Lease
 
 CLAIMABLE = (JobState.SUBMITTING, JobState.RUNNING)
 AGEING = 8

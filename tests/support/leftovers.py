@@ -8,12 +8,12 @@ from pathlib import Path
 
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import JobState, PartFormat, read_job
+from clipfleet.contract.jobs import JobState, PartFormat, read_job
 from clipfleet.errors import JobUnreadableError
+from clipfleet.ledger import keys
 from clipfleet.outputs import Output, open_output
-from clipfleet.redis_connection import connect
-from clipfleet.s3 import SCHEME
+from clipfleet.redis.connection import connect
+from clipfleet.s3.client import SCHEME
 from tests.support.ledger import keys_without_ttl
 
 MARK = "CLUSTER_OF_A_TEST"  # an environment variable that every process of a cluster inherits

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import redis
 
-from clipfleet import keys
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract import JobState, PartFormat
+from clipfleet.contract.jobs import JobState, PartFormat
 from clipfleet.job_handle import JobHandle
+from clipfleet.ledger import keys
 from clipfleet.outputs import open_output
 from tests.support.cluster import WorkerProcess
 from tests.support.waiting import wait_until

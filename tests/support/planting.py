@@ -16,14 +16,14 @@ from typing import Any
 
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import JobState
-from clipfleet.errands import Errands
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import ClipfleetError, RedisUnavailableError
-from clipfleet.ledger import Claim, Draft, FinishClaim, Lease, Ledger, Quota, WorkerFacts
+from clipfleet.ledger import keys
+from clipfleet.ledger.errands import Errands
+from clipfleet.ledger.jobs import Claim, Draft, FinishClaim, Lease, Ledger, Quota, WorkerFacts
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.redis import RedisOutput
-from clipfleet.redis_connection import connect
-from clipfleet.redis_store import RedisStore
+from clipfleet.redis.connection import connect
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support import redis_rows
 from tests.support.ledger import (

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import redis
 
-from clipfleet import keys
-from clipfleet.contract import REDIS_OUTPUT, Job
-from clipfleet.ledger import Claim, Ledger, Retention
-from clipfleet.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, Ledger, Retention
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import make_job
 

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet import keys
+from clipfleet.contract.parts import part_schema
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts import part_schema
 
 NO_ANSWER = {
     "error_code": None,

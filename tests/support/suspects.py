@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfleet import results
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.results import PartRows
+from clipfleet.results import rows as results
+from clipfleet.results.rows import PartRows
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.hostile_decoder import Deed
 from tests.support.pictures import encoded, picture

@@ -13,14 +13,14 @@ from typing import cast
 
 import numpy as np
 
-from clipfleet.contract import DecodeRoute
+from clipfleet.contract.jobs import DecodeRoute
 from clipfleet.settings import checked
-from clipfleet_worker.decode import Decoder, Raster
-from clipfleet_worker.drain import end_process
-from clipfleet_worker.lifecycle import Worker
-from clipfleet_worker.logs import log_to_stderr
-from clipfleet_worker.model import LoadedModel
-from clipfleet_worker.picture_sizes import Frame
+from clipfleet_worker.assembly.worker import Worker
+from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.pixel_spec import InputSize
+from clipfleet_worker.process.drain import end_process
+from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.settings import WorkerSettings
 from ops.chaos.crash_points import CrashPoint, stand_in_worker
 from tests.support.fake_encoder import FakeEncoder
@@ -34,7 +34,7 @@ _WRITE_SECONDS = 1.0
 class SlowDecoder(Decoder):
     """Takes its time for pictures with the mark."""
 
-    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
         if data.endswith(SLOW_TO_DECODE):
             time.sleep(_DECODE_SECONDS)
         return super().read(data, frame, route)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from clipfleet_worker.up import Up
+from clipfleet_worker.machine.up import Up
 
 if __name__ == "__main__":
     directory, *program = sys.argv[1:]

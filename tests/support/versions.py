@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from clipfleet import lua_scripts, versions
+from clipfleet.contract import versions
+from clipfleet.ledger import scripts as lua_scripts
 
 
 def become(version: int) -> None:
@@ -23,9 +24,9 @@ def become(version: int) -> None:
 
 def run_worker() -> None:
     from clipfleet.settings import checked
-    from clipfleet_worker.drain import end_process
-    from clipfleet_worker.lifecycle import Worker
-    from clipfleet_worker.logs import log_to_stderr
+    from clipfleet_worker.assembly.worker import Worker
+    from clipfleet_worker.process.drain import end_process
+    from clipfleet_worker.process.logs import log_to_stderr
     from clipfleet_worker.settings import WorkerSettings
 
     log_to_stderr()

@@ -11,7 +11,7 @@ _POLL_SECONDS = 0.02
 Found = TypeVar("Found")
 
 
-def wait_until(predicate: Callable[[], Found], description: str, seconds: float = 10.0) -> Found:
+def wait_until(predicate: Callable[[], Found], description: str, seconds: float = 60.0) -> Found:
     """Ask again and again until the answer is true (or anything truthy), and return that answer.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def watcher_of(worker_pid: int) -> int:
     """Its process id."""
-    wanted = f"_standstill_child.py\0{worker_pid}\0".encode()
+    wanted = f"standstill_child.py\0{worker_pid}\0".encode()
     found = [
         int(folder.name) for folder in Path("/proc").glob("[0-9]*") if wanted in _read(folder / "cmdline")
     ]

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
+from clipfleet_worker.fetch.http.address_guard import AddressGuard, AddressRefusedError
 
 PUBLIC = [
     "1.1.1.1",

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clipfleet.contract import ErrorCode, ItemError, Lane, Precision
-from clipfleet_worker import batches
-from clipfleet_worker.backends import PendingFeatures
-from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.batches import Batch, ItemSlice, Segment
+from clipfleet.contract.jobs import ErrorCode, ItemError, Lane, Precision
+from clipfleet_worker.encode import batches
+from clipfleet_worker.encode.backends import PendingFeatures
+from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
+from clipfleet_worker.encode.batches import Batch, ItemSlice, Segment
 from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS, Pulse
+from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Pulse
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
 from tests.support.fake_encoder import FakeEncoder
 from tests.support.waiting import wait_until

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.bottleneck import NO_METERS, Limit, Meter, Meters, Stage, Step, device_meter, limit_of
+from clipfleet.contract.bottleneck import NO_METERS, Limit, Meter, Meters, Stage, Step, device_meter, limit_of
 from tests.support.jobs import make_status
 
 # Ten chunks of 512 items, each in a worker's hands for ten seconds; two decode threads, one device.

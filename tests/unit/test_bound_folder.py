@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import BoundFolderOutput, FolderOutput
 
 SECRET = b"secret"

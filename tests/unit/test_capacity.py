@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from clipfleet.contract import Lane
-from clipfleet_worker.capacity import OpenItems, WaitingBytes
+from clipfleet.contract.jobs import Lane
+from clipfleet_worker.chunk.open_items import OpenItems
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition
 
 ALL = tuple(Lane)

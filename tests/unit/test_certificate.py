@@ -22,25 +22,25 @@ import torch
 from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
-from clipfleet.contract import DEMO_MODEL, Lane, Precision
-from clipfleet_worker.backends import Backend, MakeBackend, Towers
-from clipfleet_worker.backends.certificate import GRAPH, PLAIN, Canaries, Certificate, Way
-from clipfleet_worker.backends.cuda_backend import CudaBackend
-from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.canary_watch import CanaryWatch, DeviceBroken
-from clipfleet_worker.counts import BusyMeter
-from clipfleet_worker.device_set_up import DeviceSetUp
+from clipfleet.contract.jobs import DEMO_MODEL, Lane, Precision
+from clipfleet_worker.assembly.device import DeviceSetUp
+from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.doctor import Finding, Level
 from clipfleet_worker.doctor.model_check import model_findings
+from clipfleet_worker.encode.backends import Backend, MakeBackend, Towers
+from clipfleet_worker.encode.backends.certificate import GRAPH, PLAIN, Canaries, Certificate, Way
+from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
+from clipfleet_worker.encode.backends.torch_backend import TorchBackend
+from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
+from clipfleet_worker.encode.batches import ItemSlice
+from clipfleet_worker.encode.kept_arrays import cache_folder, keep
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
-from clipfleet_worker.kept_arrays import cache_folder, keep
-from clipfleet_worker.lifecycle import Worker
-from clipfleet_worker.model import LoadedModel, load_model
-from clipfleet_worker.model_files import ModelFiles, fetch_files
-from clipfleet_worker.models import Models
+from clipfleet_worker.models.cache import Models
+from clipfleet_worker.models.canary_watch import CanaryWatch, DeviceBroken
+from clipfleet_worker.models.files import ModelFiles, fetch_files
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.doubles import PATIENCE_SECONDS, Clock
 from tests.support.fake_device import FakeDevice
@@ -67,7 +67,7 @@ class Ticks:
 @pytest.fixture(autouse=True)
 def _own_cache_and_short_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("clipfleet_worker.backends.certificate._TIMED_BATCHES", 3)
+    monkeypatch.setattr("clipfleet_worker.encode.backends.certificate._TIMED_BATCHES", 3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,7 +77,7 @@ def _own_cache_and_short_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     ticks = Ticks()
-    monkeypatch.setattr("clipfleet_worker.backends.certificate.perf_counter", ticks)
+    monkeypatch.setattr("clipfleet_worker.encode.backends.certificate.perf_counter", ticks)
     return ticks
 
 
@@ -258,9 +258,9 @@ class TestWays:
         self, monkeypatch: pytest.MonkeyPatch, seconds: float, timed: int
     ) -> None:
         # The thread of the device does nothing else meanwhile.
-        monkeypatch.setattr("clipfleet_worker.backends.certificate._TIMED_BATCHES", 10)
+        monkeypatch.setattr("clipfleet_worker.encode.backends.certificate._TIMED_BATCHES", 10)
         ticks = Ticks()
-        monkeypatch.setattr("clipfleet_worker.backends.certificate.perf_counter", lambda: ticks.now)
+        monkeypatch.setattr("clipfleet_worker.encode.backends.certificate.perf_counter", lambda: ticks.now)
         gpu = Gpu(ticks)
         whole: list[bool] = []
         begin = CudaBackend.begin_images
@@ -322,7 +322,7 @@ class TestPlain:
     def test_a_precision_that_is_off_falls_to_fp32(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
         announced: list[object] = []
         make = spoilt("rotated", Precision.BF16)
 
@@ -342,7 +342,7 @@ class TestPlain:
         self, kind: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         # Given what a processor does not compute in a precision: a thread that ends with it ends the process
-        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
 
         def fail(features: torch.Tensor) -> torch.Tensor:
             raise kind("not implemented for 'BFloat16'")
@@ -368,7 +368,7 @@ class TestPlain:
     def test_what_no_model_is_to_blame_for_stays_what_it_is(
         self, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
 
         def fail(_: object) -> None:
             raise error
@@ -380,7 +380,7 @@ class TestPlain:
     def test_one_that_is_refused_is_freed_before_anything_else_is_loaded(
         self, precision: Precision, monkeypatch: pytest.MonkeyPatch, batcher: Batcher
     ) -> None:
-        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
         made: list[weakref.ref[Backend]] = []
 
         def make(towers: Towers, device: str) -> Backend:
@@ -395,7 +395,7 @@ class TestPlain:
             all_are_freed()
             return fetch_files(name)
 
-        monkeypatch.setattr("clipfleet_worker.model.fetch_files", fetch)
+        monkeypatch.setattr("clipfleet_worker.models.loaded.fetch_files", fetch)
         on_device = partial(batcher.call, lane=Lane.HIGH)
         gc.disable()
         try:
@@ -492,9 +492,9 @@ class TestWhatIsKept:
     @pytest.mark.parametrize(
         ("where", "value"),
         [
-            ("clipfleet_worker.model.__version__", "9"),
+            ("clipfleet_worker.models.loaded.__version__", "9"),
             ("torch.__version__", "9.0.0"),
-            ("clipfleet_worker.backends.certificate.cpu_name", lambda: "another"),
+            ("clipfleet_worker.encode.backends.certificate.cpu_name", lambda: "another"),
         ],
         ids=["clipfleet", "torch", "CPU"],
     )
@@ -525,7 +525,7 @@ class TestWhatIsKept:
             }[kind]
             wrong = {name: spoil(right[name]).numpy() for name in ("images", "texts")}
             with monkeypatch.context() as patch:
-                patch.setattr("clipfleet_worker.kept_arrays.kept_file", lambda *_: file)
+                patch.setattr("clipfleet_worker.encode.kept_arrays.kept_file", lambda *_: file)
                 keep("canaries", [], wrong)
 
         for _ in range(2):
@@ -671,7 +671,7 @@ class TestDoctor:
     def test_it_loads_with_the_threads_of_a_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # With others OpenVINO would compile anew, and what the worker has kept would be pushed out.
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        monkeypatch.setattr("clipfleet_worker.cores.processors", lambda: 3)
+        monkeypatch.setattr("clipfleet_worker.process.cores.processors", lambda: 3)
         threads: list[int] = []
 
         def make(towers: Towers, device: str) -> Backend:
@@ -698,7 +698,7 @@ class TestDoctor:
         assert "off in fp32" in found.what and "models pull" in found.remedy
 
     def test_a_precision_that_is_off_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_worker.device._cpu_has_bf16", lambda: True)
+        monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
 
         found = self.findings(monkeypatch, spoilt("rotated", Precision.BF16), Precision.AUTO)
 

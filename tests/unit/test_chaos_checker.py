@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 from ops.chaos.changes import Act, Change, wrong_changes
 from ops.chaos.checker import (
     Attempts,

@@ -51,7 +51,7 @@ def test_a_copy_of_the_product_has_the_fault(tmp_path: Path) -> None:
     (mutant,) = (mutant for mutant in MUTANTS if mutant.name == "sink-drops-the-last-row")
     copy_product(tmp_path / "copy", mutant)
 
-    assert "[:-1]" in (tmp_path / "copy/worker/clipfleet_worker/pipeline.py").read_text()
+    assert "[:-1]" in (tmp_path / "copy/worker/clipfleet_worker/chunk/pipeline.py").read_text()
     assert (tmp_path / "copy/producer/clipfleet/client.py").exists()
 
 

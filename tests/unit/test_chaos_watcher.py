@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
 from ops.chaos.changes import Act, Change
 from ops.chaos.watcher import FolderWatcher

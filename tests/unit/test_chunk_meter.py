@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
-from clipfleet.bottleneck import Meter, Meters, Step
-from clipfleet_worker.chunk_meter import StagesBusy, chunk_meters
-from clipfleet_worker.counts import BusyMeter
-from clipfleet_worker.model import LoadedModel
+from clipfleet.contract.bottleneck import Meter, Meters, Step
+from clipfleet_worker.chunk.meter import StagesBusy, chunk_meters
+from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.process.counts import BusyMeter
 from tests.support.doubles import Clock
 from tests.support.fake_encoder import FakeEncoder
 

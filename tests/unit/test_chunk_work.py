@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from clipfleet.contract.parts import part_schema
 from clipfleet.errors import OutputConflictError
-from clipfleet.json_rows import as_json
-from clipfleet.parts import part_schema
-from clipfleet_worker.chunk_work import chunk_work
+from clipfleet.parts.json_rows import as_json
+from clipfleet_worker.chunk.work import chunk_work
 from clipfleet_worker.sinks import OlderPart
 
 ITEMS = pa.table({"item_index": [10, 11, 12, 13], "uri": ["/a", "/b", "/c", "/d"]})

@@ -9,13 +9,13 @@ from typing import cast
 
 import pytest
 
-from clipfleet.contract import Lane
+from clipfleet.contract.jobs import Lane
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger import Claim, Ledger
-from clipfleet_worker import claims as claims_module
-from clipfleet_worker.capacity import OpenItems
-from clipfleet_worker.claims import Claims, ShunnedJobs
-from clipfleet_worker.models import Models
+from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet_worker.chunk import claims as claims_module
+from clipfleet_worker.chunk.claims import Claims, ShunnedJobs
+from clipfleet_worker.chunk.open_items import OpenItems
+from clipfleet_worker.models.cache import Models
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
 from tests.support.jobs import make_claim
 

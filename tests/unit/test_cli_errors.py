@@ -15,7 +15,7 @@ import typer
 import clipfleet
 from clipfleet import client
 from clipfleet import commands as cli
-from clipfleet.contract import Job, JobState
+from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import (
     ClipfleetError,
     JobNotFoundError,
@@ -25,10 +25,10 @@ from clipfleet.errors import (
     UsageError,
     WorldError,
 )
-from clipfleet.ledger import JobStatus
-from clipfleet_worker import cli as worker_cli
-from clipfleet_worker.process_plan import WorkerShare
-from clipfleet_worker.up import Up
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet_worker.cli import commands as worker_cli
+from clipfleet_worker.machine.plan import WorkerShare
+from clipfleet_worker.machine.up import Up
 from tests.support.jobs import make_status
 
 PROGRAMS = {"clipfleet": cli, "clipfleet-worker": worker_cli}

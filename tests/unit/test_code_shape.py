@@ -18,15 +18,15 @@ BROAD = {"Exception", "BaseException"}
 
 # The task boundary: the one place that catches everything and goes on.
 MAY_SWALLOW = {
-    ("clipfleet_worker/tasks.py", "work"),
-    ("clipfleet_worker/tasks.py", "_work"),
-    ("clipfleet_worker/tasks.py", "finish_job"),
+    ("clipfleet_worker/hints/tasks.py", "work"),
+    ("clipfleet_worker/hints/tasks.py", "_work"),
+    ("clipfleet_worker/hints/tasks.py", "finish_job"),
 }
 
 
 @dataclass(frozen=True)
 class Module:
-    name: str  # clipfleet/ledger.py
+    name: str  # clipfleet/ledger/jobs.py
     tree: ast.Module
 
     def __str__(self) -> str:
@@ -172,7 +172,7 @@ class TestProducer:
 
 def test_one_module_knows_open_clip() -> None:
     assert [str(module) for module in ALL if "open_clip" in set(imported(module.tree))] == [
-        "clipfleet_worker/open_clip_models.py"
+        "clipfleet_worker/models/open_clip_models.py"
     ]
 
 

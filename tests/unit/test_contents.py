@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clipfleet.parts import INLINE_COLUMN, VERSION_COLUMN
+from clipfleet.contract.parts import INLINE_COLUMN, VERSION_COLUMN
 from clipfleet.sources.batches import item_batch
-from clipfleet.submission import Contents
+from clipfleet.submit.submission import Contents
 
 URIS = ["https://example.org/a.jpg", "https://example.org/b.jpg", "https://example.org/c.jpg"]
 

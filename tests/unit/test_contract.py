@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from clipfleet.contract import (
+from clipfleet.contract.jobs import (
     DEFAULT_TEMPLATE,
     JOB_ID_PATTERN,
     MAX_CHUNK_SIZE,
@@ -31,8 +31,7 @@ from clipfleet.contract import (
     read_job,
     short_hash,
 )
-from clipfleet.errors import JobUnreadableError, UsageError
-from clipfleet.parts import (
+from clipfleet.contract.parts import (
     PART_COLUMNS,
     PartCounts,
     PartIdentity,
@@ -41,7 +40,8 @@ from clipfleet.parts import (
     part_schema,
     read_part_footer,
 )
-from clipfleet.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
+from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
+from clipfleet.errors import JobUnreadableError, UsageError
 from tests.support.jobs import make_job
 
 NO_IDENTITY = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet_worker.cores import processors
+from clipfleet_worker.process.cores import processors
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from clipfleet_worker import cores
-from clipfleet_worker.cores import decode_threads, forward_threads, set_forward_threads
+from clipfleet_worker.process import cores
+from clipfleet_worker.process.cores import decode_threads, forward_threads, set_forward_threads
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipfleet_worker.counts import Busy, BusyMeter
+from clipfleet_worker.process.counts import Busy, BusyMeter
 from tests.support.doubles import Clock
 
 

@@ -15,13 +15,13 @@ import open_clip
 import pytest
 import torch
 
-from clipfleet.contract import Precision
+from clipfleet.contract.jobs import Precision
 from clipfleet.errors import UsageError
-from clipfleet_worker.backends import Towers, cpu_backends
-from clipfleet_worker.backends.attention import DirectAttention, keep_batch_first
-from clipfleet_worker.backends.openvino_backend import CompiledTower, Unconvertible
-from clipfleet_worker.backends.side_by_side import SideBySideBackend
-from clipfleet_worker.backends.torch_backend import TorchBackend
+from clipfleet_worker.encode.backends import Towers, cpu_backends
+from clipfleet_worker.encode.backends.attention import DirectAttention, keep_batch_first
+from clipfleet_worker.encode.backends.openvino_backend import CompiledTower, Unconvertible
+from clipfleet_worker.encode.backends.side_by_side import SideBySideBackend
+from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from tests.support.fake_encoder import FakeEncoder
 from tests.unit.test_model import TinyModule, tokenizer
 
@@ -130,7 +130,7 @@ def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     """By itself it would send its makers a message for each import, and leave an id in the home folder."""
     code = """
 import sys
-from clipfleet_worker.backends.openvino_backend import openvino_module
+from clipfleet_worker.encode.backends.openvino_backend import openvino_module
 openvino_module().convert_model
 assert sys.modules["openvino_telemetry"] is None
 """

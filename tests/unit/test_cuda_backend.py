@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract import DEMO_MODEL, Lane, Precision
-from clipfleet_worker.backends import PendingFeatures, Towers
-from clipfleet_worker.backends.certificate import GRAPH, PLAIN
-from clipfleet_worker.backends.cuda_backend import CudaBackend
-from clipfleet_worker.backends.cuda_device import CudaDevice, why_no_graphs
-from clipfleet_worker.backends.pixel_ring import PixelRing
-from clipfleet_worker.batcher import Batcher
-from clipfleet_worker.batches import ItemSlice
-from clipfleet_worker.kept_arrays import keep
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DEMO_MODEL, Lane, Precision
+from clipfleet_worker.encode.backends import PendingFeatures, Towers
+from clipfleet_worker.encode.backends.certificate import GRAPH, PLAIN
+from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
+from clipfleet_worker.encode.backends.cuda_device import CudaDevice, why_no_graphs
+from clipfleet_worker.encode.backends.pixel_ring import PixelRing
+from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.encode.batches import ItemSlice
+from clipfleet_worker.encode.kept_arrays import keep
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.fake_device import FakeDevice, Schedule
 from tests.support.fake_encoder import FakeEncoder
@@ -192,7 +192,7 @@ def refuses(largest: int, refused: list[int] | None = None) -> Callable[[Work], 
 class TestMemory:
     @pytest.fixture
     def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_worker.backends.cuda_backend._FIRST_PATIENCE", 4)
+        monkeypatch.setattr("clipfleet_worker.encode.backends.cuda_backend._FIRST_PATIENCE", 4)
 
     def test_what_was_too_much_is_free_before_less_is_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # An exception holds on to the variables of the functions that it came through.

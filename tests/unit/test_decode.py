@@ -22,9 +22,10 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from clipfleet.contract import DecodeRoute, ErrorCode, ItemError
-from clipfleet_worker.decode import DecodedImage, Decoder, PixelSpec
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError
+from clipfleet_worker.decode.decoder import DecodedImage, Decoder
 from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.pixel_spec import PixelSpec
 from tests.support.pictures import encoded, gradient, photo, picture, shapes
 
 FAST, EXACT = DecodeRoute.FAST, DecodeRoute.EXACT

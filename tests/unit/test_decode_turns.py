@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from clipfleet_worker.cores import SMALL_PICTURE_SECONDS
-from clipfleet_worker.decode_turns import DecodeTurns
+from clipfleet_worker.decode.turns import DecodeTurns
+from clipfleet_worker.process.cores import SMALL_PICTURE_SECONDS
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 
 SMALL = SMALL_PICTURE_SECONDS / 2

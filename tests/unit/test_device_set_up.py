@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipfleet_worker import device as device_module
-from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.device_set_up import make_device_set_up
+from clipfleet_worker.assembly.device import make_device_set_up
+from clipfleet_worker.encode.backends.torch_backend import TorchBackend
+from clipfleet_worker.process import device as device_module
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.fake_device import FakeDevice
 from tests.unit.test_cpu_backends import towers_of
@@ -41,7 +41,7 @@ def test_on_a_gpu_passes_are_larger_and_models_share_the_device(
         made.append(name)
         return FakeDevice()
 
-    monkeypatch.setattr("clipfleet_worker.backends.cuda_device.CudaDevice", make_device)
+    monkeypatch.setattr("clipfleet_worker.encode.backends.cuda_device.CudaDevice", make_device)
     found = make_device_set_up(settings(device="cuda"))
 
     backends = [found.make_backend(towers(), found.name) for _ in range(2)]

@@ -16,9 +16,9 @@ import typer
 import yaml
 
 from clipfleet import commands as producer_cli
-from clipfleet_worker import cli as worker_cli
-from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
-from clipfleet_worker.metrics.process import WORKER_FAMILIES
+from clipfleet_worker.cli import commands as worker_cli
+from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
+from clipfleet_worker.status.metrics.process import WORKER_FAMILIES
 from tests.support.documents import ROOT, blocks, documents
 
 PROGRAMS: dict[str, Any] = {

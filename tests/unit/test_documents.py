@@ -15,13 +15,13 @@ import typer
 from pydantic.fields import FieldInfo
 
 from clipfleet import commands as producer_cli
-from clipfleet import program
 from clipfleet.commands import following
-from clipfleet.contract import ErrorCode
-from clipfleet.parts import PART_COLUMNS
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.settings import Settings
-from clipfleet_worker import cli as worker_cli
-from clipfleet_worker.decode import ALLOWED_FORMATS
+from clipfleet.terminal import program
+from clipfleet_worker.cli import commands as worker_cli
+from clipfleet_worker.decode.decoder import ALLOWED_FORMATS
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import README, ROOT, documents, repository_files, table
 

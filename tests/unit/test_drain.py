@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from clipfleet_worker.drain import Drain
-from clipfleet_worker.watchdog import Pulse
+from clipfleet_worker.process.drain import Drain
+from clipfleet_worker.process.watchdog import Pulse
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.waiting import wait_until
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from clipfleet.errors import RedisUnavailableError
-from clipfleet_worker.metrics.ledger import hasty_ledger
+from clipfleet_worker.status.metrics.ledger import hasty_ledger
 
 
 def test_a_redis_that_hangs_up_is_asked_once_for_a_scrape() -> None:

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import JobState, LabelSet, SourceDescription, Task
+from clipfleet.contract.jobs import JobState, LabelSet, SourceDescription, Task
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
-from clipfleet.ledger_values import EarlyEnd
+from clipfleet.ledger import keys
+from clipfleet.ledger.values import EarlyEnd
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.results import PartRows
+from clipfleet.results.rows import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
@@ -177,7 +177,7 @@ class TestClipRetrieval:
     def test_many_small_parts_make_few_row_groups(
         self, output: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("clipfleet.result_formats._GROUP_ROWS", 8)
+        monkeypatch.setattr("clipfleet.results.formats._GROUP_ROWS", 8)
         vectors = np.random.default_rng(5).standard_normal((30, 2)).astype(np.float16)
         for chunk in range(10):
             indexes = range(3 * chunk, 3 * chunk + 3)
@@ -207,7 +207,7 @@ class TestClipRetrieval:
             "import pathlib, sys; sys.modules['numpy'] = None\n"
             "from clipfleet.exports import Layout, export\n"
             "from clipfleet.outputs.folder import FolderOutput\n"
-            "from clipfleet.results import PartRows\n"
+            "from clipfleet.results.rows import PartRows\n"
             "source, to = map(pathlib.Path, sys.argv[1:])\n"
             "print(export(PartRows(FolderOutput(source)), Layout.CLIP_RETRIEVAL, to).rows)\n"
         )

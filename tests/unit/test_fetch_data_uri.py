@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.routes import read_data_uri
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.file import FileFetcher, path_of
 

@@ -9,18 +9,18 @@ from contextlib import suppress
 
 import pytest
 
-from clipfleet.bottleneck import Meter
-from clipfleet.contract import ErrorCode, Lane
+from clipfleet.contract.bottleneck import Meter
+from clipfleet.contract.jobs import ErrorCode, Lane
 from clipfleet.errors import SourceUnavailableError
-from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.fetch import loop as loop_module
-from clipfleet_worker.fetch.host_turns import HostTurns
+from clipfleet_worker.fetch.http.host_turns import HostTurns
 from clipfleet_worker.fetch.lane_turns import LaneTurns
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.retrying import ChunkTime
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.watchdog import Pulse
+from clipfleet_worker.process.watchdog import Pulse
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 from tests.support.waiting import wait_until
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch import scheme_of
 from clipfleet_worker.fetch.routes import Routes

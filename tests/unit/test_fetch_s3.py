@@ -23,15 +23,15 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from clipfleet.contract import ErrorCode, Lane
+from clipfleet.contract.jobs import ErrorCode, Lane
+from clipfleet.contract.tar_member import TarMember
 from clipfleet.errors import SourceUnavailableError, UsageError
-from clipfleet.s3 import S3Connection
-from clipfleet.tar_member import TarMember
+from clipfleet.s3.client import S3Connection
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.lane_turns import tell_lane
-from clipfleet_worker.fetch.s3 import S3Fetcher
-from clipfleet_worker.fetch.s3_boto import S3Limits
+from clipfleet_worker.fetch.s3.boto import S3Limits
+from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
 from tests.support.doubles import Clock
 
 MAX_BYTES = 3_000_000

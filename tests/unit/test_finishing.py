@@ -11,17 +11,17 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import Job, JobState
+from clipfleet.contract.jobs import Job, JobState
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.ledger import FINISH, FinishClaim, JobStatus, Lease, Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
-from clipfleet.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.staging import StagedReader
+from clipfleet.submit.staging import StagedReader
+from clipfleet_worker.chunk.job_contexts import JobContext
+from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.finishing import Finisher
-from clipfleet_worker.job_contexts import JobContext
-from clipfleet_worker.leases import HeldLease
+from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import JOB_ID, FullDisk, make_finish_claim, make_job, make_status
 

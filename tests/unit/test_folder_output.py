@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
 from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError
+from clipfleet.ledger import keys
 from clipfleet.outputs import folder
 from clipfleet.outputs.folder import FolderOutput, output_errors
 

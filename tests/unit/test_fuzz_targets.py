@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipfleet.versions import SCHEMA_VERSION
+from clipfleet.contract.versions import SCHEMA_VERSION
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS, worker_targets
 from tests.support.shards import tar_bytes

@@ -13,13 +13,13 @@ from urllib.request import Request, urlopen
 import pytest
 
 from clipfleet.errors import UsageError
-from clipfleet.ledger import Lease, Ledger
-from clipfleet_worker.background import Reachability
-from clipfleet_worker.claims import Claims
-from clipfleet_worker.health import Health, health_pages
-from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.status_server import Page, StatusServer
-from clipfleet_worker.watchdog import Watchdog
+from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.leases import LeaseKeeper
+from clipfleet_worker.process.reconciler import Reachability
+from clipfleet_worker.process.watchdog import Watchdog
+from clipfleet_worker.status.health import Health, health_pages
+from clipfleet_worker.status.server import Page, StatusServer
 from tests.support.doubles import Clock
 
 

@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 from kombu.utils.json import loads
 
-from clipfleet import keys
 from clipfleet.hints import Hints, make_app
-from clipfleet_worker.hint_guard import HintGuard, problem_of
+from clipfleet.ledger import keys
+from clipfleet_worker.hints.guard import HintGuard, problem_of
 from tests.support.doubles import Clock
 
 

@@ -12,8 +12,8 @@ from amqp.exceptions import AccessRefused
 from celery import Celery
 from kombu.exceptions import ConnectionLimitExceeded, OperationalError
 
-from clipfleet import keys
 from clipfleet.hints import Hints, make_app
+from clipfleet.ledger import keys
 
 URL = "redis://:s3cret@broker:6379/1"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure, WorkerShortageError
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from tests.support.doubles import Clock

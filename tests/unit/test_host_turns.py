@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from clipfleet_worker.fetch.host_turns import HostTurns, tell_waits
+from clipfleet_worker.fetch.http.host_turns import HostTurns, tell_waits
 from tests.support.doubles import Clock
 from tests.support.scenarios import run, settle
 

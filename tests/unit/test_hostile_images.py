@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfleet.contract import DecodeRoute, ErrorCode
-from clipfleet_worker.decode import WEBP_PIXEL_BYTES, Decoder, PixelSpec
-from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.image_outline import (
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet_worker.decode.decoder import WEBP_PIXEL_BYTES, Decoder
+from clipfleet_worker.decode.outline import (
     DEFAULT_MAX_DECODE_BYTES,
     MAX_PIECES,
     MAX_SCANS,
@@ -30,6 +29,8 @@ from clipfleet_worker.image_outline import (
     jpeg_coefficient_bytes,
     webp_size,
 )
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.pixel_spec import PixelSpec
 from tests.fuzz.images import image_seeds
 from tests.fuzz.mutations import mutated
 from tests.support.hostile_files import (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import TransientFailure
-from clipfleet_worker.fetch.http_failures import failure_of_status, retry_after_seconds
+from clipfleet_worker.fetch.http.failures import failure_of_status, retry_after_seconds
 
 NOW = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
 

@@ -8,9 +8,9 @@ import socket
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from clipfleet_worker.fetch import http_resolver
-from clipfleet_worker.fetch.address_guard import AddressGuard, AddressRefusedError
-from clipfleet_worker.fetch.http_resolver import GuardedResolver
+from clipfleet_worker.fetch.http import resolver as http_resolver
+from clipfleet_worker.fetch.http.address_guard import AddressGuard, AddressRefusedError
+from clipfleet_worker.fetch.http.resolver import GuardedResolver
 
 
 class Names(AbstractResolver):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.fetch.http_target import next_target, target_of
+from clipfleet_worker.fetch.http.target import next_target, target_of
 
 NASTY = st.text(alphabet=st.sampled_from(list("htps:/?#@[]%.\\ \n\t\0aA1é①\u202e\ud800\udce4")), max_size=40)
 

@@ -9,9 +9,9 @@ import zipfile
 import pytest
 from PIL import features
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet_worker.decode.formats import ALLOWED_FORMATS, allowed_format, is_baseline_jpeg, is_png
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.image_format import ALLOWED_FORMATS, allowed_format, is_baseline_jpeg, is_png
 from tests.support.pictures import encoded, picture
 
 IMAGE = picture(1, 40, 30)

@@ -71,7 +71,7 @@ def python(
 RUN_ALL = """
 import contextlib, importlib, io, json, sys
 program, lines = json.loads(sys.argv[1])
-modules = {"clipfleet": "clipfleet.commands", "clipfleet-worker": "clipfleet_worker.cli"}
+modules = {"clipfleet": "clipfleet.commands", "clipfleet-worker": "clipfleet_worker.cli.commands"}
 main = importlib.import_module(modules[program]).main
 answers = []
 for words in lines:
@@ -123,7 +123,7 @@ class TestProducer:
         )
 
         assert result.returncode == 0, result.stderr
-        assert {"clipfleet.commands", "clipfleet.client", "clipfleet.results"} <= set(
+        assert {"clipfleet.commands", "clipfleet.client", "clipfleet.results.rows"} <= set(
             json.loads(result.stdout)["imported"]
         )
 

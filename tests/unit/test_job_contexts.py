@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import REDIS_OUTPUT, Job, read_job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, read_job
 from clipfleet.errors import (
     JobNotFoundError,
     JobUnreadableError,
@@ -20,12 +19,13 @@ from clipfleet.errors import (
     OutputUnreachableError,
     RedisUnavailableError,
 )
-from clipfleet.ledger import Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.redis import RedisOutput
-from clipfleet.redis_store import RedisStore
-from clipfleet_worker import job_contexts
-from clipfleet_worker.job_contexts import JobContexts
+from clipfleet_worker.chunk import job_contexts
+from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.doubles import PATIENCE_SECONDS, InThread

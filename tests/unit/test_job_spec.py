@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract import DecodeRoute, Lane, PartFormat, Precision
+from clipfleet.contract.jobs import DecodeRoute, Lane, PartFormat, Precision
 from clipfleet.errors import UsageError
-from clipfleet.job_options import JobOptions, JobSpec, read_job_spec
+from clipfleet.submit.options import JobOptions, JobSpec, read_job_spec
 
 FULL = """\
 source: photos/list.csv

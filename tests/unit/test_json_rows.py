@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.json_rows import as_json, from_json, inferred_schema, json_line, json_lines, json_schema
-from clipfleet.parts import part_schema
+from clipfleet.contract.parts import part_schema
+from clipfleet.parts.json_rows import as_json, from_json, inferred_schema, json_line, json_lines, json_schema
 
 MOMENT = datetime(2026, 11, 24, 12, 30, 15, 250_000, tzinfo=UTC)
 

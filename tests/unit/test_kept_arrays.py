@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipfleet_worker.kept_arrays import cache_folder, forget, keep, kept_file, recall
+from clipfleet_worker.encode.kept_arrays import cache_folder, forget, keep, kept_file, recall
 
 A, B, C = (["of", name] for name in "abc")
 VALUES = {"x": np.arange(3), "y": np.eye(2, dtype=np.float32)}

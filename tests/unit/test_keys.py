@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import PartFormat
-from clipfleet.errands import _SCRIPTS as ERRAND_SCRIPTS
-from clipfleet.ledger import _SCRIPTS as LEDGER_SCRIPTS
-from clipfleet.redis_store import _SCRIPTS as STORE_SCRIPTS
+from clipfleet.contract.jobs import PartFormat
+from clipfleet.ledger import keys
+from clipfleet.ledger.errands import _SCRIPTS as ERRAND_SCRIPTS
+from clipfleet.ledger.jobs import _SCRIPTS as LEDGER_SCRIPTS
+from clipfleet.ledger.row_store import _SCRIPTS as STORE_SCRIPTS
 from tests.support.documents import ROOT
 
-SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet") / "lua")).glob("*.lua")}
+SCRIPTS = {path.name: path.read_text() for path in Path(str(files("clipfleet.ledger") / "lua")).glob("*.lua")}
 CODE = sorted([*ROOT.glob("producer/**/*.py"), *ROOT.glob("worker/**/*.py")])
 OWN = ("INTERNAL", "TMP", "JOB_FILE", "MANIFEST", "ERRORS", "SUCCESS")
 

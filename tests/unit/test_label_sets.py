@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from clipfleet.commands.submitting import chosen_label_sets
-from clipfleet.contract import DEFAULT_TEMPLATE, LabelSet, Preset
+from clipfleet.contract.jobs import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
-from clipfleet.label_sets import label_sets_of, read_label_set
+from clipfleet.labels.sets import label_sets_of, read_label_set
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from clipfleet.contract import Lane
+from clipfleet.contract.jobs import Lane
+from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.lane_pool import LanePool
 from tests.support.doubles import PATIENCE_SECONDS
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from clipfleet.contract import Lane
-from clipfleet_worker.fetch.host_turns import HostTurns
+from clipfleet.contract.jobs import Lane
+from clipfleet_worker.fetch.http.host_turns import HostTurns
 from clipfleet_worker.fetch.lane_turns import LaneTurns, tell_lane
 from tests.support.doubles import Clock
 from tests.support.scenarios import run, settle

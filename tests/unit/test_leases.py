@@ -14,10 +14,10 @@ from typing import cast
 import pytest
 
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger import Lease, Ledger
+from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper, Progress
 from clipfleet_worker.failures import ChunkInterrupted
-from clipfleet_worker.leases import HeldLease, LeaseKeeper, Progress
-from clipfleet_worker.watchdog import Phase, RunningTime
+from clipfleet_worker.process.watchdog import Phase, RunningTime
 from tests.support.doubles import Clock, InThread
 
 LEASE_SECONDS = 30.0

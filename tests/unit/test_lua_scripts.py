@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clipfleet.ledger import _SCRIPTS as LEDGER_SCRIPTS
-from clipfleet.lua_scripts import (
+from clipfleet.ledger.jobs import _SCRIPTS as LEDGER_SCRIPTS
+from clipfleet.ledger.scripts import (
     guarded_script,
     script_text,
     shared_definitions,

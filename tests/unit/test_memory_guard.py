@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet_worker.memory_guard import MemoryGuard, memory_limit, own_memory
+from clipfleet_worker.process.memory_guard import MemoryGuard, memory_limit, own_memory
 
 MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 SMALL = 1 << 20  # less than any machine has
@@ -120,7 +120,7 @@ class TestOwnMemory:
         """In a process of its own: in this one other tests' threads take and give back meanwhile."""
         before, during, after = run_python(
             """
-            from clipfleet_worker.memory_guard import own_memory
+            from clipfleet_worker.process.memory_guard import own_memory
             before = own_memory()
             taken = bytearray(b"x" * (1 << 16)) * 1024
             during = own_memory()

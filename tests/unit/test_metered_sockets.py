@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clipfleet_worker.fetch.metered_sockets import FloodError, MeteredSocket, MeteredSockets
+from clipfleet_worker.fetch.http.metered_sockets import FloodError, MeteredSocket, MeteredSockets
 
 FREE, FREE_OF_TLS = 320 << 10, 384 << 10
 PIECE = 64 << 10

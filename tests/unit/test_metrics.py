@@ -13,24 +13,24 @@ import pytest
 import yaml
 from promql_parser import MatchOp
 
-from clipfleet.contract import ErrorCode, JobState, Lane, Precision
-from clipfleet.ledger import Backlog, Lease, Ledger
-from clipfleet.ledger_values import LaneBacklog
-from clipfleet.parts import PartCounts
-from clipfleet_worker.backends.certificate import Certificate, Way
-from clipfleet_worker.background import Reachability
-from clipfleet_worker.batcher import BatchTotals
-from clipfleet_worker.chunk_meter import StagesBusy
-from clipfleet_worker.chunk_tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
-from clipfleet_worker.claims import Claims
-from clipfleet_worker.counts import Busy, CacheCounts
-from clipfleet_worker.drain import Drain, Leaver
-from clipfleet_worker.health import Health
-from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.metrics import FamiliesCollector, metrics_page
-from clipfleet_worker.metrics.ledger import LEDGER_FAMILIES
-from clipfleet_worker.metrics.process import WORKER_FAMILIES, WorkerReadings
-from clipfleet_worker.watchdog import Watchdog
+from clipfleet.contract.jobs import ErrorCode, JobState, Lane, Precision
+from clipfleet.contract.parts import PartCounts
+from clipfleet.ledger.jobs import Backlog, Lease, Ledger
+from clipfleet.ledger.values import LaneBacklog
+from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.leases import LeaseKeeper
+from clipfleet_worker.chunk.meter import StagesBusy
+from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
+from clipfleet_worker.encode.backends.certificate import Certificate, Way
+from clipfleet_worker.encode.batcher import BatchTotals
+from clipfleet_worker.process.counts import Busy, CacheCounts
+from clipfleet_worker.process.drain import Drain, Leaver
+from clipfleet_worker.process.reconciler import Reachability
+from clipfleet_worker.process.watchdog import Watchdog
+from clipfleet_worker.status.health import Health
+from clipfleet_worker.status.metrics import FamiliesCollector, metrics_page
+from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
+from clipfleet_worker.status.metrics.process import WORKER_FAMILIES, WorkerReadings
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT, table
 from tests.support.doubles import Clock

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract import DecodeRoute, Precision
+from clipfleet.contract.jobs import DecodeRoute, Precision
 from clipfleet.errors import UsageError
-from clipfleet_worker import device as device_module
-from clipfleet_worker.device import is_lost, pick_device, resolve_precision
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.model import LoadedModel, embedding_dimension, load_model
+from clipfleet_worker.models.loaded import LoadedModel, embedding_dimension, load_model
+from clipfleet_worker.process import device as device_module
+from clipfleet_worker.process.device import is_lost, pick_device, resolve_precision
 from tests.support.fake_encoder import FakeEncoder
 
 SIZE = 8
@@ -195,8 +195,8 @@ class TestDevice:
     ) -> None:
         gpus(0)
         there = Path(os.devnull)
-        monkeypatch.setattr("clipfleet_worker.device._NVIDIA_DRIVER", there)
-        monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (there,))
+        monkeypatch.setattr("clipfleet_worker.process.device._NVIDIA_DRIVER", there)
+        monkeypatch.setattr("clipfleet_worker.process.device._GPU_DRIVERS", (there,))
         with pytest.raises(UsageError, match=r"an NVIDIA GPU, .*cannot use it; .*set CLIPFLEET_DEVICE=cpu"):
             pick_device("auto")
         assert pick_device("cpu") == "cpu"
@@ -212,7 +212,7 @@ class TestDevice:
             monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
             monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
             driver = Path(os.devnull) if count else Path("/dev/there-is-none")
-            monkeypatch.setattr("clipfleet_worker.device._GPU_DRIVERS", (driver,))
+            monkeypatch.setattr("clipfleet_worker.process.device._GPU_DRIVERS", (driver,))
 
         return set_count
 

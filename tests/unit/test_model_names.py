@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet.contract import DEFAULT_MODEL
-from clipfleet.model_names import normalise_model
+from clipfleet.contract.jobs import DEFAULT_MODEL
+from clipfleet.contract.model_names import normalise_model
 
 
 @pytest.mark.parametrize(

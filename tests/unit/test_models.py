@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from clipfleet.contract import Precision
+from clipfleet.contract.jobs import Precision
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
-from clipfleet_worker.model import LoadedModel, OnPixelSpec, load_model
-from clipfleet_worker.models import Models
+from clipfleet_worker.models.cache import Models
+from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec, load_model
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 from tests.support.fake_encoder import FakeEncoder
 

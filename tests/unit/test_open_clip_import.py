@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clipfleet_worker.open_clip_models import needs_timm_or_transformers
+from clipfleet_worker.models.open_clip_models import needs_timm_or_transformers
 
 
 def run(code: str) -> str:
@@ -25,9 +25,9 @@ def test_a_plain_model_is_loaded_without_them_and_a_later_one_gets_them() -> Non
     out = run("""
         import sys
         import numpy as np
-        from clipfleet.contract import Precision
-        from clipfleet_worker.model import load_model
-        from clipfleet_worker.open_clip_models import import_open_clip
+        from clipfleet.contract.jobs import Precision
+        from clipfleet_worker.models.loaded import load_model
+        from clipfleet_worker.models.open_clip_models import import_open_clip
 
         heavy = ("transformers", "timm", "torch._dynamo")
         model = load_model("demo", Precision.FP32, "cpu")
@@ -66,7 +66,7 @@ def test_which_models_need_them(configuration: dict[str, Any], is_needed: bool) 
 
 def test_models_that_need_them_have_them_at_once() -> None:
     out = run(f"""
-        from clipfleet_worker.open_clip_models import import_open_clip
+        from clipfleet_worker.models.open_clip_models import import_open_clip
         found = import_open_clip({COCA!r})
         print(found.hf_model.transformers is not None, found.timm_model.timm is not None)
     """)
@@ -76,7 +76,7 @@ def test_models_that_need_them_have_them_at_once() -> None:
 def test_what_was_imported_whole_stays_so() -> None:
     out = run("""
         import open_clip
-        from clipfleet_worker.open_clip_models import import_open_clip
+        from clipfleet_worker.models.open_clip_models import import_open_clip
         print(import_open_clip() is open_clip, open_clip.timm_model.timm is not None)
     """)
     assert out == "True True"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
-from clipfleet.contract import DEFAULT_MODEL
-from clipfleet_worker.open_clip_models import (
+from clipfleet.contract.jobs import DEFAULT_MODEL
+from clipfleet_worker.models.open_clip_models import (
     configuration_of,
     known_models,
     known_weights,

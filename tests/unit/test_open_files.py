@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from clipfleet_worker.process_set_up import raise_open_files_limit
+from clipfleet_worker.process.start import raise_open_files_limit
 
 INFINITE = resource.RLIM_INFINITY
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from clipfleet.contract import DEMO_MODEL, Precision
-from clipfleet_worker import kept_arrays
-from clipfleet_worker.backends import openvino_backend
-from clipfleet_worker.backends.certificate import Canaries
-from clipfleet_worker.backends.cpu_backends import cpu_backends
-from clipfleet_worker.backends.openvino_backend import OpenVinoBackend
-from clipfleet_worker.backends.side_by_side import SideBySideBackend
-from clipfleet_worker.kept_arrays import cache_folder, keep
-from clipfleet_worker.model import LoadedModel, load_model
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
+from clipfleet_worker.encode import kept_arrays
+from clipfleet_worker.encode.backends import openvino_backend
+from clipfleet_worker.encode.backends.certificate import Canaries
+from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.encode.backends.openvino_backend import OpenVinoBackend
+from clipfleet_worker.encode.backends.side_by_side import SideBySideBackend
+from clipfleet_worker.encode.kept_arrays import cache_folder, keep
+from clipfleet_worker.models.loaded import LoadedModel, load_model
 from tests.conftest import service_is_missing
 
 TEXTS = ["a cherry", "a kite", "three rabbits in the snow"]

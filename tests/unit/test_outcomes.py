@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from clipfleet.contract import ErrorCode, ItemError
+from clipfleet.contract.jobs import ErrorCode, ItemError
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.doubles import PATIENCE_SECONDS, InThread, WatchedCondition

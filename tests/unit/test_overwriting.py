@@ -8,13 +8,13 @@ from typing import cast
 
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import Job, JobState
+from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError
-from clipfleet.job_file import job_of
-from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
-from clipfleet.overwriting import Overwriting
+from clipfleet.outputs.job_file import job_of
+from clipfleet.outputs.overwriting import Overwriting
 from tests.support.jobs import make_status, place_job
 from tests.support.ledger import make_job
 

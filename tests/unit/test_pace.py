@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from clipfleet.bottleneck import Meters
-from clipfleet.contract import JobState
-from clipfleet.ledger import JobStatus
-from clipfleet.pace import Pace
+from clipfleet.contract.bottleneck import Meters
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.terminal.pace import Pace
 from tests.support.jobs import make_status
 
 TOTAL = 100_000

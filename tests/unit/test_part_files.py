@@ -14,14 +14,15 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys, results
-from clipfleet.contract import PartFormat
+from clipfleet.contract.jobs import PartFormat
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.part_files import part_files
-from clipfleet.part_files.parquet import parquet_errors
-from clipfleet.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.results import PartRows
+from clipfleet.parts import part_files
+from clipfleet.parts.parquet import parquet_errors
+from clipfleet.results import rows as results
+from clipfleet.results.rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import FullDisk, make_job, place_job
 

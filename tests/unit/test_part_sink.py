@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys, results
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
+from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.part_files.parquet import footer, open_parquet
-from clipfleet.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.results import PartRows
-from clipfleet.versions import SCHEMA_VERSION
+from clipfleet.parts.parquet import footer, open_parquet
+from clipfleet.results import rows as results
+from clipfleet.results.rows import PartRows
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.doubles import PATIENCE_SECONDS

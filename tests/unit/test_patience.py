@@ -7,7 +7,7 @@ import threading
 import pytest
 import redis
 
-from clipfleet.patience import PATIENCE_SECONDS, Patience, is_unready
+from clipfleet.redis.patience import PATIENCE_SECONDS, Patience, is_unready
 from tests.support.doubles import Clock
 
 REFUSED = redis.ConnectionError("Error 111: Connection refused.")

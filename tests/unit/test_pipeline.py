@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract import (
+from clipfleet.contract.jobs import (
     DecodeRoute,
     ErrorCode,
     ItemError,
@@ -27,19 +27,24 @@ from clipfleet.contract import (
     SourceDescription,
     Task,
 )
+from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
-from clipfleet.ledger import Claim, Lease, Ledger
+from clipfleet.ledger.jobs import Claim, Lease, Ledger
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts import PartCounts, PartIdentity
-from clipfleet.staging import StagedReader
-from clipfleet_worker import decode_stage, item_path
-from clipfleet_worker.batcher import Batcher, BatcherStopped
-from clipfleet_worker.capacity import OpenItems, WaitingBytes
-from clipfleet_worker.counts import BusyMeter
-from clipfleet_worker.decode import Decoder, Raster
-from clipfleet_worker.decode_children import DecodeChildren, DecodeLimits, NoRoomError
-from clipfleet_worker.decode_stage import DecodeStage
-from clipfleet_worker.decode_turns import DecodeTurns
+from clipfleet.submit.staging import StagedReader
+from clipfleet_worker.chunk import item_path
+from clipfleet_worker.chunk.item_path import ItemPath
+from clipfleet_worker.chunk.job_contexts import JobContext
+from clipfleet_worker.chunk.lane_pool import LanePool
+from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper
+from clipfleet_worker.chunk.open_items import OpenItems
+from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.decode import stage as decode_stage
+from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits, NoRoomError
+from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.decode.turns import DecodeTurns
+from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.failures import (
     ChunkInterrupted,
     ItemFailure,
@@ -49,15 +54,12 @@ from clipfleet_worker.failures import (
 from clipfleet_worker.fetch.loop import FetchLoop
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import Routes
-from clipfleet_worker.item_path import ItemPath
-from clipfleet_worker.job_contexts import JobContext
-from clipfleet_worker.lane_pool import LanePool
-from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from clipfleet_worker.model import LoadedModel, OnPixelSpec
-from clipfleet_worker.models import Models
-from clipfleet_worker.picture_sizes import Frame
-from clipfleet_worker.pipeline import ChunkResult, Pipeline
-from clipfleet_worker.text_matrices import TextMatrices
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
+from clipfleet_worker.models.cache import Models
+from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec
+from clipfleet_worker.pixel_spec import InputSize
+from clipfleet_worker.process.counts import BusyMeter
+from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.fake_encoder import COLOURS, FakeEncoder, MemorySink
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
@@ -290,7 +292,7 @@ class TestAheadOfTheModel:
         assert loading.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
 
     def test_no_more_is_decoded_than_may_wait(self, loading: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_worker.loading.MAX_AHEAD_BYTES", 1)
+        monkeypatch.setattr("clipfleet_worker.models.loading.MAX_AHEAD_BYTES", 1)
         job = loading.submit([uri for uri in loading.colours(2 * ITEMS) if uri.startswith("https")])
         call = InThread(lambda: loading.run(job))
         wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
@@ -344,7 +346,7 @@ class TestAheadOfTheModel:
     def test_its_bytes_do_not_wait_for_the_model(
         self, loading: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("clipfleet_worker.loading.MAX_AHEAD_BYTES", 1)
+        monkeypatch.setattr("clipfleet_worker.models.loading.MAX_AHEAD_BYTES", 1)
         job = loading.submit([uri for uri in loading.colours(2 * ITEMS) if uri.startswith("https")])
         call = InThread(lambda: loading.run(job))
         wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
@@ -746,7 +748,7 @@ class Reader:
         self._read, self._fails = decoder.read, fails
         self.read_files: list[bytes] = []
 
-    def read(self, data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
         self.read_files.append(data)
         error = self._fails(data)
         if error is not None:
@@ -819,7 +821,7 @@ class TestWhereItIsDecoded:
     ) -> None:
         handled: list[BaseException | None] = []  # its traceback keeps what had been read
 
-        def outside(data: bytes, frame: Frame, route: DecodeRoute) -> Raster:
+        def outside(data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
             handled.append(sys.exc_info()[1])
             return readers[1].read(data, frame, route)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clipfleet.console import printable, printable_lines, say, say_error
-from clipfleet.parts import PART_COLUMNS
-from clipfleet.result_formats import result_table
-from clipfleet_worker.logs import FieldFormatter
+from clipfleet.contract.parts import PART_COLUMNS
+from clipfleet.results.formats import result_table
+from clipfleet.terminal.console import printable, printable_lines, say, say_error
+from clipfleet_worker.process.logs import FieldFormatter
 
 HOSTILE = "a\x1b[2J\x1b]0;b\x07\rc\nd\x9be\u202ef\udc80"
 SPELLED = r"a\x1b[2J\x1b]0;b\x07\rc\nd\x9be\u202ef\udc80"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.process_plan import Machine, plan_processes, share_settings
+from clipfleet_worker.machine.plan import Machine, plan_processes, share_settings
 
 GIB = 1 << 30
 

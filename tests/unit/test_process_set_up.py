@@ -39,7 +39,7 @@ def test_the_commands_of_a_worker_use_malloc_unless_told_otherwise(
 def test_modules_are_not_looked_at_by_the_collector_and_garbage_still_is() -> None:
     code = """
 import gc, weakref
-from clipfleet_worker.process_set_up import calm_collector
+from clipfleet_worker.process.start import calm_collector
 calm_collector()
 class Node: pass
 node = Node(); node.itself = node

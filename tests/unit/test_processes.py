@@ -18,9 +18,9 @@ from tests.support.waiting import wait_until
 # The parent: PROGRAM FOLDER; two shares.
 PARENT = """
 import os, sys
-from clipfleet_worker.logs import log_to_stderr
-from clipfleet_worker.process_plan import Machine, plan_processes
-from clipfleet_worker.processes import Processes
+from clipfleet_worker.process.logs import log_to_stderr
+from clipfleet_worker.machine.plan import Machine, plan_processes
+from clipfleet_worker.machine.processes import Processes
 log_to_stderr("parent")
 shares = plan_processes("cpu", "2", Machine((), 2, 1 << 30))
 program = (sys.executable, "-c", sys.argv[1], sys.argv[2])

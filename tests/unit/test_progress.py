@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clipfleet import console, progress
-from clipfleet.bottleneck import Meters
-from clipfleet.contract import JobState
+from clipfleet.contract.bottleneck import Meters
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger import JobStatus, WorkerFacts
-from clipfleet.progress import JobProgress, duration_words, rate_words, why_nobody_works
+from clipfleet.ledger.jobs import JobStatus, WorkerFacts
+from clipfleet.terminal import console, progress
+from clipfleet.terminal.progress import JobProgress, duration_words, rate_words, why_nobody_works
 from tests.support.doubles import Clock
 from tests.support.jobs import JOB_ID, make_status
 

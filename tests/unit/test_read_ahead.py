@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from clipfleet.part_files import read_ahead
+from clipfleet.parts import read_ahead
 from tests.support.doubles import PATIENCE_SECONDS
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger import WorkerFacts
-from clipfleet_worker.background import Puller, Reconciler
-from clipfleet_worker.watchdog import Pulse
+from clipfleet.ledger.jobs import WorkerFacts
+from clipfleet_worker.hints.puller import Puller
+from clipfleet_worker.process.reconciler import Reconciler
+from clipfleet_worker.process.watchdog import Pulse
 
 FACTS = WorkerFacts(worker_id="w", host="h", pid=1, models=("demo",))
 

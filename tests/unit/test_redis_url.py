@@ -9,8 +9,8 @@ import pytest
 
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.hints import make_app
-from clipfleet.redis_connection import connect, masked, redis_errors
-from clipfleet.redis_url import broker_of, parse_sentinel
+from clipfleet.redis.connection import connect, masked, redis_errors
+from clipfleet.redis.url import broker_of, parse_sentinel
 
 SECRET = "s3cr:t@/"
 QUOTED = "s3cr%3At%40%2F"

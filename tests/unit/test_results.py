@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet import keys, result_formats, results
-from clipfleet.contract import Job, LabelSet, SourceDescription, Task
+from clipfleet.contract.jobs import Job, LabelSet, SourceDescription, Task
+from clipfleet.contract.parts import PartCounts, PartIdentity, label_columns, part_schema
 from clipfleet.errors import (
     OutputConflictError,
     OutputDamagedError,
@@ -27,10 +27,12 @@ from clipfleet.errors import (
     ResultsNotReadyError,
     UsageError,
 )
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts import PartCounts, PartIdentity, label_columns, part_schema
-from clipfleet.result_formats import ResultFormat
-from clipfleet.results import PartRows
+from clipfleet.results import formats as result_formats
+from clipfleet.results import rows as results
+from clipfleet.results.formats import ResultFormat
+from clipfleet.results.rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
@@ -408,7 +410,8 @@ class TestExports:
 def test_reading_results_needs_neither_torch_nor_pillow() -> None:
     # The producer is installed where no model runs.
     code = (
-        "import sys, clipfleet.results, clipfleet.result_formats, clipfleet.staging, clipfleet.sources as s; "
+        "import sys, clipfleet.results.rows, clipfleet.results.formats, clipfleet.sources as s; "
+        "import clipfleet.submit.staging; "
         + ("print(sorted({'torch', 'PIL', 'clipfleet_worker'} & set(sys.modules)))")
     )
     shown = subprocess.run(

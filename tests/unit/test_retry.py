@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.hints import Hints
-from clipfleet.ledger import JobStatus, Ledger
+from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.retry import Retry
+from clipfleet.resume.retry import Retry
 from tests.support.jobs import make_job, make_status, place_job
 
 LEASE_SECONDS = 45.0

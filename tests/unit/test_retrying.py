@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher, RetryPolicy
 from tests.support.doubles import Clock

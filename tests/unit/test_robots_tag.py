@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipfleet_worker.fetch.robots import refusal_of
+from clipfleet_worker.fetch.http.robots import refusal_of
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
-from clipfleet_worker.fetch import robots as robots_module
-from clipfleet_worker.fetch.http_target import target_of
-from clipfleet_worker.fetch.robots import RobotsTxt
+from clipfleet_worker.fetch.http import robots as robots_module
+from clipfleet_worker.fetch.http.robots import RobotsTxt
+from clipfleet_worker.fetch.http.target import target_of
 from tests.support.doubles import Clock
 
 RULES = b"""\xef\xbb\xbf# rules of a site

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract import ErrorCode, ItemError
-from clipfleet.parts import PART_COLUMNS, PartCounts, count_rows, part_schema
-from clipfleet_worker.labelling import ChunkLabels, ItemLabels
+from clipfleet.contract.jobs import ErrorCode, ItemError
+from clipfleet.contract.parts import PART_COLUMNS, PartCounts, count_rows, part_schema
+from clipfleet_worker.chunk.rows import part_table, without_userinfo
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.rows import part_table, without_userinfo
+from clipfleet_worker.score.labelling import ChunkLabels, ItemLabels
 
 NOT_FOUND = ItemError(ErrorCode.NOT_FOUND, "HTTP status 404")
 VECTORS = np.array([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet_worker.watchdog import RunningTime
+from clipfleet_worker.process.watchdog import RunningTime
 from tests.support.doubles import Clock
 
 

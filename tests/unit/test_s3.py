@@ -15,7 +15,7 @@ from botocore.exceptions import (
 )
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceError, UsageError
-from clipfleet.s3 import S3Problem, default_client, explain, make_client, s3_errors, split_s3_uri
+from clipfleet.s3.client import S3Problem, default_client, explain, make_client, s3_errors, split_s3_uri
 
 STAGE_SECONDS, LEASE_SECONDS = 60, 30  # of a chunk that was just claimed
 

@@ -11,9 +11,9 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 
-from clipfleet_worker.fetch import s3_direct
-from clipfleet_worker.fetch.s3_boto import S3Place, place_of
-from clipfleet_worker.fetch.s3_direct import signed_headers
+from clipfleet_worker.fetch.s3 import direct as s3_direct
+from clipfleet_worker.fetch.s3.boto import S3Place, place_of
+from clipfleet_worker.fetch.s3.direct import signed_headers
 
 KEYS = (
     "x.jpg",

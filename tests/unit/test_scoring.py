@@ -11,11 +11,11 @@ import open_clip
 import pytest
 import torch
 
-from clipfleet.contract import DEMO_MODEL, LabelSet, Precision, Preset
-from clipfleet_worker import scoring
-from clipfleet_worker.model import LoadedModel, load_model
-from clipfleet_worker.open_clip_models import preset_label_set
-from clipfleet_worker.scoring import Ranking, prompts_of, rank, text_matrix_of
+from clipfleet.contract.jobs import DEMO_MODEL, LabelSet, Precision, Preset
+from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.open_clip_models import preset_label_set
+from clipfleet_worker.score import ranking as scoring
+from clipfleet_worker.score.ranking import Ranking, prompts_of, rank, text_matrix_of
 from tests.support.reference import ReferenceModel
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from clipfleet.contract import DEFAULT_MODEL, Precision
+from clipfleet.contract.jobs import DEFAULT_MODEL, Precision
 from clipfleet.errors import UsageError
 from clipfleet.settings import Settings, checked, doubtful_variables, split_commas
 from clipfleet_worker.settings import WorkerSettings

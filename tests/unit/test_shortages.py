@@ -14,16 +14,16 @@ import aiohttp
 import pyarrow as pa
 import pytest
 
-from clipfleet.contract import ErrorCode, Lane, Precision
+from clipfleet.contract.jobs import ErrorCode, Lane, Precision
 from clipfleet.errors import OutputUnavailableError
-from clipfleet_worker import shortages
-from clipfleet_worker.consumer import HintThreads
-from clipfleet_worker.drain import Drain
+from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.failures import ItemFailure, ModelUnavailableError, WorkerShortageError
-from clipfleet_worker.lane_pool import LanePool
-from clipfleet_worker.model import LoadedModel
-from clipfleet_worker.models import Models
-from clipfleet_worker.shortages import LenientThreadPool, shortage_behind
+from clipfleet_worker.hints.consumer import HintThreads
+from clipfleet_worker.models.cache import Models
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.process import shortages
+from clipfleet_worker.process.drain import Drain
+from clipfleet_worker.process.shortages import LenientThreadPool, shortage_behind
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_encoder import FakeEncoder
 from tests.support.waiting import wait_until

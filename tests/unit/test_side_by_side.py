@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet_worker.backends.side_by_side import Passes, SideBySideBackend, SideBySideBackends
-from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.cores import passes_side_by_side
+from clipfleet_worker.encode.backends.side_by_side import Passes, SideBySideBackend, SideBySideBackends
+from clipfleet_worker.encode.backends.torch_backend import TorchBackend
+from clipfleet_worker.process.cores import passes_side_by_side
 from tests.support.waiting import wait_until
 from tests.unit.test_cpu_backends import towers_of
 from tests.unit.test_model import SIZE, TinyModule
@@ -212,7 +212,7 @@ def test_on_one_core_a_pass_is_torchs_own() -> None:
 def test_a_pass_that_hangs_does_not_keep_a_process_from_its_end() -> None:
     code = """
 import threading
-from clipfleet_worker.backends.side_by_side import Passes
+from clipfleet_worker.encode.backends.side_by_side import Passes
 Passes(2).submit(threading.Event().wait)
 """
     done = subprocess.run(

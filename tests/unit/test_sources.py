@@ -312,7 +312,7 @@ class TestTxt:
         assert words in message and str(path) in message
 
     def test_an_endless_line_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet.sources.lines.MAX_LINE_BYTES", 1000)
+        monkeypatch.setattr("clipfleet.sources.lists.lines.MAX_LINE_BYTES", 1000)
         path = write(tmp_path / "list.txt", "ok.jpg\n" + "x" * 5000)
 
         assert f"{path}:2: the line is longer than 1,000 bytes" in problem(path)

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipfleet import keys
 from clipfleet.errors import (
     OutputTooNewError,
     OutputUnavailableError,
     OutputUnreachableError,
     SourceChangedError,
 )
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
-from clipfleet.staging import StagedFile, StagedReader, Stager
+from clipfleet.submit.staging import StagedFile, StagedReader, Stager
 
 JOB = "20261124-3f9a1c2b7d4e"
 
@@ -536,7 +536,7 @@ class TestReading:
     def test_a_later_schema_is_refused(
         self, staged: CountingOutput, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("clipfleet.staging.SCHEMA_VERSION", 2)
+        monkeypatch.setattr("clipfleet.submit.staging.SCHEMA_VERSION", 2)
         list(Stager(staged, JOB, 5, monotonic=clock).stage(batches(5)))
 
         with pytest.raises(OutputTooNewError, match="update this worker"):

@@ -15,8 +15,8 @@ import pandas
 import pyarrow as pa
 import pytest
 
+from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError
-from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources import ReadOptions, Source, open_source, source_of
 from clipfleet.sources.batches import MAX_ROWS
 from clipfleet.sources.files import BY_NAME

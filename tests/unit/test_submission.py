@@ -9,8 +9,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from clipfleet import keys
-from clipfleet.contract import Job, JobState, SourceDescription, read_job
+from clipfleet.contract.jobs import Job, JobState, SourceDescription, read_job
 from clipfleet.errors import (
     ClipfleetError,
     JobConflictError,
@@ -23,10 +22,11 @@ from clipfleet.errors import (
     UsageError,
 )
 from clipfleet.hints import MAX_HINTS, Hints
-from clipfleet.ledger import JobStatus, Ledger, Quota
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import JobStatus, Ledger, Quota
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
-from clipfleet.submission import Submission
+from clipfleet.submit.submission import Submission
 from tests.support.jobs import make_job, make_status, place_job
 
 ITEMS = 5

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from clipfleet.errors import WorldError
-from clipfleet_worker import _exec_child
-from clipfleet_worker.supervise import Child, Restarter, RestartPolicy, SignalRecorder
+from clipfleet_worker.machine.supervise import Child, Restarter, RestartPolicy, SignalRecorder
+from clipfleet_worker.process import exec_child
 from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
 
@@ -260,7 +260,7 @@ def test_an_end_is_noticed_even_where_children_are_reaped_by_the_system(launch: 
 SUPERVISOR = """
 import signal, sys
 from pathlib import Path
-from clipfleet_worker.supervise import Child
+from clipfleet_worker.machine.supervise import Child
 child = Child("child", ["sleep", "1000"], log=Path(sys.argv[1]))
 child.start()
 print(child.pid, flush=True)
@@ -278,7 +278,7 @@ def test_a_child_dies_with_a_supervisor_that_is_killed(log: Path) -> None:
 
 
 def test_a_child_whose_supervisor_died_before_it_could_say_so_does_not_start() -> None:
-    argv = [sys.executable, "-IS", _exec_child.__file__, "1", "echo", "started"]
+    argv = [sys.executable, "-IS", exec_child.__file__, "1", "echo", "started"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError
-from clipfleet.parts import INLINE_COLUMN
 from clipfleet.sources import ReadOptions, open_source
 from clipfleet.sources.batches import MAX_ROWS
 
@@ -161,7 +161,7 @@ class TestJsonl:
     def test_what_comes_late_and_fits_nowhere_is_kept_as_json(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("clipfleet.sources.jsonl._SAMPLE_RECORDS", 2)
+        monkeypatch.setattr("clipfleet.sources.lists.jsonl._SAMPLE_RECORDS", 2)
         path = write_jsonl(
             tmp_path / "a.jsonl",
             {"url": URL, "n": 1},

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.contract.tar_member import TarMember, tar_member
 from clipfleet.sources.uris import local_uri
-from clipfleet.tar_member import TarMember, tar_member
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch import scheme_of
 from clipfleet_worker.fetch.file import FileFetcher

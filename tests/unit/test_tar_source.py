@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from clipfleet.contract.tar_member import tar_member
 from clipfleet.errors import SourceError
 from clipfleet.sources import open_source
 from clipfleet.sources.walk import expand_braces
-from clipfleet.submission import Contents
-from clipfleet.tar_member import tar_member
+from clipfleet.submit.submission import Contents
 from tests.support.pictures import encoded, picture
 from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 from celery import Celery
 
-from clipfleet import keys
-from clipfleet.contract import ErrorCode, ItemError, Job, Precision
+from clipfleet.contract.jobs import ErrorCode, ItemError, Job, Precision
+from clipfleet.contract.parts import ItemStatus, PartCounts
 from clipfleet.errors import (
     JobNotFoundError,
     OutputConflictError,
@@ -26,21 +26,21 @@ from clipfleet.errors import (
     SourceUnavailableError,
 )
 from clipfleet.hints import Hints
-from clipfleet.ledger import Claim, FinishClaim, Lease, Ledger, WorkerFacts
-from clipfleet.parts import ItemStatus, PartCounts
-from clipfleet_worker import claims as claims_module
-from clipfleet_worker.batcher import BatcherStopped
-from clipfleet_worker.capacity import OpenItems
-from clipfleet_worker.chunk_tally import ChunkEnd
-from clipfleet_worker.claims import Claims
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Claim, FinishClaim, Lease, Ledger, WorkerFacts
+from clipfleet_worker.chunk import claims as claims_module
+from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.job_contexts import JobContexts
+from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper
+from clipfleet_worker.chunk.open_items import OpenItems
+from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.chunk.tally import ChunkEnd
+from clipfleet_worker.encode.batcher import BatcherStopped
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError, WorkerShortageError
-from clipfleet_worker.finishing import Finisher
-from clipfleet_worker.job_contexts import JobContexts
-from clipfleet_worker.leases import HeldLease, LeaseKeeper
-from clipfleet_worker.model import LoadedModel
-from clipfleet_worker.models import Models
-from clipfleet_worker.pipeline import ChunkResult, Pipeline
-from clipfleet_worker.tasks import Tasks, register
+from clipfleet_worker.finish.finisher import Finisher
+from clipfleet_worker.hints.tasks import Tasks, register
+from clipfleet_worker.models.cache import Models
+from clipfleet_worker.models.loaded import LoadedModel
 from tests.support.fake_encoder import FakeEncoder
 from tests.support.jobs import JOB_ID, make_claim, make_finish_claim, make_job
 
@@ -313,7 +313,7 @@ class TestOurBugs:
         ((kind, reason),) = bench.ledger.told
         assert kind == "failures"
         assert reason.startswith(f"{named(error)}: ")
-        (record,) = [one for one in caplog.records if one.name == "clipfleet_worker.claims"]
+        (record,) = [one for one in caplog.records if one.name == "clipfleet_worker.chunk.claims"]
         assert (record.job_id, record.chunk_id) == (JOB_ID, 0)  # type: ignore[attr-defined]
         assert record.exc_info and record.exc_info[1] is error
 

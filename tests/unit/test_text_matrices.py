@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract import ErrorCode, LabelSet, Lane, Precision, Preset
-from clipfleet_worker import text_matrices
-from clipfleet_worker.batcher import Batcher, Encoder
+from clipfleet.contract.jobs import ErrorCode, LabelSet, Lane, Precision, Preset
+from clipfleet_worker.encode.batcher import Batcher, Encoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.scoring import prompts_of
-from clipfleet_worker.text_matrices import TextMatrices, TextMatrix
+from clipfleet_worker.score import text_matrices
+from clipfleet_worker.score.ranking import prompts_of
+from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.fake_encoder import FakeEncoder
 

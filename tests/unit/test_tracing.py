@@ -14,11 +14,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from clipfleet.errors import UsageError
-from clipfleet.ledger import Lease, Ledger
-from clipfleet.otel import OtelTracing
+from clipfleet.ledger.jobs import Lease, Ledger
 from clipfleet.tracing import NO_TRACING, tracing_of
-from clipfleet_worker.leases import LeaseKeeper
-from clipfleet_worker.tasks import chunk_spans
+from clipfleet.tracing.otel import OtelTracing
+from clipfleet_worker.chunk.leases import LeaseKeeper
+from clipfleet_worker.hints.tasks import chunk_spans
 from tests.support.jobs import make_claim
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -89,9 +89,9 @@ def test_an_exporter_that_is_not_installed_is_told_in_one_line(environment: dict
 def test_where_it_is_off_no_spans_code_is_loaded() -> None:
     """redis-py loads a part of OpenTelemetry by itself, where it is installed."""
     code = (
-        "import sys, clipfleet.client, clipfleet_worker.tasks, clipfleet.tracing as t\n"
+        "import sys, clipfleet.client, clipfleet_worker.hints.tasks, clipfleet.tracing as t\n"
         "t.tracing_of('x', {}).close()\n"
-        "ours = ('clipfleet.otel', 'opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
+        "ours = ('clipfleet.tracing.otel', 'opentelemetry.sdk.trace', 'opentelemetry.exporter')\n"
         "print([name for name in sys.modules if name.startswith(ours)])"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

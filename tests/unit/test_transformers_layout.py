@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from clipfleet.contract import Precision
+from clipfleet.contract.jobs import Precision
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.model import LoadedModel, embedding_dimension, load_model
-from clipfleet_worker.transformers_layout import configuration_of, preprocessing_of, state_of
+from clipfleet_worker.models.loaded import LoadedModel, embedding_dimension, load_model
+from clipfleet_worker.models.transformers_layout import configuration_of, preprocessing_of, state_of
 
 SIZE = 64
 

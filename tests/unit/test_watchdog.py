@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from clipfleet_worker.watchdog import EXIT_HUNG, Phase, Watchdog
+from clipfleet_worker.process.watchdog import EXIT_HUNG, Phase, Watchdog
 from tests.support.doubles import Clock
 from tests.support.waiting import wait_until
 from tests.support.watchers import Looks
@@ -109,7 +109,7 @@ def test_time_in_which_the_whole_process_stood_still_does_not_count(bench: Bench
 def test_a_real_process_ends_with_70_and_shows_where_each_thread_is() -> None:
     program = """
 import threading
-from clipfleet_worker.watchdog import Watchdog
+from clipfleet_worker.process.watchdog import Watchdog
 
 def sleeps_for_ever():
     threading.Event().wait()
@@ -132,7 +132,7 @@ WATCHED = """
 import ctypes
 import sys
 import threading
-from clipfleet_worker.watchdog import Watchdog
+from clipfleet_worker.process.watchdog import Watchdog
 
 def sleeps_with_the_lock():
     while True:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from clipfleet_worker.process_set_up import choose_allocator
+from clipfleet_worker.process.start import choose_allocator
 
 
 def main() -> None:
     """Load the commands, then run them."""
     choose_allocator()
     try:
-        from clipfleet_worker.cli import main as run
+        from clipfleet_worker.cli.commands import main as run
     except KeyboardInterrupt:
         sys.exit(130)
     run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipfleet.contract import ErrorCode, ItemError
+from clipfleet.contract.jobs import ErrorCode, ItemError
 
 _DETAIL_LIMIT = 300
 

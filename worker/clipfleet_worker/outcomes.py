@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clipfleet.contract import ItemError
+from clipfleet.contract.jobs import ItemError
 
 
 class Outcomes:
@@ -30,7 +30,7 @@ class Outcomes:
         self.content_hashes: list[str | None] = [None] * count
         self.features: list[np.ndarray | None] = [None] * count  # float32, L2-normalised
         self.seconds: dict[str, float] = {}
-        self.waits: dict[str, float] = {}  # of the items in all, by `clipfleet.bottleneck.Meter`
+        self.waits: dict[str, float] = {}  # of the items in all, by `clipfleet.contract.bottleneck.Meter`
         self._open = count
         self._ended = [False] * count
         self._failure: BaseException | None = None
@@ -93,7 +93,7 @@ class Outcomes:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def add_wait(self, meter: str, seconds: float) -> None:
-        """Add time that items, or threads, have spent on something, see `clipfleet.bottleneck.Meter`."""
+        """Add the time that items or threads spent on something, see `bottleneck.Meter`."""
         with self._changed:
             self.waits[meter] = self.waits.get(meter, 0.0) + seconds
 

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from clipfleet.contract import DEFAULT_MODEL, DEMO_MODEL, Precision
-from clipfleet.model_names import normalise_model
-from clipfleet.s3 import is_bucket_name
+from clipfleet.contract.jobs import DEFAULT_MODEL, DEMO_MODEL, Precision
+from clipfleet.contract.model_names import normalise_model
+from clipfleet.s3.client import is_bucket_name
 from clipfleet.settings import DAY_SECONDS, CommaSeparated, Settings
-from clipfleet_worker.image_outline import DEFAULT_MAX_DECODE_BYTES
+from clipfleet_worker.decode.outline import DEFAULT_MAX_DECODE_BYTES
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MEBIBYTE = 1024 * 1024

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clipfleet.commands import following, jobs, results, submitting
-from clipfleet.program import new_app, run_program
 from clipfleet.settings import Settings
+from clipfleet.terminal.program import new_app, run_program
 
 app = new_app("Label and embed piles of images with CLIP: one row per image, nothing lost, nothing twice.")
 

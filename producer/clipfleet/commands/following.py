@@ -12,11 +12,11 @@ import typer
 
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.options import AsJson, JobArgument
-from clipfleet.console import say, say_trouble
-from clipfleet.contract import JobState
-from clipfleet.ledger import JobStatus
-from clipfleet.program import EXIT_FAILED, EXIT_INTERRUPTED
-from clipfleet.progress import JobProgress, rate_words, why_nobody_works
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.terminal.console import say, say_trouble
+from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
+from clipfleet.terminal.progress import JobProgress, rate_words, why_nobody_works
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 

@@ -19,11 +19,11 @@ from clipfleet.client import Client, JobHandle
 from clipfleet.commands.following import follow
 from clipfleet.commands.options import AsJson, JobArgument, JobOrOutput, MaxErrorRate, Wait
 from clipfleet.commands.results import is_output, known_job
-from clipfleet.console import print_table, printable, say, say_trouble
-from clipfleet.contract import JobState
+from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
-from clipfleet.ledger import JobStatus
-from clipfleet.progress import why_nobody_works
+from clipfleet.ledger.jobs import JobStatus
+from clipfleet.terminal.console import print_table, printable, say, say_trouble
+from clipfleet.terminal.progress import why_nobody_works
 
 _NUMBERS = ("items", "ok", "failed")
 

@@ -8,10 +8,10 @@ import typer
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from clipfleet import keys
-from clipfleet.contract import MAX_CHUNK_SIZE
+from clipfleet.contract.jobs import MAX_CHUNK_SIZE
 from clipfleet.errors import UsageError
-from clipfleet.redis_connection import connect
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect
 from clipfleet.settings import Settings
 
 

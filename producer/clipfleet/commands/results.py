@@ -12,17 +12,17 @@ from typing import Annotated
 
 import typer
 
-from clipfleet import keys
 from clipfleet.client import Client, JobHandle
 from clipfleet.commands.options import AsJson, ExportFolder, JobOrOutput
-from clipfleet.console import say
 from clipfleet.errors import JobNotFoundError, UsageError
 from clipfleet.exports import Layout
 from clipfleet.exports import export as write_export
+from clipfleet.ledger import keys
 from clipfleet.outputs import open_output
-from clipfleet.result_formats import ResultFormat, write
-from clipfleet.results import PartRows, RowReader
+from clipfleet.results.formats import ResultFormat, write
+from clipfleet.results.rows import PartRows, RowReader
 from clipfleet.settings import Settings, checked
+from clipfleet.terminal.console import say
 
 
 def results(

@@ -16,11 +16,11 @@ import typer
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
-from clipfleet.console import say_trouble
-from clipfleet.contract import DEFAULT_TEMPLATE, LabelSet, new_job_id
+from clipfleet.contract.jobs import DEFAULT_TEMPLATE, LabelSet, new_job_id
 from clipfleet.errors import UsageError
-from clipfleet.job_options import read_job_spec
-from clipfleet.label_sets import label_sets_of, read_label_lines, read_label_set
+from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
+from clipfleet.submit.options import read_job_spec
+from clipfleet.terminal.console import say_trouble
 
 Submit = Callable[[Client], JobHandle]
 

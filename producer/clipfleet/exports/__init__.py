@@ -12,8 +12,8 @@ from pathlib import Path
 from clipfleet.exports.clip_retrieval import export_clip_retrieval
 from clipfleet.exports.new_folder import ExportCounts, new_folder
 from clipfleet.exports.openai_batch import export_openai_batch
-from clipfleet.result_formats import ResultFormat, write
-from clipfleet.results import RowReader
+from clipfleet.results.formats import ResultFormat, write
+from clipfleet.results.rows import RowReader
 
 __all__ = ["ExportCounts", "Layout", "export"]
 

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipfleet.contract import Job, Task
+from clipfleet.contract.jobs import Job, Task
+from clipfleet.contract.parts import LABEL_COLUMNS, PART_COLUMNS
 from clipfleet.errors import UsageError
 from clipfleet.exports.new_folder import Counted, ExportCounts
-from clipfleet.parts import LABEL_COLUMNS, PART_COLUMNS
-from clipfleet.result_formats import row_groups
-from clipfleet.results import RowReader, RowStream, batches_with_vectors
+from clipfleet.results.formats import row_groups
+from clipfleet.results.rows import RowReader, RowStream, batches_with_vectors
 
 _CAPTION = "caption"
 _URL = r"^(https?|s3)://"

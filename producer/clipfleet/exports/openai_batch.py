@@ -22,11 +22,11 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract import Job, JobState, Task
+from clipfleet.contract.jobs import Job, JobState, Task
+from clipfleet.contract.parts import LABEL_COLUMNS, ItemStatus, label_columns
 from clipfleet.exports.new_folder import ExportCounts
-from clipfleet.json_rows import json_dicts, json_line
-from clipfleet.parts import LABEL_COLUMNS, ItemStatus, label_columns
-from clipfleet.results import RowReader
+from clipfleet.parts.json_rows import json_dicts, json_line
+from clipfleet.results.rows import RowReader
 
 OUTPUT, ERROR, BATCH = "output.jsonl", "error.jsonl", "batch.json"
 _NOT_OF_THE_ITEM = {"status", "error_code", "error_detail", "embedding"}

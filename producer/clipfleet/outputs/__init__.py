@@ -12,13 +12,13 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from clipfleet.contract import REDIS_OUTPUT, Job
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job
 from clipfleet.errors import UsageError
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.outputs.redis import RedisOutput
 from clipfleet.outputs.s3 import s3_output
-from clipfleet.redis_store import RedisStore
-from clipfleet.s3 import SCHEME, default_client
+from clipfleet.s3.client import SCHEME, default_client
 
 
 class Output(Protocol):

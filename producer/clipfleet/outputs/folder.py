@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.ledger import keys
 
 _UNREACHABLE = frozenset(
     {

@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet import keys
-from clipfleet.contract import REDIS_OUTPUT
+from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError
+from clipfleet.ledger import keys
+from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
-from clipfleet.redis_store import RedisStore
 
 _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
 _ANYTHING = "any"  # see put_object.lua

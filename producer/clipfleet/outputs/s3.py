@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from clipfleet import keys
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
+from clipfleet.ledger import keys
 from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
-from clipfleet.s3 import (
+from clipfleet.s3.client import (
     SCHEME,
     S3Client,
     S3Problem,
@@ -31,7 +31,7 @@ from clipfleet.s3 import (
     s3_errors,
     split_s3_uri,
 )
-from clipfleet.s3_file import S3File
+from clipfleet.s3.file import S3File
 
 _WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
 _CONFLICT_ATTEMPTS = 6

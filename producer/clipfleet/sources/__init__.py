@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterable, Mapping
 
 from clipfleet.errors import SourceError
-from clipfleet.s3 import SCHEME as S3_SCHEME
+from clipfleet.s3.client import SCHEME as S3_SCHEME
 from clipfleet.sources.batches import Source
 from clipfleet.sources.files import BY_NAME, ReadOptions
-from clipfleet.sources.formats import SUPPORTED
 from clipfleet.sources.iterable import FrameRows, Item, IterableSource, is_frame
+from clipfleet.sources.lists.formats import SUPPORTED
 from clipfleet.sources.local import open_local
 from clipfleet.sources.s3 import open_s3
 from clipfleet.sources.stdin import StdinSource

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.contract import SourceDescription
-from clipfleet.parts import item_schema
+from clipfleet.contract.jobs import SourceDescription
+from clipfleet.contract.parts import item_schema
 
 T = TypeVar("T")
 

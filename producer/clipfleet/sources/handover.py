@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, PASS_ON_SECONDS, Source
 from clipfleet.sources.iterable import IterableSource
-from clipfleet.sources.records import Record, size_bytes
+from clipfleet.sources.lists.records import Record, size_bytes
 
 T = TypeVar("T")
 

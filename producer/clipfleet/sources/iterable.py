@@ -17,11 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.contract import SourceDescription
+from clipfleet.contract.jobs import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches
 from clipfleet.sources.files import ReadOptions
-from clipfleet.sources.records import Record, RecordTable, plain, size_bytes
+from clipfleet.sources.lists.records import Record, RecordTable, plain, size_bytes
 
 Item = str | os.PathLike[str] | bytes | Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import Source
 from clipfleet.sources.files import LocalFile, ReadOptions
-from clipfleet.sources.formats import (
+from clipfleet.sources.lists.formats import (
     SUPPORTED,
     is_shard_name,
     list_opener,

@@ -7,10 +7,10 @@ from functools import partial
 from itertools import islice
 
 from clipfleet.errors import SourceError
-from clipfleet.s3 import SCHEME, S3Client, S3Object, default_client, split_s3_uri
+from clipfleet.s3.client import SCHEME, S3Client, S3Object, default_client, split_s3_uri
 from clipfleet.sources.batches import Source
 from clipfleet.sources.files import ReadOptions
-from clipfleet.sources.formats import is_shard_name, list_opener, refuse_pattern_of_lists, require_fit
+from clipfleet.sources.lists.formats import is_shard_name, list_opener, refuse_pattern_of_lists, require_fit
 from clipfleet.sources.s3_objects import ObjectFile, PrefixSource, is_hidden, listing
 from clipfleet.sources.tar import Shard, TarSource, shards_state
 from clipfleet.sources.walk import PICTURE_EXTENSIONS, Pattern, expand_braces, has_wildcards, is_picture_name

@@ -11,11 +11,11 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from clipfleet.contract import SourceDescription
+from clipfleet.contract.jobs import SourceDescription
+from clipfleet.contract.parts import VERSION_COLUMN
 from clipfleet.errors import SourceError, SourceUnavailableError
-from clipfleet.parts import VERSION_COLUMN
-from clipfleet.s3 import S3Client, S3Object, list_objects, s3_errors, split_s3_uri
-from clipfleet.s3_file import S3File
+from clipfleet.s3.client import S3Client, S3Object, list_objects, s3_errors, split_s3_uri
+from clipfleet.s3.file import S3File
 from clipfleet.sources.batches import in_batches, item_batch
 
 _READ_BYTES = 8 * 1024 * 1024  # a request takes tens of milliseconds, whatever its size

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clipfleet.contract import SourceDescription
+from clipfleet.contract.jobs import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import MAX_BYTES, MAX_ROWS, PASS_ON_SECONDS, item_batch
 from clipfleet.sources.files import ReadOptions
-from clipfleet.sources.jsonl import json_record
-from clipfleet.sources.lines import BOM, MAX_LINE_BYTES, decoded_line
-from clipfleet.sources.records import RecordTable
+from clipfleet.sources.lists.jsonl import json_record
+from clipfleet.sources.lists.lines import BOM, MAX_LINE_BYTES, decoded_line
+from clipfleet.sources.lists.records import RecordTable
 from clipfleet.sources.uris import absolute_uris
 
 NAME = "stdin"

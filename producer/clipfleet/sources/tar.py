@@ -23,14 +23,14 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from clipfleet.contract import SourceDescription
+from clipfleet.contract.jobs import SourceDescription
+from clipfleet.contract.parts import VERSION_COLUMN
+from clipfleet.contract.tar_member import TarMember
 from clipfleet.errors import SourceError
-from clipfleet.parts import VERSION_COLUMN
 from clipfleet.sources.batches import in_batches
 from clipfleet.sources.files import ReadOptions, SourceFile
-from clipfleet.sources.records import RecordTable, size_bytes
+from clipfleet.sources.lists.records import RecordTable, size_bytes
 from clipfleet.sources.walk import is_picture_name
-from clipfleet.tar_member import TarMember
 
 # Key and extension, as webdataset has them.
 _NAME = re.compile(r"(?:\./)*((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipfleet.contract.parts import INLINE_COLUMN, extra_column_name, item_schema
 from clipfleet.errors import SourceError
-from clipfleet.parts import INLINE_COLUMN, extra_column_name, item_schema
 from clipfleet.sources import ReadOptions, Source, SourceLike, source_of
 
 _KINDS = ("txt", "csv", "tsv", "jsonl", "parquet", "stdin", "iterable")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clipfleet.contract import SourceDescription
+from clipfleet.contract.jobs import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.uris import local_uri, printable

@@ -12,8 +12,8 @@ from clipfleet_worker.doctor.machine_check import decode_findings, machine_findi
 from clipfleet_worker.doctor.model_check import device_findings, model_findings
 from clipfleet_worker.doctor.redis_check import broker_findings, redis_findings
 from clipfleet_worker.doctor.s3_check import s3_findings
+from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
 from clipfleet_worker.settings import WorkerSettings
-from clipfleet_worker.watchdog import LOAD_LIMIT_SECONDS
 
 
 def all_checks(

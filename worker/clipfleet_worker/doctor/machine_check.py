@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipfleet.contract import DEMO_MODEL, DecodeRoute, Precision
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet.settings import doubtful_variables
-from clipfleet_worker.cores import processors
-from clipfleet_worker.decode import Decoder, PixelSpec
+from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.memory_guard import memory_limit
-from clipfleet_worker.model import load_model
-from clipfleet_worker.process_set_up import files_needed
+from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.pixel_spec import PixelSpec
+from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.memory_guard import memory_limit
+from clipfleet_worker.process.start import files_needed
 from clipfleet_worker.settings import WorkerSettings
 
 _MOST_THREADS_PER_PROCESSOR = 4

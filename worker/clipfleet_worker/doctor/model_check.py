@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator
 
 from clipfleet.errors import UsageError
-from clipfleet_worker.backends.certificate import LEAST_COSINE, Unfaithful
-from clipfleet_worker.backends.torch_backend import TorchBackend
-from clipfleet_worker.bisecting import FORWARD_ERRORS
-from clipfleet_worker.cores import set_forward_threads
-from clipfleet_worker.device import pick_device, resolve_precision
-from clipfleet_worker.device_set_up import DeviceSetUp, make_device_set_up
+from clipfleet_worker.assembly.device import DeviceSetUp, make_device_set_up
 from clipfleet_worker.doctor import Finding, fine, problem, warning
+from clipfleet_worker.encode.backends.certificate import LEAST_COSINE, Unfaithful
+from clipfleet_worker.encode.backends.torch_backend import TorchBackend
+from clipfleet_worker.encode.bisecting import FORWARD_ERRORS
 from clipfleet_worker.failures import ModelUnavailableError, first_line
-from clipfleet_worker.model import load_model
-from clipfleet_worker.model_files import find_files
+from clipfleet_worker.models.files import find_files
+from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.process.cores import set_forward_threads
+from clipfleet_worker.process.device import pick_device, resolve_precision
 from clipfleet_worker.settings import WorkerSettings
 
 

@@ -12,11 +12,11 @@ import redis
 from kombu.exceptions import KombuError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from clipfleet import keys
 from clipfleet.errors import RedisUnavailableError, UsageError
 from clipfleet.hints import make_app
-from clipfleet.ledger import Ledger
-from clipfleet.redis_connection import connect, masked, redis_errors
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger
+from clipfleet.redis.connection import connect, masked, redis_errors
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.doctor.redis_rights import missing_commands
 from clipfleet_worker.settings import WorkerSettings

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from clipfleet import keys
+from clipfleet.ledger import keys
 
 _OURS = f"{keys.PREFIX}:doctor"
 _BINDING = f"_kombu.binding.{keys.QUEUE}"

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from clipfleet.contract import ErrorCode
-from clipfleet.tar_member import TarMember, tar_member
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.contract.tar_member import TarMember, tar_member
 from clipfleet_worker.failures import ItemFailure
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")

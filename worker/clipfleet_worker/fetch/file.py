@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet.errors import UsageError
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch import archive_member
@@ -76,7 +76,7 @@ class FileFetcher:
         """A picture in a tar archive, which itself may be of any size; otherwise like `read`.
 
         Args:
-            uri: see `clipfleet.tar_member`. The archive's headers are not read.
+            uri: see `clipfleet.contract.tar_member`. The archive's headers are not read.
         """
         member = archive_member(uri)
         size_bytes, offset_bytes = member.size_bytes, member.offset_bytes

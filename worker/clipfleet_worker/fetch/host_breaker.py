@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from clipfleet.contract import ErrorCode, ItemError
+from clipfleet.contract.jobs import ErrorCode, ItemError
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
-from clipfleet_worker.shortages import shortage_behind
+from clipfleet_worker.process.shortages import shortage_behind
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from clipfleet.contract import Lane
+from clipfleet.contract.jobs import Lane
 
 _EVERY_FROM_BELOW = 8
 _EVERY_THAT_WAITED_LONG = 2

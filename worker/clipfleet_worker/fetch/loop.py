@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from clipfleet.bottleneck import Meter
-from clipfleet.contract import ErrorCode, ItemError, Lane
+from clipfleet.contract.bottleneck import Meter
+from clipfleet.contract.jobs import ErrorCode, ItemError, Lane
 from clipfleet.errors import SourceUnavailableError
-from clipfleet_worker.capacity import WaitingBytes
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.fetch.host_turns import tell_waits
+from clipfleet_worker.fetch.http.host_turns import tell_waits
 from clipfleet_worker.fetch.lane_turns import tell_lane
 from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.shortages import shortage_behind
-from clipfleet_worker.watchdog import Pulse
+from clipfleet_worker.process.shortages import shortage_behind
+from clipfleet_worker.process.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch import AsyncFetcher
 

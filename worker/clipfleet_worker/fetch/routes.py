@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from clipfleet.contract import ErrorCode
+from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch import AsyncFetcher, scheme_of
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.parts import PartCounts, PartIdentity
 
 
 @dataclass(frozen=True, slots=True)

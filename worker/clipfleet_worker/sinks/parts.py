@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import (
     OutputConflictError,
     OutputDamagedError,
@@ -21,9 +22,8 @@ from clipfleet.errors import (
 )
 from clipfleet.outputs import Output
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.part_files import PartFiles
-from clipfleet.part_files.parquet import ParquetParts
-from clipfleet.parts import PartCounts, PartIdentity
+from clipfleet.parts import PartFiles
+from clipfleet.parts.parquet import ParquetParts
 from clipfleet_worker.sinks import OlderPart
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clipfleet.json_rows import json_lines, json_schema
+from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.ledger.row_store import RedisStore, RowSlice
 from clipfleet.outputs.folder import Confirm, unconditionally
-from clipfleet.parts import PartCounts, PartIdentity
-from clipfleet.redis_results import rows_at
-from clipfleet.redis_store import RedisStore, RowSlice
+from clipfleet.parts.json_rows import json_lines, json_schema
+from clipfleet.results.redis_rows import rows_at
 from clipfleet_worker.sinks import OlderPart
 
 _ROWS_PER_SLICE = 500  # a call that brings them takes Redis a few milliseconds

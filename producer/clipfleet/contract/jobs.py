@@ -1,0 +1,376 @@
+"""What producer and worker agree on: jobs, label sets, error codes. What a part looks like: `parts.py`.
+
+Frozen data and pure functions only, no I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clipfleet.contract.parts import label_columns
+from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
+from clipfleet.errors import JobTooNewError, JobUnreadableError
+
+MAX_CHUNK_SIZE = 4096
+DEFAULT_CHUNK_SIZE = 512
+DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
+DEMO_MODEL = "demo"
+DEFAULT_TEMPLATE = "a photo of a {}"
+
+REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the ledger's Redis
+MAX_ITEMS_IN_REDIS = 100_000  # of one job; more go into a folder or a bucket
+
+DEFAULT_LABEL_SET_NAME = "labels"
+DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
+
+JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
+# Keys of ours, and of kombu, in a Redis that is the broker too: a queue of that name would take their place.
+_RESERVED_QUEUES = re.compile(r"clipfleet(:.*)?|_kombu\..*|unacked(_.*)?")
+LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
+
+
+class Task(StrEnum):
+    """What is done with every item."""
+
+    CLASSIFY = "classify"
+    EMBED = "embed"
+    EMBED_TEXT = "embed_text"  # the items are texts
+
+
+class Lane(StrEnum):
+    """Priority of a job, best first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward pass. `auto`: bf16 where the device has it in hardware, else fp32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class DecodeRoute(StrEnum):
+    """`fast`: scaled JPEG decoding, a few grey levels off; `exact`: open_clip's own transform."""
+
+    FAST = "fast"
+    EXACT = "exact"
+
+
+class PartFormat(StrEnum):
+    """How the parts of a job are written."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
+class JobState(StrEnum):
+    """`submitting -> running <-> paused -> finishing -> completed[_with_errors]`, or an early end."""
+
+    SUBMITTING = "submitting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHING = "finishing"
+    COMPLETED = "completed"
+    COMPLETED_WITH_ERRORS = "completed_with_errors"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """True once nothing more will happen to the job by itself."""
+        return self in _FINAL_STATES
+
+
+_FINAL_STATES = frozenset(
+    {JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED}
+)
+
+
+class ErrorCode(StrEnum):
+    """Why a row has `status=failed`. A closed set: columns, metrics and documentation use these words."""
+
+    BAD_URI = "bad_uri"
+    SCHEME_REFUSED = "scheme_refused"
+    ADDRESS_REFUSED = "address_refused"
+    PATH_REFUSED = "path_refused"
+    BUCKET_REFUSED = "bucket_refused"
+    ROBOTS_REFUSED = "robots_refused"
+
+    NOT_FOUND = "not_found"
+    ACCESS_DENIED = "access_denied"
+    HTTP_ERROR = "http_error"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+
+    DNS_FAILED = "dns_failed"
+    CONNECT_FAILED = "connect_failed"
+    TLS_FAILED = "tls_failed"
+    TIMEOUT = "timeout"
+    INCOMPLETE_BODY = "incomplete_body"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    FORMAT_REFUSED = "format_refused"
+    BROKEN_IMAGE = "broken_image"
+
+    CRASHED = "crashed"
+    DECODE_TIMEOUT = "decode_timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+
+    MODEL_UNAVAILABLE = "model_unavailable"
+    OUTPUT_UNREACHABLE = "output_unreachable"
+    OUTPUT_CONFLICT = "output_conflict"
+    CHUNK_FAILED = "chunk_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one item failed: the code, and one line for people (no secrets, at most 300 characters)."""
+
+    code: ErrorCode
+    detail: str
+
+
+class Preset(StrEnum):
+    """Label sets that open_clip brings."""
+
+    IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
+
+
+ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # failed rows of all that were run
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        """Whatever is in a job crosses the wire: a file's name of other bytes than UTF-8 cannot."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"{text!r} is not UTF-8")
+        return value
+
+
+class LabelSet(_Frozen):
+    """Labels and the prompt templates that are averaged for each of them (open_clip's ensembling).
+
+    A preset stands for labels and templates that open_clip brings; only a worker knows them.
+    """
+
+    name: Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)] = DEFAULT_LABEL_SET_NAME
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    preset: Preset | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("preset") and not values.get("templates"):
+            return {**values, "templates": (DEFAULT_TEMPLATE,)}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.preset is not None and (self.labels or self.templates):
+            raise ValueError(f"preset {self.preset} brings its own labels and templates")
+        if self.preset is None and not self.labels:
+            raise ValueError("there is no label")
+        blank = [position for position, label in enumerate(self.labels) if not label.strip()]
+        if blank:
+            raise ValueError(f"label number {blank[0] + 1} is empty")
+        seen: set[str] = set()
+        for label in self.labels:
+            if label in seen:
+                raise ValueError(f"label {label!r} appears twice")
+            seen.add(label)
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(
+                    f"template {template!r} must contain {{}} exactly once, where the label goes"
+                )
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Short name of this label set; equal content gives the equal hash on every machine."""
+        return short_hash([list(self.labels), list(self.templates), self.preset])
+
+
+class SourceDescription(_Frozen):
+    """What a source is, as far as it can be told without reading it through."""
+
+    kind: str  # folder, glob, txt, csv, ...
+    uri: str  # absolute path, pattern or URL
+    options: dict[str, str] = Field(default_factory=dict)  # what changes the meaning: columns, size, mtime
+    extra_columns: tuple[str, ...] = ()  # the source's own columns that are carried into the parts
+
+
+class Job(_Frozen):
+    """One submission. `_clipfleet/job.json` of an output holds exactly this."""
+
+    schema_version: int = SCHEMA_VERSION
+    job_id: Annotated[str, Field(pattern=JOB_ID_PATTERN)]
+    task: Task
+    model: str
+    precision: Precision = Precision.AUTO
+    decode: DecodeRoute = DecodeRoute.FAST
+    label_sets: tuple[LabelSet, ...] = ()
+    text_column: str | None = None  # column of the source that holds the text of an item
+    label_set_column: str | None = None  # column of the source that names the one label set of an item
+    top_k: Annotated[int, Field(ge=1)] = 5
+    store_embeddings: bool = False  # of a classify job; the others always do
+    part_format: PartFormat = PartFormat.PARQUET
+    lane: Lane = Lane.NORMAL
+    chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
+    max_error_rate: ErrorRate | None = None  # a job of which more rows fail stops early; None: it never does
+    source: SourceDescription
+    output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
+    on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
+    on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where it is sent to
+    created_at: datetime
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.task is Task.CLASSIFY) != bool(self.label_sets):
+            raise ValueError("a classify job needs a label set, an embed job has none")
+        names = [label_set.name for label_set in self.label_sets]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"two label sets are called {twice[0]!r}: give each a name of its own")
+        if (self.task is Task.EMBED_TEXT) != (self.text_column is not None):
+            raise ValueError("a job that embeds texts needs their column, another one has none")
+        if self.text_column is not None:
+            self._check_column(self.text_column, "with the texts")
+        if self.label_set_column is not None:
+            self._check_column(self.label_set_column, "to choose label sets by")
+            if not self.label_sets:
+                raise ValueError("a label set column needs label sets that it can name")
+        for field in ("on_finished", "on_finished_queue"):
+            name = getattr(self, field)
+            if name is not None and not re.fullmatch(CELERY_NAME_PATTERN, name):
+                raise ValueError(
+                    f"{field.replace('_', '-')} {name!r} must be a name without blanks, "
+                    "such as myapp.tasks.handle for a task and celery for a queue"
+                )
+        if not is_queue_of_users(self.on_finished_queue):
+            raise ValueError(
+                f"on-finished-queue {self.on_finished_queue!r} is a name that clipfleet needs itself"
+            )
+        for label_set in self.named_label_sets:
+            clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))
+            if clash:
+                raise ValueError(
+                    f"label set {label_set.name!r} would fill the column {clash[0]!r}, which the source has "
+                    "too: rename one of them"
+                )
+        return self
+
+    def _check_column(self, name: str, purpose: str) -> None:
+        columns = self.source.extra_columns
+        if name not in columns:
+            raise ValueError(
+                f"the source has no column {name!r} {purpose}; it has {', '.join(columns) or 'none at all'}"
+            )
+
+    @property
+    def output_is_redis(self) -> bool:
+        """Whether the results stay in the ledger's Redis."""
+        return self.output == REDIS_OUTPUT
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether the vectors go into the parts."""
+        return self.store_embeddings or self.task is not Task.CLASSIFY
+
+    @property
+    def named_label_sets(self) -> tuple[LabelSet, ...]:
+        """Label sets with columns of their own: all, where there are several and all are used on every item.
+
+        `label`, `score`, `labels` and `scores` are those of the first set, or of the one that an item chose.
+        """
+        return self.label_sets if self.label_set_column is None and len(self.label_sets) > 1 else ()
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two jobs the same: all that the rows depend on, so neither lane nor error rate."""
+        unlike = {
+            "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
+            "on_finished_queue",
+        }  # fmt: skip
+        return self.model_dump(mode="json", exclude=unlike)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of `identity()`."""
+        return short_hash(self.identity())
+
+    def is_same(self, other: Job) -> bool:
+        """Whether this is the other job under its id, as one that was submitted again is."""
+        return (self.job_id, self.fingerprint) == (other.job_id, other.fingerprint)
+
+    def differences(self, other: Job) -> list[str]:
+        """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
+        mine, theirs = self.identity(), other.identity()
+        return [name for name in mine if mine[name] != theirs.get(name)]
+
+
+def is_queue_of_users(name: str) -> bool:
+    """Whether users may have a Celery queue of this name: it is one, and no key of ours or of kombu's."""
+    return bool(re.fullmatch(CELERY_NAME_PATTERN, name)) and not _RESERVED_QUEUES.fullmatch(name)
+
+
+def read_job(text: str | bytes) -> Job:
+    """A job from what `Job.model_dump_json` wrote.
+
+    Raises:
+        JobTooNewError: it is of a newer version than this program reads.
+        JobUnreadableError: it is of an older one, or no job at all.
+    """
+    try:
+        version = json.loads(text)["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise JobUnreadableError("this is not the description of a job") from None
+    if version not in READABLE_SCHEMA_VERSIONS:
+        is_newer = isinstance(version, int) and version > SCHEMA_VERSION
+        raise (JobTooNewError if is_newer else JobUnreadableError)(
+            f"the job has schema version {version}, this clipfleet reads "
+            f"{' and '.join(str(known) for known in sorted(READABLE_SCHEMA_VERSIONS))}: update it"
+        )
+    try:
+        return Job.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise JobUnreadableError(
+            f"this is not the description of a job ({error.error_count()} problems, the first in {where!r})"
+        ) from None
+
+
+def short_hash(value: object) -> str:
+    """First 16 hex digits of the sha256 of the canonical JSON of a value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def new_job_id() -> str:
+    """A fresh job id that sorts by day: `20261124-3f9a1c2b7d4e`."""
+    return f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(6)}"

@@ -1,0 +1,147 @@
+"""What a part looks like: its columns, whose it is, what it counts. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+from clipfleet.contract.versions import SCHEMA_VERSION
+from clipfleet.errors import OutputConflictError
+
+
+class ItemStatus(StrEnum):
+    """Column `status` of a part."""
+
+    OK = "ok"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PartIdentity:
+    """Whose part it is, as its footer says; a part is adopted only if all three fit the claim."""
+
+    job_id: str
+    chunk_id: int
+    generation: int
+
+    def require(self, job_id: str, chunk_id: int, where: str) -> None:
+        """Raise `OutputConflictError` unless it is the part of this chunk; `where` begins the message."""
+        if (self.job_id, self.chunk_id) != (job_id, chunk_id):
+            raise OutputConflictError(f"{where} belongs to job {self.job_id!r}, chunk {self.chunk_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class PartCounts:
+    """Rows of one part by outcome."""
+
+    ok: int
+    failed: int
+    codes: Mapping[str, int]  # failed rows by error code
+
+
+def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
+    """What the footer of a part says, beside its schema."""
+    return {
+        "job_id": identity.job_id,
+        "chunk_id": str(identity.chunk_id),
+        "generation": str(identity.generation),
+        "ok": str(counts.ok),
+        "failed": str(counts.failed),
+        "codes": json.dumps(dict(counts.codes)),
+        "schema_version": str(SCHEMA_VERSION),
+    }
+
+
+def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCounts]:
+    """The inverse of `part_footer`.
+
+    Raises:
+        ValueError: these are not the entries of a part.
+    """
+    try:
+        identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
+        codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
+        return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
+    except (KeyError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(f"no footer of a part: {error!r}") from error
+
+
+def count_rows(rows: pa.Table) -> PartCounts:
+    """Rows by outcome."""
+    codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
+    return PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
+
+
+ITEM_COLUMNS = ("item_index", "item_id", "uri")
+INLINE_COLUMN = "_bytes"  # of staged items: the image itself, where the source holds it; not in the parts
+VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or time of change; not staged
+LABEL_COLUMNS = ("label", "score", "labels", "scores")
+LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))  # in the same order
+
+UNKNOWN_DIMENSION = 1  # where all vectors are null, and no model says how long they would be
+
+
+def label_columns(set_name: str) -> tuple[str, ...]:
+    """Columns of a label set's own, in the order of `LABEL_COLUMNS`."""
+    return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)
+
+
+def item_schema(extra_fields: Sequence[pa.Field[Any]] = ()) -> pa.Schema:
+    """Schema of the batches of a source, and of staged files."""
+    return pa.schema(
+        [
+            pa.field("item_index", pa.int64(), nullable=False),
+            pa.field("item_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            *extra_fields,
+        ]
+    )
+
+
+def part_schema(
+    embedding_dimension: int,
+    extra_fields: Sequence[pa.Field[Any]] = (),
+    named_label_sets: Sequence[str] = (),
+) -> pa.Schema:
+    """Schema of the parts of one job.
+
+    Args:
+        embedding_dimension: length of a vector; the parts of a job agree on it even if all vectors are null.
+        extra_fields: the source's own columns, already renamed by `extra_column_name`.
+        named_label_sets: names of the label sets with columns of their own, see `Job.named_label_sets`.
+    """
+    embedding = pa.list_(pa.float16(), embedding_dimension)
+    return pa.schema(
+        [
+            *item_schema(),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("error_code", pa.string()),
+            pa.field("error_detail", pa.string()),
+            *map(pa.field, LABEL_COLUMNS, LABEL_TYPES),
+            pa.field("embedding", embedding),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("content_hash", pa.string()),
+            pa.field("model_fingerprint", pa.string()),
+            *(
+                field
+                for set_name in named_label_sets
+                for field in map(pa.field, label_columns(set_name), LABEL_TYPES)
+            ),
+            *extra_fields,
+        ]
+    )
+
+
+PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part, whatever its job
+
+
+def extra_column_name(name: str) -> str:
+    """Name in the parts of a source's own column: unchanged, or `source_<name>` where ours has that name."""
+    return f"source_{name}" if name in (*PART_COLUMNS, INLINE_COLUMN, VERSION_COLUMN) else name

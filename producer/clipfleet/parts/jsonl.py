@@ -1,0 +1,159 @@
+"""JSON Lines parts: rows and nothing else, so that every reader of JSON Lines gets exactly the rows.
+
+There is no room for identity and counts among rows, and two objects cannot be written at once. So the footer
+is an object of its own that is named by job and content, and written first: a part with another content,
+whoever wrote it, never finds it, and a footer whose part did not come to be is never looked for. A part of
+another job that came too late is known by its own footer.
+
+The first line of a part ends with as many blanks as its generation says, which JSON ignores: parts of two
+generations with the same rows are not the same bytes. S3 replaces by content, and a late writer that has seen
+the one must not replace the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clipfleet.contract.jobs import PartFormat
+from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
+from clipfleet.errors import OutputUnavailableError
+from clipfleet.ledger import keys
+from clipfleet.outputs import Output
+from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
+from clipfleet.parts.json_rows import from_json, inferred_schema, json_lines, json_schema
+from clipfleet.parts.parquet import damaged, parquet_errors
+
+# What JSON raises for what is none, and Arrow for values that do not fit.
+_DAMAGED = (json.JSONDecodeError, UnicodeError, OverflowError, RecursionError, pa.ArrowException)
+
+_BATCH_ROWS = 512  # they become Python objects on their way, and a vector is large then
+_SCHEMA = "schema"  # entry of the footer: the rows' Arrow schema, which JSON cannot tell
+
+
+class JsonlParts:
+    """See `clipfleet.parts.PartFiles`."""
+
+    readers = 2  # a part of 4,096 rows with vectors of length 512 is 40 MB of text
+    footer_readers = 4  # the whole part is read to find its footer
+
+    def __init__(self, job_id: str | None) -> None:
+        self._job_id = job_id
+
+    def name(self, chunk_id: int) -> str:
+        return keys.part(chunk_id, PartFormat.JSONL)
+
+    def write(
+        self,
+        output: Output,
+        path: Path,
+        identity: PartIdentity,
+        rows: pa.Table,
+        counts: PartCounts,
+        *,
+        confirm: Confirm = unconditionally,
+    ) -> None:
+        """See the protocol. The footer is put into the output at once."""
+        content = hashlib.sha256()
+        with output_errors(path), path.open("wb") as file:
+            for number, batch in enumerate(rows.to_batches(_BATCH_ROWS)):
+                text = "".join(json_lines(batch))
+                if number == 0:
+                    text = text.replace("\n", " " * identity.generation + "\n", 1)
+                data = text.encode()
+                content.update(data)
+                file.write(data)
+        footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
+        name = keys.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
+        is_new = output.create(name, json.dumps(footer).encode(), confirm=confirm)
+        # Else another writer of this generation has the same rows.
+        if not is_new and _read_footer(output, name) is None:
+            raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was written")
+
+    @contextmanager
+    def open(self, output: Output, name: str) -> Iterator[OpenJsonlPart]:
+        """See the protocol. Reads the whole part."""
+        with parquet_errors(output, name), output.open(name) as file:
+            content = file.read()
+        footer_name, footer = "", None
+        if self._job_id is not None:
+            footer_name, footer = _footer_of(output, name, self._job_id, hashlib.sha256(content).hexdigest())
+        try:
+            yield OpenJsonlPart(content, footer, footer_name)
+        except MemoryError:  # Arrow's is an ArrowException, too
+            raise
+        except _DAMAGED as error:
+            raise damaged(output, name, error) from error
+
+
+class OpenJsonlPart:
+    """See `clipfleet.parts.OpenPart`."""
+
+    def __init__(self, content: bytes, footer: dict[str, str] | None, footer_name: str) -> None:
+        self._content = content
+        self._footer = footer
+        self.num_rows = content.count(b"\n")
+        self.beside: Sequence[str] = (footer_name,) if footer is not None else ()
+        self.schema = (
+            _schema_of(footer) if footer is not None else inferred_schema(chain.from_iterable(self._rows()))
+        )
+
+    def footer(self) -> tuple[PartIdentity, PartCounts]:
+        if self._footer is None:
+            raise ValueError("no footer belongs to its content")
+        return read_part_footer(self._footer)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        for rows in self._rows():
+            yield from_json(rows, schema)
+
+    def _rows(self) -> Iterator[list[dict[str, Any]]]:
+        lines = io.BytesIO(self._content)
+        while rows := [json.loads(line) for line in islice(lines, _BATCH_ROWS)]:
+            if not all(isinstance(row, dict) for row in rows):
+                raise pa.ArrowInvalid("a line is no JSON object")
+            yield rows
+
+
+def _footer_of(
+    output: Output, part_name: str, job_id: str, content_hash: str
+) -> tuple[str, dict[str, str] | None]:
+    """Name and content of the footer of a part: this job's, else that of whichever job has written it."""
+    name = keys.detached_footer(part_name, job_id, content_hash)
+    footer = _read_footer(output, name)
+    if footer is None:
+        for other in output.names(f"{keys.FOOTER_PREFIX}{part_name}-"):
+            if other.endswith(f"-{content_hash}.json"):
+                return other, _read_footer(output, other)
+    return name, footer
+
+
+def _read_footer(output: Output, name: str) -> dict[str, str] | None:
+    data = output.read(name)
+    if data is None:
+        return None
+    try:
+        entries: dict[str, str] = json.loads(data)
+        read_part_footer(entries)
+        _schema_of(entries)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, pa.ArrowException) as error:
+        raise damaged(output, name, error) from error
+    return entries
+
+
+def _schema_text(schema: pa.Schema) -> str:
+    return b64encode(schema.remove_metadata().serialize()).decode()
+
+
+def _schema_of(footer: dict[str, str]) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(b64decode(footer[_SCHEMA], validate=True)))

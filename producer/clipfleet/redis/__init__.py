@@ -1,0 +1,1 @@
+"""How Redis is reached: URLs, connections, retries. Knows no key of ours."""

@@ -1,0 +1,1 @@
+"""5. Reading back: rows, printed formats. Writes nothing."""

@@ -1,0 +1,238 @@
+"""Writes rows that were read back for people and for other programs; one batch at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from clipfleet.contract.jobs import Job
+from clipfleet.contract.parts import label_columns
+from clipfleet.parts.json_rows import json_dicts, json_lines
+from clipfleet.results.rows import RowReader
+from clipfleet.terminal.console import printable
+
+TABLE_ROWS = 20
+_GROUP_ROWS = 32_768  # 32 MB of vectors of length 512
+
+
+class ResultFormat(StrEnum):
+    """What `clipfleet results` can write."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def write(
+    reader: RowReader, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None
+) -> int:
+    """Write the rows so far, at most `limit` (None: all, 20 for a table); returns how many that were.
+
+    A table is for people; the others hold every column. Text is UTF-8. The stream is left open, and need not
+    be seekable.
+
+    Raises:
+        ResultsNotReadyError: no part exists; nothing was written. Else see `RowReader.read`.
+    """
+    if limit is None:
+        limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
+    stored = reader.read()
+    rows = _Rows(stored.schema, stored.batches, limit, reader.job)
+    _WRITERS[result_format](rows, stream)
+    return min(rows.count, limit)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What is to be written; can be read once."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    limit: int  # the most rows that are written
+    job: Callable[[], Job | None]
+    count: int = 0  # rows that were read
+
+    def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows up to the limit; no part is opened that is not needed for them."""
+        left = self.limit if limit is None else limit
+        while left > 0 and (batch := next(self.batches, None)) is not None:
+            batch = batch.slice(0, left)
+            yield batch
+            self.count += batch.num_rows
+            left -= batch.num_rows
+
+
+def _write_jsonl(wanted: _Rows, stream: BinaryIO) -> None:
+    with _as_text(stream) as text:
+        for batch in wanted.first():
+            text.writelines(json_lines(batch))
+
+
+def _write_csv(wanted: _Rows, stream: BinaryIO) -> None:
+    with _as_text(stream) as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(wanted.schema.names)
+        for batch in wanted.first():
+            writer.writerows(map(_csv_value, row.values()) for row in json_dicts(batch))
+
+
+def _csv_value(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _write_parquet(wanted: _Rows, stream: BinaryIO) -> None:
+    with pq.ParquetWriter(stream, wanted.schema, compression="zstd") as writer:
+        for group in row_groups(wanted.first()):
+            writer.write_table(group)
+
+
+def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches, which may be small, gathered to tables that are worth a row group each."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(one.num_rows for one in held) >= _GROUP_ROWS:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
+    # One row more than is shown tells whether there are more.
+    rows = [row for batch in wanted.first(wanted.limit + 1) for row in json_dicts(batch)]
+    shown = rows[: wanted.limit]
+    with _as_text(stream) as text:
+        console = Console(file=text)
+        table, left_out = result_table(shown, wanted.job(), console.width)
+        console.print(table)
+        if left_out:
+            names = escape(", ".join(left_out))
+            console.print(
+                f"no room for {names}: widen the terminal, or all with --format jsonl, csv or parquet"
+            )
+        if len(rows) > len(shown):
+            console.print(
+                f"the first {len(shown)} rows; more with --limit, all with --format jsonl, csv or parquet"
+            )
+
+
+_TEXT_CHARACTERS = 200
+_FOLDED_WIDTH = 12  # wider cells are folded before a label set is left out
+_BETWEEN = 3  # columns of the terminal
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    heading: str
+    cells: Sequence[str]
+    is_number: bool = False
+
+    @property
+    def shown(self) -> Sequence[str]:
+        """The cells as a terminal may have them."""
+        return [printable(cell) for cell in self.cells]
+
+    @property
+    def width(self) -> int:
+        widest = max(map(cell_len, self.shown), default=0)
+        return max(cell_len(self.heading), min(widest, _FOLDED_WIDTH)) + _BETWEEN
+
+
+def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) -> tuple[Table, Sequence[str]]:
+    """The rows (of JSON's own types) as a table, and the names of the label sets that have no place in it.
+
+    The job tells which columns are label sets and texts. There is always a place for one label set.
+    """
+    before = [_Column("index", [str(row["item_index"]) for row in rows], is_number=True)]
+    before += [*_names(rows, job), _Column("status", [row["status"] for row in rows])]
+    after = [_Column("error", [_error(row) for row in rows])]
+    answers, left_out = _answers(rows), []
+    if job is not None and job.named_label_sets:
+        sets = [_label_set(label_set.name, rows) for label_set in job.named_label_sets]
+        room = width - 1 - sum(column.width for column in (*before, *after))
+        fitting = [sum(column.width for column in sets[: count + 1]) <= room for count in range(len(sets))]
+        shown = max(1, sum(fitting))
+        answers, left_out = sets[:shown], [column.heading for column in sets[shown:]]
+    columns = [*before, *answers, *after]
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(
+            Text(printable(column.heading)), overflow="fold", justify="right" if column.is_number else "left"
+        )
+    for cells in zip(*(column.shown for column in columns), strict=True):
+        table.add_row(*map(Text, cells))
+    return table, left_out
+
+
+def _names(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
+    """The ids, and the texts; where no text has an id but its index, that is said already."""
+    ids = _Column("id", [row["item_id"] for row in rows])
+    if job is None or job.text_column is None:
+        return [ids]
+    texts = _Column(job.text_column, [_shortened(row.get(job.text_column)) for row in rows])
+    has_ids = any(row["item_id"] != str(row["item_index"]) for row in rows)
+    return [ids, texts] if has_ids else [texts]
+
+
+def _shortened(text: str | None) -> str:
+    line = " ".join((text or "").split())
+    return line if len(line) <= _TEXT_CHARACTERS else f"{line[: _TEXT_CHARACTERS - 1]}\u2026"
+
+
+def _answers(rows: Sequence[dict[str, Any]]) -> list[_Column]:
+    vectors = ["" if row["embedding"] is None else f"{len(row['embedding'])} numbers" for row in rows]
+    has_labels = any(row["label"] is not None for row in rows)
+    answers = [row["label"] or vector for row, vector in zip(rows, vectors, strict=True)]
+    scores = [_score(row["score"]) for row in rows]
+    return [
+        _Column("label" if has_labels else "vector", answers),
+        _Column("score", scores, is_number=True),
+    ]
+
+
+def _label_set(name: str, rows: Sequence[dict[str, Any]]) -> _Column:
+    label, score, *_ = label_columns(name)
+    return _Column(name, [f"{row.get(label) or ''} {_score(row.get(score))}".strip() for row in rows])
+
+
+def _score(score: float | None) -> str:
+    return "" if score is None else f"{score:.3f}"
+
+
+def _error(row: dict[str, Any]) -> str:
+    return ": ".join(part for part in (row["error_code"], row["error_detail"]) if part)
+
+
+@contextmanager
+def _as_text(stream: BinaryIO) -> Iterator[TextIO]:
+    text = io.TextIOWrapper(stream, "utf-8", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()  # else the wrapper would close the caller's stream
+
+
+_WRITERS: dict[ResultFormat, Callable[[_Rows, BinaryIO], None]] = {
+    ResultFormat.TABLE: _write_table,
+    ResultFormat.JSONL: _write_jsonl,
+    ResultFormat.CSV: _write_csv,
+    ResultFormat.PARQUET: _write_parquet,
+}

@@ -1,0 +1,214 @@
+"""One retry: an ended job goes on in a new generation, with the chunks that have failed rows."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
+
+from clipfleet.contract.jobs import ErrorCode, Job, JobState
+from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.errors import JobConflictError, OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Draft, JobStatus, Ledger
+from clipfleet.outputs import Output
+from clipfleet.outputs.job_file import Generation, job_of, note_generation
+from clipfleet.parts import part_files, read_ahead
+
+IsDone = Callable[[PartIdentity, PartCounts], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The chunks of one job: those that are done, and those that are not."""
+
+    done: bytes  # bitmap; chunk 0 is the highest bit of the first byte
+    due: tuple[int, ...]  # chunks below `next_chunk` without a part, or with one that is to be replaced
+    next_chunk: int  # behind the last part
+    counts: PartCounts  # rows of the chunks that are done
+    generation: int  # of the newest part, 0 if there is none
+    chunks: int  # of the job
+
+    @property
+    def open_chunks(self) -> int:
+        """Chunks that are not done."""
+        return len(self.due) + self.chunks - self.next_chunk
+
+
+def take_inventory(
+    parts: Iterable[tuple[PartIdentity, PartCounts]], chunks: int, is_done: IsDone
+) -> Inventory:
+    """Look at every part of a job.
+
+    Args:
+        parts: those that are in place, in any order.
+        chunks: how many are staged; parts beyond them must not be among `parts`.
+        is_done: whether a part may stay as it is.
+    """
+    done, found = bytearray(-(-chunks // 8)), bytearray(chunks)
+    ok = failed = generation = 0
+    codes: Counter[str] = Counter()
+    for identity, counts in parts:
+        found[identity.chunk_id] = 1
+        generation = max(generation, identity.generation)
+        if is_done(identity, counts):
+            done[identity.chunk_id // 8] |= 0x80 >> identity.chunk_id % 8
+            ok, failed = ok + counts.ok, failed + counts.failed
+            codes.update(counts.codes)
+    next_chunk = found.rfind(1) + 1
+    due = tuple(chunk for chunk in range(next_chunk) if not done[chunk // 8] & 0x80 >> chunk % 8)
+    return Inventory(bytes(done), due, next_chunk, PartCounts(ok, failed, dict(codes)), generation, chunks)
+
+
+def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
+    """The footers of a job's parts below the given number of chunks.
+
+    Raises:
+        OutputConflictError: there is a part of another chunk.
+        OutputDamagedError: there is a part that cannot be read.
+        OutputUnavailableError: the output cannot be read now.
+    """
+    depth = part_files(job.part_format, job.job_id).footer_readers
+    found = read_ahead(partial(_footer, output, job), _chunk_ids(output, job, chunks), depth=depth)
+    return (part for part in found if part is not None)
+
+
+def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
+    """Chunks below the given number that have a part."""
+    suffix = f".{job.part_format}"
+    for name in output.names(keys.PART_PREFIX):
+        digits = name.removeprefix(keys.PART_PREFIX).removesuffix(suffix)
+        if name.endswith(suffix) and digits.isdecimal() and int(digits) < chunks:
+            yield int(digits)
+
+
+def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, PartCounts] | None:
+    """None for the late part of a job before this one: its chunk is done anew, and replaces it."""
+    files = part_files(job.part_format, job.job_id)
+    where = f"{output.uri}/{files.name(chunk_id)}"
+    try:
+        with files.open(output, files.name(chunk_id)) as part:
+            identity, counts = part.footer()
+    except FileNotFoundError as error:
+        raise OutputUnavailableError(f"{where} was removed while it was read") from error
+    except (ValueError, OutputDamagedError) as error:
+        raise OutputDamagedError(
+            f"{where} is not a whole part ({error}): remove it, then its chunk is done anew"
+        ) from error
+    if identity.job_id != job.job_id:
+        return None
+    identity.require(job.job_id, chunk_id, where)
+    return identity, counts
+
+
+_COMPLETED = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+
+
+Parts = Callable[[int], Iterable[tuple[PartIdentity, PartCounts]]]  # those in place below a number of chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Has the failed rows of a job run again, and the chunks that a cancelled or failed one never got to."""
+
+    ledger: Ledger
+    hints: Hints
+    output: Output
+    parts: Parts
+    job: Job
+    lease_seconds: float
+    sleep: Callable[[float], object] = time.sleep
+
+    def run(self, codes: Sequence[ErrorCode] = (), max_error_rate: float | None = None) -> bool:
+        """Start, or leave a retry alone that is under way. `_SUCCESS` is gone when the job goes on.
+
+        Takes a lease's time more on a store without conditional writes.
+
+        Args:
+            codes: run only rows with these error codes again; empty: all that failed.
+            max_error_rate: see `Ledger.retry`.
+
+        Returns:
+            False if there is nothing to run again.
+
+        Raises:
+            JobNotFoundError: the ledger has forgotten the job, see `clipfleet.resume.rebuild`.
+            JobConflictError: the job has not ended yet, or somebody else begins a retry of it, too.
+            OutputConflictError: the output does not hold this job any more.
+            OutputUnavailableError: the parts cannot be read.
+        """
+        token = uuid4().hex
+        self.ledger.begin_draft(self.job.job_id, token)
+        status = self.ledger.status(self.job.job_id)
+        if not status.state.is_final:
+            return self._join(status)
+        if not self.output.has_conditional_writes:
+            # Nothing but its lease stops a writer of the last generation that is late.
+            self.sleep(self.lease_seconds)
+        inventory = self._take_inventory(status, codes)
+        # In Redis nothing is lost of a job that has all its rows, and its chunks are not kept.
+        is_whole = self.job.output_is_redis and status.state is JobState.COMPLETED
+        if is_whole or (not inventory.open_chunks and status.state in _COMPLETED):
+            return False
+        generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))
+        # What lives in Redis is never rebuilt, and the ledger knows the generation.
+        if not self.job.output_is_redis and not note_generation(self.output, generation):
+            return self._lost_to_another(status)
+        self.output.remove(keys.SUCCESS)
+        word, state = self.ledger.retry(
+            self.job.job_id,
+            token,
+            draft_of(inventory),
+            generation=generation.number,
+            codes=codes,
+            max_error_rate=max_error_rate,
+        )
+        if word != "started":
+            return self._lost_to_another(status)
+        if state is JobState.FINISHING:
+            self.hints.publish_finish()
+        self.hints.publish_work(min(inventory.open_chunks, MAX_HINTS))
+        return True
+
+    def _join(self, status: JobStatus) -> bool:
+        """A retry that is under way is what was asked for."""
+        if status.generation == 0:
+            raise JobConflictError(
+                f"job {self.job.job_id} is {status.state}: a retry is for a job that has ended; "
+                f"follow it with `clipfleet watch {self.job.job_id}`"
+            )
+        return True
+
+    def _take_inventory(self, status: JobStatus, codes: Sequence[ErrorCode]) -> Inventory:
+        holder = job_of(self.output)
+        if holder is None or holder.job_id != self.job.job_id:
+            raise OutputConflictError(
+                f"{self.output.uri} does not hold job {self.job.job_id} any more: there is nothing to retry"
+            )
+        parts = self.parts(status.chunks)
+        return take_inventory(parts, status.chunks, lambda _, counts: not has_failed(counts, codes))
+
+    def _lost_to_another(self, before: JobStatus) -> bool:
+        status = self.ledger.status(self.job.job_id)
+        if status.state in _COMPLETED and status.generation > before.generation:
+            self.output.create(keys.SUCCESS, b"")  # it is over already: what we removed was its own
+        if status.state.is_final:
+            raise JobConflictError(f"another retry of job {self.job.job_id} was begun meanwhile: try again")
+        return self._join(status)
+
+
+def has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
+    """Whether a part has rows that a retry of these error codes (empty: all) runs again."""
+    return any(counts.codes.get(code, 0) for code in codes) if codes else counts.failed > 0
+
+
+def draft_of(inventory: Inventory, staged: Sequence[tuple[int, int]] = ()) -> Draft:
+    """What the ledger is told of an inventory."""
+    counts = inventory.counts
+    return Draft(
+        inventory.done, inventory.due, inventory.next_chunk, counts.ok, counts.failed, counts.codes, staged
+    )

@@ -1,0 +1,80 @@
+"""Which source a file is, by the end of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from clipfleet.errors import SourceError
+from clipfleet.sources.batches import Source
+from clipfleet.sources.files import ReadOptions, SourceFile
+from clipfleet.sources.lists.csv import CsvSource
+from clipfleet.sources.lists.jsonl import JsonlSource
+from clipfleet.sources.lists.lines import TxtSource
+from clipfleet.sources.lists.parquet import ParquetSource
+from clipfleet.sources.uris import printable
+
+SUPPORTED = (
+    "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
+    "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single picture, "
+    "each also as s3://BUCKET/..., and - for standard input"
+)
+
+OpenList = Callable[[SourceFile, ReadOptions], Source]
+
+_TEXT: dict[str, Callable[..., Source]] = {
+    ".txt": TxtSource,
+    ".csv": CsvSource,
+    ".tsv": partial(CsvSource, separator="\t"),
+    ".jsonl": JsonlSource,
+    ".ndjson": JsonlSource,
+}
+_LISTS: dict[str, OpenList] = {
+    **_TEXT,
+    **{f"{end}.gz": partial(kind, is_gzip=True) for end, kind in _TEXT.items()},
+    ".parquet": ParquetSource,
+}
+_WITH_COLUMNS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def list_opener(name: str) -> OpenList | None:
+    """What reads a list of this name; None: it is no list."""
+    end = _ending(name)
+    return _LISTS.get(end) if end else None
+
+
+def is_shard_name(name: str) -> bool:
+    """True if a file's name ends like a tar archive's."""
+    return name.lower().endswith(".tar")
+
+
+def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
+    """Refuse options that a source would ignore.
+
+    Raises:
+        SourceError: names what they are for.
+    """
+    is_table = is_list and (_ending(text) or "").removesuffix(".gz") in _WITH_COLUMNS
+    if not is_table and (options.url_column is not None or options.id_column is not None):
+        raise SourceError(
+            f"{printable(text)}: {options.content_option} and --id-column apply to tables only "
+            "(.csv, .tsv, .jsonl, .parquet)"
+        )
+    if not is_list and options.base_uri is not None:
+        raise SourceError(f"{printable(text)}: --base-uri applies to lists and tables only")
+
+
+def refuse_pattern_of_lists(pattern: str) -> None:
+    """Refuse what would take each list for a picture.
+
+    Raises:
+        SourceError: the pattern ends like a list or a table.
+    """
+    if list_opener(pattern) is not None:
+        raise SourceError(
+            f"{printable(pattern)}: a pattern can mean pictures or .tar shards; submit lists one by one"
+        )
+
+
+def _ending(name: str) -> str | None:
+    return next((end for end in _LISTS if name.lower().endswith(end)), None)

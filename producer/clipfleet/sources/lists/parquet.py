@@ -1,0 +1,127 @@
+"""A Parquet file: one column with URLs or paths, or with the pictures themselves.
+
+Pictures are a binary column, or a struct with the fields `bytes` and `path` as Hugging Face writes it; they
+are staged with the items, because single rows of a Parquet file cannot be read cheaply. Other binary columns
+are left out; all the others are carried, see `arrow_values.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipfleet.contract.jobs import SourceDescription
+from clipfleet.contract.parts import INLINE_COLUMN
+from clipfleet.errors import SourceError
+from clipfleet.sources.batches import MAX_ROWS, item_batch
+from clipfleet.sources.files import ReadOptions, SourceFile
+from clipfleet.sources.lists.arrow_values import as_text, carried, is_binary
+from clipfleet.sources.lists.columns import URL_COLUMNS, assign_columns
+from clipfleet.sources.uris import absolute_uris
+
+_PICTURE_ROWS = 16  # rows of a batch where pictures are in it, so that memory stays flat
+_READ_BYTES = 1 << 20
+
+
+class ParquetSource:
+    """See `clipfleet.sources.Source`."""
+
+    def __init__(self, file: SourceFile, options: ReadOptions) -> None:
+        self._file = file
+        self._base = options.base_in(file.folder)
+        with self._opened() as parquet:
+            self._schema = parquet.schema_arrow
+            header = self._schema.names
+            self._rows = parquet.metadata.num_rows
+        if self._rows == 0:
+            raise SourceError(f"{file.name}: the file has no rows")
+        held = [number for number, field in enumerate(self._schema) if _holds_pictures(field)]
+        self._columns = assign_columns(header, options, where=file.name, bytes_columns=held)
+        self.description = SourceDescription(
+            kind="parquet",
+            uri=file.uri,
+            options=file.state() | options.described() | self._columns.described(header),
+            extra_columns=tuple(self._columns.extra),
+        )
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        columns = self._columns
+        wanted = {*columns.extra.values()} | {
+            position for position in (columns.url, columns.bytes, columns.id) if position is not None
+        }
+        names = [self._schema.names[position] for position in sorted(wanted)]
+        rows = MAX_ROWS if columns.bytes is None else _PICTURE_ROWS
+        first_index = 0
+        with self._opened() as parquet:
+            for batch in parquet.iter_batches(rows, columns=names, use_threads=False):
+                yield self._items(first_index, batch)
+                first_index += batch.num_rows
+
+    def _items(self, first_index: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns, names = self._columns, self._schema.names
+        extra = {name: carried(batch[names[position]]) for name, position in columns.extra.items()}
+        ids = None if columns.id is None else as_text(batch[names[columns.id]])
+        pictures, paths = (None, None) if columns.bytes is None else _pictures(batch[names[columns.bytes]])
+        if columns.url is not None:
+            uris = self._absolute(as_text(batch[names[columns.url]]))
+        else:
+            ids = paths if ids is None else ids
+            uris, pictures = self._named(first_index, pictures, paths)
+        if pictures is not None:
+            extra[INLINE_COLUMN] = pictures
+        return item_batch(first_index, ids, uris, extra)
+
+    def _named(
+        self, first_index: int, pictures: pa.Array, paths: pa.Array | None
+    ) -> tuple[pa.Array, pa.Array]:
+        """URIs of pictures that no column names, and the pictures; null where only their path is here."""
+        rows = range(first_index, first_index + len(pictures))
+        uris = pa.array([f"{self._file.uri}#{row}" for row in rows])
+        held = pc.fill_null(pictures, b"")
+        if paths is None:
+            return uris, held
+        elsewhere = self._absolute(paths)
+        is_elsewhere = pc.and_(pc.is_null(pictures), pc.not_equal(elsewhere, ""))
+        return pc.if_else(is_elsewhere, elsewhere, uris), pc.if_else(is_elsewhere, None, held)
+
+    def _absolute(self, names: pa.Array) -> pa.Array:
+        return absolute_uris(pc.fill_null(pc.utf8_trim_whitespace(names), ""), self._base)
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        """The file, read in pieces: a row group may be larger than the memory that a submit may take."""
+        name = self._file.name
+        with self._file.open() as stream:
+            try:
+                with pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
+                    yield parquet
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+                # Arrow reports content that it cannot understand as an OSError, too, but without a number.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise
+                problem = str(error).splitlines()[0].rstrip(".")
+                raise SourceError(f"{name}: not a whole Parquet file: {problem}") from error
+
+
+def _holds_pictures(field: pa.Field[Any]) -> bool:
+    kind = field.type
+    if pa.types.is_struct(kind):
+        position = kind.get_field_index("bytes")
+        return position >= 0 and is_binary(kind.field(position).type)
+    # Some writers do not say that text is text.
+    return is_binary(kind) and field.name.lower() not in URL_COLUMNS
+
+
+def _pictures(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """The pictures, and their names where the column has them."""
+    if not pa.types.is_struct(values.type):
+        return pc.cast(values, pa.binary()), None
+    pictures = pc.cast(pc.struct_field(values, "bytes"), pa.binary())
+    if values.type.get_field_index("path") < 0:
+        return pictures, None
+    return pictures, as_text(pc.struct_field(values, "path"))

@@ -1,0 +1,203 @@
+"""What a caller may say of a job, in one value or in one file, and the job that is made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    field_validator,
+    model_validator,
+)
+
+from clipfleet.contract.jobs import (
+    DEFAULT_CELERY_QUEUE,
+    DEFAULT_CHUNK_SIZE,
+    DEFAULT_MODEL,
+    JOB_ID_PATTERN,
+    LABEL_SET_NAME_PATTERN,
+    MAX_CHUNK_SIZE,
+    REDIS_OUTPUT,
+    DecodeRoute,
+    Job,
+    LabelSet,
+    Lane,
+    PartFormat,
+    Precision,
+    Task,
+    new_job_id,
+)
+from clipfleet.contract.model_names import normalise_model
+from clipfleet.contract.parts import extra_column_name
+from clipfleet.errors import UsageError, usage_errors
+from clipfleet.labels.sets import LabelSetSpec
+from clipfleet.labels.written_files import read_yaml_file
+from clipfleet.outputs import output_uri
+from clipfleet.sources import Source
+from clipfleet.sources.texts import TextSource
+from clipfleet.sources.uris import has_scheme
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+class JobDescription(BaseModel):
+    """What may be said of a job whatever its task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # A folder or s3://BUCKET/PREFIX; by default the ledger's own Redis, for up to 100,000 items.
+    output: Annotated[str | None, BeforeValidator(_as_text)] = None
+    model: str = DEFAULT_MODEL
+    precision: Precision = Precision.AUTO
+    decode: DecodeRoute = DecodeRoute.FAST
+    lane: Lane = Lane.NORMAL
+    chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
+    job_id: str | None = None  # repeat it to resume a submit, or to get the existing job back
+    overwrite: bool = False  # of an output that holds another, ended job
+    # Of a job id whose items are all staged: list the source again however many items it has, not only up to
+    # 1,000,000 of them, and refuse it if it has changed.
+    check_source: bool = False
+    url_column: str | None = None
+    id_column: str | None = None
+    base_uri: str | None = None  # what bare keys and relative paths of a manifest are below
+    part_format: PartFormat = PartFormat.PARQUET
+    store_embeddings: bool = False  # also of a classify job
+    # The job stops early once more of its rows have failed.
+    max_error_rate: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
+    on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
+    on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where its worker takes it from
+
+
+class JobOptions(JobDescription):
+    """What goes with a source and a question. A value that cannot be is a `UsageError`."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        with usage_errors():
+            return handler(values)
+
+
+DEFAULT_OPTIONS = JobOptions()
+
+
+def make_job(
+    source: Source,
+    described: JobDescription,
+    task: Task,
+    label_sets: Sequence[LabelSet] = (),
+    *,
+    top_k: int = 5,
+    label_set_column: str | None = None,
+) -> Job:
+    """The job that a caller means, created now.
+
+    Raises:
+        UsageError: it cannot be; the message says what to change.
+    """
+    job_id = described.job_id or new_job_id()
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        raise UsageError(
+            f"job id {job_id!r} cannot be used: it must begin with a letter or digit, and have at most 64 "
+            "letters, digits, dots, underscores and hyphens"
+        )
+    output = output_uri(described.output or REDIS_OUTPUT)
+    if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
+        raise UsageError(f"--format {described.part_format} is for parts: give an --output, Redis has none")
+    with usage_errors():
+        values = described.model_dump(include=set(Job.model_fields)) | {
+            "job_id": job_id,
+            "task": task,
+            "model": normalise_model(described.model),
+            "label_sets": label_sets,
+            "label_set_column": _column(source, label_set_column),
+            "text_column": source.text_column if isinstance(source, TextSource) else None,
+            "store_embeddings": described.store_embeddings and task is Task.CLASSIFY,
+            "top_k": top_k,
+            "source": source.description,
+            "output": output,
+            "created_at": datetime.now(UTC),
+        }
+        return Job(**values)
+
+
+def _column(source: Source, name: str | None) -> str | None:
+    """The staged name of a column of the source, which may be told without regard to case."""
+    if name is None:
+        return None
+    wanted = (extra_column_name(name), extra_column_name(name.lower()))
+    names = {column.lower(): column for column in source.description.extra_columns}
+    return next((names[one.lower()] for one in wanted if one.lower() in names), name)
+
+
+LabelSetName = Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)]
+
+
+class JobSpec(JobDescription):
+    """What `clipfleet run` and `Client.run` take; the keys are those of the command line."""
+
+    source: str
+    label_sets: dict[LabelSetName, LabelSetSpec] = Field(default_factory=dict)
+    label_set_column: str | None = None  # names the one label set of an item
+    top_k: Annotated[int, Field(ge=1)] = 5
+    store_embeddings: bool = Field(False, alias="embedding")
+    part_format: PartFormat = Field(PartFormat.PARQUET, alias="format")
+
+    @field_validator("label_sets", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object) -> object:
+        if value in (None, {}):
+            raise ValueError("there is no label set: leave the key out to get vectors only")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.label_sets and not self.store_embeddings:
+            raise ValueError("there is nothing to do: give label_sets, or embedding: true, or both")
+        return self
+
+    def made_label_sets(self) -> tuple[LabelSet, ...]:
+        """The label sets, in their order, with the files of labels read.
+
+        Raises:
+            UsageError: a file of labels cannot be used.
+        """
+        made = []
+        for name, spec in self.label_sets.items():
+            with usage_errors(f"label set {name!r}: "):
+                made.append(spec.made(name))
+        return tuple(made)
+
+
+def read_job_spec(path: Path) -> JobSpec:
+    """The job that a YAML or JSON file describes; relative paths in it count from the file's folder.
+
+    Raises:
+        UsageError: the file cannot be used; the message begins with the file and the line.
+    """
+    spec = read_yaml_file(path, JobSpec)
+    folder = path.absolute().parent
+    label_sets = {
+        name: one.model_copy(update={"file": one.file and folder / one.file})
+        for name, one in spec.label_sets.items()
+    }
+    places = {"source": _below(folder, spec.source), "output": spec.output and _below(folder, spec.output)}
+    if spec.model.startswith(("./", "../")):
+        places["model"] = str(folder / spec.model)
+    return spec.model_copy(update={"label_sets": label_sets, **places})
+
+
+def _below(folder: Path, place: str) -> str:
+    if place == "-" or has_scheme(place) or place.startswith("~"):
+        return place
+    return str(folder / place)

@@ -1,0 +1,1 @@
+"""How both command lines talk to people. Parses no options."""

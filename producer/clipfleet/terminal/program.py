@@ -1,0 +1,110 @@
+"""How both command lines begin and end: warnings, `--version`, one line for each error, exit codes.
+
+An error of a user or of the world is one line on stderr, never a traceback; one of ours is a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic_settings import BaseSettings
+
+from clipfleet import __version__
+from clipfleet.errors import ClipfleetError, UsageError
+from clipfleet.settings import doubtful_variables
+from clipfleet.terminal.console import say, say_error
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+# Whatever typer has to say of a command line: its own base class has no public name.
+_CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def new_app(description: str) -> typer.Typer:
+    """A command line without commands yet."""
+    return typer.Typer(
+        help=description,
+        callback=_begin,
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+    )
+
+
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{context.info_name} {__version__}")
+        raise typer.Exit
+
+
+def _begin(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_USAGE)
+
+
+def run_program(
+    app: typer.Typer, name: str, settings: type[BaseSettings], *, has_all_settings: bool
+) -> NoReturn:
+    """Run the command that `sys.argv` names, and end the process.
+
+    `name` is what people call it, however it was started; `has_all_settings`: there are none beside these.
+    """
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" not in os.environ:  # else a shell asks, at each Tab
+        _warn_of_doubtful_variables(settings, has_all_settings)
+    sys.exit(_exit_code(app, name))
+
+
+def _exit_code(app: typer.Typer, name: str) -> int:
+    try:
+        return int(app(prog_name=name, standalone_mode=False) or 0)
+    except _CommandLineError as error:
+        if message := _one_line(error):
+            say_error(message)
+    except UsageError as error:
+        say_error(error)
+    except ClipfleetError as error:
+        say_error(error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except UnicodeError:
+        garbled = _garbled_texts()
+        if not garbled:
+            raise
+        say_error(f"{', '.join(garbled)}: not UTF-8")
+    except BrokenPipeError:  # `clipfleet results ... | head`
+        sys.stderr.close()
+        return 0
+    return EXIT_USAGE
+
+
+def _one_line(error: Exception) -> str:
+    """Typer's message and where the options are listed; empty if the help was printed instead."""
+    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]  # see above
+    message = message.replace("Value error, ", "")  # pydantic's, through typer
+    context = getattr(error, "ctx", None)
+    return f"{message} (see `{context.command_path} --help`)" if message and context else message
+
+
+def _garbled_texts() -> list[str]:
+    """Arguments and settings with bytes that are no text; a path may have them, nothing else can be sent."""
+    texts = [repr(word) for word in sys.argv[1:] if _is_garbled(word)]
+    return texts + [name for name, value in os.environ.items() if _is_garbled(value) and "CLIPFLEET" in name]
+
+
+def _is_garbled(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _warn_of_doubtful_variables(settings: type[BaseSettings], has_all: bool) -> None:
+    for name, meant in doubtful_variables(settings, os.environ, has_all=has_all):
+        way_out = f"did you mean {meant}?" if meant else "docs/reference/settings.md lists them all"
+        say(f"warning: {name} is no setting: {way_out}", style="yellow")

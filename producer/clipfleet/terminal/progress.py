@@ -1,0 +1,166 @@
+"""Showing how a job goes: a bar on a terminal, a plain line now and then elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from clipfleet.contract.bottleneck import Limit
+from clipfleet.contract.jobs import JobState
+from clipfleet.ledger.jobs import JobStatus, WorkerFacts
+from clipfleet.terminal.console import printable, say, stderr
+from clipfleet.terminal.pace import Pace
+
+_PLAIN_SECONDS = 10.0
+_NO_WORKER_SECONDS = 3.0  # a worker that starts with the job gets this long before anybody is told
+_REPEAT_SECONDS = 60.0
+_NAMED_CODES = 3
+_WHOLE_FROM = 10.0  # rows a second
+_UNITS = (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
+
+
+class JobProgress:
+    """Give `update` to `JobHandle.wait`; it also says when nobody is there to do the work."""
+
+    def __init__(
+        self,
+        workers: Callable[[], Sequence[WorkerFacts]],
+        *,
+        quiet: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._workers = workers
+        self._monotonic = monotonic
+        self._started = self._said = monotonic()
+        self.snapshots = 0  # that were shown
+        self._complained: float | None = None
+        self._quiet = quiet
+        self._pace = Pace()
+        self._bar = None if quiet or not stderr.is_terminal else _Bar()
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, status: JobStatus) -> None:
+        """Show a snapshot."""
+        now = self._monotonic()
+        self.snapshots += 1
+        self._pace.note(now, status)
+        if self._bar is not None:
+            self._bar.show(status, _pace_words(self._pace, now, status), self._pace.limit(status))
+        elif not self._quiet and now - self._said >= _PLAIN_SECONDS:
+            self._said = now
+            say(_plain_line(status, _pace_words(self._pace, now, status), self._pace.limit(status)))
+        self._complain_if_nobody_works(status, now - self._started)
+
+    def _complain_if_nobody_works(self, status: JobStatus, seconds: float) -> None:
+        if status.state.is_final or status.leased_chunks or seconds < _NO_WORKER_SECONDS:
+            return
+        now = self._monotonic()
+        if self._complained is not None and now - self._complained < _REPEAT_SECONDS:
+            return
+        problem = why_nobody_works(status, self._workers())
+        if problem:
+            self._complained = now
+            say(problem, style="yellow")
+
+
+def why_nobody_works(status: JobStatus, workers: Sequence[WorkerFacts]) -> str | None:
+    """A line for people if nobody can work on a job, with the way out; None if all is well."""
+    if status.state is JobState.PAUSED:
+        reason = f" ({status.reason})" if status.reason else ""
+        return f"job {status.job_id} is paused{reason}: `clipfleet resume {status.job_id}` lets it go on"
+    if not workers:
+        return (
+            f"no worker is connected: start one with `clipfleet-worker run --models {status.model}` "
+            "on a machine with this CLIPFLEET_REDIS_URL, or everything here with `clipfleet-worker up`"
+        )
+    if not any(facts.serves(status.model) for facts in workers):
+        served = ", ".join(sorted({model for facts in workers for model in facts.models}))
+        return (
+            f"no connected worker serves {status.model} (they serve: {served or 'nothing'}): "
+            f"start one with `clipfleet-worker run --models {status.model}`"
+        )
+    return None
+
+
+class _Bar(Progress):
+    """One job: a bar with its figures, and below it what goes wrong and what limits it."""
+
+    def __init__(self) -> None:
+        self._below = ""
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=stderr,
+        )
+        self._job = self.add_task("", total=None, pace="")
+
+    def show(self, status: JobStatus, pace: str, limit: Limit | None) -> None:
+        """Draw a snapshot."""
+        failed = failed_words(status) if status.failed else ""
+        self._below = printable("; ".join(filter(None, (failed, str(limit) if limit else ""))))
+        self.update(
+            self._job,
+            total=status.total or None,
+            completed=status.ok + status.failed,
+            description=status.state.value,
+            pace=pace,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self._below:
+            yield Text(self._below, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _plain_line(status: JobStatus, pace: str, limit: Limit | None) -> str:
+    done = status.ok + status.failed
+    so_far = "" if status.sealed else " so far"
+    line = f"{status.job_id} {status.state}: {done:,} of {status.total:,}{so_far}, {failed_words(status)}"
+    return "; ".join(filter(None, (f"{line}, {pace}" if pace else line, str(limit) if limit else "")))
+
+
+def _pace_words(pace: Pace, now: float, status: JobStatus) -> str:
+    """Rate and time left, a question mark where they are not known; nothing where there is no pace."""
+    if status.state not in (JobState.SUBMITTING, JobState.RUNNING):
+        return ""
+    rate, left = pace.rows_per_second(now), pace.seconds_left(now)
+    return (
+        f"{'?' if rate is None else rate_words(rate)}/s, {'?' if left is None else duration_words(left)} left"
+    )
+
+
+def failed_words(status: JobStatus) -> str:
+    """How many rows failed, and of what most of them: `12 failed (8 not_found, 3 timeout, 1 empty)`."""
+    most = sorted(status.codes.items(), key=lambda pair: (-pair[1], pair[0]))[:_NAMED_CODES]
+    codes = ", ".join(f"{count:,} {code}" for code, count in most)
+    return f"{status.failed:,} failed" + (f" ({codes})" if codes else "")
+
+
+def rate_words(rate: float) -> str:
+    """`1,234`, `7.5` or `0.03`."""
+    return f"{rate:,.0f}" if rate >= _WHOLE_FROM else f"{rate:.2g}"
+
+
+def duration_words(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
+    whole = round(seconds)
+    for unit, size, part, part_size in _UNITS:
+        if whole >= size:
+            rest = whole % size // part_size
+            return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"

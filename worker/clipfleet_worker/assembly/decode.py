@@ -1,0 +1,63 @@
+"""What a worker's settings mean for decoding: limits, who watches over them, how much goes on at a time."""
+
+from __future__ import annotations
+
+import threading
+
+from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.process.cores import decode_threads
+from clipfleet_worker.process.memory_guard import MemoryGuard, memory_limit, own_memory
+from clipfleet_worker.process.watchdog import Watchdog
+from clipfleet_worker.settings import WorkerSettings
+
+_MODEL_BYTES = 1 << 31
+
+
+def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
+    """Who ends the process before it has too much memory.
+
+    While a picture is read, others may arrive or be read too, and a model may be loaded.
+    """
+    others = (
+        settings.bytes_in_flight
+        + decode_threads(settings.decode_threads) * settings.max_decode_bytes
+        + _MODEL_BYTES
+    )
+    return MemoryGuard(
+        memory_limit(settings.max_memory_bytes),
+        growth_bytes=settings.decode_memory + others,
+        used_bytes=own_memory,
+    )
+
+
+def make_decode_stage(
+    settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog, memory_guard: MemoryGuard
+) -> DecodeStage:
+    """Where pictures are read, in sight of those who end a process that hangs or takes too much."""
+    decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
+    limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
+    watched = WatchedPictures(watchdog, memory_guard, limits.seconds)
+    children = DecodeChildren(decoder, limits)
+    return DecodeStage(decoder, children, watched=watched, isolate=settings.isolate_decode)
+
+
+class WatchedPictures(threading.local):
+    """The context around each picture that is read in this process: watchdog and memory guard see it.
+
+    Each thread has one of its own, made once: they read millions.
+    """
+
+    def __init__(self, watchdog: Watchdog, memory_guard: MemoryGuard, limit_seconds: float) -> None:
+        self._pulse = watchdog.pulse("decode")
+        self._reading = memory_guard.new_reading()
+        self._limit_seconds = limit_seconds
+
+    def __enter__(self) -> None:
+        self._pulse.enter("read a picture", self._limit_seconds)
+        self._reading.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._reading.__exit__()
+        self._pulse.rest()

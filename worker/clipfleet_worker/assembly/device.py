@@ -1,0 +1,58 @@
+"""What a worker's settings mean for its device: which one, how much at a time, who runs forward passes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cache
+
+from clipfleet_worker.encode.backends import MakeBackend, Towers
+from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
+from clipfleet_worker.process.device import pick_device
+from clipfleet_worker.settings import WorkerSettings
+
+_CPU_BATCH = 64
+_GPU_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSetUp:
+    """The device of a worker."""
+
+    name: str  # torch's
+    batch_size: int
+    make_backend: MakeBackend
+
+
+def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
+    """Pick the device; nothing is loaded.
+
+    `CLIPFLEET_BACKEND=torch` is the way out on a GPU, too: plain passes, one at a time.
+
+    Raises:
+        UsageError: a device is asked for that is not there.
+    """
+    name = pick_device(settings.device)
+    if name == "cpu":
+        batch_size = settings.batch_size or _CPU_BATCH
+        return DeviceSetUp(name, batch_size, cpu_backends(settings.backend))
+    batch_size = settings.batch_size or _GPU_BATCH
+    plain = cpu_backends(settings.backend, name)  # refuses what is for the processor only
+    if settings.backend == "torch":
+        return DeviceSetUp(name, batch_size, plain)
+    return DeviceSetUp(name, batch_size, _cuda_backends(batch_size))
+
+
+def _cuda_backends(batch_size: int) -> MakeBackend:
+    """Of one process, whose models share the device's streams."""
+    from clipfleet_worker.encode.backends.cuda_backend import CudaBackend  # imports torch
+    from clipfleet_worker.encode.backends.cuda_device import CudaDevice
+
+    made, lock = cache(CudaDevice), threading.Lock()
+
+    def make(towers: Towers, device: str) -> CudaBackend:
+        with lock:
+            shared = made(device)
+        return CudaBackend(towers, shared, batch_size)
+
+    return make

@@ -1,0 +1,421 @@
+"""The composition root: builds a worker from its settings, runs it, and takes it down in order.
+
+The only place that chooses between implementations. Nothing here knows how a chunk is processed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+from celery import Celery, signals
+
+from clipfleet.contract.jobs import Lane, Precision
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.ledger.errands import Errands
+from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from clipfleet.ledger.row_store import RedisStore
+from clipfleet.tracing import tracing_of
+from clipfleet_worker.assembly.decode import make_decode_stage, make_memory_guard
+from clipfleet_worker.assembly.device import make_device_set_up
+from clipfleet_worker.assembly.fetch import make_fetch_loop, make_http_fetcher, make_routes
+from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.item_path import ItemPath
+from clipfleet_worker.chunk.job_contexts import JobContexts
+from clipfleet_worker.chunk.lane_pool import LanePool
+from clipfleet_worker.chunk.leases import LeaseKeeper
+from clipfleet_worker.chunk.open_items import OpenItems
+from clipfleet_worker.chunk.pipeline import Pipeline
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.turns import DecodeTurns
+from clipfleet_worker.encode.backends import MakeBackend
+from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
+from clipfleet_worker.failures import WorkerShortageError
+from clipfleet_worker.fetch.routes import Routes
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
+from clipfleet_worker.finish.errands import Announcer, Sweeper
+from clipfleet_worker.finish.finisher import Finisher
+from clipfleet_worker.hints.consumer import DrainingWorker, make_worker_app
+from clipfleet_worker.hints.guard import HintGuard
+from clipfleet_worker.hints.puller import Puller
+from clipfleet_worker.hints.tasks import Tasks, register
+from clipfleet_worker.models.cache import Models
+from clipfleet_worker.models.canary_watch import CanaryWatch
+from clipfleet_worker.models.files import fetch_files, require_known
+from clipfleet_worker.models.loaded import LoadedModel, OnDevice, OnPixelSpec, load_model
+from clipfleet_worker.process.cores import decode_threads, set_forward_threads
+from clipfleet_worker.process.counts import BusyMeter
+from clipfleet_worker.process.device import device_bytes
+from clipfleet_worker.process.drain import Drain
+from clipfleet_worker.process.reconciler import Reconciler
+from clipfleet_worker.process.start import calm_collector, raise_open_files_limit
+from clipfleet_worker.process.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
+from clipfleet_worker.score.text_matrices import TextMatrices
+from clipfleet_worker.settings import WorkerSettings
+from clipfleet_worker.status.health import Health, health_pages
+from clipfleet_worker.status.metrics import FamiliesCollector, metrics_page
+from clipfleet_worker.status.metrics.ledger import LEDGER_FAMILIES
+from clipfleet_worker.status.metrics.process import WORKER_FAMILIES, WorkerReadings
+from clipfleet_worker.status.server import StatusServer
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker process, see `Leaver`: Celery's pool of slots in front, the shared stages behind."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        preload: bool,
+        decoder_class: type[Decoder] = Decoder,
+        load_model: Callable[
+            [str, Precision, str, MakeBackend, OnPixelSpec, OnDevice], LoadedModel
+        ] = load_model,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self._load_model = load_model
+        self._settings = settings
+        self._preload = preload
+        self._preloading: Future[LoadedModel] | None = None
+        self._worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._device = make_device_set_up(settings)
+        self._watchdog = watchdog or Watchdog()
+        self._tracing = tracing_of("clipfleet-worker")
+        self._memory_guard = make_memory_guard(settings)
+        self._hint_guard = HintGuard()
+        self._celery_app = self._make_celery_app()
+        self._ledger = Ledger(settings.require_redis_url())
+        self._store = RedisStore(settings.require_redis_url())
+        self._hints = Hints(self._celery_app, settings.require_broker_url())
+        self._open_items = OpenItems(settings.items_in_flight)
+        self._keeper = self._make_keeper()
+        self._models = Models(
+            settings.models,
+            self._load,
+            kept=settings.loaded_models,
+            default_precision=settings.precision,
+            on_change=lambda: self._canary_watch.look_soon(),
+        )
+        self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
+        self._canary_watch = CanaryWatch(self._models, self._batcher)
+        self._text_matrices = TextMatrices(self._batcher, settings.require_redis_url())
+        self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
+        self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
+        self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
+        self._http = make_http_fetcher(settings)
+        routes = make_routes(settings, self._http)
+        self._fetch_loop = make_fetch_loop(settings, routes, self._waiting_bytes, self._watchdog)
+        self._claims = self._make_claims()
+        self._items = self._item_path(routes)
+        self._tasks = self._make_tasks(self._pipeline(self._items))
+        self._reconciler = self._make_reconciler()
+        self._puller = Puller(
+            self._tasks, self._claims, self._watchdog.pulse("puller"), settings.drain_seconds
+        )
+        self._has_started = False
+        self._drain = Drain(self, settings.drain_seconds, pulse=self._watchdog.pulse("drain"))
+        self._status_server = self._make_status_server()
+
+    def _make_celery_app(self) -> Celery:
+        return make_worker_app(
+            self._settings.require_broker_url(),
+            slots=self._settings.slots,
+            events=self._settings.celery_events,
+            pulse=self._watchdog.pulse("hints"),
+            guard=self._hint_guard,
+        )
+
+    def _make_keeper(self) -> LeaseKeeper:
+        keeper = LeaseKeeper(
+            self._ledger,
+            self._settings.lease_seconds,
+            self._settings.write_limit_seconds,
+            pulse=self._watchdog.pulse("lease keeper"),
+            running_time=self._watchdog.running_time,
+        )
+        self._watchdog.watch(keeper.phases)
+        return keeper
+
+    def _make_reconciler(self) -> Reconciler:
+        return Reconciler(
+            self._ledger,
+            self._facts,
+            period_seconds=self._settings.reconcile_seconds,
+            lease_seconds=self._settings.lease_seconds,
+            on_workers=self._http.turns.share,
+            on_lost=lambda lost: self._hints.publish_work(min(lost, MAX_HINTS)),
+            counts_backlog=self._settings.health_port is not None,
+            pulse=self._watchdog.pulse("reconciler"),
+        )
+
+    def _make_status_server(self) -> StatusServer | None:
+        if self._settings.health_port is None:
+            return None
+        health = Health(
+            worker_id=self._worker_id,
+            watchdog=self._watchdog,
+            keeper=self._keeper,
+            claims=self._claims,
+            redis=self._reconciler.redis,
+            has_started=self._is_started,
+            is_draining=lambda: self._drain.has_begun,
+            hints_refused=lambda: self._hint_guard.refused,
+            monotonic=self._watchdog.running_time,
+        )
+        readings = self._readings(health)
+        metrics = metrics_page(
+            FamiliesCollector(WORKER_FAMILIES, lambda: readings),
+            FamiliesCollector(LEDGER_FAMILIES, lambda: self._reconciler.backlog),
+        )
+        pages = {**health_pages(health), "/metrics": metrics}
+        return StatusServer(self._settings.health_host, self._settings.health_port, pages)
+
+    def _readings(self, health: Health) -> WorkerReadings:
+        return WorkerReadings(
+            health=health,
+            open_items=self._open_items,
+            waiting_bytes=self._waiting_bytes,
+            batcher=self._batcher,
+            stages_busy=self._items.busy,
+            models=self._models,
+            canary_watch=self._canary_watch,
+            caches={
+                "models": self._models.requests,
+                "text_matrices": self._text_matrices.requests,
+                "shared_text_matrices": self._text_matrices.shared_requests,
+                "refused_hosts": self._http.refused_hosts,
+            },
+            reconciler=self._reconciler,
+            drain=self._drain,
+            drain_seconds=self._settings.drain_seconds,
+            memory_guard=self._memory_guard,
+            device=self._device.name,
+            device_bytes=partial(device_bytes, self._device.name),
+            monotonic=self._watchdog.running_time,
+        )
+
+    def _is_started(self) -> bool:
+        """Whether it could take work, with the model that was to be loaded at the start."""
+        return self._has_started and (self._preloading is None or self._preloading.done())
+
+    def _make_claims(self) -> Claims:
+        return Claims(
+            ledger=self._ledger,
+            open_items=self._open_items,
+            models=self._models,
+            worker_id=self._worker_id,
+            lease_seconds=self._settings.lease_seconds,
+            outage_seconds=self._settings.outage_hours * 3600,
+            job_ttl_seconds=self._settings.job_ttl_seconds,
+            slots=self._settings.slots,
+        )
+
+    def _make_tasks(self, pipeline: Pipeline) -> Tasks:
+        contexts = JobContexts(
+            self._ledger,
+            self._store,
+            tuple(Path(root) for root in self._settings.output_roots),
+            self._settings.s3_buckets,
+        )
+        self._errands = Errands(self._settings.require_redis_url())
+        self._announcer = Announcer(self._errands, self._celery_app, self._watchdog.pulse("announcer"))
+        self._sweeper = Sweeper(self._errands, contexts)
+        finisher = Finisher(self._ledger, self._settings.job_ttl_seconds)
+        return Tasks(
+            ledger=self._ledger,
+            claims=self._claims,
+            contexts=contexts,
+            keeper=self._keeper,
+            pipeline=pipeline,
+            finisher=finisher,
+            hints=self._hints,
+            lease_seconds=self._settings.lease_seconds,
+            tracing=self._tracing,
+        )
+
+    def _pipeline(self, items: ItemPath) -> Pipeline:
+        return Pipeline(
+            models=self._models,
+            items=items,
+            text_matrices=self._text_matrices,
+            open_items=self._open_items,
+            fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
+            decode_seconds=self._settings.decode_seconds,
+        )
+
+    def _item_path(self, routes: Routes) -> ItemPath:
+        threads = decode_threads(self._settings.decode_threads)
+        return ItemPath(
+            routes=routes,
+            fetch_loop=self._fetch_loop,
+            waiting_bytes=self._waiting_bytes,
+            decode_stage=self._decode_stage,
+            decode_pool=self._decode_pool,
+            decode_threads=threads,
+            decode_busy=BusyMeter(threads),
+            decode_turns=DecodeTurns(),
+            batcher=self._batcher,
+            max_image_bytes=self._settings.max_image_bytes,
+        )
+
+    def _load(self, name: str, precision: Precision, on_pixel_spec: OnPixelSpec) -> LoadedModel:
+        with self._watchdog.activity("model loader", f"load {name}", LOAD_LIMIT_SECONDS) as pulse:
+            pulse.rest(f"download {name}")  # the network has limits of its own
+            fetch_files(name)
+            pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
+            set_forward_threads()
+            try:
+                return self._load_model(
+                    name,
+                    precision,
+                    self._device.name,
+                    self._device.make_backend,
+                    on_pixel_spec,
+                    partial(self._batcher.call, lane=Lane.HIGH),
+                )
+            except BatcherStopped as error:
+                raise WorkerShortageError(f"{name} is not needed any more: {error}") from error
+
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT; returns the exit code.
+
+        Raises:
+            UsageError: one of the models cannot be served whatever happens.
+        """
+        require_known(self._settings.models)
+        raise_open_files_limit(connections=self._settings.total_connections)
+        threading.excepthook = _exit_when_a_thread_dies
+        calm_collector()
+        register(self._celery_app, self._tasks)
+        signals.setup_logging.connect(_leave_logging_alone)
+        signals.worker_shutting_down.connect(self._on_shutting_down)
+        signals.worker_ready.connect(self._on_ready)
+        if self._preload:
+            self._preloading = self._models.prefetch(self._settings.models[0], Precision.AUTO)
+        self._watchdog.start()
+        self._drain.start()
+        if self._status_server is not None:
+            self._status_server.start()
+        self._memory_guard.start()
+        self._batcher.start()
+        if self._device.name != "cpu":
+            self._canary_watch.start()
+        self._fetch_loop.start()
+        self._keeper.start()
+        self._announcer.start()
+        self._sweeper.start()
+        self._reconciler.start()
+        self._puller.start()
+        try:
+            return _run_celery(self._celery_app, self._worker_id)
+        finally:
+            self._stop()
+
+    def _on_ready(self, **_: object) -> None:
+        self._reconciler.heartbeat()
+        self._has_started = True
+        log.info(
+            "worker %s is ready: models %s on %s",
+            self._worker_id,
+            ", ".join(self._models.served()),
+            self._device.name,
+            extra={"action": "worker_ready"},
+        )
+        if self._settings.ready_file is not None:
+            self._settings.ready_file.touch()
+
+    def _on_shutting_down(self, **_: object) -> None:
+        self._drain.begin()
+
+    def take_nothing_more(self) -> None:
+        self._claims.leave()
+        self._reconciler.leave()
+        self._puller.leave()
+
+    def interrupt(self, reason: str) -> None:
+        self._keeper.interrupt_all(reason)
+
+    def give_back(self, reason: str) -> bool:
+        return self._claims.give_back_all(reason) and self._say_farewell()
+
+    def _stop(self) -> None:
+        self._drain.begin()  # also where Celery ended by itself
+        self.take_nothing_more()
+        self._reconciler.stop()
+        self._puller.stop()
+        self._announcer.stop()
+        self._sweeper.stop()
+        self._errands.close()
+        self._keeper.stop()
+        self._fetch_loop.stop()
+        self._batcher.stop()
+        self._canary_watch.stop()
+        self._decode_stage.close()
+        self._memory_guard.stop()
+        self._decode_pool.stop()
+        self._say_farewell()
+        self._hints.close()
+        self._store.close()
+        self._text_matrices.close()
+        self._ledger.close()
+        self._tracing.close()
+        if self._status_server is not None:
+            self._status_server.stop()
+        self._drain.end()
+
+    def _facts(self) -> WorkerFacts:
+        return WorkerFacts(
+            worker_id=self._worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            models=self._models.served(),
+            device=self._device.name,
+        )
+
+    def _say_farewell(self) -> bool:
+        try:
+            self._ledger.farewell(self._worker_id)
+        except RedisUnavailableError as error:
+            log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
+            return False
+        return True
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """Celery would have all libraries tell everything; where somebody receives its signal, it does not."""
+
+
+def _run_celery(app: Celery, worker_id: str) -> int:
+    worker = DrainingWorker(
+        app=app,
+        hostname=f"clipfleet@{worker_id}",
+        quiet=True,
+        loglevel="INFO",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _exit_when_a_thread_dies(arguments: threading.ExceptHookArgs) -> None:
+    """A worker whose batcher or fetch loop is gone looks alive and does nothing: better to start anew."""
+    log.critical(
+        "thread %s died; the process ends, its leases expire",
+        arguments.thread.name if arguments.thread else "?",
+        exc_info=arguments.exc_value,
+        extra={"action": "thread_died"},
+    )
+    logging.shutdown()
+    os._exit(EXIT_HUNG)

@@ -1,0 +1,269 @@
+"""The way of items from URI to features: fetch, decode, hand over to the batcher, all in slices.
+
+Remote items come from the event loop; local ones, and those that were staged with their bytes, are read where
+they are decoded. Whatever happens to an item ends in the chunk's outcomes; whatever is a bug of ours
+interrupts the chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from clipfleet.contract.bottleneck import Meter
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, Lane
+from clipfleet.contract.parts import INLINE_COLUMN
+from clipfleet_worker.chunk.lane_pool import LanePool
+from clipfleet_worker.chunk.meter import StagesBusy
+from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.decode.turns import DecodeTurns, Turn
+from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.encode.batches import ItemSlice
+from clipfleet_worker.failures import ItemFailure, too_many_bytes
+from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
+from clipfleet_worker.fetch.routes import Routes
+from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
+from clipfleet_worker.models.loading import Ahead, Loading
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.pixel_spec import PixelSpec
+from clipfleet_worker.process.counts import BusyMeter
+from clipfleet_worker.process.shortages import shortage_behind
+
+T = TypeVar("T")
+Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI, or the bytes that were staged with it
+# What goes through the threads at a time. Each hand-over costs as much as a small picture does beside its
+# decoding; but while a chunk has few items, more slices keep more threads busy.
+_ITEMS_PER_SLICE = 32
+_ITEMS_PER_SMALL_SLICE = 16
+_TEXTS_PER_SLICE = 64
+# Of local files, read before they are decoded: one kind of work at a time keeps the processor's caches warm.
+# Those of a slice may be a gigabyte, in each thread.
+_BYTES_READ_AHEAD = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the items of one chunk are heading."""
+
+    loading: Loading
+    ahead: Ahead  # for what is ready before the model
+    pixel_spec: PixelSpec  # of the model
+    decode: DecodeRoute
+    lane: Lane
+    outcomes: Outcomes
+    is_suspect: bool = False  # the chunk has cost a worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemPath:
+    """Shared by all chunks of a process."""
+
+    routes: Routes
+    fetch_loop: FetchLoop
+    waiting_bytes: WaitingBytes
+    decode_stage: DecodeStage
+    decode_pool: LanePool
+    decode_threads: int
+    decode_turns: DecodeTurns
+    decode_busy: BusyMeter  # of so many threads
+    batcher: Batcher
+    max_image_bytes: int
+
+    def busy(self) -> StagesBusy:
+        """How busy the stages are that all chunks share."""
+        return StagesBusy(self.decode_busy.read(), self.batcher.busy.read())
+
+    def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
+        """To be held while the items of a chunk are on their way."""
+        return self.decode_stage.with_suspect() if is_suspect else nullcontext()
+
+    def destination(
+        self, loading: Loading, pixel_spec: PixelSpec, job: Job, outcomes: Outcomes, *, is_suspect: bool
+    ) -> Destination:
+        """For the items of one chunk."""
+        ahead = Ahead(loading, lambda work: self.decode_pool.submit(job.lane, work, outcomes.interrupt))
+        return Destination(loading, ahead, pixel_spec, job.decode, job.lane, outcomes, is_suspect)
+
+    def start(self, items: pa.Table, destination: Destination) -> None:
+        """Send staged items that have not ended yet on their way; a row is a position in the outcomes.
+
+        Returns at once, also where the model still loads.
+        """
+        remote: list[tuple[int, str]] = []
+        local: list[tuple[int, Source]] = []
+        inline = items[INLINE_COLUMN] if INLINE_COLUMN in items.schema.names else None
+        for position, uri in enumerate(items["uri"].to_pylist()):
+            if destination.outcomes.has_ended(position):
+                continue
+            if inline is not None and inline[position].is_valid:
+                local.append((position, inline[position]))
+                continue
+            try:
+                if self.routes.is_local(uri):
+                    local.append((position, uri))
+                else:
+                    remote.append((position, uri))
+            except ItemFailure as failure:
+                destination.outcomes.fail(position, failure.error)
+        if remote:
+            on_slice = partial(self._in_pool, destination, self._decode_fetched)
+            self.fetch_loop.fetch(FetchRequest(remote, destination.outcomes, on_slice, destination.lane))
+        is_large = len(local) >= 2 * _ITEMS_PER_SLICE * self.decode_threads
+        size = _ITEMS_PER_SLICE if is_large else _ITEMS_PER_SMALL_SLICE
+        for start in range(0, len(local), size):
+            self._in_pool(destination, self._read_and_decode, local[start : start + size])
+
+    def start_texts(self, texts: Sequence[str | None], destination: Destination) -> None:
+        """Send items that are texts to the batcher; blocks until the model is there and has room for them."""
+        outcomes = destination.outcomes
+        given: list[tuple[int, str]] = []
+        for position, text in enumerate(texts):
+            if text is None or not text.strip():
+                outcomes.fail(position, ItemError(ErrorCode.EMPTY, "the item has no text"))
+            else:
+                given.append((position, text))
+        for start in range(0, len(given), _TEXTS_PER_SLICE):
+            positions, some = zip(*given[start : start + _TEXTS_PER_SLICE], strict=True)
+            if outcomes.is_interrupted:
+                return
+            self.batcher.submit(
+                ItemSlice(
+                    destination.loading.result(), destination.lane, list(some), list(positions), outcomes
+                )
+            )
+
+    def _in_pool(
+        self, destination: Destination, work: Callable[[Destination, list[T]], _Decoded], items: list[T]
+    ) -> None:
+        queued, count = time.monotonic(), len(items)
+
+        def run() -> None:
+            if destination.ahead.is_full:
+                destination.ahead.then(partial(self._in_pool, destination, work, items))
+                return
+            with self.decode_busy:
+                decoded = work(destination, items)
+            destination.outcomes.add_wait(Meter.BEYOND, (time.monotonic() - queued) * count)
+            self._hand_over(destination, decoded)
+
+        self.decode_pool.submit(destination.lane, run, destination.outcomes.interrupt)
+
+    def _read_and_decode(self, destination: Destination, items: list[tuple[int, Source]]) -> _Decoded:
+        decoded = _Decoded()
+        outcomes = destination.outcomes
+        with self.decode_turns.turn() as turn:
+            for files in self._read_some(outcomes, items, decoded):
+                for position, data in files:
+                    if not outcomes.is_interrupted:
+                        self._decode(destination, position, data, decoded, turn)
+                files.clear()  # before the next ones are read
+        outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
+        return decoded
+
+    def _read_some(
+        self, outcomes: Outcomes, items: list[tuple[int, Source]], decoded: _Decoded
+    ) -> Iterator[FetchedSlice]:
+        """Local files, as many at a time as may be in memory."""
+        some: FetchedSlice = []
+        size_bytes, started = 0, time.monotonic()
+        for position, source in items:
+            if outcomes.is_interrupted:
+                return
+            try:
+                data = self._read(source)
+            except ItemFailure as failure:
+                shortage = shortage_behind(failure)
+                if shortage is not None:
+                    raise shortage from failure
+                outcomes.fail(position, failure.error)
+                continue
+            some.append((position, data))
+            size_bytes += len(data)
+            if size_bytes >= _BYTES_READ_AHEAD:
+                decoded.fetch_seconds += time.monotonic() - started
+                yield some
+                some, size_bytes, started = [], 0, time.monotonic()
+        decoded.fetch_seconds += time.monotonic() - started
+        yield some
+
+    def _read(self, source: Source) -> bytes:
+        if isinstance(source, str):
+            return self.routes.read(source)
+        if len(source.as_buffer()) > self.max_image_bytes:
+            raise too_many_bytes(self.max_image_bytes)
+        data: bytes = source.as_py()
+        return data
+
+    def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
+        decoded = _Decoded()
+        try:
+            with self.decode_turns.turn() as turn:
+                while fetched:  # popped one by one: the bytes are free before the batcher is waited for
+                    position, data = fetched.pop()
+                    size = len(data)
+                    try:
+                        if not destination.outcomes.is_interrupted:
+                            self._decode(destination, position, data, decoded, turn)
+                    finally:
+                        del data
+                        self.waiting_bytes.remove(size)
+        finally:  # what a bug left over must not keep the gate shut for ever
+            self.waiting_bytes.remove(sum(len(data) for _, data in fetched))
+        return decoded
+
+    def _decode(
+        self, destination: Destination, position: int, data: bytes, decoded: _Decoded, turn: Turn
+    ) -> None:
+        started = time.monotonic()
+        outcomes = destination.outcomes
+        outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
+        try:
+            image = self.decode_stage.decode(
+                data,
+                destination.pixel_spec,
+                destination.decode,
+                is_suspect=destination.is_suspect,
+            )
+        except ItemFailure as failure:
+            outcomes.fail(position, failure.error)
+        else:
+            outcomes.widths[position], outcomes.heights[position] = image.width, image.height
+            decoded.positions.append(position)
+            decoded.images.append(image.pixels)
+        decoded.decode_seconds += time.monotonic() - started
+        turn.note()
+
+    def _hand_over(self, destination: Destination, decoded: _Decoded) -> None:
+        outcomes = destination.outcomes
+        outcomes.add_seconds("fetch", decoded.fetch_seconds)
+        outcomes.add_seconds("decode", decoded.decode_seconds)
+        if decoded.images:
+            size_bytes = sum(image.nbytes for image in decoded.images)
+            destination.ahead.then(partial(self._submit, destination, decoded), size_bytes)
+
+    def _submit(self, destination: Destination, decoded: _Decoded) -> None:
+        """Hand pictures to the batcher; their model is there by now, or will never be."""
+        outcomes = destination.outcomes
+        if not outcomes.is_interrupted:
+            model = destination.loading.result()
+            self.batcher.submit(
+                ItemSlice(model, destination.lane, decoded.images, decoded.positions, outcomes)
+            )
+
+
+class _Decoded:
+    """Pictures of one slice, and the time they took."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self.images: list[np.ndarray] = []
+        self.fetch_seconds = 0.0
+        self.decode_seconds = 0.0

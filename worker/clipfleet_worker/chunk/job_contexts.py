@@ -1,0 +1,175 @@
+"""What a worker needs to know of a job, read once and kept while its chunks come by."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from clipfleet.contract.jobs import Job, read_job
+from clipfleet.errors import (
+    JobTooNewError,
+    JobUnreadableError,
+    OutputTooNewError,
+    OutputUnreachableError,
+    UsageError,
+)
+from clipfleet.ledger import keys
+from clipfleet.ledger.errands import Sweep
+from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
+from clipfleet.ledger.row_store import RedisStore
+from clipfleet.outputs import Output, output_of
+from clipfleet.outputs.folder import BoundFolderOutput, FolderOutput
+from clipfleet.parts import part_files
+from clipfleet.s3.client import SCHEME, split_s3_uri
+from clipfleet.submit.staging import StagedReader
+from clipfleet_worker.sinks import Sink
+from clipfleet_worker.sinks.parts import PartSink
+from clipfleet_worker.sinks.redis import RedisSink
+
+_KEPT_CONTEXTS = 64
+_CONTEXTS_WITH_FILES = 8  # whose staged files may be open: of a job in Redis that is a file in memory
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """A job with its output opened."""
+
+    job: Job
+    output: Output
+    sink: Sink
+    staged: StagedReader
+
+    def items(self, claim: Claim) -> pa.Table:
+        """The items of a claimed chunk, in order."""
+        return self.staged.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
+
+    def is_held(self) -> bool:
+        """Whether the output still holds this job: results that nobody needs any more are overwritten."""
+        return _holds(self.output, self.job)
+
+
+class JobContexts:
+    """The contexts of the jobs that came by last.
+
+    A job of the same name that was submitted later is another one, even if it is equal: from standard input,
+    say, come other items.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: RedisStore,
+        output_roots: tuple[Path, ...],
+        s3_buckets: Collection[str] = (),
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            ledger: knows the jobs.
+            store: results of `redis://` outputs.
+            output_roots: folders below which outputs may be.
+            s3_buckets: the only buckets that outputs may be in; empty: all that the credentials may.
+        """
+        self._ledger = ledger
+        self._store = store
+        self._output_roots = tuple(root.resolve() for root in output_roots)
+        self._s3_buckets = frozenset(s3_buckets)
+        self._contexts: OrderedDict[tuple[str, str, int], JobContext] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, claim: Claim | FinishClaim | Sweep) -> JobContext:
+        """The context of a claimed chunk's job.
+
+        Raises:
+            OutputTooNewError: a newer clipfleet submitted the job.
+            OutputUnreachableError: the output is outside the roots, not mounted here, or holds another job.
+            OutputUnavailableError: the output cannot be read now.
+        """
+        key = (claim.job_id, claim.job_fingerprint, claim.job_created_ms)
+        with self._lock:
+            if key in self._contexts:
+                self._contexts.move_to_end(key)
+                return self._contexts[key]
+        context = self._open(claim.job_id)
+        with self._lock:
+            self._contexts[key] = context
+            while len(self._contexts) > _KEPT_CONTEXTS:
+                self._contexts.popitem(last=False)
+            idle = list(self._contexts.values())[:-_CONTEXTS_WITH_FILES]
+        for other in idle:
+            other.staged.close_unless_busy()
+        return context
+
+    def _open(self, job_id: str) -> JobContext:
+        try:
+            job = self._ledger.job(job_id)
+        except JobTooNewError as error:
+            raise OutputTooNewError(f"job {job_id}: {error}") from error
+        except JobUnreadableError as error:
+            raise OutputUnreachableError(f"job {job_id}: {error}") from error
+        try:
+            output = output_of(job, self._store)
+        except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
+            raise OutputUnreachableError(str(error)) from error
+        if output.uri.startswith(SCHEME):
+            self._check_bucket(output.uri)
+        elif isinstance(output, FolderOutput):
+            self._check_root(output.uri)
+            # Below the roots also where links are changed while it is used.
+            output = BoundFolderOutput(Path(output.uri), self._output_roots)
+        if job.output_is_redis:
+            rows = RedisSink(self._store)
+            return JobContext(job, output, rows, StagedReader(output, job_id=job_id, capacity=1))
+        _check_holds(output, job)
+        sink = PartSink(
+            output,
+            part_files(job.part_format, job_id),
+            is_ours=partial(_holds, output, job),
+        )
+        return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
+
+    def _check_root(self, output: str) -> None:
+        # Where scratch files are made and swept lies further below: links in between must not lead elsewhere.
+        paths = Path(output).resolve(), Path(output, keys.TMP).resolve()
+        if not all(any(path.is_relative_to(root) for root in self._output_roots) for path in paths):
+            raise OutputUnreachableError(
+                f"{output} is outside this worker's output roots: "
+                "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
+            )
+
+    def _check_bucket(self, output: str) -> None:
+        bucket, _ = split_s3_uri(output)
+        if self._s3_buckets and bucket not in self._s3_buckets:
+            raise OutputUnreachableError(
+                f"{output} is in a bucket that this worker must not use: add {bucket} to CLIPFLEET_S3_BUCKETS"
+            )
+
+
+def _holds(output: Output, job: Job) -> bool:
+    data = output.read(keys.JOB_FILE)
+    return data is not None and read_job(data).is_same(job)
+
+
+def _check_holds(output: Output, job: Job) -> None:
+    """A worker that does not see the job's own file looks at another disk, or at another job's output."""
+    data = output.read(keys.JOB_FILE)
+    if data is None:
+        doubt = (
+            "do producer and worker have the same AWS_ENDPOINT_URL?"
+            if output.uri.startswith(SCHEME)
+            else "is this folder shared between producer and worker?"
+        )
+        raise OutputUnreachableError(f"{output.uri}/{keys.JOB_FILE} is not there: {doubt}")
+    try:
+        found = read_job(data)
+    except JobUnreadableError as error:
+        kind = OutputTooNewError if isinstance(error, JobTooNewError) else OutputUnreachableError
+        raise kind(f"{output.uri}/{keys.JOB_FILE}: {error}") from error
+    if not found.is_same(job):
+        raise OutputUnreachableError(f"{output.uri} holds job {found.job_id}, not {job.job_id}")

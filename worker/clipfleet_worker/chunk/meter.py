@@ -1,0 +1,67 @@
+"""What the time of one chunk went into, for `clipfleet.contract.bottleneck`.
+
+Its steps, where its items waited, and how busy the stages were meanwhile that all chunks share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
+from clipfleet_worker.chunk.leases import CLAIMED
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.process.counts import Busy
+
+_LITTLE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class StagesBusy:
+    """A look at the stages that all chunks share."""
+
+    decode: Busy  # threads
+    forward: Busy  # the one thread that owns the device
+
+    def since(self, earlier: StagesBusy) -> StagesBusy:
+        """What came after an earlier look."""
+        return StagesBusy(self.decode.since(earlier.decode), self.forward.since(earlier.forward))
+
+
+def chunk_meters(
+    meanwhile: StagesBusy, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel
+) -> Meters:
+    """What a chunk took.
+
+    Args:
+        meanwhile: what the stages did while it was there.
+        steps: how long it took, by `Step`.
+        outcomes: of its items.
+        model: that they were for.
+    """
+    reading = outcomes.waits.get(Meter.READING, 0.0)
+    by_step = {str(step): steps.get(step, 0.0) for step in Step}
+    by_step[Step.READ] += steps.get(CLAIMED, 0.0)
+    of_items: dict[str, float] = {
+        Meter.FETCHING: outcomes.seconds.get("fetch", 0.0) - reading,
+        Meter.TURNS: outcomes.waits.get(Meter.TURNS, 0.0),
+        Meter.BEYOND: outcomes.waits.get(Meter.BEYOND, 0.0),
+    }
+    of_threads: dict[str, float] = {
+        Meter.READING: reading,
+        Meter.DECODING: outcomes.seconds.get("decode", 0.0),
+    }
+    of_stages: dict[str, float] = {
+        device_meter(model.device, model.precision): meanwhile.forward.capacity_seconds,
+        Meter.DECODE_CAPACITY: meanwhile.decode.capacity_seconds,
+        Meter.DECODE_BUSY: meanwhile.decode.seconds,
+        Meter.FORWARD_BUSY: meanwhile.forward.seconds,
+    }
+    return Meters({**_most(by_step), **_most(of_items), **_most(of_threads), **of_stages})
+
+
+def _most(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Without what matters little: to add up a meter costs the ledger about two microseconds."""
+    least = _LITTLE * sum(seconds.values())
+    return {name: value for name, value in seconds.items() if value > least}

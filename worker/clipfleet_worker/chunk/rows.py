@@ -1,0 +1,128 @@
+"""From outcomes to the rows of a part: one row per item, in the order of the items, failures included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipfleet.contract.jobs import ItemError
+from clipfleet.contract.parts import (
+    INLINE_COLUMN,
+    ITEM_COLUMNS,
+    LABEL_COLUMNS,
+    LABEL_TYPES,
+    UNKNOWN_DIMENSION,
+    ItemStatus,
+    label_columns,
+    part_schema,
+)
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.score.labelling import ChunkLabels, ItemLabels
+
+
+def part_table(
+    items: pa.Table,
+    outcomes: Outcomes,
+    *,
+    embedding_dimension: int | None,
+    model_fingerprint: str | None,
+    store_embeddings: bool,
+    label_set_names: Sequence[str] = (),
+    labels: ChunkLabels | None = None,
+) -> pa.Table:
+    """The rows of one part.
+
+    Args:
+        items: the staged chunk, with the source's own columns already under their final names.
+        outcomes: one per item; every item must have ended.
+        embedding_dimension: None if it is not known.
+        model_fingerprint: None if no model was loaded.
+        store_embeddings: whether the vectors go into the part.
+        label_set_names: of the label sets with columns of their own.
+        labels: None if there are none.
+    """
+    staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
+    extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
+    schema = part_schema(embedding_dimension or UNKNOWN_DIMENSION, extra, label_set_names)
+    ok = pa.array([feature is not None for feature in outcomes.features], pa.bool_())
+    codes, details = _error_columns(outcomes.errors)
+    columns: dict[str, pa.Array] = {
+        "item_index": items["item_index"].combine_chunks(),
+        "item_id": items["item_id"].combine_chunks(),
+        "uri": _without_userinfo(items["uri"].combine_chunks()),
+        "status": pc.if_else(ok, ItemStatus.OK.value, ItemStatus.FAILED.value),
+        "error_code": codes,
+        "error_detail": details,
+        **_all_label_columns(items.num_rows, label_set_names, labels),
+        "embedding": _embeddings(outcomes.features, schema.field("embedding").type, store_embeddings),
+        "width": pa.array(outcomes.widths, pa.int32()),
+        "height": pa.array(outcomes.heights, pa.int32()),
+        "content_hash": pa.array(outcomes.content_hashes, pa.string()),
+        "model_fingerprint": pc.if_else(ok, pa.scalar(model_fingerprint, pa.string()), None),
+        **{field.name: items[field.name].combine_chunks() for field in extra},
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _error_columns(errors: Sequence[ItemError | None]) -> tuple[pa.Array, pa.Array]:
+    """The codes, and the details."""
+    if not any(errors):
+        nothing = pa.nulls(len(errors), pa.string())
+        return nothing, nothing
+    codes = [error and error.code.value for error in errors]
+    return pa.array(codes, pa.string()), pa.array([error and error.detail for error in errors], pa.string())
+
+
+def _without_userinfo(uris: pa.Array) -> pa.Array:
+    if not pc.any(pc.match_substring(uris, "@")).as_py():
+        return uris
+    return pa.array([without_userinfo(uri) for uri in uris.to_pylist()], pa.string())
+
+
+def without_userinfo(uri: str) -> str:
+    """The URI without `user:password@`; other URIs as they are."""
+    if "@" not in uri or "://" not in uri:
+        return uri
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        scheme, _, rest = uri.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def _all_label_columns(
+    count: int, label_set_names: Sequence[str], labels: ChunkLabels | None
+) -> dict[str, pa.Array]:
+    nothing = ItemLabels(count)
+    by_columns: dict[tuple[str, ...], ItemLabels] = {LABEL_COLUMNS: labels.chosen if labels else nothing}
+    for name in label_set_names:
+        by_columns[label_columns(name)] = labels.by_set[name] if labels else nothing
+    return {
+        column: array
+        for columns, item_labels in by_columns.items()
+        for column, array in zip(columns, _label_arrays(item_labels), strict=True)
+    }
+
+
+def _label_arrays(item_labels: ItemLabels) -> list[pa.Array]:
+    best = [labels and labels[0] for labels in item_labels.labels]
+    best_scores = [scores and scores[0] for scores in item_labels.scores]
+    values = (best, best_scores, item_labels.labels, item_labels.scores)
+    return [pa.array(value, kind) for value, kind in zip(values, LABEL_TYPES, strict=True)]
+
+
+def _embeddings(features: Sequence[np.ndarray | None], kind: pa.DataType, store: bool) -> pa.Array:
+    present = [feature for feature in features if feature is not None]
+    if not store or not present:
+        return pa.nulls(len(features), kind)
+    missing = np.array([feature is None for feature in features], dtype=bool)
+    values = np.zeros((len(features), kind.list_size), dtype=np.float16)
+    values[~missing] = np.concatenate(present).reshape(len(present), -1)
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), kind.list_size, mask=pa.array(missing)
+    )

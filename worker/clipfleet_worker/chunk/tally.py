@@ -1,0 +1,83 @@
+"""What became of this process's chunks and their items, counted once per chunk, for whoever asks.
+
+Nothing here waits, and nothing is counted per item.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from clipfleet.contract.parts import ItemStatus, PartCounts
+
+CHUNK_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 180.0, 300.0, 600.0, 1800.0)  # bounds of the histogram
+
+
+class ChunkEnd(StrEnum):
+    """How a chunk that was claimed left this process."""
+
+    DONE = "done"  # its part is in place, and the ledger has counted it
+    LATE = "late"  # likewise, but somebody else was first, or the job is over
+    WAITED = "waited"  # given back: store, source, Redis or device memory are away
+    DRAINED = "drained"  # given back: the worker leaves, or another one is to do it
+    LOST = "lost"  # its lease had expired
+    CANCELLED = "cancelled"  # its job was
+    FAILED = "failed"  # an error of ours, or an output that cannot be used
+
+
+@dataclass(slots=True)
+class ChunkTotals:
+    """Since the process began."""
+
+    ends: Counter[ChunkEnd] = field(default_factory=Counter)
+    # Of chunks that are done, by status and code ("" for ok).
+    items: Counter[tuple[ItemStatus, str]] = field(default_factory=Counter)
+    stage_seconds: dict[str, float] = field(default_factory=dict)  # working time, summed over threads
+    # Chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and beyond.
+    lived: list[int] = field(default_factory=lambda: [0] * (len(CHUNK_SECONDS) + 1))
+    lived_seconds: float = 0.0
+
+
+class ChunkTally:
+    """Counts the ends of chunks; called by many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals = ChunkTotals()
+
+    def done(self, rows: PartCounts, stage_seconds: Mapping[str, float], lived_seconds: float) -> None:
+        """A chunk is done.
+
+        Args:
+            rows: that were run for it.
+            stage_seconds: working time by stage.
+            lived_seconds: from the claim until now.
+        """
+        with self._lock:
+            self._end(ChunkEnd.DONE, lived_seconds)
+            self._totals.items[ItemStatus.OK, ""] += rows.ok
+            for code, count in rows.codes.items():
+                self._totals.items[ItemStatus.FAILED, code] += count
+            by_stage = self._totals.stage_seconds
+            for stage, seconds in stage_seconds.items():
+                by_stage[stage] = by_stage.get(stage, 0.0) + seconds
+
+    def ended(self, end: ChunkEnd, lived_seconds: float) -> None:
+        """A chunk has ended in another way."""
+        with self._lock:
+            self._end(end, lived_seconds)
+
+    def totals(self) -> ChunkTotals:
+        """What was counted so far."""
+        with self._lock:
+            return deepcopy(self._totals)
+
+    def _end(self, end: ChunkEnd, lived_seconds: float) -> None:
+        self._totals.ends[end] += 1
+        self._totals.lived[bisect_left(CHUNK_SECONDS, lived_seconds)] += 1
+        self._totals.lived_seconds += lived_seconds

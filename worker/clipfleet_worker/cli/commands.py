@@ -1,0 +1,225 @@
+"""`clipfleet-worker`: argument parsing and printing only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from clipfleet.commands.options import AsJson
+from clipfleet.contract.model_names import normalise_model
+from clipfleet.errors import UsageError
+from clipfleet.s3.client import SCHEME
+from clipfleet.settings import checked
+from clipfleet.terminal.console import printable
+from clipfleet.terminal.program import EXIT_FAILED, new_app, run_program
+from clipfleet_worker.cli import models as cli_models
+from clipfleet_worker.cli.requirements import require_extra
+from clipfleet_worker.machine.plan import ALL, AUTO, Machine, WorkerShare, find_gpus, plan_processes
+from clipfleet_worker.machine.processes import Processes
+from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.device import has_nvidia_gpu
+from clipfleet_worker.process.memory_guard import memory_limit
+from clipfleet_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from clipfleet_worker.doctor import Finding
+
+app = new_app(
+    "Run clipfleet workers: processes that label and embed images on this machine's device.",
+)
+
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+_STOP_SECONDS_BEYOND_DRAIN = 30.0  # a worker that hangs has ended itself by then
+
+app.add_typer(cli_models.app, name="models")
+
+Models = Annotated[
+    str | None,
+    typer.Option("--models", metavar="NAME,...", help="models to serve; the first is loaded at start"),
+]
+Directory = Annotated[Path, typer.Option("--dir", help="where the embedded servers keep their data and logs")]
+
+
+def _set_models(models: str | None) -> None:
+    """Let the option override the variable; a name that cannot be used is told as the option's fault."""
+    if models is None:
+        return
+    names = [name.strip() for name in models.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--models names no model: give a value, or leave the option out")
+    for name in names:
+        try:
+            normalise_model(name)
+        except ValueError as error:
+            raise UsageError(f"--models: {error}") from None
+    os.environ["CLIPFLEET_MODELS"] = models
+
+
+@app.command()
+def run(
+    models: Models = None,
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", metavar="NAME,...", help="a process for each: all, cpu, cuda:0,cuda:1"),
+    ] = None,
+    processes_per_device: Annotated[
+        str | None,
+        typer.Option("--processes-per-device", metavar="NUMBER", help="processes for each device, or auto"),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
+) -> None:
+    """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
+    require_extra()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker holds anything
+    from clipfleet_worker.process.logs import log_to_stderr
+
+    _set_models(models)
+    settings = checked(WorkerSettings)
+    settings.require_redis_url()
+    if devices is not None or processes_per_device is not None:
+        shares = _plan(devices or AUTO, processes_per_device or AUTO, settings)
+        log_to_stderr("parent")
+        stop_seconds = settings.drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
+        raise typer.Exit(Processes(shares, stop_seconds=stop_seconds, environment=os.environ).run())
+    from clipfleet_worker.assembly.worker import Worker
+    from clipfleet_worker.process.drain import end_process
+
+    log_to_stderr(name)
+    end_process(Worker(settings, preload="models" in settings.model_fields_set).run())
+
+
+def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[WorkerShare]:
+    if settings.device == "cpu" and devices in (ALL, AUTO):
+        devices = "cpu"
+    machine = Machine(
+        gpus=() if devices == "cpu" else find_gpus(),
+        has_nvidia_gpu=has_nvidia_gpu(),
+        cores=processors(),
+        memory_bytes=memory_limit(settings.max_memory_bytes),
+    )
+    return plan_processes(devices, per_device, machine)
+
+
+@app.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+def up(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND", help="run this with the environment set, then end"),
+    ] = None,
+    directory: Directory = Path(".clipfleet"),
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="start no worker")] = False,
+    with_s3: Annotated[
+        bool, typer.Option("--s3", help="start an S3 store too, with a bucket clipfleet")
+    ] = False,
+    models: Models = None,
+) -> None:
+    """Start an embedded Valkey and a worker on this machine, in the foreground."""
+    if not no_worker:
+        require_extra()
+    from clipfleet_worker.machine.up import RUN_WORKER, Up
+
+    _set_models(models)
+    worker_arguments = ["--models", models] if models is not None else []
+    stop_seconds = checked(WorkerSettings).drain_seconds + _STOP_SECONDS_BEYOND_DRAIN
+    run = Up(
+        directory,
+        worker_argv=None if no_worker else [*RUN_WORKER, *worker_arguments],
+        command=command,
+        with_s3=with_s3,
+        worker_stop_seconds=stop_seconds,
+    )
+    raise typer.Exit(run.run())
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="a new or empty folder, or an earlier demo's")
+    ] = Path("clipfleet-demo"),
+) -> None:
+    """Label sixty pictures with the demo model: a server, a worker, the real path, in one command."""
+    require_extra()
+    from clipfleet_worker.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(directory))
+
+
+@app.command()
+def exporter() -> None:
+    """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
+    require_extra("exporter")
+    from clipfleet_worker.process.logs import log_to_stderr
+    from clipfleet_worker.status.metrics.ledger import hasty_ledger, run_exporter
+
+    settings = checked(WorkerSettings)
+    if settings.health_port is None:
+        raise UsageError("CLIPFLEET_HEALTH_PORT is not set: give the port that Prometheus asks")
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    log_to_stderr()
+    ledger = hasty_ledger(settings.require_redis_url())
+    run_exporter(ledger, settings.health_host, settings.health_port, ending)
+
+
+@app.command()
+def doctor(
+    output: Annotated[
+        list[str] | None,
+        typer.Option(metavar="s3://BUCKET/PREFIX", help="try to write there; may be repeated"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at all that a worker with these settings needs: each finding with its remedy."""
+    require_extra()
+    outputs = output or []
+    for uri in outputs:
+        if not uri.startswith(SCHEME):
+            raise UsageError(f"--output {uri!r} is not in S3: folders are those of CLIPFLEET_OUTPUT_ROOTS")
+    settings = checked(WorkerSettings)
+    from clipfleet_worker.doctor import examine
+    from clipfleet_worker.doctor.all_checks import all_checks
+
+    findings = examine(list(all_checks(settings, os.environ, outputs)))
+    problems = _tell_json(findings) if as_json else _tell(findings)
+    raise typer.Exit(EXIT_FAILED if problems else 0)
+
+
+def _tell(findings: Iterable[Finding]) -> int:
+    console = Console(highlight=False, soft_wrap=True)
+    counts = dict.fromkeys(_STYLES, 0)
+    for finding in findings:
+        counts[finding.level] += 1
+        head = Text(f"{finding.level:8}", style=_STYLES[finding.level])
+        console.print(head, Text(f"{finding.check:9} {printable(finding.what)}"))
+        if finding.remedy:
+            console.print(Text(f"{'':18} -> {printable(finding.remedy)}"))
+    problems = counts["problem"]
+    console.print(
+        Text(
+            f"{problems} problems, {counts['warning']} warnings",
+            style=_STYLES["problem" if problems else "ok"],
+        )
+    )
+    return problems
+
+
+def _tell_json(findings: Iterable[Finding]) -> int:
+    found = list(findings)
+    typer.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
+    return sum(finding.level == "problem" for finding in found)
+
+
+def main() -> None:
+    """Entry point, see `run_program`."""
+    run_program(app, "clipfleet-worker", WorkerSettings, has_all_settings=True)

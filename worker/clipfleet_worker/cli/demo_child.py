@@ -1,0 +1,26 @@
+"""The producer's side of the demo, in a process of its own beside `up`: how it ends when it cannot go on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Label the samples; the argument is the demo's folder. A Ctrl-C at any time is no traceback."""
+    try:
+        from clipfleet.errors import ClipfleetError
+        from clipfleet.terminal.console import say_error
+        from clipfleet_worker.cli import demo
+
+        try:
+            sys.exit(demo.label_samples(Path(sys.argv[1])))
+        except ClipfleetError as error:
+            say_error(error)
+            sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""4. From bytes to uint8 pixels. Knows no model and no network."""

@@ -1,0 +1,136 @@
+"""What a worker and its decode child say to each other, and how it is laid out in bytes.
+
+A frame is a length (4 bytes, big-endian), so many bytes of JSON, and a payload. The child parses files of
+strangers and is not to be trusted: its words are validated, and how many bytes of payload follow is computed
+from them, bounded by the limits that the worker itself has. No pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode
+from clipfleet_worker.pixel_spec import InputSize
+
+MAX_WORDS_BYTES = 8192
+STRIP_BYTES = 1 << 22  # a picture comes in strips of whole rows, about so large
+
+EXIT_OUT_OF_MEMORY = 86  # how a child ends that may not have as much as a file wants
+
+_LENGTH = struct.Struct(">I")
+LENGTH_BYTES = _LENGTH.size
+
+# Bytes of a pixel in a strip; "1" is packed, each row to whole bytes.
+_PIXEL_BYTES = {
+    "1": 1, "L": 1, "LA": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4, "YCbCr": 3, "LAB": 3,
+    "I": 4, "F": 4, "I;16": 2, "I;16B": 2, "I;16L": 2,
+}  # fmt: skip
+
+
+def _known(mode: str) -> str:
+    if mode not in _PIXEL_BYTES:
+        raise ValueError(f"no mode that is read here: {mode!r}")
+    return mode
+
+
+_Side = Annotated[int, Field(ge=1)]
+
+
+class _Words(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Request(_Words):
+    """Read one file; its bytes follow."""
+
+    file_bytes: int
+    route: DecodeRoute
+    frame: InputSize
+    cpu_seconds: float  # beyond these the kernel ends the child
+
+
+class Ready(_Words):
+    """The child's first words: its imports are done, its limits are set."""
+
+    kind: Literal["ready"] = "ready"
+
+
+class Failed(_Words):
+    """The file cannot be read."""
+
+    kind: Literal["failed"] = "failed"
+    code: ErrorCode
+    detail: str
+
+
+class JpegRead(_Words):
+    """A `decode.ScaledJpeg`; its pixels follow."""
+
+    kind: Literal["jpeg"] = "jpeg"
+    width: _Side
+    height: _Side
+    eighths: Literal[1, 2, 4, 8]
+    channels: Literal[1, 3]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(rows, columns, channels) of the pixels, uint8."""
+        rows, columns = (math.ceil(side * self.eighths / 8) for side in (self.height, self.width))
+        return rows, columns, self.channels
+
+
+class PictureRead(_Words):
+    """A `decode.WholePicture`; its rows follow from the top, in strips of `rows_per_strip`."""
+
+    kind: Literal["picture"] = "picture"
+    width: _Side
+    height: _Side
+    mode: Annotated[str, AfterValidator(_known)]
+    image_format: Annotated[str, Field(max_length=10)]
+    palette_mode: Literal["RGB", "RGBA"] | None = None
+    palette_hex: Annotated[str, Field(max_length=2048, pattern=r"^([0-9a-f]{2})*$")] = ""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return -(-self.width // 8) if self.mode == "1" else self.width * _PIXEL_BYTES[self.mode]
+
+    @property
+    def rows_per_strip(self) -> int:
+        """How many rows come together; the last strip may have fewer."""
+        return max(1, STRIP_BYTES // self.row_bytes)
+
+
+Reply = Ready | Failed | JpegRead | PictureRead
+_REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
+
+
+def packed(words: Request | Reply) -> bytes:
+    """Length and JSON of a frame, without its payload."""
+    text = words.model_dump_json().encode()
+    return _LENGTH.pack(len(text)) + text
+
+
+def words_length(prefix: bytes) -> int:
+    """How many bytes of JSON follow.
+
+    Raises:
+        ValueError: more than anybody has to say.
+    """
+    length: int = _LENGTH.unpack(prefix)[0]
+    if not 0 < length <= MAX_WORDS_BYTES:
+        raise ValueError(f"{length} bytes of words")
+    return length
+
+
+def read_reply(text: bytes) -> Reply:
+    """What a child says.
+
+    Raises:
+        ValueError: it is none of the replies.
+    """
+    return _REPLIES.validate_json(text)

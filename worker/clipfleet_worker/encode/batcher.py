@@ -1,0 +1,264 @@
+"""The one thread that owns the device: slices of many chunks become batches, batches become features.
+
+Items of the best lane go first; a batch holds images, or texts, of one model only, whatever their chunks and
+jobs. On a device that works on its own the next batch is gathered and begun, and the one before delivered,
+while it does. What else wants the device, such as the prompts of a label set, is called in between, in the
+lane of its job.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from clipfleet.contract.jobs import Lane
+from clipfleet_worker.encode.batches import Batch, Encoder, ItemSlice, Segment
+from clipfleet_worker.encode.bisecting import FORWARD_ERRORS
+from clipfleet_worker.process.counts import BusyMeter
+from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Pulse
+
+T = TypeVar("T")
+
+_LANE_ORDER = tuple(Lane)
+_LINGER_SECONDS = 0.005  # a partial batch goes when the device is idle and nothing came for this long
+_MAX_PASSED_OVER = 8  # batches of better lanes before a call
+_TEXTS_PER_PASS = 64  # so that a large label set does not hold up the images of other jobs
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """Something else that is to be done on the device."""
+
+    work: Callable[[], Any]
+    future: Future[Any]
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.work())
+        except FORWARD_ERRORS as error:
+            self.future.set_exception(error)
+            del self  # the exception holds this frame; in a cycle both would keep what failed in memory
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTotals:
+    """Batches that went to the device since the process began."""
+
+    batches: int = 0
+    items: int = 0  # in them; `batches * batch_size` would have had room
+
+
+class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrupted
+    """The worker is going down; nothing will be encoded any more."""
+
+
+class Batcher:
+    """Start it once per device share; its other methods may be called from any thread."""
+
+    def __init__(self, batch_size: int, *, ring_batches: int = 3, pulse: Pulse | None = None) -> None:
+        self._pulse = pulse or Pulse("batcher")
+        self.busy = BusyMeter(1)  # while the device has work
+        self.batch_size = batch_size  # items of a full batch
+        self._ring_items = batch_size * ring_batches
+        self._waiting_items = 0
+        self._wanted_items = 1  # for fewer the thread is not woken: as it lingers, what fills its batch
+        self._items: dict[Lane, deque[ItemSlice]] = {lane: deque() for lane in _LANE_ORDER}
+        self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
+        self._call_went_last = False
+        self._passed_over = 0  # batches that went while a call waited
+        self._under_way: deque[Batch] = deque()  # begun and not finished, oldest first; the thread's own
+        self._finished_at = 0.0  # the last of them, monotonic
+        self.totals = BatchTotals()  # replaced after each batch, so that who reads it needs no lock
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Fail what waits, end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        for calls in self._calls.values():
+            while calls:
+                calls.popleft().future.set_exception(BatcherStopped("the worker stops"))
+        for items in self._items.values():
+            while items:
+                items.popleft().outcomes.interrupt(BatcherStopped("the worker stops"))
+
+    def submit(self, part: ItemSlice) -> None:
+        """Queue items; blocks while the ring is full, which has room for a batch more of the best lane.
+
+        Raises:
+            BatcherStopped: the worker is going down.
+        """
+        part.submitted_at = time.monotonic()
+        room = self._ring_items + (self.batch_size if part.lane is _LANE_ORDER[0] else 0)
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting_items < room or self._stopping)
+            if self._stopping:
+                raise BatcherStopped("the worker stops")
+            self._waiting_items += len(part.items)
+            self._items[part.lane].append(part)
+            if self._waiting_items >= self._wanted_items:
+                self._changed.notify_all()
+
+    def encode_texts(self, encoder: Encoder, prompts: Sequence[str], lane: Lane) -> np.ndarray:
+        """Features of texts, float32 (len(prompts), d); blocks until they are there. See `call`."""
+        slices = [
+            list(prompts[start : start + _TEXTS_PER_PASS])
+            for start in range(0, len(prompts), _TEXTS_PER_PASS)
+        ]
+        return np.concatenate(self._do([partial(encoder.encode_texts, texts) for texts in slices], lane))
+
+    def call(self, work: Callable[[], T], lane: Lane) -> T:
+        """Have something short done on the device by its thread; blocks until it is done.
+
+        Raises:
+            BatcherStopped: the worker is going down.
+            RuntimeError, ValueError, MemoryError, ArithmeticError: what `work` raised.
+        """
+        return self._do([work], lane)[0]
+
+    def _do(self, works: Sequence[Callable[[], T]], lane: Lane) -> list[T]:
+        futures = self._queue(works, lane)
+        try:
+            return list(map(Future.result, futures))  # no frame of ours, as that of a comprehension is
+        finally:
+            del futures  # see `_Call.run`
+
+    def _queue(self, works: Sequence[Callable[[], T]], lane: Lane) -> list[Future[T]]:
+        calls = [_Call(work, Future()) for work in works]
+        with self._changed:
+            if self._stopping:
+                raise BatcherStopped("the worker stops")
+            self._calls[lane].extend(calls)
+            self._changed.notify_all()
+        return [call.future for call in calls]
+
+    def _run(self) -> None:
+        while self._work_once():
+            pass
+
+    def _work_once(self) -> bool:
+        """Begin a batch, finish one, or do a call; False at the end.
+
+        While it waits for work nothing here keeps a model alive.
+        """
+        call, segments = None, []
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._under_way or self._next_lane() is not None)
+            if self._stopping and not self._under_way:
+                return False
+            if self._may_begin():
+                call = self._next_call()
+                segments = [] if call else self._gather()
+        with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS), self.busy:
+            if call:
+                call.run()
+                call = None  # an exception holds this frame, too
+            elif segments:
+                self._begin(segments)
+            elif len(self._under_way) == 1 and not self._under_way[0].leaves_room:
+                self._under_way[0].wait_for_room()
+            elif self._under_way:
+                self._finish(self._under_way.popleft())
+        return True
+
+    def _begin(self, segments: list[Segment]) -> None:
+        live = [segment for segment in segments if not segment.slice.outcomes.is_interrupted]
+        if live:
+            self._under_way.append(Batch(live))
+
+    def _finish(self, batch: Batch) -> None:
+        batch.finish(self._finished_at)
+        self._finished_at = time.monotonic()
+        self.totals = BatchTotals(self.totals.batches + 1, self.totals.items + batch.size)
+
+    def _may_begin(self) -> bool:
+        """Whether the device shall have more to do.
+
+        Behind a batch under way that keeps all of it busy only a whole one goes: what is there by then would
+        gain nothing by going earlier. After a call who has waited for his features has them first.
+        """
+        if self._stopping or not self._under_way:
+            return not self._stopping
+        last = self._under_way[-1]
+        is_full = not last.leaves_room or len(self._under_way) >= last.batches_in_flight
+        if is_full or self._call_went_last:
+            return False
+        return self._waiting_items >= (1 if last.leaves_idle else self.batch_size)
+
+    def _next_lane(self) -> Lane | None:
+        return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
+
+    def _next_call(self) -> _Call | None:
+        """A call, if it is its turn: where the best lane has both, calls and batches alternate.
+
+        A call of a worse lane than that of the waiting items goes after it was passed over often enough:
+        unlike items, calls do not fill the ring until they are let through.
+        """
+        waiting = next((lane for lane in _LANE_ORDER if self._calls[lane]), None)
+        if waiting is None:
+            self._call_went_last, self._passed_over = False, 0
+            return None
+        is_best = waiting is self._next_lane()
+        is_turn = is_best and not (self._items[waiting] and self._call_went_last)
+        if not is_turn and self._passed_over < _MAX_PASSED_OVER:
+            self._call_went_last, self._passed_over = False, self._passed_over + 1
+            return None
+        self._call_went_last, self._passed_over = True, 0
+        return self._calls[waiting].popleft()
+
+    def _gather(self) -> list[Segment]:
+        """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
+        batch: list[Segment] = []
+        room, has_lingered = self.batch_size, False
+        while room and not self._stopping:
+            taken = 0
+            for lane in _LANE_ORDER:
+                taken += self._take(lane, room - taken, batch)
+            room -= taken
+            if room and taken:
+                self._changed.notify_all()  # the ring has room again
+            if room and not taken:
+                if self._under_way or has_lingered:
+                    break
+                self._wanted_items = room
+                has_lingered = not self._changed.wait(_LINGER_SECONDS)
+            else:
+                has_lingered = False
+        self._wanted_items = 1
+        self._changed.notify_all()
+        return batch
+
+    def _take(self, lane: Lane, room: int, batch: list[Segment]) -> int:
+        """Move what fits from a lane into the batch; returns how many items."""
+        queue, kept, count = self._items[lane], deque[ItemSlice](), 0
+        while queue and count < room:
+            part = queue.popleft()
+            if batch and part.kind != batch[0].slice.kind:
+                kept.append(part)
+                continue
+            stop = min(len(part.items), part.taken + room - count)
+            batch.append(Segment(part, part.taken, stop))
+            count += stop - part.taken
+            part.taken = stop
+            if stop < len(part.items):
+                kept.append(part)
+        queue.extendleft(reversed(kept))
+        self._waiting_items -= count
+        return count

@@ -1,0 +1,214 @@
+"""One batch: the items of several chunks that go through the device together, and what becomes of them.
+
+A batch is begun, then finished; on a device that works on its own others are begun in between. Whatever its
+forward pass raises, at either end, is met when it is finished: so chunks hear of their items in the order in
+which those were taken. Nothing here decides what goes into a batch, or when.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from clipfleet.contract.bottleneck import Meter
+from clipfleet.contract.jobs import ErrorCode, ItemError, Lane, Precision
+from clipfleet_worker.encode.backends import PendingFeatures, ReadyFeatures
+from clipfleet_worker.encode.bisecting import FORWARD_ERRORS, DeviceFault, Results, encode_each
+from clipfleet_worker.encode.unit_vectors import have_direction, why_not
+from clipfleet_worker.outcomes import Outcomes
+from clipfleet_worker.process.device import is_lost
+from clipfleet_worker.process.shortages import shortage_behind
+
+_HARMLESS_TEXT = "a"
+
+
+class Encoder(Protocol):
+    """A loaded model, as far as batcher and text matrices need it."""
+
+    fingerprint: str
+    device: str
+    embedding_dimension: int
+
+    @property
+    def precision(self) -> Precision:
+        """Of its weights and activations, never AUTO."""
+
+    @property
+    def batches_in_flight(self) -> int:
+        """How many batches may be begun before the first result is asked for."""
+
+    def new_pixels(self, count: int) -> np.ndarray:
+        """An array to be filled for `begin_images`, see `clipfleet_worker.encode.backends.Backend`."""
+
+    def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
+        """Start on a batch of pixels, see `clipfleet_worker.encode.backends.Backend`."""
+
+    def encode_texts(self, prompts: list[str]) -> np.ndarray:
+        """Prompts -> features float32 (n, d), L2-normalised."""
+
+
+@dataclass(eq=False, slots=True)
+class ItemSlice:
+    """Some items of one chunk, to be encoded together or apart."""
+
+    encoder: Encoder
+    lane: Lane
+    items: list[np.ndarray] | list[str]  # images uint8 (height, width, 3) of the model's size, or texts
+    positions: list[int]  # of the items in the chunk
+    outcomes: Outcomes
+    taken: int = 0  # items already in a batch
+    submitted_at: float = 0.0  # monotonic
+
+    @property
+    def kind(self) -> tuple[Encoder, bool]:
+        """What fits into one batch: items of one model that are all images or all texts."""
+        return self.encoder, isinstance(self.items[0], str)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The part of a slice that went into one batch."""
+
+    slice: ItemSlice
+    start: int
+    stop: int
+
+    @property
+    def items(self) -> Sequence[np.ndarray | str]:
+        """Its images or texts."""
+        return self.slice.items[self.start : self.stop]
+
+
+class Batch:
+    """Items of one model, all images or all texts. Belongs to the batcher's thread."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        """Begin its forward pass.
+
+        Args:
+            segments: at least one; they have one `kind`.
+        """
+        self._segments = segments
+        self._items: list[Any] = [item for segment in segments for item in segment.items]
+        self.size = len(self._items)
+        self._encoder, self._is_text = segments[0].slice.kind
+        self._begun_at = time.monotonic()
+        self._pending: PendingFeatures | None = self._begin()
+        self.leaves_room = False  # to the batch behind it
+        self.leaves_idle = False  # some of the device, until that one goes
+
+    @property
+    def batches_in_flight(self) -> int:
+        """How many of its model's may be under way; texts are encoded when they are begun."""
+        return 1 if self._is_text else self._encoder.batches_in_flight
+
+    def wait_for_room(self) -> None:
+        """Block until the next batch may be begun: earlier it would keep better lanes waiting for nothing."""
+        self.leaves_idle = self._pending is not None and self._pending.wait_for_room()
+        self.leaves_room = True
+
+    def finish(self, idle_since: float) -> None:
+        """Wait for the features and deliver them; items that fail alone, too.
+
+        Args:
+            idle_since: when the batch before this one was finished (monotonic); its time is not ours.
+
+        Raises:
+            Exception: the device is lost for this process.
+        """
+        pending, self._pending = self._pending, None  # an exception in it holds on to this object
+        if pending is None:
+            raise ValueError("a batch is finished once")
+        harmless = _HARMLESS_TEXT if self._is_text else np.zeros_like(self._items[0])
+        try:
+            results = self._checked(encode_each(self._encode, self._items, harmless, first=pending.result))
+        except DeviceFault as fault:
+            for segment in self._segments:
+                segment.slice.outcomes.interrupt(fault.error)
+            if is_lost(fault.error):
+                raise  # the thread's end is that of the process; a new one has the device anew
+            return
+        now = time.monotonic()
+        share = (now - max(self._begun_at, idle_since)) / len(self._items)
+        offset = 0
+        for segment in self._segments:
+            count = segment.stop - segment.start
+            # First: the chunk may end now.
+            segment.slice.outcomes.add_seconds("encode", share * count)
+            segment.slice.outcomes.add_wait(Meter.BEYOND, (now - segment.slice.submitted_at) * count)
+            _deliver(segment, results[offset : offset + count])
+            offset += count
+
+    def _checked(self, results: Results) -> Results:
+        """With an exception in place of features that are no unit vectors: no row may be made of them."""
+        if isinstance(results, np.ndarray) and have_direction(results).all():
+            return results
+        what = "this text" if self._is_text else "this image"
+        no_vector = _NoVector(why_not(self._encoder.precision, what))
+        return [
+            result if isinstance(result, Exception) or have_direction(result[None])[0] else no_vector
+            for result in results
+        ]
+
+    def _begin(self) -> PendingFeatures:
+        try:
+            if self._is_text:
+                return ReadyFeatures(self._encoder.encode_texts(self._items))
+            return self._begin_images(self._items)
+        except FORWARD_ERRORS as error:
+            return _FailedFeatures(error)
+
+    def _begin_images(self, images: list[np.ndarray]) -> PendingFeatures:
+        # Copied here, not decoded into its place: which batch an image goes into, and at which row, is known
+        # only when the batch is gathered, and to copy it takes some percent of what its decoding took.
+        pixels = self._encoder.new_pixels(len(images))
+        return self._encoder.begin_images(np.stack(images, out=pixels))
+
+    def _encode(self, items: list[Any]) -> np.ndarray:
+        return self._encoder.encode_texts(items) if self._is_text else self._begin_images(items).result()
+
+
+class _NoVector(Exception):  # noqa: N818 - the text is the row's
+    """The forward pass worked, and what it gave for an item is no vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedFeatures:
+    """Of a batch that could not even be begun."""
+
+    error: Exception
+
+    def wait_for_room(self) -> bool:
+        return False
+
+    def result(self) -> np.ndarray:
+        raise self.error
+
+
+def _deliver(segment: Segment, results: Results) -> None:
+    outcomes = segment.slice.outcomes
+    positions = segment.slice.positions[segment.start : segment.stop]
+    if isinstance(results, np.ndarray):
+        outcomes.deliver(positions, results)
+        return
+    good: list[tuple[int, np.ndarray]] = []
+    for position, result in zip(positions, results, strict=True):
+        if not isinstance(result, Exception):
+            good.append((position, result))
+        elif (shortage := shortage_behind(result)) is not None:
+            outcomes.interrupt(shortage)
+        else:
+            outcomes.fail(position, _item_error(result))
+    if good:
+        outcomes.deliver([position for position, _ in good], np.stack([result for _, result in good]))
+
+
+def _item_error(error: Exception) -> ItemError:
+    if isinstance(error, _NoVector):
+        return ItemError(ErrorCode.CRASHED, str(error))
+    code = ErrorCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ErrorCode.CRASHED
+    return ItemError(code, f"the forward pass failed on this item: {error}"[:300])

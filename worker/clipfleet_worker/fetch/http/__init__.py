@@ -1,0 +1,1 @@
+"""3a. The public web: guarded and bounded."""

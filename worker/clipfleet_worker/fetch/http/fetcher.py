@@ -1,0 +1,212 @@
+"""Gets images over http and https: one session with keep-alive for the whole process, in one event loop.
+
+Everything a server can do is bounded: connections per host and in all, time to connect, silence, time per
+URL, header, redirects, bytes on the wire, in memory and after inflating. No cookies, no credentials, no
+Referer, no proxy from the environment. What comes back is bytes or an `ItemFailure`. There are no retries
+here (`retrying.py` has them), except that aiohttp asks once more when the server hangs up before it answered:
+a kept connection may have grown stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from functools import partial
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+
+from clipfleet import __version__
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet_worker.failures import ItemFailure, TransientFailure
+from clipfleet_worker.fetch.host_breaker import HostBreaker
+from clipfleet_worker.fetch.http.address_guard import AddressGuard
+from clipfleet_worker.fetch.http.body import ArrivingBytes, BodyReader
+from clipfleet_worker.fetch.http.failures import failure_before_answer, failure_of_status
+from clipfleet_worker.fetch.http.host_turns import HostTurns
+from clipfleet_worker.fetch.http.metered_sockets import MeteredSockets
+from clipfleet_worker.fetch.http.resolver import GuardedResolver, SystemResolver
+from clipfleet_worker.fetch.http.robots import USER_AGENT, RobotsTxt, refusal_of
+from clipfleet_worker.fetch.http.target import Target, next_target, target_of
+
+_DNS_CACHE_SECONDS = 60
+_DNS_CACHE_NAMES = 10_000
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CLOSE = {"Connection": "close"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """What one URL may cost."""
+
+    max_image_bytes: int  # largest body, on the wire and after inflating
+    fetch_timeout_seconds: float  # per URL, with redirects; without waiting for a turn at a busy host
+    connect_timeout_seconds: float  # TCP and TLS, per address
+    idle_read_timeout_seconds: float  # longest silence of a server
+    host_connections: int  # requests to one host at a time, of all workers together
+    total_connections: int  # requests to all hosts at a time
+    max_redirects: int = 5  # redirects that are followed
+    max_head_bytes: int = 65_536  # all lines of a header, of which aiohttp accepts 128
+    max_header_bytes: int = 16_384  # longest header line
+    arriving_bytes: int = 1 << 30  # of all bodies under way, beyond which they are read one after the other
+
+
+class HttpFetcher:
+    """See `clipfleet_worker.fetch.AsyncFetcher`. All methods belong to one event loop.
+
+    `fetch` waits as long as a host has no turn free; its caller bounds that by cancelling.
+
+    Args:
+        limits: see there.
+        guard: decides about every address before a connection to it is made.
+        contact: where the operator can be reached, an address or a URL; part of the User-Agent.
+        breaker: which hosts are left alone for a while.
+        respects_robots_tag: whether an answer whose `X-Robots-Tag` refuses us is left unread.
+        robots_txt: what sites allow; None: they are not asked.
+        resolver: turns names into addresses, by default the system's. Its answers are guarded; it is closed
+            with the fetcher.
+        tls: to trust other certificates than the system's.
+    """
+
+    def __init__(
+        self,
+        limits: HttpLimits,
+        guard: AddressGuard,
+        *,
+        contact: str = "",
+        breaker: HostBreaker | None = None,
+        respects_robots_tag: bool = True,
+        robots_txt: RobotsTxt | None = None,
+        resolver: AbstractResolver | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits
+        self._guard = guard
+        self._contact = " ".join(contact.split())
+        self._resolver = GuardedResolver(resolver or SystemResolver(), guard)
+        self._tls = tls
+        self._breaker = breaker or HostBreaker()
+        self._respects_robots_tag = respects_robots_tag
+        self._robots_txt = robots_txt
+        self.turns = HostTurns(limits.host_connections, limits.total_connections)
+        self.refused_hosts = self._resolver.requests  # of names without an address to be asked
+        self._session: aiohttp.ClientSession | None = None
+        self._sockets = MeteredSockets()
+        self._bodies = BodyReader(limits.max_image_bytes, ArrivingBytes(limits.arriving_bytes))
+
+    async def start(self) -> None:
+        """Open the session in the running loop."""
+        limits = self._limits
+        contact = f" (+{self._contact})" if self._contact else ""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # HostTurns limits: a wait inside aiohttp would count as the URL's time
+                ssl=True if self._tls is None else self._tls,
+                resolver=self._resolver,
+                ttl_dns_cache=_DNS_CACHE_SECONDS,
+                dns_cache_max_size=_DNS_CACHE_NAMES,
+                socket_factory=partial(self._guard.open_socket, make_socket=self._sockets.make),
+            ),
+            headers={"User-Agent": f"{USER_AGENT}/{__version__}{contact}", "Accept-Encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,  # _inflated does it, with a cap
+            timeout=aiohttp.ClientTimeout(
+                total=None,  # _hop keeps the time, over redirects
+                sock_connect=limits.connect_timeout_seconds,
+                sock_read=limits.idle_read_timeout_seconds,
+            ),
+            max_line_size=limits.max_header_bytes,
+            max_field_size=limits.max_header_bytes,
+        )
+
+    async def close(self) -> None:
+        """Close all connections; idempotent."""
+        if self._session is not None:
+            await self._session.close()
+        await self._resolver.close()
+
+    async def fetch(self, uri: str) -> bytes:
+        """The body of a 200 answer, after at most `max_redirects` redirects; it may be empty.
+
+        Raises:
+            ItemFailure: anything else.
+        """
+        return await self._follow(target_of(uri), must_be_allowed=True)
+
+    async def _rules_at(self, url: str) -> bytes:
+        """A robots.txt, which anybody may read."""
+        return await self._follow(target_of(url), must_be_allowed=False)
+
+    async def _follow(self, target: Target, *, must_be_allowed: bool) -> bytes:
+        loop = asyncio.get_running_loop()
+        seconds = self._limits.fetch_timeout_seconds
+        for _ in range(self._limits.max_redirects + 1):
+            if must_be_allowed and self._robots_txt is not None:
+                await self._robots_txt.require_allowed(target, self._rules_at)
+            # Hop by hop, so that no fetch holds a turn at one host while it waits for one at another.
+            async with self.turns.at(target.host):
+                started = loop.time()
+                with self._breaker.watch(target.origin, target.text):
+                    answer = await self._hop(target, seconds, must_be_allowed)
+            if isinstance(answer, bytes):
+                return answer
+            seconds -= loop.time() - started
+            target = next_target(target, answer)
+        raise ItemFailure(
+            ErrorCode.TOO_MANY_REDIRECTS,
+            f"more than {self._limits.max_redirects}, the last one to {target.host}",
+        )
+
+    async def _hop(self, target: Target, seconds: float, must_be_allowed: bool) -> bytes | str:
+        """The body, or the location of a redirect."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(target, must_be_allowed)
+        except TimeoutError:
+            limit = self._limits.fetch_timeout_seconds
+            detail = f"{target.host}: not finished within {limit:g} s"
+            raise TransientFailure(ErrorCode.TIMEOUT, detail) from None
+
+    async def _exchange(self, target: Target, must_be_allowed: bool) -> bytes | str:
+        if self._session is None:
+            raise RuntimeError("HttpFetcher.start was not called")
+        # aiohttp keeps any number of idle connections. With images on very many hosts they would use up the
+        # process's file descriptors, so beyond as many open sockets as there are turns none is kept any more.
+        kept_or_used = len(self._sockets) - self.turns.slow
+        headers = _CLOSE if kept_or_used > self._limits.total_connections else None
+        try:
+            response = await self._session.get(target.url, headers=headers, allow_redirects=False)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise failure_before_answer(target.host, error) from error
+        try:
+            if must_be_allowed:
+                self._require_no_refusal(target.host, response)
+            return await self._answer(target.host, response)
+        finally:
+            # A no-op where the whole body has arrived: that connection went back to the pool.
+            response.close()
+
+    def _require_no_refusal(self, host: str, response: aiohttp.ClientResponse) -> None:
+        refusal = refusal_of(response.headers.getall("X-Robots-Tag", ()))
+        if refusal is not None and self._respects_robots_tag and response.status == 200:
+            raise ItemFailure(ErrorCode.ROBOTS_REFUSED, f"{host}: X-Robots-Tag says {refusal}")
+
+    async def _answer(self, host: str, response: aiohttp.ClientResponse) -> bytes | str:
+        source = self._sockets.behind(response)
+        head_bytes = sum(len(name) + len(value) + 4 for name, value in response.raw_headers)
+        if head_bytes > self._limits.max_head_bytes:
+            raise ItemFailure(
+                ErrorCode.HTTP_ERROR, f"{host}: a header of more than {self._limits.max_head_bytes} bytes"
+            )
+        status = response.status
+        if status == 200:
+            body = await self._bodies.read(host, response, source)
+            if source is not None:
+                source.start_anew()
+            return body
+        if status in _REDIRECTS and (location := response.headers.get("Location")):
+            return location
+        raise failure_of_status(host, status, response.headers)

@@ -1,0 +1,1 @@
+"""3b. Objects of S3."""

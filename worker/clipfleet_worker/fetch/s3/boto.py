@@ -1,0 +1,281 @@
+"""Objects through boto3, in threads: the first of each bucket, and whatever `s3_direct` does not do.
+
+boto3 finds endpoint, region, addressing and credentials, follows a bucket to its region and reads credentials
+again that the store refuses. What it asked in the end is told with the bytes, so that the objects after that
+need not pay for all this. Blocks; knows nothing of turns and event loops.
+
+What a failed call means for the item that wanted the object stands here for both ways: boto3's exceptions and
+the store's own answers come to the same.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import ClientError
+from botocore.parsers import create_parser
+
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.errors import SourceUnavailableError, UsageError
+from clipfleet.s3.client import (
+    SCHEME,
+    S3Connection,
+    S3Problem,
+    explain,
+    failures_of_calls,
+    goes_through_proxy,
+)
+from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
+
+_READ_BYTES = 1 << 20
+_SAFE_IN_KEYS = "/~"
+_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/, ]+/[0-9]{8}/([^/, ]+)/s3/aws4_request,")
+CHECKSUM_MODE = "x-amz-checksum-mode"
+_UNDERSTOOD = frozenset({CHECKSUM_MODE, "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"})
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_CODES = {
+    S3Problem.NO_OBJECT: ErrorCode.NOT_FOUND,
+    S3Problem.NO_BUCKET: ErrorCode.NOT_FOUND,
+    S3Problem.DENIED: ErrorCode.ACCESS_DENIED,
+    S3Problem.NO_CREDENTIALS: ErrorCode.ACCESS_DENIED,
+    S3Problem.MISCONFIGURED: ErrorCode.HTTP_ERROR,
+    S3Problem.REFUSED: ErrorCode.HTTP_ERROR,
+    S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
+    S3Problem.AWAY: ErrorCode.SERVER_ERROR,
+}
+# No object is to blame for these, and they pass: its chunk waits.
+_OURS = (S3Problem.EXPIRED, S3Problem.CLOCK)
+# By name, as botocore's own; first what says most.
+_NETWORK_CODES = {
+    "ParamValidationError": ErrorCode.BAD_URI,
+    "SSLError": ErrorCode.TLS_FAILED,
+    "ConnectTimeoutError": ErrorCode.CONNECT_FAILED,
+    "ReadTimeoutError": ErrorCode.TIMEOUT,
+    "ResponseStreamingError": ErrorCode.INCOMPLETE_BODY,
+    "IncompleteReadError": ErrorCode.INCOMPLETE_BODY,
+    "FlexibleChecksumError": ErrorCode.INCOMPLETE_BODY,
+    "ConnectionClosedError": ErrorCode.INCOMPLETE_BODY,
+    "ProtocolError": ErrorCode.INCOMPLETE_BODY,
+    "EndpointConnectionError": ErrorCode.CONNECT_FAILED,
+    "ProxyConnectionError": ErrorCode.CONNECT_FAILED,
+}
+_TRANSIENT = frozenset(
+    {
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.SERVER_ERROR,
+        ErrorCode.CONNECT_FAILED,
+        ErrorCode.TIMEOUT,
+        ErrorCode.INCOMPLETE_BODY,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Limits:
+    """What one object may cost."""
+
+    max_image_bytes: int
+    fetch_timeout_seconds: float  # from the request to the last byte; waiting for a turn is not counted
+    connections: int  # objects at a time
+    connect_timeout_seconds: float = 10.0  # TCP and TLS
+    idle_read_timeout_seconds: float = 15.0  # longest silence of the store
+
+
+@dataclass(frozen=True, slots=True)
+class S3Place:
+    """What the requests for all objects of a bucket have in common.
+
+    It is not worked out here but read off a request that boto3 made: endpoint rules, regions and styles of
+    addressing are boto3's.
+    """
+
+    root: str  # URL up to the key
+    host: str  # as it is signed and sent
+    region: str
+    user_agent: str
+    asks_for_checksums: bool
+    tls: ssl.SSLContext | None = field(default=None, compare=False)  # None: plain HTTP
+
+    def url_of(self, key: str) -> str:
+        """The URL of an object, percent-encoded; a key's dots and slashes stay as they are."""
+        return self.root + quote(key, safe=_SAFE_IN_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """An object, and where it came from."""
+
+    data: bytes
+    place: S3Place | None  # None: its bucket has to be asked through boto3
+
+
+class BotoReader:
+    """For any number of threads.
+
+    Args:
+        limits: see there.
+        connect: called with the first object, so that a worker without any needs no configuration.
+    """
+
+    def __init__(self, limits: S3Limits, connect: Callable[[], S3Connection]) -> None:
+        self._limits = limits
+        self._connect = connect
+        self._connection: S3Connection | None = None
+        self._lock = threading.Lock()
+        self._tls: ssl.SSLContext | None = None
+        self._sent = threading.local()  # `request`: the last one of this thread's call
+
+    def get(self, bucket: str, key: str, byte_range: str) -> Learned:
+        """An object, or a range of its bytes, as the header `Range` puts it.
+
+        Raises:
+            ItemFailure: it cannot be had.
+            SourceUnavailableError: none can be had now.
+        """
+        ends = time.monotonic() + self._limits.fetch_timeout_seconds
+        wanted = {"Bucket": bucket, "Key": key} | ({"Range": byte_range} if byte_range else {})
+        self._sent.request = None
+        try:
+            answer = self._connected().client.get_object(**wanted)
+            with closing(answer["Body"]) as body:
+                if (answer.get("ContentLength") or 0) > self._limits.max_image_bytes:
+                    raise too_many_bytes(self._limits.max_image_bytes)
+                return Learned(self._read_all(body, ends), self._place(key))
+        except failures_of_calls() as error:
+            raise failure_of_call(bucket, error) from error
+
+    def credentials(self) -> ReadOnlyCredentials:
+        """What the client would sign with now; may wait for a service that hands them out.
+
+        Raises:
+            Exception: one of `clipfleet.s3.client.failures_of_calls`.
+        """
+        return self._connected().credentials.get_frozen_credentials()
+
+    def too_late(self) -> ItemFailure:
+        """The failure of an object that took too long."""
+        return TransientFailure(
+            ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s"
+        )
+
+    def _read_all(self, body: Any, ends: float) -> bytes:
+        parts = []
+        total = 0
+        while part := body.read(_READ_BYTES):
+            total += len(part)
+            if total > self._limits.max_image_bytes:
+                raise too_many_bytes(self._limits.max_image_bytes)
+            if time.monotonic() > ends:
+                raise self.too_late()
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _connected(self) -> S3Connection:
+        with self._lock:
+            if self._connection is None:
+                try:
+                    self._connection = self._connect()
+                except UsageError as error:
+                    raise ItemFailure(ErrorCode.ACCESS_DENIED, str(error)) from error
+                self._connection.client.meta.events.register("before-send.s3.GetObject", self._sends)
+            return self._connection
+
+    def _sends(self, request: Any, **_: object) -> None:
+        """Called by boto3, in the thread of the call, before each of its attempts."""
+        self._sent.request = request
+
+    def _place(self, key: str) -> S3Place | None:
+        request = self._sent.request
+        if request is None or goes_through_proxy(request.url):
+            return None
+        place = place_of(request.url, request.headers, key)
+        if place is None or not place.root.startswith("https:"):
+            return place
+        return replace(place, tls=self._trusted())
+
+    def _trusted(self) -> ssl.SSLContext:
+        """The certificates that boto3 trusts."""
+        from botocore.httpsession import get_cert_path
+
+        connection = self._connected()
+        with self._lock:
+            if self._tls is None:
+                path = get_cert_path(connection.ca_bundle)
+                is_folder = Path(path).is_dir()
+                self._tls = ssl.create_default_context(
+                    cafile=None if is_folder else path, capath=path if is_folder else None
+                )
+            return self._tls
+
+
+def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavailableError:
+    """The failure behind an exception that a call of boto3 ended with.
+
+    Args:
+        bucket: that was asked.
+        error: one of `clipfleet.s3.client.failures_of_calls`.
+    """
+    failure = explain(error)
+    if failure.problem in _OURS:
+        return SourceUnavailableError(f"{SCHEME}{bucket}: {failure.detail}")
+    named = (_NETWORK_CODES.get(kind.__name__) for kind in type(error).__mro__)
+    code = next((code for code in named if code is not None), None)
+    if code is None and not isinstance(error, ClientError) and failure.problem is S3Problem.AWAY:
+        code = ErrorCode.CONNECT_FAILED
+    return failure_with(code or _CODES[failure.problem], failure.detail)
+
+
+def failure_with(code: ErrorCode, detail: str) -> ItemFailure:
+    """A failure of this code; transient where asking again may help."""
+    return (TransientFailure if code in _TRANSIENT else ItemFailure)(code, detail)
+
+
+def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> ClientError:
+    """What boto3 would have raised for an answer that is no success."""
+    answer = {"status_code": status, "headers": headers, "body": body}
+    return ClientError(create_parser("rest-xml").parse(answer, None), "GetObject")
+
+
+def place_of(url: str, headers: Mapping[str, Any], key: str) -> S3Place | None:
+    """The place behind a request of boto3's; None where it was not asked for in the plain way.
+
+    That is: another signature (S3 Express, several regions at once, none at all), headers that are not known
+    here, a query.
+
+    Args:
+        url: of the request.
+        headers: its own, names in any case, values bytes or text.
+        key: of the object that it is about.
+    """
+    texts = {name.lower(): _text(value) for name, value in headers.items()}
+    signed = _AUTHORIZATION.match(texts.get("authorization", ""))
+    others = {name for name in texts if name.startswith("x-amz-")} - _UNDERSTOOD
+    tail = "/" + quote(key, safe=_SAFE_IN_KEYS)
+    if signed is None or others or not url.endswith(tail):
+        return None
+    parts = urlsplit(url)
+    if parts.query or parts.fragment or "@" in parts.netloc or parts.scheme not in _DEFAULT_PORTS:
+        return None
+    host = parts.netloc.removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
+    return S3Place(
+        root=url[: len(url) - len(tail) + 1],
+        host=host,
+        region=signed[1],
+        user_agent=texts.get("user-agent", ""),
+        asks_for_checksums=CHECKSUM_MODE in texts,
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value

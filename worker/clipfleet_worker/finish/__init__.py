@@ -1,0 +1,1 @@
+"""8. The end of a job and the errands after it."""

@@ -1,0 +1,112 @@
+"""What any worker does for ended jobs, beside the chunks.
+
+Users are told of the ends of their jobs by a Celery task of theirs, at least once: the id repeats. Outputs
+are swept: what workers were writing when they were killed goes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from amqp.exceptions import PreconditionFailed
+from celery import Celery
+from kombu.entity import Queue
+
+from clipfleet.errors import OutputUnavailableError, RedisUnavailableError, UsageError
+from clipfleet.hints import BROKER_ERRORS, send_task
+from clipfleet.ledger.errands import Announcement, Errands, Sweep
+from clipfleet_worker.chunk.job_contexts import JobContexts
+from clipfleet_worker.process.loop import Loop
+from clipfleet_worker.process.watchdog import Pulse
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+_ANNOUNCE_SECONDS, _SWEEP_SECONDS = 30.0, 300.0  # after them another worker tries again
+_CALL_LIMIT_SECONDS = 300.0  # calls to a broker or a Redis that is away or silent end sooner
+_STOP_SECONDS = 5.0  # an output that hangs ends with the process
+
+
+class Announcer(Loop):
+    """Sends what the ledger has noted; what this worker leaves is sent by others."""
+
+    def __init__(self, errands: Errands, app: Celery, pulse: Pulse | None = None) -> None:
+        super().__init__("announcer", _LOOK_SECONDS)
+        self._pulse = pulse or Pulse("announcer")
+        self._errands = errands
+        self._app = app
+
+    def _run(self) -> None:
+        super()._run()
+        self.turn()  # what is due: `up -- COMMAND` stops its worker as soon as a job has ended
+
+    def turn(self) -> None:
+        while self.do_one():
+            pass
+
+    def do_one(self) -> bool:
+        """Send one; False if none is due, or none could be sent now."""
+        try:
+            with self._pulse.during("announce", _CALL_LIMIT_SECONDS):
+                announcement = self._errands.claim_announcement(_ANNOUNCE_SECONDS)
+                if announcement is not None:
+                    self._announce(announcement)
+        except (RedisUnavailableError, *BROKER_ERRORS) as error:
+            log.warning("no end announced: %s", error, extra={"action": "announcement_failed"})
+            return False
+        return announcement is not None
+
+    def _announce(self, announcement: Announcement) -> None:
+        try:
+            self._send_to(Queue(announcement.queue), announcement)  # type: ignore[no-untyped-call]  # kombu has no types
+        except PreconditionFailed:  # RabbitMQ has the queue, made with other properties: it will do
+            self._send_to(Queue(announcement.queue, no_declare=True), announcement)  # type: ignore[no-untyped-call]
+        job_id = announcement.event["job_id"]
+        told = {"action": "end_announced", "job_id": job_id}
+        log.info("job %s: %s was told", job_id, announcement.task, extra=told)
+        self._errands.drop(announcement)
+
+    def _send_to(self, queue: Queue, announcement: Announcement) -> None:
+        send_task(
+            self._app,
+            announcement.task,
+            args=[announcement.event],
+            task_id=announcement.task_id,
+            queue=queue,
+            ignore_result=False,  # whether it has a result is the user's business
+        )
+
+
+class Sweeper(Loop):
+    """Has a thread of its own, and no limit: an output that hangs holds up nothing else."""
+
+    def __init__(self, errands: Errands, contexts: JobContexts) -> None:
+        super().__init__("sweeper", _LOOK_SECONDS, stop_seconds=_STOP_SECONDS)
+        self._errands = errands
+        self._contexts = contexts
+
+    def turn(self) -> None:
+        while not self._stopping.is_set() and self.do_one():
+            pass
+
+    def do_one(self) -> bool:
+        """Sweep one output; False if none is due, or Redis is away."""
+        try:
+            sweep = self._errands.claim_sweep(_SWEEP_SECONDS)
+            if sweep is not None:
+                self._sweep(sweep)
+        except RedisUnavailableError as error:
+            log.warning("no output swept: %s", error, extra={"action": "sweep_failed"})
+            return False
+        return sweep is not None
+
+    def _sweep(self, sweep: Sweep) -> None:
+        try:
+            context = self._contexts.get(sweep)
+            if context.is_held():  # else it is another job's by now
+                context.output.sweep_scratch()
+        except (OutputUnavailableError, UsageError) as error:  # in better times, or by a worker that may
+            context_of_log = {"action": "sweep_failed", "job_id": sweep.job_id}
+            log.info("output not swept yet: %s", error, extra=context_of_log)
+        else:
+            self._errands.drop(sweep)

@@ -1,0 +1,207 @@
+"""The end of a job: `errors.jsonl`, `_manifest.json`, a sweep, then `_SUCCESS`. All of it may be repeated."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipfleet.contract.jobs import Job, JobState
+from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, PartCounts, label_columns
+from clipfleet.contract.versions import SCHEMA_VERSION
+from clipfleet.errors import OutputConflictError, OutputUnreachableError
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
+from clipfleet.outputs.folder import Confirm, output_errors
+from clipfleet.outputs.job_file import put_file_if, put_if
+from clipfleet.parts import OpenPart, part_files, read_ahead
+from clipfleet.parts.json_rows import as_json, json_line
+from clipfleet_worker.chunk.job_contexts import JobContext
+from clipfleet_worker.chunk.leases import HeldLease
+from clipfleet_worker.failures import ChunkInterrupted
+
+log = logging.getLogger(__name__)
+
+_ERROR_COLUMNS = ("error_code", "error_detail")
+_PART_LIMIT_SECONDS = 300.0  # a single part that takes longer to read hangs
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part as its footer describes it."""
+
+    name: str
+    rows: int
+    counts: PartCounts
+    beside: Sequence[str]  # further objects that belong to it
+
+
+class Finisher:
+    """Writes what a finished job needs beside its parts."""
+
+    def __init__(self, ledger: Ledger, job_ttl_seconds: int) -> None:
+        self._ledger = ledger
+        self._job_ttl_seconds = job_ttl_seconds
+
+    def finish(self, claim: FinishClaim, context: JobContext, lease: HeldLease) -> str:
+        """Finish a claimed job; answers the ledger's word, see `Ledger.finish`.
+
+        Args:
+            claim: the job that is ours to finish.
+            context: the same job, opened.
+            lease: of the claim; confirmed before each write.
+
+        Raises:
+            OutputUnavailableError: parts cannot be read or files not written; the job stays `finishing`.
+            OutputConflictError: something else is in the place of a part.
+            ChunkInterrupted: somebody else has finished the job; it may be in its next retry by now.
+        """
+        # Before anything is asked: what another finisher writes later is not replaced.
+        versions = {name: context.output.version(name) for name in (keys.ERRORS, keys.MANIFEST)}
+
+        def confirm() -> None:
+            lease.confirm()
+            lease.enter("write", _PART_LIMIT_SECONDS)  # then a million parts may have to be listed
+
+        status = self._still_finishing(claim)
+        parts = self._write_errors(claim, context, status.chunks, versions[keys.ERRORS], confirm, lease)
+        manifest = json.dumps(_manifest(context, status, parts), indent=1).encode()
+        self._still_finishing(claim)
+        if not put_if(context.output, keys.MANIFEST, manifest, versions[keys.MANIFEST], confirm=confirm):
+            raise _overtaken(context, keys.MANIFEST)
+        self._sweep(claim, context, status.chunks, parts, confirm)
+        self._still_finishing(claim)
+        context.output.replace(keys.SUCCESS, b"", confirm=confirm)
+        word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
+        if word == "stale" and self._is_retried(claim):  # we slept just before the last write
+            context.output.remove(keys.SUCCESS)
+        return word
+
+    def _is_retried(self, claim: FinishClaim) -> bool:
+        """Whether the job is in a later generation, whose own end has not come yet."""
+        status = self._ledger.status(claim.job_id)
+        is_over = status.state.is_final or status.state is JobState.FINISHING
+        return status.generation > claim.generation and not is_over
+
+    def _still_finishing(self, claim: FinishClaim) -> JobStatus:
+        """Ask before each write: a worker that slept must not undo what came after it."""
+        status = self._ledger.status(claim.job_id)
+        if (status.generation, status.state) != (claim.generation, JobState.FINISHING):
+            raise ChunkInterrupted(f"the job is {status.state} in generation {status.generation}")
+        return status
+
+    def _sweep(
+        self, claim: FinishClaim, context: JobContext, chunks: int, parts: Sequence[_Part], confirm: Confirm
+    ) -> None:
+        """Remove what killed programs left, and what late workers of a job before this one wrote."""
+        ours = {part.name for part in parts}
+        names = context.output.names(keys.PART_PREFIX)
+        foreign = [name for name in names if name not in ours and keys.is_part(name)]
+        self._still_finishing(claim)  # else they may be the parts of a job that has the output by now
+        for name in foreign:
+            confirm()
+            context.output.remove(name)
+            log.warning(
+                "%s/%s was written late for another job: it is removed",
+                context.output.uri,
+                name,
+                extra={"action": "foreign_part_removed", "job_id": context.job.job_id},
+            )
+        # A sealed job takes no more staged files.
+        staged = self._ledger.staged_files(context.job.job_id)
+        # A ledger that was lost meanwhile names none: what a rebuild needs must not go with it.
+        if sum(count for _, count in staged) == chunks:
+            kept = {keys.staged_file(first, count) for first, count in staged}
+            context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=confirm)
+
+    def _write_errors(
+        self,
+        claim: FinishClaim,
+        context: JobContext,
+        chunks: int,
+        version: str | None,
+        confirm: Confirm,
+        lease: HeldLease,
+    ) -> list[_Part]:
+        """Write `errors.jsonl`; returns all parts."""
+        parts = []
+        with context.output.scratch() as path:
+            depth = part_files(context.job.part_format, context.job.job_id).footer_readers
+            loaded = read_ahead(partial(_read_part, context), range(chunks), depth=depth)
+            with output_errors(path), path.open("w", encoding="utf-8") as file, closing(loaded):
+                for _ in range(chunks):
+                    lease.enter("finish", _PART_LIMIT_SECONDS)
+                    part, errors = next(loaded)
+                    file.writelines(map(json_line, errors))
+                    parts.append(part)
+            self._still_finishing(claim)
+            is_written = put_file_if(context.output, path, keys.ERRORS, version, confirm=confirm)
+        if not is_written:
+            raise _overtaken(context, keys.ERRORS)
+        return parts
+
+
+def _overtaken(context: JobContext, name: str) -> ChunkInterrupted:
+    return ChunkInterrupted(f"{context.output.uri}/{name} was written by another worker meanwhile")
+
+
+def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str, Any]]]:
+    """A part, and its failed rows as lines of an input manifest."""
+    files = part_files(context.job.part_format, context.job.job_id)
+    name = files.name(chunk_id)
+    try:
+        with files.open(context.output, name) as part:
+            counts = _counts(context, chunk_id, part)
+            errors = _failed_rows(context.job, part) if counts.failed else []
+            return _Part(name, part.num_rows, counts, part.beside), errors
+    except FileNotFoundError as error:
+        raise OutputUnreachableError(f"{context.output.uri}/{name} is not there (yet)") from error
+
+
+def _counts(context: JobContext, chunk_id: int, part: OpenPart) -> PartCounts:
+    where = f"{context.output.uri}/{keys.part(chunk_id, context.job.part_format)}"
+    try:
+        identity, counts = part.footer()
+    except ValueError as error:
+        raise OutputConflictError(f"{where} is not a part: {error}") from error
+    identity.require(context.job.job_id, chunk_id, where)
+    return counts
+
+
+def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
+    ours = {*PART_COLUMNS, *(name for one in job.named_label_sets for name in label_columns(one.name))}
+    extra = [column for column in part.schema.names if column not in ours]
+    rows: list[dict[str, Any]] = []
+    for batch in part.batches([*ITEM_COLUMNS, "status", *_ERROR_COLUMNS, *extra]):
+        failed = batch.filter(pc.equal(batch["status"], pa.scalar(ItemStatus.FAILED.value)))
+        rows += as_json(failed.drop_columns(["status"])).to_pylist()
+    return rows
+
+
+def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:
+    """What the output holds, counted by its parts; only times, limit and generation are the ledger's."""
+    job = context.job
+    codes = sum((Counter(part.counts.codes) for part in parts), Counter[str]())
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "job": job.model_dump(mode="json"),
+        "generation": status.generation,
+        "total": sum(part.rows for part in parts),
+        "ok": sum(part.counts.ok for part in parts),
+        "failed": sum(part.counts.failed for part in parts),
+        "errors_by_code": dict(codes),
+        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in status.stage_seconds.items()},
+        "limit": status.limit and asdict(status.limit),
+        "created_at": job.created_at.isoformat(),
+        "finished_at": datetime.now(UTC).isoformat(),
+        "parts": [{"name": part.name, "rows": part.rows, "failed": part.counts.failed} for part in parts],
+    }

@@ -1,0 +1,153 @@
+"""Celery's app, its worker, its consumer of hints, and their threads, as we want them.
+
+They survive a broker that goes away, messages that are no hints, and a machine that refuses another thread.
+The consumer also shows that its event loop turns. Every signal that ends the worker drains it.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.concurrency.thread import TaskPool
+from celery.worker import state
+from celery.worker.consumer import Consumer
+from kombu.entity import Queue
+
+from clipfleet.hints import make_app
+from clipfleet.ledger import keys
+from clipfleet_worker.hints.guard import Handler, HintGuard
+from clipfleet_worker.process.shortages import LenientThreadPool, shortage_behind
+from clipfleet_worker.process.watchdog import Pulse
+
+log = logging.getLogger(__name__)
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_EXIT_CODE = 0
+
+_BEAT_SECONDS = 1.0
+_TURN_LIMIT_SECONDS = 120.0  # of the event loop; each of its calls to a broker that is silent ends sooner
+
+
+class SurvivingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
+    """A consumer whose failing clean-up of a lost broker connection does not end the worker.
+
+    Seen in 4 of 28 Redis restarts: closing the dead channel raised AttributeError, and the worker exited.
+    """
+
+    def __init__(self, *args: Any, pulse: Pulse, guard: HintGuard, **kwargs: Any) -> None:
+        self._pulse = pulse
+        self._guard = guard
+        super().__init__(*args, **kwargs)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called for every new connection; the timer goes with it."""
+        super().register_with_event_loop(hub)
+        self._guard.guard_redis(self.task_consumer.channel)
+        hub.timer.call_repeatedly(_BEAT_SECONDS, self._beat)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Handler:
+        """Called for every new connection."""
+        return self._guard.guarded(super().create_task_handler(*args, **kwargs))
+
+    def _beat(self) -> None:
+        if self.blueprint.state == bootsteps.RUN:  # else the worker drains, which has a limit of its own
+            self._pulse.enter("turn", _TURN_LIMIT_SECONDS)
+
+    def on_close(self) -> None:
+        """The connection is gone, or the worker stops."""
+        self._pulse.rest("no connection to the broker")
+        super().on_close()
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """Clean up, reconnect."""
+        try:
+            super().on_connection_error_after_connected(exc)
+        except (AttributeError, OSError, RuntimeError) as error:
+            self.connection = None
+            log.warning(
+                "clean-up of a lost broker connection failed: %r; reconnecting",
+                error,
+                extra={"action": "broker_cleanup_failed"},
+            )
+
+
+class HintThreads(TaskPool):  # type: ignore[misc]  # Celery has no types
+    """Celery's pool of threads, for which a thread that cannot be started is no reason to end the worker."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.executor = LenientThreadPool(self.limit)
+
+    def on_apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Called for each hint. One that found no thread at all stays queued; the puller needs no hints."""
+        try:
+            return super().on_apply(*args, **kwargs)
+        except RuntimeError as error:
+            shortage = shortage_behind(error)
+            if shortage is None:
+                raise
+            log.warning("a hint has to wait: %s", shortage, extra={"action": "hint_without_thread"})
+            return None
+
+
+class DrainingWorker(CeleryWorker):  # type: ignore[misc]  # Celery has no types
+    """Celery's worker, which any signal that ends it drains, and the same one again.
+
+    Celery would take a second SIGINT, and a first SIGQUIT, for a wish to cancel what its threads are doing.
+    That cannot be done: it would hang, or leave with chunks that nobody was told of. What is ignored stays
+    so: nohup, a script's background job.
+    """
+
+    app: Celery
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Called before it starts, in the main thread."""
+        ignored = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_IGN]
+        super().install_platform_tweaks(worker)
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN if number in ignored else self._leave)
+
+    def _leave(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        signals.worker_shutting_down.send(sender=self.hostname, sig=name, how="Warm", exitcode=_EXIT_CODE)
+        state.should_stop = _EXIT_CODE
+
+
+def make_worker_app(broker_url: str, *, slots: int, events: bool, pulse: Pulse, guard: HintGuard) -> Celery:
+    """The app that consumes hints: its settings, each with the reason beside it.
+
+    Args:
+        broker_url: Redis or RabbitMQ.
+        slots: chunks in progress at a time.
+        events: send task events, which Flower needs and nothing else.
+        pulse: of the event loop.
+        guard: stands before the handlers of messages.
+    """
+    app = make_app(broker_url)
+    app.conf.update(
+        worker_pool=HintThreads,  # one process owns the device, the model and the batcher
+        worker_concurrency=slots,
+        worker_prefetch_multiplier=1,  # holds as many hints as slots, no more
+        task_acks_late=True,  # a hint is acked when its chunk has ended
+        task_queues=[Queue(keys.QUEUE)],  # type: ignore[no-untyped-call]  # kombu has no types
+        task_create_missing_queues=False,  # a typo must fail, not make a queue nobody reads
+        broker_connection_retry_on_startup=True,  # start before Redis is up
+        broker_connection_max_retries=None,  # the default gives up after 100
+        broker_channel_error_retry=True,  # survive READONLY answers of a demoted Redis
+        worker_consumer=partial(SurvivingConsumer, pulse=pulse, guard=guard),
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # threads cannot be; leases fence
+        worker_enable_prefetch_count_reduction=True,
+        worker_soft_shutdown_timeout=0,  # in threads it only sleeps; the worker drains by itself
+        worker_send_task_events=events,
+        task_send_sent_event=events,
+        worker_enable_remote_control=events,  # fewer keys and connections where nobody looks
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return app

@@ -1,0 +1,166 @@
+"""What a hint sets off: one chunk, or the finishing of one job.
+
+This is the one place that catches everything: whatever escapes a task may freeze a slot of Celery's thread
+pool for ever (MemoryError, SystemExit), so every end is made an ordinary one, and the ledger is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from celery import Celery
+
+from clipfleet.contract.jobs import ErrorCode
+from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisUnavailableError
+from clipfleet.hints import Hints
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import FINISH, Claim, FinishClaim, Lease, Ledger
+from clipfleet.tracing import NO_TRACING, Attributes, Tracing
+from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.job_contexts import JobContexts
+from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper, lease_clock
+from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
+from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
+from clipfleet_worker.finish.finisher import Finisher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The bodies of the Celery tasks; also called by idle workers that saw no hint."""
+
+    ledger: Ledger
+    claims: Claims
+    contexts: JobContexts
+    keeper: LeaseKeeper
+    pipeline: Pipeline
+    finisher: Finisher
+    hints: Hints
+    lease_seconds: float
+    tracing: Tracing = NO_TRACING
+
+    def work(self) -> bool:
+        """Claim one chunk and process it; False if there was none."""
+        try:
+            claim = self.claims.take()
+            if claim is not None:
+                self._work(claim)
+        except RedisUnavailableError as error:
+            log.warning("nothing claimed: %s", error, extra={"action": "claim_failed"})
+        except BaseException:
+            # Of a chunk that was claimed the ledger could not be told: its lease expires.
+            log.exception("a hint led nowhere", extra={"action": "work_failed"})
+        else:
+            return claim is not None
+        return False
+
+    def _work(self, claim: Claim) -> None:
+        try:
+            lease_of = Lease(claim.job_id, str(claim.chunk_id), claim.token)
+            with (
+                chunk_spans(self.tracing, claim) as on_stage,
+                self.keeper.hold(lease_of, on_stage, asked_at=claim.asked_at) as lease,
+            ):
+                if claim.more:
+                    self.hints.publish_work()
+                self._process(claim, lease)
+        except BaseException as error:
+            self.claims.give_back(claim, error)
+        finally:
+            self.claims.done_with(claim)
+
+    def _process(self, claim: Claim, lease: HeldLease) -> None:
+        context = self.contexts.get(claim)
+        try:
+            result: ChunkResult = self.pipeline.run(claim, context, lease)
+        except ModelUnavailableError as unavailable:
+            error = self.claims.without_model(claim, context.job.model, unavailable)
+            if error is None:
+                return
+            result = self.pipeline.give_up(claim, context, lease, error)
+        lease.is_done()
+        if self.claims.complete(claim, result) == "finishing":
+            self.hints.publish_finish()
+
+    def finish_job(self) -> bool:
+        """Finish one job whose chunks are all done; False if there was none, or if asking again is no use."""
+        claim: FinishClaim | None = None
+        try:
+            asked_at = lease_clock()
+            claim = self.ledger.claim_finish(
+                uuid.uuid4().hex, self.lease_seconds, self.claims.shunned_jobs.current()
+            )
+            return claim is not None and self._finish(claim, asked_at)
+        except RedisUnavailableError as error:
+            log.warning("no job finished: %s", error, extra={"action": "finish_failed"})
+        except BaseException:
+            # Its lease expires, then it is tried again.
+            job_id = claim.job_id if claim else "?"
+            log.exception("job %s was not finished", job_id, extra=_context("finish_failed", job_id))
+        return False
+
+    def _finish(self, claim: FinishClaim, asked_at: float) -> bool:
+        """Finish a claimed job; False if this worker should claim no other one."""
+        try:
+            lease_of = Lease(claim.job_id, FINISH, claim.token)
+            with self.keeper.hold(lease_of, asked_at=asked_at) as lease:
+                word = self.finisher.finish(claim, self.contexts.get(claim), lease)
+        except ChunkInterrupted as error:
+            log.info("job %s: %s", claim.job_id, error, extra=_context("finish_interrupted", claim.job_id))
+            self.ledger.postpone_finish(claim, 0)
+            return False
+        except OutputConflictError as error:
+            log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
+            self.claims.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
+        except OutputUnavailableError as error:
+            self.claims.postpone_finish(claim, error)
+        else:
+            log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
+        return True
+
+
+def _context(action: str, job_id: str) -> dict[str, str]:
+    return {"action": action, "job_id": job_id}
+
+
+def register(app: Celery, tasks: Tasks) -> None:
+    """Give the app the two tasks; a hint carries no arguments, and what it carries is ignored."""
+
+    # Not shared: Celery would give them to every app of the process, made later or earlier.
+    @app.task(name=keys.WORK_TASK, shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
+    def work(*_args: object, **_kwargs: object) -> None:
+        tasks.work()
+
+    @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]  # likewise
+    def finish_job(*_args: object, **_kwargs: object) -> None:
+        tasks.finish_job()
+
+
+@contextmanager
+def chunk_spans(tracing: Tracing, claim: Claim) -> Iterator[Callable[[str], None]]:
+    """Around the work on a chunk. Gives a function to tell that a stage begins; it ends the one before it.
+
+    A stage that is told again and again, as it gets on, is one.
+    """
+    about: Attributes = {
+        "job_id": claim.job_id,
+        "chunk_id": claim.chunk_id,
+        "generation": claim.generation,
+    }
+    chunk = tracing.span("chunk", parent=claim.traceparent, attributes=about)
+    present = ""
+    with chunk as traceparent, ExitStack() as stage:
+
+        def enter(name: str) -> None:
+            nonlocal present
+            if name != present:
+                stage.close()
+                present = name
+                stage.enter_context(tracing.span(name, parent=traceparent))
+
+        yield enter

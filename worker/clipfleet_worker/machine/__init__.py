@@ -1,0 +1,1 @@
+"""Several processes on one machine, and `up`. Loads no torch."""

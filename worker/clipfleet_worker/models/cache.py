@@ -1,0 +1,150 @@
+"""The models in memory: loaded on demand in a thread of their own, the least recently used one unloaded."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
+
+from clipfleet.contract.jobs import Precision
+from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
+from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec
+from clipfleet_worker.models.loading import Loading
+from clipfleet_worker.process.counts import CacheCounts
+from clipfleet_worker.process.shortages import shortage_behind
+
+log = logging.getLogger(__name__)
+
+_SHUN_SECONDS = 300.0  # how long a model that could not be loaded is left to other workers
+
+Key = tuple[str, Precision]
+LoadModel = Callable[[str, Precision, OnPixelSpec], LoadedModel]
+
+
+class Models:
+    """Which models this worker serves, and the loaded ones."""
+
+    def __init__(
+        self,
+        served: Sequence[str],
+        load: LoadModel,
+        *,
+        kept: int,
+        default_precision: Precision,
+        on_change: Callable[[], None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._served = tuple(served)
+        self._load = load
+        self._kept = kept
+        self._default_precision = default_precision
+        self._on_change = on_change  # called after a model was loaded, and others unloaded for it
+        self._monotonic = monotonic
+        self._kept_models: OrderedDict[Key, Loading] = OrderedDict()  # least recently used first
+        # Unloaded models that chunks under way still hold: a second copy would need memory of its own.
+        self._in_use: WeakValueDictionary[Key, LoadedModel] = WeakValueDictionary()
+        self._shunned: dict[str, float] = {}  # model -> when it may be tried again
+        self._lock = threading.Lock()
+        self.requests = CacheCounts()
+
+    def served(self) -> tuple[str, ...]:
+        """Models to claim chunks for: without those that lately could not be loaded here."""
+        now = self._monotonic()
+        with self._lock:
+            return tuple(name for name in self._served if self._shunned.get(name, 0.0) <= now)
+
+    def shun(self, name: str) -> None:
+        """Leave a model that cannot be loaded here to other workers for a while."""
+        with self._lock:
+            self._shunned[name] = self._monotonic() + _SHUN_SECONDS
+
+    def prefetch(self, name: str, precision: Precision) -> Loading:
+        """Start loading, unless it is loaded; returns at once.
+
+        Its result raises ModelUnavailableError, and MemoryError or WorkerShortageError for want of something
+        now. The next call tries again.
+        """
+        if precision is Precision.AUTO:
+            precision = self._default_precision
+        key = (name, precision)
+        with self._lock:
+            loading = self._kept_models.get(key)
+            self.requests.note(hit=loading is not None)
+            if loading is not None:
+                self._kept_models.move_to_end(key)
+                return loading
+            loading = self._kept_models[key] = Loading()
+            model = self._in_use.get(key)
+            if model is not None:
+                loading.finish(model)
+            self._unload_surplus()
+        if model is None:
+            self._start_loading(key, loading)
+        return loading
+
+    def in_memory(self) -> list[LoadedModel]:
+        """The loaded models, those included that chunks under way still hold."""
+        with self._lock:
+            return list(self._in_use.values())
+
+    def _unload_surplus(self) -> None:
+        """Forget the least recently used models; what still loads stays, or it would be loaded twice."""
+        surplus = len(self._kept_models) - self._kept
+        ready = [key for key, loading in self._kept_models.items() if loading.done()]
+        for key in ready[: max(surplus, 0)]:
+            del self._kept_models[key]
+
+    def _start_loading(self, key: Key, loading: Loading) -> None:
+        thread = threading.Thread(target=self._fill, args=(key, loading), name=f"load {key[0]}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # else whoever asks for the model would wait for ever
+            self._fail(key, loading, shortage_behind(error) or error)
+
+    def _fill(self, key: Key, loading: Loading) -> None:
+        started = self._monotonic()
+        gc.collect()  # of models that were unloaded, what hangs in cycles; they are large, Python would wait
+        try:
+            model = self._loaded(key, loading)
+        except (ModelUnavailableError, MemoryError, WorkerShortageError) as error:
+            log.error("model not loaded: %r", error, extra={"action": "model_unavailable", "model": key[0]})
+            self._fail(key, loading, error)
+        except BaseException as error:
+            self._fail(key, loading, error)  # whoever waits meets it in the task's own boundary
+            raise
+        else:
+            log.info(
+                "model %s loaded in %.1f s (%s on %s by %s): %s",
+                key[0],
+                self._monotonic() - started,
+                model.precision,
+                model.device,
+                model.backend_name,
+                model.certificate,
+                extra={"action": "model_loaded", "model": key[0]},
+            )
+            with self._lock:
+                self._in_use[key] = model
+            loading.finish(model)
+            with self._lock:
+                self._unload_surplus()
+            self._on_change()
+
+    def _loaded(self, key: Key, loading: Loading) -> LoadedModel:
+        try:
+            return self._load(*key, loading.announce)
+        except Exception as error:
+            shortage = shortage_behind(error)
+            if shortage is not None:  # whatever it was taken for: damaged files, a hub out of reach
+                raise shortage from error
+            raise
+
+    def _fail(self, key: Key, loading: Loading, error: BaseException) -> None:
+        with self._lock:
+            if self._kept_models.get(key) is loading:
+                del self._kept_models[key]  # it takes no place, and the next call tries again
+        loading.fail(error)

@@ -1,0 +1,51 @@
+"""What a model wants to see: the vocabulary of decoding and encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from PIL import (
+    Image,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InputSize:
+    """The part of a `PixelSpec` that reading needs to know."""
+
+    width: int  # of the model's input
+    height: int
+    interpolation: str  # bicubic, bilinear
+    resize_mode: str  # shortest (then centre crop), longest (then pad), squash
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSpec:
+    """What a model wants to see."""
+
+    width: int  # of the model's input
+    height: int
+    interpolation: str  # bicubic, bilinear
+    resize_mode: str  # shortest (then centre crop), longest (then pad), squash
+    fill_colour: int  # of the padding
+    mean: tuple[float, float, float]  # of values in 0..1, by channel
+    std: tuple[float, float, float]
+    exact: Callable[[Image.Image], Image.Image]  # open_clip's own transform up to the tensor; gives RGB
+    frame: InputSize = field(init=False)  # what reading needs to know
+
+    def __post_init__(self) -> None:
+        frame = InputSize(self.width, self.height, self.interpolation, self.resize_mode)
+        object.__setattr__(self, "frame", frame)  # made once: it is asked for with each picture
+
+    def facts(self) -> list[object]:
+        """What a fingerprint covers."""
+        return [
+            self.width,
+            self.height,
+            self.interpolation,
+            self.resize_mode,
+            self.fill_colour,
+            list(self.mean),
+            list(self.std),
+        ]

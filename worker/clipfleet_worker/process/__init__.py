@@ -1,0 +1,1 @@
+"""What keeps one process healthy: cores, memory, watchdog, drain. Knows no chunk."""

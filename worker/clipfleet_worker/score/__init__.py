@@ -1,0 +1,1 @@
+"""6. From features and label sets to labels."""

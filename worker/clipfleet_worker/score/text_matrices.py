@@ -1,0 +1,237 @@
+"""The text matrices of label sets: encoded once, kept on the device, shared between workers.
+
+Those of large label sets are kept in Redis too: one worker encodes them, the others take them over.
+Nothing depends on it: while Redis does not answer, or has no room, every worker encodes for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import redis
+from redis.exceptions import LockError
+from redis.lock import Lock
+
+from clipfleet.contract.jobs import ErrorCode, LabelSet, Lane
+from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger import keys
+from clipfleet.redis.connection import connect, redis_errors
+from clipfleet_worker.encode.batcher import Batcher
+from clipfleet_worker.encode.batches import Encoder
+from clipfleet_worker.encode.unit_vectors import have_direction, why_not
+from clipfleet_worker.failures import ItemFailure
+from clipfleet_worker.models.open_clip_models import preset_label_set
+from clipfleet_worker.process.counts import CacheCounts
+from clipfleet_worker.process.device import memory_errors
+from clipfleet_worker.score.ranking import prompts_of, text_matrix_of
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+_KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix stays whatever its size
+_PROMPTS_PER_PASS = 256
+_SHARED_FROM_PROMPTS = 1000  # fewer are encoded faster than they are asked for
+_POLL_SECONDS = 0.5  # while somebody else encodes the same label set
+_SHARED_SECONDS = 86_400  # after the last use
+_SHARED_BYTES = 64 * 1024 * 1024  # larger ones are not shared: they would hold up the ledger
+_LOCK_SECONDS = 60.0  # renewed before every slice; a worker that died delays the others so long
+_HEADER = struct.Struct("<II")  # labels, dimension; then float32, little-endian
+
+Alive = Callable[[], None]
+Slices = Sequence[Callable[[], np.ndarray]]  # each encodes some of the labels
+
+
+@dataclass(frozen=True, slots=True)
+class TextMatrix:
+    """A label set as a model sees it."""
+
+    labels: tuple[str, ...]  # those of a preset too
+    values: torch.Tensor  # float32 (labels, d), L2-normalised, on the model's device
+
+
+class TextMatrices:
+    """By model and label set; each is encoded once, whoever asks first.
+
+    Args:
+        batcher: encodes the prompts.
+        url: of the Redis where large ones are shared; None: they are not.
+    """
+
+    def __init__(self, batcher: Batcher, url: str | None = None) -> None:
+        self._batcher = batcher
+        self._url = url
+        self._redis = None if url is None else connect(url, decode=False)
+        self._matrices: OrderedDict[tuple[str, str], TextMatrix] = OrderedDict()  # least recently used first
+        self._encoding: dict[tuple[str, str], threading.Lock] = {}
+        self._lock = threading.Lock()
+        self.requests = CacheCounts()
+        self.shared_requests = CacheCounts()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._redis is not None:
+            self._redis.close()
+
+    def get(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+        """The matrix of a label set; blocks while it is encoded, in slices and in the given lane.
+
+        Args:
+            model: encodes the prompts.
+            label_set: what is wanted.
+            lane: of the job that needs it.
+            alive: called before each slice and while somebody else encodes; what it raises ends the call.
+
+        Raises:
+            MemoryError: the device has no room for the matrix now.
+            ItemFailure: `crashed`, a label has no vector; so does every image of the job.
+        """
+        key = (model.fingerprint, label_set.hash)
+        with self._lock:
+            encoding = self._encoding.setdefault(key, threading.Lock())
+        while not encoding.acquire(timeout=_POLL_SECONDS):
+            alive()
+        try:
+            kept = self._kept(key)
+            self.requests.note(hit=kept is not None)
+            return kept or self._keep(key, self._made(model, label_set, lane, alive))
+        finally:
+            encoding.release()
+
+    def _kept(self, key: tuple[str, str]) -> TextMatrix | None:
+        with self._lock:
+            if key in self._matrices:
+                self._matrices.move_to_end(key)
+            return self._matrices.get(key)
+
+    def _keep(self, key: tuple[str, str], matrix: TextMatrix) -> TextMatrix:
+        with self._lock:
+            self._matrices[key] = matrix
+            while (
+                len(self._matrices) > 1
+                and sum(one.values.nbytes for one in self._matrices.values()) > _KEPT_BYTES
+            ):
+                gone, _ = self._matrices.popitem(last=False)
+                self._encoding.pop(gone, None)
+        return matrix
+
+    def _made(self, model: Encoder, label_set: LabelSet, lane: Lane, alive: Alive) -> TextMatrix:
+        import torch
+
+        labels, templates = label_set.labels, label_set.templates
+        if label_set.preset is not None:
+            labels, templates = preset_label_set(label_set.preset)
+        step = max(1, _PROMPTS_PER_PASS // len(templates))
+        slices = [
+            partial(self._encode, model, labels[start : start + step], templates, lane)
+            for start in range(0, len(labels), step)
+        ]
+        values = None
+        if self._redis is not None and len(labels) * len(templates) >= _SHARED_FROM_PROMPTS:
+            shared = _Shared(self._redis, model, label_set, len(labels))
+            values = self._taken_over(shared, slices, alive)
+        if values is None:
+            values = _whole(slices, alive)
+        with memory_errors():
+            return TextMatrix(labels, torch.from_numpy(values).to(model.device))
+
+    def _taken_over(self, shared: _Shared, slices: Slices, alive: Alive) -> np.ndarray | None:
+        """The matrix that another worker has made, or that is made here for all; None while Redis is away."""
+        try:
+            with redis_errors(str(self._url)):
+                while (found := shared.load()) is None and not shared.is_mine():
+                    alive()
+                    time.sleep(_POLL_SECONDS)
+        except RedisUnavailableError as error:
+            log.warning("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
+            return None
+        self.shared_requests.note(hit=found is not None)
+        if found is not None:
+            return found
+
+        def go_on() -> None:
+            alive()
+            self._quietly(shared.lock.reacquire)
+
+        try:
+            values = _whole(slices, go_on)
+            self._quietly(lambda: shared.save(values))
+            return values
+        finally:
+            self._quietly(shared.lock.release)
+
+    def _quietly(self, call: Callable[[], object]) -> None:
+        """What is not shared, or a lock that was lost, costs a second encoding, nothing else."""
+        try:
+            with redis_errors(str(self._url)):
+                call()
+        except (LockError, RedisUnavailableError) as error:
+            log.info("text matrix not shared: %s", error, extra={"action": "matrix_not_shared"})
+
+    def _encode(
+        self, model: Encoder, labels: Sequence[str], templates: Sequence[str], lane: Lane
+    ) -> np.ndarray:
+        prompts = prompts_of(labels, templates)
+        matrix = text_matrix_of(self._batcher.encode_texts(model, prompts, lane), len(labels))
+        usable = have_direction(matrix)
+        if not usable.all():
+            label = labels[int(np.argmin(usable))]
+            raise ItemFailure(ErrorCode.CRASHED, why_not(model.precision, f"the label {label[:60]!r}"))
+        return matrix
+
+
+class _Shared:
+    """One matrix in Redis, float32 (labels, d), and the right to encode it."""
+
+    def __init__(self, client: redis.Redis, model: Encoder, label_set: LabelSet, labels: int) -> None:
+        self._redis = client
+        self._name = keys.text_matrix(model.fingerprint, label_set.hash)
+        self._shape = labels, model.embedding_dimension  # another one was not made by a worker
+        lock_name = keys.text_matrix(model.fingerprint, label_set.hash, ":lock")
+        self.lock: Lock = client.lock(lock_name, timeout=_LOCK_SECONDS, thread_local=False)
+        self._token = uuid.uuid4().hex
+
+    def is_mine(self) -> bool:
+        """Whether it is ours to encode, and still needs to be."""
+        if not self.lock.acquire(blocking=False, token=self._token):
+            return False
+        if self.load() is None:
+            return True
+        self.lock.release()
+        return False
+
+    def load(self) -> np.ndarray | None:
+        """The matrix, if it is there."""
+        data: bytes | None = self._redis.getex(self._name, ex=_SHARED_SECONDS)  # type: ignore[assignment]  # or async
+        if data is None or len(data) != _HEADER.size + 4 * self._shape[0] * self._shape[1]:
+            return None
+        values = np.frombuffer(data, dtype="<f4", offset=_HEADER.size).reshape(self._shape)
+        if _HEADER.unpack_from(data) != self._shape or not np.isfinite(values).all():
+            return None
+        return values.astype(np.float32)  # a copy that may be written to
+
+    def save(self, matrix: np.ndarray) -> None:
+        """Have the others take it over."""
+        if matrix.nbytes <= _SHARED_BYTES:
+            data = _HEADER.pack(*matrix.shape) + np.ascontiguousarray(matrix, dtype="<f4").tobytes()
+            self._redis.set(self._name, data, ex=_SHARED_SECONDS)
+
+
+def _whole(slices: Slices, go_on: Alive) -> np.ndarray:
+    """All slices in one; `go_on` is called before each."""
+    rows = []
+    for encode in slices:
+        go_on()
+        rows.append(encode())
+    return np.concatenate(rows)

@@ -1,0 +1,1 @@
+"""What others may look at. Changes nothing."""

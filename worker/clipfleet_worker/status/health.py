@@ -1,0 +1,90 @@
+"""How a worker is: whether its loops turn, whether what it holds gets on, whether it takes work.
+
+To be alive is not enough: a process that answers while a chunk hangs is not well.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.leases import LeaseKeeper
+from clipfleet_worker.process.reconciler import Reachability
+from clipfleet_worker.process.watchdog import Watchdog
+from clipfleet_worker.status.server import Page
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is looked at when somebody asks. Nothing here waits for anything."""
+
+    worker_id: str
+    watchdog: Watchdog
+    keeper: LeaseKeeper
+    claims: Claims
+    redis: Reachability
+    has_started: Callable[[], bool]  # it has taken, or could have taken, work since the process began
+    is_draining: Callable[[], bool]
+    hints_refused: Callable[[], Mapping[str, int]]
+    monotonic: Callable[[], float] = time.monotonic
+
+    def problems(self) -> list[str]:
+        """Why the process should be started anew, or why it is not to be judged yet; none if it is well."""
+        found = [] if self.has_started() else ["starting"]
+        overdue = [*self.watchdog.overdue(), *self.keeper.hanging()]
+        return found + sorted({f"{phase.loop}: {phase.name} hangs" for phase in overdue})
+
+    def obstacles(self) -> list[str]:
+        """Why it takes no work now; none if it is ready."""
+        found = self.problems()
+        if self.is_draining():
+            found.append("draining")
+        if not self.redis.is_ok:
+            found.append("Redis is away")
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """All that is known, as JSON has it. Ages are seconds."""
+        now = self.monotonic()
+        return {
+            "worker_id": self.worker_id,
+            "problems": self.problems(),
+            "draining": self.is_draining(),
+            "seconds_since_progress": round(now - self.keeper.progress.last, 1),
+            "chunks_held": len(self.claims.held()),
+            "chunks_completed": self.claims.completed,
+            "redis": {"ok": self.redis.is_ok, "for_seconds": round(self.redis.for_seconds, 1)},
+            "hints_refused": dict(self.hints_refused()),
+            "phases": [
+                {
+                    "loop": phase.loop,
+                    "phase": phase.name,
+                    "seconds": round(now - phase.since, 1),
+                    "limit_seconds": phase.limit_seconds,
+                }
+                for phase in self.watchdog.phases()
+            ],
+        }
+
+
+def health_pages(health: Health) -> dict[str, Callable[[], Page]]:
+    """`/healthz`: is it to be started anew? `/readyz`: does it take work?"""
+
+    def healthz() -> Page:
+        return _json(health.report(), not health.problems())
+
+    def readyz() -> Page:
+        obstacles = health.obstacles()
+        return _json({"ready": not obstacles, "obstacles": obstacles}, not obstacles)
+
+    return {"/healthz": healthz, "/readyz": readyz}
+
+
+def _json(value: object, is_good: bool) -> Page:
+    status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
+    return Page(status, json.dumps(value, indent=1).encode() + b"\n")
