@@ -29,8 +29,9 @@ lint: $(VENV)/.dev-installed
 # may be more of them than cores. Unit tests wait for nothing.
 SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 unit: SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+unit: ALSO := tests/house tests/ops
 $(TEST_FOLDERS): $(VENV)/.dev-installed
-	$(BIN)/pytest tests/$@ -q $(SIDE_BY_SIDE)
+	$(BIN)/pytest tests/$@ $(ALSO) -q $(SIDE_BY_SIDE)
 
 # The programs that exports are made for, in an environment of their own: their requirements are not ours.
 test-peers: $(VENV)/.dev-installed $(PEERS)/.installed

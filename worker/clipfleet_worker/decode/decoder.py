@@ -71,7 +71,7 @@ _DAMAGED = (
 )  # fmt: skip
 
 # What is in memory at a time, told from the header. The factors are those of Pillow 13;
-# tests/unit/test_hostile_images.py holds bombs against them. The file itself is not counted.
+# tests/unit/worker/decode/test_hostile_images.py holds bombs against them. The file itself is not counted.
 _SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _PILLOW_PIXEL_BYTES = 4  # of all other modes
 _WITH_ALPHA = ("RGBA", "LA")

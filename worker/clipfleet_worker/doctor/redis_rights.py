@@ -15,7 +15,8 @@ from clipfleet.ledger import keys
 _OURS = f"{keys.PREFIX}:doctor"
 _BINDING = f"_kombu.binding.{keys.QUEUE}"
 
-# What the user `clipfleet-worker` of ops/redis/users.acl is for; `tests/unit/test_doctor.py` compares them.
+# What the user `clipfleet-worker` of ops/redis/users.acl is for;
+# `tests/unit/worker/doctor/test_doctor.py` compares them.
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("TIME",),
     ("EVAL", "return 1", "1", _OURS),

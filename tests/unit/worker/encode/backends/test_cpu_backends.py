@@ -23,7 +23,7 @@ from clipfleet_worker.encode.backends.openvino_backend import CompiledTower, Unc
 from clipfleet_worker.encode.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from tests.support.fake_encoder import FakeEncoder
-from tests.unit.test_model import TinyModule, tokenizer
+from tests.unit.worker.models.test_loaded import TinyModule, tokenizer
 
 
 def towers_of(module: torch.nn.Module) -> Towers:

@@ -10,8 +10,8 @@ from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from clipfleet_worker.process import device as device_module
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.fake_device import FakeDevice
-from tests.unit.test_cpu_backends import towers_of
-from tests.unit.test_cuda_backend import towers
+from tests.unit.worker.encode.backends.test_cpu_backends import towers_of
+from tests.unit.worker.encode.backends.test_cuda_backend import towers
 
 
 def settings(**values: object) -> WorkerSettings:

@@ -133,7 +133,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "drain_seconds": ["-1", "inf", "nan", str(DAY + 1)],
     "outage_hours": ["0", "-1", "inf", "nan", "87601"],
     "health_port": ["-1", "65536", "http"],
-    "health_host": [],  # tests/unit/test_health.py: whoever listens judges
+    "health_host": [],  # tests/unit/worker/status/test_health.py: whoever listens judges
     "celery_events": ["maybe"],
     "ready_file": [],  # any path
 }  # fmt: skip

@@ -47,7 +47,7 @@ from tests.support.fake_device import FakeDevice
 from tests.support.fake_encoder import FakeEncoder
 from tests.support.reference import cosines
 from tests.support.waiting import wait_until
-from tests.unit.test_model import TinyModule, tokenizer
+from tests.unit.worker.models.test_loaded import TinyModule, tokenizer
 
 BATCH = 9
 Spoil = Callable[[torch.Tensor], torch.Tensor]

@@ -16,8 +16,8 @@ from clipfleet_worker.encode.backends.side_by_side import Passes, SideBySideBack
 from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from clipfleet_worker.process.cores import passes_side_by_side
 from tests.support.waiting import wait_until
-from tests.unit.test_cpu_backends import towers_of
-from tests.unit.test_model import SIZE, TinyModule
+from tests.unit.worker.encode.backends.test_cpu_backends import towers_of
+from tests.unit.worker.models.test_loaded import SIZE, TinyModule
 
 THREADS = 4
 PATIENCE_SECONDS = 20.0
