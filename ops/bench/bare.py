@@ -4,7 +4,7 @@
 
 The forward is the backend's own on batches that are there already, of the size that is faster, the decode the
 worker's route on bytes that are there already, in one thread per core. The forward is measured for as long as
-a thousand pictures take: in these seconds a processor slows down by a tenth under matrix products. Prints one
+a thousand images take: in these seconds a CPU slows down by a tenth under matrix products. Prints one
 line of JSON, images/s of both. The backend is that of the environment.
 """
 
@@ -23,7 +23,7 @@ from clipfleet.contract.jobs import DecodeRoute, Precision
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
 from clipfleet_worker.models.loaded import load_model
-from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.process.device import pick_device
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.pile import MODEL
@@ -53,7 +53,7 @@ def main() -> None:
     def decode(data: bytes) -> None:
         decoder.decode(data, spec, DecodeRoute.FAST)
 
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(cpus()) as pool:
         decoded = rate(lambda: sum(1 for _ in pool.map(decode, files)), _DECODE_SECONDS)
 
     def forward_rate(batch: np.ndarray, seconds: float) -> float:

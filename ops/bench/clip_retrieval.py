@@ -36,10 +36,10 @@ def _run(*words: str | Path) -> None:
         raise WorldError(f"clip-retrieval cannot be installed; pip's last words: {last_words}")
 
 
-def command(cache: Path, pictures: Path, output: Path) -> list[str]:
+def command(cache: Path, images: Path, output: Path) -> list[str]:
     """Vectors of a folder, as its users would start it on a CPU."""
     options = {
-        "input_dataset": pictures,
+        "input_dataset": images,
         "output_folder": output,
         "clip_model": "open_clip:ViT-B-32/datacomp_xl_s13b_b90k",
         "use_jit": False,

@@ -1,8 +1,8 @@
 """How much faster the worker's fast decode route is than Pillow, from a file's bytes to the model's pixels.
 
-Both routes take turns on the same pictures, in one thread, so that a busy machine slows both: images/s of CPU
+Both routes take turns on the same images, in one thread, so that a busy machine slows both: images/s of CPU
 time, and the median of the ratios of neighbouring runs. Of large JPEGs the entropy decoder, which no route
-can do without, takes most of the time: the more bits for a pixel, the smaller the ratio. So pictures differ
+can do without, takes most of the time: the more bits for a pixel, the smaller the ratio. So images differ
 in their finest detail: four pixels (`soft`), two (`photo`) or one (`sharp`). The goals are for the median of
 the qualities 75 to 95 of the second kind in 4:2:0, the default of libjpeg; the median of 4:4:4 is told beside
 it, and up to how many bits a pixel the goals hold. JPEGs in several scans and other formats, which both
@@ -30,14 +30,14 @@ from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.pixel_spec import PixelSpec
 from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
-from tests.support.pictures import encoded, photo
+from tests.support.images import encoded, photo
 
 SMALL, LARGE = (640, 480), (4000, 3000)
 SIZES = (SMALL, (1024, 768), (1920, 1080), (2999, 2001), (4256, 2832), LARGE)
 DETAILS = {"soft": 4, "photo": 2, "sharp": 1}  # pixels of the finest
 GOALS = {SMALL: 2.4, LARGE: 4.5}
 GOAL_KIND, GOAL_SAMPLING = "photo", "4:2:0"
-PIXELS_PER_ROUND = 12_000_000  # of each route: a large picture, or many small ones
+PIXELS_PER_ROUND = 12_000_000  # of each route: a large image, or many small ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive, default=9, help="runs of each route per case")
     parser.add_argument("--model-size", type=positive, default=224, help="pixels of the model's input")
     names = [f"{width}x{height}" for width, height in SIZES]
-    parser.add_argument("--sizes", nargs="+", choices=names, default=names, help="of the pictures")
+    parser.add_argument("--sizes", nargs="+", choices=names, default=names, help="of the images")
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = spec_of(options.model_size)
     formats = {
-        "picture": "<15", "file": "<17", "KB": ">5.0f", "bits/pixel": ">5.2f", "Pillow/s": ">8.1f",
+        "image": "<15", "file": "<17", "KB": ">5.0f", "bits/pixel": ">5.2f", "Pillow/s": ">8.1f",
         "fast/s": ">8.1f", "ratio": ">5.2f",
     }  # fmt: skip
     with Report("decode", options.json) as report:
@@ -120,9 +120,9 @@ def judge(report: Report, size: tuple[int, int], found: Sequence[tuple[Case, Fig
 def cases(size: tuple[int, int]) -> Iterator[Case]:
     """Each made when its turn comes."""
     for kind, detail in DETAILS.items():
-        pictures = photos(*size, detail)
+        images = photos(*size, detail)
         for name, image_format, how in encodings(size):
-            yield Case(size, kind, name, [encoded(one, image_format, **how) for one in pictures])
+            yield Case(size, kind, name, [encoded(one, image_format, **how) for one in images])
 
 
 def encodings(size: tuple[int, int]) -> Iterator[tuple[str, str, dict[str, object]]]:
@@ -142,7 +142,7 @@ def encodings(size: tuple[int, int]) -> Iterator[tuple[str, str, dict[str, objec
 
 
 def photos(width: int, height: int, detail: int) -> list[Image.Image]:
-    """Pictures without detail finer than so many pixels."""
+    """Images without detail finer than so many pixels."""
     small = [photo(seed, width // detail, height // detail) for seed in range(2)]
     return [one.resize((width, height), Image.Resampling.BICUBIC) for one in small]
 

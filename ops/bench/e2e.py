@@ -1,4 +1,4 @@
-"""The whole way, from pictures to Parquet through Valkey and Celery, beside what people use today.
+"""The whole way, from images to Parquet through Valkey and Celery, beside what people use today.
 
     python -m ops.bench.e2e [--images 1000] [--rounds 3] [--ways folder,http] [--peers] [--cache FOLDER]
 
@@ -34,7 +34,7 @@ from typing import Any
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from ops.bench import clip_retrieval
 from ops.bench.environment import clean_environment
-from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
+from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, image_folder
 from ops.bench.report import Report, bench_parser, names_of, positive
 from ops.bench.rounds import median_ratio
 from ops.bench.timed_worker import Times, read_times
@@ -95,14 +95,14 @@ class _Cluster(Cluster):
 
 
 class Bench:
-    """Pictures, servers and folders, for the time of one run."""
+    """Images, servers and folders, for the time of one run."""
 
     def __init__(self, folder: Path, cache: Path, images: int, children: ExitStack) -> None:
         self._folder = folder
-        self.images = images
+        self.count = images
         self._environment = hub_environment(cache)
         self._cache = cache
-        self.pictures = pictures(cache, images)
+        self.image_folder = image_folder(cache, images)
         self._children = children
         self._store: EmbeddedS3 | None = None
         self._site: int | None = None
@@ -122,8 +122,8 @@ class Bench:
                 words = ("embed", source, "--model", MODEL, "--output", output, "--job-id", job)
                 cluster.run_json(*words, "--precision", way.precision, seconds=900)
         found = read_times(times, "job")
-        if found.items != self.images:
-            raise SystemExit(f"{way.name}: {found.items} of {self.images} images")
+        if found.items != self.count:
+            raise SystemExit(f"{way.name}: {found.items} of {self.count} images")
         return found
 
     def whole(self, way: Way) -> float:
@@ -137,21 +137,28 @@ class Bench:
 
     def plain(self) -> float:
         """Images/s of the plain loop, without its loading."""
-        command = [sys.executable, "-m", "ops.bench.plain_loop", str(self.pictures)]
+        command = [sys.executable, "-m", "ops.bench.plain_loop", str(self.image_folder)]
         found = json.loads(self._output_of(command, {}).splitlines()[-1])
         return float(found["images"] / found["loop"])
 
     def peer(self) -> tuple[float, float]:
         """Images/s of clip-retrieval: inside its own loop, and of its whole process."""
         output = self._new_folder() / "vectors"
-        command = clip_retrieval.command(self._cache, self.pictures, output)
+        command = clip_retrieval.command(self._cache, self.image_folder, output)
         seconds = self._seconds(command, {})
-        return clip_retrieval.images_per_second(output), self.images / seconds
+        return clip_retrieval.images_per_second(output), self.count / seconds
 
     def bare(self, engine: tuple[str, str]) -> dict[str, float]:
         """Forward and decode alone, images/s."""
         backend, precision = engine
-        command = [sys.executable, "-m", "ops.bench.bare", str(self.pictures), "--precision", precision]
+        command = [
+            sys.executable,
+            "-m",
+            "ops.bench.bare",
+            str(self.image_folder),
+            "--precision",
+            precision,
+        ]
         found: dict[str, float] = json.loads(self._output_of(command, _backend(backend)).splitlines()[-1])
         return found
 
@@ -164,20 +171,20 @@ class Bench:
     def _settings(self, way: Way) -> dict[str, str]:
         settings = self._environment | _backend(way.backend)
         settings |= {"CLIPFLEET_MODELS": MODEL, "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8"}
-        settings |= {"CLIPFLEET_FILE_ROOTS": f"{self._folder},{self.pictures}"}
+        settings |= {"CLIPFLEET_FILE_ROOTS": f"{self._folder},{self.image_folder}"}
         if "s3" in (way.source, way.sink):
             settings |= self._s3().environment()
         return settings
 
     def _source(self, folder: Path, way: Way) -> str:
-        return str(self.pictures) if way.source == "folder" else self._list(folder, way, self.images)
+        return str(self.image_folder) if way.source == "folder" else self._list(folder, way, self.count)
 
     def _list(self, folder: Path, way: Way, count: int) -> str:
-        names = sorted(path.name for path in self.pictures.iterdir())[:count]
+        names = sorted(path.name for path in self.image_folder.iterdir())[:count]
         bases = {
-            "folder": lambda: str(self.pictures),
+            "folder": lambda: str(self.image_folder),
             "http": lambda: f"http://127.0.0.1:{self._port()}",
-            "s3": lambda: f"s3://{BUCKET}/pictures",
+            "s3": lambda: f"s3://{BUCKET}/images",
         }
         if way.source == "s3":
             self._s3()
@@ -193,13 +200,13 @@ class Bench:
         if self._store is None:
             self._store = self._children.enter_context(EmbeddedS3(self._folder / "store"))
             client = _client(self._store)
-            for path in self.pictures.iterdir():
-                client.upload_file(str(path), BUCKET, f"pictures/{path.name}")
+            for path in self.image_folder.iterdir():
+                client.upload_file(str(path), BUCKET, f"images/{path.name}")
         return self._store
 
     def _port(self) -> int:
         if self._site is None:
-            self._site = self._children.enter_context(_site(self.pictures))
+            self._site = self._children.enter_context(_site(self.image_folder))
         return self._site
 
     def _seconds(self, command: Sequence[str], environment: Mapping[str, str]) -> float:
@@ -283,7 +290,7 @@ class Rounds:
             found.forward.append(forward)
             found.decode.append(decode)
             if self._with_whole and (way.source, way.sink) == ("folder", "folder"):
-                found.whole.append(self._bench.images / self._bench.whole(way))
+                found.whole.append(self._bench.count / self._bench.whole(way))
         self.found[PLAIN].worker.append(self._bench.plain())
         if self._with_peers:
             loop, whole = self._bench.peer()

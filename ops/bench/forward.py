@@ -1,9 +1,9 @@
-"""Forward passes on the processor: torch and OpenVINO, fp32 and bf16, images and texts, by size of the batch.
+"""Forward passes on the CPU: torch and OpenVINO, fp32 and bf16, images and texts, by size of the batch.
 
 Every backend is what a worker makes, from uint8 pixels and texts to L2-normalised features. `open_clip` is
 the forward of a plain loop: its own module in fp32, from normalised pixels and texts. All of them take turns,
 so that a busy machine slows all alike; rates are medians, ratios medians of neighbouring runs. With `--cpu`
-the seconds are the processor's, not the clock's. ViT-B-32 has random weights: the speed is the same.
+the seconds are the CPU's, not the clock's. ViT-B-32 has random weights: the speed is the same.
 
     python -m ops.bench.forward
     python -m ops.bench.forward --models demo --rounds 9 --cpu
@@ -48,17 +48,15 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=positive, help="torch's and OpenVINO's; default: torch's own choice"
     )
-    parser.add_argument("--cpu", action="store_true", help="processor time instead of the clock's")
+    parser.add_argument("--cpu", action="store_true", help="CPU time instead of the clock's")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu else time.perf_counter
     with Report("forward", options.json) as report:
         report.fact("threads", torch.get_num_threads())
-        report.fact("clock", "processor" if options.cpu else "wall")
-        loading = report.table(
-            {"model": "<8", "route": "<14", "load s": "6.1f"}, "loading, in processor seconds"
-        )
+        report.fact("clock", "CPU" if options.cpu else "wall")
+        loading = report.table({"model": "<8", "route": "<14", "load s": "6.1f"}, "loading, in CPU seconds")
         for model in options.models:
             with named(model) as name:
                 routes = load_all(model, name, loading)
@@ -125,7 +123,7 @@ Runner = Callable[[], Any]
 
 
 def image_runners(routes: Mapping[str, LoadedModel], plain: Any) -> dict[str, Callable[[int], Runner]]:
-    """What encodes a batch of so many pictures, by route."""
+    """What encodes a batch of so many images, by route."""
     spec = next(iter(routes.values())).pixel_spec
     random = np.random.default_rng(0)
 

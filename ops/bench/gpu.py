@@ -39,12 +39,12 @@ from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.models.loaded import load_model
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.forward import named, plain_module
 from ops.bench.report import Report, bench_parser, positive, positives
 from ops.bench.rounds import in_turns, median_ratio
-from tests.support.pictures import encoded, photo
+from tests.support.images import encoded, photo
 
 NO_DEVICE = 2
 SLICE = 16  # items that a worker decodes and submits together
@@ -126,7 +126,7 @@ class Bench:
         """Images/s while some chunks are under way at any time; how the last ones end does not count."""
         under_way: deque[Outcomes] = deque()
         done, began = 0, time.perf_counter()
-        with ThreadPoolExecutor(processors()) as pool:
+        with ThreadPoolExecutor(cpus()) as pool:
             while not done or time.perf_counter() - began < seconds:
                 under_way.append(self._submit(pool, bring))
                 if len(under_way) == CHUNKS_UNDER_WAY:
@@ -263,7 +263,7 @@ def tell_processes(report: Report, plan: Plan, counts: Sequence[int], files: Seq
         rate = sum(images_per_second for images_per_second, _ in found)
         table.row(count, rate, statistics.mean(microseconds for _, microseconds in found))
         best = max(best, rate)
-    if plan.device != "cpu" and processors() >= END_TO_END_CORES:
+    if plan.device != "cpu" and cpus() >= END_TO_END_CORES:
         report.goal("images/s from JPEGs, best of these", best, at_least=END_TO_END_PER_SECOND)
 
 

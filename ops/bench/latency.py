@@ -1,9 +1,9 @@
-"""What a single picture waits for beside a bulk job that takes all there is, and what it costs that job.
+"""What a single image waits for beside a bulk job that takes all there is, and what it costs that job.
 
     python -m ops.bench.latency [--seconds 30] [--rounds 2] [--kinds file,bytes]
 
 One worker with the demo model on all cores. Bulk jobs of 640x480 JPEGs run one after the other, in turns
-alone and beside one picture a second on lane `high`: a job of one item, by `Client`, without an output.
+alone and beside one image a second on lane `high`: a job of one item, by `Client`, without an output.
 Latency is from the call of `classify` to the row in hand; the bulk rate is items by the ledger's own clock.
 """
 
@@ -26,13 +26,13 @@ from clipfleet.contract.jobs import Lane
 from clipfleet.settings import Settings
 from ops.bench.report import Report, Table, bench_parser, names_of, positive
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, photo
+from tests.support.images import encoded, photo
 
 MAX_P95_SECONDS = 2.0
 MAX_BULK_LOSS = 0.10
 
 _PERIOD_SECONDS = 1.0
-_PICTURES = 64
+_IMAGES = 64
 _WARM_UP_ITEMS = 1024
 _WAIT_SECONDS = 60.0
 _LABELS = ("cat", "dog")
@@ -41,14 +41,14 @@ _BULK_LABELS = tuple(f"thing {number}" for number in range(20))
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What single pictures took."""
+    """What single images took."""
 
     seconds: list[float]
     submitted_seconds: list[float]  # until `classify` returned
 
 
 class Asker(threading.Thread):
-    """Asks for a picture each second, each time in a thread of its own, until it is stopped."""
+    """Asks for an image each second, each time in a thread of its own, until it is stopped."""
 
     def __init__(self, client: Client, files: Sequence[Path], kinds: Sequence[str]) -> None:
         super().__init__(name="asker")
@@ -89,7 +89,7 @@ class Asker(threading.Thread):
             (row,) = job.results()
             seconds = time.perf_counter() - began
             if row["status"] != "ok":
-                raise RuntimeError(f"a picture failed: {row}")
+                raise RuntimeError(f"an image failed: {row}")
         except BaseException as error:
             self.errors.append(error)
             return
@@ -119,7 +119,7 @@ class Bench:
         return items / (status.finished_ms - status.created_ms) * 1000
 
     def bulk_beside_requests(self, items: int) -> tuple[float, Requests]:
-        """Items per second of a bulk job, and what single pictures took meanwhile."""
+        """Items per second of a bulk job, and what single images took meanwhile."""
         asker = Asker(self._client, self._files, self._kinds)
         asker.start()
         try:
@@ -129,7 +129,7 @@ class Bench:
         return rate, found
 
     def alone(self, requests: int) -> Requests:
-        """What single pictures take where nothing else is done."""
+        """What single images take where nothing else is done."""
         asker = Asker(self._client, self._files, self._kinds)
         asker.start()
         time.sleep(requests * _PERIOD_SECONDS)
@@ -192,7 +192,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="clipfleet-bench-") as name,
         Cluster(Path(name), {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}) as cluster,
     ):
-        files = [cluster.folder / f"{number}.jpg" for number in range(_PICTURES)]
+        files = [cluster.folder / f"{number}.jpg" for number in range(_IMAGES)]
         for number, file in enumerate(files):
             file.write_bytes(encoded(photo(number, 640, 480), quality=85))
         cluster.start_worker()

@@ -120,7 +120,7 @@ def call_shapes() -> tuple[CallShape, CallShape]:
 
 def complete_chunk(ledger: Ledger, claim: Claim) -> str:
     """As a worker does whose items were all good."""
-    return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, stage_seconds=_STAGES, meters=_METERS)
+    return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, work_seconds=_STAGES, meters=_METERS)
 
 
 class Connection:

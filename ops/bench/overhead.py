@@ -4,11 +4,11 @@
 
 A folder of 64x64 JPEGs is embedded by a real worker process with a fake encoder: real Valkey, real Celery,
 files read below CLIPFLEET_FILE_ROOTS, Parquet parts in a folder. Its user and system time counts, its
-children's too, from the submit to the end of the job. Its start does not: a thousand pictures go first, with
+children's too, from the submit to the end of the job. Its start does not: a thousand images go first, with
 which a worker loads what it needs but once, torch above all, in a real one by its model.
 
 From that goes the time of a bare loop that opens, reads and decodes the same files with the worker's own
-decoder, in as many processes as the worker has decode threads: processors that share a core or a cache slow
+decoder, in as many processes as the worker has decode threads: CPUs that share a core or a cache slow
 one another down, which is no overhead of ours. Bare loop and worker take turns; what is left is the overhead,
 and its bar is 60 microseconds.
 """
@@ -35,7 +35,7 @@ from ops.bench.report import Report, Table, bench_parser, positive
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
 from tests.support.fake_encoder import FakeEncoder
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 MAX_OVERHEAD_MICROSECONDS = 60.0
 
@@ -46,9 +46,9 @@ _SIDE = 64
 _QUALITY = 85
 
 
-def make_pictures(folder: Path, count: int) -> None:
+def make_images(folder: Path, count: int) -> None:
     """So many JPEGs, few of them distinct."""
-    distinct = [encoded(picture(seed, _SIDE, _SIDE), quality=_QUALITY) for seed in range(_DISTINCT)]
+    distinct = [encoded(make_image(seed, _SIDE, _SIDE), quality=_QUALITY) for seed in range(_DISTINCT)]
     for number in range(count):
         path = folder / f"{number // _PER_FOLDER:04d}" / f"{number:07d}.jpg"
         if number % _PER_FOLDER == 0:
@@ -57,7 +57,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 def bare_loop(folder: Path, first: int, step: int) -> None:
-    """Read and decode some of the pictures, after a first one; prints user and system seconds."""
+    """Read and decode some of the images, after a first one; prints user and system seconds."""
     paths = [str(path) for path in sorted(folder.glob("*/*.jpg"))]
     limits, spec = WorkerSettings(), FakeEncoder().pixel_spec
     decoder = Decoder(limits.max_pixels, limits.max_decode_bytes)
@@ -92,13 +92,13 @@ def worker_cost(cluster: Cluster, folder: Path, name: str, count: int) -> tuple[
         done = run_job(cluster, ledger, folder, name)
         cost, seconds = cpu_seconds(worker.pid) - before, time.monotonic() - began
     if done != count:
-        raise SystemExit(f"{done} of {count} pictures: {cluster.logs()}")
+        raise SystemExit(f"{done} of {count} images: {cluster.logs()}")
     worker.terminate()
     return CpuSeconds(cost.user / count, cost.system / count), count / seconds
 
 
 def run_job(cluster: Cluster, ledger: Ledger, folder: Path, name: str) -> int:
-    """Embed a folder, wait for the end of the job; how many pictures have a vector."""
+    """Embed a folder, wait for the end of the job; how many images have a vector."""
     submit = cluster.start("embed", folder, "--output", cluster.folder / name, "--job-id", name,
                            "--model", "demo", "--no-wait")  # fmt: skip
     if submit.wait():
@@ -112,8 +112,8 @@ def run_rounds(table: Table, count: int, rounds: int) -> list[float]:
     """Bare loop and worker in turns; the overhead of each round in microseconds."""
     found = []
     with tempfile.TemporaryDirectory(prefix="clipfleet-overhead-") as temporary:
-        folder = Path(temporary) / "pictures"
-        make_pictures(folder, count)
+        folder = Path(temporary) / "images"
+        make_images(folder, count)
         with Cluster(Path(temporary)) as cluster:
             for number in range(1, rounds + 1):
                 bare = bare_cost(folder, count)

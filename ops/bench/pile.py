@@ -1,6 +1,6 @@
 """What benches run on, made once in a cache folder: a pile of JPEGs, and ViT-B-32 as a hub cache.
 
-The pictures are 640x480, with texture down to single pixels, about 68 KB each, all different. The weights are
+The images are 640x480, with texture down to single pixels, about 68 KB each, all different. The weights are
 random and lie as the hub would have put them, so that the real loading code finds them by name without a
 network: speed does not depend on them. No fidelity can be judged with them.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.support.pictures import photo
+from tests.support.images import photo
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipfleet-bench"
 MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
@@ -25,9 +25,9 @@ _COMMIT = "0" * 40
 _WIDTH, _HEIGHT, _QUALITY = 640, 480, 90
 
 
-def pictures(cache: Path, count: int) -> Path:
-    """A folder of so many pictures."""
-    folder = cache / f"pictures-{count}"
+def image_folder(cache: Path, count: int) -> Path:
+    """A folder of so many images."""
+    folder = cache / f"images-{count}"
     if not folder.is_dir():
         making = folder.with_suffix(".making")
         making.mkdir(parents=True, exist_ok=True)

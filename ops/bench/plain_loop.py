@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 _BATCH, _LOADERS = 64, 2
 
 
-class Pictures(Dataset[torch.Tensor]):
+class Images(Dataset[torch.Tensor]):
     """The files of a folder."""
 
     def __init__(self, folder: Path, preprocess: Any) -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     model.eval()
     loaded = time.monotonic()
     found = []
-    loader = DataLoader(Pictures(Path(sys.argv[1]), preprocess), batch_size=_BATCH, num_workers=_LOADERS)
+    loader = DataLoader(Images(Path(sys.argv[1]), preprocess), batch_size=_BATCH, num_workers=_LOADERS)
     with torch.inference_mode():
         for batch in loader:
             features = model.encode_image(batch)

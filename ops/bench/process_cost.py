@@ -15,7 +15,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class CpuSeconds:
-    """Time on processors."""
+    """Time on CPUs."""
 
     user: float
     system: float

@@ -6,7 +6,7 @@ before and after. It measures nothing and compares nothing but figures with thei
     parser = bench_parser(__doc__)
     options = parser.parse_args()
     with Report("decode", options.json) as report:
-        table = report.table({"picture": "<17", "images/s": ">9.1f"})
+        table = report.table({"image": "<17", "images/s": ">9.1f"})
         table.row("640x480", 963.1)
         report.goal("ratio at 640x480", 2.7, at_least=2.4)
     return report.exit_code

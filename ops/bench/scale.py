@@ -35,12 +35,12 @@ from clipfleet.redis.connection import connect
 from ops.bench.process_cost import cpu_seconds, resident_bytes
 from ops.bench.report import Report, bench_parser, positive
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 
 MAX_RATIO = 1.1
 MAX_GROWTH = 1.1  # of the worker's memory, from a tenth of a large job to its end
 
-_PICTURES = 100
+_IMAGES = 100
 _SIDE = 16
 _BLOCK_ROWS = 1 << 20
 _POLL_SECONDS = 0.2
@@ -52,7 +52,7 @@ class Measured:
     """One job."""
 
     items: int
-    worker_seconds: float  # of processors
+    worker_seconds: float  # of CPUs
     submit_seconds: float
     commands: int
     seconds: float  # by the clock
@@ -74,14 +74,14 @@ class Measured:
         return statistics.median(near or [size for _, size in self.memory]) / (1 << 20)
 
 
-def write_manifest(path: Path, pictures: Sequence[Path], items: int) -> None:
+def write_manifest(path: Path, images: Sequence[Path], items: int) -> None:
     """A Parquet file of paths and ids."""
-    names = pa.array([str(picture) for picture in pictures])
+    names = pa.array([str(image) for image in images])
     schema = pa.schema({"path": pa.string(), "id": pa.string()})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, items, _BLOCK_ROWS):
             index = pa.array(range(start, min(start + _BLOCK_ROWS, items)), pa.int64())
-            which = pc.subtract(index, pc.multiply(pc.divide(index, len(pictures)), len(pictures)))
+            which = pc.subtract(index, pc.multiply(pc.divide(index, len(images)), len(images)))
             ids = pc.binary_join_element_wise("item-", pc.cast(index, pa.string()), "")
             writer.write_table(pa.table([names.take(which), ids], schema=schema))
 
@@ -89,9 +89,9 @@ def write_manifest(path: Path, pictures: Sequence[Path], items: int) -> None:
 def measure(folder: Path, items: int) -> Measured:
     """One job on a server and a worker of its own."""
     folder.mkdir()
-    pictures = write_pictures(folder / "pictures", _PICTURES, width=_SIDE, height=_SIDE)
-    write_manifest(folder / "manifest.parquet", pictures, items)
-    write_manifest(folder / "first.parquet", pictures, _FIRST_ITEMS)
+    images = write_images(folder / "images", _IMAGES, width=_SIDE, height=_SIDE)
+    write_manifest(folder / "manifest.parquet", images, items)
+    write_manifest(folder / "first.parquet", images, _FIRST_ITEMS)
     with Cluster(folder) as cluster, closing(Ledger(cluster.server.url)) as ledger:
         worker = cluster.start_worker(program=("ops.bench.fake_worker",))
         _run(cluster, ledger, worker.pid, "first")

@@ -65,10 +65,10 @@ def _blocks(rows: int) -> Iterator[pa.Table]:
         scattered = pc.cast(pc.bit_wise_and(pc.multiply(index, 2654435761), 2**32 - 1), pa.string())
         yield pa.table(
             {
-                "url": pc.binary_join_element_wise("https://pictures.example/", scattered, text, "/"),
-                "id": pc.binary_join_element_wise("picture-", text, ""),
+                "url": pc.binary_join_element_wise("https://images.example/", scattered, text, "/"),
+                "id": pc.binary_join_element_wise("image-", text, ""),
                 "shelf": index,
-                "caption": pc.binary_join_element_wise("a picture called ", scattered, ""),
+                "caption": pc.binary_join_element_wise("an image called ", scattered, ""),
                 "path": pc.binary_join_element_wise("shelves", scattered, text, "/"),
                 "width": pc.bit_wise_and(index, 4095),
                 "quality": pc.divide(pc.cast(index, pa.float64()), 7.0),

@@ -5,7 +5,7 @@
 A real worker with the demo model, and default settings but for the time-out named below, gets jobs in turns:
 good URLs alone, and the same with bad ones at random places, each at a host of its own. `hostile`: 200
 servers with slow loris, endless bodies, bombs, floods, loops and lies. `silent`: 2 % more that accept and
-never answer, with a time-out of 10 s. The rate is that of the good pictures, from the first to the last one
+never answer, with a time-out of 10 s. The rate is that of the good images, from the first to the last one
 that was served. The job itself ends when its slowest URL does, so its seconds are told too.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from ops.bench.report import Report, Table, bench_parser, names_of, positive
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 GOOD_HOSTS = 8
 HOSTILE_WAYS = (
@@ -131,8 +131,8 @@ def main() -> int:
                 "s with": "8.1f",
             }
         )
-        image = Path(folder) / "picture.jpg"
-        image.write_bytes(encoded(picture(1), quality=85))
+        image = Path(folder) / "image.jpg"
+        image.write_bytes(encoded(make_image(1), quality=85))
         with running_site(image) as site:
             ratios = {
                 one.name: measure(Path(folder) / one.name, site, one, options.good, options.rounds, table)

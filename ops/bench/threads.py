@@ -26,9 +26,9 @@ from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.models.loaded import LoadedModel, load_model
 from clipfleet_worker.outcomes import Outcomes
-from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.settings import WorkerSettings
-from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, pictures
+from ops.bench.pile import DEFAULT_CACHE, MODEL, hub_environment, image_folder
 from ops.bench.report import Report, bench_parser
 from ops.bench.rounds import in_turns, median_ratio
 
@@ -62,9 +62,9 @@ def main() -> int:
     parser.add_argument("--precision", type=Precision, default=Precision.AUTO)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
     options = parser.parse_args()
-    folder = pictures(options.cache, options.images)
+    folder = image_folder(options.cache, options.images)
     os.environ.update(hub_environment(options.cache))
-    sets = sets_for(processors())
+    sets = sets_for(cpus())
     models = {threads: model_with(threads, options.precision) for threads in {one.forward for one in sets}}
     model = models[sets[0].forward]
     files = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
@@ -74,7 +74,7 @@ def main() -> int:
         }
         found = in_turns(routes, options.rounds)
         rule = next(iter(found.values()))
-        title = f"{model.backend_name}, {model.precision}, {processors()} cores"
+        title = f"{model.backend_name}, {model.precision}, {cpus()} cores"
         table = report.table({"threads": "<32", "images/s": "8.1f", "by the rule": "12.3f"}, title)
         for name, rates in found.items():
             table.row(name, statistics.median(rates), median_ratio(rates, rule))

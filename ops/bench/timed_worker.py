@@ -33,7 +33,7 @@ class Times:
     items: int
     seconds: float  # from the first chunk's begin, before its items are read, to the last part in place
     steady_per_second: float  # items after the first batch by the time between first and last batch
-    stage_seconds: dict[str, float]  # working time, summed over threads
+    work_seconds: dict[str, float]  # working time, summed over threads
 
     @property
     def per_second(self) -> float:
@@ -49,15 +49,15 @@ def read_times(file: Path, job_id: str) -> Times:
     first, last = batches[0][0], batches[-1][0]
     if first == last:
         raise SystemExit(f"{job_id} was one batch: more images are needed")
-    stages: dict[str, float] = {}
+    steps: dict[str, float] = {}
     for chunk in of_job:
-        for stage, seconds in chunk["stages"].items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
+        for step, seconds in chunk["steps"].items():
+            steps[step] = steps.get(step, 0.0) + seconds
     return Times(
         items=sum(chunk["items"] for chunk in of_job),
         seconds=max(chunk["ended"] for chunk in of_job) - min(chunk["began"] for chunk in of_job),
         steady_per_second=sum(count for at, count in batches if at > first) / (last - first),
-        stage_seconds=stages,
+        work_seconds=steps,
     )
 
 
@@ -85,7 +85,7 @@ def main() -> None:
             "ended": time.monotonic(),
             "items": result.counts.ok,
             "features": features,
-            "stages": result.stage_seconds,
+            "steps": result.work_seconds,
         }
         with file.open("a") as lines:
             lines.write(json.dumps(line) + "\n")

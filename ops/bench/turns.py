@@ -1,11 +1,11 @@
-"""Up to which size should pictures be decoded by one thread at a time? For `cores.py`.
+"""Up to which size should images be decoded by one thread at a time? For `cores.py`.
 
     python -m ops.bench.turns [--rounds 5]
 
 A thread per core reads and decodes slices of JPEGs of one size for a model of one size; in each round once
 side by side, once in turns, a slice each, for a fifth of a second, so that a busy machine slows both alike.
-Told are microseconds per picture of one thread alone, and the median ratio of the rates: where it falls below
-one, pictures are large.
+Told are microseconds per image of one thread alone, and the median ratio of the rates: where it falls below
+one, images are large.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from clipfleet.contract.jobs import DecodeRoute
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.fetch.file import FileFetcher
 from clipfleet_worker.pixel_spec import PixelSpec
-from clipfleet_worker.process.cores import SMALL_PICTURE_SECONDS, processors
+from clipfleet_worker.process.cores import SMALL_IMAGE_SECONDS, cpus
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.decode import spec_of
 from ops.bench.report import Report, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 _SECONDS = 0.2
 _SLICE = 32
@@ -44,10 +44,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     with Report("turns", options.json) as report, tempfile.TemporaryDirectory() as folder:
-        title = f"{processors()} threads; small: below {1e6 * SMALL_PICTURE_SECONDS:.0f} us"
-        table = report.table({"model": "5", "picture": "7", "us alone": "8.0f", "in turns": "8.2f"}, title)
+        title = f"{cpus()} threads; small: below {1e6 * SMALL_IMAGE_SECONDS:.0f} us"
+        table = report.table({"model": "5", "image": "7", "us alone": "8.0f", "in turns": "8.2f"}, title)
         for side in _SIDES:
-            paths = _pictures(Path(folder), side)
+            paths = _images(Path(folder), side)
             for size in _MODEL_SIZES:
                 alone, ratio = measure(paths, spec_of(size), options.rounds)
                 table.row(size, side, 1e6 * alone, ratio)
@@ -55,12 +55,12 @@ def main() -> int:
 
 
 def measure(paths: Sequence[str], spec: PixelSpec, rounds: int) -> tuple[float, float]:
-    """Seconds per picture of one thread; the rate in turns by that side by side."""
+    """Seconds per image of one thread; the rate in turns by that side by side."""
     lock = threading.Lock()
     routes = {
         "alone": partial(_per_second, paths, spec, 1, nullcontext()),
-        "side by side": partial(_per_second, paths, spec, processors(), nullcontext()),
-        "in turns": partial(_per_second, paths, spec, processors(), lock),
+        "side by side": partial(_per_second, paths, spec, cpus(), nullcontext()),
+        "in turns": partial(_per_second, paths, spec, cpus(), lock),
     }
     found = in_turns(routes, rounds)
     return 1 / max(found["alone"]), median_ratio(found["in turns"], found["side by side"])
@@ -89,10 +89,10 @@ def _per_second(
     return count / (time.perf_counter() - began)
 
 
-def _pictures(folder: Path, side: int) -> list[str]:
+def _images(folder: Path, side: int) -> list[str]:
     paths = [folder / f"{side}-{number}.jpg" for number in range(_DISTINCT)]
     for number, path in enumerate(paths):
-        path.write_bytes(encoded(picture(number, side, side * 3 // 4), quality=85))
+        path.write_bytes(encoded(make_image(number, side, side * 3 // 4), quality=85))
     return [str(path) for path in paths]
 
 

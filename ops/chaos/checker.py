@@ -138,7 +138,7 @@ class Attempts:
 class Sources:
     """What the jobs of a run read."""
 
-    picture_hashes: Sequence[str]  # sha256 of each picture of the workload
+    image_hashes: Sequence[str]  # sha256 of each image of the workload
     uri: Callable[[str, ItemPlan], str | None] = lambda _job_id, _item: None  # None: not looked at
 
 
@@ -254,8 +254,8 @@ def _check_contents(
             )
         elif due is None and not row.has_result:
             wrong.append(f"item {row.item_index} is ok without a result")
-        elif due is None and row.content_hash != sources.picture_hashes[item.picture]:
-            wrong.append(f"item {row.item_index} has the hash of another picture")
+        elif due is None and row.content_hash != sources.image_hashes[item.image]:
+            wrong.append(f"item {row.item_index} has the hash of another image")
         elif row.values is not None:
             uri = sources.uri(plan.job_id, item)
             problem = references.problem(plan, row.item_index, row.values, uri)

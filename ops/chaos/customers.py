@@ -89,7 +89,7 @@ class Customers:
         Args:
             folder: for outputs and manifests.
             seed: decides the jobs.
-            site: is told when a job's sick pictures are well.
+            site: is told when a job's sick images are well.
             material: what the jobs read.
             history: is told of what fails.
             service: opened once by each customer, in its own thread.

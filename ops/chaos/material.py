@@ -1,4 +1,4 @@
-"""What the jobs of a run read: pictures and broken files in a folder, and a web site that is slow."""
+"""What the jobs of a run read: images and broken files in a folder, and a web site that is slow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ops.chaos.workload import IMAGE_SIZE, PICTURES, ItemKind, ItemPlan, JobPlan
+from ops.chaos.workload import IMAGE_SIZE, IMAGES, ItemKind, ItemPlan, JobPlan
 from tests.support.loopback_site import LoopbackSite
 
 _SLOWEST_SECONDS = 0.4
@@ -22,18 +22,18 @@ class Material:
     """The files; made once per run.
 
     Attributes:
-        hashes: sha256 of each picture, lowercase hex.
+        hashes: sha256 of each image, lowercase hex.
     """
 
     def __init__(self, folder: Path, site_url: str) -> None:
         self._folder = folder
         self._site_url = site_url
         folder.mkdir()
-        self.hashes = [self._write(number) for number in range(PICTURES)]
-        (folder / "text.jpg").write_text("This is not a picture.\n")
+        self.hashes = [self._write(number) for number in range(IMAGES)]
+        (folder / "text.jpg").write_text("This is not an image.\n")
 
     def _write(self, number: int) -> str:
-        data = picture_bytes(number)
+        data = image_bytes(number)
         (self._folder / f"{number}.jpg").write_bytes(data)
         (self._folder / f"broken-{number}.jpg").write_bytes(data[: len(data) // 2])
         return hashlib.sha256(data).hexdigest()
@@ -42,21 +42,21 @@ class Material:
         """Where an item of a job is read from."""
         match item.kind:
             case ItemKind.URL:
-                return f"{self._site_url}/{item.picture}.jpg"
+                return f"{self._site_url}/{item.image}.jpg"
             case ItemKind.SLOW:
-                return f"{self._site_url}/slow/{item.picture}.jpg"
+                return f"{self._site_url}/slow/{item.image}.jpg"
             case ItemKind.GONE:
-                return f"{self._site_url}/gone/{item.picture}.jpg"
+                return f"{self._site_url}/gone/{item.image}.jpg"
             case ItemKind.SICK:
-                return f"{self._site_url}/sick/{job_id}/{item.picture}.jpg"
+                return f"{self._site_url}/sick/{job_id}/{item.image}.jpg"
             case ItemKind.MISSING:
                 return str(self._folder / "missing.jpg")
             case ItemKind.BROKEN:
-                return str(self._folder / f"broken-{item.picture}.jpg")
+                return str(self._folder / f"broken-{item.image}.jpg")
             case ItemKind.TEXT:
                 return str(self._folder / "text.jpg")
             case ItemKind.FILE:
-                return str(self._folder / f"{item.picture}.jpg")
+                return str(self._folder / f"{item.image}.jpg")
 
     def write_manifest(self, path: Path, plan: JobPlan) -> None:
         """The source of a job, as CSV."""
@@ -66,7 +66,7 @@ class Material:
             writer.writerows([item.item_id, self.uri(plan.job_id, item)] for item in plan.items)
 
 
-def picture_bytes(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     """A small JPEG, different for every number."""
     from PIL import Image
 
@@ -84,22 +84,22 @@ class Site(LoopbackSite):
     """
 
     def __init__(self) -> None:
-        self._pictures = {f"{number}.jpg": picture_bytes(number) for number in range(PICTURES)}
+        self._images = {f"{number}.jpg": image_bytes(number) for number in range(IMAGES)}
         self._healed: set[str] = set()
         super().__init__(_Server(self))
 
     def heal(self, job_id: str) -> None:
-        """From now on the sick pictures of a job are there."""
+        """From now on the sick images of a job are there."""
         self._healed.add(job_id)
 
     def answer(self, path: str) -> bytes | None:
-        """The picture at a path, after a while; None: there is none."""
+        """The image at a path, after a while; None: there is none."""
         *folders, name = path.strip("/").split("/")
         is_slow = folders == ["slow"]
         if folders and not is_slow and not (folders[0] == "sick" and folders[1] in self._healed):
             return None
         time.sleep(random.random() * (_VERY_SLOW_SECONDS if is_slow else _SLOWEST_SECONDS))
-        return self._pictures.get(name)
+        return self._images.get(name)
 
 
 class _Server(ThreadingHTTPServer):

@@ -18,7 +18,7 @@ from ops.chaos.workload import ItemKind, ItemPlan, JobPlan, OutputKind
 
 _CHUNKS = 10
 _CHUNK_SIZE = 4
-_ITEMS = _CHUNKS * _CHUNK_SIZE  # as many as there are pictures
+_ITEMS = _CHUNKS * _CHUNK_SIZE  # as many as there are images
 _KEEP_SECONDS = 86_400
 _STRANGER = "{job}-x"  # a job that nobody submitted
 

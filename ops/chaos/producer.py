@@ -35,7 +35,7 @@ class DiesAt:
 def plan_of(values: dict[str, Any]) -> JobPlan:
     """A plan that came as JSON."""
     items = tuple(
-        ItemPlan(item["item_id"], ItemKind(item["kind"]), item["picture"]) for item in values["items"]
+        ItemPlan(item["item_id"], ItemKind(item["kind"]), item["image"]) for item in values["items"]
     )
     return JobPlan(**{**values, "output": OutputKind(values["output"]), "items": items})
 

@@ -125,7 +125,7 @@ def run(
     with Servers(folder, seed, with_sentinels=scale.with_sentinels) as servers:
         environment = servers.environment()
         _use_store(environment)
-        material = Material(folder / "pictures", servers.site.url)
+        material = Material(folder / "images", servers.site.url)
         sources = Sources(material.hashes, material.uri)
         setting = Setting(servers, environment, history, folder, Inspector(sources, References()), findings)
         customers = Customers(folder, seed, servers.site, material, history, contender.service(setting))

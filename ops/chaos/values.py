@@ -57,12 +57,12 @@ class References:
         if values.fingerprint is None:
             return f"item {index} names no model"
         with self._lock:
-            first = self._seen.setdefault((plan.task, item.picture), values)
+            first = self._seen.setdefault((plan.task, item.image), values)
         if values.fingerprint != first.fingerprint:
             return f"item {index} names the model {values.fingerprint}, another one {first.fingerprint}"
         if values.label != first.label or not _are_near(values.numbers, first.numbers):
             return (
-                f"item {index} says {values.label} {_short(values.numbers)} of picture {item.picture}, "
+                f"item {index} says {values.label} {_short(values.numbers)} of image {item.image}, "
                 f"another one {first.label} {_short(first.numbers)}"
             )
         return None

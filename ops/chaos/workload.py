@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-PICTURES = 40  # different pictures; items share them
+IMAGES = 40  # different images; items share them
 IMAGE_SIZE = (64, 48)  # of each: width, height
 LABELS = ("red apple", "dog", "car", "house", "tree")
 
@@ -21,7 +21,7 @@ class ItemKind(StrEnum):
     GONE = "gone"  # 404 for ever
     SICK = "sick"  # 404 until the job is retried
     BROKEN = "broken"  # the second half of the file is not there
-    TEXT = "text"  # a file that is no picture
+    TEXT = "text"  # a file that is no image
 
 
 class OutputKind(StrEnum):
@@ -64,7 +64,7 @@ class ItemPlan:
 
     item_id: str
     kind: ItemKind
-    picture: int  # below `PICTURES`
+    image: int  # below `IMAGES`
 
     def error_code(self, generation: int) -> str | None:
         """The code of its row after the given generation; None: the row is ok."""
@@ -114,7 +114,7 @@ def plan_job(seed: int, number: int) -> JobPlan:
     chunks = chance.randint(2, 8)
     kinds = chance.choices(_KINDS, _WEIGHTS, k=chunk_size * chunks - chance.randrange(chunk_size))
     items = tuple(
-        ItemPlan(f"item-{index}", kind, chance.randrange(PICTURES)) for index, kind in enumerate(kinds)
+        ItemPlan(f"item-{index}", kind, chance.randrange(IMAGES)) for index, kind in enumerate(kinds)
     )
     has_failures = any(item.error_code(0) for item in items)
     return JobPlan(
@@ -143,7 +143,7 @@ def plan_before(plan: JobPlan, *, is_slow: bool) -> JobPlan:
         lane="high",
         chunk_size=_CHUNK_SIZE_BEFORE,
         items=tuple(
-            ItemPlan(f"before-{index}", kind, index % PICTURES)
+            ItemPlan(f"before-{index}", kind, index % IMAGES)
             for index in range(_CHUNKS_BEFORE * _CHUNK_SIZE_BEFORE)
         ),
         is_retried=False,

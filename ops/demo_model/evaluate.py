@@ -1,7 +1,7 @@
-"""Judges a demo model on pictures in a style that it never saw, through open_clip's own transform.
+"""Judges a demo model on images in a style that it never saw, through open_clip's own transform.
 
 Prints one JSON object. With `--rendered` the figures of the model card; with `--samples` the
-accuracy of the product's demo, each group of the shipped pictures among that group's own names.
+accuracy of the product's demo, each group of the shipped images among that group's own names.
 Trains and writes nothing.
 """
 
@@ -41,9 +41,9 @@ class Judge:
         self._tokenizer = open_clip.get_tokenizer(name)
 
     @torch.inference_mode()
-    def image_features(self, pictures: Iterable[Image.Image]) -> torch.Tensor:
-        """Features of RGB pictures, shape (n, dimensions)."""
-        pixels = torch.stack([self._transform(picture) for picture in pictures])
+    def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        """Features of RGB images, shape (n, dimensions)."""
+        pixels = torch.stack([self._transform(image) for image in images])
         return self._in_batches(self._model.encode_image, pixels)
 
     @torch.inference_mode()
@@ -65,9 +65,9 @@ def top_k_accuracy(scores: torch.Tensor, truth: torch.Tensor, k: int) -> float:
 
 
 def drawn_accuracy(scores: torch.Tensor, size: int, draws: int, seed: int) -> float:
-    """Mean top-1 accuracy over random draws of `size` pictures among their own names.
+    """Mean top-1 accuracy over random draws of `size` images among their own names.
 
-    `scores` is square: name i is the true one of picture i.
+    `scores` is square: name i is the true one of image i.
     """
     rng = random.Random(seed)
     accuracies = []
@@ -80,7 +80,7 @@ def drawn_accuracy(scores: torch.Tensor, size: int, draws: int, seed: int) -> fl
 def expected_accuracy(scores: torch.Tensor, size: int) -> float:
     """What `drawn_accuracy` tends to with ever more draws.
 
-    A picture with b names above its own is right if none of the b is among the size - 1 others that
+    An image with b names above its own is right if none of the b is among the size - 1 others that
     are drawn: C(n - 1 - b, size - 1) / C(n - 1, size - 1).
     """
     others = len(scores) - 1
@@ -99,7 +99,7 @@ def judge_held_out(judge: Judge, rendered: Path, seed: int) -> dict[str, Any]:
     scores = images @ texts.T
     own = scores[:, truth]
     return {
-        "pictures": len(images),
+        "images": len(images),
         "names": len(texts),
         "top_1": top_k_accuracy(scores, truth, 1),
         "top_5": top_k_accuracy(scores, truth, 5),
@@ -109,7 +109,7 @@ def judge_held_out(judge: Judge, rendered: Path, seed: int) -> dict[str, Any]:
 
 
 def judge_samples(judge: Judge, folder: Path) -> dict[str, Any]:
-    """Accuracy of each group of sample pictures among the group's names, and every mistake."""
+    """Accuracy of each group of sample images among the group's names, and every mistake."""
     samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     groups: dict[int, list[dict[str, Any]]] = {}
     for sample in samples:
@@ -118,8 +118,8 @@ def judge_samples(judge: Judge, folder: Path) -> dict[str, Any]:
     mistakes: list[dict[str, str]] = []
     for group, members in sorted(groups.items()):
         names = [member["name"] for member in members]
-        pictures = [_open_rgb(folder / member["file"]) for member in members]
-        scores = judge.image_features(pictures) @ judge.text_features(names).T
+        images = [_open_rgb(folder / member["file"]) for member in members]
+        scores = judge.image_features(images) @ judge.text_features(names).T
         accuracy[group] = top_k_accuracy(scores, torch.arange(len(names)), 1)
         chosen = [names[column] for column in scores.argmax(dim=1).tolist()]
         mistakes += [{"name": n, "chosen": c} for n, c in zip(names, chosen, strict=True) if n != c]
@@ -128,8 +128,8 @@ def judge_samples(judge: Judge, folder: Path) -> dict[str, Any]:
 
 
 def _open_rgb(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def main() -> None:

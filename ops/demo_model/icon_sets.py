@@ -124,10 +124,10 @@ def draw(icon: Icon, size: int) -> Image.Image:
     """Rasterise into a square of `size` pixels, RGBA; what is not square is centred."""
     svg = _SVG.format(width=icon.width, height=icon.height, size=size, body=icon.body)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-    with Image.open(io.BytesIO(png)) as picture:
-        if picture.size != (size, size):
-            raise ValueError(f"resvg drew {picture.size}, not {size} x {size}")
-        return picture.convert("RGBA")
+    with Image.open(io.BytesIO(png)) as image:
+        if image.size != (size, size):
+            raise ValueError(f"resvg drew {image.size}, not {size} x {size}")
+        return image.convert("RGBA")
 
 
 def package_version(name: str, node_modules: Path) -> str:

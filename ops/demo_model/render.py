@@ -17,31 +17,31 @@ from typing import Any
 import numpy as np
 from emoji_dataset import (
     HELD_OUT_SET,
-    PICTURE_SIZE,
+    IMAGE_SIZE,
     TRAINING_SETS,
     Concept,
-    PictureSet,
+    ImageSet,
     write_concepts,
-    write_pictures,
+    write_images,
 )
 from icon_sets import IconSet, draw, package_version, read_emojibase, read_icon_set
 
 logger = logging.getLogger(__name__)
 
 
-def render(icon_set: IconSet, concepts: list[Concept]) -> PictureSet:
+def render(icon_set: IconSet, concepts: list[Concept]) -> ImageSet:
     """Draw every concept that the icon set knows; a drawing that cannot be rendered raises."""
     found = [(index, icon_set.find(concept.slug)) for index, concept in enumerate(concepts)]
-    drawn = [(index, draw(icon, PICTURE_SIZE)) for index, icon in found if icon is not None]
-    return PictureSet(
+    drawn = [(index, draw(icon, IMAGE_SIZE)) for index, icon in found if icon is not None]
+    return ImageSet(
         concept_ids=np.array([index for index, _ in drawn], dtype=np.int64),
-        pixels=np.stack([np.asarray(picture) for _, picture in drawn]),
+        pixels=np.stack([np.asarray(image) for _, image in drawn]),
     )
 
 
-def digest(pictures: PictureSet) -> str:
+def digest(images: ImageSet) -> str:
     """Hex sha256 over concept ids and pixels, independent of the file format."""
-    return hashlib.sha256(pictures.concept_ids.tobytes() + pictures.pixels.tobytes()).hexdigest()
+    return hashlib.sha256(images.concept_ids.tobytes() + images.pixels.tobytes()).hexdigest()
 
 
 def render_all(node_modules: Path, folder: Path) -> dict[str, Any]:
@@ -51,15 +51,15 @@ def render_all(node_modules: Path, folder: Path) -> dict[str, Any]:
     npm = {"emojibase-data": package_version("emojibase-data", node_modules)}
     sets: dict[str, Any] = {}
     for name in (*TRAINING_SETS, HELD_OUT_SET):
-        pictures = render(read_icon_set(name, node_modules), concepts)
-        write_pictures(pictures, name, folder)
+        images = render(read_icon_set(name, node_modules), concepts)
+        write_images(images, name, folder)
         package = f"@iconify-json/{name}"
         npm[package] = package_version(package, node_modules)
-        sets[name] = {"pictures": len(pictures.concept_ids), "sha256": digest(pictures)}
-        logger.info("%s: %d pictures", name, len(pictures.concept_ids))
+        sets[name] = {"images": len(images.concept_ids), "sha256": digest(images)}
+        logger.info("%s: %d images", name, len(images.concept_ids))
     return {
         "concepts": len(concepts),
-        "picture_size": PICTURE_SIZE,
+        "image_size": IMAGE_SIZE,
         "sets": sets,
         "npm": npm,
         "python": {name: version(name) for name in ("resvg-py", "pillow", "numpy")},

@@ -1,6 +1,6 @@
-"""Draws the pictures that the worker ships for its demo: held-out emoji, a fixed seed, all kept.
+"""Draws the images that the worker ships for its demo: held-out emoji, a fixed seed, all kept.
 
-Writes `<slug>.png` and `samples.json`; refuses a folder that already holds pictures, so that none
+Writes `<slug>.png` and `samples.json`; refuses a folder that already holds images, so that none
 of an earlier draw is left behind. The licence beside them is kept by hand.
 """
 
@@ -41,7 +41,7 @@ def write_png(concept: Concept, icon_set: IconSet, folder: Path) -> str:
 
 
 def write_samples(chosen: list[Concept], icon_set: IconSet, folder: Path) -> None:
-    """Write the pictures and `samples.json`, whose groups are blocks of the drawn order."""
+    """Write the images and `samples.json`, whose groups are blocks of the drawn order."""
     rows = [
         {
             "file": write_png(concept, icon_set, folder),
@@ -59,18 +59,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rendered", type=Path, required=True, help="folder that render.py wrote")
     parser.add_argument("--node-modules", type=Path, default=Path(__file__).parent / "node_modules")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the images")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments.output.mkdir(parents=True, exist_ok=True)
     if any(arguments.output.glob("*.png")):
-        parser.error(f"{arguments.output} holds pictures already: remove them first")
+        parser.error(f"{arguments.output} holds images already: remove them first")
 
     concepts = read_concepts(arguments.rendered)
     held_out = [concepts[index] for index in read_held_out(arguments.rendered).concept_ids]
     icon_set = read_icon_set(HELD_OUT_SET, arguments.node_modules)
     write_samples(draw_sample(held_out, SEED), icon_set, arguments.output)
-    logger.info("drew %d of %d pictures", GROUPS * GROUP_SIZE, len(held_out))
+    logger.info("drew %d of %d images", GROUPS * GROUP_SIZE, len(held_out))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Trains the demo model: a small CLIP that matches emoji pictures with their names and keywords.
+"""Trains the demo model: a small CLIP that matches emoji images with their names and keywords.
 
 Reads what render.py wrote and writes a folder that open_clip loads as `local-dir:<folder>`. The
 held-out style is never read here; evaluate.py judges. Equal seeds give equal runs only on the same
-processor, versions and thread count.
+CPU, versions and thread count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from emoji_dataset import TRAINING_SETS, Concept, read_concepts, read_pictures
+from emoji_dataset import TRAINING_SETS, Concept, read_concepts, read_images
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
@@ -39,8 +39,8 @@ PREPROCESS_CONFIG: dict[str, Any] = {
 TEMPLATES = (
     "{}",
     "a {}",
-    "a picture of {}",
-    "a picture of a {}",
+    "an image of {}",
+    "an image of a {}",
     "an image of a {}",
     "{} emoji",
     "a photo of a {}",
@@ -57,7 +57,7 @@ class Recipe:
     """What a run is determined by, besides the data."""
 
     steps: int  # forward and backward passes
-    batch_size: int  # pictures per step
+    batch_size: int  # images per step
     peak_learning_rate: float  # reached after the warm-up, then half a cosine down to `floor`
     warmup_steps: int
     floor: float  # learning rate at the end
@@ -74,7 +74,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All training pictures, in memory."""
+    """All training images, in memory."""
 
     concepts: list[Concept]
     concept_ids: torch.Tensor  # (n,) int64, positions in `concepts`
@@ -82,12 +82,12 @@ class TrainingData:
 
 
 def read_training_data(folder: Path) -> TrainingData:
-    """The pictures of the training sets, one set after the other."""
-    sets = [read_pictures(name, folder) for name in TRAINING_SETS]
-    pixels = np.concatenate([pictures.pixels for pictures in sets])
+    """The images of the training sets, one set after the other."""
+    sets = [read_images(name, folder) for name in TRAINING_SETS]
+    pixels = np.concatenate([images.pixels for images in sets])
     return TrainingData(
         concepts=read_concepts(folder),
-        concept_ids=torch.from_numpy(np.concatenate([pictures.concept_ids for pictures in sets])),
+        concept_ids=torch.from_numpy(np.concatenate([images.concept_ids for images in sets])),
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
     )
 
@@ -107,7 +107,7 @@ def caption(concept: Concept, rng: random.Random) -> str:
 
 
 def augment(rgba: torch.Tensor) -> torch.Tensor:
-    """Pictures as the model sees them in training: uint8 (n, 4, h, w) -> float32 (n, 3, 64, 64)."""
+    """Images as the model sees them in training: uint8 (n, 4, h, w) -> float32 (n, 3, 64, 64)."""
     moved = _moved(rgba.float() / 255)
     laid = moved[:, :3] + (1 - moved[:, 3:]) * _grounds(len(rgba), rgba.shape[-1])
     size = MODEL_CONFIG["vision_cfg"]["image_size"]
@@ -145,7 +145,7 @@ def _grounds(count: int, size: int) -> torch.Tensor:
 
 
 def _recoloured(rgb: torch.Tensor) -> torch.Tensor:
-    """Contrast, brightness, saturation and noise, each drawn per picture."""
+    """Contrast, brightness, saturation and noise, each drawn per image."""
     contrast, brightness, saturation, noise = torch.rand(4, len(rgb), 1, 1, 1)
     rgb = (rgb - 0.5) * (0.7 + 0.6 * contrast) + 0.5 + (brightness - 0.5) * 0.2
     grey = rgb.mean(dim=1, keepdim=True)
@@ -154,12 +154,12 @@ def _recoloured(rgb: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive_loss(logits: torch.Tensor, concept_ids: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss where every picture of a concept matches every caption of it; logits (n, n)."""
+    """CLIP's loss where every image of a concept matches every caption of it; logits (n, n)."""
     same = (concept_ids[:, None] == concept_ids[None]).float()
     target = same / same.sum(dim=1, keepdim=True)
-    by_picture = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    by_image = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
     by_caption = -(target * logits.T.log_softmax(dim=1)).sum(dim=1).mean()
-    return (by_picture + by_caption) / 2
+    return (by_image + by_caption) / 2
 
 
 def batch_loss(model: CLIP, data: TrainingData, picked: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
@@ -235,7 +235,7 @@ def main() -> None:
         max_gradient_norm=1.0,
         seed=arguments.seed,
     )
-    logger.info("%d pictures of %d concepts", len(data.pixels), len(set(data.concept_ids.tolist())))
+    logger.info("%d images of %d concepts", len(data.pixels), len(set(data.concept_ids.tolist())))
     save(train(data, recipe), arguments.output)
     logger.info("wrote %s", arguments.output)
 

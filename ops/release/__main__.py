@@ -3,7 +3,7 @@
     python -m ops.release dist
 
 The wheel and the sdist are installed one after the other into a virtual environment made here; each labels
-the sixty pictures. Ends with 1 and one line if something is wrong.
+the sixty images. Ends with 1 and one line if something is wrong.
 """
 
 from __future__ import annotations

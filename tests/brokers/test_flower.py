@@ -16,7 +16,7 @@ import pytest
 from clipfleet.ledger import keys
 from clipfleet_worker.machine.embedded.server import free_port
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 
@@ -60,9 +60,9 @@ def asked(url: str) -> Any:
 def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> None:
     wait_until(lambda: asked(f"{flower}/api/tasks") == {} and is_up(flower), "Flower answers", 60)
     cluster.start_worker()
-    write_pictures(cluster.folder / "pictures", 20)
+    write_images(cluster.folder / "images", 20)
     answer = cluster.run_json(
-        "embed", "pictures", "--model", "demo", "--chunk-size", "5", "--output", "results"
+        "embed", "images", "--model", "demo", "--chunk-size", "5", "--output", "results"
     )
     assert answer["ok"] == 20
 

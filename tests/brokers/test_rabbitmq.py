@@ -11,7 +11,7 @@ from kombu.connection import Connection
 from clipfleet.ledger import keys
 from tests.support.cluster import Cluster, job_events
 from tests.support.health_pages import ask
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.services import RabbitMQ
 from tests.support.waiting import wait_until
 
@@ -48,9 +48,9 @@ def hints(rabbitmq: RabbitMQ) -> int:
 def test_the_ledgers_redis_carries_nothing(cluster: Cluster) -> None:
     from clipfleet.redis.connection import connect
 
-    write_pictures(cluster.folder / "pictures", 20)
+    write_images(cluster.folder / "images", 20)
     answer = cluster.run_json(
-        "embed", "pictures", "--model", "demo", "--chunk-size", "5", "--output", "results/a"
+        "embed", "images", "--model", "demo", "--chunk-size", "5", "--output", "results/a"
     )
 
     assert (answer["ok"], answer["failed"]) == (20, 0)
@@ -59,9 +59,9 @@ def test_the_ledgers_redis_carries_nothing(cluster: Cluster) -> None:
 
 
 def test_a_broker_that_is_killed_and_comes_back_costs_nothing(cluster: Cluster, rabbitmq: RabbitMQ) -> None:
-    write_pictures(cluster.folder / "pictures", CHUNKS * CHUNK_ITEMS)
+    write_images(cluster.folder / "images", CHUNKS * CHUNK_ITEMS)
     running = cluster.start(
-        "embed", "pictures", "--model", "demo", "--chunk-size", str(CHUNK_ITEMS), "--output", "results/b",
+        "embed", "images", "--model", "demo", "--chunk-size", str(CHUNK_ITEMS), "--output", "results/b",
         "--job-id", "killed", "--json",
     )  # fmt: skip
     wait_until(lambda: parts(cluster), "the first part is there", 60)
@@ -77,7 +77,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_nothing(cluster: Cluster, 
     assert running.returncode == 0, (out, err, cluster.logs())
     assert parts(cluster) == CHUNKS
     assert len(job_events(cluster, "killed")) == 1
-    after = cluster.run_json("embed", "pictures", "--model", "demo", "--output", "results/c")
+    after = cluster.run_json("embed", "images", "--model", "demo", "--output", "results/c")
     assert after["ok"] == CHUNKS * CHUNK_ITEMS
     wait_until(lambda: hints(rabbitmq) == 0, "the worker hears hints again", 60)
 
@@ -102,5 +102,5 @@ def test_messages_that_are_no_hints_are_dropped_and_counted(cluster: Cluster, ra
     wait_until(lambda: sum(ask(worker, "healthz")[1]["hints_refused"].values()) == len(messages),
                "all are refused", 30)  # fmt: skip
     assert hints(rabbitmq) == 0
-    write_pictures(cluster.folder / "pictures", 4)
-    assert cluster.run_json("embed", "pictures", "--model", "demo", "--output", "results/d")["ok"] == 4
+    write_images(cluster.folder / "images", 4)
+    assert cluster.run_json("embed", "images", "--model", "demo", "--output", "results/d")["ok"] == 4

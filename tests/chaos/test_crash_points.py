@@ -24,14 +24,14 @@ from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.documents import ROOT
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.figures
 
 LEASE_SECONDS, RECONCILE_SECONDS = 2.0, 0.5
 CRASHING = "tests.support.crashing_worker"
-PICTURES = 24
+IMAGES = 24
 CHUNK_SIZE = 8
 TEXTS = 1200  # in one chunk: three slices of rows in Redis
 
@@ -58,8 +58,8 @@ class Bench:
     client: Client
 
     @property
-    def pictures(self) -> Path:
-        return self.cluster.folder / "pictures"
+    def images(self) -> Path:
+        return self.cluster.folder / "images"
 
     def dies_at(self, point: str, passage: int) -> WorkerProcess:
         """Freeze the spare; a worker starts that will die, and hears every hint from now on."""
@@ -108,7 +108,7 @@ def bench(store: EmbeddedS3, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ):
         for name, value in store.environment().items():
             patch.setenv(name, value)
-        write_pictures(cluster.folder / "pictures", PICTURES)
+        write_images(cluster.folder / "images", IMAGES)
         spare = cluster.start_worker()
         with Client(cluster.client_settings()) as client:
             yield Bench(cluster, spare, client)
@@ -128,8 +128,8 @@ def test_of_a_job_in_a_folder(bench: Bench, tmp_path: Path, point: str, passage:
     worker = bench.dies_at(point, passage)
     output = bench.cluster.folder / f"{point}-{passage}"
     options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE)
-    job = bench.client.embed(bench.pictures, options=options)
-    bench.is_exact_after(worker, job, PICTURES, f"folder, {point} {passage}")
+    job = bench.client.embed(bench.images, options=options)
+    bench.is_exact_after(worker, job, IMAGES, f"folder, {point} {passage}")
     bench.nothing_is_left(output)
 
 
@@ -154,16 +154,16 @@ def test_of_a_job_on_s3(bench: Bench, point: str, passage: int) -> None:
     worker = bench.dies_at(point, passage)
     output = f"s3://{BUCKET}/{point}-{passage}-{time.monotonic_ns()}"
     options = JobOptions(output=output, model="demo", chunk_size=CHUNK_SIZE)
-    job = bench.client.embed(bench.pictures, options=options)
-    bench.is_exact_after(worker, job, PICTURES, f"S3, {point} {passage}")
+    job = bench.client.embed(bench.images, options=options)
+    bench.is_exact_after(worker, job, IMAGES, f"S3, {point} {passage}")
 
 
 @pytest.mark.parametrize(("point", "passage"), [("mid_submit", 1), ("mid_submit", 2), ("after_seal", 1)])
 @pytest.mark.parametrize("kind", ["folder", "Redis", "S3"])
 def test_of_a_submit(bench: Bench, tmp_path: Path, point: str, passage: int, kind: str) -> None:
-    total = 300 if passage > 1 else PICTURES  # a staged file has 256 chunks
+    total = 300 if passage > 1 else IMAGES  # a staged file has 256 chunks
     source = bench.cluster.folder / f"list-{total}.csv"
-    lines = [f"pictures/{number % PICTURES:06d}.jpg" for number in range(total)]
+    lines = [f"images/{number % IMAGES:06d}.jpg" for number in range(total)]
     source.write_text("\n".join(["path", *lines, ""]))
     job_id = f"{kind}-{point}-{passage}"
     output = {

@@ -16,20 +16,20 @@ from clipfleet.redis.connection import connect
 from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.http_site import HttpSite
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 DRAIN_SECONDS = 8.0
 PATIENCE_SECONDS = 60.0  # a machine that is busy with other things may be late
 SETTINGS = {"CLIPFLEET_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}", "CLIPFLEET_RECONCILE_SECONDS": "1"}
 CRASHING = "tests.support.crashing_worker"
-PICTURES = 40
+IMAGES = 40
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path, SETTINGS) as cluster:
-        write_pictures(tmp_path / "pictures", PICTURES)
+        write_images(tmp_path / "images", IMAGES)
         yield cluster
 
 
@@ -41,7 +41,7 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 def embed(cluster: Cluster, client: Client, chunk_size: int = 8) -> JobHandle:
     options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=chunk_size)
-    return client.embed(cluster.folder / "pictures", options=options)
+    return client.embed(cluster.folder / "images", options=options)
 
 
 def leaves_in_time(
@@ -65,7 +65,7 @@ def nothing_counts_against_anybody(cluster: Cluster, job: JobHandle) -> None:
     assert not [name for name in troubles if name.endswith(("losses", "failures"))], troubles
 
 
-def is_finished_by_another(cluster: Cluster, job: JobHandle, total: int = PICTURES) -> None:
+def is_finished_by_another(cluster: Cluster, job: JobHandle, total: int = IMAGES) -> None:
     cluster.start_worker()
     status = job.wait(120)
     assert (status.state, status.ok) == ("completed", total), cluster.logs()

@@ -18,7 +18,7 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from tests.support.cluster import Cluster, job_events
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 PATIENCE_SECONDS = 150
@@ -29,7 +29,7 @@ DISK_BYTES = 2 << 20
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     settings = {"CLIPFLEET_LEASE_SECONDS": "6", "CLIPFLEET_RECONCILE_SECONDS": "0.5"}
     with Cluster(tmp_path_factory.mktemp("folder-faults"), settings) as running:
-        write_pictures(running.folder / "pictures", 40)
+        write_images(running.folder / "images", 40)
         yield running
 
 
@@ -61,7 +61,7 @@ def wait_for(cluster: Cluster, job_id: str, what: str, is_so: Callable[[JobStatu
 def submit(cluster: Cluster, output: Path, name: str) -> None:
     """A job of twenty chunks."""
     cluster.run_json(
-        "embed", cluster.folder / "pictures", "--model", "demo", "--output", output, "--chunk-size", "2",
+        "embed", cluster.folder / "images", "--model", "demo", "--output", output, "--chunk-size", "2",
         "--job-id", name, "--no-wait",
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_while_a_job_is_submitted_is_told_and_the_same_comma
     (disk / "output").mkdir()
     ballast = fill(disk)
     arguments = (
-        "embed", cluster.folder / "pictures", "--model", "demo", "--output", disk / "output",
+        "embed", cluster.folder / "images", "--model", "demo", "--output", disk / "output",
         "--job-id", "late",
     )  # fmt: skip
     result = cluster.run(*arguments)

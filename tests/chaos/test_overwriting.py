@@ -20,8 +20,8 @@ from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
+from tests.support.images import write_images
 from tests.support.overwrites import AFTER_ITEMS, Overwriter, Place
-from tests.support.pictures import write_pictures
 
 pytestmark = pytest.mark.figures
 
@@ -58,11 +58,11 @@ def bench(request: pytest.FixtureRequest, store: EmbeddedS3, tmp_path: Path) -> 
     with Cluster(tmp_path, settings) as cluster, pytest.MonkeyPatch.context() as patch:
         for name, value in {**store.environment(), **request.param}.items():
             patch.setenv(name, value)
-        pictures = write_pictures(cluster.folder / "pictures", 24)
+        images = write_images(cluster.folder / "images", 24)
         workers = [cluster.start_worker() for _ in range(3)]
         patch.setenv("CLIPFLEET_REDIS_URL", cluster.server.url)
         with Client(on_trouble=print) as client, connect(cluster.server.url) as server:
-            yield Bench(cluster, Overwriter(client, server, workers, pictures, SEED))
+            yield Bench(cluster, Overwriter(client, server, workers, images, SEED))
 
 
 QUICK = {

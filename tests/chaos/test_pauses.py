@@ -9,7 +9,7 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, job_events
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 from tests.support.watchers import Looks, watcher_of
 
@@ -21,7 +21,7 @@ STANDSTILL_LOOKS = 20  # without a sign of life, 0.1 s each
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     settings = {"CLIPFLEET_RECONCILE_SECONDS": "0.5", "CLIPFLEET_LEASE_SECONDS": "4"}
     with Cluster(tmp_path, settings) as cluster:
-        write_pictures(tmp_path / "pictures", ITEMS)
+        write_images(tmp_path / "images", ITEMS)
         yield cluster
 
 
@@ -30,7 +30,7 @@ def test_it_completes_what_it_had_begun_and_the_next_job(cluster: Cluster) -> No
     looks = Looks(watcher_of(worker.pid))
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "first", model="demo", chunk_size=2)
-        first = client.embed(cluster.folder / "pictures", options=options)
+        first = client.embed(cluster.folder / "images", options=options)
         wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk", 60)
 
         worker.freeze()
@@ -40,7 +40,7 @@ def test_it_completes_what_it_had_begun_and_the_next_job(cluster: Cluster) -> No
 
         assert first.wait(120).ok == ITEMS
         options = JobOptions(output=cluster.folder / "second", model="demo")
-        second = client.embed(cluster.folder / "pictures", options=options)
+        second = client.embed(cluster.folder / "images", options=options)
         assert second.wait(120).ok == ITEMS
         assert [len(job_events(cluster, job.job_id)) for job in (first, second)] == [1, 1]
     assert worker.process.poll() is None, worker.log()

@@ -21,7 +21,7 @@ from ops.chaos.sentinel import SentinelPair
 from tests.support.cluster import Cluster
 from tests.support.faulty_redis import BLAME, CHUNK_SIZE, ITEMS, SETTINGS, FaultyRedis
 from tests.support.http_site import HttpSite
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(300)]
@@ -35,7 +35,7 @@ def pair(tmp_path: Path) -> Iterator[SentinelPair]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[HttpSite]:
-    write_pictures(tmp_path / "site", 20)
+    write_images(tmp_path / "site", 20)
     with HttpSite(tmp_path / "site") as site:
         yield site
 

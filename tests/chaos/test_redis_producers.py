@@ -29,7 +29,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRedis]:
 
 @pytest.fixture
 def site(bed: FaultyRedis) -> Iterator[HttpSite]:
-    with HttpSite(bed.pictures) as site:
+    with HttpSite(bed.images) as site:
         site.heal()
         yield site
 
@@ -144,7 +144,7 @@ def until_it_waits(lines: Iterable[str]) -> str:
 class TestWait:
     @pytest.mark.parametrize("fault", ["silence", "restart"])
     def test_it_sees_the_end(self, bed: FaultyRedis, fault: str) -> None:
-        with HttpSite(bed.pictures) as site:
+        with HttpSite(bed.images) as site:
             list_of_urls = bed.cluster.folder / f"{fault}.txt"
             urls = (site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS))
             list_of_urls.write_text("\n".join(urls))

@@ -19,8 +19,8 @@ from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.http_site import HttpSite
+from tests.support.images import encoded, make_image, write_images
 from tests.support.leftovers import left_in_output
-from tests.support.pictures import encoded, picture, write_pictures
 from tests.support.s3_front import Fault, Rule, S3Front
 from tests.support.waiting import wait_until
 
@@ -72,7 +72,7 @@ def fragile(
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     with Cluster(tmp_path_factory.mktemp("s3-faults"), front.environment(known) | settings) as running:
-        write_pictures(running.folder / "pictures", 40)
+        write_images(running.folder / "images", 40)
         yield running
 
 
@@ -88,7 +88,7 @@ def output(name: str) -> str:
 
 def submit(fragile: Cluster, name: str) -> str:
     """A job of twenty chunks."""
-    arguments = ("embed", fragile.folder / "pictures", "--model", "demo", "--output", output(name))
+    arguments = ("embed", fragile.folder / "images", "--model", "demo", "--output", output(name))
     answer = fragile.run_json(*arguments, "--chunk-size", "2", "--job-id", name, "--no-wait")
     return str(answer["job_id"])
 
@@ -248,8 +248,8 @@ def test_keys_that_expire_under_a_worker_are_waited_for(
 def test_every_command_comes_through_a_store_that_fails_now_and_then(
     fragile: Cluster, front: S3Front, tmp_path: Path, s3_server: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a store that fails now and then in every way, and pictures of which some are away at first
-    (tmp_path / "a.jpg").write_bytes(encoded(picture(1)))
+    # Given a store that fails now and then in every way, and images of which some are away at first
+    (tmp_path / "a.jpg").write_bytes(encoded(make_image(1)))
     stop_workers(fragile)
     fragile.start_worker()
     front.place(*(Rule(fault=fault, chance=0.004) for fault in NOISE if fault not in LIARS))

@@ -1,4 +1,4 @@
-"""Two thousand pictures, of which five kill whatever decodes them, each in its way and in its own chunk."""
+"""Two thousand images, of which five kill whatever decodes them, each in its way and in its own chunk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import Cluster, job_events
-from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hostile_pictures
+from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hostile_images
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(400)]
 
@@ -16,12 +16,12 @@ COUNT = 2000
 FEW_AT_A_TIME = {"CLIPFLEET_ITEMS_IN_FLIGHT": "200"}  # so that no death makes suspects of all the others
 
 
-def test_five_pictures_that_kill_their_decoder_cost_five_rows(tmp_path: Path) -> None:
+def test_five_images_that_kill_their_decoder_cost_five_rows(tmp_path: Path) -> None:
     deeds = {200 + 400 * number: deed for number, deed in enumerate(CODES)}
     started = time.monotonic()
     with Cluster(tmp_path, SETTINGS | FEW_AT_A_TIME) as cluster:
-        write_hostile_pictures(tmp_path / "pictures", COUNT, deeds)
-        ending = run_with_restarts(cluster, tmp_path / "pictures", chunk_size=50)
+        write_hostile_images(tmp_path / "images", COUNT, deeds)
+        ending = run_with_restarts(cluster, tmp_path / "images", chunk_size=50)
         events = job_events(cluster, ending.status["job_id"])
 
     print(f"\nworkers died with {ending.exit_codes}; {time.monotonic() - started:.0f} s")

@@ -18,7 +18,7 @@ import pytest
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from tests.conftest import service_is_missing
 from tests.support.documents import ROOT
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 STAGE = Path(__file__).with_name("image_stage.py")
@@ -74,7 +74,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedValkey]:
 @SLOW
 def test_the_worker_labels_drains_and_writes_nowhere_else(server: EmbeddedValkey, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    write_pictures(data / "pictures", 4)
+    write_images(data / "images", 4)
     (data / "results").mkdir()
     os.chown(data / "results", 1000, 1000)
     # An index that is not there: pip takes the pinned version of torch from where it always does.
@@ -86,7 +86,7 @@ def test_the_worker_labels_drains_and_writes_nowhere_else(server: EmbeddedValkey
         })  # fmt: skip
         wait_until(lambda: image.do("health")["code"] == 0, "the container is healthy", 120)
         ended = image.do("run", environment={"CLIPFLEET_REDIS_URL": server.url}, argv=[
-            "clipfleet", "embed", str(data / "pictures"), "--model", "demo", "--json",
+            "clipfleet", "embed", str(data / "images"), "--model", "demo", "--json",
             "--output", str(data / "results" / "first"),
         ])  # fmt: skip
         assert json.loads(ended["out"])["ok"] == 4, ended["err"]
@@ -101,7 +101,7 @@ def test_the_worker_labels_drains_and_writes_nowhere_else(server: EmbeddedValkey
 @SLOW
 def test_the_producers_image_has_no_torch_submits_and_exports(server: EmbeddedValkey, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    write_pictures(data / "pictures", 4)
+    write_images(data / "images", 4)
     (data / "results").mkdir()
     os.chown(data / "results", 1000, 1000)
     environment = {"CLIPFLEET_REDIS_URL": server.url}
@@ -114,7 +114,7 @@ def test_the_producers_image_has_no_torch_submits_and_exports(server: EmbeddedVa
         assert refused["code"] == 2 and "clipfleet[worker" in refused["err"]
 
         submitted = image.do("run", environment=environment, argv=[
-            "clipfleet", "embed", str(data / "pictures"), "--output", str(data / "results" / "first"),
+            "clipfleet", "embed", str(data / "images"), "--output", str(data / "results" / "first"),
             "--no-wait", "--json",
         ])  # fmt: skip
         assert json.loads(submitted["out"])["total"] == 4, submitted["err"]

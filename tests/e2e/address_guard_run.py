@@ -2,7 +2,7 @@
 
     unshare --map-root-user --net --mount python -m tests.e2e.address_guard_run FOLDER
 
-Real workers and the real command line label pictures by URLs that want to get inside, in a network where
+Real workers and the real command line label images by URLs that want to get inside, in a network where
 every address leads to listeners (`tests/support/closed_network.py`). What came of it goes to
 `FOLDER/report.json`.
 """
@@ -23,8 +23,8 @@ from urllib.parse import quote
 from tests.support.closed_network import EveryAddress, open_network
 from tests.support.cluster import Cluster
 from tests.support.http_site import CERTIFICATE
+from tests.support.images import encoded, make_image
 from tests.support.name_server import NameServer, then
-from tests.support.pictures import encoded, picture
 from tests.support.waiting import wait_until
 
 PUBLIC_V4, PUBLIC_V6 = "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"
@@ -37,7 +37,7 @@ PUBLIC = {(host, port) for host in (PUBLIC_V4, OTHER_PUBLIC, PUBLIC_V6) for port
 PORTS = (80, 443, 22, 25, 2375, 3128, 6379, 8000, 8080, 9000, 9200, 11211)
 IMAGES_ON_ONE_HOST, IMAGES_ON_A_DEAD_HOST = 1000, 200
 SITE = "http://site.test"
-PICTURE = "/picture.png"
+IMAGE = "/image.png"
 
 # Every kind of address that is not public, where something inside a network could listen.
 INTERNAL = (
@@ -145,7 +145,7 @@ def to(*hops: str) -> str:
 
 
 def inside(host: str, port: int | None = None, scheme: str = "http") -> str:
-    return f"{scheme}://{host}{f':{port}' if port else ''}{PICTURE}"
+    return f"{scheme}://{host}{f':{port}' if port else ''}{IMAGE}"
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def cases() -> list[Case]:
         )
     ]
     refused += [inside(PUBLIC_V4, port) for port in PORTS if port not in (80, 443)]
-    refused += [inside("site.test", 8080), inside(f"[{PUBLIC_V6}]", 6379), "http://site.test:0/picture.png"]
-    refused += ["http://10.0.0.1#@site.test/picture.png", "http://10.0.0.1?@site.test/picture.png"]
+    refused += [inside("site.test", 8080), inside(f"[{PUBLIC_V6}]", 6379), "http://site.test:0/image.png"]
+    refused += ["http://10.0.0.1#@site.test/image.png", "http://10.0.0.1?@site.test/image.png"]
     refused += [to(SITE, inside(host)) for host in (*INTERNAL[:8], *INTERNAL[15:20], *DISGUISED)]
     refused += [
         to(SITE, inside(name))
@@ -186,11 +186,11 @@ def cases() -> list[Case]:
         to(SITE, SITE, SITE, SITE, SITE, inside("10.0.0.1")),
         to(SITE, "https://site.test", inside("169.254.169.254", scheme="https")),
         to(f"http://[{PUBLIC_V6}]", inside("[::1]")),
-        to(SITE, "//10.0.0.1/picture.png"),
-        to(SITE, f"{SITE}:8080{PICTURE}"),
-        to("http://rebind.test", "https://rebind.test" + PICTURE),
-        to("http://rebind-metadata.test", "https://rebind-metadata.test" + PICTURE),
-        to("http://rebind-mixed.test", SITE, "https://rebind-mixed.test" + PICTURE),
+        to(SITE, "//10.0.0.1/image.png"),
+        to(SITE, f"{SITE}:8080{IMAGE}"),
+        to("http://rebind.test", "https://rebind.test" + IMAGE),
+        to("http://rebind-metadata.test", "https://rebind-metadata.test" + IMAGE),
+        to("http://rebind-mixed.test", SITE, "https://rebind-mixed.test" + IMAGE),
     ]
     return [*(Case(uri, "address_refused") for uri in refused), *_other_refusals(), *_good()]
 
@@ -198,13 +198,13 @@ def cases() -> list[Case]:
 def _other_refusals() -> list[Case]:
     by_code = {
         "scheme_refused": [
-            "ftp://10.0.0.1/picture.png",
+            "ftp://10.0.0.1/image.png",
             "gopher://10.0.0.1:6379/_FLUSHALL",
             "dict://10.0.0.1:11211/stats",
             "ldap://10.0.0.1/",
-            "ws://10.0.0.1/picture.png",
+            "ws://10.0.0.1/image.png",
             "unix:///var/run/docker.sock",
-            "jar://10.0.0.1!/picture.png",
+            "jar://10.0.0.1!/image.png",
             *(
                 to(SITE, location)
                 for location in (
@@ -212,68 +212,68 @@ def _other_refusals() -> list[Case]:
                     "gopher://10.0.0.1:6379/_FLUSHALL",
                     "ftp://10.0.0.1/",
                     "data:image/png;base64,iVBORw0KGgo=",
-                    "s3://bucket/picture.png",
+                    "s3://bucket/image.png",
                     "javascript:alert(1)",
                     "ws://10.0.0.1/",
                 )
             ),
-            to("https://site.test", f"{SITE}{PICTURE}"),  # downgrade
-            to("https://site.test", "http://10.0.0.1/picture.png"),
+            to("https://site.test", f"{SITE}{IMAGE}"),  # downgrade
+            to("https://site.test", "http://10.0.0.1/image.png"),
         ],
-        "path_refused": ["file:///etc/passwd", "//10.0.0.1/picture.png", "/proc/self/environ"],
+        "path_refused": ["file:///etc/passwd", "//10.0.0.1/image.png", "/proc/self/environ"],
         "bad_uri": [
             "file://10.0.0.1/etc/passwd",
-            "http://user:secret@site.test/picture.png",
-            "http://site.test@10.0.0.1/picture.png",
-            "http://site.test:80@10.0.0.1/picture.png",
-            "http://10.0.0.1\\@site.test/picture.png",
-            "http://site.test\\.10.0.0.1/picture.png",
-            "http:///10.0.0.1/picture.png",
-            "http://site.test:65536/picture.png",
-            "http://site.test:-80/picture.png",
-            "http://site.test:+80/picture.png",
-            "http://10.0.0.1:٨٠/picture.png",
-            "http:////10.0.0.1/picture.png",
-            "http://site.test;@10.0.0.1/picture.png",
-            "http://site.test:80:80/picture.png",
-            "http://site.test%2F@10.0.0.1/picture.png",
-            "http://10.0.0.1%00.site.test/picture.png",
-            "http://10.0.0.1%0d%0aHost:x/picture.png",
-            "http://site.test\t/picture.png",
+            "http://user:secret@site.test/image.png",
+            "http://site.test@10.0.0.1/image.png",
+            "http://site.test:80@10.0.0.1/image.png",
+            "http://10.0.0.1\\@site.test/image.png",
+            "http://site.test\\.10.0.0.1/image.png",
+            "http:///10.0.0.1/image.png",
+            "http://site.test:65536/image.png",
+            "http://site.test:-80/image.png",
+            "http://site.test:+80/image.png",
+            "http://10.0.0.1:٨٠/image.png",
+            "http:////10.0.0.1/image.png",
+            "http://site.test;@10.0.0.1/image.png",
+            "http://site.test:80:80/image.png",
+            "http://site.test%2F@10.0.0.1/image.png",
+            "http://10.0.0.1%00.site.test/image.png",
+            "http://10.0.0.1%0d%0aHost:x/image.png",
+            "http://site.test\t/image.png",
             "http://site.test/\r\nHost: 10.0.0.1",
-            "http://10.0.0.1 /picture.png",
-            "http://[10.0.0.1]/picture.png",
-            "http://[::1/picture.png",
-            "http://[::ffff:10.0.0.1]extra/picture.png",
-            "http://./picture.png",
+            "http://10.0.0.1 /image.png",
+            "http://[10.0.0.1]/image.png",
+            "http://[::1/image.png",
+            "http://[::ffff:10.0.0.1]extra/image.png",
+            "http://./image.png",
             "http://?@10.0.0.1/",
-            to(SITE, "http://user:secret@site.test/picture.png"),
-            to(SITE, "//user@10.0.0.1/picture.png"),
-            to(SITE, "http://10.0.0.1\\@site.test/picture.png"),
+            to(SITE, "http://user:secret@site.test/image.png"),
+            to(SITE, "//user@10.0.0.1/image.png"),
+            to(SITE, "http://10.0.0.1\\@site.test/image.png"),
             to(SITE, "http://site.test:65536/"),
         ],
-        "too_many_redirects": [to(*[SITE] * 7, inside("10.0.0.1")), to(*[SITE] * 7 + [f"{SITE}{PICTURE}"])],
+        "too_many_redirects": [to(*[SITE] * 7, inside("10.0.0.1")), to(*[SITE] * 7 + [f"{SITE}{IMAGE}"])],
         "dns_failed": [inside("nowhere.test"), to(SITE, inside("nowhere.test")), inside("silent.test")],
         "bucket_refused": [
-            "s3://10.0.0.1/picture.png",
+            "s3://10.0.0.1/image.png",
             "s3://169.254.169.254/latest/meta-data",
             "s3://bucket/../10.0.0.1/x",
         ],
-        "not_found": ["s3://bucket/picture.png"],
+        "not_found": ["s3://bucket/image.png"],
     }
     return [Case(uri, code) for code, uris in by_code.items() for uri in uris]
 
 
 def _good() -> list[Case]:
     uris = [
-        f"{SITE}{PICTURE}",
-        f"HTTP://SITE.TEST{PICTURE}",
-        f"http://site.test.{PICTURE}",
-        f"http://site.test:80{PICTURE}",
-        f"http://site.test:{PICTURE}",
-        f"https://site.test{PICTURE}",
-        f"{SITE}{PICTURE}#@10.0.0.1/",
-        f"{SITE}{PICTURE}?next=http://user@10.0.0.1/",
+        f"{SITE}{IMAGE}",
+        f"HTTP://SITE.TEST{IMAGE}",
+        f"http://site.test.{IMAGE}",
+        f"http://site.test:80{IMAGE}",
+        f"http://site.test:{IMAGE}",
+        f"https://site.test{IMAGE}",
+        f"{SITE}{IMAGE}#@10.0.0.1/",
+        f"{SITE}{IMAGE}?next=http://user@10.0.0.1/",
         inside(PUBLIC_V4),
         inside(OTHER_PUBLIC),
         inside(f"[{PUBLIC_V6}]"),
@@ -284,9 +284,9 @@ def _good() -> list[Case]:
         inside("alias-of-site.test"),
         inside("mixed.test"),
         inside("large.test"),
-        to(SITE, PICTURE),
-        to(SITE, "https://site.test" + PICTURE),
-        to(*[SITE] * 5, f"{SITE}{PICTURE}"),
+        to(SITE, IMAGE),
+        to(SITE, "https://site.test" + IMAGE),
+        to(*[SITE] * 5, f"{SITE}{IMAGE}"),
     ]
     return [Case(uri, "ok") for uri in uris]
 
@@ -301,7 +301,7 @@ def cases_of_an_allowing_worker() -> list[Case]:
         inside("allowed.test", 22),
         to(SITE, inside("10.77.7.1")),
         inside("192.168.7.7"),
-        f"{SITE}{PICTURE}",
+        f"{SITE}{IMAGE}",
     ]
     refused = [
         inside("10.77.6.255"),
@@ -316,7 +316,7 @@ def cases_of_an_allowing_worker() -> list[Case]:
         inside("10.77.1793"),  # 10.77.7.1, disguised
         inside(PUBLIC_V4, 8080),
         to(SITE, inside("10.0.0.1")),
-        to(inside("10.77.7.1").removesuffix(PICTURE), inside("10.0.0.1")),
+        to(inside("10.77.7.1").removesuffix(IMAGE), inside("10.0.0.1")),
     ]
     return [*(Case(uri, "ok") for uri in allowed), *(Case(uri, "address_refused") for uri in refused)]
 
@@ -346,8 +346,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     open_network([PUBLIC_V4, PUBLIC_V6])
     _ask_here(folder)
-    image = folder / "picture.png"
-    image.write_bytes(encoded(picture(1), "PNG"))
+    image = folder / "image.png"
+    image.write_bytes(encoded(make_image(1), "PNG"))
     names = NAMES | {"allowed.test": ["A 10.77.7.2"], "*.store.test": [f"A {STORE[0]}"]}
     names["store.test"] = names["*.store.test"]
     settings = {
@@ -371,8 +371,8 @@ def main() -> None:
         other = allowing.launch_worker()
         default.start_worker()
         allowing.wait_ready(other)
-        many = [Case(f"http://many.test{PICTURE}?{n}", "ok") for n in range(IMAGES_ON_ONE_HOST)]
-        many += [Case(f"http://gone.test{PICTURE}?{n}", "dns_failed") for n in range(IMAGES_ON_A_DEAD_HOST)]
+        many = [Case(f"http://many.test{IMAGE}?{n}", "ok") for n in range(IMAGES_ON_ONE_HOST)]
+        many += [Case(f"http://gone.test{IMAGE}?{n}", "dns_failed") for n in range(IMAGES_ON_A_DEAD_HOST)]
         reports = {
             "default": _run(default, cases() + many, web, server),
             "allowing": _run(allowing, cases_of_an_allowing_worker(), web, server),

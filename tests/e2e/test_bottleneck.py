@@ -15,7 +15,7 @@ from PIL import Image
 from clipfleet.ledger.jobs import Ledger
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.throttled_worker import SLOW_TO_DECODE
 
 ITEMS = 48
@@ -26,8 +26,8 @@ SETTINGS = {"CLIPFLEET_HOST_CONNECTIONS": "2", "CLIPFLEET_DECODE_THREADS": "2"}
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("bottleneck"), SETTINGS) as cluster:
         cluster.start_worker(program=("tests.support.throttled_worker", str(slow_writes(cluster))))
-        # What a worker loads with its first pictures would pass for decoding.
-        first = folder_of(cluster, "first", encoded(picture(1)))
+        # What a worker loads with its first images would pass for decoding.
+        first = folder_of(cluster, "first", encoded(make_image(1)))
         cluster.run_json("embed", first, "--model", "demo", "--output", cluster.folder / "first-out")
         yield cluster
 
@@ -59,18 +59,18 @@ def limit(cluster: Cluster, source: Path) -> Any:
 
 
 def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(encoded(picture(1)))
+    (tmp_path / "a.jpg").write_bytes(encoded(make_image(1)))
     with HttpSite(tmp_path) as site:
         source = cluster.folder / "late.txt"
         source.write_text("".join(f"{site.url(f'/late/a.jpg?{n}')}\n" for n in range(ITEMS)))
         found = limit(cluster, source)
 
-    assert found["stage"] == "fetch"
+    assert found["step"] == "fetch"
     assert found["text"].startswith("hosts at their connection caps hold up most of the items (")
 
 
 def test_decode_and_how_people_are_told(cluster: Cluster) -> None:
-    source = folder_of(cluster, "large", encoded(picture(1)) + SLOW_TO_DECODE)
+    source = folder_of(cluster, "large", encoded(make_image(1)) + SLOW_TO_DECODE)
     options = ["--model", "demo", "--job-id", "large", "--output", cluster.folder / "large-out"]
     run = cluster.run("embed", source, *options)
 
@@ -81,17 +81,17 @@ def test_decode_and_how_people_are_told(cluster: Cluster) -> None:
 def test_forward(cluster: Cluster) -> None:
     found = limit(cluster, folder_of(cluster, "black", encoded(Image.new("RGB", (64, 64)))))
 
-    assert found["stage"] == "forward"
+    assert found["step"] == "encode"
     assert found["text"].endswith(" (cpu, fp32)")
 
 
 def test_sink(cluster: Cluster) -> None:
-    source = folder_of(cluster, "quick", encoded(picture(1)))
+    source = folder_of(cluster, "quick", encoded(make_image(1)))
     slow_writes(cluster).touch()
     try:
         found = limit(cluster, source)
     finally:
         slow_writes(cluster).unlink()
 
-    assert found["stage"] == "sink"
+    assert found["step"] == "write"
     assert found["text"].startswith("writing parts takes ")

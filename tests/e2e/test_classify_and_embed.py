@@ -19,7 +19,7 @@ from clipfleet.client import Client, JobOptions
 from clipfleet.contract.parts import PART_COLUMNS
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture, write_pictures
+from tests.support.images import encoded, make_image, write_images
 
 LABELS = "red apple,dog,car,house"
 
@@ -33,9 +33,9 @@ def site(tmp_path: Path) -> Iterator[HttpSite]:
 
 def test_classify_a_folder(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures" / "deep", 30)
+    write_images(folder / "images" / "deep", 30)
     answer = cluster.run_json(
-        "classify", folder / "pictures", "--labels", LABELS, "--model", "demo", "--output", folder / "out",
+        "classify", folder / "images", "--labels", LABELS, "--model", "demo", "--output", folder / "out",
         "--chunk-size", "7", "--top-k", "2",
     )  # fmt: skip
     assert set(answer) == {
@@ -65,10 +65,10 @@ def test_classify_a_folder(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_embed_gives_normalised_vectors(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 9)
+    write_images(folder / "images", 9)
     options = JobOptions(output=folder / "out", model="demo", chunk_size=4)
     with Client(cluster.client_settings()) as client:
-        job = client.embed(str(folder / "pictures" / "*.jpg"), options=options)
+        job = client.embed(str(folder / "images" / "*.jpg"), options=options)
         assert job.wait(120).ok == 9
         rows = list(job.results())
         item_index, vectors = job.vectors()
@@ -84,14 +84,14 @@ def test_embed_gives_normalised_vectors(cluster: Cluster, tmp_path: Path) -> Non
 def test_a_mixed_list_gives_one_row_per_input(cluster: Cluster, tmp_path: Path, site: HttpSite) -> None:
     folder = cluster.folder / tmp_path.name
     folder.mkdir()
-    (folder / "good.jpg").write_bytes(encoded(picture(1)))
-    (folder / "good.png").write_bytes(encoded(picture(2), "PNG"))
-    (folder / "good.webp").write_bytes(encoded(picture(3), "WEBP"))
-    (folder / "good.gif").write_bytes(encoded(picture(4), "GIF"))
-    (folder / "truncated.jpg").write_bytes(encoded(picture(5))[:-700])
+    (folder / "good.jpg").write_bytes(encoded(make_image(1)))
+    (folder / "good.png").write_bytes(encoded(make_image(2), "PNG"))
+    (folder / "good.webp").write_bytes(encoded(make_image(3), "WEBP"))
+    (folder / "good.gif").write_bytes(encoded(make_image(4), "GIF"))
+    (folder / "truncated.jpg").write_bytes(encoded(make_image(5))[:-700])
     (folder / "empty.jpg").write_bytes(b"")
-    (tmp_path / "site" / "a.jpg").write_bytes(encoded(picture(6)))
-    (tmp_path / "outside.jpg").write_bytes(encoded(picture(7)))
+    (tmp_path / "site" / "a.jpg").write_bytes(encoded(make_image(6)))
+    (tmp_path / "outside.jpg").write_bytes(encoded(make_image(7)))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         refused = f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg"
@@ -146,10 +146,10 @@ def test_a_mixed_list_gives_one_row_per_input(cluster: Cluster, tmp_path: Path, 
 
 def test_the_scores_add_up_over_all_labels(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 3)
+    write_images(folder / "images", 3)
     (folder / "labels.txt").write_text("dog\ncat\n\nbird\n")
     cluster.run_json(
-        "classify", folder / "pictures", "--labels", folder / "labels.txt", "--template", "{}", "--template",
+        "classify", folder / "images", "--labels", folder / "labels.txt", "--template", "{}", "--template",
         "a drawing of a {}", "--model", "demo", "--output", folder / "out", "--top-k", "9",
     )  # fmt: skip
     for row in pq.read_table(folder / "out" / "part-00000000.parquet").to_pylist():
@@ -159,8 +159,8 @@ def test_the_scores_add_up_over_all_labels(cluster: Cluster, tmp_path: Path) -> 
 
 def test_a_second_job_into_the_same_output_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 3)
-    arguments = ("embed", folder / "pictures", "--model", "demo", "--output", folder / "out")
+    write_images(folder / "images", 3)
+    arguments = ("embed", folder / "images", "--model", "demo", "--output", folder / "out")
     first = cluster.run_json(*arguments)
     refused = cluster.run(*arguments)
     assert refused.returncode == 2
@@ -174,10 +174,10 @@ def test_a_second_job_into_the_same_output_is_refused(cluster: Cluster, tmp_path
 
 def test_an_equal_job_id_returns_the_existing_job(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 3)
+    write_images(folder / "images", 3)
     arguments = (
         "embed",
-        folder / "pictures",
+        folder / "images",
         "--model",
         "demo",
         "--output",
@@ -195,8 +195,8 @@ def test_an_equal_job_id_returns_the_existing_job(cluster: Cluster, tmp_path: Pa
 
 def test_commands_about_a_job(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 5)
-    answer = cluster.run_json("embed", folder / "pictures", "--model", "demo", "--output", folder / "out")
+    write_images(folder / "images", 5)
+    answer = cluster.run_json("embed", folder / "images", "--model", "demo", "--output", folder / "out")
     job_id = answer["job_id"]
     assert cluster.run_json("status", job_id)["state"] == "completed"
     assert job_id in [job["job_id"] for job in cluster.run_json("jobs")["jobs"]]
@@ -213,9 +213,9 @@ def test_commands_about_a_job(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_a_cancelled_job_ends_with_code_4(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 3)
+    write_images(folder / "images", 3)
     submitted = cluster.run_json(
-        "embed", folder / "pictures", "--model", "nobody:serves", "--output", folder / "out", "--no-wait"
+        "embed", folder / "images", "--model", "nobody:serves", "--output", folder / "out", "--no-wait"
     )
     assert submitted["state"] == "running"
     text = cluster.run("status", submitted["job_id"])

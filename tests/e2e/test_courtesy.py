@@ -11,7 +11,7 @@ import pytest
 from clipfleet import __version__
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.waiting import wait_until
 
 CHUNK, CONNECTIONS = 4, 4
@@ -39,7 +39,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def site(tmp_path: Path) -> Iterator[HttpSite]:
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "a.jpg").write_bytes(encoded(picture(1)))
+    (folder / "a.jpg").write_bytes(encoded(make_image(1)))
     with HttpSite(folder) as site:
         yield site
 

@@ -10,7 +10,7 @@ from clipfleet.client import Client, JobOptions
 from ops.chaos.crash_points import CrashPoint, stand_in_submits
 from tests.support.cluster import Cluster
 from tests.support.crash_points import Recorder
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 
 
 def test_every_point_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,14 +18,14 @@ def test_every_point_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     recorder = Recorder(passages)
     stand_in_submits(recorder.reach, monkeypatch.setattr)
     with Cluster(tmp_path) as cluster:
-        write_pictures(tmp_path / "pictures", 20)
+        write_images(tmp_path / "images", 20)
         worker = cluster.start_worker(program=("tests.support.crashing_worker", "record", str(passages)))
         with Client(cluster.client_settings()) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=8)
-            status = client.embed(tmp_path / "pictures", options=options).wait(120)
+            status = client.embed(tmp_path / "images", options=options).wait(120)
             assert (status.state, status.ok) == ("completed", 20), cluster.logs()
             options = JobOptions(model="demo", chunk_size=8)
-            status = client.embed(tmp_path / "pictures", options=options).wait(120)
+            status = client.embed(tmp_path / "images", options=options).wait(120)
             assert (status.state, status.ok) == ("completed", 20), cluster.logs()
         assert worker.terminate() == 0
     assert set(recorder.reached()) == {point.value for point in CrashPoint}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 ITEMS, CHUNK = 200, 4
 
@@ -19,7 +19,7 @@ ITEMS, CHUNK = 200, 4
 def site(tmp_path: Path) -> Iterator[HttpSite]:
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "a.jpg").write_bytes(encoded(picture(1)))
+    (folder / "a.jpg").write_bytes(encoded(make_image(1)))
     with HttpSite(folder) as site:
         yield site
 

@@ -75,18 +75,18 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def without_scores(text: str) -> list[str]:
-    """The lines of a table as they are laid out, but for the scores: they differ a little by processor."""
+    """The lines of a table as they are laid out, but for the scores: they differ a little by CPU."""
     return [re.sub(r"\b\d\.\d\d\b", "0.00", line).rstrip() for line in text.splitlines() if line.strip()]
 
 
 def number_right(output: str) -> int:
-    found = re.search(r"^(\d+) of 60 right \((\d+)%\), one row per picture\.$", output, re.MULTILINE)
+    found = re.search(r"^(\d+) of 60 right \((\d+)%\), one row per image\.$", output, re.MULTILINE)
     assert found, output
     assert int(found[2]) == round(int(found[1]) / 60 * 100)
     return int(found[1])
 
 
-def test_the_demo_labels_sixty_pictures_and_can_be_run_again(first: Demo) -> None:
+def test_the_demo_labels_sixty_images_and_can_be_run_again(first: Demo) -> None:
     folder, result = first.folder, first.result
     assert result.returncode == 0, (result.stdout, result.stderr)
     assert number_right(result.stdout) >= 45
@@ -97,7 +97,7 @@ def test_the_demo_labels_sixty_pictures_and_can_be_run_again(first: Demo) -> Non
     parts = sorted((demo / "results").glob("*/*/part-*.parquet"))
     rows = ds.dataset(parts).to_table(columns=["item_id", "status"]).to_pylist()
     assert len(rows) == 60
-    assert {row["item_id"] for row in rows} == {path.name for path in (demo / "pictures").glob("*/*.png")}
+    assert {row["item_id"] for row in rows} == {path.name for path in (demo / "images").glob("*/*.png")}
     assert {row["status"] for row in rows} == {"ok"}
 
     second = run_demo(folder)

@@ -11,8 +11,8 @@ from clipfleet.client import Client, JobOptions
 from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import ask, scrape
+from tests.support.images import write_images
 from tests.support.metrics_page import OF_PROMETHEUS, all_expressions, named_in
-from tests.support.pictures import write_pictures
 from tests.support.waiting import wait_until
 
 
@@ -24,7 +24,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         "CLIPFLEET_LEASE_SECONDS": "4",
     }
     with Cluster(tmp_path, settings) as cluster:
-        write_pictures(tmp_path / "pictures", 20)
+        write_images(tmp_path / "images", 20)
         yield cluster
 
 
@@ -33,7 +33,7 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready", 60)
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=5)
-        assert client.embed(cluster.folder / "pictures", options=options).wait(60).ok == 20
+        assert client.embed(cluster.folder / "images", options=options).wait(60).ok == 20
     check_metrics(worker)
     code, report = ask(worker, "healthz")
     assert (code, report["chunks_completed"], report["problems"]) == (200, 4, [])
@@ -55,7 +55,7 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
 
 
 def check_metrics(worker: WorkerProcess) -> None:
-    """All that dashboard and alerts ask for is there, and four chunks of five pictures are counted."""
+    """All that dashboard and alerts ask for is there, and four chunks of five images are counted."""
     wait_until(lambda: "clipfleet_ledger_jobs" in scrape(worker), "the ledger's figures are there", 30)
     values = scrape(worker)
     asked_for = set().union(*map(named_in, all_expressions().values())) - OF_PROMETHEUS
@@ -64,7 +64,7 @@ def check_metrics(worker: WorkerProcess) -> None:
     assert values["clipfleet_items_total"][("code", ""), ("outcome", "ok")] == 20
     assert values["clipfleet_chunks_total"][(("end", "done"),)] == 4
     assert values["clipfleet_chunk_seconds_count"] == {(): 4}
-    assert {dict(labels)["stage"] for labels in values["clipfleet_stage_seconds_total"]} >= {
+    assert {dict(labels)["step"] for labels in values["clipfleet_work_seconds_total"]} >= {
         "fetch", "decode", "encode", "write",
     }  # fmt: skip
     assert values["clipfleet_batched_items_total"] == {(): 20}
@@ -79,7 +79,7 @@ def test_a_chunk_that_hangs_is_told_then_the_process_ends(cluster: Cluster) -> N
     worker = cluster.start_worker(program=program)
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
-        job = client.embed(cluster.folder / "pictures", options=options)
+        job = client.embed(cluster.folder / "images", options=options)
         wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is told", 60)
         assert worker.process.wait(60) == EXIT_HUNG, worker.log()
         assert "write takes more than" in worker.log()

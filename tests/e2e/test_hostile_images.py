@@ -1,4 +1,4 @@
-"""Every kind of broken or hostile picture among good ones, as one job: real command line, real worker."""
+"""Every kind of broken or hostile image among good ones, as one job: real command line, real worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.hostile_files import HOSTILE
-from tests.support.pictures import encoded, photo
+from tests.support.images import encoded, photo
 
 GOOD = {f"good-{number:02d}.jpg": (number, "JPEG" if number % 2 else "PNG") for number in range(24)}
 MAX_WORKER_BYTES = (
@@ -40,7 +40,7 @@ def peak_bytes(pid: int) -> int:
 
 
 @pytest.mark.figures
-def test_good_pictures_among_hostile_ones(cluster: Cluster, tmp_path: Path) -> None:
+def test_good_images_among_hostile_ones(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
     worker = next(worker for worker in cluster.workers if worker.process.poll() is None)
     write_good(folder / "good")

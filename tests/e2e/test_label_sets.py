@@ -14,16 +14,16 @@ import pytest
 from clipfleet.client import Client, JobOptions, JobSpec
 from clipfleet.contract.parts import PART_COLUMNS, label_columns
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 
 ANIMALS, COLOURS = ("cat", "dog", "fish"), ("red", "green", "blue")
 
 
 @pytest.fixture
 def folder(cluster: Cluster, tmp_path: Path) -> Path:
-    """A folder of the test's own with seven pictures, below the worker's roots."""
+    """A folder of the test's own with seven images, below the worker's roots."""
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 7)
+    write_images(folder / "images", 7)
     return folder
 
 
@@ -36,22 +36,22 @@ def test_a_job_file_with_two_label_sets_and_vectors_gives_what_three_jobs_would(
 ) -> None:
     (folder / "colours.txt").write_text("\n".join(COLOURS))
     (folder / "job.yaml").write_text(
-        "source: pictures\noutput: both\nmodel: demo\nchunk_size: 3\nembedding: true\ntop_k: 2\nlabel_sets:\n"
+        "source: images\noutput: both\nmodel: demo\nchunk_size: 3\nembedding: true\ntop_k: 2\nlabel_sets:\n"
         "  animals: [cat, dog, fish]\n"
         "  colours: {file: colours.txt, templates: ['{}', 'something {}']}\n"
     )
     answer = cluster.run_json("run", folder / "job.yaml")
     assert (answer["state"], answer["ok"], answer["output"]) == ("completed", 7, str(folder / "both"))
-    pictures = folder / "pictures"
+    images = folder / "images"
     with Client(cluster.client_settings()) as client:
 
         def into(name: str) -> JobOptions:
             return JobOptions(output=folder / name, model="demo")
 
         alone = [
-            client.classify(pictures, ANIMALS, top_k=2, options=into("a")),
-            client.classify(pictures, COLOURS, templates=["{}", "something {}"], top_k=2, options=into("c")),
-            client.embed(pictures, options=into("e")),
+            client.classify(images, ANIMALS, top_k=2, options=into("a")),
+            client.classify(images, COLOURS, templates=["{}", "something {}"], top_k=2, options=into("c")),
+            client.embed(images, options=into("e")),
         ]
         assert [job.wait(120).ok for job in alone] == [7, 7, 7]
 
@@ -75,13 +75,13 @@ def test_the_same_from_python(cluster: Cluster, folder: Path) -> None:
     with Client(cluster.client_settings()) as client:
         spec = JobSpec.model_validate(
             {
-                "source": str(folder / "pictures"), "output": str(folder / "run"), "model": "demo",
+                "source": str(folder / "images"), "output": str(folder / "run"), "model": "demo",
                 "label_sets": {"animals": ANIMALS, "colours": {"labels": COLOURS}}, "embedding": True,
             }
         )  # fmt: skip
         assert client.run(spec).wait(120).ok == 7
         options = JobOptions(output=folder / "classify", model="demo", store_embeddings=True)
-        job = client.classify(folder / "pictures", {"animals": ANIMALS, "colours": COLOURS}, options=options)
+        job = client.classify(folder / "images", {"animals": ANIMALS, "colours": COLOURS}, options=options)
         assert job.wait(120).ok == 7
         assert job.vectors()[1].shape == (7, 128)
     for one, other in zip(rows(folder / "run"), rows(folder / "classify"), strict=True):
@@ -91,7 +91,7 @@ def test_the_same_from_python(cluster: Cluster, folder: Path) -> None:
 
 def test_vectors_beside_labels(cluster: Cluster, folder: Path) -> None:
     cluster.run_json(
-        "classify", folder / "pictures", "--labels", "cat,dog", "--model", "demo", "--output", folder / "out",
+        "classify", folder / "images", "--labels", "cat,dog", "--model", "demo", "--output", folder / "out",
         "--store-embeddings",
     )  # fmt: skip
     for row in rows(folder / "out"):
@@ -104,7 +104,7 @@ def test_a_column_chooses_the_label_set_of_each_item(cluster: Cluster, folder: P
     with (folder / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "Label_Set"])
-        writer.writerows([f"pictures/{number:06d}.jpg", name] for number, name in enumerate(chosen))
+        writer.writerows([f"images/{number:06d}.jpg", name] for number, name in enumerate(chosen))
     for name, labels in (("animals", ANIMALS), ("colours", COLOURS)):
         (folder / f"{name}.json").write_text(json.dumps(labels))
 
@@ -131,7 +131,7 @@ def test_imagenet(cluster: Cluster, folder: Path) -> None:
     import open_clip  # not by every process that collects the tests: it takes seconds
 
     cluster.run_json(
-        "classify", folder / "pictures", "--label-set", "imagenet1k", "--model", "demo", "--output",
+        "classify", folder / "images", "--label-set", "imagenet1k", "--model", "demo", "--output",
         folder / "out", "--top-k", "1000",
     )  # fmt: skip
     for row in rows(folder / "out"):

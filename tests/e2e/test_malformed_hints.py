@@ -21,7 +21,7 @@ from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster
 from tests.support.health_pages import ask
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.services import HAS_RABBITMQ
 from tests.support.waiting import wait_until
 
@@ -139,7 +139,7 @@ MALFORMED: dict[str, str | bytes] = {
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path, {"CLIPFLEET_SLOTS": "1", "CLIPFLEET_HEALTH_PORT": "0"}) as cluster:
-        write_pictures(tmp_path / "pictures", 60)
+        write_images(tmp_path / "images", 60)
         yield cluster
 
 
@@ -161,7 +161,7 @@ def test_they_change_nothing(cluster: Cluster) -> None:
     worker = cluster.start_worker()
     with Client(cluster.client_settings()) as client, connect(cluster.server.url) as server:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=10)
-        job = client.embed(cluster.folder / "pictures", options=options)
+        job = client.embed(cluster.folder / "images", options=options)
         for _ in range(2):
             for message in MALFORMED.values():
                 server.lpush(keys.QUEUE, message)
@@ -176,7 +176,7 @@ def test_they_change_nothing(cluster: Cluster) -> None:
         # A hint that follows still meets its slot: the puller is not needed.
         make_app(cluster.server.url).send_task(keys.WORK_TASK, argsrepr="-", kwargsrepr="-")
         wait_until(lambda: server.llen(keys.QUEUE) == 0 and unacked(server) == 0, "a hint is worked off", 30)
-        again = client.embed(cluster.folder / "pictures", options=JobOptions(model="demo")).wait(120)
+        again = client.embed(cluster.folder / "images", options=JobOptions(model="demo")).wait(120)
         assert (again.state, again.ok) == ("completed", 60), worker.log()[-5000:]
     log = worker.log()
     assert worker.process.poll() is None, log[-5000:]

@@ -1,4 +1,4 @@
-"""A label set too large for one table of pictures and labels; two workers, one of which encodes it."""
+"""A label set too large for one table of images and labels; two workers, one of which encodes it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from clipfleet.redis.connection import connect
 from clipfleet_worker.models.loaded import load_model
 from clipfleet_worker.score.ranking import prompts_of
 from tests.support.cluster import Cluster, WorkerProcess
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 
 pytestmark = pytest.mark.long
 
 LABELS = 10_500
-PICTURES = 40
+IMAGES = 40
 TOP_K = 7
 
 
@@ -28,14 +28,14 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
     names = [f"thing number {number}" for number in range(LABELS)]
     with Cluster(tmp_path) as cluster:
         (tmp_path / "names.txt").write_text("\n".join(names))
-        write_pictures(tmp_path / "pictures", PICTURES)
+        write_images(tmp_path / "images", IMAGES)
         for _ in range(2):
             cluster.launch_worker({"CLIPFLEET_PRECISION": "fp32"})
         answer = cluster.run_json(
-            "classify", tmp_path / "pictures", "--labels", tmp_path / "names.txt", "--model", "demo",
+            "classify", tmp_path / "images", "--labels", tmp_path / "names.txt", "--model", "demo",
             "--chunk-size", "4", "--top-k", str(TOP_K), "--store-embeddings", "--output", tmp_path / "out",
         )  # fmt: skip
-        assert (answer["state"], answer["ok"]) == ("completed", PICTURES)
+        assert (answer["state"], answer["ok"]) == ("completed", IMAGES)
         with connect(cluster.server.url) as client:
             shared = shared_matrices(client)
     table = ds.dataset(sorted((tmp_path / "out").glob("part-*.parquet"))).to_table()
@@ -49,7 +49,7 @@ def test_ten_thousand_labels_on_two_workers(tmp_path: Path) -> None:
         ]
     )
     assert shared == [keys.text_matrix(model.fingerprint, LabelSet(labels=tuple(names)).hash)]
-    # The labels are the best ones of a table of all pictures and labels
+    # The labels are the best ones of a table of all images and labels
     vectors = np.array(table["embedding"].to_pylist(), dtype=np.float64)
     logits = model.logit_scale * vectors @ matrix.T.astype(np.float64)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -72,9 +72,9 @@ NAMES, TEMPLATES = 1000, 80
 def test_a_large_label_set_is_encoded_once_for_all_jobs_and_workers(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"thing {number}" for number in range(NAMES)))
     templates = [word for n in range(TEMPLATES) for word in ("--template", f"view {n} of a {{}}")]
-    write_pictures(tmp_path / "pictures", 3)
+    write_images(tmp_path / "images", 3)
     question = (
-        "classify", tmp_path / "pictures", "--labels", tmp_path / "names.txt", *templates, "--model", "demo",
+        "classify", tmp_path / "images", "--labels", tmp_path / "names.txt", *templates, "--model", "demo",
         "--output",
     )  # fmt: skip
     with Cluster(tmp_path, {"CLIPFLEET_PRECISION": "fp32"}) as cluster:

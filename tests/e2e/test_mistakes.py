@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass
 class Shell:
-    """Runs a command in a folder with pictures, within this process: a new one takes a second to import."""
+    """Runs a command in a folder with images, within this process: a new one takes a second to import."""
 
     folder: Path
     monkeypatch: pytest.MonkeyPatch
@@ -57,16 +57,16 @@ class Shell:
 def shell(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Shell:
-    """A shell that has sourced `.clipfleet/env`, in a folder with three pictures of the demo."""
+    """A shell that has sourced `.clipfleet/env`, in a folder with three images of the demo."""
     for name in [name for name in os.environ if name.startswith("CLIPFLEET_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", cluster.server.url)
     folder = cluster.folder / tmp_path.name
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     (folder / "empty").mkdir()
-    with as_file(files("clipfleet_worker") / "samples") as pictures:
+    with as_file(files("clipfleet_worker") / "samples") as images:
         for sample in samples()[:3]:
-            shutil.copyfile(pictures / sample.file, folder / "pictures" / sample.file)
+            shutil.copyfile(images / sample.file, folder / "images" / sample.file)
     (folder / "blank.txt").write_text("\n \n")
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
     (folder / "notes.md").write_text("no source")
@@ -87,7 +87,7 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         ),
         pytest.param((*CLASSIFY, "empty", *LABELS), ["empty: no images found", ".jpg"], id="an empty folder"),
         pytest.param(
-            (*CLASSIFY, "pictures/*.jpg", *LABELS), ["*.jpg: no file matches"], id="a glob without a match"
+            (*CLASSIFY, "images/*.jpg", *LABELS), ["*.jpg: no file matches"], id="a glob without a match"
         ),
         pytest.param((*CLASSIFY, "", *LABELS), ["the source is empty"], id="a source without a name"),
         pytest.param(
@@ -104,41 +104,39 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             id="a table without a column of URLs",
         ),
         pytest.param((*EMBED, "twice.csv"), ["'path' appears twice"], id="a column that is there twice"),
+        pytest.param((*EMBED, "images", "--url-column", "path"), ["tables only"], id="a column of a folder"),
+        pytest.param((*CLASSIFY, "images", "--labels", " , "), ["holds no label"], id="no labels"),
         pytest.param(
-            (*EMBED, "pictures", "--url-column", "path"), ["tables only"], id="a column of a folder"
-        ),
-        pytest.param((*CLASSIFY, "pictures", "--labels", " , "), ["holds no label"], id="no labels"),
-        pytest.param(
-            (*CLASSIFY, "pictures", "--labels", "names.txt"),
+            (*CLASSIFY, "images", "--labels", "names.txt"),
             ["--labels names.txt: No such file or directory"],
             id="a file of labels that is not there",
         ),
         pytest.param(
-            (*CLASSIFY, "pictures", "--labels", "blank.txt"), ["holds no label"], id="a file without labels"
+            (*CLASSIFY, "images", "--labels", "blank.txt"), ["holds no label"], id="a file without labels"
         ),
         pytest.param(
-            (*CLASSIFY, "pictures", "--labels", "latin.txt"),
+            (*CLASSIFY, "images", "--labels", "latin.txt"),
             ["--labels latin.txt: not UTF-8"],
             id="a file of labels in another encoding",
         ),
-        pytest.param((*CLASSIFY, "pictures", "--labels", "a,a"), ["'a' appears twice"], id="a label twice"),
+        pytest.param((*CLASSIFY, "images", "--labels", "a,a"), ["'a' appears twice"], id="a label twice"),
         pytest.param(
-            (*CLASSIFY, "pictures", *LABELS, "--template", "a photo"),
+            (*CLASSIFY, "images", *LABELS, "--template", "a photo"),
             ["'a photo'", "{}"],
             id="a template without a place",
         ),
         pytest.param(
-            (*EMBED, "pictures", "--model", "ViT-L-14"),
+            (*EMBED, "images", "--model", "ViT-L-14"),
             ["'ViT-L-14'", "NAME:PRETRAINED"],
             id="a model without weights",
         ),
         pytest.param(
-            (*EMBED, "pictures", "--job-id", "no spaces"),
+            (*EMBED, "images", "--job-id", "no spaces"),
             ["'no spaces'", "letters, digits"],
             id="a job id with a space",
         ),
         pytest.param(
-            (*EMBED, "pictures", "--output", "gs://bucket/x"),
+            (*EMBED, "images", "--output", "gs://bucket/x"),
             ["gs://", "folder"],
             id="an output of another kind",
         ),
@@ -210,8 +208,8 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             id="demo: the folder is below a file",
         ),
         pytest.param(
-            ("clipfleet-worker", "demo", "--dir", "pictures"),
-            ["pictures holds something else", "--dir"],
+            ("clipfleet-worker", "demo", "--dir", "images"),
+            ["images holds something else", "--dir"],
             id="demo: the folder holds something else",
         ),
     ],
@@ -233,7 +231,7 @@ def test_a_mistake_is_one_line_and_code_2(shell: Shell, command: tuple[str, ...]
         (NOWHERE, 1, ["127.0.0.1:1", "is it running"]),
     ],
 )
-@pytest.mark.parametrize("command", [("jobs",), ("classify", "pictures", *LABELS), ("status", "j1")])
+@pytest.mark.parametrize("command", [("jobs",), ("classify", "images", *LABELS), ("status", "j1")])
 def test_a_redis_that_cannot_be_used_is_named(
     shell: Shell,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,9 +275,7 @@ def test_results_of_a_name_that_is_neither_folder_nor_job_say_both(
 
 @pytest.mark.parametrize("output", ["notes.md", "notes.md/x", "/proc/x"])
 def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output: str) -> None:
-    answer = shell.run(
-        *EMBED, "pictures", "--model", "demo", "--output", output, "--job-id", shell.folder.name
-    )
+    answer = shell.run(*EMBED, "images", "--model", "demo", "--output", output, "--job-id", shell.folder.name)
     assert (answer.code, answer.stdout) == (1, "")
     assert answer.stderr.count("\n") == 1, answer.stderr
     assert output in answer.stderr
@@ -289,7 +285,7 @@ def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output
 
 
 def test_an_output_outside_the_roots_is_told_with_the_setting(shell: Shell, tmp_path: Path) -> None:
-    answer = shell.run(*CLASSIFY, "pictures", *LABELS, "--model", "demo", "--output", str(tmp_path / "out"))
+    answer = shell.run(*CLASSIFY, "images", *LABELS, "--model", "demo", "--output", str(tmp_path / "out"))
     assert answer.code == 1, answer
     assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
     assert "CLIPFLEET_OUTPUT_ROOTS" in answer.stderr
@@ -297,14 +293,14 @@ def test_an_output_outside_the_roots_is_told_with_the_setting(shell: Shell, tmp_
 
 def test_what_happened_to_the_failed_rows_is_told_with_an_example(shell: Shell, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
-    shutil.copytree(shell.folder / "pictures", outside)
+    shutil.copytree(shell.folder / "images", outside)
     answer = shell.run(*EMBED, str(outside), "--model", "demo", "--output", "out")
     assert answer.code == 3
     assert "path_refused: 3, for example: outside the folders of CLIPFLEET_FILE_ROOTS" in answer.stderr
 
 
 def test_a_model_that_nobody_serves_is_told_with_the_command(shell: Shell) -> None:
-    answer = shell.run(*EMBED, "pictures", "--output", "out", "--no-wait")
+    answer = shell.run(*EMBED, "images", "--output", "out", "--no-wait")
     assert answer.code == 0
     assert "no connected worker serves ViT-B-32:datacomp_xl_s13b_b90k (they serve: demo)" in answer.stderr
     assert "clipfleet-worker run --models ViT-B-32:datacomp_xl_s13b_b90k" in answer.stderr
@@ -312,7 +308,7 @@ def test_a_model_that_nobody_serves_is_told_with_the_command(shell: Shell) -> No
 
 def test_a_job_that_is_over_can_neither_be_paused_nor_resumed(shell: Shell) -> None:
     job_id = shell.folder.name
-    done = shell.run(*EMBED, "pictures", "--model", "demo", "--output", "out", "--job-id", job_id)
+    done = shell.run(*EMBED, "images", "--model", "demo", "--output", "out", "--job-id", job_id)
     assert done.code == 0, done
     for command in ("pause", "resume", "cancel"):
         assert shell.run("clipfleet", command, job_id).stderr == f"job {job_id} is completed already\n"
@@ -322,7 +318,7 @@ def test_the_list_of_jobs_shows_whole_ids_on_a_narrow_terminal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = f"{shell.folder.name:x<60}"[:60].strip(".")
-    shell.run(*EMBED, "pictures", "--output", "out", "--job-id", job_id, "--no-wait")
+    shell.run(*EMBED, "images", "--output", "out", "--job-id", job_id, "--no-wait")
     monkeypatch.setenv("COLUMNS", "60")
     listed = shell.run("clipfleet", "jobs").stdout
     assert [line.split()[:2] for line in listed.splitlines() if job_id in line] == [[job_id, "running"]]
@@ -388,7 +384,7 @@ def test_a_demo_that_cannot_go_on_is_no_traceback(
 
 def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Cluster) -> None:
     out = shell.folder / "out"
-    with cluster.start("embed", shell.folder / "pictures", "--output", out, "--job-id", "w1") as process:
+    with cluster.start("embed", shell.folder / "images", "--output", out, "--job-id", "w1") as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("job w1 -> ")
         process.send_signal(signal.SIGINT)

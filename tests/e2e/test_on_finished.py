@@ -13,7 +13,7 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 MODULE = """\
@@ -56,14 +56,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: Path, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 3)
-    (folder / "pictures" / "broken.jpg").write_bytes(b"no picture")
+    write_images(folder / "images", 3)
+    (folder / "images" / "broken.jpg").write_bytes(b"no picture")
     done = cluster.run_json(
-        "embed", folder / "pictures", "--model", "demo", "--output", folder / "out",
+        "embed", folder / "images", "--model", "demo", "--output", folder / "out",
         "--on-finished", "myapp.tasks.handle", expect=3,
     )  # fmt: skip
     waiting = cluster.run_json(
-        "embed", folder / "pictures", "--model", "nobody:serves", "--output", folder / "never", "--no-wait",
+        "embed", folder / "images", "--model", "nobody:serves", "--output", folder / "never", "--no-wait",
         "--on-finished", "myapp.tasks.handle",
     )  # fmt: skip
     cluster.run("cancel", waiting["job_id"])
@@ -84,7 +84,7 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
     told_of_redis = by_job[in_redis.job_id]
     assert (told_of_redis["state"], told_of_redis["output"]) == ("completed", in_redis.output)
 
-    (folder / "pictures" / "broken.jpg").write_bytes((folder / "pictures" / "000000.jpg").read_bytes())
+    (folder / "images" / "broken.jpg").write_bytes((folder / "images" / "000000.jpg").read_bytes())
     cluster.run_json("retry", done["job_id"])
     events = wait_until(lambda: len(lines(told)) >= 4 and lines(told), "the end of the retry was told", 30)
     assert isinstance(events, list)

@@ -1,6 +1,6 @@
 """A producer that is an attacker: it writes jobs and staged items by hand, and shares a disk with the worker.
 
-The worker may read below `pictures` and write below `results`. Beside them lies a folder that is none of the
+The worker may read below `images` and write below `results`. Beside them lies a folder that is none of the
 producer's business.
 """
 
@@ -27,12 +27,12 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from tests.support.cluster import Cluster
+from tests.support.images import encoded, make_image
 from tests.support.jobs import make_job, place_job, stage_items
-from tests.support.pictures import encoded, picture
 from tests.support.waiting import wait_until
 
 PATIENCE_SECONDS = 120
-SECRET = encoded(picture(77))
+SECRET = encoded(make_image(77))
 REFUSED = {ErrorCode.PATH_REFUSED, ErrorCode.BAD_URI, ErrorCode.NOT_FOUND, ErrorCode.SCHEME_REFUSED}
 
 
@@ -44,7 +44,7 @@ class Ground:
 
     @property
     def inside(self) -> Path:
-        return self.folder / "pictures"
+        return self.folder / "images"
 
     @property
     def results(self) -> Path:
@@ -66,7 +66,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     for folder in (ground.inside / "sub", ground.results, ground.outside / "sub"):
         folder.mkdir(parents=True)
     ground.secret.write_bytes(SECRET)
-    (ground.inside / "a.jpg").write_bytes(encoded(picture(1)))
+    (ground.inside / "a.jpg").write_bytes(encoded(make_image(1)))
     return ground
 
 
@@ -173,7 +173,7 @@ def reading_tricks(ground: Ground) -> dict[str, str]:
         "archive outside": member(str(ground.outside / "secret.tar")),
         "linked archive": member(str(inside / "secret.tar")),
         "archive by dots": member(f"file://{inside}/%2e%2e/private/secret.tar"),
-        "picture as an archive": f"tar+file://{quote(str(secret))}#offset=0&size={len(SECRET)}&name=a.jpg",
+        "image as an archive": f"tar+file://{quote(str(secret))}#offset=0&size={len(SECRET)}&name=a.jpg",
         "other schemes": f"local-file://{secret}",
     }  # fmt: skip
 
@@ -226,7 +226,7 @@ def swapping(folder: Path, target: Path) -> Iterator[None]:
 def test_a_link_that_comes_and_goes_reads_nothing_outside(attacked: Cluster, ground: Ground) -> None:
     racing = ground.inside / "race" / "folder"
     racing.mkdir(parents=True)
-    (racing / "secret.jpg").write_bytes(encoded(picture(2)))
+    (racing / "secret.jpg").write_bytes(encoded(make_image(2)))
     job = make_job(ground.results / "race", job_id="race")
     with swapping(racing, ground.outside):
         status = submit_by_hand(attacked, job, [str(racing / "secret.jpg")] * 500)

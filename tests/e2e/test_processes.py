@@ -12,18 +12,18 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, WorkerProcess
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 TWO = ("clipfleet_worker", "run", "--devices", "cpu", "--processes-per-device", "2")
-PICTURES = 60
+IMAGES = 60
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     settings = {"CLIPFLEET_SLOTS": "1", "CLIPFLEET_LEASE_SECONDS": "3", "CLIPFLEET_RECONCILE_SECONDS": "0.5"}
     with Cluster(tmp_path, settings) as cluster:
-        write_pictures(tmp_path / "pictures", PICTURES)
+        write_images(tmp_path / "images", IMAGES)
         yield cluster
 
 
@@ -44,17 +44,17 @@ def test_two_processes_share_a_job_and_one_is_killed(cluster: Cluster) -> None:
 
         def embed(name: str) -> int:
             options = JobOptions(output=cluster.folder / name, model="demo", chunk_size=2)
-            return client.embed(cluster.folder / "pictures", options=options).wait(120).ok
+            return client.embed(cluster.folder / "images", options=options).wait(120).ok
 
-        assert embed("first") == PICTURES
+        assert embed("first") == IMAGES
         shares = [lines(parent, name, "chunk_completed") for name in ("cpu/0", "cpu/1")]
-        assert sum(shares) == PICTURES // 2
+        assert sum(shares) == IMAGES // 2
         assert min(shares) > 0, shares
 
         (killed,) = pids(parent, "cpu/0")
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: lines(parent, "cpu/0", "worker_ready") == 2, "it is back", 120)
-        assert embed("second") == PICTURES
+        assert embed("second") == IMAGES
         assert lines(parent, "cpu/1", "worker_ready") == 1
 
     assert parent.terminate() == 0, parent.log()

@@ -26,7 +26,7 @@ from clipfleet.exports import Layout
 from clipfleet.outputs import open_output
 from clipfleet.parts import part_files
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
 
 LABELS = ["red apple", "dog", "car"]
@@ -39,7 +39,7 @@ ITEMS, MISSING = 14, {0, 5, 6, 13}
 
 @dataclass(frozen=True)
 class Source:
-    """A table of pictures, some of which are missing; ids repeat."""
+    """A table of images, some of which are missing; ids repeat."""
 
     path: Path
 
@@ -51,7 +51,7 @@ class Source:
             for number in range(ITEMS):
                 name = f"{number}.jpg"
                 if number not in MISSING:
-                    (self.path.parent / name).write_bytes(encoded(picture(number)))
+                    (self.path.parent / name).write_bytes(encoded(make_image(number)))
                 theirs = [f'their "{column}"\n{number}, \u732b\u2028' for column in HEADER[2:-1]]
                 writer.writerow([name, f"id-{number % 3}", *theirs, f"00{number}"])
 
@@ -211,7 +211,7 @@ def test_a_retry_of_json_lines_replaces_the_failed_rows(
     job = submit(client, source, output=output, part_format=PartFormat.JSONL)
     before = list(job.results())
     for number in MISSING - {6}:
-        (source.path.parent / f"{number}.jpg").write_bytes(encoded(picture(number)))
+        (source.path.parent / f"{number}.jpg").write_bytes(encoded(make_image(number)))
 
     assert job.retry()
     status = job.wait(120)

@@ -137,18 +137,18 @@ class Reader:
 
 
 def lay_out(folder: Path) -> None:
-    """What a reader has after `make demo`, and a share with pictures."""
+    """What a reader has after `make demo`, and a share with images."""
     for name in ("ops", "worker", "producer"):
         (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     share = folder / "share"
     (share / "results").mkdir(parents=True)
-    with as_file(files("clipfleet_worker") / "samples") as pictures:
+    with as_file(files("clipfleet_worker") / "samples") as images:
         for sample in samples():
-            target = folder / "clipfleet-demo" / "pictures" / str(sample.group) / sample.file
+            target = folder / "clipfleet-demo" / "images" / str(sample.group) / sample.file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pictures / sample.file, target)
-    shutil.copytree(folder / "clipfleet-demo" / "pictures" / "2", share / "pictures")
+            shutil.copyfile(images / sample.file, target)
+    shutil.copytree(folder / "clipfleet-demo" / "images" / "2", share / "images")
 
 
 def to_be_run(document: Path) -> list[Block]:

@@ -20,7 +20,7 @@ from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from clipfleet.results.formats import ResultFormat, write
 from tests.support.cluster import Cluster, job_events
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 
 LABELS = "red apple,dog,car,house"
 
@@ -33,14 +33,14 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 @pytest.fixture
 def folder(cluster: Cluster, tmp_path: Path) -> Path:
-    """Ten pictures and a table of twelve rows: two are missing, ids repeat, columns are called like ours."""
+    """Ten images and a table of twelve rows: two are missing, ids repeat, columns are called like ours."""
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 10)
+    write_images(folder / "images", 10)
     with (folder / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "path", "label", "shelf"])
         for number in range(12):
-            writer.writerow([f"id-{number % 5}", f"pictures/{number:06d}.jpg", f"mine {number}", "ä"])
+            writer.writerow([f"id-{number % 5}", f"images/{number:06d}.jpg", f"mine {number}", "ä"])
     return folder
 
 
@@ -50,7 +50,7 @@ def stdout_of(cluster: Cluster, *arguments: str | Path) -> str:
     return result.stdout
 
 
-# Of bf16: how many pictures go through the model together decides how its sums are split. Those of one chunk
+# Of bf16: how many images go through the model together decides how its sums are split. Those of one chunk
 # always do; which chunks meet is chance.
 ONE_CHUNK, SEVERAL_CHUNKS = 12, 5
 LAST_BITS = {ONE_CHUNK: 0.0, SEVERAL_CHUNKS: 2e-3}
@@ -134,7 +134,7 @@ def test_programs_find_rows_vectors_and_ids_by_their_keys(
         vector = np.frombuffer(server.hget(keys.job(job.job_id, keys.VECTORS), first), "<f2")
         ttls = {suffix: server.ttl(keys.job(job.job_id, suffix)) for suffix in keys.RESULT_SUFFIXES}
 
-    assert (first, row["item_index"], row["uri"]) == (b"3", 3, str(folder / "pictures" / "000003.jpg"))
+    assert (first, row["item_index"], row["uri"]) == (b"3", 3, str(folder / "images" / "000003.jpg"))
     assert np.array_equal(vector, vectors[index.tolist().index(3)])
     assert all(0 < ttl <= 7 * 86_400 for ttl in ttls.values())
 
@@ -142,7 +142,7 @@ def test_programs_find_rows_vectors_and_ids_by_their_keys(
 def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: Path, client: Client) -> None:
     here = cluster.run_json("embed", folder / "list.csv", "--model", "demo", "--chunk-size", "5", expect=3)
     before = rows_of(cluster, here["job_id"])
-    write_pictures(folder / "pictures", 12)
+    write_images(folder / "images", 12)
 
     again = cluster.run_json("retry", here["job_id"])
 
@@ -198,7 +198,7 @@ def test_a_source_that_is_too_long_is_refused(cluster: Cluster, tmp_path: Path) 
 def test_what_redis_cannot_do_is_refused(
     cluster: Cluster, folder: Path, arguments: list[str], words: str
 ) -> None:
-    result = cluster.run("embed", folder / "pictures", "--model", "demo", *arguments)
+    result = cluster.run("embed", folder / "images", "--model", "demo", *arguments)
 
     assert result.returncode == 2
     assert words in result.stderr
@@ -206,7 +206,7 @@ def test_what_redis_cannot_do_is_refused(
 
 
 def test_results_that_have_expired_say_so(cluster: Cluster, folder: Path, client: Client) -> None:
-    job = client.embed(folder / "pictures", options=JobOptions(model="demo"))
+    job = client.embed(folder / "images", options=JobOptions(model="demo"))
     job.wait(120)
     with connect(cluster.server.url) as server:
         server.delete(*(keys.job(job.job_id, suffix) for suffix in keys.RESULT_SUFFIXES))

@@ -16,7 +16,7 @@ from clipfleet.redis.connection import connect
 from tests.support.acl_users import USERS, make_users, refusals, url_of
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.health_pages import scrape
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.services import HAS_RABBITMQ
 from tests.support.waiting import wait_until
 
@@ -81,25 +81,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Cluster(tmp_path_factory.mktemp("users")) as cluster, connect(cluster.server.url) as admin:
         passwords = make_users(admin)
         urls = {user: url_of(user, passwords, cluster.server.url) for user in USERS}
-        write_pictures(cluster.folder / "pictures", 4)
+        write_images(cluster.folder / "images", 4)
         cluster.settings["CLIPFLEET_REDIS_URL"] = urls["worker"]
         worker = cluster.start_worker({"CLIPFLEET_HEALTH_PORT": "0"})
         yield Site(cluster, urls, worker, list(passwords.values()))
 
 
 def test_each_command_works_with_its_user(site: Site) -> None:
-    pictures, out = site.cluster.folder / "pictures", site.cluster.folder / "out"
+    images, out = site.cluster.folder / "images", site.cluster.folder / "out"
     labels = ("--labels", "cat,dog", "--model", "demo")
-    done = site.run("producer", "classify", pictures, *labels, "--output", out)
-    in_redis = site.run("producer", "embed", pictures, "--model", "demo")
+    done = site.run("producer", "classify", images, *labels, "--output", out)
+    in_redis = site.run("producer", "embed", images, "--model", "demo")
     texts = site.cluster.folder / "texts.txt"
     texts.write_text("a cat\na dog\n")
     assert site.run("producer", "embed-text", texts, "--model", "demo")["state"] == "completed"
     described = site.cluster.folder / "job.yaml"
-    described.write_text("{source: pictures, model: demo, label_sets: {a: [cat, dog]}, output: b}")
+    described.write_text("{source: images, model: demo, label_sets: {a: [cat, dog]}, output: b}")
     assert site.run("producer", "run", described)["state"] == "completed"
     broken = site.cluster.folder / "list.txt"
-    broken.write_text("pictures/000000.jpg\npictures/none.jpg\n")
+    broken.write_text("images/000000.jpg\nimages/none.jpg\n")
     failed = site.run("producer", "classify", broken, *labels, "--on-finished", "their.task", expect=3)
     assert (done["state"], in_redis["state"], failed["state"]) == (
         "completed",
@@ -107,9 +107,9 @@ def test_each_command_works_with_its_user(site: Site) -> None:
         "completed_with_errors",
     )
 
-    (pictures / "none.jpg").write_bytes((pictures / "000000.jpg").read_bytes())
+    (images / "none.jpg").write_bytes((images / "000000.jpg").read_bytes())
     site.run("producer", "retry", failed["job_id"])
-    waiting = site.run("producer", "embed", pictures, "--model", "ViT-B-32:openai", "--no-wait")
+    waiting = site.run("producer", "embed", images, "--model", "ViT-B-32:openai", "--no-wait")
     for command in ("pause", "resume", "cancel"):
         assert site.run("producer", command, waiting["job_id"])["changed"]
     site.run("producer", "rebuild", out)
@@ -155,7 +155,7 @@ def test_nothing_else_does(site: Site, user: str) -> None:
 
 def test_a_refused_command_is_told_in_one_line(site: Site) -> None:
     site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["reader"]
-    answer = site.cluster.run("embed", site.cluster.folder / "pictures", "--model", "demo")
+    answer = site.cluster.run("embed", site.cluster.folder / "images", "--model", "demo")
 
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr.count("\n") == 1
@@ -169,7 +169,7 @@ def test_a_worker_that_was_refused_goes_on_once_it_may(site: Site, tmp_path: Pat
         admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "-hset")
         site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["worker"]
         worker = site.cluster.launch_worker()
-        job = site.run("producer", "embed", site.cluster.folder / "pictures", "--model", "demo", "--no-wait")
+        job = site.run("producer", "embed", site.cluster.folder / "images", "--model", "demo", "--no-wait")
         wait_until(lambda: "ops/redis/users.acl" in worker.log(), "the worker says what it lacks", 60)
         admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "+hset")
 

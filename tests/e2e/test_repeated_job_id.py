@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipfleet.ledger.jobs import Ledger
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, picture, write_pictures
+from tests.support.images import encoded, make_image, write_images
 
 ALREADY = re.compile(
     r"^already completed on \d{4}-\d\d-\d\d \d\d:\d\d UTC(; nothing was run)?\ncompleted: 20 ok, 0 failed$",
@@ -20,9 +20,9 @@ FIGURES = re.compile(r"\d in [\d.]+ s|/s\)")
 
 def test_the_same_command_again(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
-    write_pictures(folder / "pictures", 20)
+    write_images(folder / "images", 20)
     words = (
-        "embed", folder / "pictures", "--output", folder / "out", "--model", "demo",
+        "embed", folder / "images", "--output", folder / "out", "--model", "demo",
         "--job-id", tmp_path.name,
     )  # fmt: skip
     first = cluster.run(*words)
@@ -43,7 +43,7 @@ def test_the_same_command_again(cluster: Cluster, tmp_path: Path) -> None:
         lasted = round(ledger.status(tmp_path.name).lasted_seconds, 3)
     assert [(answer["already_ended"], answer["seconds"]) for answer in answers] == [(True, lasted)] * 4
 
-    (folder / "pictures" / "more.jpg").write_bytes(encoded(picture(1)))
+    (folder / "images" / "more.jpg").write_bytes(encoded(make_image(1)))
     changed = cluster.run(*words)
     assert (changed.returncode, changed.stdout) == (2, "")
     assert changed.stderr == (

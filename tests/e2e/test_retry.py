@@ -21,7 +21,7 @@ from clipfleet.results import rows as results
 from clipfleet.results.rows import PartRows
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
@@ -42,7 +42,7 @@ def write_list(
 ) -> Path:
     """A CSV of URLs; in each of the sick chunks every third one fails until the site is healed."""
     for number in range(7):
-        (site_folder / f"{number}.jpg").write_bytes(encoded(picture(number)))
+        (site_folder / f"{number}.jpg").write_bytes(encoded(make_image(number)))
     lines = ["id,url,note"]
     for item in range(chunks * CHUNK):
         is_sick = item // CHUNK in sick_chunks and item % 3 == 0

@@ -13,7 +13,7 @@ from pyarrow.fs import S3FileSystem
 
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, job_events
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.s3 import S3Bucket
 
 LABELS = "red apple,dog,car"
@@ -21,11 +21,11 @@ PREFIX = "nightly/läufe 2026"
 
 
 @pytest.fixture
-def pictures(cluster: Cluster, tmp_path: Path) -> Path:
-    """Eleven pictures that the worker may read, and a list of them with one that is missing."""
+def images(cluster: Cluster, tmp_path: Path) -> Path:
+    """Eleven images that the worker may read, and a list of them with one that is missing."""
     folder = cluster.folder / tmp_path.name
-    names = [path.name for path in write_pictures(folder / "pictures", 11)]
-    lines = "\n".join(f"pictures/{name},{number}" for number, name in enumerate([*names, "missing.jpg"]))
+    names = [path.name for path in write_images(folder / "images", 11)]
+    lines = "\n".join(f"images/{name},{number}" for number, name in enumerate([*names, "missing.jpg"]))
     (folder / "list.csv").write_text(f"path,shelf\n{lines}\n")
     return folder / "list.csv"
 
@@ -42,10 +42,10 @@ def file_system(s3: S3Bucket) -> S3FileSystem:
 
 
 def test_classify_into_a_bucket(
-    cluster: Cluster, s3: S3Bucket, pictures: Path, file_system: S3FileSystem
+    cluster: Cluster, s3: S3Bucket, images: Path, file_system: S3FileSystem
 ) -> None:
     output = f"{s3.uri}/{PREFIX}"
-    job = ("classify", pictures, "--labels", LABELS, "--model", "demo", "--output", f"{output}/")
+    job = ("classify", images, "--labels", LABELS, "--model", "demo", "--output", f"{output}/")
 
     answer = cluster.run_json(*job, "--chunk-size", "5", expect=3)
 
@@ -77,10 +77,10 @@ def test_classify_into_a_bucket(
     assert s3.keys(f"{PREFIX}/part-") == parts[:1]
 
 
-def test_embed_into_a_bucket_from_python(cluster: Cluster, s3: S3Bucket, pictures: Path) -> None:
+def test_embed_into_a_bucket_from_python(cluster: Cluster, s3: S3Bucket, images: Path) -> None:
     options = JobOptions(output=f"{s3.uri}/vectors", model="demo", chunk_size=4)
     with Client(cluster.client_settings()) as client:
-        job = client.embed(pictures.parent / "pictures", options=options)
+        job = client.embed(images.parent / "images", options=options)
         assert job.wait(120).ok == 11
         rows = list(job.results())
         item_index, vectors = job.vectors()
@@ -92,8 +92,8 @@ def test_embed_into_a_bucket_from_python(cluster: Cluster, s3: S3Bucket, picture
 
 class TestMistakes:
     @pytest.fixture
-    def folder(self, pictures: Path) -> Iterator[Path]:
-        yield pictures.parent / "pictures"
+    def folder(self, images: Path) -> Iterator[Path]:
+        yield images.parent / "images"
 
     def told(self, cluster: Cluster, folder: Path, output: str, code: int) -> str:
         """The one line on stderr of a submit that cannot be."""

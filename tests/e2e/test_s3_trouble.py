@@ -15,7 +15,7 @@ from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture, write_pictures
+from tests.support.images import encoded, make_image, write_images
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
@@ -61,10 +61,10 @@ def done_chunks(fragile: Cluster, job_id: str) -> int:
 
 def test_a_store_that_is_away_is_waited_for(fragile: Cluster, store: EmbeddedS3, tmp_path: Path) -> None:
     # Given a job whose items are staged, and a store that dies
-    write_pictures(fragile.folder / "pictures", 20)
+    write_images(fragile.folder / "images", 20)
     output = OUTPUT.format(name="outage")
     job_id = fragile.run_json(
-        "embed", fragile.folder / "pictures", "--model", "demo", "--output", output, "--chunk-size", "4",
+        "embed", fragile.folder / "images", "--model", "demo", "--output", output, "--chunk-size", "4",
         "--no-wait",
     )["job_id"]  # fmt: skip
     store.child.kill()
@@ -85,18 +85,18 @@ def test_a_store_that_is_away_is_waited_for(fragile: Cluster, store: EmbeddedS3,
     assert len(job_events(fragile, job_id)) == 1
 
 
-def test_pictures_in_a_store_that_is_away_are_waited_for(
+def test_images_in_a_store_that_is_away_are_waited_for(
     fragile: Cluster, store: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a job of pictures in a store, that dies
+    # Given a job of images in a store, that dies
     for name, value in store.environment().items():
         monkeypatch.setenv(name, value)
     client = make_client()
     for number in range(24):
-        client.put_object(Bucket=BUCKET, Key=f"pictures/{number}.jpg", Body=encoded(picture(number)))
+        client.put_object(Bucket=BUCKET, Key=f"images/{number}.jpg", Body=encoded(make_image(number)))
     for other in fragile.workers:
         other.kill()
-    source = f"s3://{BUCKET}/pictures/"
+    source = f"s3://{BUCKET}/images/"
     job_id = fragile.run_json("embed", source, "--model", "demo", "--chunk-size", "4", "--no-wait")["job_id"]
     store.child.kill()
 
@@ -114,7 +114,7 @@ def test_pictures_in_a_store_that_is_away_are_waited_for(
 @pytest.mark.usefixtures("worker")
 def test_kills_of_a_worker_and_of_the_store_cost_no_row(fragile: Cluster, store: EmbeddedS3) -> None:
     folder, output = fragile.folder / "many", OUTPUT.format(name="killed")
-    write_pictures(folder, 160)
+    write_images(folder, 160)
     victim = fragile.start_worker()
     arguments = ("embed", folder, "--model", "demo", "--output", output, "--chunk-size", "2", "--no-wait")
     job_id = fragile.run_json(*arguments)["job_id"]
@@ -133,7 +133,7 @@ def test_kills_of_a_worker_and_of_the_store_cost_no_row(fragile: Cluster, store:
 @pytest.mark.usefixtures("worker")
 def test_a_retry_in_a_bucket_needs_nothing_but_the_bucket(fragile: Cluster, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "a.jpg").write_bytes(encoded(picture(1)))
+    (tmp_path / "site" / "a.jpg").write_bytes(encoded(make_image(1)))
     output = OUTPUT.format(name="retried")
     with HttpSite(tmp_path / "site") as site:
         paths = [f"/{'sick' if number % 3 == 1 else 'files'}/a.jpg" for number in range(12)]

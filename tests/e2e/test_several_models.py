@@ -13,19 +13,19 @@ import pytest
 
 from clipfleet.contract.jobs import DEFAULT_MODEL
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 
-_PICTURES = 24
+_IMAGES = 24
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """No worker yet; pictures, a model of 48 dimensions in `mine`, nothing in the hub's cache."""
+    """No worker yet; images, a model of 48 dimensions in `mine`, nothing in the hub's cache."""
     import open_clip  # not by every process that collects the tests: it takes seconds
     import safetensors.torch
 
     folder = tmp_path_factory.mktemp("several-models")
-    write_pictures(folder / "pictures", _PICTURES)
+    write_images(folder / "images", _IMAGES)
     (folder / "mine").mkdir()
     config = json.loads((files("clipfleet_worker") / "demo_model" / "open_clip_config.json").read_text())
     config["model_cfg"]["embed_dim"] = 48
@@ -44,7 +44,7 @@ def rows_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_job_waits_for_a_worker_that_serves_its_model(cluster: Cluster) -> None:
     full_name = f"local-dir:{cluster.folder / 'mine'}"
     cluster.start_worker({"CLIPFLEET_MODELS": "demo"})
-    embed = ("embed", "pictures", "--chunk-size", "8")
+    embed = ("embed", "images", "--chunk-size", "8")
 
     waiting = cluster.run_json(*embed, "--model", "./mine", "--output", "of-mine", "--no-wait")
     done = cluster.run_json(*embed, "--model", "demo", "--output", "of-demo")
@@ -59,7 +59,7 @@ def test_a_job_waits_for_a_worker_that_serves_its_model(cluster: Cluster) -> Non
     assert cluster.run("watch", waiting["job_id"]).returncode == 0
 
     rows = rows_of(waiting | {"output": str(cluster.folder / "of-mine")})
-    assert len(rows) == _PICTURES
+    assert len(rows) == _IMAGES
     assert {len(row["embedding"]) for row in rows} == {48}
     assert {row["model_fingerprint"] for row in rows}.isdisjoint(
         row["model_fingerprint"] for row in rows_of(done)
@@ -67,12 +67,10 @@ def test_a_job_waits_for_a_worker_that_serves_its_model(cluster: Cluster) -> Non
 
 
 def test_a_model_that_cannot_be_had_is_told_in_every_row(cluster: Cluster) -> None:
-    answer = cluster.run_json(
-        "embed", "pictures", "--model", DEFAULT_MODEL, "--output", "of-default", expect=3
-    )
+    answer = cluster.run_json("embed", "images", "--model", DEFAULT_MODEL, "--output", "of-default", expect=3)
 
     rows = rows_of(answer)
-    assert [row["error_code"] for row in rows] == ["model_unavailable"] * _PICTURES
+    assert [row["error_code"] for row in rows] == ["model_unavailable"] * _IMAGES
     assert {f"`clipfleet-worker models pull {DEFAULT_MODEL}`" in row["error_detail"] for row in rows} == {
         True
     }
@@ -88,7 +86,7 @@ def test_one_worker_serves_jobs_of_two_models_with_room_for_one(cluster: Cluster
     for worker in cluster.workers:
         worker.terminate()
     worker = cluster.start_worker({"CLIPFLEET_MODELS": "demo,./mine", "CLIPFLEET_LOADED_MODELS": "1"})
-    embed = ("embed", "pictures", "--chunk-size", "4")
+    embed = ("embed", "images", "--chunk-size", "4")
 
     job = cluster.run_json(*embed, "--model", "./mine", "--output", "first", "--no-wait")
     other = cluster.run_json(*embed, "--model", "demo", "--output", "second")
@@ -99,7 +97,7 @@ def test_one_worker_serves_jobs_of_two_models_with_room_for_one(cluster: Cluster
         for name in ("first", "second")
     ]
     assert dimensions == [{48}, {128}]
-    assert other["ok"] == _PICTURES
+    assert other["ok"] == _IMAGES
     assert worker.terminate() == 0
     assert "Traceback" not in worker.log()
 

@@ -11,7 +11,7 @@ import pytest
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.http_site import HttpSite
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 ITEMS = 600
@@ -21,15 +21,15 @@ SPARE_FILES = 3
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path) as cluster:
-        write_pictures(tmp_path / "pictures", ITEMS)
+        write_images(tmp_path / "images", ITEMS)
         yield cluster
 
 
 def sources(cluster: Cluster, site: HttpSite, kind: str) -> list[str]:
     names = [f"{number:06d}.jpg" for number in range(ITEMS)]
     if kind == "http":
-        return [site.url(f"/files/pictures/{name}") for name in names]
-    return [str(cluster.folder / "pictures" / name) for name in names]
+        return [site.url(f"/files/images/{name}") for name in names]
+    return [str(cluster.folder / "images" / name) for name in names]
 
 
 def limit_files(worker: WorkerProcess, count: int) -> None:

@@ -21,18 +21,18 @@ from clipfleet.contract.jobs import PartFormat
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.sources import SourceLike
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
 from tests.support.shards import img2dataset_shard, webdataset_shard
 from tests.support.waiting import wait_until
 
 COUNT = 6
-PICTURES = [encoded(picture(number)) for number in range(COUNT)]
+IMAGES = [encoded(make_image(number)) for number in range(COUNT)]
 
 
 @dataclass
 class Place:
-    """Where the pictures and lists of a test lie: a folder that the worker may read, and a bucket."""
+    """Where the images and lists of a test lie: a folder that the worker may read, and a bucket."""
 
     folder: Path
     s3: S3Bucket
@@ -58,9 +58,9 @@ class Given:
 def place(cluster: Cluster, tmp_path: Path, s3: S3Bucket) -> Place:
     folder = cluster.folder / tmp_path.name
     folder.mkdir()
-    for number, data in enumerate(PICTURES):
+    for number, data in enumerate(IMAGES):
         (folder / f"{number}.jpg").write_bytes(data)
-        s3.put(f"pictures/{number}.jpg", data)
+        s3.put(f"images/{number}.jpg", data)
     return Place(folder, s3)
 
 
@@ -68,7 +68,7 @@ ALL = [str(number) for number in range(COUNT)]
 NAMES = [f"{number}.jpg" for number in range(COUNT)]
 OK: list[str | None] = [None] * COUNT
 
-# A list of all pictures, of one that is missing, of an empty name, and of one twice under the same id.
+# A list of all images, of one that is missing, of an empty name, and of one twice under the same id.
 URIS = [*NAMES, "missing.jpg", "", "0.jpg"]
 IDS = [*ALL, "gone", "blank", "0"]
 CODES = [*OK, "not_found", "bad_uri", None]
@@ -108,11 +108,11 @@ def parquet_bytes() -> bytes:
     return buffer.getvalue()
 
 
-def pictures_parquet(place: Place) -> Given:
-    """As Hugging Face writes it, one picture missing and one broken."""
-    cells = [{"bytes": data, "path": name} for data, name in zip(PICTURES, NAMES, strict=True)]
-    cells += [{"bytes": None, "path": None}, {"bytes": PICTURES[0][:300], "path": "broken.jpg"}]
-    path = place.folder / "pictures.parquet"
+def images_parquet(place: Place) -> Given:
+    """As Hugging Face writes it, one image missing and one broken."""
+    cells = [{"bytes": data, "path": name} for data, name in zip(IMAGES, NAMES, strict=True)]
+    cells += [{"bytes": None, "path": None}, {"bytes": IMAGES[0][:300], "path": "broken.jpg"}]
+    path = place.folder / "images.parquet"
     pq.write_table(pa.table({"image": cells, "label": [*range(COUNT), 7, 8]}), path)
     codes = [*OK, "empty", "broken_image"]
     return Given(str(path), [*NAMES, "6", "broken.jpg"], codes, {"source_label": [*range(COUNT), 7, 8]})
@@ -120,7 +120,7 @@ def pictures_parquet(place: Place) -> Given:
 
 def img2dataset_columns(keys: Sequence[int]) -> dict[str, Sequence[Any]]:
     return {
-        "caption": [f"picture {key}" for key in keys],
+        "caption": [f"image {key}" for key in keys],
         "url": [f"https://example.org/{key}.jpg" for key in keys],
         "key": [f"{key:09d}" for key in keys],
         "source_status": ["success"] * len(keys),
@@ -140,7 +140,7 @@ def local_shards(place: Place) -> Given:
 def webdataset_shards(place: Place) -> Given:
     for shard in range(2):
         samples = [
-            {"__key__": f"s/{n}", "jpg": PICTURES[n], "cls": n, "json": {"n": n, "label": "x"}}
+            {"__key__": f"s/{n}", "jpg": IMAGES[n], "cls": n, "json": {"n": n, "label": "x"}}
             for n in range(shard * 3, shard * 3 + 3)
         ]
         webdataset_shard(place.folder / f"{shard:03d}.tar", samples)
@@ -157,14 +157,14 @@ def s3_shards(place: Place) -> Given:
 
 
 def data_uris(place: Place) -> Given:
-    lines = [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in PICTURES]
+    lines = [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in IMAGES]
     return Given(place.write("data.txt", "\n".join([*lines, "data:x"])), [*ALL, "6"], [*OK, "bad_uri"])
 
 
 def iterable(place: Place) -> Given:
-    given: list[Any] = [str(place.folder / "0.jpg"), place.folder / "1.jpg", PICTURES[2]]
-    given += [{"url": f"{place.s3.uri}/pictures/3.jpg", "id": "three", "n": 3, "label": "x"}]
-    given += [{"bytes": PICTURES[4]}, b"no picture"]
+    given: list[Any] = [str(place.folder / "0.jpg"), place.folder / "1.jpg", IMAGES[2]]
+    given += [{"url": f"{place.s3.uri}/images/3.jpg", "id": "three", "n": 3, "label": "x"}]
+    given += [{"bytes": IMAGES[4]}, b"no picture"]
     columns = {"n": [None, None, None, 3, None, None], "source_label": [None, None, None, "x", None, None]}
     return Given(given, ["0", "1", "2", "three", "4", "5"], [*OK[:5], "not_an_image"], columns)
 
@@ -172,7 +172,7 @@ def iterable(place: Place) -> Given:
 GIVEN: dict[str, Callable[[Place], Given]] = {
     "jsonl": lambda place: Given(place.write("a.jsonl", json_lines()), IDS, CODES, JSON_COLUMNS),
     "parquet": lambda place: Given(place.write("a.parquet", parquet_bytes()), IDS, CODES, TYPED),
-    "pictures in parquet": pictures_parquet,
+    "images in parquet": images_parquet,
     "img2dataset": local_shards,
     "webdataset": webdataset_shards,
     "s3 shards": s3_shards,

@@ -1,4 +1,4 @@
-"""Pictures that harm their decoder cost their own rows, also where several of them share a chunk."""
+"""Images that harm their decoder cost their own rows, also where several of them share a chunk."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hostile_pictures
+from tests.support.suspects import CODES, SETTINGS, run_with_restarts, write_hostile_images
 
 pytestmark = [pytest.mark.figures, pytest.mark.timeout(400), pytest.mark.long]
 
 
-def test_pictures_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
+def test_images_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
     """The first death has the chunk read by children: each of the others costs one of these, no worker."""
     deeds = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
     with Cluster(tmp_path, SETTINGS) as cluster:
-        write_hostile_pictures(tmp_path / "pictures", 60, deeds)
-        ending = run_with_restarts(cluster, tmp_path / "pictures", chunk_size=30)
+        write_hostile_images(tmp_path / "images", 60, deeds)
+        ending = run_with_restarts(cluster, tmp_path / "images", chunk_size=30)
 
     print(f"\nworkers died with {ending.exit_codes}")
     assert ending.status["state"] == "completed_with_errors"
@@ -29,8 +29,8 @@ def test_pictures_that_harm_their_decoder_in_one_chunk(tmp_path: Path) -> None:
 def test_a_worker_that_isolates_its_decoders_loses_nothing_but_the_rows(tmp_path: Path) -> None:
     deeds = {3 + 5 * number: deed for number, deed in enumerate(CODES)}
     with Cluster(tmp_path, SETTINGS | {"CLIPFLEET_ISOLATE_DECODE": "1"}) as cluster:
-        write_hostile_pictures(tmp_path / "pictures", 40, deeds, image_format="WEBP")
-        ending = run_with_restarts(cluster, tmp_path / "pictures", chunk_size=40)
+        write_hostile_images(tmp_path / "images", 40, deeds, image_format="WEBP")
+        ending = run_with_restarts(cluster, tmp_path / "images", chunk_size=40)
 
     assert ending.codes == {number: CODES[deeds[number]] if number in deeds else None for number in range(40)}
     assert ending.exit_codes == []

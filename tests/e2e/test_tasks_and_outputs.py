@@ -12,10 +12,10 @@ import pytest
 from clipfleet.client import Client, JobHandle, JobOptions, JobSpec
 from clipfleet.contract.jobs import PartFormat
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 SETS = {"animals": ["cat", "dog", "fish"], "colours": ["red", "blue"]}
-PICTURES = [encoded(picture(seed)) for seed in range(5)]
+IMAGES = [encoded(make_image(seed)) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def finished(job: JobHandle, ok: int, failed: int = 0) -> list[dict[str, Any]]:
 
 def test_several_label_sets_and_vectors(client: Client, options: JobOptions) -> None:
     both = options.model_copy(update={"store_embeddings": True})
-    job = client.classify([*PICTURES[:3], b"no picture", *PICTURES[3:]], SETS, top_k=2, options=both)
+    job = client.classify([*IMAGES[:3], b"no picture", *IMAGES[3:]], SETS, top_k=2, options=both)
 
     rows = finished(job, 5, 1)
 
@@ -62,7 +62,7 @@ def test_several_label_sets_and_vectors(client: Client, options: JobOptions) -> 
 
 def test_a_label_set_for_each_item(client: Client, options: JobOptions) -> None:
     names = ["colours", "animals", "plants", None, "colours"]
-    items = [{"bytes": data, "label": name} for data, name in zip(PICTURES, names, strict=True)]
+    items = [{"bytes": data, "label": name} for data, name in zip(IMAGES, names, strict=True)]
     job = client.classify(items, SETS, label_set_column="Label", options=options)
 
     rows = finished(job, 3, 2)
@@ -89,7 +89,7 @@ def test_texts(client: Client, options: JobOptions) -> None:
 def test_a_specification(client: Client, options: JobOptions, cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
     folder.mkdir(exist_ok=True)
-    (folder / "a.png").write_bytes(PICTURES[0])
+    (folder / "a.png").write_bytes(IMAGES[0])
     spec = JobSpec(
         source=str(folder / "a.png"), output=options.output, model="demo", embedding=True,
         format=options.part_format,

@@ -6,17 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.span_collector import SpanCollector
 
 
 def test_one_job_is_one_trace_across_processes(tmp_path: Path) -> None:
     with SpanCollector() as collector, Cluster(tmp_path, collector.environment) as cluster:
-        write_pictures(tmp_path / "pictures", 6)
+        write_images(tmp_path / "images", 6)
         worker = cluster.start_worker()
 
         status = cluster.run_json(
-            "classify", tmp_path / "pictures", "--labels", "red,blue", "--model", "demo",
+            "classify", tmp_path / "images", "--labels", "red,blue", "--model", "demo",
             "--chunk-size", "2", "--output", tmp_path / "out", "--job-id", "traced",
         )  # fmt: skip
         assert status["ok"] == 6

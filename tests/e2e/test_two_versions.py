@@ -16,13 +16,13 @@ from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.documents import ROOT
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
 
 OLDER, NEWER = SCHEMA_VERSION, SCHEMA_VERSION + 1
-PICTURES = 60
+IMAGES = 60
 CHUNKS = 30
 
 
@@ -30,7 +30,7 @@ CHUNKS = 30
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     settings = {"CLIPFLEET_RECONCILE_SECONDS": "0.5", "CLIPFLEET_SLOTS": "4"}
     with Cluster(tmp_path_factory.mktemp("two-versions"), settings) as cluster:
-        write_pictures(cluster.folder / "pictures", PICTURES)
+        write_images(cluster.folder / "images", IMAGES)
         yield cluster
 
 
@@ -44,10 +44,10 @@ def start_newer(cluster: Cluster) -> WorkerProcess:
 
 
 def submit(cluster: Cluster, version: int, job_id: str, output: str) -> None:
-    chunk_size = str(PICTURES // CHUNKS)
+    chunk_size = str(IMAGES // CHUNKS)
     program = [sys.executable, "-m", "tests.support.versions", str(version), "submit"]
     submitted = subprocess.run(
-        [*program, str(cluster.folder / "pictures"), output, job_id, chunk_size],
+        [*program, str(cluster.folder / "images"), output, job_id, chunk_size],
         env=cluster.environment(),
         cwd=ROOT,
         capture_output=True,
@@ -81,7 +81,7 @@ def is_exact(cluster: Cluster, job_id: str, version: int) -> None:
         lambda: state_of(cluster, job_id)["state"].startswith("completed"), f"{job_id} is completed", 120
     )
     facts = state_of(cluster, job_id)
-    assert (facts["state"], facts["ok"], facts["failed"]) == ("completed", str(PICTURES), "0")
+    assert (facts["state"], facts["ok"], facts["failed"]) == ("completed", str(IMAGES), "0")
     with connect(cluster.server.url) as server:
         spec: Any = server.get(keys.job(job_id, keys.SPEC))
     assert json.loads(spec)["schema_version"] == version

@@ -17,13 +17,13 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, WorkerProcess, job_events
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.figures, pytest.mark.long]
 
-PICTURES = 20_000
-PICTURES_IN_REDIS = 6_000
+IMAGES = 20_000
+IMAGES_IN_REDIS = 6_000
 SETTINGS = {
     "CLIPFLEET_LEASE_SECONDS": "4",
     "CLIPFLEET_RECONCILE_SECONDS": "1",
@@ -31,14 +31,14 @@ SETTINGS = {
 }
 
 
-def many_pictures(folder: Path, count: int) -> Path:
-    """`count` files with 200 different pictures in them."""
-    originals = write_pictures(folder / "originals", 200)
-    pictures = folder / "pictures"
-    pictures.mkdir()
+def many_images(folder: Path, count: int) -> Path:
+    """`count` files with 200 different images in them."""
+    originals = write_images(folder / "originals", 200)
+    images = folder / "images"
+    images.mkdir()
     for number in range(count):
-        os.link(originals[number % len(originals)], pictures / f"{number:06d}.jpg")
-    return pictures
+        os.link(originals[number % len(originals)], images / f"{number:06d}.jpg")
+    return images
 
 
 def leases_of(cluster: Cluster, job: JobHandle) -> dict[str, str]:
@@ -50,27 +50,27 @@ def leases_of(cluster: Cluster, job: JobHandle) -> dict[str, str]:
 
 @pytest.mark.timeout(600)
 def test_kill_freeze_and_restart_cost_nothing(tmp_path: Path) -> None:
-    _run(tmp_path, PICTURES, output=tmp_path / "out")
+    _run(tmp_path, IMAGES, output=tmp_path / "out")
 
 
 @pytest.mark.timeout(300)
 def test_kill_freeze_and_restart_cost_nothing_where_the_rows_are_in_redis(tmp_path: Path) -> None:
-    _run(tmp_path, PICTURES_IN_REDIS, output=None)
+    _run(tmp_path, IMAGES_IN_REDIS, output=None)
 
 
 def _run(tmp_path: Path, count: int, output: Path | None) -> None:
     with Cluster(tmp_path, SETTINGS) as cluster:
-        pictures = many_pictures(tmp_path, count)
+        images = many_images(tmp_path, count)
         first, second = cluster.launch_worker(), cluster.start_worker()
         wait_until(lambda: "is ready" in first.log(), "the first worker is ready too", 120)
         with Client(cluster.client_settings()) as client:
             options = JobOptions(output=output, model="demo", chunk_size=128)
-            job = client.embed(pictures, options=options)
+            job = client.embed(images, options=options)
             figures = _disturb(cluster, job, first, second, count)
             status = job.wait(400)
             rows = _rows(job)
         _check(cluster, job, status, rows, count)
-        print(f"\n{count} pictures: missing 0, doubled 0, events 1; {figures}")
+        print(f"\n{count} images: missing 0, doubled 0, events 1; {figures}")
 
 
 def _disturb(

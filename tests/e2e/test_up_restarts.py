@@ -17,7 +17,7 @@ from clipfleet.client import Client, JobOptions
 from clipfleet.settings import Settings
 from clipfleet_worker.process.watchdog import EXIT_HUNG
 from tests.support.documents import ROOT
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_broker
@@ -70,7 +70,7 @@ def running(tmp_path: Path) -> Iterator[RunningUp]:
 
 
 def test_after_a_kill_and_after_the_watchdog(running: RunningUp) -> None:
-    write_pictures(running.folder / "pictures", 20)
+    write_images(running.folder / "images", 20)
     running.waits_for("Ctrl-C stops it.")  # the last line of those that tell where everything is
     pid = re.search(r"worker +pid (\d+)", running.said())
     assert pid, running.said()
@@ -80,7 +80,7 @@ def test_after_a_kill_and_after_the_watchdog(running: RunningUp) -> None:
 
     with Client(Settings(redis_url=running.redis_url())) as client:
         options = JobOptions(output=running.folder / "out", model="demo", chunk_size=5)
-        job = client.embed(running.folder / "pictures", options=options)
+        job = client.embed(running.folder / "images", options=options)
         running.waits_for(f"worker ended (exit code {EXIT_HUNG}), starting it again")
         running.waits_for("worker is back", times=2)
         status = job.wait(120)

@@ -12,7 +12,7 @@ import pytest
 
 from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
@@ -47,11 +47,11 @@ def test_a_setting_that_cannot_be_used_is_named() -> None:
 def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
     settings = {"CLIPFLEET_DRAIN_SECONDS": "1", "CLIPFLEET_RECONCILE_SECONDS": "1"}
     with Cluster(tmp_path, settings) as cluster:
-        write_pictures(tmp_path / "pictures", 3000)
+        write_images(tmp_path / "images", 3000)
         leaver = cluster.start_worker()
         with Client(cluster.client_settings()) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=64)
-            job = client.embed(tmp_path / "pictures", options=options)
+            job = client.embed(tmp_path / "images", options=options)
             wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done", 60)
             assert leaver.terminate() == 0, leaver.log()
             assert client.workers() == []
@@ -67,31 +67,31 @@ def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
-        write_pictures(tmp_path / "pictures", 3)
+        write_images(tmp_path / "images", 3)
         cluster.server.stop()
         worker = cluster.launch_worker()
         wait_until(lambda: "no heartbeat" in worker.log(), "the worker misses its server", 60)
         cluster.server.start()
-        answer = cluster.run_json("embed", "pictures", "--model", "demo", "--output", "out")
+        answer = cluster.run_json("embed", "images", "--model", "demo", "--output", "out")
         assert answer["ok"] == 3
 
 
 def test_without_roots_nothing_is_read_or_written(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
-        write_pictures(tmp_path / "pictures", 3)
+        write_images(tmp_path / "images", 3)
         worker = cluster.start_worker({"CLIPFLEET_FILE_ROOTS": ""})
-        answer = cluster.run_json("embed", "pictures", "--model", "demo", "--output", "out", expect=3)
+        answer = cluster.run_json("embed", "images", "--model", "demo", "--output", "out", expect=3)
         assert answer["failed"] == 3
         line = cluster.run("results", "out", "--format", "jsonl").stdout.splitlines()[0]
         assert "path_refused" in line
         assert "CLIPFLEET_FILE_ROOTS" in line
         assert worker.terminate() == 0
         cluster.start_worker({"CLIPFLEET_OUTPUT_ROOTS": ""})
-        failed = cluster.run("embed", "pictures", "--model", "demo", "--output", "out2")
+        failed = cluster.run("embed", "images", "--model", "demo", "--output", "out2")
         assert failed.returncode == 1
         assert "CLIPFLEET_OUTPUT_ROOTS" in failed.stderr
         assert "output_unreachable" in failed.stderr
-        failed = cluster.run("embed", "pictures", "--model", "demo", "--output", "out3", "--json")
+        failed = cluster.run("embed", "images", "--model", "demo", "--output", "out3", "--json")
         assert json.loads(failed.stdout)["state"] == "failed"
         assert "output_unreachable" in failed.stderr
 

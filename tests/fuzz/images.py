@@ -1,4 +1,4 @@
-"""Pictures to be damaged: of every format, small, the good ones and the hostile ones."""
+"""Images to be damaged: of every format, small, the good ones and the hostile ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from PIL import Image
 
 from clipfleet_worker.pixel_spec import PixelSpec
 from tests.support.hostile_files import HOSTILE
-from tests.support.picture_files import FILES
-from tests.support.pictures import photo
+from tests.support.image_files import FILES
+from tests.support.images import photo
 
 _MAX_SEED_BYTES = 60_000
 _SIZE = 32

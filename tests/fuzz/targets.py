@@ -267,14 +267,14 @@ def _parquet(table: pa.Table, **options: Any) -> bytes:
 
 def _parquet_lists() -> list[bytes]:
     urls = pa.array([f"https://example.org/{number}.jpg" for number in range(40)])
-    pictures = pa.array([b"\xff\xd8\xff" + bytes(number) for number in range(40)])
+    images = pa.array([b"\xff\xd8\xff" + bytes(number) for number in range(40)])
     structs = pa.array([{"bytes": b"x" * number, "path": f"{number}.png"} for number in range(40)])
     nested = pa.array([[{"a": number, "b": [1.5, None]}] for number in range(40)])
     return [
         _parquet(pa.table({"url": urls, "id": pa.array(range(40)), "nested": nested})),
-        _parquet(pa.table({"image": pictures, "label": urls}), compression="zstd", row_group_size=16),
+        _parquet(pa.table({"image": images, "label": urls}), compression="zstd", row_group_size=16),
         _parquet(pa.table({"image": structs, "url": urls}), compression="none"),
-        _parquet(pa.table({"url": urls.dictionary_encode(), "x": pictures}), use_dictionary=False),
+        _parquet(pa.table({"url": urls.dictionary_encode(), "x": images}), use_dictionary=False),
     ]
 
 

@@ -14,7 +14,7 @@ from clipfleet_worker.encode.backends import MakeBackend
 from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
 from clipfleet_worker.encode.backends.cuda_device import CudaDevice
 from clipfleet_worker.models.loaded import LoadedModel, load_model
-from tests.support.pictures import gradient, photo, shapes, text
+from tests.support.images import gradient, photo, shapes, text
 
 _HERE = Path(__file__).parent
 
@@ -70,12 +70,12 @@ def models() -> Models:
 
 @pytest.fixture(scope="session")
 def pixels() -> np.ndarray:
-    """320 pictures of the demo model's size, uint8 (n, 64, 64, 3)."""
+    """320 images of the demo model's size, uint8 (n, 64, 64, 3)."""
     kinds = (photo, gradient, shapes, text)
     return np.stack([np.asarray(kinds[n % 4](n, 64, 64).convert("RGB")) for n in range(320)])
 
 
 @pytest.fixture(scope="session")
 def truth() -> LoadedModel:
-    """The demo model in fp32 on the processor."""
+    """The demo model in fp32 on the CPU."""
     return load_model(DEMO_MODEL, Precision.FP32, "cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, photo
+from tests.support.images import encoded, photo
 from tests.support.reference import cosines
 
 CUDA = {"CLIPFLEET_DEVICE": "cuda", "CLIPFLEET_BACKEND": "auto", "CLIPFLEET_PRECISION": "auto"}
@@ -16,14 +16,14 @@ CPU = {"CLIPFLEET_DEVICE": "cpu", "CLIPFLEET_PRECISION": "fp32"}
 
 
 def test_vectors_are_those_of_the_processor(tmp_path: Path) -> None:
-    # Given pictures in two layouts, and one that nobody can decode
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    # Given images in two layouts, and one that nobody can decode
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(300):
         options = {"subsampling": "4:4:4"} if number % 2 else {"progressive": True}
         data = encoded(photo(number, 200, 150), quality=90, **options)
-        (pictures / f"{number:03}.jpg").write_bytes(data)
-    (pictures / "300.jpg").write_bytes(b"\xff\xd8\xff")
+        (images / f"{number:03}.jpg").write_bytes(data)
+    (images / "300.jpg").write_bytes(b"\xff\xd8\xff")
 
     vectors = {}
     for name, settings in (("cuda", CUDA), ("cpu", CPU)):
@@ -31,7 +31,7 @@ def test_vectors_are_those_of_the_processor(tmp_path: Path) -> None:
         with Cluster(tmp_path / name, settings | {"CLIPFLEET_FILE_ROOTS": str(tmp_path)}) as cluster:
             worker = cluster.start_worker()
             answer = cluster.run_json(
-                "embed", pictures, "--model", "demo", "--output", tmp_path / name / "out", expect=3
+                "embed", images, "--model", "demo", "--output", tmp_path / name / "out", expect=3
             )
             assert (answer["ok"], answer["failed"]) == (300, 1)
             assert worker.terminate() == 0

@@ -1,4 +1,4 @@
-"""README, pages, changelog, contributor's notes, picture and container files say what the code says."""
+"""README, pages, changelog, contributor's notes, image and container files say what the code says."""
 
 from __future__ import annotations
 
@@ -187,13 +187,13 @@ def test_the_changelog_begins_with_the_version() -> None:
     assert newest == version
 
 
-def test_the_picture_is_well_formed_and_brings_its_own_background() -> None:
-    picture = ElementTree.parse(ROOT / "docs" / "path-of-a-chunk.svg").getroot()  # noqa: S314 - our own file
-    width, height = float(picture.get("width", 0)), float(picture.get("height", 0))
-    background = next(picture.iter("{http://www.w3.org/2000/svg}rect"))
+def test_the_image_is_well_formed_and_brings_its_own_background() -> None:
+    image = ElementTree.parse(ROOT / "docs" / "path-of-a-chunk.svg").getroot()  # noqa: S314 - our own file
+    width, height = float(image.get("width", 0)), float(image.get("height", 0))
+    background = next(image.iter("{http://www.w3.org/2000/svg}rect"))
     assert float(background.get("width", 0)) >= width - 2
     assert float(background.get("height", 0)) >= height - 2
-    words = " ".join("".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+    words = " ".join("".join(text.itertext()) for text in image.iter("{http://www.w3.org/2000/svg}text"))
     lease_seconds = Settings.model_fields["lease_seconds"].default
     assert f"{lease_seconds:g} s; one call renews all leases every {lease_seconds / 3:g} s." in words
 

@@ -23,7 +23,7 @@ from PIL import Image
 from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, ErrorCode, Precision
 from clipfleet_worker.decode import children as decode_children
 from clipfleet_worker.decode.children import DecodeChild, DecodeChildren, DecodeLimits, NoRoomError
-from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholePicture, fit
+from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholeImage, fit
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.models.loaded import LoadedModel, load_model
 from clipfleet_worker.pixel_spec import InputSize
@@ -33,8 +33,8 @@ from tests.fuzz.mutations import mutated
 from tests.support.doubles import InThread
 from tests.support.hostile_decoder import Deed, HostileDecoder
 from tests.support.hostile_files import HOSTILE
-from tests.support.picture_files import FILES
-from tests.support.pictures import encoded, photo, picture
+from tests.support.image_files import FILES
+from tests.support.images import encoded, make_image, photo
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
@@ -44,7 +44,7 @@ FRAME = InputSize(64, 64, "bicubic", "shortest")
 MEMORY_BYTES = 1 << 30
 PATIENT = DecodeLimits(60, MEMORY_BYTES)
 HASTY = DecodeLimits(1, MEMORY_BYTES)
-JPEG = encoded(picture(1))
+JPEG = encoded(make_image(1))
 SIZES = ((97, 83), (640, 480))
 
 
@@ -74,7 +74,7 @@ def failure(reader: DecodeChild | DecodeChildren, data: bytes) -> Any:
 
 
 def end(reader: Decoder | DecodeChildren, data: bytes) -> tuple[object, ...]:
-    """A picture's pixels, or why there are none."""
+    """An image's pixels, or why there are none."""
     try:
         raster = reader.read(data, FRAME, FAST)
     except ItemFailure as failed:
@@ -116,7 +116,7 @@ class TestPixels:
 
         raster = children.read(encoded(image, "PNG", compress_level=0), FRAME, EXACT)
 
-        assert isinstance(raster, WholePicture)
+        assert isinstance(raster, WholeImage)
         assert raster.image.mode == image.mode
         assert raster.image.tobytes() == image.tobytes()
 
@@ -124,7 +124,7 @@ class TestPixels:
     def test_a_jpeg_at_a_fraction_of_its_size_too(
         self, children: DecodeChildren, demo: LoadedModel, size: tuple[int, int]
     ) -> None:
-        data, spec = encoded(picture(3, *size)), demo.pixel_spec
+        data, spec = encoded(make_image(3, *size)), demo.pixel_spec
 
         outside, inside = (reader.read(data, spec.frame, FAST) for reader in (children, Decoder(100_000_000)))
 
@@ -134,7 +134,7 @@ class TestPixels:
 
     def test_errors_of_files_are_those_of_the_decoder(self, child: DecodeChild) -> None:
         pid = child.pid
-        for data in (b"", b"<html>", JPEG[:200], b"GIF89a", b"%PDF-1.7", encoded(picture(2), "ICO")):
+        for data in (b"", b"<html>", JPEG[:200], b"GIF89a", b"%PDF-1.7", encoded(make_image(2), "ICO")):
             with pytest.raises(ItemFailure) as caught:
                 Decoder(100_000_000).decode(data, _spec(), FAST)
             assert failure(child, data) == caught.value.error
@@ -171,7 +171,7 @@ class TestDeaths:
         failed = failure(child, Deed.EXIT.mark(JPEG))
 
         assert failed.code is ErrorCode.CRASHED
-        assert failed.detail == "the decoder ended with exit code 3 on this picture"
+        assert failed.detail == "the decoder ended with exit code 3 on this image"
         assert not child.is_ready
         assert is_gone(child.pid)
 
@@ -181,14 +181,14 @@ class TestDeaths:
         assert failed.code is ErrorCode.CRASHED
         assert "SIGSEGV" in failed.detail
 
-    def test_a_bug_names_the_picture_but_quotes_nothing(
+    def test_a_bug_names_the_image_but_quotes_nothing(
         self, child: DecodeChild, caplog: pytest.LogCaptureFixture
     ) -> None:
         failed = failure(child, Deed.RAISE.mark(JPEG))
 
         assert failed.code is ErrorCode.CRASHED
         assert "passwd" not in failed.detail
-        assert "RuntimeError: the picture says: /etc/passwd" in caplog.text
+        assert "RuntimeError: the image says: /etc/passwd" in caplog.text
 
     def test_no_memory(self, child: DecodeChild) -> None:
         failed = failure(child, Deed.NO_MEMORY.mark(JPEG))
@@ -229,8 +229,8 @@ def _frame(text: bytes) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
-def _picture(**words: object) -> bytes:
-    honest = {"kind": "picture", "width": 2, "height": 2, "mode": "L", "image_format": "PNG"}
+def _image(**words: object) -> bytes:
+    honest = {"kind": "image", "width": 2, "height": 2, "mode": "L", "image_format": "PNG"}
     return _frame(json.dumps(honest | words).encode()) + bytes(1000)
 
 
@@ -244,19 +244,19 @@ LIES = {
     "a code that is none": _frame(b'{"kind": "failed", "code": "owned", "detail": ""}'),
     "a scale that is none": _frame(b'{"kind":"jpeg","width":8,"height":8,"eighths":800,"channels":3}'),
     "channels that are none": _frame(b'{"kind":"jpeg","width":8,"height":8,"eighths":8,"channels":4096}'),
-    "a mode that is none": _picture(mode="F;64"),
-    "no size": _picture(width=-1),
-    "a size that is no number": _picture(width="2"),
-    "more words than there are": _picture(path="/etc/passwd"),
-    "a palette of nonsense": _picture(mode="P", palette_mode="RGB", palette_hex="zz"),
-    "an endless palette": _picture(mode="P", palette_mode="RGB", palette_hex="00" * 2000),
-    "a palette for no colours": _picture(palette_mode="RGB", palette_hex="00" * 2000),
-    "a format with a long name": _picture(image_format="x" * 5000),
+    "a mode that is none": _image(mode="F;64"),
+    "no size": _image(width=-1),
+    "a size that is no number": _image(width="2"),
+    "more words than there are": _image(path="/etc/passwd"),
+    "a palette of nonsense": _image(mode="P", palette_mode="RGB", palette_hex="zz"),
+    "an endless palette": _image(mode="P", palette_mode="RGB", palette_hex="00" * 2000),
+    "a palette for no colours": _image(palette_mode="RGB", palette_hex="00" * 2000),
+    "a format with a long name": _image(image_format="x" * 5000),
 }
 
 
 class TestLies:
-    """A child that a picture has taken over says what it likes; the worker believes none of it."""
+    """A child that an image has taken over says what it likes; the worker believes none of it."""
 
     def answer(self, child: DecodeChild, answer: bytes) -> Any:
         ours, theirs = socket.socketpair()
@@ -281,10 +281,10 @@ class TestLies:
     @pytest.mark.parametrize(
         "answer",
         [
-            _picture(width=1 << 20, height=1 << 20),
-            _picture(width=1 << 60, height=1 << 60, mode="RGBA"),
+            _image(width=1 << 20, height=1 << 20),
+            _image(width=1 << 60, height=1 << 60, mode="RGBA"),
             _frame(b'{"kind":"jpeg","width":1000000,"height":1000000,"eighths":8,"channels":3}'),
-            _picture(width=1, height=99_999_999),  # a strip that would have gigabytes once it is resized
+            _image(width=1, height=99_999_999),  # a strip that would have gigabytes once it is resized
         ],
     )
     def test_a_size_beyond_the_limits_is_refused_before_anything_is_made_of_it(
@@ -326,7 +326,7 @@ def test_a_worker_that_was_frozen_does_not_blame_the_child(monkeypatch: pytest.M
 
 
 class TestLife:
-    def test_a_child_serves_many_pictures_and_the_next_one_follows_a_death(
+    def test_a_child_serves_many_images_and_the_next_one_follows_a_death(
         self, children: DecodeChildren
     ) -> None:
         pids = []
@@ -349,12 +349,12 @@ class TestLife:
         finally:
             socket.setdefaulttimeout(None)
         try:
-            wait_until(lambda: _state(child.pid)[0] in "SZ", "it waits for a picture, or has ended")
+            wait_until(lambda: _state(child.pid)[0] in "SZ", "it waits for an image, or has ended")
             assert child.read(JPEG, FRAME, FAST)
         finally:
             child.close()
 
-    def test_one_that_died_while_idle_is_no_pictures_fault(self, children: DecodeChildren) -> None:
+    def test_one_that_died_while_idle_is_no_images_fault(self, children: DecodeChildren) -> None:
         children.read(JPEG, FRAME, FAST)
         pid = children._idle[0].pid
         os.kill(pid, signal.SIGKILL)
@@ -366,7 +366,7 @@ class TestLife:
     def test_one_that_the_kernel_takes_is_followed_by_another_once(
         self, children: DecodeChildren, monkeypatch: pytest.MonkeyPatch, times: int
     ) -> None:
-        """Children are the first that it takes, whoever wants its memory: the picture may be innocent."""
+        """Children are the first that it takes, whoever wants its memory: the image may be innocent."""
         read, taken = DecodeChild.read, []
 
         def unlucky(child: DecodeChild, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
@@ -425,8 +425,8 @@ class TestLife:
             assert child.read(Deed.COMPLAIN.mark(JPEG), FRAME, FAST)
 
         assert failure(child, Deed.RAISE.mark(JPEG)).code is ErrorCode.CRASHED
-        assert "RuntimeError: the picture says" in caplog.text
-        assert "warns of this picture" not in caplog.text
+        assert "RuntimeError: the image says" in caplog.text
+        assert "warns of this image" not in caplog.text
 
     def test_it_knows_no_secrets_and_holds_no_files_of_the_worker(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -527,7 +527,7 @@ class TestStart:
         ("PNG", "RGBA", 23, {"compress_level": 1}),
     ],
 )
-def test_the_memory_of_a_child_is_enough_for_the_largest_pictures(
+def test_the_memory_of_a_child_is_enough_for_the_largest_images(
     image_format: str, mode: str, megapixels: int, options: dict[str, Any]
 ) -> None:
     """Those that CLIPFLEET_MAX_DECODE_BYTES lets through."""

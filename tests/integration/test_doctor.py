@@ -428,12 +428,12 @@ class TestS3:
 
     def test_a_web_server_that_is_no_store(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         with self.web_server(monkeypatch, 200, "<html><body>Welcome!</body></html>"):
-            found = only_fault(self.check(site, "s3://pictures/x"))
+            found = only_fault(self.check(site, "s3://images/x"))
         assert "no S3 store" in found.what and "AWS_ENDPOINT_URL" in found.remedy
 
     def test_an_endpoint_that_redirects(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         with self.web_server(monkeypatch, 302, ""):
-            found = only_fault(self.check(site, "s3://pictures/x"))
+            found = only_fault(self.check(site, "s3://images/x"))
         assert "redirects" in found.what and "https" in found.remedy
 
     def test_a_store_that_is_full(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

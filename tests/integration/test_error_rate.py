@@ -31,7 +31,7 @@ RATE = 0.2
 def outcome(ledger: Ledger, failed: int, *, of: int, codes: Mapping[str, int] | None = None) -> str:
     """Claim a chunk and complete it with so many failed rows."""
     return ledger.complete(
-        claim(ledger), ok=of - failed, failed=failed, codes=codes or {"not_found": failed}, stage_seconds={}
+        claim(ledger), ok=of - failed, failed=failed, codes=codes or {"not_found": failed}, work_seconds={}
     )
 
 
@@ -157,7 +157,7 @@ class TestTheEnd:
             ok=0,
             failed=1000,
             codes={"not_found": 1000},
-            stage_seconds={"fetch": 1.0},
+            work_seconds={"fetch": 1.0},
             ttl_seconds=77,
         )
         assert 70_000 < redis_client.pttl(keys.job("job")) <= 77_000
@@ -180,7 +180,7 @@ class TestGoingOn:
         again = claim(ledger)
         # All but ten of the failed ones are good now; kept rows are no merit of this generation.
         word = ledger.complete(
-            again, ok=990, failed=10, codes={"not_found": 10}, stage_seconds={}, ran=(250, 10)
+            again, ok=990, failed=10, codes={"not_found": 10}, work_seconds={}, ran=(250, 10)
         )
         assert word == "done"
         assert outcome(ledger, 300, of=1000) == "stopped"
@@ -197,7 +197,7 @@ class TestGoingOn:
         retry(ledger, open_again(20, next_chunk=1))
         adopted = claim(ledger)
         word = ledger.complete(
-            adopted, ok=700, failed=300, codes={"not_found": 300}, stage_seconds={}, ran=(0, 0)
+            adopted, ok=700, failed=300, codes={"not_found": 300}, work_seconds={}, ran=(0, 0)
         )
         assert word == "done"
 
@@ -255,7 +255,7 @@ def test_rows_in_redis_stay_and_the_others_never_appear(
         bring(sink, other, chunk_rows(4))
 
     word = ledger.complete(
-        first, ok=0, failed=4, codes=counts.codes, stage_seconds={"write": 0.5}, ttl_seconds=5
+        first, ok=0, failed=4, codes=counts.codes, work_seconds={"write": 0.5}, ttl_seconds=5
     )
 
     assert word == "stopped"

@@ -152,7 +152,7 @@ def test_who_waits_holds_no_turn(site: HttpSite) -> None:
 def test_a_host_that_comes_back_costs_no_row_though_hundreds_ask_for_it(
     closed_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody listens there until it is left alone; then all get their pictures, and few have knocked."""
+    """Nobody listens there until it is left alone; then all get their images, and few have knocked."""
 
     async def run() -> tuple[list[Result], int]:
         async with started(QUICK, PATIENT, LIMITS) as fetcher:

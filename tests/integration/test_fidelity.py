@@ -1,7 +1,7 @@
 """Pixels, embeddings and scores against open_clip's own, from the very same bytes.
 
 Ours go through the worker's decoder, model and scoring, the reference through open_clip and Pillow alone.
-More than 300 pictures, made by seed, are judged for the demo model (64 pixels) and for a 224-pixel model:
+More than 300 images, made by seed, are judged for the demo model (64 pixels) and for a 224-pixel model:
 that one has the preprocessing of the default model and random weights, so only its pixels count.
 The figures are shown at the end of a run.
 """
@@ -33,7 +33,7 @@ from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
 from clipfleet_worker.models.loaded import LoadedModel, load_model
 from clipfleet_worker.score.ranking import prompts_of, rank, text_matrix_of
 from tests.conftest import service_is_missing
-from tests.support.pictures import encoded, gradient, photo, shapes, text
+from tests.support.images import encoded, gradient, photo, shapes, text
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
 pytestmark = [pytest.mark.figures, pytest.mark.long]
@@ -41,11 +41,9 @@ pytestmark = [pytest.mark.figures, pytest.mark.long]
 _KINDS = {"photo": photo, "gradient": gradient, "shapes": shapes, "text": text}
 _QUALITIES = (60, 75, 85, 95)
 _SUBSAMPLINGS = ("4:2:0", "4:4:4", "4:2:0", "4:2:2")
-_EXACT_UP_TO_PIXELS = (
-    1_000_000  # the exact route is the reference's own code: larger pictures say nothing new
-)
+_EXACT_UP_TO_PIXELS = 1_000_000  # the exact route is the reference's own code: larger images say nothing new
 
-# (pictures, shorter side from, to, longer side at most this many times as long)
+# (images, shorter side from, to, longer side at most this many times as long)
 _SIZES = (
     (40, 1, 63, 3.0),
     (20, 62, 68, 2.0),
@@ -77,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Compared:
-    """One picture at one model's size, ours and the reference's; arrays are (size, size, 3)."""
+    """One image at one model's size, ours and the reference's; arrays are (size, size, 3)."""
 
     kind: str
     is_scaled: bool  # the fast route decoded the JPEG at a fraction of its size
@@ -163,7 +161,7 @@ def folder_of_224(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def comparisons(
     demo: LoadedModel, demo_reference: ReferenceModel, folder_of_224: Path
 ) -> dict[int, list[Compared]]:
-    """By size of the model, all pictures in the same order."""
+    """By size of the model, all images in the same order."""
     large = load_model(f"local-dir:{folder_of_224}", Precision.FP32, "cpu")
     pairs = ((demo, demo_reference), (large, ReferenceModel(folder_of_224)))
     decoder = Decoder(max_pixels=100_000_000)
@@ -209,7 +207,7 @@ def features(comparisons: dict[int, list[Compared]], demo: LoadedModel) -> np.nd
     return demo.encode_images(np.stack([compared.fast for compared in comparisons[64]]))
 
 
-class TestPictures:
+class TestImages:
     def test_there_are_enough_of_every_sort(self, comparisons: dict[int, list[Compared]]) -> None:
         assert len(comparisons[64]) >= 300
         for found in comparisons.values():
@@ -250,7 +248,7 @@ class TestPixels:
 
 def _figures(differences: Sequence[np.ndarray]) -> str:
     return (
-        f"{len(differences)} pictures, p99.9 {p999(differences):g}, of the worst picture "
+        f"{len(differences)} images, p99.9 {p999(differences):g}, of the worst image "
         f"{max(p999([values]) for values in differences):g}, max {max(int(v.max()) for v in differences)}"
     )
 

@@ -1,4 +1,4 @@
-"""Hostile pictures in a child process: the same code as in the worker's own, and the child lives on."""
+"""Hostile images in a child process: the same code as in the worker's own, and the child lives on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode
 from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode.decoder import Decoder
-from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import PixelSpec
 from clipfleet_worker.settings import WorkerSettings
@@ -28,19 +28,19 @@ SPEC = PixelSpec(64, 64, "bicubic", "squash", 0, (0.5,) * 3, (0.5,) * 3, _squeez
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodeStage]:
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodeStep]:
     """With the defaults of a worker, all in children."""
     for name in WorkerSettings.model_fields:
         monkeypatch.delenv(f"CLIPFLEET_{name.upper()}", raising=False)
     settings = WorkerSettings()
     decoder = Decoder(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
-    stage = DecodeStage(decoder, DecodeChildren(decoder, limits), isolate=True)
+    stage = DecodeStep(decoder, DecodeChildren(decoder, limits), isolate=True)
     yield stage
     stage.close()
 
 
-def test_a_child_says_of_each_kind_what_the_worker_says(stage: DecodeStage) -> None:
+def test_a_child_says_of_each_kind_what_the_worker_says(stage: DecodeStep) -> None:
     kinds = {name: kind.build() for name, kind in HOSTILE.items() if not _LARGE.search(name)}
     found: dict[str, ErrorCode | None] = {}
 

@@ -621,17 +621,17 @@ def test_a_complete_chunk_counts_its_rows_codes_and_seconds(ledger: Ledger) -> N
     codes = {"not_found": 2, "timeout": 1}
     first, second = claim(ledger), claim(ledger)
 
-    ledger.complete(first, ok=7, failed=3, codes=codes, stage_seconds={"fetch": 1.5, "decode": 0.25})
-    ledger.complete(second, ok=9, failed=1, codes={"timeout": 1}, stage_seconds={"fetch": 1.0})
+    ledger.complete(first, ok=7, failed=3, codes=codes, work_seconds={"fetch": 1.5, "decode": 0.25})
+    ledger.complete(second, ok=9, failed=1, codes={"timeout": 1}, work_seconds={"fetch": 1.0})
 
     status = ledger.status("job")
     assert (status.ok, status.failed, status.done_chunks, status.open) == (16, 4, 2, 0)
     assert status.codes == {"not_found": 2, "timeout": 2}
-    assert status.stage_seconds == {"fetch": 2.5, "decode": 0.25}
+    assert status.work_seconds == {"fetch": 2.5, "decode": 0.25}
 
 
 def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
-    return ledger.complete(claimed, ok=10, failed=0, codes={}, stage_seconds={}, meters=meters)
+    return ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={}, meters=meters)
 
 
 def test_what_chunks_have_measured_adds_up_once(ledger: Ledger) -> None:
@@ -658,12 +658,12 @@ def test_what_many_chunks_have_measured_is_told_at_once_and_kept_in_few_fields(
     for number in range(1, 41):
         seconds = {"fetch": 1.5, f"stage-{number % 3}": 0.25}
         meters = Meters({"fetching": 1.0})
-        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds=seconds, meters=meters)
+        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, work_seconds=seconds, meters=meters)
 
         status = ledger.status("job")
         assert status.meters["fetching"] == number
-        assert status.stage_seconds["fetch"] == 1.5 * number
-        assert sum(status.stage_seconds.values()) == 1.75 * number
+        assert status.work_seconds["fetch"] == 1.5 * number
+        assert sum(status.work_seconds.values()) == 1.75 * number
         assert kept_apart() < 16
 
     assert status.state is JobState.FINISHING
@@ -693,12 +693,12 @@ def test_sums_go_on_that_an_earlier_version_began(ledger: Ledger, redis_client: 
     redis_client.hset(keys.job("job"), mapping=before)
 
     meters = Meters({"write": 1.5})
-    ledger.complete(claim(ledger), ok=16, failed=0, codes={}, stage_seconds={"fetch": 1.5}, meters=meters)
+    ledger.complete(claim(ledger), ok=16, failed=0, codes={}, work_seconds={"fetch": 1.5}, meters=meters)
 
     running = ledger.status("job")
     ledger.cancel("job", ttl_seconds=60)
     for status in (running, ledger.status("job")):
-        assert status.stage_seconds == {"fetch": 2.0}
+        assert status.work_seconds == {"fetch": 2.0}
         assert status.meters == Meters({"write": 3.5})
 
 
@@ -1863,7 +1863,7 @@ def test_a_chunk_costs_the_same_few_commands_whatever_the_number_of_jobs_and_chu
     redis_client.config_resetstat()
 
     for _ in range(100):
-        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds={"fetch": 1.5, "write": 0.5})
+        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, work_seconds={"fetch": 1.5, "write": 0.5})
 
     ours = {"info", "config", "ping", "hello", "client", "auth", "select"}
     statistics = redis_client.info("commandstats").items()
@@ -1877,12 +1877,12 @@ def test_counts_and_seconds_of_chunks_add_up(ledger: Ledger) -> None:
     add_job(ledger, chunks=3)
     for ok, seconds in ((10**12, 0.1), (1, 0.2), (1, 1e6)):
         stages = {"fetch": seconds, "write": 0.000001}
-        ledger.complete(claim(ledger), ok=ok, failed=2, codes={"timeout": 2}, stage_seconds=stages)
+        ledger.complete(claim(ledger), ok=ok, failed=2, codes={"timeout": 2}, work_seconds=stages)
 
     status = ledger.status("job")
 
     assert (status.ok, status.failed, status.done_chunks) == (10**12 + 2, 6, 3)
-    assert status.stage_seconds == pytest.approx({"fetch": 1_000_000.3, "write": 0.000003})
+    assert status.work_seconds == pytest.approx({"fetch": 1_000_000.3, "write": 0.000003})
 
 
 # --- when the server is not what it was ---

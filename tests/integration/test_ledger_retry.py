@@ -107,7 +107,7 @@ class TestRetry:
         add_job(ledger)
         meters = Meters({"write": 2.0, "fetching": 3.0})
         ledger.complete(
-            claim(ledger), ok=15, failed=1, codes={"timeout": 1}, stage_seconds={"write": 2.0}, meters=meters
+            claim(ledger), ok=15, failed=1, codes={"timeout": 1}, work_seconds={"write": 2.0}, meters=meters
         )
         ledger.finish(claim_finish(ledger), ttl_seconds=1000)
         assert ledger.status("job").meters == meters
@@ -115,7 +115,7 @@ class TestRetry:
         retry(ledger, draft(1))
 
         status = ledger.status("job")
-        assert (status.meters, status.ran, status.stage_seconds) == (NO_METERS, 0, {"write": 2.0})
+        assert (status.meters, status.ran, status.work_seconds) == (NO_METERS, 0, {"write": 2.0})
 
     def test_a_job_that_goes_on_is_kept_like_an_unfinished_one_and_its_draft_is_gone(
         self, ledger: Ledger, redis_client: redis.Redis

@@ -441,7 +441,7 @@ class LedgerMachine(RuleBasedStateMachine):
             ok=counts.ok,
             failed=counts.failed,
             codes=counts.codes,
-            stage_seconds={"fetch": 0.5},
+            work_seconds={"fetch": 0.5},
             ran=delivery.ran,
             ttl_seconds=TTL_SECONDS,
         )

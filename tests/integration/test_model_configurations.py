@@ -30,7 +30,7 @@ from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
 from clipfleet_worker.models.loaded import LoadedModel, load_model
 from tests.conftest import service_is_missing
 from tests.support.hub_cache import HubCache
-from tests.support.pictures import encoded, photo, shapes
+from tests.support.images import encoded, photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999
 
 pytestmark = [pytest.mark.figures, pytest.mark.long]
@@ -104,7 +104,7 @@ _SPECS = {  # (width, height, interpolation, resize mode, fill colour)
     "padded": (96, 96, "bilinear", "longest", 127),
     "not square": (160, 96, "bilinear", "shortest", 0),
 }
-_PICTURES = tuple(
+_IMAGES = tuple(
     encoded(make(seed, width, height), image_format)
     for seed, (make, width, height, image_format) in enumerate(
         (
@@ -148,7 +148,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     module = kind(**values)
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.ndim > 1:  # as large as trained ones, so that pictures differ in their features
+            if parameter.ndim > 1:  # as large as trained ones, so that images differ in their features
                 parameter.mul_(3)
     safetensors.torch.save_file(module.state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(configuration))
@@ -167,12 +167,12 @@ def test_the_preprocessing_is_the_models_own(pair: Pair) -> None:
     assert (list(spec.mean), list(spec.std)) == (list(expected["mean"]), list(expected["std"]))
 
 
-def test_pixels_and_features_of_pictures(pair: Pair) -> None:
+def test_pixels_and_features_of_images(pair: Pair) -> None:
     decoder = Decoder(max_pixels=100_000_000)
-    tensors = [pair.reference.tensor(Image.open(io.BytesIO(data))) for data in _PICTURES]
+    tensors = [pair.reference.tensor(Image.open(io.BytesIO(data))) for data in _IMAGES]
     expected = [pair.reference.pixels(tensor) for tensor in tensors]
     exact, fast = (
-        [decoder.decode(data, pair.ours.pixel_spec, route).pixels for data in _PICTURES]
+        [decoder.decode(data, pair.ours.pixel_spec, route).pixels for data in _IMAGES]
         for route in (DecodeRoute.EXACT, DecodeRoute.FAST)
     )
 

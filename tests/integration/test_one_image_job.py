@@ -72,7 +72,7 @@ def run(ledger: Ledger, store: RedisStore, job: Job) -> str:
     claimed: Claim = claim(ledger, models=[job.model])
     if job.output_is_redis:
         bring(RedisSink(store), claimed, chunk_rows(0, 1).drop_columns(["shelf"]))
-    return ledger.complete(claimed, ok=1, failed=0, codes={}, stage_seconds=STAGES, meters=METERS)
+    return ledger.complete(claimed, ok=1, failed=0, codes={}, work_seconds=STAGES, meters=METERS)
 
 
 def own_keys(client: redis.Redis, job_id: str) -> set[str]:
@@ -117,7 +117,7 @@ class TestCost:
         entries = redis_client.xrange(keys.job(job.job_id, keys.STREAM))
 
         assert (status.state, status.ok, status.total) == (JobState.COMPLETED, 1, 1)
-        assert status.stage_seconds == STAGES
+        assert status.work_seconds == STAGES
         assert ledger.job(job.job_id) == job
         assert [fields for _, fields in entries] == [
             {"chunk": "0", "ok": "1", "failed": "0"}, {"state": "completed"}

@@ -49,7 +49,7 @@ ME = WorkerFacts("me", "here", 1, ("demo",))
 
 
 def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
-    return ledger.complete(claimed, ok=10, failed=0, codes={}, stage_seconds={}, meters=meters)
+    return ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={}, meters=meters)
 
 
 def announcement(**values: object) -> str:

@@ -124,20 +124,20 @@ class TestBytes:
     def test_jobs_whose_items_are_in_redis(
         self, redis_url: str, redis_client: redis.Redis, ledger: Ledger
     ) -> None:
-        pictures = [random.Random(number).randbytes(60_000) for number in range(3)]
+        images = [random.Random(number).randbytes(60_000) for number in range(3)]
         options = JobOptions(model="demo", job_id="second")
         with (
             client_of(redis_url, quota_bytes=100_000) as client,
             connect(redis_url, decode=False) as raw_client,
         ):
-            first = client.embed(pictures[:1], options=JobOptions(model="demo"))
+            first = client.embed(images[:1], options=JobOptions(model="demo"))
             with pytest.raises(QuotaExceededError, match="CLIPFLEET_QUOTA_BYTES allows 100,000"):
-                client.embed(pictures[1:2], options=options)
+                client.embed(images[1:2], options=options)
             assert redis_client.exists(keys.job("second", keys.ITEMS)) == 0  # else it would wait for itself
 
             claimed, sink = claim(ledger), RedisSink(RedisStore(redis_url, client=raw_client))
             redis_rows.complete(ledger, claimed, redis_rows.bring(sink, claimed, redis_rows.chunk_rows(0, 1)))
             assert first.status().state is JobState.COMPLETED
-            second = client.embed(pictures[1:2], options=options)
+            second = client.embed(images[1:2], options=options)
 
             assert second.status().sealed

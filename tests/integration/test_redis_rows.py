@@ -557,7 +557,7 @@ class TestFullMemory:
         self, ledger: Ledger, full: redis.Redis
     ) -> None:
         add_job(ledger, "in-a-folder")
-        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, stage_seconds={})
+        ledger.complete(claim(ledger), ok=10, failed=0, codes={}, work_seconds={})
         submit_job(ledger)
         claim(ledger)
         let_leases_expire(full, ("job", 0))

@@ -103,7 +103,7 @@ class Scene:
             older = self.sink.older(identity) if claimed.generation else None
             counts = self.sink.write(identity, rows, counts, over=older)
             self.ledger.complete(
-                claimed, ok=counts.ok, failed=counts.failed, codes=counts.codes, stage_seconds={}
+                claimed, ok=counts.ok, failed=counts.failed, codes=counts.codes, work_seconds={}
             )
             taken.append(claimed.chunk_id)
         return taken
@@ -361,7 +361,7 @@ class TestRebuild:
         scene.rebuild()
 
         counts = scene.sink.write(PartIdentity("job", 0, 0), rows, counts)
-        done = {"ok": counts.ok, "failed": counts.failed, "codes": {}, "stage_seconds": {}}
+        done = {"ok": counts.ok, "failed": counts.failed, "codes": {}, "work_seconds": {}}
         assert scene.ledger.complete(asleep, **cast(Any, done)) == "missing"
 
         assert scene.work() == list(range(CHUNKS))

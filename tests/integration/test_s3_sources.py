@@ -21,7 +21,7 @@ from clipfleet.submit.submission import Contents
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
 from tests.support.shards import img2dataset_shard, tar_bytes
 
@@ -73,7 +73,7 @@ class TestListing:
         return s3
 
     @pytest.mark.parametrize("slash", ["", "/"])
-    def test_all_pictures_below_a_prefix(self, bucket: S3Bucket, slash: str) -> None:
+    def test_all_images_below_a_prefix(self, bucket: S3Bucket, slash: str) -> None:
         assert sorted(found(f"{bucket.uri}/p{slash}")) == [
             (name, f"{bucket.uri}/p/{name}") for name in sorted(["1.jpg", "2.PNG", "deep/ä b#1%.webp"])
         ]
@@ -97,7 +97,7 @@ class TestListing:
     def test_a_pattern(self, bucket: S3Bucket, pattern: str, expected: list[str]) -> None:
         assert sorted(name for name, _ in found(f"{bucket.uri}/{pattern}")) == sorted(expected)
 
-    def test_one_picture(self, bucket: S3Bucket) -> None:
+    def test_one_image(self, bucket: S3Bucket) -> None:
         assert found(f"{bucket.uri}/p/1.jpg") == [("1.jpg", f"{bucket.uri}/p/1.jpg")]
 
     def test_more_keys_than_a_page_holds(self, s3: S3Bucket) -> None:
@@ -150,9 +150,9 @@ class TestLists:
         pq.write_table(pa.table({"key": names, "n": range(200_000)}), buffer)
         s3.put("large.parquet", buffer.getvalue())
 
-        rows = items(f"{s3.uri}/large.parquet", base_uri="s3://pictures")
+        rows = items(f"{s3.uri}/large.parquet", base_uri="s3://images")
 
-        assert [row["uri"] for row in rows] == [f"s3://pictures/{name}" for name in names]
+        assert [row["uri"] for row in rows] == [f"s3://images/{name}" for name in names]
         assert [row["n"] for row in rows] == list(range(200_000))
 
     def test_a_list_that_is_replaced_while_it_is_read_is_refused(self, s3: S3Bucket) -> None:
@@ -183,7 +183,7 @@ class TestLists:
 
 
 class TestShards:
-    def test_keys_and_json_are_carried_and_workers_read_the_pictures(self, s3: S3Bucket) -> None:
+    def test_keys_and_json_are_carried_and_workers_read_the_images(self, s3: S3Bucket) -> None:
         for shard in range(3):
             s3.put(f"set/{shard:05d}.tar", img2dataset_shard(range(shard * 10, shard * 10 + 4)))
         s3.put("set/00000.parquet", b"x")
@@ -193,8 +193,8 @@ class TestShards:
         for uri in ("set", "set/", "set/*.tar", "set/{00000..00002}.tar"):
             rows = items(f"{s3.uri}/{uri}")
             assert [row["item_id"] for row in rows] == [f"{key:09d}" for key in keys]
-            assert [row["caption"] for row in rows] == [f"picture {key}" for key in keys]
-        assert fetch(*(row["uri"] for row in rows)) == [encoded(picture(key)) for key in keys]
+            assert [row["caption"] for row in rows] == [f"image {key}" for key in keys]
+        assert fetch(*(row["uri"] for row in rows)) == [encoded(make_image(key)) for key in keys]
 
     def test_large_members_are_jumped_over(self, s3: S3Bucket) -> None:
         members = [(f"{number}.jpg", bytes([number]) * 9_000_000) for number in range(3)]
@@ -213,7 +213,7 @@ class TestShards:
 
 
 class TestFetch:
-    def test_pictures_and_what_is_none(self, s3: S3Bucket) -> None:
+    def test_images_and_what_is_none(self, s3: S3Bucket) -> None:
         good = s3.put("a b/ü#1%25?.jpg", b"picture")
         large = s3.put("large", b"x" * 3_000_000)
 

@@ -160,7 +160,7 @@ def test_a_job_that_stops_itself_while_it_is_submitted_says_why_in_its_status(
         def publish_work(self, count: int = 1) -> None:
             if claimed := try_claim(ledger):
                 codes = {"not_found": 1000}
-                word = ledger.complete(claimed, ok=0, failed=1000, codes=codes, stage_seconds={})
+                word = ledger.complete(claimed, ok=0, failed=1000, codes=codes, work_seconds={})
                 assert word == "stopped"
 
     strict = job.model_copy(update={"chunk_size": chunk_size, "max_error_rate": 0.5})

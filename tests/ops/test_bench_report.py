@@ -18,7 +18,7 @@ def test_the_json_says_what_ran_where_and_how_it_ended(
 ) -> None:
     path = tmp_path / "deep" / "result.json"
     with Report("decode", path) as report:
-        table = report.table({"picture": "<9", "images/s": "10.1f"}, "one core")
+        table = report.table({"image": "<9", "images/s": "10.1f"}, "one core")
         table.row("640x480", 963.14)
         table.row("a long name", "-")
         report.goal("ratio", 2.5, at_least=2.4)
@@ -29,8 +29,8 @@ def test_the_json_says_what_ran_where_and_how_it_ended(
     assert result["tables"][0] == {
         "title": "one core",
         "rows": [
-            {"picture": "640x480", "images/s": 963.14},
-            {"picture": "a long name", "images/s": "-"},
+            {"image": "640x480", "images/s": 963.14},
+            {"image": "a long name", "images/s": "-"},
         ],
     }
     assert [goal["is_held"] for goal in result["goals"]] == [True, False]
@@ -41,7 +41,7 @@ def test_the_json_says_what_ran_where_and_how_it_ended(
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:5] == [
         "one core",
-        "picture      images/s",
+        "image        images/s",
         "640x480         963.1",
         "a long name           -",
     ]

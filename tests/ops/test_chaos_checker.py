@@ -42,7 +42,7 @@ from ops.chaos.soak import Sample, growths
 from ops.chaos.values import Values
 from ops.chaos.workload import (
     IMAGE_SIZE,
-    PICTURES,
+    IMAGES,
     ItemKind,
     ItemPlan,
     JobPlan,
@@ -51,7 +51,7 @@ from ops.chaos.workload import (
     plan_job,
 )
 
-HASHES = [f"hash-{picture}" for picture in range(PICTURES)]
+HASHES = [f"hash-{image}" for image in range(IMAGES)]
 SOURCES = Sources(HASHES, lambda job_id, item: f"/{job_id}/{item.item_id}.jpg")
 EVENTS = [Event("a", 0, "completed_with_errors"), Event("b", 0, "-"), Event("b", 1, "-")]
 KINDS = [ItemKind.FILE, ItemKind.SICK, ItemKind.URL, ItemKind.TEXT, ItemKind.FILE]
@@ -70,7 +70,7 @@ def as_promised(plan: JobPlan) -> JobLeft:
     generation = plan.generations - 1
     rows = [
         Row(
-            index, item.item_id, item.error_code(generation), HASHES[item.picture],
+            index, item.item_id, item.error_code(generation), HASHES[item.image],
             values=values_of(plan, item),
         )
         for index, item in enumerate(plan.items)
@@ -84,7 +84,7 @@ def values_of(plan: JobPlan, item: ItemPlan) -> Values:
     uri = f"/{plan.job_id}/{item.item_id}.jpg"
     if item.error_code(plan.generations - 1):
         return Values(uri, "failed", "404", (None, None), None)
-    return Values(uri, "ok", None, IMAGE_SIZE, "model", numbers=(item.picture / PICTURES, 0.5))
+    return Values(uri, "ok", None, IMAGE_SIZE, "model", numbers=(item.image / IMAGES, 0.5))
 
 
 def part_of(plan: JobPlan, chunk_id: int) -> PartLeft:
@@ -154,7 +154,7 @@ BROKEN: dict[str, tuple[World, Kind]] = {
         with_rows(lambda rows: [replace(rows[0], item_id="item-1"), *rows[1:]]),
         Kind.WRONG,
     ),
-    "another picture": (
+    "another image": (
         with_rows(lambda rows: [replace(rows[0], content_hash="hash-9"), *rows[1:]]),
         Kind.WRONG,
     ),

@@ -1,4 +1,4 @@
-"""What the worker ships for its demo is whole, small and licensed: the demo model and the sample pictures.
+"""What the worker ships for its demo is whole, small and licensed: the demo model and the sample images.
 
 Reads files only. How well the model does is judged by ops/demo_model/evaluate.py.
 """
@@ -32,7 +32,7 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def test_samples_json_lists_exactly_the_pictures_present(samples: list[dict[str, Any]]) -> None:
+def test_samples_json_lists_exactly_the_images_present(samples: list[dict[str, Any]]) -> None:
     listed = [sample["file"] for sample in samples]
     assert len(listed) == 60
     assert sorted(listed) == sorted(path.name for path in SAMPLES.glob("*.png"))
@@ -59,11 +59,11 @@ def test_names_are_unique_within_a_group(samples: list[dict[str, Any]], group: i
     assert len({name.casefold() for name in names}) == len(names)
 
 
-def test_sample_pictures_are_small_rgb_pngs(samples: list[dict[str, Any]]) -> None:
+def test_sample_images_are_small_rgb_pngs(samples: list[dict[str, Any]]) -> None:
     for sample in samples:
-        with Image.open(SAMPLES / sample["file"]) as picture:
-            picture.load()
-            found = (picture.format, picture.mode, picture.size)
+        with Image.open(SAMPLES / sample["file"]) as image:
+            image.load()
+            found = (image.format, image.mode, image.size)
         assert found == ("PNG", "RGB", (128, 128)), sample["file"]
 
 

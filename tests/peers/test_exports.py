@@ -16,7 +16,7 @@ import pytest
 from clipfleet.client import Client
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 pytestmark = pytest.mark.peers
 
@@ -46,7 +46,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="module", params=["parquet", "jsonl"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    """An embed job over a list in which some pictures are missing, exported with the command."""
+    """An embed job over a list in which some images are missing, exported with the command."""
     folder = tmp_path_factory.mktemp("peers")
     with Cluster(folder) as cluster:
         cluster.start_worker()
@@ -69,7 +69,7 @@ def _write_list(folder: Path) -> None:
     lines = ["id,path,page"]
     for number in range(ITEMS):
         if number not in BAD:
-            (folder / f"{number}.jpg").write_bytes(encoded(picture(number)))
+            (folder / f"{number}.jpg").write_bytes(encoded(make_image(number)))
         lines.append(f"id-{number},{number}.jpg,https://example.org/{number}")
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
 
@@ -82,7 +82,7 @@ def test_row_i_of_the_reader_and_of_the_index_is_row_i(python: Path, exported: E
     assert shown.returncode == 0, shown.stderr
     found: dict[str, Any] = json.loads(shown.stdout.splitlines()[-1])
 
-    # Then the reader pairs every vector with the metadata of its own picture
+    # Then the reader pairs every vector with the metadata of its own image
     good = [number for number in range(ITEMS) if number not in BAD]
     assert exported.items == good
     assert (found["count"], found["dimension"]) == (len(good), exported.vectors.shape[1])

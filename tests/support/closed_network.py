@@ -2,7 +2,7 @@
 
 For a process in a network namespace of its own (`unshare --map-root-user --net --mount`), with nothing in it
 but the loopback device. A web server listens on every address and notes each connection it accepted; those
-at public addresses serve a picture and redirects, and so do all others: who gets that far gets a picture.
+at public addresses serve an image and redirects, and so do all others: who gets that far gets an image.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ class EveryAddress:
 
     | path | answer |
     |---|---|
-    | `/picture...` | a picture |
+    | `/image...` | an image |
     | `/to?URL` | a redirect to the percent-encoded URL |
 
     Port 443 speaks https, with the certificate of `CERTIFICATE`. Every connection serves one request.
 
     Args:
-        picture: what is served.
+        image: what is served.
         ports: where to listen.
     """
 
-    def __init__(self, picture: Path, ports: Iterable[int]) -> None:
+    def __init__(self, image: Path, ports: Iterable[int]) -> None:
         self.accepted: Counter[tuple[str, int]] = Counter()  # connections by what they were made to
-        self._picture = picture.read_bytes()
+        self._image = image.read_bytes()
         self._servers = [
             _Server(self, family, host, port)
             for port in ports
@@ -88,8 +88,8 @@ class EveryAddress:
         name, _, query = path.partition("?")
         if name == "/to":
             return 302, {"Location": unquote(query)}, b""
-        if name.startswith("/picture"):
-            return 200, {"Content-Type": "image/png"}, self._picture
+        if name.startswith("/image"):
+            return 200, {"Content-Type": "image/png"}, self._image
         return 404, {}, b""
 
 

@@ -29,7 +29,7 @@ COLOURS = {
 class FakeEncoder:
     """See `LoadedModel`: needs no weights, loads at once, and sees nothing but the mean colour.
 
-    A prompt that contains the name of one of the `COLOURS` has the features of a picture of that colour, so
+    A prompt that contains the name of one of the `COLOURS` has the features of an image of that colour, so
     that `classify` with such labels gives sensible answers; any other prompt means a colour of its own.
     """
 

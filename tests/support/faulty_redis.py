@@ -1,6 +1,6 @@
 """A worker and a producer whose Redis is behind a proxy that breaks connections, and jobs that run meanwhile.
 
-Pictures come from a site that answers as many requests as it is allowed to, so that chunks are under way at
+Images come from a site that answers as many requests as it is allowed to, so that chunks are under way at
 any time a test wants.
 """
 
@@ -26,7 +26,7 @@ from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
 from ops.chaos.proxy import Proxy
 from tests.support.cluster import Cluster, WorkerProcess, job_events
 from tests.support.http_site import HttpSite
-from tests.support.pictures import write_pictures
+from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
 ITEMS = 160
@@ -51,12 +51,12 @@ class FaultyRedis:
         self.proxy: Proxy
         self.url = ""
         self._extra = settings or {}
-        self.pictures = folder / "site"
+        self.images = folder / "site"
         self._jobs = 0
 
     def __enter__(self) -> Self:
         self.cluster.__enter__()
-        write_pictures(self.pictures, 20)
+        write_images(self.images, 20)
         self.proxy = Proxy(self.server_port)
         self.proxy.start()
         self.url = self.cluster.server.url.replace(f":{self.server_port}/", f":{self.proxy.port}/")
@@ -104,7 +104,7 @@ class FaultyRedis:
     def running_jobs(self) -> Iterator[RunningJobs]:
         """Two jobs that have begun, one with a folder, one with rows in Redis. They must end exactly."""
         self._jobs += 1
-        with HttpSite(self.pictures) as site, Client(Settings(redis_url=self.url)) as client:  # type: ignore[arg-type]
+        with HttpSite(self.images) as site, Client(Settings(redis_url=self.url)) as client:  # type: ignore[arg-type]
             urls = [site.url(f"/held/{number % 20:06d}.jpg?{number}") for number in range(ITEMS)]
             folder = self.cluster.folder / f"out-{self._jobs}"
             handles = [
@@ -145,9 +145,9 @@ class RunningJobs:
         with self.bed.admin() as admin:
             return self.done_chunks() >= done and admin.zcard(keys.LEASES) > 0
 
-    def go_on(self, pictures: int = AT_ONCE) -> None:
+    def go_on(self, images: int = AT_ONCE) -> None:
         """Let chunks that are under way come to their end."""
-        self.site.heal(pictures)
+        self.site.heal(images)
 
     def worker_says(self, *words: str) -> None:
         """The fault has reached the worker: its log has one of these words since the jobs began."""

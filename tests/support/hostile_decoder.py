@@ -1,4 +1,4 @@
-"""A decoder that pictures can harm, by a mark at their end: what a hole in a real one would let them do.
+"""A decoder that images can harm, by a mark at their end: what a hole in a real one would let them do.
 
 It is given to workers and their decode children by their constructors; production knows nothing of it.
 """
@@ -22,7 +22,7 @@ _PAGE_BYTES = 4096
 
 
 class Deed(Enum):
-    """What a picture does to its decoder, and the mark behind its last byte."""
+    """What an image does to its decoder, and the mark behind its last byte."""
 
     EXIT = b"~exit"
     NO_MEMORY = b"~no memory"
@@ -33,16 +33,16 @@ class Deed(Enum):
     SAY = b"~say"
     COMPLAIN = b"~complain"
 
-    def mark(self, picture: bytes) -> bytes:
-        """The same picture, which does this; decoders stop before what stands behind its end."""
-        return picture + self.value
+    def mark(self, image: bytes) -> bytes:
+        """The same image, which does this; decoders stop before what stands behind its end."""
+        return image + self.value
 
 
 class HostileDecoder(Decoder):
     """Reads like its parent whatever has no mark."""
 
     def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
-        """Do what the picture says first."""
+        """Do what the image says first."""
         for deed, do in _DEEDS.items():
             if data.endswith(deed.value):
                 do()
@@ -75,7 +75,7 @@ def _segfault() -> None:
 
 
 def _raise() -> NoReturn:
-    raise RuntimeError("the picture says: /etc/passwd")
+    raise RuntimeError("the image says: /etc/passwd")
 
 
 def _say() -> None:

@@ -1,6 +1,6 @@
-"""Broken and hostile pictures, made from nothing: bombs, lies, loops, polyglots, and what is no picture.
+"""Broken and hostile images, made from nothing: bombs, lies, loops, polyglots, and what is no image.
 
-`HOSTILE` names each kind, how it is made and what its row must say. What is a picture after all shows `CORE`,
+`HOSTILE` names each kind, how it is made and what its row must say. What is an image after all shows `CORE`,
 unless noted, and `is_core` knows it again.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from clipfleet.contract.jobs import ErrorCode
-from tests.support.pictures import encoded
+from tests.support.images import encoded
 
 MEGABYTE = 1_000_000
 CORE_COLOUR = (200, 60, 30)
@@ -141,7 +141,7 @@ def grey_jpeg(width: int, height: int, *, with_data: bool = True) -> bytes:
 
 
 def jpeg_of_many_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again: each goes over the whole picture."""
+    """A progressive JPEG whose last scan comes again and again: each goes over the whole image."""
     data = encoded(Image.new("RGB", (width, height), CORE_COLOUR), "JPEG", progressive=True, quality=95)
     last = data.rindex(b"\xff\xda")
     tables = data.rindex(b"\xff\xc4", 0, last)
@@ -297,7 +297,7 @@ def _core_tiff(extra: Mapping[int, tuple[int, list[int]]] | None = None, *, next
 
 
 def _big_tiff_with_exif(tags: int) -> bytes:
-    """`CORE` as a BigTIFF with a second directory of many tags that Pillow reads after the picture."""
+    """`CORE` as a BigTIFF with a second directory of many tags that Pillow reads after the image."""
     pixels = bytes(CORE_COLOUR) * (64 * 48)
     exif_start = 16 + len(pixels)
     exif = struct.pack("<Q", tags) + struct.pack("<HHQQ", 40_000, 4, 1, 1) * tags + bytes(8)
@@ -367,11 +367,11 @@ class Hostile:
     """One kind of file, and what is due for it."""
 
     build: Callable[[], bytes]
-    code: ErrorCode | None  # None: it is a picture after all
-    shows_core: bool = True  # of a picture: whether it is `CORE`
+    code: ErrorCode | None  # None: it is an image after all
+    shows_core: bool = True  # of an image: whether it is `CORE`
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         return self.code is None
 
 
@@ -379,7 +379,7 @@ def _refused(code: ErrorCode, build: Callable[[], bytes]) -> Hostile:
     return Hostile(build, code)
 
 
-def _picture(build: Callable[[], bytes], *, shows_core: bool = True) -> Hostile:
+def _image(build: Callable[[], bytes], *, shows_core: bool = True) -> Hostile:
     return Hostile(build, None, shows_core)
 
 
@@ -397,8 +397,8 @@ _PNGS: dict[str, Hostile] = {
     "png: a bomb with alpha at the limit of pixels": _refused(
         _PIXELS, lambda: black_png(10_000, 10_000, colour_type=6)
     ),
-    "png: a bomb just below the limit of memory": _picture(lambda: black_png(6950, 6950), shows_core=False),
-    "png: a bomb with alpha just below the limit of memory": _picture(
+    "png: a bomb just below the limit of memory": _image(lambda: black_png(6950, 6950), shows_core=False),
+    "png: a bomb with alpha just below the limit of memory": _image(
         lambda: black_png(4920, 4920, colour_type=6), shows_core=False
     ),
     "png: a strip that the model makes large": _refused(
@@ -419,24 +419,24 @@ _PNGS: dict[str, Hostile] = {
     "png: a bomb in zTXt": _refused(_BROKEN, lambda: _png_bomb_in_text(b"zTXt", b"Title\0\0")),
     "png: a bomb in iTXt": _refused(_BROKEN, lambda: _png_bomb_in_text(b"iTXt", b"Title\0\1\0\0\0")),
     "png: a bomb in its profile": _refused(_BROKEN, lambda: _png_bomb_in_text(b"iCCP", b"icc\0\0")),
-    "png: a tEXt of 20 MB": _picture(lambda: core_png(before=chunk(b"tEXt", b"T\0" + b"x" * 20 * MEGABYTE))),
+    "png: a tEXt of 20 MB": _image(lambda: core_png(before=chunk(b"tEXt", b"T\0" + b"x" * 20 * MEGABYTE))),
     "png: thousands of texts": _refused(
         _BROKEN, lambda: core_png(before=chunk(b"zTXt", b"T\0\0" + zeros_deflated(MEGABYTE)) * 3000)
     ),
-    "png: EXIF of 20 MB": _picture(
+    "png: EXIF of 20 MB": _image(
         lambda: core_png(before=chunk(b"eXIf", b"II*\0\x08\0\0\0" + bytes(20 * MEGABYTE)))
     ),
-    "png: two million chunks before the picture": _refused(
+    "png: two million chunks before the image": _refused(
         _BROKEN, lambda: core_png(before=chunk(b"abCd") * 2_000_000)
     ),
-    "png: two million chunks behind the picture": _refused(
+    "png: two million chunks behind the image": _refused(
         _BROKEN, lambda: core_png(after=chunk(b"abCd") * 2_000_000)
     ),
     "png: a length of 2^32 - 1": _refused(
         _BROKEN, lambda: _PNG_SIGNATURE + png_header(64, 48) + b"\xff\xff\xff\xffIDAT" + bytes(100)
     ),
-    "png: no palette": _picture(lambda: _indexed_png(bytes(64 * 48), None), shows_core=False),
-    "png: indices beyond its palette": _picture(
+    "png: no palette": _image(lambda: _indexed_png(bytes(64 * 48), None), shows_core=False),
+    "png: indices beyond its palette": _image(
         lambda: _indexed_png(_noise(64 * 48), bytes(CORE_COLOUR)), shows_core=False
     ),
     "png: a palette of 20 MB": _refused(
@@ -445,7 +445,7 @@ _PNGS: dict[str, Hostile] = {
     "png: unknown colour type": _refused(
         _BROKEN, lambda: _PNG_SIGNATURE + png_header(64, 48, colour_type=5) + chunk(b"IDAT", b"x")
     ),
-    "png: 16 bits a channel": _picture(
+    "png: 16 bits a channel": _image(
         lambda: (
             _PNG_SIGNATURE
             + png_header(64, 48, bits=16)
@@ -456,10 +456,10 @@ _PNGS: dict[str, Hostile] = {
             + chunk(b"IEND")
         )
     ),
-    "png: an animation of 10,000 frames": _picture(lambda: _animated_png(10_000)),
-    "png: with a web page behind it": _picture(lambda: core_png() + _HTML),
-    "png: a web page in a text": _picture(lambda: core_png(before=chunk(b"tEXt", b"Comment\0" + _HTML))),
-    "png: called a JPEG": _picture(core_png),
+    "png: an animation of 10,000 frames": _image(lambda: _animated_png(10_000)),
+    "png: with a web page behind it": _image(lambda: core_png() + _HTML),
+    "png: a web page in a text": _image(lambda: core_png(before=chunk(b"tEXt", b"Comment\0" + _HTML))),
+    "png: called a JPEG": _image(core_png),
 }
 
 _JPEGS: dict[str, Hostile] = {
@@ -467,8 +467,8 @@ _JPEGS: dict[str, Hostile] = {
         _PIXELS, lambda: grey_jpeg(50_000, 50_000, with_data=False)
     ),
     "jpeg: 50,000 x 50,000, with all its data": _refused(_PIXELS, lambda: grey_jpeg(50_000, 50_000)),
-    "jpeg: grey at the limit of pixels": _picture(lambda: grey_jpeg(10_000, 10_000), shows_core=False),
-    "jpeg: in several scans, just below the limit of memory": _picture(
+    "jpeg: grey at the limit of pixels": _image(lambda: grey_jpeg(10_000, 10_000), shows_core=False),
+    "jpeg: in several scans, just below the limit of memory": _image(
         lambda: encoded(Image.new("RGB", (4400, 4400)), "JPEG", progressive=True, subsampling="4:4:4"),
         shows_core=False,
     ),
@@ -479,29 +479,29 @@ _JPEGS: dict[str, Hostile] = {
         ),
     ),
     "jpeg: 10,000 scans": _refused(_BROKEN, lambda: jpeg_of_many_scans(1500, 1500, 10_000)),
-    "jpeg: 100,000 scans of a small picture": _refused(_BROKEN, lambda: jpeg_of_many_scans(64, 48, 100_000)),
+    "jpeg: 100,000 scans of a small image": _refused(_BROKEN, lambda: jpeg_of_many_scans(64, 48, 100_000)),
     "jpeg: no height, as if a DNL came": _refused(_BROKEN, lambda: _sized(core_jpeg(), b"\xff\xc0", 64, 0)),
     "jpeg: bad Huffman tables": _refused(_BROKEN, _jpeg_with_bad_tables),
-    "jpeg: Huffman codes called arithmetic": _picture(
+    "jpeg: Huffman codes called arithmetic": _image(
         lambda: core_jpeg().replace(b"\xff\xc0", b"\xff\xc9", 1), shows_core=False
     ),
     "jpeg: lossless in name": _refused(_BROKEN, lambda: core_jpeg().replace(b"\xff\xc0", b"\xff\xc3", 1)),
-    "jpeg: CMYK": _picture(lambda: encoded(CORE.convert("CMYK"), "JPEG", quality=95)),
-    "jpeg: profile of 10 MB": _picture(lambda: core_jpeg(before=_profile_in_segments(10 * MEGABYTE))),
-    "jpeg: EXIF of 20 MB": _picture(
+    "jpeg: CMYK": _image(lambda: encoded(CORE.convert("CMYK"), "JPEG", quality=95)),
+    "jpeg: profile of 10 MB": _image(lambda: core_jpeg(before=_profile_in_segments(10 * MEGABYTE))),
+    "jpeg: EXIF of 20 MB": _image(
         lambda: core_jpeg(before=_exif_in_segments(b"II*\0\x08\0\0\0" + bytes(20 * MEGABYTE)))
     ),
-    "jpeg: EXIF whose tags claim everything": _picture(
+    "jpeg: EXIF whose tags claim everything": _image(
         lambda: core_jpeg(before=_exif_in_segments(_exif_of_many_tags(60_000)))
     ),
-    "jpeg: EXIF whose tags claim everything, in four colours": _picture(
+    "jpeg: EXIF whose tags claim everything, in four colours": _image(
         lambda: (
             (cmyk := encoded(CORE.convert("CMYK"), "JPEG", quality=95))[:2]
             + _exif_in_segments(_exif_of_many_tags(MEGABYTE) + bytes(MEGABYTE))
             + cmyk[2:]
         )
     ),
-    "jpeg: orientation of 4711": _picture(lambda: core_jpeg(exif=_exif_of_nonsense())),
+    "jpeg: orientation of 4711": _image(lambda: core_jpeg(exif=_exif_of_nonsense())),
     "jpeg: seven million empty segments": _refused(
         _BROKEN, lambda: core_jpeg(before=segment(0xEF, b"") * 7_000_000)
     ),
@@ -511,22 +511,22 @@ _JPEGS: dict[str, Hostile] = {
             (cmyk := encoded(CORE.convert("CMYK"), "JPEG"))[:2] + segment(0xEF, b"") * 7_000_000 + cmyk[2:]
         ),
     ),
-    "jpeg: 25 MB of filling before the picture": _refused(
+    "jpeg: 25 MB of filling before the image": _refused(
         _BROKEN, lambda: core_jpeg(before=b"\xff" * 25 * MEGABYTE)
     ),
-    "jpeg: 25 MB of filling and no picture": _refused(_BROKEN, lambda: b"\xff\xd8" + b"\xff" * 25 * MEGABYTE),
-    "jpeg: 25 MB of zeros before the picture": _refused(
+    "jpeg: 25 MB of filling and no image": _refused(_BROKEN, lambda: b"\xff\xd8" + b"\xff" * 25 * MEGABYTE),
+    "jpeg: 25 MB of zeros before the image": _refused(
         _BROKEN, lambda: core_jpeg(before=segment(0xEF, b"") + bytes(25 * MEGABYTE))
     ),
-    "jpeg: 25 MB of zeros and no picture": _refused(
+    "jpeg: 25 MB of zeros and no image": _refused(
         _BROKEN, lambda: b"\xff\xd8\xff\xe0\0\2" + bytes(25 * MEGABYTE)
     ),
-    "jpeg: of two pictures (MPO)": _picture(
+    "jpeg: of two images (MPO)": _image(
         lambda: encoded(CORE, "MPO", save_all=True, append_images=[CORE.rotate(180)], quality=95)
     ),
-    "jpeg: with a ZIP archive behind it": _picture(lambda: core_jpeg() + _zip_of("a.txt", b"hello")),
-    "jpeg: a web page in its comment": _picture(lambda: core_jpeg(before=segment(0xFE, _HTML))),
-    "jpeg: called a PNG": _picture(core_jpeg),
+    "jpeg: with a ZIP archive behind it": _image(lambda: core_jpeg() + _zip_of("a.txt", b"hello")),
+    "jpeg: a web page in its comment": _image(lambda: core_jpeg(before=segment(0xFE, _HTML))),
+    "jpeg: called a PNG": _image(core_jpeg),
     "jpeg: nothing but its first bytes": _refused(_BROKEN, lambda: b"\xff\xd8\xff"),
     "jpeg: noise behind its first bytes": _refused(_BROKEN, lambda: b"\xff\xd8\xff\xe0" + _noise(100_000)),
 }
@@ -536,8 +536,8 @@ _GIFS: dict[str, Hostile] = {
     "gif: a frame larger than its screen": _refused(
         _PIXELS, lambda: _gif_header(64, 48) + gif_frame(65_535, 65_535, clears=4) + b";"
     ),
-    "gif: an animation of 10,000 frames": _picture(lambda: core_gif(after=gif_frame(64, 48) * 10_000)),
-    "gif: a comment of 10 MB": _picture(lambda: core_gif(before=b"!\xfe" + blocks(bytes(10 * MEGABYTE)))),
+    "gif: an animation of 10,000 frames": _image(lambda: core_gif(after=gif_frame(64, 48) * 10_000)),
+    "gif: a comment of 10 MB": _image(lambda: core_gif(before=b"!\xfe" + blocks(bytes(10 * MEGABYTE)))),
     "gif: a comment of ten million blocks": _refused(
         _BROKEN, lambda: core_gif(before=b"!\xfe" + b"\1x" * 10 * MEGABYTE + b"\0")
     ),
@@ -545,26 +545,26 @@ _GIFS: dict[str, Hostile] = {
     "gif: codes that never end": _refused(
         _BROKEN, lambda: _gif_header(64, 48) + gif_frame(64, 48, clears=20)
     ),
-    "gif: a script behind its header": _picture(lambda: core_gif() + b"/*alert(1)*/=1;"),
+    "gif: a script behind its header": _image(lambda: core_gif() + b"/*alert(1)*/=1;"),
     "gif: no frame": _refused(_BROKEN, lambda: _gif_header(64, 48) + b";"),
 }
 
 _WEBPS: dict[str, Hostile] = {
     "webp: 16 million x 200": _refused(_PIXELS, lambda: _webp_that_lies(1 << 24, 200)),
     "webp: a canvas at the limit of pixels": _refused(_PIXELS, lambda: _webp_that_lies(10_000, 10_000)),
-    "webp: a canvas that is not the picture's": _refused(_BROKEN, lambda: _webp_that_lies(640, 480)),
+    "webp: a canvas that is not the image's": _refused(_BROKEN, lambda: _webp_that_lies(640, 480)),
     "webp: a bomb": _refused(
         _PIXELS, lambda: encoded(Image.new("RGB", (8000, 8000)), "WEBP", lossless=True, quality=0, method=0)
     ),
-    "webp: a bomb just below the limit of memory": _picture(
+    "webp: a bomb just below the limit of memory": _image(
         lambda: encoded(Image.new("RGB", (3500, 3500)), "WEBP", lossless=True, quality=0, method=0),
         shows_core=False,
     ),
-    "webp: an animation of 10,000 frames": _picture(lambda: _animated_webp(10_000)),
+    "webp: an animation of 10,000 frames": _image(lambda: _animated_webp(10_000)),
     "webp: a size of 4 GB": _refused(
         _BROKEN, lambda: b"RIFF\xff\xff\xff\xffWEBPVP8X\xff\xff\xff\xff" + bytes(100)
     ),
-    "webp: profile and EXIF of 20 MB": _picture(
+    "webp: profile and EXIF of 20 MB": _image(
         lambda: riff(
             (b"VP8X", _webp_extended(64, 48, flags=0x28)),
             (b"ICCP", bytes(10 * MEGABYTE)),
@@ -572,7 +572,7 @@ _WEBPS: dict[str, Hostile] = {
             (b"EXIF", bytes(10 * MEGABYTE)),
         )
     ),
-    "webp: a million chunks": _picture(
+    "webp: a million chunks": _image(
         lambda: riff((b"VP8X", _webp_extended(64, 48)), _core_webp_chunk(), *[(b"abcd", b"")] * 1_000_000)
     ),
 }
@@ -584,28 +584,28 @@ _TIFFS: dict[str, Hostile] = {
     "tiff: a bomb in one strip, at the limit of pixels": _refused(
         _PIXELS, lambda: deflated_tiff(10_000, 10_000)
     ),
-    "tiff: a bomb just below the limit of memory": _picture(
+    "tiff: a bomb just below the limit of memory": _image(
         lambda: deflated_tiff(4950, 4950), shows_core=False
     ),
     "tiff: a bomb in tiles that are one and the same": _refused(
         _PIXELS, lambda: deflated_tiff(20_000, 20_000, tile=512)
     ),
-    "tiff: a small picture in a huge tile": _refused(_PIXELS, lambda: deflated_tiff(64, 48, tile=16_384)),
-    "tiff: its directories go round in a circle": _picture(
+    "tiff: a small image in a huge tile": _refused(_PIXELS, lambda: deflated_tiff(64, 48, tile=16_384)),
+    "tiff: its directories go round in a circle": _image(
         lambda: _core_tiff(next_directory=8 + len(bytes(CORE_COLOUR) * (64 * 48)))
     ),
-    "tiff: a picture inside itself": _picture(
+    "tiff: an image inside itself": _image(
         lambda: _core_tiff({330: (4, [8 + 64 * 48 * 3]), 34_665: (4, [8 + 64 * 48 * 3])})
     ),
-    "tiff: 5,000 tags of 4 MB each": _picture(lambda: _tiff_of_greedy_tags(5000)),
-    "tiff: 60,000 tags": _picture(lambda: _core_tiff(_many_tags(60_000))),
+    "tiff: 5,000 tags of 4 MB each": _image(lambda: _tiff_of_greedy_tags(5000)),
+    "tiff: 60,000 tags": _image(lambda: _core_tiff(_many_tags(60_000))),
     "tiff: a million strips": _refused(
         _BROKEN,
         lambda: _core_tiff({273: (4, [8] * 1_000_000), 278: (4, [1]), 279: (4, [3] * 1_000_000)}),
     ),
     "tiff: thousands of samples per pixel": _refused(_BROKEN, lambda: _core_tiff({277: (3, [60_000])})),
     "tiff: a strip outside the file": _refused(_BROKEN, lambda: _core_tiff({273: (4, [0xFFFFFFF0])})),
-    "tiff: orientation of 4711": _picture(lambda: _core_tiff({274: (3, [4711])})),
+    "tiff: orientation of 4711": _image(lambda: _core_tiff({274: (3, [4711])})),
     "tiff: no directory": _refused(_BROKEN, lambda: b"II*\0\xff\xff\xff\xff" + bytes(100)),
     "tiff: a directory behind 2^64 bytes": _refused(
         _BROKEN, lambda: b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(100)
@@ -613,14 +613,14 @@ _TIFFS: dict[str, Hostile] = {
     "tiff: a directory of 2^64 tags": _refused(
         _BROKEN, lambda: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 100
     ),
-    "tiff: a million tags of EXIF": _picture(lambda: _big_tiff_with_exif(1_000_000)),
+    "tiff: a million tags of EXIF": _image(lambda: _big_tiff_with_exif(1_000_000)),
     "tiff: a directory that is the header": _refused(_BROKEN, lambda: b"II*\0\0\0\0\0" + bytes(100)),
 }
 
 _BMPS: dict[str, Hostile] = {
     "bmp: 2^31 - 1 wide": _refused(_PIXELS, lambda: bmp((1 << 31) - 1, (1 << 31) - 1)),
     "bmp: negative width": _refused(_PIXELS, lambda: bmp(-64, 48, bytes(64 * 48 * 3))),
-    "bmp: upside down": _picture(lambda: bmp(64, -48, bytes(reversed(CORE_COLOUR)) * (64 * 48))),
+    "bmp: upside down": _image(lambda: bmp(64, -48, bytes(reversed(CORE_COLOUR)) * (64 * 48))),
     "bmp: the lowest height": _refused(_PIXELS, lambda: bmp(64, -(1 << 31), bytes(100))),
     "bmp: run lengths, at the limit of pixels": _refused(
         _PIXELS, lambda: bmp(10_000, 10_000, b"\xff\0" * 400_000, bits=8, compression=1)
@@ -631,23 +631,23 @@ _BMPS: dict[str, Hostile] = {
     "bmp: run lengths that say nothing, 20 MB of them": _refused(
         _BROKEN, lambda: bmp(64, 48, b"\0\2\0\0" * 5_000_000, bits=8, compression=1)
     ),
-    "bmp: run lengths": _picture(lambda: bmp(64, 48, b"\x40\0\0\0" * 48 + b"\0\1", bits=8, compression=1)),
+    "bmp: run lengths": _image(lambda: bmp(64, 48, b"\x40\0\0\0" * 48 + b"\0\1", bits=8, compression=1)),
     "bmp: a header of 4 GB": _refused(_NO_IMAGE, lambda: b"BM" + bytes(12) + b"\xff" * 40),
     "bmp: a bomb of 100 million pixels in 24 bits that breaks off": _refused(
         _PIXELS, lambda: bmp(10_000, 10_000, bytes(100))
     ),
 }
 
-_NO_PICTURES: dict[str, Hostile] = {
+_NO_IMAGES: dict[str, Hostile] = {
     "nothing: zero bytes": _refused(_EMPTY, lambda: b""),
     "nothing: one byte": _refused(_NO_IMAGE, lambda: b"\xff"),
     "nothing: zeros": _refused(_NO_IMAGE, lambda: bytes(100_000)),
     "nothing: noise": _refused(_NO_IMAGE, lambda: _noise(100_000)),
     "nothing: a text": _refused(_NO_IMAGE, lambda: b"Not found\n"),
     "nothing: a web page": _refused(_NO_IMAGE, lambda: _HTML),
-    "nothing: a web page with a picture behind it": _refused(_NO_IMAGE, lambda: _HTML + core_png()),
+    "nothing: a web page with an image behind it": _refused(_NO_IMAGE, lambda: _HTML + core_png()),
     "nothing: a ZIP archive": _refused(_NO_IMAGE, lambda: _zip_of("a.png", core_png())),
-    "nothing: a compressed picture": _refused(_NO_IMAGE, lambda: gzip.compress(core_png())),
+    "nothing: a compressed image": _refused(_NO_IMAGE, lambda: gzip.compress(core_png())),
     "nothing: a pickle": _refused(_NO_IMAGE, lambda: b"\x80\x04cos\nsystem\n(S'true'\ntR."),
     "refused: SVG": _refused(_FORMAT, lambda: _SVG),
     "refused: PDF": _refused(_FORMAT, lambda: encoded(CORE, "PDF")),
@@ -683,6 +683,6 @@ HOSTILE: dict[str, Hostile] = {
     **_WEBPS,
     **_TIFFS,
     **_BMPS,
-    **_NO_PICTURES,
+    **_NO_IMAGES,
     **_pieces(),
 }

@@ -1,4 +1,4 @@
-"""A worker whose decoder can be harmed by pictures: `python -m tests.support.hostile_worker`."""
+"""A worker whose decoder can be harmed by images: `python -m tests.support.hostile_worker`."""
 
 from __future__ import annotations
 

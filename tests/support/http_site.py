@@ -10,7 +10,7 @@
 | `/html`, `/empty` | 200 with a page, with nothing |
 | `/bytes/<count>` | that many bytes, with Content-Length |
 | `/chunked/<count>` | that many bytes, without Content-Length |
-| `/encoded/<how>` | the word `picture`: gzip, zlib, raw-deflate, broken, cut, empty; others only declared |
+| `/encoded/<how>` | the word `image`: gzip, zlib, raw-deflate, broken, cut, empty; others only declared |
 | `/bomb` | 64 MiB of zeros in 64 KiB of gzip |
 | `/truncated`, `/reset`, `/bad-chunk` | the body breaks off: closed early, reset, chunks that are none |
 | `/reset-early` | the connection is reset before an answer |
@@ -22,7 +22,7 @@
 | `/cookie` | sets one |
 | `/tagged?tag=VALUE&status=200` | with an `X-Robots-Tag` for each `tag` |
 | `/robots.txt` | the attribute `robots_txt`: text, or the status instead of it |
-| `/late/<name>` | the picture, after a tenth of a second |
+| `/late/<name>` | the image, after a tenth of a second |
 | `/stall`, `/drip`, `/endless` | no answer; a byte now and then; a body without end |
 | `/meet/<count>` | waits until so many are here together, then answers all of them |
 | `/echo` | the request as JSON: path with query as sent, headers |
@@ -50,7 +50,7 @@ from aiohttp import web
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
 _DRIP_SECONDS = 0.02
 _LATE_SECONDS = 0.1
-_PICTURE = b"picture"
+_IMAGE = b"picture"
 
 
 class HttpSite:
@@ -209,7 +209,7 @@ class HttpSite:
             self.active -= 1
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(status=int(request.match_info["code"]), text="no picture")
+        return web.Response(status=int(request.match_info["code"]), text="no image")
 
     async def _late(self, request: web.Request) -> web.StreamResponse:
         if self._folder is None:
@@ -219,9 +219,9 @@ class HttpSite:
 
     async def _flaky(self, request: web.Request) -> web.StreamResponse:
         if self.requests[request.path] > int(request.match_info["times"]):
-            return web.Response(body=_PICTURE)
+            return web.Response(body=_IMAGE)
         after = {"Retry-After": request.query["after"]} if "after" in request.query else {}
-        return web.Response(status=int(request.match_info["status"]), text="no picture", headers=after)
+        return web.Response(status=int(request.match_info["status"]), text="no image", headers=after)
 
     async def _sick(self, request: web.Request) -> web.StreamResponse:
         if not self._is_healed or self._folder is None:
@@ -249,7 +249,7 @@ class HttpSite:
         return response
 
     async def _html(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text="<html>no picture</html>", content_type="text/html")
+        return web.Response(text="<html>no image</html>", content_type="text/html")
 
     async def _empty(self, request: web.Request) -> web.StreamResponse:
         return web.Response()
@@ -268,14 +268,14 @@ class HttpSite:
         raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         how = request.match_info["how"]
         bodies = {
-            "gzip": ("gzip", gzip.compress(_PICTURE)),
-            "zlib": ("deflate", zlib.compress(_PICTURE)),
-            "raw-deflate": ("deflate", raw.compress(_PICTURE) + raw.flush()),
+            "gzip": ("gzip", gzip.compress(_IMAGE)),
+            "zlib": ("deflate", zlib.compress(_IMAGE)),
+            "raw-deflate": ("deflate", raw.compress(_IMAGE) + raw.flush()),
             "broken": ("gzip", b"\x1f\x8b but not gzip"),
-            "cut": ("gzip", gzip.compress(_PICTURE)[:-9]),
+            "cut": ("gzip", gzip.compress(_IMAGE)[:-9]),
             "empty": ("gzip", b""),
         }
-        declared, body = bodies.get(how, (how, _PICTURE))
+        declared, body = bodies.get(how, (how, _IMAGE))
         return web.Response(body=body, headers={"Content-Encoding": declared})
 
     async def _bomb(self, request: web.Request) -> web.StreamResponse:
@@ -299,7 +299,7 @@ class HttpSite:
         return _raw(request, b"220 smtp.test ready\r\n\r\n")
 
     async def _big_header(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=_PICTURE, headers={"X-Big": "x" * 100_000})
+        return web.Response(body=_IMAGE, headers={"X-Big": "x" * 100_000})
 
     async def _redirect_loop(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=302, headers={"Location": request.path})
@@ -315,10 +315,10 @@ class HttpSite:
         return web.Response(status=status, headers={"Location": request.query["to"]})
 
     async def _cookie(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=_PICTURE, headers={"Set-Cookie": "visitor=1; Path=/"})
+        return web.Response(body=_IMAGE, headers={"Set-Cookie": "visitor=1; Path=/"})
 
     async def _tagged(self, request: web.Request) -> web.StreamResponse:
-        response = web.Response(status=int(request.query.get("status", "200")), body=_PICTURE)
+        response = web.Response(status=int(request.query.get("status", "200")), body=_IMAGE)
         for value in request.query.getall("tag", []):
             response.headers.add("X-Robots-Tag", value)
         return response
@@ -361,7 +361,7 @@ class HttpSite:
             return_when=asyncio.FIRST_COMPLETED,
         )
         stopping.cancel()
-        return web.Response(body=_PICTURE)
+        return web.Response(body=_IMAGE)
 
     async def _echo(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text=json.dumps({"path": request.raw_path, "headers": dict(request.headers)}))

@@ -88,6 +88,6 @@ def make_status(**values: Any) -> JobStatus:
     status = JobStatus(
         job_id=JOB_ID, state=JobState.RUNNING, lane=Lane.NORMAL, model="demo", generation=0, sealed=True,
         total=100, ok=0, failed=0, chunks=10, done_chunks=0, leased_chunks=0, due_chunks=0, codes={},
-        stage_seconds={}, reason="", created_ms=1_764_000_000_000, finished_ms=None,
+        work_seconds={}, reason="", created_ms=1_764_000_000_000, finished_ms=None,
     )  # fmt: skip
     return replace(status, **values)

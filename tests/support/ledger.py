@@ -95,7 +95,7 @@ def claim(
 def complete(ledger: Ledger, claimed: Claim, *, ok: int = 10, failed: int = 0) -> str:
     """Complete a chunk whose failed rows were all `not_found`."""
     codes = {"not_found": failed} if failed else {}
-    return ledger.complete(claimed, ok=ok, failed=failed, codes=codes, stage_seconds={})
+    return ledger.complete(claimed, ok=ok, failed=failed, codes=codes, work_seconds={})
 
 
 def work_off(ledger: Ledger, *, models: Sequence[str] = (MODEL,)) -> list[Claim]:

@@ -56,13 +56,13 @@ class Overwriter:
         client: Client,
         server: redis.Redis,
         workers: Sequence[WorkerProcess],
-        pictures: Sequence[Path],
+        images: Sequence[Path],
         seed: int,
     ) -> None:
         self._client = client
         self._server = server
         self._workers = workers
-        self._pictures = pictures
+        self._images = images
         self._random = random.Random(seed)
 
     def run(self, number: int, place: Place, *, freezes: bool = True) -> Overwrite:
@@ -115,14 +115,14 @@ class Overwriter:
         )
 
     def _submit(self, job_id: str, items: int, place: Place, *, overwrite: bool = False) -> str:
-        pictures = (
-            {"uri": str(self._pictures[n % len(self._pictures)]), "id": f"{job_id}-{n}"} for n in range(items)
+        images = (
+            {"uri": str(self._images[n % len(self._images)]), "id": f"{job_id}-{n}"} for n in range(items)
         )
         options = JobOptions(
             output=place.output, job_id=job_id, chunk_size=CHUNK_SIZE, part_format=place.part_format,
             overwrite=overwrite, model="demo", id_column="id",
         )  # fmt: skip
-        return self._client.embed(list(pictures), options=options).job_id
+        return self._client.embed(list(images), options=options).job_id
 
     @contextmanager
     def _all_frozen(self) -> Iterator[None]:

@@ -187,7 +187,7 @@ def _complete(world: World, claimed: Claim) -> None:
             if redis_rows.complete(world.ledger, claimed, found) != "incomplete":
                 return
     else:
-        world.ledger.complete(claimed, ok=10, failed=0, codes={}, stage_seconds={"write": 0.5})
+        world.ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={"write": 0.5})
 
 
 # --- what situations begin with ---
@@ -215,7 +215,7 @@ def _with_history(world: World) -> None:
 def _last_one(world: World) -> None:
     add_job(world.ledger, EVIL, chunks=CHUNKS)
     failed = claim(world.ledger)
-    world.ledger.complete(failed, ok=7, failed=3, codes={"not_found": 3}, stage_seconds={"write": 0.5})
+    world.ledger.complete(failed, ok=7, failed=3, codes={"not_found": 3}, work_seconds={"write": 0.5})
     world.held[EVIL] = claim(world.ledger)
     add_job(world.ledger, SOUND, chunks=CHUNKS)
 
@@ -296,7 +296,7 @@ def _renew_finish(world: World) -> None:
 
 def _complete_some(world: World) -> None:
     world.ledger.complete(
-        world.held[EVIL], ok=7, failed=3, codes={"not_found": 3}, stage_seconds={"write": 0.5}
+        world.held[EVIL], ok=7, failed=3, codes={"not_found": 3}, work_seconds={"write": 0.5}
     )
 
 

@@ -88,7 +88,7 @@ def bring(sink: RedisSink, claim: Claim, rows: pa.Table) -> PartCounts:
 def complete(ledger: Ledger, claim: Claim, found: PartCounts) -> str:
     """What the worker does then."""
     return ledger.complete(
-        claim, ok=found.ok, failed=found.failed, codes=found.codes, stage_seconds={"write": 0.5}
+        claim, ok=found.ok, failed=found.failed, codes=found.codes, work_seconds={"write": 0.5}
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
@@ -24,17 +24,17 @@ def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def img2dataset_shard(keys: Iterable[int]) -> bytes:
-    """A shard as img2dataset writes it: `{key}.jpg`, `{key}.txt`, `{key}.json` for each picture."""
+    """A shard as img2dataset writes it: `{key}.jpg`, `{key}.txt`, `{key}.json` for each image."""
     members = []
     for key in keys:
         facts = {
-            "caption": f"picture {key}", "url": f"https://example.org/{key}.jpg", "key": f"{key:09d}",
+            "caption": f"image {key}", "url": f"https://example.org/{key}.jpg", "key": f"{key:09d}",
             "status": "success", "error_message": None, "width": 96, "height": 80, "original_width": 960,
             "original_height": 800, "exif": "{}", "sha256": "0" * 64,
         }  # fmt: skip
         members += [
-            (f"{key:09d}.jpg", encoded(picture(key))),
-            (f"{key:09d}.txt", f"picture {key}".encode()),
+            (f"{key:09d}.jpg", encoded(make_image(key))),
+            (f"{key:09d}.txt", f"image {key}".encode()),
             (f"{key:09d}.json", json.dumps(facts, indent=4).encode()),
         ]
     return tar_bytes(members)

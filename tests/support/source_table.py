@@ -1,4 +1,4 @@
-"""A few pictures and faults, told in every way a source can be told, with the rows that are due."""
+"""A few images and faults, told in every way a source can be told, with the rows that are due."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.support.http_site import HttpSite
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
 from tests.support.shards import tar_bytes
 
 GOOD_JPEG, GOOD_PNG, GOOD_WEBP = (
-    encoded(picture(1)),
-    encoded(picture(2), "PNG"),
-    encoded(picture(3), "WEBP"),
+    encoded(make_image(1)),
+    encoded(make_image(2), "PNG"),
+    encoded(make_image(3), "WEBP"),
 )
-TRUNCATED = encoded(picture(4))[:-700]
+TRUNCATED = encoded(make_image(4))[:-700]
 PAGE = b"<html>no picture</html>"
 FILES = {
     "a good one.jpg": GOOD_JPEG,
@@ -79,15 +79,15 @@ class Record:
 def _records(place: Place) -> list[Record]:
     """URLs of all kinds and all kinds of faults; some ids are there more than once."""
     for name, data in FILES.items():
-        path = place.folder / "pictures" / name
+        path = place.folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     key = place.bucket.put("loose/a b+c.jpg", GOOD_JPEG)
     inline = "data:image/png;base64," + base64.b64encode(GOOD_PNG).decode()
     return [
-        Record("same", "pictures/a good one.jpg", None),
-        Record("same", "pictures/missing.jpg", "not_found"),
-        Record("2", str(place.folder / "pictures/sub/good.png"), None),
+        Record("same", "images/a good one.jpg", None),
+        Record("same", "images/missing.jpg", "not_found"),
+        Record("2", str(place.folder / "images/sub/good.png"), None),
         Record("page", place.site.url("/html"), "not_an_image"),
         Record("same", key, None),
         Record("no key", f"{place.bucket.uri}/loose/missing.jpg", "not_found"),
@@ -98,7 +98,7 @@ def _records(place: Place) -> list[Record]:
         Record("nothing", "", "bad_uri"),
         Record("outside", "../../../etc/hostname", "path_refused"),
         Record("inside", "http://169.254.169.254/latest", "address_refused"),
-        Record("same", "pictures/wörter.webp", None),
+        Record("same", "images/wörter.webp", None),
     ]
 
 
@@ -164,7 +164,7 @@ def _manifest(kind: str, *, gzipped: bool = False, in_bucket: bool = False) -> C
     def make(place: Place) -> Given:
         records = _records(place)
         if in_bucket:  # relative names in it count from the bucket's folder: only what is absolute stays
-            records = [record for record in records if not record.uri.startswith(("pictures/", "../"))]
+            records = [record for record in records if not record.uri.startswith(("images/", "../"))]
         data = MANIFESTS[kind](records)
         name = f"list.{kind}"
         if gzipped:
@@ -196,19 +196,19 @@ def _based(place: Place) -> Given:
 
 def _folder(place: Place) -> Given:
     _records(place)
-    return Given(place.folder / "pictures", [Expected(name, CODES.get(name)) for name in sorted(FILES)])
+    return Given(place.folder / "images", [Expected(name, CODES.get(name)) for name in sorted(FILES)])
 
 
 def _glob(place: Place) -> Given:
     _records(place)
     names = [name for name in sorted(FILES) if name.startswith("sub/")]
     rows = [Expected(name.removeprefix("sub/"), CODES.get(name)) for name in names]
-    return Given(str(place.folder / "pictures" / "sub" / "*"), rows)
+    return Given(str(place.folder / "images" / "sub" / "*"), rows)
 
 
-def _one_picture(place: Place) -> Given:
+def _one_image(place: Place) -> Given:
     _records(place)
-    return Given(place.folder / "pictures" / "wörter.webp", [Expected("wörter.webp")])
+    return Given(place.folder / "images" / "wörter.webp", [Expected("wörter.webp")])
 
 
 def _bucket_prefix(place: Place) -> Given:
@@ -219,29 +219,29 @@ def _bucket_prefix(place: Place) -> Given:
 
 
 def _stdin_lines(place: Place) -> Given:
-    absolute = [r for r in _records(place) if not r.uri.startswith(("pictures/", "../"))]
+    absolute = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
     return Given("-", _plain_expected(absolute), stdin=_plain(absolute))
 
 
 def _stdin_json(place: Place) -> Given:
-    absolute = [r for r in _records(place) if not r.uri.startswith(("pictures/", "../"))]
+    absolute = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
     return Given("-", _expected(absolute), stdin=_json_lines(absolute))
 
 
 def _urls(place: Place) -> Given:
-    records = [r for r in _records(place) if not r.uri.startswith(("pictures/", "../"))]
+    records = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
     rows = [Expected(str(number), record.error_code) for number, record in enumerate(records)]
     return Given([record.uri for record in records], rows)
 
 
 def _dicts(place: Place) -> Given:
-    records = [r for r in _records(place) if not r.uri.startswith(("pictures/", "../"))]
+    records = [r for r in _records(place) if not r.uri.startswith(("images/", "../"))]
     return Given(_table(records), _expected(records))
 
 
 def _paths(place: Place) -> Given:
     _records(place)
-    paths = [place.folder / "pictures" / name for name in [*FILES, "missing.jpg"]]
+    paths = [place.folder / "images" / name for name in [*FILES, "missing.jpg"]]
     codes = [*(CODES.get(name) for name in FILES), "not_found"]
     return Given(paths, [Expected(str(number), code) for number, code in enumerate(codes)])
 
@@ -259,8 +259,8 @@ def _stream(place: Place) -> Given:
 def _img2dataset_shards(place: Place) -> tuple[list[tuple[str, bytes]], list[Expected]]:
     """Two archives as img2dataset lays them out: `{key}.jpg`, `{key}.txt`, `{key}.json`."""
     shards, rows = [], []
-    pictures = [GOOD_JPEG, TRUNCATED, GOOD_JPEG, b"", GOOD_JPEG]
-    for shard, slice_ in enumerate((pictures[:3], pictures[3:])):
+    images = [GOOD_JPEG, TRUNCATED, GOOD_JPEG, b"", GOOD_JPEG]
+    for shard, slice_ in enumerate((images[:3], images[3:])):
         members = []
         for number, data in enumerate(slice_):
             key = f"{shard:05d}{number:04d}"
@@ -314,7 +314,7 @@ def _image_parquet(place: Place) -> Given:
 SOURCES: dict[str, Callable[[Place], Given]] = {
     "folder": _folder,
     "glob": _glob,
-    "picture": _one_picture,
+    "image": _one_image,
     **{kind: _manifest(kind) for kind in MANIFESTS},
     **{f"{kind}.gz": _manifest(kind, gzipped=True) for kind in MANIFESTS if kind != "parquet"},
     "csv with keys": _based,

@@ -1,4 +1,4 @@
-"""Jobs with pictures that harm their decoder, and workers that are started again when they die of it."""
+"""Jobs with images that harm their decoder, and workers that are started again when they die of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipfleet.results import rows as results
 from clipfleet.results.rows import PartRows
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.hostile_decoder import Deed
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.waiting import wait_until
 
 CODES = {
@@ -42,23 +42,23 @@ class Ending:
     decode_children: list[str]  # command lines of those that are left
 
 
-def write_hostile_pictures(
+def write_hostile_images(
     folder: Path, count: int, deeds: Mapping[int, Deed], *, image_format: str = "JPEG"
 ) -> None:
-    """`count` pictures named by number, some of which do something."""
+    """`count` images named by number, some of which do something."""
     folder.mkdir()
-    harmless = [encoded(picture(number), image_format) for number in range(50)]
+    harmless = [encoded(make_image(number), image_format) for number in range(50)]
     for number in range(count):
         data = harmless[number % len(harmless)]
         deed = deeds.get(number)
         (folder / f"{number:06d}.{image_format.lower()}").write_bytes(deed.mark(data) if deed else data)
 
 
-def run_with_restarts(cluster: Cluster, pictures: Path, *, chunk_size: int) -> Ending:
-    """Label the pictures; a worker that died is started again at once, as `up` and systemd do."""
+def run_with_restarts(cluster: Cluster, images: Path, *, chunk_size: int) -> Ending:
+    """Label the images; a worker that died is started again at once, as `up` and systemd do."""
     output = cluster.folder / "out"
     submitted = cluster.run_json(
-        "embed", pictures, "--model", "demo", "--output", output, "--chunk-size", str(chunk_size), "--no-wait"
+        "embed", images, "--model", "demo", "--output", output, "--chunk-size", str(chunk_size), "--no-wait"
     )
     workers = [cluster.start_worker(program=_PROGRAM)]
 

@@ -1,6 +1,6 @@
 """A worker that can be made slow at one stage or another: `python -m tests.support.throttled_worker FILE`.
 
-Pictures with `SLOW_TO_DECODE` behind their end keep a decode thread for long, black ones keep the device, and
+Images with `SLOW_TO_DECODE` behind their end keep a decode thread for long, black ones keep the device, and
 while FILE is there each part takes long to write. The model is a fake one; all else is what users run.
 """
 
@@ -32,7 +32,7 @@ _WRITE_SECONDS = 1.0
 
 
 class SlowDecoder(Decoder):
-    """Takes its time for pictures with the mark."""
+    """Takes its time for images with the mark."""
 
     def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
         if data.endswith(SLOW_TO_DECODE):
@@ -41,7 +41,7 @@ class SlowDecoder(Decoder):
 
 
 class SlowEncoder(FakeEncoder):
-    """Takes its time for black pictures."""
+    """Takes its time for black images."""
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         time.sleep(_ENCODE_SECONDS * sum(not image.any() for image in pixels))

@@ -87,10 +87,10 @@ class Outcomes:
             self._failure = self._failure or failure
             self._changed.notify_all()
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
-        """Add working time of a stage, for the job's totals."""
+    def add_seconds(self, step: str, seconds: float) -> None:
+        """Add working time of a step, for the job's totals."""
         with self._changed:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
     def add_wait(self, meter: str, seconds: float) -> None:
         """Add the time that items or threads spent on something, see `bottleneck.Meter`."""

@@ -36,7 +36,7 @@ class PixelSpec:
 
     def __post_init__(self) -> None:
         frame = InputSize(self.width, self.height, self.interpolation, self.resize_mode)
-        object.__setattr__(self, "frame", frame)  # made once: it is asked for with each picture
+        object.__setattr__(self, "frame", frame)  # made once: it is asked for with each image
 
     def facts(self) -> list[object]:
         """What a fingerprint covers."""

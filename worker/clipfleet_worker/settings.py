@@ -86,11 +86,11 @@ class WorkerSettings(Settings):
     )
 
     max_image_bytes: int = Field(30 * _MEBIBYTE, ge=1, description="larger files are refused")
-    max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused before decoding")
+    max_pixels: int = Field(100_000_000, ge=1, description="larger images are refused before decoding")
     max_decode_bytes: int = Field(
-        DEFAULT_MAX_DECODE_BYTES, ge=1, description="pictures that take more memory to decode are refused"
+        DEFAULT_MAX_DECODE_BYTES, ge=1, description="images that take more memory to decode are refused"
     )
-    decode_seconds: float = Field(20.0, gt=0, le=DAY_SECONDS, description="for decoding one picture")
+    decode_seconds: float = Field(20.0, gt=0, le=DAY_SECONDS, description="for decoding one image")
     decode_memory_bytes: int = Field(
         0,
         le=1 << 62,
@@ -167,7 +167,7 @@ class WorkerSettings(Settings):
 
     @property
     def decode_memory(self) -> int:
-        """`decode_memory_bytes`, or what pictures of `max_decode_bytes` need at most."""
+        """`decode_memory_bytes`, or what images of `max_decode_bytes` need at most."""
         return self.decode_memory_bytes or _DECODE_CHILD_BYTES + 2 * self.max_decode_bytes
 
     @property

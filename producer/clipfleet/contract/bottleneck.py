@@ -1,6 +1,6 @@
 """What limits a job, told from where its time went: arithmetic on what its workers have measured. No I/O.
 
-As in other streaming systems the stage that limits is the one that is never idle and waits for nobody
+As in other streaming systems the step that limits is the one that is never idle and waits for nobody
 behind it, while items pile up in front of it. So for each chunk a worker adds up its steps, where its items
 waited, and how busy the decode threads and the device were meanwhile, whoever's work that was: jobs share
 workers. The ledger sums that up over chunks and workers; too little of it says nothing.
@@ -18,7 +18,7 @@ _MIN_ROWS = 16  # one slice
 _MIN_CHUNK_SECONDS = 0.5
 _MOST = 0.5
 _SATURATED = 0.85  # of the time in a worker's hands: nothing else would make it faster
-_BUSY = 0.4  # a stage that is less busy than this limits nothing
+_BUSY = 0.4  # a step that is less busy than this limits nothing
 _LOADING = 2 / 3  # loading happens once: it must outweigh all that comes after it
 _FEW = 10.0  # times less is not worth a word
 _DEVICE = "on "
@@ -53,28 +53,28 @@ def device_meter(device: str, precision: str) -> str:
     return f"{_DEVICE}{device}, {precision}"
 
 
-class Stage(StrEnum):
-    """Who limits a job."""
+class LimitingStep(StrEnum):
+    """What limits a job: submitting, or a step of its chunks."""
 
     SUBMIT = "submit"
-    MODEL = "model"
+    LOAD = "load"
     LABELS = "labels"
     FETCH = "fetch"
     DECODE = "decode"
-    FORWARD = "forward"
+    ENCODE = "encode"
     SCORE = "score"
-    SINK = "sink"
+    WRITE = "write"
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The stage that limits a job, and how that shows."""
+    """The step that limits a job, and the evidence."""
 
-    stage: Stage
+    step: LimitingStep
     text: str
 
     def __str__(self) -> str:
-        return f"{self.stage}: {self.text}"
+        return f"{self.step}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +160,11 @@ def limit_of(
         return None
     starved = _share(starved_seconds, lasted_seconds)
     if starved >= _MOST:
-        return Limit(Stage.SUBMIT, f"no work for the workers {_percent(starved)} of the time")
+        return Limit(LimitingStep.SUBMIT, f"no work for the workers {_percent(starved)} of the time")
     loading = _share(meters[Step.LOAD], meters.chunk_seconds)
     if loading >= _LOADING:
-        return Limit(Stage.MODEL, f"waiting for it to load takes {_percent(loading)} of the chunks' time")
+        text = f"waiting for it to load takes {_percent(loading)} of the chunks' time"
+        return Limit(LimitingStep.LOAD, text)
     return _of_steps(meters)
 
 
@@ -180,11 +181,11 @@ def _of_steps(meters: Meters) -> Limit | None:
     if shares[longest] < _BUSY:
         return None
     if longest is Step.WRITE:
-        return Limit(Stage.SINK, _of_output(meters, whole))
+        return Limit(LimitingStep.WRITE, _of_output(meters, whole))
     takes = f"takes {_percent(shares[longest])} of the chunks' time"
     if longest is Step.LABELS:
-        return Limit(Stage.LABELS, f"encoding their texts {takes}")
-    return Limit(Stage.SCORE, f"comparing with the labels {takes}")
+        return Limit(LimitingStep.LABELS, f"encoding their texts {takes}")
+    return Limit(LimitingStep.SCORE, f"comparing with the labels {takes}")
 
 
 def _of_output(meters: Meters, whole: float) -> str:
@@ -207,20 +208,20 @@ def _of_items(meters: Meters) -> Limit | None:
     held = _share(meters[Meter.TURNS], waiting)
     if held >= _MOST:  # whatever is busy: another job may be what keeps it so
         text = f"hosts at their connection caps hold up most of the items ({_percent(held)} of their time)"
-        return Limit(Stage.FETCH, text)
+        return Limit(LimitingStep.FETCH, text)
     if fetching >= _MOST * waiting > 0 and not meters.is_saturated:
-        return Limit(Stage.FETCH, "waiting for connections and answers takes most of the items' time")
+        return Limit(LimitingStep.FETCH, "waiting for connections and answers takes most of the items' time")
     if max(decode, forward) < _BUSY:
         return None
     if forward >= decode:
         kind = f" ({meters.device})" if meters.device else ""
-        return Limit(Stage.FORWARD, f"the device is busy {_percent(forward)} of the time{kind}")
+        return Limit(LimitingStep.ENCODE, f"the device is busy {_percent(forward)} of the time{kind}")
     count = round(meters.threads)
     threads = "1 thread" if count == 1 else f"{count} threads"
     reading = _share(meters[Meter.READING], meters[Meter.READING] + meters[Meter.DECODING])
     if reading >= _MOST:
-        return Limit(Stage.FETCH, f"reading files takes {_percent(reading)} of the time of {threads}")
-    return Limit(Stage.DECODE, f"{threads} busy {_percent(decode)} of the time")
+        return Limit(LimitingStep.FETCH, f"reading files takes {_percent(reading)} of the time of {threads}")
+    return Limit(LimitingStep.DECODE, f"{threads} busy {_percent(decode)} of the time")
 
 
 def _share(part: float, whole: float) -> float:

@@ -1,4 +1,4 @@
-"""Pictures inside tar archives, named so that a worker reads just their bytes. No I/O.
+"""Images inside tar archives, named so that a worker reads just their bytes. No I/O.
 
 `tar+file:///data/00000.tar#offset=1536&size=48123&name=000000001.jpg`, and `tar+s3://bucket/...` likewise:
 the archive's path is percent-encoded, `offset` and `size` are bytes. The name is for people.

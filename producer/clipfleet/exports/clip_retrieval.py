@@ -129,7 +129,7 @@ class _Metadata:
         extra = [name for name in schema.names if name not in PART_COLUMNS]
         texts = {name for name in extra if pa.types.is_string(schema.field(name).type)}
         self._has_caption = _CAPTION in texts and not self.is_of_texts
-        self._has_url = "url" in texts  # of pictures in shards, where they once came from
+        self._has_url = "url" in texts  # of images in shards, where they once came from
         theirs = ["image_path", "url"]
         if self._text_column is not None:
             extra.remove(self._text_column)

@@ -400,7 +400,7 @@ class Ledger:
         ok: int,
         failed: int,
         codes: Mapping[str, int],
-        stage_seconds: Mapping[str, float],
+        work_seconds: Mapping[str, float],
         ran: tuple[int, int] | None = None,
         meters: Meters = NO_METERS,
         ttl_seconds: int = DEFAULT_RETENTION.job_seconds,
@@ -412,7 +412,7 @@ class Ledger:
             ok: good rows of its part.
             failed: failed rows of its part.
             codes: failed rows by error code.
-            stage_seconds: working time by stage.
+            work_seconds: working time by step.
             ran: how many rows were run for it, and how many of them failed, where a retry kept others; by
                 default all rows of the part.
             meters: where the time of the chunk went.
@@ -427,7 +427,7 @@ class Ledger:
             self._run(
                 "complete", claim.job_id, claim.chunk_id, claim.token, claim.generation, ok, failed,
                 *(ran or (ok + failed, failed)), ttl_seconds * 1000, int(claim.has_history),
-                _measured(stage_seconds, meters), *_flat(codes),
+                _measured(work_seconds, meters), *_flat(codes),
             )
         )  # fmt: skip
 
@@ -532,11 +532,11 @@ def _flat(pairs: Mapping[str, str | int]) -> list[str | int]:
     return [part for pair in pairs.items() for part in pair]
 
 
-def _measured(stage_seconds: Mapping[str, float], meters: Meters) -> str:
+def _measured(work_seconds: Mapping[str, float], meters: Meters) -> str:
     """As `measured.lua` takes it; empty where there is nothing."""
     told: dict[str, Mapping[str, float | str]] = {}
-    if stage_seconds:
-        told["seconds"] = {stage: round(value, 6) for stage, value in stage_seconds.items()}
+    if work_seconds:
+        told["seconds"] = {step: round(value, 6) for step, value in work_seconds.items()}
     if meters.seconds:
         told["meters"] = meters.to_facts()
     return json.dumps(told, separators=(",", ":")) if told else ""

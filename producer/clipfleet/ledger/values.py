@@ -115,7 +115,7 @@ class JobStatus:
     leased_chunks: int
     due_chunks: int
     codes: Mapping[str, int]
-    stage_seconds: Mapping[str, float]
+    work_seconds: Mapping[str, float]
     reason: str
     created_ms: int
     finished_ms: int | None
@@ -131,7 +131,7 @@ class JobStatus:
         """From what `status.lua` answers."""
         leased, due, codes, now_ms, *flat = answer
         facts = _pairs(flat)
-        stages = {name: value for name, value in facts.items() if name.startswith("seconds:")}
+        steps = {name: value for name, value in facts.items() if name.startswith("seconds:")}
         return cls(
             job_id=job_id,
             state=JobState(facts["state"]),
@@ -147,9 +147,9 @@ class JobStatus:
             leased_chunks=int(leased),
             due_chunks=int(due),
             codes={code: int(count) for code, count in _pairs(codes).items()},
-            stage_seconds={
+            work_seconds={
                 name.removeprefix("seconds:"): float(value)
-                for name, value in stages.items()
+                for name, value in steps.items()
                 if _SECONDS.fullmatch(value)  # anybody's: it may spoil the sum, and nothing else
             },
             reason=facts["reason"],

@@ -27,7 +27,7 @@ STDIN = "-"
 
 
 def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
-    """The source that a user means by `text`: a folder, a pattern, a list, a table or one picture.
+    """The source that a user means by `text`: a folder, a pattern, a list, a table or one image.
 
     What exists under exactly this name comes first, so a file called `a[1].jpg` is that file and no pattern.
 
@@ -57,7 +57,7 @@ def source_of(source: SourceLike, options: ReadOptions) -> Source:
     """Like `open_source`; anything that is iterable and no name holds the items themselves.
 
     Raises:
-        SourceError: see `open_source`; also for a single picture or dict, which must be in a list.
+        SourceError: see `open_source`; also for a single image or dict, which must be in a list.
     """
     if isinstance(source, str | os.PathLike):
         return open_source(os.fspath(source), options)

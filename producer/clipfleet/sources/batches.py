@@ -17,7 +17,7 @@ T = TypeVar("T")
 MAX_ROWS = 8192
 _FIRST_ROWS = 512
 PASS_ON_SECONDS = 0.5  # so that no item waits long for others
-MAX_BYTES = 32 * 1024 * 1024  # so that pictures inside a list keep the memory flat
+MAX_BYTES = 32 * 1024 * 1024  # so that images inside a list keep the memory flat
 
 
 class Source(Protocol):
@@ -31,7 +31,7 @@ class Source(Protocol):
         """The items, as batches of up to 8,192 rows; one without rows says that nothing came for a while.
 
         Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
-        `description.extra_columns` in that order, of whatever type, and the pictures themselves where the
+        `description.extra_columns` in that order, of whatever type, and the images themselves where the
         source holds them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
         Where the source knows of each item what changes with its content, that follows
         (`parts.VERSION_COLUMN`, strings); it is not staged, see `contents.py`.

@@ -17,7 +17,7 @@ from clipfleet.sources.uris import base_of, local_uri, printable
 class ReadOptions:
     """What a caller may say beside the name of a source."""
 
-    url_column: str | None = None  # field with the URLs, paths or pictures, where its name is no usual one
+    url_column: str | None = None  # field with the URLs, paths or images, where its name is no usual one
     id_column: str | None = None  # field with the user's names of the items
     base_uri: str | None = None  # what relative paths and bare keys are below
     holds_texts: bool = False  # instead of URLs: `url_column` is the field with the text then
@@ -47,7 +47,7 @@ BY_NAME = ReadOptions()  # the name of the source says it all
 
 
 class SourceFile(Protocol):
-    """A file with a list of items or with pictures in it, and what it looked like when it was named."""
+    """A file with a list of items or with images in it, and what it looked like when it was named."""
 
     name: str  # for messages
     uri: str  # absolute path or URI

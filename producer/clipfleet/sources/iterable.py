@@ -1,4 +1,4 @@
-"""Items of a Python program: URLs, paths, pictures as bytes, or dicts with one of these and further fields.
+"""Items of a Python program: URLs, paths, images as bytes, or dicts with one of these and further fields.
 
 A list (anything with a length) is looked at before it is read, so that its description tells its content. An
 iterator is read once, item by item; `handover.py` is for those that pause. Relative paths count from the
@@ -57,7 +57,7 @@ class IterableSource:
             where=NAME,
             base=options.base_in(f"{Path.cwd()}/"),
             is_all=isinstance(items, Collection) and len(items) == len(first),
-            may_hold_pictures=True,
+            may_hold_images=True,
         )
         self.description = SourceDescription(
             kind="iterable",

@@ -25,7 +25,7 @@ from clipfleet.sources.walk import (
     file_source,
     folder_source,
     has_wildcards,
-    is_picture_name,
+    is_image_name,
     matching_files,
     pattern_source,
 )
@@ -59,22 +59,22 @@ def open_local(text: str, options: ReadOptions) -> Source:
 
 
 def _folder(path: Path) -> Source:
-    """Pictures, or the shards that lie directly in the folder and have no pictures beside them."""
+    """Images, or the shards that lie directly in the folder and have no images beside them."""
     shards = []
-    has_pictures = False
+    has_images = False
     try:
         with os.scandir(path) as entries:
             for name in (entry.name for entry in entries if not entry.name.startswith(".")):
                 if is_shard_name(name):
                     shards.append(path / name)
-                has_pictures = has_pictures or is_picture_name(name)
+                has_images = has_images or is_image_name(name)
     except OSError as error:
         raise SourceError(f"{printable(str(path))}: cannot be read: {error.strerror}") from error
     if not shards:
         return folder_source(path)
-    if has_pictures:
+    if has_images:
         raise SourceError(
-            f"{printable(str(path))}: holds pictures and .tar files; "
+            f"{printable(str(path))}: holds images and .tar files; "
             f"say which by a pattern: '{printable(path.name)}/*.tar' or '{printable(path.name)}/**/*.jpg'"
         )
     return _shards(path, sorted(shards))
@@ -83,11 +83,11 @@ def _folder(path: Path) -> Source:
 def _file(path: Path) -> Source:
     if is_shard_name(path.name):
         return _shards(path, [path])
-    if is_picture_name(path.name):
+    if is_image_name(path.name):
         return file_source(path)
     name = printable(str(path))
     if path.name.lower().endswith(_PACKED_SHARDS):
-        raise SourceError(f"{name}: single pictures of a packed archive cannot be read; unpack it to a .tar")
+        raise SourceError(f"{name}: single images of a packed archive cannot be read; unpack it to a .tar")
     raise SourceError(f"{name}: a file of this kind cannot be a source; {SUPPORTED}")
 
 

@@ -1,4 +1,4 @@
-"""What a user means by `s3://...` as a source: a list, a table, shards, a pattern, a picture or a prefix."""
+"""What a user means by `s3://...` as a source: a list, a table, shards, a pattern, an image or a prefix."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from clipfleet.sources.files import ReadOptions
 from clipfleet.sources.lists.formats import is_shard_name, list_opener, refuse_pattern_of_lists, require_fit
 from clipfleet.sources.s3_objects import ObjectFile, PrefixSource, is_hidden, listing
 from clipfleet.sources.tar import Shard, TarSource, shards_state
-from clipfleet.sources.walk import PICTURE_EXTENSIONS, Pattern, expand_braces, has_wildcards, is_picture_name
+from clipfleet.sources.walk import IMAGE_EXTENSIONS, Pattern, expand_braces, has_wildcards, is_image_name
 
-_LOOKED_AT = 10_000  # objects of a prefix that tell whether it holds pictures or shards
+_LOOKED_AT = 10_000  # objects of a prefix that tell whether it holds images or shards
 
 
 def open_s3(uri: str, options: ReadOptions) -> Source:
     """The source at an S3 URI; the key is taken as it stands.
 
-    A key that ends like a list, a table or a picture is that object. Any other one is a prefix, with or
-    without its slash: all pictures below it, or all shards where the first thing below it is one.
+    A key that ends like a list, a table or an image is that object. Any other one is a prefix, with or
+    without its slash: all images below it, or all shards where the first thing below it is one.
 
     Raises:
         SourceError: there is nothing of this name, or it must not be read.
@@ -40,7 +40,7 @@ def open_s3(uri: str, options: ReadOptions) -> Source:
     if has_wildcards(key):
         refuse_pattern_of_lists(uri)
         return _pattern(client, bucket, key)
-    if is_picture_name(key):
+    if is_image_name(key):
         file = ObjectFile(client, bucket, key)
         found = file.listed()
         return PrefixSource(lambda: [found], file.folder, uri=file.uri)
@@ -73,7 +73,7 @@ def _prefix(client: S3Client, bucket: str, key: str) -> Source:
     where = f"{SCHEME}{bucket}/{prefix}"
     objects = partial(listing, client, bucket, prefix)
     names = (one.key for one in islice(objects(), _LOOKED_AT) if not is_hidden(one.key[len(prefix) :]))
-    first = next((name for name in names if is_picture_name(name) or is_shard_name(name)), None)
+    first = next((name for name in names if is_image_name(name) or is_shard_name(name)), None)
     if first is not None and is_shard_name(first):
         found = (one for one in objects() if is_shard_name(one.key))
         return _tar_source(client, bucket, where, sorted(found, key=lambda one: one.key))
@@ -81,8 +81,8 @@ def _prefix(client: S3Client, bucket: str, key: str) -> Source:
         objects,
         where,
         uri=where,
-        wanted=f"no images found; looked for keys that end in {' '.join(PICTURE_EXTENSIONS)}",
-        accepts=lambda name: is_picture_name(name) and not is_hidden(name),
+        wanted=f"no images found; looked for keys that end in {' '.join(IMAGE_EXTENSIONS)}",
+        accepts=lambda name: is_image_name(name) and not is_hidden(name),
     )
 
 

@@ -1,4 +1,4 @@
-"""Objects of S3 as files that sources read, and listings of pictures below a prefix."""
+"""Objects of S3 as files that sources read, and listings of images below a prefix."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Shards of webdataset and img2dataset: tar archives whose members are grouped by the name before the dot.
 
-Every picture of a group is an item. Its id is that name, the key (where a group holds several pictures: the
+Every image of a group is an item. Its id is that name, the key (where a group holds several images: the
 whole name). What lies beside it is carried: the fields of `.json`, the text of `.txt`, the number of `.cls`.
 
-Only headers and those texts are read here. The pictures stay in the archive, and workers read just their
+Only headers and those texts are read here. The images stay in the archive, and workers read just their
 bytes there: staging them too would write and read everything once more. On a local disk the submit jumps from
 header to header; from S3 an archive streams through it once, because a request for each header would take
 longer.
@@ -30,7 +30,7 @@ from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches
 from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.lists.records import RecordTable, size_bytes
-from clipfleet.sources.walk import is_picture_name
+from clipfleet.sources.walk import is_image_name
 
 # Key and extension, as webdataset has them.
 _NAME = re.compile(r"(?:\./)*((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)
@@ -57,15 +57,15 @@ class _Group:
     """Members with one key."""
 
     key: str
-    pictures: list[tuple[TarMember, str]] = field(default_factory=list)  # each with its modification time
+    images: list[tuple[TarMember, str]] = field(default_factory=list)  # each with its modification time
     texts: dict[str, bytes] = field(default_factory=dict)  # by extension
 
     def records(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """One for each picture, with its modification time."""
+        """One for each image, with its modification time."""
         carried = _carried(self.texts)
-        for picture, changed in self.pictures:
-            name = self.key if len(self.pictures) == 1 else picture.name
-            yield {_URI_FIELD: picture.uri(), _ID_FIELD: name, **carried}, changed
+        for image, changed in self.images:
+            name = self.key if len(self.images) == 1 else image.name
+            yield {_URI_FIELD: image.uri(), _ID_FIELD: name, **carried}, changed
 
 
 class TarSource:
@@ -81,7 +81,7 @@ class TarSource:
             sample = [record for record, _ in islice(records, _SAMPLE_ITEMS)]
             is_all = next(records, None) is None
         if not sample:
-            raise SourceError(f"{uri}: no pictures in {len(shards)} tar files")
+            raise SourceError(f"{uri}: no images in {len(shards)} tar files")
         options = ReadOptions(url_column=_URI_FIELD, id_column=_ID_FIELD)
         self._table = RecordTable(sample, options, where=uri, base="/", is_all=is_all)
         self.description = SourceDescription(
@@ -122,9 +122,9 @@ def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
         if key != group.key:
             yield group
             group = _Group(key)
-        if is_picture_name(info.name):
+        if is_image_name(info.name):
             member = TarMember(file.uri, info.name, info.offset_data, info.size)
-            group.pictures.append((member, str(info.mtime)))
+            group.images.append((member, str(info.mtime)))
         elif extension in ("json", "txt", "cls"):
             group.texts[extension] = _content(archive, info, file.name)
     yield group

@@ -153,12 +153,12 @@ def has_wildcards(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
-def is_picture_name(name: str) -> bool:
-    """True if a file's name ends like a picture's."""
-    return name.lower().endswith(PICTURE_EXTENSIONS)
+def is_image_name(name: str) -> bool:
+    """True if a file's name ends like an image's."""
+    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 class WalkedSource:
@@ -190,12 +190,12 @@ class WalkedSource:
 
 
 def folder_source(folder: Path) -> WalkedSource:
-    """All pictures below a folder, found by the extension of their names; the folder itself may be a link."""
+    """All images below a folder, found by the extension of their names; the folder itself may be a link."""
     nothing = (
         "no images found; looked in all folders below it for names that end in "
-        f"{' '.join(PICTURE_EXTENSIONS)} (hidden files and folders and linked folders are skipped)"
+        f"{' '.join(IMAGE_EXTENSIONS)} (hidden files and folders and linked folders are skipped)"
     )
-    return WalkedSource("folder", folder, folder, Pattern.of([ANY_DEPTH], is_picture_name), nothing)
+    return WalkedSource("folder", folder, folder, Pattern.of([ANY_DEPTH], is_image_name), nothing)
 
 
 def pattern_source(name: Path) -> WalkedSource:

@@ -33,7 +33,7 @@ from clipfleet.parts.parquet import footer, open_parquet, parquet_errors
 
 CHUNKS_PER_FILE = 256
 CLOSE_AFTER_SECONDS = 2.0
-BYTES_PER_FILE = 64 << 20  # reached only by items that bring their pictures: a reader may hold a whole file
+BYTES_PER_FILE = 64 << 20  # reached only by items that bring their images: a reader may hold a whole file
 MAX_CHUNK_BYTES = 32 * 1024 * 1024  # about: a chunk ends with the batch that reaches it
 
 
@@ -155,7 +155,7 @@ class _Cutter:
         """The other rows as chunks, and None after each batch.
 
         A chunk is shorter than the chunk size at the end; where its first row has waited too long for others,
-        so that a source that trickles keeps nobody waiting; and where the pictures themselves are in it, so
+        so that a source that trickles keeps nobody waiting; and where the images themselves are in it, so
         that neither submit nor worker needs much memory for it.
         """
         yield from self._whole_chunks()

@@ -253,7 +253,7 @@ def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     return batches if first is None else chain([first], batches)
 
 
-MAX_BYTES_IN_REDIS = 1 << 30  # of items: only pictures that come with their source are so large
+MAX_BYTES_IN_REDIS = 1 << 30  # of items: only images that come with their source are so large
 _LOOK_AHEAD_SECONDS = 1.0
 _LOOK_AHEAD_BYTES = 64 << 20
 

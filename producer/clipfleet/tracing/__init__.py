@@ -1,4 +1,4 @@
-"""Where the time of a job goes, as spans for OpenTelemetry: submit, its chunks, their stages.
+"""Where the time of a job goes, as spans for OpenTelemetry: submit, its chunks, their steps.
 
 Off unless `OTEL_*` variables say where spans go and the extra `otel` is installed: else no SDK is
 loaded, and a span costs a call that does nothing. A trace crosses processes as a

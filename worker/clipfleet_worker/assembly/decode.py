@@ -6,7 +6,7 @@ import threading
 
 from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode.decoder import Decoder
-from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.process.cores import decode_threads
 from clipfleet_worker.process.memory_guard import MemoryGuard, memory_limit, own_memory
 from clipfleet_worker.process.watchdog import Watchdog
@@ -18,7 +18,7 @@ _MODEL_BYTES = 1 << 31
 def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
     """Who ends the process before it has too much memory.
 
-    While a picture is read, others may arrive or be read too, and a model may be loaded.
+    While an image is read, others may arrive or be read too, and a model may be loaded.
     """
     others = (
         settings.bytes_in_flight
@@ -32,19 +32,19 @@ def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
     )
 
 
-def make_decode_stage(
+def make_decode_step(
     settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog, memory_guard: MemoryGuard
-) -> DecodeStage:
-    """Where pictures are read, in sight of those who end a process that hangs or takes too much."""
+) -> DecodeStep:
+    """Where images are read, in sight of those who end a process that hangs or takes too much."""
     decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
-    watched = WatchedPictures(watchdog, memory_guard, limits.seconds)
+    watched = WatchedImages(watchdog, memory_guard, limits.seconds)
     children = DecodeChildren(decoder, limits)
-    return DecodeStage(decoder, children, watched=watched, isolate=settings.isolate_decode)
+    return DecodeStep(decoder, children, watched=watched, isolate=settings.isolate_decode)
 
 
-class WatchedPictures(threading.local):
-    """The context around each picture that is read in this process: watchdog and memory guard see it.
+class WatchedImages(threading.local):
+    """The context around each image that is read in this process: watchdog and memory guard see it.
 
     Each thread has one of its own, made once: they read millions.
     """
@@ -55,7 +55,7 @@ class WatchedPictures(threading.local):
         self._limit_seconds = limit_seconds
 
     def __enter__(self) -> None:
-        self._pulse.enter("read a picture", self._limit_seconds)
+        self._pulse.enter("read an image", self._limit_seconds)
         self._reading.__enter__()
 
     def __exit__(self, *_: object) -> None:

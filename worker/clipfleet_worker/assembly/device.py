@@ -37,7 +37,7 @@ def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
         batch_size = settings.batch_size or _CPU_BATCH
         return DeviceSetUp(name, batch_size, cpu_backends(settings.backend))
     batch_size = settings.batch_size or _GPU_BATCH
-    plain = cpu_backends(settings.backend, name)  # refuses what is for the processor only
+    plain = cpu_backends(settings.backend, name)  # refuses what is for the CPU only
     if settings.backend == "torch":
         return DeviceSetUp(name, batch_size, plain)
     return DeviceSetUp(name, batch_size, _cuda_backends(batch_size))

@@ -24,7 +24,7 @@ from clipfleet.ledger.errands import Errands
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.tracing import tracing_of
-from clipfleet_worker.assembly.decode import make_decode_stage, make_memory_guard
+from clipfleet_worker.assembly.decode import make_decode_step, make_memory_guard
 from clipfleet_worker.assembly.device import make_device_set_up
 from clipfleet_worker.assembly.fetch import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.chunk.claims import Claims
@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker process, see `Leaver`: Celery's pool of slots in front, the shared stages behind."""
+    """One worker process, see `Leaver`: Celery's pool of slots in front, the shared steps behind."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Worker:
         self._canary_watch = CanaryWatch(self._models, self._batcher)
         self._text_matrices = TextMatrices(self._batcher, settings.require_redis_url())
         self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
-        self._decode_stage = make_decode_stage(settings, decoder_class, self._watchdog, self._memory_guard)
+        self._decode_step = make_decode_step(settings, decoder_class, self._watchdog, self._memory_guard)
         self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
@@ -186,7 +186,7 @@ class Worker:
             open_items=self._open_items,
             waiting_bytes=self._waiting_bytes,
             batcher=self._batcher,
-            stages_busy=self._items.busy,
+            steps_busy=self._items.busy,
             models=self._models,
             canary_watch=self._canary_watch,
             caches={
@@ -259,7 +259,7 @@ class Worker:
             routes=routes,
             fetch_loop=self._fetch_loop,
             waiting_bytes=self._waiting_bytes,
-            decode_stage=self._decode_stage,
+            decode_step=self._decode_step,
             decode_pool=self._decode_pool,
             decode_threads=threads,
             decode_busy=BusyMeter(threads),
@@ -360,7 +360,7 @@ class Worker:
         self._fetch_loop.stop()
         self._batcher.stop()
         self._canary_watch.stop()
-        self._decode_stage.close()
+        self._decode_step.close()
         self._memory_guard.stop()
         self._decode_pool.stop()
         self._say_farewell()

@@ -254,7 +254,7 @@ class Claims:
             ok=result.counts.ok,
             failed=result.counts.failed,
             codes=result.counts.codes,
-            stage_seconds=result.stage_seconds,
+            work_seconds=result.work_seconds,
             ran=None if ran is None else (ran.ok + ran.failed, ran.failed),
             meters=result.meters,
             ttl_seconds=self._job_ttl_seconds,
@@ -285,7 +285,7 @@ class Claims:
         self.completed += 1  # of several threads one may get lost: it is a figure for people
         if word in _COUNTED:
             rows = result.counts if result.ran is None else result.ran
-            self.tally.done(rows, result.stage_seconds, self._lived_seconds(claim))
+            self.tally.done(rows, result.work_seconds, self._lived_seconds(claim))
         else:
             self.tally.ended(ChunkEnd.LATE, self._lived_seconds(claim))
 

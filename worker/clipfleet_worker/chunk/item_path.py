@@ -22,8 +22,8 @@ from clipfleet.contract.bottleneck import Meter
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, Lane
 from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet_worker.chunk.lane_pool import LanePool
-from clipfleet_worker.chunk.meter import StagesBusy
-from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.chunk.meter import StepsBusy
+from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.decode.turns import DecodeTurns, Turn
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
@@ -39,12 +39,12 @@ from clipfleet_worker.process.shortages import shortage_behind
 
 T = TypeVar("T")
 Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI, or the bytes that were staged with it
-# What goes through the threads at a time. Each hand-over costs as much as a small picture does beside its
+# What goes through the threads at a time. Each hand-over costs as much as a small image does beside its
 # decoding; but while a chunk has few items, more slices keep more threads busy.
 _ITEMS_PER_SLICE = 32
 _ITEMS_PER_SMALL_SLICE = 16
 _TEXTS_PER_SLICE = 64
-# Of local files, read before they are decoded: one kind of work at a time keeps the processor's caches warm.
+# Of local files, read before they are decoded: one kind of work at a time keeps the CPU's caches warm.
 # Those of a slice may be a gigabyte, in each thread.
 _BYTES_READ_AHEAD = 256 << 10
 
@@ -69,7 +69,7 @@ class ItemPath:
     routes: Routes
     fetch_loop: FetchLoop
     waiting_bytes: WaitingBytes
-    decode_stage: DecodeStage
+    decode_step: DecodeStep
     decode_pool: LanePool
     decode_threads: int
     decode_turns: DecodeTurns
@@ -77,13 +77,13 @@ class ItemPath:
     batcher: Batcher
     max_image_bytes: int
 
-    def busy(self) -> StagesBusy:
-        """How busy the stages are that all chunks share."""
-        return StagesBusy(self.decode_busy.read(), self.batcher.busy.read())
+    def busy(self) -> StepsBusy:
+        """How busy the steps are that all chunks share."""
+        return StepsBusy(self.decode_busy.read(), self.batcher.busy.read())
 
     def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
         """To be held while the items of a chunk are on their way."""
-        return self.decode_stage.with_suspect() if is_suspect else nullcontext()
+        return self.decode_step.with_suspect() if is_suspect else nullcontext()
 
     def destination(
         self, loading: Loading, pixel_spec: PixelSpec, job: Job, outcomes: Outcomes, *, is_suspect: bool
@@ -226,7 +226,7 @@ class ItemPath:
         outcomes = destination.outcomes
         outcomes.content_hashes[position] = hashlib.sha256(data).hexdigest()
         try:
-            image = self.decode_stage.decode(
+            image = self.decode_step.decode(
                 data,
                 destination.pixel_spec,
                 destination.decode,
@@ -250,7 +250,7 @@ class ItemPath:
             destination.ahead.then(partial(self._submit, destination, decoded), size_bytes)
 
     def _submit(self, destination: Destination, decoded: _Decoded) -> None:
-        """Hand pictures to the batcher; their model is there by now, or will never be."""
+        """Hand images to the batcher; their model is there by now, or will never be."""
         outcomes = destination.outcomes
         if not outcomes.is_interrupted:
             model = destination.loading.result()
@@ -260,7 +260,7 @@ class ItemPath:
 
 
 class _Decoded:
-    """Pictures of one slice, and the time they took."""
+    """Images of one slice, and the time they took."""
 
     def __init__(self) -> None:
         self.positions: list[int] = []

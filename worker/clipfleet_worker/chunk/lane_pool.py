@@ -1,6 +1,6 @@
 """Threads that do what they are given, that of the best lane first.
 
-A picture that somebody waits for must not stand in line behind the thousands of a bulk job. What has begun is
+An image that somebody waits for must not stand in line behind the thousands of a bulk job. What has begun is
 not interrupted, so the pieces of work should be small.
 """
 

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 _TRIES_PER_LEASE = 30  # while Redis is away: a lease may have little left when it comes back
 T = TypeVar("T")
-CLAIMED = "claimed"  # the stage before the first one
-_CLAIMED_LIMIT_SECONDS = 60.0  # before its first stage
-_HANG_SECONDS = 60.0  # after its limit a stage has this long before the watchdog ends the process
+CLAIMED = "claimed"  # the step before the first one
+_CLAIMED_LIMIT_SECONDS = 60.0  # before its first step
+_HANG_SECONDS = 60.0  # after its limit a step has this long before the watchdog ends the process
 _RENEW_LIMIT_SECONDS = 300.0  # a call to a Redis that is away or silent ends sooner
 _LOOK_SECONDS = (
     1.0  # at whether a job was cancelled: its chunks are let go without waiting for the next renewal
@@ -43,7 +43,7 @@ def lease_clock() -> float:
 
 
 class Progress:
-    """When this worker last got on with its work: an item or a chunk ended, a stage began."""
+    """When this worker last got on with its work: an item or a chunk ended, a step began."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -55,27 +55,27 @@ class Progress:
 
 
 class HeldLease:
-    """A lease in our hands; renewed only while its stage is inside its limit, so a hang lets it expire."""
+    """A lease in our hands; renewed only while its step is inside its limit, so a hang lets it expire."""
 
     def __init__(
         self,
         lease: Lease,
         monotonic: Callable[[], float] = time.monotonic,
         progress: Progress | None = None,
-        on_stage: Callable[[str], None] = lambda _: None,
+        on_step: Callable[[str], None] = lambda _: None,
         *,
         deadline: float = math.inf,
         renew: Callable[[HeldLease], bool] = lambda _: True,
         write_limit_seconds: float = math.inf,
         clock: Callable[[], float] = lease_clock,
     ) -> None:
-        """The first stage is that it was claimed.
+        """The first step is that it was claimed.
 
         Args:
             lease: ours.
             monotonic: seconds that only go forward.
             progress: of the worker.
-            on_stage: called, quickly, with the name of each stage that begins, by the thread that enters it.
+            on_step: called, quickly, with the name of each step that begins, by the thread that enters it.
             deadline: until when it is certainly ours, by `clock`.
             renew: asks the ledger for this lease alone; False if there was no answer.
             write_limit_seconds: a write that takes longer hangs.
@@ -87,35 +87,35 @@ class HeldLease:
         self._write_limit_seconds = write_limit_seconds
         self._clock = clock
         self._interrupted = threading.Event()
-        self._on_stage = on_stage
+        self._on_step = on_step
         self._monotonic = monotonic
         self._progress = progress or Progress(monotonic)
-        self.stage = CLAIMED  # the present one
+        self.step = CLAIMED  # the present one
         self._since = monotonic()
         self._limit_seconds = _CLAIMED_LIMIT_SECONDS
         self._longest_seconds: float | None = None
-        self._stage_seconds: dict[str, float] = {}
+        self._step_seconds: dict[str, float] = {}
         self._lock = threading.Lock()
         self._interruption: ChunkInterrupted | None = None
         self._callbacks: list[Callable[[BaseException], None]] = []
 
-    def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
-        """Work on a stage begins that ends within the limit, or hangs.
+    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+        """Work on a step begins that ends within the limit, or hangs.
 
         Args:
-            stage: its name.
+            step: its name.
             limit_seconds: how long it may take; `math.inf` where it waits for the world.
-            longest_seconds: given where the stage queues behind other chunks. Then the limit counts from the
+            longest_seconds: given where the step queues behind other chunks. Then the limit counts from the
                 worker's last progress, whoever's it was, and this one from the beginning.
 
         Raises:
             ChunkInterrupted: the chunk was taken from us meanwhile.
         """
-        self._begin(stage)
+        self._begin(step)
         self._limit_seconds, self._longest_seconds = limit_seconds, longest_seconds
         self._progress.note()
         self._require_ours()
-        self._on_stage(stage)
+        self._on_step(step)
 
     def confirm(self) -> None:
         """Return only while the lease is certainly ours; immediately before a write that others can see.
@@ -132,7 +132,7 @@ class HeldLease:
             if not self._renew(self):
                 self._interrupted.wait(_ASK_AGAIN_SECONDS)
             self._require_ours()
-        self._begin(self.stage)
+        self._begin(self.step)
         self._limit_seconds, self._longest_seconds = self._write_limit_seconds, None
 
     def _require_ours(self) -> None:
@@ -143,11 +143,11 @@ class HeldLease:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
         self._begin("complete")
         self._limit_seconds, self._longest_seconds = math.inf, None
-        self._on_stage(self.stage)
+        self._on_step(self.step)
 
-    def _begin(self, stage: str) -> None:
-        self._stage_seconds = self.stage_seconds
-        self.stage, self._since = stage, self._monotonic()
+    def _begin(self, step: str) -> None:
+        self._step_seconds = self.step_seconds
+        self.step, self._since = step, self._monotonic()
 
     def note_progress(self) -> None:
         """Some of the chunk's items have ended."""
@@ -155,7 +155,7 @@ class HeldLease:
 
     @property
     def _ends(self) -> float:
-        """When the present stage has taken too long."""
+        """When the present step has taken too long."""
         if self._longest_seconds is None:
             return self._since + self._limit_seconds
         moved = max(self._since, self._progress.last)
@@ -163,22 +163,22 @@ class HeldLease:
 
     @property
     def is_within_limit(self) -> bool:
-        """Whether the present stage may still be running as it should."""
+        """Whether the present step may still be running as it should."""
         return self._monotonic() < self._ends
 
     @property
-    def stage_seconds(self) -> dict[str, float]:
-        """How long each stage has taken so far."""
-        present = self._stage_seconds.get(self.stage, 0.0) + self._monotonic() - self._since
-        return {**self._stage_seconds, self.stage: present}
+    def step_seconds(self) -> dict[str, float]:
+        """How long each step has taken so far."""
+        present = self._step_seconds.get(self.step, 0.0) + self._monotonic() - self._since
+        return {**self._step_seconds, self.step: present}
 
     @property
     def phase(self) -> Phase:
-        """The present stage as the watchdog sees it: by its end the lease has run out."""
+        """The present step as the watchdog sees it: by its end the lease has run out."""
         ends = self._ends + _HANG_SECONDS
         limit_seconds = None if ends == math.inf else ends - self._since
         return Phase(
-            f"chunk {self.lease.chunk} of job {self.lease.job_id}", self.stage, self._since, limit_seconds
+            f"chunk {self.lease.chunk} of job {self.lease.job_id}", self.step, self._since, limit_seconds
         )
 
     def result_of(self, future: Future[T], seconds: float | None = None) -> T:
@@ -193,11 +193,11 @@ class HeldLease:
         self.on_interrupt(lambda _: changed.set())
         changed.wait(seconds)
         if not future.done():
-            raise self._interruption or ChunkInterrupted(f"stage {self.stage} takes more than {seconds:g} s")
+            raise self._interruption or ChunkInterrupted(f"step {self.step} takes more than {seconds:g} s")
         return future.result()
 
     def on_interrupt(self, callback: Callable[[BaseException], None]) -> None:
-        """Have a waiting stage told; at once if it has happened already."""
+        """Have a waiting step told; at once if it has happened already."""
         with self._lock:
             self._callbacks.append(callback)
             interruption = self._interruption
@@ -235,7 +235,7 @@ class LeaseKeeper(Loop):
         running_time: Callable[[], float] = time.monotonic,
     ) -> None:
         self.progress = Progress(running_time)
-        self._running_time = running_time  # for the limits of stages: a pause is no hang
+        self._running_time = running_time  # for the limits of steps: a pause is no hang
         self._write_limit_seconds = write_limit_seconds
         self._clock = clock  # for the leases: they end while we are paused
         self._last_early_end: str | None = None
@@ -251,20 +251,20 @@ class LeaseKeeper(Loop):
 
     @contextmanager
     def hold(
-        self, lease: Lease, on_stage: Callable[[str], None] = lambda _: None, *, asked_at: float = 0.0
+        self, lease: Lease, on_step: Callable[[str], None] = lambda _: None, *, asked_at: float = 0.0
     ) -> Iterator[HeldLease]:
         """Keep a lease alive for the time of the context.
 
         Args:
             lease: was just claimed.
-            on_stage: see `HeldLease`.
+            on_step: see `HeldLease`.
             asked_at: by `lease_clock`, before the ledger was asked for it.
         """
         held = HeldLease(
             lease,
             self._running_time,
             progress=self.progress,
-            on_stage=on_stage,
+            on_step=on_step,
             deadline=asked_at + self._lease_seconds,
             renew=lambda one: self._renew([one]),
             write_limit_seconds=self._write_limit_seconds,
@@ -291,11 +291,11 @@ class LeaseKeeper(Loop):
             held.interrupt(reason)
 
     def phases(self) -> list[Phase]:
-        """The stages of all that is held."""
+        """The steps of all that is held."""
         return [held.phase for held in self._snapshot()]
 
     def hanging(self) -> list[Phase]:
-        """The stages that have taken too long, whose leases are left to expire."""
+        """The steps that have taken too long, whose leases are left to expire."""
         return [held.phase for held in self._snapshot() if not held.is_within_limit]
 
     def _snapshot(self) -> list[HeldLease]:
@@ -336,8 +336,8 @@ class LeaseKeeper(Loop):
                 held.append(lease)
             else:
                 log.error(
-                    "stage %s of chunk %s hangs: its lease is left to expire",
-                    lease.stage,
+                    "step %s of chunk %s hangs: its lease is left to expire",
+                    lease.step,
                     lease.lease.chunk,
                     extra={"action": "lease_abandoned", "job_id": lease.lease.job_id},
                 )

@@ -1,6 +1,6 @@
 """What the time of one chunk went into, for `clipfleet.contract.bottleneck`.
 
-Its steps, where its items waited, and how busy the stages were meanwhile that all chunks share.
+Its steps, where its items waited, and how busy the steps were meanwhile that all chunks share.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ _LITTLE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class StagesBusy:
-    """A look at the stages that all chunks share."""
+class StepsBusy:
+    """A look at the steps that all chunks share."""
 
     decode: Busy  # threads
     forward: Busy  # the one thread that owns the device
 
-    def since(self, earlier: StagesBusy) -> StagesBusy:
+    def since(self, earlier: StepsBusy) -> StepsBusy:
         """What came after an earlier look."""
-        return StagesBusy(self.decode.since(earlier.decode), self.forward.since(earlier.forward))
+        return StepsBusy(self.decode.since(earlier.decode), self.forward.since(earlier.forward))
 
 
 def chunk_meters(
-    meanwhile: StagesBusy, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel
+    meanwhile: StepsBusy, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel
 ) -> Meters:
     """What a chunk took.
 
     Args:
-        meanwhile: what the stages did while it was there.
+        meanwhile: what the steps did while it was there.
         steps: how long it took, by `Step`.
         outcomes: of its items.
         model: that they were for.

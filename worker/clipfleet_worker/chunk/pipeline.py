@@ -31,7 +31,7 @@ from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
 from clipfleet_worker.score.labelling import ChunkLabels, choices_of, fail_unknown_choices, label_items
 from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
 
-# Beyond these a stage hangs, and its lease is left to expire.
+# Beyond these a step hangs, and its lease is left to expire.
 _READ_LIMIT_SECONDS = 120.0
 # With the download, which may take longer: then the chunk is given back, and claimed by whoever is ready.
 # The loading itself is the watchdog's.
@@ -50,7 +50,7 @@ class ChunkResult:
     """The part that is in place now."""
 
     counts: PartCounts
-    stage_seconds: dict[str, float]  # working time, summed over threads
+    work_seconds: dict[str, float]  # working time, summed over threads
     ran: PartCounts | None = None  # rows that were run for it, where a retry kept others; None: as `counts`
     meters: Meters = NO_METERS  # what limits it
 
@@ -100,7 +100,7 @@ class Pipeline:
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
         meanwhile = self.items.busy().since(before)
-        return replace(result, meters=chunk_meters(meanwhile, lease.stage_seconds, outcomes, model))
+        return replace(result, meters=chunk_meters(meanwhile, lease.step_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
         """Write the part of a chunk that will never work: every item a failed row."""

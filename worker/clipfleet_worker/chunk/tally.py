@@ -37,7 +37,7 @@ class ChunkTotals:
     ends: Counter[ChunkEnd] = field(default_factory=Counter)
     # Of chunks that are done, by status and code ("" for ok).
     items: Counter[tuple[ItemStatus, str]] = field(default_factory=Counter)
-    stage_seconds: dict[str, float] = field(default_factory=dict)  # working time, summed over threads
+    work_seconds: dict[str, float] = field(default_factory=dict)  # working time, summed over threads
     # Chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and beyond.
     lived: list[int] = field(default_factory=lambda: [0] * (len(CHUNK_SECONDS) + 1))
     lived_seconds: float = 0.0
@@ -50,12 +50,12 @@ class ChunkTally:
         self._lock = threading.Lock()
         self._totals = ChunkTotals()
 
-    def done(self, rows: PartCounts, stage_seconds: Mapping[str, float], lived_seconds: float) -> None:
+    def done(self, rows: PartCounts, work_seconds: Mapping[str, float], lived_seconds: float) -> None:
         """A chunk is done.
 
         Args:
             rows: that were run for it.
-            stage_seconds: working time by stage.
+            work_seconds: working time by step.
             lived_seconds: from the claim until now.
         """
         with self._lock:
@@ -63,9 +63,9 @@ class ChunkTally:
             self._totals.items[ItemStatus.OK, ""] += rows.ok
             for code, count in rows.codes.items():
                 self._totals.items[ItemStatus.FAILED, code] += count
-            by_stage = self._totals.stage_seconds
-            for stage, seconds in stage_seconds.items():
-                by_stage[stage] = by_stage.get(stage, 0.0) + seconds
+            by_step = self._totals.work_seconds
+            for step, seconds in work_seconds.items():
+                by_step[step] = by_step.get(step, 0.0) + seconds
 
     def ended(self, end: ChunkEnd, lived_seconds: float) -> None:
         """A chunk has ended in another way."""

@@ -26,7 +26,7 @@ from clipfleet_worker.cli import models as cli_models
 from clipfleet_worker.cli.requirements import require_extra
 from clipfleet_worker.machine.plan import ALL, AUTO, Machine, WorkerShare, find_gpus, plan_processes
 from clipfleet_worker.machine.processes import Processes
-from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.process.device import has_nvidia_gpu
 from clipfleet_worker.process.memory_guard import memory_limit
 from clipfleet_worker.settings import WorkerSettings
@@ -104,7 +104,7 @@ def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[Worke
     machine = Machine(
         gpus=() if devices == "cpu" else find_gpus(),
         has_nvidia_gpu=has_nvidia_gpu(),
-        cores=processors(),
+        cores=cpus(),
         memory_bytes=memory_limit(settings.max_memory_bytes),
     )
     return plan_processes(devices, per_device, machine)
@@ -147,7 +147,7 @@ def demo(
         Path, typer.Option("--dir", help="a new or empty folder, or an earlier demo's")
     ] = Path("clipfleet-demo"),
 ) -> None:
-    """Label sixty pictures with the demo model: a server, a worker, the real path, in one command."""
+    """Label sixty images with the demo model: a server, a worker, the real path, in one command."""
     require_extra()
     from clipfleet_worker.cli.demo import run_demo
 

@@ -1,6 +1,6 @@
-"""`clipfleet-worker demo`: sixty pictures through the real path, with an embedded server and a real worker.
+"""`clipfleet-worker demo`: sixty images through the real path, with an embedded server and a real worker.
 
-Each of three jobs labels twenty pictures among their own twenty names.
+Each of three jobs labels twenty images among their own twenty names.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MARKER = "clipfleet demo"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One of the pictures that come with the package."""
+    """One of the images that come with the package."""
 
     file: str
     name: str
-    group: int  # the pictures of a group are labelled among the names of the group
+    group: int  # the images of a group are labelled among the names of the group
 
 
 def run_demo(directory: Path) -> int:
@@ -85,7 +85,7 @@ def _make_folder(directory: Path) -> None:
     marker.write_text(f"{_MARKER}: made by `clipfleet-worker demo`, may be deleted\n")
     with as_file(files("clipfleet_worker") / "samples") as source:
         for sample in samples():
-            target = directory / "pictures" / str(sample.group) / sample.file
+            target = directory / "images" / str(sample.group) / sample.file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / sample.file, target)
 
@@ -97,13 +97,13 @@ def _is_ours(marker: Path) -> bool:
 def _submit(client: Client, directory: Path, run: Path, group: int) -> JobHandle:
     names = [sample.name for sample in samples() if sample.group == group]
     options = JobOptions(output=run / str(group), model=DEMO_MODEL)
-    return client.classify(directory / "pictures" / str(group), names, options=options)
+    return client.classify(directory / "images" / str(group), names, options=options)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> int:
-    """Show every picture with its label; returns how many are right."""
+    """Show every image with its label; returns how many are right."""
     names = {sample.file: sample.name for sample in samples()}
-    table = Table("picture", "label", "score", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table("image", "label", "score", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     right = 0
     for row in rows:
         is_right = row["label"] == names[row["item_id"]]
@@ -116,11 +116,11 @@ def _print_table(rows: list[dict[str, Any]]) -> int:
 
 def _print_next_steps(directory: Path, run: Path, right: int, total: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n{right} of {total} right ({right / total:.0%}), one row per picture.")
-    console.print("The demo model is small and knows emoji-like pictures only.\n")
-    console.print(f"pictures  {directory / 'pictures'}", markup=False)
+    console.print(f"\n{right} of {total} right ({right / total:.0%}), one row per image.")
+    console.print("The demo model is small and knows emoji-like images only.\n")
+    console.print(f"images  {directory / 'images'}", markup=False)
     console.print(f"results   {run}", markup=False)
-    console.print("\nNext, your own pictures with the real model (605 MB of weights, downloaded once):\n")
+    console.print("\nNext, your own images with the real model (605 MB of weights, downloaded once):\n")
     activate = Path(sys.executable).with_name("activate")
     if shutil.which("clipfleet") is None and activate.exists():
         console.print(f"  source {shlex.quote(str(activate))}", markup=False)

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholePicture
+from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholeImage
 from clipfleet_worker.decode.messages import (
     EXIT_OUT_OF_MEMORY,
     LENGTH_BYTES,
     Failed,
+    ImageRead,
     JpegRead,
-    PictureRead,
     Ready,
     Request,
     packed,
@@ -128,23 +128,23 @@ def _send(worker: socket.socket, raster: Raster) -> None:
         worker.sendall(packed(reply))
         worker.sendall(pixels.data)
         return
-    picture = _described(raster)
-    worker.sendall(packed(picture))
-    for top in range(0, picture.height, picture.rows_per_strip):
-        bottom = min(top + picture.rows_per_strip, picture.height)
-        worker.sendall(raster.image.crop((0, top, picture.width, bottom)).tobytes())
+    reply = _described(raster)
+    worker.sendall(packed(reply))
+    for top in range(0, reply.height, reply.rows_per_strip):
+        bottom = min(top + reply.rows_per_strip, reply.height)
+        worker.sendall(raster.image.crop((0, top, reply.width, bottom)).tobytes())
 
 
-def _described(picture: WholePicture) -> PictureRead:
-    image = picture.image
+def _described(whole: WholeImage) -> ImageRead:
+    image = whole.image
     mode: Any = image.mode
     palette_mode: Any = image.im.getpalettemode() if mode in ("P", "PA") else None
     palette = image.im.getpalette(palette_mode, palette_mode) if palette_mode else b""
-    return PictureRead(
+    return ImageRead(
         width=image.width,
         height=image.height,
         mode=mode,
-        image_format=picture.image_format,
+        image_format=whole.image_format,
         palette_mode=palette_mode,
         palette_hex=palette.hex(),
     )

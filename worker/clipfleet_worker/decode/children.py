@@ -1,4 +1,4 @@
-"""Processes that read pictures for a worker and may be killed, by it or by what they read.
+"""Processes that read images for a worker and may be killed, by it or by what they read.
 
 One file at a time, within a wall clock, a memory and a CPU limit. The death of a child names the file: it was
 reading nothing else. Children are started when they are wanted and live on until they are closed.
@@ -26,13 +26,13 @@ import numpy as np
 from PIL import Image
 
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode
-from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholePicture
+from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholeImage
 from clipfleet_worker.decode.messages import (
     EXIT_OUT_OF_MEMORY,
     LENGTH_BYTES,
     Failed,
+    ImageRead,
     JpegRead,
-    PictureRead,
     Ready,
     Reply,
     Request,
@@ -59,14 +59,14 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THR
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """What one picture may cost."""
+    """What one image may cost."""
 
     seconds: float
     memory_bytes: int  # of the child's address space
 
 
 class NoRoomError(MemoryError):
-    """No process can be had on this machine now: no memory, too many of them; no picture is to blame."""
+    """No process can be had on this machine now: no memory, too many of them; no image is to blame."""
 
 
 class _TooSlow(Exception):  # noqa: N818 - no error of ours
@@ -255,9 +255,9 @@ class DecodeChild:
             case JpegRead():
                 self._decoder.check_size(reply.width, reply.height, frame)
                 return self._receive_jpeg(reply)
-            case PictureRead():
+            case ImageRead():
                 self._decoder.check_size(reply.width, reply.height, frame)
-                return self._receive_picture(reply)
+                return self._receive_image(reply)
         raise ValueError(f"{reply.kind} is no answer")
 
     def _receive_reply(self) -> Reply:
@@ -268,7 +268,7 @@ class DecodeChild:
         self._line.receive_into(pixels.reshape(-1).data)
         return ScaledJpeg(pixels, reply.eighths, reply.width, reply.height)
 
-    def _receive_picture(self, reply: PictureRead) -> WholePicture:
+    def _receive_image(self, reply: ImageRead) -> WholeImage:
         image = Image.new(reply.mode, (reply.width, reply.height))
         for top in range(0, reply.height, reply.rows_per_strip):
             rows = min(reply.rows_per_strip, reply.height - top)
@@ -276,7 +276,7 @@ class DecodeChild:
             image.paste(Image.frombytes(reply.mode, (reply.width, rows), strip), (0, top))
         if reply.palette_mode is not None:
             image.putpalette(bytes.fromhex(reply.palette_hex), reply.palette_mode)
-        return WholePicture(image, reply.image_format)
+        return WholeImage(image, reply.image_format)
 
     def _failure_of_death(self) -> ItemFailure:
         """What the end of the process says of the file it was reading."""
@@ -294,7 +294,7 @@ class DecodeChild:
         if code == EXIT_OUT_OF_MEMORY:
             detail = f"more than {self._limits.memory_bytes} bytes of memory, or than the machine has"
             return ItemFailure(ErrorCode.OUT_OF_MEMORY, detail)
-        return ItemFailure(ErrorCode.CRASHED, f"the decoder {ending} on this picture")
+        return ItemFailure(ErrorCode.CRASHED, f"the decoder {ending} on this image")
 
     def _tail(self) -> str:
         """The last of what the process said; it is for the log, since it may quote the file."""
@@ -349,7 +349,7 @@ class DecodeChildren:
 
     def _take(self) -> DecodeChild:
         child = self._pop_idle()
-        while child is not None and not child.is_ready:  # it died of something else, no picture did it
+        while child is not None and not child.is_ready:  # it died of something else, no image did it
             child.close()
             child = self._pop_idle()
         child = child or self._start()

@@ -5,7 +5,7 @@ down on the way, and resizes with torch; whatever it does not cover takes the ex
 open_clip does none. This module knows nothing of open_clip itself.
 
 Each route has two halves. `Decoder.read` parses the file, which a stranger may have made: it may run in
-another process, see `decode_stage`. `fit` brings what was read, plain pixels, to the model's size.
+another process, see `decode_step`. `fit` brings what was read, plain pixels, to the model's size.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import InputSize, PixelSpec
 from clipfleet_worker.process.device import memory_errors
 
-# Importing these registers them; else Pillow would load all of its plugins at the first picture.
+# Importing these registers them; else Pillow would load all of its plugins at the first image.
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
 # A strip of 1 x 65000 is few pixels, but gigabytes once its short side has the model's size.
@@ -76,19 +76,19 @@ _SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16
 _PILLOW_PIXEL_BYTES = 4  # of all other modes
 _WITH_ALPHA = ("RGBA", "LA")
 
-# Per pixel: libwebp's two canvases, a copy of one, and the picture.
+# Per pixel: libwebp's two canvases, a copy of one, and the image.
 WEBP_PIXEL_BYTES = 16
 TIFF_TILE_PIXEL_BYTES = 4
 
-_WEBP_CANVASES_BYTES = 8  # per pixel: they live as long as the picture
-_TIFF_STRIP_BYTES = 4  # per pixel: one strip may hold the whole picture
+_WEBP_CANVASES_BYTES = 8  # per pixel: they live as long as the image
+_TIFF_STRIP_BYTES = 4  # per pixel: one strip may hold the whole image
 _RUN_LENGTH_BYTES = 2  # per pixel: Pillow's own decoder, twice
 _TIFF_ORIENTATION = 274
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture at the model's size."""
+    """An image at the model's size."""
 
     pixels: np.ndarray  # uint8 (height, width, 3) of the model, C-contiguous
     width: int  # of the original
@@ -106,14 +106,14 @@ class ScaledJpeg:
 
 
 @dataclass(frozen=True, slots=True)
-class WholePicture:
+class WholeImage:
     """What the exact route reads: all pixels, as they are in the file."""
 
     image: Image.Image  # loaded, in the mode that Pillow gives it
     image_format: str
 
 
-Raster = ScaledJpeg | WholePicture
+Raster = ScaledJpeg | WholeImage
 
 
 class Decoder:
@@ -130,7 +130,7 @@ class Decoder:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def decode(self, data: bytes, spec: PixelSpec, route: DecodeRoute) -> DecodedImage:
-        """The picture in a file's bytes; of an animation or a multi-page file the first frame.
+        """The image in a file's bytes; of an animation or a multi-page file the first frame.
 
         Raises:
             ItemFailure: `empty`, `not_an_image`, `format_refused`, `too_many_pixels`, `broken_image` or
@@ -147,7 +147,7 @@ class Decoder:
 
         Raises:
             ItemFailure: see `decode`.
-            MemoryError: too little memory for this picture, or just now.
+            MemoryError: too little memory for this image, or just now.
         """
         image_format = allowed_format(data)
         check_outline(data, image_format)
@@ -160,7 +160,7 @@ class Decoder:
                 return scaled
         return self._exact(data, frame, image_format, kept_bytes)
 
-    def _exact(self, data: bytes, frame: InputSize, image_format: str, kept_bytes: int) -> WholePicture:
+    def _exact(self, data: bytes, frame: InputSize, image_format: str, kept_bytes: int) -> WholeImage:
         with _damage_reported(image_format):
             image = Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS)
             tile_pixels = _tile_pixels(image)
@@ -175,10 +175,10 @@ class Decoder:
             _check_run_lengths(len(data), *image.size)
         with _damage_reported(image_format):
             image.load()
-        return WholePicture(image, image_format)
+        return WholeImage(image, image_format)
 
     def _fast(self, data: bytes, frame: InputSize, kept_bytes: int) -> ScaledJpeg | None:
-        """The picture in a JPEG, or None where this route does not cover it."""
+        """The image in a JPEG, or None where this route does not cover it."""
         if not is_covered(frame):
             return None
         try:
@@ -272,7 +272,7 @@ def _damage_reported(image_format: str) -> Iterator[None]:
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Pixels in a TIFF's tile: it may be far larger than the picture, and is in memory as a whole."""
+    """Pixels in a TIFF's tile: it may be far larger than the image, and is in memory as a whole."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     width, height = (image.tag_v2.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT))
@@ -306,8 +306,8 @@ def _scaled_jpeg(data: bytes, colours: str, rectangle: tuple[float, float]) -> n
 def _resize(pixels: np.ndarray, sizes: JpegSizes, interpolation: str) -> np.ndarray:
     """Resize the rectangle at the top left to the target, antialiased.
 
-    The array of a scaled JPEG is up to one pixel larger than the picture in it. Resizing it whole would shift
-    the picture: factors keep its scale, and what comes out too much is cut off.
+    The array of a scaled JPEG is up to one pixel larger than the image in it. Resizing it whole would shift
+    the image: factors keep its scale, and what comes out too much is cut off.
     """
     import torch
 
@@ -334,7 +334,7 @@ def _centre_crop(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def pillow_bytes(image: Image.Image, kept_bytes: int, resize_pixels: int) -> int:
-    """What it takes to load and then to resize a picture that was opened by Pillow.
+    """What it takes to load and then to resize an image that was opened by Pillow.
 
     Args:
         image: opened, not loaded.

@@ -17,7 +17,7 @@ from clipfleet.contract.jobs import DecodeRoute, ErrorCode
 from clipfleet_worker.pixel_spec import InputSize
 
 MAX_WORDS_BYTES = 8192
-STRIP_BYTES = 1 << 22  # a picture comes in strips of whole rows, about so large
+STRIP_BYTES = 1 << 22  # an image comes in strips of whole rows, about so large
 
 EXIT_OUT_OF_MEMORY = 86  # how a child ends that may not have as much as a file wants
 
@@ -83,10 +83,10 @@ class JpegRead(_Words):
         return rows, columns, self.channels
 
 
-class PictureRead(_Words):
-    """A `decode.WholePicture`; its rows follow from the top, in strips of `rows_per_strip`."""
+class ImageRead(_Words):
+    """A `decode.WholeImage`; its rows follow from the top, in strips of `rows_per_strip`."""
 
-    kind: Literal["picture"] = "picture"
+    kind: Literal["image"] = "image"
     width: _Side
     height: _Side
     mode: Annotated[str, AfterValidator(_known)]
@@ -105,7 +105,7 @@ class PictureRead(_Words):
         return max(1, STRIP_BYTES // self.row_bytes)
 
 
-Reply = Ready | Failed | JpegRead | PictureRead
+Reply = Ready | Failed | JpegRead | ImageRead
 _REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 
 

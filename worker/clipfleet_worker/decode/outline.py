@@ -1,6 +1,6 @@
 """The outline of a file, walked before any parser meets it: what is slow or large to read is refused here.
 
-Pillow steps through the pieces of a file in Python, and libjpeg goes over the whole picture for every scan:
+Pillow steps through the pieces of a file in Python, and libjpeg goes over the whole image for every scan:
 millions of either fit into a small file. Nothing is decoded here, and no piece is looked into.
 """
 
@@ -20,7 +20,7 @@ DEFAULT_MAX_DECODE_BYTES = 187 << 20
 # Segments, chunks, blocks, and bytes that belong to none: at the worst a tenth of a second in Pillow.
 MAX_PIECES = 65_536
 
-# Ten or twelve scans are usual, 16 of the largest picture allowed, more of smaller ones: about two seconds.
+# Ten or twelve scans are usual, 16 of the largest image allowed, more of smaller ones: about two seconds.
 MAX_SCANS = 1000
 MAX_SCANNED_PIXELS = 1_600_000_000
 
@@ -57,15 +57,15 @@ def _check_pieces(pieces: int, what: str) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Up to the end of the first picture: of an animation the rest is not read."""
+    """Up to the end of the first image: of an animation the rest is not read."""
     if len(data) < _PNG_START + MAX_PIECES * _PNG_CHUNK_BYTES:
         return
-    position, pieces, is_in_picture = _PNG_START, 0, False
+    position, pieces, is_in_image = _PNG_START, 0, False
     while position + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"IEND" or (kind == b"fcTL" and is_in_picture):
+        if kind == b"IEND" or (kind == b"fcTL" and is_in_image):
             return
-        is_in_picture = is_in_picture or kind == b"IDAT"
+        is_in_image = is_in_image or kind == b"IDAT"
         pieces += 1
         _check_pieces(pieces, "chunks of this PNG")
         position += _PNG_CHUNK_BYTES + size
@@ -91,7 +91,7 @@ def _check_gif(data: bytes) -> None:
 
 
 def _check_tiff(data: bytes) -> None:
-    """The first directory: how many tags it has, and how many strips or tiles the picture."""
+    """The first directory: how many tags it has, and how many strips or tiles the image."""
     order, is_big = ("<" if data.startswith(b"I") else ">"), b"+" in data[2:4]
     word, number = ("Q", "Q") if is_big else ("I", "H")
     entry = struct.Struct(f"{order}HH{word}{word}")
@@ -139,7 +139,7 @@ def jpeg_coefficient_bytes(data: bytes) -> int:
         pieces += end - position
         _check_pieces(pieces, "segments and filling bytes of this JPEG")
         if end + 4 > len(data):
-            return 0  # no scan: neither decoder will make a picture of it
+            return 0  # no scan: neither decoder will make an image of it
         marker, position = data[end], end + 1
         if marker == START_OF_SCAN:
             break
@@ -171,7 +171,7 @@ def _rounded_up(size: float) -> int:
 
 
 def _check_scans(data: bytes, start: int, pixels: int) -> None:
-    """Count the scans of a JPEG from its first one; each goes over the whole picture."""
+    """Count the scans of a JPEG from its first one; each goes over the whole image."""
     most = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, pixels))
     if data.count(b"\xff\xda", start) <= most:
         return

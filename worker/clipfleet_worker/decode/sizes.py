@@ -1,6 +1,6 @@
-"""The sizes that a picture has on its way to the model's: arithmetic alone, no pixels.
+"""The sizes that an image has on its way to the model's: arithmetic alone, no pixels.
 
-They are those of torchvision and Pillow, to the last rounding: else pictures would shift.
+They are those of torchvision and Pillow, to the last rounding: else images would shift.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SMALL_TARGET = 128
 _SCALED_EIGHTHS = (1, 2, 4)
 _FULL_SIZE = 8
 
-_REMEMBERED_SIZES = 4096  # pictures of a data set often share theirs
+_REMEMBERED_SIZES = 4096  # images of a data set often share theirs
 
 _FAST_INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -34,7 +34,7 @@ def is_covered(frame: InputSize) -> bool:
 
 
 def resized_pixels(width: int, height: int, frame: InputSize) -> float:
-    """How large a picture becomes on the way to the model's size."""
+    """How large an image becomes on the way to the model's size."""
     if frame.resize_mode == "shortest":
         growth = max(frame.width / width, frame.height / height)
         return width * growth * height * growth
@@ -61,7 +61,7 @@ def resized_size(width: int, height: int, frame: InputSize) -> tuple[int, int]:
 
 
 def resizes_vertically_first(width: int, height: int, target: tuple[int, int]) -> bool:
-    """Whether Pillow would resize this picture vertically first: each pass rounds and clips, so it shows.
+    """Whether Pillow would resize this image vertically first: each pass rounds and clips, so it shows.
 
     Since 13.0 (src/libImaging/Resample.c, ImagingResampleInner); torch always begins horizontally.
     """
@@ -74,7 +74,7 @@ class JpegSizes:
     """All of the above for a JPEG on the fast route."""
 
     eighths: int  # n of the scale n/8 at which it is decoded: the smallest that keeps enough for the resize
-    rectangle: tuple[float, float]  # (width, height) of the picture in what is decoded
+    rectangle: tuple[float, float]  # (width, height) of the image in what is decoded
     target: tuple[int, int]  # (width, height) after the resize
     is_vertical_first: bool
     resize_pixels: int  # see `pixels_of_passes`

@@ -1,4 +1,4 @@
-"""The folders that pictures are read from and results are written to, as this very user sees them."""
+"""The folders that images are read from and results are written to, as this very user sees them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def no_folder_findings(is_output: bool) -> Iterator[Finding]:
     if is_output:
         yield fine("CLIPFLEET_OUTPUT_ROOTS is empty: results may go to Redis and S3 only")
     else:
-        yield fine("CLIPFLEET_FILE_ROOTS is empty: pictures may come from URLs and S3 only")
+        yield fine("CLIPFLEET_FILE_ROOTS is empty: images may come from URLs and S3 only")
 
 
 def _is_folder(path: Path) -> bool:

@@ -22,13 +22,13 @@ from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.models.loaded import load_model
 from clipfleet_worker.pixel_spec import PixelSpec
-from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.process.memory_guard import memory_limit
 from clipfleet_worker.process.start import files_needed
 from clipfleet_worker.settings import WorkerSettings
 
-_MOST_THREADS_PER_PROCESSOR = 4
-_LITTLE_BYTES = 2 << 30  # Python, torch and a model of 600 MB, and pictures
+_MOST_THREADS_PER_CPU = 4
+_LITTLE_BYTES = 2 << 30  # Python, torch and a model of 600 MB, and images
 _SIZES = ((640, 480), (2999, 2001))
 _MOST_GREY_LEVELS = 4.0  # that one pixel in a thousand may be off by, see tests/integration/test_fidelity.py
 _REMEDY = "reinstall simplejpeg, torch and pillow (`pip install --force-reinstall`), or use --decode exact"
@@ -46,16 +46,16 @@ def settings_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
 def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
     """What this machine or container gives a worker."""
     limit = memory_limit(settings.max_memory_bytes)
-    yield fine(f"{processors()} processors, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
+    yield fine(f"{cpus()} CPUs, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
     if limit < _LITTLE_BYTES:
         yield warning(
-            f"{limit >> 20} MiB of memory are little for a model and its pictures",
+            f"{limit >> 20} MiB of memory are little for a model and its images",
             "give the container 2 GiB or more, or raise CLIPFLEET_MAX_MEMORY_BYTES",
         )
     yield from _of_memory_setting(settings.max_memory_bytes)
-    if settings.decode_threads > _MOST_THREADS_PER_PROCESSOR * processors():
+    if settings.decode_threads > _MOST_THREADS_PER_CPU * cpus():
         yield warning(
-            f"CLIPFLEET_DECODE_THREADS is {settings.decode_threads}, with {processors()} processors",
+            f"CLIPFLEET_DECODE_THREADS is {settings.decode_threads}, with {cpus()} CPUs",
             "leave it out: one for each of them is right",
         )
     yield from _of_open_files(settings.total_connections)
@@ -141,10 +141,10 @@ def _jpegs() -> Iterator[bytes]:
     folder = files("clipfleet_worker") / "samples"
     names = sorted(path.name for path in folder.iterdir() if path.name.endswith(".png"))
     for name, size in zip(names, _SIZES, strict=False):
-        with (folder / name).open("rb") as file, Image.open(file) as image:
-            picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        with (folder / name).open("rb") as file, Image.open(file) as sample:
+            image = sample.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         data = io.BytesIO()
-        picture.save(data, "JPEG", quality=90)
+        image.save(data, "JPEG", quality=90)
         yield data.getvalue()
 
 

@@ -73,7 +73,7 @@ class FileFetcher:
             return self._read_all(descriptor, size_bytes)
 
     def read_member(self, uri: str) -> bytes:
-        """A picture in a tar archive, which itself may be of any size; otherwise like `read`.
+        """An image in a tar archive, which itself may be of any size; otherwise like `read`.
 
         Args:
             uri: see `clipfleet.contract.tar_member`. The archive's headers are not read.

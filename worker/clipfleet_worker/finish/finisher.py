@@ -199,7 +199,7 @@ def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) ->
         "ok": sum(part.counts.ok for part in parts),
         "failed": sum(part.counts.failed for part in parts),
         "errors_by_code": dict(codes),
-        "stage_seconds": {stage: round(seconds, 3) for stage, seconds in status.stage_seconds.items()},
+        "work_seconds": {step: round(seconds, 3) for step, seconds in status.work_seconds.items()},
         "limit": status.limit and asdict(status.limit),
         "created_at": job.created_at.isoformat(),
         "finished_at": datetime.now(UTC).isoformat(),

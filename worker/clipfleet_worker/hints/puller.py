@@ -32,7 +32,7 @@ class Puller(Loop):
     def pull(self) -> None:
         """Finish jobs and work as long as there is something, and no hint wants the slot."""
         while not self._stopping.is_set():
-            # Without a limit: what it does has a lease, whose stages have theirs.
+            # Without a limit: what it does has a lease, whose steps have theirs.
             self._pulse.rest("finish jobs")
             while not self._stopping.is_set() and self._tasks.finish_job():
                 pass

@@ -63,8 +63,8 @@ class Tasks:
         try:
             lease_of = Lease(claim.job_id, str(claim.chunk_id), claim.token)
             with (
-                chunk_spans(self.tracing, claim) as on_stage,
-                self.keeper.hold(lease_of, on_stage, asked_at=claim.asked_at) as lease,
+                chunk_spans(self.tracing, claim) as on_step,
+                self.keeper.hold(lease_of, on_step, asked_at=claim.asked_at) as lease,
             ):
                 if claim.more:
                     self.hints.publish_work()
@@ -143,9 +143,9 @@ def register(app: Celery, tasks: Tasks) -> None:
 
 @contextmanager
 def chunk_spans(tracing: Tracing, claim: Claim) -> Iterator[Callable[[str], None]]:
-    """Around the work on a chunk. Gives a function to tell that a stage begins; it ends the one before it.
+    """Around the work on a chunk. Gives a function to tell that a step begins; it ends the one before it.
 
-    A stage that is told again and again, as it gets on, is one.
+    A step that is told again and again, as it gets on, is one.
     """
     about: Attributes = {
         "job_id": claim.job_id,
@@ -154,13 +154,13 @@ def chunk_spans(tracing: Tracing, claim: Claim) -> Iterator[Callable[[str], None
     }
     chunk = tracing.span("chunk", parent=claim.traceparent, attributes=about)
     present = ""
-    with chunk as traceparent, ExitStack() as stage:
+    with chunk as traceparent, ExitStack() as step:
 
         def enter(name: str) -> None:
             nonlocal present
             if name != present:
-                stage.close()
+                step.close()
                 present = name
-                stage.enter_context(tracing.span(name, parent=traceparent))
+                step.enter_context(tracing.span(name, parent=traceparent))
 
         yield enter

@@ -1,7 +1,7 @@
 """A model on its way into memory, and what may be done for it meanwhile.
 
 What it wants to see is known long before its weights are there: the first chunk that comes for it is fetched
-and decoded in that time. Its pictures wait here, bounded, never in a thread that others need.
+and decoded in that time. Its images wait here, bounded, never in a thread that others need.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.pixel_spec import PixelSpec
 
-# Of decoded pictures, 890 of 224 pixels: beyond these nothing more is decoded until the model is there.
+# Of decoded images, 890 of 224 pixels: beyond these nothing more is decoded until the model is there.
 MAX_AHEAD_BYTES = 1 << 27
 
 
@@ -51,7 +51,7 @@ class Loading(Future[LoadedModel]):
 
 
 class Ahead:
-    """The pictures of one chunk that are ready before their model; used by many threads."""
+    """The images of one chunk that are ready before their model; used by many threads."""
 
     def __init__(
         self, loading: Future[LoadedModel], put_in_pool: Callable[[Callable[[], None]], None]
@@ -84,7 +84,7 @@ class Ahead:
 
         Args:
             work: raises here, or in the pool.
-            size_bytes: of the pictures that wait with it.
+            size_bytes: of the images that wait with it.
         """
         if self._is_over:
             work()
@@ -93,14 +93,14 @@ class Ahead:
             self._waiting.append(work)
             self._bytes += size_bytes
             is_first, self._is_registered = not self._is_registered, True
-        # Once: a future keeps its callbacks for ever, and the pictures are not to stay with the model.
+        # Once: a future keeps its callbacks for ever, and the images are not to stay with the model.
         if is_first:
             self._loading.add_done_callback(lambda _: self._go_on())
         if self._is_over:  # perhaps since `_go_on` has looked
             self._go_on()
 
     def let_go(self) -> None:
-        """Wait no more: the chunk was interrupted, and its pictures and files are to be dropped now."""
+        """Wait no more: the chunk was interrupted, and its images and files are to be dropped now."""
         self._is_let_go = True
         self._go_on()
 

@@ -54,10 +54,10 @@ class KnownWeights:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What open_clip does to a picture before the forward pass."""
+    """What open_clip does to an image before the forward pass."""
 
     configuration: dict[str, Any]  # size, mean, std, interpolation, resize_mode, fill_color
-    transforms: Sequence[Callable[[Any], Any]]  # open_clip's own, from picture to normalised tensor
+    transforms: Sequence[Callable[[Any], Any]]  # open_clip's own, from image to normalised tensor
 
 
 @dataclass(frozen=True, slots=True)

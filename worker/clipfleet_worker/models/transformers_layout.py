@@ -1,7 +1,7 @@
 """CLIP models as the library transformers saves them, told in open_clip's words. Pure functions, no I/O.
 
 `config.json` describes a CLIPModel, `model.safetensors` holds its tensors by transformers' names, and
-`preprocessor_config.json` says how pictures are prepared. The two libraries compute the same thing.
+`preprocessor_config.json` says how images are prepared. The two libraries compute the same thing.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def preprocessing_of(config: dict[str, Any], image_size: int) -> dict[str, Any]:
     """What `preprocessor_config.json` says, as open_clip's preprocess_cfg.
 
     Raises:
-        ValueError: open_clip cannot prepare pictures like this; reads on after the file's name.
+        ValueError: open_clip cannot prepare images like this; reads on after the file's name.
     """
     config = config.get("image_processor", config)
     resized = config.get("size", {"shortest_edge": image_size})
@@ -101,7 +101,7 @@ def preprocessing_of(config: dict[str, Any], image_size: int) -> dict[str, Any]:
     cropped = {cropped} if isinstance(cropped, int) else set(cropped.values())
     resize_mode = "shortest" if resized.keys() == {"shortest_edge"} else "squash"
     if set(resized.values()) != {image_size} or cropped != {image_size}:
-        raise ValueError(f"does not make pictures of {image_size} x {image_size}, which the model takes")
+        raise ValueError(f"does not make images of {image_size} x {image_size}, which the model takes")
     if config.get("resample", 3) not in _INTERPOLATIONS:
         raise ValueError(f"has resample {config['resample']}; read are 2 (bilinear) and 3 (bicubic)")
     found: dict[str, Any] = {

@@ -11,10 +11,10 @@ share their parts do both at once better than one after the other. Torch's threa
 cores each where they are four or more, which share the parts of a batch: 1.1 to 1.2 times as fast, see
 `backends.side_by_side`.
 
-Small pictures are read and decoded by one of those threads at a time, see `decode_turns`: their C code is
+Small images are read and decoded by one of those threads at a time, see `decode_turns`: their C code is
 so short that the threads spend most of their time passing Python's lock to one another. On two cores, with
-pictures of 32 to 640 pixels and models of 8, 64 and 224 (`python -m ops.bench.turns`), they are 2.7 times
-as fast in turns where a picture takes 65 us, 1.4 times at 140 us, as fast at 200 us, and little more than
+images of 32 to 640 pixels and models of 8, 64 and 224 (`python -m ops.bench.turns`), they are 2.7 times
+as fast in turns where an image takes 65 us, 1.4 times at 140 us, as fast at 200 us, and little more than
 half as fast from 500 us on.
 
 `CLIPFLEET_DECODE_THREADS` and `OMP_NUM_THREADS` override them. torch is not imported here before a model is
@@ -29,8 +29,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-# What a picture takes, read and decoded by a thread alone, below which threads are in one another's way.
-SMALL_PICTURE_SECONDS = 0.0002
+# What an image takes, read and decoded by a thread alone, below which threads are in one another's way.
+SMALL_IMAGE_SECONDS = 0.0002
 
 _FORWARD = "OMP_NUM_THREADS"  # torch's own variable; the parent of several processes sets it, too
 
@@ -62,7 +62,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Pa
                 break
 
 
-def processors(root: Path = Path("/")) -> int:
+def cpus(root: Path = Path("/")) -> int:
     """How many this process can keep busy.
 
     A container often sees all those of its machine and may use the time of a few. Were there a thread for
@@ -84,17 +84,17 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def decode_threads(setting: int) -> int:
-    """How many pictures are read at a time; the setting, 0 for one per core."""
-    return setting or processors()
+    """How many images are read at a time; the setting, 0 for one per core."""
+    return setting or cpus()
 
 
 def forward_threads(environment: Mapping[str, str], cores: int) -> int | None:
-    """How many threads run a forward pass on the processor; None where the user has told torch already."""
+    """How many threads run a forward pass on the CPU; None where the user has told torch already."""
     return None if environment.get(_FORWARD, "").strip() else cores
 
 
 def passes_side_by_side(threads: int) -> tuple[int, int]:
-    """How many forward passes of torch's run at a time on the processor, and how many threads each has."""
+    """How many forward passes of torch's run at a time on the CPU, and how many threads each has."""
     each = max(1, threads // 2)
     return threads // each, each
 
@@ -106,6 +106,6 @@ def set_forward_threads() -> None:
     """
     import torch
 
-    threads = forward_threads(os.environ, processors())
+    threads = forward_threads(os.environ, cpus())
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """A look at a stage, of this process and whatever job."""
+    """A look at a step, of this process and whatever job."""
 
     seconds: float  # of work so far, what is under way included
     capacity_seconds: float  # there could have been

@@ -23,7 +23,7 @@ HOW_TO_USE_THE_GPU = (
 # In the words of CUDA's runtime, of its driver, and of what is built upon them.
 _LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "_STATUS_EXECUTION_FAILED")
 
-# In the words of torch's exceptions: of the processor's allocator, of CUDA, of cuBLAS and cuDNN.
+# In the words of torch's exceptions: of the CPU's allocator, of CUDA, of cuBLAS and cuDNN.
 _NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 _CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -85,7 +85,7 @@ def is_lost(error: Exception) -> bool:
 
 
 def cpu_name() -> str:
-    """The processor's model and what it can do; empty where the system does not say."""
+    """The CPU's model and what it can do; empty where the system does not say."""
     return _cpu_says("model name") + _cpu_says("flags")
 
 

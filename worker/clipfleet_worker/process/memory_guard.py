@@ -1,8 +1,8 @@
 """Ends a process that takes too much memory, before the kernel kills one at random.
 
-One picture may take ten gigabytes inside a decoder, and no thread can be stopped. After the end of the
-process its chunks are suspects, and a child with a limit names the picture. On a large machine ten gigabytes
-are no danger, and yet no picture may have them: while one is read the process may grow by so much only.
+One image may take ten gigabytes inside a decoder, and no thread can be stopped. After the end of the
+process its chunks are suspects, and a child with a limit names the image. On a large machine ten gigabytes
+are no danger, and yet no image may have them: while one is read the process may grow by so much only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHARE = 0.9  # of what there is; the rest is for children and for others
 
 
 class Reading:
-    """A context around the reading of a picture, for one thread; it may be entered again for the next one."""
+    """A context around the reading of an image, for one thread; it may be entered again for the next one."""
 
     def __init__(self, guard: MemoryGuard) -> None:
         self._guard = guard
@@ -56,7 +56,7 @@ class MemoryGuard(Loop):
 
         Args:
             limit_bytes: beyond these the process ends.
-            growth_bytes: by so much it may grow while a picture is read, see `Reading`.
+            growth_bytes: by so much it may grow while an image is read, see `Reading`.
             used_bytes: see `own_memory`; None ends the guard: this system does not tell.
             exit_process: called with `EXIT_HUNG`; does not return in production.
             dump_stacks: writes the stacks of all threads where the log goes.
@@ -72,7 +72,7 @@ class MemoryGuard(Loop):
         super().__init__("memory-guard", _LOOK_SECONDS, at_once=True)
 
     def new_reading(self) -> Reading:
-        """For a thread that reads pictures in this process; it is watched as long as the process lives."""
+        """For a thread that reads images in this process; it is watched as long as the process lives."""
         reading = Reading(self)
         with self._lock:
             self._readings.append(reading)
@@ -93,14 +93,14 @@ class MemoryGuard(Loop):
         if used > self.limit_bytes:
             self._end(
                 "%d MiB of memory are more than CLIPFLEET_MAX_MEMORY_BYTES, %d MiB; the process ends, its "
-                "leases expire. If no picture did it, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
+                "leases expire. If no image did it, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
                 "CLIPFLEET_BYTES_IN_FLIGHT or CLIPFLEET_DECODE_THREADS",
                 used,
                 self.limit_bytes,
             )
         elif growth > self._growth_bytes:
             self._end(
-                "the process grew by %d MiB while one picture was read, more than %d MiB; it ends, its "
+                "the process grew by %d MiB while one image was read, more than %d MiB; it ends, its "
                 "leases expire",
                 growth,
                 self._growth_bytes,

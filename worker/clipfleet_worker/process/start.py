@@ -13,7 +13,7 @@ import resource
 
 log = logging.getLogger(__name__)
 
-# By Python's own number, 700, it would look for cycles every few pictures, which make none.
+# By Python's own number, 700, it would look for cycles every few images, which make none.
 _NEW_OBJECTS_PER_COLLECTION = 20_000
 
 _WANTED = 65_536
@@ -25,7 +25,7 @@ def choose_allocator() -> None:
     """Have Arrow take its memory from malloc; to be called before it is imported.
 
     mimalloc, its own choice, keeps pages for each thread and gives them back soon. Parts are written by many
-    threads: the kernel clears pages of 2 MiB all the time then, for as long as half a small picture takes.
+    threads: the kernel clears pages of 2 MiB all the time then, for as long as half a small image takes.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 

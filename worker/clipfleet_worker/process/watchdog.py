@@ -75,7 +75,7 @@ class Pulse:
         self._loop = loop
         self._monotonic = monotonic
         # Changed in one assignment, for others read it meanwhile. No `Phase`: to make one takes longer, and
-        # loops that go through phases by the picture are watched once a second.
+        # loops that go through phases by the image are watched once a second.
         self._now: tuple[str, float, float | None] = ("idle", monotonic(), None)
 
     @property

@@ -1,7 +1,7 @@
 -- What chunks have measured, shared by several scripts as transitions.lua is; it goes before that.
 -- To add up two dozen sums with every chunk would cost as much as all else that is done for it. So each chunk's own are
--- kept as they were told, {"seconds": by stage, "meters": see `Meters`}, in the fields measured:0, measured:1, ... of
--- the job, `measured` of them, and added to its sums now and then: seconds:<stage> and, as JSON, meters.
+-- kept as they were told, {"seconds": by step, "meters": see `Meters`}, in the fields measured:0, measured:1, ... of
+-- the job, `measured` of them, and added to its sums now and then: seconds:<step> and, as JSON, meters.
 -- A producer may have put anything in these fields: it may spoil its job's sums, and nothing else.
 
 local MEASURED_APART = 16
@@ -28,7 +28,7 @@ local function sum_up(known, texts)
       add_up(meters, told.meters or {})
     end)
   end
-  for stage, more in pairs(seconds) do by_field['seconds:' .. stage] = more end
+  for step, more in pairs(seconds) do by_field['seconds:' .. step] = more end
   local is_sound, sum = pcall(cjson.encode, meters)
   return is_sound and sum or '', by_field
 end

@@ -42,7 +42,7 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether values are bytes, which may be pictures."""
+    """Whether values are bytes, which may be images."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.UuidType):
         return is_binary(kind.storage_type)

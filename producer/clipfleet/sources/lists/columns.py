@@ -35,7 +35,7 @@ class Columns:
     """What each column of a table is for, as positions in its header."""
 
     url: int | None  # or the text of an item; None only where there are bytes
-    bytes: int | None  # the pictures themselves
+    bytes: int | None  # the images themselves
     id: int | None
     extra: dict[str, int]  # name in our schema -> position
 
@@ -52,7 +52,7 @@ def assign_columns(
     where: str,
     bytes_columns: Collection[int] = (),
 ) -> Columns:
-    """Decide what the columns of a table are for; those at the positions `bytes_columns` can hold pictures.
+    """Decide what the columns of a table are for; those at the positions `bytes_columns` can hold images.
 
     Raises:
         SourceError: no column says where the images are, a chosen one is not there, or two have one name.
@@ -89,7 +89,7 @@ def _image_columns(
     bytes_columns: Collection[int],
     usual_urls: Sequence[str],
 ) -> tuple[int | None, int | None]:
-    """Positions of the column of the URLs, and of the one with the pictures themselves."""
+    """Positions of the column of the URLs, and of the one with the images themselves."""
     if options.holds_texts:
         return _position(header, options.url_column, TEXT_COLUMNS, options.content_option, where), None
     chosen = None

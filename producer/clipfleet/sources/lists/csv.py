@@ -86,7 +86,7 @@ class CsvSource:
 
 def _batch(first_index: int, records: list[list[str]], columns: Columns, base: str) -> pa.RecordBatch:
     values = [pa.array(column, pa.string()) for column in zip(*records, strict=True)]
-    assert columns.url is not None  # noqa: S101 - text holds no pictures
+    assert columns.url is not None  # noqa: S101 - text holds no images
     uris = absolute_uris(pc.utf8_trim_whitespace(values[columns.url]), base)
     ids = None if columns.id is None else values[columns.id]
     extra = {name: values[position] for name, position in columns.extra.items()}

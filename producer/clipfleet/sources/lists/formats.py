@@ -15,8 +15,8 @@ from clipfleet.sources.lists.parquet import ParquetSource
 from clipfleet.sources.uris import printable
 
 SUPPORTED = (
-    "supported are a folder, a pattern such as 'pictures/**/*.jpg', a .txt file with one URL or path "
-    "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single picture, "
+    "supported are a folder, a pattern such as 'images/**/*.jpg', a .txt file with one URL or path "
+    "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single image, "
     "each also as s3://BUCKET/..., and - for standard input"
 )
 
@@ -65,14 +65,14 @@ def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
 
 
 def refuse_pattern_of_lists(pattern: str) -> None:
-    """Refuse what would take each list for a picture.
+    """Refuse what would take each list for an image.
 
     Raises:
         SourceError: the pattern ends like a list or a table.
     """
     if list_opener(pattern) is not None:
         raise SourceError(
-            f"{printable(pattern)}: a pattern can mean pictures or .tar shards; submit lists one by one"
+            f"{printable(pattern)}: a pattern can mean images or .tar shards; submit lists one by one"
         )
 
 

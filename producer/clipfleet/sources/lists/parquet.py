@@ -1,6 +1,6 @@
-"""A Parquet file: one column with URLs or paths, or with the pictures themselves.
+"""A Parquet file: one column with URLs or paths, or with the images themselves.
 
-Pictures are a binary column, or a struct with the fields `bytes` and `path` as Hugging Face writes it; they
+Images are a binary column, or a struct with the fields `bytes` and `path` as Hugging Face writes it; they
 are staged with the items, because single rows of a Parquet file cannot be read cheaply. Other binary columns
 are left out; all the others are carried, see `arrow_values.py`.
 """
@@ -24,7 +24,7 @@ from clipfleet.sources.lists.arrow_values import as_text, carried, is_binary
 from clipfleet.sources.lists.columns import URL_COLUMNS, assign_columns
 from clipfleet.sources.uris import absolute_uris
 
-_PICTURE_ROWS = 16  # rows of a batch where pictures are in it, so that memory stays flat
+_IMAGE_ROWS = 16  # rows of a batch where images are in it, so that memory stays flat
 _READ_BYTES = 1 << 20
 
 
@@ -40,7 +40,7 @@ class ParquetSource:
             self._rows = parquet.metadata.num_rows
         if self._rows == 0:
             raise SourceError(f"{file.name}: the file has no rows")
-        held = [number for number, field in enumerate(self._schema) if _holds_pictures(field)]
+        held = [number for number, field in enumerate(self._schema) if _holds_images(field)]
         self._columns = assign_columns(header, options, where=file.name, bytes_columns=held)
         self.description = SourceDescription(
             kind="parquet",
@@ -55,7 +55,7 @@ class ParquetSource:
             position for position in (columns.url, columns.bytes, columns.id) if position is not None
         }
         names = [self._schema.names[position] for position in sorted(wanted)]
-        rows = MAX_ROWS if columns.bytes is None else _PICTURE_ROWS
+        rows = MAX_ROWS if columns.bytes is None else _IMAGE_ROWS
         first_index = 0
         with self._opened() as parquet:
             for batch in parquet.iter_batches(rows, columns=names, use_threads=False):
@@ -66,27 +66,25 @@ class ParquetSource:
         columns, names = self._columns, self._schema.names
         extra = {name: carried(batch[names[position]]) for name, position in columns.extra.items()}
         ids = None if columns.id is None else as_text(batch[names[columns.id]])
-        pictures, paths = (None, None) if columns.bytes is None else _pictures(batch[names[columns.bytes]])
+        images, paths = (None, None) if columns.bytes is None else _images(batch[names[columns.bytes]])
         if columns.url is not None:
             uris = self._absolute(as_text(batch[names[columns.url]]))
         else:
             ids = paths if ids is None else ids
-            uris, pictures = self._named(first_index, pictures, paths)
-        if pictures is not None:
-            extra[INLINE_COLUMN] = pictures
+            uris, images = self._named(first_index, images, paths)
+        if images is not None:
+            extra[INLINE_COLUMN] = images
         return item_batch(first_index, ids, uris, extra)
 
-    def _named(
-        self, first_index: int, pictures: pa.Array, paths: pa.Array | None
-    ) -> tuple[pa.Array, pa.Array]:
-        """URIs of pictures that no column names, and the pictures; null where only their path is here."""
-        rows = range(first_index, first_index + len(pictures))
+    def _named(self, first_index: int, images: pa.Array, paths: pa.Array | None) -> tuple[pa.Array, pa.Array]:
+        """URIs of images that no column names, and the images; null where only their path is here."""
+        rows = range(first_index, first_index + len(images))
         uris = pa.array([f"{self._file.uri}#{row}" for row in rows])
-        held = pc.fill_null(pictures, b"")
+        held = pc.fill_null(images, b"")
         if paths is None:
             return uris, held
         elsewhere = self._absolute(paths)
-        is_elsewhere = pc.and_(pc.is_null(pictures), pc.not_equal(elsewhere, ""))
+        is_elsewhere = pc.and_(pc.is_null(images), pc.not_equal(elsewhere, ""))
         return pc.if_else(is_elsewhere, elsewhere, uris), pc.if_else(is_elsewhere, None, held)
 
     def _absolute(self, names: pa.Array) -> pa.Array:
@@ -108,7 +106,7 @@ class ParquetSource:
                 raise SourceError(f"{name}: not a whole Parquet file: {problem}") from error
 
 
-def _holds_pictures(field: pa.Field[Any]) -> bool:
+def _holds_images(field: pa.Field[Any]) -> bool:
     kind = field.type
     if pa.types.is_struct(kind):
         position = kind.get_field_index("bytes")
@@ -117,11 +115,11 @@ def _holds_pictures(field: pa.Field[Any]) -> bool:
     return is_binary(kind) and field.name.lower() not in URL_COLUMNS
 
 
-def _pictures(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """The pictures, and their names where the column has them."""
+def _images(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """The images, and their names where the column has them."""
     if not pa.types.is_struct(values.type):
         return pc.cast(values, pa.binary()), None
-    pictures = pc.cast(pc.struct_field(values, "bytes"), pa.binary())
+    images = pc.cast(pc.struct_field(values, "bytes"), pa.binary())
     if values.type.get_field_index("path") < 0:
-        return pictures, None
-    return pictures, as_text(pc.struct_field(values, "path"))
+        return images, None
+    return images, as_text(pc.struct_field(values, "path"))

@@ -25,7 +25,7 @@ from clipfleet.sources.uris import absolute_uris
 Record = Mapping[str, Any]
 
 OTHER_FIELDS = "other_fields"
-_BYTES_FIELD = "bytes"  # of a picture in a dict, whatever the others call theirs
+_BYTES_FIELD = "bytes"  # of an image in a dict, whatever the others call theirs
 _INT64 = range(-(2**63), 2**63)
 _MISSING = object()
 
@@ -33,7 +33,7 @@ _MISSING = object()
 class RecordTable:
     """Turns records into batches of one schema, which is found from a sample: the first ones, or all.
 
-    Where values may be bytes (`may_hold_pictures`), any record may hold a picture instead of a URL.
+    Where values may be bytes (`may_hold_images`), any record may hold an image instead of a URL.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RecordTable:
         where: str,
         base: str,
         is_all: bool,
-        may_hold_pictures: bool = False,
+        may_hold_images: bool = False,
     ) -> None:
         header = list(dict.fromkeys(name for record in sample for name in record))
         held = {
@@ -62,8 +62,8 @@ class RecordTable:
         columns = self._columns
         self.url_field = "url" if columns.url is None else header[columns.url]
         self.bytes_field = _BYTES_FIELD if columns.bytes is None else header[columns.bytes]
-        self._may_hold_pictures = may_hold_pictures
-        self._known = frozenset([*header, *([self.url_field, self.bytes_field] if may_hold_pictures else [])])
+        self._may_hold_images = may_hold_images
+        self._known = frozenset([*header, *([self.url_field, self.bytes_field] if may_hold_images else [])])
         self._others = None if is_all else _unused_name(OTHER_FIELDS, self._types)
 
     def described(self) -> dict[str, str]:
@@ -89,11 +89,11 @@ class RecordTable:
         }
         if self._others:
             extra[self._others] = pa.array([_json(rest) if rest else None for rest in misfits], pa.string())
-        if self._may_hold_pictures:
-            extra[INLINE_COLUMN] = pa.array([self._picture(record) for record in records], pa.binary())
+        if self._may_hold_images:
+            extra[INLINE_COLUMN] = pa.array([self._image(record) for record in records], pa.binary())
         return item_batch(first_index, self._ids(records), self._uris(first_index, records), extra)
 
-    def _picture(self, record: Record) -> bytes | None:
+    def _image(self, record: Record) -> bytes | None:
         values = (record.get(name) for name in (self.bytes_field, self.url_field, _BYTES_FIELD))
         return next((value for value in values if isinstance(value, bytes)), None)
 
@@ -114,12 +114,12 @@ class RecordTable:
         given = [record.get(self.url_field) for record in records]
         texts = pa.array([None if isinstance(one, bytes) else _text(one) for one in given], pa.string())
         uris = absolute_uris(pc.fill_null(pc.utf8_trim_whitespace(texts), ""), self._base)
-        if not self._may_hold_pictures:
+        if not self._may_hold_images:
             return uris
-        # A picture without a URL needs a name all the same.
+        # An image without a URL needs a name all the same.
         numbers = range(first_index, first_index + len(records))
         names = [
-            f"#{number}" if self._picture(one) else "" for number, one in zip(numbers, records, strict=True)
+            f"#{number}" if self._image(one) else "" for number, one in zip(numbers, records, strict=True)
         ]
         return pc.if_else(pc.equal(uris, ""), pa.array(names, pa.string()), uris)
 

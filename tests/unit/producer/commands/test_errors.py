@@ -189,33 +189,33 @@ class TestEveryCommand:
         ("clipfleet results . --limit 0", ["--limit"]),
         ("clipfleet jobs --limit 0", ["--limit"]),
         ("clipfleet jobs --limit 10000000000000000000", ["--limit"]),
-        ("clipfleet embed pictures --job-id=", ["--job-id", "empty"]),
-        ("clipfleet embed pictures --output=", ["--output", "empty"]),
-        ("clipfleet embed pictures twice", ["twice"]),
+        ("clipfleet embed images --job-id=", ["--job-id", "empty"]),
+        ("clipfleet embed images --output=", ["--output", "empty"]),
+        ("clipfleet embed images twice", ["twice"]),
         ("clipfleet-worker frobnicate", ["frobnicate"]),
         # what a job needs
         ("clipfleet classify . --labels a,b,a", ["'a' appears twice"]),
         ("clipfleet classify . --labels ,", ["no label", "file"]),
         # bytes that are no text
-        ("clipfleet classify pictures --labels caf\udce9,b", [r"'caf\udce9' is not UTF-8"]),
-        ("clipfleet classify pictures --labels a,b --template \udce9{}", [r"'\udce9{}' is not UTF-8"]),
-        ("clipfleet embed pictures --output o\udce9", [r"o\udce9' is not UTF-8"]),
-        ("clipfleet embed pictures --job-id \udce9", [r"'\udce9'"]),
+        ("clipfleet classify images --labels caf\udce9,b", [r"'caf\udce9' is not UTF-8"]),
+        ("clipfleet classify images --labels a,b --template \udce9{}", [r"'\udce9{}' is not UTF-8"]),
+        ("clipfleet embed images --output o\udce9", [r"o\udce9' is not UTF-8"]),
+        ("clipfleet embed images --job-id \udce9", [r"'\udce9'"]),
         ("clipfleet classify . --labels missing.txt", ["missing.txt", "No such file"]),
         ("clipfleet classify . --labels a,b --template photo", ["'photo'", "{}"]),
         ("clipfleet classify . --label-set imagenet", ["imagenet1k", ".yaml"]),
         ("clipfleet classify . --label-set missing.yaml", ["missing.yaml", "No such file"]),
         ("clipfleet classify . --label-set imagenet1k --label-set imagenet1k", ["'imagenet1k'", "name"]),
         ("clipfleet classify . --label-set imagenet1k --template {}", ["--template", "--labels"]),
-        ("clipfleet classify pictures --labels a,b --label-set-column kind", ["'kind'", "none at all"]),
-        ("clipfleet classify pictures --labels a,b --on-finished a\\b", ["on-finished", "myapp.tasks"]),
+        ("clipfleet classify images --labels a,b --label-set-column kind", ["'kind'", "none at all"]),
+        ("clipfleet classify images --labels a,b --on-finished a\\b", ["on-finished", "myapp.tasks"]),
         ("clipfleet run", ["FILE"]),
         ("clipfleet run nowhere.yaml", ["nowhere.yaml", "No such file"]),
         ("clipfleet run /dev/zero", ["/dev/zero: larger than 64 MB"]),
         ("clipfleet run list.csv", ["list.csv:", "source"]),
-        ("clipfleet embed pictures --model ViT-L-14", ["ViT-L-14", "NAME:PRETRAINED", "demo"]),
-        ("clipfleet embed pictures --job-id a/b", ["a/b"]),
-        ("clipfleet embed pictures --output gopher://h/x", ["gopher://", "folder"]),
+        ("clipfleet embed images --model ViT-L-14", ["ViT-L-14", "NAME:PRETRAINED", "demo"]),
+        ("clipfleet embed images --job-id a/b", ["a/b"]),
+        ("clipfleet embed images --output gopher://h/x", ["gopher://", "folder"]),
         # the source
         ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
         ("clipfleet embed empty", ["empty"]),
@@ -224,7 +224,7 @@ class TestEveryCommand:
         ("clipfleet embed *.tiff", ["*.tiff", "no file matches"]),
         ("clipfleet embed list.csv", ["list.csv", "--url-column"]),
         ("clipfleet embed list.csv --url-column link", ["'link'", "name, shelf"]),
-        ("clipfleet embed pictures --url-column link", ["--url-column"]),
+        ("clipfleet embed images --url-column link", ["--url-column"]),
         # jobs
         ("clipfleet status gone", ["'gone'", "clipfleet jobs"]),
         ("clipfleet watch gone", ["'gone'", "clipfleet jobs"]),
@@ -235,7 +235,7 @@ class TestEveryCommand:
         ("clipfleet results ./empty", ["empty", "no results"]),
         ("clipfleet export gone --layout csv --to new", ["'gone'", "clipfleet jobs"]),
         ("clipfleet export ./empty --layout csv --to new", ["empty", "no results"]),
-        ("clipfleet export . --layout csv --to pictures", ["pictures is not empty", "another folder"]),
+        ("clipfleet export . --layout csv --to images", ["images is not empty", "another folder"]),
         ("clipfleet export . --layout csv --to notes.md", ["notes.md is no folder"]),
         ("clipfleet export . --layout csv --to s3://b/x", ["s3://", "a folder of this machine"]),
         ("clipfleet export . --layout csv --to=", ["--to", "empty"]),
@@ -245,9 +245,9 @@ class TestEveryCommand:
     ],
 )
 def test_a_mistake_is_told_with_exit_code_2(run: Run, tmp_path: Path, command: str, words: list[str]) -> None:
-    for folder in ("empty", "pictures"):
+    for folder in ("empty", "images"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "pictures" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "images" / "a.jpg").write_bytes(b"x")
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "list.csv").write_text("name,shelf\npie,7\n")
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from clipfleet.contract.bottleneck import NO_METERS, Limit, Meter, Meters, Stage, Step, device_meter, limit_of
+from clipfleet.contract.bottleneck import (
+    NO_METERS,
+    Limit,
+    LimitingStep,
+    Meter,
+    Meters,
+    Step,
+    device_meter,
+    limit_of,
+)
 from tests.support.jobs import make_status
 
 # Ten chunks of 512 items, each in a worker's hands for ten seconds; two decode threads, one device.
@@ -52,10 +61,10 @@ class TestFetch:
         """97 % of the minute of loading, 70 % of what comes after it: not busy nearly all the time."""
         loads = {Step.LOAD: 60.0, Meter.FORWARD_BUSY: 0.97 * 60 + 0.7 * 100, Meter.DECODE_BUSY: 200.0}
         assert limit(SLOW_ANSWERS, loads) == limit(SLOW_ANSWERS)
-        assert limit(ENCODES, loads) == "forward: the device is busy 80 % of the time (cpu, bf16)"
+        assert limit(ENCODES, loads) == "encode: the device is busy 80 % of the time (cpu, bf16)"
 
     def test_a_few_dead_hosts_beside_a_busy_device_do_not(self) -> None:
-        assert limit(ENCODES, SLOW_ANSWERS).startswith("forward: ")
+        assert limit(ENCODES, SLOW_ANSWERS).startswith("encode: ")
 
     def test_files_that_are_slow_to_read(self) -> None:
         words = "fetch: reading files takes 75 % of the time of 2 threads"
@@ -65,14 +74,14 @@ class TestFetch:
 class TestDecodeAndForward:
     def test_the_busier_one_limits(self) -> None:
         assert limit(DECODES) == "decode: 2 threads busy 97 % of the time"
-        assert limit(ENCODES) == "forward: the device is busy 97 % of the time (cpu, bf16)"
+        assert limit(ENCODES) == "encode: the device is busy 97 % of the time (cpu, bf16)"
 
     def test_one_thread(self) -> None:
         alone = {Meter.DECODE_CAPACITY: 95.0, Meter.DECODE_BUSY: 99.0}
         assert limit(DECODES, alone) == "decode: 1 thread busy 99 % of the time"
 
     def test_texts_have_no_fetch_and_no_decode(self) -> None:
-        assert limit(ENCODES, {Meter.DECODE_BUSY: 0}).startswith("forward: ")
+        assert limit(ENCODES, {Meter.DECODE_BUSY: 0}).startswith("encode: ")
 
     def test_where_nothing_is_busy_nothing_is_said(self) -> None:
         assert limit({Meter.BEYOND: 100.0}) == "None"
@@ -85,8 +94,8 @@ class TestSteps:
     @pytest.mark.parametrize(
         ("step", "words"),
         [
-            (Step.WRITE, "sink: writing parts takes 80 % of the chunks' time"),
-            (Step.READ, "sink: reading the staged items takes 80 % of the chunks' time"),
+            (Step.WRITE, "write: writing parts takes 80 % of the chunks' time"),
+            (Step.READ, "write: reading the staged items takes 80 % of the chunks' time"),
             (Step.LABELS, "labels: encoding their texts takes 80 % of the chunks' time"),
             (Step.SCORE, "score: comparing with the labels takes 80 % of the chunks' time"),
         ],
@@ -97,16 +106,16 @@ class TestSteps:
     def test_a_slow_output_is_slow_to_read_too(self) -> None:
         slow = {Step.ITEMS: 100.0, Step.READ: 90.0, Step.WRITE: 60.0}
         assert limit(slow) == (
-            "sink: writing parts takes 24 %, reading the staged items 36 % of the chunks' time"
+            "write: writing parts takes 24 %, reading the staged items 36 % of the chunks' time"
         )
 
     def test_slow_writes_beside_a_busy_device_limit_nothing(self) -> None:
         """Five of eight chunks are being written, and the device is never idle all the same."""
         busy = {Step.WRITE: 160.0, Meter.FORWARD_BUSY: 250.0, Meter.DECODE_BUSY: 200.0}
-        assert limit(ENCODES, busy).startswith("forward: ")
+        assert limit(ENCODES, busy).startswith("encode: ")
 
     def test_loading_once_must_outweigh_all_that_comes_after_it(self) -> None:
-        assert limit({Step.LOAD: 300.0}) == "model: waiting for it to load takes 75 % of the chunks' time"
+        assert limit({Step.LOAD: 300.0}) == "load: waiting for it to load takes 75 % of the chunks' time"
         busy = {Step.LOAD: 150.0, Meter.DECODE_BUSY: 400.0}
         assert limit(DECODES, busy) == "decode: 2 threads busy 80 % of the time"
 
@@ -158,7 +167,7 @@ def test_a_snapshot_names_its_limit() -> None:
     busy = Meters({str(name): value for name, value in (CALM | DECODES).items()})
     status = make_status(meters=busy, ran=100, created_ms=1000, asked_ms=11_000, starved_ms=1000)
 
-    assert status.limit == Limit(Stage.DECODE, "2 threads busy 97 % of the time")
+    assert status.limit == Limit(LimitingStep.DECODE, "2 threads busy 97 % of the time")
     starved = make_status(
         meters=busy, ran=100, created_ms=1000, finished_ms=3000, asked_ms=9**9, starved_ms=1900
     )

@@ -1,4 +1,4 @@
-"""Names of pictures inside archives, and the bytes behind them on this machine."""
+"""Names of images inside archives, and the bytes behind them on this machine."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestOnThisMachine:
         except ItemFailure as failure:
             return failure.error.code
 
-    def test_exactly_these_bytes_of_a_file_that_may_be_larger_than_a_picture(
+    def test_exactly_these_bytes_of_a_file_that_may_be_larger_than_an_image(
         self, tmp_path: Path, archive: Path
     ) -> None:
         assert self.read(tmp_path, archive, 300, 4) == bytes([44, 45, 46, 47])

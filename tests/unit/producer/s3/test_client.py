@@ -47,11 +47,11 @@ class TestUri:
     @pytest.mark.parametrize(
         ("uri", "bucket", "key"),
         [
-            ("s3://pictures", "pictures", ""),
-            ("s3://pictures/", "pictures", ""),
-            ("s3://pictures/2024/a b.jpg", "pictures", "2024/a b.jpg"),
-            ("s3://pictures/50%25?x=1#y", "pictures", "50%25?x=1#y"),
-            ("s3://pictures//kätzchen", "pictures", "/kätzchen"),
+            ("s3://images", "images", ""),
+            ("s3://images/", "images", ""),
+            ("s3://images/2024/a b.jpg", "images", "2024/a b.jpg"),
+            ("s3://images/50%25?x=1#y", "images", "50%25?x=1#y"),
+            ("s3://images//kätzchen", "images", "/kätzchen"),
         ],
     )
     def test_the_key_is_taken_as_it_stands(self, uri: str, bucket: str, key: str) -> None:
@@ -105,16 +105,16 @@ class TestRefusals:
     def test_the_message_is_one_line_with_the_way_out(self) -> None:
         denied = answer(403, "AccessDenied", "Access\n Denied.")
 
-        with pytest.raises(OutputUnreachableError) as told, s3_errors("s3://pictures/a.jpg"):
+        with pytest.raises(OutputUnreachableError) as told, s3_errors("s3://images/a.jpg"):
             raise denied
 
         assert str(told.value) == (
-            "s3://pictures/a.jpg: the store answers 403 (AccessDenied: Access Denied); these credentials "
+            "s3://images/a.jpg: the store answers 403 (AccessDenied: Access Denied); these credentials "
             "need the rights GetObject, PutObject, DeleteObject, ListBucket"
         )
 
     def test_a_store_that_does_not_answer_is_waited_for(self) -> None:
-        with pytest.raises(OutputUnavailableError) as told, s3_errors("s3://pictures"):
+        with pytest.raises(OutputUnavailableError) as told, s3_errors("s3://images"):
             raise EndpointConnectionError(endpoint_url="http://s3.example")
 
         assert not isinstance(told.value, OutputUnreachableError)

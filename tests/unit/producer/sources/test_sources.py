@@ -55,7 +55,7 @@ def problem(source: str | Path, **options: str) -> str:
 
 
 class TestFolder:
-    def test_pictures_of_all_folders_come_sorted_by_path_with_their_path_as_id(self, tmp_path: Path) -> None:
+    def test_images_of_all_folders_come_sorted_by_path_with_their_path_as_id(self, tmp_path: Path) -> None:
         touch(tmp_path, "b.jpg", "a/2.png", "a/10.webp", "a.jpg", "a/x/deep.gif", "zz/1.bmp")
 
         assert ids(tmp_path) == sorted(["b.jpg", "a/2.png", "a/10.webp", "a.jpg", "a/x/deep.gif", "zz/1.bmp"])
@@ -120,7 +120,7 @@ class TestFolder:
 
         assert ids(tmp_path) == sorted(names)
 
-    def test_without_pictures_the_error_says_where_and_what_was_looked_for(self, tmp_path: Path) -> None:
+    def test_without_images_the_error_says_where_and_what_was_looked_for(self, tmp_path: Path) -> None:
         touch(tmp_path, "notes.md")
 
         message = problem(tmp_path)
@@ -146,7 +146,7 @@ class TestFolder:
     def test_the_first_batch_comes_before_the_rest_is_walked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given 20 folders of 100 pictures
+        # Given 20 folders of 100 images
         touch(tmp_path, *(f"{folder:02d}/{number:03d}.jpg" for folder in range(20) for number in range(100)))
         read: list[str] = []
         scandir = os.scandir
@@ -235,7 +235,7 @@ class TestGlob:
         assert problem(tree / "*.gif") == f"{tree}/*.gif: no file matches this pattern"
 
     @pytest.mark.parametrize("pattern", ["*.parquet", "data/**/*.csv.gz", "[ab].txt"])
-    def test_a_pattern_of_lists_is_refused_before_each_is_taken_for_a_picture(
+    def test_a_pattern_of_lists_is_refused_before_each_is_taken_for_an_image(
         self, tree: Path, pattern: str
     ) -> None:
         assert "submit lists one by one" in problem(tree / pattern)
@@ -243,7 +243,7 @@ class TestGlob:
     def test_a_pattern_below_a_folder_that_is_not_there(self, tree: Path) -> None:
         assert f"{tree}/nowhere: cannot be read" in problem(tree / "nowhere/*.jpg")
 
-    def test_one_picture_is_a_source_of_one_item(self, tmp_path: Path) -> None:
+    def test_one_image_is_a_source_of_one_item(self, tmp_path: Path) -> None:
         touch(tmp_path, "x/Photo.JPG", "x/.hidden.jpg")
 
         assert items(tmp_path / "x/Photo.JPG") == [{"item_id": "Photo.JPG", "uri": f"{tmp_path}/x/Photo.JPG"}]
@@ -370,7 +370,7 @@ class TestCsv:
         assert [row["caption"] for row in items(path)] == ['a "big"\r\ncat', "y"]
         assert uris(path) == ["https://a/1,2.jpg", f"{tmp_path}/x.jpg"]
 
-    def test_a_picture_written_out_as_a_data_url(self, tmp_path: Path) -> None:
+    def test_an_image_written_out_as_a_data_url(self, tmp_path: Path) -> None:
         uri = "data:image/png;base64," + "A" * 3_000_000
         path = write(tmp_path / "a.csv", f'url,n\n"{uri}",1\n')
 
@@ -549,9 +549,9 @@ class TestChoice:
 
     def test_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
-        touch(tmp_path, "pictures/a.jpg")
+        touch(tmp_path, "images/a.jpg")
 
-        assert uris("~/pictures") == [f"{tmp_path}/pictures/a.jpg"]
+        assert uris("~/images") == [f"{tmp_path}/images/a.jpg"]
 
 
 def test_lists_are_cut_without_reading_ahead() -> None:

@@ -181,7 +181,7 @@ class TestStdin:
 
 
 class TestIterable:
-    def test_urls_paths_pictures_and_dicts_in_one_list(
+    def test_urls_paths_images_and_dicts_in_one_list(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -205,7 +205,7 @@ class TestIterable:
             ("none", "", None, None),
         ]
 
-    def test_bytes_are_a_picture_also_where_others_have_theirs_under_another_name(self) -> None:
+    def test_bytes_are_an_image_also_where_others_have_theirs_under_another_name(self) -> None:
         source = source_of([b"0", {"image": b"1"}, {"bytes": b"2"}, {"image": b"3", "bytes": b""}], BY_NAME)
 
         assert [row[INLINE_COLUMN] for row in items(source)] == [b"0", b"1", b"2", b"3"]
@@ -292,7 +292,7 @@ class TestIterable:
             ("3", "/4", None, '{"m": 2}', None),
         ]
 
-    def test_large_pictures_make_small_batches(self) -> None:
+    def test_large_images_make_small_batches(self) -> None:
         source = source_of((b"x" * 1_000_000 for _ in range(100)), BY_NAME)
 
         assert max(batch.num_rows for batch in source.batches()) < 40

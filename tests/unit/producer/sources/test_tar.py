@@ -1,4 +1,4 @@
-"""Tar shards as a source: whose picture it is, what is carried with it, which bytes are its own."""
+"""Tar shards as a source: whose image it is, what is carried with it, which bytes are its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipfleet.errors import SourceError
 from clipfleet.sources import open_source
 from clipfleet.sources.walk import expand_braces
 from clipfleet.submit.submission import Contents
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
 
 
@@ -53,20 +53,20 @@ class TestLayouts:
         first, second = items(tmp_path / "00000.tar")
 
         assert (first["item_id"], second["item_id"]) == ("000000003", "000000004")
-        assert content(second) == encoded(picture(4))
+        assert content(second) == encoded(make_image(4))
         for name in ("item_index", "item_id", "uri"):
             del first[name]
         assert first == {
-            "txt": "picture 3", "caption": "picture 3", "url": "https://example.org/3.jpg",
+            "txt": "image 3", "caption": "image 3", "url": "https://example.org/3.jpg",
             "key": "000000003", "source_status": "success", "error_message": None, "source_width": 96,
             "source_height": 80, "original_width": 960, "original_height": 800, "exif": "{}",
             "sha256": "0" * 64,
         }  # fmt: skip
 
-    def test_webdataset_reads_the_same_pictures_by_the_same_keys(self, tmp_path: Path) -> None:
+    def test_webdataset_reads_the_same_images_by_the_same_keys(self, tmp_path: Path) -> None:
         samples = [
             {
-                "__key__": f"train/{n:04d}", "jpg": encoded(picture(n)), "cls": n, "txt": f"text {n}",
+                "__key__": f"train/{n:04d}", "jpg": encoded(make_image(n)), "cls": n, "txt": f"text {n}",
                 "json": {"n": n, "tags": ["a"]}, "npy": b"x",
             }
             for n in range(5)
@@ -98,7 +98,7 @@ class TestLayouts:
         assert [content(row) for row in found] == [b"1", b"2", b"3", b"4", b"5"]
         assert [row["txt"] for row in found] == ["one", None, None, None, None]
 
-    def test_several_pictures_of_a_group_are_items_of_their_own(self, tmp_path: Path) -> None:
+    def test_several_images_of_a_group_are_items_of_their_own(self, tmp_path: Path) -> None:
         members = [("1.input.png", b"i"), ("1.target.png", b"t"), ("1.cls", b"7")]
         members += [("2.png", b"p"), ("2.cls", b"007")]
         (tmp_path / "a.tar").write_bytes(tar_bytes(members))
@@ -160,7 +160,7 @@ class TestChoice:
     def test_which_shards_and_in_which_order(self, shards: Path, pattern: str, expected: list[int]) -> None:
         assert ids(f"{shards}{pattern}") == [str(number) for number in expected]
 
-    def test_a_folder_of_pictures_and_shards_must_say_which(self, shards: Path) -> None:
+    def test_a_folder_of_images_and_shards_must_say_which(self, shards: Path) -> None:
         (shards / "a.jpg").touch()
 
         assert "'shards/*.tar' or 'shards/**/*.jpg'" in problem(shards)
@@ -211,17 +211,17 @@ class TestDamage:
         with pytest.raises(SourceError, match=rf"^{tmp_path}/a\.tar: .*({words})"):
             list(open_source(str(tmp_path / "a.tar")).batches())
 
-    def test_without_pictures(self, tmp_path: Path) -> None:
+    def test_without_images(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(tar_bytes([("a.txt", b"x"), ("b.json", b"{}")]))
 
-        assert problem(tmp_path / "a.tar") == f"{tmp_path}/a.tar: no pictures in 1 tar files"
+        assert problem(tmp_path / "a.tar") == f"{tmp_path}/a.tar: no images in 1 tar files"
 
     def test_a_packed_archive_is_told_what_to_do(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar.gz").write_bytes(b"x")
 
         assert "unpack it to a .tar" in problem(tmp_path / "a.tar.gz")
 
-    def test_links_and_folders_are_no_pictures(self, tmp_path: Path) -> None:
+    def test_links_and_folders_are_no_images(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE):
                 info = tarfile.TarInfo(f"{kind.decode()}.jpg")

@@ -125,7 +125,7 @@ def test_what_holds_no_texts_is_told(
         rows(opened(tmp_path / name, text_column))
 
 
-def test_folders_and_pictures_are_no_texts(tmp_path: Path) -> None:
+def test_folders_and_images_are_no_texts(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no source of texts; texts come from a \.txt"):
         opened(tmp_path)
     with pytest.raises(SourceError, match="item 1 is no text but bytes"):

@@ -69,7 +69,7 @@ def test_a_stream_is_not_touched_in_advance(clock: Clock) -> None:
         indexes(bounded)
 
 
-def test_pictures_that_come_with_the_source_are_bounded_by_their_size(clock: Clock) -> None:
+def test_images_that_come_with_the_source_are_bounded_by_their_size(clock: Clock) -> None:
     size = next(iter(Batches(1, clock))).nbytes
 
     with pytest.raises(TooManyItemsError, match="MiB of items"):

@@ -105,15 +105,15 @@ class TestCutting:
         assert sizes == [10, 10, 10, 5]
         assert all_items(output, files) == list(range(35))
 
-    def test_a_chunk_with_pictures_in_it_is_shorter_and_so_is_its_file(
+    def test_a_chunk_with_images_in_it_is_shorter_and_so_is_its_file(
         self, output: FolderOutput, clock: Clock
     ) -> None:
-        def with_pictures() -> Iterator[pa.RecordBatch]:
+        def with_images() -> Iterator[pa.RecordBatch]:
             for first in range(0, 64, 4):
-                pictures = pa.array([b"x" * 3_000_000] * 4, pa.binary())
-                yield item_batch(first, None, batch(first, 4)["uri"], {"_bytes": pictures})
+                images = pa.array([b"x" * 3_000_000] * 4, pa.binary())
+                yield item_batch(first, None, batch(first, 4)["uri"], {"_bytes": images})
 
-        files = list(Stager(output, JOB, 50, monotonic=clock).stage(with_pictures()))
+        files = list(Stager(output, JOB, 50, monotonic=clock).stage(with_images()))
 
         assert [(file.chunks, file.items) for file in files] == [(2, 24), (2, 24), (2, 16)]
         sizes = [
@@ -122,7 +122,7 @@ class TestCutting:
             for number in range(2)
         ]
         assert sizes == [12, 12, 12, 12, 12, 4]
-        assert list(Stager(output, JOB, 50).stage(with_pictures(), known(files))) == []
+        assert list(Stager(output, JOB, 50).stage(with_images(), known(files))) == []
 
     def test_a_file_holds_at_most_its_number_of_chunks(self, output: FolderOutput, clock: Clock) -> None:
         files = list(Stager(output, JOB, 2, chunks_per_file=3, monotonic=clock).stage(batches(15)))

@@ -238,8 +238,8 @@ class TestOrder:
 
 class TestSource:
     def test_one_that_is_empty_leaves_nothing_behind(self, bench: Bench) -> None:
-        with pytest.raises(SourceError, match="no picture"):
-            bench.submit(FakeSource(0, SourceError("no picture in it")))
+        with pytest.raises(SourceError, match="no image"):
+            bench.submit(FakeSource(0, SourceError("no image in it")))
 
         assert bench.ledger.calls == []
         assert not Path(bench.output.uri).exists()

@@ -197,13 +197,13 @@ class TestLimit:
         lately = snapshot(2000, meters=Meters(wrote | encoded))
         pace = Pace()
         pace.note(0, at_first)
-        assert str(pace.limit(at_first)).startswith("sink: ")
+        assert str(pace.limit(at_first)).startswith("write: ")
 
         pace.note(1, snapshot(1001, meters=Meters(wrote)))
         pace.note(2, lately)
 
-        assert str(lately.limit).startswith("sink: ")
-        assert str(pace.limit(lately)).startswith("forward: ")
+        assert str(lately.limit).startswith("write: ")
+        assert str(pace.limit(lately)).startswith("encode: ")
 
     def test_nothing_is_known_of_a_job_that_has_just_begun(self) -> None:
         pace = Pace()

@@ -76,7 +76,7 @@ class TestLines:
 
         (line,) = capsys.readouterr().err.splitlines()
         assert "46 failed (40 not_found, 3 timeout, 2 tls_failed), " in line
-        assert line.endswith(" left; sink: writing parts takes 90 % of the chunks' time")
+        assert line.endswith(" left; write: writing parts takes 90 % of the chunks' time")
 
     def test_quiet_is_quiet_as_long_as_somebody_works(self, capsys: pytest.CaptureFixture[str]) -> None:
         bench = Bench(quiet=True)
@@ -111,7 +111,7 @@ class TestBar:
         shown = terminal.getvalue()
         assert "500/1000" in shown
         assert "25/s, 20 s left" in shown
-        assert "20 failed (20 empty); sink: writing parts takes 90 % of the chunks' time" in shown
+        assert "20 failed (20 empty); write: writing parts takes 90 % of the chunks' time" in shown
         assert JOB_ID not in shown
 
     def test_what_others_have_named_moves_no_cursor(self, terminal: io.StringIO) -> None:

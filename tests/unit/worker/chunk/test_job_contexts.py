@@ -156,7 +156,7 @@ class TestOpening:
     def test_only_the_last_few_jobs_hold_on_to_their_staged_files(
         self, ledger: FakeLedger, opened: JobContexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One of a job whose items bring their pictures is large."""
+        """One of a job whose items bring their images is large."""
         monkeypatch.setattr(job_contexts, "_CONTEXTS_WITH_FILES", 2)
         jobs = [make_job(tmp_path / "root" / name, job_id=name) for name in "abcd"]
         for one in jobs:
@@ -284,13 +284,13 @@ class TestBuckets:
         store = RedisStore("redis://nowhere.invalid")
         return JobContexts(cast(Ledger, FakeLedger(job)), store, (), buckets)
 
-    @pytest.mark.parametrize("buckets", [(), ("results",), ("pictures", "results")])
+    @pytest.mark.parametrize("buckets", [(), ("results",), ("images", "results")])
     def test_all_buckets_or_those_of_the_list(
         self, monkeypatch: pytest.MonkeyPatch, job: Job, buckets: tuple[str, ...]
     ) -> None:
         assert self.opened(monkeypatch, job, *buckets).get(make_claim(job)).job == job
 
-    @pytest.mark.parametrize("bucket", ["pictures", "result", "results-2", "Results"])
+    @pytest.mark.parametrize("bucket", ["images", "result", "results-2", "Results"])
     def test_another_bucket_is_refused_and_the_setting_is_named(
         self, monkeypatch: pytest.MonkeyPatch, job: Job, bucket: str
     ) -> None:

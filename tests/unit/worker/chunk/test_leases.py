@@ -1,4 +1,4 @@
-"""Leases in our hands: renewed while their stage may run, interrupted when they are lost."""
+"""Leases in our hands: renewed while their step may run, interrupted when they are lost."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestHeldLease:
         clock = Clock()
         held = HeldLease(lease(0), clock)
         held.enter("write", 10)
-        assert held.stage == "write"
+        assert held.step == "write"
 
         clock.now += 9.9
         assert held.is_within_limit
@@ -330,7 +330,7 @@ class TestRenewing:
                 keeper.renew_all()
 
         assert ledger.renewed == [["2"]]
-        assert "stage decode of chunk 1 hangs" in caplog.text
+        assert "step decode of chunk 1 hangs" in caplog.text
 
     def test_a_finished_chunk_has_no_limit_and_is_not_interrupted(
         self, keeper: LeaseKeeper, ledger: FakeLedger

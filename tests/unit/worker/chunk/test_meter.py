@@ -1,11 +1,11 @@
-"""What a chunk tells of its time: its steps, the waits of its items, how busy the stages were meanwhile."""
+"""What a chunk tells of its time: its steps, the waits of its items, how busy the steps were meanwhile."""
 
 from __future__ import annotations
 
 from typing import cast
 
 from clipfleet.contract.bottleneck import Meter, Meters, Step
-from clipfleet_worker.chunk.meter import StagesBusy, chunk_meters
+from clipfleet_worker.chunk.meter import StepsBusy, chunk_meters
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import BusyMeter
@@ -23,10 +23,10 @@ class Bench:
         self.decode, self.forward = BusyMeter(2, self.clock), BusyMeter(1, self.clock)
         self.clock.now += 100  # of other chunks
 
-    def look(self) -> StagesBusy:
-        return StagesBusy(self.decode.read(), self.forward.read())
+    def look(self) -> StepsBusy:
+        return StepsBusy(self.decode.read(), self.forward.read())
 
-    def work(self) -> StagesBusy:
+    def work(self) -> StepsBusy:
         """A chunk of sixteen seconds."""
         began = self.look()
         self.clock.now += 2

@@ -39,10 +39,10 @@ from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
-from clipfleet_worker.decode import stage as decode_stage
+from clipfleet_worker.decode import step as decode_step
 from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits, NoRoomError
 from clipfleet_worker.decode.decoder import Decoder, Raster
-from clipfleet_worker.decode.stage import DecodeStage
+from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.decode.turns import DecodeTurns
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.failures import (
@@ -62,8 +62,8 @@ from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.fake_encoder import COLOURS, FakeEncoder, MemorySink
+from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
-from tests.support.pictures import encoded
 from tests.support.waiting import wait_until
 
 LABELS = tuple(COLOURS)
@@ -126,31 +126,31 @@ class Encoder(FakeEncoder):
         return super().encode_texts(prompts)
 
 
-class Stages(HeldLease):
-    """A lease that notes the stages."""
+class Steps(HeldLease):
+    """A lease that notes the steps."""
 
     def __init__(self) -> None:
         super().__init__(Lease(JOB_ID, "0", "token"))
         self.entered: list[str] = []
 
-    def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
         assert 0 < limit_seconds <= (longest_seconds or limit_seconds)
-        self.entered.append(stage)
-        super().enter(stage, limit_seconds, longest_seconds)
+        self.entered.append(step)
+        super().enter(step, limit_seconds, longest_seconds)
 
 
 class Bench:
-    """A pipeline of real stages; places, model and sink are doubles."""
+    """A pipeline of real steps; places, model and sink are doubles."""
 
     def __init__(self, folder: Path, *, deadline_seconds: float = 180.0) -> None:
         self.folder = folder
         self.places, self.encoder, self.sink = Places(), Encoder(), MemorySink()
-        self.lease = Stages()
+        self.lease = Steps()
         self.load_error: Exception | None = None
         self.waiting_bytes = WaitingBytes(1 << 20)
         self.decoder = Decoder(1_000_000)
         self.children = DecodeChildren(self.decoder, DecodeLimits(DECODE_SECONDS, memory_bytes=1 << 30))
-        self.decode_stage = DecodeStage(self.decoder, self.children)
+        self.decode_step = DecodeStep(self.decoder, self.children)
         self.batcher = Batcher(8)
         routes = Routes(
             {"http": self.places.fetch, "https": self.places.fetch},
@@ -164,7 +164,7 @@ class Bench:
             routes=routes,
             fetch_loop=self.fetch_loop,
             waiting_bytes=self.waiting_bytes,
-            decode_stage=self.decode_stage,
+            decode_step=self.decode_step,
             decode_pool=self.decode_pool,
             decode_threads=2,
             decode_busy=BusyMeter(2),
@@ -192,7 +192,7 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self.fetch_loop.stop()
         self.batcher.stop()
-        self.decode_stage.close()
+        self.decode_step.close()
         self.decode_pool.stop()
 
     def load(self, _name: str, _precision: Precision, announce: OnPixelSpec) -> LoadedModel:
@@ -254,7 +254,7 @@ def everything_is_released(bench: Bench) -> bool:
 
 
 class TestInlineBytes:
-    def test_pictures_that_were_staged_are_not_fetched_and_do_not_reach_the_part(self, bench: Bench) -> None:
+    def test_images_that_were_staged_are_not_fetched_and_do_not_reach_the_part(self, bench: Bench) -> None:
         fetched = bench.colours(2)
         staged = [None, colour("red"), b"", b"<html>", b"x" * (MAX_IMAGE_BYTES + 1), None]
         uris = [fetched[0], "#1", "#2", "#3", "#4", fetched[1]]
@@ -277,7 +277,7 @@ class TestAheadOfTheModel:
         bench.may_load.clear()
         return bench
 
-    def test_pictures_are_ready_when_the_model_is(self, loading: Bench) -> None:
+    def test_images_are_ready_when_the_model_is(self, loading: Bench) -> None:
         uris = loading.colours()
         job = loading.submit(uris)
         call = InThread(lambda: loading.run(job))
@@ -307,7 +307,7 @@ class TestAheadOfTheModel:
         job = loading.submit(loading.colours())
         first = InThread(lambda: loading.run(job))
         wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
-        lease = Stages()
+        lease = Steps()
         second = InThread(lambda: loading.run(job, lease))
         wait_until(lambda: "load model" in lease.entered, "the second chunk waits")
         assert len(loading.places.asked) == ITEMS
@@ -360,13 +360,13 @@ class TestAheadOfTheModel:
         loading.may_load.set()
 
     def test_the_lease_outlives_all_that_is_waited_for(self, loading: Bench) -> None:
-        """Else a long download would end the process: the stage would hang while it waits as it should."""
+        """Else a long download would end the process: the step would hang while it waits as it should."""
 
-        class Waits(Stages):
+        class Waits(Steps):
             limit_seconds = 0.0
 
-            def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
-                super().enter(stage, limit_seconds, longest_seconds)
+            def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+                super().enter(step, limit_seconds, longest_seconds)
                 self.limit_seconds = limit_seconds
 
             def result_of(self, future: Future[T], seconds: float | None = None) -> T:
@@ -467,8 +467,8 @@ class TestRows:
 
         expected = ["read", "load model", "encode labels", "fetch, decode, encode", "score", "write"]
         assert bench.lease.entered == expected
-        assert set(result.stage_seconds) == {"fetch", "decode", "encode", "write"}
-        assert all(seconds >= 0 for seconds in result.stage_seconds.values())
+        assert set(result.work_seconds) == {"fetch", "decode", "encode", "write"}
+        assert all(seconds >= 0 for seconds in result.work_seconds.values())
 
     def test_fetches_that_outlast_the_deadline_are_rows_too(self, tmp_path: Path) -> None:
         with Bench(tmp_path, deadline_seconds=0) as bench:
@@ -827,7 +827,7 @@ class TestWhereItIsDecoded:
 
         monkeypatch.setattr(bench.children, "read", outside)
 
-        bench.decode_stage.decode(self.BLUE, bench.encoder.pixel_spec, DecodeRoute.FAST)
+        bench.decode_step.decode(self.BLUE, bench.encoder.pixel_spec, DecodeRoute.FAST)
 
         assert handled == [None]
 
@@ -855,13 +855,13 @@ class TestWhereItIsDecoded:
         assert bench.sink.parts == {}
         wait_until(lambda: everything_is_released(bench), "the bytes are released")
 
-    def test_too_little_memory_to_fit_a_picture_is_a_row(
+    def test_too_little_memory_to_fit_an_image_is_a_row(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fit(*_: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(decode_stage, "fit", fit)
+        monkeypatch.setattr(decode_step, "fit", fit)
 
         assert bench.run(bench.submit(bench.colours())).counts == PartCounts(
             0, ITEMS, {"out_of_memory": ITEMS}
@@ -870,9 +870,9 @@ class TestWhereItIsDecoded:
     def test_while_a_suspect_is_under_way_everything_is_read_outside(
         self, bench: Bench, readers: tuple[Reader, Reader]
     ) -> None:
-        decode, spec = bench.decode_stage.decode, bench.encoder.pixel_spec
-        with bench.decode_stage.with_suspect():
-            with bench.decode_stage.with_suspect():
+        decode, spec = bench.decode_step.decode, bench.encoder.pixel_spec
+        with bench.decode_step.with_suspect():
+            with bench.decode_step.with_suspect():
                 decode(colour("red"), spec, DecodeRoute.FAST)
             decode(colour("red"), spec, DecodeRoute.FAST)
         assert [len(reader.read_files) for reader in readers] == [0, 2]
@@ -895,7 +895,7 @@ class TestWhereItIsDecoded:
         suspect = InThread(lambda: bench.run(job, losses=1))
         assert loading.wait(PATIENCE_SECONDS)
 
-        bench.decode_stage.decode(colour("red"), bench.encoder.pixel_spec, DecodeRoute.FAST)
+        bench.decode_step.decode(colour("red"), bench.encoder.pixel_spec, DecodeRoute.FAST)
         go.set()
         suspect.result()
 
@@ -905,7 +905,7 @@ class TestWhereItIsDecoded:
         self, bench: Bench, readers: tuple[Reader, Reader]
     ) -> None:
         inside, outside = readers
-        careful = DecodeStage(bench.decoder, bench.children, isolate=True)
+        careful = DecodeStep(bench.decoder, bench.children, isolate=True)
         image = Image.new("RGB", (24, 20), COLOURS["red"])
         simple = [encoded(image), encoded(image, "PNG")]
         others = [encoded(image, "JPEG", progressive=True)]

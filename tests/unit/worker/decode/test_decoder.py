@@ -1,6 +1,6 @@
-"""Bytes to pixels: which route a picture takes, at which scale, what it must equal, and every way to fail.
+"""Bytes to pixels: which route an image takes, at which scale, what it must equal, and every way to fail.
 
-The reference is open_clip's own transform on Pillow. Hundreds of pictures and their embeddings are
+The reference is open_clip's own transform on Pillow. Hundreds of images and their embeddings are
 judged by `tests/integration/test_fidelity.py`.
 """
 
@@ -26,7 +26,7 @@ from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError
 from clipfleet_worker.decode.decoder import DecodedImage, Decoder
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import PixelSpec
-from tests.support.pictures import encoded, gradient, photo, picture, shapes
+from tests.support.images import encoded, gradient, make_image, photo, shapes
 
 FAST, EXACT = DecodeRoute.FAST, DecodeRoute.EXACT
 ROUTES = pytest.mark.parametrize("route", [FAST, EXACT], ids=lambda route: route.value)
@@ -127,7 +127,7 @@ class TestScale:
     @pytest.mark.parametrize(
         "size", [(848, 848), (849, 850), (851, 1277), (1021, 853), (847, 1699), (1691, 1702), (3381, 3390)]
     )
-    def test_the_picture_does_not_shift(self, decoder: Decoder, spy: JpegSpy, size: tuple[int, int]) -> None:
+    def test_the_image_does_not_shift(self, decoder: Decoder, spy: JpegSpy, size: tuple[int, int]) -> None:
         spec = spec_of(128)
         data = encoded(gradient(7, *size), quality=95, subsampling=0)
 
@@ -186,7 +186,7 @@ class TestFastPixels:
         assert len(spy.shapes) == 1
         assert difference(decoded, data, spec).max() <= 3
 
-    def test_a_picture_of_the_models_size_is_left_as_it_is(self, decoder: Decoder) -> None:
+    def test_an_image_of_the_models_size_is_left_as_it_is(self, decoder: Decoder) -> None:
         data = encoded(photo(8, 224, 224))
 
         decoded = decoder.decode(data, spec_of(), FAST)
@@ -217,11 +217,11 @@ class TestAnyShape:
         [(1, 1), (1, 2), (2, 1), (3, 2), (7, 7), (1, 64), (64, 1), (2, 300), (300, 2), (33, 1000)],
         ids=str,
     )
-    def test_tiny_and_long_pictures_fill_the_model(
+    def test_tiny_and_long_images_fill_the_model(
         self, decoder: Decoder, route: DecodeRoute, size: tuple[int, int]
     ) -> None:
         spec = spec_of(64)
-        data = encoded(picture(1, *size), quality=95)
+        data = encoded(make_image(1, *size), quality=95)
 
         decoded = decoder.decode(data, spec, route)
 
@@ -235,14 +235,14 @@ class TestAnyShape:
         self, decoder: Decoder, route: DecodeRoute
     ) -> None:
         spec = spec_of(64, resize_mode="longest")
-        data = encoded(picture(1, 300, 100))
+        data = encoded(make_image(1, 300, 100))
 
         assert np.array_equal(decoder.decode(data, spec, route).pixels, reference(data, spec))
 
     def test_exif_rotation_is_ignored(self, decoder: Decoder, route: DecodeRoute) -> None:
         exif = Image.Exif()
         exif[ORIENTATION] = 6
-        image = picture(2, 300, 200)
+        image = make_image(2, 300, 200)
         turned, straight = encoded(image, exif=exif), encoded(image)
         assert Image.open(io.BytesIO(turned)).getexif()[ORIENTATION] == 6
 
@@ -291,7 +291,7 @@ OTHERS: dict[str, bytes] = {
 
 @ROUTES
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_pictures_are_the_references_to_the_last_bit(
+def test_other_images_are_the_references_to_the_last_bit(
     decoder: Decoder, spy: JpegSpy, route: DecodeRoute, name: str
 ) -> None:
     decoded = decoder.decode(OTHERS[name], spec_of(64), route)
@@ -418,7 +418,7 @@ class TestLimits:
     @pytest.fixture
     def _nothing_may_be_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def decode(*_: object, **__: object) -> None:
-            raise AssertionError("decoded a picture that is too large")
+            raise AssertionError("decoded an image that is too large")
 
         monkeypatch.setattr(simplejpeg, "decode_jpeg", decode)
         monkeypatch.setattr(Image.Image, "load", decode)
@@ -438,7 +438,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
     def test_the_limit_itself_is_allowed(self, route: DecodeRoute, image_format: str) -> None:
-        data = encoded(picture(1, 40, 25), image_format)
+        data = encoded(make_image(1, 40, 25), image_format)
 
         assert Decoder(max_pixels=1000).decode(data, spec_of(64), route)
         assert failure(Decoder(max_pixels=999), data, route).detail == "40 x 25 is more than 999 pixels"
@@ -494,7 +494,7 @@ class TestFailures:
             b"\xff",
         ],
     )
-    def test_no_picture(self, decoder: Decoder, route: DecodeRoute, data: bytes) -> None:
+    def test_no_image(self, decoder: Decoder, route: DecodeRoute, data: bytes) -> None:
         assert failure(decoder, data, route).code is ErrorCode.NOT_AN_IMAGE
 
     def test_a_format_that_is_not_read(self, decoder: Decoder, route: DecodeRoute) -> None:
@@ -504,7 +504,7 @@ class TestFailures:
         assert "ICO" in failed.detail
 
     @pytest.mark.parametrize("name", [*OTHERS, "jpeg", "progressive jpeg"])
-    def test_a_truncated_picture(self, decoder: Decoder, route: DecodeRoute, name: str) -> None:
+    def test_a_truncated_image(self, decoder: Decoder, route: DecodeRoute, name: str) -> None:
         jpegs = {"jpeg": encoded(IMAGE), "progressive jpeg": encoded(IMAGE, progressive=True)}
         whole = (OTHERS | jpegs)[name]
         decoder.decode(whole, spec_of(64), route)
@@ -527,7 +527,7 @@ class TestFailures:
         ],
         ids=lambda data: repr(data[:4]),
     )
-    def test_a_damaged_picture(self, decoder: Decoder, route: DecodeRoute, data: bytes) -> None:
+    def test_a_damaged_image(self, decoder: Decoder, route: DecodeRoute, data: bytes) -> None:
         failed = failure(decoder, data, route)
 
         assert failed.code is ErrorCode.BROKEN_IMAGE

@@ -1,4 +1,4 @@
-"""What files are told to be by their first bytes: pictures of Pillow's own making, and others."""
+"""What files are told to be by their first bytes: images of Pillow's own making, and others."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import features
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.decode.formats import ALLOWED_FORMATS, allowed_format, is_baseline_jpeg, is_png
 from clipfleet_worker.failures import ItemFailure
-from tests.support.pictures import encoded, picture
+from tests.support.images import encoded, make_image
 
-IMAGE = picture(1, 40, 30)
+IMAGE = make_image(1, 40, 30)
 
 
 def box(kind: bytes, brands: bytes = b"") -> bytes:
@@ -91,7 +91,7 @@ def test_what_is_refused_is_named(name: str) -> None:
         (b"P", "a text"),
     ],
 )
-def test_what_is_no_picture_says_what_it_is(data: bytes, what: str) -> None:
+def test_what_is_no_image_says_what_it_is(data: bytes, what: str) -> None:
     with pytest.raises(ItemFailure) as caught:
         allowed_format(data)
     assert (caught.value.error.code, caught.value.error.detail) == (ErrorCode.NOT_AN_IMAGE, what)
@@ -107,7 +107,7 @@ def test_an_svg_may_begin_like_other_xml(prefix: bytes, svg: bytes) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_a_picture_that_breaks_off_at_once_is_still_one(image_format: str) -> None:
+def test_an_image_that_breaks_off_at_once_is_still_one(image_format: str) -> None:
     """Its row should say `broken_image`, which is not what a web page gets."""
     data = encoded(IMAGE, image_format)
     shortest = {"JPEG": 2, "PNG": 2, "WEBP": 4, "GIF": 4}[image_format]

@@ -1,4 +1,4 @@
-"""Every kind of broken or hostile picture through the decoder: a picture or a code, in bounded memory.
+"""Every kind of broken or hostile image through the decoder: an image or a code, in bounded memory.
 
 The files are made by `tests/support/hostile_files.py`. The whole way, with a worker, is
 `tests/e2e/test_hostile_images.py`.
@@ -43,7 +43,7 @@ from tests.support.hostile_files import (
     jpeg_of_many_scans,
     segment,
 )
-from tests.support.pictures import encoded, gradient, photo
+from tests.support.images import encoded, gradient, photo
 
 SIZE = 64
 FAST = DecodeRoute.FAST
@@ -57,7 +57,7 @@ DECODE_CODES = {
 }
 BOMB_BYTES = 200_000_000
 MANY_PIXELS = 10_000_000
-RESIZE_BYTES = 200_000  # of the pictures here
+RESIZE_BYTES = 200_000  # of the images here
 # Threads and allocators reserve more than they use; what counts is that a bomb has no room for its pixels.
 _SPARE_BYTES = 24 << 20
 
@@ -129,14 +129,14 @@ ROUTES = [(name, route) for name in HOSTILE for route in DecodeRoute if route is
 
 
 @pytest.mark.parametrize(("name", "route"), ROUTES)
-def test_each_kind_is_a_picture_or_a_code(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> None:
+def test_each_kind_is_an_image_or_a_code(child: ProcessPoolExecutor, name: str, route: DecodeRoute) -> None:
     kind = HOSTILE[name]
 
     outcome = child.submit(_decode_here, name, route).result(timeout=60)
     COSTS[name, route] = outcome.peak_bytes
 
     assert outcome.code == kind.code, outcome.detail
-    assert outcome.is_core == (kind.is_picture and kind.shows_core)
+    assert outcome.is_core == (kind.is_image and kind.shows_core)
     assert outcome.peak_bytes < BOMB_BYTES
 
 
@@ -161,7 +161,7 @@ def test_what_the_worst_bombs_cost(child: ProcessPoolExecutor) -> None:
 
 
 def _decode_mutated(seeds: range) -> Counter[str]:
-    """Runs in a child: how many of these are a picture, and which codes the others have."""
+    """Runs in a child: how many of these are an image, and which codes the others have."""
     decoder = _warm_decoder()
     found: Counter[str] = Counter()
     for seed in seeds:
@@ -169,7 +169,7 @@ def _decode_mutated(seeds: range) -> Counter[str]:
         try:
             pixels = decoder.decode(data, _spec(), DecodeRoute.FAST).pixels
             assert pixels.shape == (SIZE, SIZE, 3)
-            found["picture"] += 1
+            found["image"] += 1
         except ItemFailure as failure:
             assert failure.error.detail
             found[failure.error.code] += 1
@@ -177,7 +177,7 @@ def _decode_mutated(seeds: range) -> Counter[str]:
 
 
 @pytest.mark.figures
-def test_mutated_files_are_pictures_or_codes(child: ProcessPoolExecutor) -> None:
+def test_mutated_files_are_images_or_codes(child: ProcessPoolExecutor) -> None:
     """`python -m tests.fuzz --runs 20000 image` takes as many as one likes, and both routes."""
     found: Counter[str] = Counter()
     for start in range(0, MUTATED_FILES, 500):
@@ -185,12 +185,12 @@ def test_mutated_files_are_pictures_or_codes(child: ProcessPoolExecutor) -> None
 
     print(f"{found.total()} mutated files: {', '.join(f'{code} {n}' for code, n in found.most_common())}")
     assert found.total() == MUTATED_FILES
-    assert found["picture"] > 0
-    assert set(found) <= {"picture", *DECODE_CODES}
+    assert found["image"] > 0
+    assert set(found) <= {"image", *DECODE_CODES}
 
 
 class TestMemory:
-    """Pictures just below the limit of memory are decoded, and the estimate holds for them."""
+    """Images just below the limit of memory are decoded, and the estimate holds for them."""
 
     @pytest.mark.parametrize(
         ("image_format", "mode", "pixel_bytes"),
@@ -264,7 +264,7 @@ class TestOutlines:
         )
 
     def test_scans_are_not_counted_behind_the_end(self) -> None:
-        """What a telephone puts there: a video, or more pictures."""
+        """What a telephone puts there: a video, or more images."""
         data = jpeg_of_many_scans(64, 48, 0) + b"\xff\xda\0\2" * 10_000
 
         assert jpeg_coefficient_bytes(data)

@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 
 class Recorder(FakeEncoder):
-    """Notes what it is given, in order; a picture is known by its grey value. May be told to fail."""
+    """Notes what it is given, in order; an image is known by its grey value. May be told to fail."""
 
     def __init__(self, fails: Callable[[list[int]], Exception | None] = lambda values: None) -> None:
         super().__init__()
@@ -60,15 +60,15 @@ class Held(Recorder):
         return super().encode_images(pixels)
 
 
-def picture(value: int) -> np.ndarray:
+def make_image(value: int) -> np.ndarray:
     return np.full((8, 8, 3), value, dtype=np.uint8)
 
 
 def part(
     encoder: FakeEncoder, values: Sequence[int], outcomes: Outcomes | None = None, *, lane: Lane = Lane.NORMAL
 ) -> ItemSlice:
-    """A slice whose pictures stand at positions 0, 1, ... of a chunk."""
-    images = [picture(value) for value in values]
+    """A slice whose images stand at positions 0, 1, ... of a chunk."""
+    images = [make_image(value) for value in values]
     return ItemSlice(encoder, lane, images, list(range(len(values))), outcomes or Outcomes(len(values)))
 
 
@@ -117,12 +117,12 @@ class TestBatches:
         batcher, encoder = make(3), FakeEncoder()
         values, positions = [10, 60, 120, 180, 240], [4, 0, 3, 1, 2]
         outcomes = Outcomes(5)
-        batcher.submit(ItemSlice(encoder, Lane.NORMAL, [picture(v) for v in values], positions, outcomes))
+        batcher.submit(ItemSlice(encoder, Lane.NORMAL, [make_image(v) for v in values], positions, outcomes))
 
         run(batcher)
 
         outcomes.wait()
-        alone = encoder.encode_images(np.stack([picture(value) for value in values]))
+        alone = encoder.encode_images(np.stack([make_image(value) for value in values]))
         for position, expected in zip(positions, alone, strict=True):
             np.testing.assert_allclose(outcomes.features[position], expected)
 
@@ -187,7 +187,7 @@ class TestBatches:
         assert first.passes == [[1, 2, 3, 4]]
         assert second.passes == [[5, 6, 7]]
 
-    def test_pictures_of_an_interrupted_chunk_are_not_encoded(self, run: Run) -> None:
+    def test_images_of_an_interrupted_chunk_are_not_encoded(self, run: Run) -> None:
         batcher, encoder = make(4), Recorder()
         gone, wanted = part(encoder, [1, 2]), part(encoder, [3])
         batcher.submit(gone)
@@ -279,7 +279,7 @@ class TestSeveralBatchesUnderWay:
         assert (device.begun, device.asked) == ([[1, 2], [3, 4], [5, 6]], [[1, 2], [3, 4]])
         device.go.release(2)
         one.outcomes.wait()
-        expected = FakeEncoder().encode_images(np.stack([picture(value) for value in range(1, 7)]))
+        expected = FakeEncoder().encode_images(np.stack([make_image(value) for value in range(1, 7)]))
         np.testing.assert_array_equal(np.stack(one.outcomes.features), expected)
 
     def test_a_partial_batch_waits_until_the_device_has_nothing_to_do(self, run: Run) -> None:
@@ -494,22 +494,22 @@ class TestSeveralBatchesUnderWay:
         batcher, device = make(1), Device()
         device.go.release(1000)
         texts = queue_texts(batcher, device, [f"thing {n}" for n in range(192)], Lane.NORMAL)
-        pictures = part(device, [1, 2, 3, 4])
-        batcher.submit(pictures)
+        images = part(device, [1, 2, 3, 4])
+        batcher.submit(images)
 
         run(batcher)
 
         texts.result()
-        pictures.outcomes.wait()
+        images.outcomes.wait()
         assert device.begun == [[1], [2], [3], [4]]
         assert [len(prompts) for prompts in device.passes] == [64, 64, 64]
 
-    def test_texts_that_are_items_are_delivered_behind_the_pictures_before_them(self, run: Run) -> None:
+    def test_texts_that_are_items_are_delivered_behind_the_images_before_them(self, run: Run) -> None:
         log: list[str] = []
         batcher, device = make(2), Device()
-        pictures = part(device, [1, 2], Deliveries(2, log, "pictures"))
+        images = part(device, [1, 2], Deliveries(2, log, "images"))
         texts = ItemSlice(device, Lane.NORMAL, ["a", "b"], [0, 1], Deliveries(2, log, "texts"))
-        batcher.submit(pictures)
+        batcher.submit(images)
         batcher.submit(texts)
 
         run(batcher)
@@ -518,7 +518,7 @@ class TestSeveralBatchesUnderWay:
         assert device.passes == [["a", "b"]]
         device.go.release()
         texts.outcomes.wait()
-        assert log == ["pictures", "texts"]
+        assert log == ["images", "texts"]
 
     def test_the_time_of_the_batch_before_is_not_counted_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given two batches that are begun at 100 s and finished at 104 s and 106 s
@@ -538,7 +538,7 @@ class TestSeveralBatchesUnderWay:
 
 class TestRing:
     def test_a_full_ring_holds_up_who_submits(self, run: Run) -> None:
-        # Given a ring of two pictures that is full
+        # Given a ring of two images that is full
         batcher, encoder = make(2, ring_batches=1), FakeEncoder()
         batcher._changed = changed = WatchedCondition()
         first, second = part(encoder, [1, 2]), part(encoder, [3, 4])
@@ -612,17 +612,17 @@ class TestTexts:
 
         assert encoder.passes == [[1], ["b"], [3]]
 
-    def test_a_large_label_set_does_not_hold_up_the_pictures_of_its_lane(self, run: Run) -> None:
+    def test_a_large_label_set_does_not_hold_up_the_images_of_its_lane(self, run: Run) -> None:
         batcher, encoder = make(2), Recorder()
         prompts = [f"thing {n}" for n in range(192)]
         texts = queue_texts(batcher, encoder, prompts, Lane.NORMAL)
-        pictures = part(encoder, [1, 2, 3, 4])
-        batcher.submit(pictures)
+        images = part(encoder, [1, 2, 3, 4])
+        batcher.submit(images)
 
         run(batcher)
 
         texts.result()
-        pictures.outcomes.wait()
+        images.outcomes.wait()
         assert encoder.passes == [prompts[:64], [1, 2], prompts[64:128], [3, 4], prompts[128:]]
 
     def test_texts_that_fail_fail_for_who_asked(self, run: Run) -> None:
@@ -630,14 +630,14 @@ class TestTexts:
             def encode_texts(self, prompts: list[str]) -> np.ndarray:
                 raise RuntimeError("no text tower")
 
-        batcher, pictures = make(2), part(FakeEncoder(), [1])
+        batcher, images = make(2), part(FakeEncoder(), [1])
         run(batcher)
 
         with pytest.raises(RuntimeError, match="no text tower"):
             batcher.encode_texts(Broken(), ["a"], Lane.NORMAL)
 
-        batcher.submit(pictures)
-        pictures.outcomes.wait()  # the thread lives on
+        batcher.submit(images)
+        images.outcomes.wait()  # the thread lives on
 
 
 class TestCalls:
@@ -666,32 +666,32 @@ class TestCalls:
             batcher.call(lambda: 7, Lane.NORMAL)
 
     def test_a_call_of_a_worse_lane_is_not_passed_over_for_ever(self, run: Run) -> None:
-        # Given pictures of a better lane that never run dry
+        # Given images of a better lane that never run dry
         batcher, encoder = make(1), Recorder()
-        pictures = part(encoder, list(range(30)), lane=Lane.NORMAL)
+        images = part(encoder, list(range(30)), lane=Lane.NORMAL)
         texts = queue_texts(batcher, encoder, ["a"], Lane.BULK)
-        batcher.submit(pictures)
+        batcher.submit(images)
 
         run(batcher)
 
         texts.result()
-        pictures.outcomes.wait()
+        images.outcomes.wait()
         assert encoder.passes.index(["a"]) == 8
         assert len(encoder.passes) == 31
 
 
 class TestTextItems:
-    def test_texts_of_several_chunks_share_a_batch_but_not_with_pictures(self, run: Run) -> None:
+    def test_texts_of_several_chunks_share_a_batch_but_not_with_images(self, run: Run) -> None:
         batcher, encoder = make(4), Recorder()
         first, second = Outcomes(3), Outcomes(2)
-        pictures = part(encoder, [1, 2])
+        images = part(encoder, [1, 2])
         batcher.submit(ItemSlice(encoder, Lane.NORMAL, ["a", "b", "c"], [0, 1, 2], first))
-        batcher.submit(pictures)
+        batcher.submit(images)
         batcher.submit(ItemSlice(encoder, Lane.NORMAL, ["d", "e"], [1, 0], second))
 
         run(batcher)
 
-        for outcomes in (first, second, pictures.outcomes):
+        for outcomes in (first, second, images.outcomes):
             outcomes.wait()
         assert encoder.passes == [["a", "b", "c", "d"], [1, 2], ["e"]]
         np.testing.assert_array_equal(second.features[0], FakeEncoder().encode_texts(["e"])[0])
@@ -714,7 +714,7 @@ class TestTextItems:
 
 class TestFeaturesThatAreNoVectors:
     class Overflowing(FakeEncoder):
-        """Gives something else than a unit vector for the picture 13, and for the text `bad`."""
+        """Gives something else than a unit vector for the image 13, and for the text `bad`."""
 
         def __init__(self, value: float, precision: Precision) -> None:
             super().__init__()
@@ -752,7 +752,7 @@ class TestFeaturesThatAreNoVectors:
         assert failure.code is ErrorCode.CRASHED
         assert failure.detail.startswith(self.OVERFLOW)
         assert [feature is not None for feature in mixed.outcomes.features] == [True, False, True]
-        expected = FakeEncoder().encode_images(np.stack([picture(4), picture(5)]))
+        expected = FakeEncoder().encode_images(np.stack([make_image(4), make_image(5)]))
         np.testing.assert_array_equal(
             [feature for feature in mixed.outcomes.features if feature is not None], expected
         )
@@ -804,7 +804,7 @@ class TestFailures:
         ("error", "code"),
         [(RuntimeError("boom"), ErrorCode.CRASHED), (MemoryError("no room"), ErrorCode.OUT_OF_MEMORY)],
     )
-    def test_the_guilty_picture_is_found(self, run: Run, error: Exception, code: ErrorCode) -> None:
+    def test_the_guilty_image_is_found(self, run: Run, error: Exception, code: ErrorCode) -> None:
         batcher, encoder = make(8), Recorder(lambda values: error if 13 in values else None)
         innocent, mixed = part(encoder, [1, 2, 3]), part(encoder, [4, 13, 5])
         batcher.submit(innocent)
@@ -818,7 +818,7 @@ class TestFailures:
         assert [failure and failure.code for failure in mixed.outcomes.errors] == [None, code, None]
         assert [feature is not None for feature in mixed.outcomes.features] == [True, False, True]
 
-    def test_a_thread_that_is_missing_for_a_pass_is_no_pictures_fault(self, run: Run) -> None:
+    def test_a_thread_that_is_missing_for_a_pass_is_no_images_fault(self, run: Run) -> None:
         lacking = RuntimeError("can't start new thread")
         batcher, encoder = make(8), Recorder(lambda values: lacking if 13 in values else None)
         one = part(encoder, [4, 13, 5])
@@ -842,7 +842,7 @@ class TestFailures:
         assert one.outcomes.errors == [None] * 8
         assert [values for values in encoder.passes if len(values) <= 2] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
-    def test_when_nothing_works_it_is_not_the_pictures_fault(self, run: Run) -> None:
+    def test_when_nothing_works_it_is_not_the_images_fault(self, run: Run) -> None:
         batcher, encoder = make(4), Recorder(lambda values: RuntimeError("device gone"))
         slices = [part(encoder, [1, 2]), part(encoder, [3, 4])]
         for one in slices:
@@ -855,7 +855,7 @@ class TestFailures:
                 one.outcomes.wait()
             assert one.outcomes.errors == [None, None]
 
-    def test_a_picture_that_is_alone_in_its_batch_is_judged_beside_a_harmless_one(self, run: Run) -> None:
+    def test_an_image_that_is_alone_in_its_batch_is_judged_beside_a_harmless_one(self, run: Run) -> None:
         batcher, encoder = make(8), Recorder(lambda values: RuntimeError("boom") if 13 in values else None)
         one = part(encoder, [13])
         batcher.submit(one)
@@ -875,7 +875,7 @@ class TestFailures:
         one.outcomes.wait()
         assert [failure and failure.code for failure in one.outcomes.errors] == [ErrorCode.OUT_OF_MEMORY] * 3
 
-    def test_a_device_that_fails_is_not_asked_again_for_every_picture(self, run: Run) -> None:
+    def test_a_device_that_fails_is_not_asked_again_for_every_image(self, run: Run) -> None:
         batcher, encoder = make(256), Recorder(lambda values: RuntimeError("device gone"))
         one = part(encoder, [1] * 256)
         batcher.submit(one)
@@ -886,7 +886,7 @@ class TestFailures:
             one.outcomes.wait()
         assert len(encoder.passes) == 2
 
-    def test_a_device_without_memory_for_one_harmless_picture_makes_the_chunk_wait(self, run: Run) -> None:
+    def test_a_device_without_memory_for_one_harmless_image_makes_the_chunk_wait(self, run: Run) -> None:
         batcher, encoder = make(4), Recorder(lambda values: MemoryError("no room"))
         one = part(encoder, [1, 2, 3, 4])
         batcher.submit(one)
@@ -956,14 +956,14 @@ class TestFailures:
 class TestStopping:
     def test_what_waits_is_failed(self) -> None:
         batcher, encoder = make(4), FakeEncoder()
-        pictures = part(encoder, [1])
-        batcher.submit(pictures)
+        images = part(encoder, [1])
+        batcher.submit(images)
         texts = queue_texts(batcher, encoder, ["a"], Lane.NORMAL)
 
         batcher.stop()
 
         with pytest.raises(BatcherStopped):
-            pictures.outcomes.wait()
+            images.outcomes.wait()
         with pytest.raises(BatcherStopped):
             texts.result()
 

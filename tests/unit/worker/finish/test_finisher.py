@@ -109,10 +109,10 @@ class FinishLease(HeldLease):
         super().__init__(Lease(JOB_ID, FINISH, "token"))
         self._bench = bench
 
-    def enter(self, stage: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
-        if stage != "finish":
+    def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
+        if step != "finish":
             return
-        self._bench.alive.append((stage, limit_seconds))
+        self._bench.alive.append((step, limit_seconds))
         if len(self._bench.alive) > self._bench.parts_until_interrupted:
             raise ChunkInterrupted("the worker leaves")
 
@@ -262,7 +262,7 @@ class TestFiles:
         bench = Bench(folder)
         bench.finish()
 
-        assert [stage for stage, _ in bench.alive] == ["finish", "finish"]
+        assert [step for step, _ in bench.alive] == ["finish", "finish"]
         assert all(limit > 0 for _, limit in bench.alive)
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:

@@ -133,7 +133,7 @@ class FakeLedger:
 
 
 @dataclass
-class Stage:
+class Scene:
     """Stands in for contexts, pipeline, finisher and hints: does what it is told."""
 
     job: Job = field(default_factory=make_job)
@@ -144,7 +144,7 @@ class Stage:
     given_up: list[ItemError] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
 
-    def get(self, _: object) -> Stage:
+    def get(self, _: object) -> Scene:
         if self.get_raises is not None:
             raise self.get_raises.with_traceback(None)
         return self
@@ -175,7 +175,7 @@ class Bench:
     """The tasks with the real claims and leases around doubles, registered with a real Celery app."""
 
     def __init__(self) -> None:
-        self.ledger, self.stage, self.open_items = FakeLedger(), Stage(), OpenItems(1000)
+        self.ledger, self.scene, self.open_items = FakeLedger(), Scene(), OpenItems(1000)
         ledger = cast(Ledger, self.ledger)
         self.models = Models(
             ("demo",), lambda name, *_: cast(LoadedModel, FakeEncoder(name)), kept=1,
@@ -189,11 +189,11 @@ class Bench:
         self.tasks = Tasks(
             ledger=ledger,
             claims=self.claims,
-            contexts=cast(JobContexts, self.stage),
+            contexts=cast(JobContexts, self.scene),
             keeper=self.keeper,
-            pipeline=cast(Pipeline, self.stage),
-            finisher=cast(Finisher, self.stage),
-            hints=cast(Hints, self.stage),
+            pipeline=cast(Pipeline, self.scene),
+            finisher=cast(Finisher, self.scene),
+            hints=cast(Hints, self.scene),
             lease_seconds=30,
         )
         self.app = Celery("test", broker="memory://", set_as_current=False)
@@ -209,7 +209,7 @@ class Bench:
 
     def work(self, error: BaseException | None = None, **claim: Any) -> None:
         """One chunk is there; its processing raises."""
-        self.ledger.claims.append(make_claim(self.stage.job, **claim))
+        self.ledger.claims.append(make_claim(self.scene.job, **claim))
         if error is not None:
             self.raise_in_chunk(error)
         self.hint()
@@ -218,7 +218,7 @@ class Bench:
         def fail(_: HeldLease) -> None:
             raise error.with_traceback(None)
 
-        self.stage.run_does = fail
+        self.scene.run_does = fail
 
     def leave_once_called(self, call: str) -> None:
         """The worker has to go by then."""
@@ -242,7 +242,7 @@ class TestChunk:
         bench.work()
 
         assert bench.ledger.told == [("complete", JOB_ID, "2", "1")]
-        assert bench.stage.published == []
+        assert bench.scene.published == []
 
     def test_without_work_the_hint_is_spent(self, bench: Bench) -> None:
         bench.hint()
@@ -253,19 +253,19 @@ class TestChunk:
     def test_one_hint_in_one_out_while_work_remains(self, bench: Bench) -> None:
         bench.work(more=True)
 
-        assert bench.stage.published == ["work"]
+        assert bench.scene.published == ["work"]
 
     def test_the_last_chunk_calls_for_the_finishing(self, bench: Bench) -> None:
         bench.ledger.complete_word = "finishing"
         bench.work()
 
-        assert bench.stage.published == ["finish"]
+        assert bench.scene.published == ["finish"]
 
     def test_the_last_chunk_of_a_job_in_redis_has_ended_it(self, bench: Bench) -> None:
         bench.ledger.complete_word = "ended"
         bench.work()
 
-        assert bench.stage.published == []
+        assert bench.scene.published == []
 
     def test_a_chunk_whose_rows_redis_has_lost_waits_to_be_done_again(self, bench: Bench) -> None:
         bench.ledger.complete_word = "incomplete"
@@ -288,7 +288,7 @@ class TestChunk:
 
     def test_the_lease_is_kept_and_the_items_are_counted_meanwhile(self, bench: Bench) -> None:
         seen: list[object] = []
-        bench.stage.run_does = lambda _: seen.extend([bench.held(), bench.open_items.count])
+        bench.scene.run_does = lambda _: seen.extend([bench.held(), bench.open_items.count])
 
         bench.work(chunk_id=7, chunk_size=512)
 
@@ -319,7 +319,7 @@ class TestOurBugs:
 
     @pytest.mark.parametrize("error", OUR_BUGS, ids=named)
     def test_opening_the_job_may_fail_like_the_chunk(self, bench: Bench, error: BaseException) -> None:
-        bench.stage.get_raises = error
+        bench.scene.get_raises = error
         bench.work()
 
         assert [kind for kind, _ in bench.ledger.told] == ["failures"]
@@ -340,7 +340,7 @@ class TestOurBugs:
 
     @pytest.mark.parametrize("error", EVERYTHING, ids=named)
     def test_a_hint_that_cannot_be_passed_on_ends_well(self, bench: Bench, error: BaseException) -> None:
-        bench.stage.publish_raises = error
+        bench.scene.publish_raises = error
         bench.work(more=True)
 
         assert len(bench.ledger.told) == 1
@@ -371,7 +371,7 @@ class TestOurBugs:
         def look() -> None:
             (lease,) = bench.keeper._snapshot()
             lease._monotonic = lambda: 1e12  # Redis is away for ages
-            names.append(lease.stage)
+            names.append(lease.step)
             limits.append(lease.is_within_limit)
 
         bench.ledger.on_call["complete"] = look
@@ -430,7 +430,7 @@ class TestTheWorld:
             lease.interrupt("cancelled")
             lease.enter("write", 10)
 
-        bench.stage.run_does = cancelled
+        bench.scene.run_does = cancelled
         bench.work()
 
         assert bench.ledger.told == [("drain", "ChunkInterrupted: cancelled")]
@@ -477,8 +477,8 @@ class TestOfANewerVersion:
         assert bench.claims.shunned_jobs.current() == [JOB_ID]
 
     def test_so_is_a_job_to_be_finished(self, bench: Bench) -> None:
-        bench.ledger.finish_claims.append(make_finish_claim(bench.stage.job))
-        bench.stage.get_raises = OutputTooNewError("schema version 9: update it")
+        bench.ledger.finish_claims.append(make_finish_claim(bench.scene.job))
+        bench.scene.get_raises = OutputTooNewError("schema version 9: update it")
         bench.hint(keys.FINISH_TASK)
 
         assert bench.ledger.told == [("postpone", JOB_ID, "0", "")]
@@ -489,7 +489,7 @@ class TestWithoutModel:
     def test_a_worker_that_is_alone_gives_the_chunk_up_with_the_models_code(self, bench: Bench) -> None:
         bench.work(ModelUnavailableError("no\nweights"))
 
-        assert bench.stage.given_up == [ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights")]
+        assert bench.scene.given_up == [ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights")]
         assert bench.ledger.told == [("complete", JOB_ID, "0", "3")]
 
     def test_others_that_serve_the_model_get_the_chunk(self, bench: Bench) -> None:
@@ -515,8 +515,8 @@ class TestWithoutModel:
 class TestFinishing:
     def finish(self, bench: Bench, error: BaseException | None = None) -> bool:
         """One job is to be finished; both by a hint and by the worker itself, with the same answer."""
-        bench.stage.finish_raises = error
-        claim = make_finish_claim(bench.stage.job)
+        bench.scene.finish_raises = error
+        claim = make_finish_claim(bench.scene.job)
         bench.ledger.finish_claims.append(claim)
         bench.hint(keys.FINISH_TASK)
         told = bench.ledger.told.copy()
@@ -596,7 +596,7 @@ class TestCounts:
         totals = bench.claims.tally.totals()
         assert totals.ends == {ChunkEnd.DONE: 1}
         assert totals.items == {(ItemStatus.OK, ""): 2, (ItemStatus.FAILED, "timeout"): 1}
-        assert totals.stage_seconds == {"encode": 0.5}
+        assert totals.work_seconds == {"encode": 0.5}
 
     @pytest.mark.parametrize("word", ["already", "stale", "cancelled", "missing"])
     def test_one_that_it_does_not_take_counts_without_rows(self, bench: Bench, word: str) -> None:
@@ -608,7 +608,7 @@ class TestCounts:
 
     def test_of_a_retry_only_what_was_run_counts(self, bench: Bench) -> None:
         kept_and_new = ChunkResult(PartCounts(9, 3, {"timeout": 3}), {}, PartCounts(4, 1, {"timeout": 1}))
-        bench.claims.complete(make_claim(bench.stage.job), kept_and_new)
+        bench.claims.complete(make_claim(bench.scene.job), kept_and_new)
 
         assert bench.claims.tally.totals().items == {
             (ItemStatus.OK, ""): 4,

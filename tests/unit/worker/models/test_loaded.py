@@ -71,7 +71,7 @@ class TestEncoding:
             assert features.dtype == np.float32
             np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
 
-    def test_pixels_become_values_from_0_to_1_in_the_order_of_the_picture(self) -> None:
+    def test_pixels_become_values_from_0_to_1_in_the_order_of_the_image(self) -> None:
         model = loaded(TinyModule())
         pixels = np.zeros((1, SIZE, SIZE, 3), np.uint8)
         pixels[0, 0, :4, 0] = [255, 0, 255, 0]

@@ -117,7 +117,7 @@ class TestPreprocessing:
         "config",
         [{"size": 72, "crop_size": 64}, {"size": 64, "crop_size": 60}, {"size": {"height": 64, "width": 32}}],
     )
-    def test_pictures_of_another_size_are_refused(self, config: dict[str, Any]) -> None:
+    def test_images_of_another_size_are_refused(self, config: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="64 x 64, which the model takes"):
             preprocessing_of(config, 64)
 

@@ -1,4 +1,4 @@
-"""How many processors a worker may keep busy, in containers of both kinds."""
+"""How many CPUs a worker may keep busy, in containers of both kinds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfleet_worker.process.cores import processors
+from clipfleet_worker.process.cores import cpus
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def test_what_a_container_may_use(tmp_path: Path, groups: str, files: Mapping[st
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    assert processors(tmp_path) == count
+    assert cpus(tmp_path) == count
 
 
 def test_a_machine_without_containers(tmp_path: Path) -> None:
-    assert processors(tmp_path) == 64
+    assert cpus(tmp_path) == 64

@@ -13,7 +13,7 @@ from clipfleet_worker.process.cores import decode_threads, forward_threads, set_
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cores, "processors", lambda: 3)
+    monkeypatch.setattr(cores, "cpus", lambda: 3)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""How busy a stage is, by a clock that is moved by hand."""
+"""How busy a step is, by a clock that is moved by hand."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class TestGuard:
         assert "300 MiB" in caplog.text
         assert "CLIPFLEET_MAX_MEMORY_BYTES, 200 MiB" in caplog.text
 
-    def test_growth_while_a_picture_is_read(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_growth_while_an_image_is_read(self, caplog: pytest.LogCaptureFixture) -> None:
         process = Process(10 << 20)
         guard = process.guard(1 << 40, growth_bytes=100 << 20)
         with guard.new_reading():

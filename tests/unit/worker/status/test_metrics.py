@@ -19,7 +19,7 @@ from clipfleet.ledger.jobs import Backlog, Lease, Ledger
 from clipfleet.ledger.values import LaneBacklog
 from clipfleet_worker.chunk.claims import Claims
 from clipfleet_worker.chunk.leases import LeaseKeeper
-from clipfleet_worker.chunk.meter import StagesBusy
+from clipfleet_worker.chunk.meter import StepsBusy
 from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
 from clipfleet_worker.encode.backends.certificate import Certificate, Way
 from clipfleet_worker.encode.batcher import BatchTotals
@@ -94,7 +94,7 @@ class Bench:
             open_items=cast(Any, SimpleNamespace(count=512, limit=4096)),
             waiting_bytes=cast(Any, SimpleNamespace(count=1000, limit=1 << 30)),
             batcher=cast(Any, self.batcher),
-            stages_busy=lambda: StagesBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
+            steps_busy=lambda: StepsBusy(Busy(6.0, 20.0), Busy(3.5, 10.0)),
             models=cast(Any, SimpleNamespace(in_memory=lambda: [MODEL])),
             canary_watch=cast(Any, SimpleNamespace(mismatches=2)),
             caches={"models": self.models, "text_matrices": self.texts},
@@ -133,7 +133,7 @@ def test_items_are_counted_by_outcome_and_code(bench: Bench) -> None:
     assert items[("code", "not_found"), ("outcome", "failed")] == 1
     assert len(items) == 1 + len(ErrorCode)
     assert sum(items.values()) == 16
-    assert values["clipfleet_stage_seconds_total"] == {(("stage", "fetch"),): 2, (("stage", "write"),): 0.25}
+    assert values["clipfleet_work_seconds_total"] == {(("step", "fetch"),): 2, (("step", "write"),): 0.25}
 
 
 def test_chunks_are_counted_by_their_end_from_the_start(bench: Bench) -> None:
@@ -172,10 +172,10 @@ def test_batches_caches_room_and_memory(bench: Bench) -> None:
     assert values["clipfleet_batches_total"] == {(): 2}
     assert values["clipfleet_batched_items_total"] == {(): 40}
     assert values["clipfleet_batch_size"] == {(): 32}
-    assert values["clipfleet_busy_seconds_total"] == {(("stage", "decode"),): 6, (("stage", "forward"),): 3.5}
+    assert values["clipfleet_busy_seconds_total"] == {(("step", "decode"),): 6, (("step", "encode"),): 3.5}
     assert values["clipfleet_capacity_seconds_total"] == {
-        (("stage", "decode"),): 20,
-        (("stage", "forward"),): 10,
+        (("step", "decode"),): 20,
+        (("step", "encode"),): 10,
     }
     requests = values["clipfleet_cache_requests_total"]
     assert requests[("cache", "models"), ("result", "hit")] == 2
@@ -189,12 +189,12 @@ def test_loops_tell_how_long_they_have_been_at_it_and_how_long_they_may(bench: B
     bench.watchdog.pulse("batcher").enter("encode", 10)
     bench.watchdog.pulse("puller").rest("pull")
     with (
-        bench.watchdog.activity("decode", "read a picture", 20),
+        bench.watchdog.activity("decode", "read an image", 20),
         bench.keeper.hold(Lease("job", "4", "token")) as lease,
     ):
         bench.watchdog.watch(bench.keeper.phases)
         bench.clock.now += 4
-        with bench.watchdog.activity("decode", "read a picture", 20):
+        with bench.watchdog.activity("decode", "read an image", 20):
             bench.clock.now += 1
             values = bench.values()
             lease.enter("write", 0)

@@ -1,4 +1,4 @@
-"""Self-attention on the processor without the copies that torch's own module makes.
+"""Self-attention on the CPU without the copies that torch's own module makes.
 
 `torch.nn.MultiheadAttention` (torch 2.13), given a mask, turns the batch to the second place before its first
 product. That is then one of many small products on copies of the weights: in bf16 three fifths of the time of

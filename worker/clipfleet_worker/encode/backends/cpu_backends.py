@@ -1,4 +1,4 @@
-"""Which backend runs a model on the processor: `CLIPFLEET_BACKEND`, and what `auto` makes of it.
+"""Which backend runs a model on the CPU: `CLIPFLEET_BACKEND`, and what `auto` makes of it.
 
 `auto` is OpenVINO where the extra `[openvino]` is installed and the model is made of parts that were tried
 with it: open_clip's own towers, and timm's plain vision transformers (SigLIP). All else is torch's:
@@ -39,7 +39,7 @@ _TRIED = ("torch.nn.", "open_clip.", "clipfleet_worker.", "timm.layers.", "timm.
 
 
 def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
-    """What makes the backends of models on the processor; for another device torch's plain one.
+    """What makes the backends of models on the CPU; for another device torch's plain one.
 
     Args:
         setting: `auto`, `torch` or `openvino`.

@@ -1,9 +1,9 @@
-"""Forward passes on the processor by OpenVINO: both towers, converted from open_clip's module at loading.
+"""Forward passes on the CPU by OpenVINO: both towers, converted from open_clip's module at loading.
 
 Pixels go in as uint8; mean and deviation are part of the converted image tower. The L2 norm is not: it is
 taken in float32 whatever the precision. What was converted has to pass the model's canaries: where it does
 not, this backend does not serve the model (`Unconvertible`). What was compiled is kept on disk for the next
-start. OpenVINO (2026.4) holds the weights twice, as they came and as packed for the processor; torch's module
+start. OpenVINO (2026.4) holds the weights twice, as they came and as packed for the CPU; torch's module
 is given up after loading.
 
 On two cores of an EPYC that others kept busy too (ViT-B-32, bf16), images/s of two streams to those of one
@@ -120,7 +120,7 @@ class CompiledTower:
     """A tower that is known to have run.
 
     Where memory is short, `infer` of 2026.4 may return as if all were well and leave in place what the batch
-    before gave, for good: other pictures' features. So what was taken is overwritten.
+    before gave, for good: other images' features. So what was taken is overwritten.
     """
 
     def __init__(self, compiled: Any) -> None:

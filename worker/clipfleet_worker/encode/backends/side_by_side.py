@@ -1,4 +1,4 @@
-"""Forward passes on the processor, a part of the batch per group of cores, side by side.
+"""Forward passes on the CPU, a part of the batch per group of cores, side by side.
 
 Threads that share one pass wait for one another after each layer, and decoding takes a core from one of them
 again and again: all others wait for that one. Passes that share nothing do not. On two cores (Xeon with AMX,

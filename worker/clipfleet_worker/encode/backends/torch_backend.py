@@ -1,6 +1,6 @@
 """Forward passes by torch, as open_clip would do them, one batch at a time on any device of torch's.
 
-On the processor self-attention is not torch's own, see `attention`; `torch.compile` gave nothing there.
+On the CPU self-attention is not torch's own, see `attention`; `torch.compile` gave nothing there.
 
 torch is imported when a backend is made, not before: that alone takes seconds.
 """

@@ -76,7 +76,7 @@ class S3Fetcher:
         return await self._fetch(uri, "")
 
     async def fetch_member(self, uri: str) -> bytes:
-        """A picture in a tar archive, see `clipfleet.contract.tar_member`; otherwise like `fetch`.
+        """An image in a tar archive, see `clipfleet.contract.tar_member`; otherwise like `fetch`.
 
         Raises:
             ItemFailure: also `incomplete_body` where the archive ends before.

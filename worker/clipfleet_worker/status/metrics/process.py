@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import clipfleet
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet.contract.parts import ItemStatus
-from clipfleet_worker.chunk.meter import StagesBusy
+from clipfleet_worker.chunk.meter import StepsBusy
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd
 from clipfleet_worker.encode.backends.certificate import Way
@@ -35,7 +35,7 @@ class WorkerReadings:
     open_items: OpenItems
     waiting_bytes: WaitingBytes
     batcher: Batcher
-    stages_busy: Callable[[], StagesBusy]
+    steps_busy: Callable[[], StepsBusy]
     models: Models
     canary_watch: CanaryWatch
     caches: Mapping[str, CacheCounts]  # by name
@@ -67,8 +67,8 @@ def _chunk_seconds(readings: WorkerReadings) -> Iterable[Sample]:
 
 
 def _busy(readings: WorkerReadings) -> Iterable[tuple[str, Busy]]:
-    found = readings.stages_busy()
-    return [("decode", found.decode), ("forward", found.forward)]
+    found = readings.steps_busy()
+    return [("decode", found.decode), ("encode", found.forward)]
 
 
 def _caches(readings: WorkerReadings) -> Iterable[Sample]:
@@ -118,12 +118,12 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
         is_histogram=True,
     ),
     Family(
-        "clipfleet_stage_seconds_total",
-        "working time of the chunks that are done, by stage, summed over threads",
+        "clipfleet_work_seconds_total",
+        "working time of the chunks that are done, by step, summed over threads",
         lambda r: [
-            ((stage,), seconds) for stage, seconds in r.health.claims.tally.totals().stage_seconds.items()
+            ((step,), seconds) for step, seconds in r.health.claims.tally.totals().work_seconds.items()
         ],
-        labels=("stage",),
+        labels=("step",),
     ),
     Family("clipfleet_held_chunks", "chunks between claim and end", lambda r: len(r.health.claims.held())),
     Family(
@@ -133,12 +133,12 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     ),
     Family(
         "clipfleet_hanging_chunks",
-        "chunks whose stage has taken too long: their leases are left to expire",
+        "chunks whose step has taken too long: their leases are left to expire",
         lambda r: len(r.health.keeper.hanging()),
     ),
     Family(
         "clipfleet_progress_age_seconds",
-        "time since an item or a chunk ended here, or a stage began",
+        "time since an item or a chunk ended here, or a step began",
         lambda r: r.monotonic() - r.health.keeper.progress.last,
     ),
     Family(
@@ -170,16 +170,16 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     Family("clipfleet_batch_size", "items of a full batch", lambda r: r.batcher.batch_size),
     Family(
         "clipfleet_busy_seconds_total",
-        "working time of the stages that all chunks share: `decode` (its threads), `forward` (the thread of "
+        "working time of the steps that all chunks share: `decode` (its threads), `encode` (the thread of "
         "the device)",
-        lambda r: [((stage,), busy.seconds) for stage, busy in _busy(r)],
-        labels=("stage",),
+        lambda r: [((step,), busy.seconds) for step, busy in _busy(r)],
+        labels=("step",),
     ),
     Family(
         "clipfleet_capacity_seconds_total",
         "likewise, had they worked all the time: the rates' ratio is the busy share",
-        lambda r: [((stage,), busy.capacity_seconds) for stage, busy in _busy(r)],
-        labels=("stage",),
+        lambda r: [((step,), busy.capacity_seconds) for step, busy in _busy(r)],
+        labels=("step",),
     ),
     Family("clipfleet_loaded_models", "models in memory", lambda r: len(r.models.in_memory())),
     Family(

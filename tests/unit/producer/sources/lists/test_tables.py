@@ -431,7 +431,7 @@ class TestParquet:
         key = write_parquet(path, {"url": pa.array([b"/a\xff"])})
         assert items(key) == [{"item_id": "0", "uri": "/a\ufffd"}]
 
-    def test_pictures_in_the_table_as_hugging_face_writes_them(self, tmp_path: Path) -> None:
+    def test_images_in_the_table_as_hugging_face_writes_them(self, tmp_path: Path) -> None:
         image = [{"bytes": b"one", "path": "1.jpg"}, {"bytes": b"two", "path": None}, None]
         path = write_parquet(tmp_path / "a.parquet", {"image": image, "label": [4, 5, 6]})
 
@@ -441,7 +441,7 @@ class TestParquet:
             {"item_id": "2", "uri": f"{path}#2", "source_label": 6, INLINE_COLUMN: b""},
         ]
 
-    def test_a_picture_of_which_only_the_path_is_in_the_table_is_fetched(self, tmp_path: Path) -> None:
+    def test_an_image_of_which_only_the_path_is_in_the_table_is_fetched(self, tmp_path: Path) -> None:
         image = [
             {"bytes": None, "path": "b/1.jpg"},
             {"bytes": b"two", "path": "2.jpg"},
@@ -455,7 +455,7 @@ class TestParquet:
             (f"{path}#2", b""),
         ]
 
-    def test_pictures_in_the_table_beside_their_urls_as_img2dataset_writes_them(self, tmp_path: Path) -> None:
+    def test_images_in_the_table_beside_their_urls_as_img2dataset_writes_them(self, tmp_path: Path) -> None:
         columns = {
             "url": [URL, URL], "key": ["000", "001"], "status": ["success", "failed_to_download"],
             "jpg": pa.array([b"one", None], pa.large_binary()), "mask": [b"m", b"m"],
@@ -467,7 +467,7 @@ class TestParquet:
             {"item_id": "001", "uri": URL, "source_status": "failed_to_download", INLINE_COLUMN: None},
         ]
 
-    def test_a_chosen_column_may_hold_the_pictures_or_their_urls(self, tmp_path: Path) -> None:
+    def test_a_chosen_column_may_hold_the_images_or_their_urls(self, tmp_path: Path) -> None:
         path = write_parquet(
             tmp_path / "a.parquet", {"url": [URL], "jpg": [b"one"], "scan": [b"two"], "l": ["/x"]}
         )
@@ -549,7 +549,7 @@ class TestBaseUri:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "a.txt").write_text("1.jpg\n")
 
-        assert items(Path("a.txt"), base_uri="pictures/new")[0]["uri"] == f"{tmp_path}/pictures/new/1.jpg"
+        assert items(Path("a.txt"), base_uri="images/new")[0]["uri"] == f"{tmp_path}/images/new/1.jpg"
 
     def test_a_folder_has_none(self, tmp_path: Path) -> None:
         (tmp_path / "1.jpg").touch()

@@ -341,7 +341,7 @@ class TestPlain:
     def test_a_pass_that_fails_is_as_good_as_off(
         self, kind: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        # Given what a processor does not compute in a precision: a thread that ends with it ends the process
+        # Given what a CPU does not compute in a precision: a thread that ends with it ends the process
         monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
 
         def fail(features: torch.Tensor) -> torch.Tensor:
@@ -671,7 +671,7 @@ class TestDoctor:
     def test_it_loads_with_the_threads_of_a_worker(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # With others OpenVINO would compile anew, and what the worker has kept would be pushed out.
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        monkeypatch.setattr("clipfleet_worker.process.cores.processors", lambda: 3)
+        monkeypatch.setattr("clipfleet_worker.process.cores.cpus", lambda: 3)
         threads: list[int] = []
 
         def make(towers: Towers, device: str) -> Backend:

@@ -1,4 +1,4 @@
-"""Backends on the processor: which one is chosen, and that attention is what it was."""
+"""Backends on the CPU: which one is chosen, and that attention is what it was."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def make(device: FakeDevice, way: str = PLAIN) -> CudaBackend:
     return backend
 
 
-def pictures(count: int, seed: int = 0) -> np.ndarray:
+def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
@@ -91,7 +91,7 @@ def run_many(backend: CudaBackend, counts: list[int]) -> float:
     under_way: deque[tuple[np.ndarray, PendingFeatures]] = deque()
     worst = 0.0
     for seed, count in enumerate(counts):
-        pixels = pictures(count, seed)
+        pixels = images(count, seed)
         under_way.append((pixels, begin(backend, pixels)))
         if len(under_way) == backend.batches_in_flight or seed == len(counts) - 1:
             for _ in range(1 if seed < len(counts) - 1 else len(under_way)):
@@ -108,7 +108,7 @@ COUNTS = [8, 8, 8, 3, 8, 1, 8, 8, 2, 7, 8, 8]
 @pytest.mark.parametrize(("schedule", "seed"), ALL_SCHEDULES)
 class TestOrder:
     @pytest.mark.parametrize("way", [PLAIN, GRAPH])
-    def test_every_row_is_that_of_its_picture(self, schedule: Schedule, seed: int, way: str) -> None:
+    def test_every_row_is_that_of_its_image(self, schedule: Schedule, seed: int, way: str) -> None:
         device = FakeDevice(schedule, seed)
 
         assert run_many(make(device, way), COUNTS) < 1e-5
@@ -117,7 +117,7 @@ class TestOrder:
     def test_also_where_no_result_is_asked_for_until_the_end(self, schedule: Schedule, seed: int) -> None:
         # Given more batches begun than there are arrays
         backend = make(FakeDevice(schedule, seed))
-        batches = [pictures(8, n) for n in range(7)]
+        batches = [images(8, n) for n in range(7)]
 
         pending = [begin(backend, pixels) for pixels in batches]
 
@@ -125,7 +125,7 @@ class TestOrder:
             np.testing.assert_allclose(features.result(), expected_of(pixels), atol=1e-5)
 
     def test_pixels_that_lie_elsewhere_are_taken_too(self, schedule: Schedule, seed: int) -> None:
-        backend, pixels = make(FakeDevice(schedule, seed)), pictures(6)
+        backend, pixels = make(FakeDevice(schedule, seed)), images(6)
 
         first = backend.begin_images(pixels)
         second = backend.begin_images(pixels[::-1])
@@ -134,7 +134,7 @@ class TestOrder:
         np.testing.assert_allclose(second.result(), expected_of(pixels)[::-1], atol=1e-5)
 
     def test_texts_go_in_between(self, schedule: Schedule, seed: int) -> None:
-        backend, pixels = make(FakeDevice(schedule, seed)), pictures(8)
+        backend, pixels = make(FakeDevice(schedule, seed)), images(8)
         tokens = torch.arange(150 * TOKENS).reshape(150, TOKENS) % 97
         pending = begin(backend, pixels)
 
@@ -151,7 +151,7 @@ class TestTheDeviceItself:
     def test_an_array_that_is_lent_before_it_was_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(PixelRing, "lend", lambda ring, n: ring._slots[ring._next].source[:n].numpy())
         backend = make(FakeDevice(Schedule.LATE))
-        batches = [pictures(8, n) for n in range(7)]
+        batches = [images(8, n) for n in range(7)]
         pending = [begin(backend, pixels) for pixels in batches]
 
         assert np.abs(pending[0].result() - expected_of(batches[0])).max() > 0.01
@@ -165,15 +165,15 @@ class TestTheDeviceItself:
     def test_memory_that_is_written_before_it_was_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(PixelRing, "note_read", lambda *_: None)
         backend = make(FakeDevice(Schedule.COPIES_FIRST))
-        batches = [pictures(8, n) for n in range(7)]
+        batches = [images(8, n) for n in range(7)]
         pending = [begin(backend, pixels) for pixels in batches]
 
         assert np.abs(pending[0].result() - expected_of(batches[0])).max() > 0.01
 
     def test_features_that_are_read_before_they_are_there(self) -> None:
-        pending = begin(make(FakeDevice(Schedule.LATE)), pictures(8))
+        pending = begin(make(FakeDevice(Schedule.LATE)), images(8))
 
-        assert not np.allclose(pending.features.numpy(), expected_of(pictures(8)))  # type: ignore[attr-defined]
+        assert not np.allclose(pending.features.numpy(), expected_of(images(8)))  # type: ignore[attr-defined]
 
 
 def refuses(largest: int, refused: list[int] | None = None) -> Callable[[Work], None]:
@@ -207,7 +207,7 @@ class TestMemory:
         device.before_run = check
         monkeypatch.setattr(device, "forget_freed", lambda: alive.append([one() for one in made]))
 
-        begin(backend, pictures(8))
+        begin(backend, images(8))
 
         assert alive == [[None]]
 
@@ -227,7 +227,7 @@ class TestMemory:
 
     def test_the_second_part_of_a_batch_may_find_no_memory(self) -> None:
         device = FakeDevice()
-        backend, pixels = make(device), pictures(8)
+        backend, pixels = make(device), images(8)
         limits = iter([4, 4, 2, 2, 2, 2])
         device.before_run = lambda work: refuses(next(limits))(work)
 
@@ -237,7 +237,7 @@ class TestMemory:
     def test_what_was_halved_grows_again_once_others_have_gone(self, impatient: None) -> None:
         # Given a device that was full while many processes loaded
         device = FakeDevice()
-        backend, pixels = make(device, GRAPH), pictures(8)
+        backend, pixels = make(device, GRAPH), images(8)
         device.before_run = refuses(2)
         begin(backend, pixels).result()
         device.before_run = refuses(8)
@@ -250,7 +250,7 @@ class TestMemory:
 
     def test_where_the_device_stays_full_it_is_tried_ever_less_often(self, impatient: None) -> None:
         device, refused = FakeDevice(), []
-        backend, pixels = make(device), pictures(8)
+        backend, pixels = make(device), images(8)
 
         def batches_to_the_next_try() -> int:
             tried, batches = len(refused), 0
@@ -269,16 +269,16 @@ class TestMemory:
         device.before_run = refuses(4, refused)
         assert [batches_to_the_next_try() for _ in range(2)] == [1, 2]
 
-    def test_a_device_without_memory_for_one_picture_says_so(self) -> None:
+    def test_a_device_without_memory_for_one_image_says_so(self) -> None:
         device = FakeDevice()
         backend = make(device)
         device.before_run = refuses(0)
 
         with pytest.raises(MemoryError, match="Tried to allocate"):
-            begin(backend, pictures(8))
+            begin(backend, images(8))
 
         device.before_run = lambda work: None
-        pixels = pictures(3)
+        pixels = images(3)
         np.testing.assert_allclose(begin(backend, pixels).result(), expected_of(pixels), atol=1e-5)
 
     def test_texts_are_halved_too(self) -> None:
@@ -293,7 +293,7 @@ class TestMemory:
         device = FakeDevice()
         backend = make(device)
         device.before_run = refuses(4)
-        begin(backend, pictures(8)).result()
+        begin(backend, images(8)).result()
 
         with pytest.raises(RuntimeError, match="memory for 4 images at a time only"):
             backend.use(GRAPH)
@@ -333,17 +333,17 @@ class TestFailures:
     def test_what_goes_wrong_on_the_device_shows_at_the_result(self) -> None:
         device = FakeDevice()
         backend = make(device)
-        first = begin(backend, pictures(8))
+        first = begin(backend, images(8))
         device.forwards.run(lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: device-side assert")))
-        second = begin(backend, pictures(8))
+        second = begin(backend, images(8))
 
-        np.testing.assert_allclose(first.result(), expected_of(pictures(8)), atol=1e-5)
+        np.testing.assert_allclose(first.result(), expected_of(images(8)), atol=1e-5)
         with pytest.raises(RuntimeError, match="device-side assert"):
             second.result()
 
 
-def test_through_the_batcher_every_picture_gets_its_features() -> None:
-    # Given the demo model on a device that works on its own, and pictures of two chunks
+def test_through_the_batcher_every_image_gets_its_features() -> None:
+    # Given the demo model on a device that works on its own, and images of two chunks
     model = load_model(DEMO_MODEL, Precision.FP32, "cpu", lambda towers, _: demo_on(towers, 16))
     plain = load_model(DEMO_MODEL, Precision.FP32, "cpu")
     random = np.random.default_rng(0)

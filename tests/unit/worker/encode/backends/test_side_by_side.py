@@ -97,7 +97,7 @@ def backend_of(module: torch.nn.Module) -> SideBySideBackend:
     return SideBySideBackend(by_torch(module), Passes(THREADS))
 
 
-def pictures(count: int) -> np.ndarray:
+def images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
@@ -110,9 +110,9 @@ def test_features_are_those_of_one_pass_in_order(count: int) -> None:
     one, several = TorchBackend(towers_of(TinyModule()), "cpu"), backend_of(TinyModule())
     tokens = torch.arange(4 * count).reshape(count, 4) + 1
 
-    found = several.begin_images(pictures(count)).result()
+    found = several.begin_images(images(count)).result()
 
-    np.testing.assert_array_equal(found, one.begin_images(pictures(count)).result())
+    np.testing.assert_array_equal(found, one.begin_images(images(count)).result())
     np.testing.assert_array_equal(several.encode_texts(tokens), one.encode_texts(tokens))
     assert found.dtype == np.float32
 
@@ -120,7 +120,7 @@ def test_features_are_those_of_one_pass_in_order(count: int) -> None:
 def test_the_parts_of_a_batch_are_worked_on_at_the_same_time() -> None:
     module = Watched(side_by_side=2)
 
-    assert len(backend_of(module).begin_images(pictures(7)).result()) == 7
+    assert len(backend_of(module).begin_images(images(7)).result()) == 7
 
     assert sorted(module.sizes) == [3, 4]
 
@@ -128,13 +128,13 @@ def test_the_parts_of_a_batch_are_worked_on_at_the_same_time() -> None:
 def test_there_is_room_when_the_first_part_has_ended() -> None:
     module = Unequal()
     backend = backend_of(module)
-    batch = pictures(2)
+    batch = images(2)
     batch[1] = 255
     pending = backend.begin_images(batch)
 
     pending.wait_for_room()
 
-    behind = backend.begin_images(pictures(1))
+    behind = backend.begin_images(images(1))
     assert len(behind.result()) == 1  # while the second part of the first batch is under way
     module.go_on.set()
     assert len(pending.result()) == 2
@@ -143,7 +143,7 @@ def test_there_is_room_when_the_first_part_has_ended() -> None:
 def test_each_thread_has_its_share_and_all_others_have_what_they_had() -> None:
     module, others = Watched(), []
 
-    backend_of(module).begin_images(pictures(8)).result()
+    backend_of(module).begin_images(images(8)).result()
 
     another = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
     another.start()
@@ -154,23 +154,23 @@ def test_each_thread_has_its_share_and_all_others_have_what_they_had() -> None:
 
 @pytest.mark.parametrize(("room", "counts"), [(2, (4, 4)), (3, (4, 4)), (2, (4, 1)), (1, (1, 1))])
 def test_memory_that_is_enough_for_one_part_is_enough(room: int, counts: tuple[int, int]) -> None:
-    # None of the pictures is at fault: they must not end as failed rows.
+    # None of the images is at fault: they must not end as failed rows.
     backend, roomy = backend_of(Cramped(room)), backend_of(TinyModule())
 
-    begun = [backend.begin_images(pictures(count)) for count in counts]
+    begun = [backend.begin_images(images(count)) for count in counts]
 
     for pending, count in zip(begun, counts, strict=True):
-        np.testing.assert_array_equal(pending.result(), roomy.begin_images(pictures(count)).result())
+        np.testing.assert_array_equal(pending.result(), roomy.begin_images(images(count)).result())
 
 
 def test_a_part_without_memory_is_told_when_the_result_is_asked_for() -> None:
     backend = backend_of(Cramped(1))
 
-    pending = backend.begin_images(pictures(4))
+    pending = backend.begin_images(images(4))
 
     with pytest.raises(MemoryError):
         pending.result()
-    assert len(backend.begin_images(pictures(1)).result()) == 1
+    assert len(backend.begin_images(images(1)).result()) == 1
 
 
 def test_a_bug_ends_its_thread_and_with_it_a_worker_and_nobody_waits_for_ever(
@@ -182,7 +182,7 @@ def test_a_bug_ends_its_thread_and_with_it_a_worker_and_nobody_waits_for_ever(
     module.error = TypeError("a bug")
 
     with pytest.raises(TypeError, match="a bug"):
-        backend_of(module).begin_images(pictures(4)).result()
+        backend_of(module).begin_images(images(4)).result()
 
     wait_until(lambda: len(died) == 2, "both threads have ended", PATIENCE_SECONDS)
     assert set(died) == {module.error}
@@ -194,7 +194,7 @@ def test_models_of_a_process_share_the_threads_which_end_with_the_last_one() -> 
     made = SideBySideBackends()
     backends = [made.make(lambda _: by_torch(TinyModule())) for _ in range(2)]
     ours = forward_threads() - before
-    assert [len(backend.begin_images(pictures(4)).result()) for backend in backends] == [4, 4]
+    assert [len(backend.begin_images(images(4)).result()) for backend in backends] == [4, 4]
     assert len(ours) == 2
 
     del made, backends

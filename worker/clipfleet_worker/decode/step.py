@@ -1,6 +1,6 @@
-"""Where each picture is read: in this process, which is fast, or in a child that may be killed.
+"""Where each image is read: in this process, which is fast, or in a child that may be killed.
 
-A picture that kills the process that reads it takes all chunks of that process along. So what has cost a
+An image that kills the process that reads it takes all chunks of that process along. So what has cost a
 worker before, and what its operator wants to be careful with, is read by `DecodeChildren`.
 """
 
@@ -20,7 +20,7 @@ from clipfleet_worker.pixel_spec import PixelSpec
 _UNWATCHED = nullcontext()
 
 
-class DecodeStage:
+class DecodeStep:
     """Called by many threads at once."""
 
     def __init__(
@@ -36,7 +36,7 @@ class DecodeStage:
         Args:
             decoder: reads in this process.
             children: read outside.
-            watched: entered while this process reads a picture, by who ends it if that takes too much.
+            watched: entered while this process reads an image, by who ends it if that takes too much.
             isolate: have children read all but baseline JPEG and PNG, whose decoders are simple and old.
         """
         self._decoder = decoder
@@ -50,7 +50,7 @@ class DecodeStage:
     def with_suspect(self) -> Iterator[None]:
         """While a chunk that has cost a worker is under way, children read everything.
 
-        The pictures of other chunks too: one that kills the process would add to the losses of this chunk,
+        The images of other chunks too: one that kills the process would add to the losses of this chunk,
         which may be innocent, until it is given up.
         """
         with self._lock:
@@ -67,7 +67,7 @@ class DecodeStage:
     def decode(
         self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool = False
     ) -> DecodedImage:
-        """The picture in a file's bytes, the same ones wherever it is read; see `Decoder.decode`.
+        """The image in a file's bytes, the same ones wherever it is read; see `Decoder.decode`.
 
         Args:
             data: the file.
@@ -84,7 +84,7 @@ class DecodeStage:
         except NoRoomError:
             raise
         except MemoryError:
-            detail = "not enough memory for this picture"
+            detail = "not enough memory for this image"
             raise ItemFailure(ErrorCode.OUT_OF_MEMORY, detail) from None
 
     def _read(self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool) -> Raster:
@@ -95,7 +95,7 @@ class DecodeStage:
                 return self._decoder.read(data, spec.frame, route)
         except MemoryError:
             pass  # and free with it what had been read, whose frames hang on the error
-        # Others may have all memory just now: alone the picture is judged.
+        # Others may have all memory just now: alone the image is judged.
         return self._children.read(data, spec.frame, route)
 
     def close(self) -> None:

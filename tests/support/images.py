@@ -1,4 +1,4 @@
-"""Pictures for tests, made by seed."""
+"""Images for tests, made by seed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 
-def picture(seed: int, width: int = 96, height: int = 80) -> Image.Image:
-    """A smooth coloured picture with some texture, different for every seed."""
+def make_image(seed: int, width: int = 96, height: int = 80) -> Image.Image:
+    """A smooth coloured image with some texture, different for every seed."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -19,19 +19,19 @@ def picture(seed: int, width: int = 96, height: int = 80) -> Image.Image:
 
 
 def encoded(image: Image.Image, image_format: str = "JPEG", **options: object) -> bytes:
-    """The picture as a file's bytes."""
+    """The image as a file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def write_pictures(folder: Path, count: int, *, width: int = 96, height: int = 80) -> list[Path]:
+def write_images(folder: Path, count: int, *, width: int = 96, height: int = 80) -> list[Path]:
     """`count` JPEGs named by number."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):
         path = folder / f"{number:06d}.jpg"
-        path.write_bytes(encoded(picture(number, width, height), quality=85))
+        path.write_bytes(encoded(make_image(number, width, height), quality=85))
         paths.append(path)
     return paths
 

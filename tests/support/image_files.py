@@ -1,4 +1,4 @@
-"""Files of every sort that is read, from a picture: formats, modes, bits, compressions, frames, extras."""
+"""Files of every sort that is read, from an image: formats, modes, bits, compressions, frames, extras."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageCms
 
-from tests.support.pictures import encoded
+from tests.support.images import encoded
 from tests.support.png_files import png
 
 Encode = Callable[[Image.Image], bytes]
