@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clipfleet.errors import OutputUnavailableError, UsageError
-from clipfleet.sources.uris import printable
+from clipfleet.sources.uris import utf8_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _require_free(folder: Path) -> None:
-    name = printable(str(folder))
+    name = utf8_name(str(folder))
     with _folder_errors(folder):
         if not folder.exists() and not folder.is_symlink():
             return
@@ -87,7 +87,7 @@ def _folder_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or folder
-        raise OutputUnavailableError(f"{printable(str(where))}: {error.strerror or error}") from error
+        raise OutputUnavailableError(f"{utf8_name(str(where))}: {error.strerror or error}") from error
 
 
 def _sync(folder: Path) -> None:

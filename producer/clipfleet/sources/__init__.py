@@ -17,7 +17,7 @@ from clipfleet.sources.lists.formats import SUPPORTED
 from clipfleet.sources.local import open_local
 from clipfleet.sources.s3 import open_s3
 from clipfleet.sources.stdin import StdinSource
-from clipfleet.sources.uris import has_scheme, printable
+from clipfleet.sources.uris import has_scheme, utf8_name
 
 __all__ = ["SUPPORTED", "ReadOptions", "Source", "SourceLike", "open_source", "source_of"]
 
@@ -48,7 +48,7 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
         return open_s3(text, options)
     if has_scheme(text):
         raise SourceError(
-            f"{printable(text)}: a URL cannot be a source itself, list it in a file; {SUPPORTED}"
+            f"{utf8_name(text)}: a URL cannot be a source itself, list it in a file; {SUPPORTED}"
         )
     return open_local(text, options)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from clipfleet.errors import SourceError
-from clipfleet.sources.uris import base_of, local_uri, printable
+from clipfleet.sources.uris import base_of, local_uri, utf8_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.name = printable(str(path))
+        self.name = utf8_name(str(path))
         self.uri = local_uri(str(path))
         self.folder = f"{path.parent}/".replace("//", "/")
         with self._readable():

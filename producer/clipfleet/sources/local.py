@@ -19,7 +19,7 @@ from clipfleet.sources.lists.formats import (
     require_fit,
 )
 from clipfleet.sources.tar import Shard, TarSource, shards_state
-from clipfleet.sources.uris import local_uri, printable
+from clipfleet.sources.uris import local_uri, utf8_name
 from clipfleet.sources.walk import (
     expand_braces,
     file_source,
@@ -49,13 +49,13 @@ def open_local(text: str, options: ReadOptions) -> Source:
     if path.is_file():
         return _file(path)
     if path.exists():
-        raise SourceError(f"{printable(str(path))}: neither a folder nor an ordinary file; {SUPPORTED}")
+        raise SourceError(f"{utf8_name(str(path))}: neither a folder nor an ordinary file; {SUPPORTED}")
     if is_shard_name(text):
         return _shards(path, [*_named_shards(text)])
     if has_wildcards(text):
         refuse_pattern_of_lists(text)
         return pattern_source(path)
-    raise SourceError(f"{printable(str(path))}: does not exist")
+    raise SourceError(f"{utf8_name(str(path))}: does not exist")
 
 
 def _folder(path: Path) -> Source:
@@ -69,13 +69,13 @@ def _folder(path: Path) -> Source:
                     shards.append(path / name)
                 has_images = has_images or is_image_name(name)
     except OSError as error:
-        raise SourceError(f"{printable(str(path))}: cannot be read: {error.strerror}") from error
+        raise SourceError(f"{utf8_name(str(path))}: cannot be read: {error.strerror}") from error
     if not shards:
         return folder_source(path)
     if has_images:
         raise SourceError(
-            f"{printable(str(path))}: holds images and .tar files; "
-            f"say which by a pattern: '{printable(path.name)}/*.tar' or '{printable(path.name)}/**/*.jpg'"
+            f"{utf8_name(str(path))}: holds images and .tar files; "
+            f"say which by a pattern: '{utf8_name(path.name)}/*.tar' or '{utf8_name(path.name)}/**/*.jpg'"
         )
     return _shards(path, sorted(shards))
 
@@ -85,7 +85,7 @@ def _file(path: Path) -> Source:
         return _shards(path, [path])
     if is_image_name(path.name):
         return file_source(path)
-    name = printable(str(path))
+    name = utf8_name(str(path))
     if path.name.lower().endswith(_PACKED_SHARDS):
         raise SourceError(f"{name}: single images of a packed archive cannot be read; unpack it to a .tar")
     raise SourceError(f"{name}: a file of this kind cannot be a source; {SUPPORTED}")
@@ -99,7 +99,7 @@ def _named_shards(text: str) -> Iterator[Path]:
             continue
         found = [*matching_files(path)]
         if not found:
-            raise SourceError(f"{printable(str(path))}: no file matches this pattern")
+            raise SourceError(f"{utf8_name(str(path))}: no file matches this pattern")
         yield from found
 
 
@@ -116,5 +116,5 @@ def _absolute(text: str) -> Path:
     try:
         path.exists()
     except OSError as error:
-        raise SourceError(f"{printable(text)}: {error.strerror}") from error
+        raise SourceError(f"{utf8_name(text)}: {error.strerror}") from error
     return path.absolute()

@@ -36,7 +36,7 @@ def local_path(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(uri[7:].removeprefix("localhost")))
 
 
-def printable(name: str) -> str:
+def utf8_name(name: str) -> str:
     """A file name that can be stored as text: unchanged, or percent-encoded where its bytes are not UTF-8."""
     return name if _is_unicode(name) else quote_from_bytes(os.fsencode(name))
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from clipfleet.contract.jobs import SourceDescription
 from clipfleet.errors import SourceError
 from clipfleet.sources.batches import in_batches, item_batch
-from clipfleet.sources.uris import local_uri, printable
+from clipfleet.sources.uris import local_uri, utf8_name
 
 ANY_DEPTH = "**"
 _RUN = 65_536  # names that are sorted at a time; beyond this a folder's names are kept packed
@@ -116,7 +116,7 @@ def _entries(folder: Path, pattern: Pattern, positions: Positions) -> Iterator[s
         with os.scandir(folder) as entries:
             return _sorted(_wanted(entries, pattern, positions))
     except OSError as error:
-        raise SourceError(f"{printable(str(folder))}: cannot be read: {error.strerror}") from error
+        raise SourceError(f"{utf8_name(str(folder))}: cannot be read: {error.strerror}") from error
 
 
 def _wanted(entries: Iterable[os.DirEntry[str]], pattern: Pattern, positions: Positions) -> Iterator[str]:
@@ -170,7 +170,7 @@ class WalkedSource:
 
     def __init__(self, kind: str, name: Path, root: Path, pattern: Pattern, nothing: str) -> None:
         self._root, self._pattern = root, pattern
-        self._nothing = f"{printable(str(name))}: {nothing}"
+        self._nothing = f"{utf8_name(str(name))}: {nothing}"
         self.description = SourceDescription(kind=kind, uri=local_uri(str(name)))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -181,7 +181,7 @@ class WalkedSource:
             try:
                 batch = item_batch(first_index, pa.array(paths, pa.string()), pa.array(uris, pa.string()))
             except UnicodeEncodeError:  # a name that is not UTF-8: rare, so it is only looked for now
-                ids = pa.array([printable(path) for path in paths], pa.string())
+                ids = pa.array([utf8_name(path) for path in paths], pa.string())
                 batch = item_batch(first_index, ids, pa.array([local_uri(uri) for uri in uris], pa.string()))
             yield batch
             first_index += len(paths)

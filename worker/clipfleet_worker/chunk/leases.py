@@ -139,7 +139,7 @@ class HeldLease:
         if self._interruption is not None:
             raise self._interruption
 
-    def is_done(self) -> None:
+    def enter_complete(self) -> None:
         """The part is in place: the ledger is told, however long Redis may be away, and whoever leaves."""
         self._begin("complete")
         self._limit_seconds, self._longest_seconds = math.inf, None

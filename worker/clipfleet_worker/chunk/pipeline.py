@@ -128,7 +128,7 @@ class Pipeline:
         lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _GIVE_BACK_SECONDS)
         spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
         destination = self.items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
-        goes_ahead = not is_suspect and job.text_column is None and loading.may_go_ahead()
+        goes_ahead = not is_suspect and job.text_column is None and loading.take_lead()
         if goes_ahead:
             self.items.start(items, destination)
         model = self._loaded(lease, destination)

@@ -128,11 +128,11 @@ def _send(worker: socket.socket, raster: Raster) -> None:
         worker.sendall(packed(reply))
         worker.sendall(pixels.data)
         return
-    reply = _described(raster)
-    worker.sendall(packed(reply))
-    for top in range(0, reply.height, reply.rows_per_strip):
-        bottom = min(top + reply.rows_per_strip, reply.height)
-        worker.sendall(raster.image.crop((0, top, reply.width, bottom)).tobytes())
+    read = _described(raster)
+    worker.sendall(packed(read))
+    for top in range(0, read.height, read.rows_per_strip):
+        bottom = min(top + read.rows_per_strip, read.height)
+        worker.sendall(raster.image.crop((0, top, read.width, bottom)).tobytes())
 
 
 def _described(whole: WholeImage) -> ImageRead:

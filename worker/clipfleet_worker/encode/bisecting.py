@@ -13,7 +13,7 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-Encode = Callable[[list[Any]], np.ndarray]  # n items -> features (n, d)
+EncodeBatch = Callable[[list[Any]], np.ndarray]  # n items -> features (n, d)
 
 # torch raises RuntimeError for nearly everything; what is out of memory comes as MemoryError.
 FORWARD_ERRORS = (RuntimeError, ValueError, MemoryError, ArithmeticError)
@@ -32,7 +32,7 @@ Results = np.ndarray | list[np.ndarray | Exception]
 
 
 def encode_each(
-    encode: Encode, items: list[Any], harmless: Any, *, first: Callable[[], np.ndarray]
+    encode: EncodeBatch, items: list[Any], harmless: Any, *, first: Callable[[], np.ndarray]
 ) -> Results:
     """Features of each item, or the exception of an item that fails alone.
 
@@ -60,7 +60,7 @@ def encode_each(
     return results
 
 
-def _encode_halves(encode: Encode, items: list[Any], error: Exception) -> list[np.ndarray | Exception]:
+def _encode_halves(encode: EncodeBatch, items: list[Any], error: Exception) -> list[np.ndarray | Exception]:
     """Results of items that failed together."""
     if len(items) == 1:
         return [error]
@@ -74,7 +74,7 @@ def _encode_halves(encode: Encode, items: list[Any], error: Exception) -> list[n
     return results
 
 
-def _require_working(encode: Encode, harmless: Any, error: Exception) -> None:
+def _require_working(encode: EncodeBatch, harmless: Any, error: Exception) -> None:
     try:
         encode([harmless])
     except FORWARD_ERRORS:

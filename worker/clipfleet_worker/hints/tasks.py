@@ -83,7 +83,7 @@ class Tasks:
             if error is None:
                 return
             result = self.pipeline.give_up(claim, context, lease, error)
-        lease.is_done()
+        lease.enter_complete()
         if self.claims.complete(claim, result) == "finishing":
             self.hints.publish_finish()
 

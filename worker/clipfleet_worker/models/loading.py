@@ -43,7 +43,7 @@ class Loading(Future[LoadedModel]):
             self.pixel_spec.set_exception(error)
         self.set_exception(error)
 
-    def may_go_ahead(self) -> bool:
+    def take_lead(self) -> bool:
         """Whether the caller's chunk may start before the model is there: one may, for memory's sake."""
         with self._lock:
             is_first, self._has_leader = not self._has_leader, True

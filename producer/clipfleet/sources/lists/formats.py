@@ -12,7 +12,7 @@ from clipfleet.sources.lists.csv import CsvSource
 from clipfleet.sources.lists.jsonl import JsonlSource
 from clipfleet.sources.lists.lines import TxtSource
 from clipfleet.sources.lists.parquet import ParquetSource
-from clipfleet.sources.uris import printable
+from clipfleet.sources.uris import utf8_name
 
 SUPPORTED = (
     "supported are a folder, a pattern such as 'images/**/*.jpg', a .txt file with one URL or path "
@@ -57,11 +57,11 @@ def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
     is_table = is_list and (_ending(text) or "").removesuffix(".gz") in _WITH_COLUMNS
     if not is_table and (options.url_column is not None or options.id_column is not None):
         raise SourceError(
-            f"{printable(text)}: {options.content_option} and --id-column apply to tables only "
+            f"{utf8_name(text)}: {options.content_option} and --id-column apply to tables only "
             "(.csv, .tsv, .jsonl, .parquet)"
         )
     if not is_list and options.base_uri is not None:
-        raise SourceError(f"{printable(text)}: --base-uri applies to lists and tables only")
+        raise SourceError(f"{utf8_name(text)}: --base-uri applies to lists and tables only")
 
 
 def refuse_pattern_of_lists(pattern: str) -> None:
@@ -72,7 +72,7 @@ def refuse_pattern_of_lists(pattern: str) -> None:
     """
     if list_opener(pattern) is not None:
         raise SourceError(
-            f"{printable(pattern)}: a pattern can mean images or .tar shards; submit lists one by one"
+            f"{utf8_name(pattern)}: a pattern can mean images or .tar shards; submit lists one by one"
         )
 
 

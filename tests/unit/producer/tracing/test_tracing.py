@@ -111,7 +111,7 @@ def test_stages_are_part_of_the_chunk_and_the_chunk_of_the_submit(bench: Bench) 
         for _ in range(3):
             lease.enter("encode labels", 10)
         lease.enter("write", 10)
-        lease.is_done()
+        lease.enter_complete()
 
     assert bench.parents() == [
         ("submit", None),

@@ -338,7 +338,7 @@ class TestRenewing:
         with keeper.hold(lease(1)) as held:
             held.enter("write", 0)
             keeper.interrupt_all("the worker leaves")
-            held.is_done()
+            held.enter_complete()
             keeper.renew_all()
 
         assert ledger.renewed == [["1"]]
