@@ -13,7 +13,7 @@ from tests.support.documents import ROOT
 
 MAX_FUNCTION_LINES = 60
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
-HEAVY = {"torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp", "clipfleet_worker"}
+HEAVY = {"torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp"}
 BROAD = {"Exception", "BaseException"}
 
 # The task boundary: the one place that catches everything and goes on.
