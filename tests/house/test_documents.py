@@ -171,7 +171,7 @@ def test_variables_that_are_named_are_settings() -> None:
 
 
 def test_every_threat_names_a_defence_and_a_test() -> None:
-    rows = table(ROOT / "SECURITY.md", "attacker", "what they try", "what stands in the way", "proven by")
+    rows = table(ROOT / "SECURITY.md", "attacker", "what they try", "defence", "proven by")
     assert len(rows) >= 8
     assert all(len(row) == 4 and re.search(r"`tests/\S+`", row[3]) for row in rows)
     assert "](SECURITY.md)" in README.read_text()
