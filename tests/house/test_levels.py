@@ -1,4 +1,4 @@
-"""The tree tells the path of a chunk: folders import downwards only, and each says what belongs in it."""
+"""The tree follows the path of a chunk: folders import downwards only, and each says what belongs in it."""
 
 from __future__ import annotations
 
