@@ -1,4 +1,4 @@
-# What makes and reads jobs, and what tells Prometheus of the ledger; no torch:
+# The image of producers and of the exporter, without torch:
 # docker build --file ops/docker/producer.Dockerfile --tag clipfleet .
 FROM python:3.12-slim-bookworm AS build
 
@@ -22,7 +22,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     CLIPFLEET_HEALTH_HOST=0.0.0.0 \
     CLIPFLEET_HEALTH_PORT=8081
 
-# By its number: so Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can check that it is not root.
 USER 1000
 WORKDIR /data
 STOPSIGNAL SIGTERM

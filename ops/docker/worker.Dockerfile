@@ -1,8 +1,8 @@
 # A worker: docker build --file ops/docker/worker.Dockerfile --tag clipfleet-worker .
-# Everything is pinned by hash. pip's default torch brings CUDA and runs on a CPU as well; for a small image of
-# CPU builds PIP_EXTRA_INDEX_URL names their index: the same version, then pinned by its version only.
-# MODELS="NAME NAME" are baked in. Without, they are downloaded to /opt/models once: mount a volume there, and one at
-# /home/clipfleet/.cache, where a worker keeps what it found out about its device. Nothing is compiled.
+# Everything is pinned by hash. pip's default torch contains CUDA and runs on a CPU as well. For a small image with a CPU
+# build set PIP_EXTRA_INDEX_URL to its index: torch then has the same version, pinned by version only.
+# MODELS="NAME NAME" are baked in. Other models are downloaded to /opt/models once: mount a volume there, and one at
+# /home/clipfleet/.cache, where a worker keeps what it measured on its device. Nothing is compiled.
 FROM python:3.12-slim-bookworm AS build
 
 ARG PIP_EXTRA_INDEX_URL
@@ -37,7 +37,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# By its number: so Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can check that it is not root.
 USER 1000
 WORKDIR /data
 STOPSIGNAL SIGTERM

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Start Valkey or Redis as clipfleet needs it: it keeps what it acknowledged, evicts nothing, and knows only the
-# users of users.acl, whose passwords come from the environment. Arguments go to the server.
+# Start Valkey or Redis as clipfleet needs it: it keeps the writes that it acknowledged, evicts nothing, and has only the
+# users of users.acl, with passwords from the environment. Arguments go to the server.
 set -eu
 here=$(dirname "$0")
 users=$(mktemp)
@@ -8,8 +8,8 @@ sed -e "s/>PRODUCER-PASSWORD/>${PRODUCER_PASSWORD:?}/" \
     -e "s/>WORKER-PASSWORD/>${WORKER_PASSWORD:?}/" \
     -e "s/>READER-PASSWORD/>${READER_PASSWORD:?}/" "$here/users.acl" >"$users"
 if [ -n "${FLOWER_PASSWORD:-}" ]; then
-  # For CLIPFLEET_CELERY_EVENTS: workers tell what they do on Celery's channels, and Flower asks them there. It sees
-  # how long the queue is, and nothing of the ledger.
+  # For CLIPFLEET_CELERY_EVENTS: workers publish events on Celery's channels, and Flower queries them there. Flower sees
+  # the length of the queue, and nothing of the ledger.
   channels='\&/0.celeryev/* \&/0.celery.pidbox \&/0.celery.pidbox/*'
   boxes='~*.celery.pidbox ~*.reply.celery.pidbox*'
   sed -i "/^user clipfleet-worker /s|\$| $channels $boxes +publish +subscribe +psubscribe +unsubscribe +punsubscribe|" "$users"
