@@ -1,8 +1,8 @@
-"""Runs benches one after the other, each in a process of its own: `make bench`, `make bench decode tail`.
+"""Run benches one after the other, each in a process of its own: `make bench`, `make bench decode tail`.
 
     python -m ops.bench [NAME ...] [-- OPTIONS of each]
 
-It measures nothing itself; one that fails or misses a goal does not keep the next ones from running.
+It measures nothing itself. The next bench runs also if one fails or misses a goal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BENCHES = (
 
 
 def main() -> int:
-    """Run them; 1 if one of them failed or missed a goal."""
+    """Run them; return 1 if one failed or missed a goal."""
     known = [name for name in BENCHES if find_spec(f"ops.bench.{name}")]
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)

@@ -2,10 +2,10 @@
 
     python -m ops.bench.bare FOLDER [--precision auto] [--seconds 12]
 
-The forward is the backend's own on batches that are there already, of the size that is faster, the decode the
-worker's route on bytes that are there already, in one thread per core. The forward is measured for as long as
-a thousand images take: in these seconds a CPU slows down by a tenth under matrix products. Prints one
-line of JSON, images/s of both. The backend is that of the environment.
+The forward is the backend's own, on batches in memory, at the faster batch size. The decode is the worker's
+route on bytes in memory, in one thread per core. The forward is measured for as long as a thousand images
+take: in these seconds a CPU slows down by a tenth under matrix products. Prints one line of JSON, images/s
+of both. The backend is that of the environment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ops.bench.pile import MODEL
 _BATCHES = (32, 64)
 _FILES = 128
 _DECODE_SECONDS = 4.0
-_SHORT_SECONDS = 2.0  # in which each size of batch is tried
+_SHORT_SECONDS = 2.0  # to try each batch size
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Images/s of work that is repeated for so long; the first time only warms up."""
+    """Images/s of work repeated for some seconds, after one run to warm up."""
     work()
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

@@ -1,6 +1,6 @@
-"""clip-retrieval in an environment of its own in the cache: its requirements are not ours.
+"""clip-retrieval, in an environment of its own in the cache, because its requirements differ from ours.
 
-What is measured of it is what it says itself, and its whole process.
+Measured are the rate that it reports itself, and its whole process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _REQUIREMENTS = Path(__file__).with_name("peers-requirements.txt")
 
 
 def install(cache: Path) -> None:
-    """Install it once, and again when the requirements change.
+    """Install it once, and again if the requirements change.
 
     Raises:
         WorldError: it cannot be installed.
@@ -37,7 +37,7 @@ def _run(*words: str | Path) -> None:
 
 
 def command(cache: Path, images: Path, output: Path) -> list[str]:
-    """Vectors of a folder, as its users would start it on a CPU."""
+    """The command that embeds a folder, as users start it on a CPU."""
     options = {
         "input_dataset": images,
         "output_folder": output,
@@ -53,7 +53,7 @@ def command(cache: Path, images: Path, output: Path) -> list[str]:
 
 
 def images_per_second(output: Path) -> float:
-    """What it counted itself, inside its loop."""
+    """The rate that it counted inside its own loop."""
     (file,) = (output / "stats").glob("*.json")
     stats = json.loads(file.read_text())
     return float(stats["sample_count"] / stats["total_duration"])  # both summed over its batches

@@ -1,12 +1,12 @@
-"""How much faster the worker's fast decode route is than Pillow, from a file's bytes to the model's pixels.
+"""The speed of the worker's fast decode route relative to Pillow, from a file's bytes to the model's pixels.
 
-Both routes take turns on the same images, in one thread, so that a busy machine slows both: images/s of CPU
-time, and the median of the ratios of neighbouring runs. Of large JPEGs the entropy decoder, which no route
-can do without, takes most of the time: the more bits for a pixel, the smaller the ratio. So images differ
-in their finest detail: four pixels (`soft`), two (`photo`) or one (`sharp`). The goals are for the median of
-the qualities 75 to 95 of the second kind in 4:2:0, the default of libjpeg; the median of 4:4:4 is told beside
-it, and up to how many bits a pixel the goals hold. JPEGs in several scans and other formats, which both
-routes read alike, are there to be seen.
+Both routes alternate on the same images, in one thread, so that a busy machine slows both: images/s of CPU
+time, and the median of the ratios of neighbouring runs. For large JPEGs the entropy decoder, which every
+route needs, takes most of the time: the more bits per pixel, the smaller the ratio. So images differ in their
+finest detail: four pixels (`soft`), two (`photo`) or one (`sharp`). The goals are for the median of the
+qualities 75 to 95 of the second kind in 4:2:0, the default of libjpeg. Also printed are the median of 4:4:4,
+and up to how many bits per pixel the goals hold. JPEGs in several scans and other formats, which both routes
+decode alike, are listed for comparison.
 
     python -m ops.bench.decode [--rounds 9] [--model-size 224] [--sizes 4000x3000]
 """
@@ -42,7 +42,7 @@ PIXELS_PER_ROUND = 12_000_000  # of each route: a large image, or many small one
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One sort of file."""
+    """One kind of file."""
 
     size: tuple[int, int]
     kind: str
@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one case: medians over the rounds."""
+    """The figures of one case: medians over the rounds."""
 
     pillow_per_second: float
     fast_per_second: float
@@ -70,7 +70,7 @@ class Figures:
 
 
 def main() -> int:
-    """Measure; 1 if a goal is missed."""
+    """Measure; return 1 if a goal is missed."""
     parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=positive, default=9, help="runs of each route per case")
     parser.add_argument("--model-size", type=positive, default=224, help="pixels of the model's input")
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def judge(report: Report, size: tuple[int, int], found: Sequence[tuple[Case, Figures]]) -> None:
-    """Compare with the goal, and tell up to where it holds."""
+    """Compare with the goal, and print up to where it holds."""
     goal, name = GOALS[size], f"{size[0]}x{size[1]}"
     median, other = (
         statistics.median(
@@ -118,7 +118,7 @@ def judge(report: Report, size: tuple[int, int], found: Sequence[tuple[Case, Fig
 
 
 def cases(size: tuple[int, int]) -> Iterator[Case]:
-    """Each made when its turn comes."""
+    """The cases, each made lazily."""
     for kind, detail in DETAILS.items():
         images = photos(*size, detail)
         for name, image_format, how in encodings(size):
@@ -142,13 +142,13 @@ def encodings(size: tuple[int, int]) -> Iterator[tuple[str, str, dict[str, objec
 
 
 def photos(width: int, height: int, detail: int) -> list[Image.Image]:
-    """Images without detail finer than so many pixels."""
+    """Images without detail finer than a number of pixels."""
     small = [photo(seed, width // detail, height // detail) for seed in range(2)]
     return [one.resize((width, height), Image.Resampling.BICUBIC) for one in small]
 
 
 def spec_of(size: int) -> PixelSpec:
-    """What open_clip's models of this size want: shortest side, bicubic, centre crop."""
+    """The preprocessing of open_clip's models of this size: shortest side, bicubic, centre crop."""
     resize = transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
     crop = transforms.CenterCrop(size)
 
@@ -160,7 +160,7 @@ def spec_of(size: int) -> PixelSpec:
 
 
 def measure(case: Case, spec: PixelSpec, rounds: int) -> Figures:
-    """Decode the files by both routes in turns."""
+    """Decode the files by both routes alternately."""
     decoder = Decoder(max_pixels=100_000_000)
     repeats = max(1, PIXELS_PER_ROUND // (case.size[0] * case.size[1]) // len(case.files))
 

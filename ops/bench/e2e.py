@@ -1,14 +1,14 @@
-"""The whole way, from images to Parquet through Valkey and Celery, beside what people use today.
+"""The whole path, from images to Parquet through Valkey and Celery, beside programs in use today.
 
     python -m ops.bench.e2e [--images 1000] [--rounds 3] [--ways folder,http] [--peers] [--cache FOLDER]
 
-ViT-B-32 with random weights, JPEGs of 640x480. In each round every way takes its turn, so that a busy machine
-slows all alike; told are medians, and medians of the ratios within a round.
+ViT-B-32 with random weights, JPEGs of 640x480. Each round runs every way once, so that a busy machine slows
+all alike. Reported are medians, and medians of the ratios within a round.
 
-`images/s` is what a warm worker does: items by the seconds from its first chunk's begin, before the items are
-read, to the last part in place. `steady` leaves out the first batch. `whole` is 1,000 items, say, by all
-seconds from the start of `clipfleet-worker up -- clipfleet embed ...` to its exit. The ceiling is
-1 / (1/F + 1/D): bare forward and bare decode, each alone on all cores, before and after the ways
+`images/s` is the rate of a warm worker: items divided by the seconds from the begin of its first chunk,
+before the items are read, to the last part in place. `steady` leaves out the first batch. `whole` is all
+items divided by the seconds from the start of `clipfleet-worker up -- clipfleet embed ...` to its exit. The
+ceiling is 1 / (1/F + 1/D): bare forward and bare decode, each alone on all cores, before and after the ways
 of a round.
 
 The plain loop is `plain_loop.py`; `--peers` adds clip-retrieval 2.45.0, in an environment of its own in the
@@ -57,7 +57,7 @@ class Way:
 
     @property
     def engine(self) -> tuple[str, str]:
-        """What the bare forward depends on."""
+        """The settings that the bare forward depends on."""
         return self.backend, self.precision
 
 
@@ -74,7 +74,7 @@ WAYS = (
 
 @dataclass(slots=True)
 class Found:
-    """What the rounds brought for one way; images/s."""
+    """The results of the rounds for one way; images/s."""
 
     worker: list[float] = field(default_factory=list)
     steady: list[float] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Found:
 
 
 class _Cluster(Cluster):
-    """Of one worker, which may have all cores."""
+    """A cluster of one worker, which may use all cores."""
 
     def environment(self) -> dict[str, str]:
         found = super().environment()
@@ -95,7 +95,7 @@ class _Cluster(Cluster):
 
 
 class Bench:
-    """Images, servers and folders, for the time of one run."""
+    """Images, servers and folders for one run."""
 
     def __init__(self, folder: Path, cache: Path, images: int, children: ExitStack) -> None:
         self._folder = folder
@@ -109,7 +109,7 @@ class Bench:
         self._runs = 0
 
     def worker(self, way: Way) -> Times:
-        """One job on a worker that is warm."""
+        """Run one job on a warm worker."""
         folder = self._new_folder()
         times = folder / "times.jsonl"
         with _Cluster(folder, self._settings(way)) as cluster:
@@ -229,7 +229,7 @@ class Bench:
 
 
 def _backend(name: str) -> dict[str, str]:
-    """Also of torch: left open, a worker takes OpenVINO where it is installed."""
+    """The backend, also for torch: by default a worker uses OpenVINO if it is installed."""
     return {"CLIPFLEET_BACKEND": name}
 
 
@@ -263,7 +263,7 @@ def _site(folder: Path) -> Iterator[int]:
 
 
 class Rounds:
-    """What the rounds brought, by name of the way."""
+    """The results of the rounds, by the name of the way."""
 
     def __init__(self, bench: Bench, ways: Sequence[Way], *, with_peers: bool, with_whole: bool) -> None:
         self._bench = bench
@@ -273,7 +273,7 @@ class Rounds:
         self.found = {name: Found() for name in (*(way.name for way in ways), PLAIN, PEER)}
 
     def run_one(self) -> None:
-        """Each way once, between two looks at its ceilings; then the others."""
+        """Run each way once, between two measurements of its ceilings; then the other programs."""
         engines = {way.engine for way in self._ways}
         before = {engine: self._bench.bare(engine) for engine in engines}
         times = {way.name: self._bench.worker(way) for way in self._ways}
@@ -324,7 +324,7 @@ def main() -> int:
         for number in range(options.rounds):
             rounds.run_one()
             print(f"round {number + 1} of {options.rounds} is done", file=sys.stderr, flush=True)
-        tell(report, rounds.found, options.images)
+        print_medians(report, rounds.found, options.images)
     return report.exit_code
 
 
@@ -332,7 +332,7 @@ def _possible_ways() -> list[str]:
     return [way.name for way in WAYS if find_spec(way.backend)]
 
 
-def tell(report: Report, all_found: Mapping[str, Found], images: int) -> None:
+def print_medians(report: Report, all_found: Mapping[str, Found], images: int) -> None:
     """A table of medians, then the ratios that have goals."""
     columns = {name: "8.1f" for name in ("images/s", "steady/s", "whole/s", "bare/s", "decode/s")}
     table = report.table(

@@ -8,5 +8,5 @@ _UNWANTED = ("CLIPFLEET_", "AWS_", "OMP_")
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without what would decide where they go or how many threads they have."""
+    """Our environment, without variables that set their servers or their number of threads."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}

@@ -1,6 +1,6 @@
-"""A real worker with an encoder for a model that costs nothing to speak of: `-m ops.bench.fake_worker`.
+"""A real worker with an encoder of negligible cost: `-m ops.bench.fake_worker`.
 
-All else is what `clipfleet-worker run` runs: so what is measured is what a worker costs beside its model.
+All else is what `clipfleet-worker run` runs, so that a bench measures the cost of a worker without its model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder by HTTP on a free loopback port, in a process of its own.
+"""An HTTP server of a folder on a free loopback port, in a process of its own.
 
     python -m ops.bench.file_server FOLDER
 
@@ -15,7 +15,7 @@ from aiohttp import web
 
 
 async def serve(folder: Path) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
     app = web.Application()
     app.router.add_static("/", folder)
     runner = web.AppRunner(app, access_log=None)

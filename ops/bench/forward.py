@@ -1,9 +1,9 @@
 """Forward passes on the CPU: torch and OpenVINO, fp32 and bf16, images and texts, by size of the batch.
 
-Every backend is what a worker makes, from uint8 pixels and texts to L2-normalised features. `open_clip` is
-the forward of a plain loop: its own module in fp32, from normalised pixels and texts. All of them take turns,
-so that a busy machine slows all alike; rates are medians, ratios medians of neighbouring runs. With `--cpu`
-the seconds are the CPU's, not the clock's. ViT-B-32 has random weights: the speed is the same.
+Every backend is as in a worker, from uint8 pixels and texts to L2-normalised features. `open_clip` is the
+forward of a plain loop: its own module in fp32, from normalised pixels and texts. All of them alternate, so
+that a busy machine slows all alike. Rates are medians, ratios medians of neighbouring runs. With `--cpu` the
+seconds are CPU time instead of wall time. ViT-B-32 has random weights, which do not change the speed.
 
     python -m ops.bench.forward
     python -m ops.bench.forward --models demo --rounds 9 --cpu
@@ -35,7 +35,7 @@ from clipfleet_worker.models.loaded import LoadedModel, load_model
 from ops.bench.report import Report, Table, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 
-ROUND_SECONDS = 0.5  # of each route, by a guess from its first pass
+ROUND_SECONDS = 0.5  # of each route, estimated from its first pass
 PLAIN = "open_clip fp32"
 
 
@@ -84,7 +84,7 @@ def main() -> int:
 
 @contextmanager
 def named(model: str) -> Iterator[str]:
-    """A model's full name; the weights of ViT-B-32 are made, and are gone afterwards."""
+    """A model's full name; the weights of ViT-B-32 are made, and removed afterwards."""
     if model == "demo":
         yield DEMO_MODEL
         return
@@ -111,7 +111,7 @@ def load_all(model: str, name: str, loading: Table) -> dict[str, LoadedModel]:
 
 
 def plain_module(name: str) -> Any:
-    """As open_clip's README does it."""
+    """The module, loaded as in open_clip's README."""
     with as_file(files("clipfleet_worker") / "demo_model") as demo:
         module, _, _ = open_clip.create_model_and_transforms(
             f"local-dir:{demo}" if name == DEMO_MODEL else name
@@ -123,7 +123,7 @@ Runner = Callable[[], Any]
 
 
 def image_runners(routes: Mapping[str, LoadedModel], plain: Any) -> dict[str, Callable[[int], Runner]]:
-    """What encodes a batch of so many images, by route."""
+    """The functions that encode a batch of images of this size, by route."""
     spec = next(iter(routes.values())).pixel_spec
     random = np.random.default_rng(0)
 
@@ -140,7 +140,7 @@ def image_runners(routes: Mapping[str, LoadedModel], plain: Any) -> dict[str, Ca
 
 
 def text_runners(routes: Mapping[str, LoadedModel], plain: Any) -> dict[str, Callable[[int], Runner]]:
-    """What encodes so many prompts, by route."""
+    """The functions that encode this number of prompts, by route."""
 
     def with_plain(count: int) -> Runner:
         texts, length = prompts(count), plain.context_length
@@ -165,7 +165,7 @@ def prompts(count: int) -> list[str]:
 def measure(
     table: Table, batch: int, runners: Mapping[str, Runner], rounds: int, clock: Callable[[], float]
 ) -> None:
-    """One row for each route."""
+    """Measure and print one row for each route."""
 
     def timed(run: Runner) -> Callable[[], float]:
         run()

@@ -1,4 +1,4 @@
-"""An encoder that costs nothing to speak of: every image has the same vector, made once."""
+"""An encoder of negligible cost: every image has the same vector, made once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.fake_encoder import FakeEncoder
 
 
 class FreeEncoder(FakeEncoder):
-    """See `FakeEncoder`, whose arithmetic takes some microseconds per image; nothing here looks at one."""
+    """See `FakeEncoder`, whose arithmetic takes some microseconds per image; this one reads no pixels."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

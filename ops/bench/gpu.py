@@ -1,11 +1,11 @@
 """A GPU: the worker's encoder beside the bare forward pass, and images/s from JPEGs by several processes.
 
-`bare` is the ceiling: open_clip's own forward, again and again on a batch that lies on the device, step by
-step or recorded as a CUDA graph, whichever is faster. `backend` copies batches and has as many under way as
-a worker, `batcher` is the thread that does so in a worker. They take turns; rates are medians, ratios
-medians of neighbouring runs. Then 1, 2, 4 and 8 processes, each with its own model and its share of the
-cores, decode JPEGs in memory and encode them, all at the same time. Without a device it says so and exits
-with 2; `--dry` shows on a CPU that it runs, with the demo model and no goals.
+`bare` is the ceiling: open_clip's own forward, repeated on a batch in device memory, eagerly or as a CUDA
+graph, the faster of the two. `backend` copies batches and keeps as many in flight as a worker, `batcher` is
+the thread that does so in a worker. They alternate; rates are medians, ratios medians of neighbouring runs.
+Then 1, 2, 4 and 8 processes, each with its own model and its share of the cores, decode JPEGs in memory and
+encode them, all at the same time. Without a device it says so and exits with 2. `--dry` runs it on a CPU,
+with the demo model and no goals.
 
     python -m ops.bench.gpu
     python -m ops.bench.gpu --processes 1,2,4,8,16 --seconds 30
@@ -52,7 +52,7 @@ CHUNK = 512
 CHUNKS_UNDER_WAY = 4
 LEAST_OF_CEILING = 0.85
 END_TO_END_PER_SECOND, END_TO_END_CORES = 10_000, 16
-START_SECONDS = 240.0  # until all processes have loaded the model
+START_SECONDS = 240.0  # until all processes have loaded their model
 
 Bring = Callable[[Sequence[int]], list[np.ndarray]]
 Barrier = threading.Barrier  # that of multiprocessing has the same methods
@@ -62,7 +62,7 @@ _barrier: Barrier | None = None  # of a child process: it can be inherited, not 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """The models, batch sizes and times to measure."""
 
     model: str  # its full name
     precision: Precision
@@ -88,7 +88,7 @@ class Bench:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The batcher's thread runs meanwhile."""
+        """Run the batcher's thread within the context."""
         self._batcher.start()
         try:
             yield
@@ -96,7 +96,7 @@ class Bench:
             self._batcher.stop()
 
     def fed(self, passes: int) -> float:
-        """Images/s of the backend as the batcher feeds it."""
+        """Images/s of the backend, fed as by the batcher."""
         under_way: deque[PendingFeatures] = deque()
         began = time.perf_counter()
         for _ in range(passes):
@@ -150,7 +150,7 @@ class Bench:
 
 
 class Bare:
-    """open_clip's forward and nothing else, on pixels that lie on the device."""
+    """open_clip's forward and nothing else, on pixels in device memory."""
 
     def __init__(self, plan: Plan, device: str, precision: Precision, size: tuple[int, int]) -> None:
         dtype = torch_dtype(precision)
@@ -192,7 +192,7 @@ class Bare:
 
 
 def recorded(work: Callable[[], Any]) -> Callable[[], Any]:
-    """The same as a CUDA graph. What it returns lies in one place, which each call writes again."""
+    """The same as a CUDA graph. Each call overwrites the tensor that it returns."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type for it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream), torch.inference_mode():
@@ -223,8 +223,8 @@ def _encoded(outcomes: Outcomes) -> int:
     return len(outcomes.features)
 
 
-def tell_encoder(report: Report, plan: Plan, passes: int, rounds: int) -> None:
-    """The ceiling and what is reached of it."""
+def print_encoder(report: Report, plan: Plan, passes: int, rounds: int) -> None:
+    """Print the ceiling and the share of it that is reached."""
     bench = Bench(plan)
     spec = bench.model.pixel_spec
     bare = Bare(plan, bench.device, bench.model.precision, (spec.height, spec.width))
@@ -252,8 +252,8 @@ def tell_encoder(report: Report, plan: Plan, passes: int, rounds: int) -> None:
             report.goal(f"{route} / ceiling", ratio, at_least=LEAST_OF_CEILING)
 
 
-def tell_processes(report: Report, plan: Plan, counts: Sequence[int], files: Sequence[bytes]) -> None:
-    """From JPEGs in memory, by the number of processes on the device."""
+def print_processes(report: Report, plan: Plan, counts: Sequence[int], files: Sequence[bytes]) -> None:
+    """Print the rates from JPEGs in memory, by the number of processes on the device."""
     table = report.table(
         {"processes": "9", "images/s": "9.0f", "core us an image": "9.0f"}, "from JPEGs of 640x480 in memory"
     )
@@ -269,7 +269,7 @@ def tell_processes(report: Report, plan: Plan, counts: Sequence[int], files: Seq
 
 def run_together(plan: Plan, count: int, files: Sequence[bytes]) -> list[tuple[float, float]]:
     """Images/s and microseconds of a core an image, of each of so many processes at the same time."""
-    spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    spawn = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     cores = sorted(os.sched_getaffinity(0))
     shares = [
         cores[n * len(cores) // count : (n + 1) * len(cores) // count] or cores[:1] for n in range(count)
@@ -306,7 +306,7 @@ def _work(plan: Plan, cores: Sequence[int], files: Sequence[bytes]) -> tuple[flo
 
 
 def jpegs(count: int) -> list[bytes]:
-    """Photographs of 640 x 480, as from a telephone."""
+    """Images of 640 x 480 with the detail of a phone's photographs."""
     images = (photo(seed, 160, 120).resize((640, 480)) for seed in range(count))
     return [encoded(image, quality=85, subsampling="4:2:0") for image in images]
 
@@ -332,8 +332,8 @@ def main() -> int:
     with Report("gpu", options.json) as report, named(options.model) as name:
         device = "cpu" if options.dry else "cuda"
         plan = Plan(name, options.precision, device, options.batch, options.seconds)
-        tell_processes(report, plan, options.processes, jpegs(64))
-        tell_encoder(report, plan, options.passes, options.rounds)
+        print_processes(report, plan, options.processes, jpegs(64))
+        print_encoder(report, plan, options.passes, options.rounds)
     return report.exit_code
 
 

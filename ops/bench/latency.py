@@ -1,10 +1,10 @@
-"""What a single image waits for beside a bulk job that takes all there is, and what it costs that job.
+"""The latency of a single image beside a bulk job that fills the worker, and what it costs that job.
 
     python -m ops.bench.latency [--seconds 30] [--rounds 2] [--kinds file,bytes]
 
-One worker with the demo model on all cores. Bulk jobs of 640x480 JPEGs run one after the other, in turns
+One worker with the demo model on all cores. Bulk jobs of 640x480 JPEGs run one after the other, alternately
 alone and beside one image a second on lane `high`: a job of one item, by `Client`, without an output.
-Latency is from the call of `classify` to the row in hand; the bulk rate is items by the ledger's own clock.
+Latency is the time from the call of `classify` to the row. The bulk rate uses the ledger's clock.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _BULK_LABELS = tuple(f"thing {number}" for number in range(20))
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What single images took."""
+    """Times of single images."""
 
     seconds: list[float]
     submitted_seconds: list[float]  # until `classify` returned
 
 
 class Asker(threading.Thread):
-    """Asks for an image each second, each time in a thread of its own, until it is stopped."""
+    """Submit an image each second, in a thread of its own, until stopped."""
 
     def __init__(self, client: Client, files: Sequence[Path], kinds: Sequence[str]) -> None:
         super().__init__(name="asker")
@@ -71,7 +71,7 @@ class Asker(threading.Thread):
             thread.join()
 
     def stop(self) -> Requests:
-        """Ask no more; what was asked is waited for."""
+        """Submit no more, and wait for the submitted images."""
         self._stopping.set()
         self.join()
         if self.errors:
@@ -119,7 +119,7 @@ class Bench:
         return items / (status.finished_ms - status.created_ms) * 1000
 
     def bulk_beside_requests(self, items: int) -> tuple[float, Requests]:
-        """Items per second of a bulk job, and what single images took meanwhile."""
+        """Items per second of a bulk job, and the times of single images meanwhile."""
         asker = Asker(self._client, self._files, self._kinds)
         asker.start()
         try:
@@ -129,7 +129,7 @@ class Bench:
         return rate, found
 
     def alone(self, requests: int) -> Requests:
-        """What single images take where nothing else is done."""
+        """Times of single images on an idle worker."""
         asker = Asker(self._client, self._files, self._kinds)
         asker.start()
         time.sleep(requests * _PERIOD_SECONDS)
@@ -137,7 +137,7 @@ class Bench:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so large a share of them does not exceed."""
+    """The smallest value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 100) * len(ordered) // 100) - 1))]
 
@@ -154,7 +154,7 @@ def row(table: Table, what: str, rate: float | str, found: Requests | None) -> N
 
 
 def measure(report: Report, bench: Bench, seconds: float, rounds: int) -> None:
-    """Bulk jobs with and without requests in turns."""
+    """Run bulk jobs with and without requests alternately."""
     table = report.table({
         "what": "<16", "bulk items/s": ">12.0f", "requests": ">8d", "submit s": ">8.3f", "p50 s": ">7.3f",
         "p95 s": ">7.3f", "p99 s": ">7.3f", "most s": ">7.3f",
@@ -180,7 +180,7 @@ def measure(report: Report, bench: Bench, seconds: float, rounds: int) -> None:
 
 
 def main() -> int:
-    """Print the table; 1 if a goal is missed."""
+    """Print the table; return 1 if a goal is missed."""
     parser = bench_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a bulk job, about")
     parser.add_argument("--rounds", type=positive, default=2, help="of two bulk jobs each")

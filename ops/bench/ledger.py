@@ -1,11 +1,11 @@
-"""What the ledger bears: chunks claimed and completed per second on one server, an embedded Valkey with AOF.
+"""The throughput of the ledger: chunks claimed and completed per second on an embedded Valkey with AOF.
 
     python -m ops.bench.ledger [--chunks 100000] [--jobs 1,100] [--workers 32]
 
-`cheap` clients are so many connections of one process, each with one call under way as a worker's would have.
-They send what `Ledger` itself sends, recorded once and filled in, so that the server is the limit and not
-Python. `Ledger` clients are processes that call the real thing. CPU is what server and clients use per chunk,
-a script's time is the server's own count. Each chunk is a claim and a complete, of jobs that are sealed.
+`cheap` clients are the connections of one process, each with one call in flight, like a worker's. They send
+what `Ledger` sends, recorded once and filled in, so that the server is the limit and not Python. `Ledger`
+clients are processes that call `Ledger` itself. CPU is the time of server and clients per chunk; a script's
+time is the server's own count. Each chunk is a claim and a complete, of sealed jobs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Chunks of one run, and what they took."""
+    """Chunks of one run, and their cost."""
 
     chunks: int
     seconds: float
@@ -64,7 +64,7 @@ class Run:
 
 
 class Recorder(redis.Redis):
-    """Sends nothing, keeps what it should have sent, and answers with nothing."""
+    """A connection that records calls, sends nothing and returns nothing."""
 
     def __init__(self) -> None:
         super().__init__(decode_responses=True)
@@ -77,7 +77,7 @@ class Recorder(redis.Redis):
 
 
 class CallShape:
-    """A call as bytes of the protocol, but for the words that differ from one to the next."""
+    """A call as bytes of the protocol, with blanks for the words that vary."""
 
     def __init__(self, words: Sequence[Any], blanks: Sequence[str]) -> None:
         """Nothing is filled in yet.
@@ -119,12 +119,12 @@ def call_shapes() -> tuple[CallShape, CallShape]:
 
 
 def complete_chunk(ledger: Ledger, claim: Claim) -> str:
-    """As a worker does whose items were all good."""
+    """Complete a chunk whose items are all ok, as a worker does."""
     return ledger.complete(claim, ok=_ITEMS, failed=0, codes={}, work_seconds=_STAGES, meters=_METERS)
 
 
 class Connection:
-    """One worker's connection, with a call under way at most."""
+    """One worker's connection, with at most one call in flight."""
 
     def __init__(self, url: str) -> None:
         options = connect(url).connection_pool.connection_kwargs
@@ -159,7 +159,7 @@ class Connection:
 
 
 def _is_whole(lines: Sequence[bytes]) -> bool:
-    """Whether these are all lines of an answer; the last one is empty."""
+    """Whether these lines are a whole answer; the last one is empty."""
     if len(lines) < 2:
         return False
     kind = lines[0][:1]
@@ -168,7 +168,7 @@ def _is_whole(lines: Sequence[bytes]) -> bool:
 
 
 def work_cheaply(url: str, workers: int) -> Run:
-    """Claim and complete until nothing is left, by so many connections in turns."""
+    """Claim and complete until nothing is left, over several connections in turn."""
     claim, complete = call_shapes()
     with ExitStack() as stack:
         connections = [Connection(url) for _ in range(workers)]
@@ -229,7 +229,7 @@ class Server:
         self.client = connect(server.url)
 
     def fill(self, jobs: int, chunks: int) -> None:
-        """Submit so many jobs, which have so many chunks together."""
+        """Submit a number of jobs that share a number of chunks."""
         self.client.flushall()
         ledger = Ledger(self.url)
         each = chunks // jobs
@@ -244,12 +244,12 @@ class Server:
         self.client.config_resetstat()
 
     def cpu_seconds(self) -> float:
-        """Of the server, user and system."""
+        """User and system time of the server."""
         facts = self.client.info("cpu")
         return float(facts["used_cpu_user"] + facts["used_cpu_sys"])
 
     def script_microseconds(self) -> tuple[float, float]:
-        """Of a claim and of a complete: the server's own count, each on a small job of its own."""
+        """Time of a claim and of a complete by the server's own count, each on a small job."""
         found = []
         self.fill(1, 2 * _CHUNKS_PER_FILE)
         ledger = Ledger(self.url)
@@ -307,7 +307,7 @@ def row(
 
 
 def main() -> int:
-    """Print the tables; 1 if the goal is missed."""
+    """Print the tables; return 1 if the goal is missed."""
     parser = bench_parser(__doc__)
     parser.add_argument("--chunks", type=positive, default=100_000)
     parser.add_argument(

@@ -1,16 +1,16 @@
-"""What a worker costs per image beside decode and forward: CPU time, not rates.
+"""The CPU time of a worker per image, without decode and forward.
 
     python -m ops.bench.overhead [--items 100000] [--rounds 3]
 
 A folder of 64x64 JPEGs is embedded by a real worker process with a fake encoder: real Valkey, real Celery,
-files read below CLIPFLEET_FILE_ROOTS, Parquet parts in a folder. Its user and system time counts, its
-children's too, from the submit to the end of the job. Its start does not: a thousand images go first, with
-which a worker loads what it needs but once, torch above all, in a real one by its model.
+files read below CLIPFLEET_FILE_ROOTS, Parquet parts in a folder. Counted is its user and system time, with
+that of its children, from the submit to the end of the job. Its start is not: a thousand images go first,
+with which the worker loads what it needs once, torch above all, as a real one does with its model.
 
-From that goes the time of a bare loop that opens, reads and decodes the same files with the worker's own
-decoder, in as many processes as the worker has decode threads: CPUs that share a core or a cache slow
-one another down, which is no overhead of ours. Bare loop and worker take turns; what is left is the overhead,
-and its bar is 60 microseconds.
+Subtracted is the time of a bare loop that opens, reads and decodes the same files with the worker's own
+decoder, in as many processes as the worker has decode threads: CPUs that share a core or a cache slow one
+another down, which is not our overhead. Bare loop and worker alternate. The rest is the overhead; its bar is
+60 microseconds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _QUALITY = 85
 
 
 def make_images(folder: Path, count: int) -> None:
-    """So many JPEGs, few of them distinct."""
+    """Make a number of JPEGs, few of them distinct."""
     distinct = [encoded(make_image(seed, _SIDE, _SIDE), quality=_QUALITY) for seed in range(_DISTINCT)]
     for number in range(count):
         path = folder / f"{number // _PER_FOLDER:04d}" / f"{number:07d}.jpg"
@@ -98,7 +98,7 @@ def worker_cost(cluster: Cluster, folder: Path, name: str, count: int) -> tuple[
 
 
 def run_job(cluster: Cluster, ledger: Ledger, folder: Path, name: str) -> int:
-    """Embed a folder, wait for the end of the job; how many images have a vector."""
+    """Embed a folder and wait for the end of the job; the number of images with a vector."""
     submit = cluster.start("embed", folder, "--output", cluster.folder / name, "--job-id", name,
                            "--model", "demo", "--no-wait")  # fmt: skip
     if submit.wait():
@@ -109,7 +109,7 @@ def run_job(cluster: Cluster, ledger: Ledger, folder: Path, name: str) -> int:
 
 
 def run_rounds(table: Table, count: int, rounds: int) -> list[float]:
-    """Bare loop and worker in turns; the overhead of each round in microseconds."""
+    """Run bare loop and worker alternately; the overhead of each round in microseconds."""
     found = []
     with tempfile.TemporaryDirectory(prefix="clipfleet-overhead-") as temporary:
         folder = Path(temporary) / "images"
@@ -125,7 +125,7 @@ def run_rounds(table: Table, count: int, rounds: int) -> list[float]:
 
 
 def main() -> int:
-    """Print a table; 1 if the bar is missed."""
+    """Print a table; return 1 if the bar is missed."""
     parser = bench_parser(__doc__)
     parser.add_argument("--items", type=positive, default=100_000)
     parser.add_argument("--rounds", type=positive, default=3)

@@ -1,8 +1,8 @@
-"""What benches run on, made once in a cache folder: a pile of JPEGs, and ViT-B-32 as a hub cache.
+"""The data of the benches, made once in a cache folder: JPEGs, and ViT-B-32 as a hub cache.
 
 The images are 640x480, with texture down to single pixels, about 68 KB each, all different. The weights are
-random and lie as the hub would have put them, so that the real loading code finds them by name without a
-network: speed does not depend on them. No fidelity can be judged with them.
+random, in the hub's layout, so that the real loading code finds them by name without a network. Speed does
+not depend on them; fidelity cannot be judged with them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT, _QUALITY = 640, 480, 90
 
 
 def image_folder(cache: Path, count: int) -> Path:
-    """A folder of so many images."""
+    """A folder with a number of images."""
     folder = cache / f"images-{count}"
     if not folder.is_dir():
         making = folder.with_suffix(".making")
@@ -46,7 +46,7 @@ def _write(folder: Path, number: int) -> None:
 
 
 def hub_environment(cache: Path) -> dict[str, str]:
-    """The variables with which the model is found, for a process that has no network."""
+    """The variables by which a process without a network finds the model."""
     home = cache / "hub-home"
     snapshot = home / "hub" / _REPOSITORY / "snapshots" / _COMMIT
     weights = snapshot / "open_clip_model.safetensors"

@@ -1,8 +1,8 @@
-"""What people write first: an open_clip model and a DataLoader, from a folder to one array of vectors.
+"""The plain loop: an open_clip model and a DataLoader, from a folder to one array of vectors.
 
     python -m ops.bench.plain_loop FOLDER
 
-In fp32, batches of 64, two loader processes. Prints one line of JSON. No part of clipfleet is used.
+In fp32, batches of 64, two loader processes. Prints one line of JSON. Uses no part of clipfleet.
 """
 
 from __future__ import annotations

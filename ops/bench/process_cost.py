@@ -1,4 +1,4 @@
-"""What a process has cost so far, as the kernel counts it. Linux."""
+"""CPU time and memory of a process, as the kernel counts them. Linux only."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class CpuSeconds:
 
 
 def cpu_seconds(pid: int) -> CpuSeconds:
-    """Of a process, its living descendants, and those that it has waited for."""
+    """Time of a process, its living descendants, and those that it has waited for."""
     user, system = 0, 0
     for one in (pid, *_descendants(pid)):
-        with suppress(OSError):  # it has just ended: its parent's figures have it
+        with suppress(OSError):  # it has just ended: its parent's figures include it
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
             user += int(fields[11]) + int(fields[13])
             system += int(fields[12]) + int(fields[14])

@@ -1,7 +1,7 @@
-"""What every bench tells, in one form: tables on stdout while it runs, and a JSON file at its end.
+"""The report of every bench: tables on stdout while it runs, and a JSON file at its end.
 
-The JSON says what is needed to judge the figures later: machine, versions, commit, command line, and the load
-before and after. It measures nothing and compares nothing but figures with their goals.
+The JSON has what is needed to judge the figures later: machine, versions, commit, command line, and the load
+before and after. It measures nothing, and compares figures with their goals only.
 
     parser = bench_parser(__doc__)
     options = parser.parse_args()
@@ -60,14 +60,14 @@ def bench_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """For an option's `type`: a whole number from 1 on."""
+    """An option's `type`: a whole number from 1 on."""
     if text.isdecimal() and int(text):
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
 
 
 def positives(text: str) -> list[int]:
-    """For an option's `type`: such numbers, separated by commas."""
+    """An option's `type`: such numbers, separated by commas."""
     return [positive(word) for word in text.split(",")]
 
 
@@ -84,7 +84,7 @@ def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 class Table:
-    """One table: the header is printed at once, each row when it comes."""
+    """One table: the header is printed at once, each row as it is added."""
 
     def __init__(self, formats: Mapping[str, str], title: str) -> None:
         self.title = title
@@ -117,9 +117,9 @@ class Table:
 
 
 class Report:
-    """The figures of one run of a bench. A context manager: leaving it writes the JSON and tells where.
+    """The figures of one run of a bench. A context manager: its exit writes the JSON and prints the path.
 
-    What is missing, or a server that does not start, ends the bench with one line.
+    A missing dependency, or a server that does not start, ends the bench with one line.
     """
 
     def __init__(self, bench: str, json_path: Path | None = None) -> None:
@@ -146,7 +146,7 @@ class Report:
         return table
 
     def fact(self, name: str, value: Any) -> None:
-        """Keep a value in the JSON only: raw figures, what was set."""
+        """Keep a value in the JSON only: raw figures, settings."""
         self._facts[name] = value
 
     def goal(
@@ -167,7 +167,7 @@ class Report:
         return 0 if all(goal["is_held"] for goal in self._goals) else 1
 
     def as_dict(self) -> dict[str, Any]:
-        """What goes into the JSON."""
+        """The content of the JSON file."""
         return {
             "bench": self._bench,
             "command": shlex.join(["python", "-m", f"ops.bench.{self._bench}", *sys.argv[1:]]),
@@ -191,7 +191,7 @@ class Report:
         if isinstance(error, ClipfleetError):
             raise SystemExit(f"bench {self._bench}: {error}") from None
         if kind is not None:
-            return  # half a run is no result
+            return  # an incomplete run is not a result
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(self.as_dict(), indent=1, default=str) + "\n")
         before, after = self._load_before[0], os.getloadavg()[0]
@@ -199,7 +199,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine that the figures were measured on."""
     cpu = _first(Path("/proc/cpuinfo"), r"^model name\s*:\s*(.+)$") or platform.processor()
     flags = set((_first(Path("/proc/cpuinfo"), r"^(?:flags|Features)\s*:\s*(.+)$") or "").split())
     memory_kb = _first(Path("/proc/meminfo"), r"^MemTotal:\s*(\d+)")
@@ -231,13 +231,13 @@ def _first(path: Path, pattern: str) -> str | None:
 
 
 def _gpus() -> list[str]:
-    """Name, driver and memory of each device that NVIDIA's own tool knows."""
+    """Name, driver and memory of each device that `nvidia-smi` lists."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     return _lines(query) if shutil.which("nvidia-smi") else []
 
 
 def _commit() -> dict[str, Any]:
-    """Which code ran; without git (an unpacked sdist) nobody knows."""
+    """The commit of the code; unknown without git (an unpacked sdist)."""
     if not shutil.which("git"):
         return {"commit": None, "dirty": None}
     commit = _lines(["git", "-C", str(_ROOT), "rev-parse", "HEAD"])

@@ -1,4 +1,4 @@
-"""Routes measured in turns, so that a busy machine slows all alike; their median ratios."""
+"""Routes measured alternately, so that a busy machine slows all alike; their median ratios."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 def in_turns(
     routes: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Call each route once per round, in an order that turns; a first, extra round only warms up."""
+    """Call each route once per round, in a rotating order, after one round to warm up."""
     found: dict[str, list[float]] = {name: [] for name in routes}
     names = list(routes)
     for number in range(-1 if warm_up else 0, rounds):

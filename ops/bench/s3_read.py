@@ -1,8 +1,8 @@
-"""What reading an object from S3 costs a worker: boto3 in threads, the worker's own way, and obstore.
+"""The CPU time of reading an object from S3: boto3 in threads, the worker's own connections, and obstore.
 
-Two stores: one that answers any GET at once, so that the client's cost is seen alone, and the embedded
-SeaweedFS, which shares the cores with the client. All routes have 64 objects under way and take turns. CPU is
-user + system of the reading process, per object. obstore takes part where it is installed.
+Two stores: one that answers any GET at once, to show the client's cost alone, and the embedded SeaweedFS,
+which shares the cores with the client. All routes have 64 objects in flight and alternate. CPU is user +
+system of the reading process, per object. obstore is included if it is installed.
 
     python -m ops.bench.s3_read
 """
@@ -35,7 +35,7 @@ from ops.bench.rounds import in_turns, median_ratio
 KILOBYTES = (20, 70)
 OBJECTS = 100  # different ones of each size
 CONNECTIONS = 64
-MIN_RATIO = 1.5  # below it a way of our own is not worth its code
+MIN_RATIO = 1.5  # below it connections of our own are not worth their code
 BOTO, OWN, OBSTORE = "boto3 in threads", "own session", "obstore"
 LIMITS = S3Limits(max_image_bytes=1 << 20, fetch_timeout_seconds=60, connections=CONNECTIONS)
 
@@ -45,14 +45,14 @@ Route = Callable[[], AbstractAsyncContextManager[Read]]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one run of one route."""
+    """The cost of one run of one route."""
 
     objects_per_second: float
     cpu_microseconds: float  # per object
 
 
 def main() -> int:
-    """Measure; 1 if our own way is not worth it."""
+    """Measure; return 1 if our own connections are not worth their code."""
     parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=positive, default=5, help="runs of each route")
     parser.add_argument("--objects", type=positive, default=1500, help="read in each run")
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def compare(table: Table, store: str, kilobytes: int, rounds: int, objects: int) -> float:
-    """One row for each route; how many times as much CPU boto3 takes as our own."""
+    """Print one row for each route; the ratio of boto3's CPU time to ours."""
     routes: dict[str, Route] = {BOTO: through_boto3, OWN: over_own_session}
     if find_spec("obstore"):
         routes[OBSTORE] = through_obstore
@@ -100,7 +100,7 @@ def compare(table: Table, store: str, kilobytes: int, rounds: int, objects: int)
 
 
 async def cost_of(route: Route, kilobytes: int, objects: int) -> Cost:
-    """Read so many objects, after some that open the connections."""
+    """Read a number of objects, after some that open the connections."""
     keys = [f"{kilobytes}/{number % OBJECTS:03d}.jpg" for number in range(objects)]
     turns = asyncio.Semaphore(CONNECTIONS)
     async with route() as read:
@@ -120,7 +120,7 @@ async def cost_of(route: Route, kilobytes: int, objects: int) -> Cost:
 
 @asynccontextmanager
 async def through_boto3() -> AsyncIterator[Read]:
-    """A client for all, its calls in as many threads as there are connections."""
+    """One client, with its calls in as many threads as there are connections."""
     reader = BotoReader(LIMITS, lambda: connect(connections=CONNECTIONS, attempts=1))
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -133,7 +133,7 @@ async def through_boto3() -> AsyncIterator[Read]:
 
 @asynccontextmanager
 async def over_own_session() -> AsyncIterator[Read]:
-    """The worker's fetcher."""
+    """Read through the worker's fetcher."""
     fetcher = S3Fetcher(LIMITS, (), lambda: connect(connections=CONNECTIONS, attempts=1))
     await fetcher.start()
     try:
@@ -144,7 +144,7 @@ async def over_own_session() -> AsyncIterator[Read]:
 
 @asynccontextmanager
 async def through_obstore() -> AsyncIterator[Read]:
-    """Rust's object_store, with its own connections."""
+    """Read through Rust's object_store, with its own connections."""
     from obstore.store import S3Store
 
     store = S3Store(
@@ -164,7 +164,7 @@ async def through_obstore() -> AsyncIterator[Read]:
 
 @contextmanager
 def instant_store() -> Iterator[None]:
-    """In a process of its own."""
+    """The store that answers at once, in a process of its own."""
     command = [sys.executable, "-m", "ops.bench.s3_read", "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         port = int(cast(IO[str], server.stdout).readline())
@@ -184,7 +184,7 @@ def instant_store() -> Iterator[None]:
 
 @contextmanager
 def seaweedfs() -> Iterator[None]:
-    """With the objects in it."""
+    """An embedded SeaweedFS with the objects in it."""
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedS3(Path(folder))
         server.start()
@@ -202,7 +202,7 @@ def seaweedfs() -> Iterator[None]:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """No other `AWS_*` variables than these, meanwhile."""
+    """Set these `AWS_*` variables and no others within the context."""
     before = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     for name in before:
         del os.environ[name]
@@ -216,7 +216,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 class Instant(asyncio.Protocol):
-    """A connection to the store that answers at once; the size stands in the path."""
+    """A connection to the store that answers at once; the path has the size."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""

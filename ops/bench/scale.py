@@ -1,14 +1,14 @@
-"""Whether cost stays flat: CPU and Redis commands per item, and memory, of a small and of a large job.
+"""Whether the cost per item stays flat: CPU, Redis commands and memory of a small and of a large job.
 
     python -m ops.bench.scale [--items 1000000] [--small 10000]
 
-The items are the paths of few small JPEGs, named again and again in a Parquet manifest; a real worker with a
-fake encoder embeds them into a folder, on a real Valkey. Each job has a server and a worker of its own, and
-counts from the submit to the end of the job, finishing included. Its submit is a process of its
-own whose time is told beside it, and Redis commands are those of all: INFO commandstats, where each command
-of a script counts, too. A short job before it makes connections and loads what is loaded at first use. What a
-job costs once is part of it, so the small one pays more of that per item: a large one that costs less per
-item is no fault, one that costs more than a tenth more is.
+The items are the paths of a few small JPEGs, repeated in a Parquet manifest. A real worker with a fake
+encoder embeds them into a folder, on a real Valkey. Each job has its own server and worker, and is measured
+from the submit to the end of the job, finishing included. Its submit is another process, whose time is
+printed beside it. Redis commands are those of all processes: INFO commandstats, which counts the commands
+of scripts, too. A short job before it opens connections and loads what is loaded at first use. The fixed
+cost of a job is included, so the small job has more of it per item. The bench fails only if an item of the
+large job costs over a tenth more.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Measured:
 
     @property
     def worker_microseconds(self) -> float:
-        """Per item."""
+        """CPU time of the worker per item."""
         return 1e6 * self.worker_seconds / self.items
 
     @property
     def commands_per_item(self) -> float:
-        """Of Redis."""
+        """Redis commands per item."""
         return self.commands / self.items
 
     def resident_mb(self, share: float) -> float:
@@ -118,12 +118,13 @@ def measure(folder: Path, items: int) -> Measured:
 
 
 def _run(cluster: Cluster, ledger: Ledger, worker_pid: int, name: str) -> list[tuple[int, int]]:
-    """A job from its submit to its end; items done and the worker's RSS in bytes, again and again."""
+    """Run a job to its end; samples of the items done and the worker's RSS in bytes."""
     output = cluster.folder / name
     submit = cluster.start("embed", f"{name}.parquet", "--output", output, "--job-id", name,
                            "--model", "demo", "--no-wait")  # fmt: skip
     memory: list[tuple[int, int]] = []
-    while submit.poll() is None or not (output / keys.SUCCESS).exists():  # Redis is measured, not asked
+    # Progress is read from files, because a query would count as a Redis command.
+    while submit.poll() is None or not (output / keys.SUCCESS).exists():
         if submit.returncode:
             raise SystemExit(f"the submit has failed: {submit.communicate()[1]}")
         parts = sum(1 for _ in output.glob(f"{keys.PART_PREFIX}*"))
@@ -137,20 +138,20 @@ def _run(cluster: Cluster, ledger: Ledger, worker_pid: int, name: str) -> list[t
 
 
 def _children() -> float:
-    """CPU time of the processes that this one has waited for."""
+    """CPU time of the processes that this process has waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _commands(cluster: Cluster) -> int:
-    """Commands that the server has carried out, those of scripts included."""
+    """Commands that the server has run, those of scripts included."""
     with connect(cluster.server.url) as client:
         stats: Any = client.info("commandstats")
     return sum(one["calls"] for one in stats.values())
 
 
 def main() -> int:
-    """Print a table; 1 if something grows."""
+    """Print a table; return 1 if a cost grows."""
     parser = bench_parser(__doc__)
     parser.add_argument("--items", type=positive, default=1_000_000, help="of the large job")
     parser.add_argument("--small", type=positive, default=10_000, help="items of the small job")

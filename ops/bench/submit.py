@@ -1,12 +1,12 @@
-"""What a submit costs: memory, time to the first chunk that may be claimed, time in all. No worker runs.
+"""The cost of a submit: memory, time to the first chunk that can be claimed, total time. No worker runs.
 
     python -m ops.bench.submit [--rows 1000000] [--kinds parquet,csv,stdin] [--chunk-size 512]
 
 Each manifest is made here, and read by the real command in a process of its own, whose peak memory (VmHWM)
-the kernel keeps. Time counts from the start of that process, its imports included; `net rows/s` leaves out
-what a submit of a single row takes. Redis is what the server's memory has grown by. `parquet` has URLs, ids
-and two columns more, `parquet-url` URLs only, `parquet-wide` five columns, `parquet-path` relative paths.
-`trickle` is standard input that brings a hundred lines a second and does not end: it has only a first chunk.
+the kernel records. Time counts from the start of that process, its imports included; `net rows/s` subtracts
+the time of a submit of a single row. Redis is the growth of the server's memory. `parquet` has URLs, ids and
+two more columns, `parquet-url` URLs only, `parquet-wide` five columns, `parquet-path` relative paths.
+`trickle` is standard input with a hundred lines a second and no end: only its first chunk is measured.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Measured:
     first_chunk_seconds: float
     seconds: float
     peak_mb: float
-    redis_bytes: int  # that the server's memory has grown by
+    redis_bytes: int  # growth of the server's memory
 
 
 def _blocks(rows: int) -> Iterator[pa.Table]:
-    """A manifest of URLs, ids and two columns more, in blocks."""
+    """A manifest of URLs, ids and two more columns, in blocks."""
     for start in range(0, rows, _BLOCK_ROWS):
         index = pa.array(range(start, min(start + _BLOCK_ROWS, rows)), pa.int64())
         text = pc.cast(index, pa.string())
@@ -132,7 +132,7 @@ class Bench:
         self._ledger.close()
 
     def submit(self, kind: str, rows: int) -> Measured:
-        """Make a manifest, submit it, remove it."""
+        """Make a manifest, submit it, and remove it."""
         name, make = MANIFESTS[kind]
         path = self._folder / name
         make(path, rows)
@@ -147,7 +147,7 @@ class Bench:
         return measured
 
     def trickle(self) -> float:
-        """Seconds to the first chunk of lines that come slowly."""
+        """Seconds to the first chunk of lines that arrive slowly."""
         reading, writing = os.pipe()
         process, began = self._start("trickle", "-", reading)
         first = None
@@ -178,7 +178,7 @@ class Bench:
         return Measured(first if first is not None else seconds, seconds, peak_mb, grown)
 
     def _used_bytes(self) -> int:
-        """Memory of the server, as it says."""
+        """Memory of the server, as it reports it."""
         return int(self._client.info("memory")["used_memory"])
 
     def _start(
@@ -212,7 +212,7 @@ def _peak_mb(pid: int) -> float:
 
 
 def main() -> int:
-    """Print a table; 1 if a bar is missed."""
+    """Print a table; return 1 if a bar is missed."""
     parser = bench_parser(__doc__)
     parser.add_argument("--rows", type=positive, default=1_000_000)
     parser.add_argument(
@@ -238,7 +238,7 @@ def main() -> int:
             },
             f"submit of {arguments.rows:,} rows, no worker",
         )
-        bench.submit("parquet-url", 2)  # warms the disk's cache
+        bench.submit("parquet-url", 2)  # to warm the disk's cache
         start_seconds = bench.submit("parquet", 1).seconds
         report.fact("seconds of a submit of one row", start_seconds)
         found = [
@@ -251,7 +251,7 @@ def main() -> int:
                     arguments.rows / measured.seconds,
                     at_least=MIN_PARQUET_ROWS_PER_SECOND,
                 )
-            if kind != "trickle":  # of that nothing but its first chunk is measured
+            if kind != "trickle":  # only its first chunk is measured
                 report.goal(
                     f"{kind}: bytes of Redis per queued item",
                     measured.redis_bytes / arguments.rows,

@@ -1,12 +1,12 @@
-"""What hostile and dead hosts cost the others: the rate of good URLs with and without bad ones among them.
+"""The cost of hostile and dead hosts for others: the rate of good URLs with and without bad ones among them.
 
     python -m ops.bench.tail [--good 20000] [--rounds 2]
 
-A real worker with the demo model, and default settings but for the time-out named below, gets jobs in turns:
-good URLs alone, and the same with bad ones at random places, each at a host of its own. `hostile`: 200
+A real worker with the demo model, and default settings except for the timeout below, runs jobs alternately:
+good URLs alone, and the same with bad ones at random places, each on a host of its own. `hostile`: 200
 servers with slow loris, endless bodies, bombs, floods, loops and lies. `silent`: 2 % more that accept and
-never answer, with a time-out of 10 s. The rate is that of the good images, from the first to the last one
-that was served. The job itself ends when its slowest URL does, so its seconds are told too.
+never answer, with a timeout of 10 s. The rate is that of the good images, from the first to the last one
+served. The job itself ends with its slowest URL, so its seconds are printed, too.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def measure(folder: Path, site: Site, scenario: Scenario, good: int, rounds: int, table: Table) -> float:
-    """Run both kinds of job in turns, on one worker; a row of their medians, and the median ratio."""
+    """Run both kinds of job alternately on one worker; print a row of their medians and the median ratio."""
     with Cluster(folder, scenario.settings) as cluster:
         cluster.start_worker()
         run(cluster, site, "warm-up", urls(site, scenario, good // 20, 0))
@@ -172,7 +172,7 @@ def median_rate(runs: Sequence[Run]) -> float:
 
 
 def urls(site: Site, scenario: Scenario, good: int, bad: int) -> list[str]:
-    """Good ones of a few hosts, bad ones of a host each, in an order by seed."""
+    """Good URLs on a few hosts, bad ones on a host each, in an order by seed."""
     chance = random.Random(1)
     found = [f"http://127.0.0.{1 + n % GOOD_HOSTS}:{site.port}/good/{n}" for n in range(good)]
     for n in range(bad):

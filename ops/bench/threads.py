@@ -1,10 +1,10 @@
-"""How many threads should decode, how many run the forward, and what is a good batch: for `cores.py`.
+"""The best numbers of decode threads and forward threads, and the best batch size: for `cores.py`.
 
     python -m ops.bench.threads [--images 128] [--rounds 7] [--cache FOLDER]
 
 The worker's own decoder and batcher in one process, from bytes to vectors, ViT-B-32: in each round every set
-of numbers takes its turn for a second or two, so that a busy machine slows all alike. Told are medians, and
-medians of the ratios to the first set within a round.
+of numbers runs for a second or two, so that a busy machine slows all alike. Reported are medians, and medians
+of the ratios to the first set within a round.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SLICE = 16
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """One set; the batch of the rule is 64."""
+    """One set of numbers; the rule's batch size is 64."""
 
     decode: int
     forward: int
@@ -48,7 +48,7 @@ class Numbers:
 
 
 def sets_for(cores: int) -> list[Numbers]:
-    """The rule's own first, then one number changed at a time."""
+    """The rule's own set, then sets with one number changed."""
     half = max(1, cores // 2)
     found = [Numbers(cores, cores), Numbers(half, cores), Numbers(2 * cores, cores), Numbers(cores, half)]
     return [*found, *(Numbers(cores, cores, batch) for batch in (32, 128))]
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def model_with(threads: int, precision: Precision) -> LoadedModel:
-    """A model whose passes have so many threads: backends share them out when a model is loaded."""
+    """A model whose passes use a number of threads: backends allot them when a model is loaded."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,9 +1,9 @@
-"""A worker that notes when its chunks began and ended, and when features came: for benches only.
+"""A worker that records when its chunks began and ended, and when features arrived: for benches only.
 
     python -m ops.bench.timed_worker FILE
 
-It is `clipfleet-worker run` with two functions wrapped, and runs one job at a time. FILE gets a line of JSON
-for each chunk that has ended; all times are of the monotonic clock.
+It is `clipfleet-worker run` with two functions wrapped, and runs one job at a time. It appends a line of JSON
+to FILE for each chunk that ended; all times are of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clipfleet_worker.outcomes import Outcomes
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of one job: what the worker did, without the command before and after it."""
+    """Times of one job in the worker, without the command before and after it."""
 
     items: int
     seconds: float  # from the first chunk's begin, before its items are read, to the last part in place
@@ -37,12 +37,12 @@ class Times:
 
     @property
     def per_second(self) -> float:
-        """Items by seconds."""
+        """Items per second."""
         return self.items / self.seconds
 
 
 def read_times(file: Path, job_id: str) -> Times:
-    """What a worker noted of a job."""
+    """Read what a worker recorded of a job."""
     chunks = [json.loads(line) for line in file.read_text().splitlines()]
     of_job = [chunk for chunk in chunks if chunk["job"] == job_id]
     batches = sorted((at, count) for chunk in of_job for at, count in chunk["features"])

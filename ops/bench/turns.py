@@ -1,11 +1,11 @@
-"""Up to which size should images be decoded by one thread at a time? For `cores.py`.
+"""The image size up to which one decode thread at a time is faster: for `cores.py`.
 
     python -m ops.bench.turns [--rounds 5]
 
 A thread per core reads and decodes slices of JPEGs of one size for a model of one size; in each round once
 side by side, once in turns, a slice each, for a fifth of a second, so that a busy machine slows both alike.
-Told are microseconds per image of one thread alone, and the median ratio of the rates: where it falls below
-one, images are large.
+Reported are microseconds per image of one thread alone, and the median ratio of the rates: below one, images
+are large.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure(paths: Sequence[str], spec: PixelSpec, rounds: int) -> tuple[float, float]:
-    """Seconds per image of one thread; the rate in turns by that side by side."""
+    """Seconds per image of one thread, and the rate in turns divided by that side by side."""
     lock = threading.Lock()
     routes = {
         "alone": partial(_per_second, paths, spec, 1, nullcontext()),

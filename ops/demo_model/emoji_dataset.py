@@ -1,6 +1,6 @@
 """The rendered data set on disk: emoji concepts and one image file per icon set.
 
-`render.py` writes it; `train.py`, `evaluate.py` and `samples.py` read it. Knows neither SVG nor
+`render.py` writes it; `train.py`, `evaluate.py` and `samples.py` read it. Imports neither SVG tools nor
 torch.
 """
 

@@ -1,8 +1,8 @@
-"""Judges a demo model on images in a style that it never saw, through open_clip's own transform.
+"""Evaluate a demo model on images in a style that it was not trained on, with open_clip's own transform.
 
 Prints one JSON object. With `--rendered` the figures of the model card; with `--samples` the
 accuracy of the product's demo, each group of the shipped images among that group's own names.
-Trains and writes nothing.
+Does not train and writes no file.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def drawn_accuracy(scores: torch.Tensor, size: int, draws: int, seed: int) -> fl
 
 
 def expected_accuracy(scores: torch.Tensor, size: int) -> float:
-    """What `drawn_accuracy` tends to with ever more draws.
+    """The limit of `drawn_accuracy` for many draws.
 
     An image with b names above its own is right if none of the b is among the size - 1 others that
     are drawn: C(n - 1 - b, size - 1) / C(n - 1, size - 1).

@@ -1,4 +1,4 @@
-"""Reads the npm packages: emoji names from emojibase-data, drawings from iconify sets.
+"""Read the npm packages: emoji names from emojibase-data, drawings from iconify sets.
 
 The only module that knows their layout and the only one that rasterises SVG. Writes nothing.
 """
@@ -25,7 +25,7 @@ _SVG = (
 
 
 class UnknownAliasError(ValueError):
-    """An alias asks for a transformation that this module does not draw."""
+    """An alias needs a transformation that this module does not draw."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def slug_of(label: str) -> str:
 
 
 def draw(icon: Icon, size: int) -> Image.Image:
-    """Rasterise into a square of `size` pixels, RGBA; what is not square is centred."""
+    """Rasterise into a square of `size` pixels, RGBA; drawings that are not square are centred."""
     svg = _SVG.format(width=icon.width, height=icon.height, size=size, body=icon.body)
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
     with Image.open(io.BytesIO(png)) as image:

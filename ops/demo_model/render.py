@@ -1,7 +1,7 @@
-"""Renders the icon sets of the npm packages into the data set of the demo model.
+"""Render the icon sets of the npm packages into the data set of the demo model.
 
-Writes `concepts.json`, one `<set>.npz` per icon set and `render.json`, which states the versions of
-everything that had a hand in it and a digest of the pixels: equal versions give equal digests.
+Writes `concepts.json`, one `<set>.npz` per icon set and `render.json`, which has the versions of
+all inputs and a digest of the pixels: equal versions give equal digests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Draws the images that the worker ships for its demo: held-out emoji, a fixed seed, all kept.
+"""Draw the images that the worker ships for its demo: held-out emoji, a fixed seed, no selection.
 
 Writes `<slug>.png` and `samples.json`; refuses a folder that already holds images, so that none
-of an earlier draw is left behind. The licence beside them is kept by hand.
+of an earlier draw remains. The licence beside them is kept by hand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def draw_sample(held_out: list[Concept], seed: int) -> list[Concept]:
-    """Which concepts are shipped, in drawn order; does not depend on the order of `held_out`."""
+    """The concepts to ship, in drawn order, independent of the order of `held_out`."""
     by_slug = {concept.slug: concept for concept in held_out}
     rng = random.Random(seed)
     return [by_slug[slug] for slug in rng.sample(sorted(by_slug), GROUPS * GROUP_SIZE)]

@@ -1,4 +1,4 @@
-"""Trains the demo model: a small CLIP that matches emoji images with their names and keywords.
+"""Train the demo model: a small CLIP that matches emoji images with their names and keywords.
 
 Reads what render.py wrote and writes a folder that open_clip loads as `local-dir:<folder>`. The
 held-out style is never read here; evaluate.py judges. Equal seeds give equal runs only on the same
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is determined by, besides the data."""
+    """The parameters of a run, besides the data."""
 
     steps: int  # forward and backward passes
     batch_size: int  # images per step
@@ -93,7 +93,7 @@ def read_training_data(folder: Path) -> TrainingData:
 
 
 def caption(concept: Concept, rng: random.Random) -> str:
-    """One of many things to say about a concept: mostly its name, often a keyword."""
+    """A random caption of a concept: mostly its name, often a keyword."""
     kind = rng.random()
     if kind < 0.5:
         words = concept.label

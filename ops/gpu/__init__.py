@@ -1,1 +1,1 @@
-"""What runs on a GPU machine that reaches no network, and the archive that brings it there."""
+"""Probes for a GPU machine without a network, and the archive that brings them there."""

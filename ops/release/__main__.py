@@ -1,9 +1,9 @@
-"""Try what `make build` has built: small enough, and the demo runs where nothing else is installed.
+"""Check what `make build` has built: its size, and the demo in an empty environment.
 
     python -m ops.release dist
 
-The wheel and the sdist are installed one after the other into a virtual environment made here; each labels
-the sixty images. Ends with 1 and one line if something is wrong.
+The wheel and the sdist are installed one after the other into a new virtual environment; each labels the
+sixty images. Exits with 1 and one line if something is wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
         binaries = Path(place) / "venv" / "bin"
         venv.create(binaries.parent, with_pip=True)
         for archive in archives:
-            # Its requirements are there from the first one on; the package itself is put in anew.
+            # The first archive installed the requirements; only the package is installed again.
             _run([binaries / "pip", "install", "--quiet", f"{archive.resolve()}{_EXTRAS}"], place)
             _run(
                 [binaries / "pip", "install", "--quiet", "--no-deps", "--force-reinstall", archive.resolve()],
@@ -49,7 +49,7 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _run(command: Sequence[str | Path], folder: str) -> None:
-    """In an empty folder with an empty home, and nothing of this checkout in sight."""
+    """Run in an empty folder with an empty home, without access to this checkout."""
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment.setdefault("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip"))
