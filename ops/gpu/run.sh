@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Facts, probes, tests and bench on a GPU machine, with its own Python and torch and without a network:
 #   bash clipfleet-gpu/src/ops/gpu/run.sh 1      then 2, then 3; each ends within 10 minutes
-# 1: what the machine is, what torch does on it, known faults. 2: tests/gpu and doctor. 3: the bench.
-# A step that fails keeps none of the others from running; the exit code is the number of those that failed.
+# 1: the machine, its torch, known faults. 2: tests/gpu and doctor. 3: the bench.
+# The other steps run also if one fails; the exit code is the number of failed steps.
 # With --dry after the number it runs on a CPU, small, and only collects the tests.
-# Folders: WHEELS (of `make gpu-bundle`), VENV (made once), OUT (files that are worth keeping).
+# Folders: WHEELS (of `make gpu-bundle`), VENV (made once), OUT (files to keep).
 set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 wheels=$(realpath -m "${WHEELS:-$root/../wheels}")
@@ -28,7 +28,7 @@ set_up() {
   rm -rf "$venv"
   "$base" -m venv --without-pip "$venv" || return
   site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
-  # The machine's own packages, torch among them: the wheels come before them.
+  # The machine's own packages, with its torch, after the wheels.
   "$base" -c 'import sys; print(*(path for path in sys.path if "-packages" in path), sep="\n")' >"$site/machine.pth"
   printf '%s\n' "$root/producer" "$root/worker" "$root" >"$site/ours.pth"
   if compgen -G "$wheels/*.whl" >/dev/null; then

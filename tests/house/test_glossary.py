@@ -37,7 +37,8 @@ class Retired:
 RETIRED = (
     Retired("pictures?", "image, or item where a row is meant", but=("picture",)),
     Retired("processors?", "CPU", but=("processor", "image_processor", "processor_config.json")),
-    Retired("stages?", "step; stage only for putting items beside the output", but=("stage", "_stage")),
+    # Putting items beside the output keeps the word, and so does what the ledger answers to it.
+    Retired("stages?(?! answer)", "step, unless items are put beside the output", but=("stage", "_stage")),
     Retired("(?:gives?|gave|given|giving|hand|hands|handed|handing) back", "release"),
     Retired("leavers?|leave|leaving", "drain", where=(NAMES,), but=("_leave_logging_alone",)),
     Retired("tells?|told|telling", "report or record", where=(TEXTS,)),

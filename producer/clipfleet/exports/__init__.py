@@ -1,6 +1,6 @@
-"""Copies of a job's rows in the layouts of other programs: the choice, and one file per layout.
+"""Copies of a job's rows in the layouts of other programs, one file per layout. Changes no output.
 
-An export reads rows, whatever output they are in, and changes nothing there. It appears whole or not at all.
+An export reads rows from any output. It appears whole or not at all.
 """
 
 from __future__ import annotations

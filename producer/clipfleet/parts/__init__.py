@@ -1,4 +1,4 @@
-"""How the parts of a job are written and read: the protocol, and one file per format."""
+"""How parts are written and read: the protocol, and one file per format. Knows no source and no job state."""
 
 from __future__ import annotations
 

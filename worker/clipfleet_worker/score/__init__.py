@@ -1,1 +1,1 @@
-"""6. From features and label sets to labels."""
+"""6. From features and label sets to labels. Knows no pixels; writes no rows."""

@@ -1,4 +1,4 @@
-"""Where the rows of a chunk go: the protocol, and one file per kind."""
+"""7. From rows to exactly one part: the protocol, and one file per kind. Makes no rows."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""3a. The public web: guarded and bounded."""
+"""3a. The public web: guarded and bounded. Other kinds of place are one folder up."""

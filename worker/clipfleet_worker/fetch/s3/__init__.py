@@ -1,1 +1,1 @@
-"""3b. Objects of S3."""
+"""3b. Objects of S3, read with boto3 or over own connections. Writes nothing."""

@@ -1,1 +1,1 @@
-"""Servers that we start ourselves."""
+"""Servers that `up` and tests start on this machine. Knows no job and no worker."""
