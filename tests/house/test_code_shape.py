@@ -1,4 +1,4 @@
-"""The rules of the house that a linter does not know, checked on the code itself."""
+"""Rules of the house that no linter checks: docstrings, lengths, broad handlers, vague names, imports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"
 HEAVY = {"torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp"}
 BROAD = {"Exception", "BaseException"}
 
-# The task boundary: the one place that catches everything and goes on.
+# The task boundary: the one place that catches everything and continues.
 MAY_SWALLOW = {
     ("clipfleet_worker/hints/tasks.py", "work"),
     ("clipfleet_worker/hints/tasks.py", "_work"),
@@ -54,7 +54,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Top names of everything that is imported anywhere below, also by `import_module("x")`."""
+    """Top-level names of all imports below, also by `import_module("x")`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -62,7 +62,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield node.module.partition(".")[0]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             for argument in node.args[:1]:
-                # A name that is only known when the program runs could be anything.
+                # A computed name could be anything.
                 yield str(argument.value).partition(".")[0] if isinstance(argument, ast.Constant) else "?"
 
 
@@ -71,7 +71,7 @@ def names_in(node: ast.AST | None) -> set[str]:
 
 
 def swallowing(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and function of what catches everything and does not raise it again at its end."""
+    """Line and function of each handler that catches everything and does not re-raise at its end."""
     owners = {child: function.name for function in functions(tree) for child in ast.walk(function)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and (node.type is None or names_in(node.type) & BROAD):
@@ -138,7 +138,7 @@ class TestEveryModule:
 
         assert found == []
 
-    def test_it_opens_with_what_it_does(self, module: Module) -> None:
+    def test_it_has_a_docstring(self, module: Module) -> None:
         assert ast.get_docstring(module.tree)
 
 
@@ -150,7 +150,7 @@ def test_no_file_or_folder_has_a_vague_name() -> None:
     assert len(words) > 100
 
 
-def test_what_may_swallow_still_does() -> None:
+def test_exceptions_to_the_rule_on_swallowing_are_still_needed() -> None:
     by_name = {module.name: module for module in ALL}
     found = {(name, function) for name, _ in MAY_SWALLOW for _, function in swallowing(by_name[name].tree)}
 
@@ -163,7 +163,7 @@ class TestProducer:
         assert set(imported(module.tree)) & (HEAVY | {"?"}) == set()
 
     def test_it_loads_without_numpy(self, module: Module) -> None:
-        """Numpy is no dependency of the base install: only a function or a type may ask for it."""
+        """The base install has no numpy: only functions and type checks may import it."""
         for statement in module.tree.body:
             only_types = isinstance(statement, ast.If) and "TYPE_CHECKING" in names_in(statement.test)
             is_code = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -177,7 +177,7 @@ def test_one_module_knows_open_clip() -> None:
 
 
 class TestTheChecksThemselves:
-    """A check that finds nothing proves nothing, unless it would find something."""
+    """Each check finds a planted violation."""
 
     @pytest.mark.parametrize(
         "code",

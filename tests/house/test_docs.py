@@ -26,7 +26,7 @@ PROGRAMS: dict[str, Any] = {
     "clipfleet-worker": typer.main.get_command(worker_cli.app),
 }
 SUFFIXES = ("_bucket", "_sum", "_count")  # that the format adds
-# Where a command ends: a pipe, a redirection, what runs it in turn.
+# Where a command ends: a pipe, a redirection, the next command.
 ENDS = re.compile(r"(?:\||>|<|&&|;|#).*$")
 
 
@@ -91,7 +91,7 @@ def test_every_page_builds_without_a_warning(tmp_path: Path) -> None:
     assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
     page = (tmp_path / "site" / "index.html").read_text()
     loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]*)"', page)
-    assert loaded == []  # nothing of others
+    assert loaded == []  # nothing external
 
 
 def test_every_page_has_its_place() -> None:

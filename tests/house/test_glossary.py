@@ -6,7 +6,6 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,38 +98,37 @@ CODE = sorted(path for folder in ("producer", "worker") for path in (ROOT / fold
 SCRIPTS = sorted(ROOT.glob("producer/**/*.lua"))
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_code_uses_the_words_of_the_house(path: Path) -> None:
-    where = path.relative_to(ROOT)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    places = ((0, name) for name in where.with_suffix("").parts)
+def test_code_uses_the_words_of_the_house() -> None:
+    found = []
+    for path in CODE:
+        where, tree = path.relative_to(ROOT), ast.parse(path.read_text(encoding="utf-8"))
+        places = ((0, name) for name in where.with_suffix("").parts)
+        found += retired_in(NAMES, [*places, *named(tree)], where)
+        found += retired_in(TEXTS, written(tree), where)
+    for path in SCRIPTS:
+        found += retired_in(NAMES, [(0, path.stem), *named_in_lua(path.read_text())], path.relative_to(ROOT))
 
-    found = [retired_in(NAMES, [*places, *named(tree)], where), retired_in(TEXTS, written(tree), where)]
-    assert [line for lines in found for line in lines] == []
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_scripts_use_the_words_of_the_house(path: Path) -> None:
-    assert retired_in(NAMES, [(0, path.stem), *named_in_lua(path.read_text())], path.name) == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("app", [producer_cli.app, worker_cli.app], ids=["clipfleet", "clipfleet-worker"])
 def test_help_uses_the_words_of_the_house(app: typer.Typer) -> None:
     texts = list(help_texts(typer.main.get_command(app)))
+    found = retired_in(TEXTS, enumerate(texts), "help")
 
-    assert retired_in(TEXTS, enumerate(texts), "help") == []
     assert len(texts) > 15
+    assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize(
-    "page", [*documents(), ROOT / "CHANGELOG.md"], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_pages_use_the_words_of_the_house(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    paragraphs = re.finditer(r"(?:.+\n?)+", text)
+def test_pages_use_the_words_of_the_house() -> None:
+    found = []
+    for page in (*documents(), ROOT / "CHANGELOG.md"):
+        text = page.read_text(encoding="utf-8")
+        paragraphs = re.finditer(r"(?:.+\n?)+", text)
+        spots = ((text.count("\n", 0, one.start()) + 1, one[0]) for one in paragraphs)
+        found += retired_in(TEXTS, spots, page.relative_to(ROOT))
 
-    found = ((text.count("\n", 0, paragraph.start()) + 1, paragraph[0]) for paragraph in paragraphs)
-    assert retired_in(TEXTS, found, page.relative_to(ROOT)) == []
+    assert not found, "\n".join(found)
 
 
 def test_what_is_allowed_is_still_there() -> None:

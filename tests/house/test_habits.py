@@ -1,4 +1,4 @@
-"""The files around the code that only people and services read: they name what exists, and stay short."""
+"""Makefile, CI and hooks name what exists, and run the same checks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_ci_calls_exists(file: Path) -> None:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_workflows_use_what_is_known(workflow: Path) -> None:
+def test_workflows_use_known_actions_and_commands(workflow: Path) -> None:
     for step in steps(workflow):
         if "uses" in step:
             assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])

@@ -1,4 +1,4 @@
-"""What is loaded and what is asked for: a light base install, and one line where an extra is missing."""
+"""The base install loads nothing heavy, and a missing extra gives one line that says what to install."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.documents import ROOT
 
-# The base install has none of these; numpy neither, though some of them bring it.
+# The base install has none of these.
 HEAVY = ("torch", "torchvision", "PIL", "open_clip", "simplejpeg", "aiohttp", "clipfleet_worker", "numpy")
 WORKER_EXTRA = {
     "torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip", "PIL": "pil",
@@ -30,7 +30,7 @@ class Installation:
         self._folder = folder
 
     def without(self, *prefixes: str) -> Path:
-        """A folder of all packages but those whose names, of module or metadata, begin like this."""
+        """A folder of all packages except those whose module or metadata name has one of these prefixes."""
         site = self._folder / "-".join(prefixes)
         if site.exists():
             return site
@@ -67,7 +67,7 @@ def python(
     )
 
 
-# One process for several command lines, one after the other: most of its time is the start.
+# One process runs several command lines in turn, because starting one takes most of the time.
 RUN_ALL = """
 import contextlib, importlib, io, json, sys
 program, lines = json.loads(sys.argv[1])
@@ -115,7 +115,7 @@ print(json.dumps({"imported": names, "loaded": sorted({name.partition(".")[0] fo
 
 
 class TestProducer:
-    def test_all_its_modules_load_where_nothing_of_the_worker_is_installed(
+    def test_all_modules_load_without_packages_of_the_worker(
         self, installation: Installation, tmp_path: Path
     ) -> None:
         result = python(
@@ -127,7 +127,7 @@ class TestProducer:
             json.loads(result.stdout)["imported"]
         )
 
-    def test_none_of_it_is_loaded_where_all_is_installed(self, tmp_path: Path) -> None:
+    def test_packages_of_the_worker_are_not_loaded_if_installed(self, tmp_path: Path) -> None:
         result = python(Path(sysconfig.get_path("purelib")), IMPORT_ALL, tmp_path)
 
         assert result.returncode == 0, result.stderr
@@ -135,7 +135,9 @@ class TestProducer:
         assert "pyarrow" in loaded
         assert loaded & (set(HEAVY) - {"numpy"}) == set()  # pyarrow loads numpy where it is
 
-    def test_the_commands_need_nothing_of_it(self, installation: Installation, tmp_path: Path) -> None:
+    def test_the_commands_run_without_packages_of_the_worker(
+        self, installation: Installation, tmp_path: Path
+    ) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
 
         for answer in run_all(site, tmp_path, "clipfleet", "--help", "classify --help", "jobs --help"):
@@ -144,7 +146,7 @@ class TestProducer:
 
 
 class TestWithoutWorkerExtra:
-    def test_the_line_that_mends_it_is_printed(self, installation: Installation, tmp_path: Path) -> None:
+    def test_one_line_says_what_to_install(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow")
 
         for answer in run_all(site, tmp_path, "clipfleet-worker", "run", "up", "up -- true", "demo"):
@@ -155,7 +157,9 @@ class TestWithoutWorkerExtra:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("module", WORKER_EXTRA)
-    def test_what_is_missing_is_named(self, installation: Installation, tmp_path: Path, module: str) -> None:
+    def test_the_line_names_what_is_missing(
+        self, installation: Installation, tmp_path: Path, module: str
+    ) -> None:
         (answer,) = run_all(installation.without(WORKER_EXTRA[module]), tmp_path, "clipfleet-worker", "run")
 
         assert answer.code == 2
@@ -163,13 +167,13 @@ class TestWithoutWorkerExtra:
         assert module in named
         assert all(name.lower().startswith(WORKER_EXTRA[module]) for name in named)
 
-    def test_help_is_there_all_the_same(self, installation: Installation, tmp_path: Path) -> None:
+    def test_help_works(self, installation: Installation, tmp_path: Path) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
 
         for answer in run_all(site, tmp_path, "clipfleet-worker", "--help", "run --help", "up --help"):
             assert (answer.code, answer.err) == (0, ""), answer
 
-    def test_a_command_may_run_beside_a_redis_that_is_there(
+    def test_up_runs_a_command_with_an_existing_redis(
         self, installation: Installation, tmp_path: Path
     ) -> None:
         site = installation.without(*WORKER_EXTRA.values(), "pillow", "valkey")
@@ -182,7 +186,7 @@ class TestWithoutWorkerExtra:
 
 
 class TestWithoutEmbeddedExtra:
-    def test_the_line_that_mends_it_and_the_other_way_are_printed(
+    def test_one_line_names_the_extra_and_the_setting(
         self, installation: Installation, tmp_path: Path
     ) -> None:
         site = installation.without("valkey")
