@@ -42,8 +42,13 @@ LEVELS: Mapping[str, Sequence[str]] = {
         "__main__",
     ),
 }
-FOLDERS = {"clipfleet": "producer", "clipfleet_worker": "worker"}  # where each package lies
-USES = {"clipfleet": (), "clipfleet_worker": ("clipfleet",)}  # other packages of ours that each may import
+# Other packages of ours that a package may import: `clipfleet_gateway` would be one more producer.
+USES = {"clipfleet": (), "clipfleet_worker": ("clipfleet",)}
+PACKAGES = {
+    door.parent.name: door.parent
+    for top in ("producer", "worker")
+    for door in ROOT.glob(f"{top}/*/__init__.py")
+}
 
 MOST_FILES, MOST_FILES_AT_THE_TOP = 17, 9
 MOST_LINES = 2  # of the paragraph that says what belongs in a folder
@@ -126,29 +131,25 @@ def unsaid(package: Path) -> list[str]:
 
 
 def test_every_package_has_its_levels() -> None:
-    found = {
-        door.parent.name for folder in ("producer", "worker") for door in ROOT.glob(f"{folder}/*/__init__.py")
-    }
-
-    assert found == set(LEVELS) == set(FOLDERS) == set(USES)
+    assert set(PACKAGES) == set(LEVELS) == set(USES)
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("package", PACKAGES.values(), ids=PACKAGES)
 class TestPackage:
-    def test_each_folder_and_top_module_has_one_level(self, name: str) -> None:
-        assert without_level(boxes(ROOT / FOLDERS[name] / name), LEVELS[name]) == ([], [])
+    def test_each_folder_and_top_module_has_one_level(self, package: Path) -> None:
+        assert without_level(boxes(package), LEVELS[package.name]) == ([], [])
 
-    def test_imports_lead_downwards_only(self, name: str) -> None:
-        found = arrows(ROOT / FOLDERS[name] / name, tuple(LEVELS))
+    def test_imports_lead_downwards_only(self, package: Path) -> None:
+        found = arrows(package, tuple(LEVELS))
 
-        assert not_downwards(found, LEVELS[name], USES[name]) == []
-        assert len(found) > 40
+        assert found
+        assert not_downwards(found, LEVELS[package.name], USES[package.name]) == []
 
-    def test_no_folder_is_crowded(self, name: str) -> None:
-        assert crowded(ROOT / FOLDERS[name] / name) == []
+    def test_no_folder_is_crowded(self, package: Path) -> None:
+        assert crowded(package) == []
 
-    def test_each_folder_opens_with_what_belongs_there(self, name: str) -> None:
-        assert unsaid(ROOT / FOLDERS[name] / name) == []
+    def test_each_folder_opens_with_what_belongs_there(self, package: Path) -> None:
+        assert unsaid(package) == []
 
 
 def plant(package: Path, **modules: str) -> Path:
