@@ -11,7 +11,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +28,9 @@ from tests.support.s3 import S3Bucket
 
 if TYPE_CHECKING:
     from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
+
+_HAS_FAILED = pytest.StashKey[bool]()
+_CLEAN_UP_SECONDS = float(os.environ.get("TESTS_CLEAN_UP_SECONDS", "150"))  # two waits of a minute fit in
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +67,36 @@ def pytest_collection_finish() -> None:
     """What was imported and collected stays: the garbage collector need not look through it each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_HAS_FAILED] = item.stash.get(_HAS_FAILED, False) or report.failed
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Tear down all fixtures after a failure, so that no later test meets a server that this one has broken.
+
+    pytest-timeout bounds a test only up to its first failure: from there on each clean-up that hangs fails.
+    """
+    if not item.stash.get(_HAS_FAILED, False):
+        return (yield)
+    item.stash[_HAS_FAILED] = False
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"the clean-up takes longer than {_CLEAN_UP_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, _CLEAN_UP_SECONDS, _CLEAN_UP_SECONDS)
+    try:
+        item.ihook.pytest_runtest_teardown(item=item, nextitem=None)
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

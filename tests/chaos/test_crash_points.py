@@ -65,7 +65,7 @@ class Bench:
         """Freeze the spare; a worker starts that will die, and hears every hint from now on."""
         self.spare.freeze()
         with connect(self.cluster.server.url) as server:
-            wait_until(lambda: not server.info("clients")["blocked_clients"], "the spare hears no hint", 20)
+            wait_until(lambda: not server.info("clients")["blocked_clients"], "the spare hears no hint")
         return self.cluster.start_worker(program=(CRASHING, point, str(passage)))
 
     def is_exact_after(self, worker: WorkerProcess, job: JobHandle, total: int, what: str) -> None:
@@ -192,7 +192,7 @@ def test_of_a_submit(bench: Bench, tmp_path: Path, point: str, passage: int, kin
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     if point == "mid_submit":
-        wait_until(lambda: bench.client.job(job_id).status().leased_chunks == 0, "nobody works on it", 60)
+        wait_until(lambda: bench.client.job(job_id).status().leased_chunks == 0, "nobody works on it")
         assert not bench.client.job(job_id).status().sealed
         options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=1)
         bench.client.embed(source, options=options)

@@ -79,7 +79,7 @@ def test_full_of_urls_that_do_not_answer(cluster: Cluster, client: Client) -> No
         urls = [site.url(f"/stall?{number}") for number in range(200)]
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=50)
         job = client.embed(urls, options=options)
-        wait_until(lambda: site.open_connections >= 50, "many URLs are waited for", 60)
+        wait_until(lambda: site.open_connections >= 50, "many URLs are waited for")
         leaves_in_time(worker, "while 200 URLs do not answer")
         nothing_counts_against_anybody(cluster, job)
         assert job.status().due_chunks == 4
@@ -90,7 +90,7 @@ def test_while_the_model_loads(cluster: Cluster, client: Client) -> None:
     loading = cluster.folder / "loading"
     worker = cluster.start_worker(program=(CRASHING, "load", "hang", str(loading)))
     job = embed(cluster, client)
-    wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model", 60)
+    wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model")
     leaves_in_time(worker, "while the model loads")
     nothing_counts_against_anybody(cluster, job)
     is_finished_by_another(cluster, job)
@@ -104,7 +104,7 @@ def test_by_whatever_signal(cluster: Cluster, client: Client, numbers: Sequence[
     loading = cluster.folder / "loading"
     worker = cluster.start_worker(program=(CRASHING, "load", "hang", str(loading)))
     job = embed(cluster, client)
-    wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model", 60)
+    wait_until(lambda: loading.exists() and job.status().leased_chunks == 5, "all wait for the model")
     leaves_in_time(worker, "while the model loads", numbers)
     nothing_counts_against_anybody(cluster, job)
 
@@ -115,7 +115,7 @@ def test_while_a_thread_hangs(cluster: Cluster, client: Client, point: str) -> N
     there = cluster.folder / "there"
     worker = cluster.start_worker(program=(CRASHING, point, "hang", str(there)))
     job = embed(cluster, client)
-    wait_until(there.exists, "a thread hangs", 60)
+    wait_until(there.exists, "a thread hangs")
     leaves_in_time(worker, f"while a thread hangs {point}")
     if point != "after_claim":  # there the claim has not even come to the slot: its lease expires
         nothing_counts_against_anybody(cluster, job)
@@ -127,7 +127,7 @@ def test_while_a_job_is_finished(cluster: Cluster, client: Client) -> None:
     there = cluster.folder / "there"
     worker = cluster.start_worker(program=(CRASHING, "mid_finish", "hang", str(there)))
     job = embed(cluster, client)
-    wait_until(there.exists, "the job is being finished", 60)
+    wait_until(there.exists, "the job is being finished")
     leaves_in_time(worker, "while a job is finished")
     is_finished_by_another(cluster, job)
 
@@ -137,7 +137,7 @@ def test_while_redis_is_away(cluster: Cluster, client: Client) -> None:
     there = cluster.folder / "there"
     worker = cluster.start_worker(program=(CRASHING, "mid_write", "hang", str(there)))
     job = embed(cluster, client)
-    wait_until(there.exists, "chunks are held", 60)
+    wait_until(there.exists, "chunks are held")
     cluster.server.child.kill()
     started = time.monotonic()
     worker.process.terminate()
@@ -152,7 +152,7 @@ def test_while_redis_is_away(cluster: Cluster, client: Client) -> None:
 def test_an_idle_worker_whose_redis_is_away(cluster: Cluster) -> None:
     worker = cluster.start_worker()
     cluster.server.child.kill()
-    wait_until(lambda: "not reconciled" in worker.log(), "the worker misses its server", 60)
+    wait_until(lambda: "not reconciled" in worker.log(), "the worker misses its server")
     leaves_in_time(worker, "while Redis is away")
 
 
@@ -161,7 +161,7 @@ def test_a_silent_redis_does_not_keep_the_process(cluster: Cluster, client: Clie
     there = cluster.folder / "there"
     worker = cluster.start_worker(program=(CRASHING, "mid_write", "hang", str(there)))
     job = embed(cluster, client)
-    wait_until(there.exists, "chunks are held", 60)
+    wait_until(there.exists, "chunks are held")
     cluster.server.child.send(signal.SIGSTOP)
     try:
         started = time.monotonic()
@@ -176,9 +176,7 @@ def test_a_silent_redis_does_not_keep_the_process(cluster: Cluster, client: Clie
 
 def test_before_it_holds_anything(cluster: Cluster) -> None:
     worker = cluster.launch_worker()
-    wait_until(
-        lambda: worker.process.poll() is None and _handles_sigterm(worker.pid), "it handles SIGTERM", 60
-    )
+    wait_until(lambda: worker.process.poll() is None and _handles_sigterm(worker.pid), "it handles SIGTERM")
     assert worker.terminate(PATIENCE_SECONDS) == 0, worker.log()
 
 

@@ -31,11 +31,11 @@ def test_it_completes_what_it_had_begun_and_the_next_job(cluster: Cluster) -> No
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "first", model="demo", chunk_size=2)
         first = client.embed(cluster.folder / "images", options=options)
-        wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk", 60)
+        wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk")
 
         worker.freeze()
         before = looks.since
-        wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "its patience is over", 60)
+        wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "its patience is over")
         worker.thaw()
 
         assert first.wait(120).ok == ITEMS

@@ -48,7 +48,7 @@ def submit(
             if number == ITEMS // 2:
                 with bed.admin() as admin:
                     wait_until(
-                        lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged", 30
+                        lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged"
                     )
                 in_the_middle()
             yield site.url(f"/held/{number % 20:06d}.jpg?{number}")
@@ -110,7 +110,7 @@ class TestSubmit:
             program.stdin.writelines(urls[: ITEMS // 2])
             program.stdin.flush()
             staged = keys.job("stream", keys.STAGED)
-            wait_until(lambda: admin.exists(staged), "the first half is staged", 60)
+            wait_until(lambda: admin.exists(staged), "the first half is staged")
             bed.proxy.refuse()
             bed.proxy.reset()
             try:
@@ -152,7 +152,7 @@ class TestWait:
                 "embed", list_of_urls, "--model", "demo", "--job-id", f"wait-{fault}", "--json"
             )
             with bed.admin() as admin:
-                wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way", 60)
+                wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way")
             if fault == "silence":
                 bed.proxy.freeze(new=True)
                 hold(20)
@@ -177,5 +177,5 @@ class TestHints:
         bed.proxy.freeze()
         with bed.admin() as admin:
             admin.lpush(keys.QUEUE, "no hint: it is only to be taken off")
-            wait_until(lambda: admin.llen(keys.QUEUE) == 0, "the worker has taken it", 60)
+            wait_until(lambda: admin.llen(keys.QUEUE) == 0, "the worker has taken it")
         assert bed.worker.process.poll() is None

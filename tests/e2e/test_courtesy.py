@@ -56,7 +56,7 @@ def test_a_host_gets_so_many_requests_from_all_workers_together(pair: Cluster, s
     job_id = pair.run_json("embed", source, "--model", "demo", "--chunk-size", CHUNK, "--no-wait")["job_id"]
     # Were the limit each worker's own, the first request of the second one would be the fifth.
     wait_until(
-        lambda: site.user_agents == AGENTS and site.active >= CONNECTIONS, "both ask for what they may", 60
+        lambda: site.user_agents == AGENTS and site.active >= CONNECTIONS, "both ask for what they may"
     )
 
     site.heal()

@@ -70,7 +70,7 @@ def test_a_generator_that_pauses_holds_nothing_back(cluster: Cluster, folder: Pa
 
         def texts() -> Iterator[str]:
             yield "a cat"
-            wait_until(lambda: has_first(client), "the first text has its vector", 60)
+            wait_until(lambda: has_first(client), "the first text has its vector")
             yield "a dog"
 
         options = JobOptions(output=folder / "out", model="demo", chunk_size=1, job_id="paused")

@@ -167,15 +167,15 @@ def test_they_change_nothing(cluster: Cluster) -> None:
                 server.lpush(keys.QUEUE, message)
         status = job.wait(120)
         assert (status.state, status.ok) == ("completed", 60), worker.log()[-5000:]
-        wait_until(lambda: server.llen(keys.QUEUE) == 0, "all messages are gone", 60)
-        wait_until(lambda: unacked(server) == 0, "none is held", 60)
+        wait_until(lambda: server.llen(keys.QUEUE) == 0, "all messages are gone")
+        wait_until(lambda: unacked(server) == 0, "none is held")
 
         refused = ask(worker, "healthz")[1]["hints_refused"]
         assert sum(refused.values()) == 2 * len(MALFORMED), refused
 
         # A hint that follows still meets its slot: the puller is not needed.
         make_app(cluster.server.url).send_task(keys.WORK_TASK, argsrepr="-", kwargsrepr="-")
-        wait_until(lambda: server.llen(keys.QUEUE) == 0 and unacked(server) == 0, "a hint is worked off", 30)
+        wait_until(lambda: server.llen(keys.QUEUE) == 0 and unacked(server) == 0, "a hint is worked off")
         again = client.embed(cluster.folder / "images", options=JobOptions(model="demo")).wait(120)
         assert (again.state, again.ok) == ("completed", 60), worker.log()[-5000:]
     log = worker.log()

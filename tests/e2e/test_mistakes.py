@@ -402,7 +402,7 @@ def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Clus
     process = cluster.start(
         "embed", pipe, "--output", shell.folder / "out", "--job-id", "s1", "--chunk-size", "1"
     )
-    wait_until(lambda: list((shell.folder / "out").glob("_clipfleet/items-*")), "a file is staged", 60)
+    wait_until(lambda: list((shell.folder / "out").glob("_clipfleet/items-*")), "a file is staged")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -47,7 +47,7 @@ def told(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
         )  # fmt: skip
     yield tmp_path / "told.jsonl"
     worker.terminate()
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
         options = JobOptions(output="redis://", model="demo", on_finished="myapp.tasks.handle")
         in_redis = client.embed_text(["a cat"], options=options)
 
-    events = wait_until(lambda: len(lines(told)) >= 3 and lines(told), "all ends were told", 30)
+    events = wait_until(lambda: len(lines(told)) >= 3 and lines(told), "all ends were told")
 
     assert isinstance(events, list)
     by_job = {event["job_id"]: event for event in events}
@@ -86,7 +86,7 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
 
     (folder / "images" / "broken.jpg").write_bytes((folder / "images" / "000000.jpg").read_bytes())
     cluster.run_json("retry", done["job_id"])
-    events = wait_until(lambda: len(lines(told)) >= 4 and lines(told), "the end of the retry was told", 30)
+    events = wait_until(lambda: len(lines(told)) >= 4 and lines(told), "the end of the retry was told")
     assert isinstance(events, list)
     assert (events[-1]["generation"], events[-1]["state"], events[-1]["ok"]) == (1, "completed", 4)
     assert len({event["id"] for event in events}) == 4

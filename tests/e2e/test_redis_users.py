@@ -122,7 +122,7 @@ def test_each_command_works_with_its_user(site: Site) -> None:
             assert len(site.text(user, "results", where, "--format", "jsonl").splitlines()) == 4
         exported = site.cluster.folder / f"export-{user}"
         site.text(user, "export", in_redis["job_id"], "--layout", "csv", "--to", exported)
-    wait_until(lambda: "clipfleet_ledger_jobs" in scrape(site.worker), "the worker may count jobs", 30)
+    wait_until(lambda: "clipfleet_ledger_jobs" in scrape(site.worker), "the worker may count jobs")
 
     assert site.worker.terminate() == 0
     with connect(site.cluster.server.url) as admin:
@@ -170,7 +170,7 @@ def test_a_worker_that_was_refused_goes_on_once_it_may(site: Site, tmp_path: Pat
         site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["worker"]
         worker = site.cluster.launch_worker()
         job = site.run("producer", "embed", site.cluster.folder / "images", "--model", "demo", "--no-wait")
-        wait_until(lambda: "ops/redis/users.acl" in worker.log(), "the worker says what it lacks", 60)
+        wait_until(lambda: "ops/redis/users.acl" in worker.log(), "the worker says what it lacks")
         admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "+hset")
 
     assert site.run("producer", "watch", job["job_id"])["state"] == "completed"

@@ -52,7 +52,7 @@ def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
         with Client(cluster.client_settings()) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=64)
             job = client.embed(tmp_path / "images", options=options)
-            wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done", 60)
+            wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done")
             assert leaver.terminate() == 0, leaver.log()
             assert client.workers() == []
             status = job.status()
@@ -70,7 +70,7 @@ def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
         write_images(tmp_path / "images", 3)
         cluster.server.stop()
         worker = cluster.launch_worker()
-        wait_until(lambda: "no heartbeat" in worker.log(), "the worker misses its server", 60)
+        wait_until(lambda: "no heartbeat" in worker.log(), "the worker misses its server")
         cluster.server.start()
         answer = cluster.run_json("embed", "images", "--model", "demo", "--output", "out")
         assert answer["ok"] == 3

@@ -265,7 +265,7 @@ class Site:
         return (self.folder / "stderr").read_text()
 
     def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self.said(), f"{text!r} is said in {self.folder}/stderr", seconds=60)
+        wait_until(lambda: text in self.said(), f"{text!r} is said in {self.folder}/stderr")
 
     def url(self) -> str:
         state = json.loads((self.directory / "valkey" / "state.json").read_text())
@@ -283,7 +283,7 @@ class Site:
 
     def check_nothing_runs(self) -> None:
         pids = [self.valkey_pid(), *self.worker_pids()]
-        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone", seconds=60)
+        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone")
 
     def clean_up(self) -> None:
         for process in self.processes:

@@ -163,7 +163,7 @@ class TestUp:
         process.kill()
         process.communicate()
 
-        wait_until(lambda: is_gone(pid), "the store is gone", 30)
+        wait_until(lambda: is_gone(pid), "the store is gone")
 
 
 class TestStrangers:
@@ -180,7 +180,7 @@ class TestStrangers:
         s3.put("a.txt", b"secret")
 
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{s3.endpoint}/{s3.name}/a.txt", timeout=10)  # noqa: S310 - http
+            urllib.request.urlopen(f"{s3.endpoint}/{s3.name}/a.txt", timeout=60)  # noqa: S310 - http
 
         with refused.value:
             assert refused.value.code in (400, 403)
@@ -204,7 +204,7 @@ def _ports(server: EmbeddedS3) -> list[str]:
 
 def _fetched(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - http
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - http
             body: bytes = answer.read()
             return body
     except (urllib.error.URLError, OSError, ValueError):

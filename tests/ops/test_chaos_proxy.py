@@ -19,7 +19,7 @@ class Peer:
 
     def __init__(self) -> None:
         self._listener = socket.create_server((HOST, 0))
-        self._listener.settimeout(10)
+        self._listener.settimeout(60)
         self._opened = [self._listener]
 
     @property
@@ -33,10 +33,10 @@ class Peer:
 
     def connect(self, proxy: Proxy) -> socket.socket:
         """A client's end."""
-        return self.note(socket.create_connection((HOST, proxy.port), timeout=10))
+        return self.note(socket.create_connection((HOST, proxy.port), timeout=60))
 
     def note(self, connection: socket.socket) -> socket.socket:
-        connection.settimeout(10)
+        connection.settimeout(60)
         self._opened.append(connection)
         return connection
 
@@ -85,7 +85,7 @@ def is_silent(connection: socket.socket) -> bool:
     except TimeoutError:
         return True
     finally:
-        connection.settimeout(10)
+        connection.settimeout(60)
     return False
 
 

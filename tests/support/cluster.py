@@ -66,6 +66,7 @@ class Cluster:
         self.folder = folder
         self.server = ledger_server(folder / "service")
         self.workers: list[WorkerProcess] = []
+        self._programs: list[subprocess.Popen[str]] = []
         self.settings = dict(settings or {})  # of the programs started from now on
         self._broker = ExitStack()
         self._mark = str(folder)
@@ -82,13 +83,12 @@ class Cluster:
             if kind is None:
                 self._check_outputs()
         finally:
-            for worker in self.workers:
-                if worker.process.poll() is None:
-                    worker.process.kill()
-                    worker.process.wait()
+            for process in (*self._programs, *(worker.process for worker in self.workers)):
+                process.kill()
+                process.wait()
         try:
             if kind is None:
-                wait_until(lambda: not processes_marked(self._mark), "no child process is left", 20)
+                wait_until(lambda: not processes_marked(self._mark), "no child process is left")
                 assert left_in_redis(self.server.url) == []
         finally:
             self.server.stop()
@@ -100,7 +100,7 @@ class Cluster:
             if worker.process.poll() is None:
                 worker.thaw()
         if any(worker.process.poll() is None for worker in self.workers):
-            wait_until(lambda: not left_by_jobs(self.server.url), "ended jobs have left nothing", 20)
+            wait_until(lambda: not left_by_jobs(self.server.url), "ended jobs have left nothing")
 
     def environment(self) -> dict[str, str]:
         """The developer's environment without its settings, plus this cluster's."""
@@ -191,7 +191,7 @@ class Cluster:
 
     def start(self, *arguments: str | Path, stdin: int | None = None) -> subprocess.Popen[str]:
         """Start `clipfleet ARGUMENTS` without waiting; `stdin` is for `Popen`."""
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [_BIN / "clipfleet", *map(str, arguments)],
             env=self.environment(),
             cwd=self.folder,
@@ -200,6 +200,8 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._programs.append(program)
+        return program
 
     def logs(self) -> str:
         """The ends of all workers' logs."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE_SECONDS = 30.0  # for what must happen; a test that runs into it has failed
+PATIENCE_SECONDS = 60.0  # for what must happen; a test that runs into it has failed
 
 
 class Clock:

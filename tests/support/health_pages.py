@@ -16,7 +16,7 @@ def scrape(worker: WorkerProcess) -> dict[str, Values]:
     """What it says at `/metrics`."""
     url = re.search(r"health at (http://\S+)/healthz", worker.log())
     assert url is not None
-    with urlopen(f"{url[1]}/metrics", timeout=30) as answer:  # noqa: S310 - likewise
+    with urlopen(f"{url[1]}/metrics", timeout=60) as answer:  # noqa: S310 - likewise
         return metric_values(answer.read().decode())
 
 
@@ -26,7 +26,7 @@ def ask(worker: WorkerProcess, page: str) -> tuple[int, dict[str, Any]]:
     if url is None:
         return 0, {}
     try:
-        with urlopen(f"{url[1]}/{page}", timeout=30) as answer:  # noqa: S310 - of our own worker
+        with urlopen(f"{url[1]}/{page}", timeout=60) as answer:  # noqa: S310 - of our own worker
             return answer.status, json.load(answer)
     except HTTPError as error:
         with error:

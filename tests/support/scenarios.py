@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        await asyncio.wait_for(scenario(), 30)
+        await asyncio.wait_for(scenario(), 60)
 
     asyncio.run(main())
 
