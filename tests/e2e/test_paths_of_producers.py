@@ -114,8 +114,8 @@ def submit_by_hand(cluster: Cluster, job: Job, uris: list[str]) -> JobStatus:
     return end_of(cluster, job.job_id)
 
 
-def reading_tricks(ground: Ground) -> dict[str, str]:
-    """URIs that are to bring the secret, by the name of the trick; what they need is put in place."""
+def place_links(ground: Ground) -> None:
+    """Put the links, the pipe and the archive of `reading_tricks` in place."""
     inside, secret = ground.inside, ground.secret
     (inside / "link.jpg").symlink_to(secret)
     (inside / "folder").symlink_to(ground.outside)
@@ -128,6 +128,11 @@ def reading_tricks(ground: Ground) -> dict[str, str]:
         entry.size = len(SECRET)
         archive.addfile(entry, io.BytesIO(SECRET))
     (inside / "secret.tar").symlink_to(ground.outside / "secret.tar")
+
+
+def reading_tricks(ground: Ground) -> dict[str, str]:
+    """URIs that aim at the secret, by the name of the trick."""
+    inside, secret = ground.inside, ground.secret
 
     def member(archive: str) -> str:
         return TarMember(archive, "a.jpg", 512, len(SECRET)).uri()
@@ -179,6 +184,7 @@ def reading_tricks(ground: Ground) -> dict[str, str]:
 
 
 def test_no_trick_reads_a_file_outside_the_roots(attacked: Cluster, ground: Ground) -> None:
+    place_links(ground)
     tricks = reading_tricks(ground)
     job = make_job(ground.results / "reading", job_id="reading")
 
