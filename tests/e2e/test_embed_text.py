@@ -83,13 +83,3 @@ def has_first(client: Client) -> bool:
         return client.job("paused").status().ok == 1
     except JobNotFoundError:  # not submitted yet
         return False
-
-
-def test_strings_of_a_program(cluster: Cluster, folder: Path) -> None:
-    with Client(cluster.client_settings()) as client:
-        job = client.embed_text(TEXTS, options=JobOptions(output=folder / "out", model="demo"))
-        assert job.wait(120).ok == 4
-        item_index, matrix = job.vectors()
-        assert next(row["text"] for row in job.results()) == TEXTS[0]
-    assert item_index.tolist() == [0, 1, 2, 3]
-    assert matrix.shape == (4, 128)

@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from clipfleet.client import Client, JobOptions
 from tests.support.cluster import Cluster, job_events
 from tests.support.images import write_images
 from tests.support.s3 import S3Bucket
@@ -75,19 +73,6 @@ def test_classify_into_a_bucket(
     replaced = cluster.run_json(*job, "--overwrite", expect=3)
     assert replaced["job_id"] != answer["job_id"]
     assert s3.keys(f"{PREFIX}/part-") == parts[:1]
-
-
-def test_embed_into_a_bucket_from_python(cluster: Cluster, s3: S3Bucket, images: Path) -> None:
-    options = JobOptions(output=f"{s3.uri}/vectors", model="demo", chunk_size=4)
-    with Client(cluster.client_settings()) as client:
-        job = client.embed(images.parent / "images", options=options)
-        assert job.wait(120).ok == 11
-        rows = list(job.results())
-        item_index, vectors = job.vectors()
-
-    assert [row["item_index"] for row in rows] == item_index.tolist() == list(range(11))
-    assert vectors.shape == (11, 128)
-    assert np.allclose(np.linalg.norm(vectors.astype(np.float32), axis=1), 1, atol=2e-3)
 
 
 class TestMistakes:

@@ -94,6 +94,8 @@ def _records(place: Place) -> list[Record]:
         Record("", inline, None),
         Record("gone", place.site.url("/status/404"), "not_found"),
         Record("down", place.site.url("/status/503"), "server_error"),
+        Record("broken off", place.site.url("/truncated"), "incomplete_body"),
+        Record("nobody", "http://127.0.0.1:1/a.jpg", "connect_failed"),
         Record("strange", "ftp://example.org/a.jpg", "scheme_refused"),
         Record("nothing", "", "bad_uri"),
         Record("outside", "../../../etc/hostname", "path_refused"),
@@ -301,13 +303,14 @@ def _bucket_shards(place: Place) -> Given:
 def _image_parquet(place: Place) -> Given:
     """As Hugging Face's datasets keep them: a struct of bytes and path."""
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    images = pa.array([{"bytes": data, "path": name} for name, data in FILES.items()], struct)
+    cells = [*({"bytes": data, "path": name} for name, data in FILES.items()), {"bytes": None, "path": None}]
     pq.write_table(
-        pa.table({"image": images, "label": pa.array(range(len(FILES)), pa.int64())}),
+        pa.table({"image": pa.array(cells, struct), "label": pa.array(range(len(cells)), pa.int64())}),
         place.folder / "images.parquet",
         row_group_size=2,
     )
-    rows = [Expected(name, CODES.get(name), {"source_label": number}) for number, name in enumerate(FILES)]
+    codes = [*((name, CODES.get(name)) for name in FILES), (str(len(FILES)), "empty")]
+    rows = [Expected(name, code, {"source_label": number}) for number, (name, code) in enumerate(codes)]
     return Given(place.folder / "images.parquet", rows)
 
 
