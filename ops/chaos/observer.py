@@ -1,4 +1,4 @@
-"""Looks on while a run goes on: at what becomes of outputs, and at what customers found."""
+"""Watch a run: the changes of outputs, and what customers found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ops.chaos.workload import BEFORE
 from tests.support.s3_front import Done, S3Front
 
 _LOOK_SECONDS = 1.0  # between two looks at all changes
-_PATIENCE_SECONDS = 240.0  # who only wants to know whether anything is wrong waits no longer for a job
+_PATIENCE_SECONDS = 240.0  # of a run that stops at the first violation, for one job
 
 
 class Observer:

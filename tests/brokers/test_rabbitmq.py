@@ -66,7 +66,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_nothing(cluster: Cluster, 
     )  # fmt: skip
     wait_until(lambda: parts(cluster), "the first part is there")
     rabbitmq.child.kill()
-    # Hints are gone or cannot be heard: the worker looks for work by itself.
+    # Hints are lost or cannot be received: the worker polls the ledger.
     before = parts(cluster)
     wait_until(
         lambda: parts(cluster) > before or running.poll() is not None, "work goes on without the broker"
@@ -79,7 +79,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_nothing(cluster: Cluster, 
     assert len(job_events(cluster, "killed")) == 1
     after = cluster.run_json("embed", "images", "--model", "demo", "--output", "results/c")
     assert after["ok"] == CHUNKS * CHUNK_ITEMS
-    wait_until(lambda: hints(rabbitmq) == 0, "the worker hears hints again")
+    wait_until(lambda: hints(rabbitmq) == 0, "the worker receives hints again")
 
 
 def test_messages_that_are_no_hints_are_dropped_and_counted(cluster: Cluster, rabbitmq: RabbitMQ) -> None:

@@ -1,4 +1,4 @@
-"""`make chaos` in small: a run of some seconds ends as promised, and one that does not says so."""
+"""`make chaos` in small: a run of some seconds ends as promised; a system that loses rows is found."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_run_of_some_seconds_ends_as_promised(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_the_ledger_loses_or_doubles(tmp_path: Path) -> None:
-    """The same faults, the same checker: it can fail. Which rows it hits is chance: some seeds are tried."""
+    """The same faults and checker: it can fail. Which rows are hit is chance: a few seeds are tried."""
     results = []
     for seed in range(1, 5):
         results.append(

@@ -81,8 +81,8 @@ def test_the_primary_is_killed_under_load(tmp_path: Path, pair: SentinelPair, si
 
 
 def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path) -> None:
-    """Acknowledged writes are lost: what they told of is found in the output, or done once more."""
-    short = {"CLIPFLEET_LEASE_SECONDS": "5"}  # so long are chunks whose end was forgotten nobody's
+    """Acknowledged writes are lost: the chunks are found in the output, or run again."""
+    short = {"CLIPFLEET_LEASE_SECONDS": "5"}  # until then nobody takes the chunks whose end was forgotten
     with FaultyRedis(tmp_path, short) as bed, _twin(tmp_path / "replica", bed.cluster.server) as replica:
         with bed.running_jobs() as jobs:
             with connect(replica.url) as behind, bed.admin() as primary:
@@ -91,7 +91,7 @@ def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path) -> None:
                 behind.replicaof("127.0.0.1", bed.server_port)
                 wait_until(lambda: jobs.are_known_by(behind), "the replica has all")
                 assert primary.wait(1, 60_000) == 1
-                behind.replicaof("NO", "ONE")  # from here on it hears of nothing
+                behind.replicaof("NO", "ONE")  # from here on it gets nothing
             behind_by = jobs.done_chunks()
             jobs.go_on()
             wait_until(lambda: jobs.done_chunks() >= behind_by + 6, "chunks are acknowledged")

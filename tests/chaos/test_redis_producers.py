@@ -1,4 +1,4 @@
-"""What producers do while Redis is away: a submit and a wait go on, or say how."""
+"""Producers while Redis is away: a submit and a wait continue, or name the command that does."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TestSubmit:
         require_exact(bed, "resets")
 
     @pytest.mark.parametrize("fault", ["refused", "full"])
-    def test_what_lasts_is_told_and_the_same_submit_goes_on(
+    def test_a_lasting_fault_is_reported_and_the_same_submit_resumes(
         self, bed: FaultyRedis, site: HttpSite, fault: str
     ) -> None:
         def begin() -> None:
@@ -132,7 +132,7 @@ class TestSubmit:
 
 
 def until_it_waits(lines: Iterable[str]) -> str:
-    """The lines up to the one that says so."""
+    """The lines up to the one that says that Redis is away."""
     said = ""
     for line in lines:
         said += line
@@ -172,8 +172,8 @@ class TestWait:
 
 
 class TestHints:
-    def test_a_worker_hears_of_hints_again_after_its_connection_fell_silent(self, bed: FaultyRedis) -> None:
-        """For ever: its blocking read must be given up."""
+    def test_a_worker_receives_hints_again_after_its_connection_fell_silent(self, bed: FaultyRedis) -> None:
+        """The connection stays silent: its blocking read must time out."""
         bed.proxy.freeze()
         with bed.admin() as admin:
             admin.lpush(keys.QUEUE, "no hint: it is only to be taken off")

@@ -73,14 +73,14 @@ def check_metrics(worker: WorkerProcess) -> None:
     assert (values["clipfleet_ready"], values["clipfleet_redis_up"]) == ({(): 1}, {(): 1})
 
 
-def test_a_chunk_that_hangs_is_told_then_the_process_ends(cluster: Cluster) -> None:
+def test_a_chunk_that_hangs_is_reported_then_the_process_ends(cluster: Cluster) -> None:
     there = cluster.folder / "there"
-    program = ("tests.support.crashing_worker", "mid_write", "hang", str(there), "1")
+    program = ("tests.support.altered_worker", "mid_write", "hang", str(there), "1")
     worker = cluster.start_worker(program=program)
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
         job = client.embed(cluster.folder / "images", options=options)
-        wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is told")
+        wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is reported")
         assert worker.process.wait(60) == EXIT_HUNG, worker.log()
         assert "write takes more than" in worker.log()
         assert "crash_points.py" in worker.log()  # the stack of the thread that hangs

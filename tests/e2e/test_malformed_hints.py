@@ -148,7 +148,7 @@ def unacked(server: redis.Redis) -> int:
 
 
 def refusals(log: str) -> int:
-    """How many kinds of problem the log tells."""
+    """How many kinds of problem the log names."""
     return len(set(re.findall(r"were no hints and were dropped: (.*?) \[", log)))
 
 
@@ -157,7 +157,7 @@ def test_there_are_many_kinds() -> None:
 
 
 def test_they_change_nothing(cluster: Cluster) -> None:
-    """Given one slot and one credit, when every kind comes twice among the hints of a job, it goes on."""
+    """One slot and one credit; every kind arrives twice among the hints of a job, which completes."""
     worker = cluster.start_worker()
     with Client(cluster.client_settings()) as client, connect(cluster.server.url) as server:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=10)

@@ -22,7 +22,7 @@ from clipfleet_worker.cli.demo import samples
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 
-NOWHERE = "redis://:secret@127.0.0.1:1/0"  # nobody listens there
+NOWHERE = "redis://:secret@127.0.0.1:1/0"  # no server listens there
 LABELS = ("--labels", "pie,cherries")
 PROGRAMS = {"clipfleet": producer_cli.main, "clipfleet-worker": worker_cli.main}
 
@@ -125,6 +125,7 @@ MISTAKES = {
         "clipfleet embed images --job-id 'no spaces'",
         ["'no spaces'", "letters, digits"],
     ),
+    "an error rate that is a percentage": ("clipfleet embed images --max-error-rate 20", ["rate"]),
     "an output of another kind": ("clipfleet embed images --output gs://bucket/x", ["gs://", "folder"]),
     **{
         f"{name}: no such job": (f"clipfleet {name} j1", ["'j1' is not known here", "clipfleet jobs"])
@@ -201,7 +202,7 @@ def test_a_redis_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("password", ["", ":wrong@"])
-def test_a_password_that_is_not_taken_is_told_in_few_words(
+def test_a_refused_password_is_reported_in_few_words(
     shell: Shell, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", f"redis://{password}{cluster.server.url.rpartition('@')[2]}")
@@ -232,7 +233,7 @@ def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output
     assert "not known" in after.stderr or "cancelled" in after.stdout
 
 
-def test_an_output_outside_the_roots_is_told_with_the_setting(shell: Shell, tmp_path: Path) -> None:
+def test_an_output_outside_the_roots_is_reported_with_the_setting(shell: Shell, tmp_path: Path) -> None:
     answer = shell.run(*CLASSIFY, "images", *LABELS, "--model", "demo", "--output", str(tmp_path / "out"))
     assert answer.code == 1, answer
     assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
@@ -252,7 +253,7 @@ def test_failed_rows_are_reported_with_an_example_and_the_command_that_shows_the
     assert f"see them with `clipfleet results {place}`" in answer.stderr
 
 
-def test_a_model_that_nobody_serves_is_told_with_the_command(shell: Shell) -> None:
+def test_a_model_that_no_worker_serves_is_reported_with_the_command(shell: Shell) -> None:
     answer = shell.run(*EMBED, "images", "--output", "out", "--no-wait")
     assert answer.code == 0
     assert "no connected worker serves ViT-B-32:datacomp_xl_s13b_b90k (they serve: demo)" in answer.stderr
@@ -316,7 +317,7 @@ def test_a_ctrl_c_before_the_program_is_loaded_is_no_traceback(module: str, tmp_
         (RedisUnavailableError("Redis at redis://h/0: gone"), 1, "error: Redis at redis://h/0: gone\n"),
     ],
 )
-def test_a_demo_that_cannot_go_on_is_no_traceback(
+def test_an_interrupted_demo_is_no_traceback(
     shell: Shell,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -335,7 +336,9 @@ def test_a_demo_that_cannot_go_on_is_no_traceback(
     assert capsys.readouterr() == ("", said)
 
 
-def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Cluster) -> None:
+def test_a_ctrl_c_while_waiting_names_the_commands_to_follow_and_cancel(
+    shell: Shell, cluster: Cluster
+) -> None:
     out = shell.folder / "out"
     with cluster.start("embed", shell.folder / "images", "--output", out, "--job-id", "w1") as process:
         assert process.stderr is not None
@@ -348,7 +351,7 @@ def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Clu
     assert "Traceback" not in said
 
 
-def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Cluster) -> None:
+def test_a_ctrl_c_while_submitting_names_the_command_that_resumes(shell: Shell, cluster: Cluster) -> None:
     pipe = shell.folder / "urls.txt"
     names = "".join(f"https://example.org/{number}.jpg\n" for number in range(200_000))
     pipe.write_text(names)
@@ -365,7 +368,7 @@ def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Clus
     )
 
 
-def test_a_reader_that_leaves_early_is_no_error(shell: Shell) -> None:
+def test_a_reader_that_closes_the_pipe_early_is_no_error(shell: Shell) -> None:
     lines = "".join(f"none/{number}.jpg\n" for number in range(3000))  # more than a pipe takes
     (shell.folder / "list.txt").write_text(lines)
     assert shell.run(*EMBED, "list.txt", "--model", "demo", "--output", "out").code == 3

@@ -1,4 +1,4 @@
-"""Results on a real S3 store: the real command line, a real worker, read back by whoever can."""
+"""Results on a real S3 store: the real command line, a real worker, read back by us and by pyarrow."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class TestMistakes:
     def folder(self, images: Path) -> Iterator[Path]:
         yield images.parent / "images"
 
-    def told(self, cluster: Cluster, folder: Path, output: str, code: int) -> str:
-        """The one line on stderr of a submit that cannot be."""
+    def refusal(self, cluster: Cluster, folder: Path, output: str, code: int) -> str:
+        """The one line on stderr of a submit that is refused."""
         job = ("classify", folder, "--labels", LABELS, "--model", "demo", "--output", output)
         result = cluster.run(*job)
         assert (result.returncode, result.stdout) == (code, ""), result.stderr
@@ -90,12 +90,12 @@ class TestMistakes:
         return line
 
     def test_a_bucket_that_is_not_there(self, cluster: Cluster, s3: S3Bucket, folder: Path) -> None:
-        line = self.told(cluster, folder, "s3://no-such-bucket-here/x", 1)
+        line = self.refusal(cluster, folder, "s3://no-such-bucket-here/x", 1)
 
         assert "s3://no-such-bucket-here/x" in line and "make the bucket" in line
 
     def test_a_uri_without_a_bucket(self, cluster: Cluster, s3: S3Bucket, folder: Path) -> None:
-        assert "write s3://BUCKET/PATH" in self.told(cluster, folder, "s3:///x", 2)
+        assert "write s3://BUCKET/PATH" in self.refusal(cluster, folder, "s3:///x", 2)
 
     def test_results_of_an_empty_place(self, cluster: Cluster, s3: S3Bucket) -> None:
         result = cluster.run("results", f"{s3.uri}/nothing")

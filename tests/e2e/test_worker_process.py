@@ -1,4 +1,4 @@
-"""A worker process as its operator sees it: refusals at start, drain, what it does not need to be told."""
+"""A worker process as its operator sees it: refusals at start, drain, defaults."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def test_sigterm_drains_and_loses_nothing(tmp_path: Path) -> None:
     settings = {"CLIPFLEET_DRAIN_SECONDS": "1", "CLIPFLEET_RECONCILE_SECONDS": "1"}
     with Cluster(tmp_path, settings) as cluster:
         write_images(tmp_path / "images", 3000)
-        leaver = cluster.start_worker()
+        worker = cluster.start_worker()
         with Client(cluster.client_settings()) as client:
             options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=64)
             job = client.embed(tmp_path / "images", options=options)
             wait_until(lambda: job.status().done_chunks >= 2, "some chunks are done")
-            assert leaver.terminate() == 0, leaver.log()
+            assert worker.terminate() == 0, worker.log()
             assert client.workers() == []
             status = job.status()
             assert status.leased_chunks == 0
@@ -70,7 +70,7 @@ def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
         write_images(tmp_path / "images", 3)
         cluster.server.stop()
         worker = cluster.launch_worker()
-        wait_until(lambda: "no heartbeat" in worker.log(), "the worker misses its server")
+        wait_until(lambda: "no heartbeat" in worker.log(), "the worker reports that Redis is away")
         cluster.server.start()
         answer = cluster.run_json("embed", "images", "--model", "demo", "--output", "out")
         assert answer["ok"] == 3

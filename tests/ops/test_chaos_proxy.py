@@ -139,7 +139,7 @@ class TestCarrying:
         with Proxy(nobody) as proxy:
             with suppress(ConnectionResetError):  # it may come before `connect` has returned
                 assert is_reset(peer.connect(proxy))
-            wait_until(lambda: proxy.accepted == 1, "the client is heard")
+            wait_until(lambda: proxy.accepted == 1, "the client is accepted")
             wait_until(lambda: proxy.open_connections == 0, "the connection is forgotten")
 
     def test_stopping_ends_everything(self, peer: Peer) -> None:

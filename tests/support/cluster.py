@@ -1,4 +1,4 @@
-"""A real server and real workers in processes of their own, for tests of the whole."""
+"""A real server and real workers in processes of their own, for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class WorkerProcess:
         return self.process.pid
 
     def kill(self) -> None:
-        """The worker's machine loses power."""
+        """SIGKILL, as if the machine had lost power."""
         self.process.kill()
         self.process.wait()
 
     def freeze(self) -> None:
-        """The worker's virtual machine is stopped."""
+        """SIGSTOP, as if the virtual machine were paused."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -83,7 +83,8 @@ class Cluster:
             if kind is None:
                 self._check_outputs()
         finally:
-            for process in (*self._programs, *(worker.process for worker in self.workers)):
+            started: list[subprocess.Popen[Any]] = [*self._programs, *(one.process for one in self.workers)]
+            for process in started:
                 process.kill()
                 process.wait()
         try:
@@ -95,7 +96,7 @@ class Cluster:
             self._broker.close()
 
     def _check_outputs(self) -> None:
-        """Where a worker lives that sweeps, ended jobs have left nothing but results."""
+        """With a live worker that sweeps, ended jobs leave nothing but results."""
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.thaw()
@@ -113,10 +114,10 @@ class Cluster:
             "CLIPFLEET_OUTPUT_ROOTS": str(self.folder),
             "CLIPFLEET_MODELS": "demo",
             "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8",
-            "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what fails for ever is not waited for for long
-            # Several workers share few cores here: each with a thread per core, they wait for one another's.
+            "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what always fails is given up soon
+            # Several workers share few cores here: with a thread per core each would wait for the others.
             "OMP_NUM_THREADS": "1",
-            # OpenVINO converts the model at each worker's start: time for which most tests have no use.
+            # OpenVINO converts the model at each worker's start: most tests do not need it.
             "CLIPFLEET_BACKEND": "torch",
             MARK: self._mark,
             **self.settings,

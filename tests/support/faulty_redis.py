@@ -37,7 +37,7 @@ SETTINGS = {
     "CLIPFLEET_HOST_CONNECTIONS": "128",
     "CLIPFLEET_FETCH_TIMEOUT_SECONDS": "300",
     "CLIPFLEET_CHUNK_DEADLINE_SECONDS": "600",
-    "CLIPFLEET_RECONCILE_SECONDS": "1",  # whoever could take back a lease too early does
+    "CLIPFLEET_RECONCILE_SECONDS": "1",  # a lease that could be reclaimed too early is
 }
 # What a worker says when it has counted something against a chunk.
 BLAME = ("leases had expired", "hangs", "failed:", "led nowhere", "was not finished", "thread_died")
@@ -165,7 +165,7 @@ class RunningJobs:
 
     def require_exact(self) -> None:
         """Each job has completed with one row per input and one event; nothing was held against a chunk."""
-        wait_until(lambda: self.done_chunks() > self.done_at_heal, "work goes on", 120)
+        wait_until(lambda: self.done_chunks() > self.done_at_heal, "chunks are completed", 120)
         recovery_seconds = time.monotonic() - self.healed_at
         for handle in self.handles:
             status = handle.wait(120)
@@ -180,7 +180,7 @@ class RunningJobs:
 
 
 def hold(seconds: float) -> None:
-    """A fault lasts."""
+    """Let a fault last."""
     time.sleep(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Coroutines as tests: run to their end, but not for ever."""
+"""Run coroutines as tests, with an upper bound."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 async def settle() -> None:
-    """Until tasks that wait for nothing outside have got as far as they can."""
+    """Let tasks that wait for nothing outside run as far as they can."""
     for _ in range(10):
         await asyncio.sleep(0)

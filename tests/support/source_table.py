@@ -1,4 +1,4 @@
-"""A few images and faults, told in every way a source can be told, with the rows that are due."""
+"""A few images and faults, given as every kind of source, with the rows that are due."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _records(place: Place) -> list[Record]:
 
 
 def _columns(number: int) -> dict[str, str]:
-    """The source's own columns; two of them bear names of ours."""
+    """The source's own columns; two of them have names of ours."""
     return {"label": f"mine {number}", "status": "todo", "note": f'007, "{number}"'}
 
 
@@ -181,7 +181,7 @@ def _manifest(kind: str, *, gzipped: bool = False, in_bucket: bool = False) -> C
 
 
 def _based(place: Place) -> Given:
-    """Bare keys, and a column that bears no usual name."""
+    """Bare keys, and a column without a usual name."""
     for name, data in FILES.items():
         place.bucket.put(f"based/{name}", data)
     names = [*FILES, "missing.jpg"]
