@@ -92,7 +92,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     before = signal.signal(signal.SIGALRM, fail)
     signal.setitimer(signal.ITIMER_REAL, _CLEAN_UP_SECONDS, _CLEAN_UP_SECONDS)
     try:
-        item.ihook.pytest_runtest_teardown(item=item, nextitem=None)
+        item.config.pluginmanager.getplugin("runner").pytest_runtest_teardown(item, nextitem=None)
         return (yield)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -38,6 +38,9 @@ def test_hangs(server, stubborn, file):
     (HERE / "first server").write_text(str(server.pid))
     threading.Event().wait()
 
+def test_fails(server):
+    raise AssertionError
+
 def test_next(server):
     assert not (HERE / "made").exists()
     assert str(server.pid) != (HERE / "first server").read_text()
@@ -61,7 +64,7 @@ def test_a_hanging_test_fails_alone_and_is_cleaned_up(tmp_path: Path) -> None:
 
     said = result.stdout + result.stderr
     assert result.returncode == 1, said
-    assert "1 failed, 1 passed, 1 error" in result.stdout, said
+    assert "2 failed, 1 passed, 1 error" in result.stdout, said
     assert "Timeout (>1.0s)" in said
     assert "the clean-up takes longer than 1 s" in said
     first = int((tmp_path / "first server").read_text())
