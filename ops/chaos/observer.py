@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from clipfleet.ledger import keys
@@ -42,10 +41,8 @@ class Observer:
         self._watcher.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._watcher.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._watcher.__exit__()
 
     def wrong_changes(self) -> list[tuple[str, str]]:
         """See `ops.chaos.changes.wrong_changes`."""

@@ -21,7 +21,11 @@ from tests.support.waiting import wait_until
 
 DRAIN_SECONDS = 8.0
 PATIENCE_SECONDS = 60.0  # for a busy machine
-SETTINGS = {"CLIPFLEET_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}", "CLIPFLEET_RECONCILE_SECONDS": "1"}
+SETTINGS = {
+    "CLIPFLEET_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
+    "CLIPFLEET_RECONCILE_SECONDS": "1",
+    "CLIPFLEET_LEASE_SECONDS": "10",  # some tests wait until one expires
+}
 CRASHING = "tests.support.altered_worker"
 IMAGES = 40
 
