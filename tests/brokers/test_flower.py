@@ -46,7 +46,10 @@ def flower(cluster: Cluster) -> Iterator[str]:
     )
     yield f"http://127.0.0.1:{port}"
     process.terminate()
-    process.wait(60)
+    try:
+        process.wait(60)
+    finally:
+        process.kill()
 
 
 def asked(url: str) -> Any:
@@ -80,7 +83,7 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
 
 def is_up(flower: str) -> bool:
     try:
-        with urlopen(f"{flower}/healthcheck", timeout=60) as answer:  # noqa: S310 - likewise
+        with urlopen(f"{flower}/healthcheck", timeout=60) as answer:  # noqa: S310 - our own Flower
             return bool(answer.status == 200)
     except OSError:
         return False

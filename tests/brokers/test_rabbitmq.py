@@ -58,7 +58,7 @@ def test_the_ledgers_redis_carries_nothing(cluster: Cluster) -> None:
         assert not [key for key in client.keys("*") if str(key).startswith(("_kombu", "unacked"))]
 
 
-def test_a_broker_that_is_killed_and_comes_back_costs_nothing(cluster: Cluster, rabbitmq: RabbitMQ) -> None:
+def test_a_broker_that_is_killed_and_restarted_costs_nothing(cluster: Cluster, rabbitmq: RabbitMQ) -> None:
     write_images(cluster.folder / "images", CHUNKS * CHUNK_ITEMS)
     running = cluster.start(
         "embed", "images", "--model", "demo", "--chunk-size", str(CHUNK_ITEMS), "--output", "results/b",

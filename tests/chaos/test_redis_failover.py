@@ -116,7 +116,7 @@ def _password(server: EmbeddedValkey) -> str:
     return str(urlsplit(server.url).password)
 
 
-def test_a_submit_goes_on_at_the_new_primary(tmp_path: Path, pair: SentinelPair) -> None:
+def test_a_submit_continues_at_the_new_primary(tmp_path: Path, pair: SentinelPair) -> None:
     said: list[str] = []
 
     def urls() -> Iterator[str]:

@@ -179,9 +179,7 @@ def test_an_outage_is_waited_for_and_ends_by_itself(fragile: Cluster, front: S3F
     print(f"first chunk {recovery_seconds:.1f} s after the store was back, the last {all_seconds:.1f} s")
 
 
-def test_an_outage_that_lasts_too_long_pauses_the_job_and_resume_goes_on(
-    fragile: Cluster, front: S3Front
-) -> None:
+def test_an_outage_that_lasts_too_long_pauses_the_job_until_resume(fragile: Cluster, front: S3Front) -> None:
     front.place(Rule(fault=Fault.UNAVAILABLE, path="*/paused/part-*"))
     job_id = submit(fragile, "paused")
     running_worker(fragile)

@@ -69,7 +69,7 @@ def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
     assert found["text"].startswith("hosts at their connection caps hold up most of the items (")
 
 
-def test_decode_and_how_people_are_told(cluster: Cluster) -> None:
+def test_decode_as_the_command_line_reports_it(cluster: Cluster) -> None:
     source = folder_of(cluster, "large", encoded(make_image(1)) + SLOW_TO_DECODE)
     options = ["--model", "demo", "--job-id", "large", "--output", cluster.folder / "large-out"]
     run = cluster.run("embed", source, *options)

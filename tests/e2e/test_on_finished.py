@@ -47,7 +47,10 @@ def received(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
         )  # fmt: skip
     yield tmp_path / "received.jsonl"
     worker.terminate()
-    assert worker.wait(60) == 0
+    try:
+        assert worker.wait(60) == 0
+    finally:
+        worker.kill()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ def test_nothing_else_does(site: Site, user: str) -> None:
         assert admin.get("somebody-elses") == "secret"
 
 
-def test_a_refused_command_is_told_in_one_line(site: Site) -> None:
+def test_a_refused_command_is_reported_in_one_line(site: Site) -> None:
     site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["reader"]
     answer = site.cluster.run("embed", site.cluster.folder / "images", "--model", "demo")
 
@@ -164,7 +164,7 @@ def test_a_refused_command_is_told_in_one_line(site: Site) -> None:
     assert not [secret for secret in site.secrets if secret in answer.stderr]
 
 
-def test_a_worker_that_was_refused_goes_on_once_it_may(site: Site, tmp_path: Path) -> None:
+def test_a_refused_worker_continues_once_it_has_the_right(site: Site, tmp_path: Path) -> None:
     with connect(site.cluster.server.url) as admin:
         admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "-hset")
         site.cluster.settings["CLIPFLEET_REDIS_URL"] = site.urls["worker"]

@@ -219,7 +219,7 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     assert len(job_events(fragile, job_id)) == 1
 
 
-def test_a_retry_goes_on_after_redis_forgot_it(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
+def test_a_retry_resumes_after_redis_lost_it(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
     job_id, output = submit_sick_job(fragile, tmp_path, site, chunks=12)
     before, inodes = rows(output), inodes_of(output)
     # An output is enough: the job that has ended is put back first
@@ -244,7 +244,7 @@ def exported_batch(cluster: Cluster, job_id: str, to: Path) -> dict[str, Any]:
     return batch
 
 
-def test_a_cancelled_job_goes_on_where_it_was(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
+def test_a_cancelled_job_resumes_where_it_was(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
     folder = fragile.folder / tmp_path.name
     source = write_list(folder, site, tmp_path / "site", chunks=12, sick_chunks=set(range(4, 12)))
     output = folder / "out"

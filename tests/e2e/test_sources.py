@@ -205,7 +205,7 @@ class TestStandardInput:
         assert [Path(row["uri"]).name for row in rows] == NAMES[:3]
         assert [row.get("n") for row in rows] == ([0, 1, 2] if kind == "json" else [None] * 3)
 
-    def test_the_same_lines_again_go_on_where_a_killed_submit_stopped(
+    def test_the_same_lines_resume_where_a_killed_submit_stopped(
         self, cluster: Cluster, client: Client, place: Place
     ) -> None:
         job_id = place.folder.name

@@ -30,7 +30,7 @@ def run_worker(**settings: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_worker_without_redis_url_says_so() -> None:
+def test_a_worker_without_redis_url_names_the_setting() -> None:
     result = run_worker()
     assert result.returncode == 2
     assert "CLIPFLEET_REDIS_URL is not set" in result.stderr
@@ -96,7 +96,7 @@ def test_without_roots_nothing_is_read_or_written(tmp_path: Path) -> None:
         assert "output_unreachable" in failed.stderr
 
 
-def test_a_model_that_nobody_knows_is_refused_at_start() -> None:
+def test_an_unknown_model_is_refused_at_start() -> None:
     result = run_worker(
         CLIPFLEET_REDIS_URL="redis://127.0.0.1:1/0", CLIPFLEET_MODELS="ViT-B-32:no_such_weights"
     )

@@ -55,7 +55,7 @@ def test_without_rules_nothing_changes(client: Any, s3: S3Bucket) -> None:
     assert s3.keys() == []
 
 
-def test_what_the_store_has_done_is_noted_whatever_its_client_heard(
+def test_what_the_store_has_done_is_recorded_whatever_it_answered(
     front: S3Front, client: Any, s3: S3Bucket
 ) -> None:
     put(client, s3, IfNoneMatch="*")

@@ -122,7 +122,7 @@ class TestCarrying:
 
         assert first + read_exactly(server, len(data) // 2) == data
 
-    def test_one_end_may_have_said_all_and_still_hear(self, peer: Peer, proxy: Proxy) -> None:
+    def test_one_end_may_have_sent_all_and_still_receive(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
 
         client.shutdown(socket.SHUT_WR)
@@ -168,7 +168,7 @@ class TestFreezing:
         assert is_silent(client)
         assert pair(peer, proxy)
 
-    def test_after_the_thaw_they_go_on_where_they_were(self, peer: Peer, proxy: Proxy) -> None:
+    def test_after_the_thaw_they_continue_where_they_were(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
         proxy.freeze()
         client.sendall(b"kept")
@@ -179,7 +179,7 @@ class TestFreezing:
         assert read_exactly(server, 4) == b"kept"
         assert passes(server, client)
 
-    def test_nobody_hears_of_an_end(self, peer: Peer, proxy: Proxy) -> None:
+    def test_no_end_is_passed_on(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
         proxy.freeze()
 
@@ -189,7 +189,7 @@ class TestFreezing:
         proxy.thaw()
         assert server.recv(1) == b""
 
-    def test_nobody_hears_of_a_reset(self, peer: Peer, proxy: Proxy) -> None:
+    def test_no_reset_is_passed_on(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
         proxy.freeze()
 
