@@ -126,6 +126,18 @@ MISTAKES = {
         ["'no spaces'", "letters, digits"],
     ),
     "an error rate that is a percentage": ("clipfleet embed images --max-error-rate 20", ["rate"]),
+    "results in another Redis": (
+        "clipfleet embed images --output redis://elsewhere:6379/0",
+        ["the Redis of CLIPFLEET_REDIS_URL"],
+    ),
+    "a format of parts in Redis": (
+        "clipfleet embed images --format jsonl",
+        ["give an --output, Redis has none"],
+    ),
+    "an S3 URI without a bucket": (
+        "clipfleet embed images --output s3:///x",
+        ["write s3://BUCKET/PATH"],
+    ),
     "an output of another kind": ("clipfleet embed images --output gs://bucket/x", ["gs://", "folder"]),
     **{
         f"{name}: no such job": (f"clipfleet {name} j1", ["'j1' is not known here", "clipfleet jobs"])

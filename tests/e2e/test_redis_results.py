@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from clipfleet.client import Client, JobOptions
-from clipfleet.contract.jobs import MAX_ITEMS_IN_REDIS
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from tests.support.cluster import Cluster, job_events
@@ -112,47 +111,3 @@ def test_a_retry_turns_the_failed_rows_into_good_ones(cluster: Cluster, folder: 
     assert [row["status"] for row in rows] == ["ok"] * 12
     assert len(client.job(here["job_id"]).vectors()[0]) == 12
     assert [event["generation"] for event in job_events(cluster, here["job_id"])] == ["0", "1"]
-
-
-def test_a_source_that_is_too_long_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "urls.txt").write_text("https://example.org/a.jpg\n" * (MAX_ITEMS_IN_REDIS + 1))
-
-    result = cluster.run("embed", tmp_path / "urls.txt", "--model", "demo", "--job-id", "too-long")
-
-    assert result.returncode == 2
-    assert "more than 100,000 items" in result.stderr
-    assert "give an --output" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    # Before anything was made of it, unless a second was too short to read so far: then it is undone.
-    with connect(cluster.server.url) as server:
-        assert server.hget(keys.job("too-long"), "state") in (None, "cancelled")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--output", "redis://elsewhere:6379/0"], "the Redis of CLIPFLEET_REDIS_URL"),
-        (["--format", "jsonl"], "give an --output, Redis has none"),
-    ],
-)
-def test_what_redis_cannot_do_is_refused(
-    cluster: Cluster, folder: Path, arguments: list[str], words: str
-) -> None:
-    result = cluster.run("embed", folder / "images", "--model", "demo", *arguments)
-
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_results_that_have_expired_say_so(cluster: Cluster, folder: Path, client: Client) -> None:
-    job = client.embed(folder / "images", options=JobOptions(model="demo"))
-    job.wait(120)
-    with connect(cluster.server.url) as server:
-        server.delete(*(keys.job(job.job_id, suffix) for suffix in keys.RESULT_SUFFIXES))
-
-    result = cluster.run("results", job.job_id)
-
-    assert result.returncode == 2
-    assert f"the rows of job {job.job_id} are gone" in result.stderr
-    assert "CLIPFLEET_RESULT_TTL_SECONDS" in result.stderr
