@@ -57,8 +57,8 @@ test-deploy: $(VENV)/.dev-installed
 # that Redis alone. Needs rabbitmq-server and redis-server of Debian; nothing of the system is started.
 REDIS_TESTS ?= $(addprefix tests/e2e/test_,two_workers.py redis_users.py malformed_hints.py on_finished.py \
   classify_and_embed.py)
-BROKER_TESTS ?= $(REDIS_TESTS) $(addprefix tests/e2e/test_,crash_points.py processes.py retry.py several_models.py \
-  worker_process.py)
+BROKER_TESTS ?= $(addprefix tests/e2e/test_,two_workers.py on_finished.py classify_and_embed.py crash_points.py \
+  processes.py retry.py several_models.py worker_process.py)
 test-brokers: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/brokers -q
 	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest $(BROKER_TESTS) -q -m 'not one_broker' $(SIDE_BY_SIDE)
