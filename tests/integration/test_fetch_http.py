@@ -801,7 +801,7 @@ class TestConnections:
             async with started(resolver=resolver, total_connections=turns) as fetcher:
                 for name in names:
                     await fetcher.fetch(f"http://{name}.test:{site.port}/empty")
-                wait_until(lambda: site.open_connections <= most_kept, "few connections are open", seconds=5)
+                wait_until(lambda: site.open_connections <= most_kept, "few connections are open")
                 if turns >= len(names):
                     assert site.open_connections == len(names)
 
@@ -809,7 +809,7 @@ class TestConnections:
 
     def test_nothing_stays_open_after_close(self, site: HttpSite) -> None:
         asyncio.run(fetch_together([site.url("/bytes/9"), site.url("/truncated"), site.url("/endless")] * 4))
-        wait_until(lambda: site.open_connections == 0, "all connections are closed", seconds=5)
+        wait_until(lambda: site.open_connections == 0, "all connections are closed")
 
 
 async def fetch_together(uris: list[str], **options: Any) -> list[bytes | ErrorCode]:
