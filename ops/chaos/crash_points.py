@@ -22,7 +22,7 @@ class CrashPoint(StrEnum):
     BEFORE_WRITE = "before_write"  # the rows exist in memory only
     MID_WRITE = "mid_write"  # rows are in a scratch file, or in Redis under the claim's token, hidden
     AFTER_WRITE = "after_write"  # the part is in place, the ledger does not know it
-    AFTER_COMPLETE = "after_complete"  # the chunk is done, its successors were not told
+    AFTER_COMPLETE = "after_complete"  # the chunk is done, its successors got no hint
     BEFORE_ACK = "before_ack"  # the hint's work is over, the broker does not know it
     MID_FINISH = "mid_finish"  # passed three times: `errors.jsonl`, the manifest, `_SUCCESS` was just written
 

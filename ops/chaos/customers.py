@@ -182,7 +182,7 @@ class Customers:
                     self._plans[plan.job_id] = plan
                 try:
                     self._bring(service, plan, overwrite)
-                except Exception as error:  # whatever it is, the checker must hear of it
+                except Exception as error:  # of any kind: the checker reports it
                     self._fail(plan, error)
 
     def _bring(self, service: Service, plan: JobPlan, overwrite: Overwrite | None) -> None:

@@ -129,7 +129,7 @@ class LittleMemory(FewDescriptors):
 
 
 class Zombie(_OfWorker):
-    """Its machine sleeps for longer than a lease, then goes on as if nothing had been."""
+    """Its machine sleeps for longer than a lease, then continues."""
 
     _worker: LiveWorker | None = None
 
@@ -213,7 +213,7 @@ class RedisFreeze(_Momentary):
 
 
 class RedisHalfOpen(_Momentary):
-    """All connections are silent from now on, and nobody hears of an end; new ones are served."""
+    """All connections are silent from now on and none is closed; new ones are served."""
 
     def begin(self) -> None:
         self._system.servers.single_redis.proxy.freeze()
@@ -234,7 +234,7 @@ class Failover(_Momentary):
 
 
 class S3Outage(_Momentary):
-    """The store dies, and comes back after a while."""
+    """The store dies and is restarted after a while."""
 
     def begin(self) -> None:
         self._system.servers.store.child.kill()
@@ -269,7 +269,7 @@ class S3SlowDown(S3Reset):
 
 
 class S3LostAnswer(S3Reset):
-    """Parts are stored, and their writers do not hear of it."""
+    """Parts are stored, and the answers are lost."""
 
     _LOST = (S3Fault.DONE_BUT_RESET, S3Fault.DONE_BUT_503, S3Fault.DONE_BUT_CONFLICT)
 

@@ -1,4 +1,4 @@
-"""What is found to be wrong while a run still goes on."""
+"""Violations that are found during a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Findings:
 
 
 class Inspector:
-    """Checks a job as soon as its customer hears of its end."""
+    """Checks a job as soon as its customer sees its end."""
 
     def __init__(self, sources: Sources, references: References) -> None:
         self._sources = sources

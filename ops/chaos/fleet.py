@@ -75,7 +75,7 @@ class Ended:
     number: int
     slot: int
     code: int
-    ended_by: str  # empty: nobody did it
+    ended_by: str  # empty: it ended by itself
     struck_by: int | None = None  # number of the crash point's fault
     at: float = 0.0  # time.monotonic()
     took_seconds: float = 0.0  # from the signal to the end
@@ -200,7 +200,7 @@ class Fleet:
         return sum(disarm(slot.armed) for slot in self.slots)
 
     def stop(self) -> None:
-        """SIGTERM to all; those that stay are killed, which their codes tell."""
+        """SIGTERM to all; those that stay are killed, which their exit codes show."""
         self._is_stopping = True
         for slot in self.slots:
             worker = slot.worker
@@ -216,7 +216,7 @@ class Fleet:
             self._pipe(self._nursery.stdout).close()
 
     def _tend_frozen(self, slot: Slot) -> None:
-        """A worker that froze within a step goes on when its time is over."""
+        """Thaw a worker that froze within a step when its time is over."""
         for number in struck_in(slot.armed, Strike.FREEZE) & slot.freezes.keys():
             seconds = slot.freezes.pop(number)
             worker = slot.worker

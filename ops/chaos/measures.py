@@ -1,4 +1,4 @@
-"""From what was noted during a run to what is told: faults that were done, how long recovery took."""
+"""From the notes of a run to its report: faults that were carried out, how long recovery took."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is told."""
+    """What is reported."""
 
     done: Mapping[FaultKind, int]
     crash_points: Mapping[str, int]
@@ -99,7 +99,7 @@ def deaths_of(ended: Iterable[Ended], frozen: Iterable[tuple[int, float]]) -> li
 
 
 def _done(events: Sequence[Mapping[str, Any]], ended: Iterable[Ended]) -> dict[FaultKind, int]:
-    """Faults that struck: a crash point only where somebody died, a producer's likewise."""
+    """Faults that struck: a crash point only where a worker died, a producer's likewise."""
     done = Counter(FaultKind(event["kind"]) for event in events if event["what"] == "fault")
     done[FaultKind.FREEZE_IN_STEP] = sum(event["what"] == "frozen_in_step" for event in events)
     done[FaultKind.OVERWRITE] = sum(event["what"] == "before_ended" for event in events)

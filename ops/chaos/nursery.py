@@ -116,7 +116,7 @@ def _become_worker(order: dict[str, Any]) -> NoReturn:
 
 
 def main() -> None:
-    """Import, say so, fork."""
+    """Import, report that, fork."""
     import open_clip  # noqa: F401 - what the forks need, so that they need not wait for it
     import torch
 

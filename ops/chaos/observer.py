@@ -1,11 +1,10 @@
-"""Looks on while a run goes on: at what becomes of outputs, and at what customers found."""
+"""Watch a run: the changes of outputs, and what customers found."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from clipfleet.ledger import keys
@@ -18,7 +17,7 @@ from ops.chaos.workload import BEFORE
 from tests.support.s3_front import Done, S3Front
 
 _LOOK_SECONDS = 1.0  # between two looks at all changes
-_PATIENCE_SECONDS = 240.0  # who only wants to know whether anything is wrong waits no longer for a job
+_PATIENCE_SECONDS = 240.0  # of a run that stops at the first violation, for one job
 
 
 class Observer:
@@ -42,10 +41,8 @@ class Observer:
         self._watcher.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._watcher.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._watcher.__exit__()
 
     def wrong_changes(self) -> list[tuple[str, str]]:
         """See `ops.chaos.changes.wrong_changes`."""

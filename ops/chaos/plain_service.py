@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from kombu.exceptions import KombuError
@@ -39,9 +38,7 @@ class PlainService:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._redis.close()
         self._app.close()
 
@@ -60,7 +57,7 @@ class PlainService:
         self._history.note("plain_ended", job=plan.job_id, done=self._wait(plan))
 
     def _publish(self, order: dict[str, Any]) -> None:
-        """Until the broker has taken it; whether an attempt that failed was heard nobody knows."""
+        """Retry until the broker has taken it; a failed attempt may have been delivered."""
         while True:
             try:
                 self._app.send_task(TASK, args=[order], queue=keys.QUEUE)

@@ -12,7 +12,6 @@ import struct
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 HOST = "127.0.0.1"
@@ -75,9 +74,7 @@ class Proxy:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -115,7 +112,7 @@ class Proxy:
         self._loop.close()
 
     def freeze(self, *, new: bool = False) -> None:
-        """Silence all connections that are open: nothing passes, and nobody hears of an end.
+        """Silence all connections that are open: nothing passes, and neither end is closed.
 
         For ever, as after a cable was cut, unless `thaw` is called. Bytes that are sent meanwhile are kept.
 
@@ -144,7 +141,7 @@ class Proxy:
         return self._cut is None
 
     def refuse(self) -> None:
-        """Refuse new connections as if nobody listened; those that are open stay. Idempotent."""
+        """Refuse new connections; those that are open stay. Idempotent."""
         self._call(self._close_listener())
 
     def admit(self) -> None:
@@ -199,7 +196,7 @@ class Proxy:
         connections = list(self._connections)
         for connection in connections:
             connection.reset()
-            connection.flows.set()  # so that whoever waits finds the end
+            connection.flows.set()  # so that waiting tasks see the end
         return len(connections)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

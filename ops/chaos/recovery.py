@@ -1,4 +1,4 @@
-"""How long the system took to come back, by kind of fault. Pure: works on what the history has."""
+"""How long recovery took, by kind of fault. Pure: works on the history."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def slowest(recoveries: Iterable[Recovery]) -> dict[FaultKind, float]:
 
 
 def first_death(claim: ClaimNote, until: float, deaths: Iterable[Death]) -> Death | None:
-    """How the worker of a claim was lost before somebody else claimed the same."""
+    """How the worker of a claim was lost before another worker claimed the chunk."""
     its = (death for death in deaths if death.worker == claim.worker and claim.at <= death.at <= until)
     return min(its, key=lambda death: death.at, default=None)
 

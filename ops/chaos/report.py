@@ -126,7 +126,7 @@ def _world_table(outcome: Outcome) -> Table:
 
 
 def _losses_without_death(world: World) -> int:
-    """Leases that expired though nobody had killed or frozen their owner."""
+    """Leases that expired although their owner was neither killed nor frozen."""
     return sum(max(0, one.losses - one.deaths) for one in world.attempts)
 
 

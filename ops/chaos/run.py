@@ -41,7 +41,7 @@ from ops.chaos.values import References
 from ops.chaos.workload import OutputKind
 
 _CRASH_SECONDS = 30.0  # for crash points that were not reached yet
-CAUGHT_PREFIX = "First: "  # of the line that tells the first violation
+CAUGHT_PREFIX = "First: "  # of the line with the first violation
 _SETTLE_SECONDS = 30.0
 _END_SECONDS = 240.0  # for the jobs that are under way when the faults are over
 _EARLY_END_SECONDS = 120.0  # likewise, where something is expected to be wrong

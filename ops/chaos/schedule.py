@@ -75,7 +75,7 @@ _OF_WORKERS = frozenset(
 )  # fmt: skip
 
 FREEZE_SECONDS = 5.5  # so long that the lease is over, and the chunk has been done by another worker
-_BREATH_SECONDS = 3.0  # between two faults of one server: time to come back
+_BREATH_SECONDS = 3.0  # between two faults of one server: time to recover
 _PASSAGES = 6  # a crash point strikes at one of its first so many passages
 _FREEZE_PASSAGES = 2  # likewise; some of these steps are rare, and a worker waits for one strike at a time
 

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import redis
@@ -80,9 +79,7 @@ class SentinelPair:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -124,11 +121,11 @@ class SentinelPair:
         return f"redis://:{self._password}@{HOST}:{self.primary_port}/0"
 
     def kill_primary(self) -> None:
-        """Kill it; it does not come back."""
+        """Kill it for good."""
         self._nodes[self.primary_port].kill()
 
     def fail_over(self) -> float:
-        """Kill the primary once the copy has all it acknowledged; it comes back as the copy.
+        """Kill the primary once the copy has all it acknowledged; it is restarted as the copy.
 
         Returns:
             Seconds from the kill until the Sentinels name the other one.

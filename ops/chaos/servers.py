@@ -83,9 +83,7 @@ class SingleRedis:
         self.proxy.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.proxy.stop()
         self._valkey.stop()
 
@@ -223,7 +221,7 @@ def processes_of(mark: str) -> list[str]:
             if f"{RUN_MARK}={mark}".encode() not in (entry / "environ").read_bytes().split(b"\0"):
                 continue
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:  # it has just ended, or is somebody else's
+        except OSError:  # it has just ended, or belongs to another user
             continue
         if command:  # else it is a zombie that its parent will collect
             found.append(f"{entry.name} {command}")

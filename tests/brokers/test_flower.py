@@ -46,19 +46,22 @@ def flower(cluster: Cluster) -> Iterator[str]:
     )
     yield f"http://127.0.0.1:{port}"
     process.terminate()
-    process.wait(20)
+    try:
+        process.wait(60)
+    finally:
+        process.kill()
 
 
 def asked(url: str) -> Any:
     try:
-        with urlopen(url, timeout=5) as answer:  # noqa: S310 - our own Flower
+        with urlopen(url, timeout=60) as answer:  # noqa: S310 - our own Flower
             return json.load(answer)
     except (HTTPError, OSError):
         return {}
 
 
 def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> None:
-    wait_until(lambda: asked(f"{flower}/api/tasks") == {} and is_up(flower), "Flower answers", 60)
+    wait_until(lambda: asked(f"{flower}/api/tasks") == {} and is_up(flower), "Flower answers")
     cluster.start_worker()
     write_images(cluster.folder / "images", 20)
     answer = cluster.run_json(
@@ -70,10 +73,8 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
         tasks = asked(f"{flower}/api/tasks").values()
         return [task for task in tasks if task["name"] == keys.WORK_TASK and task["state"] == "SUCCESS"]
 
-    wait_until(lambda: len(done()) >= 4, "Flower has seen the chunks' tasks succeed", 60)
-    workers = wait_until(
-        lambda: asked(f"{flower}/api/workers?refresh=true"), "Flower has asked the worker", 60
-    )
+    wait_until(lambda: len(done()) >= 4, "Flower has seen the chunks' tasks succeed")
+    workers = wait_until(lambda: asked(f"{flower}/api/workers?refresh=true"), "Flower has asked the worker")
     (name,) = workers
     assert name.startswith("clipfleet@")
     assert [queue["name"] for queue in workers[name]["active_queues"]] == [keys.QUEUE]
@@ -82,7 +83,7 @@ def test_it_shows_the_worker_and_what_it_did(cluster: Cluster, flower: str) -> N
 
 def is_up(flower: str) -> bool:
     try:
-        with urlopen(f"{flower}/healthcheck", timeout=5) as answer:  # noqa: S310 - likewise
+        with urlopen(f"{flower}/healthcheck", timeout=60) as answer:  # noqa: S310 - our own Flower
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -1,6 +1,6 @@
-"""Death at every crash point: another process goes on, and the job ends exact, wherever its rows go.
+"""Death at every crash point: another process continues, and the job ends exact, wherever its rows go.
 
-A second worker is frozen while the first one dies, and goes on when it is thawed.
+A second worker is frozen while the first one dies, and continues once it is thawed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.figures
 
 LEASE_SECONDS, RECONCILE_SECONDS = 2.0, 0.5
-CRASHING = "tests.support.crashing_worker"
+CRASHING = "tests.support.altered_worker"
 IMAGES = 24
 CHUNK_SIZE = 8
 TEXTS = 1200  # in one chunk: three slices of rows in Redis
@@ -62,14 +62,14 @@ class Bench:
         return self.cluster.folder / "images"
 
     def dies_at(self, point: str, passage: int) -> WorkerProcess:
-        """Freeze the spare; a worker starts that will die, and hears every hint from now on."""
+        """Freeze the spare; a worker starts that will die, and receives every hint from now on."""
         self.spare.freeze()
         with connect(self.cluster.server.url) as server:
-            wait_until(lambda: not server.info("clients")["blocked_clients"], "the spare hears no hint", 20)
+            wait_until(lambda: not server.info("clients")["blocked_clients"], "the spare receives no hint")
         return self.cluster.start_worker(program=(CRASHING, point, str(passage)))
 
     def is_exact_after(self, worker: WorkerProcess, job: JobHandle, total: int, what: str) -> None:
-        """The worker dies, the spare goes on: one row per input in order, one event, counters that fit."""
+        """The worker dies, the spare continues: one row per input in order, one event, counters that fit."""
         assert worker.process.wait(60) == -signal.SIGKILL, worker.log()
         died = time.monotonic()
         self.spare.thaw()
@@ -192,7 +192,7 @@ def test_of_a_submit(bench: Bench, tmp_path: Path, point: str, passage: int, kin
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     if point == "mid_submit":
-        wait_until(lambda: bench.client.job(job_id).status().leased_chunks == 0, "nobody works on it", 60)
+        wait_until(lambda: bench.client.job(job_id).status().leased_chunks == 0, "no chunk is leased")
         assert not bench.client.job(job_id).status().sealed
         options = JobOptions(output=output, model="demo", job_id=job_id, chunk_size=1)
         bench.client.embed(source, options=options)

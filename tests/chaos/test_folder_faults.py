@@ -109,7 +109,9 @@ def test_a_full_disk_is_waited_for(cluster: Cluster, disk: Path) -> None:
     submit(cluster, disk / "output", "full")
     ballast = fill(disk)
     ensure_worker(cluster)
-    found = wait_for(cluster, "full", "it tells why it waits", lambda found: "No space left" in found.reason)
+    found = wait_for(
+        cluster, "full", "the status gives the reason", lambda found: "No space left" in found.reason
+    )
     assert found.state is JobState.RUNNING
     assert all(path.stat().st_size for path in (disk / "output").glob("part-*"))  # none is half written
 
@@ -120,7 +122,7 @@ def test_a_full_disk_is_waited_for(cluster: Cluster, disk: Path) -> None:
     print(f"completed {time.monotonic() - room:.1f} s after there was room again")
 
 
-def test_a_disk_that_is_full_while_a_job_is_submitted_is_told_and_the_same_command_goes_on(
+def test_a_disk_that_is_full_during_a_submit_is_reported_and_the_same_command_resumes(
     cluster: Cluster, disk: Path
 ) -> None:
     (disk / "output").mkdir()
@@ -140,7 +142,7 @@ def test_a_disk_that_is_full_while_a_job_is_submitted_is_told_and_the_same_comma
     check_end(cluster, disk / "output", "late")
 
 
-def test_a_disk_that_turns_read_only_ends_the_job_with_its_reason_and_a_retry_goes_on(
+def test_a_disk_that_turns_read_only_ends_the_job_with_its_reason_and_a_retry_resumes(
     cluster: Cluster, disk: Path
 ) -> None:
     stop_workers(cluster)
@@ -159,7 +161,7 @@ def test_a_disk_that_turns_read_only_ends_the_job_with_its_reason_and_a_retry_go
     assert (again.state, again.ok) == (JobState.COMPLETED, 40)
 
 
-def test_a_folder_that_goes_ends_the_job_with_its_reason_and_comes_back(cluster: Cluster) -> None:
+def test_a_folder_that_disappears_ends_the_job_with_its_reason_until_it_is_back(cluster: Cluster) -> None:
     # Given two jobs without a worker; the folder of one goes, in the place of the other's lies a file
     stop_workers(cluster)
     gone, replaced = cluster.folder / "gone", cluster.folder / "replaced"
@@ -177,7 +179,7 @@ def test_a_folder_that_goes_ends_the_job_with_its_reason_and_comes_back(cluster:
         assert (ended.state, ended.reason.split(":")[0]) == (JobState.FAILED, "output_unreachable")
     assert (gone.exists(), replaced.read_bytes()) == (False, b"not a folder")
 
-    # And once the folders are back, a retry goes on
+    # And once the folders are back, a retry resumes
     replaced.unlink()
     for output in (gone, replaced):
         (cluster.folder / f"hidden-{output.name}").rename(output)
@@ -210,7 +212,7 @@ def test_a_limit_on_the_size_of_files_is_waited_for_without_any_privilege(cluste
         )
     try:
         found = wait_for(
-            cluster, "limited", "it tells why it waits", lambda found: "File too large" in found.reason
+            cluster, "limited", "the status gives the reason", lambda found: "File too large" in found.reason
         )
         assert found.state is JobState.RUNNING
         assert list(output.glob("part-*")) == []

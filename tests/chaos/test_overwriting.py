@@ -1,7 +1,7 @@
 """`--overwrite` right after a cancel, while workers hold chunks, are late, or frozen: no row of the old job.
 
-Some times here; `OVERWRITES=300 pytest tests/chaos/test_overwriting.py` does it as often as one likes, with
-the seed `OVERWRITES_SEED`.
+A few times here; `OVERWRITES=300 pytest tests/chaos/test_overwriting.py` does it 300 times, with the seed
+`OVERWRITES_SEED`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_a_worker_that_is_frozen_inside_the_write_writes_nothing_after_it(
     """Its rows lie in a scratch file, whole: it looks at its lease once more before they become a part."""
     flag = tmp_path / "freeze"
     worker = bench.cluster.start_worker(
-        program=("tests.support.crashing_worker", "mid_write", "freeze", str(flag))
+        program=("tests.support.altered_worker", "mid_write", "freeze", str(flag))
     )
     for number in range(4):
         done = bench.overwriter.run_frozen(number, bench.place(number), worker, flag)
@@ -107,12 +107,12 @@ def test_a_worker_that_is_frozen_inside_the_write_writes_nothing_after_it(
 
 
 @pytest.mark.parametrize("bench", [{}], indirect=True, ids=["default settings"])
-def test_workers_let_go_of_a_cancelled_job_at_once(bench: Bench) -> None:
+def test_workers_release_a_cancelled_job_at_once(bench: Bench) -> None:
     """Long before the deadlines of their leases: the overwrite need not wait for those."""
     seconds = [
         bench.overwriter.run(number, bench.place(number), freezes=False).seconds for number in range(4)
     ]
 
     took = ", ".join(f"{one:.1f}" for one in seconds)
-    print(f"an overwrite has gone on, and staged its items, so many seconds after the cancel: {took}")
+    print(f"seconds from the cancel until the overwrite had staged its items: {took}")
     assert max(seconds) < 30  # of a lease alone; the figure is in the line above

@@ -1,4 +1,4 @@
-"""A worker that was paused for longer than its watchdog has patience goes on where nothing is broken."""
+"""A worker that was paused for longer than its watchdog waits continues where nothing is broken."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def test_it_completes_what_it_had_begun_and_the_next_job(cluster: Cluster) -> None:
-    worker = cluster.start_worker(program=("tests.support.crashing_worker", "standstill", "2"))
+def test_it_completes_its_job_and_the_next_one(cluster: Cluster) -> None:
+    worker = cluster.start_worker(program=("tests.support.altered_worker", "standstill", "2"))
     looks = Looks(watcher_of(worker.pid))
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "first", model="demo", chunk_size=2)
         first = client.embed(cluster.folder / "images", options=options)
-        wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk", 60)
+        wait_until(lambda: first.status().leased_chunks, "it has claimed a chunk")
 
         worker.freeze()
         before = looks.since
-        wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "its patience is over", 60)
+        wait_until(lambda: looks.since - before > 3 * STANDSTILL_LOOKS, "the watchdog's limit has passed")
         worker.thaw()
 
         assert first.wait(120).ok == ITEMS

@@ -52,14 +52,14 @@ def test_the_primary_is_killed_under_load(tmp_path: Path, pair: SentinelPair, si
                 for output in (tmp_path / "work" / "out", None)
             ]
             site.heal(3 * CHUNK_SIZE)
-            wait_until(lambda: any(handle.status().ok for handle in handles), "a chunk is done", 60)
+            wait_until(lambda: any(handle.status().ok for handle in handles), "a chunk is done")
             with connect(pair.primary_url) as primary:
-                assert primary.wait(1, 10_000) == 1  # the replica has caught up
+                assert primary.wait(1, 60_000) == 1  # the replica has caught up
             old_port = pair.primary_port
             pair.kill_primary()
             killed = time.monotonic()
             site.heal(64)
-            wait_until(lambda: pair.primary_port != old_port, "the replica was promoted", 60)
+            wait_until(lambda: pair.primary_port != old_port, "the replica was promoted")
             promoted_seconds = time.monotonic() - killed
             site.heal()
             statuses = [handle.wait(120) for handle in handles]
@@ -81,20 +81,20 @@ def test_the_primary_is_killed_under_load(tmp_path: Path, pair: SentinelPair, si
 
 
 def test_a_replica_that_had_fallen_behind_takes_over(tmp_path: Path) -> None:
-    """Acknowledged writes are lost: what they told of is found in the output, or done once more."""
-    short = {"CLIPFLEET_LEASE_SECONDS": "5"}  # so long are chunks whose end was forgotten nobody's
+    """Acknowledged writes are lost: the chunks are found in the output, or run again."""
+    short = {"CLIPFLEET_LEASE_SECONDS": "5"}  # until then nobody takes the chunks whose end was forgotten
     with FaultyRedis(tmp_path, short) as bed, _twin(tmp_path / "replica", bed.cluster.server) as replica:
         with bed.running_jobs() as jobs:
             with connect(replica.url) as behind, bed.admin() as primary:
                 primary.config_set("repl-diskless-sync-delay", 0)
                 behind.config_set("masterauth", _password(replica))
                 behind.replicaof("127.0.0.1", bed.server_port)
-                wait_until(lambda: jobs.are_known_by(behind), "the replica has all", 30)
-                assert primary.wait(1, 10_000) == 1
-                behind.replicaof("NO", "ONE")  # from here on it hears of nothing
+                wait_until(lambda: jobs.are_known_by(behind), "the replica has all")
+                assert primary.wait(1, 60_000) == 1
+                behind.replicaof("NO", "ONE")  # from here on it gets nothing
             behind_by = jobs.done_chunks()
             jobs.go_on()
-            wait_until(lambda: jobs.done_chunks() >= behind_by + 6, "chunks are acknowledged", 30)
+            wait_until(lambda: jobs.done_chunks() >= behind_by + 6, "chunks are acknowledged")
             at_kill = jobs.done_chunks()
             bed.take_over(replica)
             lost = at_kill - jobs.done_chunks()
@@ -116,17 +116,15 @@ def _password(server: EmbeddedValkey) -> str:
     return str(urlsplit(server.url).password)
 
 
-def test_a_submit_goes_on_at_the_new_primary(tmp_path: Path, pair: SentinelPair) -> None:
+def test_a_submit_continues_at_the_new_primary(tmp_path: Path, pair: SentinelPair) -> None:
     said: list[str] = []
 
     def urls() -> Iterator[str]:
         for number in range(ITEMS):
             if number == ITEMS // 2:
                 with connect(pair.primary_url) as primary:
-                    wait_until(
-                        lambda: primary.exists(keys.job("submit", keys.STAGED)), "a half is staged", 30
-                    )
-                    assert primary.wait(1, 10_000) == 1  # the replica has caught up
+                    wait_until(lambda: primary.exists(keys.job("submit", keys.STAGED)), "a half is staged")
+                    assert primary.wait(1, 60_000) == 1  # the replica has caught up
                 pair.kill_primary()
             yield f"https://example.org/{number}.jpg"
 

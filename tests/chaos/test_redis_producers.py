@@ -1,4 +1,4 @@
-"""What producers do while Redis is away: a submit and a wait go on, or say how."""
+"""Producers while Redis is away: a submit and a wait continue, or name the command that does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def submit(
             if number == ITEMS // 2:
                 with bed.admin() as admin:
                     wait_until(
-                        lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged", 30
+                        lambda: admin.exists(keys.job(job_id, keys.STAGED)), "the first half is staged"
                     )
                 in_the_middle()
             yield site.url(f"/held/{number % 20:06d}.jpg?{number}")
@@ -77,7 +77,7 @@ class TestSubmit:
         require_exact(bed, "resets")
 
     @pytest.mark.parametrize("fault", ["refused", "full"])
-    def test_what_lasts_is_told_and_the_same_submit_goes_on(
+    def test_a_lasting_fault_is_reported_and_the_same_submit_resumes(
         self, bed: FaultyRedis, site: HttpSite, fault: str
     ) -> None:
         def begin() -> None:
@@ -110,7 +110,7 @@ class TestSubmit:
             program.stdin.writelines(urls[: ITEMS // 2])
             program.stdin.flush()
             staged = keys.job("stream", keys.STAGED)
-            wait_until(lambda: admin.exists(staged), "the first half is staged", 60)
+            wait_until(lambda: admin.exists(staged), "the first half is staged")
             bed.proxy.refuse()
             bed.proxy.reset()
             try:
@@ -132,7 +132,7 @@ class TestSubmit:
 
 
 def until_it_waits(lines: Iterable[str]) -> str:
-    """The lines up to the one that says so."""
+    """The lines up to the one that says that Redis is away."""
     said = ""
     for line in lines:
         said += line
@@ -152,7 +152,7 @@ class TestWait:
                 "embed", list_of_urls, "--model", "demo", "--job-id", f"wait-{fault}", "--json"
             )
             with bed.admin() as admin:
-                wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way", 60)
+                wait_until(lambda: admin.zcard(keys.LEASES) > 0, "chunks are under way")
             if fault == "silence":
                 bed.proxy.freeze(new=True)
                 hold(20)
@@ -172,10 +172,10 @@ class TestWait:
 
 
 class TestHints:
-    def test_a_worker_hears_of_hints_again_after_its_connection_fell_silent(self, bed: FaultyRedis) -> None:
-        """For ever: its blocking read must be given up."""
+    def test_a_worker_receives_hints_again_after_its_connection_fell_silent(self, bed: FaultyRedis) -> None:
+        """The connection stays silent: its blocking read must time out."""
         bed.proxy.freeze()
         with bed.admin() as admin:
             admin.lpush(keys.QUEUE, "no hint: it is only to be taken off")
-            wait_until(lambda: admin.llen(keys.QUEUE) == 0, "the worker has taken it", 60)
+            wait_until(lambda: admin.llen(keys.QUEUE) == 0, "the worker has taken it")
         assert bed.worker.process.poll() is None

@@ -1,4 +1,4 @@
-"""Real workers and commands at a store that fails: chunks wait, commands tell in one line, all ends exact."""
+"""Workers and commands on a failing store: chunks wait, commands fail in one line, rows are exact."""
 
 from __future__ import annotations
 
@@ -103,10 +103,8 @@ def status(fragile: Cluster, job_id: str) -> JobStatus:
 
 
 def wait_for_reason(fragile: Cluster, job_id: str, word: str) -> JobStatus:
-    """The status once it tells why the job does not go on."""
-    wait_until(
-        lambda: word in status(fragile, job_id).reason, f"the status tells of {word}", PATIENCE_SECONDS
-    )
+    """The status once it gives the reason why the job waits."""
+    wait_until(lambda: word in status(fragile, job_id).reason, f"the status names {word}", PATIENCE_SECONDS)
     return status(fragile, job_id)
 
 
@@ -116,7 +114,7 @@ def wait_for_end(fragile: Cluster, job_id: str) -> JobStatus:
 
 
 def running_worker(fragile: Cluster) -> WorkerProcess:
-    """One that lives, started if there is none."""
+    """A live worker, started if there is none."""
     living = [worker for worker in fragile.workers if worker.process.poll() is None]
     return living[0] if living else fragile.start_worker()
 
@@ -128,7 +126,7 @@ def stop_workers(fragile: Cluster) -> None:
 
 
 def check_end(fragile: Cluster, job_id: str, *, total: int = 40) -> None:
-    """All rows are there once, one event was sent, nothing else is left, and no chunk came to grief."""
+    """All rows are there once, one event was sent, nothing else is left, and no chunk failed."""
     result = fragile.run("results", output(job_id), "--format", "jsonl")
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -181,9 +179,7 @@ def test_an_outage_is_waited_for_and_ends_by_itself(fragile: Cluster, front: S3F
     print(f"first chunk {recovery_seconds:.1f} s after the store was back, the last {all_seconds:.1f} s")
 
 
-def test_an_outage_that_lasts_too_long_pauses_the_job_and_resume_goes_on(
-    fragile: Cluster, front: S3Front
-) -> None:
+def test_an_outage_that_lasts_too_long_pauses_the_job_until_resume(fragile: Cluster, front: S3Front) -> None:
     front.place(Rule(fault=Fault.UNAVAILABLE, path="*/paused/part-*"))
     job_id = submit(fragile, "paused")
     running_worker(fragile)
@@ -235,7 +231,7 @@ def test_keys_that_expire_under_a_worker_are_waited_for(
     assert found.state is JobState.RUNNING
     assert "renew the credentials" in found.reason
 
-    # And goes on with the same process when they are renewed
+    # And the same process continues when they are renewed
     own.write_text(credentials.read_text())
     renewed = time.monotonic()
     wait_for_end(fragile, job_id)

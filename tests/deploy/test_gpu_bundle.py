@@ -93,7 +93,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 @pytest.mark.timeout(600)
 class TestCalls:
-    def test_the_first_tells_facts_and_looks_for_faults(self, machine: Machine) -> None:
+    def test_the_first_prints_facts_and_looks_for_faults(self, machine: Machine) -> None:
         said = machine.call("1", "--dry")
 
         assert "nvidia-smi" in said and " images/s" in said

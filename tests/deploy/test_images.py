@@ -120,14 +120,14 @@ def test_the_producers_image_has_no_torch_submits_and_exports(server: EmbeddedVa
         assert json.loads(submitted["out"])["total"] == 4, submitted["err"]
 
         image.do("start", argv=["clipfleet-worker", "exporter"], environment=environment)
-        wait_until(lambda: "clipfleet_ledger_chunks" in metrics(), "the exporter answers", 30)
+        wait_until(lambda: "clipfleet_ledger_chunks" in metrics(), "the exporter answers")
         assert 'clipfleet_ledger_chunks{lane="normal",state="queued"} 1.0' in metrics()
         assert image.do("stop")["code"] == 0
 
 
 def metrics() -> str:
     try:
-        with urlopen("http://127.0.0.1:8081/metrics", timeout=5) as answer:
+        with urlopen("http://127.0.0.1:8081/metrics", timeout=60) as answer:
             return str(answer.read().decode())
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""URLs that want to get inside, in a network where every address there is leads to a listener that tells.
+"""URLs that aim at internal addresses, in a network where every address leads to a listener that records.
 
 The real command line and real workers run in a network namespace of their own, with a name server that
 rebinds. A guard that leaks really connects there, wherever to.

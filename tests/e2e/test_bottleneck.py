@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from clipfleet.ledger.jobs import Ledger
+from tests.support.altered_worker import SLOW_TO_DECODE
 from tests.support.cluster import Cluster
 from tests.support.http_site import HttpSite
 from tests.support.images import encoded, make_image
-from tests.support.throttled_worker import SLOW_TO_DECODE
 
 ITEMS = 48
 SETTINGS = {"CLIPFLEET_HOST_CONNECTIONS": "2", "CLIPFLEET_DECODE_THREADS": "2"}
@@ -25,7 +25,7 @@ SETTINGS = {"CLIPFLEET_HOST_CONNECTIONS": "2", "CLIPFLEET_DECODE_THREADS": "2"}
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("bottleneck"), SETTINGS) as cluster:
-        cluster.start_worker(program=("tests.support.throttled_worker", str(slow_writes(cluster))))
+        cluster.start_worker(program=("tests.support.altered_worker", "throttle", str(slow_writes(cluster))))
         # What a worker loads with its first images would pass for decoding.
         first = folder_of(cluster, "first", encoded(make_image(1)))
         cluster.run_json("embed", first, "--model", "demo", "--output", cluster.folder / "first-out")
@@ -69,7 +69,7 @@ def test_fetch(cluster: Cluster, tmp_path: Path) -> None:
     assert found["text"].startswith("hosts at their connection caps hold up most of the items (")
 
 
-def test_decode_and_how_people_are_told(cluster: Cluster) -> None:
+def test_decode_as_the_command_line_reports_it(cluster: Cluster) -> None:
     source = folder_of(cluster, "large", encoded(make_image(1)) + SLOW_TO_DECODE)
     options = ["--model", "demo", "--job-id", "large", "--output", cluster.folder / "large-out"]
     run = cluster.run("embed", source, *options)

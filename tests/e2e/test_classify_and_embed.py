@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-import pytest
 
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.parts import PART_COLUMNS
 from tests.support.cluster import Cluster, job_events
-from tests.support.http_site import HttpSite
-from tests.support.images import encoded, make_image, write_images
+from tests.support.images import write_images
 
 LABELS = "red apple,dog,car,house"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[HttpSite]:
-    (tmp_path / "site").mkdir()
-    with HttpSite(tmp_path / "site") as running:
-        yield running
 
 
 def test_classify_a_folder(cluster: Cluster, tmp_path: Path) -> None:
@@ -81,82 +67,6 @@ def test_embed_gives_normalised_vectors(cluster: Cluster, tmp_path: Path) -> Non
     assert str(schema.field("embedding").type).startswith("fixed_size_list<") and "halffloat" in str(schema)
 
 
-def test_a_mixed_list_gives_one_row_per_input(cluster: Cluster, tmp_path: Path, site: HttpSite) -> None:
-    folder = cluster.folder / tmp_path.name
-    folder.mkdir()
-    (folder / "good.jpg").write_bytes(encoded(make_image(1)))
-    (folder / "good.png").write_bytes(encoded(make_image(2), "PNG"))
-    (folder / "good.webp").write_bytes(encoded(make_image(3), "WEBP"))
-    (folder / "good.gif").write_bytes(encoded(make_image(4), "GIF"))
-    (folder / "truncated.jpg").write_bytes(encoded(make_image(5))[:-700])
-    (folder / "empty.jpg").write_bytes(b"")
-    (tmp_path / "site" / "a.jpg").write_bytes(encoded(make_image(6)))
-    (tmp_path / "outside.jpg").write_bytes(encoded(make_image(7)))
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        refused = f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg"
-    expected = [
-        (str(folder / "good.jpg"), None),
-        (site.url("/status/404"), "not_found"),
-        ("good.png", None),
-        (refused, "connect_failed"),
-        (site.url("/files/a.jpg"), None),
-        (site.url("/status/500"), "server_error"),
-        (site.url("/html"), "not_an_image"),
-        ("good.webp", None),
-        ("empty.jpg", "empty"),
-        ("truncated.jpg", "broken_image"),
-        (str(tmp_path / "outside.jpg"), "path_refused"),
-        ("../../outside.jpg", "path_refused"),
-        ("", "bad_uri"),
-        ("ftp://example.org/a.jpg", "scheme_refused"),
-        ("http://169.254.169.254/latest/meta-data", "address_refused"),
-        ("missing.jpg", "not_found"),
-        ("good.gif", None),
-        (site.url("/truncated"), "incomplete_body"),
-    ]
-    with (folder / "list.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "url", "label", "note"])
-        for number, (uri, _) in enumerate(expected):
-            writer.writerow(["same", uri, f"mine {number}", f"007, {number}"])
-    answer = cluster.run_json(
-        "classify", folder / "list.csv", "--labels", LABELS, "--model", "demo", "--output", folder / "out",
-        "--chunk-size", "5", expect=3,
-    )  # fmt: skip
-    assert answer["state"] == "completed_with_errors"
-    glob = str(folder / "out" / "part-*.parquet")
-    read = duckdb.read_parquet(glob).order("item_index")
-    rows, columns = read.fetchall(), read.columns
-    assert columns == [*PART_COLUMNS, "source_label", "note"]
-    named = [dict(zip(columns, row, strict=True)) for row in rows]
-    assert [(row["item_index"], row["error_code"]) for row in named] == [
-        (number, code) for number, (_, code) in enumerate(expected)
-    ]
-    assert [row["source_label"] for row in named] == [f"mine {number}" for number in range(len(expected))]
-    assert [row["note"] for row in named] == [f"007, {number}" for number in range(len(expected))]
-    assert {row["item_id"] for row in named} == {"same"}
-    assert all((row["label"] is None) == (row["status"] == "failed") for row in named)
-    assert all(bool(row["error_detail"]) == (row["status"] == "failed") for row in named)
-    errors = [json.loads(line) for line in (folder / "out" / "errors.jsonl").read_text().splitlines()]
-    assert [error["item_index"] for error in errors] == [n for n, (_, code) in enumerate(expected) if code]
-    table = ds.dataset(sorted((folder / "out").glob("part-*.parquet"))).to_table()
-    assert table.num_rows == len(expected)
-
-
-def test_the_scores_add_up_over_all_labels(cluster: Cluster, tmp_path: Path) -> None:
-    folder = cluster.folder / tmp_path.name
-    write_images(folder / "images", 3)
-    (folder / "labels.txt").write_text("dog\ncat\n\nbird\n")
-    cluster.run_json(
-        "classify", folder / "images", "--labels", folder / "labels.txt", "--template", "{}", "--template",
-        "a drawing of a {}", "--model", "demo", "--output", folder / "out", "--top-k", "9",
-    )  # fmt: skip
-    for row in pq.read_table(folder / "out" / "part-00000000.parquet").to_pylist():
-        assert math.isclose(sum(row["scores"]), 1, abs_tol=1e-5)
-        assert sorted(row["labels"]) == ["bird", "cat", "dog"]
-
-
 def test_a_second_job_into_the_same_output_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
     write_images(folder / "images", 3)
@@ -175,16 +85,8 @@ def test_a_second_job_into_the_same_output_is_refused(cluster: Cluster, tmp_path
 def test_an_equal_job_id_returns_the_existing_job(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.folder / tmp_path.name
     write_images(folder / "images", 3)
-    arguments = (
-        "embed",
-        folder / "images",
-        "--model",
-        "demo",
-        "--output",
-        folder / "out",
-        "--job-id",
-        "nightly",
-    )
+    arguments = ("embed", folder / "images", "--model", "demo", "--output", folder / "out")
+    arguments = (*arguments, "--job-id", "nightly")
     assert cluster.run_json(*arguments)["ok"] == 3
     assert cluster.run_json(*arguments)["ok"] == 3
     assert len(job_events(cluster, "nightly")) == 1

@@ -1,4 +1,4 @@
-"""What two workers together ask of a host, and what becomes of rows whose host is away, slow or unwilling."""
+"""Requests of two workers to one host, and rows whose host is away, slow or refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGENTS = {f"clipfleet/{__version__} (+{contact})" for contact in CONTACTS}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers that have heard of each other; each has room for four chunks."""
+    """Two workers that know of each other; each has room for four chunks."""
     settings = {
         "CLIPFLEET_HOST_CONNECTIONS": str(CONNECTIONS),
         "CLIPFLEET_RECONCILE_SECONDS": "0.5",
@@ -52,11 +52,11 @@ def write_list(cluster: Cluster, name: str, urls: list[str]) -> Path:
 
 def test_a_host_gets_so_many_requests_from_all_workers_together(pair: Cluster, site: HttpSite) -> None:
     source = write_list(pair, "many", [site.url(f"/sick/a.jpg?{number}") for number in range(64)])
-    site.heal(0)  # who asks waits
+    site.heal(0)  # requests wait
     job_id = pair.run_json("embed", source, "--model", "demo", "--chunk-size", CHUNK, "--no-wait")["job_id"]
-    # Were the limit each worker's own, the first request of the second one would be the fifth.
+    # If each worker had a limit of its own, the first request of the second one would be the fifth.
     wait_until(
-        lambda: site.user_agents == AGENTS and site.active >= CONNECTIONS, "both ask for what they may", 60
+        lambda: site.user_agents == AGENTS and site.active >= CONNECTIONS, "both ask for what they may"
     )
 
     site.heal()

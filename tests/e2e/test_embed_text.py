@@ -70,7 +70,7 @@ def test_a_generator_that_pauses_holds_nothing_back(cluster: Cluster, folder: Pa
 
         def texts() -> Iterator[str]:
             yield "a cat"
-            wait_until(lambda: has_first(client), "the first text has its vector", 60)
+            wait_until(lambda: has_first(client), "the first text has its vector")
             yield "a dog"
 
         options = JobOptions(output=folder / "out", model="demo", chunk_size=1, job_id="paused")
@@ -83,13 +83,3 @@ def has_first(client: Client) -> bool:
         return client.job("paused").status().ok == 1
     except JobNotFoundError:  # not submitted yet
         return False
-
-
-def test_strings_of_a_program(cluster: Cluster, folder: Path) -> None:
-    with Client(cluster.client_settings()) as client:
-        job = client.embed_text(TEXTS, options=JobOptions(output=folder / "out", model="demo"))
-        assert job.wait(120).ok == 4
-        item_index, matrix = job.vectors()
-        assert next(row["text"] for row in job.results()) == TEXTS[0]
-    assert item_index.tolist() == [0, 1, 2, 3]
-    assert matrix.shape == (4, 128)

@@ -1,4 +1,4 @@
-"""`--max-error-rate` with the real command line and a real worker: the job stops, says why, and goes on."""
+"""`--max-error-rate` with the real programs: the job stops, names the reason, and can be resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def write_list(folder: Path, site: HttpSite) -> Path:
 
 
 @pytest.mark.parametrize("place", ["folder", "redis"])
-def test_it_stops_says_why_and_goes_on(cluster: Cluster, tmp_path: Path, site: HttpSite, place: str) -> None:
+def test_the_job_stops_names_the_reason_and_a_retry_resumes_it(
+    cluster: Cluster, tmp_path: Path, site: HttpSite, place: str
+) -> None:
     folder = cluster.folder / tmp_path.name
     source = write_list(folder, site)
     output = ["--output", folder / "out"] if place == "folder" else []
@@ -65,23 +67,3 @@ def test_it_stops_says_why_and_goes_on(cluster: Cluster, tmp_path: Path, site: H
         True: 100,
         False: 100,
     }
-
-
-def test_a_rate_that_is_kept_changes_nothing(cluster: Cluster, tmp_path: Path, site: HttpSite) -> None:
-    folder = cluster.folder / tmp_path.name
-    source = write_list(folder, site)
-    (folder / "job.yaml").write_text(
-        f"source: {source}\noutput: out\nmodel: demo\nembedding: true\nchunk_size: {CHUNK}\n"
-        "max_error_rate: 0.6\n"
-    )
-    answer = cluster.run_json("run", folder / "job.yaml", expect=3)
-    assert (answer["ok"], answer["failed"]) == (100, 100)
-
-
-@pytest.mark.parametrize("rate", ["20", "-0.1", "nan", "half"])
-def test_a_rate_that_is_none(cluster: Cluster, tmp_path: Path, site: HttpSite, rate: str) -> None:
-    source = write_list(cluster.folder / tmp_path.name, site)
-    refused = cluster.run("embed", source, "--model", "demo", "--max-error-rate", rate)
-    assert refused.returncode == 2
-    assert "rate" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) <= 2

@@ -1,4 +1,4 @@
-"""`clipfleet-worker demo`, as somebody sees it who has just installed the package."""
+"""`clipfleet-worker demo` right after the installation."""
 
 from __future__ import annotations
 
@@ -116,16 +116,3 @@ def test_the_readme_shows_what_the_demo_prints(first: Demo) -> None:
     assert {line.split()[-1] for line in shown} >= {"right", "wrong"}
     assert left_out
     assert abs(number_right(printed) - number_right(end)) <= 2
-
-
-def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
-    folder = new_folder(tmp_path)
-    mine = folder / "clipfleet-demo" / "thesis.txt"
-    mine.parent.mkdir()
-    mine.write_text("mine")
-    refused = run_demo(folder)
-    assert refused.returncode == 2
-    assert str(mine.parent) in refused.stderr
-    assert "--dir" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert [path.name for path in mine.parent.iterdir()] == ["thesis.txt"]

@@ -30,7 +30,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     worker = cluster.start_worker()
-    wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready", 60)
+    wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready")
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=5)
         assert client.embed(cluster.folder / "images", options=options).wait(60).ok == 20
@@ -43,20 +43,20 @@ def test_from_the_start_through_an_outage_to_the_end(cluster: Cluster) -> None:
     }  # fmt: skip
 
     cluster.server.child.kill()
-    wait_until(lambda: ask(worker, "readyz")[0] == 503, "it is not ready without Redis", 60)
+    wait_until(lambda: ask(worker, "readyz")[0] == 503, "it is not ready without Redis")
     assert ask(worker, "readyz")[1]["obstacles"] == ["Redis is away"]
     assert ask(worker, "healthz")[0] == 200  # nothing that a new process would do better
     values = scrape(worker)
     assert values["clipfleet_redis_up"] == {(): 0}
     assert "clipfleet_ledger_chunks" not in values  # an old figure would look like work that stands still
     cluster.server.start_again()
-    wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready again", 60)
+    wait_until(lambda: ask(worker, "readyz")[0] == 200, "it is ready again")
     assert worker.terminate() == 0
 
 
 def check_metrics(worker: WorkerProcess) -> None:
     """All that dashboard and alerts ask for is there, and four chunks of five images are counted."""
-    wait_until(lambda: "clipfleet_ledger_jobs" in scrape(worker), "the ledger's figures are there", 30)
+    wait_until(lambda: "clipfleet_ledger_jobs" in scrape(worker), "the ledger's figures are there")
     values = scrape(worker)
     asked_for = set().union(*map(named_in, all_expressions().values())) - OF_PROMETHEUS
     assert len(asked_for) > 30
@@ -73,14 +73,14 @@ def check_metrics(worker: WorkerProcess) -> None:
     assert (values["clipfleet_ready"], values["clipfleet_redis_up"]) == ({(): 1}, {(): 1})
 
 
-def test_a_chunk_that_hangs_is_told_then_the_process_ends(cluster: Cluster) -> None:
+def test_a_chunk_that_hangs_is_reported_then_the_process_ends(cluster: Cluster) -> None:
     there = cluster.folder / "there"
-    program = ("tests.support.crashing_worker", "mid_write", "hang", str(there), "1")
+    program = ("tests.support.altered_worker", "mid_write", "hang", str(there), "1")
     worker = cluster.start_worker(program=program)
     with Client(cluster.client_settings()) as client:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=20)
         job = client.embed(cluster.folder / "images", options=options)
-        wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is told", 60)
+        wait_until(lambda: ask(worker, "healthz")[0] == 503 and there.exists(), "it is reported")
         assert worker.process.wait(60) == EXIT_HUNG, worker.log()
         assert "write takes more than" in worker.log()
         assert "crash_points.py" in worker.log()  # the stack of the thread that hangs

@@ -46,7 +46,7 @@ def test_good_images_among_hostile_ones(cluster: Cluster, tmp_path: Path) -> Non
     write_good(folder / "good")
     alone = embedded(cluster, folder / "good", folder / "alone")
     write_good(folder / "mixed")
-    # Their names lie: only the content tells what a file is.
+    # Their names are wrong: only the content shows what a file is.
     kinds = {f"hostile-{number:03d}.jpg": kind for number, kind in enumerate(HOSTILE.values())}
     for name, kind in kinds.items():
         (folder / "mixed" / name).write_bytes(kind.build())

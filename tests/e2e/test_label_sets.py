@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.client import Client, JobOptions, JobSpec
+from clipfleet.client import Client, JobOptions
 from clipfleet.contract.parts import PART_COLUMNS, label_columns
 from tests.support.cluster import Cluster
 from tests.support.images import write_images
@@ -69,34 +69,6 @@ def test_a_job_file_with_two_label_sets_and_vectors_gives_what_three_jobs_would(
         np.testing.assert_allclose(row["scores_colours"], colour["scores"], atol=1e-5)
         np.testing.assert_allclose(row["embedding"], vector["embedding"], atol=1e-3)
     assert cluster.run("results", folder / "both", "--format", "csv").stdout.startswith("item_index,")
-
-
-def test_the_same_from_python(cluster: Cluster, folder: Path) -> None:
-    with Client(cluster.client_settings()) as client:
-        spec = JobSpec.model_validate(
-            {
-                "source": str(folder / "images"), "output": str(folder / "run"), "model": "demo",
-                "label_sets": {"animals": ANIMALS, "colours": {"labels": COLOURS}}, "embedding": True,
-            }
-        )  # fmt: skip
-        assert client.run(spec).wait(120).ok == 7
-        options = JobOptions(output=folder / "classify", model="demo", store_embeddings=True)
-        job = client.classify(folder / "images", {"animals": ANIMALS, "colours": COLOURS}, options=options)
-        assert job.wait(120).ok == 7
-        assert job.vectors()[1].shape == (7, 128)
-    for one, other in zip(rows(folder / "run"), rows(folder / "classify"), strict=True):
-        assert one["labels_colours"] == other["labels_colours"]
-        assert one["embedding"] is not None
-
-
-def test_vectors_beside_labels(cluster: Cluster, folder: Path) -> None:
-    cluster.run_json(
-        "classify", folder / "images", "--labels", "cat,dog", "--model", "demo", "--output", folder / "out",
-        "--store-embeddings",
-    )  # fmt: skip
-    for row in rows(folder / "out"):
-        assert row["label"] in ("cat", "dog")
-        assert np.linalg.norm(np.array(row["embedding"], dtype=np.float64)) == pytest.approx(1, abs=1e-2)
 
 
 def test_a_column_chooses_the_label_set_of_each_item(cluster: Cluster, folder: Path) -> None:

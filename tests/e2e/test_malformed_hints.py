@@ -148,7 +148,7 @@ def unacked(server: redis.Redis) -> int:
 
 
 def refusals(log: str) -> int:
-    """How many kinds of problem the log tells."""
+    """How many kinds of problem the log names."""
     return len(set(re.findall(r"were no hints and were dropped: (.*?) \[", log)))
 
 
@@ -157,7 +157,7 @@ def test_there_are_many_kinds() -> None:
 
 
 def test_they_change_nothing(cluster: Cluster) -> None:
-    """Given one slot and one credit, when every kind comes twice among the hints of a job, it goes on."""
+    """One slot and one credit; every kind arrives twice among the hints of a job, which completes."""
     worker = cluster.start_worker()
     with Client(cluster.client_settings()) as client, connect(cluster.server.url) as server:
         options = JobOptions(output=cluster.folder / "out", model="demo", chunk_size=10)
@@ -167,15 +167,15 @@ def test_they_change_nothing(cluster: Cluster) -> None:
                 server.lpush(keys.QUEUE, message)
         status = job.wait(120)
         assert (status.state, status.ok) == ("completed", 60), worker.log()[-5000:]
-        wait_until(lambda: server.llen(keys.QUEUE) == 0, "all messages are gone", 60)
-        wait_until(lambda: unacked(server) == 0, "none is held", 60)
+        wait_until(lambda: server.llen(keys.QUEUE) == 0, "all messages are gone")
+        wait_until(lambda: unacked(server) == 0, "none is held")
 
         refused = ask(worker, "healthz")[1]["hints_refused"]
         assert sum(refused.values()) == 2 * len(MALFORMED), refused
 
         # A hint that follows still meets its slot: the puller is not needed.
         make_app(cluster.server.url).send_task(keys.WORK_TASK, argsrepr="-", kwargsrepr="-")
-        wait_until(lambda: server.llen(keys.QUEUE) == 0 and unacked(server) == 0, "a hint is worked off", 30)
+        wait_until(lambda: server.llen(keys.QUEUE) == 0 and unacked(server) == 0, "a hint is worked off")
         again = client.embed(cluster.folder / "images", options=JobOptions(model="demo")).wait(120)
         assert (again.state, again.ok) == ("completed", 60), worker.log()[-5000:]
     log = worker.log()

@@ -109,7 +109,7 @@ def test_a_large_label_set_is_encoded_once_for_all_jobs_and_workers(tmp_path: Pa
 
 def counting_worker(cluster: Cluster, name: str) -> tuple[WorkerProcess, Path]:
     notes = cluster.folder / f"{name}.texts"
-    return cluster.start_worker(program=("tests.support.counting_worker", str(notes))), notes
+    return cluster.start_worker(program=("tests.support.altered_worker", "count", str(notes))), notes
 
 
 def texts_in(notes: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from clipfleet_worker.cli.demo import samples
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 
-NOWHERE = "redis://:secret@127.0.0.1:1/0"  # nobody listens there
+NOWHERE = "redis://:secret@127.0.0.1:1/0"  # no server listens there
 LABELS = ("--labels", "pie,cherries")
 PROGRAMS = {"clipfleet": producer_cli.main, "clipfleet-worker": worker_cli.main}
 
@@ -79,143 +80,103 @@ def shell(
 CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        pytest.param(
-            (*CLASSIFY, "photos", *LABELS), ["photos: does not exist"], id="a source that is not there"
-        ),
-        pytest.param((*CLASSIFY, "empty", *LABELS), ["empty: no images found", ".jpg"], id="an empty folder"),
-        pytest.param(
-            (*CLASSIFY, "images/*.jpg", *LABELS), ["*.jpg: no file matches"], id="a glob without a match"
-        ),
-        pytest.param((*CLASSIFY, "", *LABELS), ["the source is empty"], id="a source without a name"),
-        pytest.param(
-            (*CLASSIFY, "notes.md", *LABELS),
-            ["notes.md: a file of this kind", "a folder"],
-            id="a kind of file that is no source",
-        ),
-        pytest.param(
-            (*CLASSIFY, "https://example.org/a.jpg", *LABELS), ["list it in a file"], id="a URL as source"
-        ),
-        pytest.param(
-            (*EMBED, "list.csv"),
-            ["list.csv:1", "name, shelf", "--url-column"],
-            id="a table without a column of URLs",
-        ),
-        pytest.param((*EMBED, "twice.csv"), ["'path' appears twice"], id="a column that is there twice"),
-        pytest.param((*EMBED, "images", "--url-column", "path"), ["tables only"], id="a column of a folder"),
-        pytest.param((*CLASSIFY, "images", "--labels", " , "), ["holds no label"], id="no labels"),
-        pytest.param(
-            (*CLASSIFY, "images", "--labels", "names.txt"),
-            ["--labels names.txt: No such file or directory"],
-            id="a file of labels that is not there",
-        ),
-        pytest.param(
-            (*CLASSIFY, "images", "--labels", "blank.txt"), ["holds no label"], id="a file without labels"
-        ),
-        pytest.param(
-            (*CLASSIFY, "images", "--labels", "latin.txt"),
-            ["--labels latin.txt: not UTF-8"],
-            id="a file of labels in another encoding",
-        ),
-        pytest.param((*CLASSIFY, "images", "--labels", "a,a"), ["'a' appears twice"], id="a label twice"),
-        pytest.param(
-            (*CLASSIFY, "images", *LABELS, "--template", "a photo"),
-            ["'a photo'", "{}"],
-            id="a template without a place",
-        ),
-        pytest.param(
-            (*EMBED, "images", "--model", "ViT-L-14"),
-            ["'ViT-L-14'", "NAME:PRETRAINED"],
-            id="a model without weights",
-        ),
-        pytest.param(
-            (*EMBED, "images", "--job-id", "no spaces"),
-            ["'no spaces'", "letters, digits"],
-            id="a job id with a space",
-        ),
-        pytest.param(
-            (*EMBED, "images", "--output", "gs://bucket/x"),
-            ["gs://", "folder"],
-            id="an output of another kind",
-        ),
-        *(
-            pytest.param(
-                ("clipfleet", name, "j1"),
-                ["'j1' is not known here", "clipfleet jobs"],
-                id=f"{name}: no such job",
-            )
-            for name in ("status", "watch", "cancel", "pause", "resume", "results", "retry")
-        ),
-        pytest.param(
-            ("clipfleet", "export", "j1", "--layout", "csv", "--to", "new"),
-            ["'j1' is not known here", "clipfleet jobs"],
-            id="export: no such job",
-        ),
-        pytest.param(
-            ("clipfleet", "retry", "j1"), ["forgotten", "give the output"], id="retry: a forgotten job"
-        ),
-        pytest.param(
-            ("clipfleet", "retry", "./nowhere"), ["nowhere: no job has this output"], id="retry of no folder"
-        ),
-        pytest.param(
-            ("clipfleet", "rebuild", "empty"), ["empty: no job has this output"], id="rebuild of a folder"
-        ),
-        pytest.param(
-            ("clipfleet", "rebuild", "notes.md"), ["notes.md is a file", "folder"], id="rebuild of a file"
-        ),
-        pytest.param(
-            ("clipfleet", "rebuild", "redis://"), ["name one of them by its id"], id="rebuild of Redis"
-        ),
-        pytest.param(
-            ("clipfleet", "results", "./nowhere"), ["nowhere: no results yet"], id="results of no folder"
-        ),
-        pytest.param(
-            ("clipfleet", "results", "empty/"), ["empty: no results yet"], id="results of another folder"
-        ),
-        pytest.param(
-            ("clipfleet", "results", "./notes.md"), ["notes.md is a file", "folder"], id="results of a file"
-        ),
-        pytest.param(
-            ("clipfleet-worker", "up", "--models", "ViT-L-14"),
-            ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
-            id="up: a model without weights",
-        ),
-        pytest.param(
-            ("clipfleet-worker", "run", "--models", "ViT-L-14"),
-            ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
-            id="run: a model without weights",
-        ),
-        pytest.param(
-            ("clipfleet-worker", "up", "--dir", "notes.md"),
-            ["notes.md: File exists", "--dir"],
-            id="up: the folder is a file",
-        ),
-        pytest.param(
-            ("clipfleet-worker", "up", "--dir", "x" * 300),
-            ["x: File name too long", "--dir"],
-            id="up: a long name",
-        ),
-        pytest.param(
-            ("clipfleet-worker", "demo", "--dir", "notes.md"),
-            ["notes.md", "--dir"],
-            id="demo: the folder is a file",
-        ),
-        pytest.param(
-            ("clipfleet-worker", "demo", "--dir", "notes.md/x"),
-            ["notes.md", "--dir"],
-            id="demo: the folder is below a file",
-        ),
-        pytest.param(
-            ("clipfleet-worker", "demo", "--dir", "images"),
-            ["images holds something else", "--dir"],
-            id="demo: the folder holds something else",
-        ),
-    ],
-)
-def test_a_mistake_is_one_line_and_code_2(shell: Shell, command: tuple[str, ...], words: list[str]) -> None:
-    answer = shell.run(*command)
+MISTAKES = {
+    "a source that is not there": (
+        "clipfleet classify photos --labels pie,cherries",
+        ["photos: does not exist"],
+    ),
+    "an empty folder": ("clipfleet classify empty --labels pie,cherries", ["empty: no images found", ".jpg"]),
+    "a glob without a match": (
+        "clipfleet classify 'images/*.jpg' --labels pie,cherries",
+        ["*.jpg: no file matches"],
+    ),
+    "a source without a name": ("clipfleet classify '' --labels pie,cherries", ["the source is empty"]),
+    "a kind of file that is no source": (
+        "clipfleet classify notes.md --labels pie,cherries",
+        ["notes.md: a file of this kind", "a folder"],
+    ),
+    "a URL as source": (
+        "clipfleet classify https://example.org/a.jpg --labels pie,cherries",
+        ["list it in a file"],
+    ),
+    "a table without a column of URLs": (
+        "clipfleet embed list.csv",
+        ["list.csv:1", "name, shelf", "--url-column"],
+    ),
+    "a column that is there twice": ("clipfleet embed twice.csv", ["'path' appears twice"]),
+    "a column of a folder": ("clipfleet embed images --url-column path", ["tables only"]),
+    "no labels": ("clipfleet classify images --labels ' , '", ["holds no label"]),
+    "a file of labels that is not there": (
+        "clipfleet classify images --labels names.txt",
+        ["--labels names.txt: No such file or directory"],
+    ),
+    "a file without labels": ("clipfleet classify images --labels blank.txt", ["holds no label"]),
+    "a file of labels in another encoding": (
+        "clipfleet classify images --labels latin.txt",
+        ["--labels latin.txt: not UTF-8"],
+    ),
+    "a label twice": ("clipfleet classify images --labels a,a", ["'a' appears twice"]),
+    "a template without a place": (
+        "clipfleet classify images --labels pie,cherries --template 'a photo'",
+        ["'a photo'", "{}"],
+    ),
+    "a model without weights": ("clipfleet embed images --model ViT-L-14", ["'ViT-L-14'", "NAME:PRETRAINED"]),
+    "a job id with a space": (
+        "clipfleet embed images --job-id 'no spaces'",
+        ["'no spaces'", "letters, digits"],
+    ),
+    "an error rate that is a percentage": ("clipfleet embed images --max-error-rate 20", ["rate"]),
+    "results in another Redis": (
+        "clipfleet embed images --output redis://elsewhere:6379/0",
+        ["the Redis of CLIPFLEET_REDIS_URL"],
+    ),
+    "a format of parts in Redis": (
+        "clipfleet embed images --format jsonl",
+        ["give an --output, Redis has none"],
+    ),
+    "an S3 URI without a bucket": (
+        "clipfleet embed images --output s3:///x",
+        ["write s3://BUCKET/PATH"],
+    ),
+    "an output of another kind": ("clipfleet embed images --output gs://bucket/x", ["gs://", "folder"]),
+    **{
+        f"{name}: no such job": (f"clipfleet {name} j1", ["'j1' is not known here", "clipfleet jobs"])
+        for name in ("status", "watch", "cancel", "pause", "resume", "results", "retry")
+    },
+    "export: no such job": (
+        "clipfleet export j1 --layout csv --to new",
+        ["'j1' is not known here", "clipfleet jobs"],
+    ),
+    "retry: a forgotten job": ("clipfleet retry j1", ["forgotten", "give the output"]),
+    "retry of no folder": ("clipfleet retry ./nowhere", ["nowhere: no job has this output"]),
+    "rebuild of a folder": ("clipfleet rebuild empty", ["empty: no job has this output"]),
+    "rebuild of a file": ("clipfleet rebuild notes.md", ["notes.md is a file", "folder"]),
+    "rebuild of Redis": ("clipfleet rebuild redis://", ["name one of them by its id"]),
+    "results of no folder": ("clipfleet results ./nowhere", ["nowhere: no results yet"]),
+    "results of another folder": ("clipfleet results empty/", ["empty: no results yet"]),
+    "results of a file": ("clipfleet results ./notes.md", ["notes.md is a file", "folder"]),
+    "up: a model without weights": (
+        "clipfleet-worker up --models ViT-L-14",
+        ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
+    ),
+    "run: a model without weights": (
+        "clipfleet-worker run --models ViT-L-14",
+        ["--models: model 'ViT-L-14'", "NAME:PRETRAINED"],
+    ),
+    "up: the folder is a file": ("clipfleet-worker up --dir notes.md", ["notes.md: File exists", "--dir"]),
+    "up: a long name": (f"clipfleet-worker up --dir {'x' * 300}", ["x: File name too long", "--dir"]),
+    "demo: the folder is a file": ("clipfleet-worker demo --dir notes.md", ["notes.md", "--dir"]),
+    "demo: the folder is below a file": ("clipfleet-worker demo --dir notes.md/x", ["notes.md", "--dir"]),
+    "demo: the folder holds something else": (
+        "clipfleet-worker demo --dir images",
+        ["images holds something else", "--dir"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(shell: Shell, command: str, words: list[str]) -> None:
+    answer = shell.run(*shlex.split(command))
     assert (answer.code, answer.stdout) == (2, ""), answer
     assert answer.stderr.startswith("error: "), answer.stderr
     assert answer.stderr.count("\n") == 1, answer.stderr
@@ -253,7 +214,7 @@ def test_a_redis_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("password", ["", ":wrong@"])
-def test_a_password_that_is_not_taken_is_told_in_few_words(
+def test_a_refused_password_is_reported_in_few_words(
     shell: Shell, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
     monkeypatch.setenv("CLIPFLEET_REDIS_URL", f"redis://{password}{cluster.server.url.rpartition('@')[2]}")
@@ -284,22 +245,27 @@ def test_an_output_that_cannot_be_made_leaves_no_job_behind(shell: Shell, output
     assert "not known" in after.stderr or "cancelled" in after.stdout
 
 
-def test_an_output_outside_the_roots_is_told_with_the_setting(shell: Shell, tmp_path: Path) -> None:
+def test_an_output_outside_the_roots_is_reported_with_the_setting(shell: Shell, tmp_path: Path) -> None:
     answer = shell.run(*CLASSIFY, "images", *LABELS, "--model", "demo", "--output", str(tmp_path / "out"))
     assert answer.code == 1, answer
     assert f"{tmp_path / 'out'} is outside this worker's output roots" in answer.stderr
     assert "CLIPFLEET_OUTPUT_ROOTS" in answer.stderr
 
 
-def test_what_happened_to_the_failed_rows_is_told_with_an_example(shell: Shell, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
+@pytest.mark.parametrize("output", ["out", "redis://"])
+def test_failed_rows_are_reported_with_an_example_and_the_command_that_shows_them(
+    shell: Shell, tmp_path: Path, output: str
+) -> None:
+    outside, job_id = tmp_path / "outside", tmp_path.name
     shutil.copytree(shell.folder / "images", outside)
-    answer = shell.run(*EMBED, str(outside), "--model", "demo", "--output", "out")
+    answer = shell.run(*EMBED, str(outside), "--model", "demo", "--output", output, "--job-id", job_id)
     assert answer.code == 3
     assert "path_refused: 3, for example: outside the folders of CLIPFLEET_FILE_ROOTS" in answer.stderr
+    place = shell.folder / "out" if output == "out" else job_id
+    assert f"see them with `clipfleet results {place}`" in answer.stderr
 
 
-def test_a_model_that_nobody_serves_is_told_with_the_command(shell: Shell) -> None:
+def test_a_model_that_no_worker_serves_is_reported_with_the_command(shell: Shell) -> None:
     answer = shell.run(*EMBED, "images", "--output", "out", "--no-wait")
     assert answer.code == 0
     assert "no connected worker serves ViT-B-32:datacomp_xl_s13b_b90k (they serve: demo)" in answer.stderr
@@ -363,7 +329,7 @@ def test_a_ctrl_c_before_the_program_is_loaded_is_no_traceback(module: str, tmp_
         (RedisUnavailableError("Redis at redis://h/0: gone"), 1, "error: Redis at redis://h/0: gone\n"),
     ],
 )
-def test_a_demo_that_cannot_go_on_is_no_traceback(
+def test_an_interrupted_demo_is_no_traceback(
     shell: Shell,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -382,7 +348,9 @@ def test_a_demo_that_cannot_go_on_is_no_traceback(
     assert capsys.readouterr() == ("", said)
 
 
-def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Cluster) -> None:
+def test_a_ctrl_c_while_waiting_names_the_commands_to_follow_and_cancel(
+    shell: Shell, cluster: Cluster
+) -> None:
     out = shell.folder / "out"
     with cluster.start("embed", shell.folder / "images", "--output", out, "--job-id", "w1") as process:
         assert process.stderr is not None
@@ -395,14 +363,14 @@ def test_a_ctrl_c_while_waiting_says_how_to_come_back(shell: Shell, cluster: Clu
     assert "Traceback" not in said
 
 
-def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Cluster) -> None:
+def test_a_ctrl_c_while_submitting_names_the_command_that_resumes(shell: Shell, cluster: Cluster) -> None:
     pipe = shell.folder / "urls.txt"
     names = "".join(f"https://example.org/{number}.jpg\n" for number in range(200_000))
     pipe.write_text(names)
     process = cluster.start(
         "embed", pipe, "--output", shell.folder / "out", "--job-id", "s1", "--chunk-size", "1"
     )
-    wait_until(lambda: list((shell.folder / "out").glob("_clipfleet/items-*")), "a file is staged", 60)
+    wait_until(lambda: list((shell.folder / "out").glob("_clipfleet/items-*")), "a file is staged")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -412,7 +380,7 @@ def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Clus
     )
 
 
-def test_a_reader_that_leaves_early_is_no_error(shell: Shell) -> None:
+def test_a_reader_that_closes_the_pipe_early_is_no_error(shell: Shell) -> None:
     lines = "".join(f"none/{number}.jpg\n" for number in range(3000))  # more than a pipe takes
     (shell.folder / "list.txt").write_text(lines)
     assert shell.run(*EMBED, "list.txt", "--model", "demo", "--output", "out").code == 3

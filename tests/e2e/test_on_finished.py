@@ -1,4 +1,4 @@
-"""A user's own Celery worker is told when a job has ended."""
+"""The end of a job is sent to a Celery task of the user."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ app = Celery("myapp", broker=os.environ.get("CLIPFLEET_BROKER_URL", os.environ["
 
 @app.task(name="myapp.tasks.handle", bind=True)
 def handle(self, event):
-    with open("told.jsonl", "a") as file:
+    with open("received.jsonl", "a") as file:
         file.write(json.dumps({"id": self.request.id, **event}) + "\\n")
 """
 
 
 @pytest.fixture
-def told(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
-    """The file of what a plain Celery worker, which knows nothing of clipfleet, was told."""
+def received(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    """The file in which a plain Celery worker records its events; it does not import clipfleet."""
     package = tmp_path / "myapp"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -45,16 +45,21 @@ def told(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
              "INFO", "--without-gossip", "--without-mingle"],
             cwd=tmp_path, env=cluster.environment(), stdout=log, stderr=log,
         )  # fmt: skip
-    yield tmp_path / "told.jsonl"
+    yield tmp_path / "received.jsonl"
     worker.terminate()
-    assert worker.wait(30) == 0
+    try:
+        assert worker.wait(60) == 0
+    finally:
+        worker.kill()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: Path, tmp_path: Path) -> None:
+def test_a_celery_task_of_the_user_is_sent_at_the_end(
+    cluster: Cluster, received: Path, tmp_path: Path
+) -> None:
     folder = cluster.folder / tmp_path.name
     write_images(folder / "images", 3)
     (folder / "images" / "broken.jpg").write_bytes(b"no picture")
@@ -71,7 +76,7 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
         options = JobOptions(output="redis://", model="demo", on_finished="myapp.tasks.handle")
         in_redis = client.embed_text(["a cat"], options=options)
 
-    events = wait_until(lambda: len(lines(told)) >= 3 and lines(told), "all ends were told", 30)
+    events = wait_until(lambda: len(lines(received)) >= 3 and lines(received), "all ends have arrived")
 
     assert isinstance(events, list)
     by_job = {event["job_id"]: event for event in events}
@@ -81,12 +86,14 @@ def test_a_celery_task_of_the_users_is_sent_at_the_end(cluster: Cluster, told: P
         "reason": "",
     }  # fmt: skip
     assert by_job[waiting["job_id"]]["state"] == "cancelled"
-    told_of_redis = by_job[in_redis.job_id]
-    assert (told_of_redis["state"], told_of_redis["output"]) == ("completed", in_redis.output)
+    event_of_redis = by_job[in_redis.job_id]
+    assert (event_of_redis["state"], event_of_redis["output"]) == ("completed", in_redis.output)
 
     (folder / "images" / "broken.jpg").write_bytes((folder / "images" / "000000.jpg").read_bytes())
     cluster.run_json("retry", done["job_id"])
-    events = wait_until(lambda: len(lines(told)) >= 4 and lines(told), "the end of the retry was told", 30)
+    events = wait_until(
+        lambda: len(lines(received)) >= 4 and lines(received), "the end of the retry has arrived"
+    )
     assert isinstance(events, list)
     assert (events[-1]["generation"], events[-1]["state"], events[-1]["ok"]) == (1, "completed", 4)
     assert len({event["id"] for event in events}) == 4

@@ -1,7 +1,6 @@
-"""A producer that is an attacker: it writes jobs and staged items by hand, and shares a disk with the worker.
+"""An attacking producer: it writes jobs and staged items by hand and shares a disk with the worker.
 
-The worker may read below `images` and write below `results`. Beside them lies a folder that is none of the
-producer's business.
+The worker may read below `images` and write below `results`. The folder beside them is private.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Ground:
 
     @property
     def outside(self) -> Path:
-        """Looks like an output of nobody's."""
+        """The private folder, laid out like an output."""
         return self.folder / "private"
 
     @property
@@ -87,7 +86,7 @@ def hand_in(cluster: Cluster, job: Job, uris: list[str], *, at: FolderOutput | N
     """Submit what no program of ours would.
 
     Args:
-        cluster: whose ledger is told.
+        cluster: whose ledger gets the job.
         job: as the attacker describes it.
         uris: of its items, staged as they stand.
         at: where the attacker puts the job's files, if not where the job says.
@@ -102,20 +101,20 @@ def hand_in(cluster: Cluster, job: Job, uris: list[str], *, at: FolderOutput | N
 
 
 def end_of(cluster: Cluster, job_id: str) -> JobStatus:
-    """How a job has ended."""
+    """Wait for the end of a job; returns its last status."""
     with closing(Ledger(cluster.server.url)) as ledger:
         wait_until(lambda: ledger.status(job_id).state.is_final, f"job {job_id} ends", PATIENCE_SECONDS)
         return ledger.status(job_id)
 
 
 def submit_by_hand(cluster: Cluster, job: Job, uris: list[str]) -> JobStatus:
-    """Both."""
+    """Submit a job by hand and wait for its end."""
     hand_in(cluster, job, uris)
     return end_of(cluster, job.job_id)
 
 
-def reading_tricks(ground: Ground) -> dict[str, str]:
-    """URIs that are to bring the secret, by the name of the trick; what they need is put in place."""
+def place_links(ground: Ground) -> None:
+    """Put the links, the pipe and the archive of `reading_tricks` in place."""
     inside, secret = ground.inside, ground.secret
     (inside / "link.jpg").symlink_to(secret)
     (inside / "folder").symlink_to(ground.outside)
@@ -128,6 +127,11 @@ def reading_tricks(ground: Ground) -> dict[str, str]:
         entry.size = len(SECRET)
         archive.addfile(entry, io.BytesIO(SECRET))
     (inside / "secret.tar").symlink_to(ground.outside / "secret.tar")
+
+
+def reading_tricks(ground: Ground) -> dict[str, str]:
+    """URIs that aim at the secret, by the name of the trick."""
+    inside, secret = ground.inside, ground.secret
 
     def member(archive: str) -> str:
         return TarMember(archive, "a.jpg", 512, len(SECRET)).uri()
@@ -179,6 +183,7 @@ def reading_tricks(ground: Ground) -> dict[str, str]:
 
 
 def test_no_trick_reads_a_file_outside_the_roots(attacked: Cluster, ground: Ground) -> None:
+    place_links(ground)
     tricks = reading_tricks(ground)
     job = make_job(ground.results / "reading", job_id="reading")
 
@@ -239,7 +244,7 @@ def test_a_link_that_comes_and_goes_reads_nothing_outside(attacked: Cluster, gro
 
 
 def writing_tricks(ground: Ground) -> dict[str, tuple[str, str]]:
-    """Outputs that are to lead to a private folder, and which one that is."""
+    """Outputs that aim at a private folder, and the name of that folder."""
     results, outside = ground.results, ground.outside
     (results / "link").symlink_to(outside / "linked")
     (results / "above").symlink_to(outside)

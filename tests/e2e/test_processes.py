@@ -28,12 +28,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def pids(parent: WorkerProcess, name: str) -> list[int]:
-    """Of all lives of a process, as the parent tells them."""
+    """Process ids of all lives of a process, from the parent's log."""
     return [int(pid) for pid in re.findall(rf"worker {name} has pid (\d+)", parent.log())]
 
 
 def lines(parent: WorkerProcess, name: str, action: str) -> int:
-    """How often a process has told of something."""
+    """How often a process has logged an action."""
     return sum(f" {name} INFO " in line and f"action={action}" in line for line in parent.log().splitlines())
 
 

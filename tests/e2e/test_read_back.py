@@ -1,4 +1,4 @@
-"""The same job into every kind of output: the same rows come back to us, to other programs and in exports."""
+"""The same job into every kind of output: we, other programs and exports read the same rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PART_COLUMNS
 from clipfleet.exports import Layout
-from clipfleet.outputs import open_output
-from clipfleet.parts import part_files
 from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
@@ -199,32 +197,3 @@ def test_the_commands_read_json_lines(cluster: Cluster, source: Source) -> None:
     again = cluster.run(*command)
     assert again.returncode == 2
     assert "is not empty: choose another folder" in again.stderr
-
-
-@pytest.mark.parametrize("where", ["folder", "s3"])
-def test_a_retry_of_json_lines_replaces_the_failed_rows(
-    client: Client, source: Source, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    output = f"{s3.uri}/out" if where == "s3" else str(source.path.parent / "out")
-    job = submit(client, source, output=output, part_format=PartFormat.JSONL)
-    before = list(job.results())
-    for number in MISSING - {6}:
-        (source.path.parent / f"{number}.jpg").write_bytes(encoded(make_image(number)))
-
-    assert job.retry()
-    status = job.wait(120)
-
-    assert (status.ok, status.failed, status.generation) == (ITEMS - 1, 1, 1)
-    after = list(job.results())
-    assert [row["item_index"] for row in after if row["status"] == "failed"] == [6]
-    assert [row for row in after if row["item_index"] not in MISSING] == [
-        row for row in before if row["item_index"] not in MISSING
-    ]
-    files = part_files(PartFormat.JSONL, job.job_id)
-    generations = []
-    for chunk in range(4):
-        with files.open(open_output(output), files.name(chunk)) as part:
-            generations.append(part.footer()[0].generation)
-    assert generations == [1, 1, 0, 1]

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pyarrow.dataset as ds
@@ -63,9 +62,7 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for _, service in self._services:
             service.kill()
             service.wait()

@@ -170,10 +170,10 @@ def test_workers_killed_during_a_retry_leave_the_parts_exact(
     alive = [fragile.workers[0], fragile.launch_worker()]
     site.heal(0)
     with fragile.start("retry", job_id, "--json") as retry:
-        wait_until(lambda: not (output / keys.SUCCESS).exists(), "the retry has begun", 60)
+        wait_until(lambda: not (output / keys.SUCCESS).exists(), "the retry has begun")
         for _ in range(4):
             site.heal(chance.randint(3, 12))
-            wait_until(lambda: site.has_answered_all, "some rows more are healed", 60)
+            wait_until(lambda: site.has_answered_all, "some rows more are healed")
             victim = alive.pop(chance.randrange(2))
             victim.kill()
             alive.append(fragile.launch_worker())
@@ -201,7 +201,7 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     site.heal(4)
     arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
     job_id = fragile.run_json(*arguments, "--format", part_format, "--no-wait")["job_id"]
-    wait_until(lambda: len(inodes_of(output)) >= 5 and site.has_answered_all, "half of it is done", 60)
+    wait_until(lambda: len(inodes_of(output)) >= 5 and site.has_answered_all, "half of it is done")
 
     forget_everything(fragile)
     assert fragile.run("status", job_id).returncode == 2
@@ -219,14 +219,14 @@ def test_a_rebuild_finishes_a_job_that_redis_forgot_on_its_way(
     assert len(job_events(fragile, job_id)) == 1
 
 
-def test_a_retry_goes_on_after_redis_forgot_it(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
+def test_a_retry_resumes_after_redis_lost_it(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
     job_id, output = submit_sick_job(fragile, tmp_path, site, chunks=12)
     before, inodes = rows(output), inodes_of(output)
     # An output is enough: the job that has ended is put back first
     forget_everything(fragile)
     site.heal(10)
     assert fragile.run_json("retry", output, "--no-wait")["state"] == "running"
-    wait_until(lambda: site.has_answered_all and 1 in generations(output), "half of it is healed", 60)
+    wait_until(lambda: site.has_answered_all and 1 in generations(output), "half of it is healed")
 
     forget_everything(fragile)
     site.heal()
@@ -244,14 +244,14 @@ def exported_batch(cluster: Cluster, job_id: str, to: Path) -> dict[str, Any]:
     return batch
 
 
-def test_a_cancelled_job_goes_on_where_it_was(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
+def test_a_cancelled_job_resumes_where_it_was(fragile: Cluster, tmp_path: Path, site: HttpSite) -> None:
     folder = fragile.folder / tmp_path.name
     source = write_list(folder, site, tmp_path / "site", chunks=12, sick_chunks=set(range(4, 12)))
     output = folder / "out"
     site.heal(0)
     arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
     job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
-    wait_until(lambda: len(inodes_of(output)) == 4, "four chunks are done", 60)
+    wait_until(lambda: len(inodes_of(output)) == 4, "four chunks are done")
     assert fragile.run("cancel", job_id).returncode == 0
     assert exported_batch(fragile, job_id, folder / "cancelled")["status"] == "cancelled"
     done = inodes_of(output)
@@ -276,11 +276,11 @@ def test_a_paused_job_hands_out_nothing_until_it_is_resumed(
     site.heal(0)
     arguments = ("embed", source, "--model", "demo", "--output", output, "--chunk-size", CHUNK)
     job_id = fragile.run_json(*arguments, "--no-wait")["job_id"]
-    wait_until(lambda: status(fragile, job_id).leased_chunks > 0, "some chunks are under way", 60)
+    wait_until(lambda: status(fragile, job_id).leased_chunks > 0, "some chunks are under way")
 
     assert fragile.run("pause", job_id).returncode == 0
     site.heal()
-    wait_until(lambda: status(fragile, job_id).leased_chunks == 0, "what was under way is done", 60)
+    wait_until(lambda: status(fragile, job_id).leased_chunks == 0, "what was under way is done")
 
     paused = status(fragile, job_id)
     assert (paused.state, paused.reason) == ("paused", "paused by request")

@@ -66,7 +66,7 @@ def test_a_job_waits_for_a_worker_that_serves_its_model(cluster: Cluster) -> Non
     )
 
 
-def test_a_model_that_cannot_be_had_is_told_in_every_row(cluster: Cluster) -> None:
+def test_a_missing_model_is_reported_in_every_row(cluster: Cluster) -> None:
     answer = cluster.run_json("embed", "images", "--model", DEFAULT_MODEL, "--output", "of-default", expect=3)
 
     rows = rows_of(answer)

@@ -1,4 +1,4 @@
-"""A worker that may open too few files: its chunks wait, and no row is blamed for what the worker lacks."""
+"""A worker that may open too few files: its chunks wait, and no row fails for it."""
 
 from __future__ import annotations
 

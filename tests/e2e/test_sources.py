@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import subprocess
@@ -23,7 +22,7 @@ from clipfleet.sources import SourceLike
 from tests.support.cluster import Cluster
 from tests.support.images import encoded, make_image
 from tests.support.s3 import S3Bucket
-from tests.support.shards import img2dataset_shard, webdataset_shard
+from tests.support.shards import webdataset_shard
 from tests.support.waiting import wait_until
 
 COUNT = 6
@@ -51,7 +50,6 @@ class Given:
     ids: Sequence[str]
     codes: Sequence[str | None]
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)
-    base_uri: str | None = None
 
 
 @pytest.fixture
@@ -108,35 +106,6 @@ def parquet_bytes() -> bytes:
     return buffer.getvalue()
 
 
-def images_parquet(place: Place) -> Given:
-    """As Hugging Face writes it, one image missing and one broken."""
-    cells = [{"bytes": data, "path": name} for data, name in zip(IMAGES, NAMES, strict=True)]
-    cells += [{"bytes": None, "path": None}, {"bytes": IMAGES[0][:300], "path": "broken.jpg"}]
-    path = place.folder / "images.parquet"
-    pq.write_table(pa.table({"image": cells, "label": [*range(COUNT), 7, 8]}), path)
-    codes = [*OK, "empty", "broken_image"]
-    return Given(str(path), [*NAMES, "6", "broken.jpg"], codes, {"source_label": [*range(COUNT), 7, 8]})
-
-
-def img2dataset_columns(keys: Sequence[int]) -> dict[str, Sequence[Any]]:
-    return {
-        "caption": [f"image {key}" for key in keys],
-        "url": [f"https://example.org/{key}.jpg" for key in keys],
-        "key": [f"{key:09d}" for key in keys],
-        "source_status": ["success"] * len(keys),
-        "source_width": [96] * len(keys),
-    }
-
-
-def local_shards(place: Place) -> Given:
-    (place.folder / "shards").mkdir()
-    for shard in range(2):
-        place.write(f"shards/{shard:05d}.tar", img2dataset_shard(range(shard * 3, shard * 3 + 3)))
-    place.write("shards/00000.parquet", b"x")
-    keys = range(COUNT)
-    return Given(place.folder / "shards", [f"{key:09d}" for key in keys], OK, img2dataset_columns(keys))
-
-
 def webdataset_shards(place: Place) -> Given:
     for shard in range(2):
         samples = [
@@ -146,19 +115,6 @@ def webdataset_shards(place: Place) -> Given:
         webdataset_shard(place.folder / f"{shard:03d}.tar", samples)
     columns = {"cls": range(COUNT), "n": range(COUNT), "source_label": ["x"] * COUNT}
     return Given(f"{place.folder}/{{000..001}}.tar", [f"s/{n}" for n in range(COUNT)], OK, columns)
-
-
-def s3_shards(place: Place) -> Given:
-    for shard in range(2):
-        place.s3.put(f"set/{shard:05d}.tar", img2dataset_shard(range(shard * 3, shard * 3 + 3)))
-    keys = range(COUNT)
-    ids = [f"{key:09d}" for key in keys]
-    return Given(f"{place.s3.uri}/set/*.tar", ids, OK, img2dataset_columns(keys))
-
-
-def data_uris(place: Place) -> Given:
-    lines = [f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" for data in IMAGES]
-    return Given(place.write("data.txt", "\n".join([*lines, "data:x"])), [*ALL, "6"], [*OK, "bad_uri"])
 
 
 def iterable(place: Place) -> Given:
@@ -172,11 +128,7 @@ def iterable(place: Place) -> Given:
 GIVEN: dict[str, Callable[[Place], Given]] = {
     "jsonl": lambda place: Given(place.write("a.jsonl", json_lines()), IDS, CODES, JSON_COLUMNS),
     "parquet": lambda place: Given(place.write("a.parquet", parquet_bytes()), IDS, CODES, TYPED),
-    "images in parquet": images_parquet,
-    "img2dataset": local_shards,
     "webdataset": webdataset_shards,
-    "s3 shards": s3_shards,
-    "data URIs": data_uris,
     "iterable": iterable,
 }
 
@@ -205,7 +157,6 @@ def test_columns_keep_their_types_and_values(client: Client, place: Place, kind:
         output=outputs[output],
         model="demo",
         chunk_size=4,
-        base_uri=given.base_uri,
         part_format=PartFormat.JSONL if kind == "jsonl" and output != "redis" else PartFormat.PARQUET,
     )
 
@@ -254,7 +205,7 @@ class TestStandardInput:
         assert [Path(row["uri"]).name for row in rows] == NAMES[:3]
         assert [row.get("n") for row in rows] == ([0, 1, 2] if kind == "json" else [None] * 3)
 
-    def test_the_same_lines_again_go_on_where_a_killed_submit_stopped(
+    def test_the_same_lines_resume_where_a_killed_submit_stopped(
         self, cluster: Cluster, client: Client, place: Place
     ) -> None:
         job_id = place.folder.name

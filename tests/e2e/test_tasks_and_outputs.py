@@ -1,4 +1,4 @@
-"""Every task into every kind of output that needs no store of its own: the same rows come back."""
+"""Every task into every kind of output without a store of its own: the same rows are read back."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_versions(cluster: Cluster, older: WorkerProcess, kind: str) -> None:
     # Given only a worker of N-1, a job of N is left alone: no loss, no failure, no end, no busy loop
     new_job = f"new-{kind}"
     submit(cluster, NEWER, new_job, output(new_job))
-    wait_until(lambda: f"schema version {NEWER}" in older.log(), "the older worker has met it", 60)
+    wait_until(lambda: f"schema version {NEWER}" in older.log(), "the older worker has met it")
     old_job = f"old-{kind}"
     submit(cluster, OLDER, old_job, output(old_job))  # it is not kept from its own
     is_exact(cluster, old_job, OLDER)

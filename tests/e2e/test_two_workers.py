@@ -1,4 +1,4 @@
-"""Workers die, freeze and lose their server in the middle of a job: still one row per input, one event."""
+"""Workers die, freeze and lose their server during a job: one row per input, one event."""
 
 from __future__ import annotations
 
@@ -88,21 +88,21 @@ def _disturb(
     third = cluster.start_worker()
     wait_until(
         lambda: not set(held.items()) & set(leases_of(cluster, job).items()),
-        "every lease of the dead and the frozen worker is taken back",
+        "every lease of the dead and the frozen worker is reclaimed",
         60,
     )
     recovery_seconds = time.monotonic() - killed
     second.thaw()
-    wait_until(done(0.4), "work goes on", 120)
+    wait_until(done(0.4), "chunks are completed", 120)
     cluster.server.child.kill()
     cluster.server.start()
     restarted = time.monotonic()
     at_restart = job.status().ok
-    wait_until(lambda: job.status().ok > at_restart, "work goes on after the restart", 120)
+    wait_until(lambda: job.status().ok > at_restart, "chunks are completed after the restart", 120)
     resumed_seconds = time.monotonic() - restarted
     assert third.process.poll() is None, third.log()
     return (
-        f"{len(held)} chunks taken back {recovery_seconds:.1f} s after the kill (a worker's start included), "
+        f"{len(held)} chunks reclaimed {recovery_seconds:.1f} s after the kill (a worker's start included), "
         f"first row {resumed_seconds:.1f} s after the server's restart"
     )
 

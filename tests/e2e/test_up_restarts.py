@@ -47,14 +47,14 @@ class RunningUp:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[RunningUp]:
-    """Its worker hangs where the first part is written, until the watchdog has had a second's patience."""
+    """Its worker hangs where the first part is written, until the watchdog ends it after a second."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CLIPFLEET_")}
     settings = {
         "CLIPFLEET_MODELS": "demo", "CLIPFLEET_LEASE_SECONDS": "2", "CLIPFLEET_RECONCILE_SECONDS": "0.5",
         "CLIPFLEET_FILE_ROOTS": str(tmp_path), "CLIPFLEET_OUTPUT_ROOTS": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    worker = ["tests.support.crashing_worker", "mid_write", "hang", str(tmp_path / "there"), "1"]
+    worker = ["tests.support.altered_worker", "mid_write", "hang", str(tmp_path / "there"), "1"]
     with (tmp_path / "up.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.up_with", str(tmp_path / "service"), *worker],
@@ -71,7 +71,7 @@ def running(tmp_path: Path) -> Iterator[RunningUp]:
 
 def test_after_a_kill_and_after_the_watchdog(running: RunningUp) -> None:
     write_images(running.folder / "images", 20)
-    running.waits_for("Ctrl-C stops it.")  # the last line of those that tell where everything is
+    running.waits_for("Ctrl-C stops it.")  # the last line of the start
     pid = re.search(r"worker +pid (\d+)", running.said())
     assert pid, running.said()
     os.kill(int(pid[1]), 9)

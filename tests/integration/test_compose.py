@@ -125,10 +125,13 @@ class TestRedis:
         )  # fmt: skip
         yield port
         process.terminate()
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
     def test_it_keeps_evicts_nothing_and_knows_its_users(self, port: int, tmp_path: Path) -> None:
-        wait_until(lambda: (tmp_path / "appendonlydir").exists(), "the server writes its log", 20)
+        wait_until(lambda: (tmp_path / "appendonlydir").exists(), "the server writes its log")
         for user, password in (("producer", "pro"), ("worker", "wor"), ("reader", "rea"), ("flower", "flo")):
             with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
                 wait_until(client.ping, f"{user} is let in")
@@ -139,10 +142,10 @@ class TestRedis:
             ):
                 one.ping()
 
-    def test_flower_hears_workers_and_sees_no_job(self, port: int) -> None:
+    def test_flower_receives_events_of_workers_and_reads_no_job(self, port: int) -> None:
         def as_user(user: str, password: str, *command: str) -> object:
             with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
-                wait_until(lambda: answers(client), "the server answers", 20)
+                wait_until(lambda: answers(client), "the server answers")
                 return client.execute_command(*command)
 
         assert as_user("worker", "wor", "PUBLISH", "/0.celeryev/worker.heartbeat", "x") == 0

@@ -310,7 +310,7 @@ class TestMachine:
         found = only_fault(site.checks("machine"))
         assert "temporary" in found.what and "TMPDIR" in found.remedy
 
-    def test_a_home_of_somebody_else(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_home_of_another_user(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         home = site.folder / "root"
         monkeypatch.setenv("HF_HOME", str(home / ".cache" / "huggingface"))
         with closed_folder(monkeypatch, home):
@@ -351,11 +351,11 @@ class TestMachine:
 
 
 class TestModels:
-    def test_a_name_that_nobody_knows(self, site: Site) -> None:
+    def test_an_unknown_name(self, site: Site) -> None:
         found = only_fault(site.checks("model", models="ViT-B-33:datacomp_xl_s13b_b90k"))
         assert "ViT-B-33" in found.what and "models list" in found.remedy
 
-    def test_one_that_is_not_here(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_is_not_on_this_machine(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(site.folder))
         found = only_fault(site.checks("model", models="ViT-B-32:datacomp_xl_s13b_b90k"), Level.WARNING)
         assert "not on this machine" in found.what and "models pull ViT-B-32" in found.remedy

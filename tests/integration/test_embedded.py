@@ -108,7 +108,7 @@ def test_a_later_server_on_the_folder_has_the_same_address(valkey: EmbeddedValke
         assert urlsplit(other.url).password != urlsplit(url).password
 
 
-def test_a_port_that_somebody_took_is_replaced(valkey: EmbeddedValkey) -> None:
+def test_a_taken_port_is_replaced(valkey: EmbeddedValkey) -> None:
     url, parts = valkey.url, urlsplit(valkey.url)
     with client(url) as connection:
         connection.set("key", "value")
@@ -265,7 +265,7 @@ class Site:
         return (self.folder / "stderr").read_text()
 
     def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self.said(), f"{text!r} is said in {self.folder}/stderr", seconds=60)
+        wait_until(lambda: text in self.said(), f"{text!r} is said in {self.folder}/stderr")
 
     def url(self) -> str:
         state = json.loads((self.directory / "valkey" / "state.json").read_text())
@@ -283,7 +283,7 @@ class Site:
 
     def check_nothing_runs(self) -> None:
         pids = [self.valkey_pid(), *self.worker_pids()]
-        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone", seconds=60)
+        wait_until(lambda: all(is_gone(pid) for pid in pids), f"all of {pids} are gone")
 
     def clean_up(self) -> None:
         for process in self.processes:
@@ -374,7 +374,7 @@ def test_a_shell_can_source_the_environment(tmp_path: Path) -> None:
     assert told.stdout.splitlines() == [site.url(), str(folder)]
 
 
-def test_the_worker_may_use_the_current_folder_unless_told_otherwise(site: Site) -> None:
+def test_the_worker_may_use_the_current_folder_by_default(site: Site) -> None:
     assert site.run("true", CLIPFLEET_FILE_ROOTS="/data,/more") == (0, "")
     assert site.worker_settings() == {
         "CLIPFLEET_REDIS_URL": site.url(),
@@ -430,7 +430,7 @@ def test_a_worker_that_dies_is_started_again(site: Site) -> None:
     site.check_nothing_runs()
 
 
-def test_a_server_that_dies_comes_back_with_its_address_and_data(site: Site) -> None:
+def test_a_server_that_dies_is_restarted_with_its_address_and_data(site: Site) -> None:
     site.start()
     site.wait_said("clipfleet is up")
     url = site.url()

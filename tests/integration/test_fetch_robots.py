@@ -107,7 +107,7 @@ class TestTxt:
             ]
             results = fetch(*uris, txt=True)
             assert other.requests["/bytes/1"] == 0
-        assert results == [ErrorCode.ROBOTS_REFUSED, b"<html>no picture</html>"]
+        assert results == [ErrorCode.ROBOTS_REFUSED, b"<html>no image</html>"]
 
     @pytest.mark.parametrize("status", [401, 403, 404, 410])
     def test_a_site_without_one_allows_everything(self, site: HttpSite, status: int) -> None:

@@ -163,5 +163,5 @@ class TestWaiting:
         redis_client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         run(ledger, store, job)
 
-        thread.join(30)
+        thread.join(60)
         assert [status.state for status in ends] == [JobState.COMPLETED]

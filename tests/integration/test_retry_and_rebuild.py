@@ -1,4 +1,4 @@
-"""Retries and rebuilds of real outputs with a real ledger; the workers are played by the tests."""
+"""Retries and rebuilds of real outputs with a real ledger; the tests act as the workers."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ class TestRetry:
         assert folder_scene.events() == [("0", "completed_with_errors"), ("1", "completed")]
         assert folder_scene.is_success()
 
-    def test_one_that_is_overtaken_joins_the_other(self, folder_scene: Scene) -> None:
+    def test_a_retry_that_is_overtaken_joins_the_other(self, folder_scene: Scene) -> None:
         folder_scene.end(failing=[3])
 
         class Overtaken(FolderOutput):
@@ -300,7 +300,7 @@ class TestRetry:
 
         assert scene.ledger.status("job").due_chunks == 2
 
-    def test_a_cancelled_job_goes_on(self, scene: Scene) -> None:
+    def test_a_cancelled_job_resumes(self, scene: Scene) -> None:
         # Given one chunk that is done, one that was under way and whose part is there, and one without
         scene.submit()
         scene.work(chunks=1)
@@ -352,7 +352,7 @@ class TestRebuild:
         assert scene.work() == [2, 3, 4, 5]
         assert scene.finish() == "completed_with_errors"
 
-    def test_a_worker_that_does_not_know_of_it_goes_on(self, scene: Scene) -> None:
+    def test_a_worker_that_held_a_chunk_before_continues(self, scene: Scene) -> None:
         scene.submit()
         asleep = try_claim(scene.ledger)
         assert asleep is not None
@@ -390,7 +390,7 @@ class TestRebuild:
         assert scene.hints.finish == 1
         assert scene.finish() == "completed"
 
-    def test_a_retry_goes_on_where_it_was(self, scene: Scene) -> None:
+    def test_a_retry_resumes_where_it_was(self, scene: Scene) -> None:
         scene.end(failing=[1, 3, 5])
         scene.retry(ErrorCode.TIMEOUT)
         scene.work(chunks=1)
@@ -454,7 +454,7 @@ class TestRebuild:
 
     @pytest.mark.parametrize("items", [2, 4, 8, ITEMS])
     @pytest.mark.parametrize("is_sealed", [False, True])
-    def test_a_file_of_which_the_ledger_never_heard_does_not_count(
+    def test_a_file_that_the_ledger_never_got_does_not_count(
         self, folder_scene: Scene, items: int, is_sealed: bool
     ) -> None:
         folder_scene.submit(items=ITEMS if is_sealed else 6)
@@ -470,7 +470,7 @@ class TestRebuild:
     def test_a_file_that_was_noted_and_then_written_again_is_counted_as_it_is(
         self, folder_scene: Scene
     ) -> None:
-        # Given two submits that were killed before they told the ledger; the source paused for the second
+        # Given two submits that were killed before they reached the ledger; the source paused for the second
         folder_scene.submit(items=6)
         folder_scene.stage(3, chunk_size=1)
         folder_scene.forget()
@@ -557,7 +557,7 @@ class TestClient:
         assert len(source_sum) == 32
         assert noted == {"items": 1, "files": [[0, 1]], "is_sealed": True}
 
-    def test_of_two_submits_that_note_at_once_one_goes_on(self, tmp_path: Path) -> None:
+    def test_of_two_submits_that_note_at_once_one_continues(self, tmp_path: Path) -> None:
         output = FolderOutput(tmp_path / "out")
         first, second = StagedNote(output), StagedNote(output)
         assert first.write(((0, 3),), 6)
@@ -565,5 +565,5 @@ class TestClient:
         assert first.write(((0, 3), (3, 1)), 8, is_sealed=True)
 
         assert staged_files(output) == StagedFiles(files=((0, 3), (3, 1)), items=8, is_sealed=True)
-        # A submit that goes on begins with what the ledger knows, not with the note
+        # A submit that resumes starts from the ledger, not from the note
         assert StagedNote(output).write(((0, 3),), 6)

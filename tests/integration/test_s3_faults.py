@@ -65,7 +65,7 @@ def output(s3: S3Bucket, front: S3Front) -> S3Output:
 
 
 def again(call: Callable[[], Answer], *, times: int = MANY_TIMES) -> Answer:
-    """Repeat a call until it succeeds, as chunks and people do; it may fail only by asking for patience."""
+    """Repeat a call until it succeeds, as chunks do; it may fail only with what is retried."""
     for _ in range(times):
         try:
             return call()
@@ -109,7 +109,7 @@ def test_a_part_is_written_once_whatever_fails(
     assert len(s3.keys("jobs/one/part-")) == len(PASSING)
 
 
-def test_a_part_whose_writer_never_heard_of_it_is_adopted(front: S3Front, output: S3Output) -> None:
+def test_a_part_whose_answer_was_lost_is_adopted(front: S3Front, output: S3Output) -> None:
     sink = PartSink(output)
     for chunk_id, fault in enumerate(DONE):
         with (

@@ -119,7 +119,7 @@ class TestTakingAName:
         assert not output.create("part-1", b"third")
         assert output.read("part-1") == b"first"
 
-    def test_replacing_asks_nobody(self, output: S3Output) -> None:
+    def test_replacing_is_unconditional(self, output: S3Output) -> None:
         output.replace("_SUCCESS", b"one")
         assert publish(output, "_SUCCESS", b"two", replace=True)
 
@@ -152,7 +152,7 @@ class TestTakingAName:
 
 class TestLostAnswers:
     @pytest.mark.parametrize("lost", [1, 2])
-    def test_a_creation_that_succeeded_unheard_is_ours(self, output: S3Output, lost: int) -> None:
+    def test_a_creation_whose_answer_was_lost_is_ours(self, output: S3Output, lost: int) -> None:
         assert output.has_conditional_writes
         with requests_to(output._client, "PutObject", losing_answers(lost)) as seen:
             assert publish(output, "part-1", b"ours")
@@ -160,7 +160,7 @@ class TestLostAnswers:
         assert len(seen) == lost + 1
         assert output.read("part-1") == b"ours"
 
-    def test_a_replacement_that_succeeded_unheard_is_ours(self, output: S3Output) -> None:
+    def test_a_replacement_whose_answer_was_lost_is_ours(self, output: S3Output) -> None:
         output.create("part-1", b"old")
         version = output.version("part-1")
         with requests_to(output._client, "PutObject", losing_answers(1)):
@@ -168,7 +168,7 @@ class TestLostAnswers:
 
         assert output.read("part-1") == b"new"
 
-    def test_another_writers_creation_is_not_taken_for_ours(self, output: S3Output) -> None:
+    def test_another_writers_creation_is_not_ours(self, output: S3Output) -> None:
         output.create("part-1", b"theirs")
         with requests_to(output._client, "PutObject", losing_answers(1)):
             assert not publish(output, "part-1", b"ours")
@@ -204,7 +204,7 @@ class TestWritersInTheWay:
         assert len(seen) == 3
         assert output.read("part-1") == b"all of it"
 
-    def test_one_that_does_not_end_is_waited_for(
+    def test_a_lasting_conflict_is_waited_for(
         self, output: S3Output, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("clipfleet.outputs.s3.time.sleep", lambda seconds: None)
@@ -259,7 +259,7 @@ class TestStoresWithoutConditions:
         yield output
         output._client.meta.events.unregister(name, without_conditions)
 
-    def test_the_canary_tells(self, s3: S3Bucket, plain: S3Output) -> None:
+    def test_the_canary_shows_it(self, s3: S3Bucket, plain: S3Output) -> None:
         assert not plain.has_conditional_writes
         assert s3.keys() == []
 
@@ -276,7 +276,7 @@ class TestStoresWithoutConditions:
         assert not replace_if(plain, "part-1", seen, b"three")
         assert plain.read("part-1") == b"two"
 
-    def test_one_that_refuses_the_condition_gets_plain_puts(self, s3: S3Bucket, output: S3Output) -> None:
+    def test_a_store_that_refuses_conditions_gets_plain_puts(self, s3: S3Bucket, output: S3Output) -> None:
         def refuse(request: Any) -> Any:
             if "If-None-Match" not in request.headers:
                 return None
@@ -419,7 +419,7 @@ class TestRefusals:
             with pytest.raises(OutputUnreachableError, match=r"NoSuchBucket.*make the bucket"):
                 call()
 
-    def test_wrong_keys_are_told(self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wrong_keys_are_reported(self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guess")
         output = open_output(f"{s3.uri}/x")
 
@@ -427,7 +427,9 @@ class TestRefusals:
             with waited_for(r"403 \(SignatureDoesNotMatch.*AWS_ACCESS_KEY_ID"):
                 call()
 
-    def test_no_keys_are_told(self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_missing_keys_are_reported(
+        self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -437,7 +439,7 @@ class TestRefusals:
         with waited_for("set AWS_ACCESS_KEY_ID"):
             open_output(f"{s3.uri}/x").read("a")
 
-    def test_an_endpoint_where_nobody_listens_is_waited_for(
+    def test_an_endpoint_without_a_server_is_waited_for(
         self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")

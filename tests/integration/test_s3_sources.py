@@ -50,7 +50,7 @@ def fetch(*uris: str, buckets: tuple[str, ...] = (), max_bytes: int = 1 << 20) -
     """What a worker gets for each URI."""
 
     async def run() -> list[Any]:
-        limits = S3Limits(max_image_bytes=max_bytes, fetch_timeout_seconds=30, connections=8)
+        limits = S3Limits(max_image_bytes=max_bytes, fetch_timeout_seconds=60, connections=8)
         fetcher = S3Fetcher(limits, buckets, lambda: connect(attempts=1))
         await fetcher.start()
         try:

@@ -61,7 +61,7 @@ def submit(ledger: Ledger, job: Job, hints: CountedHints | None = None) -> Count
 
 
 def killed_submit(ledger: Ledger, job: Job) -> None:
-    """Run the submit until it has told the ledger of the first file."""
+    """Run the submit until the first file is in the ledger."""
     with pytest.raises(Killed):
         submit(ledger, job, CountedHints(dies=True))
     assert ledger.status(job.job_id).chunks == FIRST_FILE
@@ -80,7 +80,7 @@ def test_a_submit_stages_every_item_and_wakes_no_more_workers_than_it_must(ledge
     assert hints.count == MAX_HINTS
 
 
-def test_a_submit_that_was_killed_goes_on_where_it_stopped(ledger: Ledger, job: Job) -> None:
+def test_a_killed_submit_resumes_where_it_stopped(ledger: Ledger, job: Job) -> None:
     killed_submit(ledger, job)
 
     hints = submit(ledger, job)
@@ -90,7 +90,7 @@ def test_a_submit_that_was_killed_goes_on_where_it_stopped(ledger: Ledger, job: 
     assert len(work_off(ledger)) == ITEMS
 
 
-def test_a_submit_goes_on_while_its_job_is_paused(ledger: Ledger, job: Job) -> None:
+def test_a_submit_continues_while_its_job_is_paused(ledger: Ledger, job: Job) -> None:
     killed_submit(ledger, job)
     ledger.pause("job", "store away")
 
@@ -114,7 +114,7 @@ def test_a_submit_of_a_job_that_is_complete_changes_nothing(ledger: Ledger, job:
     assert ledger.status("job") == before
 
 
-def test_a_submit_of_a_job_that_was_cancelled_meanwhile_leaves_it_so(ledger: Ledger, job: Job) -> None:
+def test_a_submit_of_a_job_that_was_cancelled_meanwhile_changes_nothing(ledger: Ledger, job: Job) -> None:
     killed_submit(ledger, job)
     ledger.cancel("job", ttl_seconds=60)
 
@@ -172,7 +172,7 @@ def test_a_job_that_stops_itself_while_it_is_submitted_says_why_in_its_status(
     assert "1000 of 1000 rows failed" in status.reason
 
 
-def test_a_submit_that_the_world_interrupts_says_how_to_go_on(
+def test_an_interrupted_submit_names_the_command_that_resumes(
     ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object) -> None:
@@ -203,7 +203,7 @@ class SlowSource:
 
 
 @pytest.mark.parametrize("is_redis", [False, True])
-def test_a_second_submit_leaves_the_items_of_the_first_alone(
+def test_a_second_submit_does_not_touch_the_items_of_the_first(
     ledger: Ledger, redis_url: str, tmp_path: Path, is_redis: bool
 ) -> None:
     """Both have the same name for their first file, and other items in it."""

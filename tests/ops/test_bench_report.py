@@ -54,7 +54,7 @@ def test_a_run_that_fails_leaves_no_result(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_missing_is_told_in_a_line(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended, Report("decode", tmp_path / "result.json"):
         raise WorldError("no server here")
     assert ended.value.code == "bench decode: no server here"

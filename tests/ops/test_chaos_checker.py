@@ -338,7 +338,7 @@ def test_a_chunk_may_be_given_up_that_five_workers_died_of() -> None:
     assert [found.kind for found in check(replace(world, attempts=[too_few]))] == [Kind.GIVEN_UP]
 
 
-def test_many_items_are_told_in_short() -> None:
+def test_many_items_are_reported_in_short() -> None:
     violation = Violation(Kind.MISSING, "a", "items 0, 1, 2, 3, 4", 5)
 
     assert check(with_rows(lambda _: [])) == [violation]

@@ -1,4 +1,4 @@
-"""What `make chaos` tells of a run: who died holding what, and how long it took until work went on."""
+"""What `make chaos` reports of a run: who died holding what, and how long recovery took."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Peer:
 
     def __init__(self) -> None:
         self._listener = socket.create_server((HOST, 0))
-        self._listener.settimeout(10)
+        self._listener.settimeout(60)
         self._opened = [self._listener]
 
     @property
@@ -33,10 +33,10 @@ class Peer:
 
     def connect(self, proxy: Proxy) -> socket.socket:
         """A client's end."""
-        return self.note(socket.create_connection((HOST, proxy.port), timeout=10))
+        return self.note(socket.create_connection((HOST, proxy.port), timeout=60))
 
     def note(self, connection: socket.socket) -> socket.socket:
-        connection.settimeout(10)
+        connection.settimeout(60)
         self._opened.append(connection)
         return connection
 
@@ -85,7 +85,7 @@ def is_silent(connection: socket.socket) -> bool:
     except TimeoutError:
         return True
     finally:
-        connection.settimeout(10)
+        connection.settimeout(60)
     return False
 
 
@@ -122,7 +122,7 @@ class TestCarrying:
 
         assert first + read_exactly(server, len(data) // 2) == data
 
-    def test_one_end_may_have_said_all_and_still_hear(self, peer: Peer, proxy: Proxy) -> None:
+    def test_one_end_may_have_sent_all_and_still_receive(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
 
         client.shutdown(socket.SHUT_WR)
@@ -139,7 +139,7 @@ class TestCarrying:
         with Proxy(nobody) as proxy:
             with suppress(ConnectionResetError):  # it may come before `connect` has returned
                 assert is_reset(peer.connect(proxy))
-            wait_until(lambda: proxy.accepted == 1, "the client is heard")
+            wait_until(lambda: proxy.accepted == 1, "the client is accepted")
             wait_until(lambda: proxy.open_connections == 0, "the connection is forgotten")
 
     def test_stopping_ends_everything(self, peer: Peer) -> None:
@@ -168,7 +168,7 @@ class TestFreezing:
         assert is_silent(client)
         assert pair(peer, proxy)
 
-    def test_after_the_thaw_they_go_on_where_they_were(self, peer: Peer, proxy: Proxy) -> None:
+    def test_after_the_thaw_they_continue_where_they_were(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
         proxy.freeze()
         client.sendall(b"kept")
@@ -179,7 +179,7 @@ class TestFreezing:
         assert read_exactly(server, 4) == b"kept"
         assert passes(server, client)
 
-    def test_nobody_hears_of_an_end(self, peer: Peer, proxy: Proxy) -> None:
+    def test_no_end_is_passed_on(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
         proxy.freeze()
 
@@ -189,7 +189,7 @@ class TestFreezing:
         proxy.thaw()
         assert server.recv(1) == b""
 
-    def test_nobody_hears_of_a_reset(self, peer: Peer, proxy: Proxy) -> None:
+    def test_no_reset_is_passed_on(self, peer: Peer, proxy: Proxy) -> None:
         client, server = pair(peer, proxy)
         proxy.freeze()
 

@@ -49,7 +49,7 @@ def test_one_that_is_replaced_appears_again(output: FolderOutput, watcher: Folde
     has_seen(watcher, Act.APPEARED, Act.APPEARED)
 
 
-def test_what_is_written_in_place_is_told_from_it(
+def test_what_is_written_in_place_is_distinguished(
     output: FolderOutput, watcher: FolderWatcher, tmp_path: Path
 ) -> None:
     (tmp_path / "job" / PART).write_bytes(b"rows")

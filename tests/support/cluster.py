@@ -1,4 +1,4 @@
-"""A real server and real workers in processes of their own, for tests of the whole."""
+"""A real server and real workers in processes of their own, for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class WorkerProcess:
         return self.process.pid
 
     def kill(self) -> None:
-        """The worker's machine loses power."""
+        """SIGKILL, as if the machine had lost power."""
         self.process.kill()
         self.process.wait()
 
     def freeze(self) -> None:
-        """The worker's virtual machine is stopped."""
+        """SIGSTOP, as if the virtual machine were paused."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -66,6 +66,7 @@ class Cluster:
         self.folder = folder
         self.server = ledger_server(folder / "service")
         self.workers: list[WorkerProcess] = []
+        self._programs: list[subprocess.Popen[str]] = []
         self.settings = dict(settings or {})  # of the programs started from now on
         self._broker = ExitStack()
         self._mark = str(folder)
@@ -82,25 +83,25 @@ class Cluster:
             if kind is None:
                 self._check_outputs()
         finally:
-            for worker in self.workers:
-                if worker.process.poll() is None:
-                    worker.process.kill()
-                    worker.process.wait()
+            started: list[subprocess.Popen[Any]] = [*self._programs, *(one.process for one in self.workers)]
+            for process in started:
+                process.kill()
+                process.wait()
         try:
             if kind is None:
-                wait_until(lambda: not processes_marked(self._mark), "no child process is left", 20)
+                wait_until(lambda: not processes_marked(self._mark), "no child process is left")
                 assert left_in_redis(self.server.url) == []
         finally:
             self.server.stop()
             self._broker.close()
 
     def _check_outputs(self) -> None:
-        """Where a worker lives that sweeps, ended jobs have left nothing but results."""
+        """With a live worker that sweeps, ended jobs leave nothing but results."""
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.thaw()
         if any(worker.process.poll() is None for worker in self.workers):
-            wait_until(lambda: not left_by_jobs(self.server.url), "ended jobs have left nothing", 20)
+            wait_until(lambda: not left_by_jobs(self.server.url), "ended jobs have left nothing")
 
     def environment(self) -> dict[str, str]:
         """The developer's environment without its settings, plus this cluster's."""
@@ -113,10 +114,10 @@ class Cluster:
             "CLIPFLEET_OUTPUT_ROOTS": str(self.folder),
             "CLIPFLEET_MODELS": "demo",
             "CLIPFLEET_ALLOW_PRIVATE": "127.0.0.0/8",
-            "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what fails for ever is not waited for for long
-            # Several workers share few cores here: each with a thread per core, they wait for one another's.
+            "CLIPFLEET_FETCH_ATTEMPTS": "2",  # what always fails is given up soon
+            # Several workers share few cores here: with a thread per core each would wait for the others.
             "OMP_NUM_THREADS": "1",
-            # OpenVINO converts the model at each worker's start: time for which most tests have no use.
+            # OpenVINO converts the model at each worker's start: most tests do not need it.
             "CLIPFLEET_BACKEND": "torch",
             MARK: self._mark,
             **self.settings,
@@ -191,7 +192,7 @@ class Cluster:
 
     def start(self, *arguments: str | Path, stdin: int | None = None) -> subprocess.Popen[str]:
         """Start `clipfleet ARGUMENTS` without waiting; `stdin` is for `Popen`."""
-        return subprocess.Popen(
+        program = subprocess.Popen(
             [_BIN / "clipfleet", *map(str, arguments)],
             env=self.environment(),
             cwd=self.folder,
@@ -200,6 +201,8 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._programs.append(program)
+        return program
 
     def logs(self) -> str:
         """The ends of all workers' logs."""

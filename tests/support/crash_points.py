@@ -1,72 +1,62 @@
-"""Crash points for tests: dying at the Nth passage, hanging there, noting every passage in a file."""
+"""What a test has happen at a crash point: death, a hang, a freeze, a line in a file."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
 
-from ops.chaos.crash_points import CrashPoint
+from ops.chaos.crash_points import CrashPoint, Reach
 
 
-class DiesAt:
-    """SIGKILL to this process when a point is reached for the Nth time."""
+def dies_at(point: CrashPoint, passage: int) -> Reach:
+    """SIGKILL to this process when the point is reached for the Nth time."""
+    passages = itertools.count(1)
 
-    def __init__(self, point: CrashPoint, passage: int = 1) -> None:
-        self._point = point
-        self._left = passage
-        self._lock = threading.Lock()
+    def reach(reached: CrashPoint) -> None:
+        if reached is point and next(passages) == passage:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def reach(self, point: CrashPoint) -> None:
-        if point is not self._point:
-            return
-        with self._lock:
-            self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+    return reach
 
 
-class HangsAt:
-    """The first to reach a point stays there, after a file has been made that tells so; no other one does."""
+def hangs_at(point: CrashPoint, file: Path) -> Reach:
+    """The first thread to reach the point creates the file and stays there; later ones pass."""
 
-    def __init__(self, point: CrashPoint, file: Path) -> None:
-        self._point = point
-        self._file = file
+    def reach(reached: CrashPoint) -> None:
+        if reached is point:
+            with suppress(FileExistsError):
+                hang(file)
 
-    def reach(self, point: CrashPoint) -> None:
-        if point is not self._point:
-            return
-        with suppress(FileExistsError):
-            self._file.touch(exist_ok=False)
-            threading.Event().wait()
+    return reach
 
 
-class FreezesAt:
-    """SIGSTOP to this process when a point is reached while a file is there, which goes with it."""
+def freezes_at(point: CrashPoint, file: Path) -> Reach:
+    """SIGSTOP to this process when the point is reached while the file exists; it is removed first."""
 
-    def __init__(self, point: CrashPoint, file: Path) -> None:
-        self._point = point
-        self._file = file
+    def reach(reached: CrashPoint) -> None:
+        if reached is point:
+            with suppress(FileNotFoundError):
+                file.unlink()
+                os.kill(os.getpid(), signal.SIGSTOP)
 
-    def reach(self, point: CrashPoint) -> None:
-        if point is not self._point:
-            return
-        with suppress(FileNotFoundError):
-            self._file.unlink()
-            os.kill(os.getpid(), signal.SIGSTOP)
+    return reach
 
 
-class Recorder:
-    """Appends the name of each point that is reached to a file."""
+def records_in(file: Path) -> Reach:
+    """Append the name of each point that is reached to the file."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def reach(reached: CrashPoint) -> None:
+        with file.open("a") as lines:
+            lines.write(f"{reached.value}\n")
 
-    def reach(self, point: CrashPoint) -> None:
-        with self._file.open("a") as file:
-            file.write(f"{point.value}\n")
+    return reach
 
-    def reached(self) -> list[str]:
-        return self._file.read_text().split() if self._file.exists() else []
+
+def hang(file: Path) -> None:
+    """Create a file that must not exist yet, and block for ever."""
+    file.touch(exist_ok=False)
+    threading.Event().wait()

@@ -1,4 +1,4 @@
-"""Doubles that several unit tests need: a clock that is moved by hand, locks that tell who waits."""
+"""Doubles of several unit tests: a clock moved by hand, a condition that reports waiters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE_SECONDS = 30.0  # for what must happen; a test that runs into it has failed
+PATIENCE_SECONDS = 60.0  # for what must happen
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 
 
 class WatchedCondition(threading.Condition):
-    """A condition that tells when somebody is about to wait without a time limit."""
+    """A condition that reports when a thread is about to wait without a time limit."""
 
     def __init__(self) -> None:
         super().__init__()

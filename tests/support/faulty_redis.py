@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,7 @@ SETTINGS = {
     "CLIPFLEET_HOST_CONNECTIONS": "128",
     "CLIPFLEET_FETCH_TIMEOUT_SECONDS": "300",
     "CLIPFLEET_CHUNK_DEADLINE_SECONDS": "600",
-    "CLIPFLEET_RECONCILE_SECONDS": "1",  # whoever could take back a lease too early does
+    "CLIPFLEET_RECONCILE_SECONDS": "1",  # a lease that could be reclaimed too early is
 }
 # What a worker says when it has counted something against a chunk.
 BLAME = ("leases had expired", "hangs", "failed:", "led nowhere", "was not finished", "thread_died")
@@ -48,27 +48,29 @@ class FaultyRedis:
 
     def __init__(self, folder: Path, settings: dict[str, str] | None = None) -> None:
         self.cluster = Cluster(folder, SETTINGS)
-        self.proxy: Proxy
+        self.proxy = Proxy(0)  # until the server has its port
+        self._running = ExitStack()
         self.url = ""
         self._extra = settings or {}
         self.images = folder / "site"
         self._jobs = 0
 
     def __enter__(self) -> Self:
-        self.cluster.__enter__()
         write_images(self.images, 20)
-        self.proxy = Proxy(self.server_port)
-        self.proxy.start()
-        self.url = self.cluster.server.url.replace(f":{self.server_port}/", f":{self.proxy.port}/")
-        self.cluster.settings |= {"CLIPFLEET_REDIS_URL": self.url} | self._extra
-        self.worker: WorkerProcess = self.cluster.start_worker()
+        with ExitStack() as starting:
+            starting.enter_context(self.proxy)  # stopped last: the worker cleans up through it
+            starting.enter_context(self.cluster)
+            self.proxy.retarget(self.server_port)
+            self.url = self.cluster.server.url.replace(f":{self.server_port}/", f":{self.proxy.port}/")
+            self.cluster.settings |= {"CLIPFLEET_REDIS_URL": self.url} | self._extra
+            self.worker: WorkerProcess = self.cluster.start_worker()
+            self._running = starting.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.cluster.__exit__(kind, error, trace)
-        self.proxy.stop()
+        self._running.__exit__(kind, error, trace)
 
     @property
     def server_port(self) -> int:
@@ -113,7 +115,7 @@ class FaultyRedis:
             ]
             jobs = RunningJobs(self, site, handles, len(self.worker.log()))
             site.heal(3 * CHUNK_SIZE)
-            wait_until(lambda: jobs.is_under_way(1), "a few chunks are done, others are under way", 30)
+            wait_until(lambda: jobs.is_under_way(1), "a few chunks are done, others are under way")
             yield jobs
             jobs.require_exact()
 
@@ -151,7 +153,7 @@ class RunningJobs:
 
     def worker_says(self, *words: str) -> None:
         """The fault has reached the worker: its log has one of these words since the jobs began."""
-        wait_until(lambda: any(word in self._said() for word in words), f"the worker says {words}", 60)
+        wait_until(lambda: any(word in self._said() for word in words), f"the worker says {words}")
 
     def _said(self) -> str:
         return self.bed.worker.log()[self.log_begin :]
@@ -163,7 +165,7 @@ class RunningJobs:
 
     def require_exact(self) -> None:
         """Each job has completed with one row per input and one event; nothing was held against a chunk."""
-        wait_until(lambda: self.done_chunks() > self.done_at_heal, "work goes on", 120)
+        wait_until(lambda: self.done_chunks() > self.done_at_heal, "chunks are completed", 120)
         recovery_seconds = time.monotonic() - self.healed_at
         for handle in self.handles:
             status = handle.wait(120)
@@ -178,7 +180,7 @@ class RunningJobs:
 
 
 def hold(seconds: float) -> None:
-    """A fault lasts."""
+    """Let a fault last."""
     time.sleep(seconds)
 
 

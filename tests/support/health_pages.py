@@ -1,4 +1,4 @@
-"""What a worker says at `/healthz`, `/readyz` and `/metrics`, if it has `CLIPFLEET_HEALTH_PORT=0`."""
+"""`/healthz`, `/readyz` and `/metrics` of a worker with `CLIPFLEET_HEALTH_PORT=0`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tests.support.metrics_page import Values, metric_values
 
 
 def scrape(worker: WorkerProcess) -> dict[str, Values]:
-    """What it says at `/metrics`."""
+    """The values of `/metrics`."""
     url = re.search(r"health at (http://\S+)/healthz", worker.log())
     assert url is not None
-    with urlopen(f"{url[1]}/metrics", timeout=30) as answer:  # noqa: S310 - likewise
+    with urlopen(f"{url[1]}/metrics", timeout=60) as answer:  # noqa: S310 - of our own worker
         return metric_values(answer.read().decode())
 
 
 def ask(worker: WorkerProcess, page: str) -> tuple[int, dict[str, Any]]:
-    """Code and JSON of a page; 0 if nobody answers."""
+    """Code and JSON of a page; 0 without an answer."""
     url = re.search(r"health at (http://\S+)/healthz", worker.log())
     if url is None:
         return 0, {}
     try:
-        with urlopen(f"{url[1]}/{page}", timeout=30) as answer:  # noqa: S310 - of our own worker
+        with urlopen(f"{url[1]}/{page}", timeout=60) as answer:  # noqa: S310 - of our own worker
             return answer.status, json.load(answer)
     except HTTPError as error:
         with error:

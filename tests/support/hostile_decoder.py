@@ -1,4 +1,4 @@
-"""A decoder that images can harm, by a mark at their end: what a hole in a real one would let them do.
+"""A decoder that images can harm, by a mark at their end: as through a hole in a real one.
 
 It is given to workers and their decode children by their constructors; production knows nothing of it.
 """
@@ -66,7 +66,7 @@ def _hoard() -> None:
     hoard = []
     for _ in range(_HOARD_BYTES // _STEP_BYTES):
         block = bytearray(_STEP_BYTES)
-        block[::_PAGE_BYTES] = b"\1" * (_STEP_BYTES // _PAGE_BYTES)  # else the kernel gives nothing
+        block[::_PAGE_BYTES] = b"\1" * (_STEP_BYTES // _PAGE_BYTES)  # otherwise the kernel allocates nothing
         hoard.append(block)
 
 
@@ -79,13 +79,13 @@ def _raise() -> NoReturn:
 
 
 def _say() -> None:
-    os.write(1, b"words of a decoder, where nobody wants them\n" * 10_000)
+    os.write(1, b"words of a decoder on standard output\n" * 10_000)
 
 
 def _complain() -> None:
-    with suppress(OSError):  # somebody may cut it off
+    with suppress(OSError):  # the pipe may be closed
         for _ in range(1000):
-            os.write(2, b"words of a library that warns of this picture\n")
+            os.write(2, b"words of a library that warns of this image\n")
 
 
 _DEEDS: dict[Deed, Callable[[], None]] = {

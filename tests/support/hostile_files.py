@@ -100,7 +100,7 @@ def _indexed_png(indices: bytes, palette: bytes | None) -> bytes:
 
 
 def _animated_png(frames: int) -> bytes:
-    """`CORE`, then many frames that nobody should look at."""
+    """`CORE`, then many frames that must not be read."""
     control = struct.pack(">IIIIIHHBB", 0, 64, 48, 0, 0, 1, 10, 0, 0)
     before = chunk(b"acTL", struct.pack(">II", frames, 0)) + chunk(b"fcTL", control)
     parts = []

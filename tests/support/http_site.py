@@ -42,8 +42,7 @@ import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -51,6 +50,21 @@ CERTIFICATE = Path(__file__).with_name("localhost.pem")
 _DRIP_SECONDS = 0.02
 _LATE_SECONDS = 0.1
 _IMAGE = b"picture"
+_BROKEN_OFF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly the beginning"
+_FIXED: dict[str, dict[str, Any]] = {
+    "/html": {"text": "<html>no image</html>", "content_type": "text/html"},
+    "/empty": {},
+    "/big-header": {"body": _IMAGE, "headers": {"X-Big": "x" * 100_000}},
+    "/cookie": {"body": _IMAGE, "headers": {"Set-Cookie": "visitor=1; Path=/"}},
+}
+# What is sent before the connection ends, and whether it is reset.
+_RAW = {
+    "/truncated": (_BROKEN_OFF, False),
+    "/reset": (_BROKEN_OFF, True),
+    "/bad-chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n", False),
+    "/reset-early": (b"", True),
+    "/nonsense": (b"220 smtp.test ready\r\n\r\n", False),
+}
 
 
 class HttpSite:
@@ -90,9 +104,7 @@ class HttpSite:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -165,22 +177,13 @@ class HttpSite:
             "/late/{name}": self._late,
             "/status/{code}": self._status,
             "/flaky/{status}/{times}": self._flaky,
-            "/html": self._html,
-            "/empty": self._empty,
             "/bytes/{count}": self._bytes,
             "/chunked/{count}": self._chunked,
             "/encoded/{how}": self._encoded,
             "/bomb": self._bomb,
-            "/truncated": self._truncated,
-            "/reset": self._reset,
-            "/bad-chunk": self._bad_chunk,
-            "/reset-early": self._reset_early,
-            "/nonsense": self._nonsense,
-            "/big-header": self._big_header,
             "/loop": self._redirect_loop,
             "/redirects/{count}": self._redirects,
             "/redirect": self._redirect,
-            "/cookie": self._cookie,
             "/tagged": self._tagged,
             "/robots.txt": self._robots_txt,
             "/stall": self._stall,
@@ -188,6 +191,8 @@ class HttpSite:
             "/endless": self._endless,
             "/meet/{count}": self._meet,
             "/echo{rest:.*}": self._echo,
+            **dict.fromkeys(_FIXED, self._fixed),
+            **dict.fromkeys(_RAW, self._raw),
         }
         app.add_routes([web.get(path, handler) for path, handler in routes.items()])
         if self._folder is not None:
@@ -207,6 +212,21 @@ class HttpSite:
             return await handler(request)
         finally:
             self.active -= 1
+
+    async def _fixed(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(**_FIXED[request.path])
+
+    async def _raw(self, request: web.Request) -> web.StreamResponse:
+        payload, resets = _RAW[request.path]
+        transport = request.transport
+        if transport is not None:
+            transport.write(payload)  # past aiohttp
+            if resets:
+                # Closing with a linger time of 0 sends RST instead of FIN.
+                linger = struct.pack("ii", 1, 0)
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            transport.close()
+        return web.Response()
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=int(request.match_info["code"]), text="no image")
@@ -248,12 +268,6 @@ class HttpSite:
         await response.write(data[sent:])
         return response
 
-    async def _html(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text="<html>no image</html>", content_type="text/html")
-
-    async def _empty(self, request: web.Request) -> web.StreamResponse:
-        return web.Response()
-
     async def _bytes(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=bytes(int(request.match_info["count"])))
 
@@ -282,25 +296,6 @@ class HttpSite:
         body = await asyncio.to_thread(gzip.compress, bytes(64 << 20), 1)
         return web.Response(body=body, headers={"Content-Encoding": "gzip"})
 
-    async def _truncated(self, request: web.Request) -> web.StreamResponse:
-        return _raw(request, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly the beginning")
-
-    async def _reset(self, request: web.Request) -> web.StreamResponse:
-        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly the beginning"
-        return _raw(request, head, reset=True)
-
-    async def _bad_chunk(self, request: web.Request) -> web.StreamResponse:
-        return _raw(request, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
-
-    async def _reset_early(self, request: web.Request) -> web.StreamResponse:
-        return _raw(request, b"", reset=True)
-
-    async def _nonsense(self, request: web.Request) -> web.StreamResponse:
-        return _raw(request, b"220 smtp.test ready\r\n\r\n")
-
-    async def _big_header(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=_IMAGE, headers={"X-Big": "x" * 100_000})
-
     async def _redirect_loop(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=302, headers={"Location": request.path})
 
@@ -313,9 +308,6 @@ class HttpSite:
     async def _redirect(self, request: web.Request) -> web.StreamResponse:
         status = int(request.query.get("status", "302"))
         return web.Response(status=status, headers={"Location": request.query["to"]})
-
-    async def _cookie(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=_IMAGE, headers={"Set-Cookie": "visitor=1; Path=/"})
 
     async def _tagged(self, request: web.Request) -> web.StreamResponse:
         response = web.Response(status=int(request.query.get("status", "200")), body=_IMAGE)
@@ -365,16 +357,3 @@ class HttpSite:
 
     async def _echo(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text=json.dumps({"path": request.raw_path, "headers": dict(request.headers)}))
-
-
-def _raw(request: web.Request, payload: bytes, *, reset: bool = False) -> web.StreamResponse:
-    """Send bytes past aiohttp and end the connection."""
-    transport = request.transport
-    if transport is not None:
-        transport.write(payload)
-        if reset:
-            # Closing with a linger time of 0 sends RST instead of FIN.
-            linger = struct.pack("ii", 1, 0)
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        transport.close()
-    return web.Response()

@@ -80,6 +80,6 @@ def processes_marked(mark: str) -> list[str]:
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found.append(f"process {folder.name}: {command.strip()}")
-        except OSError:  # it has ended meanwhile, or is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return found

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from http.server import HTTPServer
-from types import TracebackType
 from typing import Self
 
-_POLL_SECONDS = 0.05  # until it hears of its end
+_POLL_SECONDS = 0.05  # until it sees its end
 
 
 class LoopbackSite:
@@ -21,9 +20,7 @@ class LoopbackSite:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()

@@ -8,7 +8,6 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 import dns.flags
@@ -70,9 +69,7 @@ class NameServer:
             threading.Thread(target=server.serve_forever, name="name-server", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for server in self._servers:
             server.shutdown()
             server.server_close()

@@ -45,11 +45,11 @@ class Overwrite:
     foreign_rows: int
     rows: int
     surplus_parts: int
-    seconds: float  # from the cancel until the overwrite has gone on, and staged its items
+    seconds: float  # from the cancel until the overwrite has staged its items
 
 
 class Overwriter:
-    """Does it again and again, with random delays and freezes of a seed."""
+    """Overwrites again and again, with delays and freezes by a seed."""
 
     def __init__(
         self,
@@ -82,12 +82,12 @@ class Overwriter:
         return self._found(number, place, after, seconds)
 
     def run_frozen(self, number: int, place: Place, worker: WorkerProcess, flag: Path) -> Overwrite:
-        """The same while a worker that stops itself inside a write, where it finds a flag, stands still."""
+        """The same while a worker is stopped inside a write, where it finds the flag."""
         flag.touch()
         stat = Path("/proc", str(worker.pid), "stat")
-        with self._all_frozen():  # they would do the whole job before it, where it is slow
+        with self._all_frozen():  # otherwise they would do the whole job first
             before = self._submit(f"before-{number}", BEFORE_ITEMS, place)
-            wait_until(lambda: ") T " in stat.read_text(), "it stands still inside a write", WAIT_SECONDS)
+            wait_until(lambda: ") T " in stat.read_text(), "it is stopped inside a write", WAIT_SECONDS)
         cancelled = time.monotonic()
         self._client.job(before).cancel()
         after = self._overwrite(number, place)
@@ -100,9 +100,9 @@ class Overwriter:
         return self._client.job(self._submit(f"after-{number}", AFTER_ITEMS, place, overwrite=True))
 
     def _found(self, number: int, place: Place, after: JobHandle, seconds: float) -> Overwrite:
-        """What is there once all workers that were frozen have gone on, and said that they have stopped."""
+        """What is there once all frozen workers have continued and given up the old job."""
         writers = keys.job(f"before-{number}", keys.WRITERS)
-        wait_until(lambda: not self._server.exists(writers), "whoever was frozen has gone on", WAIT_SECONDS)
+        wait_until(lambda: not self._server.exists(writers), "frozen workers have continued", WAIT_SECONDS)
         chunks = -(-AFTER_ITEMS // CHUNK_SIZE)
         names = [keys.part(chunk, place.part_format) for chunk in range(chunks)]
         rows = [row["item_id"] for row in after.results()]
@@ -126,7 +126,7 @@ class Overwriter:
 
     @contextmanager
     def _all_frozen(self) -> Iterator[None]:
-        """These workers stand still."""
+        """Freeze all workers."""
         for worker in self._workers:
             worker.freeze()
         try:

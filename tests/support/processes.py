@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def is_gone(pid: int) -> bool:
-    """Ended; a zombie that nobody reaps yet counts too."""
+    """Whether it has ended; a zombie counts."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

@@ -1,11 +1,10 @@
-"""A TCP server for tests that knows no protocol: it reads one request and says what it was told to say."""
+"""A TCP server for tests that knows no protocol: it reads one request and sends fixed bytes."""
 
 from __future__ import annotations
 
 import socket
 import threading
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 
 
@@ -26,9 +25,7 @@ class RawServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # A shutdown wakes the thread out of accept, a close would not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
@@ -64,7 +61,7 @@ class RawServer:
 
 
 class NeverConnected:
-    """A listening port that must not be connected to; `check` tells."""
+    """A listening port that must not be connected to; see `check`."""
 
     def __init__(self, host: str) -> None:
         self._listener = socket.create_server((host, 0))

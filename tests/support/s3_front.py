@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of a real S3 store that breaks what it is told to break, reproducibly.
+"""An HTTP proxy in front of a real S3 store that breaks requests by rules, reproducibly.
 
 Clients sign the address that they call, and the store checks the address that it is called by: the front
 passes the `Host` header on as it came, so signatures stay valid. Everything that no rule matches goes through
@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -52,7 +51,7 @@ class Fault(StrEnum):
     STALL = "no answer"
     STALL_IN_ANSWER = "silence within the answer's body"
     WRONG_ETAG = "another ETag"
-    # The store has carried the request out; only the answer tells otherwise.
+    # The store has carried the request out; only the answer says otherwise.
     DONE_BUT_500 = "500, but it was done"
     DONE_BUT_503 = "503, but it was done"
     DONE_BUT_CONFLICT = "409, but it was done"
@@ -123,7 +122,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A write or removal that the store has carried out, whatever its client heard of it."""
+    """A write or removal that the store has carried out, whatever its client was answered."""
 
     request: Request
     content: str  # sha256 of what was written
@@ -173,14 +172,12 @@ class S3Front(LoopbackSite):
         self._seen: list[Seen] = []
         self._done: list[Done] = []
         self._lock = threading.Lock()
-        self._released = threading.Event()  # those that stall may go
+        self._released = threading.Event()  # requests that stall may end
         super().__init__(_Server(self))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._released.set()
-        super().__exit__(kind, error, trace)
+        super().__exit__()
 
     @property
     def endpoint(self) -> str:

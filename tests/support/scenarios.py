@@ -1,4 +1,4 @@
-"""Coroutines as tests: run to their end, but not for ever."""
+"""Run coroutines as tests, with an upper bound."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        await asyncio.wait_for(scenario(), 30)
+        await asyncio.wait_for(scenario(), 60)
 
     asyncio.run(main())
 
 
 async def settle() -> None:
-    """Until tasks that wait for nothing outside have got as far as they can."""
+    """Let tasks that wait for nothing outside run as far as they can."""
     for _ in range(10):
         await asyncio.sleep(0)

@@ -33,7 +33,7 @@ HAS_DEBIANS_REDIS = os.environ.get("E2E_REDIS", "valkey") == "redis"
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_SECONDS = 120.0
 
-# Of the server that clusters share: more than are alive at a time. Each is to hear its own hints only.
+# Of the server that clusters share: more than are alive at a time. Each receives its own hints only.
 _VIRTUAL_HOSTS = [f"cluster-{number}" for number in range(6)]
 _USER = "guest"
 
@@ -103,7 +103,7 @@ class RabbitMQ:
 
     @contextmanager
     def lent(self) -> Iterator[str]:
-        """URL of a virtual host that nobody else uses meanwhile, without hints of earlier users."""
+        """URL of a virtual host for one user at a time, without hints of earlier ones."""
         name = self._free.pop(0)
         self.forget_hints(self._url(name))
         yield self._url(name)

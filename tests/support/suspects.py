@@ -1,4 +1,4 @@
-"""Jobs with images that harm their decoder, and workers that are started again when they die of it."""
+"""Jobs with images that harm their decoder, and workers that are restarted when they die of them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SETTINGS = {
     "CLIPFLEET_LEASE_SECONDS": "3",
     "CLIPFLEET_RECONCILE_SECONDS": "0.5",
 }
-_PROGRAM = ("tests.support.hostile_worker",)
+_PROGRAM = ("tests.support.altered_worker", "harm")
 _JOB_SECONDS = 280.0
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What became of a job."""
+    """How a job ended."""
 
     status: dict[str, Any]
     codes: dict[int, str | None]  # by item_index
@@ -55,7 +55,7 @@ def write_hostile_images(
 
 
 def run_with_restarts(cluster: Cluster, images: Path, *, chunk_size: int) -> Ending:
-    """Label the images; a worker that died is started again at once, as `up` and systemd do."""
+    """Label the images; a worker that died is restarted at once, as by `up` and systemd."""
     output = cluster.folder / "out"
     submitted = cluster.run_json(
         "embed", images, "--model", "demo", "--output", output, "--chunk-size", str(chunk_size), "--no-wait"

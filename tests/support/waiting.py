@@ -1,4 +1,4 @@
-"""Waiting in tests: for a fact, never for an amount of time."""
+"""Wait for a condition, never for an amount of time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Found = TypeVar("Found")
 
 
 def wait_until(predicate: Callable[[], Found], description: str, seconds: float = 60.0) -> Found:
-    """Ask again and again until the answer is true (or anything truthy), and return that answer.
+    """Poll until the answer is truthy, and return it.
 
     Args:
-        predicate: asked at least once; its exceptions are not caught.
+        predicate: called at least once; its exceptions are not caught.
         description: what is waited for, for the failure's message: "the job is completed".
         seconds: after this long the test fails.
     """

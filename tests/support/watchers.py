@@ -1,4 +1,4 @@
-"""The process beside a worker that ends it when no thread runs: its id, and how often it has looked."""
+"""The process that ends a worker whose threads do not run: its id, and how often it has checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def watcher_of(worker_pid: int) -> int:
 
 
 class Looks:
-    """How often a watcher has looked since this was made: after each look it goes to sleep."""
+    """How often a watcher has checked since this was made: it sleeps after each check."""
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")

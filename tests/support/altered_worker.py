@@ -1,0 +1,126 @@
+"""`clipfleet-worker run` with one alteration: `python -m tests.support.altered_worker ARGUMENT...`.
+
+| arguments | the alteration |
+|---|---|
+| `POINT N` | dies at the Nth passage of a crash point |
+| `POINT hang FILE [SECONDS]` | hangs there and creates the file; SECONDS is how long a write may take |
+| `POINT freeze FILE` | stops itself there if the file exists |
+| `record FILE` | records each crash point that is reached |
+| `load hang FILE` | hangs while it loads a model |
+| `standstill SECONDS` | ends when none of its threads has run for so long |
+| `count FILE` | records how many texts each call of the encoder gets |
+| `throttle FILE` | has a fake model; slow at marked and at black images, and at parts while FILE exists |
+| `harm` | has a decoder that images can harm, see `hostile_decoder` |
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from clipfleet.contract.jobs import DecodeRoute
+from clipfleet.settings import checked
+from clipfleet_worker.assembly.worker import Worker
+from clipfleet_worker.chunk import leases, pipeline
+from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.encode.backends import Backend
+from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.pixel_spec import InputSize
+from clipfleet_worker.process.drain import end_process
+from clipfleet_worker.process.logs import log_to_stderr
+from clipfleet_worker.process.watchdog import Watchdog
+from clipfleet_worker.settings import WorkerSettings
+from ops.chaos.crash_points import CrashPoint, stand_in_worker
+from tests.support.crash_points import dies_at, freezes_at, hang, hangs_at, records_in
+from tests.support.fake_encoder import FakeEncoder
+from tests.support.hostile_decoder import HostileDecoder
+
+SLOW_TO_DECODE = b"~slow"  # behind the end of an image
+_DECODE_SECONDS = 0.06
+_ENCODE_SECONDS = 0.03
+_WRITE_SECONDS = 1.0
+
+
+def alter(arguments: list[str]) -> dict[str, Any]:
+    """Arguments of `Worker`; crash points are put into its classes."""
+    match arguments:
+        case ["count", file]:
+            return {"load_model": partial(load_counted, Path(file))}
+        case ["throttle", file]:
+            stand_in_worker(partial(slow_write, Path(file)))
+            return {"decoder_class": SlowDecoder, "load_model": lambda name, *_: SlowEncoder(name)}
+        case ["harm"]:
+            return {"decoder_class": HostileDecoder}
+        case ["standstill", seconds]:
+            return {"watchdog": Watchdog(look_seconds=0.1, standstill_seconds=float(seconds))}
+        case ["load", "hang", file]:
+            return {"load_model": lambda *_: hang(Path(file))}
+        case ["record", file]:
+            reach = records_in(Path(file))
+        case [point, "hang", file, *limit]:
+            for seconds in map(float, limit):
+                pipeline._PREPARE_WRITE_LIMIT_SECONDS = seconds
+                leases._HANG_SECONDS = 5 * seconds
+            reach = hangs_at(CrashPoint(point), Path(file))
+        case [point, "freeze", file]:
+            reach = freezes_at(CrashPoint(point), Path(file))
+        case [point, passage]:
+            reach = dies_at(CrashPoint(point), int(passage))
+        case _:
+            raise SystemExit(__doc__)
+    stand_in_worker(reach)
+    return {}
+
+
+class CountingBackend:
+    """Another backend, whose texts are counted."""
+
+    def __init__(self, backend: Backend, file: Path) -> None:
+        self._backend = backend
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def encode_texts(self, tokens: Any) -> np.ndarray:
+        with self._file.open("a") as lines:
+            lines.write(f"{len(tokens)}\n")
+        return self._backend.encode_texts(tokens)
+
+
+def load_counted(file: Path, *arguments: Any) -> LoadedModel:
+    model = load_model(*arguments)
+    model._backend = cast(Backend, CountingBackend(model._backend, file))  # its canaries do not count
+    return model
+
+
+class SlowDecoder(Decoder):
+    """Slow at images with the mark."""
+
+    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
+        if data.endswith(SLOW_TO_DECODE):
+            time.sleep(_DECODE_SECONDS)
+        return super().read(data, frame, route)
+
+
+class SlowEncoder(FakeEncoder):
+    """Slow at black images."""
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(_ENCODE_SECONDS * sum(not image.any() for image in pixels))
+        return super().encode_images(pixels)
+
+
+def slow_write(file: Path, point: CrashPoint) -> None:
+    if point is CrashPoint.MID_WRITE and file.exists():
+        time.sleep(_WRITE_SECONDS)
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    end_process(Worker(checked(WorkerSettings), preload=True, **alter(sys.argv[1:])).run())
