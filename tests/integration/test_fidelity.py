@@ -30,7 +30,8 @@ from PIL import Image
 from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, LabelSet, Precision
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.score.ranking import prompts_of, rank, text_matrix_of
 from tests.conftest import service_is_missing
 from tests.support.images import encoded, gradient, photo, shapes, text

@@ -16,7 +16,8 @@ from clipfleet.contract.jobs import Precision
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.encode.backends import Backend, MakeBackend
-from clipfleet_worker.models.loaded import LoadedModel, OnDevice, OnPixelSpec, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import OnDevice, OnPixelSpec, load_model
 from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.settings import WorkerSettings
 

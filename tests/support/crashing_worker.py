@@ -16,7 +16,7 @@ from typing import Any
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.chunk import leases, pipeline
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.process.drain import end_process
 from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.process.watchdog import Watchdog

@@ -16,7 +16,8 @@ import numpy as np
 from clipfleet.contract.jobs import DecodeRoute
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
-from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.drain import end_process
@@ -34,10 +35,10 @@ _WRITE_SECONDS = 1.0
 class SlowDecoder(Decoder):
     """Takes its time for images with the mark."""
 
-    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
         if data.endswith(SLOW_TO_DECODE):
             time.sleep(_DECODE_SECONDS)
-        return super().read(data, frame, route)
+        return super().read(data, input_size, route)
 
 
 class SlowEncoder(FakeEncoder):

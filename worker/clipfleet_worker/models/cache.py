@@ -12,7 +12,8 @@ from weakref import WeakValueDictionary
 
 from clipfleet.contract.jobs import Precision
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
-from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import OnPixelSpec
 from clipfleet_worker.models.loading import Loading
 from clipfleet_worker.process.counts import CacheCounts
 from clipfleet_worker.process.shortages import shortage_behind

@@ -15,15 +15,14 @@ import importlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from clipfleet.contract.jobs import Preset
 from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.models.shortcuts import replaced_modules, without_compiler, without_random_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ _OTHER_WEIGHTS_FILES = (
 _PREPROCESSING_WORDS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 _OF_SOME_TOWERS = ("timm", "transformers")
-_COMPILER, _COMPILER_FACTS = "torch._dynamo", "torch._dynamo.utils"
 
 _lock = threading.Lock()
 _is_partial = False  # open_clip is imported, and believes that timm and transformers are not installed
@@ -83,10 +81,10 @@ def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
             _is_partial = False
         if needs_all or "open_clip" in sys.modules:
             return importlib.import_module("open_clip")
-        with _without_compiler():
+        with without_compiler():
             importlib.import_module("torchvision")
         hidden = [name for name in _OF_SOME_TOWERS if name not in sys.modules]
-        with _replaced({name: None for name in hidden}):
+        with replaced_modules({name: None for name in hidden}):
             found = importlib.import_module("open_clip")
         _is_partial = bool(hidden)
         return found
@@ -199,7 +197,7 @@ def build_from_state(
     open_clip = import_open_clip(configuration)
     from open_clip.transform import PreprocessCfg
 
-    with _without_random_weights():
+    with without_random_weights():
         module = open_clip.CLIP(**configuration)
     module.load_state_dict(state)
     size = {"size": module.visual.image_size}
@@ -238,36 +236,10 @@ def _create(name: str, configuration: dict[str, Any], tokenizer: Path | None, **
     text_cfg = configuration["text_cfg"]
     if text_cfg.get("hf_model_name"):  # a text tower of transformers: its configuration is with its tokenizer
         options["text_cfg"] = {**text_cfg, "hf_model_name": str(tokenizer), "hf_model_pretrained": False}
-    with _without_random_weights():
+    with without_random_weights():
         module = open_clip.create_model(name, require_pretrained=True, device="cpu", **options)
     preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(module))
     return _built(module, preprocessing, configuration, tokenizer)
-
-
-@contextmanager
-def _without_random_weights() -> Iterator[None]:
-    """Build modules, in this thread, without what a file's weights are about to replace.
-
-    Drawing 151 million random numbers takes a second. Whoever loads them afterwards loads all, or fails.
-    """
-    from torch.nn import init
-    from torch.overrides import TorchFunctionMode
-
-    draws = {
-        init.normal_, init.trunc_normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_,
-        init.xavier_normal_, init.xavier_uniform_, init.orthogonal_,
-    }  # fmt: skip
-
-    class _NoDraws(TorchFunctionMode):
-        def __torch_function__(
-            self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            if function in draws:
-                return args[0] if args else (kwargs or {})["tensor"]
-            return function(*args, **(kwargs or {}))
-
-    with _NoDraws():
-        yield
 
 
 def _built(
@@ -302,32 +274,3 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Any:
 def _meant(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3)
     return f" (do you mean {' or '.join(close)}?)" if close else ""
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """While torchvision is imported, its question stands in for the compiler; asked, it is passed on."""
-    import torch  # noqa: F401 - what it has of the compiler by itself, it keeps
-
-    if _COMPILER in sys.modules:
-        yield
-        return
-    package, facts = ModuleType(_COMPILER), ModuleType(_COMPILER_FACTS)
-    facts.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]  # a module made here
-    with _replaced({_COMPILER: package, _COMPILER_FACTS: facts}):
-        yield
-
-
-def _is_compile_supported(device_type: Any) -> Any:
-    return importlib.import_module(_COMPILER_FACTS).is_compile_supported(device_type)
-
-
-@contextmanager
-def _replaced(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """Have other modules under these names, or none (an import then says that it is not installed)."""
-    sys.modules.update(modules)  # type: ignore[arg-type]  # None is Python's own way to say so
-    try:
-        yield
-    finally:
-        for name in modules:
-            sys.modules.pop(name, None)

@@ -23,7 +23,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError
-from clipfleet_worker.decode.decoder import DecodedImage, Decoder
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.rasters import DecodedImage
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import PixelSpec
 from tests.support.images import encoded, gradient, make_image, photo, shapes

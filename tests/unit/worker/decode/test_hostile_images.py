@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode
-from clipfleet_worker.decode.decoder import WEBP_PIXEL_BYTES, Decoder
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.memory import WEBP_PIXEL_BYTES
 from clipfleet_worker.decode.outline import (
     DEFAULT_MAX_DECODE_BYTES,
     MAX_PIECES,

@@ -14,7 +14,8 @@ import pytest
 from clipfleet.contract.jobs import Precision
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
-from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import OnPixelSpec, load_model
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
 from tests.support.fake_encoder import FakeEncoder
 

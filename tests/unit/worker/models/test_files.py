@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from clipfleet.contract.jobs import DEFAULT_MODEL, ErrorCode, Precision
 from clipfleet_worker.failures import ItemFailure, ModelUnavailableError
 from clipfleet_worker.models.files import Layout, fetch_files, find_configuration, find_files
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from tests.support.hub_cache import HubCache
 
 DEMO = Path(str(files("clipfleet_worker"))) / "demo_model"

@@ -38,7 +38,8 @@ from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.canary_watch import CanaryWatch, DeviceBroken
 from clipfleet_worker.models.files import ModelFiles, fetch_files
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.settings import WorkerSettings
@@ -395,7 +396,7 @@ class TestPlain:
             all_are_freed()
             return fetch_files(name)
 
-        monkeypatch.setattr("clipfleet_worker.models.loaded.fetch_files", fetch)
+        monkeypatch.setattr("clipfleet_worker.models.loader.fetch_files", fetch)
         on_device = partial(batcher.call, lane=Lane.HIGH)
         gc.disable()
         try:

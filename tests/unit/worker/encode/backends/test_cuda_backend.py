@@ -22,7 +22,8 @@ from clipfleet_worker.encode.backends.pixel_ring import PixelRing
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.encode.kept_arrays import keep
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.outcomes import Outcomes
 from tests.support.fake_device import FakeDevice, Schedule
 from tests.support.fake_encoder import FakeEncoder
