@@ -106,7 +106,7 @@ class Worker:
             self._load,
             kept=settings.loaded_models,
             default_precision=settings.precision,
-            on_change=lambda: self._canary_watch.look_soon(),
+            on_change=lambda: self._canary_watch.request(),
         )
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._canary_watch = CanaryWatch(self._models, self._batcher)

@@ -153,7 +153,7 @@ class Pipeline:
             return lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
         except BaseException as error:
             destination.outcomes.interrupt(error)  # nobody waits for the items that went ahead
-            destination.ahead.let_go()
+            destination.ahead.stop_waiting()
             raise
 
     def _text_matrices(

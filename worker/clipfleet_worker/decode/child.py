@@ -58,9 +58,7 @@ def main() -> None:
 def _take_standard_input() -> socket.socket:
     """The socket, moved away from where a decoder might print."""
     worker = socket.socket(fileno=os.dup(0))
-    worker.setblocking(
-        True
-    )  # the worker may have had a default timeout then: kombu sets one while it connects
+    worker.setblocking(True)  # kombu sets a default timeout in the worker while it connects
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nowhere, descriptor)

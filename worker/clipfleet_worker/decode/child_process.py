@@ -134,9 +134,8 @@ class DecodeChild:
             self.kill()
             output = self._tail()
             self._release()
-            log.error(
-                "a decode child does not start: %s", output, extra={"action": "decode_child_not_started"}
-            )
+            context = {"action": "decode_child_not_started"}
+            log.error("a decode child does not start: %s", output, extra=context)
             raise NoRoomError(f"the process for decoding does not start: {output.splitlines()[-1]}")
         self._is_clean = True
 

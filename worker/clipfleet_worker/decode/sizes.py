@@ -30,9 +30,8 @@ def is_covered(input_size: InputSize) -> bool:
     if input_size.interpolation not in _FAST_INTERPOLATIONS:
         return False
     # open_clip has a resize of its own for `shortest` with other than square targets.
-    return input_size.resize_mode == "squash" or (
-        input_size.resize_mode == "shortest" and input_size.width == input_size.height
-    )
+    is_square = input_size.width == input_size.height
+    return input_size.resize_mode == "squash" or (input_size.resize_mode == "shortest" and is_square)
 
 
 def resized_pixels(width: int, height: int, input_size: InputSize) -> float:
@@ -40,9 +39,8 @@ def resized_pixels(width: int, height: int, input_size: InputSize) -> float:
     if input_size.resize_mode == "shortest":
         growth = max(input_size.width / width, input_size.height / height)
         return width * growth * height * growth
-    return (
-        input_size.width * height if input_size.resize_mode == "squash" else 0
-    )  # Pillow squashes the rows first
+    # Pillow squashes the rows first.
+    return input_size.width * height if input_size.resize_mode == "squash" else 0
 
 
 def pixels_of_passes(width: int, height: int, held: tuple[float, float], input_size: InputSize) -> int:
@@ -88,9 +86,8 @@ class JpegSizes:
 def jpeg_sizes(width: int, height: int, input_size: InputSize) -> JpegSizes:
     """The sizes for a JPEG of this width and height; `input_size` must be covered."""
     target = resized_size(width, height, input_size)
-    margin = (
-        _SCALED_MARGIN_SMALL if min(input_size.width, input_size.height) < _SMALL_TARGET else _SCALED_MARGIN
-    )
+    is_small = min(input_size.width, input_size.height) < _SMALL_TARGET
+    margin = _SCALED_MARGIN_SMALL if is_small else _SCALED_MARGIN
     times = min(width / target[0], height / target[1])
     eighths = next((n for n in _SCALED_EIGHTHS if times * n / 8 >= margin), _FULL_SIZE)
     rectangle = width * eighths / 8, height * eighths / 8

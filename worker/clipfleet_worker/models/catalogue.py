@@ -1,4 +1,4 @@
-"""Which models there are, by name."""
+"""The models by name: those that are served, on this machine, or known to open_clip. Loads none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipfleet_worker.models.hub import repositories_in_cache
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A model, and what is known of it without the network."""
+    """A model, and what this machine knows of it without the network."""
 
     name: str
     is_served: bool  # by a worker with the settings of this environment
@@ -35,10 +35,10 @@ def list_models(served: Sequence[str], *, every: bool) -> list[ModelEntry]:
 
 
 def require_known(models: Sequence[str]) -> None:
-    """Refuse names that no download can mend: open_clip does not know them, or the folder holds no model.
+    """Refuse names that no download can provide: unknown to open_clip, or a folder without a model.
 
     Raises:
-        UsageError: one of them; says what is wrong with it.
+        UsageError: for the first of them, with the reason.
     """
     for name in models:
         if name in (DEFAULT_MODEL, DEMO_MODEL):

@@ -1,8 +1,4 @@
-"""Which models there are, where their files lie here, and how they come from the Hugging Face hub.
-
-The only module that talks to the hub. What its cache holds is used without a question to the network: workers
-start quickly, also without one, and weights do not change under a running fleet.
-"""
+"""From a model's name to its files and configuration on this machine. Network access is in `hub`."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ _TRANSFORMERS_PREPROCESSING = ("preprocessor_config.json", "processor_config.jso
 
 
 class Layout(StrEnum):
-    """How the files of a model are to be read."""
+    """How the files of a model are read."""
 
     NAMED = "named"  # open_clip knows the architecture by name, the file holds nothing but weights
     OPEN_CLIP = "open_clip"  # open_clip's configuration beside the weights
@@ -49,13 +45,13 @@ class ModelFiles:
 
     layout: Layout
     configuration: dict[str, Any]  # of the architecture, in open_clip's words: embed_dim, text_cfg, ...
-    preprocessing: dict[str, Any]  # in open_clip's words; what is not said is its default
+    preprocessing: dict[str, Any]  # in open_clip's words; missing values are its defaults
     weights: tuple[Path, ...]
     tokenizer: Path | None  # folder of a tokenizer's files; None: CLIP's own, which open_clip brings
 
     @property
     def folder(self) -> Path:
-        """Where the weights lie, and the configuration if there is one."""
+        """Folder of the weights, and of the configuration if there is one."""
         return self.weights[0].parent
 
     @property
@@ -65,7 +61,7 @@ class ModelFiles:
 
 
 def find_files(name: str) -> ModelFiles | None:
-    """A model's files, None if they are not all on this machine. The network is not asked.
+    """A model's files, None if some are not on this machine. Does not use the network.
 
     Raises:
         ModelUnavailableError: there is no such model, or its configuration cannot be used.
@@ -75,7 +71,7 @@ def find_files(name: str) -> ModelFiles | None:
     except NotHereError:
         return None
     except PermissionError as error:
-        raise ModelUnavailableError(f"{error.filename} may not be read by user {os.getuid()}") from error
+        raise ModelUnavailableError(f"{error.filename}: user {os.getuid()} may not read it") from error
 
 
 def find_configuration(name: str) -> dict[str, Any] | None:
@@ -91,7 +87,7 @@ def find_configuration(name: str) -> dict[str, Any] | None:
 
 
 def fetch_files(name: str) -> ModelFiles:
-    """A model's files; those that are missing are downloaded.
+    """A model's files; missing ones are downloaded.
 
     Raises:
         ModelUnavailableError: there is no such model, or it cannot be downloaded now.
@@ -104,8 +100,8 @@ def fetch_files(name: str) -> ModelFiles:
         raise ModelUnavailableError(
             f"model {name}: the hub has no such repository, or it is private: check the name, or set HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, OSError, HTTPException, ValueError) as error:  # the last: an address that is none
-        raise ModelUnavailableError(  # the cause comes last: of a long line a row keeps the beginning
+    except (HfHubHTTPError, OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
+        raise ModelUnavailableError(  # the cause comes last: a row keeps the beginning of a long line
             f"model {name} is not on this machine: run `clipfleet-worker models pull {name}` where the hub "
             "can be reached (its cache may be copied), name a folder that holds it (./FOLDER), or use the "
             f"model `{DEMO_MODEL}`; it cannot be downloaded here: {first_line(error)}"
@@ -245,7 +241,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def embedding_dimension(name: str) -> int | None:
-    """Length of a model's vectors, from what is on this machine; None if that does not tell."""
+    """Length of a model's vectors, None if its configuration is not on this machine."""
     try:
         configuration = find_configuration(name)
     except ModelUnavailableError:

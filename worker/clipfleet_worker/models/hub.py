@@ -1,4 +1,8 @@
-"""Files of models in the Hugging Face hub's cache on this machine, and on the hub."""
+"""Files of models in the Hugging Face hub's cache on this machine, and on the hub.
+
+The only module that uses the hub. A file in the cache is used without a request: workers start quickly, also
+without a network, and weights do not change under a running fleet.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +30,15 @@ class NotThereError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class HubStore:
-    """What the hub's cache on this machine holds, and, if that is allowed, the hub for what it lacks."""
+    """The hub's cache on this machine and, if downloads are allowed, the hub for missing files."""
 
     may_download: bool
 
     def file(self, repository: str, names: Sequence[str]) -> Path:
-        """The first of some files that is there.
+        """The first of these files that exists.
 
         Raises:
-            NotHereError: none is on this machine, and nothing may be downloaded.
+            NotHereError: none is on this machine, and downloads are not allowed.
             NotThereError: the hub has none either.
         """
         from huggingface_hub import hf_hub_download
@@ -65,11 +69,11 @@ class HubStore:
         return Path(snapshot_download(repository, allow_patterns=wanted))
 
     def _require_hub(self) -> None:
-        """Fail within seconds where the hub is out of reach; its own client tries for minutes.
+        """Fail within seconds if the hub is out of reach; its own client retries for minutes.
 
         Raises:
-            NotHereError: nothing may be downloaded.
-            OSError: nothing answers there.
+            NotHereError: downloads are not allowed.
+            OSError: the hub does not answer.
         """
         from huggingface_hub import constants
 
@@ -79,9 +83,9 @@ class HubStore:
             raise OSError("HF_HUB_OFFLINE is set")
         request = Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the operator's own setting
         try:
-            urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - likewise
+            urlopen(request, timeout=_REACH_TIMEOUT_SECONDS).close()  # noqa: S310 - the operator's own setting
         except HTTPError:
-            return  # something answers
+            return  # the hub answers
         except OSError as error:
             reason = getattr(error, "reason", error)
             if not isinstance(reason, ssl.SSLError):  # the client may know certificates that Python does not
@@ -96,7 +100,7 @@ def _cached(repository: str, names: Sequence[str]) -> Path | None:
 
 
 def repositories_in_cache() -> list[str]:
-    """Repositories of models in the hub's cache, whatever of them is there; sorted."""
+    """Repositories of models in the hub's cache, complete or not; sorted."""
     from huggingface_hub import constants
 
     names = [path.name.removeprefix("models--") for path in Path(constants.HF_HUB_CACHE).glob("models--*--*")]

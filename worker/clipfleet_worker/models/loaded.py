@@ -1,6 +1,6 @@
-"""A loaded model: what it wants to see, its fingerprint, and the backend that runs its forward passes.
+"""A loaded model: its pixel spec, its fingerprint, and the backend that runs its forward passes.
 
-torch is imported when a model is loaded, not before: that alone takes seconds.
+torch is imported when a model is loaded, not before: the import alone takes seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_LOGIT_SCALE = 1e6  # training clips it at 100
 
 
 class LoadedModel:
-    """A model on its device, ready for batches. What encodes belongs to the batcher's thread."""
+    """A model on its device, ready for batches. Only the batcher's thread may encode."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class LoadedModel:
         self.device = device
         self.fingerprint = short_hash([_weights_hash(module), pixel_spec.facts(), precision.value])
         self.logit_scale = float(module.logit_scale.detach().exp())
-        if not self.logit_scale <= _MAX_LOGIT_SCALE:  # scores would be NaN; NaN is not below anything either
+        if not self.logit_scale <= _MAX_LOGIT_SCALE:  # also True for NaN; scores would be NaN
             raise ModelUnavailableError(f"model {name} cannot be used: its logit scale is {self.logit_scale}")
         self.certificate: Certificate | None = None  # until it is proven
         self._tokenizer = tokenizer
@@ -66,7 +66,7 @@ class LoadedModel:
 
     @property
     def backend_name(self) -> str:
-        """What runs the forward passes: torch, openvino, cuda."""
+        """Name of the backend that runs the forward passes: torch, openvino, cuda."""
         return self._backend.name
 
     @property
@@ -75,7 +75,7 @@ class LoadedModel:
         return self._backend.batches_in_flight
 
     def fingerprint_for(self, route: DecodeRoute) -> str:
-        """The fingerprint that goes into rows: model, weights, preprocessing, precision and decode route."""
+        """The fingerprint in rows: model, weights, preprocessing, precision and decode route."""
         return short_hash([self.fingerprint, route.value])
 
     def new_pixels(self, count: int) -> np.ndarray:
@@ -99,21 +99,21 @@ class LoadedModel:
         self.certificate = self._canaries.certify(self._backend, self.device)
 
     def forget_canaries(self) -> bool:
-        """Drop what an earlier start has kept, which may be damaged; whether there was any."""
+        """Drop kept canaries of an earlier start, which may be damaged; returns whether there were any."""
         return self._canaries.forget()
 
     def worst_cosine(self) -> float:
-        """Of its canaries now, see `Canaries`; blocks the device for some batches."""
+        """Worst cosine of its canaries now, see `Canaries`; blocks the device for some batches."""
         return self._canaries.worst_cosine(self._backend)
 
     def trust_only_plain(self, reason: str) -> None:
-        """See `SeveralWays`; of other backends nothing changes."""
+        """Run all batches plainly from now on, see `SeveralWays`; no effect on other backends."""
         if isinstance(self._backend, SeveralWays):
             self._backend.trust_only_plain(reason)
 
 
 def loading_errors() -> tuple[type[Exception], ...]:
-    """What open_clip, transformers and safetensors raise for files that are damaged or do not fit."""
+    """The errors that open_clip, transformers and safetensors raise for damaged or mismatching files."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
@@ -123,7 +123,7 @@ def loading_errors() -> tuple[type[Exception], ...]:
 
 
 def _layers(module: Any) -> list[Any]:
-    """What passes of the same weights may differ in: layers, and their numbers and words (heads, pooling)."""
+    """What may differ between models of the same weights: layers, and their options (heads, pooling)."""
     return [
         [name, type(part).__qualname__]
         + [[word, value] for word, value in vars(part).items() if isinstance(value, int | float | str)]

@@ -1,4 +1,4 @@
-"""From a name to a loaded model that has proven itself."""
+"""Load a model by its name and prove its features. Which files it has is in `files`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 OnPixelSpec = Callable[[PixelSpec], None]
 
 
-OnDevice = Callable[[Callable[[], None]], None]  # does something in the thread that owns the device
+OnDevice = Callable[[Callable[[], None]], None]  # runs a function in the thread that owns the device
 
 
 def load_model(
@@ -40,17 +40,17 @@ def load_model(
     on_pixel_spec: OnPixelSpec = lambda _: None,
     on_device: OnDevice = lambda work: work(),
 ) -> LoadedModel:
-    """Load a model by its full name (see `model_names`), downloading what is not here yet.
+    """Load a model by its full name (see `model_names`), downloading missing files.
 
-    It has proven itself by then: its features are those of fp32 on the CPU.
+    Before it returns, the model's features are compared with those of fp32 on the CPU.
 
     Args:
         name: of the model.
-        precision: `auto` means what the device is good at, and fp32 for a model for which it is not.
+        precision: `auto` means the device's fast precision, or fp32 for a model whose features it spoils.
         device: by torch's name.
-        make_backend: what runs the forward passes.
-        on_pixel_spec: told what the model wants to see, if that is known before its weights are loaded.
-        on_device: has it prove itself.
+        make_backend: makes the backend that runs the forward passes.
+        on_pixel_spec: called with the pixel spec, if it is known before the weights are loaded.
+        on_device: runs the comparison.
 
     Raises:
         ModelUnavailableError: it cannot be loaded here.
@@ -62,11 +62,11 @@ def load_model(
     if reason is None:
         return model
     is_by_kept = model.forget_canaries()
-    del model  # its weights were cast, and memory is needed for others
-    gc.collect()  # backends may hang in cycles
+    del model  # its weights were cast; the next attempt needs the memory
+    gc.collect()  # backends may be in cycles
     if is_by_kept:
         return load_model(name, precision, device, make_backend, on_device=on_device)
-    what = f"model {name} is off in {resolved} on this worker's device: {reason}"
+    what = f"model {name} gives wrong features in {resolved} on this worker's device: {reason}"
     if precision is not Precision.AUTO and resolved is not Precision.FP32:
         raise ModelUnavailableError(f"{what}; use auto or fp32") from Unfaithful(reason)
     if resolved is Precision.FP32:
@@ -76,7 +76,7 @@ def load_model(
 
 
 def _why_off(model: LoadedModel, on_device: OnDevice) -> str | None:
-    """Why it may not be used, if so: words, for the exception itself would keep the model in memory."""
+    """Why the model may not be used, or None. Text, since an exception would keep the model in memory."""
     try:
         on_device(model.prove)
     except FORWARD_ERRORS as error:
@@ -108,7 +108,7 @@ def _load(
             f"model {name} cannot be loaded: the files in {files.folder} do not fit ({first_line(error)})"
         ) from error
     if announced is not None and announced.facts() != pixel_spec.facts():
-        raise RuntimeError(f"{name} wants to see {pixel_spec.facts()}, announced was {announced.facts()}")
+        raise RuntimeError(f"{name} takes {pixel_spec.facts()}, but {announced.facts()} was announced")
     return LoadedModel(
         name,
         built.module,
@@ -140,7 +140,7 @@ def _build(name: str, files: ModelFiles) -> BuiltModel:
 
 
 def _pixel_spec(preprocessing: Preprocessing) -> PixelSpec:
-    """What a model wants to see, from open_clip's preprocess configuration and its own transform."""
+    """The pixel spec of a model, from open_clip's preprocess configuration and its own transform."""
     config = preprocessing.configuration
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size[-2:]

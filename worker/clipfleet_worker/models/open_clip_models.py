@@ -1,11 +1,11 @@
-"""The only module that knows open_clip: what models it has, and building one from files.
+"""The only module that imports open_clip: which models it has, and building one from files.
 
-Nothing here goes to the network. open_clip and torch are imported in functions, when a model is asked for,
-and without what most models have no use for, which takes two thirds of the time: a plain `import open_clip`
-loads transformers and timm, which text and image towers of theirs need and no others, and by way of
-torchvision torch's compiler, for one question that object detectors ask: 3.2 s of a core, torch included.
-Without them it is 1.4 s, and every start of a worker waits for it. open_clip itself runs where transformers
-and timm are not installed; nothing else is left out, and nothing in it is changed.
+Nothing here uses the network. open_clip and torch are imported in functions, when a model is needed, and
+without the parts that most models do not use, which take two thirds of the time: a plain `import open_clip`
+loads transformers and timm, which only models with their towers need, and through torchvision torch's
+compiler, for one check in object detectors: 3.2 s of a core, torch included. Without them it takes 1.4 s, and
+every start of a worker waits for it. open_clip itself runs without transformers and timm installed; nothing
+else is left out, and nothing in it is changed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KnownWeights:
     """Weights that open_clip knows by name, and where they are on the hub."""
 
     repository: str
-    file_names: tuple[str, ...]  # any of them will do, best first
+    file_names: tuple[str, ...]  # alternatives, best first
     preprocessing: dict[str, Any]
 
 
@@ -70,7 +70,7 @@ class BuiltModel:
 def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
     """The package; whole if a model of this configuration needs that, or if it was imported whole before.
 
-    Models that exist stay as they are when it is imported anew.
+    Importing it again does not affect loaded models.
     """
     global _is_partial
     needs_all = configuration is not None and needs_timm_or_transformers(configuration)
@@ -91,7 +91,7 @@ def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
 
 
 def needs_timm_or_transformers(configuration: Mapping[str, Any]) -> bool:
-    """Whether a tower of a model with this configuration is theirs."""
+    """Whether a tower of this configuration comes from timm or transformers."""
     return (
         "multimodal_cfg" in configuration  # CoCa
         or bool(configuration.get("text_cfg", {}).get("hf_model_name"))
@@ -127,7 +127,7 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
     """Where the weights of an architecture are.
 
     Raises:
-        ModelUnavailableError: open_clip knows none of this name.
+        ModelUnavailableError: open_clip knows no weights of this name.
     """
     open_clip = import_open_clip()
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
@@ -144,13 +144,13 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
 
 
 def warn_of_other_activation(architecture: str, pretrained: str) -> None:
-    """Log a warning if weights were trained with another activation than the architecture has."""
+    """Log a warning if the weights were trained with another activation than the architecture's."""
     open_clip = import_open_clip()
     trained = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
     if trained and not configuration_of(architecture).get("quick_gelu", False):
         log.warning(
-            "the weights %s were trained with the activation QuickGELU, which %s has not: "
-            "as in open_clip features are a little off; the model %s-quickgelu:%s is what they want",
+            "the weights %s were trained with the activation QuickGELU, which %s does not have: "
+            "features differ a little, as in open_clip itself; use the model %s-quickgelu:%s",
             pretrained, architecture, architecture, pretrained, extra={"action": "other_activation"},
         )  # fmt: skip
 
@@ -164,7 +164,7 @@ def weights_in(folder: Path) -> Path | None:
 
 
 def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
+    """Labels and prompt templates of open_clip; a label may appear twice, as it does there."""
     open_clip = import_open_clip()
     match preset:
         case Preset.IMAGENET1K:
@@ -193,7 +193,7 @@ def build_from_folder(folder: Path, configuration: dict[str, Any], tokenizer: Pa
 def build_from_state(
     configuration: dict[str, Any], preprocessing: dict[str, Any], state: dict[str, Any]
 ) -> BuiltModel:
-    """A plain CLIP from weights that are read already, by open_clip's names."""
+    """A plain CLIP from weights in memory, by open_clip's names."""
     open_clip = import_open_clip(configuration)
     from open_clip.transform import PreprocessCfg
 
@@ -205,15 +205,15 @@ def build_from_state(
 
 
 def preprocessing_ahead(configuration: dict[str, Any], preprocessing: dict[str, Any]) -> Preprocessing | None:
-    """What a model that is still to be built will want to see; None if only the model itself can tell.
+    """The preprocessing of a model before it is built; None if only the built model defines it.
 
     Args:
         configuration: of the architecture.
-        preprocessing: what its files say, in open_clip's words; what is not said is its default.
+        preprocessing: from its files, in open_clip's words; missing values are its defaults.
     """
     vision = configuration["vision_cfg"]
     if vision.get("timm_model_name"):
-        return None  # timm has a word in the size
+        return None  # timm may change the size
     import_open_clip(configuration)
     from open_clip.model import CLIPVisionCfg
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict

@@ -1,4 +1,4 @@
-"""Shortcuts that make imports and models quick to load."""
+"""Shortcuts that make models quick to import and to build. Knows no open_clip."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _COMPILER, _COMPILER_FACTS = "torch._dynamo", "torch._dynamo.utils"
 
 @contextmanager
 def without_random_weights() -> Iterator[None]:
-    """Build modules, in this thread, without what a file's weights are about to replace.
+    """Build modules in this thread without drawing random weights, which a file's weights replace.
 
-    Drawing 151 million random numbers takes a second. Whoever loads them afterwards loads all, or fails.
+    Drawing 151 million random numbers takes a second. Loading weights afterwards replaces all, or fails.
     """
     from torch.nn import init
     from torch.overrides import TorchFunctionMode
@@ -40,14 +40,14 @@ def without_random_weights() -> Iterator[None]:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """While torchvision is imported, its question stands in for the compiler; asked, it is passed on."""
-    import torch  # noqa: F401 - what it has of the compiler by itself, it keeps
+    """Import torchvision without torch's compiler: a stand-in forwards the one call that it makes."""
+    import torch  # noqa: F401 - first, so that its own parts of the compiler are not replaced
 
     if _COMPILER in sys.modules:
         yield
         return
     package, facts = ModuleType(_COMPILER), ModuleType(_COMPILER_FACTS)
-    facts.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]  # a module made here
+    facts.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]  # a module made two lines up
     with replaced_modules({_COMPILER: package, _COMPILER_FACTS: facts}):
         yield
 
@@ -58,8 +58,8 @@ def _is_compile_supported(device_type: Any) -> Any:
 
 @contextmanager
 def replaced_modules(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """Have other modules under these names, or none (an import then says that it is not installed)."""
-    sys.modules.update(modules)  # type: ignore[arg-type]  # None is Python's own way to say so
+    """Put other modules under these names; None makes an import fail as if it were not installed."""
+    sys.modules.update(modules)  # type: ignore[arg-type]  # None is a documented value here
     try:
         yield
     finally:

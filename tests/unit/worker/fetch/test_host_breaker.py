@@ -64,7 +64,7 @@ def test_a_host_is_asked_until_so_many_urls_have_failed_in_a_row(breaker: Breake
 
     assert refusal.error.code is ErrorCode.CONNECT_FAILED
     assert refusal.error.detail == (
-        "h:80: not asked: 3 failures in a row, the last: h: Connection refused; next trial in 1 s"
+        "h:80: no request made after 3 failures in a row, the last: h: Connection refused; next trial in 1 s"
     )
     assert refusal.wait_seconds == 1.0
 

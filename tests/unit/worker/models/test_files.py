@@ -169,7 +169,7 @@ class TestFolders:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
         monkeypatch.setattr(Path, "is_file", refused)
-        with pytest.raises(ModelUnavailableError, match=rf"^{tmp_path}/\S+ may not be read by user \d+$"):
+        with pytest.raises(ModelUnavailableError, match=rf"^{tmp_path}/\S+: user \d+ may not read it$"):
             find_files(f"local-dir:{tmp_path}")
 
     @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""3a. The public web: guarded and bounded."""
+"""3a. The public web, guarded and bounded. Nothing here uses credentials."""

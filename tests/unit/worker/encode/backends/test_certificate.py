@@ -310,14 +310,14 @@ def spoilt(kind: str, *precisions: Precision) -> MakeBackend:
 class TestPlain:
     @pytest.mark.parametrize("kind", WRONG)
     def test_a_model_whose_fp32_is_off_is_refused(self, kind: str) -> None:
-        with pytest.raises(ModelUnavailableError, match=r"off in fp32 .* at least 0\.9999"):
+        with pytest.raises(ModelUnavailableError, match=r"wrong features in fp32 .* at least 0\.9999"):
             loaded(spoilt(kind, Precision.FP32))
 
     def test_so_is_one_whose_texts_are_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         right = TorchBackend.encode_texts
         monkeypatch.setattr(TorchBackend, "encode_texts", lambda *of: right(*of)[::-1].copy())
 
-        with pytest.raises(ModelUnavailableError, match="off in fp32"):
+        with pytest.raises(ModelUnavailableError, match="wrong features in fp32"):
             loaded(TorchBackend)
 
     def test_a_precision_that_is_off_falls_to_fp32(
@@ -331,11 +331,11 @@ class TestPlain:
 
         assert model.precision is Precision.FP32
         assert model.fingerprint == loaded(TorchBackend).fingerprint
-        assert "off in bf16" in caplog.text and "loaded in fp32" in caplog.text
+        assert "wrong features in bf16" in caplog.text and "loaded in fp32" in caplog.text
         assert len(announced) == 1
 
     def test_unless_it_was_asked_for(self) -> None:
-        with pytest.raises(ModelUnavailableError, match=r"off in bf16 .* use auto or fp32"):
+        with pytest.raises(ModelUnavailableError, match=r"wrong features in bf16 .* use auto or fp32"):
             loaded(spoilt("rotated", Precision.BF16), Precision.BF16)
 
     @pytest.mark.parametrize("kind", [RuntimeError, ValueError, ZeroDivisionError])
@@ -352,7 +352,7 @@ class TestPlain:
             return Spoilt(towers, device, fail, {Precision.BF16})
 
         assert loaded(make, Precision.AUTO).precision is Precision.FP32
-        assert "off in bf16" in caplog.text and "not implemented for 'BFloat16'" in caplog.text
+        assert "wrong features in bf16" in caplog.text and "not implemented for 'BFloat16'" in caplog.text
         with pytest.raises(ModelUnavailableError, match=r"not implemented for .* use auto or fp32"):
             loaded(make, Precision.BF16)
 
@@ -487,7 +487,7 @@ class TestWhatIsKept:
 
         monkeypatch.setattr(TorchBackend, "encode_images", encode)
 
-        with pytest.raises(ModelUnavailableError, match="off in fp32"):
+        with pytest.raises(ModelUnavailableError, match="wrong features in fp32"):
             loaded(TorchBackend)
 
     @pytest.mark.parametrize(
@@ -537,7 +537,7 @@ class TestWhatIsKept:
         loaded(TorchBackend)
 
         for times in (2, 3):
-            with pytest.raises(ModelUnavailableError, match="off in fp32"):
+            with pytest.raises(ModelUnavailableError, match="wrong features in fp32"):
                 loaded(spoilt("rotated", Precision.FP32))
             assert len(computed) == times
 
@@ -696,7 +696,7 @@ class TestDoctor:
         (found,) = self.findings(monkeypatch, spoilt("zeros", Precision.FP32), Precision.FP32)
 
         assert found.level is Level.PROBLEM
-        assert "off in fp32" in found.what and "models pull" in found.remedy
+        assert "wrong features in fp32" in found.what and "models pull" in found.remedy
 
     def test_a_precision_that_is_off_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("clipfleet_worker.process.device._cpu_has_bf16", lambda: True)
@@ -750,7 +750,7 @@ class TestWatch:
         model = get(models, DEMO_MODEL, Precision.FP32)
 
         gpu.device.replays = 0
-        watch.look()
+        watch.check()
 
         assert gpu.device.replays == 2  # as many as it takes to see what is of the batch before
         assert watch.mismatches == 0
@@ -762,11 +762,11 @@ class TestWatch:
     ) -> None:
         # Given a graph that is spoilt by another model, long after it was certified
         in_use = [get(models, DEMO_MODEL, precision) for precision in (Precision.FP32, Precision.BF16)]
-        watch.look()
+        watch.check()
         gpu.spoil = rotated
 
         time.now += 90
-        watch.look()
+        watch.check()
 
         assert watch.mismatches == 1
         (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
@@ -784,7 +784,7 @@ class TestWatch:
         model = get(models, DEMO_MODEL, Precision.FP32)
         gpu.break_down()
 
-        with pytest.raises(DeviceBroken, match="nor does the plain pass help"):
+        with pytest.raises(DeviceBroken, match="with the plain pass as well"):
             watch._ask(model)
 
     def test_what_fails_for_want_of_memory_is_asked_again(
@@ -796,9 +796,9 @@ class TestWatch:
             raise MemoryError("CUDA out of memory")
 
         gpu.device.before_run = full
-        watch.look()
+        watch.check()
         gpu.device.before_run = gpu.before_run
-        watch.look()
+        watch.check()
 
         assert "the canaries of demo failed: CUDA out of memory" in caplog.text
         assert watch.mismatches == 0
@@ -815,7 +815,7 @@ class TestWatch:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
         gpu.device.before_run = lost
-        watch.look_soon()
+        watch.request()
         watch.start()
 
         wait_until(lambda: deaths, "the thread has died")
@@ -827,7 +827,7 @@ class TestWatch:
         self, watch: CanaryWatch, batcher: Batcher, time: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks: list[float] = []
-        monkeypatch.setattr(watch, "look", lambda: looks.append(time.now))
+        monkeypatch.setattr(watch, "check", lambda: looks.append(time.now))
         began = time.now
 
         def pass_by(seconds: int, *, busy: float) -> None:
@@ -850,7 +850,7 @@ class TestWatch:
         changed, looked = threading.Event(), list[LoadedModel]()
 
         def on_change() -> None:
-            watch.look_soon()
+            watch.request()
             changed.set()
 
         models = Models(

@@ -221,8 +221,8 @@ class TestMemory:
         assert backend.largest_batch == 2
         assert refused == [8, 4]
         assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-            "no memory on the device for 8 rows at a time, for now 4",
-            "no memory on the device for 4 rows at a time, for now 2",
+            "no memory on the device for 8 rows at a time, trying 4",
+            "no memory on the device for 4 rows at a time, trying 2",
         ]
         assert device.forgotten == 3  # once at the start
 
@@ -296,7 +296,7 @@ class TestMemory:
         device.before_run = refuses(4)
         begin(backend, images(8)).result()
 
-        with pytest.raises(RuntimeError, match="memory for 4 images at a time only"):
+        with pytest.raises(RuntimeError, match="only memory for 4 images at a time"):
             backend.use(GRAPH)
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from clipfleet_worker.fetch.http.host_turns import HostTurns, tell_waits
+from clipfleet_worker.fetch.http.host_turns import HostTurns, report_waits_to
 from tests.support.doubles import Clock
 from tests.support.scenarios import run, settle
 
@@ -108,10 +108,10 @@ def test_what_requests_wait_for_their_host_is_told_to_their_own_job(monkeypatch:
         monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
         visits = Visits(HostTurns(1, 2))
         waits: dict[str, list[float]] = {"one": [], "other": []}
-        tell_waits(waits["one"].append)
+        report_waits_to(waits["one"].append)
         visits.come(1, 2)
         visits.come(3, host="free")
-        tell_waits(waits["other"].append)
+        report_waits_to(waits["other"].append)
         visits.come(4)
         visits.come(5, host="third")  # waits for a turn at all hosts, not at its own
         await visits.settled()

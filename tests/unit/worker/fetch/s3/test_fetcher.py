@@ -29,7 +29,7 @@ from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3.client import S3Connection
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
-from clipfleet_worker.fetch.lane_turns import tell_lane
+from clipfleet_worker.fetch.lane_turns import set_lane
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
 from tests.support.doubles import Clock
@@ -208,7 +208,7 @@ def test_an_object_of_a_better_lane_does_not_wait_for_those_before_it() -> None:
         await fetcher.start()
 
         async def fetch_in(lane: Lane, name: str) -> None:
-            tell_lane(lane)
+            set_lane(lane)
             await fetcher.fetch(f"s3://b/{name}")
 
         lanes = (Lane.BULK, Lane.BULK, Lane.HIGH)
