@@ -18,13 +18,13 @@ from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.rasters import Raster
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.drain import end_process
 from clipfleet_worker.process.logs import log_to_stderr
 from clipfleet_worker.settings import WorkerSettings
 from ops.chaos.crash_points import CrashPoint, stand_in_worker
-from tests.support.fake_encoder import FakeEncoder
 
 SLOW_TO_DECODE = b"~slow"
 _DECODE_SECONDS = 0.06

@@ -47,6 +47,7 @@ from clipfleet_worker.decode.lock import DecodeLock
 from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
+from clipfleet_worker.encode.fake_encoder import COLOURS, FakeEncoder
 from clipfleet_worker.failures import (
     ChunkInterrupted,
     ItemFailure,
@@ -64,9 +65,9 @@ from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
-from tests.support.fake_encoder import COLOURS, FakeEncoder, MemorySink
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
+from tests.support.memory_sink import MemorySink
 from tests.support.waiting import wait_until
 
 LABELS = tuple(COLOURS)

@@ -18,11 +18,11 @@ from clipfleet_worker.encode import batches
 from clipfleet_worker.encode.backends import PendingFeatures
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.encode.batches import Batch, ItemSlice, Segment
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted, WorkerShortageError
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Pulse
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.waiting import wait_until
 
 

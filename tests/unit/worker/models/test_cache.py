@@ -12,12 +12,12 @@ from typing import cast
 import pytest
 
 from clipfleet.contract.jobs import Precision
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import OnPixelSpec, load_model
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
-from tests.support.fake_encoder import FakeEncoder
 
 FP32, BF16 = Precision.FP32, Precision.BF16
 

@@ -16,13 +16,13 @@ import torch
 
 from clipfleet.contract.jobs import DecodeRoute, Precision
 from clipfleet.errors import UsageError
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.models.files import embedding_dimension
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.process import device as device_module
 from clipfleet_worker.process.device import is_lost, pick_device, resolve_precision
-from tests.support.fake_encoder import FakeEncoder
 
 SIZE = 8
 NO_TENSORS = b"\x02\0\0\0\0\0\0\0{}"  # a .safetensors

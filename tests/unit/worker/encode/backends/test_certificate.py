@@ -33,6 +33,7 @@ from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
 from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.encode.batches import ItemSlice
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.encode.kept_arrays import cache_folder, keep
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
@@ -45,7 +46,6 @@ from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.doubles import PATIENCE_SECONDS, Clock
 from tests.support.fake_device import FakeDevice
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.reference import cosines
 from tests.support.waiting import wait_until
 from tests.unit.worker.models.test_loaded import TinyModule, tokenizer
@@ -569,7 +569,7 @@ class TestWhatIsKept:
         caplog.set_level(logging.INFO)
 
         assert certificate_of(loaded(TorchBackend)).used.worst_cosine > 0.9999
-        assert "nothing is kept" in caplog.text
+        assert "cannot keep arrays" in caplog.text
 
     def test_it_lies_below_the_users_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/theirs")
@@ -785,7 +785,7 @@ class TestWatch:
         gpu.break_down()
 
         with pytest.raises(DeviceBroken, match="with the plain pass as well"):
-            watch._ask(model)
+            watch._check(model)
 
     def test_what_fails_for_want_of_memory_is_asked_again(
         self, gpu: Gpu, models: Models, watch: CanaryWatch, caplog: pytest.LogCaptureFixture

