@@ -175,19 +175,24 @@ def _spec() -> Any:
 
 
 class TestDeaths:
-    def test_an_exit(self, child: DecodeChild) -> None:
-        failed = failure(child, Deed.EXIT.mark(JPEG))
+    @pytest.mark.parametrize(
+        ("deed", "code", "detail"),
+        [
+            (Deed.EXIT, ErrorCode.CRASHED, "the decoder ended with exit code 3 on this image"),
+            (Deed.SEGFAULT, ErrorCode.CRASHED, "the decoder was killed by SIGSEGV on this image"),
+            (Deed.NO_MEMORY, ErrorCode.OUT_OF_MEMORY, f"more than {MEMORY_BYTES} bytes"),
+            (Deed.HOARD, ErrorCode.OUT_OF_MEMORY, "than the machine has"),
+        ],
+    )
+    def test_the_death_of_the_child_is_an_error_of_the_file(
+        self, child: DecodeChild, deed: Deed, code: ErrorCode, detail: str
+    ) -> None:
+        failed = failure(child, deed.mark(JPEG))
 
-        assert failed.code is ErrorCode.CRASHED
-        assert failed.detail == "the decoder ended with exit code 3 on this image"
+        assert failed.code is code
+        assert detail in failed.detail
         assert not child.is_ready
         assert is_gone(child.pid)
-
-    def test_a_segmentation_fault(self, child: DecodeChild) -> None:
-        failed = failure(child, Deed.SEGFAULT.mark(JPEG))
-
-        assert failed.code is ErrorCode.CRASHED
-        assert "SIGSEGV" in failed.detail
 
     def test_a_bug_names_the_image_but_quotes_nothing(
         self, child: DecodeChild, caplog: pytest.LogCaptureFixture
@@ -197,16 +202,6 @@ class TestDeaths:
         assert failed.code is ErrorCode.CRASHED
         assert "passwd" not in failed.detail
         assert "RuntimeError: the image says: /etc/passwd" in caplog.text
-
-    def test_no_memory(self, child: DecodeChild) -> None:
-        failed = failure(child, Deed.NO_MEMORY.mark(JPEG))
-
-        assert failed.code is ErrorCode.OUT_OF_MEMORY
-        assert str(MEMORY_BYTES) in failed.detail
-        assert is_gone(child.pid)
-
-    def test_more_memory_than_it_may_have(self, child: DecodeChild) -> None:
-        assert failure(child, Deed.HOARD.mark(JPEG)).code is ErrorCode.OUT_OF_MEMORY
 
     def test_killed_by_the_kernel_for_want_of_memory(self, child: DecodeChild) -> None:
         reading = InThread(lambda: failure(child, Deed.LOOP.mark(JPEG)))
@@ -507,22 +502,22 @@ class TestStart:
         with pytest.raises(NoRoomError, match="does not start: no output"):
             DecodeChild(Decoder(1000), PATIENT)
 
-    def test_too_many_open_files_are_nobodys_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def socketpair() -> None:
-            raise OSError(24, "Too many open files")
+    @pytest.mark.parametrize(
+        ("module", "name", "error"),
+        [
+            (socket, "socketpair", OSError(24, "Too many open files")),
+            (subprocess, "Popen", BlockingIOError(11, "Resource temporarily unavailable")),
+        ],
+    )
+    def test_a_machine_without_room_for_it_is_no_images_fault(
+        self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: OSError
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise error
 
-        monkeypatch.setattr(socket, "socketpair", socketpair)
+        monkeypatch.setattr(module, name, refuse)
 
-        with pytest.raises(NoRoomError, match="Too many open files"):
-            DecodeChild(Decoder(1000), PATIENT)
-
-    def test_a_machine_without_room_for_it_is_nobodys_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def popen(*_: object, **__: object) -> None:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-
-        monkeypatch.setattr(subprocess, "Popen", popen)
-
-        with pytest.raises(NoRoomError, match="temporarily unavailable"):
+        with pytest.raises(NoRoomError, match=str(error.strerror)):
             DecodeChild(Decoder(1000), PATIENT)
 
 

@@ -148,7 +148,7 @@ class TestAnswers:
             ("/bytes/70000", bytes(70_000)),
             ("/chunked/70000", bytes(70_000)),
             ("/empty", b""),
-            ("/html", b"<html>no picture</html>"),
+            ("/html", b"<html>no image</html>"),
             ("/files/a%20b.jpg", b"file"),
             ("/files/a b.jpg", b"file"),
             ("/files/a%20b.jpg#fragment", b"file"),
@@ -231,43 +231,25 @@ class TestAnswers:
 
 class TestCodes:
     @pytest.mark.parametrize(
-        ("path", "expected"),
+        ("expected", "paths"),
         [
-            ("/status/404", ErrorCode.NOT_FOUND),
-            ("/status/410", ErrorCode.NOT_FOUND),
-            ("/status/401", ErrorCode.ACCESS_DENIED),
-            ("/status/403", ErrorCode.ACCESS_DENIED),
-            ("/status/429", ErrorCode.RATE_LIMITED),
-            ("/status/500", ErrorCode.SERVER_ERROR),
-            ("/status/503", ErrorCode.SERVER_ERROR),
-            ("/status/599", ErrorCode.SERVER_ERROR),
-            ("/status/400", ErrorCode.HTTP_ERROR),
-            ("/status/451", ErrorCode.HTTP_ERROR),
-            ("/status/201", ErrorCode.HTTP_ERROR),
-            ("/status/204", ErrorCode.HTTP_ERROR),
-            ("/status/206", ErrorCode.HTTP_ERROR),
-            ("/status/304", ErrorCode.HTTP_ERROR),
-            ("/status/302", ErrorCode.HTTP_ERROR),  # without a Location
-            ("/no-such-path", ErrorCode.NOT_FOUND),
-            ("/truncated", ErrorCode.INCOMPLETE_BODY),
-            ("/reset", ErrorCode.INCOMPLETE_BODY),
-            ("/bad-chunk", ErrorCode.INCOMPLETE_BODY),
-            ("/encoded/cut", ErrorCode.INCOMPLETE_BODY),
-            ("/encoded/broken", ErrorCode.HTTP_ERROR),
-            ("/encoded/br", ErrorCode.HTTP_ERROR),
-            ("/encoded/zstd", ErrorCode.HTTP_ERROR),
-            ("/reset-early", ErrorCode.CONNECT_FAILED),
-            ("/nonsense", ErrorCode.HTTP_ERROR),
-            ("/big-header", ErrorCode.HTTP_ERROR),
-            ("/loop", ErrorCode.TOO_MANY_REDIRECTS),
-            ("/bytes/100001", ErrorCode.TOO_MANY_BYTES),
-            ("/chunked/100001", ErrorCode.TOO_MANY_BYTES),
-            ("/endless", ErrorCode.TOO_MANY_BYTES),
-            ("/bomb", ErrorCode.TOO_MANY_BYTES),
+            (ErrorCode.NOT_FOUND, "/status/404 /status/410 /no-such-path"),
+            (ErrorCode.ACCESS_DENIED, "/status/401 /status/403"),
+            (ErrorCode.RATE_LIMITED, "/status/429"),
+            (ErrorCode.SERVER_ERROR, "/status/500 /status/503 /status/599"),
+            (ErrorCode.HTTP_ERROR, "/status/400 /status/451 /status/201 /status/204 /status/206 /status/304"),
+            (ErrorCode.HTTP_ERROR, "/status/302 /nonsense /big-header"),  # a redirect without a Location
+            (ErrorCode.HTTP_ERROR, "/encoded/broken /encoded/br /encoded/zstd"),
+            (ErrorCode.INCOMPLETE_BODY, "/truncated /reset /bad-chunk /encoded/cut"),
+            (ErrorCode.CONNECT_FAILED, "/reset-early"),
+            (ErrorCode.TOO_MANY_REDIRECTS, "/loop"),
+            (ErrorCode.TOO_MANY_BYTES, "/bytes/100001 /chunked/100001 /endless /bomb"),
         ],
     )
-    def test_what_a_server_can_do(self, site: HttpSite, path: str, expected: ErrorCode) -> None:
-        assert code(site.url(path), max_image_bytes=100_000) is expected
+    def test_what_a_server_can_do(self, site: HttpSite, paths: str, expected: ErrorCode) -> None:
+        found = {path: code(site.url(path), max_image_bytes=100_000) for path in paths.split()}
+
+        assert found == dict.fromkeys(paths.split(), expected)
 
     def test_bomb_whose_compressed_form_fits(self, site: HttpSite) -> None:
         assert code(site.url("/bomb"), max_image_bytes=1 << 20) is ErrorCode.TOO_MANY_BYTES
@@ -478,10 +460,10 @@ class TestRedirects:
         assert code(site.url(f"/redirect?status={status}&to=/bytes/3")) is ErrorCode.HTTP_ERROR
 
     def test_how_many(self, site: HttpSite) -> None:
-        assert fetch(site.url("/redirects/5")) == b"<html>no picture</html>"
+        assert fetch(site.url("/redirects/5")) == b"<html>no image</html>"
         assert code(site.url("/redirects/6")) is ErrorCode.TOO_MANY_REDIRECTS
         assert code(site.url("/redirects/1"), max_redirects=0) is ErrorCode.TOO_MANY_REDIRECTS
-        assert fetch(site.url("/html"), max_redirects=0) == b"<html>no picture</html>"
+        assert fetch(site.url("/html"), max_redirects=0) == b"<html>no image</html>"
 
     @pytest.mark.parametrize(
         ("location", "sent"),
@@ -563,39 +545,16 @@ class TestTls:
         assert site.requests["/bytes/3"] == 0
 
 
-INTERNAL_NOTATIONS = [
-    "127.0.0.2",
-    "127.0.0.2.",
-    "127.2",
-    "127.0.2",
-    "2130706434",
-    "017700000002",
-    "0177.0.0.2",
-    "0x7f000002",
-    "0x7f.0.0.2",
-    "0x7F.0X0.0.0x2",
-    "①②⑦.⓪.⓪.②",
-    "127。0。0。2",
-    "\uff11\uff12\uff17.0.0.2",
-    "127.0.0.2\u2024",
-    "[::ffff:127.0.0.2]",
-    "[::ffff:7f00:2]",
-    "[0:0:0:0:0:FFFF:7F00:0002]",
-    "[::127.0.0.2]",
-    "[64:ff9b::7f00:2]",
-    "[2002:7f00:2::]",
-    "[::1]",
-    "[::]",
-    "[fe80::1%25lo]",
-    "[fe80::1%lo]",
-    "0.0.0.0",  # noqa: S104 - nothing is bound here
-    "0",
-    "localhost.test",
-]
+INTERNAL_NOTATIONS = (
+    "127.0.0.2 127.0.0.2. 127.2 127.0.2 2130706434 017700000002 0177.0.0.2 0x7f000002 0x7f.0.0.2 "
+    "0x7F.0X0.0.0x2 ①②⑦.⓪.⓪.② 127。0。0。2 \uff11\uff12\uff17.0.0.2 127.0.0.2\u2024 [::ffff:127.0.0.2] "
+    "[::ffff:7f00:2] [0:0:0:0:0:FFFF:7F00:0002] [::127.0.0.2] [64:ff9b::7f00:2] [2002:7f00:2::] [::1] [::] "
+    "[fe80::1%25lo] [fe80::1%lo] 0.0.0.0 0 localhost.test"
+)
 
 
 class TestAddresses:
-    @pytest.mark.parametrize("host", INTERNAL_NOTATIONS)
+    @pytest.mark.parametrize("host", INTERNAL_NOTATIONS.split())
     @pytest.mark.parametrize("redirected", [False, True], ids=["direct", "redirected"])
     def test_no_notation_reaches_an_internal_address(
         self, site: HttpSite, internal: NeverConnected, host: str, redirected: bool
@@ -607,11 +566,7 @@ class TestAddresses:
         error = failure(uri, resolver=resolver).error
         assert error.code is ErrorCode.ADDRESS_REFUSED
 
-    @pytest.mark.parametrize("host", ["0x7F.0X0.0.0x2", "0x7f000002"])
-    def test_numbers_that_only_the_system_understands(self, internal: NeverConnected, host: str) -> None:
-        assert code(f"http://{host}:{internal.port}/") is ErrorCode.ADDRESS_REFUSED
-
-    def test_detail_does_not_tell_the_address_behind_a_name(self) -> None:
+    def test_details_hide_the_address_behind_a_name(self) -> None:
         detail = failure("http://intranet.test/", resolver=always(intranet=["10.20.30.40"])).error.detail
         assert detail.startswith("intranet.test: not a public address (private)")
         assert "10.20" not in detail
@@ -801,7 +756,7 @@ class TestConnections:
             async with started(resolver=resolver, total_connections=turns) as fetcher:
                 for name in names:
                     await fetcher.fetch(f"http://{name}.test:{site.port}/empty")
-                wait_until(lambda: site.open_connections <= most_kept, "few connections are open", seconds=5)
+                wait_until(lambda: site.open_connections <= most_kept, "few connections are open")
                 if turns >= len(names):
                     assert site.open_connections == len(names)
 
@@ -809,7 +764,7 @@ class TestConnections:
 
     def test_nothing_stays_open_after_close(self, site: HttpSite) -> None:
         asyncio.run(fetch_together([site.url("/bytes/9"), site.url("/truncated"), site.url("/endless")] * 4))
-        wait_until(lambda: site.open_connections == 0, "all connections are closed", seconds=5)
+        wait_until(lambda: site.open_connections == 0, "all connections are closed")
 
 
 async def fetch_together(uris: list[str], **options: Any) -> list[bytes | ErrorCode]:

@@ -154,10 +154,6 @@ def test_too_many_bytes_are_not_read_even_where_the_size_lies() -> None:
         assert fetch(store, "s3://b/x", "s3://b/y") == [ErrorCode.TOO_MANY_BYTES, b"y" * MAX_BYTES]
 
 
-def test_an_empty_object_is_no_bytes() -> None:
-    assert fetch(Store({("b", "x"): b""}), "s3://b/x") == [b""]
-
-
 def test_a_store_that_hangs_is_a_timeout_and_keeps_its_turn() -> None:
     release = threading.Event()
     entered = threading.Event()
@@ -325,9 +321,6 @@ class TestPieces:
 
         assert fetch(store, self.uri(10, 5), self.uri(0, 0)) == [bytes(range(10, 15)), b""]
         assert [call["Range"] for call in store.calls] == ["bytes=10-14"]
-
-    def test_an_archive_that_is_shorter_now(self) -> None:
-        assert fetch(Store({("b", "a b.tar"): b"x" * 12}), self.uri(10, 5)) == [ErrorCode.INCOMPLETE_BODY]
 
     def test_a_member_that_is_too_large_is_not_asked_for(self) -> None:
         store = Store()
