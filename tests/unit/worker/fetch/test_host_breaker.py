@@ -110,7 +110,7 @@ class TestTrials:
         breaker.fail(3)
         pauses, began = [], breaker.clock.now
         for _ in range(12):
-            pauses.append(round(breaker.breaker._troubles["h:80"].next_trial_at - breaker.clock.now, 3))
+            pauses.append(refused(breaker).wait_seconds)
             breaker.clock.now += pauses[-1]
             assert breaker.ask("trial", DOWN) is None
         assert pauses == [1, 2, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5]
