@@ -20,7 +20,7 @@ COLOURS = {
 
 
 class FakeEncoder:
-    """See `LoadedModel`: needs no weights, loads at once, and sees nothing but the mean colour.
+    """See `LoadedModel`: needs no weights, loads at once, and encodes the mean colour only.
 
     A prompt that contains the name of one of the `COLOURS` has the features of an image of that colour, so
     that `classify` with such labels gives sensible answers; any other prompt means a colour of its own.
@@ -58,7 +58,7 @@ class FakeEncoder:
         return np.empty((count, self.pixel_spec.height, self.pixel_spec.width, 3), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
-        """See `LoadedModel`; the features are there when it returns."""
+        """Encode synchronously: the features are ready when it returns."""
         return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ class LoadedModel:
 
     @property
     def batches_in_flight(self) -> int:
-        """See `Backend`."""
+        """How many batches may be begun before the first one is finished."""
         return self._backend.batches_in_flight
 
     def fingerprint_for(self, route: DecodeRoute) -> str:

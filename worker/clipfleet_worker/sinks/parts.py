@@ -51,7 +51,7 @@ class PartSink:
         self._files = files or ParquetParts()
 
     def find(self, identity: PartIdentity) -> PartCounts | None:
-        """See the protocol. Reads only the footer of a Parquet part."""
+        """Counts of the part in place; reads only the footer of a Parquet part."""
         found = self._footer(identity)
         return found[1] if found and found[0].generation == identity.generation else None
 

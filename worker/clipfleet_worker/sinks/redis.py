@@ -27,7 +27,7 @@ class RedisSink:
         """None: visible rows belong to a complete chunk, and such a chunk is not claimed."""
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
-        """See the protocol. No version is needed: the ledger refuses rows of an earlier generation."""
+        """Rows of an earlier generation. They need no version: the ledger refuses rows of an earlier generation."""
         indexes = self._store.chunk(identity.job_id, identity.chunk_id)
         rows = None if indexes is None else rows_at(self._store, identity.job_id, indexes)
         return None if rows is None else OlderPart(rows, "")
@@ -42,7 +42,7 @@ class RedisSink:
         token: str = "",
         confirm: Confirm = unconditionally,
     ) -> PartCounts:
-        """See the protocol. Nothing to confirm: the ledger refuses rows without a valid claim."""
+        """Store rows under the token. Nothing to confirm: the ledger refuses rows without a valid claim."""
         for rows_of_slice in _slices(rows):
             if self._store.write_rows(identity, token, rows_of_slice) != "written":
                 break

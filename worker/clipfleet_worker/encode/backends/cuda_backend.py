@@ -59,7 +59,7 @@ class CudaBackend:
         self._ring = PixelRing(device, self.batches_in_flight + 1, (batch_size, *self._row_shape))
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; page-locked, of one batch at most."""
+        """A page-locked array, for one batch at most."""
         return self._ring.lend(count)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
@@ -77,7 +77,7 @@ class CudaBackend:
         return _FeaturesUnderWay(features, self._device.forwards.record(), rows).result()
 
     def use(self, way: str) -> None:
-        """See the protocol; nothing of this model may be under way."""
+        """Run whole batches this way; no batch of this model may be under way."""
         self._graph = None
         self._device.forget_freed()
         if way == PLAIN:

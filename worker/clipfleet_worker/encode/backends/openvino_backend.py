@@ -99,11 +99,11 @@ class OpenVinoBackend:
             return False
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; plain memory."""
+        """An array in plain memory."""
         return np.empty((count, *self._image_shape), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
-        """See the protocol; the features are there when it returns."""
+        """Encode synchronously: the features are ready when it returns."""
         return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:

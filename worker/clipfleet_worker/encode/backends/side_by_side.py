@@ -138,12 +138,12 @@ class PendingParts:
     passes: Passes
 
     def wait_for_room(self) -> bool:
-        """See the protocol: block until a thread has finished its part."""
+        """Block until a thread has finished its part."""
         wait(self.futures, return_when=FIRST_COMPLETED)
         return True
 
     def result(self) -> np.ndarray:
-        """See the protocol; if several parts failed, raises the error of the first."""
+        """Wait for all parts; if several failed, raise the error of the first."""
         lacked_memory = [isinstance(one.exception(), MemoryError) for one in self.futures]
         if any(lacked_memory):
             # Memory may be enough for one pass at a time.

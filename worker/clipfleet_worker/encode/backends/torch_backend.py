@@ -45,11 +45,11 @@ class TorchBackend:
             self._images, self._texts = forwards(module, mean, deviation, dtype)
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; plain memory."""
+        """An array in plain memory."""
         return np.empty((count, *self._row_shape), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
-        """See the protocol; the features are there when it returns."""
+        """Encode synchronously: the features are ready when it returns."""
         return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ class TorchBackend:
         return self._encode(self._images, torch.from_numpy(pixels))
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
-        """See the protocol. Thread-safe."""
+        """Token ids -> features, in the calling thread. Thread-safe."""
         return self._encode(self._texts, tokens)
 
     def _encode(self, forward: Forward, rows: torch.Tensor) -> np.ndarray:

@@ -66,7 +66,7 @@ class S3Fetcher:
             self._pool = None
 
     async def fetch(self, uri: str) -> bytes:
-        """See the protocol. The key is taken as it stands, not percent-decoded.
+        """Read an object. The key is taken literally, not percent-decoded.
 
         Raises:
             ItemFailure: the object cannot be read.
