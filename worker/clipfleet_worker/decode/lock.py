@@ -1,6 +1,6 @@
 """One thread at a time decodes small images, several decode large ones side by side; `cores` says why.
 
-Images count as small until they prove large: whoever holds the lock releases it once its images have taken
+Images count as small until they prove large: the holder releases the lock once its images have taken
 more CPU time than small ones would, or much more wall time, as from a slow disk. All threads then skip the
 lock for a while. Waits are short, because the holder may hang at a disk and images of the lane `high` may
 come.

@@ -27,7 +27,7 @@ class RedisSink:
         """None: visible rows belong to a complete chunk, and such a chunk is not claimed."""
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
-        """Rows of an earlier generation. They need no version: the ledger refuses rows of an earlier generation."""
+        """Rows of an earlier generation, without a version: the ledger refuses rows of an older claim."""
         indexes = self._store.chunk(identity.job_id, identity.chunk_id)
         rows = None if indexes is None else rows_at(self._store, identity.job_id, indexes)
         return None if rows is None else OlderPart(rows, "")
