@@ -22,7 +22,7 @@ import numpy as np
 from clipfleet.contract.jobs import DecodeRoute, Precision
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.process.device import pick_device
 from clipfleet_worker.settings import WorkerSettings

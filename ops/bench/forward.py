@@ -31,7 +31,8 @@ import torch
 
 from clipfleet.contract.jobs import DEMO_MODEL, Precision
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from ops.bench.report import Report, Table, bench_parser, positive
 from ops.bench.rounds import in_turns, median_ratio
 

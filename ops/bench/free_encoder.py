@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.support.fake_encoder import FakeEncoder
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 
 
 class FreeEncoder(FakeEncoder):

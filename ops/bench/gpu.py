@@ -37,7 +37,7 @@ from clipfleet_worker.encode.backends import PendingFeatures
 from clipfleet_worker.encode.backends.torch_backend import torch_dtype
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.settings import WorkerSettings

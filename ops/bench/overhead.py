@@ -28,13 +28,13 @@ from pathlib import Path
 from clipfleet.contract.jobs import DecodeRoute
 from clipfleet.ledger.jobs import Ledger
 from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.process.cores import decode_threads
 from clipfleet_worker.settings import WorkerSettings
 from ops.bench.process_cost import CpuSeconds, cpu_seconds
 from ops.bench.report import Report, Table, bench_parser, positive
 from tests.support.cluster import Cluster
 from tests.support.documents import ROOT
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.images import encoded, make_image
 
 MAX_OVERHEAD_MICROSECONDS = 60.0

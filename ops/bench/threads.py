@@ -24,7 +24,8 @@ from clipfleet_worker.assembly.device import make_device_set_up
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.settings import WorkerSettings

@@ -28,12 +28,12 @@ from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from clipfleet.s3.client import default_client
 from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ItemFailure
 from ops.chaos.armed import ARMED, ArmedCrashPoints
 from ops.chaos.claims import CLAIMS_FILE, note
 from ops.chaos.crash_points import CrashPoint
 from ops.chaos.workload import OutputKind
-from tests.support.fake_encoder import FakeEncoder
 
 TASK = "plain.chunk"
 EVENTS = "plain:events"

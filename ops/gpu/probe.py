@@ -192,7 +192,7 @@ class Site:
     def load(self) -> Any:
         """A model, loaded in a thread that then ends, as in a worker."""
         from clipfleet.contract.jobs import Precision
-        from clipfleet_worker.models.loaded import load_model
+        from clipfleet_worker.models.loader import load_model
 
         def work() -> Any:
             device = self._device

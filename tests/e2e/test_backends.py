@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
 from clipfleet_worker.decode.decoder import Decoder
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from tests.conftest import service_is_missing
 from tests.support.cluster import Cluster
 from tests.support.reference import cosines

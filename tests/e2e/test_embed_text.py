@@ -12,7 +12,7 @@ import pytest
 from clipfleet.client import Client, JobOptions
 from clipfleet.contract.jobs import DEMO_MODEL, Precision
 from clipfleet.errors import JobNotFoundError
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 

@@ -12,7 +12,7 @@ import redis
 from clipfleet.contract.jobs import DEFAULT_TEMPLATE, DEMO_MODEL, LabelSet, Precision
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.score.ranking import prompts_of
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.images import write_images

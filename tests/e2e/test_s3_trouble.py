@@ -76,7 +76,7 @@ def test_images_in_a_store_that_is_away_are_waited_for(
 
     # When a worker asks for them, more often than it would ask for one by one
     taker = fragile.start_worker()
-    wait_until(lambda: "is left alone for a while" in taker.log(), "it knows that the store is away")
+    wait_until(lambda: "gets only trial requests for now" in taker.log(), "it knows that the store is away")
     assert fragile.run_json("status", job_id)["failed"] == 0
     store.start()
 

@@ -13,7 +13,8 @@ from clipfleet.contract.jobs import DEMO_MODEL, Precision
 from clipfleet_worker.encode.backends import MakeBackend
 from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
 from clipfleet_worker.encode.backends.cuda_device import CudaDevice
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from tests.support.images import gradient, photo, shapes, text
 
 _HERE = Path(__file__).parent

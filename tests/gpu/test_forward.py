@@ -18,7 +18,8 @@ from clipfleet_worker.encode.backends import MakeBackend, PendingFeatures
 from clipfleet_worker.encode.backends.certificate import GRAPH, PLAIN
 from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
 from clipfleet_worker.encode.batcher import Batcher
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from tests.gpu.conftest import Models, backend_of
 from tests.support.reference import cosines
 
@@ -191,7 +192,7 @@ from clipfleet.contract.jobs import DEMO_MODEL, Precision
 from clipfleet_worker.encode.backends.cuda_backend import CudaBackend
 from clipfleet_worker.encode.backends.cuda_device import CudaDevice
 from clipfleet_worker.process.device import is_lost
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 
 model = load_model(
     DEMO_MODEL, Precision.BF16, "cuda",

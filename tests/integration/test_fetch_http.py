@@ -231,43 +231,25 @@ class TestAnswers:
 
 class TestCodes:
     @pytest.mark.parametrize(
-        ("path", "expected"),
+        ("expected", "paths"),
         [
-            ("/status/404", ErrorCode.NOT_FOUND),
-            ("/status/410", ErrorCode.NOT_FOUND),
-            ("/status/401", ErrorCode.ACCESS_DENIED),
-            ("/status/403", ErrorCode.ACCESS_DENIED),
-            ("/status/429", ErrorCode.RATE_LIMITED),
-            ("/status/500", ErrorCode.SERVER_ERROR),
-            ("/status/503", ErrorCode.SERVER_ERROR),
-            ("/status/599", ErrorCode.SERVER_ERROR),
-            ("/status/400", ErrorCode.HTTP_ERROR),
-            ("/status/451", ErrorCode.HTTP_ERROR),
-            ("/status/201", ErrorCode.HTTP_ERROR),
-            ("/status/204", ErrorCode.HTTP_ERROR),
-            ("/status/206", ErrorCode.HTTP_ERROR),
-            ("/status/304", ErrorCode.HTTP_ERROR),
-            ("/status/302", ErrorCode.HTTP_ERROR),  # without a Location
-            ("/no-such-path", ErrorCode.NOT_FOUND),
-            ("/truncated", ErrorCode.INCOMPLETE_BODY),
-            ("/reset", ErrorCode.INCOMPLETE_BODY),
-            ("/bad-chunk", ErrorCode.INCOMPLETE_BODY),
-            ("/encoded/cut", ErrorCode.INCOMPLETE_BODY),
-            ("/encoded/broken", ErrorCode.HTTP_ERROR),
-            ("/encoded/br", ErrorCode.HTTP_ERROR),
-            ("/encoded/zstd", ErrorCode.HTTP_ERROR),
-            ("/reset-early", ErrorCode.CONNECT_FAILED),
-            ("/nonsense", ErrorCode.HTTP_ERROR),
-            ("/big-header", ErrorCode.HTTP_ERROR),
-            ("/loop", ErrorCode.TOO_MANY_REDIRECTS),
-            ("/bytes/100001", ErrorCode.TOO_MANY_BYTES),
-            ("/chunked/100001", ErrorCode.TOO_MANY_BYTES),
-            ("/endless", ErrorCode.TOO_MANY_BYTES),
-            ("/bomb", ErrorCode.TOO_MANY_BYTES),
+            (ErrorCode.NOT_FOUND, "/status/404 /status/410 /no-such-path"),
+            (ErrorCode.ACCESS_DENIED, "/status/401 /status/403"),
+            (ErrorCode.RATE_LIMITED, "/status/429"),
+            (ErrorCode.SERVER_ERROR, "/status/500 /status/503 /status/599"),
+            (ErrorCode.HTTP_ERROR, "/status/400 /status/451 /status/201 /status/204 /status/206 /status/304"),
+            (ErrorCode.HTTP_ERROR, "/status/302 /nonsense /big-header"),  # a redirect without a Location
+            (ErrorCode.HTTP_ERROR, "/encoded/broken /encoded/br /encoded/zstd"),
+            (ErrorCode.INCOMPLETE_BODY, "/truncated /reset /bad-chunk /encoded/cut"),
+            (ErrorCode.CONNECT_FAILED, "/reset-early"),
+            (ErrorCode.TOO_MANY_REDIRECTS, "/loop"),
+            (ErrorCode.TOO_MANY_BYTES, "/bytes/100001 /chunked/100001 /endless /bomb"),
         ],
     )
-    def test_what_a_server_can_do(self, site: HttpSite, path: str, expected: ErrorCode) -> None:
-        assert code(site.url(path), max_image_bytes=100_000) is expected
+    def test_what_a_server_can_do(self, site: HttpSite, paths: str, expected: ErrorCode) -> None:
+        found = {path: code(site.url(path), max_image_bytes=100_000) for path in paths.split()}
+
+        assert found == dict.fromkeys(paths.split(), expected)
 
     def test_bomb_whose_compressed_form_fits(self, site: HttpSite) -> None:
         assert code(site.url("/bomb"), max_image_bytes=1 << 20) is ErrorCode.TOO_MANY_BYTES
@@ -563,39 +545,16 @@ class TestTls:
         assert site.requests["/bytes/3"] == 0
 
 
-INTERNAL_NOTATIONS = [
-    "127.0.0.2",
-    "127.0.0.2.",
-    "127.2",
-    "127.0.2",
-    "2130706434",
-    "017700000002",
-    "0177.0.0.2",
-    "0x7f000002",
-    "0x7f.0.0.2",
-    "0x7F.0X0.0.0x2",
-    "①②⑦.⓪.⓪.②",
-    "127。0。0。2",
-    "\uff11\uff12\uff17.0.0.2",
-    "127.0.0.2\u2024",
-    "[::ffff:127.0.0.2]",
-    "[::ffff:7f00:2]",
-    "[0:0:0:0:0:FFFF:7F00:0002]",
-    "[::127.0.0.2]",
-    "[64:ff9b::7f00:2]",
-    "[2002:7f00:2::]",
-    "[::1]",
-    "[::]",
-    "[fe80::1%25lo]",
-    "[fe80::1%lo]",
-    "0.0.0.0",  # noqa: S104 - nothing is bound here
-    "0",
-    "localhost.test",
-]
+INTERNAL_NOTATIONS = (
+    "127.0.0.2 127.0.0.2. 127.2 127.0.2 2130706434 017700000002 0177.0.0.2 0x7f000002 0x7f.0.0.2 "
+    "0x7F.0X0.0.0x2 ①②⑦.⓪.⓪.② 127。0。0。2 \uff11\uff12\uff17.0.0.2 127.0.0.2\u2024 [::ffff:127.0.0.2] "
+    "[::ffff:7f00:2] [0:0:0:0:0:FFFF:7F00:0002] [::127.0.0.2] [64:ff9b::7f00:2] [2002:7f00:2::] [::1] [::] "
+    "[fe80::1%25lo] [fe80::1%lo] 0.0.0.0 0 localhost.test"
+)
 
 
 class TestAddresses:
-    @pytest.mark.parametrize("host", INTERNAL_NOTATIONS)
+    @pytest.mark.parametrize("host", INTERNAL_NOTATIONS.split())
     @pytest.mark.parametrize("redirected", [False, True], ids=["direct", "redirected"])
     def test_no_notation_reaches_an_internal_address(
         self, site: HttpSite, internal: NeverConnected, host: str, redirected: bool
@@ -607,11 +566,7 @@ class TestAddresses:
         error = failure(uri, resolver=resolver).error
         assert error.code is ErrorCode.ADDRESS_REFUSED
 
-    @pytest.mark.parametrize("host", ["0x7F.0X0.0.0x2", "0x7f000002"])
-    def test_numbers_that_only_the_system_understands(self, internal: NeverConnected, host: str) -> None:
-        assert code(f"http://{host}:{internal.port}/") is ErrorCode.ADDRESS_REFUSED
-
-    def test_detail_does_not_tell_the_address_behind_a_name(self) -> None:
+    def test_details_hide_the_address_behind_a_name(self) -> None:
         detail = failure("http://intranet.test/", resolver=always(intranet=["10.20.30.40"])).error.detail
         assert detail.startswith("intranet.test: not a public address (private)")
         assert "10.20" not in detail

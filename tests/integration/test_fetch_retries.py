@@ -192,7 +192,7 @@ def test_a_host_that_is_gone_costs_its_own_rows_only_and_little_time(
     assert Counter(codes(results[0::2])) == {expected: 400}
     assert asked <= 3 * LIMITS.host_connections
     details = [result.error.detail for result in results[0::2] if isinstance(result, ItemFailure)]
-    assert sum(": not asked: " in detail for detail in details) > 300
+    assert sum(": no request made after " in detail for detail in details) > 300
 
 
 def test_a_host_of_which_every_other_url_is_bad_gives_all_the_good_ones(site: HttpSite) -> None:

@@ -30,7 +30,8 @@ from PIL import Image
 from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, LabelSet, Precision
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.score.ranking import prompts_of, rank, text_matrix_of
 from tests.conftest import service_is_missing
 from tests.support.images import encoded, gradient, photo, shapes, text
@@ -358,19 +359,7 @@ def test_scores(
     demo: LoadedModel,
     demo_reference: ReferenceModel,
 ) -> None:
-    names = (
-        "apple",
-        "bicycle",
-        "cat",
-        "dog",
-        "fire",
-        "guitar",
-        "house",
-        "moon",
-        "rainbow",
-        "red heart",
-        "sun",
-    )
+    names = _TWENTY_NAMES[:11]
     classifier = open_clip.build_zero_shot_classifier(
         demo_reference.module, demo_reference.tokenizer, names, templates
     )

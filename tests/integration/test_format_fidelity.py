@@ -21,7 +21,8 @@ from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, ErrorCode, Precisio
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.formats import ALLOWED_FORMATS, allowed_format
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from tests.support.image_files import FILES
 from tests.support.images import photo, shapes
 from tests.support.reference import ReferenceModel, cosines, difference_of, p999

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode
-from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode.child_process import DecodeLimits
+from clipfleet_worker.decode.children import DecodeChildren
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.failures import ItemFailure

@@ -27,7 +27,8 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig
 from clipfleet.contract.jobs import DEFAULT_MODEL, DecodeRoute, Precision
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from tests.conftest import service_is_missing
 from tests.support.hub_cache import HubCache
 from tests.support.images import encoded, photo, shapes

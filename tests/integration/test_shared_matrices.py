@@ -15,11 +15,11 @@ from clipfleet.contract.jobs import LabelSet, Lane
 from clipfleet.ledger import keys
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import Encoder
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.score import text_matrices
 from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.ledger import keys_without_ttl
 
 LABELS = LabelSet(labels=("cat", "dog", "car", "house"))

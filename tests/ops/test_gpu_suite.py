@@ -13,7 +13,7 @@ from tests.support.documents import ROOT
 
 @pytest.mark.parametrize(
     ("also", "code"),
-    [([], 1), (["tests/unit/worker/fetch/http/test_robots_tag.py"], 0), (["--collect-only"], 0)],
+    [([], 1), (["tests/unit/worker/fetch/http/test_target.py"], 0), (["--collect-only"], 0)],
     ids=["alone", "beside tests that need none", "only collected"],
 )
 def test_a_run_of_the_gpu_tests_alone_fails_where_there_is_no_gpu(also: list[str], code: int) -> None:

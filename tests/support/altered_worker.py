@@ -27,9 +27,12 @@ from clipfleet.contract.jobs import DecodeRoute
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.chunk import leases, pipeline
-from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.encode.backends import Backend
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.drain import end_process
 from clipfleet_worker.process.logs import log_to_stderr
@@ -37,7 +40,6 @@ from clipfleet_worker.process.watchdog import Watchdog
 from clipfleet_worker.settings import WorkerSettings
 from ops.chaos.crash_points import CrashPoint, stand_in_worker
 from tests.support.crash_points import dies_at, freezes_at, hang, hangs_at, records_in
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.hostile_decoder import HostileDecoder
 
 SLOW_TO_DECODE = b"~slow"  # behind the end of an image
@@ -102,10 +104,10 @@ def load_counted(file: Path, *arguments: Any) -> LoadedModel:
 class SlowDecoder(Decoder):
     """Slow at images with the mark."""
 
-    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
         if data.endswith(SLOW_TO_DECODE):
             time.sleep(_DECODE_SECONDS)
-        return super().read(data, frame, route)
+        return super().read(data, input_size, route)
 
 
 class SlowEncoder(FakeEncoder):

@@ -13,7 +13,8 @@ from enum import Enum
 from typing import NoReturn
 
 from clipfleet.contract.jobs import DecodeRoute
-from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.pixel_spec import InputSize
 
 _HOARD_BYTES = 10_000_000_000
@@ -41,12 +42,12 @@ class Deed(Enum):
 class HostileDecoder(Decoder):
     """Reads like its parent whatever has no mark."""
 
-    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
         """Do what the image says first."""
         for deed, do in _DEEDS.items():
             if data.endswith(deed.value):
                 do()
-        return super().read(data, frame, route)
+        return super().read(data, input_size, route)
 
 
 def _exit() -> NoReturn:

@@ -1,18 +1,16 @@
-"""What a model wants to see: the vocabulary of decoding and encoding."""
+"""What a model takes as input: the vocabulary of decoding and encoding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from PIL import (
-    Image,
-)
+from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)
 class InputSize:
-    """The part of a `PixelSpec` that reading needs to know."""
+    """The part of a `PixelSpec` that reading a file needs."""
 
     width: int  # of the model's input
     height: int
@@ -22,7 +20,7 @@ class InputSize:
 
 @dataclass(frozen=True, slots=True)
 class PixelSpec:
-    """What a model wants to see."""
+    """The pixels that a model takes, and how they are made of an image."""
 
     width: int  # of the model's input
     height: int
@@ -32,11 +30,11 @@ class PixelSpec:
     mean: tuple[float, float, float]  # of values in 0..1, by channel
     std: tuple[float, float, float]
     exact: Callable[[Image.Image], Image.Image]  # open_clip's own transform up to the tensor; gives RGB
-    frame: InputSize = field(init=False)  # what reading needs to know
+    input_size: InputSize = field(init=False)
 
     def __post_init__(self) -> None:
-        frame = InputSize(self.width, self.height, self.interpolation, self.resize_mode)
-        object.__setattr__(self, "frame", frame)  # made once: it is asked for with each image
+        input_size = InputSize(self.width, self.height, self.interpolation, self.resize_mode)
+        object.__setattr__(self, "input_size", input_size)  # made once: each image needs it
 
     def facts(self) -> list[object]:
         """What a fingerprint covers."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
+from clipfleet_worker.decode.child_process import DecodeLimits
+from clipfleet_worker.decode.children import DecodeChildren
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.step import DecodeStep
 from clipfleet_worker.process.cores import decode_threads

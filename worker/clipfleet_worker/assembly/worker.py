@@ -35,7 +35,7 @@ from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import Pipeline
 from clipfleet_worker.decode.decoder import Decoder
-from clipfleet_worker.decode.turns import DecodeTurns
+from clipfleet_worker.decode.lock import DecodeLock
 from clipfleet_worker.encode.backends import MakeBackend
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.failures import WorkerShortageError
@@ -49,8 +49,10 @@ from clipfleet_worker.hints.puller import Puller
 from clipfleet_worker.hints.tasks import Tasks, register
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.canary_watch import CanaryWatch
-from clipfleet_worker.models.files import fetch_files, require_known
-from clipfleet_worker.models.loaded import LoadedModel, OnDevice, OnPixelSpec, load_model
+from clipfleet_worker.models.catalogue import require_known
+from clipfleet_worker.models.files import fetch_files
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import OnDevice, OnPixelSpec, load_model
 from clipfleet_worker.process.cores import decode_threads, set_forward_threads
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.process.device import device_bytes
@@ -104,7 +106,7 @@ class Worker:
             self._load,
             kept=settings.loaded_models,
             default_precision=settings.precision,
-            on_change=lambda: self._canary_watch.look_soon(),
+            on_change=lambda: self._canary_watch.request(),
         )
         self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._canary_watch = CanaryWatch(self._models, self._batcher)
@@ -263,7 +265,7 @@ class Worker:
             decode_pool=self._decode_pool,
             decode_threads=threads,
             decode_busy=BusyMeter(threads),
-            decode_turns=DecodeTurns(),
+            decode_lock=DecodeLock(),
             batcher=self._batcher,
             max_image_bytes=self._settings.max_image_bytes,
         )

@@ -23,8 +23,8 @@ from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, Lane
 from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.chunk.meter import StepsBusy
+from clipfleet_worker.decode.lock import DecodeLock, Hold
 from clipfleet_worker.decode.step import DecodeStep
-from clipfleet_worker.decode.turns import DecodeTurns, Turn
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
@@ -72,7 +72,7 @@ class ItemPath:
     decode_step: DecodeStep
     decode_pool: LanePool
     decode_threads: int
-    decode_turns: DecodeTurns
+    decode_lock: DecodeLock
     decode_busy: BusyMeter  # of so many threads
     batcher: Batcher
     max_image_bytes: int
@@ -159,11 +159,11 @@ class ItemPath:
     def _read_and_decode(self, destination: Destination, items: list[tuple[int, Source]]) -> _Decoded:
         decoded = _Decoded()
         outcomes = destination.outcomes
-        with self.decode_turns.turn() as turn:
+        with self.decode_lock.hold() as hold:
             for files in self._read_some(outcomes, items, decoded):
                 for position, data in files:
                     if not outcomes.is_interrupted:
-                        self._decode(destination, position, data, decoded, turn)
+                        self._decode(destination, position, data, decoded, hold)
                 files.clear()  # before the next ones are read
         outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
         return decoded
@@ -205,13 +205,13 @@ class ItemPath:
     def _decode_fetched(self, destination: Destination, fetched: FetchedSlice) -> _Decoded:
         decoded = _Decoded()
         try:
-            with self.decode_turns.turn() as turn:
+            with self.decode_lock.hold() as hold:
                 while fetched:  # popped one by one: the bytes are free before the batcher is waited for
                     position, data = fetched.pop()
                     size = len(data)
                     try:
                         if not destination.outcomes.is_interrupted:
-                            self._decode(destination, position, data, decoded, turn)
+                            self._decode(destination, position, data, decoded, hold)
                     finally:
                         del data
                         self.waiting_bytes.remove(size)
@@ -220,7 +220,7 @@ class ItemPath:
         return decoded
 
     def _decode(
-        self, destination: Destination, position: int, data: bytes, decoded: _Decoded, turn: Turn
+        self, destination: Destination, position: int, data: bytes, decoded: _Decoded, hold: Hold
     ) -> None:
         started = time.monotonic()
         outcomes = destination.outcomes
@@ -239,7 +239,7 @@ class ItemPath:
             decoded.positions.append(position)
             decoded.images.append(image.pixels)
         decoded.decode_seconds += time.monotonic() - started
-        turn.note()
+        hold.count_image()
 
     def _hand_over(self, destination: Destination, decoded: _Decoded) -> None:
         outcomes = destination.outcomes

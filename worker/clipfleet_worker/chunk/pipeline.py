@@ -25,7 +25,8 @@ from clipfleet_worker.chunk.rows import part_table
 from clipfleet_worker.chunk.work import ChunkWork, chunk_work
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.models.cache import Models
-from clipfleet_worker.models.loaded import LoadedModel, embedding_dimension
+from clipfleet_worker.models.files import embedding_dimension
+from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
 from clipfleet_worker.score.labelling import ChunkLabels, choices_of, fail_unknown_choices, label_items
@@ -152,7 +153,7 @@ class Pipeline:
             return lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
         except BaseException as error:
             destination.outcomes.interrupt(error)  # nobody waits for the items that went ahead
-            destination.ahead.let_go()
+            destination.ahead.stop_waiting()
             raise
 
     def _text_matrices(

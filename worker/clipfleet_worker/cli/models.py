@@ -30,7 +30,7 @@ def list_(
 ) -> None:
     """List the models that are served (CLIPFLEET_MODELS) and those on this machine."""
     require_extra()
-    from clipfleet_worker.models.files import ModelEntry, list_models
+    from clipfleet_worker.models.catalogue import ModelEntry, list_models
 
     def row(entry: ModelEntry) -> tuple[str, str, str, str]:
         where = entry.problem or (str(entry.files.folder) if entry.files else "not on this machine")
@@ -61,7 +61,8 @@ def pull(
     """Download models into the hub's cache (HF_HOME), unless they are there."""
     require_extra()
     from clipfleet_worker.failures import ModelUnavailableError
-    from clipfleet_worker.models.files import fetch_files, require_known
+    from clipfleet_worker.models.catalogue import require_known
+    from clipfleet_worker.models.files import fetch_files
 
     names = [_full_name(model) for model in models]
     require_known(names)

@@ -1,8 +1,8 @@
 """The program of a decode child: reads files that a worker sends, and answers with plain pixels.
 
 `python -m clipfleet_worker.decode.child WORKER_PID DECODER MAX_PIXELS MAX_DECODE_BYTES MEMORY_BYTES`; its
-standard input is a socket to the worker. It may be killed at any time, by the worker, by the kernel, or by
-the file it reads: that is what it is for. It knows no secrets, writes no files and ends with its worker.
+standard input is a socket to the worker. It exists to be killed, by the worker, by the kernel, or by the file
+it reads. It has no secrets, writes no files and ends with its worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfleet_worker.decode.decoder import Decoder, Raster, ScaledJpeg, WholeImage
+from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.messages import (
     EXIT_OUT_OF_MEMORY,
     LENGTH_BYTES,
@@ -31,9 +31,10 @@ from clipfleet_worker.decode.messages import (
     JpegRead,
     Ready,
     Request,
+    json_length,
     packed,
-    words_length,
 )
+from clipfleet_worker.decode.rasters import Raster, ScaledJpeg, WholeImage
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.process.exec_child import die_with, reset_signals
 
@@ -45,7 +46,7 @@ def main() -> None:
     worker_pid, decoder_name, max_pixels, max_decode_bytes, memory_bytes = sys.argv[1:]
     die_with(int(worker_pid), signal.SIGKILL)
     reset_signals()
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # who complains too much is cut off, not killed
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # too much output is cut off and does not kill the child
     worker = _take_standard_input()
     decoder = _decoder_class(decoder_name)(int(max_pixels), int(max_decode_bytes))
     _limit(int(memory_bytes))
@@ -55,9 +56,9 @@ def main() -> None:
 
 
 def _take_standard_input() -> socket.socket:
-    """The socket; what a decoder prints must not get into it."""
+    """The socket, moved away from where a decoder might print."""
     worker = socket.socket(fileno=os.dup(0))
-    worker.setblocking(True)  # it was made in a worker where kombu sets a default time-out while it connects
+    worker.setblocking(True)  # kombu sets a default timeout in the worker while it connects
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
         os.dup2(nowhere, descriptor)
@@ -74,13 +75,13 @@ def _decoder_class(name: str) -> type[Decoder]:
 
 
 def _limit(memory_bytes: int) -> None:
-    """Let the kernel take this process rather than any other, and little else."""
+    """Limit what this process may take, and make it the kernel's first choice when memory runs out."""
     for kind, limit in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 65536),  # of what it says on standard error
+        (resource.RLIMIT_FSIZE, 65536),  # of its standard error
     ):
-        hard = resource.getrlimit(kind)[1]  # that of the machine may be lower, and cannot be lifted
+        hard = resource.getrlimit(kind)[1]  # the machine's own limit may be lower, and cannot be raised
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
     if sys.platform == "linux":
@@ -90,19 +91,19 @@ def _limit(memory_bytes: int) -> None:
 
 
 def _serve(worker: socket.socket, decoder: Decoder) -> None:
-    length = words_length(bytes(_received(worker, LENGTH_BYTES)))
-    _forget_last_words()
+    length = json_length(bytes(_received(worker, LENGTH_BYTES)))
+    _empty_standard_error()
     request = Request.model_validate_json(_received(worker, length))
     spent = math.ceil(time.process_time() + request.cpu_seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
         _answer(worker, decoder, request)
     except MemoryError:
-        os._exit(EXIT_OUT_OF_MEMORY)  # with whatever the decoder left behind
+        os._exit(EXIT_OUT_OF_MEMORY)  # frees whatever the decoder left behind
 
 
-def _forget_last_words() -> None:
-    """Each file has all the room there is on standard error, and is told of for its own words only."""
+def _empty_standard_error() -> None:
+    """Empty it before each file, so that the log quotes this file's output only."""
     with suppress(OSError):
         os.lseek(2, 0, os.SEEK_SET)
         os.ftruncate(2, 0)
@@ -111,7 +112,7 @@ def _forget_last_words() -> None:
 def _answer(worker: socket.socket, decoder: Decoder, request: Request) -> None:
     data = bytes(_received(worker, request.file_bytes))
     try:
-        raster = decoder.read(data, request.frame, request.route)
+        raster = decoder.read(data, request.input_size, request.route)
     except ItemFailure as failure:
         worker.sendall(packed(Failed(code=failure.error.code, detail=failure.error.detail)))
     else:

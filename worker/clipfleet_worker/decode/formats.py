@@ -1,6 +1,6 @@
-"""What a file is, told from its first bytes: only a format that is allowed here ever meets a parser.
+"""Recognise a file by its first bytes: only an allowed format ever reaches a parser.
 
-Neither the file's name nor what a server says about it counts. Nothing is decoded here.
+Neither the file's name nor a server's content type counts. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 _TEXT_START = rb"(?:\xef\xbb\xbf)?\s*"
 _HTML_TAG = rb"(?i:!doctype html|html|head|body)\b"
 
-# How a file begins, and what that is; the first line that matches counts. A file may break off in it.
+# How a file begins -> its format; the first line that matches counts. The file may end within the pattern.
 _FORMATS: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8(?:\xff|\Z)", "JPEG"),
     (rb"\x89PNG\r\n\x1a\n|\x89P[NG\r\n\x1a]{0,5}\Z", "PNG"),
     (rb"RIFF(?:.{4}WEBP|.{0,7}\Z)", "WEBP"),
     (rb"GIF8(?:[79](?:a|\Z)|\Z)", "GIF"),
-    # Two letters could open a text: the size of the second header follows at offset 14.
+    # Two letters may begin a text, so the size of the second header is checked, too: it is at offset 14.
     (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
     (rb"II\*\0.{4}CR", "CR2"),
     (rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0", "TIFF"),
@@ -85,8 +85,8 @@ def allowed_format(data: bytes) -> str:
     """Name of a file's format, one of `ALLOWED_FORMATS`.
 
     Raises:
-        ItemFailure: `empty`, `not_an_image` or `format_refused`; the detail says what it is instead. It never
-            quotes the file: whoever submits a job must not read files by their error messages.
+        ItemFailure: `empty`, `not_an_image` or `format_refused`; the detail names the format. It never quotes
+            the file: error messages must not let a job's submitter read files.
     """
     if not data:
         raise ItemFailure(ErrorCode.EMPTY, "no bytes")
@@ -113,7 +113,7 @@ def is_png(data: bytes) -> bool:
 
 
 def is_baseline_jpeg(data: bytes) -> bool:
-    """Whether this is a JPEG of the first and simplest kind: in one pass, 8 bits, Huffman-coded."""
+    """Whether this is a baseline JPEG: one pass, 8 bits, Huffman-coded."""
     if not data.startswith(b"\xff\xd8"):
         return False
     position = 2

@@ -1,8 +1,8 @@
-"""What a worker and its decode child say to each other, and how it is laid out in bytes.
+"""The messages between a worker and its decode child, and their layout in bytes.
 
-A frame is a length (4 bytes, big-endian), so many bytes of JSON, and a payload. The child parses files of
-strangers and is not to be trusted: its words are validated, and how many bytes of payload follow is computed
-from them, bounded by the limits that the worker itself has. No pickle.
+A message is a length (4 bytes, big-endian), so many bytes of JSON, and a payload. The child parses untrusted
+files and is not trusted: its JSON is validated, and the length of the payload is computed from it, within the
+worker's own limits. No pickle.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode
 from clipfleet_worker.pixel_spec import InputSize
 
-MAX_WORDS_BYTES = 8192
-STRIP_BYTES = 1 << 22  # an image comes in strips of whole rows, about so large
+MAX_JSON_BYTES = 8192
+STRIP_BYTES = 1 << 22  # an image is sent in strips of whole rows, about so large
 
-EXIT_OUT_OF_MEMORY = 86  # how a child ends that may not have as much as a file wants
+EXIT_OUT_OF_MEMORY = 86  # exit code of a child to which a file needs more memory than it may have
 
 _LENGTH = struct.Struct(">I")
 LENGTH_BYTES = _LENGTH.size
@@ -33,33 +33,33 @@ _PIXEL_BYTES = {
 
 def _known(mode: str) -> str:
     if mode not in _PIXEL_BYTES:
-        raise ValueError(f"no mode that is read here: {mode!r}")
+        raise ValueError(f"unknown mode {mode!r}")
     return mode
 
 
 _Side = Annotated[int, Field(ge=1)]
 
 
-class _Words(BaseModel):
+class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Request(_Words):
-    """Read one file; its bytes follow."""
+class Request(_Message):
+    """Asks for one file to be read; its bytes follow."""
 
     file_bytes: int
     route: DecodeRoute
-    frame: InputSize
-    cpu_seconds: float  # beyond these the kernel ends the child
+    input_size: InputSize
+    cpu_seconds: float  # after these the kernel ends the child
 
 
-class Ready(_Words):
-    """The child's first words: its imports are done, its limits are set."""
+class Ready(_Message):
+    """The child's first message: its imports are done, its limits are set."""
 
     kind: Literal["ready"] = "ready"
 
 
-class Failed(_Words):
+class Failed(_Message):
     """The file cannot be read."""
 
     kind: Literal["failed"] = "failed"
@@ -67,8 +67,8 @@ class Failed(_Words):
     detail: str
 
 
-class JpegRead(_Words):
-    """A `decode.ScaledJpeg`; its pixels follow."""
+class JpegRead(_Message):
+    """A `ScaledJpeg`; its pixels follow."""
 
     kind: Literal["jpeg"] = "jpeg"
     width: _Side
@@ -83,8 +83,8 @@ class JpegRead(_Words):
         return rows, columns, self.channels
 
 
-class ImageRead(_Words):
-    """A `decode.WholeImage`; its rows follow from the top, in strips of `rows_per_strip`."""
+class ImageRead(_Message):
+    """A `WholeImage`; its rows follow from the top, in strips of `rows_per_strip`."""
 
     kind: Literal["image"] = "image"
     width: _Side
@@ -101,7 +101,7 @@ class ImageRead(_Words):
 
     @property
     def rows_per_strip(self) -> int:
-        """How many rows come together; the last strip may have fewer."""
+        """Rows in a strip; the last one may have fewer."""
         return max(1, STRIP_BYTES // self.row_bytes)
 
 
@@ -109,26 +109,26 @@ Reply = Ready | Failed | JpegRead | ImageRead
 _REPLIES: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])
 
 
-def packed(words: Request | Reply) -> bytes:
-    """Length and JSON of a frame, without its payload."""
-    text = words.model_dump_json().encode()
+def packed(message: Request | Reply) -> bytes:
+    """Length and JSON of a message, without its payload."""
+    text = message.model_dump_json().encode()
     return _LENGTH.pack(len(text)) + text
 
 
-def words_length(prefix: bytes) -> int:
-    """How many bytes of JSON follow.
+def json_length(prefix: bytes) -> int:
+    """Bytes of JSON that follow.
 
     Raises:
-        ValueError: more than anybody has to say.
+        ValueError: more than any message has.
     """
     length: int = _LENGTH.unpack(prefix)[0]
-    if not 0 < length <= MAX_WORDS_BYTES:
-        raise ValueError(f"{length} bytes of words")
+    if not 0 < length <= MAX_JSON_BYTES:
+        raise ValueError(f"{length} bytes of JSON")
     return length
 
 
 def read_reply(text: bytes) -> Reply:
-    """What a child says.
+    """Parse a child's answer.
 
     Raises:
         ValueError: it is none of the replies.

@@ -1,7 +1,7 @@
-"""The outline of a file, walked before any parser meets it: what is slow or large to read is refused here.
+"""Walk the outline of a file before any parser reads it, and refuse what would be slow or large to decode.
 
 Pillow steps through the pieces of a file in Python, and libjpeg goes over the whole image for every scan:
-millions of either fit into a small file. Nothing is decoded here, and no piece is looked into.
+millions of either fit into a small file. Nothing is decoded here; contents of pieces are skipped.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.decode.formats import END_OF_IMAGE, FRAME_MARKERS, START_OF_SCAN
 from clipfleet_worker.failures import ItemFailure
 
-# What a bomb may cost. A photograph of 12 megapixels passes in every format.
+# Memory that one image may take. A photograph of 12 megapixels passes in every format.
 DEFAULT_MAX_DECODE_BYTES = 187 << 20
 
-# Segments, chunks, blocks, and bytes that belong to none: at the worst a tenth of a second in Pillow.
+# Segments, chunks, blocks, and bytes that belong to none: in the worst case a tenth of a second in Pillow.
 MAX_PIECES = 65_536
 
-# Ten or twelve scans are usual, 16 of the largest image allowed, more of smaller ones: about two seconds.
+# Ten or twelve scans are usual. The largest image may have 16, smaller ones more: about two seconds.
 MAX_SCANS = 1000
 MAX_SCANNED_PIXELS = 1_600_000_000
 
@@ -31,14 +31,14 @@ _TIFF_PLACES = (273, 324)  # where strips, or tiles, are
 _MARKER = re.compile(rb"\xff+")
 _MARKER_IN_SCAN = re.compile(rb"\xff+[^\xff\x00\xd0-\xd7]")
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-# Without a length, as Pillow sees them: restarts, start and end, and what is reserved.
+# Without a length, as in Pillow: restarts, start and end, and reserved markers.
 _BARE_MARKERS = frozenset({0x00, 0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _COEFFICIENT_BYTES = 2
 _BLOCK = 8
 
 
 def check_outline(data: bytes, image_format: str) -> None:
-    """Refuse files that are made of too many pieces.
+    """Refuse files of too many pieces.
 
     Raises:
         ItemFailure: `broken_image`.
@@ -57,7 +57,7 @@ def _check_pieces(pieces: int, what: str) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Up to the end of the first image: of an animation the rest is not read."""
+    """Up to the end of the first image: the rest of an animation is not read."""
     if len(data) < _PNG_START + MAX_PIECES * _PNG_CHUNK_BYTES:
         return
     position, pieces, is_in_image = _PNG_START, 0, False
@@ -98,7 +98,7 @@ def _check_tiff(data: bytes) -> None:
     try:
         (start,) = struct.unpack_from(order + word, data, 8 if is_big else 4)
         (tags,) = struct.unpack_from(order + number, data, start)
-    except (struct.error, OverflowError):  # no directory there: Pillow will say so
+    except (struct.error, OverflowError):  # no directory there: Pillow reports it
         return
     _check_pieces(tags, "tags of this TIFF")
     start += struct.calcsize(order + number)
@@ -110,7 +110,7 @@ def _check_tiff(data: bytes) -> None:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP's canvas by its header; None where there is none to be read."""
+    """(width, height) of a WebP's canvas by its header; None if the header cannot be read."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
         return None
@@ -126,10 +126,10 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_coefficient_bytes(data: bytes) -> int:
-    """What libjpeg keeps of a JPEG in several scans until the last one, told from its segments; 0 for others.
+    """Memory of the coefficients that libjpeg keeps between the scans of a JPEG; 0 for a single scan.
 
     Raises:
-        ItemFailure: `broken_image`, for too many segments, filling bytes or scans.
+        ItemFailure: `broken_image` for too many segments, fill bytes or scans.
     """
     frame, is_progressive = b"", False
     position, pieces = 2, 0
@@ -137,9 +137,9 @@ def jpeg_coefficient_bytes(data: bytes) -> int:
         found = _MARKER.search(data, position)
         end = len(data) if found is None else found.end()
         pieces += end - position
-        _check_pieces(pieces, "segments and filling bytes of this JPEG")
+        _check_pieces(pieces, "segments and fill bytes of this JPEG")
         if end + 4 > len(data):
-            return 0  # no scan: neither decoder will make an image of it
+            return 0  # no scan: neither decoder makes an image of it
         marker, position = data[end], end + 1
         if marker == START_OF_SCAN:
             break
@@ -160,7 +160,7 @@ def jpeg_coefficient_bytes(data: bytes) -> int:
 
 
 def _component_pixels(width: int, height: int, factors: list[tuple[int, int]]) -> Iterator[int]:
-    """Pixels in whole blocks of each component, by its factors of sampling (across, down)."""
+    """Pixels in whole blocks of each component, by its sampling factors (across, down)."""
     most_across, most_down = (max((pair[side] for pair in factors), default=0) or 1 for side in (0, 1))
     for across, down in factors:
         yield _rounded_up(width * across / most_across) * _rounded_up(height * down / most_down)
@@ -182,7 +182,7 @@ def _check_scans(data: bytes, start: int, pixels: int) -> None:
             return
         scans, pieces = scans + (marker == START_OF_SCAN), pieces + 1
         if scans > most:
-            raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"this JPEG comes in more than {most} scans")
+            raise ItemFailure(ErrorCode.BROKEN_IMAGE, f"this JPEG has more than {most} scans")
         _check_pieces(pieces, "segments of this JPEG")
         if marker not in _BARE_MARKERS and position + 2 <= len(data):
             position += max(2, struct.unpack_from(">H", data, position)[0])

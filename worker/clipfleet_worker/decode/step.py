@@ -1,7 +1,7 @@
-"""Where each image is read: in this process, which is fast, or in a child that may be killed.
+"""Decides where each image is read: in this process, which is fast, or in a child that may be killed.
 
-An image that kills the process that reads it takes all chunks of that process along. So what has cost a
-worker before, and what its operator wants to be careful with, is read by `DecodeChildren`.
+An image that kills the process that reads it takes down all chunks of that process. So chunks that have cost
+a worker before, and formats that the operator isolates, are read by `DecodeChildren`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from clipfleet.contract.jobs import DecodeRoute, ErrorCode
-from clipfleet_worker.decode.children import DecodeChildren, NoRoomError
-from clipfleet_worker.decode.decoder import DecodedImage, Decoder, Raster, fit
+from clipfleet_worker.decode.child_process import NoRoomError
+from clipfleet_worker.decode.children import DecodeChildren
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.fit import fit
 from clipfleet_worker.decode.formats import is_baseline_jpeg, is_png
+from clipfleet_worker.decode.rasters import DecodedImage, Raster
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import PixelSpec
 
@@ -21,7 +24,7 @@ _UNWATCHED = nullcontext()
 
 
 class DecodeStep:
-    """Called by many threads at once."""
+    """Decodes images; thread-safe."""
 
     def __init__(
         self,
@@ -36,7 +39,8 @@ class DecodeStep:
         Args:
             decoder: reads in this process.
             children: read outside.
-            watched: entered while this process reads an image, by who ends it if that takes too much.
+            watched: a context entered while this process reads an image: a guard that ends the process if it
+                takes too much memory.
             isolate: have children read all but baseline JPEG and PNG, whose decoders are simple and old.
         """
         self._decoder = decoder
@@ -48,10 +52,10 @@ class DecodeStep:
 
     @contextmanager
     def with_suspect(self) -> Iterator[None]:
-        """While a chunk that has cost a worker is under way, children read everything.
+        """Have children read everything while a chunk that has cost a worker is processed.
 
-        The images of other chunks too: one that kills the process would add to the losses of this chunk,
-        which may be innocent, until it is given up.
+        This includes the images of other chunks: one that kills the process would add to the losses of the
+        suspect, which may be innocent, until it is given up.
         """
         with self._lock:
             self._suspects += 1
@@ -67,17 +71,17 @@ class DecodeStep:
     def decode(
         self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool = False
     ) -> DecodedImage:
-        """The image in a file's bytes, the same ones wherever it is read; see `Decoder.decode`.
+        """Decode like `Decoder.decode`; pixels do not depend on where the file is read.
 
         Args:
             data: the file.
-            spec: what the model wants.
-            route: see `Decoder.read`.
+            spec: the pixels that the model takes.
+            route: see `decode.decoder`.
             is_suspect: the item's chunk has cost a worker.
 
         Raises:
             ItemFailure: also `decode_timeout`, `crashed` and `out_of_memory`.
-            NoRoomError: the machine has no room for a child now.
+            NoRoomError: the machine cannot start a child now.
         """
         try:
             return fit(self._read(data, spec, route, is_suspect=is_suspect), spec)
@@ -89,17 +93,17 @@ class DecodeStep:
 
     def _read(self, data: bytes, spec: PixelSpec, route: DecodeRoute, *, is_suspect: bool) -> Raster:
         if is_suspect or self._suspects or (self._isolate and not _is_simple(data)):
-            return self._children.read(data, spec.frame, route)
+            return self._children.read(data, spec.input_size, route)
         try:
             with self._watched:
-                return self._decoder.read(data, spec.frame, route)
+                return self._decoder.read(data, spec.input_size, route)
         except MemoryError:
-            pass  # and free with it what had been read, whose frames hang on the error
-        # Others may have all memory just now: alone the image is judged.
-        return self._children.read(data, spec.frame, route)
+            pass  # leaving the handler frees what had been read, which the error's traceback holds
+        # Other images may hold all memory now: a child decides by this one alone.
+        return self._children.read(data, spec.input_size, route)
 
     def close(self) -> None:
-        """End the children; nobody decodes any more."""
+        """End the children; nothing may be decoded afterwards."""
         self._children.kill_all()
 
 

@@ -20,7 +20,7 @@ from clipfleet.settings import doubtful_variables
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 from clipfleet_worker.failures import ItemFailure
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.pixel_spec import PixelSpec
 from clipfleet_worker.process.cores import cpus
 from clipfleet_worker.process.memory_guard import memory_limit

@@ -13,7 +13,7 @@ from clipfleet_worker.encode.backends.torch_backend import TorchBackend
 from clipfleet_worker.encode.bisecting import FORWARD_ERRORS
 from clipfleet_worker.failures import ModelUnavailableError, first_line
 from clipfleet_worker.models.files import find_files
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.process.cores import set_forward_threads
 from clipfleet_worker.process.device import pick_device, resolve_precision
 from clipfleet_worker.settings import WorkerSettings

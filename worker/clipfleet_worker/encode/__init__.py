@@ -1,1 +1,1 @@
-"""5. From pixels and prompts to features, by the one device thread. Knows no label."""
+"""5. From pixels and prompts to features, by the one device thread. Knows no label; decodes no image."""

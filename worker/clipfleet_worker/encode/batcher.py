@@ -1,9 +1,8 @@
 """The one thread that owns the device: slices of many chunks become batches, batches become features.
 
-Items of the best lane go first; a batch holds images, or texts, of one model only, whatever their chunks and
-jobs. On a device that works on its own the next batch is gathered and begun, and the one before delivered,
-while it does. What else wants the device, such as the prompts of a label set, is called in between, in the
-lane of its job.
+Items of the best lane go first; a batch holds images, or texts, of one model only, of any chunks and jobs. On
+an asynchronous device the next batch is gathered and begun, and the previous one delivered, while it works.
+Other work on the device, such as the prompts of a label set, is called between batches, in its job's lane.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS, Pulse
 T = TypeVar("T")
 
 _LANE_ORDER = tuple(Lane)
-_LINGER_SECONDS = 0.005  # a partial batch goes when the device is idle and nothing came for this long
+_LINGER_SECONDS = 0.005  # a partial batch is begun when the device is idle and no item came for this long
 _MAX_PASSED_OVER = 8  # batches of better lanes before a call
-_TEXTS_PER_PASS = 64  # so that a large label set does not hold up the images of other jobs
+_TEXTS_PER_PASS = 64  # so that a large label set does not delay the images of other jobs
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """Something else that is to be done on the device."""
+    """Other work on the device."""
 
     work: Callable[[], Any]
     future: Future[Any]
@@ -45,7 +44,7 @@ class _Call:
             self.future.set_result(self.work())
         except FORWARD_ERRORS as error:
             self.future.set_exception(error)
-            del self  # the exception holds this frame; in a cycle both would keep what failed in memory
+            del self  # the exception holds this stack frame: a cycle would keep what failed in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +56,11 @@ class BatchTotals:
 
 
 class BatcherStopped(RuntimeError):  # noqa: N818 - no error, like ChunkInterrupted
-    """The worker is going down; nothing will be encoded any more."""
+    """The worker stops; nothing more is encoded."""
 
 
 class Batcher:
-    """Start it once per device share; its other methods may be called from any thread."""
+    """Started once per device share; all other methods are thread-safe."""
 
     def __init__(self, batch_size: int, *, ring_batches: int = 3, pulse: Pulse | None = None) -> None:
         self._pulse = pulse or Pulse("batcher")
@@ -69,14 +68,14 @@ class Batcher:
         self.batch_size = batch_size  # items of a full batch
         self._ring_items = batch_size * ring_batches
         self._waiting_items = 0
-        self._wanted_items = 1  # for fewer the thread is not woken: as it lingers, what fills its batch
+        self._wake_at_items = 1  # fewer waiting items do not wake the thread; while it lingers, a full batch
         self._items: dict[Lane, deque[ItemSlice]] = {lane: deque() for lane in _LANE_ORDER}
         self._calls: dict[Lane, deque[_Call]] = {lane: deque() for lane in _LANE_ORDER}
         self._call_went_last = False
         self._passed_over = 0  # batches that went while a call waited
         self._under_way: deque[Batch] = deque()  # begun and not finished, oldest first; the thread's own
         self._finished_at = 0.0  # the last of them, monotonic
-        self.totals = BatchTotals()  # replaced after each batch, so that who reads it needs no lock
+        self.totals = BatchTotals()  # replaced after each batch, so that readers need no lock
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -86,7 +85,7 @@ class Batcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Fail what waits, end the thread."""
+        """Fail all waiting items and calls, and end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -100,10 +99,10 @@ class Batcher:
                 items.popleft().outcomes.interrupt(BatcherStopped("the worker stops"))
 
     def submit(self, part: ItemSlice) -> None:
-        """Queue items; blocks while the ring is full, which has room for a batch more of the best lane.
+        """Queue items; blocks while the ring is full. It has room for one more batch of the best lane.
 
         Raises:
-            BatcherStopped: the worker is going down.
+            BatcherStopped: the worker stops.
         """
         part.submitted_at = time.monotonic()
         room = self._ring_items + (self.batch_size if part.lane is _LANE_ORDER[0] else 0)
@@ -113,11 +112,11 @@ class Batcher:
                 raise BatcherStopped("the worker stops")
             self._waiting_items += len(part.items)
             self._items[part.lane].append(part)
-            if self._waiting_items >= self._wanted_items:
+            if self._waiting_items >= self._wake_at_items:
                 self._changed.notify_all()
 
     def encode_texts(self, encoder: Encoder, prompts: Sequence[str], lane: Lane) -> np.ndarray:
-        """Features of texts, float32 (len(prompts), d); blocks until they are there. See `call`."""
+        """Features of texts, float32 (len(prompts), d); blocks until they are ready. See `call`."""
         slices = [
             list(prompts[start : start + _TEXTS_PER_PASS])
             for start in range(0, len(prompts), _TEXTS_PER_PASS)
@@ -125,10 +124,10 @@ class Batcher:
         return np.concatenate(self._do([partial(encoder.encode_texts, texts) for texts in slices], lane))
 
     def call(self, work: Callable[[], T], lane: Lane) -> T:
-        """Have something short done on the device by its thread; blocks until it is done.
+        """Run something short in the device's thread; blocks until it is done.
 
         Raises:
-            BatcherStopped: the worker is going down.
+            BatcherStopped: the worker stops.
             RuntimeError, ValueError, MemoryError, ArithmeticError: what `work` raised.
         """
         return self._do([work], lane)[0]
@@ -136,7 +135,7 @@ class Batcher:
     def _do(self, works: Sequence[Callable[[], T]], lane: Lane) -> list[T]:
         futures = self._queue(works, lane)
         try:
-            return list(map(Future.result, futures))  # no frame of ours, as that of a comprehension is
+            return list(map(Future.result, futures))  # a comprehension would add a stack frame
         finally:
             del futures  # see `_Call.run`
 
@@ -154,9 +153,9 @@ class Batcher:
             pass
 
     def _work_once(self) -> bool:
-        """Begin a batch, finish one, or do a call; False at the end.
+        """Begin a batch, finish one, or run a call; returns False at the end.
 
-        While it waits for work nothing here keeps a model alive.
+        While it waits for work it keeps no model alive.
         """
         call, segments = None, []
         with self._changed:
@@ -169,7 +168,7 @@ class Batcher:
         with self._pulse.during("call" if call else "encode", LOAD_LIMIT_SECONDS), self.busy:
             if call:
                 call.run()
-                call = None  # an exception holds this frame, too
+                call = None  # an exception holds this stack frame, too
             elif segments:
                 self._begin(segments)
             elif len(self._under_way) == 1 and not self._under_way[0].leaves_room:
@@ -189,10 +188,10 @@ class Batcher:
         self.totals = BatchTotals(self.totals.batches + 1, self.totals.items + batch.size)
 
     def _may_begin(self) -> bool:
-        """Whether the device shall have more to do.
+        """Whether another batch or call may be begun now.
 
-        Behind a batch under way that keeps all of it busy only a whole one goes: what is there by then would
-        gain nothing by going earlier. After a call who has waited for his features has them first.
+        Behind a batch that keeps the whole device busy only a full one is begun: a smaller one would gain
+        nothing. After a call the batch under way is delivered first.
         """
         if self._stopping or not self._under_way:
             return not self._stopping
@@ -206,10 +205,10 @@ class Batcher:
         return next((lane for lane in _LANE_ORDER if self._calls[lane] or self._items[lane]), None)
 
     def _next_call(self) -> _Call | None:
-        """A call, if it is its turn: where the best lane has both, calls and batches alternate.
+        """The next call, if it is its turn: if the best lane has both, calls and batches alternate.
 
-        A call of a worse lane than that of the waiting items goes after it was passed over often enough:
-        unlike items, calls do not fill the ring until they are let through.
+        A call of a worse lane than the waiting items goes after so many batches: calls do not fill the ring,
+        so that nothing else would ever stop the items before them.
         """
         waiting = next((lane for lane in _LANE_ORDER if self._calls[lane]), None)
         if waiting is None:
@@ -224,7 +223,7 @@ class Batcher:
         return self._calls[waiting].popleft()
 
     def _gather(self) -> list[Segment]:
-        """A batch of one kind, best lane first; called with the lock held, lets it go while it lingers."""
+        """A batch of one kind, best lane first; called with the lock held, releases it while it lingers."""
         batch: list[Segment] = []
         room, has_lingered = self.batch_size, False
         while room and not self._stopping:
@@ -237,11 +236,11 @@ class Batcher:
             if room and not taken:
                 if self._under_way or has_lingered:
                     break
-                self._wanted_items = room
+                self._wake_at_items = room
                 has_lingered = not self._changed.wait(_LINGER_SECONDS)
             else:
                 has_lingered = False
-        self._wanted_items = 1
+        self._wake_at_items = 1
         self._changed.notify_all()
         return batch
 

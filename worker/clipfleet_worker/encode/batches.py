@@ -1,8 +1,8 @@
-"""One batch: the items of several chunks that go through the device together, and what becomes of them.
+"""One batch: items of several chunks that go through the device together, and their results.
 
-A batch is begun, then finished; on a device that works on its own others are begun in between. Whatever its
-forward pass raises, at either end, is met when it is finished: so chunks hear of their items in the order in
-which those were taken. Nothing here decides what goes into a batch, or when.
+A batch is begun, then finished; on an asynchronous device others are begun in between. Errors of its forward
+pass are raised when it is finished, so that items end in the order in which they were taken. Which items go
+into a batch, and when, is decided in `batcher`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HARMLESS_TEXT = "a"
 
 
 class Encoder(Protocol):
-    """A loaded model, as far as batcher and text matrices need it."""
+    """A loaded model as the batcher and the text matrices use it."""
 
     fingerprint: str
     device: str
@@ -39,7 +39,7 @@ class Encoder(Protocol):
 
     @property
     def batches_in_flight(self) -> int:
-        """How many batches may be begun before the first result is asked for."""
+        """How many batches may be begun before the first one is finished."""
 
     def new_pixels(self, count: int) -> np.ndarray:
         """An array to be filled for `begin_images`, see `clipfleet_worker.encode.backends.Backend`."""
@@ -53,7 +53,7 @@ class Encoder(Protocol):
 
 @dataclass(eq=False, slots=True)
 class ItemSlice:
-    """Some items of one chunk, to be encoded together or apart."""
+    """Some items of one chunk, encoded together or apart."""
 
     encoder: Encoder
     lane: Lane
@@ -65,7 +65,7 @@ class ItemSlice:
 
     @property
     def kind(self) -> tuple[Encoder, bool]:
-        """What fits into one batch: items of one model that are all images or all texts."""
+        """What items of one batch have in common: the model, and whether they are texts."""
         return self.encoder, isinstance(self.items[0], str)
 
 
@@ -98,24 +98,24 @@ class Batch:
         self._encoder, self._is_text = segments[0].slice.kind
         self._begun_at = time.monotonic()
         self._pending: PendingFeatures | None = self._begin()
-        self.leaves_room = False  # to the batch behind it
-        self.leaves_idle = False  # some of the device, until that one goes
+        self.leaves_room = False  # the next batch may be begun
+        self.leaves_idle = False  # part of the device is idle until that one begins
 
     @property
     def batches_in_flight(self) -> int:
-        """How many of its model's may be under way; texts are encoded when they are begun."""
+        """How many batches of its model may be under way; texts are encoded synchronously."""
         return 1 if self._is_text else self._encoder.batches_in_flight
 
     def wait_for_room(self) -> None:
-        """Block until the next batch may be begun: earlier it would keep better lanes waiting for nothing."""
+        """Block until the next batch may be begun: begun earlier, it would only delay better lanes."""
         self.leaves_idle = self._pending is not None and self._pending.wait_for_room()
         self.leaves_room = True
 
     def finish(self, idle_since: float) -> None:
-        """Wait for the features and deliver them; items that fail alone, too.
+        """Wait for the features and deliver them, or the errors of items that fail alone.
 
         Args:
-            idle_since: when the batch before this one was finished (monotonic); its time is not ours.
+            idle_since: when the previous batch was finished (monotonic); time before it is not counted.
 
         Raises:
             Exception: the device is lost for this process.
@@ -130,21 +130,21 @@ class Batch:
             for segment in self._segments:
                 segment.slice.outcomes.interrupt(fault.error)
             if is_lost(fault.error):
-                raise  # the thread's end is that of the process; a new one has the device anew
+                raise  # this ends the thread, and so the process; a new process can use the device again
             return
         now = time.monotonic()
         share = (now - max(self._begun_at, idle_since)) / len(self._items)
         offset = 0
         for segment in self._segments:
             count = segment.stop - segment.start
-            # First: the chunk may end now.
+            # Before the delivery, which may end the chunk.
             segment.slice.outcomes.add_seconds("encode", share * count)
             segment.slice.outcomes.add_wait(Meter.BEYOND, (now - segment.slice.submitted_at) * count)
             _deliver(segment, results[offset : offset + count])
             offset += count
 
     def _checked(self, results: Results) -> Results:
-        """With an exception in place of features that are no unit vectors: no row may be made of them."""
+        """Replace features that are no unit vectors by an exception: no row may be made of them."""
         if isinstance(results, np.ndarray) and have_direction(results).all():
             return results
         what = "this text" if self._is_text else "this image"
@@ -163,8 +163,8 @@ class Batch:
             return _FailedFeatures(error)
 
     def _begin_images(self, images: list[np.ndarray]) -> PendingFeatures:
-        # Copied here, not decoded into its place: which batch an image goes into, and at which row, is known
-        # only when the batch is gathered, and to copy it takes some percent of what its decoding took.
+        # Copied here, not decoded into place: an image's batch and row are known only when the batch is
+        # gathered, and the copy takes a few percent of the time of decoding.
         pixels = self._encoder.new_pixels(len(images))
         return self._encoder.begin_images(np.stack(images, out=pixels))
 
@@ -172,13 +172,13 @@ class Batch:
         return self._encoder.encode_texts(items) if self._is_text else self._begin_images(items).result()
 
 
-class _NoVector(Exception):  # noqa: N818 - the text is the row's
-    """The forward pass worked, and what it gave for an item is no vector."""
+class _NoVector(Exception):  # noqa: N818 - its text goes into the row
+    """The forward pass succeeded, but its result for an item is no unit vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class _FailedFeatures:
-    """Of a batch that could not even be begun."""
+    """The result of a batch that could not be begun."""
 
     error: Exception
 

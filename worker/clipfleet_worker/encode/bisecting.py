@@ -1,6 +1,6 @@
-"""A batch whose forward pass fails is halved until the guilty items are alone, or nobody is guilty.
+"""Halve a batch whose forward pass fails until the failing items are alone.
 
-Where nothing works, not even an item that is harmless, the device is at fault: no item must pay for it.
+If not even a harmless item can be encoded, the device is at fault, and no item fails.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ log = logging.getLogger(__name__)
 
 EncodeBatch = Callable[[list[Any]], np.ndarray]  # n items -> features (n, d)
 
-# torch raises RuntimeError for nearly everything; what is out of memory comes as MemoryError.
+# torch raises RuntimeError for nearly everything; `memory_errors` turns "out of memory" into MemoryError.
 FORWARD_ERRORS = (RuntimeError, ValueError, MemoryError, ArithmeticError)
 
 
 class DeviceFault(Exception):  # noqa: N818 - no error of an item
-    """Nothing can be encoded now; `error` is what the batch raised."""
+    """The device cannot encode anything now; `error` is what the batch raised."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-# By item; a list where the batch as a whole has failed.
+# By item; a list if the batch as a whole has failed.
 Results = np.ndarray | list[np.ndarray | Exception]
 
 
@@ -39,11 +39,11 @@ def encode_each(
     Args:
         encode: a forward pass; raises one of `FORWARD_ERRORS`.
         items: a batch.
-        harmless: an item of the same kind on which the forward pass works if it works at all.
-        first: brings what `encode` has given, or raised, for all items: that pass was begun before.
+        harmless: an item of the same kind that a working device can encode.
+        first: finishes the pass of all items, which was begun before: returns or raises like `encode`.
 
     Raises:
-        DeviceFault: it does not work.
+        DeviceFault: the device cannot encode the harmless item either.
     """
     try:
         return first()
@@ -52,7 +52,7 @@ def encode_each(
         log.warning("a batch of %d failed: %s", len(items), error, exc_info=True, extra=context)
         failure = error
     is_too_large = isinstance(failure, MemoryError)
-    if not is_too_large:  # else halves may fit, and as long as one does there is no doubt
+    if not is_too_large:  # otherwise halves may fit, and one that does proves the device
         _require_working(encode, harmless, failure)
     results = _encode_halves(encode, items, failure)
     if is_too_large and all(isinstance(result, Exception) for result in results):

@@ -1,7 +1,7 @@
-"""Arrays in the user's cache folder: what would be computed again at every start. They are data only.
+"""Arrays in the user's cache folder that would otherwise be computed at every start.
 
-Nobody else may write to the folder: OpenVINO trusts what it imports. Whatever keeps arrays from being written
-or read costs time, nothing else.
+Only the user may write to the folder: OpenVINO trusts what it imports. Failures to write or read cost time
+only.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from clipfleet.contract.jobs import short_hash
 log = logging.getLogger(__name__)
 
 _CHECKSUM = "crc32"  # an array of one number, beside the others
-_SCRATCH_SECONDS = 3600  # writing takes seconds: whoever began such a scratch folder has died
+_SCRATCH_SECONDS = 3600  # writing takes seconds: the process of an older scratch folder has died
 
 
 def cache_folder() -> Path:
-    """Below the user's own cache; a user without a home has one in no place that can be made."""
+    """Below the user's own cache; for a user without a home a path that cannot be created."""
     home = os.environ.get("HOME") or "/nonexistent"
     return Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "clipfleet"
 
 
 def recall(kind: str, key: Sequence[str]) -> Mapping[str, np.ndarray]:
-    """What was kept, by name; nothing where nothing was, or where it cannot be read or is damaged."""
+    """The kept arrays by name; empty if there are none, or they cannot be read or are damaged."""
     file = kept_file(kind, key)
     try:
         _require_private(file.parent)
-        os.utime(file)  # those used last are kept
+        os.utime(file)  # the least recently used are removed first
         found = load_file(file)
     except (OSError, SafetensorError):
         return {}
@@ -49,7 +49,7 @@ def recall(kind: str, key: Sequence[str]) -> Mapping[str, np.ndarray]:
 
 
 def forget(kind: str, key: Sequence[str]) -> bool:
-    """Remove what was kept; whether nothing is kept now."""
+    """Remove kept arrays; returns whether they are gone."""
     try:
         kept_file(kind, key).unlink(missing_ok=True)
     except OSError:
@@ -58,9 +58,9 @@ def forget(kind: str, key: Sequence[str]) -> bool:
 
 
 def keep(kind: str, key: Sequence[str], arrays: Mapping[str, np.ndarray], *, most: int = 64) -> None:
-    """Keep arrays under a key that says all that they depend on.
+    """Keep arrays under a key that covers everything they depend on.
 
-    Of this kind so many are kept; those that were used least lately give way.
+    At most `most` of a kind are kept; the least recently used are removed.
     """
     file = kept_file(kind, key)
     try:
@@ -74,17 +74,17 @@ def keep(kind: str, key: Sequence[str], arrays: Mapping[str, np.ndarray], *, mos
         for old in by_use[most:]:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        log.info("nothing is kept in %s: %s", file.parent, error, extra={"action": "cache_unusable"})
+        log.info("cannot keep arrays in %s: %s", file.parent, error, extra={"action": "cache_unusable"})
 
 
 def kept_file(kind: str, key: Sequence[str]) -> Path:
-    """Where arrays of this key are, or would be."""
+    """Path of the arrays of a key, present or not."""
     return cache_folder() / f"{kind}-{short_hash(list(key))}.safetensors"
 
 
 def _remove_left_scratch(folder: Path) -> None:
     for scratch in folder.glob("tmp*"):
-        with suppress(FileNotFoundError):  # another process is done with it
+        with suppress(FileNotFoundError):  # its process has just removed it
             if time.time() - scratch.stat().st_mtime > _SCRATCH_SECONDS:
                 shutil.rmtree(scratch, ignore_errors=True)
 
@@ -101,7 +101,7 @@ def _require_private(folder: Path) -> None:
     found = folder.lstat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022 or folder.is_symlink():
         _warn_of(folder)
-        raise PermissionError(f"others may write to {folder} too")
+        raise PermissionError(f"other users may write to {folder}")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Which features are unit vectors, and what a failed row says where they are none."""
+"""Which features are unit vectors, and the error detail of a row whose features are none."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def have_direction(features: np.ndarray) -> np.ndarray:
     """Which rows of features (n, d) are unit vectors; bool (n,).
 
-    A model that overflows gives NaN, infinity or zero in their place.
+    A model that overflows gives NaN, infinity or zero instead.
     """
-    squares = np.einsum("nd,nd->n", features, features)  # one pass; NaN and infinity stay what they are
+    squares = np.einsum("nd,nd->n", features, features)  # one pass; keeps NaN and infinity
     usable: np.ndarray = np.isfinite(squares) & (squares > 0)
     return usable
 
@@ -26,8 +26,8 @@ def why_not(precision: Precision, what: str) -> str:
     """The detail of a failed row whose features have no direction.
 
     Args:
-        precision: that was computed in.
-        what: was encoded, such as `this image`.
+        precision: of the computation.
+        what: the item, such as `this image`.
     """
     if precision is Precision.FP32:
         return f"the model gives no finite vector for {what}"

@@ -1,9 +1,8 @@
-"""From the URI of an item to the bytes behind it, one module per kind of place.
+"""3. From an item's URI to its bytes, one module per kind of place. Does not look into the bytes.
 
 A fetcher trusts neither the URI nor the place nor the bytes: settings say what may be reached; time, bytes
-and redirects are capped. It ends in bytes or in an `ItemFailure`, whatever the other side does. Nothing
-here looks into the bytes: an HTML page and an empty file are bytes like others, the decoder tells them
-apart.
+and redirects are capped. Whatever the other side does, the result is bytes or an `ItemFailure`. An HTML page
+and an empty file are bytes like any others, which the decoder refuses.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ class AsyncFetcher(Protocol):
         """The bytes behind the URI.
 
         Raises:
-            TransientFailure: they cannot be had now; a moment later they may.
-            SourceUnavailableError: the store that all such items are in is away: their chunks wait for it.
-            WorkerShortageError: this worker lacks file descriptors, threads or memory: likewise.
-            ItemFailure: they cannot be had; nothing else is raised for whatever a URI or a server can do.
+            TransientFailure: the fetch failed, but a retry may succeed.
+            SourceUnavailableError: the store of all such items is down: their chunks wait for it.
+            WorkerShortageError: the worker lacks file descriptors, threads or memory: its chunk waits.
+            ItemFailure: the fetch failed; nothing else is raised for whatever a URI or a server can do.
         """
 
 
@@ -47,7 +46,7 @@ def scheme_of(uri: str) -> str:
 
 
 def archive_member(uri: str) -> TarMember:
-    """Which bytes of which archive a URI names.
+    """The archive that a URI names, and the range of bytes in it.
 
     Raises:
         ItemFailure: `bad_uri`.

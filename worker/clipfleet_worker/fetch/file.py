@@ -1,10 +1,9 @@
-"""Reads files below the folders that `CLIPFLEET_FILE_ROOTS` names, and nothing else on the machine.
+"""Reads files below the folders of `CLIPFLEET_FILE_ROOTS`, and nothing else on the machine.
 
-What is checked is the file that was opened, not the path that was asked for. The file is pinned with
-`O_PATH` (which neither reads, blocks nor wakes a device), the kernel is asked through `/proc/self/fd` where
-it really lies, and only then the pinned file itself is opened for reading. Symbolic links, `..` and a link
-swapped in between cannot lead outside. Hard links can: who may create files below a root decides what they
-are. Needs Linux and /proc.
+The check applies to the opened file, not to the requested path. The file is pinned with `O_PATH` (which
+neither reads, blocks nor wakes a device), `/proc/self/fd` gives its real path, and only then the pinned file
+itself is opened for reading. Symbolic links, `..` and a link swapped in between cannot lead outside. Hard
+links can: users who may create files below a root decide what is there. Needs Linux and /proc.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from clipfleet_worker.fetch import archive_member
 
 _OPEN_FILES = "/proc/self/fd"
 _FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*)|(?!//))(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
-# Non-blocking only guards against a file system that reports a regular file and then blocks like a pipe.
+# Non-blocking guards against a file system that reports a regular file and then blocks like a pipe.
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _READ_BYTES = 1 << 20
 
@@ -41,10 +40,10 @@ _CODES = {
 
 
 class FileFetcher:
-    """Holds no open file between two calls, which may be of several threads.
+    """Thread-safe; holds no open file between two calls.
 
     Args:
-        roots: folders whose content may be read, resolved here, once. None at all refuses everything.
+        roots: folders whose content may be read, resolved here, once. Without any, everything is refused.
         max_image_bytes: the largest file that is read.
 
     Raises:
@@ -60,7 +59,7 @@ class FileFetcher:
         self._max_image_bytes = max_image_bytes
 
     def read(self, uri: str) -> bytes:
-        """Content of a file.
+        """Read a file.
 
         Args:
             uri: an absolute path, taken literally, or a `file://` URL, percent-decoded.
@@ -73,7 +72,7 @@ class FileFetcher:
             return self._read_all(descriptor, size_bytes)
 
     def read_member(self, uri: str) -> bytes:
-        """An image in a tar archive, which itself may be of any size; otherwise like `read`.
+        """Read an image in a tar archive, which itself may have any size; otherwise like `read`.
 
         Args:
             uri: see `clipfleet.contract.tar_member`. The archive's headers are not read.
@@ -97,7 +96,8 @@ class FileFetcher:
         """A descriptor of a regular file inside the roots, and its size before it was opened."""
         if not self._prefixes:
             raise ItemFailure(
-                ErrorCode.PATH_REFUSED, "no folder may be read here: CLIPFLEET_FILE_ROOTS is not set"
+                ErrorCode.PATH_REFUSED,
+                "this worker reads no local files: CLIPFLEET_FILE_ROOTS is not set",
             )
         path = path_of(uri)
         try:
@@ -124,8 +124,8 @@ class FileFetcher:
             os.close(pinned)
 
     def _read_all(self, descriptor: int, expected_bytes: int) -> bytes:
-        # One byte more than expected: where it does not come, the file ends there, and needs no further call.
-        # Otherwise the size is not trusted: a file may grow meanwhile, and some file systems say 0.
+        # One byte more than expected: if it is missing, the file has ended and no further call is needed.
+        # Otherwise the size is not trusted: a file may grow meanwhile, and some file systems report 0.
         if expected_bytes > self._max_image_bytes:
             raise too_many_bytes(self._max_image_bytes)
         parts = []
@@ -142,10 +142,10 @@ class FileFetcher:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _failure(self, path: str, error: OSError) -> ItemFailure:
-        # Errors are told only about paths inside the roots; elsewhere they would tell which files exist.
+        # Only errors of paths inside the roots are reported: others would reveal which files exist.
         try:
             real_path = os.path.realpath(path)
-        except OSError:  # a link was swapped meanwhile: who knows where it leads
+        except OSError:  # a link was swapped meanwhile and may lead anywhere
             return _outside()
         if not real_path.startswith(self._prefixes):
             return _outside()
@@ -154,7 +154,7 @@ class FileFetcher:
 
 
 def path_of(uri: str) -> str:
-    """The absolute path that a URI names; nothing is looked up.
+    """The absolute path that a URI names; does not access the file system.
 
     Raises:
         ItemFailure: `bad_uri` for a relative path, a file on another host, or a name no file can have.

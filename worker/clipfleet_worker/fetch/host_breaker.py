@@ -1,7 +1,7 @@
-"""Leaves a host alone that fails again and again, and tries it with one request at a time until it is back.
+"""A circuit breaker per host: after repeated failures one trial request at a time until it answers again.
 
-Its items need not all find out for themselves: they are told when it will be tried again, and whether the
-outage is an old one. Hosts know nothing of each other's troubles.
+Meanwhile other requests fail at once, with the time of the next trial and whether the outage is an old one.
+Hosts do not affect each other.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
-    """When a host is left alone, and for how long."""
+    """When a host's circuit opens, and for how long."""
 
-    failing_urls: int = 10  # different ones in a row: one bad URL, asked for again and again, is no outage
-    first_pause_seconds: float = 1.0  # before it is tried; doubles with each trial in vain
+    failing_urls: int = 10  # different ones in a row: retries of one bad URL are no outage
+    first_pause_seconds: float = 1.0  # before the first trial; doubles with each failed trial
     max_pause_seconds: float = 5.0
-    max_retry_after_seconds: float = 60.0  # a pause that the host itself asks for
-    young_seconds: float = 30.0  # so long an outage is a young one
+    max_retry_after_seconds: float = 60.0  # cap of the host's own Retry-After
+    young_seconds: float = 30.0  # age up to which an outage is a young one
     remembered_hosts: int = 10_000
 
 
@@ -44,15 +44,15 @@ class HostBreaker:
 
     @contextmanager
     def watch(self, host: str, url: str) -> Iterator[None]:
-        """Around one request: learns from how it ends.
+        """Around one request: records how it ends.
 
         Args:
             host: with its port.
-            url: what is asked for.
+            url: of the request.
 
         Raises:
             HostLeftAlone: the request must not be made.
-            WorkerShortageError: it failed for what this worker lacks.
+            WorkerShortageError: it failed for a shortage of this worker.
         """
         is_trial = self._enter(host)
         try:
@@ -78,7 +78,7 @@ class HostBreaker:
             trouble.is_tried = False
 
     def refusal(self, host: str) -> HostLeftAlone | None:
-        """What a request would be told now if it may not be a trial; None of a host that may be asked."""
+        """The error of a request now, unless it may be a trial; None if requests to the host may be made."""
         trouble = self._troubles.get(host)
         if trouble is None or trouble.opened_at is None:
             return None
@@ -100,8 +100,8 @@ class HostBreaker:
         if trouble.is_tried:
             pause += self._policy.first_pause_seconds
         detail = (
-            f"{host}: not asked: {trouble.failures} failures in a row, the last: {trouble.last.detail}; "
-            f"next trial in {pause:.0f} s"
+            f"{host}: no request made after {trouble.failures} failures in a row, "
+            f"the last: {trouble.last.detail}; next trial in {pause:.0f} s"
         )
         is_old = now - opened_at >= self._policy.young_seconds
         return HostLeftAlone(trouble.last.code, detail, wait_seconds=pause, is_old=is_old)
@@ -130,7 +130,7 @@ class HostBreaker:
         trouble.opened_at = now
         trouble.next_trial_at = now + self._pause_seconds(trouble, told)
         log.warning(
-            "%s is left alone for a while: %d failures in a row, the last: %s",
+            "%s gets only trial requests for now: %d failures in a row, the last: %s",
             host,
             trouble.failures,
             trouble.last.detail,
@@ -153,7 +153,7 @@ class _Trouble:
     last: ItemError
     pause_seconds: float
     failures: int = 0
-    urls: set[int] = field(default_factory=set)  # hashes of those that failed, until it is left alone
-    opened_at: float | None = None  # since when it is left alone
+    urls: set[int] = field(default_factory=set)  # hashes of those that failed, until the circuit opens
+    opened_at: float | None = None  # when the circuit has opened
     next_trial_at: float = 0.0
     is_tried: bool = False  # a trial is under way

@@ -1,9 +1,9 @@
-"""So many at a time, those of the best lane first: what waits for turns at hosts and stores.
+"""A semaphore with lanes: turns at hosts and stores, those of the best lane first.
 
-A URL that somebody waits for must not stand in line behind the thousands that a bulk job has at the same
-host. But every 8th turn that is handed on goes to whoever has waited longest in the other lanes, so that none
-of them starves, and every 2nd once that was long: the time of his chunk runs, and at its end the item fails.
-The fetchers do not know whose item they get: its lane stands in the context of its tasks.
+A URL of the best lane must not wait behind the thousands that a bulk job has at the same host. But every 8th
+released turn goes to the longest wait in the other lanes, so that none of them starves, and every 2nd once
+that wait is long: the time of its chunk runs, and at its end the item fails. Fetchers do not know the lane of
+an item: it is in the context of its tasks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _Turn = asyncio.Future[None]
 _lane: ContextVar[Lane] = ContextVar("lane", default=Lane.NORMAL)
 
 
-def tell_lane(lane: Lane) -> None:
-    """Of the job of this task, and of those tasks it starts from now on."""
+def set_lane(lane: Lane) -> None:
+    """Set the lane of this task, and of those it starts from now on."""
     _lane.set(lane)
 
 
@@ -34,7 +34,7 @@ class LaneTurns:
     """Belongs to one event loop.
 
     Args:
-        limit: how many may have a turn at a time; asked anew with each turn.
+        limit: returns how many turns there are; called for each turn.
         monotonic: the clock, in seconds.
     """
 
@@ -47,18 +47,18 @@ class LaneTurns:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has a turn or waits for one."""
+        """Whether no turn is taken or waited for."""
         return not self._active and not self._waiting
 
     async def take(self) -> None:
-        """Wait for a turn; `release` gives it back."""
+        """Wait for a turn; `release` ends it."""
         if self._active < self._limit() and not self._waiting:
             self._active += 1
             return
         lane, turn = _lane.get(), asyncio.get_running_loop().create_future()
         self._waiting.add(lane, turn)
         try:
-            await turn  # whoever fulfils it has counted us as active
+            await turn  # `_hand_on` has counted it as active
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._active -= 1
@@ -67,7 +67,7 @@ class LaneTurns:
             raise
 
     def release(self) -> None:
-        """Give a turn back, to whoever comes next."""
+        """End a turn, and begin the next one."""
         self._active -= 1
         self._hand_on()
 
@@ -78,12 +78,12 @@ class LaneTurns:
 
 
 class _Waiting:
-    """Who waits, by lane; of a lane the first come goes first. Cancelled ones may be among them."""
+    """Turns that are waited for: by lane, first come first served. Cancelled ones may be among them."""
 
     __slots__ = ("_by_lane", "_handed_on", "_monotonic")
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
-        # With the time when each came. There are as many of us as busy hosts.
+        # With the time when each wait began. There is one of these objects per busy host.
         self._by_lane: dict[Lane, OrderedDict[_Turn, float]] = {}
         self._handed_on = 0
         self._monotonic = monotonic
@@ -98,7 +98,7 @@ class _Waiting:
         self._by_lane[lane].pop(turn, None)
 
     def pop(self) -> _Turn | None:
-        """Who comes next."""
+        """The next one, None if none is waited for."""
         lanes = [lane for lane in Lane if self._has(lane)]
         if not lanes:
             return None
@@ -113,7 +113,7 @@ class _Waiting:
         return turn
 
     def _has(self, lane: Lane) -> bool:
-        """Whether somebody waits in it; those at its head that were cancelled are forgotten."""
+        """Whether a turn is waited for in a lane; drops cancelled ones at its head."""
         waiting = self._by_lane.get(lane)
         while waiting:
             turn = next(iter(waiting))

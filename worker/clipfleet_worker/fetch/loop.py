@@ -1,7 +1,7 @@
-"""Fetching URLs for many chunks at once, on an event loop in a thread of its own.
+"""Fetches URLs for many chunks at once, on an event loop in its own thread.
 
-Bytes leave in small slices, so that the decoding threads are woken once per slice. No fetch begins while too
-many bytes wait to be decoded; a chunk's deadline stands still meanwhile, since the delay is not the hosts'.
+Bytes are passed on in small slices, which wake the decode threads once each. No fetch begins while too many
+bytes wait to be decoded; a chunk's deadline is paused meanwhile, since hosts do not cause that delay.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from clipfleet.contract.bottleneck import Meter
 from clipfleet.contract.jobs import ErrorCode, ItemError, Lane
 from clipfleet.errors import SourceUnavailableError
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
-from clipfleet_worker.fetch.http.host_turns import tell_waits
-from clipfleet_worker.fetch.lane_turns import tell_lane
+from clipfleet_worker.fetch.http.host_turns import report_waits_to
+from clipfleet_worker.fetch.lane_turns import set_lane
 from clipfleet_worker.fetch.retrying import ChunkTime, RetryingFetcher
 from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.outcomes import Outcomes
@@ -34,14 +34,14 @@ _SLICE_ITEMS = 16
 _SLICE_LINGER_SECONDS = 0.05
 _CHECK_SECONDS = 0.5
 _BEAT_SECONDS = 1.0
-_TURN_LIMIT_SECONDS = 60.0  # of the event loop, in which nothing may block
+_PULSE_LIMIT_SECONDS = 60.0  # nothing may block the event loop
 
 FetchedSlice = list[tuple[int, bytes]]  # (position in the chunk, bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class FetchRequest:
-    """The URLs of one chunk, and who gets the bytes."""
+    """The URLs of one chunk, and where their bytes go."""
 
     uris: list[tuple[int, str]]  # (position in the chunk, URI)
     outcomes: Outcomes
@@ -76,7 +76,7 @@ class FetchLoop:
         self._call(self._open())
 
     def stop(self) -> None:
-        """Cancel what is under way, close the fetcher, end the thread."""
+        """Cancel all fetches, close the fetcher, end the thread."""
         if not self._thread.is_alive():
             return
         self._call(self._close())
@@ -104,7 +104,7 @@ class FetchLoop:
     async def _beat(self) -> None:
         try:
             while True:
-                self._pulse.enter("turn", _TURN_LIMIT_SECONDS)
+                self._pulse.enter("turn", _PULSE_LIMIT_SECONDS)
                 await asyncio.sleep(_BEAT_SECONDS)
         finally:
             self._pulse.rest("stopped")
@@ -117,8 +117,8 @@ class FetchLoop:
         await self._fetcher.close()
 
     async def _fetch(self, request: FetchRequest) -> None:
-        tell_lane(request.lane)
-        tell_waits(partial(request.outcomes.add_wait, Meter.TURNS))
+        set_lane(request.lane)
+        report_waits_to(partial(request.outcomes.add_wait, Meter.TURNS))
         slicer = _Slicer(request.on_slice)
         time_left = ChunkTime(self._deadline_seconds)
         tasks = {
@@ -165,7 +165,7 @@ class FetchLoop:
 
 
 class _Slicer:
-    """Collects fetched items and passes them on when there are enough, or soon."""
+    """Collects fetched items and passes them on as a slice when it is full, or after a short linger."""
 
     def __init__(self, on_slice: Callable[[FetchedSlice], None]) -> None:
         self._on_slice = on_slice
@@ -190,7 +190,7 @@ class _Slicer:
 
 def _report_bugs(tasks: set[asyncio.Task[None]], outcomes: Outcomes) -> None:
     for task in tasks:
-        # We have cancelled none of these: whoever did must not leave the item without an end.
+        # The loop has cancelled none of these; the item of a task that was cancelled must still end.
         error = RuntimeError("a fetch was cancelled") if task.cancelled() else task.exception()
         if error is None:
             continue
@@ -200,7 +200,7 @@ def _report_bugs(tasks: set[asyncio.Task[None]], outcomes: Outcomes) -> None:
 
 
 def _report_end(outcomes: Outcomes, fetching: Future[None]) -> None:
-    """A chunk whose fetching broke off must not wait for ever."""
+    """Interrupt a chunk whose fetching broke off: it must not wait forever."""
     if fetching.cancelled():
         outcomes.interrupt(ChunkInterrupted("the worker stops"))
     elif (error := fetching.exception()) is not None:

@@ -1,4 +1,4 @@
-"""Which fetcher an item belongs to: one for each scheme, and nothing for all others; `data:` needs none."""
+"""Chooses the fetcher of an item by its scheme; reads `data:` URIs, which need none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch import AsyncFetcher, scheme_of
 
 Fetch: TypeAlias = Callable[[str], Awaitable[bytes]]  # called in the event loop
-Read: TypeAlias = Callable[[str], bytes]  # of what is near at hand: by several decode threads at once
+Read: TypeAlias = Callable[[str], bytes]  # of local items; called by several decode threads at once
 
 _BLANKS = re.compile(rb"\s+")
 _FROM_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -26,8 +26,8 @@ class Routes:
 
     Args:
         remote: by scheme, in lower case.
-        local: likewise; `file` also stands for absolute paths.
-        fetchers: what the remote ones belong to, started and closed with this.
+        local: by scheme, in lower case; `file` also stands for absolute paths.
+        fetchers: those of the remote schemes, started and closed with this object.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Routes:
         self._open = AsyncExitStack()
 
     async def start(self) -> None:
-        """Start all of them; if one cannot, those before it are closed."""
+        """Start all fetchers; if one fails to start, those before it are closed."""
         async with AsyncExitStack() as stack:
             for one in self._fetchers:
                 stack.push_async_callback(one.close)
@@ -47,11 +47,11 @@ class Routes:
             self._open = stack.pop_all()
 
     async def close(self) -> None:
-        """Close all of them, also where one fails to."""
+        """Close all fetchers, even if one fails to close."""
         await self._open.aclose()
 
     async def fetch(self, uri: str) -> bytes:
-        """See `AsyncFetcher`; of a URI that is not local."""
+        """See `AsyncFetcher`; the URI is not local."""
         return await self._remote[scheme_of(uri)](uri)
 
     def read(self, uri: str) -> bytes:
@@ -62,7 +62,7 @@ class Routes:
         """Whether the item is read where it is decoded.
 
         Raises:
-            ItemFailure: `bad_uri` without a scheme (a relative path has no meaning on another machine),
+            ItemFailure: `bad_uri` without a scheme (a relative path means nothing on another machine),
                 `scheme_refused` for a scheme that is not served.
         """
         scheme = scheme_of(uri)
@@ -74,14 +74,14 @@ class Routes:
             raise ItemFailure(ErrorCode.BAD_URI, "neither a URL nor an absolute path")
         served = ", ".join(sorted({*self._local, *self._remote}))
         raise ItemFailure(
-            ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r} is none of those served: {served}"
+            ErrorCode.SCHEME_REFUSED, f"scheme {scheme[:20]!r} is not among those served: {served}"
         )
 
 
 def read_data_uri(uri: str, max_image_bytes: int) -> bytes:
-    """The bytes of an image that its URI holds (RFC 2397); its media type is not looked at.
+    """The bytes of an image in its URI (RFC 2397); its media type is ignored.
 
-    As in a browser, base64 may lack its padding and have blanks in it.
+    As in a browser, base64 may lack padding and contain blanks.
 
     Raises:
         ItemFailure: `bad_uri` or `too_many_bytes`.

@@ -1,4 +1,4 @@
-"""Fetched bytes that wait to be decoded: counted before a fetch, so that they stay few."""
+"""Bounds the fetched bytes that wait to be decoded: no fetch begins while they are too many."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import suppress
 
 from clipfleet.contract.jobs import Lane
 
-# Of the open items, and of the waiting bytes, kept for the lane `high` whatever the others have taken.
+# Share of open items and of waiting bytes that is reserved for the lane `high`.
 RESERVED_SHARE = 0.1
 
 
 class WaitingBytes:
-    """Counts fetched bytes until they are decoded; closed while they are too many, last for the best lane."""
+    """Counts fetched bytes until they are decoded; closed at a limit, which is higher for the best lane."""
 
     def __init__(self, limit: int) -> None:
-        # By whether it is that of the best lane.
+        # By whether it is the best lane's.
         self._limits = {False: limit, True: limit + int(limit * RESERVED_SHARE)}
         self.count = 0  # waiting now
         self._lock = threading.Lock()
@@ -24,7 +24,7 @@ class WaitingBytes:
         self._opened: dict[bool, asyncio.Event] = {}
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called once, in the loop that will wait."""
+        """Set the event loop in which fetches wait; called once, in that loop."""
         self._loop, self._opened = loop, {is_best: asyncio.Event() for is_best in (False, True)}
         for opened in self._opened.values():
             opened.set()
@@ -39,7 +39,7 @@ class WaitingBytes:
 
     @property
     def limit(self) -> int:
-        """Of waiting bytes."""
+        """Upper bound of waiting bytes, the reserve of the best lane excluded."""
         return self._limits[False]
 
     async def wait_open(self, lane: Lane = Lane.NORMAL) -> None:
@@ -51,7 +51,7 @@ class WaitingBytes:
             await self._opened[is_best].wait()
 
     def add(self, count: int) -> None:
-        """Bytes arrived; to be called in the loop."""
+        """Count bytes that arrived; called in the loop."""
         with self._lock:
             self.count += count
             for is_best, opened in self._opened.items():
@@ -59,17 +59,17 @@ class WaitingBytes:
                     opened.clear()
 
     def remove(self, count: int) -> None:
-        """Bytes were decoded or dropped; from any thread."""
+        """Discount bytes that were decoded or dropped; from any thread."""
         with self._lock:
             was_open = self.is_open
             self.count -= count
             wake = not was_open and self._is_open(is_best=True)
         if wake and self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: no fetch waits
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        """Wake who waits, unless the room is gone again: with the event set, `wait_open` would spin."""
+        """Wake waiting fetches, unless the limit is reached again: `wait_open` would spin."""
         with self._lock:
             for is_best, opened in self._opened.items():
                 if self._is_open(is_best=is_best):

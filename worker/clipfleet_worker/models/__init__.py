@@ -1,1 +1,1 @@
-"""From a name to a loaded model. One module of it is the only one that knows open_clip."""
+"""From a name to a loaded model. Only `open_clip_models` imports open_clip; `encode` runs the passes."""

@@ -1,8 +1,8 @@
-"""Asks the models on a GPU for their canaries again: it may go wrong long after they have proven themselves.
+"""Repeats the canary check of models on a GPU: features may become wrong long after loading.
 
-Models share the device's memory, so all are asked after one was loaded or unloaded, and once a minute while
-the device has little to do. Where one is off, all of them run plainly from then on; where that does not help,
-no row may be made of what the device gives, and the process ends.
+Models share the device's memory, so all are checked after one was loaded or unloaded, and once a minute while
+the device is mostly idle. If one fails, all models run plainly from then on; if that does not help, the
+process ends, since no row may be made of wrong features.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PERIOD_SECONDS = 60.0
 _TURN_SECONDS = 1.0
 
 
-class DeviceBroken(Exception):  # noqa: N818 - the batcher's thread ends with it, and so does the process
+class DeviceBroken(Exception):  # noqa: N818 - a verdict: it ends the batcher's thread, and so the process
     """The plain pass gives other features than when the model was loaded."""
 
 
 class CanaryWatch(Loop):
-    """The canaries go through the batcher, behind all other work; to be stopped after it."""
+    """Sends the canaries through the batcher, behind all other work. Stop it after the batcher."""
 
     def __init__(
         self, models: Models, batcher: Batcher, monotonic: Callable[[], float] = time.monotonic
@@ -41,41 +41,41 @@ class CanaryWatch(Loop):
         self._models = models
         self._batcher = batcher
         self._monotonic = monotonic
-        self._wanted = False
-        self._busy = batcher.busy.read()  # at the turn before
-        self._right_at = monotonic()  # when all were asked that were right
+        self._is_requested = False
+        self._busy = batcher.busy.read()  # at the previous turn
+        self._right_at = monotonic()  # when a check of all models began that passed
         self._due_at = self._right_at + _PERIOD_SECONDS
         self.mismatches = 0
 
-    def look_soon(self) -> None:
-        """A model was loaded or unloaded."""
-        self._wanted = True
+    def request(self) -> None:
+        """Check soon: a model was loaded or unloaded."""
+        self._is_requested = True
 
     def turn(self) -> None:
-        """Look if that is wanted, or due and the device was idle for more than half of the last second."""
+        """Check on request, or when due and the device was idle for more than half of the last second."""
         now, busy = self._monotonic(), self._batcher.busy.read()
         used, self._busy = busy.since(self._busy), busy
-        if self._wanted or (now >= self._due_at and used.seconds < used.capacity_seconds / 2):
-            self._wanted, self._due_at = False, now + _PERIOD_SECONDS
-            self.look()
+        if self._is_requested or (now >= self._due_at and used.seconds < used.capacity_seconds / 2):
+            self._is_requested, self._due_at = False, now + _PERIOD_SECONDS
+            self.check()
 
-    def look(self) -> None:
-        """Ask all models; returns once they have answered, or the batcher has stopped."""
+    def check(self) -> None:
+        """Check all models; returns once that is done, or the batcher has stopped."""
         began = self._monotonic()
         for model in self._models.in_memory():
             try:
-                self._batcher.call(partial(self._ask, model), Lane.BULK)
+                self._batcher.call(partial(self._check, model), Lane.BULK)
             except BatcherStopped:
                 return
             except FORWARD_ERRORS as error:
                 if is_lost(error):
-                    raise  # the thread's end is that of the process
+                    raise  # this ends the thread, and so the process
                 context = {"action": "canaries_failed", "model": model.name}
                 log.warning("the canaries of %s failed: %s", model.name, error, extra=context)
                 began = self._right_at
         self._right_at = began
 
-    def _ask(self, model: LoadedModel) -> None:
+    def _check(self, model: LoadedModel) -> None:
         least = LEAST_COSINE[model.precision]
         worst = model.worst_cosine()
         if worst >= least:
@@ -91,4 +91,4 @@ class CanaryWatch(Loop):
         for each in self._models.in_memory():
             each.trust_only_plain(what)
         if not model.worst_cosine() >= least:
-            raise DeviceBroken(f"{what}, nor does the plain pass help")
+            raise DeviceBroken(f"{what}, with the plain pass as well")

@@ -1,7 +1,7 @@
-"""A model on its way into memory, and what may be done for it meanwhile.
+"""A model that is being loaded, and the images that are decoded for it meanwhile.
 
-What it wants to see is known long before its weights are there: the first chunk that comes for it is fetched
-and decoded in that time. Its images wait here, bounded, never in a thread that others need.
+Its pixel spec is known long before its weights are loaded: the first chunk for it is fetched and decoded in
+that time. The images wait here, up to a bound, and block no thread.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from contextlib import suppress
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.pixel_spec import PixelSpec
 
-# Of decoded images, 890 of 224 pixels: beyond these nothing more is decoded until the model is there.
+# Of decoded images, 890 of 224 pixels: beyond these nothing is decoded until the model is loaded.
 MAX_AHEAD_BYTES = 1 << 27
 
 
 class Loading(Future[LoadedModel]):
-    """The model, once it is loaded, and what it wants to see, which may be known before."""
+    """The model, once it is loaded, and its pixel spec, which may be known earlier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,30 +28,30 @@ class Loading(Future[LoadedModel]):
         self._lock = threading.Lock()
 
     def announce(self, spec: PixelSpec) -> None:
-        """This is what the model wants to see; the weights follow."""
+        """Set the pixel spec before the weights are loaded."""
         self.pixel_spec.set_result(spec)
 
     def finish(self, model: LoadedModel) -> None:
-        """The model is there."""
+        """Set the loaded model."""
         if not self.pixel_spec.done():
             self.pixel_spec.set_result(model.pixel_spec)
         self.set_result(model)
 
     def fail(self, error: BaseException) -> None:
-        """There will be no model."""
+        """Set the error because of which the model is not loaded."""
         if not self.pixel_spec.done():
             self.pixel_spec.set_exception(error)
         self.set_exception(error)
 
     def take_lead(self) -> bool:
-        """Whether the caller's chunk may start before the model is there: one may, for memory's sake."""
+        """Whether the caller's chunk may start before the model is loaded: one may, to bound memory."""
         with self._lock:
             is_first, self._has_leader = not self._has_leader, True
         return is_first
 
 
 class Ahead:
-    """The images of one chunk that are ready before their model; used by many threads."""
+    """The images of one chunk that are ready before their model. Thread-safe."""
 
     def __init__(
         self, loading: Future[LoadedModel], put_in_pool: Callable[[Callable[[], None]], None]
@@ -59,31 +59,31 @@ class Ahead:
         """Nothing waits yet.
 
         Args:
-            loading: what is waited for.
-            put_in_pool: has what has waited done by another thread; returns at once.
+            loading: the model to wait for.
+            put_in_pool: runs a waiting function in another thread; returns at once.
         """
         self._loading = loading
         self._put_in_pool = put_in_pool
         self._bytes = 0
         self._waiting: list[Callable[[], None]] = []
         self._is_registered = False
-        self._is_let_go = False
+        self._is_stopped = False
         self._lock = threading.Lock()
 
     @property
     def is_full(self) -> bool:
-        """Whether so much waits that no more should be made."""
+        """Whether the bound is reached and nothing more should be decoded."""
         return self._bytes >= MAX_AHEAD_BYTES and not self._is_over
 
     @property
     def _is_over(self) -> bool:
-        return self._is_let_go or self._loading.done()
+        return self._is_stopped or self._loading.done()
 
     def then(self, work: Callable[[], None], size_bytes: int = 0) -> None:
-        """Do something once nobody waits for the model any more: here if that is so, else in the pool.
+        """Run a function once the wait for the model is over: here if it is already, otherwise in the pool.
 
         Args:
-            work: raises here, or in the pool.
+            work: the function; its exceptions are raised here, or in the pool.
             size_bytes: of the images that wait with it.
         """
         if self._is_over:
@@ -93,20 +93,20 @@ class Ahead:
             self._waiting.append(work)
             self._bytes += size_bytes
             is_first, self._is_registered = not self._is_registered, True
-        # Once: a future keeps its callbacks for ever, and the images are not to stay with the model.
+        # Once: a future keeps its callbacks forever, and the images must not stay with the model.
         if is_first:
             self._loading.add_done_callback(lambda _: self._go_on())
-        if self._is_over:  # perhaps since `_go_on` has looked
+        if self._is_over:  # it may have ended after `_go_on` emptied the list
             self._go_on()
 
-    def let_go(self) -> None:
-        """Wait no more: the chunk was interrupted, and its images and files are to be dropped now."""
-        self._is_let_go = True
+    def stop_waiting(self) -> None:
+        """End the wait: the chunk was interrupted, and its images and files have to be dropped now."""
+        self._is_stopped = True
         self._go_on()
 
     def _go_on(self) -> None:
         with self._lock:
             waiting, self._waiting, self._bytes = self._waiting, [], 0
         for work in waiting:
-            with suppress(RuntimeError):  # the pool is shut down: the worker stops, nobody waits any more
+            with suppress(RuntimeError):  # the pool is shut down: the worker stops
                 self._put_in_pool(work)

@@ -1,11 +1,11 @@
-"""The only module that knows open_clip: what models it has, and building one from files.
+"""The only module that imports open_clip: which models it has, and building one from files.
 
-Nothing here goes to the network. open_clip and torch are imported in functions, when a model is asked for,
-and without what most models have no use for, which takes two thirds of the time: a plain `import open_clip`
-loads transformers and timm, which text and image towers of theirs need and no others, and by way of
-torchvision torch's compiler, for one question that object detectors ask: 3.2 s of a core, torch included.
-Without them it is 1.4 s, and every start of a worker waits for it. open_clip itself runs where transformers
-and timm are not installed; nothing else is left out, and nothing in it is changed.
+Nothing here uses the network. open_clip and torch are imported in functions, when a model is needed, and
+without the parts that most models do not use, which take two thirds of the time: a plain `import open_clip`
+loads transformers and timm, which only models with their towers need, and through torchvision torch's
+compiler, for one check in object detectors: 3.2 s of a core, torch included. Without them it takes 1.4 s, and
+every start of a worker waits for it. open_clip itself runs without transformers and timm installed; nothing
+else is left out, and nothing in it is changed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import importlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from clipfleet.contract.jobs import Preset
 from clipfleet_worker.failures import ModelUnavailableError
+from clipfleet_worker.models.shortcuts import replaced_modules, without_compiler, without_random_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ _OTHER_WEIGHTS_FILES = (
 _PREPROCESSING_WORDS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 _OF_SOME_TOWERS = ("timm", "transformers")
-_COMPILER, _COMPILER_FACTS = "torch._dynamo", "torch._dynamo.utils"
 
 _lock = threading.Lock()
 _is_partial = False  # open_clip is imported, and believes that timm and transformers are not installed
@@ -48,7 +46,7 @@ class KnownWeights:
     """Weights that open_clip knows by name, and where they are on the hub."""
 
     repository: str
-    file_names: tuple[str, ...]  # any of them will do, best first
+    file_names: tuple[str, ...]  # alternatives, best first
     preprocessing: dict[str, Any]
 
 
@@ -72,7 +70,7 @@ class BuiltModel:
 def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
     """The package; whole if a model of this configuration needs that, or if it was imported whole before.
 
-    Models that exist stay as they are when it is imported anew.
+    Importing it again does not affect loaded models.
     """
     global _is_partial
     needs_all = configuration is not None and needs_timm_or_transformers(configuration)
@@ -83,17 +81,17 @@ def import_open_clip(configuration: Mapping[str, Any] | None = None) -> Any:
             _is_partial = False
         if needs_all or "open_clip" in sys.modules:
             return importlib.import_module("open_clip")
-        with _without_compiler():
+        with without_compiler():
             importlib.import_module("torchvision")
         hidden = [name for name in _OF_SOME_TOWERS if name not in sys.modules]
-        with _replaced({name: None for name in hidden}):
+        with replaced_modules({name: None for name in hidden}):
             found = importlib.import_module("open_clip")
         _is_partial = bool(hidden)
         return found
 
 
 def needs_timm_or_transformers(configuration: Mapping[str, Any]) -> bool:
-    """Whether a tower of a model with this configuration is theirs."""
+    """Whether a tower of this configuration comes from timm or transformers."""
     return (
         "multimodal_cfg" in configuration  # CoCa
         or bool(configuration.get("text_cfg", {}).get("hf_model_name"))
@@ -129,7 +127,7 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
     """Where the weights of an architecture are.
 
     Raises:
-        ModelUnavailableError: open_clip knows none of this name.
+        ModelUnavailableError: open_clip knows no weights of this name.
     """
     open_clip = import_open_clip()
     config = open_clip.get_pretrained_cfg(architecture, pretrained)
@@ -146,13 +144,13 @@ def known_weights(architecture: str, pretrained: str) -> KnownWeights:
 
 
 def warn_of_other_activation(architecture: str, pretrained: str) -> None:
-    """Log a warning if weights were trained with another activation than the architecture has."""
+    """Log a warning if the weights were trained with another activation than the architecture's."""
     open_clip = import_open_clip()
     trained = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
     if trained and not configuration_of(architecture).get("quick_gelu", False):
         log.warning(
-            "the weights %s were trained with the activation QuickGELU, which %s has not: "
-            "as in open_clip features are a little off; the model %s-quickgelu:%s is what they want",
+            "the weights %s were trained with the activation QuickGELU, which %s does not have: "
+            "features differ a little, as in open_clip itself; use the model %s-quickgelu:%s",
             pretrained, architecture, architecture, pretrained, extra={"action": "other_activation"},
         )  # fmt: skip
 
@@ -166,7 +164,7 @@ def weights_in(folder: Path) -> Path | None:
 
 
 def preset_label_set(preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Labels and prompt templates that open_clip brings; a label may appear twice, as it does there."""
+    """Labels and prompt templates of open_clip; a label may appear twice, as it does there."""
     open_clip = import_open_clip()
     match preset:
         case Preset.IMAGENET1K:
@@ -195,11 +193,11 @@ def build_from_folder(folder: Path, configuration: dict[str, Any], tokenizer: Pa
 def build_from_state(
     configuration: dict[str, Any], preprocessing: dict[str, Any], state: dict[str, Any]
 ) -> BuiltModel:
-    """A plain CLIP from weights that are read already, by open_clip's names."""
+    """A plain CLIP from weights in memory, by open_clip's names."""
     open_clip = import_open_clip(configuration)
     from open_clip.transform import PreprocessCfg
 
-    with _without_random_weights():
+    with without_random_weights():
         module = open_clip.CLIP(**configuration)
     module.load_state_dict(state)
     size = {"size": module.visual.image_size}
@@ -207,15 +205,15 @@ def build_from_state(
 
 
 def preprocessing_ahead(configuration: dict[str, Any], preprocessing: dict[str, Any]) -> Preprocessing | None:
-    """What a model that is still to be built will want to see; None if only the model itself can tell.
+    """The preprocessing of a model before it is built; None if only the built model defines it.
 
     Args:
         configuration: of the architecture.
-        preprocessing: what its files say, in open_clip's words; what is not said is its default.
+        preprocessing: from its files, in open_clip's words; missing values are its defaults.
     """
     vision = configuration["vision_cfg"]
     if vision.get("timm_model_name"):
-        return None  # timm has a word in the size
+        return None  # timm may change the size
     import_open_clip(configuration)
     from open_clip.model import CLIPVisionCfg
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -238,36 +236,10 @@ def _create(name: str, configuration: dict[str, Any], tokenizer: Path | None, **
     text_cfg = configuration["text_cfg"]
     if text_cfg.get("hf_model_name"):  # a text tower of transformers: its configuration is with its tokenizer
         options["text_cfg"] = {**text_cfg, "hf_model_name": str(tokenizer), "hf_model_pretrained": False}
-    with _without_random_weights():
+    with without_random_weights():
         module = open_clip.create_model(name, require_pretrained=True, device="cpu", **options)
     preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(module))
     return _built(module, preprocessing, configuration, tokenizer)
-
-
-@contextmanager
-def _without_random_weights() -> Iterator[None]:
-    """Build modules, in this thread, without what a file's weights are about to replace.
-
-    Drawing 151 million random numbers takes a second. Whoever loads them afterwards loads all, or fails.
-    """
-    from torch.nn import init
-    from torch.overrides import TorchFunctionMode
-
-    draws = {
-        init.normal_, init.trunc_normal_, init.uniform_, init.kaiming_normal_, init.kaiming_uniform_,
-        init.xavier_normal_, init.xavier_uniform_, init.orthogonal_,
-    }  # fmt: skip
-
-    class _NoDraws(TorchFunctionMode):
-        def __torch_function__(
-            self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            if function in draws:
-                return args[0] if args else (kwargs or {})["tensor"]
-            return function(*args, **(kwargs or {}))
-
-    with _NoDraws():
-        yield
 
 
 def _built(
@@ -302,32 +274,3 @@ def _tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Any:
 def _meant(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3)
     return f" (do you mean {' or '.join(close)}?)" if close else ""
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """While torchvision is imported, its question stands in for the compiler; asked, it is passed on."""
-    import torch  # noqa: F401 - what it has of the compiler by itself, it keeps
-
-    if _COMPILER in sys.modules:
-        yield
-        return
-    package, facts = ModuleType(_COMPILER), ModuleType(_COMPILER_FACTS)
-    facts.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]  # a module made here
-    with _replaced({_COMPILER: package, _COMPILER_FACTS: facts}):
-        yield
-
-
-def _is_compile_supported(device_type: Any) -> Any:
-    return importlib.import_module(_COMPILER_FACTS).is_compile_supported(device_type)
-
-
-@contextmanager
-def _replaced(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """Have other modules under these names, or none (an import then says that it is not installed)."""
-    sys.modules.update(modules)  # type: ignore[arg-type]  # None is Python's own way to say so
-    try:
-        yield
-    finally:
-        for name in modules:
-            sys.modules.pop(name, None)

@@ -1,4 +1,4 @@
-"""CLIP models as the library transformers saves them, told in open_clip's words. Pure functions, no I/O.
+"""Translate CLIP models as the library transformers saves them to open_clip's words. Pure functions, no I/O.
 
 `config.json` describes a CLIPModel, `model.safetensors` holds its tensors by transformers' names, and
 `preprocessor_config.json` says how images are prepared. The two libraries compute the same thing.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# transformers leaves out what has its default value: CLIPTextConfig and CLIPVisionConfig.
+# Defaults of CLIPTextConfig and CLIPVisionConfig, which files leave out.
 _TEXT_DEFAULTS = {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
@@ -28,7 +28,7 @@ _CLIP_VOCABULARY = 49408
 _QUICK_GELU = {"quick_gelu": True, "gelu": False}
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
-# How names begin or end, and what that becomes.
+# Prefixes of names, theirs -> open_clip's.
 _BEGINNINGS = {
     "text_model.embeddings.token_embedding.": "token_embedding.",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -50,10 +50,11 @@ _NOT_LEARNT = "embeddings.position_ids"  # in files of old versions
 
 
 def configuration_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What `config.json` says, as open_clip's model_cfg: embed_dim, vision_cfg, text_cfg, quick_gelu.
+    """The content of `config.json` as open_clip's model_cfg: embed_dim, vision_cfg, text_cfg, quick_gelu.
 
     Raises:
-        ValueError: it is no CLIPModel, or one that open_clip cannot compute; reads on after the file's name.
+        ValueError: it is no CLIPModel, or one that open_clip cannot compute; the message continues the file's
+            name.
     """
     if config.get("model_type") != "clip":
         raise ValueError(
@@ -89,10 +90,10 @@ def configuration_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing_of(config: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """What `preprocessor_config.json` says, as open_clip's preprocess_cfg.
+    """The content of `preprocessor_config.json` as open_clip's preprocess_cfg.
 
     Raises:
-        ValueError: open_clip cannot prepare images like this; reads on after the file's name.
+        ValueError: open_clip cannot prepare images like this; the message continues the file's name.
     """
     config = config.get("image_processor", config)
     resized = config.get("size", {"shortest_edge": image_size})
@@ -115,7 +116,7 @@ def preprocessing_of(config: dict[str, Any], image_size: int) -> dict[str, Any]:
 
 
 def state_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A CLIPModel's tensors by open_clip's names; what is not known keeps its name, and loading it fails."""
+    """A CLIPModel's tensors by open_clip's names; unknown ones keep their names, so that loading fails."""
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(_NOT_LEARNT) or ".q_proj." in name or ".k_proj." in name:
@@ -131,7 +132,7 @@ def state_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _joined(state: dict[str, torch.Tensor], name_of_values: str) -> torch.Tensor:
-    """Queries, keys and values of a layer in one tensor, as torch's own attention wants them."""
+    """Queries, keys and values of a layer in one tensor, as torch's attention takes them."""
     import torch
 
     return torch.cat([state[name_of_values.replace(".v_proj.", f".{which}_proj.")] for which in "qkv"])
@@ -148,7 +149,7 @@ def _renamed(name: str) -> str:
 
 
 def _tower(config: dict[str, Any], key: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """A tower's configuration; old files say what counts under a second name."""
+    """A tower's configuration; in old files a second key takes precedence."""
     return {**defaults, **(config.get(key) or {}), **(config.get(f"{key}_dict") or {})}
 
 

@@ -11,7 +11,7 @@ share their parts do both at once better than one after the other. Torch's threa
 cores each where they are four or more, which share the parts of a batch: 1.1 to 1.2 times as fast, see
 `backends.side_by_side`.
 
-Small images are read and decoded by one of those threads at a time, see `decode_turns`: their C code is
+Small images are read and decoded by one of those threads at a time, see `decode.lock`: their C code is
 so short that the threads spend most of their time passing Python's lock to one another. On two cores, with
 images of 32 to 640 pixels and models of 8, 64 and 224 (`python -m ops.bench.turns`), they are 2.7 times
 as fast in turns where an image takes 65 us, 1.4 times at 140 us, as fast at 200 us, and little more than

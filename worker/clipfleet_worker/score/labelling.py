@@ -1,4 +1,4 @@
-"""The labels of a chunk's items: every label set of the job, or for each item the one that it names."""
+"""Label a chunk's items: with every label set of the job, or each item with the set that it names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.score.ranking import rank
 from clipfleet_worker.score.text_matrices import TextMatrix
 
-_IMAGES_PER_CALL = 256  # ranked at a time; the batches of others go in between
+_IMAGES_PER_CALL = 256  # ranked at a time, so that other jobs' batches go in between
 
 
 class ItemLabels:
-    """The best labels of each item, descending, and their scores; None where an item has none."""
+    """The best labels of each item, descending, and their scores; None for an item without labels."""
 
     def __init__(self, items: int) -> None:
         self.labels: list[list[str] | None] = [None] * items
@@ -28,7 +28,7 @@ class ItemLabels:
 
 @dataclass(frozen=True, slots=True)
 class ChunkLabels:
-    """What goes into the label columns of a part."""
+    """The content of a part's label columns."""
 
     chosen: ItemLabels  # of the job's first label set, or of the one that an item names
     by_set: Mapping[str, ItemLabels] = field(default_factory=dict)  # see `Job.named_label_sets`
@@ -45,19 +45,19 @@ def label_items(
     """Label the items that are ok.
 
     Args:
-        batcher: ranks on the device.
-        job: whose label sets are meant.
-        matrices: theirs.
+        batcher: runs the ranking on the device.
+        job: the job, with its label sets.
+        matrices: of its label sets, in their order.
         outcomes: of all items, ended.
         logit_scale: the model's.
-        choices: the names in the job's label set column, where it has one.
+        choices: the names in the job's label set column, if it has one.
     """
 
     def fill(table: ItemLabels, positions: Sequence[int], matrix: TextMatrix) -> None:
         for start in range(0, len(positions), _IMAGES_PER_CALL):
             some = positions[start : start + _IMAGES_PER_CALL]
             features = np.array([outcomes.features[position] for position in some], dtype=np.float32)
-            # In the best lane, whatever the job's: it is short, and a chunk that ends makes room for others.
+            # Always in the best lane: it is short, and a chunk that ends makes room for others.
             ranking = batcher.call(partial(rank, features, matrix.values, logit_scale, job.top_k), Lane.HIGH)
             ranked = zip(some, ranking.label_indices.tolist(), ranking.scores.tolist(), strict=True)
             for position, indices, scores in ranked:
@@ -78,7 +78,7 @@ def label_items(
 
 
 def choices_of(items: pa.Table, job: Job) -> list[str | None] | None:
-    """The label set that each item names; None where the job has no column for that."""
+    """The label set that each item names; None if the job has no column for it."""
     if job.label_set_column is None:
         return None
     values = items[job.label_set_column].to_pylist()
@@ -88,7 +88,7 @@ def choices_of(items: pa.Table, job: Job) -> list[str | None] | None:
 def fail_unknown_choices(
     label_sets: Sequence[LabelSet], choices: Sequence[str | None], outcomes: Outcomes
 ) -> None:
-    """Items that name a label set which the job has not end before they are fetched."""
+    """Fail items that name no label set of the job, before they are fetched."""
     names = [label_set.name for label_set in label_sets]
     for position, choice in enumerate(choices):
         if choice not in names:

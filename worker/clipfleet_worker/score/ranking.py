@@ -27,10 +27,10 @@ class Ranking:
 
 
 def rank(features: np.ndarray, text_matrix: torch.Tensor, logit_scale: float, top_k: int) -> Ranking:
-    """Zero-shot classification: `softmax(logit_scale * features @ text_matrix.T)`, the best `top_k` of it.
+    """Zero-shot classification: the best `top_k` of `softmax(logit_scale * features @ text_matrix.T)`.
 
-    The labels are gone through in slices, so that no matrix of all images and all labels is ever there. Of
-    equal logits the first label wins. The logits of the winners are computed again in double precision.
+    Labels are processed in slices, so that there is never a matrix of all images and all labels. Of equal
+    logits the first label wins. The logits of the winners are computed again in double precision.
 
     Args:
         features: float32 (images, d), L2-normalised.
@@ -39,7 +39,7 @@ def rank(features: np.ndarray, text_matrix: torch.Tensor, logit_scale: float, to
         top_k: how many labels to keep; all of them if there are fewer.
 
     Raises:
-        MemoryError: not enough of it on the device now.
+        MemoryError: not enough memory on the device now.
     """
     import torch
 
@@ -48,7 +48,7 @@ def rank(features: np.ndarray, text_matrix: torch.Tensor, logit_scale: float, to
         best, peak, mass = _best(images, text_matrix, logit_scale, top_k)
         indices, rough = _from_sort_keys(best)
         exact = torch.exp(_exact_logits(images, text_matrix, indices, logit_scale) - peak[:, None])
-        # In the sum over all labels, too, the winners count as exactly as they are known.
+        # The exact values of the winners replace the rough ones in the sum over all labels, too.
         mass = mass - torch.exp(rough.double() - peak[:, None]).sum(dim=1) + exact.sum(dim=1)
         scores, order = torch.sort(exact / mass[:, None], dim=1, descending=True, stable=True)
         return Ranking(indices.gather(1, order).cpu().numpy(), scores.float().cpu().numpy())
@@ -67,7 +67,7 @@ def text_matrix_of(prompt_features: np.ndarray, labels: int) -> np.ndarray:
         labels: how many labels they belong to.
 
     Returns:
-        float32 (labels, d); NaN where the prompts of a label have no mean direction.
+        float32 (labels, d); NaN for a label whose prompts have no mean direction.
     """
     matrix = prompt_features.reshape(labels, -1, prompt_features.shape[1]).mean(axis=1)
     with np.errstate(invalid="ignore"):
@@ -97,9 +97,9 @@ def _best(
 
 
 def _sort_keys(logits: torch.Tensor, first_label: int) -> torch.Tensor:
-    """One integer for each logit and label: a higher logit gives a higher one, and so does an earlier label.
+    """One integer for each logit and label: higher for a higher logit, then for an earlier label.
 
-    The bits of a float32, read as an integer, are in the order of its value; below zero the other way round.
+    The bits of a float32, read as an integer, are in the order of its value; below zero in reverse order.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""The text matrices of label sets: encoded once, kept on the device, shared between workers.
+"""The text matrices of label sets: encoded once, cached on the device, shared between workers.
 
-Those of large label sets are kept in Redis too: one worker encodes them, the others take them over.
-Nothing depends on it: while Redis does not answer, or has no room, every worker encodes for itself.
+Those of large label sets are cached in Redis, too: one worker encodes them, the others read them. This is
+best effort: while Redis does not answer, or has no room, every worker encodes for itself.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix stays whatever its size
+_KEPT_BYTES = 512 * 1024 * 1024  # of the device's memory; the newest matrix is kept at any size
 _PROMPTS_PER_PASS = 256
-_SHARED_FROM_PROMPTS = 1000  # fewer are encoded faster than they are asked for
-_POLL_SECONDS = 0.5  # while somebody else encodes the same label set
+_SHARED_FROM_PROMPTS = 1000  # encoding fewer is faster than reading them from Redis
+_POLL_SECONDS = 0.5  # while another thread or worker encodes the same label set
 _SHARED_SECONDS = 86_400  # after the last use
-_SHARED_BYTES = 64 * 1024 * 1024  # larger ones are not shared: they would hold up the ledger
-_LOCK_SECONDS = 60.0  # renewed before every slice; a worker that died delays the others so long
+_SHARED_BYTES = 64 * 1024 * 1024  # larger ones are not shared: they would delay the ledger
+_LOCK_SECONDS = 60.0  # renewed before every slice; how long a dead worker delays the others
 _HEADER = struct.Struct("<II")  # labels, dimension; then float32, little-endian
 
 Alive = Callable[[], None]
@@ -55,18 +55,18 @@ Slices = Sequence[Callable[[], np.ndarray]]  # each encodes some of the labels
 
 @dataclass(frozen=True, slots=True)
 class TextMatrix:
-    """A label set as a model sees it."""
+    """A label set encoded by a model."""
 
-    labels: tuple[str, ...]  # those of a preset too
+    labels: tuple[str, ...]  # of the set, or of its preset
     values: torch.Tensor  # float32 (labels, d), L2-normalised, on the model's device
 
 
 class TextMatrices:
-    """By model and label set; each is encoded once, whoever asks first.
+    """Text matrices by model and label set; each is encoded once.
 
     Args:
         batcher: encodes the prompts.
-        url: of the Redis where large ones are shared; None: they are not.
+        url: of the Redis in which large ones are shared; None: they are not shared.
     """
 
     def __init__(self, batcher: Batcher, url: str | None = None) -> None:
@@ -89,13 +89,13 @@ class TextMatrices:
 
         Args:
             model: encodes the prompts.
-            label_set: what is wanted.
+            label_set: the label set.
             lane: of the job that needs it.
-            alive: called before each slice and while somebody else encodes; what it raises ends the call.
+            alive: called before each slice and while another one encodes; what it raises ends the call.
 
         Raises:
             MemoryError: the device has no room for the matrix now.
-            ItemFailure: `crashed`, a label has no vector; so does every image of the job.
+            ItemFailure: `crashed` for a label without a vector; every image of the job fails with it.
         """
         key = (model.fingerprint, label_set.hash)
         with self._lock:
@@ -150,7 +150,7 @@ class TextMatrices:
         """The matrix that another worker has made, or that is made here for all; None while Redis is away."""
         try:
             with redis_errors(str(self._url)):
-                while (found := shared.load()) is None and not shared.is_mine():
+                while (found := shared.load()) is None and not shared.acquire():
                     alive()
                     time.sleep(_POLL_SECONDS)
         except RedisUnavailableError as error:
@@ -172,7 +172,7 @@ class TextMatrices:
             self._quietly(shared.lock.release)
 
     def _quietly(self, call: Callable[[], object]) -> None:
-        """What is not shared, or a lock that was lost, costs a second encoding, nothing else."""
+        """Call, and log errors only: a matrix that is not shared, or a lost lock, costs a second encoding."""
         try:
             with redis_errors(str(self._url)):
                 call()
@@ -197,13 +197,13 @@ class _Shared:
     def __init__(self, client: redis.Redis, model: Encoder, label_set: LabelSet, labels: int) -> None:
         self._redis = client
         self._name = keys.text_matrix(model.fingerprint, label_set.hash)
-        self._shape = labels, model.embedding_dimension  # another one was not made by a worker
+        self._shape = labels, model.embedding_dimension  # a value of another shape is ignored
         lock_name = keys.text_matrix(model.fingerprint, label_set.hash, ":lock")
         self.lock: Lock = client.lock(lock_name, timeout=_LOCK_SECONDS, thread_local=False)
         self._token = uuid.uuid4().hex
 
-    def is_mine(self) -> bool:
-        """Whether it is ours to encode, and still needs to be."""
+    def acquire(self) -> bool:
+        """Acquire the lock; False if another worker holds it, or the matrix is there by now."""
         if not self.lock.acquire(blocking=False, token=self._token):
             return False
         if self.load() is None:
@@ -222,7 +222,7 @@ class _Shared:
         return values.astype(np.float32)  # a copy that may be written to
 
     def save(self, matrix: np.ndarray) -> None:
-        """Have the others take it over."""
+        """Store the matrix for other workers."""
         if matrix.nbytes <= _SHARED_BYTES:
             data = _HEADER.pack(*matrix.shape) + np.ascontiguousarray(matrix, dtype="<f4").tobytes()
             self._redis.set(self._name, data, ex=_SHARED_SECONDS)

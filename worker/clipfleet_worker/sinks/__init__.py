@@ -16,19 +16,19 @@ class OlderPart:
     """The part of an earlier generation, which a retry replaces."""
 
     rows: pa.Table
-    version: str  # what tells this very part from any other
+    version: str  # identifies this very part
 
 
 class Sink(Protocol):
-    """Keeps exactly one part per chunk, of the highest generation, whoever writes and however often."""
+    """Keeps exactly one part per chunk, of the highest generation, however often workers write."""
 
     def find(self, identity: PartIdentity) -> PartCounts | None:
-        """Counts of the part that is in place, or None if there is none of this generation yet.
+        """Counts of the part in place, or None if there is none of this generation yet.
 
-        A part that a late worker of another job has left in our output is none; `write` replaces it.
+        A part that a late worker of another job has left in this output does not count; `write` replaces it.
 
         Raises:
-            OutputConflictError: what is in place is no part, or that of another chunk.
+            OutputConflictError: the object in place is no part, or that of another chunk.
             OutputUnavailableError: the output cannot be read, or holds the part of a later generation.
         """
 
@@ -48,18 +48,18 @@ class Sink(Protocol):
         """Put a part in place, unless it is there already.
 
         Args:
-            identity: whose part it is.
+            identity: of the part.
             rows: all its rows.
             counts: its rows by outcome.
-            over: what it may replace; by default nothing.
-            token: of the claim. Rows that become visible by its `complete` wait under it.
-            confirm: called immediately before the part becomes visible; what it raises keeps it from that.
+            over: the part that it may replace; by default none.
+            token: of the claim. Rows that become visible with its `complete` are stored under it.
+            confirm: called immediately before the part becomes visible; what it raises prevents that.
 
         Returns:
-            Counts of the part that is in place now: another writer's, if it came first.
+            Counts of the part in place now: another writer's, if that came first.
 
         Raises:
-            OutputConflictError: what is in place belongs to another job.
-            OutputUnavailableError: the output cannot be written, or holds the part of another generation than
-                it did before. Begin with the chunk again.
+            OutputConflictError: the part in place belongs to another job.
+            OutputUnavailableError: the output cannot be written, or its part was replaced meanwhile by one of
+                another generation. Start the chunk again.
         """

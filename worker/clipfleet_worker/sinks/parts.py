@@ -1,7 +1,7 @@
 """Parts in an output: created once under their own name, adopted if another writer came first.
 
 A retry replaces the part of an earlier generation, and only the very one that it has read. A part of another
-job in an output that is ours was written late, by a worker that was frozen inside the write while its job was
+job in this job's output was written late, by a worker that was frozen during the write while its job was
 cancelled and overwritten: it is replaced.
 """
 
@@ -42,21 +42,21 @@ class PartSink:
         """Nothing is read yet.
 
         Args:
-            output: where the parts are.
+            output: holds the parts.
             files: their format, by default Parquet.
-            is_ours: whether the output still holds this job; asked before another job's part is replaced.
+            is_ours: whether the output still holds this job; called before another job's part is replaced.
         """
         self._is_ours = is_ours
         self._output = output
         self._files = files or ParquetParts()
 
     def find(self, identity: PartIdentity) -> PartCounts | None:
-        """See the protocol. Of a Parquet part it reads only the footer."""
+        """Counts of the part in place; reads only the footer of a Parquet part."""
         found = self._footer(identity)
         return found[1] if found and found[0].generation == identity.generation else None
 
     def _footer(self, identity: PartIdentity) -> tuple[PartIdentity, PartCounts] | None:
-        """That of our part in this place; None if there is none, or another job's. Raises like `find`."""
+        """Footer of this job's part; None if there is none, or another job's. Raises like `find`."""
         name = self._files.name(identity.chunk_id)
         try:
             with self._files.open(self._output, name) as part:
@@ -72,7 +72,7 @@ class PartSink:
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
         name = self._files.name(identity.chunk_id)
-        version = self._output.version(name)  # before it is read: what comes in between is noticed
+        version = self._output.version(name)  # before it is read, so that a later write is noticed
         if version is None:
             return None
         found = self._footer(identity)
@@ -105,13 +105,13 @@ class PartSink:
             if is_in_place:
                 return counts
         found = self.find(identity)
-        if found is None:  # another generation wrote it, or it was removed: to be looked at anew
-            raise OutputUnavailableError(f"{self._output.uri}/{name}: was replaced or removed meanwhile")
+        if found is None:  # another generation wrote it, or it was removed: the chunk starts again
+            raise OutputUnavailableError(f"{self._output.uri}/{name} was replaced or removed meanwhile")
         return found
 
     def _replace_foreign(self, path: Path, name: str, identity: PartIdentity, confirm: Confirm) -> bool:
-        """Put our part in the place of another job's; False if it is ours, or another one by now."""
-        version = self._output.version(name)  # before it is looked at
+        """Replace another job's part; False if the part is this job's, or has changed by now."""
+        version = self._output.version(name)  # before it is read
         if version is None or self._footer(identity) is not None:
             return False
         if not self._is_ours():
@@ -119,7 +119,7 @@ class PartSink:
                 f"{self._output.uri} does not hold job {identity.job_id} any more: it was overwritten"
             )
         log.warning(
-            "%s/%s was written late for another job: it is replaced",
+            "replacing %s/%s, which was written late for another job",
             self._output.uri,
             name,
             extra={"action": "foreign_part_replaced", "job_id": identity.job_id},
@@ -130,5 +130,5 @@ class PartSink:
         where = f"{self._output.uri}/{self._files.name(identity.chunk_id)}"
         found.require(identity.job_id, identity.chunk_id, where)
         if found.generation > identity.generation:
-            # No conflict: the job was retried while this worker slept, and goes on without it.
+            # No conflict: the job was retried while this worker was frozen.
             raise OutputUnavailableError(f"{where} is of generation {found.generation} by now")

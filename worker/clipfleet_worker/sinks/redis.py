@@ -1,4 +1,4 @@
-"""Rows in the ledger's own Redis: brought in slices under the claim's token, shown by its `complete`."""
+"""Rows in the ledger's own Redis: stored in slices under the claim's token, made visible by `complete`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from clipfleet.parts.json_rows import json_lines, json_schema
 from clipfleet.results.redis_rows import rows_at
 from clipfleet_worker.sinks import OlderPart
 
-_ROWS_PER_SLICE = 500  # a call that brings them takes Redis a few milliseconds
+_ROWS_PER_SLICE = 500  # a call that stores them takes Redis a few milliseconds
 
 
 class RedisSink:
-    """See `clipfleet_worker.sinks.Sink`. Raises `RedisUnavailableError` where Redis is away or full."""
+    """See `clipfleet_worker.sinks.Sink`. Raises `RedisUnavailableError` if Redis is down or full."""
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
 
     def find(self, identity: PartIdentity) -> None:
-        """Nothing: rows that are visible belong to a chunk that is complete, and no such chunk is claimed."""
+        """None: visible rows belong to a complete chunk, and such a chunk is not claimed."""
 
     def older(self, identity: PartIdentity) -> OlderPart | None:
-        """See the protocol. No version is needed: the ledger lets nobody of an earlier generation write."""
+        """Rows of an earlier generation, without a version: the ledger refuses rows of an older claim."""
         indexes = self._store.chunk(identity.job_id, identity.chunk_id)
         rows = None if indexes is None else rows_at(self._store, identity.job_id, indexes)
         return None if rows is None else OlderPart(rows, "")
@@ -42,7 +42,7 @@ class RedisSink:
         token: str = "",
         confirm: Confirm = unconditionally,
     ) -> PartCounts:
-        """See the protocol. Nothing to confirm: the ledger takes rows of nobody whose chunk is not wanted."""
+        """Store rows under the token. Nothing to confirm: the ledger refuses rows without a valid claim."""
         for rows_of_slice in _slices(rows):
             if self._store.write_rows(identity, token, rows_of_slice) != "written":
                 break
@@ -67,7 +67,7 @@ def _slices(rows: pa.Table) -> Iterator[RowSlice]:
 
 
 def _lowest_indexes(rows: pa.Table) -> dict[str, int]:
-    """Of each item_id the first item_index that has it."""
+    """The first item_index of each item_id."""
     pairs = zip(rows["item_id"].to_pylist(), rows["item_index"].to_pylist(), strict=True)
     return dict(reversed(list(pairs)))
 

@@ -6,11 +6,11 @@ from typing import cast
 
 from clipfleet.contract.bottleneck import Meter, Meters, Step
 from clipfleet_worker.chunk.meter import StepsBusy, chunk_meters
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import BusyMeter
 from tests.support.doubles import Clock
-from tests.support.fake_encoder import FakeEncoder
 
 MODEL = cast(LoadedModel, FakeEncoder())
 

@@ -40,11 +40,14 @@ from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.decode import step as decode_step
-from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits, NoRoomError
-from clipfleet_worker.decode.decoder import Decoder, Raster
+from clipfleet_worker.decode.child_process import DecodeLimits, NoRoomError
+from clipfleet_worker.decode.children import DecodeChildren
+from clipfleet_worker.decode.decoder import Decoder
+from clipfleet_worker.decode.lock import DecodeLock
+from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.decode.step import DecodeStep
-from clipfleet_worker.decode.turns import DecodeTurns
 from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
+from clipfleet_worker.encode.fake_encoder import COLOURS, FakeEncoder
 from clipfleet_worker.failures import (
     ChunkInterrupted,
     ItemFailure,
@@ -56,14 +59,15 @@ from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.routes import Routes
 from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.models.cache import Models
-from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import OnPixelSpec
 from clipfleet_worker.pixel_spec import InputSize
 from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
-from tests.support.fake_encoder import COLOURS, FakeEncoder, MemorySink
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
+from tests.support.memory_sink import MemorySink
 from tests.support.waiting import wait_until
 
 LABELS = tuple(COLOURS)
@@ -168,7 +172,7 @@ class Bench:
             decode_pool=self.decode_pool,
             decode_threads=2,
             decode_busy=BusyMeter(2),
-            decode_turns=DecodeTurns(),
+            decode_lock=DecodeLock(),
             batcher=self.batcher,
             max_image_bytes=MAX_IMAGE_BYTES,
         )
@@ -748,12 +752,12 @@ class Reader:
         self._read, self._fails = decoder.read, fails
         self.read_files: list[bytes] = []
 
-    def read(self, data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
         self.read_files.append(data)
         error = self._fails(data)
         if error is not None:
             raise error
-        return self._read(data, frame, route)
+        return self._read(data, input_size, route)
 
 
 class TestWhereItIsDecoded:
@@ -821,9 +825,9 @@ class TestWhereItIsDecoded:
     ) -> None:
         handled: list[BaseException | None] = []  # its traceback keeps what had been read
 
-        def outside(data: bytes, frame: InputSize, route: DecodeRoute) -> Raster:
+        def outside(data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
             handled.append(sys.exc_info()[1])
-            return readers[1].read(data, frame, route)
+            return readers[1].read(data, input_size, route)
 
         monkeypatch.setattr(bench.children, "read", outside)
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from clipfleet.contract.jobs import Lane
 from clipfleet_worker.fetch.http.host_turns import HostTurns
-from clipfleet_worker.fetch.lane_turns import LaneTurns, tell_lane
+from clipfleet_worker.fetch.lane_turns import LaneTurns, set_lane
 from tests.support.doubles import Clock
 from tests.support.scenarios import run, settle
 
@@ -41,7 +41,7 @@ class Line:
         return self.came
 
     async def _visit(self, lane: Lane, name: str) -> None:
-        tell_lane(lane)
+        set_lane(lane)
         await self.turns.take()
         self.came.append(name)
         try:
@@ -138,7 +138,7 @@ def test_at_a_host_and_in_all_a_better_lane_does_not_wait_for_those_before_it() 
         turns, came, leave = HostTurns(1, 1), [], asyncio.Event()
 
         async def visit(lane: Lane, host: str) -> None:
-            tell_lane(lane)
+            set_lane(lane)
             async with turns.at(host):
                 came.append(lane.value)
                 await leave.wait()

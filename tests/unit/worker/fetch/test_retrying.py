@@ -110,7 +110,7 @@ def test_a_passing_trouble_costs_no_row(failure: TransientFailure) -> None:
 def test_delays_double_up_to_their_cap_and_the_code_is_the_last_one() -> None:
     trial = Trial(told(0), OVERLOADED)
     assert trial.asked_at == [0, 1.5, 4.5, 10.5, 22.5]
-    assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 5 times)")
+    assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (5 attempts)")
     capped = replace(POLICY, attempts=7, max_delay_seconds=4.0)
     assert Trial(OVERLOADED, policy=capped).asked_at == [0, 1.5, 4.5, 8.5, 12.5, 16.5, 20.5]
 
@@ -156,7 +156,7 @@ class TestRetryAfter:
 def test_no_attempt_is_waited_for_that_the_chunk_has_no_time_for() -> None:
     trial = Trial(OVERLOADED, chunk_seconds=10.0)
     assert trial.asked_at == [0, 1.5, 4.5]
-    assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 3 times)")
+    assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (3 attempts)")
 
 
 class TestHostThatIsLeftAlone:
@@ -190,7 +190,7 @@ class TestHostThatIsLeftAlone:
 
     def test_who_has_failed_himself_tells_his_own_failure(self) -> None:
         trial = Trial(OVERLOADED, OVERLOADED, alone(9.0, is_old=True))
-        assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (asked 2 times)")
+        assert trial.error == (ErrorCode.SERVER_ERROR, "h: HTTP status 503 (2 attempts)")
 
     def test_the_chunk_s_time_bounds_it(self) -> None:
         assert Trial(alone(4.0), chunk_seconds=9.0, chance=0.0).asked_at == [0, 4, 8]

@@ -36,12 +36,12 @@ from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.chunk.tally import ChunkEnd
 from clipfleet_worker.encode.batcher import BatcherStopped
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.hints.tasks import Tasks, register
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.jobs import JOB_ID, make_claim, make_finish_claim, make_job
 
 RESULT = ChunkResult(PartCounts(2, 1, {"timeout": 1}), {"encode": 0.5})

@@ -12,11 +12,12 @@ from typing import cast
 import pytest
 
 from clipfleet.contract.jobs import Precision
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.models.cache import Models
-from clipfleet_worker.models.loaded import LoadedModel, OnPixelSpec, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import OnPixelSpec, load_model
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread
-from tests.support.fake_encoder import FakeEncoder
 
 FP32, BF16 = Precision.FP32, Precision.BF16
 
@@ -73,10 +74,6 @@ class TestLoading:
         assert loader.calls == [("a", FP32)]
         assert all(model is found[0] for model in found)
 
-    def test_a_loaded_model_is_kept(self, loader: Loader) -> None:
-        served = models(loader)
-        assert get(served, "a", FP32) is get(served, "a", FP32)
-
     def test_prefetching_returns_at_once(self, loader: Loader) -> None:
         loader.go.clear()
         future = models(loader).prefetch("a", FP32)
@@ -126,16 +123,10 @@ class TestUnloading:
 
     def test_what_chunks_under_way_still_hold_is_not_loaded_a_second_time(self, loader: Loader) -> None:
         served = models(loader, kept=1)
-        in_use = [
-            get(served, "a", FP32),
-            get(served, "b", FP32),
-        ]
+        in_use = [get(served, name, FP32) for name in "ab"]
 
         for _ in range(3):
-            assert [
-                get(served, "a", FP32),
-                get(served, "b", FP32),
-            ] == in_use
+            assert [get(served, name, FP32) for name in "ab"] == in_use
         assert [name for name, _ in loader.calls] == ["a", "b"]
 
         in_use.clear()
@@ -181,35 +172,37 @@ class TestFailures:
 
         assert [name for name, _ in loader.calls] == ["a", "broken", "b"]
 
-    def test_too_little_memory_is_told_to_who_waits_and_the_thread_ends_well(
-        self, loader: Loader, died: list[str]
+    @pytest.mark.parametrize(
+        ("error", "cause", "expected", "deaths"),
+        [
+            (MemoryError("no room on the device"), None, MemoryError, []),
+            (
+                ModelUnavailableError("the files do not fit"),
+                OSError(errno.EMFILE, "Too many open files"),
+                WorkerShortageError,
+                [],
+            ),
+            (ZeroDivisionError("bug"), None, ZeroDivisionError, ["load a"]),
+        ],
+        ids=["memory", "shortage", "bug"],
+    )
+    def test_chunks_that_wait_get_the_error_and_only_a_bug_ends_the_thread_with_it(
+        self,
+        loader: Loader,
+        died: list[str],
+        error: Exception,
+        cause: Exception | None,
+        expected: type[Exception],
+        deaths: list[str],
     ) -> None:
-        loader.errors["a"] = MemoryError("no room on the device")
+        error.__cause__ = cause
+        loader.errors["a"] = error
         future = models(loader).prefetch("a", FP32)
 
-        with pytest.raises(MemoryError):
+        with pytest.raises(expected):
             future.result(PATIENCE_SECONDS)
         _join_loaders()
-        assert died == []
-
-    def test_what_the_worker_lacks_is_not_the_models_fault(self, loader: Loader, died: list[str]) -> None:
-        loader.errors["a"] = ModelUnavailableError("the files do not fit")
-        loader.errors["a"].__cause__ = OSError(errno.EMFILE, "Too many open files")
-        future = models(loader).prefetch("a", FP32)
-
-        with pytest.raises(WorkerShortageError, match="file descriptors"):
-            future.result(PATIENCE_SECONDS)
-        _join_loaders()
-        assert died == []
-
-    def test_a_bug_is_told_to_who_waits_and_to_the_process(self, loader: Loader, died: list[str]) -> None:
-        loader.errors["a"] = ZeroDivisionError("bug")
-        future = models(loader).prefetch("a", FP32)
-
-        with pytest.raises(ZeroDivisionError):
-            future.result(PATIENCE_SECONDS)
-        _join_loaders()
-        assert died == ["load a"]
+        assert died == deaths
 
 
 class TestServing:

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from clipfleet.contract.jobs import DEFAULT_MODEL, ErrorCode, Precision
 from clipfleet_worker.failures import ItemFailure, ModelUnavailableError
 from clipfleet_worker.models.files import Layout, fetch_files, find_configuration, find_files
-from clipfleet_worker.models.loaded import load_model
+from clipfleet_worker.models.loader import load_model
 from tests.support.hub_cache import HubCache
 
 DEMO = Path(str(files("clipfleet_worker"))) / "demo_model"
@@ -169,7 +169,7 @@ class TestFolders:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
         monkeypatch.setattr(Path, "is_file", refused)
-        with pytest.raises(ModelUnavailableError, match=rf"^{tmp_path}/\S+ may not be read by user \d+$"):
+        with pytest.raises(ModelUnavailableError, match=rf"^{tmp_path}/\S+: user \d+ may not read it$"):
             find_files(f"local-dir:{tmp_path}")
 
     @pytest.mark.parametrize(

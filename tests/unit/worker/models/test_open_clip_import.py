@@ -26,7 +26,7 @@ def test_a_plain_model_is_loaded_without_them_and_a_later_one_gets_them() -> Non
         import sys
         import numpy as np
         from clipfleet.contract.jobs import Precision
-        from clipfleet_worker.models.loaded import load_model
+        from clipfleet_worker.models.loader import load_model
         from clipfleet_worker.models.open_clip_models import import_open_clip
 
         heavy = ("transformers", "timm", "torch._dynamo")

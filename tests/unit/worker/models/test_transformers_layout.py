@@ -13,7 +13,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from clipfleet.contract.jobs import Precision
 from clipfleet_worker.failures import ModelUnavailableError
-from clipfleet_worker.models.loaded import LoadedModel, embedding_dimension, load_model
+from clipfleet_worker.models.files import embedding_dimension
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.models.transformers_layout import configuration_of, preprocessing_of, state_of
 
 SIZE = 64

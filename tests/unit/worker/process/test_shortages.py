@@ -17,6 +17,7 @@ import pytest
 from clipfleet.contract.jobs import ErrorCode, Lane, Precision
 from clipfleet.errors import OutputUnavailableError
 from clipfleet_worker.chunk.lane_pool import LanePool
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ItemFailure, ModelUnavailableError, WorkerShortageError
 from clipfleet_worker.hints.consumer import HintThreads
 from clipfleet_worker.models.cache import Models
@@ -25,7 +26,6 @@ from clipfleet_worker.process import shortages
 from clipfleet_worker.process.drain import Drain
 from clipfleet_worker.process.shortages import LenientThreadPool, shortage_behind
 from tests.support.doubles import PATIENCE_SECONDS
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.waiting import wait_until
 
 NO_THREAD = RuntimeError("can't start new thread")

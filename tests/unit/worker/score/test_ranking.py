@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from clipfleet.contract.jobs import DEMO_MODEL, LabelSet, Precision, Preset
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.models.open_clip_models import preset_label_set
 from clipfleet_worker.score import ranking as scoring
 from clipfleet_worker.score.ranking import Ranking, prompts_of, rank, text_matrix_of

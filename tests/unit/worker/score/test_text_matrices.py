@@ -12,12 +12,12 @@ import torch
 
 from clipfleet.contract.jobs import ErrorCode, LabelSet, Lane, Precision, Preset
 from clipfleet_worker.encode.batcher import Batcher, Encoder
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure
 from clipfleet_worker.score import text_matrices
 from clipfleet_worker.score.ranking import prompts_of
 from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
 from tests.support.doubles import PATIENCE_SECONDS, InThread
-from tests.support.fake_encoder import FakeEncoder
 
 
 class FakeBatcher:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +18,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.parts.parquet import footer, open_parquet
 from clipfleet.results import rows as results
 from clipfleet.results.rows import PartRows
-from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
-from tests.support.doubles import PATIENCE_SECONDS
-from tests.support.jobs import FullDisk
 
 OURS = PartIdentity("job-a", 3, 0)
 COUNTS = PartCounts(ok=1, failed=2, codes={"not_found": 1, "timeout": 1})
@@ -64,17 +59,6 @@ def sink(output: FolderOutput) -> PartSink:
 
 
 class TestWriting:
-    def test_the_part_has_the_name_of_its_chunk_and_all_rows(
-        self, sink: PartSink, output: FolderOutput
-    ) -> None:
-        written = rows("/a.jpg", "/b.jpg")
-
-        assert sink.write(OURS, written, COUNTS) == COUNTS
-
-        assert list(output.names("")) == ["part-00000003.parquet"]
-        found = pq.read_table(Path(output.uri, keys.part(3)))
-        assert found.equals(written)
-
     def test_the_footer_says_whose_it_is_and_how_many_rows_failed(
         self, sink: PartSink, output: FolderOutput
     ) -> None:
@@ -105,29 +89,6 @@ class TestWriting:
 
         assert [row["embedding"] for row in results.rows(PartRows(output))] == [None, [0.5, -0.5]]
 
-    def test_the_second_writer_adopts_what_is_there(self, sink: PartSink, output: FolderOutput) -> None:
-        sink.write(OURS, rows("/first.jpg"), COUNTS)
-
-        assert sink.write(OURS, rows("/second.jpg"), PartCounts(1, 0, {})) == COUNTS
-
-        assert uris(output) == ["/first.jpg"]
-        assert list(Path(output.uri, keys.TMP).iterdir()) == []
-
-    def test_of_many_writers_one_wins_and_all_get_its_counts(
-        self, sink: PartSink, output: FolderOutput
-    ) -> None:
-        barrier = threading.Barrier(8)
-
-        def write(writer: int) -> PartCounts:
-            barrier.wait(PATIENCE_SECONDS)
-            return sink.write(OURS, rows(f"/{writer}.jpg"), PartCounts(writer, 0, {}))
-
-        with ThreadPoolExecutor(8) as pool:
-            answers = set(pool.map(lambda writer: write(writer).ok, range(8)))
-
-        (winner,) = answers
-        assert uris(output) == [f"/{winner}.jpg"]
-
     def test_the_part_of_another_chunk_in_its_place_is_a_conflict_and_stays(
         self, sink: PartSink, output: FolderOutput
     ) -> None:
@@ -138,63 +99,8 @@ class TestWriting:
 
         assert uris(output) == ["/theirs.jpg"]
 
-    def test_a_late_part_of_the_job_before_is_replaced(self, sink: PartSink, output: FolderOutput) -> None:
-        """Its worker was frozen inside the write while the job was cancelled, and overwritten by ours."""
-        put(output, OTHER_JOB, keys.part(3))
-
-        assert sink.write(OURS, rows("/a.jpg"), COUNTS) == COUNTS
-
-        assert uris(output) == ["/a.jpg"]
-
-    def test_not_by_a_worker_whose_own_job_was_overwritten(self, output: FolderOutput) -> None:
-        put(output, OTHER_JOB, keys.part(3))
-
-        with pytest.raises(OutputUnreachableError, match="does not hold job job-a any more"):
-            PartSink(output, is_ours=lambda: False).write(OURS, rows("/a.jpg"), COUNTS)
-
-        assert uris(output) == ["/theirs.jpg"]
-
-    def test_nothing_becomes_visible_without_the_lease(self, sink: PartSink, output: FolderOutput) -> None:
-        def confirm() -> None:
-            raise ChunkInterrupted("lost")
-
-        older = sink.write(replace(OURS, chunk_id=4), rows("/old.jpg"), COUNTS) and sink.older(
-            PartIdentity(OURS.job_id, 4, 1)
-        )
-        put(output, OTHER_JOB, keys.part(5))
-        for chunk_id, generation, over in ((3, 0, None), (4, 1, older), (5, 0, None)):
-            with pytest.raises(ChunkInterrupted, match="lost"):
-                sink.write(
-                    PartIdentity(OURS.job_id, chunk_id, generation),
-                    rows("/a.jpg"),
-                    COUNTS,
-                    over=over,
-                    confirm=confirm,
-                )
-
-        assert list(output.names(keys.PART_PREFIX)) == [keys.part(4), keys.part(5)]
-        assert uris(output) == ["/old.jpg", "/theirs.jpg"]
-
-    def test_a_part_that_vanishes_meanwhile_is_written_later(
-        self, sink: PartSink, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(output, "publish", lambda *_, **__: False)
-            with pytest.raises(OutputUnavailableError, match="was replaced or removed meanwhile"):
-                sink.write(OURS, rows("/a.jpg"), COUNTS)
-
-        assert sink.write(OURS, rows("/a.jpg"), COUNTS) == COUNTS
-
 
 class TestFinding:
-    def test_nothing_is_there(self, sink: PartSink) -> None:
-        assert sink.find(OURS) is None
-
-    def test_the_counts_come_from_the_footer(self, sink: PartSink) -> None:
-        sink.write(OURS, rows("/a.jpg"), COUNTS)
-
-        assert sink.find(OURS) == COUNTS
-
     def test_a_part_of_another_chunk_is_a_conflict(self, sink: PartSink, output: FolderOutput) -> None:
         put(output, OTHER_CHUNK, keys.part(3))
 
@@ -203,12 +109,6 @@ class TestFinding:
 
         for word in (keys.part(3), OTHER_CHUNK.job_id, f"chunk {OTHER_CHUNK.chunk_id}"):
             assert word in str(caught.value)
-
-    def test_a_part_of_another_job_is_none(self, sink: PartSink, output: FolderOutput) -> None:
-        put(output, OTHER_JOB, keys.part(3))
-
-        assert sink.find(OURS) is None
-        assert sink.older(RETRIED) is None
 
     @pytest.mark.parametrize(
         "metadata",
@@ -258,89 +158,7 @@ class TestFinding:
             sink.find(OURS)
 
 
-class TestRetry:
-    def test_the_part_of_the_generation_before_is_not_adopted_but_read(self, sink: PartSink) -> None:
-        old = rows("/a.jpg", "/b.jpg")
-        sink.write(OURS, old, COUNTS)
-
-        assert sink.find(RETRIED) is None
-        older = sink.older(RETRIED)
-        assert older is not None
-        assert older.rows.equals(old)
-        assert older.rows.schema.metadata is None
-
-    def test_nothing_is_older_where_there_is_nothing(self, sink: PartSink) -> None:
-        assert sink.older(RETRIED) is None
-
-    def test_it_replaces_the_older_part_and_no_other_way(self, sink: PartSink, output: FolderOutput) -> None:
-        sink.write(OURS, rows("/old.jpg"), COUNTS)
-        older = sink.older(RETRIED)
-        with pytest.raises(OutputUnavailableError, match="was replaced or removed"):
-            sink.write(RETRIED, rows("/new.jpg"), PartCounts(1, 0, {}))
-        assert uris(output) == ["/old.jpg"]
-
-        assert sink.write(RETRIED, rows("/new.jpg"), PartCounts(1, 0, {}), over=older) == PartCounts(1, 0, {})
-
-        assert uris(output) == ["/new.jpg"]
-        assert sink.find(RETRIED) == PartCounts(1, 0, {})
-
-    def test_the_second_writer_of_a_retry_adopts_what_the_first_wrote(
-        self, sink: PartSink, output: FolderOutput
-    ) -> None:
-        sink.write(OURS, rows("/old.jpg"), COUNTS)
-        first, second = sink.older(RETRIED), sink.older(RETRIED)
-        sink.write(RETRIED, rows("/first.jpg"), COUNTS, over=first)
-
-        assert sink.write(RETRIED, rows("/second.jpg"), PartCounts(1, 0, {}), over=second) == COUNTS
-        assert uris(output) == ["/first.jpg"]
-
-    def test_a_worker_of_an_earlier_generation_can_undo_nothing(
-        self, sink: PartSink, output: FolderOutput
-    ) -> None:
-        # Given a first and a second generation, each with a worker that fell asleep before it wrote
-        sink.write(OURS, rows("/old.jpg"), COUNTS)
-        asleep = sink.older(RETRIED)
-        latest = replace(OURS, generation=2)
-        sink.write(latest, rows("/latest.jpg"), COUNTS, over=sink.older(latest))
-
-        for identity, over in ((OURS, None), (RETRIED, None), (RETRIED, asleep)):
-            with pytest.raises(OutputUnavailableError, match="generation 2 by now") as caught:
-                sink.write(identity, rows("/asleep.jpg"), PartCounts(1, 0, {}), over=over)
-            assert not isinstance(caught.value, OutputUnreachableError)
-        for look in (sink.find, sink.older):
-            with pytest.raises(OutputUnavailableError, match="generation 2 by now"):
-                look(OURS)
-        assert uris(output) == ["/latest.jpg"]
-
-    def test_a_part_that_came_after_the_look_is_not_written_over(
-        self, sink: PartSink, output: FolderOutput
-    ) -> None:
-        # Given that a worker of the cancelled generation wakes up when the retry has found no part
-        assert sink.older(RETRIED) is None
-        sink.write(OURS, rows("/woke-up.jpg"), COUNTS)
-
-        with pytest.raises(OutputUnavailableError, match="was replaced or removed meanwhile"):
-            sink.write(RETRIED, rows("/new.jpg"), COUNTS)
-        assert uris(output) == ["/woke-up.jpg"]
-
-    def test_a_part_of_this_generation_that_comes_during_the_look_is_noticed(
-        self, sink: PartSink, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        sink.write(OURS, rows("/old.jpg"), COUNTS)
-        seen = output.version(keys.part(3))
-        sink.write(RETRIED, rows("/new.jpg"), COUNTS, over=sink.older(RETRIED))
-        monkeypatch.setattr(output, "version", lambda name: seen)
-
-        with pytest.raises(OutputUnavailableError, match="written meanwhile"):
-            sink.older(RETRIED)
-
-
 class TestTheWorldFails:
-    def test_a_full_disk_is_waited_for(self, tmp_path: Path) -> None:
-        with pytest.raises(OutputUnavailableError, match="No space left") as caught:
-            PartSink(FullDisk(tmp_path)).write(OURS, rows("/a.jpg"), COUNTS)
-        assert not isinstance(caught.value, OutputUnreachableError)
-
     def test_a_read_that_fails_is_no_conflict(self, sink: PartSink, monkeypatch: pytest.MonkeyPatch) -> None:
         sink.write(OURS, rows("/a.jpg"), COUNTS)
 

@@ -1,12 +1,11 @@
-"""What runs the forward passes of a loaded model: the protocol here, one file per kind.
+"""Backends run the forward passes of a loaded model: the protocol here, one file per kind.
 
 A backend knows pixels, tokens and features; nothing of names, files, tokenizers, chunks or jobs.
 
-Which backend made a row is not part of the model fingerprint, as little as the device is: in the same
-precision all of them must stay within the bars of `tests/integration/test_fidelity.py`, measured against
-open_clip's own fp32. So workers with different backends share jobs, text matrices and the parts they adopt,
-and a backend that cannot keep the bars is none. Precision does count: it moves an embedding ten to a hundred
-times as far.
+Neither backend nor device is part of the model fingerprint: in the same precision all backends must stay
+within the bars of `tests/integration/test_fidelity.py`, measured against open_clip's own fp32. So workers
+with different backends share jobs, text matrices and the parts they adopt, and a backend that misses the bars
+is not used. Precision is part of it: it moves an embedding ten to a hundred times as far.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class PendingFeatures(Protocol):
-    """Features of a batch that the device may still be working on."""
+    """Features of a batch that the device may still be computing."""
 
     def wait_for_room(self) -> bool:
         """Block until the next batch may be begun.
 
         Returns:
-            Whether some of the device is idle then, so that any batch gains by going now. Else, as where
-            batches queue up before a device that works in order, only a whole one should.
+            Whether part of the device is idle then, so that any batch gains by beginning now. Otherwise, as
+            with batches that queue up before a device that works in order, only a full one does.
         """
 
     def result(self) -> np.ndarray:
@@ -45,15 +44,15 @@ class PendingFeatures(Protocol):
 
 
 class Backend(Protocol):
-    """The forward passes of one model on one device; all of it belongs to the batcher's thread."""
+    """The forward passes of one model on one device; only the batcher's thread may call it."""
 
     name: str  # torch, openvino, cuda
-    batches_in_flight: int  # how many may be begun before the first result is asked for
+    batches_in_flight: int  # how many may be begun before the first one is finished
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """An array uint8 (count, height, width, 3) to be filled and given to `begin_images` next.
+        """An uninitialised array uint8 (count, height, width, 3) to fill and pass to `begin_images` next.
 
-        It lies where the device reads it fastest. Its contents are anything. At most a batch of the worker.
+        It is in the memory that the device reads fastest. `count` is at most the worker's batch size.
         """
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
@@ -71,16 +70,16 @@ class Backend(Protocol):
 
 @runtime_checkable
 class SeveralWays(Backend, Protocol):
-    """A backend that can run whole batches in other ways than the plain one, if they prove to be right."""
+    """A backend with several ways of running a whole batch, each used only if its features are right."""
 
     ways: tuple[str, ...]  # the plain one first
     whole_batch: int  # images
 
     def use(self, way: str) -> None:
-        """Run whole batches so from now on; a way that was used before is given up.
+        """Run whole batches this way from now on, instead of the previous way.
 
         Raises:
-            MemoryError, RuntimeError: this way cannot be had now.
+            MemoryError, RuntimeError: this way cannot be used now.
         """
 
     def trust_only_plain(self, reason: str) -> None:
@@ -89,7 +88,7 @@ class SeveralWays(Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadyFeatures:
-    """See `PendingFeatures`. They are there already: the backend does all its work when it is begun."""
+    """See `PendingFeatures`. Features that are ready at once: the backend works synchronously."""
 
     features: np.ndarray  # float32 (n, d), L2-normalised
 
@@ -102,13 +101,13 @@ class ReadyFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Towers:
-    """What a backend is made of."""
+    """The parts of a model from which a backend is made."""
 
     module: Any  # as open_clip built it: on the CPU, fp32, evaluation mode; the backend may change it
     pixel_spec: PixelSpec
     example_tokens: torch.Tensor  # int64 (1, context length)
     precision: Precision  # never AUTO
-    key: str  # of all that its features depend on beside what computes them; of clipfleet's version, too
+    key: str  # covers all that its features depend on except the backend; clipfleet's version included
     is_right: Callable[[Backend], bool]  # whether a backend gives this model's features
 
 

@@ -1,12 +1,12 @@
 """Self-attention on the CPU without the copies that torch's own module makes.
 
-`torch.nn.MultiheadAttention` (torch 2.13), given a mask, turns the batch to the second place before its first
-product. That is then one of many small products on copies of the weights: in bf16 three fifths of the time of
-ViT-B-32's text tower. What stands here keeps the batch first and calls torch's fused attention: 3.2 times as
-many texts a second in bf16, 1.2 times as many in fp32, 64 at a time; images as before
-(`python -m ops.bench.forward`). Same weights, same arithmetic but for the order of sums.
+`torch.nn.MultiheadAttention` (torch 2.13), given a mask, moves the batch to the second axis before its first
+product, which then becomes many small products on copies of the weights: in bf16 three fifths of the time of
+ViT-B-32's text tower. This module keeps the batch first and calls torch's fused attention: 3.2 times as many
+texts a second in bf16, 1.2 times as many in fp32, 64 at a time; images as before
+(`python -m ops.bench.forward`). Same weights, same arithmetic except for the order of sums.
 
-It imports torch: whoever needs it imports it when a model is loaded.
+It imports torch, so import it only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 
 class DirectAttention(torch.nn.Module):
-    """Answers like the module that it holds, and asks it where the call is not a plain one."""
+    """Computes the same as the module that it holds, and calls it for all but plain self-attention."""
 
     def __init__(self, original: torch.nn.MultiheadAttention) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DirectAttention(torch.nn.Module):
         attn_mask: torch.Tensor | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See `torch.nn.MultiheadAttention`, with the batch first."""
+        """Like `torch.nn.MultiheadAttention` with the batch first."""
         original = self.original
         is_self = query is key and key is value and query.dim() == 3
         is_added = attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
@@ -51,10 +51,7 @@ class DirectAttention(torch.nn.Module):
 
 
 def keep_batch_first(module: torch.nn.Module) -> None:
-    """Put `DirectAttention` in place of every plain `torch.nn.MultiheadAttention`; for inference only.
-
-    Once is enough, twice does no harm.
-    """
+    """Put `DirectAttention` for each plain `torch.nn.MultiheadAttention`. Idempotent; for inference only."""
     for parent in [found for found in module.modules() if not isinstance(found, DirectAttention)]:
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.MultiheadAttention) and _is_plain(child):
@@ -62,7 +59,7 @@ def keep_batch_first(module: torch.nn.Module) -> None:
 
 
 def _is_plain(attention: torch.nn.MultiheadAttention) -> bool:
-    """Whether queries, keys and values come by one matrix from (n, length, width), and nothing is added."""
+    """Whether one matrix makes queries, keys and values of (n, length, width), and nothing is added."""
     return (
         attention.batch_first
         and attention.in_proj_weight is not None

@@ -2,7 +2,7 @@
 
 Canaries are seeded images and prompts whose features open_clip's own module has computed in fp32 on the CPU,
 before a backend changed it. A way that does not give these features, or is no faster than another one, is not
-used. Features that a backend has met, and the verdict on a CPU's backend, are kept for later starts.
+used. Features that a backend has reproduced, and the verdict on a CPU's backend, are kept for later starts.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 PLAIN, GRAPH = "plain", "graph"
 
-# Of a feature to that of fp32 on the CPU, whatever was encoded: those of tests/integration/test_fidelity.py.
+# Of any feature to that of fp32 on the CPU: the bars of tests/integration/test_fidelity.py.
 LEAST_COSINE = {Precision.FP32: 0.9999, Precision.FP16: 0.997, Precision.BF16: 0.997}
-_LEAST_GAIN = 1.05  # what is no faster is only one more thing that may be wrong
+_LEAST_GAIN = 1.05  # a way that gains less only adds risk
 _TIMED_SECONDS, _TIMED_BATCHES = 1.0, 10  # at most; two batches in any case
 PROMPTS = (
     "a photo of a cat", "two red bicycles", "the moon over the sea", "a page of a book", "a",
@@ -43,7 +43,7 @@ _COUNT = len(PROMPTS)  # of the images, too
 
 
 class Unfaithful(RuntimeError):  # noqa: N818 - a verdict
-    """The plain pass is too far from fp32 on the CPU; the text says how far, in one line."""
+    """The plain pass is too far from fp32 on the CPU; the message says how far, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +52,20 @@ class Way:
 
     name: str
     worst_cosine: float = 0.0  # of a canary's features to the right ones
-    per_second: float = 0.0  # images, fed as the batcher does it; 0 where there is only one way
+    per_second: float = 0.0  # images, fed as by the batcher; 0 if there is only one way
     refused: str = ""  # why it is not used
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What was found when a model was loaded."""
+    """The ways that were tried when a model was loaded."""
 
     batch: int  # images at a time
     ways: tuple[Way, ...]  # the plain one first
 
     @property
     def used(self) -> Way:
-        """The fastest that gives the right features."""
+        """The fastest way that gives the right features."""
         return [way for way in self.ways if not way.refused][-1]
 
     def __str__(self) -> str:
@@ -79,10 +79,10 @@ class Certificate:
 
 
 class Canaries:
-    """Those of one model."""
+    """The canaries of one model, and their right features."""
 
     def __init__(self, module: Any, spec: PixelSpec, tokens: torch.Tensor, least: float, key: str) -> None:
-        """Compute what is right, or recall it. The module is as open_clip built it, tokens of `PROMPTS`."""
+        """Compute or recall the right features: of the module as open_clip built it, tokens of `PROMPTS`."""
         self._least = least
         self._pixels = _pixels(spec.height, spec.width)
         self._tokens = tokens
@@ -105,8 +105,8 @@ class Canaries:
         """Try all ways of a backend, and have it use the best one; in the batcher's thread.
 
         Raises:
-            Unfaithful: the plain way is off.
-            MemoryError, RuntimeError, ValueError: it fails.
+            Unfaithful: the plain way gives wrong features.
+            MemoryError, RuntimeError, ValueError: the plain way fails.
         """
         if isinstance(backend, SeveralWays):
             return Certificate(backend.whole_batch, tuple(self._try_ways(backend)))
@@ -115,15 +115,15 @@ class Canaries:
         return Certificate(_COUNT, (Way(PLAIN, worst),))
 
     def forget(self) -> bool:
-        """Drop what an earlier start has kept; whether there was any."""
+        """Drop features that an earlier start has kept; returns whether there were any."""
         return bool(self._kept) and forget("canaries", self._key)
 
     def are_met_by(self, backend: Backend) -> bool:
-        """Whether a backend of the CPU gives them."""
+        """Whether a backend on the CPU gives the right features."""
         return self._worst_on_cpu(backend) >= self._least
 
     def _worst_on_cpu(self, backend: Backend) -> float:
-        """By two batches of them once per model, version, backend and kind of CPU, by one batch later."""
+        """Worst cosine: of two batches once per model, version, backend and kind of CPU, later of one."""
         runs_it = sys.modules.get(backend.name)  # torch or OpenVINO
         key = [*self._key, str(type(backend)), backend.name, getattr(runs_it, "__version__", ""), cpu_name()]
         known = recall("verdict", key).get("worst", ())
@@ -133,9 +133,9 @@ class Canaries:
         return worst
 
     def worst_cosine(self, backend: Backend, batches: int = 2) -> float:
-        """Of all canaries now, by the way that is used; NaN if one is none. In the batcher's thread."""
+        """Worst cosine of all canaries now, by the way in use; NaN if one is NaN. In the batcher's thread."""
         worst = self._cosines(backend, getattr(backend, "whole_batch", _COUNT), batches)
-        for step in (1, -1)[:batches]:  # what is of the call before is wrong
+        for step in (1, -1)[:batches]:  # another order, so that features of the previous call are wrong
             order = np.arange(_COUNT)[::step].copy()
             found = backend.encode_texts(self._tokens[order])
             worst.append(_worst_cosine(found, self._right["texts"][order]))
@@ -149,7 +149,7 @@ class Canaries:
             ways.append(self._tried(name, backend, best))
             if ways[-1].refused:
                 backend.use(best.name)
-                self._require(self.worst_cosine(backend))  # a device that was lost over it fails now
+                self._require(self.worst_cosine(backend))  # fails if the attempt has cost the device
             else:
                 best = ways[-1]
         return ways
@@ -180,7 +180,7 @@ class Canaries:
             keep("canaries", self._key, self._right)
 
     def _cosines(self, backend: Backend, rows: int, batches: int, until: float = float("inf")) -> list[float]:
-        """The worst of each batch, each in another order: what is of the one before is wrong."""
+        """The worst of each batch, each in another order, so that features of the previous one are wrong."""
         worst: list[float] = []
         under_way: deque[tuple[np.ndarray, PendingFeatures]] = deque()
         while batches:
@@ -195,12 +195,12 @@ class Canaries:
 
 
 def _worst_cosine(found: np.ndarray, right: np.ndarray) -> float:
-    """Of the rows; what is not of length one is off, too."""
+    """Worst cosine of the rows; rows that are no unit vectors count as wrong, too."""
     return _least(*(1 - np.square(found - right).sum(axis=1) / 2))
 
 
 def _least(*values: float) -> float:
-    return float(np.min(values))  # NaN where one is; `min` would lose it
+    return float(np.min(values))  # NaN if one is NaN; `min` would lose it
 
 
 def _pixels(height: int, width: int) -> np.ndarray:

@@ -1,10 +1,9 @@
 """Which backend runs a model on the CPU: `CLIPFLEET_BACKEND`, and what `auto` makes of it.
 
-`auto` is OpenVINO where the extra `[openvino]` is installed and the model is made of parts that were tried
-with it: open_clip's own towers, and timm's plain vision transformers (SigLIP). All else is torch's:
-OpenVINO does not refuse every model that it cannot run. 2026.4 ends the process with a division by zero
-when it compiles ViTamin-S for bf16, and a worker that is started again meets the same. Who names
-`openvino` has it try them all.
+`auto` is OpenVINO if the extra `[openvino]` is installed and the model consists of parts that were tried with
+it: open_clip's own towers, and timm's plain vision transformers (SigLIP). Torch runs all other models:
+OpenVINO does not refuse every model that it cannot run. 2026.4 ends the process with a division by zero when
+it compiles ViTamin-S for bf16, and so it does after every restart. `openvino` tries all models with it.
 
 Rates of OpenVINO to those of `torch_backend`, by `python -m ops.bench.forward --cpu --threads 1 --batches 32`
 on a Xeon with AVX-512 and AMX:
@@ -16,8 +15,9 @@ on a Xeon with AVX-512 and AMX:
 | demo (ResNet) | fp32 | 1.8 | 1.2 |
 | demo (ResNet) | bf16 | 2.3 | 1.2 |
 
-There is no case for precisions: torch was faster in none. OpenVINO holds the weights twice. Its first start
-with a model takes more than twice torch's CPU seconds, later ones as long as torch's, see `kept_arrays`.
+The choice does not depend on the precision: torch was faster in none. OpenVINO holds the weights twice. Its
+first start with a model takes more than twice torch's CPU seconds, later ones as many as torch's, see
+`kept_arrays`.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ _TRIED = ("torch.nn.", "open_clip.", "clipfleet_worker.", "timm.layers.", "timm.
 
 
 def cpu_backends(setting: str, device: str = "cpu") -> MakeBackend:
-    """What makes the backends of models on the CPU; for another device torch's plain one.
+    """A function that makes the backends of models on the CPU; for another device, torch's plain backend.
 
     Args:
         setting: `auto`, `torch` or `openvino`.
         device: the worker's, by torch's name.
 
     Raises:
-        UsageError: OpenVINO is asked for, and not installed or not for this device.
+        UsageError: OpenVINO is set, but not installed or not for this device.
     """
     is_installed = find_spec("openvino") is not None
     if setting == "openvino" and not is_installed:
         raise UsageError(
-            'CLIPFLEET_BACKEND is openvino, which is not installed: run `pip install "clipfleet[openvino]"`'
+            'CLIPFLEET_BACKEND is openvino, which is not installed; run `pip install "clipfleet[openvino]"`'
         )
     if setting == "openvino" and device != "cpu":
         raise UsageError(
-            f"CLIPFLEET_BACKEND is openvino, which is for the CPU, but the device is {device}: "
-            "set CLIPFLEET_DEVICE=cpu, or leave CLIPFLEET_BACKEND away"
+            f"CLIPFLEET_BACKEND is openvino, which is for the CPU, but the device is {device}; "
+            "set CLIPFLEET_DEVICE=cpu, or unset CLIPFLEET_BACKEND"
         )
     if device != "cpu":
         return TorchBackend
@@ -90,7 +90,7 @@ def _by_openvino(
 
 
 def _by_torch(side_by_side: SideBySideBackends, towers: Towers, device: str) -> Backend:
-    """Side by side, unless a part of the model is unknown here: it might keep something between its calls."""
+    """Side by side, unless a part of the model is untried: it might keep state between calls."""
     one = TorchBackend(towers, device)
     return one if _untried_part(towers) else side_by_side.make(lambda _: one)
 

@@ -1,9 +1,9 @@
-"""Forward passes on a CUDA device: two batches under way, a whole one by a graph where that is certified.
+"""Forward passes on a CUDA device: two batches under way, a whole one by a graph if that is certified.
 
-The pixels of a batch cross to the device as uint8 while the batch before is encoded; they are normalised
-there. Each batch ends with an event; its features are in page-locked memory then. What does not fit the
-device is halved, and after a while more is tried again: other processes may just have been loading. The order
-of all this is tested without a device. Only `cuda_device` knows CUDA.
+The pixels of a batch are copied to the device as uint8 while the previous batch is encoded, and normalised
+there. Each batch ends with an event, after which its features are in page-locked memory. A batch that does
+not fit the device is halved, and after a while larger ones are tried again: other processes may just have
+been loading. The order of all this is tested without a device. Only `cuda_device` calls CUDA.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class CudaBackend:
     ways = (PLAIN, GRAPH)
 
     def __init__(self, towers: Towers, device: CudaDevice, batch_size: int) -> None:
-        """Bring the weights to the device.
+        """Copy the weights to the device.
 
         Args:
             towers: the model.
             device: shared with all other models of the process.
-            batch_size: the most images that are begun at a time.
+            batch_size: upper bound of images that are begun at a time.
 
         Raises:
-            MemoryError: not enough memory on the device, or that can be page-locked.
+            MemoryError: not enough memory on the device, or not enough that can be page-locked.
         """
         spec, dtype = towers.pixel_spec, torch_dtype(towers.precision)
         with torch.no_grad():
@@ -54,12 +54,12 @@ class CudaBackend:
         self._forward_images, self._forward_texts = forwards(module, mean, deviation, dtype)
         self._graph: Pass | None = None  # of whole batches
         self.whole_batch = batch_size
-        self.largest_batch = batch_size  # rows at a time: fewer for a while after more have found no memory
+        self.largest_batch = batch_size  # rows at a time; reduced for a while after too many did not fit
         self._fits, self._patience = 0, _FIRST_PATIENCE
         self._ring = PixelRing(device, self.batches_in_flight + 1, (batch_size, *self._row_shape))
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; page-locked, of one batch at most."""
+        """A page-locked array, for one batch at most."""
         return self._ring.lend(count)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
@@ -77,7 +77,7 @@ class CudaBackend:
         return _FeaturesUnderWay(features, self._device.forwards.record(), rows).result()
 
     def use(self, way: str) -> None:
-        """See the protocol; nothing of this model may be under way."""
+        """Run whole batches this way; no batch of this model may be under way."""
         self._graph = None
         self._device.forget_freed()
         if way == PLAIN:
@@ -85,7 +85,7 @@ class CudaBackend:
         if self._device.graphs_off:
             raise RuntimeError(self._device.graphs_off)
         if self.largest_batch < self.whole_batch:
-            raise RuntimeError(f"there is memory for {self.largest_batch} images at a time only")
+            raise RuntimeError(f"there is only memory for {self.largest_batch} images at a time")
         rows = self._device.memory((self.whole_batch, *self._row_shape), torch.uint8)
         self._graph = self._device.recorded(self._forward_images, rows)
 
@@ -102,7 +102,7 @@ class CudaBackend:
         """Queue the passes of some rows on the device, as many at a time as it has memory for.
 
         Returns:
-            Page-locked features float32 (n, d); there once the device is done.
+            Page-locked features float32 (n, d), valid once the device is done.
 
         Raises:
             MemoryError: not enough memory for one row.
@@ -115,12 +115,12 @@ class CudaBackend:
             try:
                 self._device.forwards.run(partial(queue, rows[part], features[part]))
             except MemoryError as error:
-                reason = str(error)  # the exception itself holds on to the memory that is to be freed
+                reason = str(error)  # the exception itself would hold the memory that has to be freed
             else:
                 self._note_fit()
                 start = part.stop
                 continue
-            self._device.forwards.record().synchronize()  # what is under way has memory, and needs the rows
+            self._device.forwards.record().synchronize()  # passes under way hold memory, and need the rows
             self._halve(part.stop - start, reason)
         return features
 
@@ -132,15 +132,15 @@ class CudaBackend:
         if self.largest_batch == self.whole_batch:
             self._patience = _FIRST_PATIENCE
             return
-        self._patience = min(2 * self._patience, _MOST_PATIENCE)  # each time that it is in vain costs a batch
+        self._patience = min(2 * self._patience, _MOST_PATIENCE)  # each failed attempt costs a batch
         self.largest_batch = min(self.whole_batch, 2 * self.largest_batch)
-        log.info("%d rows at a time are tried again", self.largest_batch, extra={"action": "batch_grows"})
+        log.info("trying %d rows at a time again", self.largest_batch, extra={"action": "batch_grows"})
 
     def _halve(self, rows: int, reason: str) -> None:
         if rows == 1:
             raise MemoryError(reason)
         self.largest_batch, self._fits = rows // 2, 0
-        what = "no memory on the device for %d rows at a time, for now %d: %s"
+        what = "no memory on the device for %d rows at a time, trying %d: %s"
         log.warning(what, rows, self.largest_batch, reason, extra={"action": "batch_halved"})
         self._device.forget_freed()
 
@@ -148,8 +148,8 @@ class CudaBackend:
 @dataclass(frozen=True, slots=True)
 class _FeaturesUnderWay:
     features: torch.Tensor  # page-locked
-    done: torch.cuda.Event  # they are there
-    used: object  # what the device works with until then
+    done: torch.cuda.Event  # then they are valid
+    used: object  # keeps alive what the device uses until then
 
     def wait_for_room(self) -> bool:
         return False

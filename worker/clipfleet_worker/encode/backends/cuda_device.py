@@ -1,21 +1,21 @@
 """A CUDA device for the backend: its streams, its memory and its graphs, by torch. No policy here.
 
-`tests/support/fake_device.py` puts all work off for as long as it may: what no event orders goes wrong there.
+`tests/support/fake_device.py` delays all work as long as it may, so that a missing event shows there.
 
 What it relies on (read in torch 2.13; `torch.cuda.graph`, `Stream`, `Event`, notes "CUDA semantics"):
 
-- The allocator hands a freed block out again to the stream that it was made for, at once. So memory that two
-  streams use is made once and kept: nothing of it is freed while a pass that uses it is under way, for
-  whoever began the pass holds on to it until its event has happened.
-- `copy_(..., non_blocking=True)` is only one from or to page-locked memory, and orders nothing by itself.
-- `Event(blocking=True)` lets the waiting thread sleep instead of spinning on a core that decoding wants.
+- The allocator reuses a freed block at once for the stream that it was made for. So memory that two streams
+  use is made once and kept: none of it is freed while a pass that uses it is under way, because the caller
+  that began the pass holds it until its event has happened.
+- `copy_(..., non_blocking=True)` is only asynchronous from or to page-locked memory, and orders nothing.
+- `Event(blocking=True)` lets the waiting thread sleep instead of spinning on a core that decoding needs.
 - A graph keeps the address of cuBLAS's workspace, which torch caches by thread and stream and frees with any
   graph of that stream. With an empty cache the workspace is made in the graph's own memory: so the cache is
   emptied right before and right after a recording, and only the batcher's thread records.
-- `thread_local`: what other threads do meanwhile, such as bringing weights here, does not spoil a recording.
-- torch before 2.13 takes a recording that failed for one that never ends; later ones leave memory behind. So
-  neither this process nor the next one tries again, and `empty_cache`, which may trip over it, is not called.
-- torch has 32 streams, then it hands out the first ones again. So a process makes its few once.
+- `thread_local`: work of other threads, such as copying weights to the device, does not spoil a recording.
+- torch before 2.13 treats a failed recording as one that never ends; later ones leak memory. So neither this
+  process nor the next one tries again, and `empty_cache`, which may fail because of it, is not called.
+- torch has 32 streams and then reuses the first ones. So a process makes its few once.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _FIRST_WITH_GRAPHS = (2, 13)  # of torch
 _KIND = "graphs-off"  # of what is kept
 
 Work = Callable[[], object]
-Pass = Callable[[torch.Tensor, torch.Tensor], object]  # of rows, into features; queued where it is called
+Pass = Callable[[torch.Tensor, torch.Tensor], object]  # of rows, into features; queued when it is called
 
 
 class Stream:
-    """Work that the device does in this order, whatever other streams do."""
+    """Work that the device does in this order, independently of other streams."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
 
     def run(self, work: Work) -> None:
-        """Have torch queue this work, without gradients; returns before it is done.
+        """Queue work, without gradients; returns before it is done.
 
         Raises:
             MemoryError: the device has no memory for it now.
@@ -59,17 +59,17 @@ class Stream:
         self.stream.wait_event(event)
 
     def record(self) -> torch.cuda.Event:
-        """An event that happens when all work up to now is done; to wait for it tells what has failed."""
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # likewise
+        """An event that happens when all work up to now is done; waiting for it raises the errors of that."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no types here
         event.record(self.stream)
         return event
 
 
 class CudaDevice:
-    """One per process, for all models on it; what is not the streams' is for any thread."""
+    """One per process, shared by all its models; except for the streams it is thread-safe."""
 
     def __init__(self, name: str) -> None:
-        """Set up CUDA for this process, if nobody has; the name is torch's, such as cuda or cuda:1."""
+        """Initialise CUDA for this process; the name is torch's, such as cuda or cuda:1."""
         self._device = torch.device(name)
         if self._device.index is None:
             self._device = torch.device("cuda", torch.cuda.current_device())
@@ -79,25 +79,25 @@ class CudaDevice:
         self._recording = Stream(self._device)
         self._key = torch.cuda.get_device_name(self._device), torch.__version__
         self._has_failed = False
-        # Why graphs are neither recorded nor replayed any more; empty while they are.
+        # Why graphs are no longer recorded or replayed; empty while they are.
         self.graphs_off = why_no_graphs(torch.__version__, self._key)
 
     def page_locked(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Memory of the machine that the device uses by itself; torch keeps what is freed for later."""
+        """Page-locked memory of the machine, which the device reads and writes directly; torch caches it."""
         with memory_errors():
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Memory of the device; its contents are anything."""
+        """Uninitialised memory of the device."""
         with memory_errors():
             made = torch.empty(shape, dtype=dtype, device=self._device)
             self._settle()  # the block may be one that this thread's stream has just freed
         return made
 
     def place(self, what: Any, dtype: torch.dtype | None = None) -> Any:
-        """A module (changed) or a tensor (copied) on the device; it is there when this returns.
+        """Move a module, or copy a tensor, to the device; returns when that is done.
 
-        Convolutions get their weights as the pixels are, channels last.
+        Convolutions get their weights in the layout of the pixels, channels last.
         """
         with memory_errors():
             for part in what.modules() if isinstance(what, torch.nn.Module) else ():
@@ -109,7 +109,7 @@ class CudaDevice:
 
     def recorded(self, forward: Forward, rows: torch.Tensor) -> Pass:
         """A graph of so many rows, which it keeps; in the batcher's thread. Raises as `Stream.run` does."""
-        self._recording.run(lambda: forward(rows))  # libraries choose and set up the first time
+        self._recording.run(lambda: forward(rows))  # libraries initialise lazily
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         stream = self._recording.stream
@@ -121,7 +121,7 @@ class CudaDevice:
         except Exception as error:
             self._has_failed = True
             self.graphs_off = f"a recording failed: {first_line(error)}"
-            if not isinstance(error, MemoryError):  # else the next process may try again
+            if not isinstance(error, MemoryError):  # after which the next process may try again
                 why = np.frombuffer(self.graphs_off.encode(), dtype=np.uint8)
                 keep(_KIND, self._key, {"why": why})
             raise
@@ -136,7 +136,7 @@ class CudaDevice:
         return replay
 
     def forget_freed(self) -> None:
-        """Give memory that nobody uses back to the device, for other uses and other processes."""
+        """Release torch's unused memory of the device, for other uses and other processes."""
         if not self._has_failed:
             torch.cuda.empty_cache()
 

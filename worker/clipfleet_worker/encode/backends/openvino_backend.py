@@ -1,10 +1,10 @@
 """Forward passes on the CPU by OpenVINO: both towers, converted from open_clip's module at loading.
 
 Pixels go in as uint8; mean and deviation are part of the converted image tower. The L2 norm is not: it is
-taken in float32 whatever the precision. What was converted has to pass the model's canaries: where it does
-not, this backend does not serve the model (`Unconvertible`). What was compiled is kept on disk for the next
-start. OpenVINO (2026.4) holds the weights twice, as they came and as packed for the CPU; torch's module
-is given up after loading.
+computed in float32 in every precision. The converted towers have to pass the model's canaries, otherwise this
+backend refuses the model (`Unconvertible`). The compiled towers are kept on disk for the next start. OpenVINO
+(2026.4) holds the weights twice, as loaded and as packed for the CPU; torch's module is dropped after
+loading.
 
 On two cores of an EPYC that others kept busy too (ViT-B-32, bf16), images/s of two streams to those of one
 that has both cores, with batches of 64: 0.98 to 1.15; with 128: 0.86 to 1.21, so that 64 stays.
@@ -41,23 +41,23 @@ _NAMES = "images", "texts"  # of the towers that are kept
 _KIND, _KEPT_MODELS = "openvino", 4  # on disk; one of ViT-B-32 in bf16 has 0.6 GB
 _TRACED_ITEMS = 2
 
-_TAKEN = np.float32(-2.5e38)  # in place of features that were taken; none is as large
+_TAKEN = np.float32(-2.5e38)  # overwrites features that were taken; no feature is as large
 
-_converting = threading.Lock()  # tracing changes what belongs to the whole process: torch's state, warnings
+_converting = threading.Lock()  # tracing changes state of the whole process: torch's, and warnings
 
 
-class Unconvertible(Exception):  # noqa: N818 - no error: torch takes the model then
-    """This model is none for OpenVINO; the text says why, in one line."""
+class Unconvertible(Exception):  # noqa: N818 - no error: torch runs the model then
+    """OpenVINO cannot run this model; the message says why, in one line."""
 
 
 class OpenVinoBackend:
-    """See `Backend`. What encodes may be called by as many threads at a time as there are streams."""
+    """See `Backend`. As many threads may encode at a time as there are streams."""
 
     name = "openvino"
     batches_in_flight = 1
 
     def __init__(self, towers: Towers, device: str, streams: int = 1) -> None:
-        """Convert and compile, or read what an earlier start has kept; then try the canaries.
+        """Convert and compile, or read what an earlier start has kept; then check the canaries.
 
         Args:
             towers: of the model.
@@ -65,7 +65,7 @@ class OpenVinoBackend:
             streams: passes at a time, which share the threads.
 
         Raises:
-            Unconvertible: OpenVINO cannot run this model, or not within the bars. Torch may still run it.
+            Unconvertible: OpenVINO cannot run this model within the bars. Torch may still run it.
             MemoryError: not enough memory for it now.
         """
         if device != "cpu":
@@ -99,11 +99,11 @@ class OpenVinoBackend:
             return False
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; plain memory."""
+        """An array in plain memory."""
         return np.empty((count, *self._image_shape), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
-        """See the protocol; the features are there when it returns."""
+        """Encode synchronously: the features are ready when it returns."""
         return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
@@ -117,22 +117,22 @@ class OpenVinoBackend:
 
 
 class CompiledTower:
-    """A tower that is known to have run.
+    """A tower that detects passes that did not run.
 
-    Where memory is short, `infer` of 2026.4 may return as if all were well and leave in place what the batch
-    before gave, for good: other images' features. So what was taken is overwritten.
+    Short of memory, `infer` of 2026.4 may return without an error and leave the features of the previous
+    batch in the output: those of other images. So features that were taken are overwritten.
     """
 
     def __init__(self, compiled: Any) -> None:
-        """Take OpenVINO's compiled model, of one input and one output."""
+        """Use a compiled model of OpenVINO with one input and one output."""
         self._compiled = compiled
         self._free: deque[Any] = deque()  # requests that no thread uses now
 
     def encode(self, batch: np.ndarray) -> np.ndarray:
-        """A batch -> features float32 (n, d), L2-normalised; called by any thread.
+        """A batch -> features float32 (n, d), L2-normalised. Thread-safe.
 
         Raises:
-            MemoryError: it has not run.
+            MemoryError: the pass did not run.
         """
         try:
             request = self._free.pop()
@@ -140,8 +140,8 @@ class CompiledTower:
             request = self._compiled.create_infer_request()
         request.infer([batch], share_inputs=True)
         output = request.get_output_tensor(0).data
-        if len(output) != len(batch) or np.any(output == _TAKEN):  # the request may be of no use any more
-            raise MemoryError("OpenVINO gave nothing for a batch, as where it finds no memory")
+        if len(output) != len(batch) or np.any(output == _TAKEN):  # the request may be broken: it is dropped
+            raise MemoryError("OpenVINO gave no features for a batch, as it does when memory is short")
         features = _normalised(output)
         output[...] = _TAKEN
         self._free.append(request)
@@ -149,7 +149,7 @@ class CompiledTower:
 
 
 def openvino_module() -> Any:
-    """The package, without the part that reports its use to its makers: see `openvino.tools.ovc`."""
+    """The package, without its telemetry, see `openvino.tools.ovc`."""
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if not installed
     import openvino
@@ -163,8 +163,8 @@ def _compile_options(precision: Precision, streams: int) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": {Precision.FP32: "f32", Precision.BF16: "bf16"}[precision],
         "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # set with regard to decoding, for both backends
-        "ENABLE_CPU_PINNING": False,  # decode threads and other workers want these cores too
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # set by the worker, see `process.cores`
+        "ENABLE_CPU_PINNING": False,  # decode threads and other workers use these cores, too
     }
 
 
@@ -176,7 +176,7 @@ def _convert(towers: Towers) -> tuple[Any, Any]:
 
     openvino = openvino_module()
     spec, module = towers.pixel_spec, towers.module
-    keep_batch_first(module)  # also: torch's own has a fast path that has no counterpart in OpenVINO
+    keep_batch_first(module)  # torch's own attention has a fast path that OpenVINO does not support
     shape = spec.height, spec.width, 3
     pixels = torch.zeros((_TRACED_ITEMS, *shape), dtype=torch.uint8)
     tokens = towers.example_tokens.repeat(_TRACED_ITEMS, 1)
@@ -184,8 +184,8 @@ def _convert(towers: Towers) -> tuple[Any, Any]:
     for encode, example in ((_image_tower(module, spec), pixels), (module.encode_text, tokens)):
         tower = _as_module(module, encode)
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing: the comparison tells what matters
-            traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch says nothing of its types
+            warnings.simplefilter("ignore")  # of tracing: the canaries decide
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch has no types here
                 tower, (example,), check_trace=False
             )
             model = openvino.convert_model(traced, example_input=(example,), input=[[-1, *example.shape[1:]]])
@@ -207,7 +207,7 @@ def _image_tower(module: Any, spec: PixelSpec) -> Callable[[torch.Tensor], torch
 
 
 def _as_module(module: Any, encode: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
-    """What `torch.jit.trace` wants: a module whose forward is `encode`, and which holds the weights."""
+    """A module for `torch.jit.trace` whose forward is `encode`, and which holds the weights."""
     import torch
 
     class Tower(torch.nn.Module):
@@ -223,7 +223,7 @@ def _as_module(module: Any, encode: Callable[[torch.Tensor], torch.Tensor]) -> t
 
 @contextmanager
 def _conversion_errors() -> Iterator[None]:
-    """Raise `Unconvertible` for what torch's tracer and OpenVINO raise for a model that they cannot take."""
+    """Turn what torch's tracer and OpenVINO raise for an unsupported model into `Unconvertible`."""
     failures = openvino_module().frontend
     try:
         yield
@@ -234,7 +234,7 @@ def _conversion_errors() -> Iterator[None]:
 
 
 def _normalised(features: np.ndarray) -> np.ndarray:
-    """A copy: OpenVINO writes the next batch into what it gave."""
+    """A copy: OpenVINO writes the next batch into the same output."""
     values = features.astype(np.float32)
     values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     return values

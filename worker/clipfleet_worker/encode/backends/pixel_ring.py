@@ -1,7 +1,7 @@
-"""The way of pixels to a device: page-locked arrays, and memory of the device that each is brought to.
+"""The path of pixels to a device: page-locked arrays, each with its counterpart in the device's memory.
 
-A batch is copied into an array, and the device fetches it while the passes of earlier batches run. An array
-is lent again once the device has fetched it, its counterpart written again once the pass has read it.
+A batch is written into an array, and the device copies it while the passes of earlier batches run. An array
+is reused once the device has copied it, its counterpart once the pass has read it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from clipfleet_worker.encode.backends.cuda_device import CudaDevice
 class _Slot:
     source: torch.Tensor  # page-locked
     target: torch.Tensor  # on the device
-    fetched: torch.cuda.Event | None = None  # the last time
-    read: torch.cuda.Event | None = None  # likewise
+    fetched: torch.cuda.Event | None = None  # the last copy to the target
+    read: torch.cuda.Event | None = None  # the last pass over the target
 
 
 class PixelRing:
     """Belongs to one thread."""
 
     def __init__(self, device: CudaDevice, slots: int, shape: tuple[int, int, int, int]) -> None:
-        """Take all the memory that is needed.
+        """Allocate all memory.
 
         Args:
-            device: which fetches.
-            slots: batches; one more than are under way at a time, or who fills one waits for the device.
+            device: copies the pixels.
+            slots: batches; one more than are under way at a time, or filling one waits for the device.
             shape: (images, height, width, 3) of the largest batch.
         """
         u8 = torch.uint8
@@ -39,7 +39,7 @@ class PixelRing:
         self._next = 0
 
     def lend(self, count: int) -> np.ndarray:
-        """The array to be sent next, uint8 (count, height, width, 3); blocks while the device fetches it."""
+        """The array to send next, uint8 (count, height, width, 3); blocks while the device copies it."""
         slot = self._slots[self._next]
         if slot.fetched is not None:
             slot.fetched.synchronize()
@@ -47,10 +47,10 @@ class PixelRing:
         return array
 
     def send(self, pixels: np.ndarray) -> torch.Tensor:
-        """Have the device fetch pixels, at most as many as fit; what was not lent is copied there first.
+        """Copy pixels to the device, at most a whole batch; another array is copied into the ring first.
 
         Returns:
-            Memory of the device; work that is queued in its forward stream from now on finds them in it.
+            Memory of the device; work queued in its forward stream from now on finds the pixels there.
         """
         slot = self._slots[self._next]
         if pixels.ctypes.data != slot.source.data_ptr():
@@ -65,5 +65,5 @@ class PixelRing:
         return target
 
     def note_read(self, event: torch.cuda.Event) -> None:
-        """What was sent last may be written over once this event has happened."""
+        """Let the pixels that were sent last be overwritten once this event has happened."""
         self._slots[self._next - 1].read = event

@@ -1,9 +1,9 @@
 """Forward passes on the CPU, a part of the batch per group of cores, side by side.
 
-Threads that share one pass wait for one another after each layer, and decoding takes a core from one of them
-again and again: all others wait for that one. Passes that share nothing do not. On two cores (Xeon with AMX,
-ViT-B-32 in bf16), images/s of two threads to those of torch's own two on one pass of 64: 1.12 with parts of
-32, 0.90 with parts of 64; with decoding beside them, in a whole worker, 1.13 to 1.21 (1.07 in fp32).
+Threads that share one pass wait for one another after each layer; whenever decoding takes the core of one,
+all others wait. Passes that share nothing do not wait. On two cores (Xeon with AMX, ViT-B-32 in bf16),
+images/s of two threads to those of torch's own two on one pass of 64: 1.12 with parts of 32, 0.90 with parts
+of 64; with decoding beside them, in a whole worker, 1.13 to 1.21 (1.07 in fp32).
 
 torch is imported when a backend is made, not before.
 """
@@ -33,26 +33,25 @@ _Tasks: TypeAlias = "SimpleQueue[tuple[Pass, Future[np.ndarray]] | None]"
 
 
 class OnePass(Backend, Protocol):
-    """A backend that several threads may call, each for a part of a batch."""
+    """A thread-safe backend: several threads call it, each for a part of a batch."""
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels -> features, in the calling thread."""
-        ...
 
 
 class SideBySideBackends:
-    """Makes the backends of a process, which share the threads: no more run than there are cores."""
+    """Makes the backends of a process, which share threads: no more run than there are cores."""
 
     def __init__(self) -> None:
         self._passes: Passes | None = None
         self._lock = threading.Lock()
 
     def make(self, make_one: Callable[[int], OnePass]) -> Backend:
-        """One for a model whose modules keep nothing from call to call.
+        """A backend for a model whose modules keep no state between calls.
 
         Args:
-            make_one: makes what runs the parts, from the number of threads that call it at a time. On one
-                core it is what is made here.
+            make_one: makes the backend of one part, from the number of threads that call it at a time. On one
+                core it is returned as it is.
         """
         import torch
 
@@ -68,7 +67,7 @@ class SideBySideBackends:
 class SideBySideBackend:
     """See `Backend`."""
 
-    batches_in_flight = 2  # whoever is done with his part has another one
+    batches_in_flight = 2  # so that a thread that finishes its part has another one
 
     def __init__(self, one: OnePass, passes: Passes) -> None:
         self.name = one.name
@@ -89,13 +88,13 @@ class SideBySideBackend:
 
 
 class Passes:
-    """Threads that run forward passes, each with its share of the cores; they end when nobody has them."""
+    """Threads that run forward passes, each with its share of the cores; they end with this object."""
 
     def __init__(self, threads: int) -> None:
         """Start them.
 
         Args:
-            threads: as many as torch has for one pass; they are shared out, others keep what they have.
+            threads: torch's number for one pass, divided among these; other threads keep theirs.
         """
         import torch
 
@@ -106,7 +105,7 @@ class Passes:
         try:
             for number in range(self.count):
                 has_share = threading.Event()
-                # A daemon: a pass that hangs must not keep the process from its end.
+                # A daemon: a pass that hangs must not keep the process alive.
                 threading.Thread(
                     target=_run,
                     args=(self._tasks, threads_each, has_share),
@@ -115,10 +114,10 @@ class Passes:
                 ).start()
                 has_share.wait()
         finally:
-            torch.set_num_threads(threads)  # for threads that are yet to come theirs was set, too
+            torch.set_num_threads(threads)  # setting theirs has changed the default of new threads, too
 
     def submit(self, work: Pass) -> Future[np.ndarray]:
-        """Have a pass run as soon as one of the threads is free."""
+        """Run a pass as soon as one of the threads is free."""
         future: Future[np.ndarray] = Future()
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
@@ -132,22 +131,22 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class PendingParts:
-    """See `PendingFeatures`: of the parts of a batch, in order."""
+    """See `PendingFeatures`: the parts of a batch, in order."""
 
     works: Sequence[Pass]
     futures: Sequence[Future[np.ndarray]]
     passes: Passes
 
     def wait_for_room(self) -> bool:
-        """See the protocol: until a thread has nothing more of this batch to do."""
+        """Block until a thread has finished its part."""
         wait(self.futures, return_when=FIRST_COMPLETED)
         return True
 
     def result(self) -> np.ndarray:
-        """See the protocol; of several parts that failed the first one tells why."""
+        """Wait for all parts; if several failed, raise the error of the first."""
         lacked_memory = [isinstance(one.exception(), MemoryError) for one in self.futures]
         if any(lacked_memory):
-            # It is enough for one pass, perhaps: that there were several is no item's fault.
+            # Memory may be enough for one pass at a time.
             self.passes.wait_until_idle()
         parts = zip(self.works, self.futures, lacked_memory, strict=True)
         return np.concatenate(
@@ -158,7 +157,7 @@ class PendingParts:
 def _run(tasks: _Tasks, threads_each: int, has_share: threading.Event) -> None:
     import torch
 
-    torch.get_num_threads()  # else the first pass would set the number of the process
+    torch.get_num_threads()  # otherwise the first pass would set the number of the process
     torch.set_num_threads(threads_each)
     has_share.set()
     while (task := tasks.get()) is not None:
@@ -168,13 +167,13 @@ def _run(tasks: _Tasks, threads_each: int, has_share: threading.Event) -> None:
         except FORWARD_ERRORS as error:
             future.set_exception(error)
         except BaseException as error:
-            # Nobody is to wait for ever, also where a thread's end is not the process's.
+            # The caller must not wait forever, even if the end of this thread does not end the process.
             future.set_exception(error)
             raise
         else:
             future.set_result(features)
             del features
-        del task, work, future  # while it waits for work nothing here keeps a model alive
+        del task, work, future  # while it waits for work it keeps no model alive
 
 
 def _end(tasks: _Tasks, count: int) -> None:

@@ -1,8 +1,8 @@
-"""Forward passes by torch, as open_clip would do them, one batch at a time on any device of torch's.
+"""Forward passes by torch, as open_clip does them, one batch at a time on any device of torch's.
 
-On the CPU self-attention is not torch's own, see `attention`; `torch.compile` gave nothing there.
+On the CPU self-attention is not torch's own, see `attention`; `torch.compile` gained nothing there.
 
-torch is imported when a backend is made, not before: that alone takes seconds.
+torch is imported when a backend is made, not before: the import alone takes seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class TorchBackend:
     batches_in_flight = 1
 
     def __init__(self, towers: Towers, device: str) -> None:
-
         if device == "cpu":
             from clipfleet_worker.encode.backends.attention import keep_batch_first
 
@@ -46,21 +45,21 @@ class TorchBackend:
             self._images, self._texts = forwards(module, mean, deviation, dtype)
 
     def new_pixels(self, count: int) -> np.ndarray:
-        """See the protocol; plain memory."""
+        """An array in plain memory."""
         return np.empty((count, *self._row_shape), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> ReadyFeatures:
-        """See the protocol; the features are there when it returns."""
+        """Encode synchronously: the features are ready when it returns."""
         return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """What is promised by `begin_images`; may be called by several threads."""
+        """Pixels -> features, in the calling thread. Thread-safe."""
         import torch
 
         return self._encode(self._images, torch.from_numpy(pixels))
 
     def encode_texts(self, tokens: torch.Tensor) -> np.ndarray:
-        """See the protocol; may be called by several threads."""
+        """Token ids -> features, in the calling thread. Thread-safe."""
         return self._encode(self._texts, tokens)
 
     def _encode(self, forward: Forward, rows: torch.Tensor) -> np.ndarray:
@@ -72,7 +71,7 @@ class TorchBackend:
 
 
 def mean_and_deviation(spec: PixelSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of levels from 0 to 255, each (1, 3, 1, 1)."""
+    """Mean and deviation of levels from 0 to 255, each (1, 3, 1, 1)."""
     import torch
 
     mean, deviation = (torch.tensor(one).view(1, 3, 1, 1) * 255 for one in (spec.mean, spec.std))
@@ -82,7 +81,7 @@ def mean_and_deviation(spec: PixelSpec) -> tuple[torch.Tensor, torch.Tensor]:
 def forwards(
     module: Any, mean: torch.Tensor, deviation: torch.Tensor, dtype: torch.dtype
 ) -> tuple[Forward, Forward]:
-    """Of images and of texts, all on one device."""
+    """The forward passes of images and of texts, all on one device."""
     from torch.nn.functional import normalize
 
     def images(pixels: torch.Tensor) -> torch.Tensor:
@@ -94,7 +93,7 @@ def forwards(
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
-    """Of weights and activations; the precision is not AUTO."""
+    """The type of weights and activations; the precision is not AUTO."""
     import torch
 
     return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[
@@ -103,7 +102,7 @@ def torch_dtype(precision: Precision) -> torch.dtype:
 
 
 def keep_fp32() -> None:
-    """fp32 means fp32: by default cuDNN rounds what goes into its convolutions to TF32."""
+    """Compute fp32 convolutions in fp32: by default cuDNN rounds their inputs to TF32."""
     import torch
 
     torch.backends.cudnn.allow_tf32 = False

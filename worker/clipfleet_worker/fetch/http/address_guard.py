@@ -1,11 +1,10 @@
-"""Which network addresses a worker may connect to on behalf of a URL somebody else wrote.
+"""Which network addresses a worker may connect to on behalf of an untrusted URL.
 
-The decision is made about the final address, at the moment its socket is made: whatever notation, answer of
-a name server or redirect led there, no second look-up lies in between. The tables are spelled out (IANA's
-special-purpose registries plus cloud metadata services) because `ipaddress.is_global` differs between
-Python versions and passes multicast, NAT64 and some metadata addresses. What this cannot know: public
-addresses that lead back into one's own network (this machine's own one, a NAT64 prefix of the operator's
-choice). A firewall is the second wall.
+The final address is checked when its socket is made: whatever notation, DNS answer or redirect led there, no
+second look-up happens in between. The tables are spelled out (IANA's special-purpose registries plus cloud
+metadata services) because `ipaddress.is_global` differs between Python versions and allows multicast, NAT64
+and some metadata addresses. It cannot know public addresses that lead back into the operator's network (this
+machine's own, or a NAT64 prefix of the operator's choice): use a firewall as well.
 """
 
 from __future__ import annotations
@@ -63,15 +62,15 @@ _ISATAP_IDENTIFIERS = frozenset({0x0000_5EFE, 0x0200_5EFE})
 
 
 class AddressRefusedError(OSError):
-    """The guard does not allow a connection; the message does not tell where a name resolved to."""
+    """The guard does not allow a connection; the message does not reveal what a name resolved to."""
 
 
 class AddressGuard:
-    """Decides about addresses and ports.
+    """Allows or refuses addresses and ports.
 
     Args:
-        allow_private: networks that may be reached although they are not public, on any port.
-        allow_ports: ports of public addresses besides 80 and 443.
+        allow_private: networks that are allowed although they are not public, on any port.
+        allow_ports: ports of public addresses that are allowed besides 80 and 443.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class AddressGuard:
         """Return if a connection to this address is allowed.
 
         Args:
-            host: a numeric address, as it would be given to `socket.connect`; a name is refused.
+            host: a numeric address, as for `socket.connect`; names are refused.
             port: the port of the connection.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Reads the body of an answer: bounded on the wire, after inflating, and in memory for all bodies at once."""
+"""Reads bodies of responses: bounded on the wire, after inflating, and in memory for all of them at once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _RAW_DEFLATE = -zlib.MAX_WBITS
 
 
 class ArrivingBytes:
-    """Bytes of bodies that are not complete, counted over all of them; belongs to one event loop.
+    """Counts the bytes of all incomplete bodies; belongs to one event loop.
 
     Args:
-        limit: beyond it only the oldest body grows, so that one after the other is completed or ends by its
-            time limit.
+        limit: above it only the oldest body is read on, so that bodies are completed, or time out, one after
+            the other.
     """
 
     def __init__(self, limit: int) -> None:
@@ -35,7 +35,7 @@ class ArrivingBytes:
 
     @contextmanager
     def of_a_body(self) -> Iterator[object]:
-        """Around the reading of one body; gives what `add` knows it by."""
+        """Around the reading of one body; yields a handle for `add`."""
         body = object()
         self._bodies[body] = 0
         try:
@@ -46,7 +46,7 @@ class ArrivingBytes:
             self._freed = asyncio.Event()
 
     async def add(self, body: object, count: int) -> None:
-        """So many bytes arrived; returns when more may be read."""
+        """Count bytes that arrived; returns when more may be read."""
         self._bodies[body] += count
         self.count += count
         while self.count > self._limit and next(iter(self._bodies)) is not body:
@@ -65,11 +65,11 @@ class BodyReader:
 
         Args:
             host: its name, for messages.
-            response: whose body nobody has read yet.
-            source: the connection, if there is more to come.
+            response: one whose body is unread.
+            source: the connection; None if the whole response has arrived.
 
         Raises:
-            ItemFailure: it is too large, breaks off or cannot be inflated.
+            ItemFailure: the body is too large, incomplete or cannot be inflated.
         """
         if (response.content_length or 0) > self.max_bytes:
             raise too_many_bytes(self.max_bytes)
@@ -77,13 +77,17 @@ class BodyReader:
             try:
                 data = await self._all_parts(body, response.content, source)
             except TimeoutError:
-                raise TransientFailure(ErrorCode.TIMEOUT, f"{host}: fell silent in the body") from None
+                raise TransientFailure(
+                    ErrorCode.TIMEOUT, f"{host}: sent no more of the body in time"
+                ) from None
             except (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError) as error:
-                # The second and the last: what broken chunks look like, depending on aiohttp's parser and on
-                # timing. Its C parser (3.14) may also leave the reader waiting; the time limit ends that.
+                # HttpProcessingError, RuntimeError: broken chunks, depending on aiohttp's parser and timing.
+                # Its C parser (3.14) may also leave the reader waiting; the time limit ends that.
                 raise _broken_off(host, source) from error
             if source is not None and source.is_broken and _ends_with_connection(response):
-                raise _broken_off(host, source)  # aiohttp takes any end for the one that was to come
+                raise _broken_off(
+                    host, source
+                )  # aiohttp accepts any end of the connection as that of the body
         encoding = response.headers.get("Content-Encoding")
         return await self._inflated(data, encoding.strip().lower()) if encoding else data
 
@@ -103,11 +107,11 @@ class BodyReader:
         return b"".join(parts)
 
     async def _inflated(self, data: bytes, encoding: str) -> bytes:
-        # Unasked for, so rare. Values that are no compression at all (utf-8, base64, aws-chunked: left over
-        # from uploads to object stores) mean nothing, and browsers ignore them too.
+        # Not requested, so rare. Values that are no compression (utf-8, base64, aws-chunked: left over from
+        # uploads to object stores) are ignored, as in browsers.
         if encoding in ("br", "zstd"):
             raise ItemFailure(
-                ErrorCode.HTTP_ERROR, f"the server sent {encoding} where identity was asked for"
+                ErrorCode.HTTP_ERROR, f"the server sent {encoding} though identity was requested"
             )
         if not data or encoding not in ("gzip", "x-gzip", "deflate"):
             return data

@@ -1,4 +1,4 @@
-"""What went wrong with a request, as an `ItemFailure`: by the answer's status, or by aiohttp's exception.
+"""Turns the status of a response, or aiohttp's exception, into an `ItemFailure`.
 
 Details name the host and repeat nothing else of the URL.
 """
@@ -27,13 +27,13 @@ _STATUS_CODES = {
     410: ErrorCode.NOT_FOUND,
     429: ErrorCode.RATE_LIMITED,
 }
-# Also those of proxies in front of a server that is away.
+# The last ones come from proxies in front of a server that is down.
 _TRANSIENT = frozenset({429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 def failure_of_status(host: str, status: int, headers: Mapping[str, str]) -> ItemFailure:
-    """The failure behind an answer that is neither 200 nor a redirect."""
+    """The failure for a response that is neither 200 nor a redirect."""
     default = ErrorCode.SERVER_ERROR if status >= 500 else ErrorCode.HTTP_ERROR
     code, detail = _STATUS_CODES.get(status, default), f"{host}: HTTP status {status}"
     if status not in _TRANSIENT:
@@ -45,11 +45,11 @@ def failure_of_status(host: str, status: int, headers: Mapping[str, str]) -> Ite
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """What `Retry-After` says, from now on; None without one that can be read.
+    """Seconds of `Retry-After` from now; None without a valid one.
 
     Args:
-        headers: of an answer. A date is compared with the server's own `Date`, whose clock it was made with.
-        now: seconds since 1970, by default those of our clock: where the server tells no time.
+        headers: of a response. A date is compared with the server's own `Date`, from the same clock.
+        now: seconds since 1970 for a server without `Date`; by default this machine's clock.
     """
     value = headers.get("Retry-After", "").strip()
     if _SECONDS.fullmatch(value):
@@ -71,14 +71,14 @@ def _timestamp(date: str) -> float | None:
 
 
 def failure_before_answer(host: str, error: aiohttp.ClientError | OSError | ValueError) -> ItemFailure:
-    """The failure of a request that had no answer that can be read."""
+    """The failure of a request without a readable response."""
     if _is_flood(error):
-        return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: sent a flood in place of an answer")
+        return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: sent too many bytes instead of a response")
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, AddressRefusedError):
         return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: {cause}")
     if isinstance(error, aiohttp.InvalidURL):
-        # All that aiohttp still finds wrong: 127.1, 2130706433 and other disguises of an IPv4 address.
+        # What aiohttp still refuses: 127.1, 2130706433 and other disguises of an IPv4 address.
         return ItemFailure(ErrorCode.ADDRESS_REFUSED, f"{host}: not a canonical numeric address")
     if isinstance(cause, TimeoutError):
         return TransientFailure(ErrorCode.TIMEOUT, f"{host}: no connection or no answer in time")
@@ -90,11 +90,11 @@ def failure_before_answer(host: str, error: aiohttp.ClientError | OSError | Valu
         return ItemFailure(ErrorCode.TLS_FAILED, f"{host}: {_reason(cause)}")
     if isinstance(error, aiohttp.ClientResponseError):
         if "chunk" in error.message.partition(":")[0]:
-            # Head and broken body came in one piece; in two, aiohttp blames the body, and so do we.
+            # Head and broken body came in one piece; for two, aiohttp reports the body, and so does this.
             return ItemFailure(ErrorCode.INCOMPLETE_BODY, f"{host}: the chunked body is broken")
         return ItemFailure(ErrorCode.HTTP_ERROR, f"{host}: the answer is not HTTP, or its header is too long")
     if isinstance(error, ValueError):
-        return ItemFailure(ErrorCode.BAD_URI, f"{host}: not a URL that can be asked for")
+        return ItemFailure(ErrorCode.BAD_URI, f"{host}: not a URL that can be requested")
     return TransientFailure(ErrorCode.CONNECT_FAILED, f"{host}: {_reason(cause)}")
 
 
@@ -105,7 +105,7 @@ def _is_flood(error: BaseException | None) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the URL that aiohttp's own messages repeat."""
+    """The reason, without the URL that aiohttp's own messages repeat."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     if isinstance(error, ssl.SSLError):

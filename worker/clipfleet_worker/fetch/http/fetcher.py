@@ -2,9 +2,8 @@
 
 Everything a server can do is bounded: connections per host and in all, time to connect, silence, time per
 URL, header, redirects, bytes on the wire, in memory and after inflating. No cookies, no credentials, no
-Referer, no proxy from the environment. What comes back is bytes or an `ItemFailure`. There are no retries
-here (`retrying.py` has them), except that aiohttp asks once more when the server hangs up before it answered:
-a kept connection may have grown stale.
+Referer, no proxy from the environment. The result is bytes or an `ItemFailure`. Retries are in `retrying`;
+only aiohttp repeats a request once if the server hangs up before it answers: a kept connection may be stale.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class HttpLimits:
     """What one URL may cost."""
 
     max_image_bytes: int  # largest body, on the wire and after inflating
-    fetch_timeout_seconds: float  # per URL, with redirects; without waiting for a turn at a busy host
+    fetch_timeout_seconds: float  # per URL, with redirects, without the wait for a turn at a busy host
     connect_timeout_seconds: float  # TCP and TLS, per address
     idle_read_timeout_seconds: float  # longest silence of a server
     host_connections: int  # requests to one host at a time, of all workers together
     total_connections: int  # requests to all hosts at a time
-    max_redirects: int = 5  # redirects that are followed
+    max_redirects: int = 5
     max_head_bytes: int = 65_536  # all lines of a header, of which aiohttp accepts 128
     max_header_bytes: int = 16_384  # longest header line
     arriving_bytes: int = 1 << 30  # of all bodies under way, beyond which they are read one after the other
@@ -56,15 +55,15 @@ class HttpLimits:
 class HttpFetcher:
     """See `clipfleet_worker.fetch.AsyncFetcher`. All methods belong to one event loop.
 
-    `fetch` waits as long as a host has no turn free; its caller bounds that by cancelling.
+    `fetch` waits until its host has a free turn; its caller bounds that by cancelling.
 
     Args:
-        limits: see there.
-        guard: decides about every address before a connection to it is made.
-        contact: where the operator can be reached, an address or a URL; part of the User-Agent.
-        breaker: which hosts are left alone for a while.
-        respects_robots_tag: whether an answer whose `X-Robots-Tag` refuses us is left unread.
-        robots_txt: what sites allow; None: they are not asked.
+        limits: of each URL.
+        guard: checks every address before a connection to it is made.
+        contact: the operator's address or URL; part of the User-Agent.
+        breaker: keeps requests from hosts that are down.
+        respects_robots_tag: whether a response whose `X-Robots-Tag` refuses this program is not read.
+        robots_txt: the rules of sites; None: they are not fetched.
         resolver: turns names into addresses, by default the system's. Its answers are guarded; it is closed
             with the fetcher.
         tls: to trust other certificates than the system's.
@@ -91,7 +90,7 @@ class HttpFetcher:
         self._respects_robots_tag = respects_robots_tag
         self._robots_txt = robots_txt
         self.turns = HostTurns(limits.host_connections, limits.total_connections)
-        self.refused_hosts = self._resolver.requests  # of names without an address to be asked
+        self.refused_hosts = self._resolver.requests  # look-ups of names without an allowed address
         self._session: aiohttp.ClientSession | None = None
         self._sockets = MeteredSockets()
         self._bodies = BodyReader(limits.max_image_bytes, ArrivingBytes(limits.arriving_bytes))
@@ -112,9 +111,9 @@ class HttpFetcher:
             headers={"User-Agent": f"{USER_AGENT}/{__version__}{contact}", "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
-            auto_decompress=False,  # _inflated does it, with a cap
+            auto_decompress=False,  # `body` inflates, with a cap
             timeout=aiohttp.ClientTimeout(
-                total=None,  # _hop keeps the time, over redirects
+                total=None,  # `_hop` limits the time, over redirects
                 sock_connect=limits.connect_timeout_seconds,
                 sock_read=limits.idle_read_timeout_seconds,
             ),
@@ -129,7 +128,7 @@ class HttpFetcher:
         await self._resolver.close()
 
     async def fetch(self, uri: str) -> bytes:
-        """The body of a 200 answer, after at most `max_redirects` redirects; it may be empty.
+        """The body of a 200 response, after at most `max_redirects` redirects; it may be empty.
 
         Raises:
             ItemFailure: anything else.
@@ -137,7 +136,7 @@ class HttpFetcher:
         return await self._follow(target_of(uri), must_be_allowed=True)
 
     async def _rules_at(self, url: str) -> bytes:
-        """A robots.txt, which anybody may read."""
+        """A robots.txt, which needs no permission."""
         return await self._follow(target_of(url), must_be_allowed=False)
 
     async def _follow(self, target: Target, *, must_be_allowed: bool) -> bytes:
@@ -173,8 +172,8 @@ class HttpFetcher:
     async def _exchange(self, target: Target, must_be_allowed: bool) -> bytes | str:
         if self._session is None:
             raise RuntimeError("HttpFetcher.start was not called")
-        # aiohttp keeps any number of idle connections. With images on very many hosts they would use up the
-        # process's file descriptors, so beyond as many open sockets as there are turns none is kept any more.
+        # aiohttp keeps any number of idle connections: with images on very many hosts, too many file
+        # descriptors. So no connection is kept once there are as many open sockets as turns.
         kept_or_used = len(self._sockets) - self.turns.slow
         headers = _CLOSE if kept_or_used > self._limits.total_connections else None
         try:
@@ -186,7 +185,7 @@ class HttpFetcher:
                 self._require_no_refusal(target.host, response)
             return await self._answer(target.host, response)
         finally:
-            # A no-op where the whole body has arrived: that connection went back to the pool.
+            # A no-op if the whole body has arrived: that connection is in the pool again.
             response.close()
 
     def _require_no_refusal(self, host: str, response: aiohttp.ClientResponse) -> None:

@@ -1,4 +1,4 @@
-"""Who may ask which host now: so many requests at a time per host and in all, the best lane first."""
+"""Limits requests at a time, per host and in all; the best lane goes first."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 _note_wait: ContextVar[Callable[[float], None]] = ContextVar("note_wait", default=lambda _seconds: None)
 
 
-def tell_waits(note_wait: Callable[[float], None]) -> None:
-    """Who is told the seconds that this task, and those it starts from now on, wait for turns at hosts."""
+def report_waits_to(note_wait: Callable[[float], None]) -> None:
+    """Call this with the seconds of each wait for a turn, in this task and those it starts from now on."""
     _note_wait.set(note_wait)
 
 
 class HostTurns:
-    """Belongs to one event loop, but for `share`.
+    """Belongs to one event loop, except for `share`.
 
     Args:
         per_host: requests to one host at a time, of all workers together.
         total: requests to all hosts at a time, of this worker. Slow ones do not count, up to as many again:
-            a few hundred dead hosts must not keep the others waiting.
-        slow_seconds: after so long a request is a slow one.
+            a few hundred dead hosts must not delay the others.
+        slow_seconds: age from which a request is slow.
     """
 
     def __init__(self, per_host: int, total: int, *, slow_seconds: float = 3.0) -> None:
@@ -41,15 +41,14 @@ class HostTurns:
         self._hosts: dict[str, LaneTurns] = {}
 
     def share(self, workers: int) -> None:
-        """Divide what a host is asked at a time among so many workers; each keeps one at least.
+        """Divide a host's requests among so many workers; each keeps at least one.
 
-        From any thread. What is under way goes on; a host with requests waiting sees the change with the next
-        one that ends.
+        From any thread. Requests under way continue; waiting ones follow the new limit once one ends.
         """
         share = max(1, self._of_all_workers // max(1, workers))
         if share != self.per_host:
             log.info(
-                "%d workers share what a host is asked at a time: %d of %d requests are ours",
+                "%d workers share the requests to a host: this one makes %d of %d at a time",
                 workers,
                 share,
                 self._of_all_workers,
@@ -59,7 +58,7 @@ class HostTurns:
 
     @asynccontextmanager
     async def at(self, host: str) -> AsyncIterator[None]:
-        """Wait for a turn at a host, and keep it for the time of the context."""
+        """Wait for a turn at a host, and hold it during the context."""
         turns = self._hosts.get(host)
         if turns is None:
             turns = self._hosts[host] = LaneTurns(lambda: self.per_host)
@@ -68,22 +67,22 @@ class HostTurns:
         try:
             try:
                 await turns.take()
-            finally:  # also of those that give up
+            finally:  # also if it was cancelled
                 _note_wait.get()(now() - came)
             try:
-                # The host's turn first: a slow host then holds up only its own images.
+                # The host's turn first: a slow host then delays only its own images.
                 async with self._total_turn():
                     yield
             finally:
                 turns.release()
         finally:
-            # Nobody asks it; but who was cancelled may get here late, when others ask it anew.
+            # Idle; but a cancelled task may get here late, when others use the host again.
             if turns.is_idle and self._hosts.get(host) is turns:
                 del self._hosts[host]
 
     @asynccontextmanager
     async def _total_turn(self) -> AsyncIterator[None]:
-        """One of the turns at all hosts, given to the next when this request turns out to be slow."""
+        """One of the turns at all hosts, passed on when this request turns out to be slow."""
         await self._total.take()
         turn = _TotalTurn()
         self._hand_on_later(turn)
@@ -112,5 +111,5 @@ class HostTurns:
 
 @dataclass(slots=True)
 class _TotalTurn:
-    is_slow: bool = False  # and has given its turn to the next
+    is_slow: bool = False  # and has passed its turn on
     timer: asyncio.TimerHandle | None = None

@@ -1,8 +1,8 @@
-"""Sockets that count what comes in and break the connection to a server that sends too much of no use.
+"""Sockets that count received bytes and break the connection to a server that sends too many useless ones.
 
-A parser drops much that costs time or memory and that nobody else sees: answers before the answer, chunk
-extensions, chunks of a byte, answers to nothing on an idle connection. So the bytes on the wire are counted
-where they arrive, also below TLS. asyncio takes an error of `recv` for the end of the connection.
+A parser silently drops much that costs time or memory: interim responses, chunk extensions, chunks of a byte,
+responses to nothing on an idle connection. So bytes on the wire are counted where they arrive, also below
+TLS. asyncio handles an error of `recv` as the end of the connection.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING and sys.version_info >= (3, 12):
 elif TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# At a time: a flood holds up the event loop only for so long.
+# At a time, so that a flood does not block the event loop for long.
 _RECEIVED_BYTES = 64 << 10
-# A head, of 64 KiB at most, and the beginning of a body, of which aiohttp receives up to 192 KiB before
-# anybody reads them, and the TLS of asyncio 320 KiB more.
+# A head, of 64 KiB at most, and the beginning of a body, of which aiohttp receives up to 192 KiB before they
+# are read, and the TLS of asyncio 320 KiB more.
 _FREE_BYTES = 320 << 10
 _FREE_BYTES_OF_TLS = 384 << 10
 _OF_USE_FACTOR = 2  # so much may come in for each byte of a body
 
 
 class FloodError(OSError):
-    """The other side sent too much that is of no use."""
+    """The other side sent too many useless bytes."""
 
     def __init__(self) -> None:
         super().__init__(errno.EMSGSIZE, "sent too many bytes that belong to no body")
 
 
 class MeteredSocket(socket.socket):
-    """Breaks with a `FloodError` when more came in than allowed, counted from each request on."""
+    """Raises `FloodError` when more than the allowed bytes arrive, counted from each request on."""
 
     def __init__(
         self, family: int, kind: int, protocol: int, on_close: Callable[[MeteredSocket], None]
@@ -47,14 +47,14 @@ class MeteredSocket(socket.socket):
         self._on_close = on_close
         self._bytes_left = _FREE_BYTES
         self.is_flooded = False
-        self.is_broken = False  # it ended by an error, not in order
+        self.is_broken = False  # it ended with an error
 
     def allow(self, body_bytes: int) -> None:
-        """So many bytes of a body have arrived."""
+        """Allow more: so many bytes of a body have arrived."""
         self._bytes_left += _OF_USE_FACTOR * body_bytes
 
     def start_anew(self) -> None:
-        """A request is sent, or an answer is over."""
+        """Reset the count: a request is sent, or a response is complete."""
         self._bytes_left = _FREE_BYTES
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
@@ -99,7 +99,7 @@ class MeteredSocket(socket.socket):
 
 
 class MeteredSockets:
-    """Those of one fetcher that are open."""
+    """The open sockets of one fetcher."""
 
     def __init__(self) -> None:
         self._open: dict[int, MeteredSocket] = {}
@@ -108,17 +108,17 @@ class MeteredSockets:
         return len(self._open)
 
     def make(self, family: int, kind: int, protocol: int) -> MeteredSocket:
-        """A new one; fits `AddressGuard.open_socket`."""
+        """Make a socket; fits `AddressGuard.open_socket`."""
         made = MeteredSocket(family, kind, protocol, self._closed)
         self._open[made.number] = made
         return made
 
     def behind(self, response: aiohttp.ClientResponse) -> MeteredSocket | None:
-        """The one that an answer comes from; None if all of it is here already."""
+        """The socket of a response; None if the whole response has arrived."""
         transport = response.connection.transport if response.connection else None
         opened = transport.get_extra_info("socket") if transport else None
         return self._open.get(opened.fileno()) if opened else None
 
     def _closed(self, closed: MeteredSocket) -> None:
-        if self._open.get(closed.number) is closed:  # closed twice, its number may be another one's
+        if self._open.get(closed.number) is closed:  # at a second close the number may be another socket's
             del self._open[closed.number]

@@ -1,4 +1,4 @@
-"""Host names to addresses, with threads of its own, and without the addresses the guard would refuse."""
+"""Host names to addresses: in its own threads, without the addresses that the guard refuses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from clipfleet_worker.fetch.http.address_guard import AddressGuard, AddressRefus
 from clipfleet_worker.process.counts import CacheCounts
 from clipfleet_worker.process.shortages import LenientThreadPool
 
-# A dead name server blocks a look-up for many seconds, and its thread with it, also when nobody waits any
-# more: so many threads that the names of others are looked up meanwhile.
+# A dead name server blocks a look-up and its thread for many seconds, even after a cancellation: so there are
+# enough threads for other names meanwhile.
 _THREADS = 256
-_REFUSAL_SECONDS = 10.0  # a name that does not exist or leads inside is not looked up again so soon
+_REFUSAL_SECONDS = 10.0  # before a name that does not exist or is refused is looked up again
 _REMEMBERED_NAMES = 10_000
 _NO_ADDRESS = frozenset({None, socket.EAI_NONAME, socket.EAI_NODATA})  # None: refused, or an empty answer
 
@@ -56,23 +56,23 @@ class SystemResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Give up waiting look-ups; running ones end by themselves."""
+        """Cancel waiting look-ups; running ones end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(slots=True)
 class GuardedResolver(AbstractResolver):
-    """Leaves out the answers that the guard refuses; a name that also has a public address then works.
+    """Drops the addresses that the guard refuses; a name that also has a public address then works.
 
-    Not the wall itself, aiohttp asks no resolver about numeric hosts: `AddressGuard.open_socket` sees them
-    all. Good answers are kept by aiohttp; names without one are remembered here for a while, or a dead host
-    with many images would cost a look-up for each.
+    This is not the protection itself, since aiohttp resolves no numeric hosts: `AddressGuard.open_socket`
+    checks all addresses. aiohttp caches good answers; this class caches failed names for a while, or a dead
+    host with many images would cost a look-up for each.
     """
 
     resolver: AbstractResolver
     guard: AddressGuard
     monotonic: Callable[[], float] = time.monotonic
-    requests: CacheCounts = field(default_factory=CacheCounts)  # of names that have no address to be asked
+    requests: CacheCounts = field(default_factory=CacheCounts)  # of names without an allowed address
     _refused: OrderedDict[tuple[str, int], tuple[float, OSError]] = field(default_factory=OrderedDict)  # ends
 
     async def resolve(
@@ -82,7 +82,7 @@ class GuardedResolver(AbstractResolver):
         until, remembered = self._refused.get((host, port), (0.0, OSError()))
         self.requests.note(hit=self.monotonic() < until)
         if self.monotonic() < until:
-            raise type(remembered)(*remembered.args)  # a new one: each gets a traceback of its own
+            raise type(remembered)(*remembered.args)  # a new one, since each gets its own traceback
         try:
             return await self._resolve(host, port, family)
         except OSError as error:

@@ -1,11 +1,11 @@
-"""What sites allow us: by an answer's `X-Robots-Tag`, and by their robots.txt.
+"""The permissions of sites: a response's `X-Robots-Tag`, and robots.txt.
 
-The tag is read as img2dataset does it: for everybody, or for us. robots.txt is that of RFC 9309: fetched once
-per site and kept for an hour.
+The tag is read as in img2dataset: for all programs, or for this one. robots.txt follows RFC 9309: fetched
+once per site and kept for an hour.
 
-A site that has none (404, 403 and the like) allows everything. One whose robots.txt cannot be had now (5xx,
-no answer) allows nothing until it can: its items fail with the code of that, which a retry may mend. Delays
-between requests, which are no part of the RFC, are not kept.
+A site without one (404, 403 and the like) allows everything. While a robots.txt cannot be fetched (5xx, no
+response), nothing is allowed: items fail with the code of that failure, so that a retry may help. Delays
+between requests are not part of the RFC and not supported.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.http.target import Target
 
-USER_AGENT = "clipfleet"  # how sites call us in their rules
+USER_AGENT = "clipfleet"  # the name of this program in the rules of sites
 
 # `none` is short for noindex and nofollow.
 _REFUSALS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
-_READ_BYTES = 512_000  # the RFC asks for 500 KiB at least; what comes after it is not read
+_READ_BYTES = 512_000  # the RFC asks for at least 500 KiB; the rest is ignored
 _KEPT_SECONDS = 3600.0
 _KEPT_SITES = 10_000
-_KEPT_BYTES = 16 << 20  # of all texts together; parsed they take some times more
-_SMALL_BYTES = 32_768  # more than this is parsed and searched beside the event loop
+_KEPT_BYTES = 16 << 20  # of all texts together; parsed they take several times more
+_SMALL_BYTES = 32_768  # larger ones are parsed and searched outside the event loop
 
-_FIRST_PAUSE_SECONDS = 5.0  # before it is asked for again where it could not be had; doubles
+_FIRST_PAUSE_SECONDS = 5.0  # before a failed fetch is repeated; doubles
 _MAX_PAUSE_SECONDS = 300.0
-_PATIENCE = 3  # so often in vain, then nobody waits for it
+_PATIENCE = 3  # failures in a row after which items no longer wait
 
 _NO_RULES = frozenset(
     {ErrorCode.NOT_FOUND, ErrorCode.ACCESS_DENIED, ErrorCode.HTTP_ERROR, ErrorCode.TOO_MANY_REDIRECTS}
@@ -48,7 +48,7 @@ Get = Callable[[str], Awaitable[bytes]]  # raises ItemFailure
 
 
 def refusal_of(values: Iterable[str]) -> str | None:
-    """The first directive that refuses us; None if there is none.
+    """The first directive that refuses this program; None if there is none.
 
     Args:
         values: of each `X-Robots-Tag` header: `noai, noindex`, or `clipfleet: noai` for one program only.
@@ -66,7 +66,7 @@ def refusal_of(values: Iterable[str]) -> str | None:
 
 
 class RobotsTxt:
-    """For all sites; belongs to one event loop."""
+    """The rules of all sites; belongs to one event loop."""
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -75,14 +75,14 @@ class RobotsTxt:
         self._under_way: dict[str, asyncio.Task[_Site]] = {}
 
     async def require_allowed(self, target: Target, get: Get) -> None:
-        """Ask the site's rules about a request.
+        """Check a request against the site's rules.
 
         Args:
             target: the request.
-            get: fetches a robots.txt, without asking for permission.
+            get: fetches a robots.txt, without a check.
 
         Raises:
-            ItemFailure: `robots_refused`, or why the rules cannot be had now.
+            ItemFailure: `robots_refused`, or why the rules cannot be fetched now.
         """
         site = await self._site(f"{target.scheme}://{target.url.host_port_subcomponent}", get)
         if site.failure is not None:
@@ -100,13 +100,13 @@ class RobotsTxt:
             task = asyncio.create_task(self._load(origin, get, known))
             self._under_way[origin] = task
             task.add_done_callback(lambda _: self._under_way.pop(origin, None))
-        # Whoever asked first may be cancelled; the others wait for the same answer.
+        # The first caller may be cancelled; others wait for the same result.
         return await asyncio.shield(task)
 
     async def _load(self, origin: str, get: Get, before: _Site | None) -> _Site:
         try:
             text = (await get(f"{origin}/robots.txt"))[:_READ_BYTES]
-        except HostLeftAlone as refusal:  # the breaker knows when it will be asked again
+        except HostLeftAlone as refusal:  # the breaker decides about the next attempt
             return _Site(0.0, failure=refusal)
         except ItemFailure as failure:
             if failure.error.code in _NO_RULES:
@@ -133,14 +133,14 @@ class RobotsTxt:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    ends: float  # when it is to be asked again
+    ends: float  # when it is fetched again
     rules: Protego | None = None  # None: everything is allowed
     size_bytes: int = 0  # of the text
-    failure: ItemFailure | None = None  # why nothing is known
+    failure: ItemFailure | None = None  # why it could not be fetched
     failures: int = 0  # in a row
 
     def of_an_item(self, failure: ItemFailure) -> ItemFailure:
-        """What becomes of an item whose site's rules cannot be had, because of this."""
+        """The failure of an item whose site's rules could not be fetched."""
         code, detail = failure.error.code, f"robots.txt: {failure.error.detail}"
         if isinstance(failure, HostLeftAlone):
             return HostLeftAlone(code, detail, wait_seconds=failure.wait_seconds, is_old=failure.is_old)

@@ -1,7 +1,7 @@
-"""Turns the text of a URL into what is asked of which server, for the first request and for each redirect.
+"""Turns the text of a URL into a request target, for the first request and for each redirect.
 
-Pure text work: no look-up and no I/O. Whether the address behind a host is allowed, the address guard
-decides.
+Pure text work: no look-up and no I/O. The address guard decides whether the address behind a host is
+allowed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def target_of(text: str) -> Target:
 def next_target(current: Target, location: str) -> Target:
     """Where a redirect leads; the same checks hold as for the first URL.
 
-    From https to plain http is refused: whoever wrote https counts on nobody having exchanged the image.
+    A redirect from https to plain http is refused: https promises that the image is not exchanged on the way.
 
     Raises:
         ItemFailure: see `target_of`.

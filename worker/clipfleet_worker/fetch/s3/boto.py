@@ -1,11 +1,11 @@
-"""Objects through boto3, in threads: the first of each bucket, and whatever `s3_direct` does not do.
+"""Objects through boto3, in threads: the first of each bucket, and all that `direct` does not support.
 
-boto3 finds endpoint, region, addressing and credentials, follows a bucket to its region and reads credentials
-again that the store refuses. What it asked in the end is told with the bytes, so that the objects after that
-need not pay for all this. Blocks; knows nothing of turns and event loops.
+boto3 finds endpoint, region, addressing and credentials, follows a bucket to its region and reloads
+credentials that the store refuses. Its final request is returned with the bytes, so that later objects need
+none of this. Blocks; knows nothing of turns and event loops.
 
-What a failed call means for the item that wanted the object stands here for both ways: boto3's exceptions and
-the store's own answers come to the same.
+The failures of both ways are defined here: boto3's exceptions and the store's own responses give the same
+ones.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ _CODES = {
     S3Problem.THROTTLED: ErrorCode.RATE_LIMITED,
     S3Problem.AWAY: ErrorCode.SERVER_ERROR,
 }
-# No object is to blame for these, and they pass: its chunk waits.
+# Temporary problems that no object causes: the chunk waits.
 _OURS = (S3Problem.EXPIRED, S3Problem.CLOCK)
-# By name, as botocore's own; first what says most.
+# By the name of botocore's exception.
 _NETWORK_CODES = {
     "ParamValidationError": ErrorCode.BAD_URI,
     "SSLError": ErrorCode.TLS_FAILED,
@@ -86,7 +86,7 @@ class S3Limits:
     """What one object may cost."""
 
     max_image_bytes: int
-    fetch_timeout_seconds: float  # from the request to the last byte; waiting for a turn is not counted
+    fetch_timeout_seconds: float  # from the request to the last byte, without the wait for a turn
     connections: int  # objects at a time
     connect_timeout_seconds: float = 10.0  # TCP and TLS
     idle_read_timeout_seconds: float = 15.0  # longest silence of the store
@@ -96,8 +96,7 @@ class S3Limits:
 class S3Place:
     """What the requests for all objects of a bucket have in common.
 
-    It is not worked out here but read off a request that boto3 made: endpoint rules, regions and styles of
-    addressing are boto3's.
+    It is taken from a request of boto3, which knows endpoint rules, regions and styles of addressing.
     """
 
     root: str  # URL up to the key
@@ -117,15 +116,15 @@ class Learned:
     """An object, and where it came from."""
 
     data: bytes
-    place: S3Place | None  # None: its bucket has to be asked through boto3
+    place: S3Place | None  # None: objects of its bucket have to come through boto3
 
 
 class BotoReader:
-    """For any number of threads.
+    """Reads objects. Thread-safe.
 
     Args:
-        limits: see there.
-        connect: called with the first object, so that a worker without any needs no configuration.
+        limits: of each object.
+        connect: called for the first object, so that a worker that reads none needs no configuration.
     """
 
     def __init__(self, limits: S3Limits, connect: Callable[[], S3Connection]) -> None:
@@ -140,8 +139,8 @@ class BotoReader:
         """An object, or a range of its bytes, as the header `Range` puts it.
 
         Raises:
-            ItemFailure: it cannot be had.
-            SourceUnavailableError: none can be had now.
+            ItemFailure: it cannot be read.
+            SourceUnavailableError: no object can be read now.
         """
         ends = time.monotonic() + self._limits.fetch_timeout_seconds
         wanted = {"Bucket": bucket, "Key": key} | ({"Range": byte_range} if byte_range else {})
@@ -156,7 +155,7 @@ class BotoReader:
             raise failure_of_call(bucket, error) from error
 
     def credentials(self) -> ReadOnlyCredentials:
-        """What the client would sign with now; may wait for a service that hands them out.
+        """The client's current credentials; may wait for the service that issues them.
 
         Raises:
             Exception: one of `clipfleet.s3.client.failures_of_calls`.
@@ -166,7 +165,7 @@ class BotoReader:
     def too_late(self) -> ItemFailure:
         """The failure of an object that took too long."""
         return TransientFailure(
-            ErrorCode.TIMEOUT, f"not there after {self._limits.fetch_timeout_seconds:g} s"
+            ErrorCode.TIMEOUT, f"not read within {self._limits.fetch_timeout_seconds:g} s"
         )
 
     def _read_all(self, body: Any, ends: float) -> bytes:
@@ -220,10 +219,10 @@ class BotoReader:
 
 
 def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavailableError:
-    """The failure behind an exception that a call of boto3 ended with.
+    """The failure for an exception of a call of boto3.
 
     Args:
-        bucket: that was asked.
+        bucket: of the call.
         error: one of `clipfleet.s3.client.failures_of_calls`.
     """
     failure = explain(error)
@@ -237,26 +236,26 @@ def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavai
 
 
 def failure_with(code: ErrorCode, detail: str) -> ItemFailure:
-    """A failure of this code; transient where asking again may help."""
+    """A failure of this code; transient if a retry may help."""
     return (TransientFailure if code in _TRANSIENT else ItemFailure)(code, detail)
 
 
 def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> ClientError:
-    """What boto3 would have raised for an answer that is no success."""
+    """The exception that boto3 would raise for a response that is no success."""
     answer = {"status_code": status, "headers": headers, "body": body}
     return ClientError(create_parser("rest-xml").parse(answer, None), "GetObject")
 
 
 def place_of(url: str, headers: Mapping[str, Any], key: str) -> S3Place | None:
-    """The place behind a request of boto3's; None where it was not asked for in the plain way.
+    """The place of a request of boto3's; None if `direct` cannot make such a request.
 
-    That is: another signature (S3 Express, several regions at once, none at all), headers that are not known
-    here, a query.
+    That is: with another signature (S3 Express, several regions at once, none at all), with unknown headers,
+    or with a query.
 
     Args:
         url: of the request.
-        headers: its own, names in any case, values bytes or text.
-        key: of the object that it is about.
+        headers: of the request, names in any case, values bytes or text.
+        key: of the object.
     """
     texts = {name.lower(): _text(value) for name, value in headers.items()}
     signed = _AUTHORIZATION.match(texts.get("authorization", ""))

@@ -1,8 +1,8 @@
-"""Objects over a session of its own, once boto3 has found their place: no threads, and at most
-a third of its CPU time (`python -m ops.bench.s3_read`).
+"""Objects without boto3, once it has found their place: no threads, at most a third of its CPU time.
 
-The session knows the store alone: no redirects, no cookies, no proxies, nothing of the one for public URLs
-and its address guard. An answer that says that place or credentials are no longer right is left to boto3.
+Measured with `python -m ops.bench.s3_read`. The session is for the store only: no redirects, no cookies, no
+proxies, and apart from the session for public URLs with its address guard. If place or credentials are
+outdated, boto3 has to read the object.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ _CHECKSUMS = {
     "x-amz-checksum-crc32": Crc32Checksum,
     "x-amz-checksum-sha1": Sha1Checksum,
     "x-amz-checksum-sha256": Sha256Checksum,
-}  # of other kinds botocore knows none without further packages
+}  # botocore supports others only with further packages
 
 
 class PlaceOutdatedError(Exception):
-    """The bucket is elsewhere now, or other credentials are wanted."""
+    """The bucket has moved, or other credentials are needed."""
 
 
 class DirectReader:
-    """All methods belong to one event loop.
+    """Reads objects; all methods belong to one event loop.
 
     Args:
-        limits: see there; turns are the caller's.
-        load_credentials: gives those to sign with; called in a thread, since it may wait.
-        monotonic: the clock that credentials grow old by.
+        limits: of each object; the caller limits the number of calls.
+        load_credentials: returns those to sign with; called in a thread, since it may block.
+        monotonic: the clock for the age of credentials.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class DirectReader:
         )
 
     async def close(self) -> None:
-        """Break off what is under way; idempotent."""
+        """Abort all requests; idempotent."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -100,9 +100,9 @@ class DirectReader:
         """An object, or a range of its bytes, as the header `Range` puts it.
 
         Raises:
-            PlaceOutdatedError: boto3 has to be asked.
-            ItemFailure: the object cannot be had.
-            SourceUnavailableError: none can be had now.
+            PlaceOutdatedError: boto3 has to read it.
+            ItemFailure: the object cannot be read.
+            SourceUnavailableError: no object can be read now.
         """
         if self._session is None:
             raise RuntimeError("start comes first")
@@ -129,7 +129,7 @@ class DirectReader:
         return data
 
     def forget_credentials(self) -> None:
-        """Load them again for the next object."""
+        """Load credentials again for the next object."""
         self._credentials = None
 
     async def _current(self, bucket: str) -> ReadOnlyCredentials:
@@ -159,8 +159,8 @@ class DirectReader:
     async def _body(self, host: str, response: aiohttp.ClientResponse) -> bytes:
         length, limit = response.content_length, self._limits.max_image_bytes
         if length is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
-            # Any end of the connection would pass for the end of the object.
-            raise failure_with(ErrorCode.INCOMPLETE_BODY, f"{host}: the answer does not tell its length")
+            # Any end of the connection would count as the end of the object.
+            raise failure_with(ErrorCode.INCOMPLETE_BODY, f"{host}: the response has no length")
         if (length or 0) > limit:
             raise too_many_bytes(limit)
         parts = []
@@ -179,8 +179,8 @@ def signed_headers(
     """Headers of a GET, signed by AWS Signature Version 4: botocore's own signer takes ten times as long.
 
     Args:
-        place: see there.
-        url: what `place.url_of` gave.
+        place: of the object.
+        url: the result of `place.url_of`.
         byte_range: value of the header `Range`; may be empty.
         credentials: to sign with.
         now: seconds since 1970.
@@ -220,7 +220,7 @@ def _signing_key(secret_key: str, day: str, region: str) -> bytes:
 
 
 def _require_same(host: str, data: bytes, headers: Mapping[str, str]) -> None:
-    """Compare with the checksums that the store sends; those of uploads in parts are of the parts."""
+    """Compare with the checksums that the store sends, except for uploads in parts, whose cover the parts."""
     for name, value in headers.items():
         checksum = _CHECKSUMS.get(name.lower())
         if checksum is not None and "-" not in value and checksum().handle(data) != value:

@@ -1,8 +1,7 @@
-"""Gets objects from S3: the first of a bucket through boto3, all others over a cheaper session of our own.
+"""Gets objects from S3: the first of a bucket through `boto`, all others through the cheaper `direct`.
 
 Endpoint and credentials are the worker's own (`AWS_*`), so no URI can lead elsewhere; which buckets may be
-read is a setting. Time, bytes and simultaneous calls are capped. What comes back is bytes or an
-`ItemFailure`. How objects are asked for is not known here: see `s3_boto` and `s3_direct`.
+read is a setting. Time, bytes and simultaneous calls are capped. The result is bytes or an `ItemFailure`.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from clipfleet_worker.fetch.s3.direct import DirectReader, PlaceOutdatedError
 from clipfleet_worker.process.shortages import LenientThreadPool
 
 _STORE = "the store"
-_STORE_POLICY = BreakerPolicy(failing_urls=3)  # it answers for all its objects, so that few tell enough
+_STORE_POLICY = BreakerPolicy(failing_urls=3)  # few are enough: one store serves all objects
 
 
 class S3Fetcher:
     """See `clipfleet_worker.fetch.AsyncFetcher`. All methods belong to one event loop.
 
     Args:
-        limits: see there.
-        buckets: the only ones that may be read; empty: all that the credentials may.
-        connect: called with the first object, so that a worker without any needs no configuration.
-        breaker: tells the troubles of an object from those of the store.
+        limits: of each object.
+        buckets: the only ones that may be read; empty: all that the credentials may read.
+        connect: called for the first object, so that a worker that reads none needs no configuration.
+        breaker: distinguishes failures of an object from those of the store.
     """
 
     def __init__(
@@ -55,23 +54,23 @@ class S3Fetcher:
         self._turns = LaneTurns(lambda: limits.connections)
 
     async def start(self) -> None:
-        """Open the session, make the pool; its threads start when they are needed."""
+        """Open the session and make the pool, whose threads start on demand."""
         await self._direct.start()
         self._pool = LenientThreadPool(self._limits.connections, thread_name_prefix="s3")
 
     async def close(self) -> None:
-        """Calls of boto3 under way end by themselves, at the latest by their time limit; others break off."""
+        """Abort requests; calls of boto3 end by themselves, at the latest by their time limit."""
         await self._direct.close()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
     async def fetch(self, uri: str) -> bytes:
-        """See the protocol. The key is taken as it stands, not percent-decoded.
+        """Read an object. The key is taken literally, not percent-decoded.
 
         Raises:
-            ItemFailure: the object cannot be had.
-            SourceUnavailableError: none can: the store has been away for half a minute.
+            ItemFailure: the object cannot be read.
+            SourceUnavailableError: no object can: the store has been down for half a minute.
         """
         return await self._fetch(uri, "")
 
@@ -79,7 +78,7 @@ class S3Fetcher:
         """An image in a tar archive, see `clipfleet.contract.tar_member`; otherwise like `fetch`.
 
         Raises:
-            ItemFailure: also `incomplete_body` where the archive ends before.
+            ItemFailure: also `incomplete_body` if the archive is shorter.
         """
         member = archive_member(uri)
         if member.size_bytes > self._limits.max_image_bytes:
@@ -100,7 +99,7 @@ class S3Fetcher:
         try:
             return await self._in_turn(uri, bucket, key, byte_range)
         except (HostLeftAlone, TransientFailure) as failure:
-            # While the store as a whole is away this is no fault of the object's, and no attempt of its own.
+            # While the whole store is down, this is no failure of the object, and no attempt of its own.
             refusal = failure if isinstance(failure, HostLeftAlone) else self._breaker.refusal(_STORE)
             if refusal is None:
                 raise
@@ -136,8 +135,8 @@ class S3Fetcher:
         future = asyncio.get_running_loop().run_in_executor(
             self._pool, self._boto.get, bucket, key, byte_range
         )
-        # From here on the turn ends with the thread, whoever waits for it or not: else calls would pile up in
-        # the pool.
+        # From here on the turn ends with the thread's call, also after a cancellation: otherwise calls would
+        # pile up in the pool.
         turn.pop_all()
         future.add_done_callback(lambda _: self._turns.release())
         learned = await asyncio.shield(future)
@@ -155,6 +154,6 @@ class S3Fetcher:
         if self._buckets and bucket not in self._buckets:
             raise ItemFailure(ErrorCode.BUCKET_REFUSED, f"bucket {bucket} is not one of CLIPFLEET_S3_BUCKETS")
         if self._buckets and not {".", ".."}.isdisjoint(re.split(r"[/\\]", key)):
-            # To the letter that is a key like any other; a store or proxy that resolves it leads elsewhere.
+            # Literally a valid key, but a store or proxy that resolves it would lead elsewhere.
             raise ItemFailure(ErrorCode.BUCKET_REFUSED, "a key with `.` or `..` may lead out of its bucket")
         return bucket, key

@@ -22,7 +22,7 @@ from clipfleet_worker.encode.backends.attention import DirectAttention, keep_bat
 from clipfleet_worker.encode.backends.openvino_backend import CompiledTower, Unconvertible
 from clipfleet_worker.encode.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.encode.backends.torch_backend import TorchBackend
-from tests.support.fake_encoder import FakeEncoder
+from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from tests.unit.worker.models.test_loaded import TinyModule, tokenizer
 
 

@@ -22,40 +22,14 @@ from clipfleet_worker.encode.backends.pixel_ring import PixelRing
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.encode.kept_arrays import keep
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.outcomes import Outcomes
+from tests.promises.test_backend import BATCH, SIZE, TOKENS, Module, towers
 from tests.support.fake_device import FakeDevice, Schedule
-from tests.support.fake_encoder import FakeEncoder
 from tests.support.reference import cosines
 
-SIZE = 4
-BATCH = 8
-TOKENS = 5
-
 Work = Callable[[], object]
-
-
-class Module(torch.nn.Module):
-    """Its features of an image or text depend on every number in it, and on nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        random = torch.Generator().manual_seed(0)
-        self.image = torch.nn.Parameter(torch.randn(3 * SIZE * SIZE, 6, generator=random))
-        self.text = torch.nn.Parameter(torch.randn(TOKENS, 6, generator=random))
-
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        return images.reshape(len(images), -1) @ self.image
-
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.float() @ self.text
-
-
-def towers() -> Towers:
-    spec = FakeEncoder(size=SIZE).pixel_spec
-    return Towers(
-        Module(), spec, torch.ones((1, TOKENS), dtype=torch.int64), Precision.FP32, "print", lambda _: True
-    )
 
 
 def make(device: FakeDevice, way: str = PLAIN) -> CudaBackend:
@@ -220,8 +194,8 @@ class TestMemory:
         assert backend.largest_batch == 2
         assert refused == [8, 4]
         assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-            "no memory on the device for 8 rows at a time, for now 4",
-            "no memory on the device for 4 rows at a time, for now 2",
+            "no memory on the device for 8 rows at a time, trying 4",
+            "no memory on the device for 4 rows at a time, trying 2",
         ]
         assert device.forgotten == 3  # once at the start
 
@@ -295,7 +269,7 @@ class TestMemory:
         device.before_run = refuses(4)
         begin(backend, images(8)).result()
 
-        with pytest.raises(RuntimeError, match="memory for 4 images at a time only"):
+        with pytest.raises(RuntimeError, match="only memory for 4 images at a time"):
             backend.use(GRAPH)
 
 

@@ -21,7 +21,8 @@ from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
 from clipfleet_worker.encode.backends.openvino_backend import OpenVinoBackend
 from clipfleet_worker.encode.backends.side_by_side import SideBySideBackend
 from clipfleet_worker.encode.kept_arrays import cache_folder, keep
-from clipfleet_worker.models.loaded import LoadedModel, load_model
+from clipfleet_worker.models.loaded import LoadedModel
+from clipfleet_worker.models.loader import load_model
 from tests.conftest import service_is_missing
 
 TEXTS = ["a cherry", "a kite", "three rabbits in the snow"]

@@ -29,7 +29,7 @@ from clipfleet.errors import SourceUnavailableError, UsageError
 from clipfleet.s3.client import S3Connection
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
-from clipfleet_worker.fetch.lane_turns import tell_lane
+from clipfleet_worker.fetch.lane_turns import set_lane
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
 from tests.support.doubles import Clock
@@ -154,10 +154,6 @@ def test_too_many_bytes_are_not_read_even_where_the_size_lies() -> None:
         assert fetch(store, "s3://b/x", "s3://b/y") == [ErrorCode.TOO_MANY_BYTES, b"y" * MAX_BYTES]
 
 
-def test_an_empty_object_is_no_bytes() -> None:
-    assert fetch(Store({("b", "x"): b""}), "s3://b/x") == [b""]
-
-
 def test_a_store_that_hangs_is_a_timeout_and_keeps_its_turn() -> None:
     release = threading.Event()
     entered = threading.Event()
@@ -208,7 +204,7 @@ def test_an_object_of_a_better_lane_does_not_wait_for_those_before_it() -> None:
         await fetcher.start()
 
         async def fetch_in(lane: Lane, name: str) -> None:
-            tell_lane(lane)
+            set_lane(lane)
             await fetcher.fetch(f"s3://b/{name}")
 
         lanes = (Lane.BULK, Lane.BULK, Lane.HIGH)
@@ -325,9 +321,6 @@ class TestPieces:
 
         assert fetch(store, self.uri(10, 5), self.uri(0, 0)) == [bytes(range(10, 15)), b""]
         assert [call["Range"] for call in store.calls] == ["bytes=10-14"]
-
-    def test_an_archive_that_is_shorter_now(self) -> None:
-        assert fetch(Store({("b", "a b.tar"): b"x" * 12}), self.uri(10, 5)) == [ErrorCode.INCOMPLETE_BODY]
 
     def test_a_member_that_is_too_large_is_not_asked_for(self) -> None:
         store = Store()

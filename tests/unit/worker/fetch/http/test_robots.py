@@ -1,4 +1,4 @@
-"""What robots.txt allows, how often it is asked for, and what holds where it cannot be had."""
+"""What robots.txt allows, how often it is fetched, and what holds if it cannot be; which tags refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import HostLeftAlone, ItemFailure, TransientFailure
 from clipfleet_worker.fetch.http import robots as robots_module
-from clipfleet_worker.fetch.http.robots import RobotsTxt
+from clipfleet_worker.fetch.http.robots import RobotsTxt, refusal_of
 from clipfleet_worker.fetch.http.target import target_of
 from tests.support.doubles import Clock
 
@@ -228,3 +228,43 @@ def test_rules_without_end_do_not_hold_up_the_loop_nor_are_they_read_to_the_end(
     assert codes == [None, ErrorCode.ROBOTS_REFUSED]
     assert threads
     assert threading.main_thread().name not in threads
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], None),
+        ([""], None),
+        (["all"], None),
+        (["nofollow"], None),
+        (["noarchive, nosnippet, notranslate"], None),
+        (["noai"], "noai"),
+        (["noimageai"], "noimageai"),
+        (["noindex"], "noindex"),
+        (["noimageindex"], "noimageindex"),
+        (["none"], "none"),
+        (["NoAI"], "noai"),
+        (["nofollow,  noimageai ,noarchive"], "noimageai"),
+        (["nofollow", "noai"], "noai"),
+        (["noai-training"], None),
+        # For one program: for us, for somebody else, for everybody.
+        (["clipfleet: noai"], "noai"),
+        (["ClipFleet:noai"], "noai"),
+        (["clipfleet: nofollow, noindex"], "noindex"),
+        (["googlebot: noindex"], None),
+        (["googlebot: nofollow, noindex"], None),
+        (["googlebot: noindex", "clipfleet: noai"], "noai"),
+        (["googlebot: noindex, clipfleet: noai"], "noai"),
+        (["*: noai"], "noai"),
+        (["not-clipfleet: noai"], None),
+        # Directives that have a value are no names of programs.
+        (["max-snippet: 20, noai"], "noai"),
+        (["max-image-preview: large"], None),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST"], None),
+        (["unavailable_after: 25 Jun 2010 15:00:00 PST, noindex"], "noindex"),
+        (["googlebot: max-snippet: 20, noindex"], None),
+        ([":", "::", ",:,", ": noai"], None),
+    ],
+)
+def test_which_robots_tags_refuse_this_program(values: list[str], expected: str | None) -> None:
+    assert refusal_of(values) == expected

@@ -1,24 +1,17 @@
-"""Doubles of the worker: an encoder without weights, a sink in memory. No I/O here."""
+"""A double of a loaded model that needs no weights: features are mean colours. For trials and tests only."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import threading
-from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from clipfleet.contract.jobs import DecodeRoute, Precision, short_hash
-from clipfleet.contract.parts import PartCounts, PartIdentity
-from clipfleet.errors import OutputConflictError, OutputUnavailableError
-from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet_worker.encode.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.encode.backends.certificate import Certificate
 from clipfleet_worker.pixel_spec import PixelSpec
-from clipfleet_worker.sinks import OlderPart
 
 COLOURS = {
     "black": (0, 0, 0), "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0),
@@ -27,7 +20,7 @@ COLOURS = {
 
 
 class FakeEncoder:
-    """See `LoadedModel`: needs no weights, loads at once, and sees nothing but the mean colour.
+    """See `LoadedModel`: needs no weights, loads at once, and encodes the mean colour only.
 
     A prompt that contains the name of one of the `COLOURS` has the features of an image of that colour, so
     that `classify` with such labels gives sensible answers; any other prompt means a colour of its own.
@@ -65,7 +58,7 @@ class FakeEncoder:
         return np.empty((count, self.pixel_spec.height, self.pixel_spec.width, 3), dtype=np.uint8)
 
     def begin_images(self, pixels: np.ndarray) -> PendingFeatures:
-        """See `LoadedModel`; the features are there when it returns."""
+        """Encode synchronously: the features are ready when it returns."""
         return ReadyFeatures(self.encode_images(pixels))
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
@@ -89,60 +82,3 @@ def _colour_of(prompt: str) -> tuple[int, int, int]:
             return COLOURS[word]
     red, green, blue = hashlib.sha256(prompt.encode()).digest()[:3]
     return red, green, blue
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPart:
-    """A part as it was written."""
-
-    identity: PartIdentity
-    rows: pa.Table
-    counts: PartCounts
-
-
-class MemorySink:
-    """See `clipfleet_worker.sinks.Sink`; what was written is in `parts`, by chunk."""
-
-    def __init__(self) -> None:
-        self.parts: dict[int, MemoryPart] = {}
-        self._lock = threading.Lock()
-
-    def find(self, identity: PartIdentity) -> PartCounts | None:
-        with self._lock:
-            part = self._part(identity)
-        return part.counts if part is not None and part.identity == identity else None
-
-    def older(self, identity: PartIdentity) -> OlderPart | None:
-        with self._lock:
-            part = self._part(identity)
-        if part is None or part.identity == identity:
-            return None
-        return OlderPart(part.rows, str(part.identity.generation))
-
-    def write(
-        self,
-        identity: PartIdentity,
-        rows: pa.Table,
-        counts: PartCounts,
-        *,
-        over: OlderPart | None = None,
-        token: str = "",
-        confirm: Confirm = unconditionally,
-    ) -> PartCounts:
-        confirm()
-        with self._lock:
-            part = self._part(identity)
-            if part is not None and part.identity == identity:
-                return part.counts
-            if (over and over.version) != (str(part.identity.generation) if part else None):
-                raise OutputUnavailableError(f"chunk {identity.chunk_id} was written meanwhile")
-            self.parts[identity.chunk_id] = MemoryPart(identity, rows, counts)
-        return counts
-
-    def _part(self, identity: PartIdentity) -> MemoryPart | None:
-        part = self.parts.get(identity.chunk_id)
-        if part is not None and part.identity.job_id != identity.job_id:
-            raise OutputConflictError(f"chunk {identity.chunk_id} belongs to {part.identity}")
-        if part is not None and part.identity.generation > identity.generation:
-            raise OutputUnavailableError(f"chunk {identity.chunk_id} was retried meanwhile")
-        return part
