@@ -316,9 +316,9 @@ def test_a_job_that_was_retried_is_left_to_its_next_end(bench: Bench) -> None:
     job = bench.add("job")
     bench.ledger.cancel("job", ttl_seconds=600)
     token = new_token()
-    bench.ledger.begin_draft("job", token)
+    bench.ledger.drafts.begin("job", token)
     draft = Draft(done=b"", due=[0], next_chunk=1, ok=0, failed=0, codes={})
-    bench.ledger.retry("job", token, draft, generation=1)
+    bench.ledger.drafts.retry("job", token, draft, generation=1)
 
     assert bench.sweep_all() == 0
     assert bench.scratch_files(job) == ["half-written"]

@@ -37,8 +37,8 @@ def outcome(ledger: Ledger, failed: int, *, of: int, codes: Mapping[str, int] | 
 
 def retry(ledger: Ledger, draft: Draft, *, generation: int = 1, rate: float | None = None) -> None:
     token = new_token()
-    ledger.begin_draft("job", token)
-    word, _ = ledger.retry("job", token, draft, generation=generation, max_error_rate=rate)
+    ledger.drafts.begin("job", token)
+    word, _ = ledger.drafts.retry("job", token, draft, generation=generation, max_error_rate=rate)
     assert word == "started"
 
 
@@ -231,10 +231,10 @@ class TestGoingOn:
         self, ledger: Ledger, redis_client: redis.Redis
     ) -> None:
         token = new_token()
-        ledger.begin_draft("job", token)
+        ledger.drafts.begin("job", token)
         staged = [(0, 20)]
         draft = Draft(bytes(3), [], 0, 0, 0, {}, staged)
-        ledger.rebuild(
+        ledger.drafts.rebuild(
             make_job(max_error_rate=RATE), token, draft,
             state=JobState.RUNNING, generation=0, items=20_000, ttl_seconds=60,
         )  # fmt: skip

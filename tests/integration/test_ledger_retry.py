@@ -57,14 +57,14 @@ def end_job(ledger: Ledger, chunks: int = 4) -> None:
 
 def retry(ledger: Ledger, what: Draft, *, generation: int = 1, codes: Sequence[str] = ()) -> Any:
     token = new_token()
-    ledger.begin_draft("job", token)
-    return ledger.retry("job", token, what, generation=generation, codes=codes)
+    ledger.drafts.begin("job", token)
+    return ledger.drafts.retry("job", token, what, generation=generation, codes=codes)
 
 
 def rebuild(ledger: Ledger, what: Draft, state: JobState, *, generation: int = 0, items: int = 40) -> Any:
     token = new_token()
-    ledger.begin_draft("job", token)
-    return ledger.rebuild(
+    ledger.drafts.begin("job", token)
+    return ledger.drafts.rebuild(
         make_job(), token, what, state=state, generation=generation, items=items, ttl_seconds=1000
     )
 
@@ -132,13 +132,13 @@ class TestRetry:
     ) -> None:
         end_job(ledger)
         token = new_token()
-        ledger.begin_draft("job", token)
+        ledger.drafts.begin("job", token)
         for _ in range(2):
-            assert ledger.retry("job", token, RETRIED, generation=1) == ("started", JobState.RUNNING)
+            assert ledger.drafts.retry("job", token, RETRIED, generation=1) == ("started", JobState.RUNNING)
         complete(ledger, claim(ledger))
         ledger.finish(claim_finish(ledger), ttl_seconds=1000)
 
-        assert ledger.retry("job", token, RETRIED, generation=1) == ("started", JobState.COMPLETED)
+        assert ledger.drafts.retry("job", token, RETRIED, generation=1) == ("started", JobState.COMPLETED)
         assert ledger.status("job").generation == 1
         assert try_claim(ledger) is None
         assert len(ends(redis_client)) == 2
@@ -146,12 +146,12 @@ class TestRetry:
     def test_of_two_retries_the_one_that_began_last_is_started(self, ledger: Ledger) -> None:
         end_job(ledger)
         first, second = new_token(), new_token()
-        ledger.begin_draft("job", first)
-        ledger.begin_draft("job", second)
+        ledger.drafts.begin("job", first)
+        ledger.drafts.begin("job", second)
 
-        assert ledger.retry("job", first, draft(4), generation=1) == ("taken", None)
-        assert ledger.retry("job", second, RETRIED, generation=1) == ("started", JobState.RUNNING)
-        assert ledger.retry("job", first, draft(4), generation=2) == ("taken", None)
+        assert ledger.drafts.retry("job", first, draft(4), generation=1) == ("taken", None)
+        assert ledger.drafts.retry("job", second, RETRIED, generation=1) == ("started", JobState.RUNNING)
+        assert ledger.drafts.retry("job", first, draft(4), generation=2) == ("taken", None)
         assert ledger.status("job").done_chunks == 3
 
     def test_a_retry_that_is_overtaken_right_before_its_last_call_starts_nothing(
@@ -159,10 +159,10 @@ class TestRetry:
     ) -> None:
         end_job(ledger)
         first, second = new_token(), new_token()
-        ledger.begin_draft("job", first)
-        assert ledger._note("job", first, RETRIED)
-        ledger.begin_draft("job", second)
-        assert ledger._note("job", second, draft(4))
+        ledger.drafts.begin("job", first)
+        assert ledger.drafts._note("job", first, RETRIED)
+        ledger.drafts.begin("job", second)
+        assert ledger.drafts._note("job", second, draft(4))
 
         assert ledger._run("retry", "job", first, 1, "", 4, 30, 0)[0] == "taken"
         assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
@@ -270,9 +270,9 @@ class TestRebuild:
 
     def test_a_rebuild_whose_answer_was_lost_is_no_other(self, ledger: Ledger) -> None:
         token = new_token()
-        ledger.begin_draft("job", token)
+        ledger.drafts.begin("job", token)
         for _ in range(2):
-            answer = ledger.rebuild(
+            answer = ledger.drafts.rebuild(
                 make_job(), token, draft(4, staged=FILES), state=JobState.RUNNING, generation=0, items=40,
                 ttl_seconds=1000,
             )  # fmt: skip
@@ -280,10 +280,10 @@ class TestRebuild:
 
     def test_of_two_rebuilds_the_one_that_began_last_counts(self, ledger: Ledger) -> None:
         first = new_token()
-        ledger.begin_draft("job", first)
-        ledger.begin_draft("job", new_token())
+        ledger.drafts.begin("job", first)
+        ledger.drafts.begin("job", new_token())
 
-        answer = ledger.rebuild(
+        answer = ledger.drafts.rebuild(
             make_job(), first, draft(4, staged=FILES), state=JobState.RUNNING, generation=0, items=40,
             ttl_seconds=1000,
         )  # fmt: skip

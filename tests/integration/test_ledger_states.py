@@ -645,7 +645,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The output is looked at; what is begun later puts this one out of the race."""
         job_id = data.draw(st.sampled_from(self._ended_jobs()))
         token = self._new_token()
-        self.ledger.begin_draft(job_id, token)
+        self.ledger.drafts.begin(job_id, token)
         self.model.begin_draft(job_id, token)
         draft, newest = self._inventory(job_id, lambda part: not _has_failed(part.counts, codes))
         generation = max(self.model.jobs[job_id].generation, newest) + 1
@@ -682,7 +682,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "max_error_rate": retry.max_error_rate,
         }
         predicted = self.model.retry(*ids, **how)
-        answer = self.ledger.retry(*ids, **how)
+        answer = self.ledger.drafts.retry(*ids, **how)
         assert answer == predicted
         return answer[0]
 
@@ -701,7 +701,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _rebuild(self, job_id: str, lost: ModelJob) -> None:
         notes, token = self.notes[job_id], self._new_token()
-        self.ledger.begin_draft(job_id, token)
+        self.ledger.drafts.begin(job_id, token)
         draft, newest = self._inventory(
             job_id,
             lambda part: (
@@ -723,7 +723,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 "rebuilt",
                 self.model.rebuild(lost, token, draft, state=state, generation=generation, codes=notes.codes),
             )
-        answer = self.ledger.rebuild(
+        answer = self.ledger.drafts.rebuild(
             lost.job, token, draft, state=state, generation=generation, codes=notes.codes, items=lost.items,
             ttl_seconds=TTL_SECONDS,
         )  # fmt: skip

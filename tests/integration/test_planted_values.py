@@ -353,10 +353,10 @@ def test_what_was_counted_can_be_counted_anew(ledger: Ledger, redis_client: redi
     held = claim(ledger)
     redis_client.hset(keys.job("job"), "done_chunks", "x")
     complete(ledger, held)
-    ledger.begin_draft("job", "draft")
+    ledger.drafts.begin("job", "draft")
 
     draft = Draft(done=b"\x80", due=[], next_chunk=1, ok=10, failed=0, codes={})
-    assert ledger.retry("job", "draft", draft, generation=1) == ("started", JobState.RUNNING)
+    assert ledger.drafts.retry("job", "draft", draft, generation=1) == ("started", JobState.RUNNING)
     work_off(ledger)
 
     assert (ledger.status("job").state, ledger.status("job").ok) == (JobState.FINISHING, 20)
@@ -369,11 +369,11 @@ def test_what_nobody_can_count_anew_is_not_retried(ledger: Ledger, redis_client:
     redis_client.hset(keys.job("job"), "sealed", "x")
     complete(ledger, held)
     ledger.reconcile()
-    ledger.begin_draft("job", "draft")
+    ledger.drafts.begin("job", "draft")
 
     draft = Draft(done=b"\x80", due=[], next_chunk=1, ok=10, failed=0, codes={})
     with pytest.raises(JobUnreadableError, match=r"cannot be retried: what Redis holds .*submit it again"):
-        ledger.retry("job", "draft", draft, generation=1)
+        ledger.drafts.retry("job", "draft", draft, generation=1)
 
 
 def test_a_job_whose_hash_is_of_another_kind_is_met_once(ledger: Ledger, redis_client: redis.Redis) -> None:

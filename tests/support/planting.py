@@ -258,7 +258,7 @@ def _cancelled(world: World) -> None:
 
 def _noted(world: World) -> None:
     _cancelled(world)
-    world.ledger.begin_draft(EVIL, "draft")
+    world.ledger.drafts.begin(EVIL, "draft")
     assert world.ledger._note(EVIL, "draft", _DRAFT)
 
 
@@ -378,13 +378,13 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation(
         "retry",
         _noted,
-        lambda world: world.ledger.retry(EVIL, "draft", _DRAFT, generation=1),
+        lambda world: world.ledger.drafts.retry(EVIL, "draft", _DRAFT, generation=1),
         ends=False,
     ),
     Situation(
         "rebuild",
         _noted,
-        lambda world: world.ledger.rebuild(
+        lambda world: world.ledger.drafts.rebuild(
             make_job(EVIL), "draft", _DRAFT, state=JobState.RUNNING, generation=1, items=20, ttl_seconds=60
         ),
         ends=False,

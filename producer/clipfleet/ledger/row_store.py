@@ -16,6 +16,7 @@ import redis
 
 from clipfleet.contract.parts import UNKNOWN_DIMENSION, PartIdentity, part_schema
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import WriteAnswer
 from clipfleet.ledger.scripts import LuaScripts
 from clipfleet.redis.connection import connect, damage_of, redis_errors
 from clipfleet.redis.patience import Patience, patient
@@ -58,12 +59,8 @@ class RedisStore:
         with damage_of(job_id), redis_errors(self._url):
             yield self.client
 
-    def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> str:
-        """Bring some rows of a chunk claimed by this token. `Ledger.complete` makes them visible. Idempotent.
-
-        Returns:
-            `written`, or why the chunk is not wanted any more: `already`, `stale`, `cancelled`, `missing`.
-        """
+    def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> WriteAnswer:
+        """Write rows of a chunk claimed by this token; `Ledger.complete` makes them visible. Idempotent."""
         kinds: Sequence[Mapping[Any, Any]] = (rows.rows, rows.vectors, rows.ids)
         flat = [
             value
@@ -74,7 +71,7 @@ class RedisStore:
             "write_rows", identity.job_id, identity.chunk_id, token, identity.generation,
             _KEEP_PENDING_SECONDS * 1000, _schema_text(rows.schema), *flat,
         )  # fmt: skip
-        return answer.decode()
+        return WriteAnswer(answer.decode())
 
     def schema(self, job_id: str) -> pa.Schema | None:
         """Schema of a job's rows, without `embedding`; None if there is no row yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -30,9 +31,7 @@ class EndedJob:
 
     def __init__(self, state: JobState) -> None:
         self._state = state
-
-    def begin_draft(self, job_id: str, token: str) -> None:
-        assert job_id and token
+        self.drafts = SimpleNamespace(begin=lambda job_id, token: None)
 
     def status(self, job_id: str) -> JobStatus:
         return make_status(job_id=job_id, state=self._state, generation=1, chunks=0)

@@ -23,6 +23,7 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.jobs import JobStatus, Ledger, Quota
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
@@ -76,22 +77,22 @@ class FakeLedger:
     def staged_files(self, job_id: str) -> list[tuple[int, int]]:
         return list(self.staged)
 
-    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> str:
+    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
         self._call("stage")
         if self.words["stage"] == "staged":
             self.staged.append((first_chunk, chunks))
             self.items += items
         if self.words["stage"] == "refused":
             self.states[job_id] = JobState.CANCELLED
-        return self.words["stage"]
+        return StageAnswer(self.words["stage"])
 
-    def seal(self, job_id: str, chunks: int, items: int, source_sum: str) -> str:
+    def seal(self, job_id: str, chunks: int, items: int, source_sum: str) -> SealAnswer:
         self._call("seal")
         assert (chunks, items) == (sum(count for _, count in self.staged), self.items)
         if self.words["seal"] == "sealed":
             self.sealed, self.states[job_id] = True, JobState.RUNNING
             self.source_sum = source_sum
-        return self.words["seal"]
+        return SealAnswer(self.words["seal"])
 
     def cancel(self, job_id: str, *, ttl_seconds: int) -> tuple[bool, JobState]:
         self._call("cancel")
@@ -446,7 +447,7 @@ class TestOthersInterfere:
             bench.submit()
 
     def test_a_file_the_ledger_knows_already_is_no_error(self, bench: Bench) -> None:
-        def stage(job_id: str, first_chunk: int, chunks: int, items: int) -> str:
+        def stage(job_id: str, first_chunk: int, chunks: int, items: int) -> StageAnswer:
             bench.ledger.staged.append((first_chunk, chunks))
             bench.ledger.items += items
             return "known"
