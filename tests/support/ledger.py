@@ -11,9 +11,9 @@ from uuid import uuid4
 
 import redis
 
-from clipfleet.contract.jobs import Job, Lane, SourceDescription, Task
+from clipfleet.contract.jobs import Job, JobState, Lane, SourceDescription, Task
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
+from clipfleet.ledger.jobs import FINISH, Claim, FinishClaim, Lease, Ledger
 
 MODEL = "demo"
 LANES = tuple(Lane)
@@ -112,6 +112,54 @@ def claim_finish(ledger: Ledger) -> FinishClaim:
     found = ledger.claim_finish(new_token(), 600)
     assert found is not None, "no job to finish"
     return found
+
+
+def lose(ledger: Ledger, client: redis.Redis, claimed: Claim) -> None:
+    """The worker dies, and the next reconcile notices."""
+    let_leases_expire(client, (claimed.job_id, claimed.chunk_id))
+    assert ledger.reconcile()[0] == 1
+
+
+def add_finishing_job(ledger: Ledger, job_id: str = "job", *, failed: int = 0) -> None:
+    """A job whose only chunk is complete."""
+    add_job(ledger, job_id, chunks=1)
+    assert complete(ledger, claim(ledger), ok=10 - failed, failed=failed) == "finishing"
+
+
+def bring_into(ledger: Ledger, state: JobState) -> None:
+    """Bring a job "job" with one chunk into a state."""
+    add_job(ledger, sealed=state is not JobState.SUBMITTING)
+    if state is JobState.PAUSED:
+        ledger.pause("job", "for a while")
+    elif state is JobState.CANCELLED:
+        ledger.cancel("job", ttl_seconds=60)
+    elif state is JobState.FAILED:
+        ledger.fail("job", "no disk", ttl_seconds=60)
+    elif state not in (JobState.SUBMITTING, JobState.RUNNING):
+        with_errors = state is JobState.COMPLETED_WITH_ERRORS
+        complete(ledger, claim(ledger), ok=10 - with_errors, failed=int(with_errors))
+        if state is not JobState.FINISHING:
+            ledger.finish(claim_finish(ledger), ttl_seconds=60)
+    assert ledger.status("job").state is state
+
+
+def lease_of(claimed: Claim | FinishClaim) -> Lease:
+    """What a worker renews of a claim."""
+    chunk = str(claimed.chunk_id) if isinstance(claimed, Claim) else FINISH
+    return Lease(claimed.job_id, chunk, claimed.token)
+
+
+def let_time_pass(client: redis.Redis, seconds: float) -> None:
+    """Every mark that the ledger has set is older by this time."""
+    jobs = [str(name) for name in client.zrange(keys.JOBS, 0, -1)]
+    of_jobs = [keys.job(job_id, suffix) for job_id in jobs for suffix in (keys.DUE, keys.WRITERS)]
+    for key in (keys.LEASES, keys.FINISHING, keys.WORKERS, keys.SWEEPS, keys.ANNOUNCEMENTS, *of_jobs):
+        for name, mark in client.zrange(key, 0, -1, withscores=True):
+            client.zadd(key, {name: mark - seconds * 1000})
+    for job_id in jobs:
+        for field in ("outage_since", "starved_since"):
+            if client.hexists(keys.job(job_id), field):
+                client.hincrby(keys.job(job_id), field, -int(seconds * 1000))
 
 
 def let_leases_expire(client: redis.Redis, *chunks: tuple[str, int]) -> None:

@@ -6,7 +6,7 @@ may be sent twice, as redis-py does after a time-out. After every step the serve
 (`tests/support/ledger_model.py`), and hold what is true of any ledger. At the end everything left is driven
 to its end: no chunk may be lost, no row may count twice, no generation of a job may end twice.
 
-`LEDGER_STEPS=500 pytest tests/integration/test_ledger_states.py` walks further, each time another way.
+`LEDGER_STEPS=500 pytest tests/integration/ledger/test_ledger_states.py` walks further, each time another way.
 """
 
 from __future__ import annotations
