@@ -259,7 +259,7 @@ def _cancelled(world: World) -> None:
 def _noted(world: World) -> None:
     _cancelled(world)
     world.ledger.drafts.begin(EVIL, "draft")
-    assert world.ledger._note(EVIL, "draft", _DRAFT)
+    assert world.ledger.drafts.note(EVIL, "draft", _DRAFT)
 
 
 def _paused(world: World) -> None:
@@ -374,7 +374,7 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("stage", _open, lambda world: world.ledger.stage(EVIL, CHUNKS, 1, 10), ends=False),
     Situation("seal", _open, lambda world: world.ledger.seal(EVIL, CHUNKS, CHUNKS * 10), ends=False),
     Situation("put_object", _open_rows, lambda world: RedisOutput(world.store, EVIL).replace("items", b"x")),
-    Situation("draft", _noted, lambda world: world.ledger._note(EVIL, "draft", _DRAFT), ends=False),
+    Situation("draft", _noted, lambda world: world.ledger.drafts.note(EVIL, "draft", _DRAFT), ends=False),
     Situation(
         "retry",
         _noted,

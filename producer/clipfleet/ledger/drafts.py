@@ -54,7 +54,7 @@ class Drafts:
         Raises:
             JobUnreadableError: the job's keys were damaged in a way that a retry cannot repair.
         """
-        if not self._note(job_id, token, draft):
+        if not self.note(job_id, token, draft):
             return RetryAnswer.TAKEN, None
         word, state = self._run(
             "retry", job_id, token, generation, ",".join(codes), rate_argument(max_error_rate),
@@ -94,7 +94,7 @@ class Drafts:
             source_sum: as given to `Ledger.seal`.
             finished_at: when an ended job ended, if known.
         """
-        if not self._note(job.job_id, token, draft):
+        if not self.note(job.job_id, token, draft):
             return RebuildAnswer.TAKEN, None
         chunks = sum(count for _, count in draft.staged)
         word, known = self._run(
@@ -107,7 +107,7 @@ class Drafts:
         with damage_of(job.job_id):
             return answer, JobState(known) if known else None
 
-    def _note(self, job_id: str, token: str, draft: Draft) -> bool:
+    def note(self, job_id: str, token: str, draft: Draft) -> bool:
         """Send the draft, in slices; False if another retry or rebuild has begun."""
         files = [(first, f"{first}-{count}") for first, count in draft.staged]
         slices: list[tuple[str, Sequence[Any]]] = [("done", [draft.done])]

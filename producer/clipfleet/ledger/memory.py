@@ -1,7 +1,7 @@
 """A ledger in the memory of one process, for tests and trials without Redis.
 
-It answers as `Ledger` does. It has no `drafts` (retry and rebuild) and no `backlog`, and stores no rows: those
-of a `redis://` job count as written.
+It answers as `Ledger` does. It has no `drafts` (retry and rebuild) and no `backlog`, and stores no rows:
+those of a `redis://` job count as written.
 """
 
 from __future__ import annotations

@@ -160,9 +160,9 @@ class TestRetry:
         end_job(ledger)
         first, second = new_token(), new_token()
         ledger.drafts.begin("job", first)
-        assert ledger.drafts._note("job", first, RETRIED)
+        assert ledger.drafts.note("job", first, RETRIED)
         ledger.drafts.begin("job", second)
-        assert ledger.drafts._note("job", second, draft(4))
+        assert ledger.drafts.note("job", second, draft(4))
 
         assert ledger._run("retry", "job", first, 1, "", 4, 30, 0)[0] == "taken"
         assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
