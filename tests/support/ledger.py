@@ -126,21 +126,21 @@ def add_finishing_job(ledger: Ledger, job_id: str = "job", *, failed: int = 0) -
     assert complete(ledger, claim(ledger), ok=10 - failed, failed=failed) == "finishing"
 
 
-def bring_into(ledger: Ledger, state: JobState) -> None:
-    """Bring a job "job" with one chunk into a state."""
-    add_job(ledger, sealed=state is not JobState.SUBMITTING)
+def bring_into(ledger: Ledger, state: JobState, job: Job | None = None) -> None:
+    """Bring a job with one chunk into a state."""
+    job_id = add_job(ledger, job=job, sealed=state is not JobState.SUBMITTING).job_id
     if state is JobState.PAUSED:
-        ledger.pause("job", "for a while")
+        ledger.pause(job_id, "for a while")
     elif state is JobState.CANCELLED:
-        ledger.cancel("job", ttl_seconds=60)
+        ledger.cancel(job_id, ttl_seconds=60)
     elif state is JobState.FAILED:
-        ledger.fail("job", "no disk", ttl_seconds=60)
+        ledger.fail(job_id, "no disk", ttl_seconds=60)
     elif state not in (JobState.SUBMITTING, JobState.RUNNING):
         with_errors = state is JobState.COMPLETED_WITH_ERRORS
         complete(ledger, claim(ledger), ok=10 - with_errors, failed=int(with_errors))
         if state is not JobState.FINISHING:
             ledger.finish(claim_finish(ledger), ttl_seconds=60)
-    assert ledger.status("job").state is state
+    assert ledger.status(job_id).state is state
 
 
 def lease_of(claimed: Claim | FinishClaim) -> Lease:
@@ -154,8 +154,8 @@ def let_time_pass(client: redis.Redis, seconds: float) -> None:
     jobs = [str(name) for name in client.zrange(keys.JOBS, 0, -1)]
     of_jobs = [keys.job(job_id, suffix) for job_id in jobs for suffix in (keys.DUE, keys.WRITERS)]
     for key in (keys.LEASES, keys.FINISHING, keys.WORKERS, keys.SWEEPS, keys.ANNOUNCEMENTS, *of_jobs):
-        for name, mark in client.zrange(key, 0, -1, withscores=True):
-            client.zadd(key, {name: mark - seconds * 1000})
+        for name in client.zrange(key, 0, -1):
+            client.zincrby(key, -1000 * seconds, str(name))
     for job_id in jobs:
         for field in ("outage_since", "starved_since"):
             if client.hexists(keys.job(job_id), field):
