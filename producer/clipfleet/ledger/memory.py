@@ -1,7 +1,7 @@
 """A ledger in the memory of one process, for tests and trials without Redis.
 
-It answers as `Ledger` does. It has no `drafts` (retry and rebuild) and no `backlog`, and stores no rows:
-those of a `redis://` job count as written.
+It answers as `Ledger` does. It has no `backlog` and stores no rows: those of a `redis://` job count as
+written.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from clipfleet.ledger.answers import (
     StageAnswer,
 )
 from clipfleet.ledger.jobs import Ledger
+from clipfleet.ledger.memory_drafts import MemoryDrafts
 from clipfleet.ledger.memory_job import (
     CLAIMABLE,
     EARLY_ENDS,
@@ -74,6 +75,7 @@ class MemoryLedger(Ledger):
         self._clock = now
         self._condition = threading.Condition()
         self._jobs: dict[str, MemoryJob] = {}
+        self.drafts = MemoryDrafts(self._jobs, self._condition, self._now)
         self._turns = 0  # claims that found a chunk
         self._claimed: dict[str, tuple[str, int]] = {}  # by token
         self._finishes: dict[str, str] = {}  # by token
@@ -127,7 +129,9 @@ class MemoryLedger(Ledger):
                 raise conflict(job, known.job.model_dump_json())
             return False, known.state
         self._require_room(1)
-        self._jobs[job.job_id] = MemoryJob(job, self._now(), traceparent, retention)
+        self._jobs[job.job_id] = MemoryJob(
+            job, self._now(), traceparent, retention, max_error_rate=job.max_error_rate
+        )
         return True, JobState.SUBMITTING
 
     @override
@@ -305,19 +309,21 @@ class MemoryLedger(Ledger):
             for job in self._all()
             if job.job.lane in lanes and job.job.model in models and job.job.job_id not in excluded
         ]
-        found = self._next(jobs, _order(lanes, self._turns + 1), models)
+        found = self._next(jobs, lane_order(lanes, self._turns + 1), models)
         if found is None:
             return None
-        self._turns += 1
         number = found.claimable(self._now())[0]
-        chunk = found.chunks[number]
-        chunk.owner, chunk.deadline, chunk.due = token, deadline, None
-        found.next_chunk = max(found.next_chunk, number + 1)
-        found.turn = self._turns
-        self._claimed[token] = (found.job.job_id, number)
-        if not (found.sealed or found.claimable(self._now())) and found.starved_since is None:
-            found.starved_since = self._now()
+        self._grant(found, number, token, deadline)
         return self._answer(found, number, token, more=self._next(jobs, lanes, models) is not None)
+
+    def _grant(self, job: MemoryJob, number: int, token: str, deadline: int) -> None:
+        self._turns += 1
+        chunk = job.chunks[number]
+        chunk.owner, chunk.deadline, chunk.due = token, deadline, None
+        job.next_chunk, job.turn = max(job.next_chunk, number + 1), self._turns
+        self._claimed[token] = (job.job.job_id, number)
+        if not (job.sealed or job.claimable(self._now())) and job.starved_since is None:
+            job.starved_since = self._now()
 
     def _next(
         self, jobs: Sequence[MemoryJob], lanes: Sequence[Lane], models: Sequence[str]
@@ -339,10 +345,11 @@ class MemoryLedger(Ledger):
         first, chunks = next(file for file in job.files if file[0] <= number < sum(file))
         troubles = job.chunks[number].troubles
         return Claim(
-            token=token, job_id=job.job.job_id, chunk_id=number, generation=0, losses=troubles["losses"],
-            failures=troubles["failures"], waits=troubles["waits"], job_fingerprint=job.job.fingerprint,
+            token=token, job_id=job.job.job_id, chunk_id=number, generation=job.generation,
+            losses=troubles["losses"], failures=troubles["failures"], waits=troubles["waits"],
+            job_fingerprint=job.job.fingerprint,
             first_chunk=first, chunks=chunks, more=more, chunk_size=job.job.chunk_size,
-            job_created_ms=job.created, traceparent=job.traceparent,
+            retry_codes=job.retry_codes, job_created_ms=job.created, traceparent=job.traceparent,
         )  # fmt: skip
 
     @override
@@ -392,7 +399,7 @@ class MemoryLedger(Ledger):
         job.writers.pop(claim.token, None)
         if job.state in EARLY_ENDS:
             return CompleteAnswer.CANCELLED
-        if claim.generation:
+        if claim.generation != job.generation:
             return CompleteAnswer.STALE
         if chunk.is_done:
             return CompleteAnswer.ALREADY
@@ -489,7 +496,7 @@ class MemoryLedger(Ledger):
             job.note_writer(job.finish_token, self._now())
         job.finish_token, job.finish_due = token, self._now() + int(lease_seconds * 1000)
         self._finishes[token] = job.job.job_id
-        return FinishClaim(token, job.job.job_id, 0, job.job.fingerprint, job.created)
+        return FinishClaim(token, job.job.job_id, job.generation, job.job.fingerprint, job.created)
 
     @override
     @_atomic
@@ -498,7 +505,7 @@ class MemoryLedger(Ledger):
         if job is None:
             return FinishAnswer.MISSING
         job.writers.pop(claim.token, None)
-        if claim.generation or not (job.state.is_final or job.state is JobState.FINISHING):
+        if claim.generation != job.generation or not (job.state.is_final or job.state is JobState.FINISHING):
             return FinishAnswer.STALE
         if not job.state.is_final:
             self._end(job, job.final_state, "", ttl_seconds)
@@ -546,7 +553,7 @@ class MemoryLedger(Ledger):
         self._workers.pop(worker_id, None)
 
 
-def _order(lanes: Sequence[Lane], turn: int) -> Sequence[Lane]:
+def lane_order(lanes: Sequence[Lane], turn: int) -> Sequence[Lane]:
     """The order in which a claim tries the lanes, which are given best first."""
     if turn % _AGEING:
         return lanes

@@ -66,6 +66,12 @@ class MemoryJob:
     finished: int | None = None
     expires: int | None = None
     progress: int = 0  # number of entries of the stream
+    ends: list[tuple[int, JobState]] = field(default_factory=list)  # generation and final state
+    max_error_rate: float | None = None
+    generation: int = 0
+    retry_codes: tuple[str, ...] = ()
+    carried: int = 0  # rows that were complete before this generation
+    draft: str = ""  # token of the retry or rebuild in place
 
     @property
     def open_items(self) -> int:
@@ -135,6 +141,7 @@ class MemoryJob:
         kept_seconds = self.retention.result_seconds if self.job.output_is_redis else 0
         self.expires = now + int(max(ttl_seconds, kept_seconds) * 1000)
         self.progress += 1
+        self.ends.append((self.generation, state))
 
     def finish_if_done(self, now: int) -> bool:
         """Have a sealed job finished whose chunks are all complete; where its rows live in Redis, end it."""
@@ -154,9 +161,9 @@ class MemoryJob:
 
     def why_stop(self) -> str:
         """Why too many rows have failed for the job to continue; empty if it may continue."""
-        rate, enough = self.job.max_error_rate, float(_ENOUGH_ROWS)
+        rate, enough = self.max_error_rate, float(_ENOUGH_ROWS)
         if self.sealed:
-            enough = min(enough, _ENOUGH_SHARE * self.items)
+            enough = min(enough, _ENOUGH_SHARE * (self.items - self.carried))
         if rate is None or not self.ran or self.ran < enough or self.ran_failed / self.ran <= rate:
             return ""
         codes = sorted(self.codes.items(), key=lambda pair: (-pair[1], pair[0]))[:_NAMED_CODES]
@@ -172,11 +179,11 @@ class MemoryJob:
         starving_until = now if self.finished is None else self.finished
         starving = 0 if self.starved_since is None else max(0, starving_until - self.starved_since)
         return JobStatus(
-            job_id=self.job.job_id, state=self.state, lane=self.job.lane, model=self.job.model, generation=0,
-            sealed=self.sealed, total=self.items, ok=self.ok, failed=self.failed, chunks=len(self.chunks),
-            done_chunks=self.done_chunks, leased_chunks=len(self.leased), due_chunks=len(self.due()),
-            codes=dict(self.codes), work_seconds=dict(self.seconds), reason=self.reason,
-            created_ms=self.created, finished_ms=self.finished, ran=self.ran, asked_ms=now,
+            job_id=self.job.job_id, state=self.state, lane=self.job.lane, model=self.job.model,
+            generation=self.generation, sealed=self.sealed, total=self.items, ok=self.ok, failed=self.failed,
+            chunks=len(self.chunks), done_chunks=self.done_chunks, leased_chunks=len(self.leased),
+            due_chunks=len(self.due()), codes=dict(self.codes), work_seconds=dict(self.seconds),
+            reason=self.reason, created_ms=self.created, finished_ms=self.finished, ran=self.ran, asked_ms=now,
             starved_ms=self.starved + starving, meters=Meters(dict(self.meters)), source_sum=self.source_sum,
         )  # fmt: skip
 
