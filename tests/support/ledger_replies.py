@@ -9,7 +9,7 @@ from typing import Any
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.memory import MemoryLedger
 
-_CALLS = {name for name in vars(Ledger) if not name.startswith("_")}
+_CALLS = {name for name in dir(Ledger) if not name.startswith("_")}
 
 
 class RepliesLedger(MemoryLedger):

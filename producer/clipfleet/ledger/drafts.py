@@ -10,7 +10,8 @@ from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import JobUnreadableError
 from clipfleet.ledger.answers import RebuildAnswer, RetryAnswer
 from clipfleet.ledger.arguments import flat, rate_argument
-from clipfleet.ledger.values import Draft, JobStatus
+from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.values import Draft
 from clipfleet.redis.connection import damage_of
 
 DRAFT_SCRIPTS = ("draft_begin", "draft_add", "retry", "rebuild")

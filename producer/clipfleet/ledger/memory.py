@@ -37,13 +37,13 @@ from clipfleet.ledger.memory_job import (
     back_off,
 )
 from clipfleet.ledger.refusals import conflict, not_found, quota_exceeded
+from clipfleet.ledger.status import JobStatus
 from clipfleet.ledger.values import (
     DEFAULT_RETENTION,
     FINISH,
     NO_QUOTA,
     Claim,
     FinishClaim,
-    JobStatus,
     Lease,
     Quota,
     Retention,
@@ -68,7 +68,7 @@ def _atomic(call: C) -> C:
 
 
 class MemoryLedger(Ledger):
-    """A ledger for one process. `now` is its clock, in seconds."""
+    """A ledger for one process, see `Ledger` and see `ChunkLedger`. `now` is its clock, in seconds."""
 
     def __init__(self, *, quota: Quota = NO_QUOTA, now: Callable[[], float] = time.time) -> None:
         self.quota = quota

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.jobs import Job, JobState
-from clipfleet.ledger.values import DEFAULT_RETENTION, JobStatus, Retention
+from clipfleet.ledger.status import JobStatus
+from clipfleet.ledger.values import DEFAULT_RETENTION, Retention
 
 CLAIMABLE = (JobState.SUBMITTING, JobState.RUNNING)
 EARLY_ENDS = (JobState.CANCELLED, JobState.FAILED)
@@ -183,8 +184,9 @@ class MemoryJob:
             generation=self.generation, sealed=self.sealed, total=self.items, ok=self.ok, failed=self.failed,
             chunks=len(self.chunks), done_chunks=self.done_chunks, leased_chunks=len(self.leased),
             due_chunks=len(self.due()), codes=dict(self.codes), work_seconds=dict(self.seconds),
-            reason=self.reason, created_ms=self.created, finished_ms=self.finished, ran=self.ran, asked_ms=now,
-            starved_ms=self.starved + starving, meters=Meters(dict(self.meters)), source_sum=self.source_sum,
+            reason=self.reason, created_ms=self.created, finished_ms=self.finished, ran=self.ran,
+            asked_ms=now, starved_ms=self.starved + starving, meters=Meters(dict(self.meters)),
+            source_sum=self.source_sum,
         )  # fmt: skip
 
 
