@@ -5,7 +5,7 @@ The ledger reads the server's clock, so tests move the marks in its keys instead
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ import redis
 
 from clipfleet.contract.jobs import Job, JobState, Lane, SourceDescription, Task
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import FINISH, Claim, FinishClaim, Lease, Ledger
+from clipfleet.ledger.jobs import FINISH, Claim, Draft, FinishClaim, Lease, Ledger
 
 MODEL = "demo"
 LANES = tuple(Lane)
@@ -105,6 +105,30 @@ def work_off(ledger: Ledger, *, models: Sequence[str] = (MODEL,)) -> list[Claim]
         complete(ledger, claimed)
         done.append(claimed)
     return done
+
+
+def draft(
+    chunks: int,
+    *,
+    done: Sequence[int] = (),
+    next_chunk: int | None = None,
+    ok: int = 0,
+    codes: Mapping[str, int] = {},
+    staged: Sequence[tuple[int, int]] = (),
+) -> Draft:
+    """What an output shows; chunks that are not done are due."""
+    bits = bytearray(-(-chunks // 8))
+    for chunk in done:
+        bits[chunk // 8] |= 0x80 >> chunk % 8
+    end = chunks if next_chunk is None else next_chunk
+    due = [chunk for chunk in range(end) if chunk not in done]
+    return Draft(bytes(bits), due, end, ok, sum(codes.values()), codes, staged)
+
+
+def ends(client: redis.Redis) -> list[tuple[str, str, str]]:
+    """`(job, generation, state)` of each event: one for each end of a job."""
+    entries = client.xrange(keys.EVENTS)
+    return [(entry["job_id"], entry["generation"], entry["state"]) for _, entry in entries]
 
 
 def claim_finish(ledger: Ledger) -> FinishClaim:

@@ -16,6 +16,7 @@ from tests.support.ledger import (
     claim,
     claim_finish,
     complete,
+    ends,
     keys_without_ttl,
     lease_of,
     let_back_offs_pass,
@@ -26,12 +27,6 @@ from tests.support.ledger import (
     make_job,
     work_off,
 )
-
-
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
-    entries = client.xrange(keys.EVENTS)
-    return [(entry["job_id"], entry["generation"], entry["state"]) for _, entry in entries]
 
 
 def test_however_often_and_by_whom_a_job_is_finished_it_ends_once(
@@ -45,7 +40,7 @@ def test_however_often_and_by_whom_a_job_is_finished_it_ends_once(
     words = [ledger.finish(claimed, ttl_seconds=60) for claimed in (first, second, first)]
 
     assert words == ["completed"] * 3
-    assert events(redis_client) == [("job", "0", "completed")]
+    assert ends(redis_client) == [("job", "0", "completed")]
 
 
 @pytest.mark.parametrize("state", [state for state in JobState if state.is_final])
@@ -56,7 +51,7 @@ def test_each_end_is_one_event_and_the_last_entry_of_the_stream(
     ledger.fail("job", "no disk", ttl_seconds=60)
     ledger.cancel("job", ttl_seconds=60)
 
-    assert events(redis_client) == [("job", "0", state)]
+    assert ends(redis_client) == [("job", "0", state)]
     assert redis_client.xrevrange(keys.job("job", keys.STREAM), count=1)[0][1] == {"state": state}
     assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.lane_queue("normal", "demo"))
 

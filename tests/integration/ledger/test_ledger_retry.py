@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from tests.support.ledger import (
     claim,
     claim_finish,
     complete,
+    draft,
+    ends,
     make_job,
     new_token,
     try_claim,
@@ -25,24 +27,6 @@ from tests.support.ledger import (
 )
 
 CODES = {"timeout": 2}
-
-
-def draft(
-    chunks: int,
-    *,
-    done: Sequence[int] = (),
-    next_chunk: int | None = None,
-    ok: int = 0,
-    codes: Mapping[str, int] = {},
-    staged: Sequence[tuple[int, int]] = (),
-) -> Draft:
-    """What an output shows; chunks that are not done are due."""
-    bits = bytearray(-(-chunks // 8))
-    for chunk in done:
-        bits[chunk // 8] |= 0x80 >> chunk % 8
-    end = chunks if next_chunk is None else next_chunk
-    due = [chunk for chunk in range(end) if chunk not in done]
-    return Draft(bytes(bits), due, end, ok, sum(codes.values()), codes, staged)
 
 
 def end_job(ledger: Ledger, chunks: int = 4) -> None:
@@ -67,10 +51,6 @@ def rebuild(ledger: Ledger, what: Draft, state: JobState, *, generation: int = 0
     return ledger.drafts.rebuild(
         make_job(), token, what, state=state, generation=generation, items=items, ttl_seconds=1000
     )
-
-
-def ends(client: redis.Redis) -> list[tuple[str, str]]:
-    return [(entry["generation"], entry["state"]) for _, entry in client.xrange(keys.EVENTS)]
 
 
 RETRIED = draft(4, done=[0, 2, 3], ok=30)
@@ -101,7 +81,10 @@ class TestRetry:
 
         status = ledger.status("job")
         assert (status.ok, status.failed, status.codes) == (39, 1, {"not_found": 1})
-        assert ends(redis_client) == [("0", "completed_with_errors"), ("1", "completed_with_errors")]
+        assert ends(redis_client) == [
+            ("job", "0", "completed_with_errors"),
+            ("job", "1", "completed_with_errors"),
+        ]
 
     def test_where_the_time_went_is_measured_anew(self, ledger: Ledger) -> None:
         add_job(ledger)
@@ -198,7 +181,7 @@ class TestRetry:
         work_off(ledger)
         assert ledger.status("job").state is JobState.FINISHING
         assert ledger.finish(old_finish, ttl_seconds=1000) == "stale"
-        assert ends(redis_client) == [("0", "cancelled"), ("1", "completed")]
+        assert ends(redis_client) == [("job", "0", "cancelled"), ("job", "1", "completed")]
 
     def test_a_cancelled_job_goes_on_with_what_nobody_had_claimed(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=5)
@@ -257,7 +240,7 @@ class TestRebuild:
         claims = work_off(ledger)
         assert [(one.chunk_id, one.first_chunk, one.chunks) for one in claims] == [(1, 0, 3), (3, 3, 1)]
         assert ledger.finish(claim_finish(ledger), ttl_seconds=1000) == "completed_with_errors"
-        assert ends(redis_client) == [("0", "completed_with_errors")]
+        assert ends(redis_client) == [("job", "0", "completed_with_errors")]
 
     def test_a_job_that_is_known_stays_as_it_is(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=4)

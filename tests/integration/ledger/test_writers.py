@@ -15,6 +15,7 @@ from tests.support.ledger import (
     claim,
     claim_finish,
     complete,
+    lease_of,
     let_finish_claims_expire,
     let_leases_expire,
     make_job,
@@ -62,7 +63,7 @@ class TestEarlyEnd:
         self, ledger: Ledger, redis_client: redis.Redis, held: list[Claim]
     ) -> None:
         # Given two workers, one of which was heard of last when its lease was about to end
-        alive, silent = (Lease(one.job_id, str(one.chunk_id), one.token) for one in held[:2])
+        alive, silent = map(lease_of, held[:2])
         for token, deadline in ((held[0].token, 1), (held[1].token, 1), (held[2].token, 1)):
             redis_client.zadd(keys.job("job", keys.WRITERS), {token: deadline})
         assert writers(ledger) == 0
