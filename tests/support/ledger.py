@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -127,7 +128,7 @@ def draft(
 
 def ends(client: redis.Redis) -> list[tuple[str, str, str]]:
     """`(job, generation, state)` of each event: one for each end of a job."""
-    entries = client.xrange(keys.EVENTS)
+    entries: Any = client.xrange(keys.EVENTS)
     return [(entry["job_id"], entry["generation"], entry["state"]) for _, entry in entries]
 
 
