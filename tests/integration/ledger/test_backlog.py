@@ -23,7 +23,7 @@ def events(client: redis.Redis) -> list[tuple[str, str, str]]:
     """`(job, generation, state)` of each job that ended."""
 
 
-def test_the_backlog_counts_what_waits_and_runs(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_the_backlog_counts_pending_and_running_work(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, "first", chunks=3)
     add_job(ledger, "second", chunks=2, lane=Lane.HIGH)
     add_job(ledger, "paused", chunks=7)
@@ -53,7 +53,7 @@ def test_the_backlog_of_nothing_is_empty(ledger: Ledger) -> None:
     assert (backlog.oldest_due_seconds, backlog.outage_seconds) == (0, 0)
 
 
-def test_the_backlog_is_counted_once_in_a_while_whoever_asks(
+def test_the_backlog_is_counted_once_in_a_while_for_all_callers(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
     add_job(ledger, chunks=3)
@@ -65,9 +65,7 @@ def test_the_backlog_is_counted_once_in_a_while_whoever_asks(
     assert ledger.backlog(600).lanes[Lane.NORMAL] == LaneBacklog()
 
 
-def test_the_backlog_knows_how_long_a_chunk_has_waited_for_anybody(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_the_backlog_has_the_age_of_the_oldest_due_chunk(ledger: Ledger, redis_client: redis.Redis) -> None:
     def oldest() -> float:
         redis_client.delete(keys.BACKLOG)
         return ledger.backlog().oldest_due_seconds
@@ -75,7 +73,7 @@ def test_the_backlog_knows_how_long_a_chunk_has_waited_for_anybody(
     add_job(ledger, chunks=2)
     now_ms = server_now_ms(redis_client)
     redis_client.hset(keys.job("job"), "created_ms", now_ms - DAY_MS)
-    assert oldest() == pytest.approx(86_400, abs=60)  # of a job that nobody ever came to
+    assert oldest() == pytest.approx(86_400, abs=60)  # of a job that was never claimed
 
     first = claim(ledger)
     assert oldest() == 0
@@ -86,7 +84,7 @@ def test_the_backlog_knows_how_long_a_chunk_has_waited_for_anybody(
     assert oldest() == pytest.approx(43_200, abs=60)
 
 
-def test_the_backlog_knows_the_longest_outage(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_the_backlog_has_the_longest_outage(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=2)
     ledger.release(claim(ledger), "waits", reason="store away")
     redis_client.hset(keys.job("job"), "outage_since", server_now_ms(redis_client) - DAY_MS)
@@ -95,7 +93,7 @@ def test_the_backlog_knows_the_longest_outage(ledger: Ledger, redis_client: redi
 
 
 @pytest.mark.parametrize("planted", ["", "[]", "{}", '{"lanes": 7}', "[" * 100_000, "no JSON", ["a", "list"]])
-def test_whatever_stands_in_the_place_of_the_backlog_it_is_counted_anew(
+def test_a_planted_backlog_is_counted_anew(
     ledger: Ledger, redis_client: redis.Redis, planted: str | list[str]
 ) -> None:
     add_job(ledger, chunks=3)
@@ -107,7 +105,7 @@ def test_whatever_stands_in_the_place_of_the_backlog_it_is_counted_anew(
     assert ledger.backlog().lanes[Lane.NORMAL].queued_chunks == 3
 
 
-def test_jobs_that_were_put_there_by_hand_do_not_keep_others_from_being_counted(
+def test_planted_jobs_do_not_keep_others_from_being_counted(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
     add_job(ledger, chunks=3)

@@ -29,9 +29,7 @@ from tests.support.ledger import (
 )
 
 
-def test_however_often_and_by_whom_a_job_is_finished_it_ends_once(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_a_job_ends_once_however_many_workers_finish_it(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_finishing_job(ledger)
     first = claim_finish(ledger)
     let_finish_claims_expire(redis_client)
@@ -56,7 +54,7 @@ def test_each_end_is_one_event_and_the_last_entry_of_the_stream(
     assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.lane_queue("normal", "demo"))
 
 
-def test_every_key_has_a_ttl_at_every_stage_of_a_job(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_every_key_has_a_ttl_at_every_step_of_a_job(ledger: Ledger, redis_client: redis.Redis) -> None:
     def check() -> None:
         assert keys_without_ttl(redis_client) == []
 
@@ -125,9 +123,7 @@ def old_keys(client: redis.Redis) -> list[str]:
     return sorted(name for name in client.keys(f"{keys.PREFIX}:*") if client.pttl(name) < DAY_MS)
 
 
-def test_claims_alone_keep_alive_all_that_a_long_job_lives_on(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_claims_alone_keep_alive_all_keys_of_a_long_job(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=3)
     claim(ledger)
     age(redis_client)
@@ -138,7 +134,7 @@ def test_claims_alone_keep_alive_all_that_a_long_job_lives_on(
 
 
 @pytest.mark.parametrize("touch", ["claim", "stage", "seal", "pause", "complete", "release", "reconcile"])
-def test_whatever_touches_a_job_keeps_alive_all_it_lives_on(
+def test_every_call_keeps_alive_all_keys_of_a_job(
     ledger: Ledger, redis_client: redis.Redis, touch: str
 ) -> None:
     add_job(ledger, chunks=9, sealed=False)
@@ -163,7 +159,7 @@ def test_whatever_touches_a_job_keeps_alive_all_it_lives_on(
     assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
 
 
-def test_a_finishing_that_is_tried_for_weeks_keeps_its_job_alive(
+def test_a_finishing_that_is_retried_for_weeks_keeps_its_job_alive(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
     add_finishing_job(ledger)

@@ -37,10 +37,10 @@ def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_
         ledger.submit(make_job())
 
 
-def test_a_job_of_an_earlier_build_goes_on(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_a_job_of_an_earlier_version_continues(ledger: Ledger, redis_client: redis.Redis) -> None:
     job = add_job(ledger, job=make_job("job").model_copy(update={"on_finished": "myapp.handle"}))
     spec = redis_client.getdel(keys.job(job.job_id, keys.SPEC))
-    redis_client.hset(keys.job(job.job_id), "spec", spec)  # type: ignore[arg-type]  # where it was then
+    redis_client.hset(keys.job(job.job_id), "spec", spec)  # type: ignore[arg-type]  # where earlier versions had it
 
     ledger.reconcile()
 
@@ -52,7 +52,7 @@ def test_a_job_of_an_earlier_build_goes_on(ledger: Ledger, redis_client: redis.R
     assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
 
 
-def test_fields_of_a_newer_version_are_passed_over(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_fields_of_a_newer_version_are_ignored(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger)
     redis_client.hset(keys.job("job"), mapping={"of_tomorrow": "1", "seconds:of_tomorrow": "2.5"})
 
@@ -83,7 +83,7 @@ def test_the_newest_jobs_come_first(ledger: Ledger, redis_client: redis.Redis) -
     assert [status.job_id for status in ledger.jobs(limit=2)] == ["c", "a"]
 
 
-def test_a_job_whose_time_is_up_is_listed_no_more(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_an_expired_job_is_not_listed(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, "gone")
     add_job(ledger, "here")
     redis_client.delete(*redis_client.keys(keys.job("gone", "*")))
@@ -93,7 +93,7 @@ def test_a_job_whose_time_is_up_is_listed_no_more(ledger: Ledger, redis_client: 
     assert redis_client.zrange(keys.JOBS, 0, -1) == ["here"]
 
 
-def test_claims_forget_a_job_whose_time_is_up(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_claims_remove_an_expired_job(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_finishing_job(ledger, "finishing")
     for name in ("gone", "here"):
         add_job(ledger, name)
@@ -107,14 +107,14 @@ def test_claims_forget_a_job_whose_time_is_up(ledger: Ledger, redis_client: redi
     assert redis_client.zrange(keys.lane_queue("normal", "demo"), 0, -1) == ["here"]
 
 
-def test_looking_for_work_in_vain_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_a_claim_that_finds_nothing_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
     assert try_claim(ledger) is None
 
     assert redis_client.keys("*") == []
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_who_waits_is_woken_by_the_next_chunk(ledger: Ledger, redis_url: str, protocol: int) -> None:
+def test_a_waiting_caller_is_woken_by_the_next_chunk(ledger: Ledger, redis_url: str, protocol: int) -> None:
     add_job(ledger, chunks=2)
     complete(ledger, claim(ledger))
     waiter = Ledger(f"{redis_url}?protocol={protocol}")

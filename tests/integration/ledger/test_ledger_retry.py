@@ -161,7 +161,7 @@ class TestRetry:
     def test_a_job_that_is_forgotten_is_not_retried(self, ledger: Ledger) -> None:
         assert retry(ledger, draft(2)) == ("missing", None)
 
-    def test_who_wakes_up_from_the_generation_before_changes_nothing(
+    def test_a_worker_of_an_earlier_generation_changes_nothing(
         self, ledger: Ledger, redis_client: redis.Redis
     ) -> None:
         # Given a cancelled job with a worker that sleeps over its chunk, and one over its finishing
@@ -213,7 +213,7 @@ class TestRetry:
         assert ledger.seal("job", 3, 30) == "sealed"
         assert len(work_off(ledger)) == 3
 
-    def test_many_chunks_are_told_in_slices(self, ledger: Ledger) -> None:
+    def test_many_chunks_are_sent_in_slices(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=2500, chunk_items=1)
         ledger.cancel("job", ttl_seconds=1000)
 
@@ -251,7 +251,7 @@ class TestRebuild:
         assert ledger.staged_files("job") == [(0, 4)]
         assert complete(ledger, claimed) == "done"
 
-    def test_a_rebuild_whose_answer_was_lost_is_no_other(self, ledger: Ledger) -> None:
+    def test_a_rebuild_whose_answer_was_lost_may_be_repeated(self, ledger: Ledger) -> None:
         token = new_token()
         ledger.drafts.begin("job", token)
         for _ in range(2):

@@ -27,7 +27,7 @@ def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
     return ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={}, meters=meters)
 
 
-def test_what_many_chunks_have_measured_is_told_at_once_and_kept_in_few_fields(
+def test_reports_of_many_chunks_show_at_once_and_take_few_fields(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
     def kept_apart() -> int:
@@ -49,9 +49,7 @@ def test_what_many_chunks_have_measured_is_told_at_once_and_kept_in_few_fields(
     assert kept_apart() == 0
 
 
-def test_an_ended_job_has_all_that_was_measured_in_its_sums(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_an_ended_job_has_every_report_in_its_sums(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=3)
     measured(ledger, claim(ledger), Meters({"write": 1.0}))
     measured(ledger, claim(ledger), Meters({"write": 0.5}))
@@ -63,7 +61,7 @@ def test_an_ended_job_has_all_that_was_measured_in_its_sums(
     assert not [name for name in facts if name.startswith("measured:")]
 
 
-def test_sums_go_on_that_an_earlier_version_began(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_sums_of_an_earlier_version_continue(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=2)
     before = {
         "seconds:fetch": "0.500000",
@@ -82,18 +80,14 @@ def test_sums_go_on_that_an_earlier_version_began(ledger: Ledger, redis_client: 
 
 
 @pytest.mark.parametrize("junk", ["nothing", "[" * 5000, '["a"]', '{"write": 1e999}', '{"write": [1]}'])
-def test_what_a_producer_put_in_its_place_keeps_no_chunk_open(
-    ledger: Ledger, redis_client: redis.Redis, junk: str
-) -> None:
+def test_planted_meters_keep_no_chunk_open(ledger: Ledger, redis_client: redis.Redis, junk: str) -> None:
     add_job(ledger)
     redis_client.hset(keys.job("job"), "meters", junk)
 
     assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "finishing"
 
 
-def test_what_is_said_of_a_chunk_by_who_lost_it_leaves_no_trouble_of_it(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_a_chunk_that_is_completed_late_leaves_no_troubles(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=2)
     first = claim(ledger)
     lose(ledger, redis_client, first)

@@ -24,7 +24,7 @@ def events(client: redis.Redis) -> list[tuple[str, str, str]]:
     """`(job, generation, state)` of each job that ended."""
 
 
-def test_leases_run_out_by_the_servers_clock(ledger: Ledger) -> None:
+def test_leases_expire_by_the_clock_of_the_server(ledger: Ledger) -> None:
     add_job(ledger, chunks=2)
     claim(ledger)
     assert ledger.claim(new_token(), 0.1, list(Lane), ["demo"])
@@ -58,7 +58,7 @@ def test_many_reconcilers_at_once_count_each_loss_once(
 
 
 def let_redis_be_away(ledger: Ledger, client: redis.Redis, seconds: float) -> None:
-    """Nobody reached it since the last reconcile: all that it knows is older by so much."""
+    """No worker has reached it since the last reconcile: every mark is older by this time."""
     ledger.reconcile()
     for key in (keys.LEASES, keys.WORKERS):
         for name, mark in client.zrange(key, 0, -1, withscores=True):
@@ -67,7 +67,7 @@ def let_redis_be_away(ledger: Ledger, client: redis.Redis, seconds: float) -> No
 
 
 @pytest.mark.parametrize("seconds", [20, 600, 86_400])
-def test_a_time_in_which_redis_was_away_costs_no_lease(
+def test_each_lease_keeps_its_remaining_time_over_an_outage_of_redis(
     ledger: Ledger, redis_client: redis.Redis, seconds: float
 ) -> None:
     add_job(ledger, chunks=2)
@@ -86,7 +86,7 @@ def test_a_time_in_which_redis_was_away_costs_no_lease(
     assert [facts.worker_id for facts in ledger.workers()] == ["w"]
 
 
-def test_after_it_leases_run_out_as_ever(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_after_an_outage_leases_expire_as_before(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=2)
     claim(ledger)
     let_redis_be_away(ledger, redis_client, 600)
@@ -97,7 +97,7 @@ def test_after_it_leases_run_out_as_ever(ledger: Ledger, redis_client: redis.Red
     assert ledger.reconcile() == (1, 0)
 
 
-def test_a_short_silence_is_no_absence(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_a_short_gap_does_not_extend_leases(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger)
     assert ledger.claim(new_token(), 10, list(Lane), ["demo"])
 
@@ -106,9 +106,7 @@ def test_a_short_silence_is_no_absence(ledger: Ledger, redis_client: redis.Redis
     assert ledger.reconcile(lease_seconds=30) == (1, 0)
 
 
-def test_whoever_reconciles_seldom_lets_leases_run_out_all_the_same(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_leases_expire_also_if_reconciles_are_rare(ledger: Ledger, redis_client: redis.Redis) -> None:
     """One worker is left, and CLIPFLEET_RECONCILE_SECONDS is long for CLIPFLEET_LEASE_SECONDS."""
     add_job(ledger)
     assert ledger.claim(new_token(), 10, list(Lane), ["demo"])
@@ -121,7 +119,7 @@ def test_whoever_reconciles_seldom_lets_leases_run_out_all_the_same(
     assert lost == [0, 1, 0]
 
 
-def test_a_lease_that_was_over_before_redis_went_away_is_lost(
+def test_a_lease_that_had_expired_before_the_outage_is_lost(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
     add_job(ledger)
@@ -132,7 +130,7 @@ def test_a_lease_that_was_over_before_redis_went_away_is_lost(
     assert ledger.reconcile() == (1, 0)
 
 
-def test_leases_of_a_job_that_is_gone_are_forgotten(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_leases_of_a_missing_job_are_removed(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger)
     claim(ledger)
     let_leases_expire(redis_client)

@@ -31,14 +31,14 @@ def server(tmp_path: Path) -> Iterator[EmbeddedValkey]:
         yield server
 
 
-def test_a_server_that_forgot_the_scripts_gets_them_again(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_scripts_that_the_server_has_lost_are_loaded_again(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger)
     redis_client.script_flush()
 
     assert claim(ledger).chunk_id == 0
 
 
-def test_what_the_server_acknowledged_is_there_after_its_restart(server: EmbeddedValkey) -> None:
+def test_acknowledged_writes_survive_a_restart(server: EmbeddedValkey) -> None:
     ledger = Ledger(server.url)
     add_job(ledger, chunks=3)
     claimed = claim(ledger, token="delivery-1")
@@ -52,7 +52,7 @@ def test_what_the_server_acknowledged_is_there_after_its_restart(server: Embedde
     ledger.close()
 
 
-def test_a_server_that_is_away_is_named_without_its_password(server: EmbeddedValkey) -> None:
+def test_an_unavailable_server_is_named_without_its_password(server: EmbeddedValkey) -> None:
     password = connect(server.url).connection_pool.connection_kwargs["password"]
     ledger = Ledger(server.url)
     ledger.ping()
@@ -67,7 +67,7 @@ def test_a_server_that_is_away_is_named_without_its_password(server: EmbeddedVal
     ledger.close()
 
 
-def test_a_wrong_password_is_a_hint_at_the_setting_and_not_shown(redis_url: str) -> None:
+def test_a_wrong_password_names_the_setting_and_is_not_shown(redis_url: str) -> None:
     address = redis_url.rpartition("@")[2]
     ledger = Ledger(f"redis://:wr0ng-secret@{address}")
 
