@@ -136,6 +136,7 @@ class TestEarlyEnd:
 
         assert try_claim(ledger) is None
         assert ledger.last_early_end() != before
+        assert not ledger.status("job").has_stopped_itself
 
     @pytest.mark.parametrize("state", [JobState.FINISHING, *OVER])
     def test_a_job_that_is_finishing_or_over_cannot_be_cancelled(
