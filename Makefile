@@ -10,15 +10,15 @@ LOCK ?=
 
 # What stands behind `make bench` are names of benches, not goals: `e2e` is both.
 BENCHES := $(if $(filter bench,$(firstword $(MAKECMDGOALS))),$(filter-out bench,$(MAKECMDGOALS)))
-TEST_FOLDERS := $(filter-out $(BENCHES),unit integration e2e)
+TEST_FOLDERS := $(filter-out $(BENCHES),unit promises integration e2e)
 
-.PHONY: demo install test lint unit integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants bench fuzz lock \
+.PHONY: demo install test lint unit promises integration e2e test-peers test-gpu test-chaos chaos chaos-plain chaos-mutants bench fuzz lock \
   gpu-bundle build test-build test-deploy test-brokers docs clean $(BENCHES)
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/clipfleet-worker demo
 
-test: lint unit integration e2e
+test: lint unit promises integration e2e
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .

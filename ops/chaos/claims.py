@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clipfleet.contract.jobs import Lane
+from clipfleet.ledger.answers import CompleteAnswer
 from clipfleet.ledger.jobs import Claim, Ledger
 
 CLAIMS_FILE = "CHAOS_CLAIMS_FILE"  # environment variable with the file that a worker appends to
 _COMPLETIONS = ".completions"  # ending of the file beside it
-_COMPLETED = ("done", "finishing", "ended", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class NotingLedger(Ledger):
             note(path, claim.job_id, claim.chunk_id, claim.generation, claim.losses, claim.failures)
         return claim
 
-    def complete(self, claim: Claim, **result: Any) -> str:
+    def complete(self, claim: Claim, **result: Any) -> CompleteAnswer:
         """See `Ledger`."""
         word = super().complete(claim, **result)
-        if word in _COMPLETED:
+        if word.is_counted:
             path = Path(os.environ[CLAIMS_FILE]).with_suffix(_COMPLETIONS)
             _append(path, {"at": time.monotonic(), "job_id": claim.job_id})
         return word

@@ -1,6 +1,6 @@
-"""Hints on the broker. A hint says "there is work" and nothing else: losing or doubling one costs seconds.
+"""Hints on the broker. A hint means "there is work" and carries nothing: a lost or doubled one costs seconds.
 
-Used by producers and workers alike; knows Celery, but not what a worker does with a hint.
+Used by producers and workers. Depends on Celery, not on what a worker does with a hint.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ log = logging.getLogger(__name__)
 
 MAX_HINTS = 64  # per job, whatever its size: every successful claim publishes the next one
 
-# What publishing may raise: of RabbitMQ's refusals kombu passes on most as they are.
+# What publishing may raise: kombu passes on most refusals of RabbitMQ unchanged.
 BROKER_ERRORS = (KombuError, AMQPError, OSError)
 
 _PUBLISH_PAUSES_SECONDS = (0.2, 0.4, 0.6)  # before each further try
 
-# How often, and after which pauses, kombu connects before it gives up on a broker: else for 4 s each time.
+# Connection attempts of kombu: its defaults take 4 s for each publish while the broker is down.
 _CONNECT_RETRIES: dict[str, Any] = {"max_retries": 1, "interval_start": 0.2}
 
-# Every value answers a measured fault of Celery on Redis.
+# Each value avoids a fault of Celery on Redis that was measured.
 REDIS_TRANSPORT_OPTIONS: dict[str, Any] = {
-    "visibility_timeout": 1800,  # only cleans up: recovery is the ledger's business
+    "visibility_timeout": 1800,  # only for clean-up: the ledger recovers work
     "unacked_restore_interval": 5,
     "unacked_restore_throttle": 1,  # the default sweeps only every tenth time
     "unacked_restore_limit": 100,  # a sweep runs on the worker's event loop
-    "unacked_mutex_expire": 30,  # a worker killed in a sweep blocks others this long
+    "unacked_mutex_expire": 30,  # a worker that is killed in a sweep blocks others for this long
     "socket_timeout": 4,  # else acks hang for ever on a dead peer
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
-    "health_check_interval": 3,  # notices a silent connection
-    "priority_steps": [0],  # hints have no priority: lanes are the ledger's
+    "health_check_interval": 3,  # detects a silent connection
+    "priority_steps": [0],  # hints have no priority: the ledger has lanes
 }
 
 
 def make_app(broker_url: str) -> Celery:
-    """A Celery app that can publish hints, with the settings that producer and worker share.
+    """Make a Celery app that can publish hints, with the settings that producer and worker share.
 
     Raises:
         UsageError: the URL cannot be used.
@@ -76,13 +76,13 @@ def make_app(broker_url: str) -> Celery:
 
 
 def send_task(app: Celery, name: str, **options: Any) -> None:
-    """Send a Celery task; where the connection is lost meanwhile, again by a new one.
+    """Send a Celery task; retry on a new connection if this one is lost.
 
-    Celery's own retry cannot: where the connection is lost while kombu declares the queue, kombu makes a new
-    one for the declaration, and then sends by a channel of the old one, which is an AttributeError.
+    Celery's own retry does not work: if the connection is lost while kombu declares the queue, kombu declares
+    it on a new one, and then sends on a channel of the old one, which raises AttributeError.
 
     Raises:
-        BROKER_ERRORS: the broker is away, or refuses.
+        BROKER_ERRORS: the broker is unavailable, or refuses.
     """
     for pause_seconds in (*_PUBLISH_PAUSES_SECONDS, None):
         with app.producer_or_acquire() as producer:
@@ -97,18 +97,18 @@ def send_task(app: Celery, name: str, **options: Any) -> None:
 
 
 class Hints:
-    """Publishes hints. A broker that is away is logged, never raised: idle workers look for work anyway."""
+    """Publishes hints. An unavailable broker is logged, never raised: idle workers poll the ledger anyway."""
 
     def __init__(self, app: Celery, broker_url: str) -> None:
         self._app = app
         self._where = masked(broker_url)
 
     def publish_work(self, count: int = 1) -> None:
-        """Say that there are chunks to claim."""
+        """Publish that there are chunks to claim."""
         self._publish(keys.WORK_TASK, count)
 
     def publish_finish(self) -> None:
-        """Say that a job is to be finished."""
+        """Publish that a job is to be finished."""
         self._publish(keys.FINISH_TASK, 1)
 
     def _publish(self, task: str, count: int) -> None:

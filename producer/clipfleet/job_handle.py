@@ -14,7 +14,7 @@ from clipfleet.exports import ExportCounts, Layout, export
 from clipfleet.hints import Hints
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.ledger.values import EarlyEnd
+from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs import open_output, output_of
 from clipfleet.redis.patience import OnTrouble, Patience, is_unready
 from clipfleet.results import rows as results

@@ -5,15 +5,16 @@ The ledger reads the server's clock, so tests move the marks in its keys instead
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import redis
 
-from clipfleet.contract.jobs import Job, Lane, SourceDescription, Task
+from clipfleet.contract.jobs import Job, JobState, Lane, SourceDescription, Task
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
+from clipfleet.ledger.jobs import FINISH, Claim, Draft, FinishClaim, Lease, Ledger
 
 MODEL = "demo"
 LANES = tuple(Lane)
@@ -107,11 +108,83 @@ def work_off(ledger: Ledger, *, models: Sequence[str] = (MODEL,)) -> list[Claim]
     return done
 
 
+def draft(
+    chunks: int,
+    *,
+    done: Sequence[int] = (),
+    next_chunk: int | None = None,
+    ok: int = 0,
+    codes: Mapping[str, int] = {},
+    staged: Sequence[tuple[int, int]] = (),
+) -> Draft:
+    """What an output shows; chunks that are not done are due."""
+    bits = bytearray(-(-chunks // 8))
+    for chunk in done:
+        bits[chunk // 8] |= 0x80 >> chunk % 8
+    end = chunks if next_chunk is None else next_chunk
+    due = [chunk for chunk in range(end) if chunk not in done]
+    return Draft(bytes(bits), due, end, ok, sum(codes.values()), codes, staged)
+
+
+def ends(client: redis.Redis) -> list[tuple[str, str, str]]:
+    """`(job, generation, state)` of each event: one for each end of a job."""
+    entries: Any = client.xrange(keys.EVENTS)
+    return [(entry["job_id"], entry["generation"], entry["state"]) for _, entry in entries]
+
+
 def claim_finish(ledger: Ledger) -> FinishClaim:
     """Claim the finishing of a job, where one must wait for it."""
     found = ledger.claim_finish(new_token(), 600)
     assert found is not None, "no job to finish"
     return found
+
+
+def lose(ledger: Ledger, client: redis.Redis, claimed: Claim) -> None:
+    """The worker dies, and the next reconcile notices."""
+    let_leases_expire(client, (claimed.job_id, claimed.chunk_id))
+    assert ledger.reconcile()[0] == 1
+
+
+def add_finishing_job(ledger: Ledger, job_id: str = "job", *, failed: int = 0) -> None:
+    """A job whose only chunk is complete."""
+    add_job(ledger, job_id, chunks=1)
+    assert complete(ledger, claim(ledger), ok=10 - failed, failed=failed) == "finishing"
+
+
+def bring_into(ledger: Ledger, state: JobState, job: Job | None = None) -> None:
+    """Bring a job with one chunk into a state."""
+    job_id = add_job(ledger, job=job, sealed=state is not JobState.SUBMITTING).job_id
+    if state is JobState.PAUSED:
+        ledger.pause(job_id, "for a while")
+    elif state is JobState.CANCELLED:
+        ledger.cancel(job_id, ttl_seconds=60)
+    elif state is JobState.FAILED:
+        ledger.fail(job_id, "no disk", ttl_seconds=60)
+    elif state not in (JobState.SUBMITTING, JobState.RUNNING):
+        with_errors = state is JobState.COMPLETED_WITH_ERRORS
+        complete(ledger, claim(ledger), ok=10 - with_errors, failed=int(with_errors))
+        if state is not JobState.FINISHING:
+            ledger.finish(claim_finish(ledger), ttl_seconds=60)
+    assert ledger.status(job_id).state is state
+
+
+def lease_of(claimed: Claim | FinishClaim) -> Lease:
+    """What a worker renews of a claim."""
+    chunk = str(claimed.chunk_id) if isinstance(claimed, Claim) else FINISH
+    return Lease(claimed.job_id, chunk, claimed.token)
+
+
+def let_time_pass(client: redis.Redis, seconds: float) -> None:
+    """Every mark that the ledger has set is older by this time."""
+    jobs = [str(name) for name in client.zrange(keys.JOBS, 0, -1)]
+    of_jobs = [keys.job(job_id, suffix) for job_id in jobs for suffix in (keys.DUE, keys.WRITERS)]
+    for key in (keys.LEASES, keys.FINISHING, keys.WORKERS, keys.SWEEPS, keys.ANNOUNCEMENTS, *of_jobs):
+        for name in client.zrange(key, 0, -1):
+            client.zincrby(key, -1000 * seconds, str(name))
+    for job_id in jobs:
+        for field in ("outage_since", "starved_since"):
+            if client.hexists(keys.job(job_id), field):
+                client.hincrby(keys.job(job_id), field, -int(seconds * 1000))
 
 
 def let_leases_expire(client: redis.Redis, *chunks: tuple[str, int]) -> None:

@@ -258,8 +258,8 @@ def _cancelled(world: World) -> None:
 
 def _noted(world: World) -> None:
     _cancelled(world)
-    world.ledger.begin_draft(EVIL, "draft")
-    assert world.ledger._note(EVIL, "draft", _DRAFT)
+    world.ledger.drafts.begin(EVIL, "draft")
+    assert world.ledger.drafts.note(EVIL, "draft", _DRAFT)
 
 
 def _paused(world: World) -> None:
@@ -374,17 +374,17 @@ SITUATIONS: tuple[Situation, ...] = (
     Situation("stage", _open, lambda world: world.ledger.stage(EVIL, CHUNKS, 1, 10), ends=False),
     Situation("seal", _open, lambda world: world.ledger.seal(EVIL, CHUNKS, CHUNKS * 10), ends=False),
     Situation("put_object", _open_rows, lambda world: RedisOutput(world.store, EVIL).replace("items", b"x")),
-    Situation("draft", _noted, lambda world: world.ledger._note(EVIL, "draft", _DRAFT), ends=False),
+    Situation("draft", _noted, lambda world: world.ledger.drafts.note(EVIL, "draft", _DRAFT), ends=False),
     Situation(
         "retry",
         _noted,
-        lambda world: world.ledger.retry(EVIL, "draft", _DRAFT, generation=1),
+        lambda world: world.ledger.drafts.retry(EVIL, "draft", _DRAFT, generation=1),
         ends=False,
     ),
     Situation(
         "rebuild",
         _noted,
-        lambda world: world.ledger.rebuild(
+        lambda world: world.ledger.drafts.rebuild(
             make_job(EVIL), "draft", _DRAFT, state=JobState.RUNNING, generation=1, items=20, ttl_seconds=60
         ),
         ends=False,

@@ -1,4 +1,4 @@
-"""What is left to do for ended jobs, done by any worker: users are told of the ends, outputs are swept."""
+"""Work that any worker does for ended jobs: announce their end to users, sweep their outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMESPACE = uuid.UUID("8f2c1f5e-3c1e-4a57-9f0e-6b1f7f0f6a3d")
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """The end of one generation of a job, of which the user's own Celery task is to be told."""
+    """The end of one generation of a job, to be sent to the user's own Celery task."""
 
     text: str  # as the ledger keeps it
     task: str  # name of the user's Celery task
@@ -30,10 +30,10 @@ class Announcement:
 
     @classmethod
     def of_text(cls, text: str) -> Self:
-        """From what the ledger keeps.
+        """Parse the text that the ledger keeps.
 
         Raises:
-            ValueError: somebody else has put it there, and it is none.
+            ValueError: it is not an announcement; it may be planted.
         """
         try:
             value = json.loads(text)
@@ -43,12 +43,12 @@ class Announcement:
         except (ValueError, LookupError, TypeError, RecursionError):
             is_whole = False
         if not is_whole:
-            raise ValueError("this announces nothing")
+            raise ValueError("not an announcement")
         return cls(text, task, queue, event)
 
     @property
     def task_id(self) -> str:
-        """The same for every repetition, and another one for each generation of each job."""
+        """The same ID for every repetition, and another one for each generation of each job."""
         return str(uuid.uuid5(_NAMESPACE, f"{self.event['job_id']}:{self.event['generation']}"))
 
 
@@ -58,12 +58,12 @@ class Sweep:
 
     job_id: str
     job_fingerprint: str
-    job_created_ms: int  # with id and fingerprint, what tells a job from all that were before it
-    left: int  # sweeps that are due, this one included
+    job_created_ms: int  # with ID and fingerprint, this identifies a job among all earlier ones
+    left: int  # sweeps that are left, including this one
 
 
 class Errands:
-    """What is still to be done. Calls raise `RedisUnavailableError` while Redis is away."""
+    """The errands that are due. Calls raise `RedisUnavailableError` while Redis is unavailable."""
 
     def __init__(self, url: str) -> None:
         self._redis = connect(url)
@@ -74,18 +74,18 @@ class Errands:
         self._redis.close()
 
     def claim_announcement(self, lease_seconds: float) -> Announcement | None:
-        """One that is due; unless it is dropped within the lease, it is handed out again."""
+        """Lease an announcement that is due; unless it is dropped within the lease, it is due again."""
         while answer := self._run("claim_announcement", int(lease_seconds * 1000)):
             (text,) = answer
             try:
                 return Announcement.of_text(text)
-            except ValueError as error:  # it must not keep the others from being sent
+            except ValueError as error:  # it must not block the others
                 log.warning("%r: %s", text[:80], error, extra={"action": "announcement_dropped"})
                 self._run("drop_errand", text)
         return None
 
     def claim_sweep(self, lease_seconds: float) -> Sweep | None:
-        """Likewise."""
+        """Lease a sweep that is due; unless it is dropped within the lease, it is due again."""
         answer = self._run("claim_sweep", int(lease_seconds * 1000))
         if not answer:
             return None
@@ -93,7 +93,7 @@ class Errands:
         return Sweep(job_id, fingerprint, int(created_ms), int(left))
 
     def drop(self, errand: Announcement | Sweep) -> None:
-        """It was done. Idempotent."""
+        """Remove an errand that is done. Idempotent."""
         if isinstance(errand, Announcement):
             self._run("drop_errand", errand.text)
         else:

@@ -1,4 +1,4 @@
-"""Every Redis key and every object name of an output is made here, once."""
+"""The names of all Redis keys, and of all objects of an output."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ FINISHING = f"{PREFIX}:finishing"  # zset: job id -> time from which it may be c
 EVENTS = f"{PREFIX}:events"  # stream: one entry per (job, generation) that ended
 SWEEPS = f"{PREFIX}:sweeps"  # zset: ended job -> time from which its output may be swept, ms
 ANNOUNCEMENTS = f"{PREFIX}:announcements"  # zset: an ended job as JSON -> time from which it may be sent, ms
-RECONCILED = f"{PREFIX}:reconciled"  # time at which expired leases were looked for last, ms
-BACKLOG = f"{PREFIX}:backlog"  # string: what was counted of all jobs a moment ago, as JSON
-# String: the job that was cancelled or failed last, and when: workers look at it.
+RECONCILED = f"{PREFIX}:reconciled"  # string: time of the last reconcile, ms
+BACKLOG = f"{PREFIX}:backlog"  # string: the last backlog of all jobs, as JSON
+# String: the last job that was cancelled or failed, and when: workers poll it.
 EARLY_END = f"{PREFIX}:early-end"
 TURNS = f"{PREFIX}:turns"  # counter: orders the jobs of a lane, and counts claims for ageing
-# Counter: jobs that were failed because what Redis held of them was damaged.
+# Counter: jobs that have failed because their keys were damaged.
 QUARANTINED = f"{PREFIX}:quarantined"
-WALKED = f"{PREFIX}:walked"  # rank in `JOBS` at which the next reconcile continues its check
-COUNTED = f"{PREFIX}:counted"  # zset: job that is unfinished, or keeps staged items here -> creation time, ms
+WALKED = f"{PREFIX}:walked"  # string: rank in `JOBS` at which the next reconcile continues its check
+COUNTED = (
+    f"{PREFIX}:counted"  # zset: job that is unfinished, or has staged items in Redis -> creation time, ms
+)
 WORKERS = f"{PREFIX}:workers"  # zset: worker id -> time of its last heartbeat, ms
 WORKER_FACTS = f"{PREFIX}:worker-facts"  # hash: worker id -> JSON (host, pid, models)
 
 
 def lane_queue(lane: str, model: str) -> str:
-    """Zset of the jobs of a lane and model that have chunks to claim: job id -> turn."""
+    """Name of the zset of the jobs of a lane and model that have chunks to claim: job id -> turn."""
     return f"{PREFIX}:lane:{lane}:{model}"
 
 
 def claim_token(token: str) -> str:
-    """String: what this token claimed, so that a repeated claim gets the same answer."""
+    """Name of the string with the chunk that this token claimed: a repeated claim gets the same answer."""
     return f"{PREFIX}:token:{token}"
 
 
 def text_matrix(model_fingerprint: str, label_set_hash: str, suffix: str = "") -> str:
-    """String: a large label set as a model sees it, shared by workers; `:lock`: who encodes it."""
+    """Name of the string with an encoded label set that workers share; suffix `:lock`: its encoder."""
     return f"{PREFIX}:text-matrix:{model_fingerprint}:{label_set_hash}{suffix}"
 
 
-# --- Redis: per job (the braces keep them apart from the names above, whatever the job is called) ---
+# --- Redis: per job (the braces avoid clashes with the names above, whatever the job is called) ---
 
 
 def job(job_id: str, suffix: str = "") -> str:
-    """Hash of a job (no suffix), or one of its other keys, see `JOB_SUFFIXES`."""
+    """Name of the hash of a job (no suffix), or of one of its other keys, see `JOB_SUFFIXES`."""
     return f"{PREFIX}:{{{job_id}}}{suffix}"
 
 
@@ -57,7 +59,7 @@ SPEC = ":spec"  # string: the whole job as JSON
 STAGED = ":staged"  # zset: "<first_chunk>-<chunks>" of each staged file -> first chunk
 DUE = ":due"  # zset: chunk that was released or lost -> time from which it may be claimed, ms
 OWNERS = ":owners"  # hash: leased chunk -> token of its owner
-# Zset: token that lost its lease, and has not said that it writes no more -> its deadline, ms.
+# Zset: token that lost its lease, and may still be inside a write -> its deadline, ms.
 WRITERS = ":writers"
 TROUBLES = ":troubles"  # hash: "<chunk>:losses|failures|waits" -> count
 CODES = ":codes"  # hash: error code -> failed rows
@@ -65,8 +67,8 @@ STREAM = ":stream"  # stream: one entry per finished chunk, and one for the end
 DONE = ":done"  # bitmap: the bit of a chunk is set once it is complete in the current generation
 ITEMS = ":items"  # hash, of a redis:// job only: object name -> bytes of the job file and the staged items
 
-# What a retry or rebuild notes, before it puts all of it in place at once.
-DRAFT = ":draft"  # string: token of the retry or rebuild that began last
+# The draft of a retry or rebuild, before it is put in place.
+DRAFT = ":draft"  # string: token of the last retry or rebuild that began
 DRAFT_DONE = ":draft-done"  # will be `DONE`
 DRAFT_DUE = ":draft-due"  # will be `DUE`
 DRAFT_STAGED = ":draft-staged"  # will be `STAGED`
@@ -75,23 +77,23 @@ JOB_SUFFIXES = (
     DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED,
 )  # fmt: skip
 
-# --- Redis: the results of a redis:// job, kept for a time of their own ---
+# --- Redis: the results of a redis:// job, with a time to live of their own ---
 
 ROWS = ":rows"  # hash: item_index -> row as JSON
 VECTORS = ":vectors"  # hash: item_index -> vector as little-endian float16
 IDS = ":ids"  # hash: item_id -> first item_index that has it
-CHUNKS = ":chunks"  # hash: complete chunk -> "<first item_index>-<rows>"; not all are as long as others
+CHUNKS = ":chunks"  # hash: complete chunk -> "<first item_index>-<rows>"; their lengths differ
 PENDING_SUFFIXES = (ROWS, VECTORS, IDS)
 RESULT_SUFFIXES = (*PENDING_SUFFIXES, CHUNKS)
 
 
 def pending(job_id: str, token: str, suffix: str) -> str:
-    """What a worker has brought of a chunk; `complete` moves it to the results. See `PENDING_SUFFIXES`."""
+    """Name of the rows that a worker has written; `complete` moves them. See `PENDING_SUFFIXES`."""
     return job(job_id, f":pending:{token}{suffix}")
 
 
 def lua_prelude() -> str:
-    """The same names as local variables of a Lua script, so that no script spells a key."""
+    """The same names as local variables of a Lua script: no script contains the name of a key."""
     names = (
         "JOBS", "LEASES", "FINISHING", "EVENTS", "TURNS", "RECONCILED", "BACKLOG", "EARLY_END", "SWEEPS",
         "ANNOUNCEMENTS", "QUARANTINED", "WALKED", "COUNTED", "WORKERS", "WORKER_FACTS", "SPEC", "STAGED",
@@ -118,7 +120,7 @@ def _lua_list(values: tuple[str, ...]) -> str:
 
 
 def _spliced(variable: str) -> str:
-    """A Lua variable in the middle of a string in single quotes."""
+    """A Lua variable inside a string in single quotes."""
     return f"' .. {variable} .. '"
 
 
@@ -127,16 +129,18 @@ def _spliced(variable: str) -> str:
 INTERNAL = "_clipfleet"
 STAGED_PREFIX = f"{INTERNAL}/items-"
 FOOTER_PREFIX = f"{INTERNAL}/footer-"
-TMP = f"{INTERNAL}/tmp"  # noqa: S108 - below the output, not the machine's
+TMP = f"{INTERNAL}/tmp"  # noqa: S108 - a folder of the output, not of the machine
 JOB_FILE = f"{INTERNAL}/job.json"
-STAGED_FILES = f"{INTERNAL}/staged.json"  # the staged files that the ledger may know; are these all?
-GENERATION = f"{INTERNAL}/generation.json"  # the retry that was begun last
-CLEARING = f"{INTERNAL}/clearing.json"  # which submit removes the results of the job before it
+STAGED_FILES = (
+    f"{INTERNAL}/staged.json"  # the staged files that the ledger may know, and whether these are all
+)
+GENERATION = f"{INTERNAL}/generation.json"  # the last retry that began
+CLEARING = f"{INTERNAL}/clearing.json"  # the submit that is removing the results of the previous job
 MANIFEST = "_manifest.json"
 ERRORS = "errors.jsonl"
 SUCCESS = "_SUCCESS"
-# Whoever clears an output replaces or removes the first two itself, last of all. By its footer a late part of
-# the job before is known; it goes with the sweep at the end of the job.
+# The caller that clears an output replaces or removes the first two itself, as its last step. A footer
+# identifies a late part of the previous job; the sweep at the end of the job removes it.
 KEPT_BY_CLEAR = (JOB_FILE, CLEARING, FOOTER_PREFIX)
 PART_PREFIX = "part-"
 _PART_NAME = re.compile(rf"{PART_PREFIX}\d{{8,}}\.(parquet|jsonl)")
@@ -149,7 +153,7 @@ def staged_file(first_chunk: int, chunks: int) -> str:
 
 
 def part(chunk_id: int, part_format: str = "parquet") -> str:
-    """Name of the result file of a chunk; the format's name is its ending."""
+    """Name of the result file of a chunk; the format is its extension."""
     return f"{PART_PREFIX}{chunk_id:08d}.{part_format}"
 
 
@@ -159,5 +163,5 @@ def is_part(name: str) -> bool:
 
 
 def detached_footer(part_name: str, job_id: str, content_hash: str) -> str:
-    """Name of the footer of a part whose format has no room for one."""
+    """Name of the footer of a part whose format cannot hold one."""
     return f"{FOOTER_PREFIX}{part_name}-{job_id}-{content_hash}.json"

@@ -1,6 +1,6 @@
-"""What a `redis://` job keeps beside its entries in the ledger: rows, vectors, ids; objects: `RedisOutput`.
+"""Rows, vectors and IDs of a `redis://` job, as bytes; `RedisOutput` has its objects.
 
-Bytes in, bytes out; what they mean is said elsewhere. Rows become visible by `Ledger.complete`, never here.
+`Ledger.complete` makes rows visible; nothing here does.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ import redis
 
 from clipfleet.contract.parts import UNKNOWN_DIMENSION, PartIdentity, part_schema
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import WriteAnswer
 from clipfleet.ledger.scripts import LuaScripts
 from clipfleet.redis.connection import connect, damage_of, redis_errors
 from clipfleet.redis.patience import Patience, patient
 
 _SCRIPTS = ("put_object", "write_rows")
-# The columns that every job has are not written down with each: few jobs have others.
+# The columns of every job are not stored with each: few jobs have others.
 _COMMON = pa.schema([field for field in part_schema(UNKNOWN_DIMENSION) if field.name != "embedding"])
-_KEEP_PENDING_SECONDS = 3600  # rows whose worker died; one that lives completes them within seconds
+_KEEP_PENDING_SECONDS = 3600  # of rows whose worker died; a living worker completes them within seconds
 
 
 @dataclass(frozen=True, slots=True)
 class RowSlice:
-    """Some rows of a chunk, at most 500: a call to Redis should be short."""
+    """At most 500 rows of a chunk: a call to Redis should be short."""
 
     schema: pa.Schema  # of the rows, without `embedding`; the same for the whole job
     rows: Mapping[int, str]  # item_index -> JSON
-    vectors: Mapping[int, bytes]  # item_index -> little-endian float16, where there is one
+    vectors: Mapping[int, bytes]  # item_index -> little-endian float16, if it has one
     ids: Mapping[str, int]  # item_id -> its lowest item_index in the chunk
 
 
 class RedisStore:
-    """All calls raise `RedisUnavailableError` while Redis is away, or its memory is full."""
+    """The store. All calls raise `RedisUnavailableError` while Redis is unavailable or its memory is full."""
 
     def __init__(self, url: str, *, client: redis.Redis | None = None) -> None:
         self._url = url
@@ -49,21 +50,17 @@ class RedisStore:
         self.client.close()
 
     def with_patience(self, patience: Patience) -> RedisStore:
-        """The same store, whose calls wait out a Redis that is away; this one keeps the connections."""
+        """The same store on the same connections, whose calls wait while Redis is unavailable."""
         return RedisStore(self._url, client=patient(self.client, patience))
 
     @contextmanager
     def reading(self, job_id: str) -> Iterator[redis.Redis]:
-        """The client, for a job's values; what Redis or a planted value raises becomes an error of ours."""
+        """Give the client for a job's values, and translate errors of Redis or of planted values."""
         with damage_of(job_id), redis_errors(self._url):
             yield self.client
 
-    def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> str:
-        """Bring some rows of a chunk claimed by this token. `Ledger.complete` makes them visible. Idempotent.
-
-        Returns:
-            `written`, or why the chunk is not wanted any more: `already`, `stale`, `cancelled`, `missing`.
-        """
+    def write_rows(self, identity: PartIdentity, token: str, rows: RowSlice) -> WriteAnswer:
+        """Write rows of a chunk claimed by this token; `Ledger.complete` makes them visible. Idempotent."""
         kinds: Sequence[Mapping[Any, Any]] = (rows.rows, rows.vectors, rows.ids)
         flat = [
             value
@@ -74,15 +71,15 @@ class RedisStore:
             "write_rows", identity.job_id, identity.chunk_id, token, identity.generation,
             _KEEP_PENDING_SECONDS * 1000, _schema_text(rows.schema), *flat,
         )  # fmt: skip
-        return answer.decode()
+        return WriteAnswer(answer.decode())
 
     def schema(self, job_id: str) -> pa.Schema | None:
-        """Schema of a job's rows, without `embedding`; None if there is no row yet."""
+        """Schema of a job's rows, without `embedding`; None if it has no rows yet."""
         with self.reading(job_id) as client:
             text: Any = client.hget(keys.job(job_id), "row_schema")
             try:
                 return None if text is None else _schema_of(text)
-            except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are no schema
+            except (OSError, pa.ArrowException) as error:  # of Arrow, for bytes that are not a schema
                 raise ValueError(str(error)) from None
 
     def has_rows(self, job_id: str) -> bool:
@@ -91,7 +88,7 @@ class RedisStore:
             return bool(client.exists(keys.job(job_id, keys.ROWS)))
 
     def values(self, job_id: str, suffix: str, indexes: Sequence[int]) -> list[bytes | None]:
-        """What `keys.ROWS` or `keys.VECTORS` has of these items, None where there is nothing (yet)."""
+        """The values of these items in `keys.ROWS` or `keys.VECTORS`; None for each that has none (yet)."""
         if not indexes:
             return []
         with self.reading(job_id) as client:
@@ -107,23 +104,23 @@ class RedisStore:
         return len(vector) // 2 or None
 
     def chunk(self, job_id: str, chunk_id: int) -> range | None:
-        """The `item_index` of the rows of a chunk, None if it is not complete."""
+        """The `item_index` of the rows of a chunk; None if it is not complete."""
         with self.reading(job_id) as client:
             span: Any = client.hget(keys.job(job_id, keys.CHUNKS), str(chunk_id))
             return None if span is None else _indexes(span)
 
     def chunks(self, job_id: str) -> dict[int, range]:
-        """Likewise for each chunk that is complete, in order."""
+        """The `item_index` of the rows of each complete chunk, in order."""
         with self.reading(job_id) as client:
             spans: Any = client.hgetall(keys.job(job_id, keys.CHUNKS))
             return dict(sorted((int(chunk_id), _indexes(span)) for chunk_id, span in spans.items()))
 
 
 def _schema_text(schema: pa.Schema) -> bytes:
-    """The columns after the common ones; empty where there are none."""
+    """The columns after the common ones; empty if there are none."""
     fields = list(schema)
     if fields[: len(_COMMON)] != list(_COMMON):
-        raise ValueError("rows without the columns of every job")
+        raise ValueError("the rows lack columns that every job has")
     others = fields[len(_COMMON) :]
     return b64encode(pa.schema(others).serialize()) if others else b""
 

@@ -1,7 +1,7 @@
-"""Runs the Lua scripts, each with those names of `keys.py` and shared transitions in front that it uses.
+"""Runs the Lua scripts, each behind those names of `keys.py` and shared functions that it uses.
 
-A server makes all of a script's local values and functions anew with each call: those that it did not use
-cost it up to a fifth of its time.
+A server creates all local values and functions of a script with each call: unused ones took up to a fifth of
+the time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from redis.exceptions import NoScriptError, ResponseError
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import redis_errors
 
-_SHARED = ("measured", "transitions", "mending")  # each uses what stands before it only
-_AT_HAND = "local at_hand, queue_at_hand"  # the job and the queue that a script deals with, see guard.lua
+_SHARED = ("measured", "transitions", "mending")  # each uses only those before it
+_AT_HAND = "local at_hand, queue_at_hand"  # the job and the queue that a script works on, see guard.lua
 _FOR_THE_GUARD = re.compile(r"^ *(queue_)?at_hand = .*$\n", re.MULTILINE)
 # redis-py has no class for them.
 _OF_THE_SERVER = ("ACL failure", "MISCONF", "NOREPLICAS", "MASTERDOWN", "BUSY", "UNKILLABLE")
@@ -29,7 +29,7 @@ _COMMENT_LINE = re.compile(r"^ *--.*$", re.MULTILINE)
 
 
 class LuaScripts:
-    """Some of the scripts, on one connection. Nothing is sent before one is run."""
+    """Some of the scripts, on one connection; nothing is sent before the first run."""
 
     def __init__(self, client: redis.Redis, url: str, names: Iterable[str]) -> None:
         shared = shared_definitions()
@@ -40,44 +40,44 @@ class LuaScripts:
         self._scripts = {name: client.register_script(text) for name, text in self._texts.items()}
 
     def run(self, name: str, *arguments: str | int | float | bytes) -> Any:
-        """What a script answers; raises `RedisUnavailableError`."""
+        """Run a script and return its answer; raises `RedisUnavailableError`."""
         with redis_errors(self._url):
             try:
                 return self._scripts[name](keys=[], args=list(arguments))
-            except NoScriptError:  # a server that restarts or takes over forgets it between load and call
+            except NoScriptError:  # lost by a restart or a failover between load and call
                 return self._run_guarded(name, *arguments)
             except ResponseError as error:
                 if type(error) is not ResponseError or str(error).startswith(_OF_THE_SERVER):
                     raise
                 try:
                     return self._run_guarded(name, *arguments)
-                except ResponseError:  # nothing was to be mended, or this user may not
+                except ResponseError:  # there was nothing to repair, or this user lacks a right
                     raise error from None
 
     def _run_guarded(self, name: str, *arguments: str | int | float | bytes) -> Any:
-        """Run a script with what mends damage: sent only when it is needed, for it slows the script down."""
+        """Run a script together with `guard.lua`: only after an error, because that is slower."""
         text = guarded_script(self._shared, script_text(name), script_text("guard"))
         return self._redis.eval(text, 0, *arguments)
 
 
 def script_text(name: str) -> str:
-    """A file of `lua`, by its name without the ending."""
+    """The text of a file in `lua`, by its name without the extension."""
     return (files("clipfleet.ledger") / "lua" / f"{name}.lua").read_text()
 
 
 def shared_definitions() -> str:
-    """All that scripts may use."""
+    """All definitions that scripts may use."""
     return "\n".join([keys.lua_prelude(), *map(script_text, _SHARED)])
 
 
 def whole_script(shared: str, script: str) -> str:
-    """A script below those shared definitions that it uses, and those that they use.
+    """A script below the shared definitions that it uses, directly or indirectly.
 
     Args:
-        shared: definitions, each of which begins with `local` at the start of a line, and uses earlier ones
-            only.
-        script: begins with the comment that says what it does. What stands below a line `-- Rarely:` brings
-            what only it uses along: nothing of that is made where the script has returned before.
+        shared: definitions, each of which starts with `local` at the start of a line and uses only earlier
+            ones.
+        script: starts with a comment that says what it does. Definitions that are used only below a line
+            `-- Rarely:` are placed there: they cost nothing if the script has returned before.
     """
     definitions, parts = [*_definitions(shared)], []
     for part in _RARELY.split(script):
@@ -87,18 +87,18 @@ def whole_script(shared: str, script: str) -> str:
 
 
 def unguarded_script(shared: str, script: str) -> str:
-    """A whole script as it is run at first, for each chunk: without what only the guard asks for."""
+    """A whole script for its first run: without the marks that only the guard needs."""
     return _FOR_THE_GUARD.sub("", whole_script(shared, script))
 
 
 def guarded_script(shared: str, script: str, guard: str) -> str:
-    """A whole script, and below it what mends damage where the script raises.
+    """A whole script, and the guard, which repairs damage if the script raises.
 
     Args:
         shared: see `whole_script`.
-        script: see `whole_script`. It says in `at_hand` which job it deals with, and in `queue_at_hand` which
-            queue.
-        guard: called with what was raised, as `raised`; it may run the script again, as `body()`.
+        script: see `whole_script`. Its variables `at_hand` and `queue_at_hand` name the job and the queue
+            that it works on.
+        guard: runs with the error as `raised`; may run the script again as `body()`.
     """
     return "\n".join(
         [
@@ -116,7 +116,7 @@ def guarded_script(shared: str, script: str, guard: str) -> str:
 def _split_by_use(
     definitions: Iterable[tuple[set[str], str]], script: str
 ) -> tuple[list[str], list[tuple[set[str], str]]]:
-    """Texts of the definitions that a script uses, and the other definitions; both in their order."""
+    """The texts of the definitions that a script uses, and the other definitions, both in order."""
     used, needed, others = _words(script), [], []
     for names, definition in reversed([*definitions]):
         if used & names:

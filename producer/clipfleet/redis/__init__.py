@@ -1,1 +1,1 @@
-"""How Redis is reached: URLs, connections, retries. Knows no key of ours."""
+"""Access to Redis: URLs, connections, retries. Independent of the keys."""

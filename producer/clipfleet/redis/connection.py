@@ -1,7 +1,7 @@
-"""How this project connects to Redis: bounded waits, repeated commands, clear errors.
+"""Connections to Redis: timeouts, retries, clear errors.
 
-Without a socket time-out a half-open connection hangs for ever. Commands are repeated after a lost
-connection, so whatever is sent through such a client must be safe to run twice.
+Without a socket timeout a half-open connection hangs for ever. Commands are retried after a lost connection,
+so every command that is sent through such a client must be idempotent.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from clipfleet.redis.url import SENTINEL_SCHEMES, SentinelUrl, parse_sentinel, s
 
 
 def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds: float = 10) -> redis.Redis:
-    """A client for the ledger's Redis; nothing is sent yet.
+    """Make a client for the ledger's Redis, without connecting.
 
     Args:
         url: as in CLIPFLEET_REDIS_URL.
-        decode: answers are text, not bytes.
-        retries: of a command whose connection was lost.
-        patience_seconds: for one answer; must be longer than a blocking read.
+        decode: whether answers are text, not bytes.
+        retries: number of retries of a command whose connection was lost.
+        patience_seconds: timeout of one answer; must be longer than a blocking read.
 
     Raises:
         UsageError: the URL cannot be used.
@@ -36,12 +36,12 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
     # No health checks: each has retries of its own, which multiply those of a command to a silent server.
     options: dict[str, Any] = {
         "decode_responses": decode,
-        "encoding_errors": "surrogateescape",  # a stranger's bytes must not end the call that comes upon them
+        "encoding_errors": "surrogateescape",  # bytes of another program must not make a call fail
         "socket_timeout": patience_seconds,
         "socket_connect_timeout": min(3, patience_seconds),
         "socket_keepalive": True,
         "retry": Retry(ExponentialBackoff(cap=1, base=0.05), retries),
-        # Each try is a new connection: the name may lead to the new primary by then.
+        # Each retry makes a new connection: by then the name may resolve to the new primary.
         "retry_on_error": [redis.ReadOnlyError],
     }
     try:
@@ -53,7 +53,9 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
             del options["socket_keepalive"]  # of TCP
         client = redis.Redis.from_url(url, **options)
         pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # what it does not know is told here, and not later
+        pool.connection_class(
+            **pool.connection_kwargs
+        )  # unknown options raise here, not with the first command
     except (ValueError, TypeError, AttributeError, RedisError) as error:
         message = str(error).rpartition("__init__() ")[2].partition("\n")[0]
         raise UsageError(f"CLIPFLEET_REDIS_URL cannot be used: {message}") from None
@@ -61,8 +63,8 @@ def connect(url: str, *, decode: bool = True, retries: int = 3, patience_seconds
 
 
 def _primary(address: SentinelUrl, options: dict[str, Any]) -> redis.Redis:
-    """A client that asks the Sentinels for the primary whenever it connects."""
-    once = {"retry": Retry(NoBackoff(), 0)}  # the next Sentinel is asked instead
+    """Make a client that asks the Sentinels for the primary with each connection."""
+    once = {"retry": Retry(NoBackoff(), 0)}  # the next Sentinel is tried instead
     sentinels = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
         address.sentinels, sentinel_kwargs={**sentinel_options(address), **once}
     )
@@ -73,7 +75,7 @@ def _primary(address: SentinelUrl, options: dict[str, Any]) -> redis.Redis:
 
 
 def masked(url: str) -> str:
-    """The URL without anything that may be a secret: no user, no password, no query."""
+    """The URL without secrets: no user, no password, no query."""
     scheme, separator, rest = url.partition("://")
     host = rest.rpartition("@")[2].partition("?")[0]
     return f"{scheme}{separator}{'***@' if '@' in rest else ''}{host}"
@@ -81,7 +83,7 @@ def masked(url: str) -> str:
 
 @contextmanager
 def damage_of(job_id: str) -> Iterator[None]:
-    """Turn what a planted key or value of a job causes into `JobUnreadableError`."""
+    """Turn the errors that a planted key or value of a job causes into `JobUnreadableError`."""
     try:
         yield
     except RedisUnavailableError as error:
@@ -110,18 +112,18 @@ def redis_errors(url: str) -> Iterator[None]:
         raise RedisUnavailableError(
             f"Redis at {masked(url)} is a replica: CLIPFLEET_REDIS_URL must lead to the primary"
         ) from error
-    except redis.ResponseError as error:  # it runs: -BUSY, -NOREPLICAS, -MISCONF, -NOPERM
+    except redis.ResponseError as error:  # of a running server: -BUSY, -NOREPLICAS, -MISCONF, -NOPERM
         is_right = isinstance(error, NoPermissionError) or str(error).startswith("ACL failure")
         hint = " (what a user needs is in ops/redis/users.acl)" if is_right else ""
         raise RedisUnavailableError(f"Redis at {masked(url)} refuses: {error}{hint}") from error
-    except MasterNotFoundError as error:  # its own text shows the inside of redis-py
+    except MasterNotFoundError as error:  # its own text shows internals of redis-py
         raise RedisUnavailableError(
-            f"Redis at {masked(url)}: no Sentinel there knows a primary of that name that is up "
+            f"Redis at {masked(url)}: no Sentinel there knows a running primary of that name "
             "(do they run, and are their names, the primary's name and sentinel_password right?)"
         ) from error
     except RedisError as error:
         hint = "is it running, and is CLIPFLEET_REDIS_URL right?"
         raise RedisUnavailableError(f"Redis at {masked(url)}: {error} ({hint})") from error
     except OSError as error:
-        # Before redis-py has a connection whose errors it would translate: no descriptors.
+        # Raised before redis-py translates errors: for example no file descriptors are left.
         raise RedisUnavailableError(f"Redis at {masked(url)}: cannot connect: {error}") from error

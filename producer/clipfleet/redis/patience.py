@@ -1,8 +1,8 @@
-"""Repeats commands to a Redis that is away, for what has begun and would have to be begun anew.
+"""Retries of commands during an outage of Redis, for work that would otherwise have to start over.
 
-Only for commands that are safe to run twice. What a Redis refuses for good is not waited for: a login, a
-right, a memory that is full. Before Redis has answered at all, a wrong URL looks like an outage: first calls
-wait for a server that is there and does not serve yet, see `is_unready`.
+For idempotent commands only. A permanent refusal is not retried: of a login, for a missing right, or because
+the memory is full. Before the first answer a wrong URL looks like an outage: first calls wait only for a
+server that is up and not ready, see `is_unready`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from redis.exceptions import (
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 60.0  # a restart with a large AOF, a failover by Sentinel: seconds, seldom more
+PATIENCE_SECONDS = 60.0  # a restart with a large AOF or a failover by Sentinel takes seconds
 _FIRST_PAUSE_SECONDS = 0.25
 _MAX_PAUSE_SECONDS = 2.0
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, ClusterDownError, TryAgainError)
-# The disk is full, a script runs for long, a primary that has just taken over may have no replica yet
-# (`min-replicas-to-write`): redis-py has no classes for these.
+# redis-py has no classes for these: a full disk, a long script, a new primary without a replica
+# (`min-replicas-to-write`).
 _PASSING = ("MISCONF", "BUSY ", "NOREPLICAS")
 _LOGIN = (redis.AuthenticationError, AuthorizationError, ExternalAuthProviderError)  # connection errors, too
 
@@ -38,19 +38,19 @@ T = TypeVar("T")
 
 
 def log_trouble(text: str) -> None:
-    """Where nobody else wants to know of an outage."""
+    """Log the begin and the end of an outage: the default of `Patience`."""
     log.warning(text, extra={"action": "redis_away"})
 
 
 def is_away(error: redis.RedisError) -> bool:
-    """Whether waiting may help: no server answers, or one that cannot serve now."""
+    """Whether waiting may help: no server answers, or it cannot serve now."""
     return not isinstance(error, _LOGIN) and (isinstance(error, _AWAY) or str(error).startswith(_PASSING))
 
 
 def is_unready(error: redis.RedisError) -> bool:
-    """Whether a server is there and waiting may help: it loads its data, fails over, is busy or silent.
+    """Whether a server is up and waiting may help: it loads its data, fails over, is busy or silent.
 
-    Not where no connection was made: then the address may be wrong.
+    False if no connection was made: the address may be wrong.
     """
     if isinstance(error, redis.TimeoutError):
         return "connecting" not in str(error)
@@ -59,12 +59,12 @@ def is_unready(error: redis.RedisError) -> bool:
 
 
 class Patience:
-    """For one submit, retry or rebuild. `call` is for one thread, `give_up` for any.
+    """Waits of one submit, retry or rebuild. `call` is for one thread, `give_up` for any.
 
     Args:
-        seconds: how long one outage is waited for, from the first command that failed; 0: not at all.
-        tell: called with a line for people when an outage begins to be waited for, and when it is over.
-        awaits: whether an error is waited for.
+        seconds: upper bound for one outage, from the first command that failed; 0: never wait.
+        report: called with a line for the user when a wait begins, and when the outage is over.
+        awaits: whether to wait after an error.
         monotonic: a clock in seconds.
         wait: returns after that many seconds, or as soon as the event is set.
     """
@@ -72,26 +72,26 @@ class Patience:
     def __init__(
         self,
         seconds: float = PATIENCE_SECONDS,
-        tell: OnTrouble = log_trouble,
+        report: OnTrouble = log_trouble,
         *,
         awaits: Callable[[redis.RedisError], bool] = is_away,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
     ) -> None:
         self._seconds = seconds
-        self._tell = tell
+        self._report = report
         self._awaits = awaits
         self._monotonic = monotonic
         self._wait = wait
         self._given_up = threading.Event()
-        self._since: float | None = None  # when the outage was noticed
+        self._since: float | None = None  # when the outage began
         self._pause_seconds = _FIRST_PAUSE_SECONDS
-        self._is_told = False
+        self._is_reported = False
 
     def call(self, command: Callable[[], T]) -> T:
-        """What a command answers; it is repeated until it does, or the time is over.
+        """Run a command, and retry it until it answers or the time is over.
 
-        Raises whatever redis-py raised last.
+        Raises the last error of redis-py.
         """
         while True:
             try:
@@ -104,7 +104,7 @@ class Patience:
                 return answer
 
     def give_up(self) -> None:
-        """Wait no more, now and later: whoever wanted the answer has left."""
+        """Stop waiting, now and for all later calls."""
         self._given_up.set()
 
     def _has_waited(self, error: redis.RedisError) -> bool:
@@ -114,22 +114,22 @@ class Patience:
         left_seconds = self._since + self._seconds - now
         if left_seconds <= 0 or self._given_up.is_set():
             return False
-        if not self._is_told:
-            self._tell(f"Redis is away ({error}): waiting for it, {self._seconds:g} s at most")
-            self._is_told = True
+        if not self._is_reported:
+            self._report(f"Redis is away ({error}): waiting up to {self._seconds:g} s")
+            self._is_reported = True
         self._wait(self._given_up, min(self._pause_seconds, left_seconds))
         self._pause_seconds = min(2 * self._pause_seconds, _MAX_PAUSE_SECONDS)
         return not self._given_up.is_set()
 
     def _has_answered(self) -> None:
         self._since = None
-        if self._is_told:
-            self._is_told = False
-            self._tell("Redis is back")
+        if self._is_reported:
+            self._is_reported = False
+            self._report("Redis is back")
 
 
 def patient(client: redis.Redis, patience: Patience) -> redis.Redis:
-    """A client with the connections of another one, whose commands are repeated; closing it does nothing."""
+    """Make a client on the connections of another one that retries commands; closing it does nothing."""
     return _PatientRedis(client, patience)
 
 

@@ -1,9 +1,9 @@
-"""What the URL of a Redis says, with Sentinel and TLS, to redis-py and to Celery: users set one variable.
+"""One Redis URL, with Sentinel and TLS, for both redis-py and Celery.
 
     sentinel://[[USER]:PASSWORD@]HOST[:PORT],HOST[:PORT],.../MASTER_NAME[/DB][?OPTIONS]
 
-`sentinels://` and `rediss://` speak TLS. Options: `ssl_ca_certs` and the other `ssl_*` of redis-py;
-`sentinel_username` and `sentinel_password` where the Sentinels have a login of their own.
+`sentinels://` and `rediss://` use TLS. Options: `ssl_ca_certs` and the other `ssl_*` of redis-py;
+`sentinel_username` and `sentinel_password` if the Sentinels have a login of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": 
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
-    """Sentinels, and what they are asked for."""
+    """The Sentinels, and the primary that they resolve."""
 
     sentinels: tuple[tuple[str, int], ...]
     master_name: str
@@ -33,7 +33,7 @@ class SentinelUrl:
 
 @dataclass(frozen=True, slots=True)
 class BrokerUrl:
-    """A broker as Celery is told of it."""
+    """A broker, as Celery is configured."""
 
     url: str = field(repr=False)
     transport_options: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -51,10 +51,10 @@ def parse_sentinel(url: str) -> SentinelUrl:
     username, _, password = login.partition(":")
     path = [unquote(part) for part in parts.path.split("/")[1:] if part]
     if not hosts or not 1 <= len(path) <= 2:
-        raise ValueError(f"it must look like {_FORM}")
+        raise ValueError(f"the URL must look like {_FORM}")
     options = dict(parse_qsl(parts.query))
     if len(path) > 1 and not path[1].isdecimal():
-        raise ValueError(f"{path[1]!r} is no number of a database; it must look like {_FORM}")
+        raise ValueError(f"{path[1]!r} is not a database number; the URL must look like {_FORM}")
     sentinel_login = {
         name: options.pop(f"sentinel_{name}")
         for name in ("username", "password")
@@ -64,7 +64,7 @@ def parse_sentinel(url: str) -> SentinelUrl:
     if tls and parts.scheme == "sentinel":
         raise ValueError("ssl_* options need sentinels://")
     if options:
-        raise ValueError(f"it has an option that is not known: {', '.join(sorted(options))}")
+        raise ValueError(f"unknown option: {', '.join(sorted(options))}")
     return SentinelUrl(
         sentinels=tuple(_host_and_port(host) for host in hosts.split(",")),
         master_name=path[0],
@@ -76,7 +76,7 @@ def parse_sentinel(url: str) -> SentinelUrl:
 
 
 def broker_of(url: str) -> BrokerUrl:
-    """What Celery is told: its own form of a Sentinel URL, and TLS that checks certificates.
+    """The URL in Celery's own form, and TLS that verifies certificates.
 
     Raises:
         ValueError: the URL cannot be used.
@@ -88,7 +88,7 @@ def broker_of(url: str) -> BrokerUrl:
         options = dict(parse_qsl(parts.query))
         tls = _tls_options(options)
         plain = urlunsplit(parts._replace(query=urlencode(options)))
-        # Without this Celery would take any certificate.
+        # Without this Celery accepts any certificate.
         return BrokerUrl(plain, {}, {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **tls})
     return BrokerUrl(url)
 
@@ -106,17 +106,17 @@ def _sentinel_broker(address: SentinelUrl) -> BrokerUrl:
 
 
 def sentinel_options(address: SentinelUrl) -> dict[str, Any]:
-    """For the connections to the Sentinels themselves: short waits, for there are others to be asked."""
+    """Options of the connections to the Sentinels: short timeouts, because there are several."""
     return {"socket_timeout": 2, "socket_connect_timeout": 2, **address.sentinel_login, **address.tls}
 
 
 def _tls_options(options: dict[str, str]) -> dict[str, Any]:
-    """Takes the `ssl_*` options out of the others."""
+    """Remove the `ssl_*` options from the others."""
     tls: dict[str, Any] = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
     if "ssl_cert_reqs" in tls:
         wanted = str(tls["ssl_cert_reqs"]).lower().removeprefix("cert_")
         if wanted not in _CERT_REQS:
-            raise ValueError(f"ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
+            raise ValueError(f"ssl_cert_reqs must be one of {', '.join(_CERT_REQS)}")
         tls["ssl_cert_reqs"] = _CERT_REQS[wanted]
     if "ssl_check_hostname" in tls:
         tls["ssl_check_hostname"] = tls["ssl_check_hostname"].lower() not in ("0", "false", "no")
@@ -126,7 +126,7 @@ def _tls_options(options: dict[str, str]) -> dict[str, Any]:
 def _host_and_port(text: str) -> tuple[str, int]:
     host = urlsplit(f"//{text}")
     if not host.hostname:
-        raise ValueError(f"a Sentinel has no name; it must look like {_FORM}")
+        raise ValueError(f"a Sentinel has no host name; the URL must look like {_FORM}")
     return host.hostname, host.port or _SENTINEL_PORT
 
 

@@ -22,7 +22,7 @@ from clipfleet.errors import (
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.ledger.values import EarlyEnd
+from clipfleet.ledger.status import EarlyEnd
 from clipfleet.parts.json_rows import from_json
 from clipfleet.results.rows import RowStream
 

@@ -28,7 +28,7 @@ from clipfleet.errors import (
     first_problem,
 )
 from clipfleet.ledger import keys
-from clipfleet.ledger.values import EarlyEnd
+from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import job_of
 from clipfleet.parts import OpenPart, PartFiles, part_files, read_ahead

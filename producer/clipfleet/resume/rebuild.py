@@ -57,7 +57,7 @@ class Rebuild:
 
     def _rebuild(self) -> JobState:
         job, token = self.job, uuid4().hex
-        self.ledger.begin_draft(job.job_id, token)
+        self.ledger.drafts.begin(job.job_id, token)
         staged = staged_files(self.output)
         chunks = sum(count for _, count in staged.files)
         generation = generation_of(self.output)
@@ -66,7 +66,7 @@ class Rebuild:
         if is_over and inventory.open_chunks:  # a part has gone
             is_over = False
             self.output.remove(keys.SUCCESS)
-        _, state = self.ledger.rebuild(
+        _, state = self.ledger.drafts.rebuild(
             job,
             token,
             draft_of(inventory, staged.files),

@@ -14,6 +14,7 @@ from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import JobConflictError, OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import RetryAnswer
 from clipfleet.ledger.jobs import Draft, JobStatus, Ledger
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import Generation, job_of, note_generation
@@ -142,7 +143,7 @@ class Retry:
             OutputUnavailableError: the parts cannot be read.
         """
         token = uuid4().hex
-        self.ledger.begin_draft(self.job.job_id, token)
+        self.ledger.drafts.begin(self.job.job_id, token)
         status = self.ledger.status(self.job.job_id)
         if not status.state.is_final:
             return self._join(status)
@@ -159,7 +160,7 @@ class Retry:
         if not self.job.output_is_redis and not note_generation(self.output, generation):
             return self._lost_to_another(status)
         self.output.remove(keys.SUCCESS)
-        word, state = self.ledger.retry(
+        word, state = self.ledger.drafts.retry(
             self.job.job_id,
             token,
             draft_of(inventory),
@@ -167,7 +168,7 @@ class Retry:
             codes=codes,
             max_error_rate=max_error_rate,
         )
-        if word != "started":
+        if word is not RetryAnswer.STARTED:
             return self._lost_to_another(status)
         if state is JobState.FINISHING:
             self.hints.publish_finish()

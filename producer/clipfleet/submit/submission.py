@@ -29,6 +29,7 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import SealAnswer, StageAnswer
 from clipfleet.ledger.jobs import DEFAULT_RETENTION, JobStatus, Ledger, Retention
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import StagedNote, job_of
@@ -184,9 +185,9 @@ class Submission:
         if note is not None and not note.write(files, items, is_sealed=True, source_sum=contents.sum):
             raise self._two_submits()
         word = self.ledger.seal(job_id, sum(count for _, count in files), items, contents.sum)
-        if word == "refused":
+        if word is SealAnswer.REFUSED:
             self._require_stopped()
-        elif word != "sealed":
+        elif word is not SealAnswer.SEALED:
             raise JobConflictError(f"job {job_id} was changed by somebody else meanwhile ({word})")
 
     def _chunks_per_file(self) -> int:
@@ -204,9 +205,9 @@ class Submission:
             if self.job.output_is_redis:  # it takes the room itself; the submit that goes on writes it again
                 self.output.remove(file.name)
             raise
-        if word == "gap":
+        if word is StageAnswer.GAP:
             raise self._two_submits()
-        if word == "refused":
+        if word is StageAnswer.REFUSED:
             self._require_stopped()
             return False
         return True

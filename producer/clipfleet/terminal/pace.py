@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from clipfleet.contract.bottleneck import Limit
 from clipfleet.contract.jobs import JobState
-from clipfleet.ledger.values import JobStatus
+from clipfleet.ledger.status import JobStatus
 
 _LATELY_SECONDS = 60.0
 _STEPS = 3  # or as long as so many changes took

@@ -20,6 +20,7 @@ from clipfleet.errors import (
     RedisUnavailableError,
     SourceUnavailableError,
 )
+from clipfleet.ledger.answers import CompleteAnswer, PostponeAnswer, ReleaseAnswer, RenewAnswer
 from clipfleet.ledger.jobs import MAX_FAILURES, Claim, FinishClaim, Ledger
 from clipfleet_worker.chunk.leases import lease_clock
 from clipfleet_worker.chunk.open_items import OpenItems
@@ -35,8 +36,10 @@ T = TypeVar("T")
 
 _AWAY = (OutputUnavailableError, SourceUnavailableError, WorkerShortageError)  # for all chunks of the job
 _OF_THE_WORLD = (*_AWAY, RedisUnavailableError, MemoryError)
-_COUNTED = ("done", "finishing", "ended", "stopped")  # the ledger has taken the rows of this chunk now
-_INTERRUPTED = {"lost": ChunkEnd.LOST, "cancelled": ChunkEnd.CANCELLED}  # by the ledger's word
+_INTERRUPTED: dict[str, ChunkEnd] = {  # by the reason of the interruption
+    RenewAnswer.LOST: ChunkEnd.LOST,
+    RenewAnswer.CANCELLED: ChunkEnd.CANCELLED,
+}
 _RETRY_SECONDS = 1.0  # while Redis is away
 _POSTPONE_SECONDS = 5.0
 # While the room that is left is kept for the lane `high`. A hint that comes then is followed at once, but
@@ -238,11 +241,11 @@ class Claims:
             was_free = self._monotonic() - self._last_full >= seconds
         return was_free and self._open_items.has_room_in_all_lanes
 
-    def complete(self, claim: Claim, result: ChunkResult) -> str:
-        """Tell the ledger that the part is in place; while Redis is away, again and again.
+    def complete(self, claim: Claim, result: ChunkResult) -> CompleteAnswer | None:
+        """Mark a chunk complete in the ledger; retried while Redis is unavailable.
 
         Returns:
-            The ledger's word, or `left` if the worker had to go first: the part is found by the next owner.
+            The ledger's answer; None if the worker had to stop first: the next owner finds the part.
 
         Raises:
             OutputUnavailableError: the rows are not all there any more, where they should become visible.
@@ -261,13 +264,13 @@ class Claims:
         )
         word = self._insist(complete, "chunk not completed yet: %s", _context("complete_retried", claim))
         if word is None:
-            return "left"
-        if word == "incomplete":
+            return None
+        if word is CompleteAnswer.INCOMPLETE:
             raise OutputUnavailableError(f"rows of chunk {claim.chunk_id} were lost by Redis")
         self._count_completed(claim, word, result)
         self.shunned_jobs.forget(claim.job_id)
         log.info("chunk %d is %s", claim.chunk_id, word, extra=_context("chunk_completed", claim))
-        if word == "stopped":
+        if word is CompleteAnswer.STOPPED:
             log.warning("job %s: too many rows failed", claim.job_id, extra=_context("job_stopped", claim))
         return word
 
@@ -281,9 +284,9 @@ class Claims:
                 if self._leaving.wait(_RETRY_SECONDS):
                     return None
 
-    def _count_completed(self, claim: Claim, word: str, result: ChunkResult) -> None:
+    def _count_completed(self, claim: Claim, word: CompleteAnswer, result: ChunkResult) -> None:
         self.completed += 1  # of several threads one may get lost: it is a figure for people
-        if word in _COUNTED:
+        if word.is_counted:
             rows = result.counts if result.ran is None else result.ran
             self.tally.done(rows, result.work_seconds, self._lived_seconds(claim))
         else:
@@ -321,7 +324,7 @@ class Claims:
         word = self._ledger.release(
             claim, kind, reason=f"{type(error).__name__}: {error}"[:300], outage_seconds=self._outage_seconds
         )
-        if word == "paused":
+        if word is ReleaseAnswer.PAUSED:
             log.error("job %s paused itself: %s", claim.job_id, error, extra=_context("job_paused", claim))
 
     def _count_failure(self, claim: Claim, error: BaseException) -> None:
@@ -368,7 +371,7 @@ class Claims:
             is_lasting=is_lasting,
         )
         context = {"action": f"finish_{word}", "job_id": claim.job_id}
-        if word in ("failed", "paused"):
+        if word in (PostponeAnswer.FAILED, PostponeAnswer.PAUSED):
             log.error("job %s could not be finished: %s", claim.job_id, error, extra=context)
         else:
             log.warning("job %s waits: %s", claim.job_id, error, extra=context)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from clipfleet.errors import RedisUnavailableError
+from clipfleet.ledger.answers import RenewAnswer
 from clipfleet.ledger.jobs import Lease, Ledger
 from clipfleet.settings import WRITE_LIMIT_SECONDS
 from clipfleet_worker.failures import ChunkInterrupted
@@ -351,7 +352,7 @@ class LeaseKeeper(Loop):
             log.warning("leases not renewed: %s", error, extra={"action": "renew_failed"})
             return False
         for lease, word in zip(held, words, strict=True):
-            if word in ("lost", "cancelled"):
+            if word in (RenewAnswer.LOST, RenewAnswer.CANCELLED):
                 lease.interrupt(word)
             else:
                 lease.deadline = asked_at + self._lease_seconds  # at least

@@ -20,6 +20,7 @@ from clipfleet.contract.parts import ITEM_COLUMNS, PART_COLUMNS, ItemStatus, Par
 from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
 from clipfleet.outputs.folder import Confirm, output_errors
 from clipfleet.outputs.job_file import put_file_if, put_if
@@ -52,8 +53,8 @@ class Finisher:
         self._ledger = ledger
         self._job_ttl_seconds = job_ttl_seconds
 
-    def finish(self, claim: FinishClaim, context: JobContext, lease: HeldLease) -> str:
-        """Finish a claimed job; answers the ledger's word, see `Ledger.finish`.
+    def finish(self, claim: FinishClaim, context: JobContext, lease: HeldLease) -> FinishAnswer:
+        """Finish a claimed job.
 
         Args:
             claim: the job that is ours to finish.
@@ -82,7 +83,7 @@ class Finisher:
         self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"", confirm=confirm)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
-        if word == "stale" and self._is_retried(claim):  # we slept just before the last write
+        if word is FinishAnswer.STALE and self._is_retried(claim):  # we slept just before the last write
             context.output.remove(keys.SUCCESS)
         return word
 

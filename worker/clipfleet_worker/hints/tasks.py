@@ -18,6 +18,7 @@ from clipfleet.contract.jobs import ErrorCode
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, RedisUnavailableError
 from clipfleet.hints import Hints
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import CompleteAnswer
 from clipfleet.ledger.jobs import FINISH, Claim, FinishClaim, Lease, Ledger
 from clipfleet.tracing import NO_TRACING, Attributes, Tracing
 from clipfleet_worker.chunk.claims import Claims
@@ -84,7 +85,7 @@ class Tasks:
                 return
             result = self.pipeline.give_up(claim, context, lease, error)
         lease.enter_complete()
-        if self.claims.complete(claim, result) == "finishing":
+        if self.claims.complete(claim, result) is CompleteAnswer.FINISHING:
             self.hints.publish_finish()
 
     def finish_job(self) -> bool:

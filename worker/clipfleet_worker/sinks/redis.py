@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipfleet.contract.parts import PartCounts, PartIdentity
+from clipfleet.ledger.answers import WriteAnswer
 from clipfleet.ledger.row_store import RedisStore, RowSlice
 from clipfleet.outputs.folder import Confirm, unconditionally
 from clipfleet.parts.json_rows import json_lines, json_schema
@@ -44,7 +45,7 @@ class RedisSink:
     ) -> PartCounts:
         """Store rows under the token. Nothing to confirm: the ledger refuses rows without a valid claim."""
         for rows_of_slice in _slices(rows):
-            if self._store.write_rows(identity, token, rows_of_slice) != "written":
+            if self._store.write_rows(identity, token, rows_of_slice) is not WriteAnswer.WRITTEN:
                 break
         return counts
 

@@ -1,17 +1,17 @@
 -- Lease the best due chunk. ARGV: token, lease_ms, #lanes, lane..., #models, model..., excluded job...
--- Lanes come best first; every 8th claim looks from the bottom, so that no lane starves: first into the lowest, the
--- next time into the one above it. Jobs of a lane take turns.
+-- Lanes are given best first. Every 8th claim starts from the bottom, so that no lane starves: once with the lowest, the
+-- next time with the one above it. Jobs of a lane take turns.
 -- Answer: {} or {job, chunk, generation, losses, failures, waits, fingerprint, first_chunk, chunks, more,
 -- chunk_size, retry_codes, created_ms, traceparent} where more = 1 if work remains for another claim.
--- A job that cannot be read stops this script before it has written anything, and fails: see guard.lua.
+-- A job that cannot be read stops this script before its first write, and fails: see guard.lua.
 local token, lease_ms, now = ARGV[1], tonumber(ARGV[2]), now_ms()
 local first_lane, last_lane = 4, 3 + ARGV[3]
 local first_model, last_model = last_lane + 2, last_lane + 1 + ARGV[last_lane + 1]
 
--- All that is read of a job, before anything is written: nil if it hands out nothing, else what may be claimed of it
--- (`chunk`, nil if nothing now, and the `answer` to that, nil if no staged file holds it), where that comes from
--- (`is_next`: nobody has had it), and whether it has `more`. Of a chunk that is `held` already: the answer alone counts.
--- A producer may have put another thing into a lane by hand: a job is what `submit` made.
+-- Read all that is needed of a job, before the first write: nil if it hands out nothing. Else its `chunk` (nil: none is
+-- due now) and the `answer` for it, whether that chunk was never claimed (`is_next`), and whether it has `more`. For a
+-- chunk that is `held` only the answer counts.
+-- A producer may have put anything into a lane by hand: only what `submit` has made is a job.
 local function look_at(job, held)
   local state, generation, chunk_size, created_ms, fingerprint, lane, model, retry_codes, next_chunk, staged_chunks,
     sealed, traceparent, last_file = unpack(redis.call('HMGET', job_key(job), 'state', 'generation', 'chunk_size',
@@ -21,9 +21,9 @@ local function look_at(job, held)
     return nil
   end
   local cursor, staged = tonumber(next_chunk or '0'), tonumber(staged_chunks or '0')
-  local told = generation .. ' ' .. chunk_size .. ' ' .. created_ms
-  if not (fingerprint and lane and model and cursor >= 0 and cursor <= staged and staged < 1e14 and #told < 45
-    and string.find(told, '^%d+ %d%d?%d?%d? %d+$')) then
+  local numbers = generation .. ' ' .. chunk_size .. ' ' .. created_ms
+  if not (fingerprint and lane and model and cursor >= 0 and cursor <= staged and staged < 1e14 and #numbers < 45
+    and string.find(numbers, '^%d+ %d%d?%d?%d? %d+$')) then
     error({err = 'DAMAGED fields'})
   end
   local found = {chunk = held, more = true, is_next = false, cursor = cursor, owners = 0,
@@ -38,7 +38,7 @@ local function look_at(job, held)
       found.chunk, found.is_next = string.format('%d', cursor), true
       found.more = cursor + 1 < staged
     else
-      found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one waits for a back-off
+      found.more = redis.call('ZCARD', job_key(job, DUE)) > 0  -- one is backing off
       return found
     end
   end
@@ -66,7 +66,7 @@ local function look_at(job, held)
   return found
 end
 
--- Of a lane's queues the one whose foremost job has waited longest; `skipped` jobs of each were looked at.
+-- The queue of a lane whose first job has waited longest; `skipped` jobs of each queue have been tried.
 local function longest_waiting(queues)
   local best
   for _, queue in ipairs(queues) do
@@ -80,9 +80,9 @@ local function longest_waiting(queues)
   return best
 end
 
--- Take a chunk off the pile, whoever gets it; the job has its turn. The pile last: a script that is refused halfway, by
--- the rights of a worker, must not lose a chunk.
-local function take_off(job, found, turn)
+-- Remove a chunk from those to be claimed, and give the job its turn. The removal comes last: a script that lacks a
+-- right and stops halfway must not lose a chunk.
+local function remove_chunk(job, found, turn)
   redis.call('HSET', job_key(job), 'next_chunk', found.is_next and found.cursor + 1 or found.cursor, 'turn', turn,
     'last_file', found.file or '')
   if not found.is_next then redis.call('ZREM', job_key(job, DUE), found.chunk) end
@@ -91,10 +91,10 @@ end
 local function take(job, found, turn, queue)
   local lease = lease_name(job, found.chunk)
   redis.call('SET', TURNS, turn, 'PX', KEEP_MS)
-  redis.call('ZADD', LEASES, now + lease_ms, lease)  -- before anything of the job: the key may be of another kind
-  take_off(job, found, turn)
+  redis.call('ZADD', LEASES, now + lease_ms, lease)  -- first: the key may be of another kind
+  remove_chunk(job, found, turn)
   redis.call('HSET', job_key(job, OWNERS), found.chunk, token)
-  if found.owners == 0 then  -- else neither key is new
+  if found.owners == 0 then  -- only then may these keys be new
     keep(job_key(job, OWNERS))
     keep(LEASES)
   end
@@ -110,8 +110,8 @@ local function is_excluded(job)
   return false
 end
 
--- The job of which a chunk was taken, and what was found of it; nil if there is none. Looks at a thousand jobs at most,
--- so that nobody else waits long.
+-- Lease a chunk of a lane: its job and what `look_at` found, or nil. Tries a thousand jobs at most, so that other calls
+-- do not wait for long.
 local function try_lane(lane, turn)
   local queues = {}
   for i = first_model, last_model do
@@ -130,7 +130,7 @@ local function try_lane(lane, turn)
         take(job, found, turn, queue.name)
         return job, found, queue.name
       end
-      stays = found.more  -- else all its chunks are leased or done; whatever comes back offers it again
+      stays = found.more  -- else all chunks are leased or done; one that comes back offers the job again
     end
     if stays then queue.skipped = queue.skipped + 1 else redis.call('ZREM', queue.name, job) end
     queue.job = nil
@@ -148,21 +148,21 @@ if type(earlier) == 'string' then
   return found.answer
 end
 local turns, MOST_TURNS = tonumber(redis.pcall('GET', TURNS)), 5e13
-if not (turns and turns >= 0 and turns <= MOST_TURNS) then  -- lost: it was that of the job that had the last one
+if not (turns and turns >= 0 and turns <= MOST_TURNS) then  -- lost: the highest turn of a job is the last one
   turns = 0
   for lane = first_lane, last_lane do
     for model = first_model, last_model do
       local queue = lane_queue(ARGV[lane], ARGV[model])
       queue_at_hand = queue
       for _, job in ipairs(redis.call('ZRANGEBYSCORE', queue, '(' .. string.format('%.0f', MOST_TURNS), '+inf')) do
-        redis.call('ZADD', queue, 0, job)  -- no claim gave it this turn
+        redis.call('ZADD', queue, 0, job)  -- planted: no claim has set this turn
       end
       local last = redis.call('ZRANGE', queue, -1, -1, 'WITHSCORES')
       turns = math.max(turns, tonumber(last[2] or '0'))
     end
   end
 end
-local turn = math.floor(turns) + 1  -- counted once something is found
+local turn = math.floor(turns) + 1  -- stored only if a chunk is found
 local lanes = {unpack(ARGV, first_lane, last_lane)}
 if turn % 8 == 0 then
   for i = 1, #lanes do lanes[i] = ARGV[last_lane + 1 - i] end
@@ -179,7 +179,7 @@ if found.more and is_kept(job) then return found.answer end
 -- Rarely:
 if not is_kept(job) then keep_job(job) end
 
--- Is there work beside this job's? A job leaves its queue when a claim finds it empty: may be one too many.
+-- Whether other jobs have work. A job leaves its queue only when a claim finds it empty, so this may be one too many.
 local function others_wait()
   for lane = first_lane, last_lane do
     for model = first_model, last_model do

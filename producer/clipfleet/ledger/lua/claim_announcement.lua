@@ -1,5 +1,5 @@
--- The end of a job of which its user is to be told. ARGV: lease_ms. Answer: {} or {its text}. Until it is dropped it is
--- handed out again after each lease: told twice rather than never.
+-- Lease the announcement of a job's end. ARGV: lease_ms. Answer: {} or {its text}. It is leased again after each lease
+-- until it is dropped: delivery is at least once.
 local now = now_ms()
 local text = redis.call('ZRANGEBYSCORE', ANNOUNCEMENTS, '-inf', now, 'LIMIT', 0, 1)[1]
 if not text then return {} end

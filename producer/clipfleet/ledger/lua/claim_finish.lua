@@ -3,8 +3,8 @@
 local token, now = ARGV[1], now_ms()
 local excluded = {}
 for i = 3, #ARGV do excluded[ARGV[i]] = true end
-keep(FINISHING)  -- also where Redis is full: see transitions.lua
-local memory = token_key('finish:' .. token)  -- the same delivery may claim a chunk too
+keep(FINISHING)  -- so that it works when Redis is full: see transitions.lua
+local memory = token_key('finish:' .. token)  -- the same token may claim a chunk, too
 local earlier = redis.pcall('GET', memory)
 earlier = type(earlier) == 'string' and earlier
 local candidates = earlier and {earlier}

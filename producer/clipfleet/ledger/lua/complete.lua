@@ -1,13 +1,12 @@
--- The part of a chunk is in place. ARGV: job, chunk, token, generation, ok, failed, rows that were run for it,
--- how many of those failed, ttl_ms of a job that ends, whether somebody had it before ('1'), what was measured ('' for
--- nothing, see measured.lua), code, count, ... Whoever wrote or found the part may say so, lease or not: there is
--- exactly one part.
--- Where the rows live here, those that `write_rows` has brought under this token become visible, all at once.
+-- Mark a chunk complete: its part is in place. ARGV: job, chunk, token, generation, ok, failed, rows that were run for
+-- it, how many of those failed, ttl_ms of a job that ends, '1' if the chunk was claimed before, what was measured ('' for
+-- nothing, see measured.lua), code, count, ... No lease is needed: there is exactly one part, whoever wrote or found it.
+-- Rows that `write_rows` has stored under this token become visible, all at once.
 -- Answer: 'done', 'finishing' (done, and it was the last), 'ended' (the same, and the job has ended), 'stopped' (too
--- many rows have failed: the job is cancelled), 'already', 'incomplete' (rows are missing: bring them again), 'stale'
+-- many rows have failed: the job is cancelled), 'already', 'incomplete' (rows are missing: write them again), 'stale'
 -- (another generation), 'cancelled' or 'missing'.
--- A job that cannot be read fails instead, see guard.lua: what is read is looked at before anything is written, and of
--- what is written that goes first of which the key may be of another kind.
+-- A job that cannot be read fails instead, see guard.lua: everything is checked before the first write, and the writes
+-- begin with the keys that may be of another kind.
 local job, chunk, token, FIRST_CODE = ARGV[1], ARGV[2], ARGV[3], 12
 at_hand = job
 local state, next_chunk, generation, sealed, staged_chunks, done_chunks, ok, failed, ran, ran_failed, measured,
@@ -15,10 +14,10 @@ local state, next_chunk, generation, sealed, staged_chunks, done_chunks, ok, fai
   'generation', 'sealed', 'staged_chunks', 'done_chunks', 'ok', 'failed', 'ran', 'ran_failed', 'measured',
   'result_ttl_ms', 'outage_since', 'max_error_rate', 'has_troubles'))
 local refused = refusal(job, chunk, ARGV[4], state, next_chunk, generation)
-local keeps_rows = result_ttl_ms ~= false  -- a worker has brought them
+local keeps_rows = result_ttl_ms ~= false  -- stored by `write_rows`
 local waiting = tonumber(measured or '') or 0
 
--- As text; what is no number has raised by then.
+-- A sum as text; raises unless both are numbers.
 local function sum(before, more)
   local value = (before or 0) + more
   if not (value >= 0 and value < 1e14) then error({err = 'DAMAGED counts'}) end
@@ -39,7 +38,7 @@ if keeps_rows and not refused then
     local ids = redis.pcall('HGETALL', pending_key(job, token, IDS))
     for i = 2, #ids, 2 do is_whole = is_whole and #ids[i] < 15 and string.find(ids[i], '^%d+$') end
     is_whole = is_whole and not ids.err and type(redis.pcall('HLEN', pending_key(job, token, VECTORS))) ~= 'table'
-    if not is_whole then  -- nothing that `write_rows` has written
+    if not is_whole then  -- not written by `write_rows`
       redis.call('UNLINK', pending_key(job, token, ROWS), pending_key(job, token, VECTORS), pending_key(job, token, IDS))
     end
   end
@@ -57,15 +56,15 @@ if not refused then
   end
   done_chunks, ok, failed = sum(done_chunks, 1), sum(ok, ARGV[5]), sum(failed, ARGV[6])
   ran, ran_failed = sum(ran, ARGV[7]), sum(ran_failed, ARGV[8])
-  local is_first = done_chunks == '1'  -- in its generation: some keys are new
+  local is_first = done_chunks == '1'  -- of its generation: some keys are new
   local is_last = sealed == '1' and tonumber(done_chunks) >= tonumber(staged_chunks or '0')
-  if has_troubles then  -- another worker may have the chunk by now, and be inside its write
+  if has_troubles then  -- another worker may hold the chunk, and be inside its write
     local owner = redis.call('HGET', job_key(job, OWNERS), chunk)
     if owner and owner ~= token then note_writer(job, owner, redis.call('ZSCORE', LEASES, lease_name(job, chunk)) or now_ms()) end
   end
   redis.call('ZREM', LEASES, lease_name(job, chunk))
   local was_leased = redis.call('HDEL', job_key(job, OWNERS), chunk) == 1
-  -- Else it is in neither: a chunk is leased or due, and no other worker has had it since.
+  -- Else the chunk is in none of these: it was leased, so not due, and never released or lost.
   if has_troubles or ARGV[10] == '1' or not was_leased then
     redis.call('ZREM', job_key(job, DUE), chunk)
     redis.call('ZREM', job_key(job, WRITERS), token)
@@ -73,7 +72,7 @@ if not refused then
   end
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'chunk', chunk, 'ok', ARGV[5], 'failed', ARGV[6])
   redis.call('SETBIT', job_key(job, DONE), chunk, 1)
-  -- All at once: a call for each would be half of what this script costs.
+  -- In one call: one for each field would double the cost of this script.
   if ARGV[11] == '' then
     redis.call('HSET', job_key(job), 'done_chunks', done_chunks, 'ok', ok, 'failed', failed, 'ran', ran, 'ran_failed',
       ran_failed)
@@ -95,11 +94,11 @@ if refused then
   redis.call('ZREM', job_key(job, WRITERS), token)
   drop_pending(job, token)
   if refused == 'already' and owns(job, chunk, token) then damaged('done: chunk ' .. chunk .. ' is both done and leased') end
-  -- The last chunk was noted by a call that came no further.
+  -- The call that completed the last chunk may have stopped before this.
   return refused == 'already' and is_claimable(state) and finish_if_done(job) or refused
 end
 
-local STEP = 1000  -- Lua passes some thousand values to a call at most
+local STEP = 1000  -- Lua passes a few thousand values to a call at most
 
 local function move(suffix)
   local pending = redis.call('HGETALL', pending_key(job, token, suffix))
@@ -108,7 +107,7 @@ local function move(suffix)
   end
 end
 
--- Which rows are the chunk's: those from its first index on.
+-- Record the rows of the chunk: those from its first index on.
 local function note_chunk()
   redis.call('HSET', job_key(job, CHUNKS), chunk, string.format('%d-%d', first_index, ARGV[5] + ARGV[6]))
 end
@@ -132,7 +131,7 @@ end
 
 local ENOUGH_ROWS, ENOUGH_SHARE, NAMED_CODES = 1000, 0.1, 3
 
--- The commonest error codes of the job, for people.
+-- The most frequent error codes of the job, for its reason.
 local function leading_codes()
   local flat, codes, words = redis.call('HGETALL', job_key(job, CODES)), {}, {}
   for i = 1, #flat, 2 do codes[#codes + 1] = {name = flat[i], count = tonumber(flat[i + 1]) or 0} end
@@ -141,8 +140,8 @@ local function leading_codes()
   return table.concat(words, ', ')
 end
 
--- Why the job should not go on, or nil. Its rows are judged once there are a thousand of this generation, or a tenth
--- of those it will have, where that is known and less.
+-- Why the job must stop, or nil. Judged once a thousand rows of this generation have been run, or a tenth of those it
+-- will have, if that is known and less.
 local function why_stop()
   local rate, share, enough = tonumber(max_error_rate or ''), ran_failed / ran, ENOUGH_ROWS
   if sealed == '1' then

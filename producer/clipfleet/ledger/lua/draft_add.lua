@@ -1,6 +1,6 @@
--- A slice of what a retry or rebuild notes. ARGV: job, token, kind, then of kind 'done' the bitmap of the chunks
--- that are done; 'due' chunks to be claimed again; 'staged' the first chunk and the name of each staged file.
--- Answer: 1 (also where all of it is in place already), or 0 if another one has begun meanwhile.
+-- Add a slice to the draft of a retry or rebuild. ARGV: job, token, kind, then for 'done' the bitmap of the chunks that
+-- are done; for 'due' the chunks to be claimed again; for 'staged' the first chunk and the name of each staged file.
+-- Answer: 1 (also if the draft is in place already), or 0 if a later draft has begun.
 local job, kind = ARGV[1], ARGV[3]
 at_hand = job
 if field(job, 'draft_token') == ARGV[2] then return 1 end

@@ -1,5 +1,5 @@
--- A retry or rebuild begins to note what it will put in place of what is known of a job's chunks; what another
--- one noted is forgotten, and that one can put nothing in place any more. ARGV: job, token.
+-- Begin the draft of a retry or rebuild, which replaces what is known of a job's chunks. An earlier draft is removed and
+-- can no longer take effect. ARGV: job, token.
 -- Answer: 1.
 local job = ARGV[1]
 forget_draft(job)

@@ -1,5 +1,5 @@
--- Manifest, errors and _SUCCESS are written: the job ends. ARGV: job, generation, ttl_ms, token.
--- Answer: the final state, 'stale' or 'missing'. Repeated: the same answer, no second event.
+-- End a job whose manifest, errors and _SUCCESS are written. ARGV: job, generation, ttl_ms, token.
+-- Answer: the final state, 'stale' or 'missing'. Idempotent: a repetition sends no second event.
 local job = ARGV[1]
 at_hand = job
 check(job)

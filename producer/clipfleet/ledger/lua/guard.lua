@@ -1,13 +1,13 @@
--- A script has raised something: mend what is damaged, and run it again; see `guarded_script` of lua_scripts.py.
--- Whoever may write here may have planted anything. That costs the job it is planted in, and nobody else: a job that
--- cannot be read is quarantined (it fails), one whose own hash is of another kind is forgotten, and a shared key of
--- another kind is dropped, and filled again from the jobs' own keys.
+-- Runs when a script has raised: repair what is damaged, and run the script again; see `guarded_script` of scripts.py.
+-- Every client with write access may plant anything. That affects only the job it is planted in: a job that cannot be
+-- read is quarantined (it fails), one whose own hash is of another kind is forgotten, and a shared key of another kind
+-- is dropped and filled again from the keys of the jobs.
 local MOST_MENDED = 1000
-local RESTORED_LEASE_MS = 60000  -- nobody knows how long the leases were; who lives renews them
-local ENDED_MS = 7 * 86400 * 1000  -- how long a job stays that was quarantined: the default
+local RESTORED_LEASE_MS = 60000  -- their real length is unknown; living workers renew them
+local ENDED_MS = 7 * 86400 * 1000  -- how long a quarantined job is kept: the default
 local ZSETS = {JOBS, COUNTED, LEASES, FINISHING, SWEEPS, ANNOUNCEMENTS, WORKERS}
--- In the messages of commands and of Lua that a value stopped. All others tell of the server (its memory, rights, a
--- replica): no job is to blame for them.
+-- Messages of commands and of Lua that a value has caused. All others are about the server (its memory, rights, a
+-- replica): no job is at fault.
 local OF_VALUES = {'WRONGTYPE', 'DAMAGED', 'not an integer', 'not a valid float', 'not a number', 'NaN', 'overflow',
   'out of range', 'possible ID', 'equal or smaller than the target', 'attempt to ', 'bad argument', 'expected',
   'too many results to unpack', 'Cannot serialise'}
@@ -26,7 +26,7 @@ local function is_of_kind(key, kind)
   return found == 'none' or found == kind
 end
 
--- All jobs that are known anywhere, once.
+-- Every job that any shared key names, once.
 local function known_jobs()
   local jobs, names = {}, {}
   for _, key in ipairs({JOBS, COUNTED, FINISHING, SWEEPS}) do
@@ -41,7 +41,7 @@ local function known_jobs()
   return names
 end
 
--- One that is damaged waits until it is met.
+-- A damaged job is left to the script that meets it.
 local function restore_all(lost)
   for _, job in ipairs(known_jobs()) do
     local facts = redis.pcall('HMGET', job_key(job), 'created_ms', 'state', 'untold', 'reason')
@@ -53,7 +53,7 @@ local function restore_all(lost)
   end
 end
 
--- Whether a shared key was of another kind. What it held is gone already: it goes, too.
+-- Drop shared keys of another kind, whose values are lost already; true if there were any.
 local function mend_shared()
   local lost, zsets = {}, {queue_at_hand or JOBS, unpack(ZSETS)}
   for _, key in ipairs(zsets) do
@@ -66,19 +66,19 @@ local function mend_shared()
   return next(lost) ~= nil
 end
 
--- A stream takes nothing more after the highest id there is. The events in it are true: they stay, under another name,
--- where the user may give it one.
+-- A stream takes no entry after the highest possible ID. The events in it are valid: they stay under another name, if
+-- this user may rename a key.
 local function mend_stream(job)
   if not string.find(message, 'ID', 1, true) or not string.find(message, 'stream', 1, true) then return false end
   local answer = job and redis.pcall('XADD', job_key(job, STREAM), 'NOMKSTREAM', '*', 'state', '')
-  if type(answer) == 'table' and answer.err then return false end  -- it is the job's own
+  if type(answer) == 'table' and answer.err then return false end  -- it is the job's own stream
   if redis.pcall('RENAME', EVENTS, EVENTS .. ':full').err then redis.call('UNLINK', EVENTS) end  -- a worker may not
   keep(EVENTS .. ':full')
   return true
 end
 
--- What was wrong in the keys of a job, in words, after it was put right as far as it can be, and whether a retry, which
--- puts most things in place anew, cannot make up for it.
+-- Repair the keys of a job as far as possible. Answer: what was wrong, in words, and whether a retry, which replaces most
+-- of it, cannot repair the rest.
 local function mend(job)
   local found, is_lasting = {}, false
   for suffix, kind in pairs(KINDS) do
@@ -87,7 +87,7 @@ local function mend(job)
       local other = redis.call('TYPE', key).ok
       redis.call('UNLINK', key)
       if string.find(suffix, DRAFT, 1, true) then
-        forget_draft(job)  -- whoever noted it begins anew
+        forget_draft(job)  -- its retry begins again
       else
         found[#found + 1] = 'key ' .. suffix .. ' is a ' .. other
         is_lasting = is_lasting or suffix == STAGED or suffix == ITEMS or suffix == SPEC
@@ -99,7 +99,7 @@ local function mend(job)
     found[#found + 1] = 'field ' .. name .. ' ' .. shown(facts[name])
     is_lasting = is_lasting or LASTING[name] or false
     if name == 'spec' then
-      redis.call('SET', job_key(job, SPEC), '', 'PX', ENDED_MS)  -- an ended job gets no new time to live
+      redis.call('SET', job_key(job, SPEC), '', 'PX', ENDED_MS)  -- an ended job keeps its time to live
     else
       redis.call('HSET', job_key(job), name, COUNTS[name] and 0 or name == 'sealed' and 0 or name == 'lane' and 'normal' or
         name == 'state' and 'paused' or facts[name] or '')
@@ -122,7 +122,7 @@ local function mend(job)
   return found, is_lasting
 end
 
--- Every lease of a job, whether or not it can be read who holds it.
+-- Drop every lease of a job, also where its owner cannot be read.
 local function drop_leases(job)
   for _, lease in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
     if string.match(lease, '^(.*):[^:]*$') == job then redis.call('ZREM', LEASES, lease) end
@@ -131,12 +131,12 @@ end
 
 local function fail(job, reason)
   if pcall(end_job, job, 'failed', reason, ENDED_MS) then return end
-  mend_shared()  -- it was one of these: the job's own keys are mended
+  mend_shared()  -- the job's own keys are repaired: it was one of these
   mend_stream(job)
   end_job(job, 'failed', reason, ENDED_MS)
 end
 
--- End a job that cannot be read. One that has ended already is only mended.
+-- End a job that cannot be read; one that has ended is only repaired.
 local function quarantine(job)
   local found, is_lasting = mend(job)
   if string.find(message, '^DAMAGED staged') then is_lasting = true end
@@ -154,10 +154,10 @@ end
 
 local is_quarantined, is_forgotten = {}, {}
 
--- An error where there is nothing to mend.
-local function make_good()
+-- Repair what made the script raise; raises if there is nothing to repair.
+local function repair()
   if not is_of_values() then error(raised) end
-  keep(JOBS)  -- also where Redis is full: see transitions.lua
+  keep(JOBS)  -- so that it works when Redis is full: see transitions.lua
   local job = at_hand
   if mend_shared() or mend_stream(job) then return end
   if not is_quarantined[job] and is_of_kind(job_key(job), 'hash') then
@@ -171,7 +171,7 @@ local function make_good()
 end
 
 for _ = 1, MOST_MENDED do
-  if not pcall(make_good) then break end
+  if not pcall(repair) then break end
   has_worked, raised = pcall(body)
   if has_worked then return raised end
   message = type(raised) == 'table' and raised.err or tostring(raised)

@@ -1,5 +1,5 @@
--- A worker is alive. ARGV: worker, facts (JSON).
-keep(WORKERS)  -- also where Redis is full: see transitions.lua
+-- Record that a worker is alive. ARGV: worker, facts (JSON).
+keep(WORKERS)  -- so that it works when Redis is full: see transitions.lua
 redis.call('ZADD', WORKERS, now_ms(), ARGV[1])
 redis.call('HSET', WORKER_FACTS, ARGV[1], ARGV[2])
 keep(WORKERS)

@@ -1,6 +1,6 @@
--- The newest jobs that are there. ARGV: rank from which to look (0: the newest), most jobs to name.
--- Answer: {rank to go on from, or -1 at the end, job, ...}. At most a thousand are looked at: those that have expired
--- stay in the index until a worker reconciles.
+-- Name the newest jobs. ARGV: rank to start from (0: the newest), most jobs to name.
+-- Answer: {rank to continue from, or -1 at the end, job, ...}. At most a thousand entries are read: expired jobs stay in
+-- the index until a worker reconciles.
 local MOST_LOOKED_AT = 1000
 local rank, most, answer = tonumber(ARGV[1]), tonumber(ARGV[2]), {}
 local jobs = redis.call('ZRANGE', JOBS, -rank - MOST_LOOKED_AT, -rank - 1)

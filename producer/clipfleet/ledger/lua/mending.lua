@@ -1,7 +1,7 @@
--- What a producer may have planted in the keys of a job, and how it is mended: shared as transitions.lua is, after that.
+-- Finds and repairs what a producer may have planted in the keys of a job; prepended after transitions.lua.
 
--- Fields that are counts (`is_count`); `1` where a job without the field is damaged. A retry puts all but these in place
--- anew.
+-- Fields that are counts (`is_count`); `1` if a job without the field is damaged. A retry replaces all of them that are
+-- not in LASTING.
 local COUNTS = {generation = 1, chunk_size = 1, created_ms = 1, staged_chunks = 1, staged_items = 1, next_chunk = 0,
   done_chunks = 0, ok = 0, failed = 0, carried = 0, ran = 0, ran_failed = 0, turn = 0, outage_since = 0,
   starved_since = 0, finished_ms = 0, sweeps_left = 0, job_ttl_ms = 0, result_ttl_ms = 0}
@@ -19,13 +19,13 @@ local function is_state(text)
   return is_claimable(text) or is_final(text) or text == 'paused' or text == 'finishing'
 end
 
--- As people may read it.
+-- A value as shown in a reason.
 local function shown(value)
   if not value then return 'is missing' end
   return "is '" .. string.gsub(string.sub(value, 1, 40), '[^\32-\126]', '?') .. (#value > 40 and "...'" or "'")
 end
 
--- Names of the fields of a job that cannot be read, in order; {} for a job that is not there.
+-- Names of the fields of a job that cannot be read, in order.
 local function unreadable_fields(job, facts)
   local wrong = {}
   for name, is_needed in pairs(COUNTS) do
@@ -35,7 +35,7 @@ local function unreadable_fields(job, facts)
   for _, name in ipairs(TEXTS) do
     if not facts[name] then wrong[#wrong + 1] = name end
   end
-  -- A larger chunk would fill the worker that claims it: no chunk has so many items.
+  -- A larger chunk would exceed the memory of the worker that claims it.
   if is_count(facts.chunk_size) and #facts.chunk_size > MOST_CHUNK_DIGITS then wrong[#wrong + 1] = 'chunk_size' end
   if (facts.job_ttl_ms and 1) ~= (facts.result_ttl_ms and 1) then wrong[#wrong + 1] = 'job_ttl_ms' end
   if not is_state(facts.state) then wrong[#wrong + 1] = 'state' end
@@ -53,7 +53,7 @@ local function read_fields(job)
   return facts
 end
 
--- What is wrong with the chunks of a job whose fields can be read, in words, or nil.
+-- What is wrong with the chunks of a job whose fields can be read, or nil.
 local function wrong_chunks(job, facts)
   local cursor, staged = tonumber(facts.next_chunk or '0'), tonumber(facts.staged_chunks)
   local last = redis.call('ZRANGE', job_key(job, STAGED), -1, -1)[1]
@@ -70,8 +70,8 @@ local function wrong_chunks(job, facts)
   return nil
 end
 
--- Stop the script, before it has written anything, unless all that is held of a job can be read; see `damaged`. A job
--- that is not there is no damage.
+-- Stop the script, before its first write, unless all keys of a job can be read; see `damaged`. A missing job is not
+-- damaged.
 local function check(job)
   local facts = read_fields(job)
   if not facts.state and redis.call('EXISTS', job_key(job)) == 0 then return end
@@ -98,7 +98,7 @@ local function count_quarantined()
   redis.call('SET', QUARANTINED, (is_count(type(before) == 'string' and before) and before or 0) + 1, 'PX', KEEP_MS)
 end
 
--- Nobody meets a job again whose own hash is of another kind: nothing can be noted there.
+-- Remove every trace of a job whose own hash is of another kind: its end cannot be recorded.
 local function forget(job)
   local owners = redis.pcall('HKEYS', job_key(job, OWNERS))
   for _, chunk in ipairs(owners) do redis.call('ZREM', LEASES, lease_name(job, chunk)) end
@@ -107,14 +107,14 @@ local function forget(job)
   count_quarantined()
 end
 
--- How many claims there were: no job waits behind a later turn.
+-- Number of claims so far: no turn is later.
 local function number_of_turns()
   local turns = redis.pcall('GET', TURNS)
   return type(turns) == 'string' and is_count(turns) and turns or 0
 end
 
--- Put a job back into the shared keys that it belongs to, as its own keys tell; where it is, it stays as it is.
--- A job that is damaged stops the script, see `check`. At most most_owners leases are looked at.
+-- Put a job back into the shared keys that it belongs to, from its own keys; existing entries are not changed.
+-- A damaged job stops the script, see `check`. At most most_owners leases are checked.
 local function restore(job, lease_ms, most_owners)
   local state, created_ms, sweeps_left = unpack(redis.call('HMGET', job_key(job), 'state', 'created_ms', 'sweeps_left'))
   if not is_count(created_ms) then damaged('field created_ms') end
@@ -130,7 +130,7 @@ local function restore(job, lease_ms, most_owners)
     if not is_count(chunk) then damaged('owners: one is of no chunk') end
     redis.call('ZADD', LEASES, 'NX', now + lease_ms, lease_name(job, chunk))
   end
-  -- No back-off is longer.
+  -- The longest back-off: later times are planted.
   local latest = now + MOST_BACK_OFF_MS
   for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', job_key(job, DUE), '(' .. latest, '+inf', 'LIMIT', 0, 1000)) do
     redis.call('ZADD', job_key(job, DUE), latest, chunk)

@@ -4,8 +4,7 @@ at_hand = job
 check(job)
 local state = field(job, 'state')
 
--- Whoever resumes a job knows that there is nothing left to wait for. The first thousand will do: no chunk waits
--- for long.
+-- End all back-offs: after a resume there is nothing to wait for. A thousand are enough, because back-offs are short.
 local function hasten(job)
   local now = now_ms()
   for _, chunk in ipairs(redis.call('ZRANGEBYSCORE', job_key(job, DUE), now, '+inf', 'LIMIT', 0, 1000)) do
@@ -23,7 +22,7 @@ elseif ARGV[2] == 'running' and state == 'paused' then
   redis.call('HDEL', job_key(job), 'outage_since')
   hasten(job)
   offer(job)
-  finish_if_done(job)  -- it was its finishing that had to wait
+  finish_if_done(job)  -- its finishing may have been paused
 else
   return {0, state}
 end

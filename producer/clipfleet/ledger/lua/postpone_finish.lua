@@ -1,6 +1,6 @@
--- Try the finishing again later; where that has been in vain for too long, leave it. ARGV: job, token, delay_ms,
--- reason ('' if nothing is wrong), outage_ms, ttl_ms of a job that ends, what becomes of one that is left: 'paused'
--- (`resume` tries again) or 'failed' (waiting will not help).
+-- Release the finishing of a job, to be claimed again later; give up if it has failed for too long. ARGV: job, token,
+-- delay_ms, reason ('' if nothing is wrong), outage_ms, ttl_ms of a job that ends, the state after giving up: 'paused'
+-- (`resume` tries again) or 'failed' (waiting does not help).
 -- Answer: 'postponed', 'paused', 'failed' or 'not_held'.
 local job, reason = ARGV[1], ARGV[4]
 at_hand = job

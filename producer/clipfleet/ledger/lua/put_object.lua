@@ -1,6 +1,6 @@
--- Keep an object of a job that lives here. ARGV: job, name, data, what it may be written over: '' (nothing), 'any'
--- or the sha1 of the one object that it may replace.
--- Answer: 1, or 0 if something else is there or the job takes nothing any more.
+-- Store an object of a job whose rows live in Redis. ARGV: job, name, data, what it may replace: '' (nothing), 'any' or
+-- the sha1 of one object.
+-- Answer: 1, or 0 if another object is there or the job takes no more.
 local job, name, over = ARGV[1], ARGV[2], ARGV[4]
 at_hand = job
 check(job)

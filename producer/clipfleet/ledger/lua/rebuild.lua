@@ -1,4 +1,4 @@
--- A job that the ledger has lost is put back as its output tells it, with what was noted (see draft_begin).
+-- Restore a job that the ledger has lost, as its output shows it, with its draft (see draft_begin).
 -- ARGV: job, token, spec, fingerprint, lane, model, chunk_size, max_error_rate ('' for none), created_ms,
 -- generation, error codes to retry, state, staged_chunks, staged_items, ttl_ms of an ended job, source_sum ('' for
 -- none), finished_ms ('' for now), next_chunk, ok, failed, code, count, ...

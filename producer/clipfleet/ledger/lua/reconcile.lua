@@ -1,13 +1,13 @@
--- Mend what workers left behind. ARGV: first_back_off_ms, worker_silence_ms, lease_ms, period_ms.
--- Answer: {chunks lost, jobs to finish now}.
+-- Release expired leases, and repair shared keys. ARGV: first_back_off_ms, worker_silence_ms, lease_ms, period_ms.
+-- Answer: {chunks lost, jobs that are due to be finished}.
 local now = now_ms()
 local lost, mended = 0, {}
-keep(LEASES)  -- also where Redis is full: see transitions.lua
+keep(LEASES)  -- so that it works when Redis is full: see transitions.lua
 
--- Every worker reconciles every few seconds. Where that has not happened for long, none could reach this Redis, or
--- none lived: such a time counts against nobody. A lease has after it what was left of it before, else every chunk
--- would be lost to an outage in which no worker died. But two periods may lie between two calls: were the time of
--- a worker that is alone to stand still again and again, the leases of dead ones would never end.
+-- Every worker reconciles every few seconds. A long gap means that no worker reached this Redis: after such a gap each
+-- lease keeps its remaining time, else an outage in which no worker died would lose every chunk. Gaps of up to two
+-- periods do not count: they are normal for a single worker, and would keep the leases of dead workers alive for
+-- ever.
 local reconciled = redis.pcall('GET', RECONCILED)
 local silence = now - (type(reconciled) == 'string' and is_count(reconciled) and reconciled or now)
 local lease_ms = tonumber(ARGV[3])
@@ -23,8 +23,8 @@ end
 
 local MOST_LEASE_MS = 86400 * 1000  -- that the setting allows
 
--- Marks of a zset that no clock can have set, or that were set before the clock was put back: back_ms earlier, but none
--- earlier than `earliest`. Each keeps what was left of it, however long the leases of its worker are.
+-- Move marks of a zset that were set before the clock was put back, or that no clock can have set, by back_ms, but none
+-- before `earliest`. Each keeps its remaining time, however long the leases of its worker are.
 local function put_back(key, beyond, back_ms, earliest)
   local marks = redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%.0f', beyond), '+inf', 'WITHSCORES')
   for i = 1, #marks, 2 do
@@ -32,8 +32,8 @@ local function put_back(key, beyond, back_ms, earliest)
   end
 end
 
--- The server's clock was put back: else all that it has set would wait for as long as that. (The time to live of a key
--- is a time of that clock, too.)
+-- The server's clock was put back: without this every mark would be due that much later. (The time to live of a key
+-- depends on that clock, too.)
 if silence < 0 then
   for _, key in ipairs({LEASES, FINISHING, ANNOUNCEMENTS}) do put_back(key, now + lease_ms, -silence, now + lease_ms) end
   put_back(SWEEPS, now + SWEEP_AGAIN_MS, -silence, now)
@@ -43,7 +43,7 @@ if silence < 0 then
   end
   redis.call('UNLINK', BACKLOG)
 end
--- Nor does anything wait for a day.
+-- No mark is a day away.
 for _, key in ipairs({LEASES, FINISHING, SWEEPS, ANNOUNCEMENTS}) do
   put_back(key, now + MOST_LEASE_MS, math.huge, now + lease_ms)
 end
@@ -52,8 +52,8 @@ redis.call('SET', RECONCILED, now, 'PX', KEEP_MS)
 
 local checked = {}
 
--- False: nobody holds the chunk.
-local function take_back(job, chunk)
+-- Release a chunk whose lease has expired; false if it has no owner.
+local function release_lost(job, chunk)
   at_hand = job
   local state = field(job, 'state')
   if not checked[job] then check(job) end
@@ -64,14 +64,14 @@ local function take_back(job, chunk)
   mended[job] = true
   note_writer(job, token, now)
   local times = count_trouble(job, chunk, 'losses')
-  -- The first loss is due at once: most workers die for reasons of their own. Then it may be the chunk.
-  give_back(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))
+  -- After the first loss the chunk is due at once: rarely is it the reason why a worker died.
+  release_chunk(job, chunk, times == 1 and now or now + back_off_ms(tonumber(ARGV[1]), times - 1, MOST_BACK_OFF_MS))
   return true
 end
 
 for _, lease in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 1000)) do
-  local job, chunk = string.match(lease, '^(.+):(%d+)$')  -- planted by hand it may be anything
-  if job and take_back(job, chunk) then
+  local job, chunk = string.match(lease, '^(.+):(%d+)$')  -- it may be planted
+  if job and release_lost(job, chunk) then
     lost = lost + 1
   else
     redis.call('ZREM', LEASES, lease)
@@ -84,8 +84,8 @@ for _, worker in ipairs(silent) do
   redis.call('HDEL', WORKER_FACTS, worker)
 end
 
--- Some of the jobs each time, until all have been looked at, and again: those that have expired go, those that live are
--- put where they belong. All workers do this in each period: the cost of a call must not grow with the jobs that are kept.
+-- Check the next jobs of the index, starting over at its end: remove those that have expired, restore the others. Every
+-- worker does this in each period: the cost of a call must not depend on the number of jobs.
 local MOST_WALKED, MOST_RESTORED, SOME_OWNERS = 250, 5, 16
 
 local function walk()

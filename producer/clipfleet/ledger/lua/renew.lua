@@ -1,4 +1,4 @@
--- Prolong leases, several at once. ARGV: lease_ms, then job, chunk, token of each (chunk 'finish': its end).
+-- Extend leases, several at once. ARGV: lease_ms, then job, chunk, token of each (chunk 'finish': its finishing).
 -- Answer, in the same order: 'held', 'lost', 'cancelled' or 'paused' (paused is held too).
 local deadline = now_ms() + tonumber(ARGV[1])
 local answers = {}
@@ -19,7 +19,7 @@ for i = 2, #ARGV, 3 do
     redis.call('ZADD', LEASES, deadline, lease_name(job, chunk))
     word = state == 'paused' and 'paused' or 'held'
   end
-  -- The worker lives, and may be inside a write until it releases the chunk.
+  -- The worker is alive, and may be inside a write until it releases the chunk.
   if state and word ~= 'held' and word ~= 'paused' then
     redis.call('ZADD', job_key(job, WRITERS), 'XX', deadline, token)
   end

@@ -1,7 +1,7 @@
--- An ended job goes on in a new generation with what was noted (see draft_begin). ARGV: job, token, generation,
+-- Restart an ended job in a new generation with its draft (see draft_begin). ARGV: job, token, generation,
 -- error codes to retry (comma-separated, '' for all), max_error_rate ('': as it was), next_chunk, ok, failed, code, count, ...
 -- Answer: {'started', state} (also to a repetition), {'refused', state} (it is not over), {'taken', state}
--- (another one has begun meanwhile), {'damaged', state} (see guard.lua) or {'missing', ''}.
+-- (a later retry has begun), {'damaged', state} (see guard.lua) or {'missing', ''}.
 local job, token = ARGV[1], ARGV[2]
 at_hand = job
 check(job)

@@ -1,4 +1,4 @@
--- The source ended: no more chunks will come. ARGV: job, chunks, items, source_sum ('' for none).
+-- Record the end of the source: no more chunks will come. ARGV: job, chunks, items, source_sum ('' for none).
 -- Answer: {'sealed', state}, {'mismatch', chunks, items} or {'refused', state}.
 local job = ARGV[1]
 at_hand = job

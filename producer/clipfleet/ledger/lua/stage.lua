@@ -1,5 +1,5 @@
--- A staged file is in place: its chunks may be claimed. ARGV: job, first_chunk, chunks, items, quota_items, quota_bytes.
--- Answer: {'staged'}, {'known'} for a repetition, {'gap'}, {'refused'} or {'quota', which, how much there would be}.
+-- Record a staged file that is in place, and make its chunks claimable. ARGV: job, first_chunk, chunks, items, quota_items, quota_bytes.
+-- Answer: {'staged'}, {'known'} for a repetition, {'gap'}, {'refused'} or {'quota', which, how much it would be}.
 local job, first, chunks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 at_hand = job
 check(job)

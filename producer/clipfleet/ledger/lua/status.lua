@@ -1,4 +1,4 @@
--- What is known of a job. ARGV: job. Answer: {} or {leased, due, codes, now_ms, name, value, ...}, nothing long.
+-- All short facts about a job. ARGV: job. Answer: {} or {leased, due, codes, now_ms, name, value, ...}.
 local job = ARGV[1]
 at_hand = job
 local flat = redis.call('HGETALL', job_key(job))

@@ -1,6 +1,6 @@
--- Make a job known. ARGV: job, spec, fingerprint, lane, model, chunk_size, max_error_rate ('' for none), quota_items,
--- quota_bytes, traceparent ('' for none); where its rows live here also job_ttl_ms, result_ttl_ms.
--- Answer: {'created'}, {'exists', state, fingerprint, spec} or {'quota', which, how much there is}.
+-- Add a job. ARGV: job, spec, fingerprint, lane, model, chunk_size, max_error_rate ('' for none), quota_items,
+-- quota_bytes, traceparent ('' for none); if its rows live in Redis also job_ttl_ms, result_ttl_ms.
+-- Answer: {'created'}, {'exists', state, fingerprint, spec} or {'quota', which, how much it would be}.
 local job = ARGV[1]
 at_hand = job
 if redis.call('EXISTS', job_key(job)) == 1 then

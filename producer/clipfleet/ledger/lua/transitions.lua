@@ -1,15 +1,15 @@
--- Transitions that several scripts make: this file goes before each of them. Key names come from keys.py. Server time only.
+-- Transitions that several scripts make; prepended to each of them. Key names come from keys.py. Server time only.
 -- A job's hash holds: fingerprint state lane model generation staged_chunks staged_items next_chunk
 -- sealed source_sum done_chunks ok failed turn outage_since created_ms finished_ms finish_token sweeps_left untold damaged
 -- reason retry_codes draft_token seconds:<step> max_error_rate; of this generation: carried (rows ready before it) ran
 -- ran_failed meters measured measured:<n> (see measured.lua) starved_since starved_ms (see `JobStatus`) has_troubles; and of a
--- job whose rows live here job_ttl_ms result_ttl_ms row_schema
+-- job whose rows live in Redis job_ttl_ms result_ttl_ms row_schema
 --
--- When its memory is full, Redis refuses a script at its first write, unless that write is one that cannot grow
--- (ZREM, UNLINK, PEXPIRE): then the rest of the script passes too. So no script is refused halfway, and those
--- that free memory or only go on with what was begun start with such a write.
+-- When its memory is full, Redis refuses a script at its first write, unless that write cannot take memory (ZREM,
+-- UNLINK, PEXPIRE): then the rest of the script passes, too. So no script is refused halfway, and scripts that free
+-- memory or continue what was begun start with such a write.
 
--- Unfinished jobs and the shared keys are kept this long after the last script that wrote them, give or take an hour.
+-- Unfinished jobs and the shared keys expire this long after the last script that wrote them, within an hour.
 local KEEP_MS = 30 * 86400 * 1000
 local REFRESH_MS = 3600 * 1000
 
@@ -22,8 +22,8 @@ local function keep(key)
   redis.call('PEXPIRE', key, KEEP_MS)
 end
 
--- What is found of a job; nil where a producer has put a key of another kind in the place of one of the job's. That must
--- not end the work for all others; any other error is none of the job's.
+-- What `find` returns for a job; nil if a producer has replaced one of its keys by one of another kind. That must not
+-- stop the work for all others. Every other error is raised.
 local function found_of(job, find)
   local has_worked, found = pcall(find, job)
   if has_worked then return found end
@@ -32,18 +32,18 @@ local function found_of(job, find)
   return nil
 end
 
--- What the scripts write themselves: digits, and no more than arithmetic and dates can bear. `tonumber` also takes hex,
--- spaces, fractions and infinity.
+-- Whether a text is a number as the scripts write it: digits, few enough for arithmetic and dates. `tonumber` also takes
+-- hex, spaces, fractions and infinity.
 local function is_count(text)
   return text and text ~= '' and #text < 15 and not string.find(text, '%D')
 end
 
--- Stop the script: what was read of the job `at_hand` cannot be. See guard.lua, which goes on without that job.
+-- Stop the script: the job `at_hand` is damaged. guard.lua continues without that job.
 local function damaged(what)
   error({err = 'DAMAGED ' .. what})
 end
 
--- Where claims look for a job that has work.
+-- The queue in which claims find a job that has work.
 local function queue_of(job)
   local facts = redis.call('HMGET', job_key(job), 'lane', 'model')
   local queue = lane_queue(facts[1] or '', facts[2] or '')
@@ -55,7 +55,7 @@ local function field(job, name)
   return redis.call('HGET', job_key(job), name)
 end
 
--- The whole job as JSON: a key of its own, at first a field of the hash.
+-- The whole job as JSON: a key of its own; earlier versions had it in the hash.
 local function spec_of(job)
   return redis.call('GET', job_key(job, SPEC)) or field(job, 'spec')
 end
@@ -66,20 +66,20 @@ local function number(job, name)
   return tonumber(text)
 end
 
--- Several fields of a job by name, in one call; false for each that is not there.
+-- Several fields of a job by name, in one call; false for each that is missing.
 local function facts_of(job, ...)
   local facts, names = {}, {...}
   for i, value in ipairs(redis.call('HMGET', job_key(job), ...)) do facts[names[i]] = value end
   return facts
 end
 
--- Whether the rows of a job go into this Redis. What they are kept for was said at the submit.
+-- Whether the rows of a job live in this Redis; the submit has set how long.
 local function lives_here(job)
   return field(job, 'result_ttl_ms') ~= false
 end
 
--- Last of all in every script that writes a job: keep it and the shared keys it lives on. Neither its lane nor the
--- leases of its chunks may end before it.
+-- The last step of every script that writes a job: renew the time to live of its keys and of the shared ones. Neither its
+-- lane nor the leases of its chunks may expire before it.
 local function keep_job(job, ttl_ms)
   for _, suffix in ipairs(JOB_SUFFIXES) do
     redis.call('PEXPIRE', job_key(job, suffix), ttl_ms or KEEP_MS)
@@ -91,8 +91,8 @@ local function keep_job(job, ttl_ms)
   for _, key in ipairs({JOBS, COUNTED, TURNS, LEASES, FINISHING, queue_of(job)}) do keep(key) end
 end
 
--- Scripts that run for every chunk, which would do little else, ask this before. What such a script may have made itself
--- it keeps itself.
+-- Whether `keep_job` may be skipped: for scripts that run for every chunk, where it would be most of the cost. Such a
+-- script calls `keep` for each key that it may have created.
 local function is_kept(job)
   return redis.call('PTTL', job_key(job)) >= KEEP_MS - REFRESH_MS
 end
@@ -105,7 +105,7 @@ local function is_final(state)
   return state == 'completed' or state == 'completed_with_errors' or state == 'cancelled' or state == 'failed'
 end
 
--- Would more items be too many? Nothing is counted where there is no quota. Answer: nil, or which one and its use.
+-- Which quota more items would exceed, and its use; nil if none. Without a quota nothing is counted.
 local function full_quota(most_items, most_bytes, more_items)
   most_items, most_bytes = tonumber(most_items), tonumber(most_bytes)
   if most_items == 0 and most_bytes == 0 then return nil end
@@ -113,9 +113,9 @@ local function full_quota(most_items, most_bytes, more_items)
   for _, job in ipairs(redis.call('ZRANGE', COUNTED, 0, -1)) do
     local facts = redis.pcall('HMGET', job_key(job), 'state', 'staged_items', 'ok', 'failed', 'staged_chunks', 'chunk_size')
     if not facts[1] then
-      redis.call('ZREM', COUNTED, job)  -- expired, or no job
+      redis.call('ZREM', COUNTED, job)  -- expired, or not a job
     elseif not is_final(facts[1]) and is_count(facts[2]) and is_count(facts[3]) and is_count(facts[4]) then
-      -- Not more than its chunks can hold, whatever was planted in one of these.
+      -- At most what its chunks can hold: one of the fields may be planted.
       local most = (tonumber(facts[5] or '') or 0) * (tonumber(facts[6] or '') or 0)
       items = items + math.max(0, math.min(facts[2] - facts[3] - facts[4], most))
     end
@@ -128,7 +128,7 @@ local function full_quota(most_items, most_bytes, more_items)
   return nil
 end
 
--- There is work again for who claims, or all has been submitted.
+-- Record that there is work to claim again, or that all has been submitted.
 local function end_starving(job)
   local since = field(job, 'starved_since')
   if not since then return end
@@ -137,7 +137,7 @@ local function end_starving(job)
   redis.call('HSET', job_key(job), 'starved_ms', starved_ms + math.max(0, now_ms() - (tonumber(since) or now_ms())))
 end
 
--- Put a job where claims look for it, unless it is there; it keeps the turn it had.
+-- Put a job into its queue, unless it is there; it keeps its turn.
 local function offer(job)
   redis.call('ZADD', queue_of(job), 'NX', number(job, 'turn'), job)
 end
@@ -167,29 +167,29 @@ local function count_trouble(job, chunk, kind)
   return times
 end
 
--- A chunk goes back to the pile; it may be claimed once it is due.
-local function give_back(job, chunk, due_ms)
+-- End the lease of a chunk; it may be claimed once it is due.
+local function release_chunk(job, chunk, due_ms)
   drop_lease(job, chunk)
   redis.call('ZADD', job_key(job, DUE), due_ms, chunk)
   if is_claimable(field(job, 'state')) then offer(job) end
 end
 
--- first_ms for the first time, then twice as long each time, at most most_ms.
+-- first_ms at first, doubled each further time, at most most_ms.
 local function back_off_ms(first_ms, times, most_ms)
   return math.min(most_ms, first_ms * 2 ^ math.min(20, times - 1))
 end
 
--- What is wrong with a chunk or a worker may take minutes; a store that is back shall not wait for us.
+-- A failing chunk or worker may need minutes; after an outage of a store, work should resume soon.
 local MOST_BACK_OFF_MS, MOST_WAIT_MS = 300000, 60000
 
--- A chunk has come through, or somebody says so: the outage is over.
+-- Record that a chunk has come through: the outage is over.
 local function end_outage(job)
   if redis.call('HDEL', job_key(job), 'outage_since') == 1 and is_claimable(field(job, 'state')) then
     redis.call('HSET', job_key(job), 'reason', '')
   end
 end
 
--- The world keeps a job from going on. Whether it has done so for longer than outage_ms.
+-- Record an outage that blocks a job. Answer: whether it has lasted for more than outage_ms.
 local function note_outage(job, reason, outage_ms)
   local now = now_ms()
   redis.call('HSETNX', job_key(job), 'outage_since', now)
@@ -199,8 +199,8 @@ local function note_outage(job, reason, outage_ms)
   return now - since > outage_ms
 end
 
--- A worker that has lost its lease may still be inside the write of a part: an overwrite waits for it (writers.lua).
--- Rows that live here are not written so. Those of whom nothing was heard for two hours are forgotten, some at a time.
+-- Record a worker that has lost its lease and may still be inside the write of a part: an overwrite waits for it
+-- (writers.lua). Rows in Redis have no such writes. Workers that were silent for two hours are removed, a few at a time.
 local FORGET_WRITER_MS = 7200000
 
 local function note_writer(job, token, deadline_ms)
@@ -211,12 +211,12 @@ local function note_writer(job, token, deadline_ms)
   redis.call('ZADD', job_key(job, WRITERS), deadline_ms, token)
 end
 
--- What a worker has brought of a chunk and will not complete.
+-- Remove the rows that a worker has stored of a chunk and will not complete.
 local function drop_pending(job, token)
   for _, suffix in ipairs(PENDING_SUFFIXES) do redis.call('UNLINK', pending_key(job, token, suffix)) end
 end
 
--- Why the ledger takes no rows of a chunk that was claimed in a generation, or nil if it does. Then the job's facts.
+-- Why the ledger takes no rows of a chunk that was claimed in a generation; nil if it does.
 local function refusal(job, chunk, claimed_in, state, next_chunk, generation)
   if not state or tonumber(chunk) >= tonumber(next_chunk or '0') then return 'missing' end
   if state == 'cancelled' or state == 'failed' then return 'cancelled' end
@@ -226,7 +226,7 @@ local function refusal(job, chunk, claimed_in, state, next_chunk, generation)
   return nil
 end
 
--- The user's own Celery task is to be told of the end: a worker sends it (claim_announcement).
+-- Note the end of a job for the user's own Celery task: a worker sends it (claim_announcement).
 local function announce(job, state, reason)
   local facts = redis.call('HMGET', job_key(job), 'generation', 'staged_items', 'ok', 'failed')
   local is_json, spec = pcall(cjson.decode, spec_of(job))
@@ -239,8 +239,8 @@ local function announce(job, state, reason)
   redis.call('HSET', job_key(job), 'untold', 1)
 end
 
--- Scratch files of killed workers are removed by any worker: at once where no finishing has done so, and once more
--- when whoever was late has gone.
+-- Order sweeps, in which any worker removes the scratch files of killed ones: at once if no finishing has done so, and
+-- once more when late workers have stopped.
 local SWEEP_AGAIN_MS = 120000
 
 local function order_sweeps(job, state)
@@ -251,28 +251,28 @@ local function order_sweeps(job, state)
   keep(SWEEPS)
 end
 
--- A server keeps room for what may still come to a stream and a hash. Small jobs may be many, and ended ones stay for a
--- week: so they are written anew, each as small as it can be. What so few rows have measured tells nothing (`limit_of`).
-local SMALL_CHUNKS, SMALL_HASH, TOLD_ROWS = 16, 200, 16
+-- Rewrite a small ended job, so that the server frees the room that it reserves in a stream and a hash: there may be many
+-- small jobs, and they are kept for a week. The meters of so few rows mean nothing (`limit_of`).
+local SMALL_CHUNKS, SMALL_HASH, MEASURED_ROWS = 16, 200, 16
 
 local function make_small(job)
   local staged_chunks, ran = unpack(redis.call('HMGET', job_key(job), 'staged_chunks', 'ran'))
   if not (is_count(staged_chunks) and tonumber(staged_chunks) <= SMALL_CHUNKS) then return end
-  if is_count(ran) and tonumber(ran) < TOLD_ROWS then redis.call('HDEL', job_key(job), 'meters') end
+  if is_count(ran) and tonumber(ran) < MEASURED_ROWS then redis.call('HDEL', job_key(job), 'meters') end
   local flat = redis.call('HGETALL', job_key(job))
   if #flat <= 2 * SMALL_HASH then
     redis.call('UNLINK', job_key(job))
     redis.call('HSET', job_key(job), unpack(flat))
   end
-  -- A copy is without the room. Where a server does not let us copy, the stream stays as it is.
+  -- A copy has no reserved room. If the server forbids COPY, the stream is not changed.
   local stream, copy = job_key(job, STREAM), job_key(job, STREAM .. ':copy')
   redis.pcall('COPY', stream, copy, 'REPLACE')
   redis.pcall('COPY', copy, stream, 'REPLACE')
   redis.call('UNLINK', copy)
 end
 
--- The one way into a final state: one event per job and generation, whatever is repeated. The state comes last: where a
--- key of another kind stops this, it is mended, and all of this done anew.
+-- Bring a job into a final state: one event per job and generation, however often it is called. The state comes last: if
+-- a key of another kind stops this, it is repaired, and all of this runs again.
 local function end_job(job, state, reason, ttl_ms)
   withdraw(job)
   local owners, now, finisher = redis.call('HGETALL', job_key(job, OWNERS)), now_ms(), field(job, 'finish_token')
@@ -285,9 +285,9 @@ local function end_job(job, state, reason, ttl_ms)
     drop_pending(job, owners[i + 1])
   end
   if state == 'cancelled' or state == 'failed' then
-    redis.call('SET', EARLY_END, job .. ':' .. now, 'PX', KEEP_MS)  -- workers that hold chunks of it look at once
+    redis.call('SET', EARLY_END, job .. ':' .. now, 'PX', KEEP_MS)  -- workers that hold chunks of it check at once
   end
-  -- After an outage these hold every chunk of a large job: UNLINK does not make the others wait.
+  -- After an outage these hold every chunk of a large job: UNLINK does not block the server.
   redis.call('UNLINK', job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES))
   local keeps_rows = lives_here(job)
   if state == 'completed' then  -- else a retry reads them again
@@ -299,7 +299,7 @@ local function end_job(job, state, reason, ttl_ms)
   redis.call('XADD', job_key(job, STREAM), 'MAXLEN', '~', 10000, '*', 'state', state)
   announce(job, state, reason)
   order_sweeps(job, state)
-  -- Rows that live here are found through the job: it stays as long as they do.
+  -- Rows in Redis are found through the job: it is kept as long as they are.
   ttl_ms = math.max(ttl_ms, number(job, 'result_ttl_ms'))
   redis.call('XADD', EVENTS, 'MAXLEN', '~', 100000, '*', 'job_id', job, 'generation', number(job, 'generation'),
     'state', state, 'ok', number(job, 'ok'), 'failed', number(job, 'failed'), 'reason', reason)
@@ -314,8 +314,8 @@ local function complete_state(job)
   return number(job, 'failed') == 0 and 'completed' or 'completed_with_errors'
 end
 
--- All chunks of a sealed job are complete: what is left is the work of finish_job, and nothing where the rows
--- live here. Answer: 'finishing', 'ended', or nil if it was not the last.
+-- If all chunks of a sealed job are complete, have the job finished; end it if its rows live in Redis.
+-- Answer: 'finishing', 'ended', or nil if chunks are left.
 local function finish_if_done(job)
   local facts = facts_of(job, 'state', 'sealed')
   if facts.sealed ~= '1' or is_final(facts.state) or facts.state == 'finishing' then return nil end
@@ -331,7 +331,7 @@ local function finish_if_done(job)
   return 'finishing'
 end
 
--- What a retry or rebuild notes is kept for a day, so that one that died leaves nothing behind.
+-- A draft expires after a day, so that a retry or rebuild that died leaves nothing behind.
 local DRAFT_SUFFIXES = {DRAFT, DRAFT_DONE, DRAFT_DUE, DRAFT_STAGED}
 
 local function keep_draft(job)
@@ -342,15 +342,15 @@ local function forget_draft(job)
   for _, suffix in ipairs(DRAFT_SUFFIXES) do redis.call('UNLINK', job_key(job, suffix)) end
 end
 
--- Stop the script, before it has written anything, where a part of what was noted is of another kind.
+-- Stop the script, before its first write, if a key of the draft is of another kind.
 local function check_draft(job)
   redis.call('GETBIT', job_key(job, DRAFT_DONE), 0)
   redis.call('ZCARD', job_key(job, DRAFT_DUE))
   redis.call('ZCARD', job_key(job, DRAFT_STAGED))
 end
 
--- What was noted becomes the truth about a job that nobody works on. ARGV[from]: next_chunk, ok, failed (rows of
--- the chunks that are done), code, count, ...
+-- Put the draft of a job in place; no worker holds a chunk of it. ARGV[from]: next_chunk, ok, failed (rows of the chunks
+-- that are done), code, count, ...
 local function apply_draft(job, from)
   redis.call('UNLINK', job_key(job, DONE), job_key(job, DUE), job_key(job, OWNERS), job_key(job, TROUBLES),
     job_key(job, CODES))
@@ -368,7 +368,7 @@ local function apply_draft(job, from)
   forget_draft(job)
 end
 
--- A job that was put in place is handed out, or finished where nothing is left to be done.
+-- Hand out a job whose draft is in place, or have it finished if nothing is left to do.
 local function go_on(job)
   redis.call('ZADD', COUNTED, number(job, 'created_ms'), job)
   offer(job)

@@ -1,4 +1,4 @@
--- Bring some rows of a chunk; nobody sees them until `complete`. ARGV: job, chunk, token, generation, keep_ms,
+-- Store rows of a chunk, invisible until `complete`. ARGV: job, chunk, token, generation, keep_ms,
 -- schema, #rows, item_index, row, ..., #vectors, item_index, vector, ..., #ids, item_id, lowest item_index, ...
 -- Answer: 'written', or why nothing was: 'already', 'stale', 'cancelled' or 'missing'.
 local job, chunk, token = ARGV[1], ARGV[2], ARGV[3]
@@ -9,7 +9,7 @@ if refused then
   return refused
 end
 for _, suffix in ipairs(PENDING_SUFFIXES) do
-  -- Planted: then `complete` misses what was brought before, and asks for all of it.
+  -- Planted: `complete` will miss earlier rows, and have all of them written again.
   if type(redis.pcall('HLEN', pending_key(job, token, suffix))) == 'table' then drop_pending(job, token) end
 end
 redis.call('HSETNX', job_key(job), 'row_schema', ARGV[6])

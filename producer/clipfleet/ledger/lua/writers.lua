@@ -1,6 +1,6 @@
--- Workers that may still be inside a write, though they hold no lease of this job any more. ARGV: job, write_limit_ms.
--- Answer: {how many, for how many ms at most}. Whoever says that it has ended is not among them.
--- No lease is longer than a day: whatever says so was planted.
+-- Count the workers that may still be inside a write without holding a lease of this job. ARGV: job, write_limit_ms.
+-- Answer: {how many, for how many ms at most}. Workers that have reported the end of their write do not count.
+-- No lease is longer than a day: later marks are planted.
 at_hand = ARGV[1]
 local now, DAY_MS = now_ms(), 86400000
 local writers = redis.call('ZRANGEBYSCORE', job_key(ARGV[1], WRITERS), now - ARGV[2], now + DAY_MS, 'WITHSCORES')

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import typer
@@ -15,7 +15,6 @@ import typer
 import clipfleet
 from clipfleet import client
 from clipfleet import commands as cli
-from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import (
     ClipfleetError,
     JobNotFoundError,
@@ -25,11 +24,10 @@ from clipfleet.errors import (
     UsageError,
     WorldError,
 )
-from clipfleet.ledger.jobs import JobStatus
+from clipfleet.ledger.memory import MemoryLedger
 from clipfleet_worker.cli import commands as worker_cli
 from clipfleet_worker.machine.plan import WorkerShare
 from clipfleet_worker.machine.up import Up
-from tests.support.jobs import make_status
 
 PROGRAMS = {"clipfleet": cli, "clipfleet-worker": worker_cli}
 
@@ -44,41 +42,11 @@ class Answer:
 Run = Callable[..., Answer]
 
 
-class EmptyLedger:
-    """A ledger that knows no job, and takes every one."""
+class EmptyLedger(MemoryLedger):
+    """A ledger that knows no job, wherever it is said to be."""
 
     def __init__(self, url: str, **_: object) -> None:
-        self._states: dict[str, JobState] = {}
-
-    def close(self) -> None: ...
-
-    def ping(self) -> None: ...
-
-    def with_patience(self, _: object) -> Self:
-        return self
-
-    def submit(self, job: Job) -> tuple[bool, JobState]:
-        self._states[job.job_id] = JobState.SUBMITTING
-        return True, JobState.SUBMITTING
-
-    def status(self, job_id: str) -> JobStatus:
-        if job_id not in self._states:
-            raise JobNotFoundError(f"job {job_id!r} is not known here: `clipfleet jobs` lists the jobs")
-        return make_status(job_id=job_id, state=self._states[job_id], sealed=False, total=0, chunks=0)
-
-    def job(self, job_id: str) -> Job:
-        self.status(job_id)
-        raise AssertionError("never reached")
-
-    def staged_files(self, _: str) -> list[tuple[int, int]]:
-        return []
-
-    def stage(self, *_: object) -> str:
-        return "staged"
-
-    def cancel(self, job_id: str, **_: object) -> tuple[bool, JobState]:
-        self._states[job_id] = JobState.CANCELLED
-        return True, JobState.CANCELLED
+        super().__init__()
 
 
 @pytest.fixture
@@ -280,7 +248,7 @@ def test_a_group_without_a_command_lists_them(run: Run) -> None:
 
 
 def test_what_cannot_be_sent_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EmptyLedger, "status", lambda _, job_id: job_id.encode())
+    monkeypatch.setattr(EmptyLedger, "job", lambda _, job_id: job_id.encode())
 
     answer = run("clipfleet", "status", "x\udcff")
 
@@ -365,7 +333,6 @@ def test_a_redis_url_that_cannot_be_used_is_named(
 def test_a_misspelt_setting_is_a_warning_and_no_error(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str, name: str, warning: str
 ) -> None:
-    monkeypatch.setattr(EmptyLedger, "jobs", lambda *_: [], raising=False)
     monkeypatch.setenv(f"CLIPFLEET_{name}", "x")
 
     answer = run(*command.split())

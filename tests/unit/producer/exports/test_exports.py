@@ -22,7 +22,7 @@ from clipfleet.contract.jobs import JobState, LabelSet, SourceDescription, Task
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.ledger import keys
-from clipfleet.ledger.values import EarlyEnd
+from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results.rows import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job

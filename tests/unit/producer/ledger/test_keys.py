@@ -11,8 +11,8 @@ import pytest
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.ledger import keys
+from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.errands import _SCRIPTS as ERRAND_SCRIPTS
-from clipfleet.ledger.jobs import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.row_store import _SCRIPTS as STORE_SCRIPTS
 from tests.support.documents import ROOT
 

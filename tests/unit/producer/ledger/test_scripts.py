@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipfleet.ledger.jobs import _SCRIPTS as LEDGER_SCRIPTS
+from clipfleet.ledger.chunks import _SCRIPTS as LEDGER_SCRIPTS
 from clipfleet.ledger.scripts import (
     guarded_script,
     script_text,

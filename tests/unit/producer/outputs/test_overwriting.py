@@ -4,36 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import JobConflictError, JobNotFoundError, OutputConflictError
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.outputs.job_file import job_of
 from clipfleet.outputs.overwriting import Overwriting
 from tests.support.jobs import make_status, place_job
 from tests.support.ledger import make_job
-
-
-class FakeLedger:
-    """Knows the job that is to be replaced, and who may still be inside a write of it."""
-
-    def __init__(self) -> None:
-        self.state: JobState | None = JobState.CANCELLED
-        self.writers_left: list[tuple[int, float]] = []  # answers to come; then nobody
-
-    def status(self, job_id: str) -> JobStatus:
-        if self.state is None or job_id != "before":
-            raise JobNotFoundError(job_id)
-        return make_status(job_id=job_id, state=self.state)
-
-    def writers(self, job_id: str, write_limit_seconds: float) -> tuple[int, float]:
-        assert (job_id, write_limit_seconds) == ("before", 30)
-        return self.writers_left.pop(0) if self.writers_left else (0, 0.0)
+from tests.support.ledger_replies import RepliesLedger
 
 
 class SteppedOutput(FolderOutput):
@@ -55,7 +37,8 @@ class SteppedOutput(FolderOutput):
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.output = SteppedOutput(folder)
-        self.ledger = FakeLedger()
+        self.ledger = RepliesLedger()
+        self.ledger_has(JobState.CANCELLED)
         self.said: list[str] = []
         self.pauses = 0
         self.on_pause: Callable[[], object] = lambda: None
@@ -65,13 +48,18 @@ class Bench:
 
     def submit(self, job_id: str = "ours", job: Job | None = None) -> Overwriting:
         return Overwriting(
-            cast(Ledger, self.ledger),
+            self.ledger,
             self.output,
             job or self.job(job_id),
             write_limit_seconds=30,
             say=self.said.append,
             sleep=self._sleep,
         )
+
+    def ledger_has(self, state: JobState | None) -> None:
+        """The state in which the ledger has the job that is to be replaced; None: it has forgotten it."""
+        status = JobNotFoundError("before") if state is None else make_status(job_id="before", state=state)
+        self.ledger.replies["status"] = status
 
     def job(self, job_id: str) -> Job:
         return make_job(job_id, output=self.output.uri)
@@ -102,7 +90,7 @@ def bench(tmp_path: Path) -> Bench:
 
 class TestWaiting:
     def test_workers_that_may_still_write_are_waited_for_and_told_of_once(self, bench: Bench) -> None:
-        bench.ledger.writers_left = [(3, 41.6), (2, 40.0), (1, 39.0)]
+        bench.ledger.replies["writers"] = [(3, 41.6), (2, 40.0), (1, 39.0)]
 
         assert bench.submit().is_due(is_wanted=True)
 
@@ -117,12 +105,12 @@ class TestWaiting:
         assert (bench.pauses, bench.said) == (0, [])
 
     def test_a_job_that_the_ledger_has_forgotten_has_no_leases(self, bench: Bench) -> None:
-        bench.ledger.state = None
+        bench.ledger_has(None)
         assert bench.submit().is_due(is_wanted=True)
 
     def test_a_job_that_was_retried_meanwhile_is_not_overwritten(self, bench: Bench) -> None:
-        bench.ledger.writers_left = [(1, 40.0)]
-        bench.on_pause = lambda: setattr(bench.ledger, "state", JobState.RUNNING)
+        bench.ledger.replies["writers"] = [(1, 40.0)]
+        bench.on_pause = lambda: bench.ledger_has(JobState.RUNNING)
 
         with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
             bench.submit().is_due(is_wanted=True)
@@ -182,7 +170,7 @@ class TestTakingOver:
     def test_a_job_that_is_retried_while_its_results_are_removed_keeps_the_rest(self, bench: Bench) -> None:
         submit = bench.submit()
         assert submit.is_due(is_wanted=True)
-        bench.output.before_removal[keys.part(0)] = lambda: setattr(bench.ledger, "state", JobState.RUNNING)
+        bench.output.before_removal[keys.part(0)] = lambda: bench.ledger_has(JobState.RUNNING)
 
         with pytest.raises(OutputConflictError, match="`clipfleet cancel before` first"):
             submit.run()
@@ -194,7 +182,7 @@ class TestTakingOver:
         self, bench: Bench
     ) -> None:
         submit = bench.submit(job=bench.job("before").model_copy(update={"top_k": 3}))
-        bench.ledger.state = None
+        bench.ledger_has(None)
         with pytest.raises(OutputConflictError, match="holds job before: choose another --output"):
             submit.is_due(is_wanted=False)
 

@@ -22,7 +22,7 @@ class Server:
         self.away_until = 0.0
         self.tries: list[float] = []
         self.said: list[str] = []
-        self.patience = Patience(tell=self.said.append, monotonic=self.clock, wait=self.wait)
+        self.patience = Patience(report=self.said.append, monotonic=self.clock, wait=self.wait)
 
     def wait(self, given_up: threading.Event, seconds: float) -> None:
         assert seconds > 0
@@ -59,7 +59,7 @@ def test_an_outage_is_waited_for_and_told_once(server: Server) -> None:
 
     assert server.clock.now - server.away_until <= 2
     assert server.said == [
-        "Redis is away (Error 111: Connection refused.): waiting for it, 60 s at most",
+        "Redis is away (Error 111: Connection refused.): waiting up to 60 s",
         "Redis is back",
     ]
 
@@ -149,7 +149,9 @@ def test_what_a_redis_refuses_is_not_waited_for(server: Server, error: redis.Red
 
 
 def first_call(server: Server) -> str:
-    patience = Patience(tell=server.said.append, awaits=is_unready, monotonic=server.clock, wait=server.wait)
+    patience = Patience(
+        report=server.said.append, awaits=is_unready, monotonic=server.clock, wait=server.wait
+    )
     return patience.call(server.command)
 
 
@@ -164,7 +166,7 @@ def test_a_first_call_waits_for_a_server_that_does_not_serve_yet(
     server.go_away(5, error)
 
     assert first_call(server) == "answer"
-    assert server.said == [f"Redis is away ({error}): waiting for it, 60 s at most", "Redis is back"]
+    assert server.said == [f"Redis is away ({error}): waiting up to 60 s", "Redis is back"]
 
 
 @pytest.mark.parametrize(

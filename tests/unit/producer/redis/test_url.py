@@ -54,11 +54,11 @@ class TestSentinel:
             ("sentinel://one", "must look like"),
             ("sentinel:///mymaster", "must look like"),
             ("sentinel://one/mymaster/0/more", "must look like"),
-            ("sentinel://one/mymaster/zero", "no number"),
+            ("sentinel://one/mymaster/zero", "not a database number"),
             ("sentinel://one:x/mymaster", "Port"),
-            ("sentinel://one,/mymaster", "no name"),
+            ("sentinel://one,/mymaster", "no host name"),
             ("sentinel://one/mymaster?ssl_ca_certs=x", "sentinels://"),
-            ("sentinel://one/mymaster?master=x", "not known: master"),
+            ("sentinel://one/mymaster?master=x", "unknown option: master"),
             ("sentinels://one/mymaster?ssl_cert_reqs=maybe", "ssl_cert_reqs"),
         ],
     )
@@ -142,7 +142,7 @@ def test_sentinels_that_know_no_primary_are_told_in_one_short_line() -> None:
     with pytest.raises(RedisUnavailableError) as told, redis_errors(url), connect(url, retries=0) as client:
         client.ping()
 
-    assert "no Sentinel there knows a primary" in str(told.value)
+    assert "no Sentinel there knows a running primary" in str(told.value)
     assert "sentinel://***@127.0.0.1:1/ours" in str(told.value)
     assert "redis.connection" not in str(told.value)
     assert "s3cret" not in str(told.value)

@@ -9,10 +9,11 @@ import pytest
 
 from clipfleet.contract.jobs import JobState
 from clipfleet.hints import Hints
-from clipfleet.ledger.jobs import JobStatus, Ledger
+from clipfleet.ledger.drafts import Drafts
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.resume.retry import Retry
 from tests.support.jobs import make_job, make_status, place_job
+from tests.support.ledger_replies import RepliesLedger
 
 LEASE_SECONDS = 45.0
 
@@ -25,24 +26,13 @@ class PlainStore(FolderOutput):
         return False
 
 
-class EndedJob:
-    """A ledger that knows one job without any chunks."""
-
-    def __init__(self, state: JobState) -> None:
-        self._state = state
-
-    def begin_draft(self, job_id: str, token: str) -> None:
-        assert job_id and token
-
-    def status(self, job_id: str) -> JobStatus:
-        return make_status(job_id=job_id, state=self._state, generation=1, chunks=0)
-
-
 def slept(output: FolderOutput, state: JobState) -> list[float]:
-    job, seconds = make_job(output.uri), []
+    job, seconds, ledger = make_job(output.uri), [], RepliesLedger()
+    ledger.replies["status"] = make_status(state=state, generation=1, chunks=0)
+    ledger.drafts = Drafts(lambda *_: None, ledger.status)
     place_job(output, job)
     retry = Retry(
-        cast(Ledger, EndedJob(state)),
+        ledger,
         cast(Hints, None),
         output,
         lambda chunks: [],

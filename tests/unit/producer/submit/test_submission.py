@@ -13,7 +13,6 @@ from clipfleet.contract.jobs import Job, JobState, SourceDescription, read_job
 from clipfleet.errors import (
     ClipfleetError,
     JobConflictError,
-    JobNotFoundError,
     OutputConflictError,
     OutputUnavailableError,
     RedisUnavailableError,
@@ -23,91 +22,28 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger import keys
-from clipfleet.ledger.jobs import JobStatus, Ledger, Quota
+from clipfleet.ledger.answers import SealAnswer, StageAnswer
+from clipfleet.ledger.memory import MemoryLedger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.sources.batches import item_batch
 from clipfleet.submit.submission import Submission
-from tests.support.jobs import make_job, make_status, place_job
+from tests.support.jobs import make_job, place_job
+from tests.support.ledger import bring_into
+from tests.support.ledger_replies import RepliesLedger
 
 ITEMS = 5
-
-
-class FakeLedger:
-    """Knows jobs by their states; notes every call, may fail at one."""
-
-    quota = Quota()
-
-    def __init__(self) -> None:
-        self.states: dict[str, JobState] = {}
-        self.fingerprints: dict[str, str] = {}
-        self.staged: list[tuple[int, int]] = []
-        self.items = 0
-        self.sealed = False
-        self.source_sum = ""
-        self.calls: list[str] = []
-        self.errors: dict[str, Exception] = {}
-        self.words = {"stage": "staged", "seal": "sealed"}
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.errors:
-            raise self.errors[name]
-
-    def submit(self, job: Job, retention: object = None, traceparent: str = "") -> tuple[bool, JobState]:
-        self._call("submit")
-        if self.fingerprints.get(job.job_id, job.fingerprint) != job.fingerprint:
-            raise JobConflictError("differs in: top_k")
-        is_new = job.job_id not in self.states
-        self.fingerprints[job.job_id] = job.fingerprint
-        return is_new, self.states.setdefault(job.job_id, JobState.SUBMITTING)
-
-    def status(self, job_id: str) -> JobStatus:
-        if job_id not in self.states:
-            raise JobNotFoundError(job_id)
-        return make_status(
-            job_id=job_id, state=self.states[job_id], total=self.items, sealed=self.sealed,
-            source_sum=self.source_sum,
-            chunks=sum(count for _, count in self.staged),
-        )  # fmt: skip
-
-    def writers(self, job_id: str, write_limit_seconds: float) -> tuple[int, float]:
-        return 0, 0.0
-
-    def staged_files(self, job_id: str) -> list[tuple[int, int]]:
-        return list(self.staged)
-
-    def stage(self, job_id: str, first_chunk: int, chunks: int, items: int) -> str:
-        self._call("stage")
-        if self.words["stage"] == "staged":
-            self.staged.append((first_chunk, chunks))
-            self.items += items
-        if self.words["stage"] == "refused":
-            self.states[job_id] = JobState.CANCELLED
-        return self.words["stage"]
-
-    def seal(self, job_id: str, chunks: int, items: int, source_sum: str) -> str:
-        self._call("seal")
-        assert (chunks, items) == (sum(count for _, count in self.staged), self.items)
-        if self.words["seal"] == "sealed":
-            self.sealed, self.states[job_id] = True, JobState.RUNNING
-            self.source_sum = source_sum
-        return self.words["seal"]
-
-    def cancel(self, job_id: str, *, ttl_seconds: int) -> tuple[bool, JobState]:
-        self._call("cancel")
-        self.states[job_id] = JobState.CANCELLED
-        return True, JobState.CANCELLED
+WRITES = ("submit", "stage", "hint", "seal", "cancel")
 
 
 class FakeHints:
-    """Counts what is published, and tells the ledger's list of calls."""
+    """Counts what is published, and adds it to the calls of the ledger."""
 
-    def __init__(self, calls: list[str]) -> None:
+    def __init__(self, ledger: RepliesLedger) -> None:
         self.counts: list[int] = []
-        self._calls = calls
+        self._calls = ledger.calls
 
     def publish_work(self, count: int = 1) -> None:
-        self._calls.append("hint")
+        self._calls.append(("hint", (), {}))
         self.counts.append(count)
 
 
@@ -131,12 +67,12 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.output = FolderOutput(folder)
         self.job = make_job(folder, chunk_size=2)
-        self.ledger = FakeLedger()
-        self.hints = FakeHints(self.ledger.calls)
+        self.ledger = RepliesLedger()
+        self.hints = FakeHints(self.ledger)
 
     def submit(self, source: FakeSource | None = None, *, overwrite: bool = False, **values: Any) -> None:
         job = self.job.model_copy(update=values)
-        submission = Submission(cast(Ledger, self.ledger), cast(Hints, self.hints), self.output, job)
+        submission = Submission(self.ledger, cast(Hints, self.hints), self.output, job)
         submission.run(source or FakeSource(), overwrite=overwrite)
 
     def names(self) -> list[str]:
@@ -150,8 +86,22 @@ class Bench:
         place_job(self.output, other)
         self.output.create(keys.part(0), b"rows")
         if state is not None:
-            self.ledger.states["other"] = state
+            self.know(other, state)
         return other
+
+    def know(self, job: Job, state: JobState) -> None:
+        """The ledger has a job in this state."""
+        bring_into(self.ledger, state, job)
+        self.ledger.calls.clear()
+
+    @property
+    def writes(self) -> list[str]:
+        """The calls that change the ledger, and the hints, in order."""
+        return [name for name, _, _ in self.ledger.calls if name in WRITES]
+
+    @property
+    def state(self) -> JobState:
+        return self.ledger.status(self.job.job_id).state
 
 
 @pytest.fixture
@@ -173,8 +123,8 @@ class TestOrder:
     ) -> None:
         bench.submit()
 
-        assert bench.ledger.calls == ["submit", "stage", "hint", "seal"]
-        assert bench.ledger.staged == [(0, 3)]
+        assert bench.writes == ["submit", "stage", "hint", "seal"]
+        assert bench.ledger.staged_files(bench.job.job_id) == [(0, 3)]
         assert bench.hints.counts == [3]
         assert bench.names() == [
             "_clipfleet/items-00000000-3.parquet",
@@ -196,22 +146,23 @@ class TestOrder:
 
     @pytest.mark.parametrize("call", ["submit", "stage", "seal"])
     def test_after_a_failure_the_same_submit_goes_on(self, bench: Bench, call: str) -> None:
-        bench.ledger.errors[call] = RedisUnavailableError("away")
+        bench.ledger.replies[call] = RedisUnavailableError("away")
         with pytest.raises(RedisUnavailableError):
             bench.submit()
 
-        bench.ledger.errors.clear()
+        bench.ledger.replies.clear()
         bench.submit()
 
-        assert (bench.ledger.staged, bench.ledger.items) == ([(0, 3)], ITEMS)
-        assert bench.ledger.states[bench.job.job_id] is JobState.RUNNING
-        assert "cancel" not in bench.ledger.calls
+        status = bench.ledger.status(bench.job.job_id)
+        assert (status.chunks, status.total) == (3, ITEMS)
+        assert bench.state is JobState.RUNNING
+        assert "cancel" not in bench.writes
 
     def test_a_resumed_submit_wakes_workers_for_what_was_staged_before(self, bench: Bench) -> None:
-        bench.ledger.errors["seal"] = RedisUnavailableError("away")
+        bench.ledger.replies["seal"] = RedisUnavailableError("away")
         with pytest.raises(RedisUnavailableError):
             bench.submit()
-        bench.ledger.errors.clear()
+        bench.ledger.replies.clear()
         bench.hints.counts.clear()
 
         bench.submit()
@@ -220,11 +171,11 @@ class TestOrder:
 
     @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED])
     def test_an_ended_job_is_left_as_it_is(self, bench: Bench, state: JobState) -> None:
-        bench.ledger.states[bench.job.job_id] = state
+        bench.know(bench.job, state)
 
         bench.submit()
 
-        assert bench.ledger.calls == ["submit"]
+        assert bench.writes == ["submit"]
         assert bench.names() == []
 
     def test_a_sealed_job_is_left_as_it_is(self, bench: Bench) -> None:
@@ -233,7 +184,7 @@ class TestOrder:
 
         bench.submit()
 
-        assert bench.ledger.calls == ["submit"]
+        assert bench.writes == ["submit"]
 
 
 class TestSource:
@@ -241,34 +192,34 @@ class TestSource:
         with pytest.raises(SourceError, match="no image"):
             bench.submit(FakeSource(0, SourceError("no image in it")))
 
-        assert bench.ledger.calls == []
+        assert bench.writes == []
         assert not Path(bench.output.uri).exists()
 
     def test_one_that_breaks_off_cancels_a_job_that_was_made_for_it(self, bench: Bench) -> None:
         with pytest.raises(SourceError, match="line 4"):
             bench.submit(FakeSource(3, SourceError("line 4")))
 
-        assert bench.ledger.states[bench.job.job_id] is JobState.CANCELLED
+        assert bench.state is JobState.CANCELLED
 
     def test_one_that_breaks_off_leaves_a_resumed_job_alone(self, bench: Bench) -> None:
-        bench.ledger.states[bench.job.job_id] = JobState.SUBMITTING
+        bench.ledger.submit(bench.job)
 
         with pytest.raises(SourceError):
             bench.submit(FakeSource(3, SourceError("line 4")))
 
-        assert "cancel" not in bench.ledger.calls
+        assert "cancel" not in bench.writes
 
     def test_one_that_changed_leaves_the_job_alone(self, bench: Bench) -> None:
-        bench.ledger.errors["seal"] = RedisUnavailableError("away")
+        bench.ledger.replies["seal"] = RedisUnavailableError("away")
         with pytest.raises(RedisUnavailableError):
             bench.submit()
-        bench.ledger.errors.clear()
+        bench.ledger.replies.clear()
 
         with pytest.raises(SourceChangedError):
             bench.submit(FakeSource(ITEMS - 1))
 
-        assert bench.ledger.states[bench.job.job_id] is JobState.SUBMITTING
-        assert "cancel" not in bench.ledger.calls
+        assert bench.state is JobState.SUBMITTING
+        assert "cancel" not in bench.writes
 
 
 class TestOccupiedOutput:
@@ -276,7 +227,7 @@ class TestOccupiedOutput:
         bench.occupy(JobState.COMPLETED)
 
         refuses(bench, OutputConflictError, "holds job other: choose another --output.*--overwrite")
-        assert bench.ledger.calls == []
+        assert bench.writes == []
 
     def test_parts_of_an_unknown_job_are_refused_too(self, bench: Bench) -> None:
         bench.output.create(keys.part(0), b"rows")
@@ -331,13 +282,13 @@ class TestOccupiedOutput:
     def test_a_submit_that_is_refused_by_the_ledger_has_removed_nothing(self, bench: Bench) -> None:
         # Given results of another job, and a job id that is taken
         bench.occupy(JobState.COMPLETED)
-        bench.ledger.fingerprints[bench.job.job_id] = "another"
+        bench.ledger.submit(bench.job.model_copy(update={"top_k": 9}))
 
         refuses(bench, JobConflictError, "differs in", overwrite=True)
 
     def test_a_job_that_has_ended_does_not_overwrite_its_successor(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
-        bench.ledger.states[bench.job.job_id] = JobState.COMPLETED
+        bench.know(bench.job, JobState.COMPLETED)
 
         refuses(bench, JobConflictError, "is completed: --overwrite needs a new job id", overwrite=True)
 
@@ -355,12 +306,12 @@ class TestOccupiedOutput:
 
         bench.submit(overwrite=True)
 
-        assert bench.ledger.states[bench.job.job_id] is JobState.RUNNING
+        assert bench.state is JobState.RUNNING
         assert keys.part(0) not in bench.names()
 
     def test_a_redis_that_is_away_has_removed_nothing(self, bench: Bench) -> None:
         bench.occupy(JobState.COMPLETED)
-        bench.ledger.errors["submit"] = RedisUnavailableError("away")
+        bench.ledger.replies["submit"] = RedisUnavailableError("away")
 
         refuses(bench, RedisUnavailableError, "away", overwrite=True)
 
@@ -386,7 +337,7 @@ class TestOccupiedOutput:
 
         with pytest.raises(OutputConflictError, match="taken by another job meanwhile"):
             bench.submit()
-        assert bench.ledger.states[bench.job.job_id] is JobState.CANCELLED
+        assert bench.state is JobState.CANCELLED
 
 
 class TestEndedMeanwhile:
@@ -394,20 +345,13 @@ class TestEndedMeanwhile:
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """By now another job may have its output."""
-        submit = bench.ledger.submit
-
-        def cancelled(*arguments: Any) -> tuple[bool, JobState]:
-            answer = submit(*arguments)
-            monkeypatch.setattr(bench.output, "publish", late)
-            return answer
-
         publish = bench.output.publish
 
         def late(*arguments: Any, **options: Any) -> bool:
-            bench.ledger.states[bench.job.job_id] = JobState.CANCELLED
+            bench.ledger.cancel(bench.job.job_id, ttl_seconds=60)
             return publish(*arguments, **options)
 
-        monkeypatch.setattr(bench.ledger, "submit", cancelled)
+        bench.ledger.before["submit"] = lambda: monkeypatch.setattr(bench.output, "publish", late)
 
         with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
             bench.submit()
@@ -427,31 +371,32 @@ class TestOutput:
                 bench.submit()
 
         bench.submit()
-        assert bench.ledger.states[bench.job.job_id] is JobState.RUNNING
+        assert bench.state is JobState.RUNNING
 
 
 class TestOthersInterfere:
     @pytest.mark.parametrize(
-        ("call", "word", "words"),
+        ("call", "answer", "words"),
         [
-            ("stage", "gap", "another submit of job .* is running"),
-            ("stage", "refused", "takes no more items: it is cancelled"),
-            ("seal", "mismatch", "changed by somebody else meanwhile"),
+            ("stage", StageAnswer.GAP, "another submit of job .* is running"),
+            ("stage", None, "takes no more items: it is cancelled"),
+            ("seal", SealAnswer.MISMATCH, "changed by somebody else meanwhile"),
         ],
     )
-    def test_it_is_told(self, bench: Bench, call: str, word: str, words: str) -> None:
-        bench.ledger.words[call] = word
+    def test_it_is_told(
+        self, bench: Bench, call: str, answer: StageAnswer | SealAnswer | None, words: str
+    ) -> None:
+        bench.ledger.replies[call] = answer
+        if answer is None:
+            bench.ledger.before[call] = lambda: bench.ledger.cancel(bench.job.job_id, ttl_seconds=60)
 
         with pytest.raises(JobConflictError, match=words):
             bench.submit()
 
     def test_a_file_the_ledger_knows_already_is_no_error(self, bench: Bench) -> None:
-        def stage(job_id: str, first_chunk: int, chunks: int, items: int) -> str:
-            bench.ledger.staged.append((first_chunk, chunks))
-            bench.ledger.items += items
-            return "known"
+        job_id = bench.job.job_id
+        bench.ledger.before["stage"] = lambda: MemoryLedger.stage(bench.ledger, job_id, 0, 3, ITEMS)
 
-        bench.ledger.stage = stage  # type: ignore[method-assign]
         bench.submit()
 
-        assert bench.ledger.sealed
+        assert bench.ledger.status(job_id).sealed

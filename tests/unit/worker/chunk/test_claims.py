@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,55 +11,36 @@ import pytest
 
 from clipfleet.contract.jobs import Lane
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.jobs import Claim, Ledger
+from clipfleet.ledger.jobs import Claim
 from clipfleet_worker.chunk import claims as claims_module
 from clipfleet_worker.chunk.claims import Claims, ShunnedJobs
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.models.cache import Models
 from tests.support.doubles import PATIENCE_SECONDS, Clock, InThread, WatchedCondition
-from tests.support.jobs import make_claim
+from tests.support.jobs import make_job
+from tests.support.ledger import add_job
+from tests.support.ledger_replies import RepliesLedger
 
 LIMIT = 100
 SLOTS = 3
-CHUNK = make_claim(chunk_size=30)
+CHUNK_SIZE = 30
 
 
-class FakeLedger:
-    """Answers claims from one lane; notes the lanes it was asked for."""
-
-    def __init__(self) -> None:
-        self.waiting: dict[Lane, list[Claim]] = {lane: [] for lane in Lane}
-        self.is_away = False
-        self.asked: list[Sequence[Lane]] = []
-        self.tokens: list[str] = []
-        self.asked_for_high = threading.Event()
-
-    def claim(
-        self,
-        token: str,
-        lease_seconds: float,
-        lanes: Sequence[Lane],
-        models: Sequence[str],
-        excluded_jobs: Iterable[str],
-    ) -> Claim | None:
-        self.asked.append(lanes)
-        self.tokens.append(token)
-        if lanes == (Lane.HIGH,):
-            self.asked_for_high.set()
-        if self.is_away:
-            raise RedisUnavailableError("away")
-        return next((self.waiting[lane].pop() for lane in lanes if self.waiting[lane]), None)
+def is_chunk(claim: Claim | None) -> bool:
+    return claim is not None and claim.chunk_size == CHUNK_SIZE
 
 
 class Bench:
     """Claims of a worker with three slots and room for a hundred items."""
 
     def __init__(self) -> None:
-        self.ledger = FakeLedger()
+        self.ledger = RepliesLedger()
+        self.asked_for_high = threading.Event()
+        self.ledger.before["claim"] = self._note
         self.items = OpenItems(LIMIT)
         self.clock = Clock()
         self.claims = Claims(
-            ledger=cast(Ledger, self.ledger),
+            ledger=self.ledger,
             open_items=self.items,
             models=cast(Models, SimpleNamespace(served=lambda: ("demo",))),
             worker_id="worker",
@@ -71,7 +52,18 @@ class Bench:
         )
 
     def offer(self, lane: Lane, count: int = 1) -> None:
-        self.ledger.waiting[lane] += [CHUNK] * count
+        job_id = f"job-{len(self.ledger.jobs())}"
+        job = make_job("/out", job_id=job_id, lane=lane, chunk_size=CHUNK_SIZE)
+        add_job(self.ledger, job=job, chunks=count)
+
+    @property
+    def asked(self) -> list[Sequence[Lane]]:
+        """The lanes of each claim."""
+        return [lanes for _, _, lanes, *_ in self.ledger.named("claim")]
+
+    def _note(self) -> None:
+        if self.asked[-1] == (Lane.HIGH,):
+            self.asked_for_high.set()
 
 
 @pytest.fixture
@@ -85,7 +77,7 @@ class TestTaking:
 
         claim = bench.claims.take()
 
-        assert claim == CHUNK
+        assert claim is not None and is_chunk(claim)
         assert bench.items.count == 30
         bench.claims.done_with(claim)
         assert bench.items.count == 0
@@ -101,22 +93,22 @@ class TestTaking:
         bench.items._changed = changed = WatchedCondition()
         call = InThread(bench.claims.take)
         assert changed.somebody_waits.wait(PATIENCE_SECONDS)
-        assert bench.ledger.asked == []
+        assert bench.asked == []
 
         bench.items.remove(90)
 
-        assert call.result() == CHUNK
+        assert is_chunk(call.result())
 
     def test_a_hint_waits_where_the_room_that_is_left_is_kept_for_high(self, bench: Bench) -> None:
         bench.offer(Lane.NORMAL)
         bench.items.add(95)
         call = InThread(bench.claims.take)
-        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        assert bench.asked_for_high.wait(PATIENCE_SECONDS)
         assert not call.is_done
 
         bench.items.remove(50)
 
-        assert call.result() == CHUNK
+        assert is_chunk(call.result())
 
     def test_who_waits_there_takes_what_comes_for_high(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -124,11 +116,11 @@ class TestTaking:
         monkeypatch.setattr(claims_module, "_LOOK_FOR_HIGH_SECONDS", 0.01)
         bench.items.add(95)
         call = InThread(bench.claims.take)
-        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        assert bench.asked_for_high.wait(PATIENCE_SECONDS)
 
         bench.offer(Lane.HIGH)
 
-        assert call.result() == CHUNK
+        assert is_chunk(call.result())
 
     def test_a_hint_that_comes_meanwhile_has_the_ledger_asked_at_once(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -136,12 +128,12 @@ class TestTaking:
         monkeypatch.setattr(claims_module, "_LOOK_FOR_HIGH_SECONDS", 10 * PATIENCE_SECONDS)
         bench.items.add(95)
         first = InThread(bench.claims.take)
-        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        assert bench.asked_for_high.wait(PATIENCE_SECONDS)
 
         bench.offer(Lane.HIGH)
         second = InThread(bench.claims.take)
 
-        assert first.result() == CHUNK
+        assert is_chunk(first.result())
         bench.claims.leave()
         assert second.result() is None
 
@@ -150,7 +142,7 @@ class TestTaking:
         for _ in range(3):
             bench.offer(Lane.HIGH)
             claim = bench.claims.take()
-            assert claim == CHUNK
+            assert claim is not None and is_chunk(claim)
             assert bench.items.wait_for_room(timeout_seconds=0) == ()
             bench.claims.done_with(claim)
         assert bench.items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
@@ -158,7 +150,7 @@ class TestTaking:
     def test_a_worker_that_leaves_does_not_wait(self, bench: Bench) -> None:
         bench.items.add(95)
         call = InThread(bench.claims.take)
-        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        assert bench.asked_for_high.wait(PATIENCE_SECONDS)
 
         bench.claims.leave()
 
@@ -169,16 +161,16 @@ class TestUnanswered:
     """The claim may have been granted: the same question gets the chunk, any other one would have it lost."""
 
     def test_it_is_asked_again_until_there_is_an_answer(self, bench: Bench) -> None:
-        bench.ledger.is_away = True
+        bench.ledger.replies["claim"] = RedisUnavailableError("away")
         for _ in range(2):
             with pytest.raises(RedisUnavailableError):
                 bench.claims.take()
-        bench.ledger.is_away = False
+        bench.ledger.replies.clear()
         bench.offer(Lane.NORMAL)
-        assert bench.claims.take() == CHUNK
+        assert is_chunk(bench.claims.take())
         bench.claims.take()
 
-        first, second, third, fourth = bench.ledger.tokens
+        first, second, third, fourth = (token for token, *_ in bench.ledger.named("claim"))
         assert first == second == third != fourth
 
 
@@ -206,7 +198,7 @@ class TestIdleSlots:
         bench.clock.now += 1000
         assert not bench.claims.has_idle_slot(2)
 
-        bench.claims.done_with(CHUNK)
+        bench.claims.done_with(bench.claims.held()[0])
 
         assert not bench.claims.has_idle_slot(2), "a hint may be on its way to the slot that became free"
         bench.clock.now += 2
@@ -215,7 +207,7 @@ class TestIdleSlots:
     def test_claims_in_vain_do_not_use_up_slots(self, bench: Bench) -> None:
         for _ in range(SLOTS):
             assert bench.claims.take() is None
-        bench.ledger.is_away = True
+        bench.ledger.replies["claim"] = RedisUnavailableError("away")
         for _ in range(SLOTS):
             with pytest.raises(RedisUnavailableError):
                 bench.claims.take()
@@ -233,7 +225,7 @@ class TestIdleSlots:
     def test_a_worker_with_a_hint_that_waits_for_its_turn_has_none(self, bench: Bench) -> None:
         bench.items.add(95)
         call = InThread(bench.claims.take)
-        assert bench.ledger.asked_for_high.wait(PATIENCE_SECONDS)
+        assert bench.asked_for_high.wait(PATIENCE_SECONDS)
         bench.clock.now += 2
 
         assert not bench.claims.has_idle_slot(2)

@@ -9,43 +9,42 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from clipfleet.errors import RedisUnavailableError
-from clipfleet.ledger.jobs import Lease, Ledger
+from clipfleet.ledger.answers import RenewAnswer
+from clipfleet.ledger.jobs import Lease
 from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper, Progress
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.process.watchdog import Phase, RunningTime
 from tests.support.doubles import Clock, InThread
+from tests.support.ledger_replies import RepliesLedger
 
 LEASE_SECONDS = 30.0
 WRITE_LIMIT_SECONDS = 7.0
 
 
-class FakeLedger:
-    """Answers `renew` by the words it was given, by chunk; notes what it was asked."""
+class FakeLedger(RepliesLedger):
+    """Holds every lease, or answers by the words it was given, by chunk."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.words: dict[str, str] = {}
-        self.is_away = False
-        self.renewed: list[list[str]] = []
-        self.early_end = ""
-        self.on_renew: Callable[[], object] = lambda: None
 
-    def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[str]:
+    def renew(self, leases: Sequence[Lease], lease_seconds: float) -> list[RenewAnswer]:
         assert lease_seconds == LEASE_SECONDS
-        self.renewed.append([lease.chunk for lease in leases])
-        self.on_renew()
-        if self.is_away:
-            raise RedisUnavailableError("away")
-        return [self.words.get(lease.chunk, "held") for lease in leases]
+        return [RenewAnswer(self.words.get(lease.chunk, "held")) for lease in leases]
 
-    def last_early_end(self) -> str:
-        if self.is_away:
-            raise RedisUnavailableError("away")
-        return self.early_end
+    def is_away(self, is_away: bool = True) -> None:
+        """Redis is away from now on, or back."""
+        calls = ("renew", "last_early_end")
+        self.replies = dict.fromkeys(calls, RedisUnavailableError("away")) if is_away else {}
+
+    @property
+    def renewed(self) -> list[list[str]]:
+        """The chunks of each call."""
+        return [[lease.chunk for lease in leases] for leases, _ in self.named("renew")]
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def keeper(ledger: FakeLedger, clock: Clock) -> LeaseKeeper:
-    return LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
+    return LeaseKeeper(ledger, LEASE_SECONDS, WRITE_LIMIT_SECONDS, clock=clock)
 
 
 def lease(chunk: int) -> Lease:
@@ -69,7 +68,7 @@ def lease(chunk: int) -> Lease:
 
 def test_a_pause_of_the_process_is_no_hang(ledger: FakeLedger) -> None:
     clock = Clock()
-    keeper = LeaseKeeper(cast(Ledger, ledger), LEASE_SECONDS, running_time=RunningTime(clock))
+    keeper = LeaseKeeper(ledger, LEASE_SECONDS, running_time=RunningTime(clock))
     with keeper.hold(lease(0)) as held:
         held.enter("read", 10)
         clock.now += 200  # paused
@@ -246,14 +245,14 @@ class TestConfirming:
     def test_a_redis_that_is_away_is_waited_for_without_a_limit(
         self, keeper: LeaseKeeper, ledger: FakeLedger, clock: Clock
     ) -> None:
-        ledger.is_away = True
+        ledger.is_away()
         phases: list[Phase] = []
 
         def back() -> None:
             phases.extend(keeper.phases())
-            ledger.is_away = len(ledger.renewed) < 2
+            ledger.is_away(len(ledger.renewed) < 2)
 
-        ledger.on_renew = back
+        ledger.before["renew"] = back
         with keeper.hold(lease(1), asked_at=clock.now) as held:
             held.enter("write", 300)
             clock.now += LEASE_SECONDS
@@ -309,12 +308,13 @@ class TestRenewing:
 
     def test_a_redis_that_is_away_changes_nothing(self, keeper: LeaseKeeper, ledger: FakeLedger) -> None:
         with keeper.hold(lease(1)) as held:
-            ledger.is_away = True
+            ledger.is_away()
             keeper.renew_all()
             held.enter("encode", 10)
 
             # When it is back, it says what happened meanwhile.
-            ledger.is_away, ledger.words["1"] = False, "lost"
+            ledger.is_away(False)
+            ledger.words["1"] = "lost"
             keeper.renew_all()
             with pytest.raises(ChunkInterrupted):
                 held.enter("write", 10)
@@ -409,7 +409,7 @@ class TestThread:
                 clock.now += pause_seconds
                 return clock.now - began >= seconds
 
-            ledger.on_renew = renewed
+            ledger.before["renew"] = renewed
             monkeypatch.setattr(keeper, "_stopping", SimpleNamespace(wait=wait))
             keeper._run()
             return asked
@@ -426,7 +426,7 @@ class TestThread:
     def test_a_redis_that_is_away_is_asked_often(
         self, ledger: FakeLedger, times: Callable[[float], list[float]]
     ) -> None:
-        ledger.is_away = True
+        ledger.is_away()
         assert times(13.5) == [10, 11, 12, 13]
 
     def test_a_cancel_is_seen_within_a_second(
@@ -434,7 +434,7 @@ class TestThread:
     ) -> None:
         with keeper.hold(lease(1)) as held:
             times(5)
-            ledger.early_end, ledger.words = "job:1764540000000", {"1": "cancelled"}
+            ledger.replies["last_early_end"], ledger.words = "job:1764540000000", {"1": "cancelled"}
             assert times(5) == [1, 2]  # once more for a chunk that was claimed right before
             with pytest.raises(ChunkInterrupted, match="cancelled"):
                 held.enter("write", 10)

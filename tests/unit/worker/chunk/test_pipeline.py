@@ -29,7 +29,8 @@ from clipfleet.contract.jobs import (
 )
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
-from clipfleet.ledger.jobs import Claim, Lease, Ledger
+from clipfleet.ledger.answers import RenewAnswer
+from clipfleet.ledger.jobs import Claim, Lease
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.submit.staging import StagedReader
 from clipfleet_worker.chunk import item_path
@@ -67,6 +68,7 @@ from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
+from tests.support.ledger_replies import RepliesLedger
 from tests.support.memory_sink import MemorySink
 from tests.support.waiting import wait_until
 
@@ -501,11 +503,9 @@ class TestInterruption:
         wait_until(lambda: everything_is_released(bench), "the bytes are released")
 
     def test_a_chunk_of_a_paused_job_goes_on_to_its_part(self, bench: Bench) -> None:
-        class PausedLedger:
-            def renew(self, leases: Sequence[Lease], _: float) -> list[str]:
-                return ["paused"] * len(leases)
-
-        keeper = LeaseKeeper(cast(Ledger, PausedLedger()), 30)
+        ledger = RepliesLedger()
+        ledger.replies["renew"] = (RenewAnswer.PAUSED,)
+        keeper = LeaseKeeper(ledger, 30)
         entered, go = threading.Event(), threading.Event()
 
         def hold(_: object) -> None:

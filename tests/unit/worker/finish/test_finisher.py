@@ -15,6 +15,7 @@ from clipfleet.contract.jobs import Job, JobState
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.submit.staging import StagedReader
@@ -95,11 +96,11 @@ class FakeLedger:
         assert job_id == self._status.job_id
         return self.staged
 
-    def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> str:
+    def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> FinishAnswer:
         self._steps.take("ledger")
         self.ended.append((claim, ttl_seconds))
         self._steps.taken()
-        return self.word
+        return FinishAnswer(self.word)
 
 
 class FinishLease(HeldLease):

@@ -27,6 +27,7 @@ from clipfleet.errors import (
 )
 from clipfleet.hints import Hints
 from clipfleet.ledger import keys
+from clipfleet.ledger.answers import CompleteAnswer
 from clipfleet.ledger.jobs import Claim, FinishClaim, Lease, Ledger, WorkerFacts
 from clipfleet_worker.chunk import claims as claims_module
 from clipfleet_worker.chunk.claims import Claims
@@ -98,10 +99,10 @@ class FakeLedger:
         self._fail("claim")
         return self.claims.pop(0) if self.claims else None
 
-    def complete(self, claim: Claim, **facts: Any) -> str:
+    def complete(self, claim: Claim, **facts: Any) -> CompleteAnswer:
         self._fail("complete")
         self.told.append(("complete", claim.job_id, str(facts["ok"]), str(facts["failed"])))
-        return self.complete_word
+        return CompleteAnswer(self.complete_word)
 
     def release(self, claim: Claim, kind: str, *, reason: str, outage_seconds: float) -> str:
         self._fail("release")

@@ -9,34 +9,24 @@ from clipfleet.ledger.jobs import WorkerFacts
 from clipfleet_worker.hints.puller import Puller
 from clipfleet_worker.process.reconciler import Reconciler
 from clipfleet_worker.process.watchdog import Pulse
+from tests.support.ledger_replies import RepliesLedger
 
 FACTS = WorkerFacts(worker_id="w", host="h", pid=1, models=("demo",))
 
 
-class LosingLedger:
-    """Has lost some chunks at each look, or is away."""
-
-    def __init__(self, *lost: int | None) -> None:
-        self._lost = list(lost)
-
-    def reconcile(self, **_: object) -> tuple[int, int]:
-        lost = self._lost.pop(0)
-        if lost is None:
-            raise RedisUnavailableError("away")
-        return lost, 0
-
-    def workers(self) -> list[WorkerFacts]:
-        return [FACTS]
+AWAY = RedisUnavailableError("away")
 
 
-@pytest.mark.parametrize(("lost", "told"), [((3,), [3]), ((0,), []), ((None, 2), [2])])
+@pytest.mark.parametrize(("answers", "told"), [([(3, 0)], [3]), ([(0, 0)], []), ([AWAY, (2, 0)], [2])])
 def test_whoever_takes_chunks_back_says_that_there_is_work(
-    lost: tuple[int | None, ...], told: list[int]
+    answers: list[tuple[int, int] | Exception], told: list[int]
 ) -> None:
     """Else they would wait until an idle worker looks by itself: the dead worker held the hints."""
     heard: list[int] = []
+    ledger = RepliesLedger()
+    ledger.replies["reconcile"] = list(answers)
     reconciler = Reconciler(
-        LosingLedger(*lost),  # type: ignore[arg-type]  # a double
+        ledger,
         lambda: FACTS,
         period_seconds=1,
         lease_seconds=3,
@@ -45,7 +35,7 @@ def test_whoever_takes_chunks_back_says_that_there_is_work(
         pulse=Pulse("reconciler"),
     )
 
-    for _ in lost:
+    for _ in answers:
         reconciler.reconcile()
 
     assert heard == told

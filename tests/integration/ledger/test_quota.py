@@ -1,4 +1,4 @@
-"""Quotas of what waits in the ledger: kept by the scripts, told in one line, and nothing is lost by them."""
+"""Quotas of what waits in the ledger: enforced by the scripts, reported in one line; nothing is lost."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TestItems:
         assert bounded.submit(job) == (False, JobState.RUNNING)
         assert bounded.stage("one", 0, 10, 100) == "known"
 
-    def test_who_has_no_quota_is_not_asked(self, bounded: Ledger, ledger: Ledger) -> None:
+    def test_a_producer_without_a_quota_is_not_limited(self, bounded: Ledger, ledger: Ledger) -> None:
         add_job(ledger, "one", chunks=20)
         add_job(ledger, "two", chunks=20)
 

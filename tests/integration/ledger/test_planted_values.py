@@ -17,7 +17,7 @@ from clipfleet.errors import JobUnreadableError
 from clipfleet.hints import make_app
 from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Errands
-from clipfleet.ledger.jobs import Claim, Draft, Ledger
+from clipfleet.ledger.jobs import Claim, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_worker.finish.errands import Announcer
@@ -26,6 +26,8 @@ from tests.support.ledger import (
     add_job,
     claim,
     complete,
+    draft,
+    ends,
     keys_without_ttl,
     let_leases_expire,
     make_job,
@@ -106,8 +108,7 @@ def test_what_no_worker_has_said_of_itself_hides_no_worker(
 def test_a_lease_of_nothing_does_not_keep_others_from_being_taken_back(
     ledger: Ledger, redis_client: redis.Redis, planted: str
 ) -> None:
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 1, 10)
+    add_job(ledger, sealed=False)
     claim(ledger)
     let_leases_expire(redis_client, ("job", 0))
     redis_client.zadd(keys.LEASES, {planted: 0})
@@ -149,34 +150,23 @@ def test_a_job_that_nobody_submitted_keeps_nobody_from_being_claimed(
     ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
 ) -> None:
     _plant_job(redis_client, "planted", facts)
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 1, 10)
+    add_job(ledger, sealed=False)
 
     assert claim(ledger).job_id == "job"
 
 
 @pytest.mark.parametrize("suffix", ["", keys.DUE, keys.STAGED, keys.OWNERS, keys.TROUBLES])
-def test_keys_of_another_kind_keep_nobody_from_being_claimed(
-    ledger: Ledger, redis_client: redis.Redis, suffix: str
+@pytest.mark.parametrize("is_of_kind", [True, False])
+def test_keys_of_another_kind_and_what_is_no_chunk_keep_nobody_from_being_claimed(
+    ledger: Ledger, redis_client: redis.Redis, suffix: str, is_of_kind: bool
 ) -> None:
     _plant_job(redis_client, "planted", SOUND)
-    redis_client.delete(keys.job("planted", suffix))
-    redis_client.set(keys.job("planted", suffix), "no such thing", ex=60)
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 1, 10)
-
-    assert claim(ledger).job_id == "job"
-
-
-@pytest.mark.parametrize("suffix", [keys.DUE, keys.STAGED])
-def test_what_is_no_chunk_and_no_staged_file_keeps_nobody_from_being_claimed(
-    ledger: Ledger, redis_client: redis.Redis, suffix: str
-) -> None:
-    _plant_job(redis_client, "planted", SOUND)
-    redis_client.zadd(keys.job("planted", suffix), {"x": 0})
-    redis_client.expire(keys.job("planted", suffix), 60)
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 1, 10)
+    if not is_of_kind:
+        _replace(redis_client, keys.job("planted", suffix))
+    elif suffix in (keys.DUE, keys.STAGED):
+        redis_client.zadd(keys.job("planted", suffix), {"x": 0})
+        redis_client.expire(keys.job("planted", suffix), 60)
+    add_job(ledger, sealed=False)
 
     assert claim(ledger).job_id == "job"
 
@@ -193,12 +183,10 @@ def test_keys_of_another_kind_do_not_keep_others_from_being_taken_back(
     ledger: Ledger, redis_client: redis.Redis, suffix: str
 ) -> None:
     for job_id in ("planted", "sound"):
-        ledger.submit(make_job(job_id))
-        ledger.stage(job_id, 0, 1, 10)
+        add_job(ledger, job_id, sealed=False)
         claim(ledger)
     let_leases_expire(redis_client)
-    redis_client.delete(keys.job("planted", suffix))
-    redis_client.set(keys.job("planted", suffix), "no such thing", ex=60)
+    _replace(redis_client, keys.job("planted", suffix))
 
     ledger.reconcile(lease_seconds=30)
 
@@ -209,8 +197,7 @@ def test_keys_of_another_kind_do_not_keep_others_from_being_taken_back(
 def test_a_job_without_a_lane_does_not_keep_others_from_being_taken_back(
     ledger: Ledger, redis_client: redis.Redis
 ) -> None:
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 1, 10)
+    add_job(ledger, sealed=False)
     claim(ledger)
     let_leases_expire(redis_client, ("job", 0))
     redis_client.hset(keys.job("planted"), "state", "running")
@@ -234,9 +221,7 @@ STAGES = {f"stage-{i}": 1 for i in range(10_000)}
 def test_facts_of_nobodys_making_do_not_keep_a_job_from_its_end(
     ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
 ) -> None:
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 1, 10)
-    ledger.seal("job", 1, 10)
+    add_job(ledger)
     redis_client.hset(keys.job("job"), mapping=facts)
 
     assert measured(ledger, claim(ledger), Meters({"write": 1.5})) == "finishing"
@@ -254,8 +239,7 @@ def test_measures_of_nobody_keep_no_chunk_open_and_no_job_unseen(
         '{"seconds": {"fetch": "x"}}',
         '{"meters": {"write": []}}',
     ]
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 16, 160)
+    add_job(ledger, chunks=16, sealed=False)
     redis_client.hset(keys.job("job"), mapping={f"measured:{i}": text for i, text in enumerate(junk)})
     redis_client.hset(keys.job("job"), "measured", len(junk))
 
@@ -270,8 +254,7 @@ def test_measures_of_nobody_keep_no_chunk_open_and_no_job_unseen(
 def test_a_count_of_nobodys_making_costs_nothing(
     ledger: Ledger, redis_client: redis.Redis, count: str
 ) -> None:
-    ledger.submit(make_job("job"))
-    ledger.stage("job", 0, 2, 20)
+    add_job(ledger, chunks=2, sealed=False)
     redis_client.hset(keys.job("job"), "measured", count)
 
     for _ in range(2):
@@ -280,11 +263,6 @@ def test_a_count_of_nobodys_making_costs_nothing(
 
 
 # --- a job that cannot be read is quarantined ---
-
-
-def _events(client: redis.Redis, job_id: str) -> list[str]:
-    entries = client.xrange(keys.EVENTS)
-    return [fields["state"] for _, fields in entries if fields["job_id"] == job_id]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +290,7 @@ def test_a_job_that_cannot_be_read_fails_and_is_counted_and_its_chunk_is_free(
     assert status.state is JobState.FAILED
     assert status.reason.startswith("what Redis holds of this job is damaged: ")
     assert what in status.reason
-    assert _events(redis_client, "job") == ["failed"]
+    assert ends(redis_client) == [("job", "0", "failed")]
     assert ledger.backlog(keep_seconds=0.001).quarantined_jobs == 1
     assert not redis_client.exists(keys.LEASES, keys.FINISHING, keys.SWEEPS, keys.lane_queue("normal", MODEL))
 
@@ -353,10 +331,10 @@ def test_what_was_counted_can_be_counted_anew(ledger: Ledger, redis_client: redi
     held = claim(ledger)
     redis_client.hset(keys.job("job"), "done_chunks", "x")
     complete(ledger, held)
-    ledger.begin_draft("job", "draft")
+    ledger.drafts.begin("job", "draft")
 
-    draft = Draft(done=b"\x80", due=[], next_chunk=1, ok=10, failed=0, codes={})
-    assert ledger.retry("job", "draft", draft, generation=1) == ("started", JobState.RUNNING)
+    counted = draft(2, done=[0], next_chunk=1, ok=10)
+    assert ledger.drafts.retry("job", "draft", counted, generation=1) == ("started", JobState.RUNNING)
     work_off(ledger)
 
     assert (ledger.status("job").state, ledger.status("job").ok) == (JobState.FINISHING, 20)
@@ -369,11 +347,10 @@ def test_what_nobody_can_count_anew_is_not_retried(ledger: Ledger, redis_client:
     redis_client.hset(keys.job("job"), "sealed", "x")
     complete(ledger, held)
     ledger.reconcile()
-    ledger.begin_draft("job", "draft")
+    ledger.drafts.begin("job", "draft")
 
-    draft = Draft(done=b"\x80", due=[], next_chunk=1, ok=10, failed=0, codes={})
     with pytest.raises(JobUnreadableError, match=r"cannot be retried: what Redis holds .*submit it again"):
-        ledger.retry("job", "draft", draft, generation=1)
+        ledger.drafts.retry("job", "draft", draft(2), generation=1)
 
 
 def test_a_job_whose_hash_is_of_another_kind_is_met_once(ledger: Ledger, redis_client: redis.Redis) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from tests.support.ledger import (
     claim,
     claim_finish,
     complete,
+    draft,
+    ends,
     make_job,
     new_token,
     try_claim,
@@ -25,24 +27,6 @@ from tests.support.ledger import (
 )
 
 CODES = {"timeout": 2}
-
-
-def draft(
-    chunks: int,
-    *,
-    done: Sequence[int] = (),
-    next_chunk: int | None = None,
-    ok: int = 0,
-    codes: Mapping[str, int] = {},
-    staged: Sequence[tuple[int, int]] = (),
-) -> Draft:
-    """What an output shows; chunks that are not done are due."""
-    bits = bytearray(-(-chunks // 8))
-    for chunk in done:
-        bits[chunk // 8] |= 0x80 >> chunk % 8
-    end = chunks if next_chunk is None else next_chunk
-    due = [chunk for chunk in range(end) if chunk not in done]
-    return Draft(bytes(bits), due, end, ok, sum(codes.values()), codes, staged)
 
 
 def end_job(ledger: Ledger, chunks: int = 4) -> None:
@@ -57,20 +41,16 @@ def end_job(ledger: Ledger, chunks: int = 4) -> None:
 
 def retry(ledger: Ledger, what: Draft, *, generation: int = 1, codes: Sequence[str] = ()) -> Any:
     token = new_token()
-    ledger.begin_draft("job", token)
-    return ledger.retry("job", token, what, generation=generation, codes=codes)
+    ledger.drafts.begin("job", token)
+    return ledger.drafts.retry("job", token, what, generation=generation, codes=codes)
 
 
 def rebuild(ledger: Ledger, what: Draft, state: JobState, *, generation: int = 0, items: int = 40) -> Any:
     token = new_token()
-    ledger.begin_draft("job", token)
-    return ledger.rebuild(
+    ledger.drafts.begin("job", token)
+    return ledger.drafts.rebuild(
         make_job(), token, what, state=state, generation=generation, items=items, ttl_seconds=1000
     )
-
-
-def ends(client: redis.Redis) -> list[tuple[str, str]]:
-    return [(entry["generation"], entry["state"]) for _, entry in client.xrange(keys.EVENTS)]
 
 
 RETRIED = draft(4, done=[0, 2, 3], ok=30)
@@ -101,7 +81,10 @@ class TestRetry:
 
         status = ledger.status("job")
         assert (status.ok, status.failed, status.codes) == (39, 1, {"not_found": 1})
-        assert ends(redis_client) == [("0", "completed_with_errors"), ("1", "completed_with_errors")]
+        assert ends(redis_client) == [
+            ("job", "0", "completed_with_errors"),
+            ("job", "1", "completed_with_errors"),
+        ]
 
     def test_where_the_time_went_is_measured_anew(self, ledger: Ledger) -> None:
         add_job(ledger)
@@ -132,13 +115,13 @@ class TestRetry:
     ) -> None:
         end_job(ledger)
         token = new_token()
-        ledger.begin_draft("job", token)
+        ledger.drafts.begin("job", token)
         for _ in range(2):
-            assert ledger.retry("job", token, RETRIED, generation=1) == ("started", JobState.RUNNING)
+            assert ledger.drafts.retry("job", token, RETRIED, generation=1) == ("started", JobState.RUNNING)
         complete(ledger, claim(ledger))
         ledger.finish(claim_finish(ledger), ttl_seconds=1000)
 
-        assert ledger.retry("job", token, RETRIED, generation=1) == ("started", JobState.COMPLETED)
+        assert ledger.drafts.retry("job", token, RETRIED, generation=1) == ("started", JobState.COMPLETED)
         assert ledger.status("job").generation == 1
         assert try_claim(ledger) is None
         assert len(ends(redis_client)) == 2
@@ -146,12 +129,12 @@ class TestRetry:
     def test_of_two_retries_the_one_that_began_last_is_started(self, ledger: Ledger) -> None:
         end_job(ledger)
         first, second = new_token(), new_token()
-        ledger.begin_draft("job", first)
-        ledger.begin_draft("job", second)
+        ledger.drafts.begin("job", first)
+        ledger.drafts.begin("job", second)
 
-        assert ledger.retry("job", first, draft(4), generation=1) == ("taken", None)
-        assert ledger.retry("job", second, RETRIED, generation=1) == ("started", JobState.RUNNING)
-        assert ledger.retry("job", first, draft(4), generation=2) == ("taken", None)
+        assert ledger.drafts.retry("job", first, draft(4), generation=1) == ("taken", None)
+        assert ledger.drafts.retry("job", second, RETRIED, generation=1) == ("started", JobState.RUNNING)
+        assert ledger.drafts.retry("job", first, draft(4), generation=2) == ("taken", None)
         assert ledger.status("job").done_chunks == 3
 
     def test_a_retry_that_is_overtaken_right_before_its_last_call_starts_nothing(
@@ -159,10 +142,10 @@ class TestRetry:
     ) -> None:
         end_job(ledger)
         first, second = new_token(), new_token()
-        ledger.begin_draft("job", first)
-        assert ledger._note("job", first, RETRIED)
-        ledger.begin_draft("job", second)
-        assert ledger._note("job", second, draft(4))
+        ledger.drafts.begin("job", first)
+        assert ledger.drafts.note("job", first, RETRIED)
+        ledger.drafts.begin("job", second)
+        assert ledger.drafts.note("job", second, draft(4))
 
         assert ledger._run("retry", "job", first, 1, "", 4, 30, 0)[0] == "taken"
         assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS
@@ -178,7 +161,7 @@ class TestRetry:
     def test_a_job_that_is_forgotten_is_not_retried(self, ledger: Ledger) -> None:
         assert retry(ledger, draft(2)) == ("missing", None)
 
-    def test_who_wakes_up_from_the_generation_before_changes_nothing(
+    def test_a_worker_of_an_earlier_generation_changes_nothing(
         self, ledger: Ledger, redis_client: redis.Redis
     ) -> None:
         # Given a cancelled job with a worker that sleeps over its chunk, and one over its finishing
@@ -198,7 +181,7 @@ class TestRetry:
         work_off(ledger)
         assert ledger.status("job").state is JobState.FINISHING
         assert ledger.finish(old_finish, ttl_seconds=1000) == "stale"
-        assert ends(redis_client) == [("0", "cancelled"), ("1", "completed")]
+        assert ends(redis_client) == [("job", "0", "cancelled"), ("job", "1", "completed")]
 
     def test_a_cancelled_job_goes_on_with_what_nobody_had_claimed(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=5)
@@ -230,7 +213,7 @@ class TestRetry:
         assert ledger.seal("job", 3, 30) == "sealed"
         assert len(work_off(ledger)) == 3
 
-    def test_many_chunks_are_told_in_slices(self, ledger: Ledger) -> None:
+    def test_many_chunks_are_sent_in_slices(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=2500, chunk_items=1)
         ledger.cancel("job", ttl_seconds=1000)
 
@@ -257,7 +240,7 @@ class TestRebuild:
         claims = work_off(ledger)
         assert [(one.chunk_id, one.first_chunk, one.chunks) for one in claims] == [(1, 0, 3), (3, 3, 1)]
         assert ledger.finish(claim_finish(ledger), ttl_seconds=1000) == "completed_with_errors"
-        assert ends(redis_client) == [("0", "completed_with_errors")]
+        assert ends(redis_client) == [("job", "0", "completed_with_errors")]
 
     def test_a_job_that_is_known_stays_as_it_is(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=4)
@@ -268,11 +251,11 @@ class TestRebuild:
         assert ledger.staged_files("job") == [(0, 4)]
         assert complete(ledger, claimed) == "done"
 
-    def test_a_rebuild_whose_answer_was_lost_is_no_other(self, ledger: Ledger) -> None:
+    def test_a_rebuild_whose_answer_was_lost_may_be_repeated(self, ledger: Ledger) -> None:
         token = new_token()
-        ledger.begin_draft("job", token)
+        ledger.drafts.begin("job", token)
         for _ in range(2):
-            answer = ledger.rebuild(
+            answer = ledger.drafts.rebuild(
                 make_job(), token, draft(4, staged=FILES), state=JobState.RUNNING, generation=0, items=40,
                 ttl_seconds=1000,
             )  # fmt: skip
@@ -280,10 +263,10 @@ class TestRebuild:
 
     def test_of_two_rebuilds_the_one_that_began_last_counts(self, ledger: Ledger) -> None:
         first = new_token()
-        ledger.begin_draft("job", first)
-        ledger.begin_draft("job", new_token())
+        ledger.drafts.begin("job", first)
+        ledger.drafts.begin("job", new_token())
 
-        answer = ledger.rebuild(
+        answer = ledger.drafts.rebuild(
             make_job(), first, draft(4, staged=FILES), state=JobState.RUNNING, generation=0, items=40,
             ttl_seconds=1000,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from clipfleet.contract.jobs import Job
 from clipfleet.hints import make_app
 from clipfleet.ledger import keys
 from clipfleet.ledger.errands import Announcement, Errands
-from clipfleet.ledger.jobs import Draft, Ledger
+from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet_worker.chunk.job_contexts import JobContexts
@@ -30,6 +30,7 @@ from tests.support.ledger import (
     claim,
     claim_finish,
     complete,
+    draft,
     let_errands_be_due,
     make_job,
     new_token,
@@ -316,9 +317,8 @@ def test_a_job_that_was_retried_is_left_to_its_next_end(bench: Bench) -> None:
     job = bench.add("job")
     bench.ledger.cancel("job", ttl_seconds=600)
     token = new_token()
-    bench.ledger.begin_draft("job", token)
-    draft = Draft(done=b"", due=[0], next_chunk=1, ok=0, failed=0, codes={})
-    bench.ledger.retry("job", token, draft, generation=1)
+    bench.ledger.drafts.begin("job", token)
+    bench.ledger.drafts.retry("job", token, draft(1), generation=1)
 
     assert bench.sweep_all() == 0
     assert bench.scratch_files(job) == ["half-written"]

@@ -53,7 +53,7 @@ class TestIndex:
 
         assert redis_client.zcard(keys.JOBS) == 100
 
-    def test_they_hide_no_job_that_lives(self, ledger: Ledger, redis_client: redis.Redis) -> None:
+    def test_expired_jobs_hide_none_that_lives(self, ledger: Ledger, redis_client: redis.Redis) -> None:
         add_paused(ledger, redis_client, 30)
         add_expired(redis_client, 2_500, created_ms=1_000)
 
@@ -62,7 +62,7 @@ class TestIndex:
         assert newest == [f"paused-{number}" for number in range(29, 9, -1)]
         assert len(ledger.jobs(1_000)) == 30
 
-    def test_they_hide_no_backlog(self, ledger: Ledger, redis_client: redis.Redis) -> None:
+    def test_expired_jobs_hide_no_backlog(self, ledger: Ledger, redis_client: redis.Redis) -> None:
         add_job(ledger, chunks=3)
         redis_client.zadd(keys.JOBS, {"job": 1})
         add_expired(redis_client, 6_000, created_ms=1_000)
@@ -130,7 +130,7 @@ class TestClock:
         now_ms = server_now_ms(client)
         return [round((mark - now_ms) / 1000) for _, mark in client.zrange(key, 0, -1, withscores=True)]
 
-    def test_a_lease_has_what_was_left_of_it(self, ledger: Ledger, redis_client: redis.Redis) -> None:
+    def test_a_lease_keeps_its_remaining_time(self, ledger: Ledger, redis_client: redis.Redis) -> None:
         add_job(ledger, chunks=2)
         for lease_seconds in (30, 300):
             assert ledger.claim(new_token(), lease_seconds, LANES, [MODEL])
@@ -184,7 +184,7 @@ class TestClock:
             [30, 300], abs=5
         )
 
-    def test_a_worker_that_has_died_is_heard_of_no_longer_than_ever(
+    def test_a_dead_worker_is_listed_no_longer_than_before(
         self, ledger: Ledger, redis_client: redis.Redis
     ) -> None:
         ledger.heartbeat(WorkerFacts("w", "host", 7, (MODEL,)))

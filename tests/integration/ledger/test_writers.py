@@ -15,6 +15,7 @@ from tests.support.ledger import (
     claim,
     claim_finish,
     complete,
+    lease_of,
     let_finish_claims_expire,
     let_leases_expire,
     make_job,
@@ -49,7 +50,9 @@ class TestEarlyEnd:
         assert LEASE_SECONDS < seconds <= WRITE_LIMIT_SECONDS + LEASE_SECONDS
         assert ledger.writers("job", -LEASE_SECONDS) == (0, 0)
 
-    def test_whoever_says_that_it_has_stopped_is_none(self, ledger: Ledger, held: list[Claim]) -> None:
+    def test_workers_that_have_reported_their_stop_do_not_count(
+        self, ledger: Ledger, held: list[Claim]
+    ) -> None:
         released, written, failed = held
         assert ledger.release(released, "drain", reason="cancelled") == "not_held"
         assert complete(ledger, written) == "cancelled"
@@ -58,11 +61,11 @@ class TestEarlyEnd:
         assert writers(ledger) == 0
         assert ledger.status("job").state is JobState.CANCELLED
 
-    def test_one_that_lives_and_has_not_stopped_is_waited_for(
+    def test_a_living_worker_that_has_not_stopped_counts(
         self, ledger: Ledger, redis_client: redis.Redis, held: list[Claim]
     ) -> None:
         # Given two workers, one of which was heard of last when its lease was about to end
-        alive, silent = (Lease(one.job_id, str(one.chunk_id), one.token) for one in held[:2])
+        alive, silent = map(lease_of, held[:2])
         for token, deadline in ((held[0].token, 1), (held[1].token, 1), (held[2].token, 1)):
             redis_client.zadd(keys.job("job", keys.WRITERS), {token: deadline})
         assert writers(ledger) == 0
@@ -72,7 +75,7 @@ class TestEarlyEnd:
         assert writers(ledger) == 1
         assert silent.token != alive.token
 
-    def test_a_stranger_does_not_become_one_by_renewing(self, ledger: Ledger, held: list[Claim]) -> None:
+    def test_an_unknown_token_does_not_count_by_renewing(self, ledger: Ledger, held: list[Claim]) -> None:
         for one in held:
             ledger.release(one, "drain", reason="cancelled")
         assert ledger.renew([Lease("job", "0", "nobody")], LEASE_SECONDS) == ["cancelled"]
@@ -121,7 +124,9 @@ class TestLostLeases:
         assert complete(ledger, lost) == "finishing"
         assert writers(ledger) == 0
 
-    def test_it_cannot_end_the_job_of_whoever_has_the_chunk_now(self, ledger: Ledger, lost: Claim) -> None:
+    def test_it_cannot_end_the_job_while_another_worker_has_the_chunk(
+        self, ledger: Ledger, lost: Claim
+    ) -> None:
         ledger.fail("job", "no disk", ttl_seconds=600, holder=lost)
 
         assert ledger.status("job").state is JobState.RUNNING
@@ -150,7 +155,7 @@ def test_rows_in_redis_have_no_writers(ledger: Ledger) -> None:
     assert writers(ledger) == 0
 
 
-def test_those_that_never_spoke_again_are_forgotten(ledger: Ledger, redis_client: redis.Redis) -> None:
+def test_workers_that_stay_silent_are_removed(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, chunks=1)
     claim(ledger)
     long_ago = (time.time() - 3 * 3600) * 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from typing import Any
 
 import pytest
 import redis
@@ -16,8 +17,9 @@ from clipfleet_worker.sinks.redis import RedisSink
 from tests.support.ledger import (
     add_job,
     claim,
-    claim_finish,
     complete,
+    draft,
+    ends,
     keys_without_ttl,
     make_job,
     new_token,
@@ -37,71 +39,71 @@ def outcome(ledger: Ledger, failed: int, *, of: int, codes: Mapping[str, int] | 
 
 def retry(ledger: Ledger, draft: Draft, *, generation: int = 1, rate: float | None = None) -> None:
     token = new_token()
-    ledger.begin_draft("job", token)
-    word, _ = ledger.retry("job", token, draft, generation=generation, max_error_rate=rate)
+    ledger.drafts.begin("job", token)
+    word, _ = ledger.drafts.retry("job", token, draft, generation=generation, max_error_rate=rate)
     assert word == "started"
 
 
 def open_again(chunks: int, *, next_chunk: int, ok: int = 0, failed: int = 0, done: int = 0) -> Draft:
     """The first `done` chunks are as they should be; the others below `next_chunk` are run again."""
-    bits = bytearray(-(-chunks // 8))
-    for chunk in range(done):
-        bits[chunk // 8] |= 0x80 >> chunk % 8
     codes = {"not_found": failed} if failed else {}
-    return Draft(bytes(bits), list(range(done, next_chunk)), next_chunk, ok, failed, codes)
+    return draft(chunks, done=range(done), next_chunk=next_chunk, ok=ok, codes=codes)
+
+
+# The job, and for each chunk the rows that failed, all its rows, and the answer.
+WHEN: dict[str, tuple[dict[str, Any], list[tuple[int, int, str]]]] = {
+    "a thousand rows are enough": ({"chunk_items": 500}, [(500, 500, "done"), (500, 500, "stopped")]),
+    "of a small job a tenth is enough": (
+        {"chunks": 20, "chunk_items": 10},
+        [(10, 10, "done"), (10, 10, "stopped")],
+    ),
+    "one chunk at least": ({"chunks": 2, "chunk_items": 1}, [(1, 1, "stopped")]),
+    "a job without another chunk is finished": ({"chunks": 1}, [(10, 10, "finishing")]),
+    "the rate itself is allowed": ({"chunk_items": 1000}, [(200, 1000, "done")]),
+    "more is not": ({"chunk_items": 1000}, [(201, 1000, "stopped")]),
+    "a rate of zero allows none": (
+        {"chunk_items": 1000, "max_error_rate": 0.0},
+        [(0, 1000, "done"), (1, 1000, "stopped")],
+    ),
+    "a job without a rate never stops": (
+        {"chunks": 2, "chunk_items": 1000, "max_error_rate": None},
+        [(1000, 1000, "done"), (1000, 1000, "finishing")],
+    ),
+    "nor does one that allows all": (
+        {"chunks": 2, "chunk_items": 1000, "max_error_rate": 1.0},
+        [(1000, 1000, "done"), (1000, 1000, "finishing")],
+    ),
+    "a job that gets better continues": (
+        {"chunks": 10, "chunk_items": 999, "sealed": False, "max_error_rate": 0.5},
+        [(999, 999, "done"), (0, 999, "done"), (0, 999, "done")],
+    ),
+}
 
 
 class TestWhen:
-    def test_a_thousand_rows_are_enough(self, ledger: Ledger) -> None:
-        add_job(ledger, chunks=100, chunk_items=500, max_error_rate=RATE)
-        assert outcome(ledger, 500, of=500) == "done"
-        assert outcome(ledger, 500, of=500) == "stopped"
-        assert ledger.status("job").state is JobState.CANCELLED
+    @pytest.mark.parametrize(("job", "chunks"), WHEN.values(), ids=WHEN)
+    def test_a_job_stops_once_enough_rows_were_run_and_too_many_failed(
+        self, ledger: Ledger, job: dict[str, Any], chunks: list[tuple[int, int, str]]
+    ) -> None:
+        add_job(ledger, **{"chunks": 100, "max_error_rate": RATE, **job})
 
-    def test_of_a_small_job_a_tenth_is_enough(self, ledger: Ledger) -> None:
-        add_job(ledger, chunks=20, chunk_items=10, max_error_rate=RATE)
-        assert outcome(ledger, 10, of=10) == "done"
-        assert outcome(ledger, 10, of=10) == "stopped"
+        assert [outcome(ledger, failed, of=rows) for failed, rows, _ in chunks] == [
+            word for _, _, word in chunks
+        ]
+
+    @pytest.mark.parametrize("rate", [0.07, 0.29, 0.57, 0.58, 1 / 3])
+    def test_the_rate_is_allowed_also_where_a_product_would_be_rounded(
+        self, ledger: Ledger, rate: float
+    ) -> None:
+        add_job(ledger, chunks=100, chunk_items=3000, max_error_rate=rate)
+        assert outcome(ledger, round(rate * 3000), of=3000) == "done"
+        assert outcome(ledger, 3000, of=3000) == "stopped"
 
     def test_while_items_are_still_coming_a_tenth_is_not_known(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=20, chunk_items=10, sealed=False, max_error_rate=RATE)
         assert [outcome(ledger, 10, of=10) for _ in range(5)] == ["done"] * 5
         assert ledger.seal("job", 20, 200) == "sealed"
         assert outcome(ledger, 10, of=10) == "stopped"
-
-    def test_at_least_one_chunk(self, ledger: Ledger) -> None:
-        add_job(ledger, chunks=2, chunk_items=1, max_error_rate=RATE)
-        assert outcome(ledger, 1, of=1) == "stopped"
-
-    def test_where_nothing_is_left_to_be_stopped_a_job_is_finished(self, ledger: Ledger) -> None:
-        add_job(ledger, chunks=1, max_error_rate=RATE)
-        assert outcome(ledger, 10, of=10) == "finishing"
-
-    @pytest.mark.parametrize(("failed", "word"), [(199, "done"), (200, "done"), (201, "stopped")])
-    def test_the_rate_itself_is_allowed(self, ledger: Ledger, failed: int, word: str) -> None:
-        add_job(ledger, chunks=100, chunk_items=1000, max_error_rate=RATE)
-        assert outcome(ledger, failed, of=1000) == word
-
-    @pytest.mark.parametrize("rate", [0.07, 0.29, 0.57, 0.58, 1 / 3])
-    def test_also_where_a_product_would_be_rounded(self, ledger: Ledger, rate: float) -> None:
-        add_job(ledger, chunks=100, chunk_items=3000, max_error_rate=rate)
-        assert outcome(ledger, round(rate * 3000), of=3000) == "done"
-        assert outcome(ledger, 3000, of=3000) == "stopped"
-
-    def test_none_at_all(self, ledger: Ledger) -> None:
-        add_job(ledger, chunks=100, chunk_items=1000, max_error_rate=0.0)
-        assert outcome(ledger, 0, of=1000) == "done"
-        assert outcome(ledger, 1, of=1000) == "stopped"
-
-    @pytest.mark.parametrize("rate", [None, 1.0])
-    def test_never(self, ledger: Ledger, rate: float | None) -> None:
-        add_job(ledger, chunks=3, chunk_items=1000, max_error_rate=rate)
-        assert [outcome(ledger, 1000, of=1000) for _ in range(3)] == ["done", "done", "finishing"]
-
-    def test_a_job_that_got_better_goes_on(self, ledger: Ledger) -> None:
-        add_job(ledger, chunks=10, chunk_items=999, sealed=False, max_error_rate=0.5)
-        assert outcome(ledger, 999, of=999) == "done"
-        assert [outcome(ledger, 0, of=999) for _ in range(3)] == ["done"] * 3
 
     def test_a_paused_job_is_stopped_by_what_was_under_way(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=10, chunk_items=1000, max_error_rate=RATE)
@@ -162,11 +164,6 @@ class TestTheEnd:
         )
         assert 70_000 < redis_client.pttl(keys.job("job")) <= 77_000
 
-    def test_cancelling_by_hand_is_another_end(self, ledger: Ledger) -> None:
-        add_job(ledger, max_error_rate=RATE)
-        ledger.cancel("job", ttl_seconds=60)
-        assert not ledger.status("job").has_stopped_itself
-
 
 class TestGoingOn:
     def stopped(self, ledger: Ledger) -> None:
@@ -224,18 +221,15 @@ class TestGoingOn:
         self.stopped(ledger)
         retry(ledger, open_again(20, next_chunk=0))
         outcome(ledger, 250, of=1000)
-        ends = [(entry["generation"], entry["state"]) for _, entry in redis_client.xrange(keys.EVENTS)]
-        assert ends == [("0", "cancelled"), ("1", "cancelled")]
+        assert ends(redis_client) == [("job", "0", "cancelled"), ("job", "1", "cancelled")]
 
     def test_a_job_that_redis_lost_is_as_strict_as_before(
         self, ledger: Ledger, redis_client: redis.Redis
     ) -> None:
         token = new_token()
-        ledger.begin_draft("job", token)
-        staged = [(0, 20)]
-        draft = Draft(bytes(3), [], 0, 0, 0, {}, staged)
-        ledger.rebuild(
-            make_job(max_error_rate=RATE), token, draft,
+        ledger.drafts.begin("job", token)
+        ledger.drafts.rebuild(
+            make_job(max_error_rate=RATE), token, draft(20, next_chunk=0, staged=[(0, 20)]),
             state=JobState.RUNNING, generation=0, items=20_000, ttl_seconds=60,
         )  # fmt: skip
         assert outcome(ledger, 250, of=1000) == "stopped"
@@ -262,11 +256,3 @@ def test_rows_in_redis_stay_and_the_others_never_appear(
     assert list(visible_rows(redis_client)) == [0, 1, 2, 3]
     assert pending_keys(redis_client) == []
     assert 80_000 < redis_client.pttl(keys.job("job")) <= 90_000  # as the submit said, not as the worker
-
-
-def test_a_finished_job_is_not_judged(ledger: Ledger) -> None:
-    add_job(ledger, chunks=2, max_error_rate=RATE)
-    first, second = claim(ledger), claim(ledger)
-    assert complete(ledger, first) == "done"
-    assert complete(ledger, second, ok=0, failed=10) == "finishing"
-    assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == "completed_with_errors"

@@ -1,0 +1,28 @@
+"""Python values as arguments of the Lua scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from clipfleet.contract.bottleneck import Meters
+
+
+def rate_argument(rate: float | None) -> float | str:
+    """An error rate; empty if there is none."""
+    return "" if rate is None else rate
+
+
+def flat(pairs: Mapping[str, str | int]) -> list[str | int]:
+    """Keys and values in turn."""
+    return [part for pair in pairs.items() for part in pair]
+
+
+def measured_argument(work_seconds: Mapping[str, float], meters: Meters) -> str:
+    """JSON as `measured.lua` reads it; empty if nothing was measured."""
+    measured: dict[str, Mapping[str, float | str]] = {}
+    if work_seconds:
+        measured["seconds"] = {step: round(value, 6) for step, value in work_seconds.items()}
+    if meters.seconds:
+        measured["meters"] = meters.to_facts()
+    return json.dumps(measured, separators=(",", ":")) if measured else ""

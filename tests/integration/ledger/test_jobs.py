@@ -1,0 +1,131 @@
+"""Jobs as Redis holds them: of other versions, expired, and in which order they are listed."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import redis
+
+from clipfleet.contract.jobs import JobState
+from clipfleet.errors import JobConflictError
+from clipfleet.ledger import keys
+from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from tests.support.ledger import (
+    add_finishing_job,
+    add_job,
+    claim,
+    claim_finish,
+    complete,
+    make_job,
+    new_token,
+    server_now_ms,
+    try_claim,
+)
+
+
+def events(client: redis.Redis) -> list[tuple[str, str, str]]:
+    """`(job, generation, state)` of each job that ended."""
+
+
+def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_client: redis.Redis) -> None:
+    ledger.submit(make_job())
+    redis_client.hset(keys.job("job"), "fingerprint", "of-tomorrow")
+    redis_client.set(keys.job("job", keys.SPEC), '{"new_field": 1}', keepttl=True)
+
+    with pytest.raises(JobConflictError, match="written by another version of clipfleet"):
+        ledger.submit(make_job())
+
+
+def test_a_job_of_an_earlier_version_continues(ledger: Ledger, redis_client: redis.Redis) -> None:
+    job = add_job(ledger, job=make_job("job").model_copy(update={"on_finished": "myapp.handle"}))
+    spec = redis_client.getdel(keys.job(job.job_id, keys.SPEC))
+    redis_client.hset(keys.job(job.job_id), "spec", spec)  # type: ignore[arg-type]  # where earlier versions had it
+
+    ledger.reconcile()
+
+    assert ledger.job(job.job_id) == job
+    assert ledger.submit(job) == (False, JobState.RUNNING)
+    complete(ledger, claim(ledger), ok=10)
+    ledger.finish(claim_finish(ledger), ttl_seconds=60)
+    assert ledger.status(job.job_id).state is JobState.COMPLETED
+    assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
+
+
+def test_fields_of_a_newer_version_are_ignored(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger)
+    redis_client.hset(keys.job("job"), mapping={"of_tomorrow": "1", "seconds:of_tomorrow": "2.5"})
+
+    assert ledger.status("job").chunks == 1
+    assert complete(ledger, claim(ledger)) == "finishing"
+    assert ledger.backlog().jobs[JobState.FINISHING] == 1
+
+
+def test_nothing_is_left_of_a_worker_that_is_silent_or_has_ended(
+    ledger: Ledger, redis_client: redis.Redis
+) -> None:
+    for worker_id in ("silent", "ended", "here"):
+        ledger.heartbeat(WorkerFacts(worker_id, "host", 7, ("demo",)))
+    redis_client.zadd(keys.WORKERS, {"silent": server_now_ms(redis_client) - 45_000})
+
+    ledger.farewell("ended")
+    ledger.reconcile(worker_silence_seconds=40)
+
+    assert redis_client.hkeys(keys.WORKER_FACTS) == redis_client.zrange(keys.WORKERS, 0, -1) == ["here"]
+
+
+def test_the_newest_jobs_come_first(ledger: Ledger, redis_client: redis.Redis) -> None:
+    for age, name in enumerate(["c", "a", "b"]):
+        add_job(ledger, name)
+        redis_client.zadd(keys.JOBS, {name: 1_000 - age})
+
+    assert [status.job_id for status in ledger.jobs()] == ["c", "a", "b"]
+    assert [status.job_id for status in ledger.jobs(limit=2)] == ["c", "a"]
+
+
+def test_an_expired_job_is_not_listed(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_job(ledger, "gone")
+    add_job(ledger, "here")
+    redis_client.delete(*redis_client.keys(keys.job("gone", "*")))
+
+    assert [status.job_id for status in ledger.jobs()] == ["here"]
+    ledger.reconcile()
+    assert redis_client.zrange(keys.JOBS, 0, -1) == ["here"]
+
+
+def test_claims_remove_an_expired_job(ledger: Ledger, redis_client: redis.Redis) -> None:
+    add_finishing_job(ledger, "finishing")
+    for name in ("gone", "here"):
+        add_job(ledger, name)
+    for name in ("finishing", "gone"):
+        redis_client.delete(*redis_client.keys(keys.job(name, "*")))
+
+    assert claim(ledger).job_id == "here"
+    assert ledger.claim_finish(new_token(), 600) is None
+
+    assert redis_client.exists(keys.FINISHING, keys.job("finishing"), keys.job("gone")) == 0
+    assert redis_client.zrange(keys.lane_queue("normal", "demo"), 0, -1) == ["here"]
+
+
+def test_a_claim_that_finds_nothing_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
+    assert try_claim(ledger) is None
+
+    assert redis_client.keys("*") == []
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_waiting_caller_is_woken_by_the_next_chunk(ledger: Ledger, redis_url: str, protocol: int) -> None:
+    add_job(ledger, chunks=2)
+    complete(ledger, claim(ledger))
+    waiter = Ledger(f"{redis_url}?protocol={protocol}")
+    seen = waiter.wait_for_progress("job", "0", 5)
+    news: list[str] = []
+    thread = threading.Thread(target=lambda: news.append(waiter.wait_for_progress("job", seen, 5)))
+
+    thread.start()
+    complete(ledger, claim(ledger))
+    thread.join(timeout=10)
+    waiter.close()
+
+    assert news
+    assert news[0] != seen

@@ -1,0 +1,307 @@
+"""What a ledger promises about the end of a job, and about what it shows of jobs and workers."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from clipfleet.contract.jobs import JobState, Lane
+from clipfleet.ledger.jobs import Ledger, WorkerFacts
+from tests.promises.conftest import PassTime
+from tests.support.ledger import (  # fmt: skip
+    add_finishing_job,
+    add_job,
+    bring_into,
+    claim,
+    claim_finish,
+    complete,
+    lease_of,
+    new_token,
+    try_claim,
+    work_off,
+)
+
+OPEN = [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED]
+OVER = [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED]
+
+
+class TestFinish:
+    @pytest.mark.parametrize(("failed", "state"), [(0, "completed"), (3, "completed_with_errors")])
+    def test_a_job_is_completed_with_or_without_errors(self, ledger: Ledger, failed: int, state: str) -> None:
+        add_finishing_job(ledger, failed=failed)
+        before = ledger.status("job")
+        assert before.finished_ms is None
+
+        assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == state
+
+        status = ledger.status("job")
+        assert (status.state, status.created_ms) == (state, before.created_ms)
+        assert status.finished_ms is not None
+        assert status.created_ms <= before.asked_ms <= status.finished_ms <= status.asked_ms
+
+    def test_a_claim_that_expired_is_taken_by_another_worker(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        add_finishing_job(ledger)
+        first = claim_finish(ledger)
+        pass_time(601)
+
+        second = claim_finish(ledger)
+
+        assert second.job_id == first.job_id
+        assert ledger.claim_finish(first.token, 600) is None
+        ledger.postpone_finish(first, 0)
+        assert ledger.renew([lease_of(first), lease_of(second)], 60) == ["lost", "held"]
+        assert ledger.claim_finish(new_token(), 600) is None
+        words = [ledger.finish(claimed, ttl_seconds=60) for claimed in (first, second, first)]
+        assert words == ["completed"] * 3
+
+    def test_a_renewed_claim_is_held_for_longer(self, ledger: Ledger, pass_time: PassTime) -> None:
+        add_finishing_job(ledger)
+        claimed = claim_finish(ledger)
+        pass_time(601)
+
+        assert ledger.renew([lease_of(claimed)], 60) == ["held"]
+
+        assert ledger.claim_finish(new_token(), 600) is None
+
+    def test_a_job_with_open_chunks_of_another_generation_or_unknown_is_not_finished(
+        self, ledger: Ledger
+    ) -> None:
+        add_finishing_job(ledger)
+        claimed = claim_finish(ledger)
+        add_job(ledger, "open")
+
+        assert ledger.finish(replace(claimed, job_id="open"), ttl_seconds=60) == "stale"
+        assert ledger.finish(replace(claimed, generation=1), ttl_seconds=60) == "stale"
+        assert ledger.finish(replace(claimed, job_id="nope"), ttl_seconds=60) == "missing"
+
+
+class TestPostpone:
+    def test_it_is_claimed_again_after_the_delay_and_the_status_shows_why(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        add_finishing_job(ledger)
+        assert ledger.postpone_finish(claim_finish(ledger), 100, "the store is away") == "postponed"
+        assert ledger.status("job").reason == "the store is away"
+        pass_time(95)
+        assert ledger.claim_finish(new_token(), 600) is None
+        pass_time(10)
+
+        ledger.finish(claim_finish(ledger), ttl_seconds=60)
+
+        assert ledger.status("job").reason == ""
+
+    def test_an_outage_that_lasts_too_long_pauses_the_job(self, ledger: Ledger, pass_time: PassTime) -> None:
+        add_finishing_job(ledger)
+        ledger.postpone_finish(claim_finish(ledger), 0, "the store is away", outage_seconds=3600)
+        pass_time(3601)
+
+        word = ledger.postpone_finish(claim_finish(ledger), 0, "still away", outage_seconds=3600)
+
+        assert word == "paused"
+        assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.PAUSED, "still away")
+        assert ledger.claim_finish(new_token(), 600) is None
+        assert try_claim(ledger) is None
+        assert ledger.resume("job") == (True, JobState.FINISHING)
+        assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == "completed"
+
+    def test_lasting_trouble_fails_the_job_in_the_end(self, ledger: Ledger, pass_time: PassTime) -> None:
+        add_finishing_job(ledger)
+
+        def postpone(reason: str) -> str:
+            return ledger.postpone_finish(
+                claim_finish(ledger), 0, reason, outage_seconds=3600, ttl_seconds=60, is_lasting=True
+            )
+
+        assert postpone("the store is away") == "postponed"
+        pass_time(3601)
+        assert postpone("") == "postponed"  # a worker drains, nothing else
+        assert postpone("part 0 is gone") == "failed"
+
+        status = ledger.status("job")
+        assert (status.state, status.reason) == (JobState.FAILED, "part 0 is gone")
+        assert ledger.claim_finish(new_token(), 600) is None
+
+
+class TestEarlyEnd:
+    @pytest.mark.parametrize("state", OPEN)
+    def test_a_job_with_open_chunks_can_be_cancelled(self, ledger: Ledger, state: JobState) -> None:
+        bring_into(ledger, state)
+        before = ledger.last_early_end()
+
+        assert ledger.cancel("job", ttl_seconds=60) == (True, JobState.CANCELLED)
+
+        assert try_claim(ledger) is None
+        assert ledger.last_early_end() != before
+        assert not ledger.status("job").has_stopped_itself
+
+    @pytest.mark.parametrize("state", [JobState.FINISHING, *OVER])
+    def test_a_job_that_is_finishing_or_over_cannot_be_cancelled(
+        self, ledger: Ledger, state: JobState
+    ) -> None:
+        bring_into(ledger, state)
+        before = ledger.last_early_end()
+
+        assert ledger.cancel("job", ttl_seconds=60) == (False, state)
+
+        assert ledger.last_early_end() == before
+
+    @pytest.mark.parametrize("state", [*OPEN, JobState.FINISHING])
+    def test_a_job_whose_rows_cannot_be_written_fails_with_the_reason(
+        self, ledger: Ledger, state: JobState
+    ) -> None:
+        bring_into(ledger, state)
+
+        for _ in range(2):
+            ledger.fail("job", "no disk", ttl_seconds=60)
+
+        assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.FAILED, "no disk")
+        assert ledger.reconcile() == (0, 0)
+
+    def test_a_worker_without_the_lease_cannot_fail_the_job(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        add_job(ledger)
+        lost = claim(ledger)
+        pass_time(601)
+        ledger.reconcile()
+        ledger.fail("job", "no disk", ttl_seconds=60, holder=lost)
+        assert ledger.status("job").state is JobState.RUNNING
+
+        ledger.fail("job", "no disk", ttl_seconds=60, holder=claim(ledger))
+
+        assert ledger.status("job").state is JobState.FAILED
+
+    def test_a_job_that_failed_while_it_was_finished_stays_failed(self, ledger: Ledger) -> None:
+        add_finishing_job(ledger)
+        claimed = claim_finish(ledger)
+        ledger.fail("job", "no disk", ttl_seconds=60)
+
+        assert ledger.renew([lease_of(claimed)], 60) == ["cancelled"]
+        assert ledger.finish(claimed, ttl_seconds=60) == "failed"
+
+    def test_workers_that_held_chunks_are_writers_until_they_have_stopped(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        add_job(ledger, chunks=3)
+        first, second, third = claim(ledger), claim(ledger), claim(ledger)
+        assert ledger.writers("job", 100)[0] == 0
+        ledger.cancel("job", ttl_seconds=6000)
+
+        ledger.release(first, "drain", reason="cancelled")
+        count, seconds = ledger.writers("job", 100)
+        assert (count, seconds) == (2, pytest.approx(700, abs=5))
+        complete(ledger, second)
+        assert ledger.writers("job", 100)[0] == 1
+        pass_time(705)
+        assert ledger.writers("job", 100) == (0, 0)
+        assert ledger.renew([lease_of(third)], 600) == ["cancelled"]  # it is inside its write
+        assert ledger.writers("job", 100)[0] == 1
+
+
+def test_a_status_says_where_every_chunk_is(ledger: Ledger) -> None:
+    add_job(ledger, chunks=5, lane=Lane.BULK)
+    done, _leased, released = claim(ledger), claim(ledger), claim(ledger)
+    complete(ledger, done, ok=8, failed=2)
+    ledger.release(released, "waits", reason="store away")
+
+    status = ledger.status("job")
+
+    assert (status.state, status.lane, status.model) == (JobState.RUNNING, Lane.BULK, "demo")
+    assert (status.chunks, status.done_chunks, status.leased_chunks, status.due_chunks) == (5, 1, 1, 1)
+    assert (status.total, status.ok, status.failed, status.open) == (50, 8, 2, 40)
+    assert [one.job_id for one in ledger.jobs()] == ["job"]
+
+
+def test_workers_starve_while_all_that_was_submitted_is_claimed(ledger: Ledger, pass_time: PassTime) -> None:
+    def starved_seconds() -> int:
+        return round(ledger.status("job").starved_ms / 1000)
+
+    add_job(ledger, chunks=2, sealed=False)
+    claim(ledger)
+    pass_time(20)
+    assert starved_seconds() == 0
+    claim(ledger)
+    pass_time(20)
+    assert starved_seconds() == 20
+    ledger.stage("job", 2, 1, 10)
+    pass_time(20)
+    assert starved_seconds() == 20
+    claim(ledger)
+    pass_time(10)
+    assert ledger.seal("job", 3, 30) == "sealed"
+    pass_time(20)
+    assert starved_seconds() == 30
+
+
+class TestWorkers:
+    def test_a_worker_is_known_by_its_heartbeat(self, ledger: Ledger, pass_time: PassTime) -> None:
+        quiet = WorkerFacts("quiet", "host", 7, ("demo", "one:x"), device="cuda")
+        lively = WorkerFacts("lively", "host", 8, ("demo",))
+        ledger.heartbeat(quiet)
+        ledger.heartbeat(quiet)
+        assert ledger.workers() == [quiet]
+        assert [quiet.serves("one:x"), quiet.serves("two:x")] == [True, False]
+
+        pass_time(45)
+        ledger.heartbeat(lively)
+
+        assert ledger.workers(silence_seconds=30) == [lively]
+        ledger.reconcile(worker_silence_seconds=60)
+        assert ledger.workers(silence_seconds=50) == [quiet, lively]
+        ledger.reconcile(worker_silence_seconds=40)
+        assert ledger.workers(silence_seconds=50) == [lively]
+
+    def test_one_that_has_said_farewell_is_removed_at_once(self, ledger: Ledger) -> None:
+        for worker_id in ("gone", "here"):
+            ledger.heartbeat(WorkerFacts(worker_id, "host", 7, ("demo",)))
+
+        ledger.farewell("gone")
+        ledger.farewell("gone")
+
+        assert [facts.worker_id for facts in ledger.workers()] == ["here"]
+
+
+class TestProgress:
+    def test_a_waiting_caller_is_woken_by_the_next_chunk(self, ledger: Ledger) -> None:
+        add_job(ledger, chunks=2)
+        seen = ledger.last_progress("job")
+        news: list[str] = []
+        thread = threading.Thread(target=lambda: news.append(ledger.wait_for_progress("job", seen, 5)))
+
+        thread.start()
+        complete(ledger, claim(ledger))
+        thread.join(timeout=10)
+
+        assert news == [ledger.last_progress("job")]
+        assert news != [seen]
+
+    def test_without_news_the_same_mark_comes_back(self, ledger: Ledger) -> None:
+        add_job(ledger)
+        mark = ledger.last_progress("job")
+
+        assert ledger.wait_for_progress("job", mark, 0.05) == mark
+        assert ledger.wait_for_progress("job", "0-7", 0) == "0-7"
+
+    def test_several_news_at_once_give_the_last_mark(self, ledger: Ledger) -> None:
+        add_job(ledger, chunks=3)
+        first = ledger.last_progress("job")
+        work_off(ledger)
+
+        assert ledger.wait_for_progress("job", first, 5) == ledger.last_progress("job") != first
+
+    @pytest.mark.parametrize("end", ["finish", "cancel", "fail"])
+    def test_the_end_of_a_job_is_progress_too(self, ledger: Ledger, end: str) -> None:
+        add_finishing_job(ledger) if end == "finish" else add_job(ledger)
+        before = ledger.last_progress("job")
+        if end == "finish":
+            ledger.finish(claim_finish(ledger), ttl_seconds=60)
+        elif end == "cancel":
+            ledger.cancel("job", ttl_seconds=60)
+        else:
+            ledger.fail("job", "no disk", ttl_seconds=60)
+
+        assert ledger.last_progress("job") != before
