@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from clipfleet.contract.jobs import Job, JobState, LabelSet, Task
+from clipfleet.contract.jobs import Job, JobState, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle

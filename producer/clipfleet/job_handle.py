@@ -18,8 +18,9 @@ from clipfleet.ledger.values import EarlyEnd
 from clipfleet.outputs import open_output, output_of
 from clipfleet.redis.patience import OnTrouble, Patience, is_unready
 from clipfleet.results import rows as results
+from clipfleet.results.part_rows import PartRows
 from clipfleet.results.redis_rows import RedisRows
-from clipfleet.results.rows import PartRows, RowReader
+from clipfleet.results.rows import RowReader
 from clipfleet.resume.retry import Parts, Retry, parts_in_place
 from clipfleet.settings import Settings
 

@@ -18,7 +18,7 @@ from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis.connection import connect
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.images import encoded, make_image

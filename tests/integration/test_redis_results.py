@@ -28,11 +28,11 @@ from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import redis as redis_output
 from clipfleet.outputs.redis import RedisOutput
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.results.redis_rows import RedisRows
 from clipfleet.results.rows import rows as rows_of
 from clipfleet.results.rows import vectors as vectors_of
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.staging import StagedReader
 from clipfleet.submit.submission import Submission
 from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.sinks.redis import RedisSink

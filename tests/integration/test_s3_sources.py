@@ -17,7 +17,7 @@ from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError, SourceUnavailableError
 from clipfleet.s3.client import connect, make_client
 from clipfleet.sources import ReadOptions, open_source
-from clipfleet.submit.submission import Contents
+from clipfleet.submit.contents import Contents
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher

@@ -15,9 +15,9 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import open_output, output_of
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources import open_source
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.staging import StagedReader
 from clipfleet.submit.submission import Submission
 from tests.support.ledger import make_job, try_claim, work_off
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, Precision, short_hash
+from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.label_sets import short_hash
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.outputs.folder import Confirm, unconditionally

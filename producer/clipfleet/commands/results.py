@@ -20,7 +20,8 @@ from clipfleet.exports import export as write_export
 from clipfleet.ledger import keys
 from clipfleet.outputs import open_output
 from clipfleet.results.formats import ResultFormat, write
-from clipfleet.results.rows import PartRows, RowReader
+from clipfleet.results.part_rows import PartRows
+from clipfleet.results.rows import RowReader
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
 

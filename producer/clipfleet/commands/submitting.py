@@ -16,7 +16,8 @@ import typer
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
-from clipfleet.contract.jobs import DEFAULT_TEMPLATE, LabelSet, new_job_id
+from clipfleet.contract.jobs import new_job_id
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.submit.options import read_job_spec

@@ -1,11 +1,7 @@
-"""What producer and worker agree on: jobs, label sets, error codes. What a part looks like: `parts.py`.
-
-Frozen data and pure functions only, no I/O.
-"""
+"""The job that producer and worker agree on, its states and error codes. Frozen data, no I/O."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
@@ -14,8 +10,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
 from clipfleet.contract.parts import label_columns
 from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
@@ -24,19 +21,16 @@ MAX_CHUNK_SIZE = 4096
 DEFAULT_CHUNK_SIZE = 512
 DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
 DEMO_MODEL = "demo"
-DEFAULT_TEMPLATE = "a photo of a {}"
 
 REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the ledger's Redis
 MAX_ITEMS_IN_REDIS = 100_000  # of one job; more go into a folder or a bucket
 
-DEFAULT_LABEL_SET_NAME = "labels"
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
 # Keys of ours, and of kombu, in a Redis that is the broker too: a queue of that name would take their place.
 _RESERVED_QUEUES = re.compile(r"clipfleet(:.*)?|_kombu\..*|unacked(_.*)?")
-LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
 class Task(StrEnum):
@@ -150,74 +144,10 @@ class ItemError:
     detail: str
 
 
-class Preset(StrEnum):
-    """Label sets that open_clip brings."""
-
-    IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
-
-
 ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # failed rows of all that were run
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*")
-    @classmethod
-    def _check_text(cls, value: Any) -> Any:
-        """Whatever is in a job crosses the wire: a file's name of other bytes than UTF-8 cannot."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError(f"{text!r} is not UTF-8")
-        return value
-
-
-class LabelSet(_Frozen):
-    """Labels and the prompt templates that are averaged for each of them (open_clip's ensembling).
-
-    A preset stands for labels and templates that open_clip brings; only a worker knows them.
-    """
-
-    name: Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)] = DEFAULT_LABEL_SET_NAME
-    labels: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
-    preset: Preset | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("preset") and not values.get("templates"):
-            return {**values, "templates": (DEFAULT_TEMPLATE,)}
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.preset is not None and (self.labels or self.templates):
-            raise ValueError(f"preset {self.preset} brings its own labels and templates")
-        if self.preset is None and not self.labels:
-            raise ValueError("there is no label")
-        blank = [position for position, label in enumerate(self.labels) if not label.strip()]
-        if blank:
-            raise ValueError(f"label number {blank[0] + 1} is empty")
-        seen: set[str] = set()
-        for label in self.labels:
-            if label in seen:
-                raise ValueError(f"label {label!r} appears twice")
-            seen.add(label)
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(
-                    f"template {template!r} must contain {{}} exactly once, where the label goes"
-                )
-        return self
-
-    @property
-    def hash(self) -> str:
-        """Short name of this label set; equal content gives the equal hash on every machine."""
-        return short_hash([list(self.labels), list(self.templates), self.preset])
-
-
-class SourceDescription(_Frozen):
+class SourceDescription(FrozenModel):
     """What a source is, as far as it can be told without reading it through."""
 
     kind: str  # folder, glob, txt, csv, ...
@@ -226,7 +156,7 @@ class SourceDescription(_Frozen):
     extra_columns: tuple[str, ...] = ()  # the source's own columns that are carried into the parts
 
 
-class Job(_Frozen):
+class Job(FrozenModel):
     """One submission. `_clipfleet/job.json` of an output holds exactly this."""
 
     schema_version: int = SCHEMA_VERSION
@@ -363,12 +293,6 @@ def read_job(text: str | bytes) -> Job:
         raise JobUnreadableError(
             f"this is not the description of a job ({error.error_count()} problems, the first in {where!r})"
         ) from None
-
-
-def short_hash(value: object) -> str:
-    """First 16 hex digits of the sha256 of the canonical JSON of a value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def new_job_id() -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from clipfleet.contract.jobs import LABEL_SET_NAME_PATTERN, LabelSet, Preset
+from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet, Preset
 from clipfleet.errors import UsageError, first_problem
 from clipfleet.labels.written_files import read_text_file, read_yaml_file
 

@@ -144,7 +144,7 @@ class Ledger:
     def seal(self, job_id: str, chunks: int, items: int, source_sum: str = "") -> str:
         """Record that the source has ended; answers `sealed`, `mismatch` or `refused`. Idempotent.
 
-        `source_sum` is what `JobStatus` has then, see `clipfleet.submit.submission.Contents`.
+        `source_sum` is what `JobStatus` has then, see `clipfleet.submit.contents.Contents`.
         """
         return str(self._run("seal", job_id, chunks, items, source_sum)[0])
 

@@ -8,35 +8,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
-import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.errors import OutputUnavailableError
 from clipfleet.ledger import keys
+from clipfleet.outputs.scratch import output_errors
 
-_UNREACHABLE = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-    }
-)
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
-_OPEN_FILES = Path("/proc/self/fd")
 
 T = TypeVar("T")
 Confirm = Callable[[], object]  # raises to keep a change from being made
@@ -203,37 +188,6 @@ class FolderOutput:
 
 
 @contextmanager
-def local_scratch() -> Iterator[Path]:
-    """A path that can be written to and read, inside the context and by this process only.
-
-    Raises:
-        OutputUnavailableError: the disk for temporary files is full.
-        OutputUnreachableError: it cannot be used.
-    """
-    with output_errors(Path(tempfile.gettempdir())):
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - errors of its user are not the folder's
-    with file:
-        path = _OPEN_FILES / str(file.fileno())
-        if path.exists():
-            yield path  # the file has no other name, so that nothing of a killed process stays
-            return
-    with output_errors(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
-    with folder as name:
-        yield Path(name) / "scratch"
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about a file of an output into the exception that says whether waiting helps."""
-    try:
-        yield
-    except OSError as error:
-        kind = OutputUnreachableError if error.errno in _UNREACHABLE else OutputUnavailableError
-        raise kind(f"{path}: {error.strerror or error}") from error
-
-
-@contextmanager
 def _needed(scratch: Path) -> Iterator[None]:
     """Say of a scratch file that is gone that it was swept: nothing is wrong with the output."""
     try:
@@ -297,49 +251,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-class BoundFolderOutput(FolderOutput):
-    """A folder that must not lead out of some roots, whatever links say and whoever changes them.
-
-    For programs that write where others tell them to. The folder of an object is pinned (`O_PATH`), the
-    kernel is asked where it really lies, and then it is used through the pin: a link that is swapped in
-    between leads nowhere else. What is to be read is pinned itself. Hard links are files of the folder like
-    any other. Needs Linux and /proc.
-
-    The caller has resolved the roots. Makes no folder but the one for scratch files.
-    """
-
-    def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
-        super().__init__(folder)
-        self._roots = tuple(roots)
-
-    @contextmanager
-    def _holder(self, name: str) -> Iterator[Path]:
-        with self._pinned((self._folder / name).parent, os.O_DIRECTORY) as (pin, _):
-            yield _OPEN_FILES / str(pin)
-
-    @contextmanager
-    def _found(self, name: str) -> Iterator[Path]:
-        with self._pinned(self._folder / name, 0) as (pin, status):
-            if not stat.S_ISREG(status.st_mode):
-                raise OutputUnreachableError(f"{self._folder / name}: a folder, pipe or device, not a file")
-            yield _OPEN_FILES / str(pin)
-
-    def _make_tmp(self) -> None:
-        with self._holder(keys.TMP) as folder:
-            (folder / Path(keys.TMP).name).mkdir(exist_ok=True)
-
-    @contextmanager
-    def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:
-        pin = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
-        try:
-            found = (_OPEN_FILES / str(pin)).readlink()
-            if not any(found.is_relative_to(root) for root in self._roots):
-                raise OutputUnreachableError(
-                    f"{path} is outside this worker's output roots: "
-                    "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
-                )
-            yield pin, os.fstat(pin)
-        finally:
-            os.close(pin)

@@ -16,7 +16,8 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import keys
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.scratch import output_errors
 
 Note = TypeVar("Note", bound=BaseModel)
 

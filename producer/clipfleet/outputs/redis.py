@@ -18,7 +18,8 @@ from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError
 from clipfleet.ledger import keys
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.scratch import local_scratch, output_errors
 
 _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
 _ANYTHING = "any"  # see put_object.lua

@@ -20,17 +20,11 @@ import pyarrow as pa
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
 from clipfleet.ledger import keys
-from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
-from clipfleet.s3.client import (
-    SCHEME,
-    S3Client,
-    S3Problem,
-    explain,
-    failures_of_calls,
-    list_objects,
-    s3_errors,
-    split_s3_uri,
-)
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.guarded_body import GuardedBody
+from clipfleet.outputs.scratch import local_scratch, output_errors
+from clipfleet.s3.client import SCHEME, S3Client, list_objects, split_s3_uri
+from clipfleet.s3.failures import S3Problem, explain, failures_of_calls, s3_errors
 from clipfleet.s3.file import S3File
 
 _WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
@@ -38,8 +32,6 @@ _CONFLICT_ATTEMPTS = 6
 _CONFLICT_SECONDS = 0.1  # doubles
 _PROBE_PATIENCE_SECONDS = 30.0  # many writers shall not find out one after the other that a store is away
 _KEYS_OF_A_DELETE = 1000  # S3's own limit
-_LAST_BYTES = 4096
-_CONFIRM_BYTES = 1 << 20
 _MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
 
 
@@ -147,7 +139,7 @@ class S3Output:
         from botocore.exceptions import ClientError
 
         write_id = uuid.uuid4().hex
-        guarded = _GuardedBody(io.BytesIO(body) if isinstance(body, bytes) else body, confirm)
+        guarded = GuardedBody(io.BytesIO(body) if isinstance(body, bytes) else body, confirm)
         for attempt in range(_CONFLICT_ATTEMPTS):
             guarded.seek(0)
             confirm()
@@ -245,54 +237,6 @@ class S3Output:
     def _errors(self, name: str = "") -> Iterator[None]:
         with s3_errors(f"{self.uri}/{name}".rstrip("/")):
             yield
-
-
-class _GuardedBody:
-    """The bytes of an object; the last ones leave only if `confirm` lets them, however often they are sent.
-
-    A request takes time (a connection, the answer `100 Continue`, the bytes before), and a store makes no
-    object of one that breaks off. So the lease is checked immediately before the last bytes.
-    """
-
-    def __init__(self, file: BinaryIO, confirm: Confirm) -> None:
-        self._file = file
-        self._confirm = confirm
-        self._size = file.seek(0, io.SEEK_END)
-        self._refusal: BaseException | None = None
-
-    def read(self, amount: int | None = -1) -> bytes:
-        """Like that of a file, with a read of its own for the last bytes."""
-        position = self._file.tell()
-        most = self._size - position - _LAST_BYTES
-        if most > 0 and amount is not None and amount >= 0:
-            data = self._file.read(min(amount, most))
-            if position // _CONFIRM_BYTES == (position + len(data)) // _CONFIRM_BYTES:
-                return data
-        else:
-            data = self._file.read(-1 if amount is None else amount)
-        try:
-            self._confirm()  # a slow upload is no hang, and one that is not wanted any more ends
-        except BaseException as error:
-            self._refusal = error
-            raise
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._refusal = None
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    @contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Raise what `confirm` has raised, of which botocore makes a failure of the connection."""
-        try:
-            yield
-        except Exception:
-            if self._refusal is not None:
-                raise self._refusal from None
-            raise
 
 
 def s3_output(uri: str, client: S3Client) -> S3Output:

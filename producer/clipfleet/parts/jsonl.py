@@ -29,9 +29,10 @@ from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read
 from clipfleet.errors import OutputUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.parquet import damaged, parquet_errors
+from clipfleet.outputs.scratch import output_errors
 from clipfleet.parts.json_rows import from_json, inferred_schema, json_lines, json_schema
-from clipfleet.parts.parquet import damaged, parquet_errors
 
 # What JSON raises for what is none, and Arrow for values that do not fit.
 _DAMAGED = (json.JSONDecodeError, UnicodeError, OverflowError, RecursionError, pa.ArrowException)

@@ -15,8 +15,8 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
-from clipfleet.submit.staging import StagedReader
 
 
 @dataclass(frozen=True, slots=True)

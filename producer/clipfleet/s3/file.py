@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.s3.client import S3Client, S3Failure, S3Problem, explain, s3_errors
+from clipfleet.s3.client import S3Client
+from clipfleet.s3.failures import S3Failure, S3Problem, explain, s3_errors
 
 _TAIL_BYTES = 1 << 16  # holds the footer of a part, or all of a small object
 _BLOCK_BYTES = 1 << 20

@@ -14,7 +14,8 @@ import pyarrow as pa
 from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.parts import VERSION_COLUMN
 from clipfleet.errors import SourceError, SourceUnavailableError
-from clipfleet.s3.client import S3Client, S3Object, list_objects, s3_errors, split_s3_uri
+from clipfleet.s3.client import S3Client, S3Object, list_objects, split_s3_uri
+from clipfleet.s3.failures import s3_errors
 from clipfleet.s3.file import S3File
 from clipfleet.sources.batches import in_batches, item_batch
 

@@ -23,18 +23,17 @@ from clipfleet.contract.jobs import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
     JOB_ID_PATTERN,
-    LABEL_SET_NAME_PATTERN,
     MAX_CHUNK_SIZE,
     REDIS_OUTPUT,
     DecodeRoute,
     Job,
-    LabelSet,
     Lane,
     PartFormat,
     Precision,
     Task,
     new_job_id,
 )
+from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import extra_column_name
 from clipfleet.errors import UsageError, usage_errors

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from hashlib import blake2b
 from itertools import chain
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from clipfleet.contract.jobs import MAX_ITEMS_IN_REDIS, Job, JobState
-from clipfleet.contract.parts import INLINE_COLUMN, VERSION_COLUMN
+from clipfleet.contract.jobs import Job, JobState
 from clipfleet.errors import (
     JobConflictError,
     OutputConflictError,
@@ -35,7 +29,8 @@ from clipfleet.outputs.job_file import StagedNote, job_of
 from clipfleet.outputs.overwriting import Overwriting
 from clipfleet.settings import DAY_SECONDS
 from clipfleet.sources import Source
-from clipfleet.sources.uris import local_path
+from clipfleet.submit.contents import Contents
+from clipfleet.submit.redis_bound import within_redis
 from clipfleet.submit.staging import CHUNKS_PER_FILE, StagedFile, Stager
 
 MAX_CHECKED_ITEMS = 1_000_000  # of a repeated submit: listing more takes minutes, from some stores hours
@@ -251,140 +246,3 @@ def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same batches; reads the first, so that an unusable source fails before anything was made for it."""
     first = next(batches, None)
     return batches if first is None else chain([first], batches)
-
-
-MAX_BYTES_IN_REDIS = 1 << 30  # of items: only images that come with their source are so large
-_LOOK_AHEAD_SECONDS = 1.0
-_LOOK_AHEAD_BYTES = 64 << 20
-
-
-def within_redis(
-    batches: Iterator[pa.RecordBatch],
-    *,
-    look_ahead: bool,
-    max_items: int = MAX_ITEMS_IN_REDIS,
-    max_bytes: int = MAX_BYTES_IN_REDIS,
-    monotonic: Callable[[], float] = time.monotonic,
-) -> Iterator[pa.RecordBatch]:
-    """The same batches, as long as they are not too many.
-
-    Args:
-        batches: of a source.
-        look_ahead: read for up to a second at once, which is to the end of most sources that are too long:
-            so they are refused before anything was made of them. Not for one that may keep us waiting.
-        max_items: the most items.
-        max_bytes: the most bytes of all batches.
-        monotonic: a clock in seconds.
-
-    Raises:
-        TooManyItemsError: at once, or while iterating.
-    """
-    bounded = _bounded(batches, max_items, max_bytes)
-    if not look_ahead:
-        return bounded
-    held: list[pa.RecordBatch] = []
-    ends = monotonic() + _LOOK_AHEAD_SECONDS
-    for batch in bounded:
-        held.append(batch)
-        if monotonic() >= ends or sum(one.nbytes for one in held) >= _LOOK_AHEAD_BYTES:
-            break
-    return chain(held, bounded)
-
-
-def _bounded(batches: Iterator[pa.RecordBatch], max_items: int, max_bytes: int) -> Iterator[pa.RecordBatch]:
-    items = size = 0
-    for batch in batches:
-        items += batch.num_rows
-        size += batch.nbytes
-        if items > max_items:
-            raise TooManyItemsError(_message(f"more than {max_items:,} items"))
-        if size > max_bytes:
-            raise TooManyItemsError(_message(f"more than {max_bytes >> 20:,} MiB of items"))
-        yield batch
-
-
-def _message(what: str) -> str:
-    return (
-        f"the source has {what}, the most that Redis keeps of one job: "
-        "give an --output, the path of a folder or s3://BUCKET/PREFIX"
-    )
-
-
-_MODULUS = 1 << 128
-_hash = partial(blake2b, digest_size=16)
-_JOINED_BYTES = 1 << 30  # the text of a batch must stay below 2 GiB
-_SEPARATOR, _NULL = "\x1f", "\x1e"
-_MISSING = "-"  # a file that cannot be looked at: it becomes a failed row, and no reason to refuse the others
-
-
-class Contents:
-    """Counts and adds up the items that pass through `counted`; the sum changes with any of them.
-
-    Their order does not matter. It adds one hash per item, over all of its columns and over what shows that
-    its file or object was replaced: size and time of change of a local file, else what the source itself says
-    (`parts.VERSION_COLUMN`). Images that come with the items are hashed; no other image is read.
-    """
-
-    def __init__(self) -> None:
-        self.items = 0  # that have passed
-        self._sum = 0
-
-    @property
-    def sum(self) -> str:
-        """32 hexadecimal digits."""
-        return f"{self._sum:032x}"
-
-    def counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The batches of a source as they are staged: without `VERSION_COLUMN`."""
-        for batch in batches:
-            self.items += batch.num_rows
-            self._sum = (self._sum + _hash_sum(batch)) % _MODULUS
-            yield batch.drop_columns([VERSION_COLUMN]) if VERSION_COLUMN in batch.schema.names else batch
-
-
-def _hash_sum(batch: pa.RecordBatch) -> int:
-    if batch.nbytes > _JOINED_BYTES and batch.num_rows > 1:
-        half = batch.num_rows // 2
-        return _hash_sum(batch.slice(0, half)) + _hash_sum(batch.slice(half))
-    texts = pc.binary_join_element_wise(
-        *_columns(batch), _SEPARATOR, null_handling="replace", null_replacement=_NULL
-    )
-    hashes = map(_hash, texts.cast(pa.binary()).to_pylist())
-    return sum(map(int.from_bytes, [one.digest() for one in hashes]))
-
-
-def _columns(batch: pa.RecordBatch) -> Iterator[pa.Array]:
-    """What is hashed, as strings.
-
-    Nested columns are left out: their text costs many times the rest, and only a Parquet file has them, whose
-    size and time of change stand in the job's fingerprint.
-    """
-    for name, values in zip(batch.schema.names, batch.columns, strict=True):
-        if name == INLINE_COLUMN:
-            yield pa.array(
-                [None if one is None else _hash(one).hexdigest() for one in values.to_pylist()], pa.string()
-            )
-        elif pa.types.is_string(values.type):
-            yield values
-        elif name != "item_index" and not pa.types.is_nested(values.type):
-            yield pc.cast(values, pa.string())
-    states = _file_states(batch["uri"])
-    if states is not None:
-        yield states
-
-
-def _file_states(uris: pa.Array) -> pa.Array | None:
-    """Size and time of change of the local files among the items; None where there are none."""
-    is_local = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "file:", ignore_case=True))
-    if not pc.any(is_local, min_count=0).as_py():
-        return None
-    pairs = zip(uris.to_pylist(), is_local.to_pylist(), strict=True)
-    return pa.array([_file_state(uri) if is_file else None for uri, is_file in pairs], pa.string())
-
-
-def _file_state(uri: str) -> str:
-    try:
-        state = os.stat(local_path(uri))  # noqa: PTH116 - a Path costs more than the look
-    except (OSError, ValueError):
-        return _MISSING
-    return f"{state.st_size} {state.st_mtime_ns}"

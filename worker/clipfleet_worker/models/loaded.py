@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from clipfleet import __version__
-from clipfleet.contract.jobs import DecodeRoute, Precision, short_hash
+from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.label_sets import short_hash
 from clipfleet_worker.encode.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
 from clipfleet_worker.encode.backends.certificate import (
     LEAST_COSINE,

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from clipfleet.contract.jobs import Preset
+from clipfleet.contract.label_sets import Preset
 from clipfleet_worker.failures import ModelUnavailableError
 
 log = logging.getLogger(__name__)

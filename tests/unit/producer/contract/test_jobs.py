@@ -15,22 +15,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clipfleet.contract.jobs import (
-    DEFAULT_TEMPLATE,
     JOB_ID_PATTERN,
     MAX_CHUNK_SIZE,
     DecodeRoute,
     ErrorCode,
     Job,
     JobState,
-    LabelSet,
     Lane,
     Precision,
     SourceDescription,
     Task,
     new_job_id,
     read_job,
-    short_hash,
 )
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, short_hash
 from clipfleet.contract.parts import (
     PART_COLUMNS,
     PartCounts,

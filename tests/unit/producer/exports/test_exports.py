@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.contract.jobs import JobState, LabelSet, SourceDescription, Task
+from clipfleet.contract.jobs import JobState, SourceDescription, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.ledger import keys
 from clipfleet.ledger.values import EarlyEnd
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
@@ -207,7 +208,7 @@ class TestClipRetrieval:
             "import pathlib, sys; sys.modules['numpy'] = None\n"
             "from clipfleet.exports import Layout, export\n"
             "from clipfleet.outputs.folder import FolderOutput\n"
-            "from clipfleet.results.rows import PartRows\n"
+            "from clipfleet.results.part_rows import PartRows\n"
             "source, to = map(pathlib.Path, sys.argv[1:])\n"
             "print(export(PartRows(FolderOutput(source)), Layout.CLIP_RETRIEVAL, to).rows)\n"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clipfleet.commands.submitting import chosen_label_sets
-from clipfleet.contract.jobs import DEFAULT_TEMPLATE, LabelSet, Preset
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_set
 

@@ -13,7 +13,8 @@ import pytest
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import keys
-from clipfleet.outputs.folder import BoundFolderOutput, FolderOutput
+from clipfleet.outputs.bound_folder import BoundFolderOutput
+from clipfleet.outputs.folder import FolderOutput
 
 SECRET = b"secret"
 

@@ -16,7 +16,8 @@ import pytest
 from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import keys
 from clipfleet.outputs import folder
-from clipfleet.outputs.folder import FolderOutput, output_errors
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.scratch import output_errors
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
 from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.parquet import parquet_errors
 from clipfleet.parts import part_files
-from clipfleet.parts.parquet import parquet_errors
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import FullDisk, make_job, place_job
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.contract.jobs import Job, LabelSet, SourceDescription, Task
+from clipfleet.contract.jobs import Job, SourceDescription, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import PartCounts, PartIdentity, label_columns, part_schema
 from clipfleet.errors import (
     OutputConflictError,
@@ -32,7 +33,7 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results import formats as result_formats
 from clipfleet.results import rows as results
 from clipfleet.results.formats import ResultFormat
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.ledger import make_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row

@@ -15,7 +15,8 @@ from botocore.exceptions import (
 )
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceError, UsageError
-from clipfleet.s3.client import S3Problem, default_client, explain, make_client, s3_errors, split_s3_uri
+from clipfleet.s3.client import default_client, make_client, split_s3_uri
+from clipfleet.s3.failures import S3Problem, explain, s3_errors
 
 STAGE_SECONDS, LEASE_SECONDS = 60, 30  # of a chunk that was just claimed
 

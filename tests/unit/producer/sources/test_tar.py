@@ -15,7 +15,7 @@ from clipfleet.contract.tar_member import tar_member
 from clipfleet.errors import SourceError
 from clipfleet.sources import open_source
 from clipfleet.sources.walk import expand_braces
-from clipfleet.submit.submission import Contents
+from clipfleet.submit.contents import Contents
 from tests.support.images import encoded, make_image
 from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
 

@@ -23,8 +23,9 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.staging import StagedFile, StagedReader, Stager
+from clipfleet.submit.staging import StagedFile, Stager
 
 JOB = "20261124-3f9a1c2b7d4e"
 

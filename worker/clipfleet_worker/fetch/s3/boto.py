@@ -27,14 +27,8 @@ from botocore.parsers import create_parser
 
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet.errors import SourceUnavailableError, UsageError
-from clipfleet.s3.client import (
-    SCHEME,
-    S3Connection,
-    S3Problem,
-    explain,
-    failures_of_calls,
-    goes_through_proxy,
-)
+from clipfleet.s3.client import SCHEME, S3Connection, goes_through_proxy
+from clipfleet.s3.failures import S3Problem, explain, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
 
 _READ_BYTES = 1 << 20
@@ -159,7 +153,7 @@ class BotoReader:
         """What the client would sign with now; may wait for a service that hands them out.
 
         Raises:
-            Exception: one of `clipfleet.s3.client.failures_of_calls`.
+            Exception: one of `clipfleet.s3.failures.failures_of_calls`.
         """
         return self._connected().credentials.get_frozen_credentials()
 
@@ -224,7 +218,7 @@ def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavai
 
     Args:
         bucket: that was asked.
-        error: one of `clipfleet.s3.client.failures_of_calls`.
+        error: one of `clipfleet.s3.failures.failures_of_calls`.
     """
     failure = explain(error)
     if failure.problem in _OURS:
