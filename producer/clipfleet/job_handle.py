@@ -179,7 +179,7 @@ class JobHandle:
         known = [code for code in codes if code in list(ErrorCode)]
         if len(known) < len(codes):
             strange = next(code for code in codes if code not in known)
-            raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
+            raise UsageError(f"unknown error code {strange!r}; the codes are: {', '.join(ErrorCode)}")
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
         patience = self._patience()

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         url = self.require_redis_url()
         if url.startswith("unix://"):
             raise UsageError(
-                "CLIPFLEET_REDIS_URL is a socket, which Celery names in its own way: "
+                "CLIPFLEET_REDIS_URL is a Unix socket, which Celery writes differently: "
                 "set CLIPFLEET_BROKER_URL too (redis+socket:///path/of/the.socket)"
             )
         return url
@@ -127,7 +127,7 @@ def checked(kind: type[S]) -> S:
             f"CLIPFLEET_{str(problem['loc'][0]).upper()}: {problem_text(problem)}"
             for problem in error.errors()
         )
-        raise UsageError(f"settings cannot be used: {problems}") from None
+        raise UsageError(f"invalid settings: {problems}") from None
 
 
 def _is_meant(name: str, near: str) -> bool:

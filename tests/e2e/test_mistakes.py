@@ -105,14 +105,14 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         ),
         pytest.param((*EMBED, "twice.csv"), ["'path' appears twice"], id="a column that is there twice"),
         pytest.param((*EMBED, "images", "--url-column", "path"), ["tables only"], id="a column of a folder"),
-        pytest.param((*CLASSIFY, "images", "--labels", " , "), ["holds no label"], id="no labels"),
+        pytest.param((*CLASSIFY, "images", "--labels", " , "), ["contains no label"], id="no labels"),
         pytest.param(
             (*CLASSIFY, "images", "--labels", "names.txt"),
             ["--labels names.txt: No such file or directory"],
             id="a file of labels that is not there",
         ),
         pytest.param(
-            (*CLASSIFY, "images", "--labels", "blank.txt"), ["holds no label"], id="a file without labels"
+            (*CLASSIFY, "images", "--labels", "blank.txt"), ["contains no label"], id="a file without labels"
         ),
         pytest.param(
             (*CLASSIFY, "images", "--labels", "latin.txt"),
@@ -154,7 +154,9 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
             id="export: no such job",
         ),
         pytest.param(
-            ("clipfleet", "retry", "j1"), ["forgotten", "give the output"], id="retry: a forgotten job"
+            ("clipfleet", "retry", "j1"),
+            ["ended jobs expire", "give the output"],
+            id="retry: a forgotten job",
         ),
         pytest.param(
             ("clipfleet", "retry", "./nowhere"), ["nowhere: no job has this output"], id="retry of no folder"
@@ -165,9 +167,7 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         pytest.param(
             ("clipfleet", "rebuild", "notes.md"), ["notes.md is a file", "folder"], id="rebuild of a file"
         ),
-        pytest.param(
-            ("clipfleet", "rebuild", "redis://"), ["name one of them by its id"], id="rebuild of Redis"
-        ),
+        pytest.param(("clipfleet", "rebuild", "redis://"), ["give a job id"], id="rebuild of Redis"),
         pytest.param(
             ("clipfleet", "results", "./nowhere"), ["nowhere: no results yet"], id="results of no folder"
         ),
@@ -269,8 +269,8 @@ def test_results_of_a_name_that_is_neither_folder_nor_job_say_both(
     monkeypatch.delenv("CLIPFLEET_REDIS_URL")
     answer = shell.run("clipfleet", "results", "reslts")
     assert answer.code == 2
-    assert "no folder here is called 'reslts'" in answer.stderr
-    assert "CLIPFLEET_REDIS_URL is not set" in answer.stderr
+    assert "no folder 'reslts' here" in answer.stderr
+    assert "set CLIPFLEET_REDIS_URL" in answer.stderr
 
 
 @pytest.mark.parametrize("output", ["notes.md", "notes.md/x", "/proc/x"])
@@ -328,7 +328,7 @@ def test_the_list_of_jobs_shows_whole_ids_on_a_narrow_terminal(
     ("command", "words"),
     [
         ("clipfleet classify", "redis:// (the default, up to 100,000 items)"),
-        ("clipfleet results", "at most this many rows (table: 20)"),
+        ("clipfleet results", "at most this many rows (default for a table: 20)"),
         ("clipfleet-worker up", "[OPTIONS] [-- COMMAND]..."),
     ],
 )
@@ -407,8 +407,8 @@ def test_a_ctrl_c_while_submitting_says_how_to_go_on(shell: Shell, cluster: Clus
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == (
-        "interrupted: the same command with `--job-id s1` goes on where it stopped, "
-        "`clipfleet cancel s1` ends the job\n"
+        "interrupted: resume with the same command and `--job-id s1`, "
+        "or end the job with `clipfleet cancel s1`\n"
     )
 
 

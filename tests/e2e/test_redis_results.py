@@ -170,7 +170,7 @@ def test_the_end_tells_what_failed_and_how_to_see_the_rows(cluster: Cluster, fol
 
     assert result.returncode == 3
     assert "not_found: 2, for example: " in result.stderr
-    job_id = result.stderr.partition("see them with `clipfleet results ")[2].partition("`")[0]
+    job_id = result.stderr.partition("view the rows with `clipfleet results ")[2].partition("`")[0]
     assert len(rows_of(cluster, job_id)) == 12
 
 
@@ -192,7 +192,7 @@ def test_a_source_that_is_too_long_is_refused(cluster: Cluster, tmp_path: Path) 
     ("arguments", "words"),
     [
         (["--output", "redis://elsewhere:6379/0"], "the Redis of CLIPFLEET_REDIS_URL"),
-        (["--format", "jsonl"], "give an --output, Redis has none"),
+        (["--format", "jsonl"], "which Redis does not have: give an --output"),
     ],
 )
 def test_what_redis_cannot_do_is_refused(

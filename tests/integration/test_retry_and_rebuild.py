@@ -240,7 +240,7 @@ class TestRetry:
                 folder_scene.finish()
                 super().remove(name)
 
-        with pytest.raises(JobConflictError, match="another retry of job job was begun meanwhile"):
+        with pytest.raises(JobConflictError, match="another retry of job job began at the same time"):
             folder_scene.retry(output=Overtaken(Path(folder_scene.output.uri)))
 
         assert folder_scene.events() == [("0", "completed_with_errors"), ("1", "completed")]
@@ -276,7 +276,9 @@ class TestRetry:
         scene.end()
         scene.output.replace(scene.part_name(2), b"what is this")
 
-        with pytest.raises(OutputDamagedError, match=r"part-00000002\.\w+ is not a whole part .* remove it"):
+        with pytest.raises(
+            OutputDamagedError, match=r"part-00000002\.\w+ is not a complete part .* remove it"
+        ):
             scene.retry()
         assert scene.is_success()
 

@@ -169,7 +169,7 @@ class TestLists:
         assert open_source(f"{s3.uri}/l.txt").description != source.description
 
     def test_damaged_lists_are_named(self, s3: S3Bucket) -> None:
-        assert "not a whole Parquet file" in problem(s3.put("a.parquet", b"PAR1 nothing"))
+        assert "not a complete Parquet file" in problem(s3.put("a.parquet", b"PAR1 nothing"))
         assert "not a gzip file" in problem(s3.put("a.csv.gz", b"url\n"))
         assert "the object is empty" in problem(s3.put("a.csv", b""))
 

@@ -6,7 +6,7 @@ from clipfleet.commands import following, jobs, results, submitting
 from clipfleet.settings import Settings
 from clipfleet.terminal.program import new_app, run_program
 
-app = new_app("Label and embed piles of images with CLIP: one row per image, nothing lost, nothing twice.")
+app = new_app("Label and embed large sets of images with CLIP: exactly one result row per image.")
 
 for _command in (
     submitting.classify,

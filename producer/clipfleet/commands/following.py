@@ -22,7 +22,7 @@ EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
 def watch(job: JobArgument, as_json: AsJson = False) -> None:
-    """Follow a job to its end; the exit code tells how it ended."""
+    """Follow a job until it ends; the exit code reports how."""
     with Client(on_trouble=say_trouble) as client:
         follow(client, client.job(job), wait=True, as_json=as_json)
 
@@ -37,8 +37,8 @@ def follow(
     """
     had_ended = job.had_ended
     with interruptible(
-        f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
-        f"`clipfleet cancel {job.job_id}`"
+        f"stopped watching: the job keeps running; watch it again with `clipfleet watch {job.job_id}`, "
+        f"or end it with `clipfleet cancel {job.job_id}`"
     ):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
@@ -91,7 +91,7 @@ def _already(snapshot: JobStatus) -> str:
 
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:
     if not snapshot.state.is_final:
-        say(f"submitted {snapshot.total:,} items; follow them with `clipfleet watch {job.job_id}`")
+        say(f"submitted {snapshot.total:,} items; follow the job with `clipfleet watch {job.job_id}`")
         problem = why_nobody_works(snapshot, client.workers())
         if problem:
             say(problem, style="yellow")
@@ -111,7 +111,7 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
         example = f", for example: {examples[code]}" if code in examples else ""
         say(f"  {code}: {count:,}{example}")
     if rows:
-        say(f"see them with `clipfleet results {job.job_id if job.job.output_is_redis else job.output}`")
+        say(f"view the rows with `clipfleet results {job.job_id if job.job.output_is_redis else job.output}`")
 
 
 def _exit_code(snapshot: JobStatus) -> int:

@@ -26,9 +26,9 @@ from clipfleet.terminal.console import say_trouble
 Submit = Callable[[Client], JobHandle]
 
 _LABELS_HELP = (
-    "names separated by commas (one that holds a comma in double quotes), or a file with one per line"
+    "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
 )
-_LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; may be repeated"
+_LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; repeatable"
 
 
 def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
@@ -65,17 +65,19 @@ def classify(
     labels: Annotated[str | None, typer.Option(help=_LABELS_HELP)] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help=f"prompt; {{}} is the label; may be repeated (default: {DEFAULT_TEMPLATE})"),
+        typer.Option(
+            help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})"
+        ),
     ] = None,
     label_set: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP)] = None,
     label_set_column: Annotated[
-        str | None, typer.Option(help="column of a table that names the label set of an item")
+        str | None, typer.Option(help="table column that names the label set of each item")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image")] = 5,
     *,
     options: JobOptions,
 ) -> Submit:
-    """Label every image with the best of some names (zero-shot)."""
+    """Label every image with the best matches among your labels (zero-shot)."""
     label_sets = chosen_label_sets(labels, label_set or [], template or [])
     return lambda client: client.classify(
         source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
@@ -84,7 +86,7 @@ def classify(
 
 @_with_job_options("store_embeddings")
 def embed(source: Source, *, options: JobOptions) -> Submit:
-    """Turn every image into a vector."""
+    """Compute an embedding of every image."""
     return lambda client: client.embed(source, options=options)
 
 
@@ -94,12 +96,12 @@ def embed_text(
         str, typer.Argument(metavar="FILE", help="a .txt with one text per line, a table, or - for stdin")
     ],
     text_column: Annotated[
-        str | None, typer.Option(help="column of a table that holds the text (default: text or caption)")
+        str | None, typer.Option(help="table column that holds the text (default: text or caption)")
     ] = None,
     *,
     options: JobOptions,
 ) -> Submit:
-    """Turn every text into a vector, comparable with those of images."""
+    """Embed texts, to search images with them."""
     return lambda client: client.embed_text(source, text_column=text_column, options=options)
 
 
@@ -112,7 +114,7 @@ def run(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Submit the job that a file describes: several label sets and vectors in one pass."""
+    """Submit the job described in a file: several label sets and embeddings in one pass."""
     spec = read_job_spec(file)
     job_id = job_id or spec.job_id or new_job_id()
     chosen = {
@@ -128,8 +130,8 @@ def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
         with interruptible(
-            f"interrupted: the same command with `--job-id {job_id}` goes on where it stopped, "
-            f"`clipfleet cancel {job_id}` ends the job"
+            f"interrupted: resume with the same command and `--job-id {job_id}`, "
+            f"or end the job with `clipfleet cancel {job_id}`"
         ):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)
@@ -178,11 +180,11 @@ def read_labels(text: str) -> list[str]:
             names = [name for row in rows for name in row]
         except csv.Error:
             raise UsageError(
-                f'--labels: the double quotes in {text!r} make no names: write "a, b",c or give a file'
+                f'--labels: unbalanced double quotes in {text!r}: write "a, b",c or give a file'
             ) from None
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise UsageError(f"--labels {text!r} holds no label: give names separated by commas, or a file")
+        raise UsageError(f"--labels {text!r} contains no label: give comma-separated names, or a file")
     return names
 
 

@@ -183,29 +183,29 @@ class Job(FrozenModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.task is Task.CLASSIFY) != bool(self.label_sets):
-            raise ValueError("a classify job needs a label set, an embed job has none")
+            raise ValueError("a classify job needs a label set, an embed job must not have one")
         names = [label_set.name for label_set in self.label_sets]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two label sets are called {twice[0]!r}: give each a name of its own")
+            raise ValueError(f"two label sets are named {twice[0]!r}: rename one of them")
         if (self.task is Task.EMBED_TEXT) != (self.text_column is not None):
-            raise ValueError("a job that embeds texts needs their column, another one has none")
+            raise ValueError("a job that embeds texts needs a text column, other jobs must not have one")
         if self.text_column is not None:
             self._check_column(self.text_column, "with the texts")
         if self.label_set_column is not None:
             self._check_column(self.label_set_column, "to choose label sets by")
             if not self.label_sets:
-                raise ValueError("a label set column needs label sets that it can name")
+                raise ValueError("a label set column needs label sets to choose from")
         for field in ("on_finished", "on_finished_queue"):
             name = getattr(self, field)
             if name is not None and not re.fullmatch(CELERY_NAME_PATTERN, name):
                 raise ValueError(
-                    f"{field.replace('_', '-')} {name!r} must be a name without blanks, "
+                    f"{field.replace('_', '-')} {name!r} must be a name without spaces, "
                     "such as myapp.tasks.handle for a task and celery for a queue"
                 )
         if not is_queue_of_users(self.on_finished_queue):
             raise ValueError(
-                f"on-finished-queue {self.on_finished_queue!r} is a name that clipfleet needs itself"
+                f"on-finished-queue {self.on_finished_queue!r} is reserved for clipfleet and Celery"
             )
         for label_set in self.named_label_sets:
             clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))

@@ -27,7 +27,7 @@ def normalise_model(name: str) -> str:
     would otherwise fill it with random numbers.
 
     Raises:
-        ValueError: the name does not say which weights are meant; the message names the ways to say it.
+        ValueError: the name does not name its weights are meant; the message names the ways to say it.
     """
     name = name.strip()
     if name in (DEMO_MODEL, DEFAULT_MODEL):
@@ -36,7 +36,7 @@ def normalise_model(name: str) -> str:
         return DEFAULT_MODEL
     if name.startswith(HUB):
         if not _REPOSITORY.fullmatch(name.removeprefix(HUB)):
-            raise ValueError(f"model {name!r} is no repository of the hub: {_WAYS}")
+            raise ValueError(f"model {name!r} is not a repository of the hub: {_WAYS}")
         return name
     is_folder = name.startswith(LOCAL_DIR) or _is_path(name)
     path = name.removeprefix(LOCAL_DIR)
@@ -44,7 +44,7 @@ def normalise_model(name: str) -> str:
         return f"{LOCAL_DIR}{_absolute(path)}"
     architecture, _, pretrained = name.partition(":")
     if not (architecture and pretrained):
-        raise ValueError(f"model {name!r} does not say which weights: {_WAYS}")
+        raise ValueError(f"model {name!r} does not name its weights: {_WAYS}")
     return f"{architecture}:{_absolute(pretrained)}" if "/" in pretrained else name
 
 

@@ -48,9 +48,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         OutputUnavailableError: something cannot be written.
     """
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(folder)):
-        raise UsageError(
-            f"{scheme[1]}://...: an export is written to a folder of this machine, copy it from there"
-        )
+        raise UsageError(f"{scheme[1]}://...: an export goes to a local folder: copy it from there")
     with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
         folder = folder.expanduser()
     folder = folder.absolute()
@@ -74,7 +72,7 @@ def _require_free(folder: Path) -> None:
         if not folder.exists() and not folder.is_symlink():
             return
         if not folder.is_dir() or folder.is_symlink():
-            raise UsageError(f"{name} is no folder: choose another one")
+            raise UsageError(f"{name} is not a folder: choose another one")
         if any(folder.iterdir()):
             raise UsageError(f"{name} is not empty: choose another folder, or remove what is there")
         if folder.samefile(Path.cwd()):

@@ -78,7 +78,7 @@ def label_sets_of(labels: Labels, templates: Sequence[str] = ()) -> tuple[LabelS
     """
     if isinstance(labels, Mapping):
         if not labels:
-            raise UsageError("there is no label set")
+            raise UsageError("there are no label sets")
         return tuple(_named(name, value, templates) for name, value in labels.items())
     ready = _ready_made(labels)
     if ready is None:
@@ -92,7 +92,7 @@ def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[
     """The label sets, where the caller has made them; None where there are names only."""
     if isinstance(labels, str):
         if labels not in list(Preset):
-            raise UsageError(f"labels: {labels!r} is one text, give a list of labels")
+            raise UsageError(f"labels: {labels!r} is a single string: give a list of labels")
         return (LabelSet(name=labels, preset=Preset(labels)),)
     if isinstance(labels, LabelSet):
         return (labels,)
@@ -104,7 +104,7 @@ def _named(name: str, value: Sequence[str] | LabelSet, templates: Sequence[str])
     if isinstance(value, LabelSet):
         return value.model_copy(update={"name": _made(name=name, labels=("x",)).name})
     if isinstance(value, str):
-        raise UsageError(f"label set {name!r}: {value!r} is one text, give a list of labels")
+        raise UsageError(f"label set {name!r}: {value!r} is a single string: give a list of labels")
     return _made(name=name, labels=tuple(value), templates=tuple(templates))
 
 
@@ -140,7 +140,7 @@ def read_label_set(text: str) -> LabelSet:
     name = spec.name or re.sub(r"\W", "_", path.stem, flags=re.ASCII)
     if not re.fullmatch(LABEL_SET_NAME_PATTERN, name):
         raise UsageError(
-            f"{path}: a label set cannot be called {name!r}: add `name:` with a letter first, and at most 40 "
+            f"{path}: {name!r} cannot name a label set: add `name:`, a letter and then at most 39 "
             "letters, digits and underscores"
         )
     try:

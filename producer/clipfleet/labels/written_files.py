@@ -149,7 +149,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"there is no key {where!r}{_hint(str(last), [] if above else _keys(model))}"
+            return f"unknown key {where!r}{_hint(str(last), [] if above else _keys(model))}"
         case "string_pattern_mismatch" if last == "[key]":
             name = where.removesuffix(".[key]")
             return f"{name}: a name begins with a letter and has only letters, digits and _, at most 40"
@@ -160,7 +160,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
         case "tuple_type":
             return f"{where}: give a list, such as [a, b]"
         case "string_type":
-            return f"{where}: {problem['input']!r} is no text: put it in quotes"
+            return f"{where}: {problem['input']!r} is not text: quote it"
         case "model_type" | "dict_type" if not where:
             return f"the file must hold keys and values, such as {_keys(model)[0]}: ..."
         case _:

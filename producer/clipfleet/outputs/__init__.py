@@ -105,8 +105,8 @@ def output_uri(text: str) -> str:
         return open_output(text).uri
     if text != REDIS_OUTPUT:
         raise UsageError(
-            f"output {text!r}: results go into the Redis of CLIPFLEET_REDIS_URL, "
-            f"which is called {REDIS_OUTPUT} without a name"
+            f"output {text!r}: results go into the Redis of CLIPFLEET_REDIS_URL: "
+            f"write {REDIS_OUTPUT} without an address"
         )
     return REDIS_OUTPUT
 
@@ -123,7 +123,7 @@ def open_output(uri: str) -> Output:
         UsageError: no output of this kind exists, or S3 is not configured in a way that can work.
     """
     if uri.startswith(REDIS_OUTPUT):
-        raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: name one of them by its id")
+        raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: give a job id")
     if uri.startswith(SCHEME):
         return s3_output(uri, default_client())
     if "://" in uri and not uri.startswith("file://"):

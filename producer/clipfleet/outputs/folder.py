@@ -195,7 +195,7 @@ def _needed(scratch: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         if scratch.exists() or not scratch.parent.is_dir():
             raise
-        raise OutputUnavailableError(f"{scratch}: swept away at the end of its job") from error
+        raise OutputUnavailableError(f"{scratch}: removed when its job ended") from error
 
 
 def _remove_if_possible(path: Path) -> None:

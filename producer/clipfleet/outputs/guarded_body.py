@@ -37,7 +37,7 @@ class GuardedBody:
         else:
             data = self._file.read(-1 if amount is None else amount)
         try:
-            self._confirm()  # also resets the watchdog, and stops an upload that lost its lease
+            self._confirm()  # in between too: a slow upload is no hang, and a lost lease ends it
         except BaseException as error:
             self._refusal = error
             raise

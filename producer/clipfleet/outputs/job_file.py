@@ -145,7 +145,9 @@ def put_file_if(
 
 
 def _refused(output: Output, name: str) -> OutputUnavailableError:
-    return OutputUnavailableError(f"{output.uri}/{name}: was not written, though nobody else did so")
+    return OutputUnavailableError(
+        f"{output.uri}/{name}: was not written, although no other writer interfered"
+    )
 
 
 def read_note(output: Output, name: str, kind: type[Note], way_out: str) -> Note | None:

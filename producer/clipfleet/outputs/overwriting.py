@@ -139,4 +139,4 @@ class Overwriting:
             clearing = None
         if self.job.job_id in (clearing and clearing.job_id, holder and holder.job_id):
             return JobConflictError(f"another submit of job {self.job.job_id} is running")
-        return OutputConflictError(f"{self.output.uri} was taken by another job meanwhile")
+        return OutputConflictError(f"{self.output.uri} was taken by another job in the meantime")

@@ -161,7 +161,7 @@ class S3Output:
                         raise
             # Another conditional write of this name was under way; how it ended is seen by trying again.
             time.sleep(_CONFLICT_SECONDS * 2**attempt)
-        raise OutputUnavailableError(f"{self.uri}/{name}: other writers are in the way")
+        raise OutputUnavailableError(f"{self.uri}/{name}: conflicts with other writers do not end")
 
     def _is_written_by(self, name: str, write_id: str) -> bool:
         head = self._head(name)
@@ -250,12 +250,12 @@ def s3_output(uri: str, client: S3Client) -> S3Output:
     segments = prefix.split("/") if prefix else []
     if any(segment in ("", ".", "..") for segment in segments):
         raise UsageError(
-            f"output {uri!r}: empty segments, `.` and `..` have no meaning in S3, leave them out"
+            f"output {uri!r}: empty segments, `.` and `..` have no meaning in S3: leave them out"
         )
     if len(prefix.encode()) > _MAX_KEY_BYTES or any(len(segment.encode()) > 255 for segment in segments):
         raise UsageError(f"output {uri!r} is too long for a key")
     if any(not character.isprintable() for character in prefix):
-        raise UsageError(f"output {uri!r}: control characters cannot be in it")
+        raise UsageError(f"output {uri!r}: control characters are not allowed")
     return S3Output(bucket, prefix, client)
 
 

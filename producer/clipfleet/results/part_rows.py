@@ -118,8 +118,8 @@ class PartRows:
             raise ResultsNotReadyError(f"{self._output.uri}: no results yet{hint}")
         if len(found) > 1:
             raise OutputConflictError(
-                f"{self._output.uri}: parts of two formats and no {keys.JOB_FILE} that says which are meant: "
-                "move the others away"
+                f"{self._output.uri}: parts in two formats and no {keys.JOB_FILE} to choose by: "
+                "move one format away"
             )
         ((part_format, names),) = found.items()
         return part_format, names
@@ -139,7 +139,7 @@ class PartRows:
         if strange := set(names).difference(listed):
             raise OutputDamagedError(
                 f"{self._output.uri}/{_some(strange)} not listed in {keys.MANIFEST} of job "
-                f"{manifest.job.job_id}: move away what does not belong here"
+                f"{manifest.job.job_id}: move away files of other jobs"
             )
 
     def _manifest(self) -> _Manifest | None:

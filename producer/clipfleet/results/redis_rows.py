@@ -158,6 +158,6 @@ def _why_there_are_none(status: JobStatus) -> ResultsNotReadyError | ResultsExpi
     if status.ok + status.failed == 0:
         return ResultsNotReadyError(f"job {status.job_id}: no results yet, it is {status.state}")
     return ResultsExpiredError(
-        f"the rows of job {status.job_id} are gone: Redis keeps them for CLIPFLEET_RESULT_TTL_SECONDS after "
-        "the end of a job; give an --output where they should stay"
+        f"the rows of job {status.job_id} have expired: Redis keeps them for CLIPFLEET_RESULT_TTL_SECONDS "
+        "after a job ends; give an --output to keep them"
     )

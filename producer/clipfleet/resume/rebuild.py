@@ -79,7 +79,7 @@ class Rebuild:
             finished_at=self._finished_at() if is_over else None,
         )
         if state is None:
-            raise JobConflictError(f"another rebuild of {self.output.uri} was begun meanwhile")
+            raise JobConflictError(f"another rebuild of {self.output.uri} began at the same time")
         if state is JobState.FINISHING:
             self.hints.publish_finish()
         elif not state.is_final:

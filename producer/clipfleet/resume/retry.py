@@ -97,7 +97,7 @@ def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, Part
         raise OutputUnavailableError(f"{where} was removed while it was read") from error
     except (ValueError, OutputDamagedError) as error:
         raise OutputDamagedError(
-            f"{where} is not a whole part ({error}): remove it, then its chunk is done anew"
+            f"{where} is not a complete part ({error}): remove it, and its chunk runs again"
         ) from error
     if identity.job_id != job.job_id:
         return None
@@ -197,7 +197,9 @@ class Retry:
         if status.state in _COMPLETED and status.generation > before.generation:
             self.output.create(keys.SUCCESS, b"")  # it is over already: what we removed was its own
         if status.state.is_final:
-            raise JobConflictError(f"another retry of job {self.job.job_id} was begun meanwhile: try again")
+            raise JobConflictError(
+                f"another retry of job {self.job.job_id} began at the same time: try again"
+            )
         return self._join(status)
 
 

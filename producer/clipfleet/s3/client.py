@@ -122,7 +122,7 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
         other_ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or True
         return S3Connection(client, credentials, core.get_config_variable("ca_bundle") or other_ca_bundle)
     except (BotoCoreError, ValueError) as error:
-        raise UsageError(f"S3 cannot be used: {explain(error).detail}") from None
+        raise UsageError(f"cannot use S3: {explain(error).detail}") from None
 
 
 def goes_through_proxy(url: str) -> bool:

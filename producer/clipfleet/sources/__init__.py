@@ -47,9 +47,7 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
     if text.startswith(S3_SCHEME):
         return open_s3(text, options)
     if has_scheme(text):
-        raise SourceError(
-            f"{utf8_name(text)}: a URL cannot be a source itself, list it in a file; {SUPPORTED}"
-        )
+        raise SourceError(f"{utf8_name(text)}: a URL is not a source: list it in a file; {SUPPORTED}")
     return open_local(text, options)
 
 

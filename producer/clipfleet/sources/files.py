@@ -90,7 +90,7 @@ class LocalFile:
 
     def _require_unchanged(self, state: os.stat_result) -> None:
         if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
-            raise SourceError(f"{self.name}: the file was changed while it was read; submit it again")
+            raise SourceError(f"{self.name}: the file changed while it was read; submit it again")
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

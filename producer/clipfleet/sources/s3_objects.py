@@ -57,7 +57,7 @@ class ObjectFile:
         """
         with self._object() as file:
             if (file.size(), file.etag) != self._state:
-                raise SourceError(f"{self.name}: the object was changed meanwhile; submit it again")
+                raise SourceError(f"{self.name}: the object changed while it was read; submit it again")
             yield cast(BinaryIO, io.BufferedReader(file, _READ_BYTES))
 
     def _object(self) -> S3File:

@@ -141,13 +141,13 @@ def _members(stream: BinaryIO, name: str) -> Iterator[tuple[tarfile.TarFile, tar
             while (info := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
                 if info.issparse():
-                    raise SourceError(f"{name}: {info.name} is stored with holes; pack it without --sparse")
+                    raise SourceError(f"{name}: {info.name} is a sparse file; pack it without --sparse")
                 yield archive, info
             # tarfile takes whatever is no header, and an end too early, for the end.
             stream.seek(archive.offset)
             block = stream.read(_BLOCK_BYTES)
     except tarfile.TarError as error:
-        raise SourceError(f"{name}: not a whole tar file: {error}") from error
+        raise SourceError(f"{name}: not a complete tar file: {error}") from error
     if len(block) < _BLOCK_BYTES:
         raise SourceError(f"{name}: the tar file breaks off; is the copy complete?")
     if block.strip(b"\0"):

@@ -31,7 +31,7 @@ class TextSource:
         name = described.options.get("url_column", default_column)
         self.text_column = extra_column_name(name)
         if self.text_column in described.extra_columns:
-            raise SourceError(f"two columns would both be called {self.text_column!r} in the results")
+            raise SourceError(f"two columns would be named {self.text_column!r} in the results")
         options = {key: value for key, value in described.options.items() if key != "url_column"}
         self.description = described.model_copy(
             update={
@@ -62,7 +62,7 @@ class TextSource:
             return
         strange = pc.drop_null(pc.if_else(batch[INLINE_COLUMN].is_valid(), batch["item_index"], None))
         if len(strange):
-            raise SourceError(f"item {strange[0].as_py()} is no text but bytes")
+            raise SourceError(f"item {strange[0].as_py()} is bytes, not text")
 
 
 def text_source_of(source: SourceLike, *, text_column: str | None, id_column: str | None) -> TextSource:
@@ -79,5 +79,5 @@ def text_source_of(source: SourceLike, *, text_column: str | None, id_column: st
     options = ReadOptions(text_column, id_column, holds_texts=True)
     items = source_of(source, options)
     if items.description.kind not in _KINDS:
-        raise SourceError(f"{items.description.uri}: no source of texts; {_SUPPORTED}")
+        raise SourceError(f"{items.description.uri}: not a source of texts; {_SUPPORTED}")
     return TextSource(items, options.content_field)

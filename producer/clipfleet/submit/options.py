@@ -112,7 +112,9 @@ def make_job(
         )
     output = output_uri(described.output or REDIS_OUTPUT)
     if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
-        raise UsageError(f"--format {described.part_format} is for parts: give an --output, Redis has none")
+        raise UsageError(
+            f"--format {described.part_format} is for parts, which Redis does not have: give an --output"
+        )
     with usage_errors():
         values = described.model_dump(include=set(Job.model_fields)) | {
             "job_id": job_id,
@@ -156,13 +158,13 @@ class JobSpec(JobDescription):
     @classmethod
     def _not_empty(cls, value: object) -> object:
         if value in (None, {}):
-            raise ValueError("there is no label set: leave the key out to get vectors only")
+            raise ValueError("give at least one label set, or leave the key out to get embeddings only")
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.label_sets and not self.store_embeddings:
-            raise ValueError("there is nothing to do: give label_sets, or embedding: true, or both")
+            raise ValueError("nothing to do: give label_sets, or embedding: true, or both")
         return self
 
     def made_label_sets(self) -> tuple[LabelSet, ...]:

@@ -149,7 +149,7 @@ class Submission:
         if holder is None:
             raise OutputUnavailableError(f"{self.output.uri}/{keys.JOB_FILE}: was not written")
         if not holder.is_same(self.job):
-            raise OutputConflictError(f"{self.output.uri} was taken by another job meanwhile")
+            raise OutputConflictError(f"{self.output.uri} was taken by another job in the meantime")
 
     def _stage(self, batches: Iterator[pa.RecordBatch], contents: Contents) -> None:
         job_id = self.job.job_id
@@ -182,7 +182,7 @@ class Submission:
         if word == "refused":
             self._require_stopped()
         elif word != "sealed":
-            raise JobConflictError(f"job {job_id} was changed by somebody else meanwhile ({word})")
+            raise JobConflictError(f"job {job_id} was changed by another program ({word})")
 
     def _chunks_per_file(self) -> int:
         """Several files go into a quota: one that is too large for it would never be taken."""

@@ -107,4 +107,4 @@ def _is_garbled(text: str) -> bool:
 def _warn_of_doubtful_variables(settings: type[BaseSettings], has_all: bool) -> None:
     for name, meant in doubtful_variables(settings, os.environ, has_all=has_all):
         way_out = f"did you mean {meant}?" if meant else "docs/reference/settings.md lists them all"
-        say(f"warning: {name} is no setting: {way_out}", style="yellow")
+        say(f"warning: unknown setting {name}: {way_out}", style="yellow")

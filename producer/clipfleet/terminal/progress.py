@@ -80,11 +80,11 @@ def why_nobody_works(status: JobStatus, workers: Sequence[WorkerFacts]) -> str |
     """A line for people if nobody can work on a job, with the way out; None if all is well."""
     if status.state is JobState.PAUSED:
         reason = f" ({status.reason})" if status.reason else ""
-        return f"job {status.job_id} is paused{reason}: `clipfleet resume {status.job_id}` lets it go on"
+        return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
     if not workers:
         return (
             f"no worker is connected: start one with `clipfleet-worker run --models {status.model}` "
-            "on a machine with this CLIPFLEET_REDIS_URL, or everything here with `clipfleet-worker up`"
+            "on a machine with this CLIPFLEET_REDIS_URL, or start everything here with `clipfleet-worker up`"
         )
     if not any(facts.serves(status.model) for facts in workers):
         served = ", ".join(sorted({model for facts in workers for model in facts.models}))

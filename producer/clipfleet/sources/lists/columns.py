@@ -67,7 +67,7 @@ def assign_columns(
         usual = ", ".join(TEXT_COLUMNS if options.holds_texts else URL_COLUMNS)
         wanted = "texts" if options.holds_texts else "URLs or paths"
         raise SourceError(
-            f"{where}: no column is called {usual}; the columns are {_shown(header)}: "
+            f"{where}: no column named {usual}; the columns are {_shown(header)}: "
             f"name the one that holds the {wanted} with {options.content_option}"
         )
     besides = {position for position in (url, held) if position is not None}
@@ -118,7 +118,7 @@ def _position(
     exact = [position for position, name in enumerate(header) if name == chosen]
     loose = [position for position, name in enumerate(header) if name.lower() == chosen.strip().lower()]
     if not (exact or loose):
-        raise SourceError(f"{where}: {option} {chosen!r} is not there; the columns are {_shown(header)}")
+        raise SourceError(f"{where}: {option} {chosen!r} not found; the columns are {_shown(header)}")
     return (exact or loose)[0]
 
 

@@ -72,7 +72,7 @@ def refuse_pattern_of_lists(pattern: str) -> None:
     """
     if list_opener(pattern) is not None:
         raise SourceError(
-            f"{utf8_name(pattern)}: a pattern can mean images or .tar shards; submit lists one by one"
+            f"{utf8_name(pattern)}: a pattern matches images or .tar shards only; submit lists one by one"
         )
 
 

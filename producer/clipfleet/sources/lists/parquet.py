@@ -103,7 +103,7 @@ class ParquetSource:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 problem = str(error).splitlines()[0].rstrip(".")
-                raise SourceError(f"{name}: not a whole Parquet file: {problem}") from error
+                raise SourceError(f"{name}: not a complete Parquet file: {problem}") from error
 
 
 def _holds_images(field: pa.Field[Any]) -> bool:

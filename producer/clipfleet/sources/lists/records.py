@@ -159,7 +159,7 @@ def plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "tolist"):  # an array or a scalar of numpy
         return plain(value.tolist())
-    raise TypeError(f"a {type(value).__name__} cannot be carried")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be stored")
 
 
 def _common_type(values: Sequence[Any]) -> pa.DataType:

@@ -106,7 +106,7 @@ class TestJob:
     @pytest.mark.parametrize(
         ("values", "problem"),
         [
-            ({"label_sets": ("a", "a")}, "two label sets are called 'a'"),
+            ({"label_sets": ("a", "a")}, "two label sets are named 'a'"),
             ({"label_sets": ("a", "b"), "extra": ("labels_b",)}, "'b' would fill the column 'labels_b'"),
             ({"label_sets": ("a",), "label_set_column": "group"}, "no column 'group'.*it has none at all"),
             (

@@ -408,7 +408,7 @@ class TestTheFolder:
         else:
             (tmp_path / "to").write_text("")
 
-        with pytest.raises(UsageError, match="is no folder"):
+        with pytest.raises(UsageError, match="is not a folder"):
             export(PartRows(finished), Layout.CSV, tmp_path / "to")
 
     @pytest.mark.parametrize("to", ["s3://bucket/x", "file:///tmp/x"])
@@ -416,7 +416,7 @@ class TestTheFolder:
         self, finished: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UsageError, match="a folder of this machine"):
+        with pytest.raises(UsageError, match="a local folder"):
             export(PartRows(finished), Layout.CSV, Path(to))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 

@@ -101,7 +101,7 @@ class TestObjects:
             path.write_bytes(b"late")
             output.sweep([])
 
-            with pytest.raises(OutputUnavailableError, match="swept") as caught:
+            with pytest.raises(OutputUnavailableError, match="removed when its job ended") as caught:
                 output.publish(path, "a.json", replace=replace)
 
         assert not isinstance(caught.value, OutputUnreachableError)

@@ -197,7 +197,7 @@ class TestClient:
     ) -> None:
         monkeypatch.setenv(name, value)
 
-        with pytest.raises(UsageError, match=f"S3 cannot be used: .*{name}"):
+        with pytest.raises(UsageError, match=f"cannot use S3: .*{name}"):
             make_client()
 
     def test_the_shared_client_follows_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:

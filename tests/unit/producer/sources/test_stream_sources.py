@@ -143,7 +143,7 @@ class TestStdin:
             (b"\x1f\x8b\x08 \xff\n", "looks like gzip"),
             ('{"url": "/1"}\n{"url"\n', "stdin:2: not a line of JSON"),
             ('{"url": "/1"}\n/2\n', "stdin:2: not a line of JSON"),
-            ('{"link": "/1"}\n', "stdin: no column is called url"),
+            ('{"link": "/1"}\n', "stdin: no column named url"),
         ],
     )
     def test_what_is_wrong_names_the_line(self, pipe: Pipe, content: str | bytes, words: str) -> None:
@@ -326,8 +326,11 @@ class TestIterable:
             (5, "put it into a list"),
             ([None], "item 0 cannot be used"),
             (["/1", 5], "item 1 cannot be used"),
-            ([{"url": "/1", "x": object()}], "item 0 cannot be used: a object cannot be carried"),
-            ([{"link": "/1"}], "no column is called url"),
+            (
+                [{"url": "/1", "x": object()}],
+                "item 0 cannot be used: a value of type object cannot be stored",
+            ),
+            ([{"link": "/1"}], "no column named url"),
         ],
     )
     def test_what_cannot_be_used_is_named(self, source: Any, words: str) -> None:

@@ -198,8 +198,8 @@ class TestDamage:
             (WHOLE[: 10 * 3584 + 600], "unexpected end of data|breaks off"),
             (WHOLE[: 10 * 3584 + 3400], "unexpected end of data|breaks off"),
             (WHOLE[: 5 * 3584] + b"\xff" * 512 + WHOLE[5 * 3584 + 512 :], "damaged at byte 17920"),
-            (b"no tar at all" * 100, "not a whole tar file"),
-            (b"x", "not a whole tar file"),
+            (b"no tar at all" * 100, "not a complete tar file"),
+            (b"x", "not a complete tar file"),
             (b"", "empty"),
         ],
     )

@@ -384,7 +384,7 @@ class TestOccupiedOutput:
 
         monkeypatch.setattr(bench.output, "create", late)
 
-        with pytest.raises(OutputConflictError, match="taken by another job meanwhile"):
+        with pytest.raises(OutputConflictError, match="taken by another job in the meantime"):
             bench.submit()
         assert bench.ledger.states[bench.job.job_id] is JobState.CANCELLED
 
@@ -436,7 +436,7 @@ class TestOthersInterfere:
         [
             ("stage", "gap", "another submit of job .* is running"),
             ("stage", "refused", "takes no more items: it is cancelled"),
-            ("seal", "mismatch", "changed by somebody else meanwhile"),
+            ("seal", "mismatch", "changed by another program"),
         ],
     )
     def test_it_is_told(self, bench: Bench, call: str, word: str, words: str) -> None:

@@ -207,7 +207,7 @@ class TestJsonl:
             ('{"url": "a"}\n\n{"url": "b"\n', "a.jsonl:3: not a line of JSON: Expecting ',' delimiter"),
             ('{"url": "a"}\n["b"]\n', "a.jsonl:2: not a JSON object but a list"),
             ("[" * 100_000 + "\n", "a.jsonl:1: not a line of JSON"),
-            ('{"link": "a"}\n', "a.jsonl: no column is called url"),
+            ('{"link": "a"}\n', "a.jsonl: no column named url"),
             ('{"url": "a", "label": 1, "source_label": 2}\n', "a.jsonl: two columns would both be called"),
         ],
     )
@@ -496,14 +496,14 @@ class TestParquet:
         for content in (whole[:-500], b"url\n/x.jpg\n", bytes(damaged)):
             bad.write_bytes(content)
             message = problem(bad)
-            assert message.startswith(f"{bad}: not a whole Parquet file: "), message
+            assert message.startswith(f"{bad}: not a complete Parquet file: "), message
             assert "\n" not in message
         bad.write_bytes(b"")
         assert problem(bad) == f"{bad}: the file is empty"
         assert (
             problem(write_parquet(bad, {"url": pa.array([], pa.string())})) == f"{bad}: the file has no rows"
         )
-        assert f"{bad}: no column is called" in problem(write_parquet(bad, {"link": ["x"]}))
+        assert f"{bad}: no column named" in problem(write_parquet(bad, {"link": ["x"]}))
 
     def test_a_change_of_the_file_is_told(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "a.parquet", {"url": [f"/{n}" for n in range(30_000)]})
