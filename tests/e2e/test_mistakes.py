@@ -92,7 +92,7 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         pytest.param((*CLASSIFY, "", *LABELS), ["the source is empty"], id="a source without a name"),
         pytest.param(
             (*CLASSIFY, "notes.md", *LABELS),
-            ["notes.md: a file of this kind", "a folder"],
+            ["notes.md: unsupported kind of file", "a folder"],
             id="a kind of file that is no source",
         ),
         pytest.param(

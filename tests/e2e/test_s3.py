@@ -107,7 +107,7 @@ class TestMistakes:
     def test_a_bucket_that_is_not_there(self, cluster: Cluster, s3: S3Bucket, folder: Path) -> None:
         line = self.told(cluster, folder, "s3://no-such-bucket-here/x", 1)
 
-        assert "s3://no-such-bucket-here/x" in line and "make the bucket" in line
+        assert "s3://no-such-bucket-here/x" in line and "create the bucket" in line
 
     def test_a_uri_without_a_bucket(self, cluster: Cluster, s3: S3Bucket, folder: Path) -> None:
         assert "write s3://BUCKET/PATH" in self.told(cluster, folder, "s3:///x", 2)

@@ -323,7 +323,7 @@ class TestSubmit:
                 redis_client.config_set("maxmemory", 1)
 
         try:
-            with pytest.raises(RedisUnavailableError, match=r"memory is full.* job id job goes on"):
+            with pytest.raises(RedisUnavailableError, match=r"memory is full.* job id job to resume"):
                 self.submit(ledger, store, job, FakeSource(9000, kind="stdin", on_batch=fill))
         finally:
             redis_client.config_set("maxmemory", 0)
@@ -383,7 +383,7 @@ class TestObjects:
     ) -> None:
         monkeypatch.setattr(redis_output, "_MAX_OBJECT_BYTES", 5 << 20)
 
-        with pytest.raises(TooManyItemsError, match=r"have 6 MiB.*choose a smaller --chunk-size"):
+        with pytest.raises(TooManyItemsError, match=r"has 6 MiB.*choose a smaller --chunk-size"):
             output.create("a", bytes(6 << 20))
 
     def test_names_removal_and_what_is_not_there(self, output: RedisOutput) -> None:

@@ -287,7 +287,7 @@ class TestRetry:
         other = folder_scene.job.model_copy(update={"job_id": "other"})
         folder_scene.output.replace(keys.JOB_FILE, other.model_dump_json().encode())
 
-        with pytest.raises(OutputConflictError, match="does not hold job job any more"):
+        with pytest.raises(OutputConflictError, match="no longer contains job job"):
             folder_scene.retry()
 
     def test_a_late_part_of_another_job_counts_as_none(self, scene: Scene) -> None:
@@ -497,7 +497,9 @@ class TestRebuild:
         other = folder_scene.job.model_copy(update={"output": "/elsewhere"})
         folder_scene.ledger.submit(other)
 
-        with pytest.raises(JobConflictError, match="knows another one of this id, with output /elsewhere"):
+        with pytest.raises(
+            JobConflictError, match="has a different one with this id, with output /elsewhere"
+        ):
             folder_scene.rebuild()
 
     @pytest.mark.parametrize("name", [keys.STAGED_FILES, keys.GENERATION])

@@ -287,7 +287,7 @@ def test_a_missing_right_is_not_waited_for(front: S3Front, output: S3Output) -> 
     ]
     with front.broken_by(Rule(fault=Fault.ACCESS_DENIED)):
         for call in calls:
-            with pytest.raises(OutputUnreachableError, match="need the rights"):
+            with pytest.raises(OutputUnreachableError, match="the credentials need"):
                 call()
 
 

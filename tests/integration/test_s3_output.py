@@ -416,7 +416,7 @@ class TestRefusals:
             lambda: output.open("a"),
             lambda: list(output.names("")),
         ):
-            with pytest.raises(OutputUnreachableError, match=r"NoSuchBucket.*make the bucket"):
+            with pytest.raises(OutputUnreachableError, match=r"NoSuchBucket.*create the bucket"):
                 call()
 
     def test_wrong_keys_are_told(self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ class TestLists:
 
         with pytest.raises((SourceError, SourceUnavailableError), match=r"l\.txt: .*(replaced|changed)"):
             list(batches)
-        with pytest.raises(SourceError, match="changed meanwhile"):
+        with pytest.raises(SourceError, match="changed while it was read"):
             list(source.batches())
         assert open_source(f"{s3.uri}/l.txt").description != source.description
 

@@ -129,7 +129,7 @@ def test_a_job_that_is_cancelled_while_it_is_submitted_ends_the_submit(ledger: L
         def publish_work(self, count: int = 1) -> None:
             ledger.cancel("job", ttl_seconds=60)
 
-    with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
+    with pytest.raises(JobConflictError, match="accepts no more items: it is cancelled"):
         submit(ledger, job, Cancelling())
 
 
@@ -180,7 +180,7 @@ def test_a_submit_that_the_world_interrupts_says_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "seal", away)
-        with pytest.raises(RedisUnavailableError, match="gone; the same submit with job id job goes on"):
+        with pytest.raises(RedisUnavailableError, match="gone; submit again with job id job to resume"):
             submit(ledger, job)
 
     submit(ledger, job)

@@ -1,4 +1,4 @@
-"""The commands of `clipfleet`, a module for each group; they parse and print, and do nothing themselves."""
+"""The commands of `clipfleet`, one module per group. They parse arguments and print, nothing else."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ for _command in (
 
 
 def main() -> None:
-    """Entry point, see `run_program`."""
+    """Run the command line, see `run_program`."""
     run_program(app, "clipfleet", Settings, has_all_settings=False)

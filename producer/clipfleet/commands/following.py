@@ -1,4 +1,4 @@
-"""Following a job to its end, and what the exit code says about it."""
+"""Following a job until it ends, and the exit code for how it ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
-from clipfleet.terminal.progress import JobProgress, rate_words, why_nobody_works
+from clipfleet.terminal.progress import JobProgress, missing_worker_words, rate_words
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
@@ -30,10 +30,10 @@ def watch(job: JobArgument, as_json: AsJson = False) -> None:
 def follow(
     client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float | None = None
 ) -> None:
-    """Print how the job goes, and end the program with the exit code that says how it ended.
+    """Print the progress of a job, and exit with the code for how it ended.
 
-    Its seconds count from `started`, without that (`watch`) from the submit. Of a job that had ended before
-    they are those that it took.
+    Seconds count from `started`, or from the submit without it (`watch`). For a job that had ended before,
+    they are how long it took.
     """
     had_ended = job.had_ended
     with interruptible(
@@ -48,7 +48,7 @@ def follow(
             had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
             snapshot = job.status()
-    # The ledger does not know when a retry began.
+    # The ledger does not record when a retry began.
     lasted = None if snapshot.generation else snapshot.lasted_seconds
     seconds = lasted if started is None or had_ended else time.monotonic() - started
     if as_json:
@@ -75,7 +75,7 @@ def follow(
 
 @contextmanager
 def interruptible(what_then: str) -> Iterator[None]:
-    """Let Ctrl-C end the program, with a line about what then becomes of the job."""
+    """End the program on Ctrl-C, with a line about what happens to the job."""
     try:
         yield
     except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def _already(snapshot: JobStatus) -> str:
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:
     if not snapshot.state.is_final:
         say(f"submitted {snapshot.total:,} items; follow the job with `clipfleet watch {job.job_id}`")
-        problem = why_nobody_works(snapshot, client.workers())
+        problem = missing_worker_words(snapshot, client.workers())
         if problem:
             say(problem, style="yellow")
         return

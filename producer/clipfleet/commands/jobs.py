@@ -1,4 +1,4 @@
-"""Commands about jobs that exist: where they stand, pause, resume, cancel, retry, rebuild."""
+"""Commands for existing jobs: status, pause, resume, cancel, retry, rebuild."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.terminal.console import print_table, printable, say, say_trouble
-from clipfleet.terminal.progress import why_nobody_works
+from clipfleet.terminal.progress import missing_worker_words
 
 _NUMBERS = ("items", "ok", "failed")
 
@@ -37,7 +37,7 @@ def status(job: JobArgument, as_json: AsJson = False) -> None:
             return
         for line in _status_lines(snapshot):
             typer.echo(printable(line))
-        problem = None if snapshot.state.is_final else why_nobody_works(snapshot, client.workers())
+        problem = None if snapshot.state.is_final else missing_worker_words(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
         say(problem, style="yellow")
 

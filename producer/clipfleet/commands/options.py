@@ -16,9 +16,9 @@ from clipfleet.settings import Settings
 
 
 def _not_empty(value: str | None) -> str | None:
-    """An option that is given with nothing is a variable of a shell that is not set."""
+    """Refuse an empty value: usually an unset shell variable."""
     if value == "":
-        raise typer.BadParameter("it is empty: give a value, or leave the option out")
+        raise typer.BadParameter("empty value: give one, or leave the option out")
     return value
 
 
@@ -27,16 +27,16 @@ _PATIENCE_SECONDS = 0.5
 
 
 def job_ids(incomplete: str) -> list[str]:
-    """Ids of the newest jobs that begin like this, newest first; none where Redis is away or slow."""
+    """Ids of the newest jobs with this prefix, newest first; none if Redis is down or slow."""
     try:
         with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
             newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
     except (ValidationError, UsageError, RedisError, OSError):
-        return []  # the command itself says what is wrong
+        return []  # the command itself reports the error
     return [job_id for job_id in map(str, newest) if job_id.startswith(incomplete)]
 
 
-# By the field of `JobDescription` that each of them sets, which also has its type and its default.
+# Keyed by the field of `JobDescription` that each sets; the field has the type and the default.
 JOB_OPTIONS: dict[str, Any] = {
     "output": typer.Option(
         callback=_not_empty,

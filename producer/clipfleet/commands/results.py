@@ -1,4 +1,4 @@
-"""Commands that read rows: print them, copy them in the layouts of other programs."""
+"""Commands that read rows: print them, export them to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def results(
         try:
             write(reader, result_format, sys.stdout.buffer, limit=limit)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; what is left to be flushed goes nowhere
+        except BrokenPipeError:  # `| head` has closed the pipe: discard what is left to flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -70,10 +70,10 @@ def export(
 
 @contextmanager
 def row_reader(job: str) -> Iterator[RowReader]:
-    """The rows of a job id, or of an output itself: there they outlive the ledger.
+    """Open the rows of a job id, or of an output, which outlives the ledger.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: neither exists.
     """
     path = Path(job)
     if is_output(job) or (path.is_dir() and not _is_job(job)):
@@ -86,7 +86,7 @@ def row_reader(job: str) -> Iterator[RowReader]:
 
 
 def known_job(client: Client, job_id: str) -> JobHandle:
-    """A job that Redis knows; a `JobNotFoundError` says what else may be given."""
+    """Return a job that Redis knows; a `JobNotFoundError` names the alternative."""
     try:
         return client.job(job_id)
     except JobNotFoundError as error:
@@ -107,7 +107,7 @@ def _is_job(name: str) -> bool:
 
 
 def is_output(job: str) -> bool:
-    """Whether a place of results was given, not the id of a job.
+    """Whether an output was given, not a job id.
 
     Raises:
         UsageError: it is a file.

@@ -1,4 +1,4 @@
-"""Commands that make jobs."""
+"""Commands that submit jobs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and template
 
 
 def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
-    """Give a command all `JOB_OPTIONS` but some; it is called with a `JobOptions`, and its answer is run."""
+    """Add all `JOB_OPTIONS` but some to a command, which gets them as `JobOptions` and returns the submit."""
     shared = {
         name: Parameter(
             name, Parameter.KEYWORD_ONLY, default=field.default,
@@ -126,7 +126,7 @@ def run(
 
 
 def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool) -> None:
-    """Submit, then show how the job goes on; its seconds count from here."""
+    """Submit, then follow the job; its seconds count from here."""
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
         with interruptible(
@@ -143,10 +143,10 @@ _FILE_SUFFIXES = (".txt", ".csv", ".lst")
 def chosen_label_sets(
     labels: str | None, files: Sequence[str], templates: Sequence[str]
 ) -> tuple[LabelSet, ...]:
-    """The label sets of `--labels` and `--label-set`.
+    """Return the label sets of `--labels` and `--label-set`.
 
     Raises:
-        UsageError: there is none, or one that cannot be used.
+        UsageError: none is given, or one is invalid.
     """
     if labels is None and not files:
         raise UsageError(
@@ -159,12 +159,12 @@ def chosen_label_sets(
 
 
 def read_labels(text: str) -> list[str]:
-    """Labels from a file with one per line, or from a list with commas; blank ones are left out.
+    """Read labels from a file with one per line, or from a comma-separated list; skip blank ones.
 
     In a list double quotes keep a comma inside a label; in a file every character belongs to the label.
 
     Raises:
-        UsageError: no labels, a list with a quote that is not closed, or a file that cannot be read.
+        UsageError: no labels, an unbalanced quote, or an unreadable file.
     """
     path = Path(text)
     if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
@@ -191,5 +191,5 @@ def read_labels(text: str) -> list[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # no file can have so long a name
+    except OSError:  # the name is too long for a file
         return False

@@ -22,19 +22,20 @@ DEFAULT_CHUNK_SIZE = 512
 DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
 DEMO_MODEL = "demo"
 
-REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the ledger's Redis
-MAX_ITEMS_IN_REDIS = 100_000  # of one job; more go into a folder or a bucket
+REDIS_OUTPUT = "redis://"  # the output in the ledger's Redis
+MAX_ITEMS_IN_REDIS = 100_000  # per job; larger jobs need a folder or a bucket
 
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
-# Keys of ours, and of kombu, in a Redis that is the broker too: a queue of that name would take their place.
+# Keys of clipfleet and kombu in a Redis that is also the broker: a queue with such a name would overwrite
+# them.
 _RESERVED_QUEUES = re.compile(r"clipfleet(:.*)?|_kombu\..*|unacked(_.*)?")
 
 
 class Task(StrEnum):
-    """What is done with every item."""
+    """What to compute for every item."""
 
     CLASSIFY = "classify"
     EMBED = "embed"
@@ -50,7 +51,7 @@ class Lane(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward pass. `auto`: bf16 where the device has it in hardware, else fp32."""
+    """Precision of the forward pass. `auto`: bf16 if the device has it in hardware, else fp32."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -59,14 +60,14 @@ class Precision(StrEnum):
 
 
 class DecodeRoute(StrEnum):
-    """`fast`: scaled JPEG decoding, a few grey levels off; `exact`: open_clip's own transform."""
+    """`fast`: scaled JPEG decoding, pixel values differ slightly; `exact`: open_clip's own preprocessing."""
 
     FAST = "fast"
     EXACT = "exact"
 
 
 class PartFormat(StrEnum):
-    """How the parts of a job are written."""
+    """File format of the parts of a job."""
 
     PARQUET = "parquet"
     JSONL = "jsonl"
@@ -86,7 +87,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True once nothing more will happen to the job by itself."""
+        """Whether the job has ended: only a retry changes it."""
         return self in _FINAL_STATES
 
 
@@ -96,7 +97,7 @@ _FINAL_STATES = frozenset(
 
 
 class ErrorCode(StrEnum):
-    """Why a row has `status=failed`. A closed set: columns, metrics and documentation use these words."""
+    """Why a row has `status=failed`. A closed set, used in columns, metrics and documentation."""
 
     BAD_URI = "bad_uri"
     SCHEME_REFUSED = "scheme_refused"
@@ -138,26 +139,26 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """Why one item failed: the code, and one line for people (no secrets, at most 300 characters)."""
+    """Why one item failed: the code, and one line of detail (no secrets, at most 300 characters)."""
 
     code: ErrorCode
     detail: str
 
 
-ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # failed rows of all that were run
+ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # share of failed rows among those run
 
 
 class SourceDescription(FrozenModel):
-    """What a source is, as far as it can be told without reading it through."""
+    """Description of a source, made without reading all of it."""
 
     kind: str  # folder, glob, txt, csv, ...
     uri: str  # absolute path, pattern or URL
-    options: dict[str, str] = Field(default_factory=dict)  # what changes the meaning: columns, size, mtime
-    extra_columns: tuple[str, ...] = ()  # the source's own columns that are carried into the parts
+    options: dict[str, str] = Field(default_factory=dict)  # what its items depend on: columns, size, mtime
+    extra_columns: tuple[str, ...] = ()  # columns of the source that are copied into the parts
 
 
 class Job(FrozenModel):
-    """One submission. `_clipfleet/job.json` of an output holds exactly this."""
+    """One job, as stored in `_clipfleet/job.json` of its output."""
 
     schema_version: int = SCHEMA_VERSION
     job_id: Annotated[str, Field(pattern=JOB_ID_PATTERN)]
@@ -166,17 +167,17 @@ class Job(FrozenModel):
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
     label_sets: tuple[LabelSet, ...] = ()
-    text_column: str | None = None  # column of the source that holds the text of an item
-    label_set_column: str | None = None  # column of the source that names the one label set of an item
+    text_column: str | None = None  # source column with the text of an item
+    label_set_column: str | None = None  # source column that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
-    store_embeddings: bool = False  # of a classify job; the others always do
+    store_embeddings: bool = False  # of a classify job; others always store them
     part_format: PartFormat = PartFormat.PARQUET
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
-    max_error_rate: ErrorRate | None = None  # a job of which more rows fail stops early; None: it never does
+    max_error_rate: ErrorRate | None = None  # the job stops once a larger share has failed; None: no limit
     source: SourceDescription
-    output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
-    on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
+    output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's Redis
+    on_finished: str | None = None  # name of a user's Celery task, sent when the job has ended
     on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where it is sent to
     created_at: datetime
 
@@ -225,24 +226,24 @@ class Job(FrozenModel):
 
     @property
     def output_is_redis(self) -> bool:
-        """Whether the results stay in the ledger's Redis."""
+        """Whether the results are stored in the ledger's Redis."""
         return self.output == REDIS_OUTPUT
 
     @property
     def keeps_embeddings(self) -> bool:
-        """Whether the vectors go into the parts."""
+        """Whether the parts contain embeddings."""
         return self.store_embeddings or self.task is not Task.CLASSIFY
 
     @property
     def named_label_sets(self) -> tuple[LabelSet, ...]:
-        """Label sets with columns of their own: all, where there are several and all are used on every item.
+        """Label sets with their own columns: all of them, if several are used on every item; else none.
 
-        `label`, `score`, `labels` and `scores` are those of the first set, or of the one that an item chose.
+        `label`, `score`, `labels` and `scores` are of the first set, or of the one that the item names.
         """
         return self.label_sets if self.label_set_column is None and len(self.label_sets) > 1 else ()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two jobs the same: all that the rows depend on, so neither lane nor error rate."""
+        """Everything that the rows depend on: neither the lane nor the error rate."""
         unlike = {
             "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
             "on_finished_queue",
@@ -255,31 +256,31 @@ class Job(FrozenModel):
         return short_hash(self.identity())
 
     def is_same(self, other: Job) -> bool:
-        """Whether this is the other job under its id, as one that was submitted again is."""
+        """Whether both have the same id and fingerprint, as a repeated submit has."""
         return (self.job_id, self.fingerprint) == (other.job_id, other.fingerprint)
 
     def differences(self, other: Job) -> list[str]:
-        """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
+        """Names of the entries of `identity()` that differ, for example `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()
         return [name for name in mine if mine[name] != theirs.get(name)]
 
 
 def is_queue_of_users(name: str) -> bool:
-    """Whether users may have a Celery queue of this name: it is one, and no key of ours or of kombu's."""
+    """Whether a name is a valid Celery queue for users, not a key of clipfleet or kombu."""
     return bool(re.fullmatch(CELERY_NAME_PATTERN, name)) and not _RESERVED_QUEUES.fullmatch(name)
 
 
 def read_job(text: str | bytes) -> Job:
-    """A job from what `Job.model_dump_json` wrote.
+    """Parse what `Job.model_dump_json` wrote.
 
     Raises:
-        JobTooNewError: it is of a newer version than this program reads.
-        JobUnreadableError: it is of an older one, or no job at all.
+        JobTooNewError: a newer version wrote it.
+        JobUnreadableError: an unsupported older version wrote it, or it is not a job.
     """
     try:
         version = json.loads(text)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise JobUnreadableError("this is not the description of a job") from None
+        raise JobUnreadableError("not the description of a job") from None
     if version not in READABLE_SCHEMA_VERSIONS:
         is_newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise (JobTooNewError if is_newer else JobUnreadableError)(
@@ -291,10 +292,10 @@ def read_job(text: str | bytes) -> Job:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise JobUnreadableError(
-            f"this is not the description of a job ({error.error_count()} problems, the first in {where!r})"
+            f"not the description of a job ({error.error_count()} problems, the first in {where!r})"
         ) from None
 
 
 def new_job_id() -> str:
-    """A fresh job id that sorts by day: `20261124-3f9a1c2b7d4e`."""
+    """Generate a job id that sorts by day: `20261124-3f9a1c2b7d4e`."""
     return f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(6)}"

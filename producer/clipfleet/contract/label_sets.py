@@ -15,7 +15,7 @@ LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
 class Preset(StrEnum):
-    """Label sets that open_clip brings."""
+    """Label sets that ship with open_clip."""
 
     IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
 
@@ -28,7 +28,7 @@ class FrozenModel(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
-        """Whatever is in a job crosses the wire: a file's name of other bytes than UTF-8 cannot."""
+        """A job is sent as JSON, which cannot contain lone surrogates, as in undecodable file names."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(f"{text!r} is not UTF-8")
@@ -36,9 +36,9 @@ class FrozenModel(BaseModel):
 
 
 class LabelSet(FrozenModel):
-    """Labels and the prompt templates that are averaged for each of them (open_clip's ensembling).
+    """Labels, and the prompt templates that are averaged for each (open_clip's ensembling).
 
-    A preset stands for labels and templates that open_clip brings; only a worker knows them.
+    A preset stands for labels and templates that ship with open_clip, which only workers install.
     """
 
     name: Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)] = DEFAULT_LABEL_SET_NAME
@@ -56,9 +56,9 @@ class LabelSet(FrozenModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.preset is not None and (self.labels or self.templates):
-            raise ValueError(f"preset {self.preset} brings its own labels and templates")
+            raise ValueError(f"preset {self.preset} has its own labels and templates")
         if self.preset is None and not self.labels:
-            raise ValueError("there is no label")
+            raise ValueError("there are no labels")
         blank = [position for position, label in enumerate(self.labels) if not label.strip()]
         if blank:
             raise ValueError(f"label number {blank[0] + 1} is empty")
@@ -70,17 +70,17 @@ class LabelSet(FrozenModel):
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(
-                    f"template {template!r} must contain {{}} exactly once, where the label goes"
+                    f"template {template!r} must contain {{}} exactly once, in place of the label"
                 )
         return self
 
     @property
     def hash(self) -> str:
-        """Short name of this label set; equal content gives the equal hash on every machine."""
+        """Short hash of the content, equal on every machine; the name is not part of it."""
         return short_hash([list(self.labels), list(self.templates), self.preset])
 
 
 def short_hash(value: object) -> str:
-    """First 16 hex digits of the sha256 of the canonical JSON of a value."""
+    """First 16 hex digits of the SHA-256 of the canonical JSON of a value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,14 +15,14 @@ from clipfleet.outputs.scratch import OPEN_FILES
 
 
 class BoundFolderOutput(FolderOutput):
-    """A folder that must not lead out of some roots, whatever links say and whoever changes them.
+    """An output folder confined to some roots, safe against symbolic links and races on them.
 
-    For programs that write where others tell them to. The folder of an object is pinned (`O_PATH`), the
-    kernel is asked where it really lies, and then it is used through the pin: a link that is swapped in
-    between leads nowhere else. What is to be read is pinned itself. Hard links are files of the folder like
-    any other. Needs Linux and /proc.
+    For programs that write to paths given by others. The folder of an object is pinned (`O_PATH`), its real
+    path is read from the kernel and checked, and then it is used through the pin, so that a link swapped in
+    between has no effect. Files to read are pinned themselves. Hard links count as files of the folder. Needs
+    Linux and /proc.
 
-    The caller has resolved the roots. Makes no folder but the one for scratch files.
+    The roots must be resolved. Creates no folder but the one for scratch files.
     """
 
     def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
@@ -38,7 +38,7 @@ class BoundFolderOutput(FolderOutput):
     def _found(self, name: str) -> Iterator[Path]:
         with self._pinned(self._folder / name, 0) as (pin, status):
             if not stat.S_ISREG(status.st_mode):
-                raise OutputUnreachableError(f"{self._folder / name}: a folder, pipe or device, not a file")
+                raise OutputUnreachableError(f"{self._folder / name}: not a regular file")
             yield OPEN_FILES / str(pin)
 
     def _make_tmp(self) -> None:

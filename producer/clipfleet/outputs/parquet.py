@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def open_parquet(output: Output, name: str) -> pq.ParquetFile:
-    """An open file, to be closed by the caller with `close(force=True)`; use it inside `parquet_errors`.
+    """Open a file inside `parquet_errors`; the caller closes it with `close(force=True)`.
 
     Raises:
-        FileNotFoundError: there is no object of this name.
+        FileNotFoundError: no such object.
     """
     with ExitStack() as stack:
         file = pq.ParquetFile(stack.enter_context(output.open(name)))
@@ -28,7 +28,7 @@ def open_parquet(output: Output, name: str) -> pq.ParquetFile:
 
 
 def footer(file: pq.ParquetFile) -> dict[str, str]:
-    """What the writer noted in the footer, without Arrow's own schema entry."""
+    """Footer metadata of the writer, without Arrow's schema entry."""
     entries = file.metadata.metadata or {}
     return {
         key.decode(errors="replace"): value.decode(errors="replace")
@@ -39,16 +39,13 @@ def footer(file: pq.ParquetFile) -> dict[str, str]:
 
 @contextmanager
 def parquet_errors(output: Output, name: str) -> Iterator[None]:
-    """Turn what pyarrow raises while reading into an output error.
-
-    `FileNotFoundError` and `MemoryError` pass unchanged.
-    """
+    """Turn read errors of pyarrow into output errors, except `FileNotFoundError` and `MemoryError`."""
     try:
         yield
-    except (FileNotFoundError, MemoryError):  # the latter is an ArrowException, too
+    except (FileNotFoundError, MemoryError):  # the latter is also an ArrowException
         raise
     except OSError as error:
-        # Arrow reports content that it cannot understand as an OSError, too, but without a number.
+        # Arrow also raises OSError for malformed content, but without errno.
         if error.errno is None:
             raise damaged(output, name, error) from error
         raise OutputUnavailableError(f"{output.uri}/{name}: {error.strerror}") from error
@@ -57,6 +54,8 @@ def parquet_errors(output: Output, name: str) -> Iterator[None]:
 
 
 def damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
-    """What is said of an object that holds something else than its name says."""
-    problem = (str(error).strip() or type(error).__name__).splitlines()[0]  # Arrow adds where it was
+    """Build the error for an object with unexpected content."""
+    problem = (str(error).strip() or type(error).__name__).splitlines()[
+        0
+    ]  # Arrow appends its source location
     return OutputDamagedError(f"{output.uri}/{name}: damaged: {problem}")

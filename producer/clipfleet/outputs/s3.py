@@ -1,8 +1,8 @@
 """An output below a prefix of an S3 bucket.
 
-A name is taken by a put that succeeds only if it was free (`If-None-Match: *`). Every write carries an id, by
-which one whose answer was lost is recognised. A store that ignores conditions is found out by a canary before
-the first write; there a look comes before a plain put.
+A put that succeeds only if the name is free (`If-None-Match: *`) creates an object. Every write carries an id
+that identifies it if its response was lost. A canary before the first write detects a store that ignores
+conditions; there, a plain put follows a check.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from clipfleet.s3.client import SCHEME, S3Client, list_objects, split_s3_uri
 from clipfleet.s3.failures import S3Problem, explain, failures_of_calls, s3_errors
 from clipfleet.s3.file import S3File
 
-_WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
+_WRITE_ID = "clipfleet-write"  # object metadata: id of the write
 _CONFLICT_ATTEMPTS = 6
 _CONFLICT_SECONDS = 0.1  # doubles
-_PROBE_PATIENCE_SECONDS = 30.0  # many writers shall not find out one after the other that a store is away
+_PROBE_PATIENCE_SECONDS = 30.0  # so that queued writers fail soon if the store is down
 _KEYS_OF_A_DELETE = 1000  # S3's own limit
-_MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
+_MAX_KEY_BYTES = 900  # S3 allows 1024, including the names below the prefix
 
 
 class S3Output:
     """See `clipfleet.outputs.Output`."""
 
     def __init__(self, bucket: str, prefix: str, client: S3Client) -> None:
-        """No call is made. The bucket must exist; the prefix may be empty, and has no slash at its end."""
+        """Send nothing. The bucket must exist; the prefix may be empty and has no trailing slash."""
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
         self.uri = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
         self._client = client
-        self._conditional: bool | None = None  # not known yet
+        self._conditional: bool | None = None  # unknown
         self._probing = threading.Lock()
 
     @property
     def has_conditional_writes(self) -> bool:
-        """See the protocol; the first call asks the store, by means of a canary."""
+        """Probed by the first call, with a canary object."""
         if not self._probing.acquire(timeout=_PROBE_PATIENCE_SECONDS):
             raise OutputUnavailableError(f"{self.uri}: timed out while probing the store")
         try:
@@ -61,7 +61,7 @@ class S3Output:
             self._probing.release()
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A file of this machine."""
+        """Create a local scratch file."""
         return local_scratch()
 
     def publish(
@@ -71,14 +71,14 @@ class S3Output:
             return self._put(name, file, confirm) if replace else self._put_if_absent(name, file, confirm)
 
     def version(self, name: str) -> str | None:
-        """See the protocol. Equal for equal bytes: what must not be mixed up differs in its bytes."""
+        """The ETag, equal for equal bytes: objects that must not be confused differ in their bytes."""
         head = self._head(name)
         return None if head is None else str(head["ETag"])
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
     ) -> bool:
-        """See the protocol. A store without conditional writes lets another writer in between."""
+        """Replace with `If-Match`. Without conditional writes, another writer may come in between."""
         with _opened(scratch) as file:
             if self.has_conditional_writes:
                 return self._put(name, file, confirm, {"IfMatch": version})
@@ -98,7 +98,7 @@ class S3Output:
             return None
 
     def open(self, name: str) -> pa.NativeFile:
-        """See the protocol. Reads by ranges of the version that is there now."""
+        """Open the current version, read by byte ranges."""
         return pa.PythonFile(S3File(self._client, self._bucket, self._root + name), mode="r")
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -115,7 +115,7 @@ class S3Output:
                 self._remove_all([name for name in self._names(prefix) if name not in kept], confirm)
 
     def sweep_scratch(self) -> None:
-        """See the protocol. Scratch files are no objects; the canaries of killed writers are."""
+        """Remove canaries of killed writers; scratch files are local."""
         self._remove_all(list(self._names(f"{keys.TMP}/")))
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
@@ -135,7 +135,7 @@ class S3Output:
     def _put(
         self, name: str, body: bytes | BinaryIO, confirm: Confirm, condition: dict[str, str] | None = None
     ) -> bool:
-        """Write an object; False if the condition does not hold."""
+        """Put an object; False if the condition fails."""
         from botocore.exceptions import ClientError
 
         write_id = uuid.uuid4().hex
@@ -155,11 +155,11 @@ class S3Output:
                     return True
                 except ClientError as error:
                     if _status(error) == 412 or (condition and _status(error) == 404 and _no_object(error)):
-                        # The answer to an earlier attempt may have been lost, here or on the way: ours then.
+                        # Ours, if only the response to an earlier attempt was lost.
                         return self._is_written_by(name, write_id)
                     if _status(error) != 409:
                         raise
-            # Another conditional write of this name was under way; how it ended is seen by trying again.
+            # Another conditional write of this name is in progress; retry to see its result.
             time.sleep(_CONFLICT_SECONDS * 2**attempt)
         raise OutputUnavailableError(f"{self.uri}/{name}: conflicts with other writers do not end")
 
@@ -168,9 +168,9 @@ class S3Output:
         return head is not None and head.get("Metadata", {}).get(_WRITE_ID) == write_id
 
     def _probe(self) -> bool:
-        """Write a canary again and again; only a store that ignores the condition takes it each time.
+        """Create a canary repeatedly; only a store that ignores the condition succeeds each time.
 
-        Three times, for it may be swept away once.
+        Three times, as a sweep may remove it once.
         """
         from botocore.exceptions import ClientError
 
@@ -184,14 +184,14 @@ class S3Output:
             if not _is_unknown_condition(error):
                 raise
         finally:
-            with suppress(*failures_of_calls()):  # then it is swept at the end of the job
+            with suppress(*failures_of_calls()):  # the sweep at the end of the job removes it
                 self._client.delete_object(**where)
         return False
 
     # --- Looking and removing ---
 
     def _head(self, name: str) -> dict[str, Any] | None:
-        """What is known of an object. Asked by GET: a refusal of HEAD comes without its reason."""
+        """Metadata of an object, or None. Uses GET: a refused HEAD has no error body."""
         from botocore.exceptions import ClientError
 
         where = {"Bucket": self._bucket, "Key": self._root + name}
@@ -240,10 +240,10 @@ class S3Output:
 
 
 def s3_output(uri: str, client: S3Client) -> S3Output:
-    """The output at `s3://bucket/prefix`.
+    """Open the output at `s3://bucket/prefix`.
 
     Raises:
-        UsageError: no prefix of keys that every store keeps apart and finds again.
+        UsageError: a prefix that some stores normalise or refuse.
     """
     bucket, key = split_s3_uri(uri)
     prefix = key.rstrip("/")
@@ -260,7 +260,7 @@ def s3_output(uri: str, client: S3Client) -> S3Output:
 
 
 def _is_unknown_condition(error: Exception) -> bool:
-    """Some stores do not ignore a condition that they do not know, but say so."""
+    """Whether the store refuses conditions, instead of ignoring them."""
     return _status(error) == 501 or (_status(error) == 400 and explain(error).problem is S3Problem.REFUSED)
 
 

@@ -1,4 +1,4 @@
-"""Scratch files of this machine, and what an error of the file system means for an output."""
+"""Local scratch files, and the mapping of file system errors to output errors."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _UNREACHABLE = frozenset(
 
 @contextmanager
 def local_scratch() -> Iterator[Path]:
-    """A path that can be written to and read, inside the context and by this process only.
+    """Create a scratch file, valid inside the context and in this process only.
 
     Raises:
         OutputUnavailableError: the disk for temporary files is full.
-        OutputUnreachableError: it cannot be used.
+        OutputUnreachableError: the folder for temporary files is unusable.
     """
     with output_errors(Path(tempfile.gettempdir())):
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - errors of its user are not the folder's
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - errors inside the context are not the folder's
     with file:
         path = OPEN_FILES / str(file.fileno())
         if path.exists():
-            yield path  # the file has no other name, so that nothing of a killed process stays
+            yield path  # unlinked already, so a killed process leaves nothing
             return
     with output_errors(Path(tempfile.gettempdir())):
         folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
@@ -49,7 +49,7 @@ def local_scratch() -> Iterator[Path]:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about a file of an output into the exception that says whether waiting helps."""
+    """Turn an OSError into the output error that says whether waiting helps."""
     try:
         yield
     except OSError as error:

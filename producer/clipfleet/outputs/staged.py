@@ -19,12 +19,10 @@ from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
 
 
 class StagedReader:
-    """Reads chunks of staged files and keeps the last few files open. For one job; safe to share between
-    threads.
+    """Reads chunks of staged files of one job, and keeps `capacity` files open. Thread-safe.
 
-    A file of another job than this one (`--overwrite`) is refused; `capacity` files stay open.
-    `patience_seconds` is how long a thread waits for its turn: were all that want a chunk to find out one
-    after the other that the store does not answer, the last ones would seem to hang.
+    A file of another job (`--overwrite`) is refused. Waiting for the lock is bounded by `patience_seconds`,
+    so that queued readers fail soon if the store is down.
     """
 
     def __init__(
@@ -35,15 +33,15 @@ class StagedReader:
         self._job_id = job_id
         self._capacity = capacity
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()  # least recently used first
-        self._lock = Lock()  # one for all: a read takes 0.1 ms, and a file must not be closed under a reader
+        self._lock = Lock()  # a read takes 0.1 ms, and no file may be closed during a read
 
     def read_chunk(self, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
-        """The items of a chunk, from the file of `chunks` chunks that begins with `first_chunk`.
+        """Read the items of a chunk, from the file of `chunks` chunks that starts with `first_chunk`.
 
         Raises:
-            OutputUnavailableError: the file is not there although the job's output is (a shared file system
-                may show it late), or cannot be read now.
-            OutputUnreachableError: the output is not there at all, or the file is damaged or another job's.
+            OutputUnavailableError: the file is missing although the output exists (a shared file system may
+                show it late), or is not readable now.
+            OutputUnreachableError: the output is missing, or the file is damaged or of another job.
         """
         if not first_chunk <= chunk_id < first_chunk + chunks:
             raise ValueError(f"chunk {chunk_id} is not among {chunks} chunks from {first_chunk}")
@@ -53,26 +51,26 @@ class StagedReader:
             return items
 
     def count_items(self, first_chunk: int, chunks: int) -> int:
-        """Items of a whole file. Raises like `read_chunk`."""
+        """Count the items of a file. Raises like `read_chunk`."""
         with self._opened(first_chunk, chunks) as file:
             return int(file.metadata.num_rows)
 
     @contextmanager
     def _opened(self, first_chunk: int, chunks: int) -> Iterator[pq.ParquetFile]:
         name = keys.staged_file(first_chunk, chunks)
-        with self._turn(name), parquet_errors(self._output, name):
+        with self._locked(name), parquet_errors(self._output, name):
             file = self._files.pop(name, None) or self._open(name, first_chunk, chunks)
             try:
                 yield file
             except BaseException:
-                file.close(force=True)  # a stale handle would fail forever; the next read opens it again
+                file.close(force=True)  # a stale handle would fail forever; the next read reopens it
                 raise
             self._files[name] = file
             while len(self._files) > self._capacity:
                 self._files.popitem(last=False)[1].close(force=True)
 
     @contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str) -> Iterator[None]:
         if not self._lock.acquire(timeout=self._patience_seconds):
             raise OutputUnavailableError(f"{self._output.uri}/{name}: timed out behind another reader")
         try:
@@ -86,7 +84,7 @@ class StagedReader:
             self._close_all()
 
     def close_unless_busy(self) -> None:
-        """Close all files, but wait for nobody who reads one."""
+        """Close all files, unless a read is in progress."""
         if self._lock.acquire(blocking=False):
             try:
                 self._close_all()
@@ -118,9 +116,11 @@ class StagedReader:
     def _missing(self, name: str) -> OutputUnavailableError:
         if self._output.read(keys.JOB_FILE) is None:
             return OutputUnreachableError(
-                f"{self._output.uri}: the job's output is not here; is the folder mounted on this machine?"
+                f"{self._output.uri}: the job's output is missing; is the folder mounted on this machine?"
             )
-        return OutputUnavailableError(f"{self._output.uri}/{name}: the staged items are not there (yet)")
+        return OutputUnavailableError(
+            f"{self._output.uri}/{name}: the staged items are missing (not visible yet?)"
+        )
 
     def _require_ours(self, name: str, file: pq.ParquetFile, first_chunk: int, chunks: int) -> None:
         noted = footer(file)
@@ -130,11 +130,11 @@ class StagedReader:
                 f"{self._output.uri}/{name}: was written by a newer version of clipfleet; update this worker"
             )
         if version not in {str(known) for known in READABLE_SCHEMA_VERSIONS}:
-            problem = "was written by another version of clipfleet; update this worker"
+            problem = "was written by an incompatible version of clipfleet; update this worker"
         elif noted.get("job_id") != self._job_id:
             problem = f"belongs to job {noted.get('job_id')!r}, not to {self._job_id}"
         elif noted.get("first_chunk") != str(first_chunk) or file.num_row_groups != chunks:
-            problem = "does not hold the chunks that its name says"
+            problem = "does not contain the chunks in its name"
         else:
             return
         raise OutputUnreachableError(f"{self._output.uri}/{name}: {problem}")

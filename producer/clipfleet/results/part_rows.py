@@ -43,7 +43,7 @@ class _ManifestJob(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What is read of `_manifest.json`."""
+    """The parts of `_manifest.json` that are read."""
 
     job: _ManifestJob
     finished_at: datetime
@@ -51,9 +51,9 @@ class _Manifest(BaseModel):
 
 
 class PartRows:
-    """The rows in the parts of an output; see `RowReader`.
+    """Rows in the parts of an output; see `clipfleet.results.rows.RowReader`.
 
-    `early_end` asks the ledger, where there is one: nothing in an output tells of it.
+    `early_end` queries the ledger, if there is one: an output does not record it.
     """
 
     def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:
@@ -74,10 +74,10 @@ class PartRows:
         return self._early_end()
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
-        """See the protocol.
+        """Read all parts in one schema.
 
-        Parts may differ in the length of `embedding` where it is all null (a part that was given up before
-        the model was known); they get the length of the others.
+        The length of `embedding` may differ in parts where it is all null (written before the model was
+        known); they get the length of the others.
         """
         job = self.job()
         suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
@@ -92,7 +92,7 @@ class PartRows:
         return RowStream(schema, _batches(parts, names, schema))
 
     def failure_examples(self) -> dict[str, str]:
-        """See the protocol; looks at the beginning of the finished job's list of failed rows."""
+        """Read the beginning of the finished job's list of failed rows."""
         try:
             with self._output.open(keys.ERRORS) as file:
                 lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
@@ -104,7 +104,7 @@ class PartRows:
                 row = json.loads(line)
                 examples.setdefault(str(row["error_code"]), str(row["error_detail"]))
             except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # it breaks off here, or somebody has written in it: an example less
+                continue  # truncated or modified: skip this example
         return examples
 
     def _of_one_format(self, job: Job | None, names: list[str]) -> tuple[PartFormat, list[str]]:
@@ -125,11 +125,11 @@ class PartRows:
         return part_format, names
 
     def _require_complete(self, job: Job | None, names: list[str]) -> None:
-        """Raise `OutputDamagedError` unless a job that was finished has all its parts here, and no others."""
+        """Raise `OutputDamagedError` unless a finished job has all of its parts, and no others."""
         manifest = self._manifest()
         is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
         if manifest is None or is_others or self._output.read(keys.SUCCESS) is None:
-            return  # not finished yet, or retried: read the parts that are there
+            return  # unfinished or retried: read the parts so far
         listed = {part.name for part in manifest.parts}
         if missing := listed.difference(names):
             raise OutputDamagedError(
@@ -159,7 +159,7 @@ class _Parts:
 
     output: Output
     files: PartFiles
-    job: Job | None  # whose they are to be, where that is known
+    job: Job | None  # the expected job, if known
 
     @contextmanager
     def opened(self, name: str) -> Iterator[OpenPart]:
@@ -174,7 +174,7 @@ class _Parts:
     def _require_ours(self, part: OpenPart, where: str) -> None:
         try:
             identity, _ = part.footer()
-        except ValueError:  # copied without what belongs to it, or written by another program
+        except ValueError:  # copied without its footer, or written by another program
             return
         if self.job is not None and identity.job_id != self.job.job_id:
             raise OutputDamagedError(
@@ -184,12 +184,12 @@ class _Parts:
 
 
 def _some(names: set[str]) -> str:
-    """The first of some names, how many more there are, and the verb."""
+    """The first name, the number of others, and the verb."""
     return f"{min(names)} is" if len(names) == 1 else f"{min(names)} and {len(names) - 1:,} more are"
 
 
 def _common_schema(parts: _Parts, names: list[str]) -> pa.Schema:
-    """Schema of the first part with an ok row: one without it may not know the length of a vector."""
+    """Schema of the first part with an ok row: others may not know the length of a vector."""
     first: pa.Schema | None = None
     for name in names:
         with parts.opened(name) as part:
@@ -213,7 +213,7 @@ def _has_ok_row(part: OpenPart) -> bool:
     try:
         _, counts = part.footer()
         return counts.ok > 0
-    except ValueError:  # copied without what belongs to it, or written by another program
+    except ValueError:  # copied without its footer, or written by another program
         if "status" not in part.schema.names:
             return False
         ok = pa.scalar(ItemStatus.OK.value)
@@ -238,5 +238,5 @@ def _column(batch: pa.RecordBatch, field: pa.Field[Any], name: str) -> pa.Array:
         return column.cast(field.type)
     except pa.ArrowException:
         raise OutputConflictError(
-            f"{name}: column {field.name} is {column.type}, in other parts {field.type}: another model?"
+            f"{name}: column {field.name} is {column.type}, in other parts {field.type}: from another model?"
         ) from None

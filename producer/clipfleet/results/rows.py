@@ -1,7 +1,4 @@
-"""Reads the rows of a job back, whatever its output and the format of its parts. Reads only.
-
-Works while a job still runs: what is there is read. A few parts are held at a time.
-"""
+"""Reads the rows of a job, from any kind of output and format. Read-only; also works while the job runs."""
 
 from __future__ import annotations
 
@@ -23,59 +20,58 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowStream:
-    """Rows in the order of the source, all in one schema. Can be read once."""
+    """Rows in source order, all in one schema. Readable once."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
 
 
 class RowReader(Protocol):
-    """Where the rows of one job are kept."""
+    """Reader of the rows of one job."""
 
-    uri: str  # name of the output, for messages
+    uri: str  # of the output, for messages
 
     def job(self) -> Job | None:
-        """The job that the rows are of, as far as this version of clipfleet understands it."""
+        """The job of the rows; None if unknown, or unreadable to this version."""
 
     def finished_at(self) -> datetime | None:
-        """When the job was finished; None if it still runs, was cancelled or failed: rows may be missing."""
+        """When the job finished; None if it runs, was cancelled or failed, so that rows may be missing."""
 
     def early_end(self) -> EarlyEnd | None:
-        """How the job ended before it was finished; None if it did not, or if only the ledger could tell."""
+        """How the job ended early; None if it did not, or if only an absent ledger knows."""
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
-        """The rows that are there now, with all columns or the named ones; may be called again.
+        """Read the rows written so far, with all columns or the named ones. Repeatable.
 
         Raises:
-            ResultsNotReadyError: at once, where there is no row yet.
-            OutputConflictError: while iterating, where there are vectors of different lengths.
-            OutputUnavailableError: while iterating, where rows cannot be read; `OutputUnreachableError`: they
-                are damaged.
+            ResultsNotReadyError: at once: there are no rows yet.
+            OutputConflictError: while iterating: vectors differ in length.
+            OutputUnavailableError: while iterating: rows are unreadable; `OutputUnreachableError`: damaged.
         """
 
     def failure_examples(self) -> dict[str, str]:
-        """One detail for each error code, as far as that is told quickly."""
+        """One example detail per error code. Best effort, fast."""
 
 
 def rows(reader: RowReader) -> Iterator[dict[str, Any]]:
-    """All rows so far as plain dicts; `embedding` is a list of floats or None. Raises like `read`."""
+    """Iterate over the rows so far as dicts; `embedding` is a list of floats or None. Raises like `read`."""
     return (row for batch in reader.read().batches for row in batch.to_pylist())
 
 
 def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
-    """All vectors so far, in memory: `item_index` (n, int64) and the vectors (n, dimension; float16).
+    """Load the embeddings so far: `item_index` (n, int64) and vectors (n, dimension; float16).
 
-    Rows without a vector are left out, so n may be smaller than the number of items; it is 0, like the
-    dimension, for a job that made none.
+    Rows without an embedding are skipped, so n may be smaller than the number of items. A job without
+    embeddings gives n = dimension = 0.
 
     Raises:
-        UsageError: numpy is not installed. Else see `RowReader.read`.
+        UsageError: numpy is not installed. Otherwise see `RowReader.read`.
     """
     try:
         import numpy as np
-    except ImportError:  # the producer's side does not install it
-        raise UsageError("vectors need numpy: pip install numpy") from None
-    indexes, values = bytearray(), bytearray()  # they grow in place: no second copy of everything at the end
+    except ImportError:  # not a dependency of the base install
+        raise UsageError("embeddings need numpy: pip install numpy") from None
+    indexes, values = bytearray(), bytearray()  # they grow in place, which avoids a second copy at the end
     dimension = 0
     for present in batches_with_vectors(reader.read()):
         dimension = present.schema.field("embedding").type.list_size
@@ -90,10 +86,10 @@ def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches_with_vectors(stored: RowStream) -> Iterator[pa.RecordBatch]:
-    """The rows that have a vector, without the empty batches; the length of `embedding` is the same in all.
+    """Filter the rows with an embedding, all of one length; skip empty batches.
 
     Raises:
-        OutputConflictError: vectors differ in length. Else see `RowReader.read`.
+        OutputConflictError: vectors differ in length. Otherwise see `RowReader.read`.
     """
     dimension = 0
     for batch in stored.batches:
@@ -104,12 +100,12 @@ def batches_with_vectors(stored: RowStream) -> Iterator[pa.RecordBatch]:
 
 
 def _dimension(present: pa.RecordBatch, before: int) -> int:
-    """The one length of these vectors and the ones before (0: there were none)."""
+    """The common length of these vectors and the earlier ones (0: none)."""
     lengths = pc.unique(pc.list_value_length(present.column("embedding"))).to_pylist()
     if len({before, *lengths} - {0}) > 1:
         first = present.column("item_index")[0].as_py()
         raise OutputConflictError(
-            f"vectors from item {first} on have another length than those before: made with another model?"
+            f"vectors from item {first} on differ in length from earlier ones: from another model?"
         )
     return lengths[0] if lengths else before
 

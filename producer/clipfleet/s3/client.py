@@ -1,7 +1,7 @@
 """Makes S3 clients, in this one place, and lists objects.
 
-Everything comes from the usual `AWS_*` variables and profiles, endpoints included. What is stored where is
-not known here. boto3 is loaded by the first client: it costs every other command a fifth of a second.
+Configuration comes from the usual `AWS_*` variables and profiles, endpoints included. boto3 is imported with
+the first client, which saves other commands 0.2 s.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from clipfleet.errors import UsageError
 from clipfleet.s3.failures import CREDENTIAL_CODES, explain
 
 SCHEME = "s3://"
-S3Client = Any  # boto3 makes the class of its clients while it runs
+S3Client = Any  # boto3 creates the class at run time
 
-_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # what botocore lets pass
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")  # no proxy leads there, whatever HTTP_PROXY says
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")  # as botocore accepts
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")  # never through HTTP_PROXY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,15 @@ class S3Object:
 
 
 def is_bucket_name(text: str) -> bool:
-    """Whether a bucket may be called so."""
+    """Whether text is a valid bucket name."""
     return _BUCKET.fullmatch(text) is not None
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`. The key is taken as it stands, not decoded; it may be empty.
+    """Split `s3://bucket/key`. The key is used verbatim, not decoded; it may be empty.
 
     Raises:
-        UsageError: this is no such URI.
+        UsageError: not such a URI.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not uri.startswith(SCHEME) or not is_bucket_name(bucket):
@@ -51,18 +51,18 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
 
 
 class S3Options(TypedDict, total=False):
-    """How a client asks; what is left out is as for writing."""
+    """Options of a client; the defaults suit writing."""
 
-    connections: int  # kept open at a time
+    connections: int  # kept open
     connect_timeout_seconds: float  # per attempt
-    read_timeout_seconds: float  # longest silence of the store
-    attempts: int  # of one call, the first included
+    read_timeout_seconds: float  # upper bound of the store's silence
+    attempts: int  # per call, including the first
 
 
 _OPTIONS: S3Options = {
-    "connections": 64,  # more than a worker has slots
-    # A store that takes requests and never answers is found out after 75 s: so a chunk is given back to wait
-    # for better times before its lease runs out, which would count as a dead worker.
+    "connections": 64,  # more than the slots of a worker
+    # A store that accepts requests and never responds fails after 75 s: a chunk is released before its lease
+    # expires, which would count as a dead worker.
     "connect_timeout_seconds": 5,
     "read_timeout_seconds": 20,
     "attempts": 3,
@@ -71,25 +71,25 @@ _OPTIONS: S3Options = {
 
 @dataclass(frozen=True, slots=True)
 class S3Connection:
-    """A client, and what its requests are signed and checked with, for those who ask on their own."""
+    """A client, with credentials and certificates for callers that send their own requests."""
 
     client: S3Client
-    credentials: Any  # has `get_frozen_credentials()`, which may wait for the network; see `s3_credentials`
-    ca_bundle: str | bool  # file or folder of the certificates that are trusted; True: botocore's own
+    credentials: Any  # with `get_frozen_credentials()`, which may block; see `credentials.py`
+    ca_bundle: str | bool  # file or folder of trusted certificates; True: botocore's own
 
 
 def make_client(**options: Unpack[S3Options]) -> S3Client:
-    """The client of a new `connect`."""
+    """Create a client, see `connect`."""
     return connect(**options).client
 
 
 def connect(**options: Unpack[S3Options]) -> S3Connection:
-    """A client of its own session, for any number of threads. Nothing is sent yet.
+    """Create a client with its own session, thread-safe. Sends nothing yet.
 
-    Credentials that the store refuses are read again, from wherever they came.
+    Credentials that the store refuses are reloaded from their origin.
 
     Raises:
-        UsageError: the configuration cannot be used (no such profile, no URL as endpoint).
+        UsageError: the configuration is invalid (no such profile, malformed endpoint).
     """
     from urllib.request import getproxies
 
@@ -109,7 +109,7 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
         user_agent_extra="clipfleet",
     )
     try:
-        # boto3 knows the region's variable only by its older name.
+        # boto3 reads only the older name of the region's variable.
         core, credentials = session_that_rereads()
         session = boto3.session.Session(botocore_session=core)
         region = session.region_name or os.environ.get("AWS_REGION") or None
@@ -118,7 +118,7 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
             direct = config.merge(Config(proxies={}))
             client = session.client("s3", config=direct, region_name=region)
         reread_when_refused(client, credentials, CREDENTIAL_CODES)
-        # Where botocore looks beside its own variable: nowhere else, so that both ways trust the same.
+        # The same fallback as in botocore, so that both ways trust the same certificates.
         other_ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or True
         return S3Connection(client, credentials, core.get_config_variable("ca_bundle") or other_ca_bundle)
     except (BotoCoreError, ValueError) as error:
@@ -126,7 +126,7 @@ def connect(**options: Unpack[S3Options]) -> S3Connection:
 
 
 def goes_through_proxy(url: str) -> bool:
-    """Whether a client of `connect` asks a proxy for this URL."""
+    """Whether a client of `connect` uses a proxy for this URL."""
     from botocore.utils import get_environ_proxies
 
     parts = urlsplit(url)
@@ -134,7 +134,7 @@ def goes_through_proxy(url: str) -> bool:
 
 
 def default_client() -> S3Client:
-    """The client that everything without special wishes shares; another one once `AWS_*` has changed."""
+    """Return the shared client with default options; a new one once `AWS_*` has changed."""
     return _client_for(tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
 
 
@@ -144,11 +144,11 @@ def _client_for(_environment: tuple[tuple[str, str], ...]) -> S3Client:
 
 
 def list_objects(client: S3Client, bucket: str, prefix: str, *, delimiter: str = "") -> Iterator[S3Object]:
-    """All objects whose key starts with `prefix`, page by page, in the store's order (some do not sort).
+    """List the objects whose key starts with `prefix`, by page, in the store's order (some do not sort).
 
-    The prefix is taken as it stands. Keys that have the delimiter after it are left out.
+    The prefix is used verbatim. Keys with the delimiter after it are skipped.
     """
-    # Pages follow from one another by token: a start after a key loses some on SeaweedFS.
+    # Pages are chained by token: starting after a key loses some on SeaweedFS.
     pages = client.get_paginator("list_objects_v2").paginate(
         Bucket=bucket, Prefix=prefix, Delimiter=delimiter
     )

@@ -1,4 +1,4 @@
-"""What a failed call of S3 means: its kind, one line for people, and whether waiting helps."""
+"""Classifies failed S3 calls: kind, one-line message, and whether waiting helps."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnrea
 
 
 class S3Problem(StrEnum):
-    """Kinds of refusal."""
+    """Kinds of failure."""
 
     NO_OBJECT = "no_object"
     NO_BUCKET = "no_bucket"
     DENIED = "denied"
     NO_CREDENTIALS = "no_credentials"
-    EXPIRED = "expired"  # credentials that were good
-    CLOCK = "clock"  # the two machines' clocks differ too much for a signature
+    EXPIRED = "expired"  # expired credentials
+    CLOCK = "clock"  # clock skew invalidates the signature
     MISCONFIGURED = "misconfigured"  # endpoint, profile or region
-    REFUSED = "refused"  # any other answer that repeating does not change
+    REFUSED = "refused"  # any other permanent error
     THROTTLED = "throttled"
-    AWAY = "away"  # no answer, or one that tells of a fault of the store
+    AWAY = "away"  # no response, or a server error
 
 
 _CREDENTIALS = (S3Problem.NO_CREDENTIALS, S3Problem.EXPIRED)
@@ -34,14 +34,14 @@ class S3Failure:
     """Why a call failed."""
 
     problem: S3Problem
-    detail: str  # one line, with the way out where there is one
+    detail: str  # one line, with the way out if there is one
 
     @property
     def waiting_helps(self) -> bool:
         """Whether the same call may succeed later.
 
-        Also where credentials are missing or refused: they are renewed behind a running program's back, and
-        the service that hands them out may be away.
+        Also true for missing or refused credentials: they may be renewed while the program runs, and the
+        service that issues them may be down.
         """
         return self.problem in (*_CREDENTIALS, S3Problem.CLOCK, S3Problem.THROTTLED, S3Problem.AWAY)
 
@@ -53,11 +53,11 @@ def s3_errors(
     away: type[ClipfleetError] = OutputUnavailableError,
     lasting: type[ClipfleetError] = OutputUnreachableError,
 ) -> Iterator[None]:
-    """Turn what boto3 raises into `away` where waiting may help, else into `lasting`.
+    """Turn exceptions of boto3 into `away` if waiting may help, else into `lasting`.
 
     Args:
-        where: URI that the message begins with.
-        away: raised when the store does not answer, or asks to come later.
+        where: URI, the prefix of the message.
+        away: raised if the store does not respond, or throttles.
         lasting: raised for everything else, missing objects included.
     """
     try:
@@ -68,10 +68,10 @@ def s3_errors(
 
 
 def failures_of_calls() -> tuple[type[Exception], ...]:
-    """What a call of boto3 raises that has failed.
+    """Exception types of a failed boto3 call.
 
-    Not only its own exceptions: where the body of a refusal breaks off, those of its libraries come through,
-    and where an endpoint redirects, it follows until Python ends that.
+    Includes those of its libraries, which escape if an error body is truncated, and RecursionError, as boto3
+    follows redirects of an endpoint without bound.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -81,7 +81,7 @@ def failures_of_calls() -> tuple[type[Exception], ...]:
 
 
 def explain(error: Exception) -> S3Failure:
-    """What an exception of boto3 means."""
+    """Classify an exception of boto3."""
     from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):
@@ -90,7 +90,7 @@ def explain(error: Exception) -> S3Failure:
         where = "is it https://, and the store's own address?"
         return S3Failure(S3Problem.MISCONFIGURED, f"the endpoint redirects; see AWS_ENDPOINT_URL: {where}")
     kind = _LOCAL_PROBLEMS.get(type(error).__name__, S3Problem.AWAY)
-    if isinstance(error, ValueError) and kind is S3Problem.AWAY:  # botocore's way to refuse an endpoint
+    if isinstance(error, ValueError) and kind is S3Problem.AWAY:  # botocore's error for a malformed endpoint
         kind = S3Problem.MISCONFIGURED
     text = " ".join(str(error).split()).rstrip(".")
     if type(error).__name__ in _NO_CONNECTION:
@@ -99,13 +99,13 @@ def explain(error: Exception) -> S3Failure:
 
 
 def _is_redirected(error: Exception) -> bool:
-    """Whether botocore went in circles: to find the region of a bucket it asks what redirects again."""
+    """Whether botocore recursed: its region lookup of a bucket is redirected again."""
     return isinstance(error, RecursionError) or isinstance(
         getattr(error, "kwargs", {}).get("error"), RecursionError
     )
 
 
-# By name, so that botocore need not be loaded for this table. What is missing here is trouble of the network.
+# By name, so that this table does not import botocore. All others are network failures.
 _LOCAL_PROBLEMS = {
     "NoCredentialsError": S3Problem.NO_CREDENTIALS,
     "PartialCredentialsError": S3Problem.NO_CREDENTIALS,
@@ -129,23 +129,23 @@ _NO_CONNECTION = ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionC
 
 
 _WAYS_OUT = {
-    S3Problem.NO_BUCKET: "; make the bucket, or name another",
-    S3Problem.DENIED: "; these credentials need the rights GetObject, PutObject, DeleteObject, ListBucket",
+    S3Problem.NO_BUCKET: "; create the bucket, or name another",
+    S3Problem.DENIED: "; the credentials need GetObject, PutObject, DeleteObject, ListBucket",
     S3Problem.NO_CREDENTIALS: "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    S3Problem.EXPIRED: "; renew the credentials where they come from: they are read again",
+    S3Problem.EXPIRED: "; renew the credentials: they are reloaded",
     S3Problem.CLOCK: "; set this machine's clock",
     S3Problem.MISCONFIGURED: "; see AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION and AWS_CA_BUNDLE",
 }
 
 
 def _explain_answer(response: dict[str, Any]) -> S3Failure:
-    """An answer of the store that is not a success."""
+    """Classify an error response of the store."""
     code = str(response.get("Error", {}).get("Code", ""))
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     kind = _ANSWERS.get(code) or _problem_of_status(status)
     text = " ".join(str(response.get("Error", {}).get("Message") or "").split()).rstrip(".")
     said = text if code in ("", str(status)) or not text else f"{code}: {text}"
-    return S3Failure(kind, f"the store answers {status} ({said or code}){_WAYS_OUT.get(kind, '')}")
+    return S3Failure(kind, f"the store answered {status} ({said or code}){_WAYS_OUT.get(kind, '')}")
 
 
 _ANSWERS = {

@@ -1,7 +1,7 @@
-"""Texts as items, from whatever source holds them: lines, a column of a table, strings of a program.
+"""Texts as items: lines, a table column, or strings of a program.
 
-The text of an item becomes a column of its own (called as in the table, else `text`), and `uri` is empty.
-Blanks around a text are left out. An item without a text is an item that will fail.
+The text becomes a column of its own (named as in the table, else `text`), and `uri` is empty. Surrounding
+blanks are stripped. An item without text fails.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TextSource:
         )
 
     def over(self, items: Source) -> TextSource:
-        """The same texts, where their items come another way."""
+        """The same texts, read from another source of the items."""
         return TextSource(items, self._default_column)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -66,15 +66,15 @@ class TextSource:
 
 
 def text_source_of(source: SourceLike, *, text_column: str | None, id_column: str | None) -> TextSource:
-    """The texts that a user means; see `clipfleet.sources.source_of`.
+    """Open a source of texts; see `clipfleet.sources.source_of`.
 
     Args:
         source: a file, `-`, or an iterable of strings and dicts.
-        text_column: column of a table, where it is not called `text` or `caption`.
-        id_column: column of a table that names the items.
+        text_column: table column with the text. Default: `text` or `caption`.
+        id_column: table column with the item ids.
 
     Raises:
-        SourceError: there are no texts there.
+        SourceError: not a source of texts.
     """
     options = ReadOptions(text_column, id_column, holds_texts=True)
     items = source_of(source, options)

@@ -1,4 +1,4 @@
-"""A checksum over the items of a source, to notice that the source has changed."""
+"""Checksum over the items of a source, to detect changes of the source."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ _MODULUS = 1 << 128
 _hash = partial(blake2b, digest_size=16)
 _JOINED_BYTES = 1 << 30  # the text of a batch must stay below 2 GiB
 _SEPARATOR, _NULL = "\x1f", "\x1e"
-_MISSING = "-"  # a file that cannot be looked at: it becomes a failed row, and no reason to refuse the others
+_MISSING = "-"  # for an inaccessible file, which becomes a failed row
 
 
 class Contents:
-    """Counts and adds up the items that pass through `counted`; the sum changes with any of them.
+    """Counts the items that pass through `counted`, and sums a hash of each, independent of order.
 
-    Their order does not matter. It adds one hash per item, over all of its columns and over what shows that
-    its file or object was replaced: size and time of change of a local file, else what the source itself says
-    (`parts.VERSION_COLUMN`). Images that come with the items are hashed; no other image is read.
+    The hash covers all columns of an item and the version of its file or object: size and mtime of a local
+    file, else `parts.VERSION_COLUMN` of the source. Inline images are hashed; no other image is read.
     """
 
     def __init__(self) -> None:
-        self.items = 0  # that have passed
+        self.items = 0  # passed so far
         self._sum = 0
 
     @property
     def sum(self) -> str:
-        """32 hexadecimal digits."""
+        """The sum as 32 hexadecimal digits."""
         return f"{self._sum:032x}"
 
     def counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The batches of a source as they are staged: without `VERSION_COLUMN`."""
+        """Pass the batches of a source through, without `VERSION_COLUMN`, which is not staged."""
         for batch in batches:
             self.items += batch.num_rows
             self._sum = (self._sum + _hash_sum(batch)) % _MODULUS
@@ -77,7 +76,7 @@ def _columns(batch: pa.RecordBatch) -> Iterator[pa.Array]:
 
 
 def _file_states(uris: pa.Array) -> pa.Array | None:
-    """Size and time of change of the local files among the items; None where there are none."""
+    """Size and mtime of the local files among the items; None if there are none."""
     is_local = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "file:", ignore_case=True))
     if not pc.any(is_local, min_count=0).as_py():
         return None
@@ -87,7 +86,7 @@ def _file_states(uris: pa.Array) -> pa.Array | None:
 
 def _file_state(uri: str) -> str:
     try:
-        state = os.stat(local_path(uri))  # noqa: PTH116 - a Path costs more than the look
+        state = os.stat(local_path(uri))  # noqa: PTH116 - a Path costs more than the stat
     except (OSError, ValueError):
         return _MISSING
     return f"{state.st_size} {state.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Bounds what one job may put into Redis."""
+"""Bounds the items of one job in Redis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from clipfleet.contract.jobs import MAX_ITEMS_IN_REDIS
 from clipfleet.errors import TooManyItemsError
 
-MAX_BYTES_IN_REDIS = 1 << 30  # of items: only images that come with their source are so large
+MAX_BYTES_IN_REDIS = 1 << 30  # of items: reached only by inline images
 _LOOK_AHEAD_SECONDS = 1.0
 _LOOK_AHEAD_BYTES = 64 << 20
 
@@ -24,14 +24,14 @@ def within_redis(
     max_bytes: int = MAX_BYTES_IN_REDIS,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[pa.RecordBatch]:
-    """The same batches, as long as they are not too many.
+    """Pass batches through, up to the limits.
 
     Args:
-        batches: of a source.
-        look_ahead: read for up to a second at once, which is to the end of most sources that are too long:
-            so they are refused before anything was made of them. Not for one that may keep us waiting.
-        max_items: the most items.
-        max_bytes: the most bytes of all batches.
+        batches: batches of a source.
+        look_ahead: read ahead for up to a second, which refuses most sources that are too long before
+            anything is created. Not for a source that may block.
+        max_items: upper bound of items.
+        max_bytes: upper bound of bytes in all batches.
         monotonic: a clock in seconds.
 
     Raises:
@@ -63,6 +63,6 @@ def _bounded(batches: Iterator[pa.RecordBatch], max_items: int, max_bytes: int) 
 
 def _message(what: str) -> str:
     return (
-        f"the source has {what}, the most that Redis keeps of one job: "
+        f"the source has {what}, the limit of a job in Redis: "
         "give an --output, the path of a folder or s3://BUCKET/PREFIX"
     )

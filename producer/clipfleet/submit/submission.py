@@ -1,4 +1,4 @@
-"""One submit: claim the output, stage the items, tell the ledger, wake the workers. Safe to repeat."""
+"""One submit: claim the output, stage the items, record them in the ledger, notify workers. Idempotent."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from clipfleet.submit.contents import Contents
 from clipfleet.submit.redis_bound import within_redis
 from clipfleet.submit.staging import CHUNKS_PER_FILE, StagedFile, Stager
 
-MAX_CHECKED_ITEMS = 1_000_000  # of a repeated submit: listing more takes minutes, from some stores hours
-_STREAMS = ("stdin", "iterable")  # kinds of sources that come as slowly as somebody else makes them
+MAX_CHECKED_ITEMS = 1_000_000  # by a repeated submit: listing more takes minutes, in some stores hours
+_STREAMS = ("stdin", "iterable")  # kinds of sources that may block
 
 
 @dataclass(slots=True)
 class Submission:
-    """Brings one job from its source into the ledger."""
+    """Submits one job from its source to the ledger."""
 
     ledger: Ledger
     hints: Hints
@@ -51,26 +51,26 @@ class Submission:
     hinted: int = field(default=0, init=False)
 
     def run(self, source: Source, *, overwrite: bool = False, check_source: bool = False) -> bool:
-        """Submit; an equal job of this id is resumed where it stopped, or left as it is if it was sealed.
+        """Submit; resume an equal job with this id, or leave it unchanged if it is sealed.
 
-        The source of a sealed job is read again and must not have changed; that of one with more than a
-        million items only with `check_source`.
+        The source of a sealed job is read again and must not have changed; with more than a million items,
+        only with `check_source`.
 
-        Nothing is removed from the output before the ledger has taken the job. A new job whose source or
-        output turns out to be unusable is cancelled. One that fails meanwhile, because workers can write no
-        rows, ends the submit: its status says why.
+        Nothing is removed from the output before the ledger has accepted the job. A new job with an unusable
+        source or output is cancelled. If the job fails meanwhile because workers cannot write rows, the
+        submit ends, and the job's status has the reason.
 
         Returns:
-            Whether the job had ended before: then nothing was done.
+            Whether the job had ended before; nothing was done.
 
         Raises:
-            JobConflictError: the id is taken by a job that differs.
-            OutputConflictError: the output holds another job.
-            SourceError: the source holds no images or cannot be read.
+            JobConflictError: a different job has this id.
+            OutputConflictError: the output contains another job.
+            SourceError: the source has no images or cannot be read.
             SourceChangedError: the source differs from what earlier submits of this job staged.
-            TooManyItemsError: the output is Redis, and they are more than it keeps: the job is cancelled.
-            QuotaExceededError: there is no room now; submit again with the same job id to go on later.
-            OutputUnavailableError, RedisUnavailableError: submit again with the same job id to go on.
+            TooManyItemsError: too many items for Redis; the job is cancelled.
+            QuotaExceededError: the quota is used up; submit again with the same job id to resume later.
+            OutputUnavailableError, RedisUnavailableError: submit again with the same job id to resume.
         """
         overwriting = self.overwriting or Overwriting(self.ledger, self.output, self.job)
         contents = Contents()
@@ -96,7 +96,7 @@ class Submission:
         except SourceChangedError:
             raise
         except QuotaExceededError as error:
-            raise QuotaExceededError(f"{error}; then {self._goes_on}") from error
+            raise QuotaExceededError(f"{error}; then {self._way_to_resume}") from error
         except TooManyItemsError:
             self.ledger.cancel(self.job.job_id, ttl_seconds=DAY_SECONDS)
             self.output.clear()
@@ -106,21 +106,21 @@ class Submission:
                 self.ledger.cancel(self.job.job_id, ttl_seconds=DAY_SECONDS)
             raise
         except WorldError as error:
-            raise type(error)(f"{error}; {self._goes_on}") from error
+            raise type(error)(f"{error}; {self._way_to_resume}") from error
         return False
 
     @property
-    def _goes_on(self) -> str:
-        return f"the same submit with job id {self.job.job_id} goes on"
+    def _way_to_resume(self) -> str:
+        return f"submit again with job id {self.job.job_id} to resume"
 
     def _require_unchanged(
         self, status: JobStatus, batches: Iterator[pa.RecordBatch], contents: Contents
     ) -> None:
-        """Raise `SourceChangedError` unless the source holds what it held when the job was sealed.
+        """Raise `SourceChangedError` unless the source is as it was when the job was sealed.
 
-        A source that has grown beyond all that is compared is not read to its end.
+        Stops reading once there are more items than are compared.
         """
-        if not status.source_sum:  # not sealed, or by an older version
+        if not status.source_sum:  # not sealed, or sealed by an older version
             return
         most = max(status.total, MAX_CHECKED_ITEMS)
         for _ in batches:
@@ -173,7 +173,7 @@ class Submission:
             files, items = (*files, (file.first_chunk, file.chunks)), items + file.items
             if note is not None and not note.write(files, items):
                 raise self._two_submits()
-            if not self._tell(file):
+            if not self._record(file):
                 return
             self._hint(file.chunks)
         if note is not None and not note.write(files, items, is_sealed=True, source_sum=contents.sum):
@@ -185,18 +185,18 @@ class Submission:
             raise JobConflictError(f"job {job_id} was changed by another program ({word})")
 
     def _chunks_per_file(self) -> int:
-        """Several files go into a quota: one that is too large for it would never be taken."""
+        """Keep files small enough for the quota, which would never admit a larger one."""
         most_items = self.ledger.quota.items
         if not most_items:
             return CHUNKS_PER_FILE
         return max(1, min(CHUNKS_PER_FILE, most_items // (4 * self.job.chunk_size)))
 
-    def _tell(self, file: StagedFile) -> bool:
-        """Make the chunks of a file known; False if the job has failed meanwhile."""
+    def _record(self, file: StagedFile) -> bool:
+        """Record the chunks of a file in the ledger; False if the job has failed meanwhile."""
         try:
             word = self.ledger.stage(self.job.job_id, file.first_chunk, file.chunks, file.items)
         except QuotaExceededError:
-            if self.job.output_is_redis:  # it takes the room itself; the submit that goes on writes it again
+            if self.job.output_is_redis:  # it uses the quota itself; the resumed submit writes it again
                 self.output.remove(file.name)
             raise
         if word == "gap":
@@ -207,7 +207,7 @@ class Submission:
         return True
 
     def _require_open(self) -> None:
-        """Before a staged file becomes visible: by now another job may have the output of one that ended."""
+        """Check before a staged file becomes visible: another job may own the output of an ended one."""
         if self.ledger.status(self.job.job_id).state.is_final:
             raise _JobEndedError
 
@@ -215,10 +215,10 @@ class Submission:
         return JobConflictError(f"another submit of job {self.job.job_id} is running")
 
     def _require_stopped(self) -> None:
-        """The job takes no more items. If it came to grief, its status says why; else somebody ended it."""
+        """Raise, unless the job failed or stopped by itself: its status has the reason then."""
         status = self.ledger.status(self.job.job_id)
         if status.state is not JobState.FAILED and not status.has_stopped_itself:
-            raise JobConflictError(f"job {self.job.job_id} takes no more items: it is {status.state}")
+            raise JobConflictError(f"job {self.job.job_id} accepts no more items: it is {status.state}")
 
     def _hint(self, chunks: int) -> None:
         count = min(chunks, MAX_HINTS - self.hinted)
@@ -228,12 +228,12 @@ class Submission:
 
 
 class _JobEndedError(Exception):
-    """Somebody, or something, has ended the job that is being submitted."""
+    """The job has ended during its submit."""
 
 
 @contextmanager
 def naming_the_way_out() -> Iterator[None]:
-    """Around the first calls of an output: say what to do where it cannot be used."""
+    """Add the way out to errors of the first calls of an output."""
     try:
         yield
     except OutputUnreachableError as error:
@@ -243,6 +243,6 @@ def naming_the_way_out() -> Iterator[None]:
 
 
 def _peeked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same batches; reads the first, so that an unusable source fails before anything was made for it."""
+    """Read the first batch early, so that an unusable source fails before anything is created."""
     first = next(batches, None)
     return batches if first is None else chain([first], batches)

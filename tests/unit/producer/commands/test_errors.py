@@ -219,7 +219,7 @@ class TestEveryCommand:
         # the source
         ("clipfleet embed nowhere", ["nowhere", "does not exist"]),
         ("clipfleet embed empty", ["empty"]),
-        ("clipfleet embed notes.md", ["notes.md", "supported are"]),
+        ("clipfleet embed notes.md", ["notes.md", "supported:"]),
         ("clipfleet embed https://h.example/a.jpg", ["list it in a file"]),
         ("clipfleet embed *.tiff", ["*.tiff", "no file matches"]),
         ("clipfleet embed list.csv", ["list.csv", "--url-column"]),

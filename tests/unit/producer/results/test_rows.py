@@ -247,7 +247,7 @@ class TestReading:
         for chunk_id, group in enumerate([rows] if in_one_part else [rows[:1], rows[1:]]):
             add_part(output, chunk_id, group, is_fixed=False)
 
-        with pytest.raises(OutputConflictError, match="another length"):
+        with pytest.raises(OutputConflictError, match="differ in length"):
             results.vectors(PartRows(output))
 
     def test_without_numpy_the_way_out_is_named(
@@ -372,8 +372,8 @@ class TestExports:
         assert heading.split() == ["index", "id", "status", *sets[:shown], "error"]
         assert [name for name in sets if f"{name[:3]} 0.500" in first] == sets[:shown]
         note = " ".join(" ".join(rest).split())
-        assert ("no room for" in note) == (shown < 3)
-        assert shown == 3 or f"no room for {', '.join(sets[shown:])}: widen" in note
+        assert ("not shown: " in note) == (shown < 3)
+        assert shown == 3 or f"not shown: {', '.join(sets[shown:])}; widen" in note
 
     def test_the_table_shows_texts(self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "400")
@@ -403,7 +403,7 @@ class TestExports:
 
         text = export(output, ResultFormat.TABLE).decode()
         assert "img19" in text and "img20" not in text
-        assert "first 20 rows" in text
+        assert "the first 20 shown" in text
         assert "img24" in export(output, ResultFormat.TABLE, limit=25).decode()
         assert "first" not in export(output, ResultFormat.TABLE, limit=30).decode()
 

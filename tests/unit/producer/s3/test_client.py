@@ -110,8 +110,8 @@ class TestRefusals:
             raise denied
 
         assert str(told.value) == (
-            "s3://images/a.jpg: the store answers 403 (AccessDenied: Access Denied); these credentials "
-            "need the rights GetObject, PutObject, DeleteObject, ListBucket"
+            "s3://images/a.jpg: the store answered 403 (AccessDenied: Access Denied); the credentials "
+            "need GetObject, PutObject, DeleteObject, ListBucket"
         )
 
     def test_a_store_that_does_not_answer_is_waited_for(self) -> None:

@@ -469,7 +469,7 @@ class TestCsv:
         [
             ("", "a.csv: the file is empty"),
             ("\n\n", "a.csv: no header row"),
-            ("url,name\n", "a.csv: the file has a header and no rows"),
+            ("url,name\n", "a.csv: the file has a header but no rows"),
             ("url,name,name\na,b,c\n", "a.csv:1: column 'name' appears twice"),
             ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 fields, the header names 2"),
             ("url,name\na,b,c\n", "a.csv:2: the row has 3 fields"),
@@ -539,7 +539,7 @@ class TestChoice:
     def test_a_pipe_is_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "p.txt")
 
-        assert "neither a folder nor an ordinary file" in problem(tmp_path / "p.txt")
+        assert "neither a folder nor a regular file" in problem(tmp_path / "p.txt")
 
     @pytest.mark.parametrize("options", [{"url_column": "u"}, {"id_column": "i"}])
     def test_column_options_apply_to_tables_only(self, tmp_path: Path, options: dict[str, str]) -> None:

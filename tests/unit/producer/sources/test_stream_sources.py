@@ -137,8 +137,8 @@ class TestStdin:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ("", "stdin: no lines came"),
-            ("\n \n", "stdin: no lines came"),
+            ("", "stdin: no input"),
+            ("\n \n", "stdin: no input"),
             (b"/1\n\n/caf\xe9\n", "stdin:3: byte 5 of the line is not UTF-8"),
             (b"\x1f\x8b\x08 \xff\n", "looks like gzip"),
             ('{"url": "/1"}\n{"url"\n', "stdin:2: not a line of JSON"),
@@ -157,7 +157,7 @@ class TestStdin:
     def test_one_that_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", None)
 
-        with pytest.raises(SourceError, match="stdin: is closed"):
+        with pytest.raises(SourceError, match="stdin: closed"):
             open_source("-")
 
     def test_what_cannot_be_read(self, tmp_path: Path) -> None:
@@ -324,11 +324,11 @@ class TestIterable:
             (b"picture", "put it into a list"),
             ({"url": "/1"}, "put it into a list"),
             (5, "put it into a list"),
-            ([None], "item 0 cannot be used"),
-            (["/1", 5], "item 1 cannot be used"),
+            ([None], "item 0 is invalid"),
+            (["/1", 5], "item 1 is invalid"),
             (
                 [{"url": "/1", "x": object()}],
-                "item 0 cannot be used: a value of type object cannot be stored",
+                "item 0 is invalid: a value of type object cannot be stored",
             ),
             ([{"link": "/1"}], "no column named url"),
         ],

@@ -193,10 +193,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("data", "words"),
         [
-            (WHOLE[: 20 * 3584], "breaks off"),  # at the end of a member, without the marker of the end
-            (WHOLE[: 10 * 3584 + 100], "unexpected end of data|breaks off"),
-            (WHOLE[: 10 * 3584 + 600], "unexpected end of data|breaks off"),
-            (WHOLE[: 10 * 3584 + 3400], "unexpected end of data|breaks off"),
+            (WHOLE[: 20 * 3584], "is truncated"),  # at the end of a member, without the marker of the end
+            (WHOLE[: 10 * 3584 + 100], "unexpected end of data|is truncated"),
+            (WHOLE[: 10 * 3584 + 600], "unexpected end of data|is truncated"),
+            (WHOLE[: 10 * 3584 + 3400], "unexpected end of data|is truncated"),
             (WHOLE[: 5 * 3584] + b"\xff" * 512 + WHOLE[5 * 3584 + 512 :], "damaged at byte 17920"),
             (b"no tar at all" * 100, "not a complete tar file"),
             (b"x", "not a complete tar file"),
@@ -219,7 +219,7 @@ class TestDamage:
     def test_a_packed_archive_is_told_what_to_do(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar.gz").write_bytes(b"x")
 
-        assert "unpack it to a .tar" in problem(tmp_path / "a.tar.gz")
+        assert "decompress it to a .tar" in problem(tmp_path / "a.tar.gz")
 
     def test_links_and_folders_are_no_images(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w") as archive:

@@ -487,7 +487,7 @@ class TestReading:
         assert staged.files[0].closed
 
     def test_a_missing_file_is_worth_waiting_for_while_the_job_is_there(self, staged: CountingOutput) -> None:
-        with pytest.raises(OutputUnavailableError, match=r"items-00000012-4\.parquet.*not there") as caught:
+        with pytest.raises(OutputUnavailableError, match=r"items-00000012-4\.parquet.*missing") as caught:
             read_chunk(staged, 12, 4, 12)
         assert not isinstance(caught.value, OutputUnreachableError)
 
@@ -531,7 +531,7 @@ class TestReading:
         staged.create(keys.staged_file(0, 3), content)
 
         for first, chunks in ((12, 4), (0, 3)):
-            with pytest.raises(OutputUnreachableError, match="does not hold the chunks"):
+            with pytest.raises(OutputUnreachableError, match="does not contain the chunks"):
                 read_chunk(staged, first, chunks, first)
 
     def test_a_later_schema_is_refused(
@@ -562,7 +562,7 @@ class RefusingOutput(FolderOutput):
 
 def test_a_file_that_is_not_there_is_never_told_of(tmp_path: Path) -> None:
     output = RefusingOutput(tmp_path)
-    with pytest.raises(OutputUnavailableError, match="was replaced or removed meanwhile"):
+    with pytest.raises(OutputUnavailableError, match="was replaced or removed in the meantime"):
         list(Stager(output, JOB, 1).stage(batches(1)))
 
     (file,) = Stager(output, JOB, 1).stage(batches(1))

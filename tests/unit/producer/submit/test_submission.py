@@ -409,7 +409,7 @@ class TestEndedMeanwhile:
 
         monkeypatch.setattr(bench.ledger, "submit", cancelled)
 
-        with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
+        with pytest.raises(JobConflictError, match="accepts no more items: it is cancelled"):
             bench.submit()
         assert bench.names() == [keys.JOB_FILE]
 
@@ -435,7 +435,7 @@ class TestOthersInterfere:
         ("call", "word", "words"),
         [
             ("stage", "gap", "another submit of job .* is running"),
-            ("stage", "refused", "takes no more items: it is cancelled"),
+            ("stage", "refused", "accepts no more items: it is cancelled"),
             ("seal", "mismatch", "changed by another program"),
         ],
     )

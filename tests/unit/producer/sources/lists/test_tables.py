@@ -95,9 +95,7 @@ class TestGzip:
     def test_what_is_no_gzip_file_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv.gz").write_text("url\nx.jpg\n")
 
-        assert (
-            problem(tmp_path / "a.csv.gz") == f"{tmp_path}/a.csv.gz: not a gzip file, whatever its name says"
-        )
+        assert problem(tmp_path / "a.csv.gz") == f"{tmp_path}/a.csv.gz: not a gzip file, despite its name"
 
     def test_one_that_breaks_off_is_named_after_the_rows_before(self, tmp_path: Path) -> None:
         lines = "".join(f"https://a/{number * 7919}.jpg\n" for number in range(50_000))
@@ -105,7 +103,7 @@ class TestGzip:
         batches = open_source(str(tmp_path / "a.txt.gz")).batches()
 
         assert next(batches).num_rows == 512
-        with pytest.raises(SourceError, match=r"a\.txt\.gz: the gzip file breaks off"):
+        with pytest.raises(SourceError, match=r"a\.txt\.gz: the gzip file is truncated"):
             list(batches)
 
     def test_damaged_content_is_named(self, tmp_path: Path) -> None:
@@ -208,7 +206,7 @@ class TestJsonl:
             ('{"url": "a"}\n["b"]\n', "a.jsonl:2: not a JSON object but a list"),
             ("[" * 100_000 + "\n", "a.jsonl:1: not a line of JSON"),
             ('{"link": "a"}\n', "a.jsonl: no column named url"),
-            ('{"url": "a", "label": 1, "source_label": 2}\n', "a.jsonl: two columns would both be called"),
+            ('{"url": "a", "label": 1, "source_label": 2}\n', "a.jsonl: two columns would be named"),
         ],
     )
     def test_what_is_wrong_names_file_and_line(self, tmp_path: Path, content: str, words: str) -> None:
