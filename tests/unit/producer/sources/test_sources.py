@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipfleet.errors import SourceError
 from clipfleet.sources import ReadOptions, open_source, walk
-from clipfleet.sources.batches import MAX_ROWS, in_batches
+from clipfleet.sources.batches import in_batches
+from tests.support.sources import ids, items, problem, uris
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -29,29 +29,6 @@ def touch(folder: Path, *names: str) -> None:
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-def items(source: str | Path, **options: str) -> list[dict[str, Any]]:
-    batches = list(open_source(str(source), ReadOptions(**options)).batches())
-    table = pa.Table.from_batches(batches)
-    assert table.column("item_index").to_pylist() == list(range(len(table)))
-    assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
-    assert all(batch.schema.equals(batches[0].schema) for batch in batches)
-    return [{name: row[name] for name in row if name != "item_index"} for row in table.to_pylist()]
-
-
-def ids(source: str | Path, **options: str) -> list[str]:
-    return [row["item_id"] for row in items(source, **options)]
-
-
-def uris(source: str | Path, **options: str) -> list[str]:
-    return [row["uri"] for row in items(source, **options)]
-
-
-def problem(source: str | Path, **options: str) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(source), ReadOptions(**options)).batches())
-    return str(caught.value)
 
 
 class TestFolder:

@@ -24,14 +24,7 @@ from clipfleet.sources.handover import run_beside
 from clipfleet.sources.iterable import IterableSource
 from clipfleet.sources.stdin import StdinSource
 from tests.support.doubles import PATIENCE_SECONDS, Clock
-
-
-def items(source: Source) -> list[dict[str, Any]]:
-    table = pa.Table.from_batches(list(source.batches()))
-    assert table["item_index"].to_pylist() == list(range(len(table)))
-    carried = [name for name in table.column_names[3:] if name != INLINE_COLUMN]
-    assert carried == list(source.description.extra_columns)
-    return [{k: v for k, v in row.items() if k != "item_index"} for row in table.to_pylist()]
+from tests.support.sources import items
 
 
 class Pipe:

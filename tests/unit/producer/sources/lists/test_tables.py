@@ -19,32 +19,9 @@ import pytest
 from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError
 from clipfleet.sources import ReadOptions, open_source
-from clipfleet.sources.batches import MAX_ROWS
+from tests.support.sources import items, problem, table_of
 
 URL = "https://a/1.jpg"
-
-
-def table(source: Path, **options: str) -> pa.Table:
-    """All items, after checks that hold for every source."""
-    opened = open_source(str(source), ReadOptions(**options))
-    batches = list(opened.batches())
-    found = pa.Table.from_batches(batches)
-    assert found["item_index"].to_pylist() == list(range(len(found)))
-    assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
-    carried = [name for name in found.column_names[3:] if name != INLINE_COLUMN]
-    assert carried == list(opened.description.extra_columns)
-    return found
-
-
-def items(source: Path, **options: str) -> list[dict[str, Any]]:
-    rows = table(source, **options).to_pylist()
-    return [{name: value for name, value in row.items() if name != "item_index"} for row in rows]
-
-
-def problem(source: Path, **options: str) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(source), ReadOptions(**options)).batches())
-    return str(caught.value)
 
 
 def write_jsonl(path: Path, *records: Any) -> Path:
@@ -135,7 +112,7 @@ class TestJsonl:
             {"url": "x.jpg", "id": "b", "shelf": None, "price": 2, "new": False, "tags": None, "late": "z"},
         )
 
-        found = table(path)
+        found = table_of(path)
 
         assert items(path) == [
             {
@@ -343,7 +320,7 @@ class TestParquet:
         }
         path = write_parquet(tmp_path / "a.parquet", columns)
 
-        found = table(path)
+        found = table_of(path)
 
         assert found["uri"].to_pylist() == [URL, "", f"{tmp_path}/x.jpg"]
         assert found["item_id"].to_pylist() == ["1", "2", "2"]
@@ -419,7 +396,7 @@ class TestParquet:
         }
         path = write_parquet(tmp_path / "a.parquet", {"url": [URL] * 2} | columns)
 
-        found = table(path)
+        found = table_of(path)
 
         found.validate(full=True)
         assert found["item_id"].to_pylist() == ["a\ufffd", "1"]
