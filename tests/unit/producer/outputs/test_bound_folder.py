@@ -66,28 +66,6 @@ def calls(output: FolderOutput) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "sweep", lambda: output.sweep([])
 
 
-def test_it_is_an_output_like_any_other(root: Path, output: BoundFolderOutput) -> None:
-    assert output.uri == str(root / "job")
-    assert publish(output, "part-1", b"one")
-    assert not output.create("part-1", b"two")
-    assert output.read("part-1") == b"one"
-    version = output.version("part-1")
-    assert version is not None
-    with output.scratch() as path:
-        path.write_bytes(b"three")
-        assert output.replace_if(path, "part-1", version)
-        path.write_bytes(b"four")
-        assert not output.replace_if(path, "part-1", version)
-    with output.open("part-1") as file:
-        assert file.read() == b"three"
-    assert list(output.names("part-")) == ["part-1"]
-    assert output.read("part-2") is None
-    assert output.version("part-2") is None
-    output.remove("part-1")
-    output.remove("part-1")
-    assert list((root / "job" / keys.TMP).iterdir()) == []
-
-
 @pytest.mark.parametrize("where", ["folder", keys.INTERNAL, keys.TMP])
 def test_a_folder_that_is_a_link_is_not_followed(
     root: Path, output: BoundFolderOutput, outside: Path, where: str

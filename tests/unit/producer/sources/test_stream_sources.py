@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas
-import pyarrow as pa
 import pytest
 
 from clipfleet.contract.parts import INLINE_COLUMN
@@ -202,18 +201,6 @@ class TestIterable:
         source = source_of([b"0", {"image": b"1"}, {"bytes": b"2"}, {"image": b"3", "bytes": b""}], BY_NAME)
 
         assert [row[INLINE_COLUMN] for row in items(source)] == [b"0", b"1", b"2", b"3"]
-
-    @pytest.mark.parametrize("make", [pandas.DataFrame, pa.table])
-    def test_rows_of_a_data_frame(self, make: Callable[[dict[str, list[Any]]], Any]) -> None:
-        frame = make({"url": ["/a.jpg", "/b.jpg"], "id": ["a", "b"], "n": [1, 2], "label": ["x", None]})
-
-        source = source_of(frame, BY_NAME)
-
-        assert [(row["item_id"], row["uri"], row["n"], row["source_label"]) for row in items(source)] == [
-            ("a", "/a.jpg", 1, "x"),
-            ("b", "/b.jpg", 2, None),
-        ]
-        assert source_of(frame, BY_NAME).description == source.description
 
     def test_a_data_frame_without_urls_is_refused(self) -> None:
         with pytest.raises(SourceError, match="url"):

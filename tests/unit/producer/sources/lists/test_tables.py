@@ -34,36 +34,7 @@ def write_parquet(path: Path, columns: Any, **options: Any) -> Path:
     return path
 
 
-class TestTsv:
-    def test_tabs_separate_and_commas_do_not(self, tmp_path: Path) -> None:
-        (tmp_path / "a.TSV").write_text(f'url\tcaption\n{URL}\ta, b\nx.jpg\t"two\nlines"\n')
-
-        assert items(tmp_path / "a.TSV") == [
-            {"item_id": "0", "uri": URL, "caption": "a, b"},
-            {"item_id": "1", "uri": f"{tmp_path}/x.jpg", "caption": "two\nlines"},
-        ]
-        assert open_source(str(tmp_path / "a.TSV")).description.kind == "tsv"
-
-
 class TestGzip:
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("a.txt", f"{URL}\nb.jpg\n"),
-            ("a.csv", f"url\n{URL}\nb.jpg\n"),
-            ("a.tsv", f"url\n{URL}\nb.jpg\n"),
-            ("a.jsonl", f'{{"url": "{URL}"}}\n{{"url": "b.jpg"}}\n'),
-            ("a.ndjson", f'{{"url": "{URL}"}}\n{{"url": "b.jpg"}}\n'),
-        ],
-    )
-    def test_every_text_may_be_compressed(self, tmp_path: Path, name: str, text: str) -> None:
-        (tmp_path / name).write_text(text)
-        with gzip.open(tmp_path / f"{name}.GZ", "wt") as file:
-            file.write(text)
-
-        assert items(tmp_path / f"{name}.GZ") == items(tmp_path / name)
-        assert [row["uri"] for row in items(tmp_path / f"{name}.GZ")] == [URL, f"{tmp_path}/b.jpg"]
-
     def test_several_members_are_one_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"/1.jpg\n") + gzip.compress(b"/2.jpg\n"))
 
