@@ -175,24 +175,6 @@ class TestClipRetrieval:
         assert table["caption"].to_pylist() == ["a red apple"]
         assert "phrase" not in table.column_names
 
-    def test_many_small_parts_make_few_row_groups(
-        self, output: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("clipfleet.results.formats._GROUP_ROWS", 8)
-        vectors = np.random.default_rng(5).standard_normal((30, 2)).astype(np.float16)
-        for chunk in range(10):
-            indexes = range(3 * chunk, 3 * chunk + 3)
-            add_part(output, chunk, [embedded(index, *vectors[index].tolist()) for index in indexes])
-
-        matrix, table = self.export(output, tmp_path / "to")
-
-        assert matrix.tobytes() == vectors.tobytes()
-        assert table["item_index"].to_pylist() == list(range(30))
-        file = pq.ParquetFile(tmp_path / "to" / "metadata" / "metadata_0.parquet")
-        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [
-            9, 9, 9, 3,
-        ]  # fmt: skip
-
     @pytest.mark.parametrize("rows", [[failed(0)], [classified(0)]])
     def test_without_a_vector_there_is_nothing_to_write(
         self, output: FolderOutput, tmp_path: Path, rows: Sequence[dict[str, Any]]

@@ -86,21 +86,6 @@ def test_an_errors_file_of_ours(tmp_path: Path) -> None:
     assert rows(opened(path)) == [{"item_index": 0, "item_id": "x", "uri": "", "text": "t"}]
 
 
-def test_strings_and_dicts_of_a_program() -> None:
-    assert column(opened(TEXTS), "text") == TEXTS
-    assert column(opened(text for text in TEXTS), "text") == TEXTS
-    mixed = opened([{"caption": "one", "id": "a"}, {"caption": "two", "id": "b"}])
-    assert column(mixed, "caption") == ["one", "two"]
-    assert column(mixed, "item_id") == ["a", "b"]
-
-
-def test_many_texts_keep_their_order(tmp_path: Path) -> None:
-    path = tmp_path / "t.txt"
-    path.write_text("\n".join(f"text {n}" for n in range(20_000)))
-
-    assert column(opened(path), "text") == [f"text {n}" for n in range(20_000)]
-
-
 @pytest.mark.parametrize(
     ("content", "name", "text_column", "problem"),
     [

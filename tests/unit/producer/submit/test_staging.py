@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,10 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources.batches import item_batch
 from clipfleet.submit.staging import StagedFile, Stager
+from tests.support.doubles import Clock
+from tests.support.jobs import FullDisk
 
 JOB = "20261124-3f9a1c2b7d4e"
-
-
-class Clock:
-    """Monotonic seconds that only move when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def batch(first: int, count: int, extra: Sequence[str] | None = None) -> pa.RecordBatch:
@@ -361,14 +352,6 @@ class TestInterruption:
 
         with pytest.raises(OutputUnavailableError, match="items-00000000-1"):
             list(Stager(output, JOB, 10, monotonic=clock).stage(batches(30), [(0, 1)]))
-
-
-class FullDisk(FolderOutput):
-    """An output whose disk is full."""
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        yield Path("/dev/full")
 
 
 class TestDisk:
