@@ -127,7 +127,7 @@ class JobHandle:
         return export(self.rows_reader(), layout, Path(folder))
 
     def failure_examples(self) -> dict[str, str]:
-        """One detail for each error code, as far as that is told quickly."""
+        """One example detail per error code. Best effort, fast."""
         return self.rows_reader().failure_examples()
 
     def rows_reader(self) -> RowReader:

@@ -90,10 +90,12 @@ class Meters:
         Raises:
             ValueError: no worker wrote this.
         """
-        told = json.loads(text) if text else {}
-        if not isinstance(told, dict) or not all(isinstance(value, int | float) for value in told.values()):
+        seconds = json.loads(text) if text else {}
+        if not isinstance(seconds, dict) or not all(
+            isinstance(value, int | float) for value in seconds.values()
+        ):
             raise ValueError("not meters of a job")
-        return cls(told)
+        return cls(seconds)
 
     def to_facts(self) -> dict[str, float]:
         """Convert to the ledger's form, rounded to milliseconds."""

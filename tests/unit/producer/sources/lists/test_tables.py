@@ -99,10 +99,35 @@ class TestJsonl:
             "int64", "double", "bool", "string",
         ]  # fmt: skip
 
-    def test_a_mixture_of_types_is_text(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", *({"url": URL, "x": x} for x in (1, "one", True, 2**70)))
+    @pytest.mark.parametrize(
+        ("records", "expected"),
+        [
+            ([{"url": "/1", "x": x} for x in (1, "one", True, 2**70)],
+             [("0", "/1", "1"), ("1", "/1", "one"), ("2", "/1", "true"), ("3", "/1", str(2**70))]),
+            ([{"url": None}, {"x": None}, {"url": 5}, {"url": " /a "}],
+             [("0", "", None), ("1", "", None), ("2", "/base/5", None), ("3", "/a", None)]),
+            ([{"url": "/1", "id": "a"}, {"url": "/1"}, {"url": "/1", "id": None}],
+             [("a", "/1"), ("1", "/1"), ("2", "/1")]),
+            ([{"url": "/\ud83d", "x": "\ud83d", "y": ["\ud83d"]}], [("0", "/?", "?", '["?"]')]),
+            ([{"url": "/1", "": 1}], [("0", "/1", 1)]),
+        ],
+        ids=["mixed types are text", "odd URLs are rows", "the index as id", "half a character", "no name"],
+    )  # fmt: skip
+    def test_rows(self, tmp_path: Path, records: list[Any], expected: list[tuple[Any, ...]]) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", *records)
 
-        assert [row["x"] for row in items(path)] == ["1", "one", "true", str(2**70)]
+        assert [tuple(row.values()) for row in items(path, base_uri="/base")] == expected
+
+    def test_blank_lines_and_a_byte_order_mark(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"url": "/1"}\r\n\n \n{"url": "/2"}')
+
+        assert [row["uri"] for row in items(tmp_path / "a.jsonl")] == ["/1", "/2"]
+
+    def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"Link": URL, "sku": 5, "id": 1})
+
+        assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
+        assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
 
     def test_what_comes_late_and_fits_nowhere_is_kept_as_json(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,28 +148,6 @@ class TestJsonl:
             (4, None),
         ]
 
-    def test_a_missing_or_odd_url_is_still_a_row(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", {"url": None}, {"x": 1}, {"url": 5}, {"url": " /a.jpg "})
-
-        assert [row["uri"] for row in items(path)] == ["", "", f"{tmp_path}/5", "/a.jpg"]
-
-    def test_a_missing_id_is_the_index(self, tmp_path: Path) -> None:
-        path = write_jsonl(
-            tmp_path / "a.jsonl", {"url": URL, "id": "a"}, {"url": URL}, {"url": URL, "id": None}
-        )
-
-        assert [row["item_id"] for row in items(path)] == ["a", "1", "2"]
-
-    def test_half_a_character_is_replaced(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"url": "/\\ud83d.jpg", "x": "\\ud83d", "y": ["\\ud83d"]}\n')
-
-        assert items(tmp_path / "a.jsonl") == [{"item_id": "0", "uri": "/?.jpg", "x": "?", "y": '["?"]'}]
-
-    def test_blank_lines_and_a_byte_order_mark(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"url": "/1.jpg"}\r\n\n \n{"url": "/2.jpg"}')
-
-        assert [row["uri"] for row in items(tmp_path / "a.jsonl")] == ["/1.jpg", "/2.jpg"]
-
     @pytest.mark.parametrize(
         ("content", "words"),
         [
@@ -161,17 +164,6 @@ class TestJsonl:
         (tmp_path / "a.jsonl").write_text(content)
 
         assert f"{tmp_path}/{words}" in problem(tmp_path / "a.jsonl")
-
-    def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", {"Link": URL, "sku": 5, "id": 1})
-
-        assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
-        assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
-
-    def test_a_field_without_a_name_gets_its_position(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", {"url": URL, "": 1})
-
-        assert items(path) == [{"item_id": "0", "uri": URL, "column_2": 1}]
 
 
 class TestOurErrors:
