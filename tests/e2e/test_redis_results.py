@@ -214,5 +214,5 @@ def test_results_that_have_expired_say_so(cluster: Cluster, folder: Path, client
     result = cluster.run("results", job.job_id)
 
     assert result.returncode == 2
-    assert f"the rows of job {job.job_id} are gone" in result.stderr
+    assert f"the rows of job {job.job_id} have expired" in result.stderr
     assert "CLIPFLEET_RESULT_TTL_SECONDS" in result.stderr
