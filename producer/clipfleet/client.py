@@ -1,4 +1,4 @@
-"""For programs: submit jobs and find them again. `Client().classify("photos/", ["cat", "dog"]).wait()`"""
+"""The Python API: submit jobs and look them up. `Client().classify("photos/", ["cat", "dog"]).wait()`"""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from clipfleet.contract.jobs import Job, JobState, LabelSet, Task
+from clipfleet.contract.jobs import Job, JobState, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import JobNotFoundError, OutputConflictError
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
@@ -34,17 +35,17 @@ T = TypeVar("T")
 
 
 class Client:
-    """Makes jobs and finds them again. Close it, or use it as a context manager.
+    """Submits jobs and looks them up. Close it, or use it as a context manager.
 
     Args:
-        settings: by default those of the environment.
-        patience_seconds: how long a submit, a retry or a rebuild that has begun waits, in one outage, for a
-            Redis that is away; 0: not at all. Their first call, `job`, and what changes a job (`cancel`,
-            `pause`, `resume`) wait as long for a Redis that is there and loads its data, fails over, refuses
-            writes because its disk is full, or is silent. `JobHandle.wait` waits for ever, all others never.
-        on_trouble: called with a line for people when that wait begins, and when it was worth it, or when an
-            overwrite waits for workers; by default they are logged. It may be called in another thread.
-        tracing: makes the spans of submits, by default as OpenTelemetry's variables say; closed with this.
+        settings: default: from the environment.
+        patience_seconds: upper bound for waiting out one Redis outage during a submit, a retry or a rebuild;
+            0 disables waiting. The first call of each, `job`, `cancel`, `pause` and `resume` wait as long,
+            but only for a Redis that is reachable and loads its data, fails over, refuses writes because its
+            disk is full, or does not respond. `JobHandle.wait` has no bound; other calls never wait.
+        on_trouble: called with a message when such a wait begins, when Redis is back, and when an overwrite
+            waits for workers; possibly from another thread. Default: log it.
+        tracing: creates the spans of submits; closed with this client. Default: as `OTEL_*` variables say.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections; jobs go on."""
+        """Close the connections. Jobs keep running."""
         self._hints.close()
         self._store.close()
         self._ledger.close()
@@ -88,20 +89,20 @@ class Client:
         label_set_column: str | None = None,
         options: JobOptions = DEFAULT_OPTIONS,
     ) -> JobHandle:
-        """Label every image of a source with the best of some labels. Returns once all items are staged.
+        """Label every image of a source with its best-matching labels. Returns once all items are staged.
 
         Args:
             source: see docs/first-minute.md.
-            labels: names; or several sets of names by the name of the set, all used on every image; or
-                `LabelSet`s; or `"imagenet1k"`.
-            templates: prompts, `{}` is the label; several are averaged. None: `a photo of a {}`.
-            top_k: how many labels are kept per image and set.
-            label_set_column: column of the source that names the one set to be used on an item.
+            labels: names; or a mapping of set names to names, all used on every image; or `LabelSet`s; or
+                `"imagenet1k"`.
+            templates: prompts with `{}` for the label, averaged. Default: `a photo of a {}`.
+            top_k: labels to keep per image and set.
+            label_set_column: source column that names the one label set of each item.
             options: see `JobOptions`.
 
         Raises:
             UsageError: see `clipfleet.errors`; the message says what to change.
-            WorldError: Redis or the output is away.
+            WorldError: Redis or the output is unavailable.
         """
         return self._submit(
             source, options, Task.CLASSIFY, label_sets_of(labels, templates),
@@ -109,30 +110,30 @@ class Client:
         )  # fmt: skip
 
     def run(self, spec: JobSpec) -> JobHandle:
-        """Submit the job that a `JobSpec` describes; otherwise like `classify`."""
+        """Submit the job described by a `JobSpec`; otherwise like `classify`."""
         return self._submit(
             spec.source, spec, Task.CLASSIFY if spec.label_sets else Task.EMBED, spec.made_label_sets(),
             top_k=spec.top_k, label_set_column=spec.label_set_column,
         )  # fmt: skip
 
     def embed(self, source: SourceLike, *, options: JobOptions = DEFAULT_OPTIONS) -> JobHandle:
-        """Turn every image of a source into a vector; otherwise like `classify`."""
+        """Compute an embedding of every image of a source; otherwise like `classify`."""
         return self._submit(source, options, Task.EMBED)
 
     def embed_text(
         self, source: SourceLike, *, text_column: str | None = None, options: JobOptions = DEFAULT_OPTIONS
     ) -> JobHandle:
-        """Turn every text of a source into a vector, comparable with those of images; see `classify`.
+        """Embed every text of a source, to search images with; otherwise like `classify`.
 
         Args:
             source: a `.txt` with one text per line, a table, or an iterable of strings and dicts.
-            text_column: of a table, where it is not called `text` or `caption`.
-            options: `url_column`, `base_uri` and `decode` mean nothing here.
+            text_column: table column with the text. Default: `text` or `caption`.
+            options: `url_column`, `base_uri` and `decode` are ignored.
         """
         return self._submit(source, options, Task.EMBED_TEXT, text_column=text_column)
 
     def job(self, job_id: str) -> JobHandle:
-        """An existing job.
+        """Return an existing job.
 
         Raises:
             JobNotFoundError: no such job.
@@ -140,15 +141,15 @@ class Client:
         return self._handle(self._first().job(job_id))
 
     def rebuild(self, output: str | Path) -> JobHandle:
-        """The job of an output; it is put back if the ledger has lost it, and goes on where it was.
+        """Restore the job of an output if the ledger has lost it, and resume it.
 
-        A job that the ledger knows stays as it is. Of one whose items were not all staged yet
-        (`status().sealed`) the same submit goes on.
+        A job that the ledger knows is left unchanged. A job whose items are not all staged
+        (`status().sealed`) is resumed by the same submit.
 
         Raises:
             JobNotFoundError: no job has this output.
-            UsageError: the output was moved, or holds something else than its job's parts.
-            WorldError: Redis or the output is away.
+            UsageError: the output was moved, or contains parts of another job.
+            WorldError: Redis or the output is unavailable.
         """
         given = open_output(str(output))
         job = job_of(given)
@@ -164,11 +165,11 @@ class Client:
         return self._handle(job, had_ended=state.is_final)
 
     def jobs(self, limit: int = 50) -> list[JobStatus]:
-        """The newest jobs first."""
+        """List jobs, newest first."""
         return self._ledger.jobs(limit)
 
     def workers(self) -> list[WorkerFacts]:
-        """Workers that were heard of in the last half minute."""
+        """List workers with a heartbeat in the last 30 s."""
         return self._ledger.workers()
 
     def _submit(
@@ -181,11 +182,11 @@ class Client:
         text_column: str | None = None,
         **asked: Any,
     ) -> JobHandle:
-        self._first().ping()  # reports a wrong URL at once; from here on the submit waits for Redis
+        self._first().ping()  # fail fast on a wrong URL; later calls wait for Redis
         patience = self._patience()
         ledger, store = self._ledger.with_patience(patience), self._store.with_patience(patience)
         if described.output is not None:
-            output_uri(described.output)  # a wrong one is told before the source is looked at
+            output_uri(described.output)  # fail before the source is read
         opened: Source = (
             text_source_of(source, text_column=text_column, id_column=described.id_column)
             if task is Task.EMBED_TEXT
@@ -196,7 +197,7 @@ class Client:
         with naming_the_way_out():
             holder = None if job.output_is_redis else job_of(output)
         if holder is not None and holder.is_same(job):
-            self._rebuild(output, holder, ledger)  # a submit that goes on after the ledger was lost
+            self._rebuild(output, holder, ledger)  # a no-op unless the ledger was lost
         retention = Retention(self._settings.job_ttl_seconds, self._settings.result_ttl_seconds)
         about = {"job_id": job.job_id, "task": job.task, "model": job.model, "lane": job.lane}
         with self._tracing.span("submit", attributes=about) as traceparent:
@@ -209,7 +210,7 @@ class Client:
         return self._handle(job, had_ended=had_ended)
 
     def _first(self) -> Ledger:
-        """The ledger for a first call: an address at which there is no server is reported at once."""
+        """The ledger for a first call, which fails at once if no server listens at the address."""
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
     def _rebuild(self, output: Output, job: Job, ledger: Ledger) -> JobState:
@@ -222,7 +223,7 @@ class Client:
 
 
 def _run_without_pauses(source: Source, run: Callable[[Source], T], patience: Patience) -> T:
-    """Run a submit; where the next item may be long in coming, what is there goes on meanwhile."""
+    """Run a submit; if the source may pause, stage the items so far in another thread meanwhile."""
     items = source.items if isinstance(source, TextSource) else source
     if not (isinstance(items, IterableSource) and items.may_pause):
         return run(source)

@@ -1,28 +1,28 @@
 """The exceptions a caller may see.
 
     ClipfleetError
-    ├── UsageError             the caller asked for something that cannot be: fix the call
+    ├── UsageError             the request is invalid: fix the call
     │   ├── SourceError            the source cannot be read, or holds no images
     │   │   └── SourceChangedError     it differs from what an earlier submit of this job staged
     │   ├── JobConflictError       this job id belongs to a job that differs
     │   ├── OutputConflictError    the output already holds another job
-    │   ├── JobNotFoundError       no job of this id, no output at this path
-    │   ├── JobUnreadableError     the job was described by another version of clipfleet, or by none
-    │   │   └── JobTooNewError         by a newer one
-    │   ├── QuotaExceededError     the ledger holds as much as it may: later, or with a higher quota
-    │   ├── TooManyItemsError      more than Redis keeps of one job: give an --output
+    │   ├── JobNotFoundError       no job with this id, no output at this path
+    │   ├── JobUnreadableError     the job description is of another version, or damaged
+    │   │   └── JobTooNewError         of a newer version
+    │   ├── QuotaExceededError     the quota is used up: submit later, or raise it
+    │   ├── TooManyItemsError      more than Redis keeps per job: give an --output
     │   ├── ResultsNotReadyError   no part has been written yet
-    │   └── ResultsExpiredError    the rows were in Redis, and the time is over for which it kept them
-    └── WorldError             the world failed: trying again later may help
-        ├── RedisUnavailableError  no Redis answers at the configured address
+    │   └── ResultsExpiredError    the rows in Redis have expired
+    └── WorldError             an external failure: retrying later may help
+        ├── RedisUnavailableError  no Redis responds at the configured address
         ├── SourceUnavailableError the source cannot be read now
         └── OutputUnavailableError the output cannot be read or written now
-            └── OutputUnreachableError  not without a change of settings or mounts
-                ├── OutputDamagedError      an object in it holds something else than it should
+            └── OutputUnreachableError  until settings or mounts change
+                ├── OutputDamagedError      an object has unexpected content
                 └── OutputTooNewError       the job or its items were written by a newer clipfleet
 
-Every message names the thing and the way out. What is wrong with a single image is never an exception here:
-it is a row with an `ErrorCode`.
+Every message names the object and the way out. A failure of a single image is never an exception but a row
+with an `ErrorCode`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from pydantic_core import ErrorDetails
 
 
 class ClipfleetError(Exception):
-    """Root of all exceptions of this project."""
+    """Base of all exceptions of this project."""
 
 
 class UsageError(ClipfleetError):
-    """The request cannot be carried out as it was made."""
+    """The request is invalid."""
 
 
 class SourceError(UsageError):
@@ -63,64 +63,64 @@ class JobNotFoundError(UsageError):
 
 
 class JobUnreadableError(UsageError):
-    """The description of a job is not one that this version understands."""
+    """This version cannot read the description of a job."""
 
 
 class TooManyItemsError(UsageError):
-    """A job for Redis has more items than Redis keeps of one job."""
+    """The job has more items than Redis keeps per job."""
 
 
 class JobTooNewError(JobUnreadableError):
-    """A newer version of clipfleet described the job."""
+    """A newer version of clipfleet wrote the description of the job."""
 
 
 class QuotaExceededError(UsageError):
-    """So much waits to be done that nothing more may be submitted now."""
+    """The quota for pending work is used up."""
 
 
 class ResultsExpiredError(UsageError):
-    """The rows of a job were in Redis, and are gone."""
+    """The rows of a job in Redis have expired."""
 
 
 class ResultsNotReadyError(UsageError):
-    """The job has no part yet."""
+    """The job has no rows yet."""
 
 
 class WorldError(ClipfleetError):
-    """Something outside this program failed; the same call may succeed later."""
+    """An external failure; the same call may succeed later."""
 
 
 class RedisUnavailableError(WorldError):
-    """No Redis answers at the configured address."""
+    """No Redis responds at the configured address."""
 
 
 class SourceUnavailableError(WorldError):
-    """The source cannot be read at the moment (store away)."""
+    """The source cannot be read at the moment (store unavailable)."""
 
 
 class OutputUnavailableError(WorldError):
-    """The output cannot be read or written at the moment (disk full, store away)."""
+    """The output cannot be read or written at the moment (disk full, store unavailable)."""
 
 
 class OutputUnreachableError(OutputUnavailableError):
-    """The output will not become reachable by waiting: a mount, a right or a setting is missing."""
+    """The output stays unreachable: a mount, a permission or a setting is missing."""
 
 
 class OutputDamagedError(OutputUnreachableError):
-    """An object of the output can be read, but does not hold what its name says."""
+    """An object of the output is readable but has unexpected content."""
 
 
 class OutputTooNewError(OutputUnreachableError):
-    """A newer version of clipfleet wrote it: update this one, or leave the job to others."""
+    """A newer version of clipfleet wrote it: update this one."""
 
 
 def problem_text(problem: ErrorDetails) -> str:
-    """One problem, without pydantic's own words before a message of ours."""
+    """The message of a problem, without pydantic's prefix."""
     return problem["msg"].removeprefix("Value error, ")
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem, and the way to the value that has it."""
+    """The first problem, after the path of its value."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem_text(problem)}" if where else problem_text(problem)
@@ -128,7 +128,7 @@ def first_problem(error: ValidationError) -> str:
 
 @contextmanager
 def usage_errors(where: str = "") -> Iterator[None]:
-    """Make a `UsageError` of what is wrong with a value; `where` begins its message."""
+    """Turn validation errors into `UsageError`; `where` is the prefix of its message."""
     try:
         yield
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""One job in the hands of a program: where it stands, its rows, and what can be done to it."""
+"""One job: its status, its rows, and the operations on it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs import open_output, output_of
 from clipfleet.redis.patience import OnTrouble, Patience, is_unready
 from clipfleet.results import rows as results
+from clipfleet.results.part_rows import PartRows
 from clipfleet.results.redis_rows import RedisRows
-from clipfleet.results.rows import PartRows, RowReader
+from clipfleet.results.rows import RowReader
 from clipfleet.resume.retry import Parts, Retry, parts_in_place
 from clipfleet.settings import Settings
 
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 _POLL_SECONDS = 1.0
-_BREATH_SECONDS = 0.1  # between two looks at a job whose chunks end quickly: so long at most,
-_BREATH_SHARE = 0.1  # and no more than this share of the wait so far: a short job is not made longer
+_PAUSE_SECONDS = 0.1  # pause between polls of a job with short chunks, at most;
+_PAUSE_SHARE = 0.1  # and at most this share of the wait so far, to keep short jobs short
 
 OnProgress = Callable[[JobStatus], None]
 
 
 class JobHandle:
-    """One job."""
+    """Handle to one job."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class JobHandle:
     ) -> None:
         self._sleep = sleep
         self._patience = patience
-        self.had_ended = had_ended  # before the submit, retry or rebuild that found it: nothing was run
+        self.had_ended = had_ended  # before this submit, retry or rebuild: nothing was run
         self._ledger = ledger
         self._store = store
         self._hints = hints
@@ -64,11 +65,11 @@ class JobHandle:
 
     @property
     def output(self) -> str:
-        """Where the rows are."""
+        """URI of the output."""
         return self.job.output
 
     def status(self) -> JobStatus:
-        """A snapshot. Raises `JobNotFoundError` once the ledger has forgotten the job."""
+        """Return a snapshot. Raises `JobNotFoundError` once the job has expired in the ledger."""
         return self._ledger.status(self.job_id)
 
     def wait(
@@ -78,22 +79,22 @@ class JobHandle:
         on_progress: OnProgress | None = None,
         on_trouble: OnTrouble | None = None,
     ) -> JobStatus:
-        """Block until the job has ended; a Redis that is away is waited for.
+        """Block until the job has ended, waiting out Redis outages.
 
         Args:
-            timeout_seconds: give up then.
+            timeout_seconds: upper bound; None waits without one.
             on_progress: called with every snapshot, about once a second.
-            on_trouble: called with a line for people when Redis does not answer.
+            on_trouble: called with a message when Redis does not respond.
 
         Raises:
-            TimeoutError: the job has not ended in time; it goes on.
+            TimeoutError: the job has not ended in time; it keeps running.
         """
         began = time.monotonic()
         ends = None if timeout_seconds is None else began + timeout_seconds
         last: str | None = None
         while True:
             try:
-                # Before the look: an entry that comes between them must not be waited for.
+                # Before the status call: an entry in between must not be waited for.
                 last = last or self._ledger.last_progress(self.job_id)
                 looked = time.monotonic()
                 status = self.status()
@@ -105,8 +106,8 @@ class JobHandle:
                     raise TimeoutError(f"job {self.job_id} is {status.state} after {timeout_seconds:g} s")
                 left = _POLL_SECONDS if ends is None else min(_POLL_SECONDS, ends - looked)
                 last = self._ledger.wait_for_progress(self.job_id, last, left)
-                breath = min(_BREATH_SECONDS, _BREATH_SHARE * (looked - began))
-                until = looked + (breath if ends is None else min(breath, ends - looked))
+                pause = min(_PAUSE_SECONDS, _PAUSE_SHARE * (looked - began))
+                until = looked + (pause if ends is None else min(pause, ends - looked))
                 self._sleep(max(0.0, until - time.monotonic()))
             except RedisUnavailableError as error:
                 if on_trouble is not None:
@@ -114,11 +115,11 @@ class JobHandle:
                 self._sleep(_POLL_SECONDS)
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """The rows that are there, as dicts, in the order of the source."""
+        """Iterate over the rows written so far, as dicts, in source order."""
         return results.rows(self.rows_reader())
 
     def vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """`item_index` (n,) and the vectors (n, d) float16 of the rows that have one."""
+        """Return `item_index` (n,) and the embeddings (n, d) float16 of the rows that have one."""
         return results.vectors(self.rows_reader())
 
     def export(self, layout: Layout, folder: str | Path) -> ExportCounts:
@@ -126,7 +127,7 @@ class JobHandle:
         return export(self.rows_reader(), layout, Path(folder))
 
     def failure_examples(self) -> dict[str, str]:
-        """One detail for each error code, as far as that is told quickly."""
+        """One example detail per error code. Best effort, fast."""
         return self.rows_reader().failure_examples()
 
     def rows_reader(self) -> RowReader:
@@ -138,47 +139,47 @@ class JobHandle:
     def _early_end(self) -> EarlyEnd | None:
         try:
             return self.status().early_end
-        except (JobNotFoundError, RedisUnavailableError):  # the rows are there all the same
+        except (JobNotFoundError, RedisUnavailableError):  # the rows exist all the same
             return None
 
     def cancel(self) -> tuple[bool, JobState]:
-        """End the job early; False and its state if it is finishing or over."""
+        """End the job early; return False and its state if it is finishing or has ended."""
         return self._first().cancel(self.job_id, ttl_seconds=self._settings.job_ttl_seconds)
 
     def pause(self) -> tuple[bool, JobState]:
-        """Hand out no more chunks; those under way are finished."""
+        """Stop handing out chunks; chunks in progress complete."""
         return self._first().pause(self.job_id, "paused by request")
 
     def resume(self) -> tuple[bool, JobState]:
-        """Undo `pause`, also one that the job did itself."""
+        """Resume a paused job, also one that paused itself."""
         return self._first().resume(self.job_id)
 
     def _first(self) -> Ledger:
         return self._ledger.with_patience(self._patience(awaits=is_unready))
 
     def retry(self, codes: Sequence[str] = (), *, max_error_rate: float | None = None) -> bool:
-        """Run the failed rows of an ended job again, in place, and whatever a cancelled or failed job left.
+        """Retry the failed rows of an ended job, in place, and the rows that a cancelled or failed job left.
 
-        Returns as soon as the job goes on: `wait` for its end. A retry that is under way is left alone.
-        A Redis that is away is waited for, see `Client`.
+        Returns once the job has been restarted: `wait` for its end. A retry in progress is left unchanged.
+        Waits out Redis outages, see `Client`.
 
         Args:
-            codes: only rows with these error codes; empty: all that failed.
-            max_error_rate: from now on in place of the job's own; counted over the rows that are run again.
+            codes: retry only rows with these error codes; empty: all failed rows.
+            max_error_rate: replaces that of the job; counted over the rows that are retried.
 
         Returns:
-            False if there is nothing to run again.
+            False if there is nothing to retry.
 
         Raises:
-            JobNotFoundError: the ledger has forgotten the job: use `Client.rebuild` first.
+            JobNotFoundError: the job has expired in the ledger: use `Client.rebuild` first.
             JobConflictError: the job has not ended yet, or another retry of it began at the same time.
-            UsageError: there is no such error code, or the output does not hold this job any more.
-            WorldError: Redis or the output is away.
+            UsageError: an unknown error code, or the output no longer contains this job.
+            WorldError: Redis or the output is unavailable.
         """
         known = [code for code in codes if code in list(ErrorCode)]
         if len(known) < len(codes):
             strange = next(code for code in codes if code not in known)
-            raise UsageError(f"no error code is called {strange!r}: they are {', '.join(ErrorCode)}")
+            raise UsageError(f"unknown error code {strange!r}; the codes are: {', '.join(ErrorCode)}")
         if max_error_rate is not None and not 0 <= max_error_rate <= 1:
             raise UsageError(f"max_error_rate {max_error_rate} is not between 0 and 1")
         patience = self._patience()

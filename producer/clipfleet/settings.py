@@ -1,4 +1,4 @@
-"""Settings from the environment (prefix `CLIPFLEET_`), as frozen values that are checked at start."""
+"""Settings from the environment (prefix `CLIPFLEET_`): frozen, validated at start."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ S = TypeVar("S", bound=BaseSettings)
 T = TypeVar("T")
 _PREFIX = "CLIPFLEET_"
 
-WRITE_LIMIT_SECONDS = 30.0  # one try to put an object into S3 ends after 25 s of silence
-DAY_SECONDS = 86_400  # no duration of a worker is longer: beyond it stands a slip of the pen, or `inf`
-_NEAR = 0.72  # of difflib's ratio: what a slip of the finger leaves
-# Kubernetes sets these for every service whose name begins like ours.
+WRITE_LIMIT_SECONDS = 30.0  # one attempt to put an object into S3 times out after 25 s of silence
+DAY_SECONDS = 86_400  # upper bound of a worker's durations: anything longer is a typo, or `inf`
+_NEAR = 0.72  # cutoff of difflib's ratio for a typo
+# Kubernetes sets these for every service whose name has our prefix.
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "sentinels", "amqp", "amqps")
 
@@ -37,7 +37,7 @@ CommaSeparated = Annotated[tuple[T, ...], NoDecode, BeforeValidator(split_commas
 
 
 class Settings(BaseSettings):
-    """What every program that makes or reads jobs needs."""
+    """Settings of every program that submits or reads jobs."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, env_ignore_empty=True)
 
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         return value
 
     def require_redis_url(self) -> str:
-        """The ledger's URL.
+        """Return the ledger's URL.
 
         Raises:
             UsageError: it is not set.
@@ -92,13 +92,13 @@ class Settings(BaseSettings):
         return self.redis_url.get_secret_value()
 
     def require_broker_url(self) -> str:
-        """The broker's URL, see `require_redis_url`."""
+        """Return the broker's URL, by default the ledger's; raises like `require_redis_url`."""
         if self.broker_url is not None:
             return self.broker_url.get_secret_value()
         url = self.require_redis_url()
         if url.startswith("unix://"):
             raise UsageError(
-                "CLIPFLEET_REDIS_URL is a socket, which Celery names in its own way: "
+                "CLIPFLEET_REDIS_URL is a Unix socket, which Celery writes differently: "
                 "set CLIPFLEET_BROKER_URL too (redis+socket:///path/of/the.socket)"
             )
         return url
@@ -115,10 +115,10 @@ def _require_broker_scheme(url: str) -> None:
 
 
 def checked(kind: type[S]) -> S:
-    """Settings from the environment.
+    """Read settings from the environment.
 
     Raises:
-        UsageError: a variable has a value that cannot be used; the message names it.
+        UsageError: a variable has an invalid value; the message names it.
     """
     try:
         return kind()
@@ -127,11 +127,11 @@ def checked(kind: type[S]) -> S:
             f"CLIPFLEET_{str(problem['loc'][0]).upper()}: {problem_text(problem)}"
             for problem in error.errors()
         )
-        raise UsageError(f"settings cannot be used: {problems}") from None
+        raise UsageError(f"invalid settings: {problems}") from None
 
 
 def _is_meant(name: str, near: str) -> bool:
-    """Whether two names are near without the unit that they end with, which makes any two alike."""
+    """Whether two names are similar apart from a common unit suffix, which makes any two similar."""
     unit = f"_{near.rpartition('_')[2]}"
     if not name.endswith(unit):
         return True
@@ -142,13 +142,13 @@ def _is_meant(name: str, near: str) -> bool:
 def doubtful_variables(
     kind: type[BaseSettings], names: Iterable[str], *, has_all: bool
 ) -> Iterator[tuple[str, str | None]]:
-    """Variables with our prefix that are no setting, each with the setting that may be meant.
+    """Find variables with our prefix that are not settings, each with its closest setting.
 
     Args:
         kind: the settings that are read.
-        names: of the environment.
-        has_all: `kind` has every setting there is. Else a name that is not near one of its own may be another
-            program's, and is left out.
+        names: names of all environment variables.
+        has_all: `kind` has all settings. Otherwise a name without a similar setting is skipped, as it may
+            belong to another program.
     """
     known = [name.upper() for name in kind.model_fields]
     for name in sorted(names):

@@ -89,7 +89,7 @@ class TestSubmit:
                 bed.proxy.reset()
 
         try:
-            with pytest.raises(RedisUnavailableError, match=f"the same submit with job id {fault} goes on"):
+            with pytest.raises(RedisUnavailableError, match=f"submit again with job id {fault} to resume"):
                 submit(bed, site, fault, begin, patience_seconds=2)
         finally:
             with bed.admin() as admin:

@@ -9,7 +9,8 @@ import pyarrow.dataset as ds
 import pytest
 import redis
 
-from clipfleet.contract.jobs import DEFAULT_TEMPLATE, DEMO_MODEL, LabelSet, Precision
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect
 from clipfleet_worker.models.loader import load_model

@@ -93,7 +93,7 @@ MISTAKES = {
     "a source without a name": ("clipfleet classify '' --labels pie,cherries", ["the source is empty"]),
     "a kind of file that is no source": (
         "clipfleet classify notes.md --labels pie,cherries",
-        ["notes.md: a file of this kind", "a folder"],
+        ["notes.md: unsupported kind of file", "a folder"],
     ),
     "a URL as source": (
         "clipfleet classify https://example.org/a.jpg --labels pie,cherries",
@@ -105,12 +105,12 @@ MISTAKES = {
     ),
     "a column that is there twice": ("clipfleet embed twice.csv", ["'path' appears twice"]),
     "a column of a folder": ("clipfleet embed images --url-column path", ["tables only"]),
-    "no labels": ("clipfleet classify images --labels ' , '", ["holds no label"]),
+    "no labels": ("clipfleet classify images --labels ' , '", ["contains no label"]),
     "a file of labels that is not there": (
         "clipfleet classify images --labels names.txt",
         ["--labels names.txt: No such file or directory"],
     ),
-    "a file without labels": ("clipfleet classify images --labels blank.txt", ["holds no label"]),
+    "a file without labels": ("clipfleet classify images --labels blank.txt", ["contains no label"]),
     "a file of labels in another encoding": (
         "clipfleet classify images --labels latin.txt",
         ["--labels latin.txt: not UTF-8"],
@@ -132,7 +132,7 @@ MISTAKES = {
     ),
     "a format of parts in Redis": (
         "clipfleet embed images --format jsonl",
-        ["give an --output, Redis has none"],
+        ["which Redis does not have: give an --output"],
     ),
     "an S3 URI without a bucket": (
         "clipfleet embed images --output s3:///x",
@@ -147,11 +147,11 @@ MISTAKES = {
         "clipfleet export j1 --layout csv --to new",
         ["'j1' is not known here", "clipfleet jobs"],
     ),
-    "retry: a forgotten job": ("clipfleet retry j1", ["forgotten", "give the output"]),
+    "retry: a forgotten job": ("clipfleet retry j1", ["ended jobs expire", "give the output"]),
     "retry of no folder": ("clipfleet retry ./nowhere", ["nowhere: no job has this output"]),
     "rebuild of a folder": ("clipfleet rebuild empty", ["empty: no job has this output"]),
     "rebuild of a file": ("clipfleet rebuild notes.md", ["notes.md is a file", "folder"]),
-    "rebuild of Redis": ("clipfleet rebuild redis://", ["name one of them by its id"]),
+    "rebuild of Redis": ("clipfleet rebuild redis://", ["give a job id"]),
     "results of no folder": ("clipfleet results ./nowhere", ["nowhere: no results yet"]),
     "results of another folder": ("clipfleet results empty/", ["empty: no results yet"]),
     "results of a file": ("clipfleet results ./notes.md", ["notes.md is a file", "folder"]),
@@ -230,8 +230,8 @@ def test_results_of_a_name_that_is_neither_folder_nor_job_say_both(
     monkeypatch.delenv("CLIPFLEET_REDIS_URL")
     answer = shell.run("clipfleet", "results", "reslts")
     assert answer.code == 2
-    assert "no folder here is called 'reslts'" in answer.stderr
-    assert "CLIPFLEET_REDIS_URL is not set" in answer.stderr
+    assert "no folder 'reslts' here" in answer.stderr
+    assert "set CLIPFLEET_REDIS_URL" in answer.stderr
 
 
 @pytest.mark.parametrize("output", ["notes.md", "notes.md/x", "/proc/x"])
@@ -294,7 +294,7 @@ def test_the_list_of_jobs_shows_whole_ids_on_a_narrow_terminal(
     ("command", "words"),
     [
         ("clipfleet classify", "redis:// (the default, up to 100,000 items)"),
-        ("clipfleet results", "at most this many rows (table: 20)"),
+        ("clipfleet results", "at most this many rows (default for a table: 20)"),
         ("clipfleet-worker up", "[OPTIONS] [-- COMMAND]..."),
     ],
 )
@@ -375,8 +375,8 @@ def test_a_ctrl_c_while_submitting_names_the_command_that_resumes(shell: Shell, 
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said == (
-        "interrupted: the same command with `--job-id s1` goes on where it stopped, "
-        "`clipfleet cancel s1` ends the job\n"
+        "interrupted: resume with the same command and `--job-id s1`, "
+        "or end the job with `clipfleet cancel s1`\n"
     )
 
 

@@ -193,7 +193,7 @@ def test_the_commands_read_json_lines(cluster: Cluster, source: Source) -> None:
     told = cluster.run(*command)
     assert (told.returncode, told.stdout) == (0, "")
     assert "10 rows -> " in told.stderr
-    assert "4 rows without a vector are left out" in told.stderr
+    assert "4 rows without an embedding are left out" in told.stderr
     again = cluster.run(*command)
     assert again.returncode == 2
     assert "is not empty: choose another folder" in again.stderr

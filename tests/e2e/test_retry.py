@@ -18,7 +18,7 @@ from clipfleet.ledger.jobs import JobStatus, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.redis.connection import connect
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from tests.support.cluster import Cluster, job_events
 from tests.support.http_site import HttpSite
 from tests.support.images import encoded, make_image
@@ -300,7 +300,7 @@ def test_only_what_was_asked_for_is_run_again(fragile: Cluster, tmp_path: Path, 
     nothing = fragile.run("retry", job_id, "--codes", "timeout")
     assert nothing.returncode == 3
     assert "no failed rows with timeout" in nothing.stderr
-    assert "no error code is called 'tiemout'" in fragile.run("retry", job_id, "--codes", "tiemout").stderr
+    assert "unknown error code 'tiemout'" in fragile.run("retry", job_id, "--codes", "tiemout").stderr
 
     answer = fragile.run_json("retry", job_id, "--codes", "server_error, timeout", expect=3)
 

@@ -79,7 +79,7 @@ def test_a_missing_bucket_and_an_empty_place_are_named(cluster: Cluster, s3: S3B
         (
             ("embed", images, "--model", "demo", "--output", "s3://no-such-bucket-here/x"),
             1,
-            "make the bucket",
+            "create the bucket",
         ),
         (("results", f"{s3.uri}/nothing"), 2, "no job has this output"),
     ):

@@ -28,13 +28,13 @@ from clipfleet.labels.sets import read_label_lines, read_label_set
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.job_file import generation_of, job_of, staged_files
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.parts import part_files
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from clipfleet.sources import open_source
 from clipfleet.sources.files import BY_NAME
 from clipfleet.sources.stdin import StdinSource
 from clipfleet.submit.options import read_job_spec
-from clipfleet.submit.staging import StagedReader
 from tests.support.jobs import JOB_ID, make_job, stage_items
 from tests.support.rows import classified, embedded, failed
 from tests.support.shards import img2dataset_shard, tar_bytes

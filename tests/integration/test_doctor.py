@@ -395,7 +395,7 @@ class TestS3:
 
     def test_a_bucket_that_is_missing(self, site: Site, s3: S3Bucket) -> None:
         found = only_fault(self.check(site, "s3://there-is-no-such-bucket/x"))
-        assert "NoSuchBucket" in found.what and "make the bucket" in found.remedy
+        assert "NoSuchBucket" in found.what and "create the bucket" in found.remedy
 
     def test_a_bucket_that_workers_refuse(self, site: Site, s3: S3Bucket) -> None:
         settings = site.settings(s3_buckets=s3.uri.removeprefix("s3://") + "-other")

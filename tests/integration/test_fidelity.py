@@ -27,7 +27,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, LabelSet, Precision
+from clipfleet.contract.jobs import DEMO_MODEL, DecodeRoute, Precision
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.encode.backends.cpu_backends import cpu_backends
 from clipfleet_worker.models.loaded import LoadedModel

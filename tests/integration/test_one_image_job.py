@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
-from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState, LabelSet, SourceDescription, Task
+from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState, SourceDescription, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.hints import Hints, make_app
 from clipfleet.job_handle import JobHandle
 from clipfleet.ledger import keys

@@ -254,7 +254,7 @@ def test_without_patience_the_way_on_is_told_at_once(bed: Bed) -> None:
     options = JobOptions(output=bed.folder, model="demo", job_id="job")
     with (
         bed.new_client(patience_seconds=0) as client,
-        pytest.raises(RedisUnavailableError, match="the same submit with job id job goes on"),
+        pytest.raises(RedisUnavailableError, match="submit again with job id job to resume"),
     ):
         client.embed(urls(), options=options)
     assert bed.said == []

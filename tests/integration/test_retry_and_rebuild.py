@@ -240,7 +240,7 @@ class TestRetry:
                 folder_scene.finish()
                 super().remove(name)
 
-        with pytest.raises(JobConflictError, match="another retry of job job was begun meanwhile"):
+        with pytest.raises(JobConflictError, match="another retry of job job began at the same time"):
             folder_scene.retry(output=Overtaken(Path(folder_scene.output.uri)))
 
         assert folder_scene.events() == [("0", "completed_with_errors"), ("1", "completed")]
@@ -276,7 +276,9 @@ class TestRetry:
         scene.end()
         scene.output.replace(scene.part_name(2), b"what is this")
 
-        with pytest.raises(OutputDamagedError, match=r"part-00000002\.\w+ is not a whole part .* remove it"):
+        with pytest.raises(
+            OutputDamagedError, match=r"part-00000002\.\w+ is not a complete part .* remove it"
+        ):
             scene.retry()
         assert scene.is_success()
 
@@ -285,7 +287,7 @@ class TestRetry:
         other = folder_scene.job.model_copy(update={"job_id": "other"})
         folder_scene.output.replace(keys.JOB_FILE, other.model_dump_json().encode())
 
-        with pytest.raises(OutputConflictError, match="does not hold job job any more"):
+        with pytest.raises(OutputConflictError, match="no longer contains job job"):
             folder_scene.retry()
 
     def test_a_late_part_of_another_job_counts_as_none(self, scene: Scene) -> None:
@@ -495,7 +497,9 @@ class TestRebuild:
         other = folder_scene.job.model_copy(update={"output": "/elsewhere"})
         folder_scene.ledger.submit(other)
 
-        with pytest.raises(JobConflictError, match="knows another one of this id, with output /elsewhere"):
+        with pytest.raises(
+            JobConflictError, match="has a different one with this id, with output /elsewhere"
+        ):
             folder_scene.rebuild()
 
     @pytest.mark.parametrize("name", [keys.STAGED_FILES, keys.GENERATION])

@@ -16,12 +16,12 @@ from clipfleet.hints import Hints
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs.s3 import S3Output, s3_output
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.parts import part_files
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from clipfleet.s3.client import make_client
 from clipfleet.sources import open_source
-from clipfleet.submit.staging import StagedReader
 from clipfleet.submit.submission import Submission
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
@@ -287,7 +287,7 @@ def test_a_missing_right_is_not_waited_for(front: S3Front, output: S3Output) -> 
     ]
     with front.broken_by(Rule(fault=Fault.ACCESS_DENIED)):
         for call in calls:
-            with pytest.raises(OutputUnreachableError, match="need the rights"):
+            with pytest.raises(OutputUnreachableError, match="the credentials need"):
                 call()
 
 

@@ -17,7 +17,7 @@ from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError, SourceUnavailableError
 from clipfleet.s3.client import connect, make_client
 from clipfleet.sources import ReadOptions, open_source
-from clipfleet.submit.submission import Contents
+from clipfleet.submit.contents import Contents
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
@@ -164,12 +164,12 @@ class TestLists:
 
         with pytest.raises((SourceError, SourceUnavailableError), match=r"l\.txt: .*(replaced|changed)"):
             list(batches)
-        with pytest.raises(SourceError, match="changed meanwhile"):
+        with pytest.raises(SourceError, match="changed while it was read"):
             list(source.batches())
         assert open_source(f"{s3.uri}/l.txt").description != source.description
 
     def test_damaged_lists_are_named(self, s3: S3Bucket) -> None:
-        assert "not a whole Parquet file" in problem(s3.put("a.parquet", b"PAR1 nothing"))
+        assert "not a complete Parquet file" in problem(s3.put("a.parquet", b"PAR1 nothing"))
         assert "not a gzip file" in problem(s3.put("a.csv.gz", b"url\n"))
         assert "the object is empty" in problem(s3.put("a.csv", b""))
 

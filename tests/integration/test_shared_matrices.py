@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import redis
 
-from clipfleet.contract.jobs import LabelSet, Lane
+from clipfleet.contract.jobs import Lane
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.ledger import keys
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.encode.batches import Encoder

@@ -15,9 +15,9 @@ from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import open_output, output_of
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources import open_source
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.staging import StagedReader
 from clipfleet.submit.submission import Submission
 from tests.support.ledger import make_job, try_claim, work_off
 
@@ -129,7 +129,7 @@ def test_a_job_that_is_cancelled_while_it_is_submitted_ends_the_submit(ledger: L
         def publish_work(self, count: int = 1) -> None:
             ledger.cancel("job", ttl_seconds=60)
 
-    with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
+    with pytest.raises(JobConflictError, match="accepts no more items: it is cancelled"):
         submit(ledger, job, Cancelling())
 
 
@@ -180,7 +180,7 @@ def test_an_interrupted_submit_names_the_command_that_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "seal", away)
-        with pytest.raises(RedisUnavailableError, match="gone; the same submit with job id job goes on"):
+        with pytest.raises(RedisUnavailableError, match="gone; submit again with job id job to resume"):
             submit(ledger, job)
 
     submit(ledger, job)

@@ -21,8 +21,8 @@ from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, open_output
 from clipfleet.parts import part_files
 from clipfleet.results import rows as results
+from clipfleet.results.part_rows import PartRows
 from clipfleet.results.redis_rows import RedisRows
-from clipfleet.results.rows import PartRows
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink

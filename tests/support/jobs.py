@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipfleet.contract.jobs import Job, JobState, LabelSet, Lane, SourceDescription, Task
+from clipfleet.contract.jobs import Job, JobState, Lane, SourceDescription, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, FinishClaim, JobStatus
 from clipfleet.outputs import Output

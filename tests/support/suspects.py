@@ -9,7 +9,7 @@ from typing import Any
 
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from tests.support.cluster import Cluster, WorkerProcess
 from tests.support.hostile_decoder import Deed
 from tests.support.images import encoded, make_image

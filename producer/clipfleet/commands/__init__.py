@@ -1,4 +1,4 @@
-"""The commands of `clipfleet`, a module for each group; they parse and print, and do nothing themselves."""
+"""The commands of `clipfleet`, one module per group. They parse arguments and print, nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from clipfleet.commands import following, jobs, results, submitting
 from clipfleet.settings import Settings
 from clipfleet.terminal.program import new_app, run_program
 
-app = new_app("Label and embed piles of images with CLIP: one row per image, nothing lost, nothing twice.")
+app = new_app("Label and embed large sets of images with CLIP: exactly one result row per image.")
 
 for _command in (
     submitting.classify,
@@ -28,5 +28,5 @@ for _command in (
 
 
 def main() -> None:
-    """Entry point, see `run_program`."""
+    """Run the command line, see `run_program`."""
     run_program(app, "clipfleet", Settings, has_all_settings=False)

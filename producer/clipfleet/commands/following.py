@@ -1,4 +1,4 @@
-"""Following a job to its end, and what the exit code says about it."""
+"""Following a job until it ends, and the exit code for how it ended."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.terminal.console import say, say_trouble
 from clipfleet.terminal.program import EXIT_FAILED, EXIT_INTERRUPTED
-from clipfleet.terminal.progress import JobProgress, rate_words, why_nobody_works
+from clipfleet.terminal.progress import JobProgress, missing_worker_words, rate_words
 
 EXIT_SOME_FAILED, EXIT_CANCELLED = 3, 4
 
 
 def watch(job: JobArgument, as_json: AsJson = False) -> None:
-    """Follow a job to its end; the exit code tells how it ended."""
+    """Follow a job until it ends; the exit code reports how."""
     with Client(on_trouble=say_trouble) as client:
         follow(client, client.job(job), wait=True, as_json=as_json)
 
@@ -30,15 +30,15 @@ def watch(job: JobArgument, as_json: AsJson = False) -> None:
 def follow(
     client: Client, job: JobHandle, *, wait: bool, as_json: bool, started: float | None = None
 ) -> None:
-    """Print how the job goes, and end the program with the exit code that says how it ended.
+    """Print the progress of a job, and exit with the code for how it ended.
 
-    Its seconds count from `started`, without that (`watch`) from the submit. Of a job that had ended before
-    they are those that it took.
+    Seconds count from `started`, or from the submit without it (`watch`). For a job that had ended before,
+    they are how long it took.
     """
     had_ended = job.had_ended
     with interruptible(
-        f"the job goes on; come back with `clipfleet watch {job.job_id}`, end it with "
-        f"`clipfleet cancel {job.job_id}`"
+        f"stopped watching: the job keeps running; watch it again with `clipfleet watch {job.job_id}`, "
+        f"or end it with `clipfleet cancel {job.job_id}`"
     ):
         if not as_json:
             say(f"job {job.job_id} -> {job.output}")
@@ -48,7 +48,7 @@ def follow(
             had_ended = had_ended or (started is None and progress.snapshots == 1)
         else:
             snapshot = job.status()
-    # The ledger does not know when a retry began.
+    # The ledger does not record when a retry began.
     lasted = None if snapshot.generation else snapshot.lasted_seconds
     seconds = lasted if started is None or had_ended else time.monotonic() - started
     if as_json:
@@ -75,7 +75,7 @@ def follow(
 
 @contextmanager
 def interruptible(what_then: str) -> Iterator[None]:
-    """Let Ctrl-C end the program, with a line about what then becomes of the job."""
+    """End the program on Ctrl-C, with a line about what happens to the job."""
     try:
         yield
     except KeyboardInterrupt:
@@ -91,8 +91,8 @@ def _already(snapshot: JobStatus) -> str:
 
 def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: float | None) -> None:
     if not snapshot.state.is_final:
-        say(f"submitted {snapshot.total:,} items; follow them with `clipfleet watch {job.job_id}`")
-        problem = why_nobody_works(snapshot, client.workers())
+        say(f"submitted {snapshot.total:,} items; follow the job with `clipfleet watch {job.job_id}`")
+        problem = missing_worker_words(snapshot, client.workers())
         if problem:
             say(problem, style="yellow")
         return
@@ -111,7 +111,7 @@ def _say_summary(client: Client, job: JobHandle, snapshot: JobStatus, seconds: f
         example = f", for example: {examples[code]}" if code in examples else ""
         say(f"  {code}: {count:,}{example}")
     if rows:
-        say(f"see them with `clipfleet results {job.job_id if job.job.output_is_redis else job.output}`")
+        say(f"view the rows with `clipfleet results {job.job_id if job.job.output_is_redis else job.output}`")
 
 
 def _exit_code(snapshot: JobStatus) -> int:

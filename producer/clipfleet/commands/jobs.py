@@ -1,4 +1,4 @@
-"""Commands about jobs that exist: where they stand, pause, resume, cancel, retry, rebuild."""
+"""Commands for existing jobs: status, pause, resume, cancel, retry, rebuild."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import UsageError
 from clipfleet.ledger.jobs import JobStatus
 from clipfleet.terminal.console import print_table, printable, say, say_trouble
-from clipfleet.terminal.progress import why_nobody_works
+from clipfleet.terminal.progress import missing_worker_words
 
 _NUMBERS = ("items", "ok", "failed")
 
 
 def status(job: JobArgument, as_json: AsJson = False) -> None:
-    """Show where a job stands."""
+    """Show the state, progress and bottleneck of a job."""
     with Client() as client:
         snapshot = client.job(job).status()
         if as_json:
@@ -37,13 +37,13 @@ def status(job: JobArgument, as_json: AsJson = False) -> None:
             return
         for line in _status_lines(snapshot):
             typer.echo(printable(line))
-        problem = None if snapshot.state.is_final else why_nobody_works(snapshot, client.workers())
+        problem = None if snapshot.state.is_final else missing_worker_words(snapshot, client.workers())
     if problem and not snapshot.leased_chunks:
         say(problem, style="yellow")
 
 
 def jobs(
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="show at most this many")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of jobs to show")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List the newest jobs."""
@@ -53,7 +53,7 @@ def jobs(
         typer.echo(json.dumps({"jobs": [_status_object(snapshot) for snapshot in snapshots]}))
         return
     if not snapshots:
-        say("no jobs yet: `clipfleet classify FOLDER --labels cat,dog` makes one")
+        say("no jobs yet; submit one with `clipfleet classify FOLDER --labels cat,dog`")
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("job", "state", "items", "ok", "failed", "created (UTC)"):
@@ -67,17 +67,17 @@ def jobs(
 
 
 def cancel(job: JobArgument, as_json: AsJson = False) -> None:
-    """End a job early; the rows that are there stay."""
+    """End a job early and keep the rows written so far."""
     _change(job, JobHandle.cancel, as_json=as_json)
 
 
 def pause(job: JobArgument, as_json: AsJson = False) -> None:
-    """Hand out no more chunks of a job."""
+    """Stop handing out chunks of a job; chunks in progress complete."""
     _change(job, JobHandle.pause, as_json=as_json)
 
 
 def resume(job: JobArgument, as_json: AsJson = False) -> None:
-    """Let a paused job go on."""
+    """Resume a paused job."""
     _change(job, JobHandle.resume, as_json=as_json)
 
 
@@ -106,8 +106,8 @@ def _status_lines(snapshot: JobStatus) -> Iterator[str]:
     yield f"items    {done:,} of {snapshot.total:,}{'' if snapshot.sealed else ' so far'}"
     yield f"rows     {snapshot.ok:,} ok, {snapshot.failed:,} failed"
     yield (
-        f"chunks   {snapshot.done_chunks:,} of {snapshot.chunks:,} done, {snapshot.leased_chunks:,} in work, "
-        f"{snapshot.due_chunks:,} waiting for another try"
+        f"chunks   {snapshot.done_chunks:,} of {snapshot.chunks:,} done, {snapshot.leased_chunks:,} running, "
+        f"{snapshot.due_chunks:,} waiting to retry"
     )
     if snapshot.generation:
         yield f"retries  {snapshot.generation}"
@@ -126,13 +126,13 @@ def _utc(milliseconds: int) -> str:
 def retry(
     job: JobOrOutput,
     codes: Annotated[
-        str, typer.Option(help="only rows with these error codes, separated by commas (default: all)")
+        str, typer.Option(help="retry only rows with these comma-separated error codes (default: all)")
     ] = "",
     max_error_rate: MaxErrorRate = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Run the failed rows of an ended job again, in place."""
+    """Retry the failed rows of an ended job, in place."""
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
         handle = client.rebuild(job) if is_output(job) else known_job(client, job)
@@ -145,11 +145,11 @@ def retry(
 
 
 def rebuild(
-    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="where the results are")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="folder or S3 prefix of the results")],
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Put a job back that Redis has lost, as its output tells it, and let it go on."""
+    """Restore a job that Redis has lost from its output, and resume it."""
     if Path(output).is_file():
         raise UsageError(f"{output} is a file: give the folder of the results")
     started = time.monotonic()
@@ -161,8 +161,8 @@ def _follow(client: Client, job: JobHandle, *, wait: bool, as_json: bool, starte
     is_sealed = job.status().sealed
     if not is_sealed:
         say(
-            f"not all items of job {job.job_id} are staged: the same submit with `--job-id {job.job_id}` "
-            "goes on where it stopped",
+            f"not all items of job {job.job_id} are staged: resume with the same submit command and "
+            f"`--job-id {job.job_id}`",
             style="yellow",
         )
     follow(client, job, wait=wait and is_sealed, as_json=as_json, started=started)

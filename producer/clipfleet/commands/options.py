@@ -16,9 +16,9 @@ from clipfleet.settings import Settings
 
 
 def _not_empty(value: str | None) -> str | None:
-    """An option that is given with nothing is a variable of a shell that is not set."""
+    """Refuse an empty value: usually an unset shell variable."""
     if value == "":
-        raise typer.BadParameter("it is empty: give a value, or leave the option out")
+        raise typer.BadParameter("empty value: give one, or leave the option out")
     return value
 
 
@@ -27,53 +27,57 @@ _PATIENCE_SECONDS = 0.5
 
 
 def job_ids(incomplete: str) -> list[str]:
-    """Ids of the newest jobs that begin like this, newest first; none where Redis is away or slow."""
+    """Ids of the newest jobs with this prefix, newest first; none if Redis is down or slow."""
     try:
         with connect(Settings().require_redis_url(), retries=0, patience_seconds=_PATIENCE_SECONDS) as client:
             newest = client.zrange(keys.JOBS, 0, _NEWEST_JOBS - 1, desc=True)
     except (ValidationError, UsageError, RedisError, OSError):
-        return []  # the command itself says what is wrong
+        return []  # the command itself reports the error
     return [job_id for job_id in map(str, newest) if job_id.startswith(incomplete)]
 
 
-# By the field of `JobDescription` that each of them sets, which also has its type and its default.
+# Keyed by the field of `JobDescription` that each sets; the field has the type and the default.
 JOB_OPTIONS: dict[str, Any] = {
     "output": typer.Option(
         callback=_not_empty,
-        help="a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
+        help="where results go: a folder, s3://BUCKET/PREFIX, or redis:// (the default, up to 100,000 items)",
     ),
     "model": typer.Option(
         metavar="NAME:PRETRAINED", help="open_clip model, hf-hub:ORG/REPOSITORY, a folder (./FOLDER), or demo"
     ),
-    "precision": typer.Option(help="arithmetic of the forward pass"),
-    "decode": typer.Option(help="exact: open_clip's own transform; fast: a few grey levels off"),
-    "lane": typer.Option(help="priority"),
-    "chunk_size": typer.Option(min=1, max=MAX_CHUNK_SIZE, help="items that are claimed at a time"),
-    "job_id": typer.Option(
-        callback=_not_empty, help="name of the job; repeat it to resume an interrupted submit"
+    "precision": typer.Option(help="numeric precision of the forward pass"),
+    "decode": typer.Option(
+        help="exact: open_clip's own preprocessing; fast: faster JPEG decoding, pixel values may differ "
+        "slightly"
     ),
-    "overwrite": typer.Option("--overwrite", help="replace an ended job's results in the output"),
+    "lane": typer.Option(help="scheduling priority"),
+    "chunk_size": typer.Option(
+        min=1, max=MAX_CHUNK_SIZE, help="items per chunk, the unit that a worker claims"
+    ),
+    "job_id": typer.Option(callback=_not_empty, help="job id; repeat it to resume an interrupted submit"),
+    "overwrite": typer.Option("--overwrite", help="replace the results of an ended job in the output"),
     "check_source": typer.Option(
         "--check-source",
-        help="of a repeated --job-id with more than 1,000,000 items, too: list the source again, and refuse "
-        "it if it has changed",
+        help="with a repeated --job-id: list the source again and fail if it has changed, "
+        "even above 1,000,000 items",
     ),
-    "url_column": typer.Option(callback=_not_empty, help="column of a table that holds the URL or path"),
-    "id_column": typer.Option(callback=_not_empty, help="column of a table that names the item"),
+    "url_column": typer.Option(callback=_not_empty, help="table column that holds the URL or path"),
+    "id_column": typer.Option(callback=_not_empty, help="table column that holds the item id"),
     "base_uri": typer.Option(
-        metavar="URI", help="what relative paths and bare keys of a list are below, s3://BUCKET/PREFIX/"
+        metavar="URI", help="prefix for relative paths and bare keys in a list, such as s3://BUCKET/PREFIX/"
     ),
     "part_format": typer.Option(
-        "--format", help="of the results: parquet, or jsonl (one JSON object per row)"
+        "--format", help="format of the results: parquet, or jsonl (one JSON object per row)"
     ),
-    "store_embeddings": typer.Option("--store-embeddings", help="keep the vectors beside the labels"),
+    "store_embeddings": typer.Option("--store-embeddings", help="store the embeddings beside the labels"),
     "max_error_rate": typer.Option(
-        metavar="RATE", min=0, max=1, help="stop early once more of the rows have failed: 0.2 is one in five"
+        metavar="RATE",
+        min=0,
+        max=1,
+        help="stop the job if more than this share of its rows fail (0.2 = 20 %)",
     ),
-    "on_finished": typer.Option(
-        metavar="TASK", help="Celery task of yours that is sent when the job has ended"
-    ),
-    "on_finished_queue": typer.Option(metavar="QUEUE", help="queue that TASK is sent to"),
+    "on_finished": typer.Option(metavar="TASK", help="Celery task of yours to send when the job ends"),
+    "on_finished_queue": typer.Option(metavar="QUEUE", help="queue to send TASK to"),
 }
 
 Source = Annotated[
@@ -81,16 +85,16 @@ Source = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="a folder, a glob in quotes, a .txt with one URL or path per line, a table "
-        "(.csv, .tsv, .jsonl, .parquet), .tar shards, each also as s3://BUCKET/...; - is stdin",
+        "(.csv, .tsv, .jsonl, .parquet), or .tar shards, locally or as s3://BUCKET/...; - reads stdin",
     ),
 ]
-Wait = Annotated[bool, typer.Option(help="wait for the end and show progress")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="print one JSON object on stdout and nothing else there")
-]
+Wait = Annotated[bool, typer.Option(help="wait for the job to end and show progress")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, and nothing else, to stdout")]
 ExportFolder = Annotated[
     str, typer.Option(metavar="DIR", callback=_not_empty, help="new folder for the files")
 ]
-JobOrOutput = Annotated[str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or where the results are")]
+JobOrOutput = Annotated[
+    str, typer.Argument(metavar="JOB|OUTPUT", help="job id, or the folder or S3 prefix of the results")
+]
 MaxErrorRate = Annotated[float | None, JOB_OPTIONS["max_error_rate"]]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="job id", autocompletion=job_ids)]

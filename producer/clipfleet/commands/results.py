@@ -1,4 +1,4 @@
-"""Commands that read rows: print them, copy them in the layouts of other programs."""
+"""Commands that read rows: print them, export them to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ from clipfleet.exports import export as write_export
 from clipfleet.ledger import keys
 from clipfleet.outputs import open_output
 from clipfleet.results.formats import ResultFormat, write
-from clipfleet.results.rows import PartRows, RowReader
+from clipfleet.results.part_rows import PartRows
+from clipfleet.results.rows import RowReader
 from clipfleet.settings import Settings, checked
 from clipfleet.terminal.console import say
 
 
 def results(
     job: JobOrOutput,
-    result_format: Annotated[ResultFormat, typer.Option("--format", help="how to print")] = (
+    result_format: Annotated[ResultFormat, typer.Option("--format", help="output format")] = (
         ResultFormat.TABLE
     ),
-    limit: Annotated[int | None, typer.Option(min=1, help="at most this many rows (table: 20)")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="print at most this many rows (default for a table: 20)")
+    ] = None,
 ) -> None:
-    """Print the rows that are there, in the order of the source."""
+    """Print the rows written so far, in source order."""
     with row_reader(job) as reader:
         if result_format is ResultFormat.PARQUET and sys.stdout.isatty():
-            raise UsageError("Parquet is not for a terminal: add `> rows.parquet`")
+            raise UsageError("cannot print Parquet to a terminal: add `> rows.parquet`")
         try:
             write(reader, result_format, sys.stdout.buffer, limit=limit)
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; what is left to be flushed goes nowhere
+        except BrokenPipeError:  # `| head` has closed the pipe: discard what is left to flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def export(
     job: JobOrOutput,
-    layout: Annotated[Layout, typer.Option(help="of the files")],
+    layout: Annotated[Layout, typer.Option(help="format of the export")],
     to: ExportFolder,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the rows in the layout of another program."""
+    """Export results to another tool's format."""
     with row_reader(job) as reader:
         counts = write_export(reader, layout, Path(to))
         is_finished = reader.finished_at() is not None
@@ -58,7 +61,7 @@ def export(
         return
     say(f"{counts.rows:,} rows -> {to}")
     if counts.left_out:
-        say(f"{counts.left_out:,} rows without a vector are left out", style="yellow")
+        say(f"{counts.left_out:,} rows without an embedding are left out", style="yellow")
     if not is_finished:
         say("the job has not finished: rows may be missing", style="yellow")
     for note in counts.notes:
@@ -67,31 +70,28 @@ def export(
 
 @contextmanager
 def row_reader(job: str) -> Iterator[RowReader]:
-    """The rows of a job id, or of an output itself: there they outlive the ledger.
+    """Open the rows of a job id, or of an output, which outlives the ledger.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: neither exists.
     """
     path = Path(job)
     if is_output(job) or (path.is_dir() and not _is_job(job)):
         yield PartRows(open_output(job))
         return
     if checked(Settings).redis_url is None:
-        raise UsageError(
-            f"no folder here is called {job!r}, and to look for a job of this name "
-            "CLIPFLEET_REDIS_URL is not set"
-        )
+        raise UsageError(f"no folder {job!r} here: set CLIPFLEET_REDIS_URL to look for a job of this name")
     with Client() as client:
         yield known_job(client, job).rows_reader()
 
 
 def known_job(client: Client, job_id: str) -> JobHandle:
-    """A job that Redis knows; a `JobNotFoundError` says what else may be given."""
+    """Return a job that Redis knows; a `JobNotFoundError` names the alternative."""
     try:
         return client.job(job_id)
     except JobNotFoundError as error:
         raise JobNotFoundError(
-            f"{error}; one that ended long ago is forgotten, with its rows in Redis: else give the output"
+            f"{error}; ended jobs expire, with their rows in Redis: give the output instead"
         ) from None
 
 
@@ -107,7 +107,7 @@ def _is_job(name: str) -> bool:
 
 
 def is_output(job: str) -> bool:
-    """Whether a place of results was given, not the id of a job.
+    """Whether an output was given, not a job id.
 
     Raises:
         UsageError: it is a file.

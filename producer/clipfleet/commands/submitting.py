@@ -1,4 +1,4 @@
-"""Commands that make jobs."""
+"""Commands that submit jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import typer
 from clipfleet.client import Client, JobHandle, JobOptions
 from clipfleet.commands.following import follow, interruptible
 from clipfleet.commands.options import JOB_OPTIONS, AsJson, Source, Wait
-from clipfleet.contract.jobs import DEFAULT_TEMPLATE, LabelSet, new_job_id
+from clipfleet.contract.jobs import new_job_id
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_lines, read_label_set
 from clipfleet.submit.options import read_job_spec
@@ -25,13 +26,13 @@ from clipfleet.terminal.console import say_trouble
 Submit = Callable[[Client], JobHandle]
 
 _LABELS_HELP = (
-    "names separated by commas (one that holds a comma in double quotes), or a file with one per line"
+    "comma-separated names (double-quote a name that contains a comma), or a file with one name per line"
 )
-_LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; may be repeated"
+_LABEL_SET_HELP = "imagenet1k, or a .yaml or .json file with labels and templates; repeatable"
 
 
 def _with_job_options(*left_out: str) -> Callable[[Callable[..., Submit]], Callable[..., None]]:
-    """Give a command all `JOB_OPTIONS` but some; it is called with a `JobOptions`, and its answer is run."""
+    """Add all `JOB_OPTIONS` but some to a command, which gets them as `JobOptions` and returns the submit."""
     shared = {
         name: Parameter(
             name, Parameter.KEYWORD_ONLY, default=field.default,
@@ -64,17 +65,19 @@ def classify(
     labels: Annotated[str | None, typer.Option(help=_LABELS_HELP)] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help=f"prompt; {{}} is the label; may be repeated (default: {DEFAULT_TEMPLATE})"),
+        typer.Option(
+            help=f"prompt template, {{}} stands for the label; repeatable (default: {DEFAULT_TEMPLATE})"
+        ),
     ] = None,
     label_set: Annotated[list[str] | None, typer.Option(metavar="NAME|FILE", help=_LABEL_SET_HELP)] = None,
     label_set_column: Annotated[
-        str | None, typer.Option(help="column of a table that names the label set of an item")
+        str | None, typer.Option(help="table column that names the label set of each item")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="labels to keep per image")] = 5,
     *,
     options: JobOptions,
 ) -> Submit:
-    """Label every image with the best of some names (zero-shot)."""
+    """Label every image with the best matches among your labels (zero-shot)."""
     label_sets = chosen_label_sets(labels, label_set or [], template or [])
     return lambda client: client.classify(
         source, label_sets, top_k=top_k, label_set_column=label_set_column, options=options
@@ -83,7 +86,7 @@ def classify(
 
 @_with_job_options("store_embeddings")
 def embed(source: Source, *, options: JobOptions) -> Submit:
-    """Turn every image into a vector."""
+    """Compute an embedding of every image."""
     return lambda client: client.embed(source, options=options)
 
 
@@ -93,12 +96,12 @@ def embed_text(
         str, typer.Argument(metavar="FILE", help="a .txt with one text per line, a table, or - for stdin")
     ],
     text_column: Annotated[
-        str | None, typer.Option(help="column of a table that holds the text (default: text or caption)")
+        str | None, typer.Option(help="table column that holds the text (default: text or caption)")
     ] = None,
     *,
     options: JobOptions,
 ) -> Submit:
-    """Turn every text into a vector, comparable with those of images."""
+    """Embed texts, to search images with them."""
     return lambda client: client.embed_text(source, text_column=text_column, options=options)
 
 
@@ -111,7 +114,7 @@ def run(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """Submit the job that a file describes: several label sets and vectors in one pass."""
+    """Submit the job described in a file: several label sets and embeddings in one pass."""
     spec = read_job_spec(file)
     job_id = job_id or spec.job_id or new_job_id()
     chosen = {
@@ -123,12 +126,12 @@ def run(
 
 
 def _submit_and_follow(submit: Submit, job_id: str, *, wait: bool, as_json: bool) -> None:
-    """Submit, then show how the job goes on; its seconds count from here."""
+    """Submit, then follow the job; its seconds count from here."""
     started = time.monotonic()
     with Client(on_trouble=say_trouble) as client:
         with interruptible(
-            f"interrupted: the same command with `--job-id {job_id}` goes on where it stopped, "
-            f"`clipfleet cancel {job_id}` ends the job"
+            f"interrupted: resume with the same command and `--job-id {job_id}`, "
+            f"or end the job with `clipfleet cancel {job_id}`"
         ):
             job = submit(client)
         follow(client, job, wait=wait, as_json=as_json, started=started)
@@ -140,10 +143,10 @@ _FILE_SUFFIXES = (".txt", ".csv", ".lst")
 def chosen_label_sets(
     labels: str | None, files: Sequence[str], templates: Sequence[str]
 ) -> tuple[LabelSet, ...]:
-    """The label sets of `--labels` and `--label-set`.
+    """Return the label sets of `--labels` and `--label-set`.
 
     Raises:
-        UsageError: there is none, or one that cannot be used.
+        UsageError: none is given, or one is invalid.
     """
     if labels is None and not files:
         raise UsageError(
@@ -156,12 +159,12 @@ def chosen_label_sets(
 
 
 def read_labels(text: str) -> list[str]:
-    """Labels from a file with one per line, or from a list with commas; blank ones are left out.
+    """Read labels from a file with one per line, or from a comma-separated list; skip blank ones.
 
     In a list double quotes keep a comma inside a label; in a file every character belongs to the label.
 
     Raises:
-        UsageError: no labels, a list with a quote that is not closed, or a file that cannot be read.
+        UsageError: no labels, an unbalanced quote, or an unreadable file.
     """
     path = Path(text)
     if _is_file(path) or ("," not in text and path.suffix.lower() in _FILE_SUFFIXES):
@@ -177,16 +180,16 @@ def read_labels(text: str) -> list[str]:
             names = [name for row in rows for name in row]
         except csv.Error:
             raise UsageError(
-                f'--labels: the double quotes in {text!r} make no names: write "a, b",c or give a file'
+                f'--labels: unbalanced double quotes in {text!r}: write "a, b",c or give a file'
             ) from None
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise UsageError(f"--labels {text!r} holds no label: give names separated by commas, or a file")
+        raise UsageError(f"--labels {text!r} contains no label: give comma-separated names, or a file")
     return names
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # no file can have so long a name
+    except OSError:  # the name is too long for a file
         return False

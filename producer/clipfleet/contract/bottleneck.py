@@ -1,9 +1,9 @@
-"""What limits a job, told from where its time went: arithmetic on what its workers have measured. No I/O.
+"""The bottleneck of a job, computed from what its workers measured. No I/O.
 
-As in other streaming systems the step that limits is the one that is never idle and waits for nobody
-behind it, while items pile up in front of it. So for each chunk a worker adds up its steps, where its items
-waited, and how busy the decode threads and the device were meanwhile, whoever's work that was: jobs share
-workers. The ledger sums that up over chunks and workers; too little of it says nothing.
+As in other streaming systems, the bottleneck is the step that is never idle and not blocked downstream, while
+items queue in front of it. For each chunk a worker adds up the seconds of its steps, where its items waited,
+and how busy the decode threads and the device were meanwhile, for whatever job: jobs share workers. The
+ledger sums these over chunks and workers. Too few measurements give no answer.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Self
 _MIN_ROWS = 16  # one slice
 _MIN_CHUNK_SECONDS = 0.5
 _MOST = 0.5
-_SATURATED = 0.85  # of the time in a worker's hands: nothing else would make it faster
-_BUSY = 0.4  # a step that is less busy than this limits nothing
-_LOADING = 2 / 3  # loading happens once: it must outweigh all that comes after it
-_FEW = 10.0  # times less is not worth a word
+_SATURATED = 0.85  # share of the chunks' time from which a step counts as saturated
+_BUSY = 0.4  # below this share a step is not the bottleneck
+_LOADING = 2 / 3  # loading happens once: it must outweigh all later steps
+_FEW = 10.0  # a share this many times smaller is not mentioned
 _DEVICE = "on "
 
 
 class Step(StrEnum):
-    """What a worker does with a chunk, one after the other; also the names of their meters."""
+    """Steps of a chunk, in order; also the names of their meters."""
 
     READ = "read"  # the job and the staged items
     LOAD = "load model"
@@ -36,25 +36,25 @@ class Step(StrEnum):
 
 
 class Meter(StrEnum):
-    """What else workers measure; all in seconds, summed over the chunks of a generation."""
+    """Further measurements, all in seconds, summed over the chunks of a generation."""
 
     FETCHING = "fetching"  # of items, from the first try to the bytes
-    TURNS = "turns"  # part of it: waiting for hosts with as many requests under way as they may have
+    TURNS = "turns"  # part of it: waiting for hosts at their connection cap
     BEYOND = "beyond"  # of items, from the bytes to the features
-    READING = "reading"  # of decode threads, reading files and the like
+    READING = "reading"  # of decode threads, on I/O
     DECODING = "decoding"  # of decode threads, for this job
-    DECODE_CAPACITY = "decode capacity"  # how long chunks were there, times the decode threads
-    DECODE_BUSY = "decode busy"  # how much of it was used, for whatever job
-    FORWARD_BUSY = "forward busy"  # how long the device had work meanwhile, for whatever job
+    DECODE_CAPACITY = "decode capacity"  # duration of chunks, times the decode threads
+    DECODE_BUSY = "decode busy"  # how much of it was used, by any job
+    FORWARD_BUSY = "forward busy"  # how long the device had work meanwhile, for any job
 
 
 def device_meter(device: str, precision: str) -> str:
-    """Name of the meter of how long chunks were there for such a device."""
+    """Name of the meter for the duration of chunks on such a device."""
     return f"{_DEVICE}{device}, {precision}"
 
 
 class LimitingStep(StrEnum):
-    """What limits a job: submitting, or a step of its chunks."""
+    """The bottleneck of a job: the submit, or a step of its chunks."""
 
     SUBMIT = "submit"
     LOAD = "load"
@@ -68,7 +68,7 @@ class LimitingStep(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The step that limits a job, and the evidence."""
+    """The bottleneck of a job, and the evidence."""
 
     step: LimitingStep
     text: str
@@ -79,28 +79,30 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Meters:
-    """Sums over chunks, of a job or of one chunk."""
+    """Measured seconds of one chunk, or summed over chunks of a job."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)  # by `Step`, `Meter` or `device_meter`
 
     @classmethod
     def of_json(cls, text: str) -> Self:
-        """From what the ledger holds of a job.
+        """Parse the meters that the ledger stores for a job.
 
         Raises:
-            ValueError: no worker has said this.
+            ValueError: no worker wrote this.
         """
-        told = json.loads(text) if text else {}
-        if not isinstance(told, dict) or not all(isinstance(value, int | float) for value in told.values()):
-            raise ValueError("these are no meters")
-        return cls(told)
+        seconds = json.loads(text) if text else {}
+        if not isinstance(seconds, dict) or not all(
+            isinstance(value, int | float) for value in seconds.values()
+        ):
+            raise ValueError("not meters of a job")
+        return cls(seconds)
 
     def to_facts(self) -> dict[str, float]:
-        """As the ledger takes them, to the millisecond."""
+        """Convert to the ledger's form, rounded to milliseconds."""
         return {name: round(value, 3) for name, value in self.seconds.items()}
 
     def since(self, earlier: Meters) -> Meters:
-        """What came after an earlier look at the same job."""
+        """Subtract an earlier snapshot of the same job."""
         return Meters({name: value - earlier[name] for name, value in self.seconds.items()})
 
     def __getitem__(self, name: str) -> float:
@@ -108,33 +110,33 @@ class Meters:
 
     @property
     def chunk_seconds(self) -> float:
-        """How long chunks were in workers' hands."""
+        """Total duration of the chunks."""
         return sum(self[step] for step in Step)
 
     @property
     def threads(self) -> float:
-        """Decode threads of a worker, on average."""
+        """Mean number of decode threads per worker."""
         return _share(self[Meter.DECODE_CAPACITY], sum(self._by_device.values()))
 
     @property
     def device(self) -> str:
-        """Device and precision of most of the work."""
+        """Device and precision of the largest share of the work."""
         by_device = self._by_device
         return max(by_device, key=lambda name: by_device[name], default="").removeprefix(_DEVICE)
 
     @property
     def decode_share(self) -> float:
-        """How much of the time that chunks were there the decode threads were busy."""
+        """Share of the chunks' time in which the decode threads were busy."""
         return _share(self[Meter.DECODE_BUSY], self.threads * self.chunk_seconds)
 
     @property
     def forward_share(self) -> float:
-        """Likewise the device."""
+        """Share of the chunks' time in which the device was busy."""
         return _share(self[Meter.FORWARD_BUSY], self.chunk_seconds)
 
     @property
     def is_saturated(self) -> bool:
-        """Whether one of them was busy nearly all the time."""
+        """Whether decode threads or device were busy nearly all the time."""
         return max(self.decode_share, self.forward_share) >= _SATURATED
 
     @property
@@ -148,13 +150,13 @@ NO_METERS = Meters()
 def limit_of(
     meters: Meters, *, rows: int, starved_seconds: float = 0.0, lasted_seconds: float = 0.0
 ) -> Limit | None:
-    """What limits a job; None where too little was measured, or nothing stands out.
+    """Find the bottleneck of a job; None if too little was measured, or nothing stands out.
 
     Args:
-        meters: of all its chunks, or of those that ended lately.
-        rows: that were run for them.
-        starved_seconds: how long the job was not all submitted, and all that was had been claimed.
-        lasted_seconds: how long it has lasted.
+        meters: meters of all its chunks, or of the recent ones.
+        rows: rows that were run in them.
+        starved_seconds: how long the submit was in progress while every staged chunk was claimed.
+        lasted_seconds: duration of the job so far.
     """
     if rows < _MIN_ROWS or meters.chunk_seconds < _MIN_CHUNK_SECONDS:
         return None
@@ -169,10 +171,10 @@ def limit_of(
 
 
 def _of_steps(meters: Meters) -> Limit | None:
-    """Of what comes after the loading."""
+    """The bottleneck after model loading."""
     whole = meters.chunk_seconds - meters[Step.LOAD]
     shares = {step: _share(meters[step], whole) for step in (Step.ITEMS, Step.LABELS, Step.SCORE)}
-    shares[Step.WRITE] = _share(meters[Step.READ] + meters[Step.WRITE], whole)  # both are the output's time
+    shares[Step.WRITE] = _share(meters[Step.READ] + meters[Step.WRITE], whole)  # both are spent in the output
     longest = max(shares, key=lambda step: shares[step])
     if shares[Step.ITEMS] >= 1 - _SATURATED and meters.is_saturated:
         longest = Step.ITEMS
@@ -189,7 +191,7 @@ def _of_steps(meters: Meters) -> Limit | None:
 
 
 def _of_output(meters: Meters, whole: float) -> str:
-    """Of an output that is slow; the staged items lie there, too."""
+    """Evidence for a slow output, which also stores the staged items."""
     reading, writing = _share(meters[Step.READ], whole), _share(meters[Step.WRITE], whole)
     if reading < writing / _FEW:
         return f"writing parts takes {_percent(writing)} of the chunks' time"
@@ -202,11 +204,11 @@ def _of_output(meters: Meters, whole: float) -> str:
 
 
 def _of_items(meters: Meters) -> Limit | None:
-    """Of fetch, decode and forward."""
+    """The bottleneck among fetch, decode and encode."""
     fetching, decode, forward = meters[Meter.FETCHING], meters.decode_share, meters.forward_share
     waiting = fetching + meters[Meter.BEYOND]
     held = _share(meters[Meter.TURNS], waiting)
-    if held >= _MOST:  # whatever is busy: another job may be what keeps it so
+    if held >= _MOST:  # checked first: what is busy may be busy with another job
         text = f"hosts at their connection caps hold up most of the items ({_percent(held)} of their time)"
         return Limit(LimitingStep.FETCH, text)
     if fetching >= _MOST * waiting > 0 and not meters.is_saturated:

@@ -1,11 +1,7 @@
-"""What producer and worker agree on: jobs, label sets, error codes. What a part looks like: `parts.py`.
-
-Frozen data and pure functions only, no I/O.
-"""
+"""The job that producer and worker agree on, its states and error codes. Frozen data, no I/O."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
@@ -14,8 +10,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from clipfleet.contract.label_sets import FrozenModel, LabelSet, short_hash
 from clipfleet.contract.parts import label_columns
 from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
 from clipfleet.errors import JobTooNewError, JobUnreadableError
@@ -24,23 +21,21 @@ MAX_CHUNK_SIZE = 4096
 DEFAULT_CHUNK_SIZE = 512
 DEFAULT_MODEL = "ViT-B-32:datacomp_xl_s13b_b90k"
 DEMO_MODEL = "demo"
-DEFAULT_TEMPLATE = "a photo of a {}"
 
-REDIS_OUTPUT = "redis://"  # the one output that is no place of its own: the ledger's Redis
-MAX_ITEMS_IN_REDIS = 100_000  # of one job; more go into a folder or a bucket
+REDIS_OUTPUT = "redis://"  # the output in the ledger's Redis
+MAX_ITEMS_IN_REDIS = 100_000  # per job; larger jobs need a folder or a bucket
 
-DEFAULT_LABEL_SET_NAME = "labels"
 DEFAULT_CELERY_QUEUE = "celery"  # Celery's own default, where the task of `on_finished` goes
 
 JOB_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CELERY_NAME_PATTERN = r"^[\w.:-]{1,200}$"  # of a task or a queue
-# Keys of ours, and of kombu, in a Redis that is the broker too: a queue of that name would take their place.
+# Keys of clipfleet and kombu in a Redis that is also the broker: a queue with such a name would overwrite
+# them.
 _RESERVED_QUEUES = re.compile(r"clipfleet(:.*)?|_kombu\..*|unacked(_.*)?")
-LABEL_SET_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"
 
 
 class Task(StrEnum):
-    """What is done with every item."""
+    """What to compute for every item."""
 
     CLASSIFY = "classify"
     EMBED = "embed"
@@ -56,7 +51,7 @@ class Lane(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward pass. `auto`: bf16 where the device has it in hardware, else fp32."""
+    """Precision of the forward pass. `auto`: bf16 if the device has it in hardware, else fp32."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -65,14 +60,14 @@ class Precision(StrEnum):
 
 
 class DecodeRoute(StrEnum):
-    """`fast`: scaled JPEG decoding, a few grey levels off; `exact`: open_clip's own transform."""
+    """`fast`: scaled JPEG decoding, pixel values differ slightly; `exact`: open_clip's own preprocessing."""
 
     FAST = "fast"
     EXACT = "exact"
 
 
 class PartFormat(StrEnum):
-    """How the parts of a job are written."""
+    """File format of the parts of a job."""
 
     PARQUET = "parquet"
     JSONL = "jsonl"
@@ -92,7 +87,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True once nothing more will happen to the job by itself."""
+        """Whether the job has ended: only a retry changes it."""
         return self in _FINAL_STATES
 
 
@@ -102,7 +97,7 @@ _FINAL_STATES = frozenset(
 
 
 class ErrorCode(StrEnum):
-    """Why a row has `status=failed`. A closed set: columns, metrics and documentation use these words."""
+    """Why a row has `status=failed`. A closed set, used in columns, metrics and documentation."""
 
     BAD_URI = "bad_uri"
     SCHEME_REFUSED = "scheme_refused"
@@ -144,90 +139,26 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """Why one item failed: the code, and one line for people (no secrets, at most 300 characters)."""
+    """Why one item failed: the code, and one line of detail (no secrets, at most 300 characters)."""
 
     code: ErrorCode
     detail: str
 
 
-class Preset(StrEnum):
-    """Label sets that open_clip brings."""
-
-    IMAGENET1K = "imagenet1k"  # 1,000 class names in 80 templates
+ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # share of failed rows among those run
 
 
-ErrorRate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # failed rows of all that were run
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*")
-    @classmethod
-    def _check_text(cls, value: Any) -> Any:
-        """Whatever is in a job crosses the wire: a file's name of other bytes than UTF-8 cannot."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError(f"{text!r} is not UTF-8")
-        return value
-
-
-class LabelSet(_Frozen):
-    """Labels and the prompt templates that are averaged for each of them (open_clip's ensembling).
-
-    A preset stands for labels and templates that open_clip brings; only a worker knows them.
-    """
-
-    name: Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)] = DEFAULT_LABEL_SET_NAME
-    labels: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
-    preset: Preset | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("preset") and not values.get("templates"):
-            return {**values, "templates": (DEFAULT_TEMPLATE,)}
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.preset is not None and (self.labels or self.templates):
-            raise ValueError(f"preset {self.preset} brings its own labels and templates")
-        if self.preset is None and not self.labels:
-            raise ValueError("there is no label")
-        blank = [position for position, label in enumerate(self.labels) if not label.strip()]
-        if blank:
-            raise ValueError(f"label number {blank[0] + 1} is empty")
-        seen: set[str] = set()
-        for label in self.labels:
-            if label in seen:
-                raise ValueError(f"label {label!r} appears twice")
-            seen.add(label)
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(
-                    f"template {template!r} must contain {{}} exactly once, where the label goes"
-                )
-        return self
-
-    @property
-    def hash(self) -> str:
-        """Short name of this label set; equal content gives the equal hash on every machine."""
-        return short_hash([list(self.labels), list(self.templates), self.preset])
-
-
-class SourceDescription(_Frozen):
-    """What a source is, as far as it can be told without reading it through."""
+class SourceDescription(FrozenModel):
+    """Description of a source, made without reading all of it."""
 
     kind: str  # folder, glob, txt, csv, ...
     uri: str  # absolute path, pattern or URL
-    options: dict[str, str] = Field(default_factory=dict)  # what changes the meaning: columns, size, mtime
-    extra_columns: tuple[str, ...] = ()  # the source's own columns that are carried into the parts
+    options: dict[str, str] = Field(default_factory=dict)  # what its items depend on: columns, size, mtime
+    extra_columns: tuple[str, ...] = ()  # columns of the source that are copied into the parts
 
 
-class Job(_Frozen):
-    """One submission. `_clipfleet/job.json` of an output holds exactly this."""
+class Job(FrozenModel):
+    """One job, as stored in `_clipfleet/job.json` of its output."""
 
     schema_version: int = SCHEMA_VERSION
     job_id: Annotated[str, Field(pattern=JOB_ID_PATTERN)]
@@ -236,46 +167,46 @@ class Job(_Frozen):
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
     label_sets: tuple[LabelSet, ...] = ()
-    text_column: str | None = None  # column of the source that holds the text of an item
-    label_set_column: str | None = None  # column of the source that names the one label set of an item
+    text_column: str | None = None  # source column with the text of an item
+    label_set_column: str | None = None  # source column that names the one label set of an item
     top_k: Annotated[int, Field(ge=1)] = 5
-    store_embeddings: bool = False  # of a classify job; the others always do
+    store_embeddings: bool = False  # of a classify job; others always store them
     part_format: PartFormat = PartFormat.PARQUET
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
-    max_error_rate: ErrorRate | None = None  # a job of which more rows fail stops early; None: it never does
+    max_error_rate: ErrorRate | None = None  # the job stops once a larger share has failed; None: no limit
     source: SourceDescription
-    output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's own Redis
-    on_finished: str | None = None  # name of a Celery task of the user's, sent when the job has ended
+    output: str  # absolute path of a folder, s3://BUCKET/PREFIX, or redis:// for the ledger's Redis
+    on_finished: str | None = None  # name of a user's Celery task, sent when the job has ended
     on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where it is sent to
     created_at: datetime
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.task is Task.CLASSIFY) != bool(self.label_sets):
-            raise ValueError("a classify job needs a label set, an embed job has none")
+            raise ValueError("a classify job needs a label set, an embed job must not have one")
         names = [label_set.name for label_set in self.label_sets]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two label sets are called {twice[0]!r}: give each a name of its own")
+            raise ValueError(f"two label sets are named {twice[0]!r}: rename one of them")
         if (self.task is Task.EMBED_TEXT) != (self.text_column is not None):
-            raise ValueError("a job that embeds texts needs their column, another one has none")
+            raise ValueError("a job that embeds texts needs a text column, other jobs must not have one")
         if self.text_column is not None:
             self._check_column(self.text_column, "with the texts")
         if self.label_set_column is not None:
             self._check_column(self.label_set_column, "to choose label sets by")
             if not self.label_sets:
-                raise ValueError("a label set column needs label sets that it can name")
+                raise ValueError("a label set column needs label sets to choose from")
         for field in ("on_finished", "on_finished_queue"):
             name = getattr(self, field)
             if name is not None and not re.fullmatch(CELERY_NAME_PATTERN, name):
                 raise ValueError(
-                    f"{field.replace('_', '-')} {name!r} must be a name without blanks, "
+                    f"{field.replace('_', '-')} {name!r} must be a name without spaces, "
                     "such as myapp.tasks.handle for a task and celery for a queue"
                 )
         if not is_queue_of_users(self.on_finished_queue):
             raise ValueError(
-                f"on-finished-queue {self.on_finished_queue!r} is a name that clipfleet needs itself"
+                f"on-finished-queue {self.on_finished_queue!r} is reserved for clipfleet and Celery"
             )
         for label_set in self.named_label_sets:
             clash = sorted(set(self.source.extra_columns).intersection(label_columns(label_set.name)))
@@ -295,24 +226,24 @@ class Job(_Frozen):
 
     @property
     def output_is_redis(self) -> bool:
-        """Whether the results stay in the ledger's Redis."""
+        """Whether the results are stored in the ledger's Redis."""
         return self.output == REDIS_OUTPUT
 
     @property
     def keeps_embeddings(self) -> bool:
-        """Whether the vectors go into the parts."""
+        """Whether the parts contain embeddings."""
         return self.store_embeddings or self.task is not Task.CLASSIFY
 
     @property
     def named_label_sets(self) -> tuple[LabelSet, ...]:
-        """Label sets with columns of their own: all, where there are several and all are used on every item.
+        """Label sets with their own columns: all of them, if several are used on every item; else none.
 
-        `label`, `score`, `labels` and `scores` are those of the first set, or of the one that an item chose.
+        `label`, `score`, `labels` and `scores` are of the first set, or of the one that the item names.
         """
         return self.label_sets if self.label_set_column is None and len(self.label_sets) > 1 else ()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two jobs the same: all that the rows depend on, so neither lane nor error rate."""
+        """Everything that the rows depend on: neither the lane nor the error rate."""
         unlike = {
             "schema_version", "job_id", "created_at", "lane", "max_error_rate", "on_finished",
             "on_finished_queue",
@@ -325,31 +256,31 @@ class Job(_Frozen):
         return short_hash(self.identity())
 
     def is_same(self, other: Job) -> bool:
-        """Whether this is the other job under its id, as one that was submitted again is."""
+        """Whether both have the same id and fingerprint, as a repeated submit has."""
         return (self.job_id, self.fingerprint) == (other.job_id, other.fingerprint)
 
     def differences(self, other: Job) -> list[str]:
-        """Names of the parts of `identity()` in which the two jobs differ, e.g. `["model", "top_k"]`."""
+        """Names of the entries of `identity()` that differ, for example `["model", "top_k"]`."""
         mine, theirs = self.identity(), other.identity()
         return [name for name in mine if mine[name] != theirs.get(name)]
 
 
 def is_queue_of_users(name: str) -> bool:
-    """Whether users may have a Celery queue of this name: it is one, and no key of ours or of kombu's."""
+    """Whether a name is a valid Celery queue for users, not a key of clipfleet or kombu."""
     return bool(re.fullmatch(CELERY_NAME_PATTERN, name)) and not _RESERVED_QUEUES.fullmatch(name)
 
 
 def read_job(text: str | bytes) -> Job:
-    """A job from what `Job.model_dump_json` wrote.
+    """Parse what `Job.model_dump_json` wrote.
 
     Raises:
-        JobTooNewError: it is of a newer version than this program reads.
-        JobUnreadableError: it is of an older one, or no job at all.
+        JobTooNewError: a newer version wrote it.
+        JobUnreadableError: an unsupported older version wrote it, or it is not a job.
     """
     try:
         version = json.loads(text)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise JobUnreadableError("this is not the description of a job") from None
+        raise JobUnreadableError("not the description of a job") from None
     if version not in READABLE_SCHEMA_VERSIONS:
         is_newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise (JobTooNewError if is_newer else JobUnreadableError)(
@@ -361,16 +292,10 @@ def read_job(text: str | bytes) -> Job:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise JobUnreadableError(
-            f"this is not the description of a job ({error.error_count()} problems, the first in {where!r})"
+            f"not the description of a job ({error.error_count()} problems, the first in {where!r})"
         ) from None
 
 
-def short_hash(value: object) -> str:
-    """First 16 hex digits of the sha256 of the canonical JSON of a value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def new_job_id() -> str:
-    """A fresh job id that sorts by day: `20261124-3f9a1c2b7d4e`."""
+    """Generate a job id that sorts by day: `20261124-3f9a1c2b7d4e`."""
     return f"{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(6)}"

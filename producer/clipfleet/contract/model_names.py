@@ -1,6 +1,6 @@
-"""What a model is called: the short ways to say it, and the one full name that producers and workers compare.
+"""Model names: the short forms, and the one full name that producers and workers compare.
 
-Nothing is looked up here: whether there is such a model, only a worker can tell.
+Pure text: only a worker knows whether the model exists.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _WAYS = (
 
 
 def normalise_model(name: str) -> str:
-    """The full name of a model as given by a user. Relative paths count from the current folder.
+    """Return the full name of a model. Relative paths are resolved against the current folder.
 
     `ViT-B-32` alone means the default weights; any other architecture must name its weights, since open_clip
     would otherwise fill it with random numbers.
 
     Raises:
-        ValueError: the name does not say which weights are meant; the message names the ways to say it.
+        ValueError: the name is incomplete; the message lists the valid forms.
     """
     name = name.strip()
     if name in (DEMO_MODEL, DEFAULT_MODEL):
@@ -36,7 +36,7 @@ def normalise_model(name: str) -> str:
         return DEFAULT_MODEL
     if name.startswith(HUB):
         if not _REPOSITORY.fullmatch(name.removeprefix(HUB)):
-            raise ValueError(f"model {name!r} is no repository of the hub: {_WAYS}")
+            raise ValueError(f"model {name!r} is not a repository of the hub: {_WAYS}")
         return name
     is_folder = name.startswith(LOCAL_DIR) or _is_path(name)
     path = name.removeprefix(LOCAL_DIR)
@@ -44,12 +44,12 @@ def normalise_model(name: str) -> str:
         return f"{LOCAL_DIR}{_absolute(path)}"
     architecture, _, pretrained = name.partition(":")
     if not (architecture and pretrained):
-        raise ValueError(f"model {name!r} does not say which weights: {_WAYS}")
+        raise ValueError(f"model {name!r} does not name its weights: {_WAYS}")
     return f"{architecture}:{_absolute(pretrained)}" if "/" in pretrained else name
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name reads like a path: no architecture has a slash, and what has none must say `./`."""
+    """Whether a name looks like a path: it has a slash, which no architecture has, or is `.`, `..` or `~`."""
     return name in (".", "..", "~") or "/" in name.partition(":")[0]
 
 

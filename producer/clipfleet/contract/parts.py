@@ -1,4 +1,4 @@
-"""What a part looks like: its columns, whose it is, what it counts. No I/O."""
+"""Format of a part: its columns, identity and counts. No I/O."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class ItemStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PartIdentity:
-    """Whose part it is, as its footer says; a part is adopted only if all three fit the claim."""
+    """Identity of a part, from its footer. A part is adopted only if all three match the claim."""
 
     job_id: str
     chunk_id: int
     generation: int
 
     def require(self, job_id: str, chunk_id: int, where: str) -> None:
-        """Raise `OutputConflictError` unless it is the part of this chunk; `where` begins the message."""
+        """Raise `OutputConflictError`, prefixed with `where`, unless it is the part of this chunk."""
         if (self.job_id, self.chunk_id) != (job_id, chunk_id):
             raise OutputConflictError(f"{where} belongs to job {self.job_id!r}, chunk {self.chunk_id}")
 
@@ -46,7 +46,7 @@ class PartCounts:
 
 
 def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
-    """What the footer of a part says, beside its schema."""
+    """Entries of the footer of a part, without its schema."""
     return {
         "job_id": identity.job_id,
         "chunk_id": str(identity.chunk_id),
@@ -59,36 +59,36 @@ def part_footer(identity: PartIdentity, counts: PartCounts) -> dict[str, str]:
 
 
 def read_part_footer(entries: Mapping[str, str]) -> tuple[PartIdentity, PartCounts]:
-    """The inverse of `part_footer`.
+    """Parse what `part_footer` returned.
 
     Raises:
-        ValueError: these are not the entries of a part.
+        ValueError: the entries are not those of a part.
     """
     try:
         identity = PartIdentity(entries["job_id"], int(entries["chunk_id"]), int(entries["generation"]))
         codes = {str(code): int(count) for code, count in json.loads(entries["codes"]).items()}
         return identity, PartCounts(int(entries["ok"]), int(entries["failed"]), codes)
     except (KeyError, AttributeError, TypeError, OverflowError) as error:
-        raise ValueError(f"no footer of a part: {error!r}") from error
+        raise ValueError(f"not the footer of a part: {error!r}") from error
 
 
 def count_rows(rows: pa.Table) -> PartCounts:
-    """Rows by outcome."""
+    """Count rows by outcome."""
     codes = Counter(code for code in rows["error_code"].to_pylist() if code is not None)
     return PartCounts(rows.num_rows - codes.total(), codes.total(), dict(codes))
 
 
 ITEM_COLUMNS = ("item_index", "item_id", "uri")
-INLINE_COLUMN = "_bytes"  # of staged items: the image itself, where the source holds it; not in the parts
-VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or time of change; not staged
+INLINE_COLUMN = "_bytes"  # of staged items: the image itself if the source contains it; not in parts
+VERSION_COLUMN = "\0version"  # of a source's batches: size and ETag or mtime; not staged
 LABEL_COLUMNS = ("label", "score", "labels", "scores")
 LABEL_TYPES = (pa.string(), pa.float32(), pa.list_(pa.string()), pa.list_(pa.float32()))  # in the same order
 
-UNKNOWN_DIMENSION = 1  # where all vectors are null, and no model says how long they would be
+UNKNOWN_DIMENSION = 1  # if all vectors are null and the model is unknown
 
 
 def label_columns(set_name: str) -> tuple[str, ...]:
-    """Columns of a label set's own, in the order of `LABEL_COLUMNS`."""
+    """Names of the columns of one label set, in the order of `LABEL_COLUMNS`."""
     return tuple(f"{column}_{set_name}" for column in LABEL_COLUMNS)
 
 
@@ -112,9 +112,9 @@ def part_schema(
     """Schema of the parts of one job.
 
     Args:
-        embedding_dimension: length of a vector; the parts of a job agree on it even if all vectors are null.
-        extra_fields: the source's own columns, already renamed by `extra_column_name`.
-        named_label_sets: names of the label sets with columns of their own, see `Job.named_label_sets`.
+        embedding_dimension: length of a vector, the same in all parts of a job even if all vectors are null.
+        extra_fields: columns of the source, already renamed by `extra_column_name`.
+        named_label_sets: label sets with their own columns, see `Job.named_label_sets`.
     """
     embedding = pa.list_(pa.float16(), embedding_dimension)
     return pa.schema(
@@ -139,9 +139,9 @@ def part_schema(
     )
 
 
-PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part, whatever its job
+PART_COLUMNS = tuple(part_schema(UNKNOWN_DIMENSION).names)  # of every part of any job
 
 
 def extra_column_name(name: str) -> str:
-    """Name in the parts of a source's own column: unchanged, or `source_<name>` where ours has that name."""
+    """Name of a source's column in the parts: unchanged, or `source_<name>` if it clashes with ours."""
     return f"source_{name}" if name in (*PART_COLUMNS, INLINE_COLUMN, VERSION_COLUMN) else name

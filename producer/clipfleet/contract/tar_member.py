@@ -1,7 +1,7 @@
-"""Images inside tar archives, named so that a worker reads just their bytes. No I/O.
+"""URIs of images inside tar archives, by byte range, so that a worker reads only the image. No I/O.
 
-`tar+file:///data/00000.tar#offset=1536&size=48123&name=000000001.jpg`, and `tar+s3://bucket/...` likewise:
-the archive's path is percent-encoded, `offset` and `size` are bytes. The name is for people.
+`tar+file:///data/00000.tar#offset=1536&size=48123&name=000000001.jpg`, and `tar+s3://bucket/...` :
+the archive's path is percent-encoded, `offset` and `size` are in bytes. The name is informative.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _URI = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A file in an archive that is not compressed."""
+    """A file in an uncompressed archive."""
 
     archive: str  # an absolute path, a `file://` URL, or `s3://bucket/key` with the key as it stands
-    name: str  # as the archive says
+    name: str  # in the archive
     offset_bytes: int  # of its content
     size_bytes: int
 
     def uri(self) -> str:
-        """See the module."""
+        """Format the URI, see the module."""
         if self.archive.startswith("/"):
             archive = f"file://{quote(self.archive)}"
         elif self.archive.startswith("s3://"):
@@ -41,10 +41,10 @@ class TarMember:
 
 
 def tar_member(uri: str) -> TarMember:
-    """The inverse of `TarMember.uri`; a local archive comes back as a `file://` URL.
+    """Parse a `TarMember.uri`; a local archive becomes a `file://` URL.
 
     Raises:
-        ValueError: this is no such URI.
+        ValueError: not such a URI.
     """
     match = _URI.fullmatch(uri)
     if match is None:

@@ -22,13 +22,13 @@ FILE = "rows.csv"
 
 
 def export_csv(reader: RowReader, folder: Path) -> ExportCounts:
-    """Write the layout into a folder."""
+    """Write all rows as CSV into a folder."""
     with (folder / FILE).open("wb") as file:
         return ExportCounts(write(reader, ResultFormat.CSV, file), left_out=0)
 
 
 class Layout(StrEnum):
-    """What `clipfleet export` can write."""
+    """Layouts that `clipfleet export` writes."""
 
     CLIP_RETRIEVAL = "clip-retrieval"
     OPENAI_BATCH = "openai-batch"
@@ -43,11 +43,11 @@ _EXPORTS: dict[Layout, Callable[[RowReader, Path], ExportCounts]] = {
 
 
 def export(reader: RowReader, layout: Layout, folder: Path) -> ExportCounts:
-    """Write the rows so far into a new or empty folder, in bounded memory; its parents are made.
+    """Write the rows so far into a new or empty folder, in bounded memory. Creates parent folders.
 
     Raises:
-        UsageError: the folder holds something, or the rows do not fit the layout; nothing was written.
-        OutputUnavailableError: the folder cannot be written. Else see `RowReader.read`.
+        UsageError: the folder is not empty, or the rows do not fit the layout; nothing was written.
+        OutputUnavailableError: the folder cannot be written. Otherwise see `RowReader.read`.
     """
     with new_folder(folder) as scratch:
         return _EXPORTS[layout](reader, scratch)

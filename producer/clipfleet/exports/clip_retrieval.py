@@ -1,11 +1,11 @@
-"""The files that `clip-retrieval inference` writes, for `clip-retrieval index` and `embedding-reader`.
+"""Files as written by `clip-retrieval inference`, for `clip-retrieval index` and `embedding-reader`.
 
     img_emb/img_emb_0.npy         float16 (n, d), one row per item that has a vector (texts: text_emb/...)
-    metadata/metadata_0.parquet   row i belongs to row i of the matrix
-    stats/0.json                  how long it took
+    metadata/metadata_0.parquet   row i describes row i of the matrix
+    stats/0.json                  durations
 
-Failed items are in neither. There is one partition, and never one without rows: readers drop an empty matrix
-but not its metadata, so that every later row gets another one's.
+Failed items are in neither. There is exactly one partition, never an empty one: readers skip an empty matrix
+but not its metadata, which shifts all later rows.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _HEADER_BYTES = 128  # of a version 1 .npy file, magic and length included; room
 
 
 def export_clip_retrieval(reader: RowReader, folder: Path) -> ExportCounts:
-    """Write the layout into a folder.
+    """Write embeddings and metadata into a folder.
 
     Raises:
-        UsageError: no row has a vector.
+        UsageError: no row has an embedding.
     """
     began, written = time.time(), 0.0
     job = reader.job()
@@ -59,7 +59,7 @@ def export_clip_retrieval(reader: RowReader, folder: Path) -> ExportCounts:
             written += time.time() - since
     if matrix.rows == 0:
         raise UsageError(
-            f"{reader.uri}: none of the {counted.rows:,} rows has a vector, which this layout is made of: "
+            f"{reader.uri}: none of the {counted.rows:,} rows has a vector, which this layout needs: "
             "embed the source, or classify it with --store-embeddings"
         )
     _write_stats(folder / "stats" / "0.json", began, written + matrix.write_seconds, matrix.rows)
@@ -72,7 +72,7 @@ def _write_stats(path: Path, began: float, write_seconds: float, rows: int) -> N
         "start_time": began,
         "end_time": ended,
         "read_duration": ended - began - write_seconds,
-        "inference_duration": 0.0,  # that was the job's
+        "inference_duration": 0.0,  # spent by the job, not by the export
         "write_duration": write_seconds,
         "total_duration": ended - began,
         "sample_count": rows,
@@ -81,7 +81,7 @@ def _write_stats(path: Path, began: float, write_seconds: float, rows: int) -> N
 
 
 class _Matrix:
-    """A `.npy` file that grows; its header is written when the shape is known."""
+    """A growing `.npy` file, whose header is written at the end."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -99,7 +99,7 @@ class _Matrix:
             self._file.write(_npy_header(self.rows, self._dimension))
 
     def passing(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The same batches, after their vectors (none is null) were appended."""
+        """Append the vectors of batches (none is null), and pass the batches through."""
         for batch in batches:
             since = time.time()
             vectors = batch.column("embedding")
@@ -113,14 +113,14 @@ class _Matrix:
 
 
 def _npy_header(rows: int, dimension: int) -> bytes:
-    # Readers take this apart by regular expressions: the spelling is numpy's own.
+    # Spelled exactly as numpy does: readers parse it with regular expressions.
     text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({rows}, {dimension}), }}"
     start = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
     return start + text.encode().ljust(_HEADER_BYTES - 11) + b"\n"
 
 
 class _Metadata:
-    """What is told of each vector: the columns that clip-retrieval knows, then ours, then the source's."""
+    """Metadata of each vector: the columns of clip-retrieval, then ours, then the source's."""
 
     def __init__(self, schema: pa.Schema, job: Job | None) -> None:
         self._text_column = job.text_column if job else None
@@ -129,7 +129,7 @@ class _Metadata:
         extra = [name for name in schema.names if name not in PART_COLUMNS]
         texts = {name for name in extra if pa.types.is_string(schema.field(name).type)}
         self._has_caption = _CAPTION in texts and not self.is_of_texts
-        self._has_url = "url" in texts  # of images in shards, where they once came from
+        self._has_url = "url" in texts  # origin of images in shards
         theirs = ["image_path", "url"]
         if self._text_column is not None:
             extra.remove(self._text_column)
@@ -144,11 +144,11 @@ class _Metadata:
 
     @property
     def is_of_texts(self) -> bool:
-        """Whether the vectors are those of texts."""
+        """Whether the vectors are of texts."""
         return self._text_column is not None
 
     def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Metadata of some rows."""
+        """Build the metadata of some rows."""
         copied = [batch.column(column) for column in self._copied.values()]
         if self._text_column is not None:
             texts = pc.cast(batch.column(self._text_column), pa.string())
@@ -165,7 +165,7 @@ class _Metadata:
 
 
 def _unique_names(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """Name in the export -> column of the part; a source's column called `url` becomes `source_url`."""
+    """Map names in the export to columns of the part; a source's column `url` becomes `source_url`."""
     names: dict[str, str] = {}
     unusable = {*taken, *columns}
     for column in columns:

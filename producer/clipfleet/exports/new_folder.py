@@ -1,4 +1,4 @@
-"""Where an export goes, a folder that becomes visible when all its files are written, and its counts."""
+"""The folder of an export, which appears atomically once all files are written, and its counts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from clipfleet.sources.uris import utf8_name
 class ExportCounts:
     """Rows of one export."""
 
-    rows: int  # that are in it
-    left_out: int  # that its layout has no place for
-    notes: tuple[str, ...] = field(default=())  # lines for people, where something is not as they may expect
+    rows: int  # exported
+    left_out: int  # that do not fit the layout
+    notes: tuple[str, ...] = field(default=())  # messages about surprising details
 
 
 class Counted:
-    """Batches on their way, and how many rows have passed."""
+    """Passes batches through and counts their rows."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -41,17 +41,15 @@ class Counted:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` to write into; it gets that name at the end, or is removed.
+    """Create a hidden sibling of `folder` to write into; rename it at the end, or remove it on failure.
 
     Raises:
-        UsageError: `folder` is a file, a URL or the current folder, or holds something.
-        OutputUnavailableError: something cannot be written.
+        UsageError: `folder` is a file, a URL or the current folder, or not empty.
+        OutputUnavailableError: a file cannot be written.
     """
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(folder)):
-        raise UsageError(
-            f"{scheme[1]}://...: an export is written to a folder of this machine, copy it from there"
-        )
-    with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+        raise UsageError(f"{scheme[1]}://...: an export goes to a local folder: copy it from there")
+    with suppress(RuntimeError):  # no such user or home: an ordinary name
         folder = folder.expanduser()
     folder = folder.absolute()
     _require_free(folder)
@@ -62,7 +60,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             yield scratch
             _sync(scratch)
             _require_free(folder)
-            # Over an empty folder, too. One that another program has filled meanwhile is left as it is.
+            # Replaces an empty folder. Fails if another program has filled it in the meantime.
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -74,7 +72,7 @@ def _require_free(folder: Path) -> None:
         if not folder.exists() and not folder.is_symlink():
             return
         if not folder.is_dir() or folder.is_symlink():
-            raise UsageError(f"{name} is no folder: choose another one")
+            raise UsageError(f"{name} is not a folder: choose another one")
         if any(folder.iterdir()):
             raise UsageError(f"{name} is not empty: choose another folder, or remove what is there")
         if folder.samefile(Path.cwd()):

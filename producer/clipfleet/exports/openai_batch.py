@@ -4,8 +4,8 @@
     error.jsonl    the failed ones: id, custom_id, response (null), error {code, message}
     batch.json     the batch object
 
-As there, a file that would be empty is missing and its id is null. `custom_id` is the `item_id` where no two
-rows share one, else the `item_index`: programs that read these files find their requests by it.
+As with OpenAI, an empty file is omitted and its id is null. `custom_id` is the `item_id` if all are unique,
+else the `item_index`: readers match requests by it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _NOT_OF_THE_ITEM = {"status", "error_code", "error_detail", "embedding"}
 
 
 def export_openai_batch(reader: RowReader, folder: Path) -> ExportCounts:
-    """Write the layout into a folder."""
+    """Write the files of a batch into a folder."""
     job = reader.job()
-    stored = reader.read()  # before the ids are looked at, so that no row comes in between
+    stored = reader.read()  # before the ids are read, so that no row is added in between
     has_unique_ids = _are_unique(reader)
     lines = _Lines(job, stored.schema, "item_id" if has_unique_ids else "item_index")
     counts = {ItemStatus.OK: 0, ItemStatus.FAILED: 0}
@@ -55,7 +55,7 @@ def export_openai_batch(reader: RowReader, folder: Path) -> ExportCounts:
 
 
 def _are_unique(reader: RowReader) -> bool:
-    """Whether no two rows share an id, by 64 bits of each: the ids themselves may not fit into memory."""
+    """Whether all ids are unique, by 64-bit hashes: the ids may not fit into memory."""
     hashes = array("q")
     for batch in reader.read(["item_id"]).batches:
         hashes.extend(map(hash, batch.column("item_id").to_pylist()))
@@ -64,7 +64,7 @@ def _are_unique(reader: RowReader) -> bool:
 
 
 class _Lines:
-    """Rows as lines of the batch's files."""
+    """Converts rows to lines of the batch's files."""
 
     def __init__(self, job: Job | None, schema: pa.Schema, id_column: str) -> None:
         self._job = job
@@ -76,7 +76,7 @@ class _Lines:
         self._of_the_item = [name for name in schema.names if name not in ours]
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One line."""
+        """Convert one row."""
         request = f"{self._job.job_id}-{row['item_index']}" if self._job else str(row["item_index"])
         is_ok = row["status"] == ItemStatus.OK
         response = {"status_code": 200, "request_id": request, "body": self._body(row)}
@@ -107,7 +107,7 @@ class _Lines:
 
 
 def _batch_object(reader: RowReader, job: Job | None, counts: Mapping[ItemStatus, int]) -> dict[str, Any]:
-    """The batch object; times that nobody noted are null."""
+    """Build the batch object; unknown times are null."""
     finished_at, early_end = reader.finished_at(), reader.early_end()
     ended_at = {early_end.state: _seconds(early_end.at)} if early_end else {}
     is_classified = job is not None and job.task is Task.CLASSIFY

@@ -1,1 +1,1 @@
-"""Label sets: what they mean and how they are written. Computes no scores."""
+"""Label sets as users write them, converted to the contract's `LabelSet`. Computes no scores."""

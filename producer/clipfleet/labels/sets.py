@@ -1,4 +1,4 @@
-"""What a user may give as labels, made into label sets: names, several sets of names, a preset, a file."""
+"""Label sets from what users give: names, several sets of names, a preset, a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from clipfleet.contract.jobs import LABEL_SET_NAME_PATTERN, LabelSet, Preset
+from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet, Preset
 from clipfleet.errors import UsageError, first_problem
 from clipfleet.labels.written_files import read_text_file, read_yaml_file
 
@@ -51,11 +51,11 @@ class LabelSetSpec(BaseModel):
         return self
 
     def made(self, name: str, folder: Path = Path()) -> LabelSet:
-        """The label set; a relative `file` counts from the folder.
+        """Build the label set; a relative `file` is resolved against the folder.
 
         Raises:
             UsageError: the file cannot be read.
-            ValueError: the labels or templates cannot be used.
+            ValueError: the labels or templates are invalid.
         """
         labels = self.labels if self.file is None else tuple(read_label_lines(folder / self.file))
         return LabelSet(name=name, labels=labels, templates=self.templates, preset=self.preset)
@@ -66,33 +66,33 @@ class _LabelSetFile(LabelSetSpec):
 
 
 def label_sets_of(labels: Labels, templates: Sequence[str] = ()) -> tuple[LabelSet, ...]:
-    """Label sets from whatever a program gives.
+    """Convert labels given by a program to label sets.
 
     Args:
-        labels: names; one label set or several; or names by the name of their set. The text `imagenet1k`
-            stands for the label set that open_clip brings.
-        templates: of the sets that are given as names; none: the default.
+        labels: names; one or several label sets; or a mapping of set names to names. The string `imagenet1k`
+            stands for the label set that ships with open_clip.
+        templates: for the sets that are given as names; empty: the default.
 
     Raises:
-        UsageError: they cannot be used; the message says why.
+        UsageError: they are invalid; the message says why.
     """
     if isinstance(labels, Mapping):
         if not labels:
-            raise UsageError("there is no label set")
+            raise UsageError("there are no label sets")
         return tuple(_named(name, value, templates) for name, value in labels.items())
     ready = _ready_made(labels)
     if ready is None:
         return (_made(labels=tuple(labels), templates=tuple(templates)),)
     if templates:
-        raise UsageError("templates go with names of labels: a label set has its own")
+        raise UsageError("templates apply to labels given as names: a label set has its own")
     return ready
 
 
 def _ready_made(labels: Sequence[str] | LabelSet | Sequence[LabelSet]) -> tuple[LabelSet, ...] | None:
-    """The label sets, where the caller has made them; None where there are names only."""
+    """The label sets that the caller built; None if the labels are names."""
     if isinstance(labels, str):
         if labels not in list(Preset):
-            raise UsageError(f"labels: {labels!r} is one text, give a list of labels")
+            raise UsageError(f"labels: {labels!r} is a single string: give a list of labels")
         return (LabelSet(name=labels, preset=Preset(labels)),)
     if isinstance(labels, LabelSet):
         return (labels,)
@@ -104,7 +104,7 @@ def _named(name: str, value: Sequence[str] | LabelSet, templates: Sequence[str])
     if isinstance(value, LabelSet):
         return value.model_copy(update={"name": _made(name=name, labels=("x",)).name})
     if isinstance(value, str):
-        raise UsageError(f"label set {name!r}: {value!r} is one text, give a list of labels")
+        raise UsageError(f"label set {name!r}: {value!r} is a single string: give a list of labels")
     return _made(name=name, labels=tuple(value), templates=tuple(templates))
 
 
@@ -123,11 +123,13 @@ def _problem(error: ValidationError) -> str:
 
 
 def read_label_set(text: str) -> LabelSet:
-    """A preset by its name, or a `.yaml`, `.yml` or `.json` file with a list of labels or with the keys
-    `labels` (or `file`, or `preset`), `templates` and `name`; without a name it is called like the file.
+    """Read a preset by name, or a `.yaml`, `.yml` or `.json` file.
+
+    The file has a list of labels, or the keys `labels` (or `file`, or `preset`), `templates` and `name`. The
+    default name is that of the file.
 
     Raises:
-        UsageError: neither, or the file cannot be used.
+        UsageError: neither, or the file is invalid.
     """
     if text in list(Preset):
         return LabelSet(name=text, preset=Preset(text))
@@ -140,7 +142,7 @@ def read_label_set(text: str) -> LabelSet:
     name = spec.name or re.sub(r"\W", "_", path.stem, flags=re.ASCII)
     if not re.fullmatch(LABEL_SET_NAME_PATTERN, name):
         raise UsageError(
-            f"{path}: a label set cannot be called {name!r}: add `name:` with a letter first, and at most 40 "
+            f"{path}: {name!r} cannot name a label set: add `name:`, a letter and then at most 39 "
             "letters, digits and underscores"
         )
     try:
@@ -150,9 +152,9 @@ def read_label_set(text: str) -> LabelSet:
 
 
 def read_label_lines(path: Path) -> list[str]:
-    """Labels from a text file, one per line; blank lines and blanks around a label are left out.
+    """Read labels from a text file, one per line, without blank lines and surrounding blanks.
 
     Raises:
-        UsageError: the file cannot be read, or holds no label.
+        UsageError: the file cannot be read.
     """
     return [line.strip() for line in read_text_file(path).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Small files that users write, in YAML or JSON: read and checked, every mistake told with its line."""
+"""Reads and validates small YAML and JSON files written by users; errors name the line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MAX_VALUES = 1_000_000
 _KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-_MAX_MEGABYTES = 64  # a device that never ends, or the wrong file; not a million labels
+_MAX_MEGABYTES = 64  # refuses an endless device or a wrong file, not a million labels
 
 
 def read_text_file(path: Path) -> str:
-    """The text of a file, or of a pipe.
+    """Read the text of a file, or of a pipe.
 
     Raises:
         UsageError: it cannot be read, is too large, or is not UTF-8.
@@ -46,7 +46,7 @@ def read_text_file(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `yes`, `no`, `on` and dates are what they look like: text."""
+    """YAML loader that keeps `yes`, `no`, `on` and dates as text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -58,13 +58,13 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUE_FALSE, list("tTfF"
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """What a file holds, and where."""
+    """Parsed content of a file, with line numbers."""
 
     value: Any
-    lines: dict[Key, int]  # by the way to a value: ("label_sets", "animals", 0)
+    lines: dict[Key, int]  # keyed by path: ("label_sets", "animals", 0)
 
     def line_of(self, way: Sequence[str | int]) -> int:
-        """The line of a value, or of what it is missing in; steps that the file left out are skipped."""
+        """Line of a value, or of its nearest parent in the file."""
         key: Key = ()
         for step in way:
             key = (*key, step) if (*key, step) in self.lines else key
@@ -72,11 +72,11 @@ class _Document:
 
 
 def read_yaml_file(path: Path, model: type[M]) -> M:
-    """A file as an instance of a model.
+    """Read a file into a model.
 
     Raises:
-        UsageError: it cannot be read, is no YAML, or holds something else than the model says; the message
-            begins with the file and the line.
+        UsageError: the file cannot be read, is not YAML, or does not match the model; the message starts with
+            file and line.
     """
     document = _parsed(path)
     try:
@@ -126,7 +126,7 @@ def _from_yaml(path: Path, text: str) -> _Document:
 
 def _value(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
     lines.setdefault(key, node.start_mark.line + 1)
-    if len(lines) > _MAX_VALUES:  # a few aliases of aliases are enough for that
+    if len(lines) > _MAX_VALUES:  # nested aliases expand exponentially
         raise UsageError(f"{path}: more than {_MAX_VALUES:,} values")
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, child, (*key, n), lines, path) for n, child in enumerate(node.value)]
@@ -149,7 +149,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"there is no key {where!r}{_hint(str(last), [] if above else _keys(model))}"
+            return f"unknown key {where!r}{_hint(str(last), [] if above else _keys(model))}"
         case "string_pattern_mismatch" if last == "[key]":
             name = where.removesuffix(".[key]")
             return f"{name}: a name begins with a letter and has only letters, digits and _, at most 40"
@@ -160,7 +160,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
         case "tuple_type":
             return f"{where}: give a list, such as [a, b]"
         case "string_type":
-            return f"{where}: {problem['input']!r} is no text: put it in quotes"
+            return f"{where}: {problem['input']!r} is not text: quote it"
         case "model_type" | "dict_type" if not where:
             return f"the file must hold keys and values, such as {_keys(model)[0]}: ..."
         case _:
@@ -168,7 +168,7 @@ def _explained(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    """What a file may hold; first what it must."""
+    """Keys of a model, required ones first."""
     fields = sorted(model.model_fields.items(), key=lambda pair: not pair[1].is_required())
     return [field.alias or name for name, field in fields]
 

@@ -130,7 +130,7 @@ class Ledger(ChunkLedger):
     def seal(self, job_id: str, chunks: int, items: int, source_sum: str = "") -> SealAnswer:
         """Record the end of the source. Idempotent.
 
-        `JobStatus` then has this `source_sum`, see `clipfleet.submit.submission.Contents`.
+        `source_sum` is what `JobStatus` has then, see `clipfleet.submit.contents.Contents`.
         """
         return SealAnswer(self._run("seal", job_id, chunks, items, source_sum)[0])
 

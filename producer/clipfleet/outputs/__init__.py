@@ -1,6 +1,6 @@
-"""Where results go, as a small store of named objects: the protocol, and one file per kind.
+"""Outputs of jobs, as small stores of named objects: the protocol, and one module per kind.
 
-Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and come from `keys.py`.
+Names are relative (`part-00000000.parquet`, `_clipfleet/job.json`) and defined in `keys.py`.
 """
 
 from __future__ import annotations
@@ -22,108 +22,108 @@ from clipfleet.s3.client import SCHEME, default_client
 
 
 class Output(Protocol):
-    """A store of objects in which creating is atomic and exclusive.
+    """A store of objects with atomic, exclusive creation.
 
-    Every method raises `OutputUnavailableError` where waiting may help (disk full, store away) and
-    `OutputUnreachableError` where it will not (no such mount, no right to write).
+    Every method raises `OutputUnavailableError` if waiting may help (disk full, store unavailable) and
+    `OutputUnreachableError` if not (missing mount, no write permission).
 
-    `confirm` is called immediately before each change that others can see, however often that is tried; what
-    it raises keeps the change from being made.
+    `confirm` is called immediately before each visible change, in every attempt; if it raises, the change is
+    not made.
     """
 
     uri: str  # absolute name of the output, equal on every machine
 
     @property
     def has_conditional_writes(self) -> bool:
-        """Whether names are taken and versions replaced by one step of the store, not by a look before it."""
+        """Whether create and replace are atomic in the store, instead of a check before a write."""
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A path for a new local file that `publish` can make visible; gone when the context ends."""
+        """Reserve a path for a local file to `publish`; it is removed when the context ends."""
 
     def publish(
         self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
     ) -> bool:
-        """Make a finished scratch file visible under `name`, whole or not at all.
+        """Make a finished scratch file visible under `name`, atomically.
 
         Returns:
-            False if `replace` is off and the name exists already: then nothing was changed.
+            False if `replace` is off and the name exists; nothing was changed.
         """
 
     def version(self, name: str) -> str | None:
-        """What `replace_if` wants to know of an object: it differs for other bytes. None if there is none."""
+        """Version of an object for `replace_if`, different for different bytes. None if it does not exist."""
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
     ) -> bool:
-        """Like `publish` over an object, but only if that is still of this version.
+        """Replace an object by a scratch file, if it still has this version.
 
         Returns:
-            False if the object is another one by now, or gone: then nothing was changed.
+            False if the object has changed or is gone; nothing was changed.
         """
 
     def create(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> bool:
-        """Like `publish` for a few bytes."""
+        """Create an object from bytes; False if the name exists."""
 
     def replace(self, name: str, data: bytes, *, confirm: Confirm = unconditionally) -> None:
-        """Write an object, whole or not at all, over what may be there."""
+        """Write an object atomically, whether or not it exists."""
 
     def read(self, name: str) -> bytes | None:
-        """All bytes of an object, or None if there is none of this name."""
+        """Read an object, or return None if it does not exist."""
 
     def open(self, name: str) -> pa.NativeFile:
-        """Random access to an object, to be closed by the caller. Raises `FileNotFoundError`."""
+        """Open an object for random access; the caller closes it. Raises `FileNotFoundError`."""
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Sorted names of the objects that start with `prefix`; none from folders further below."""
+        """List names that start with `prefix`, sorted, without those in deeper folders."""
 
     def remove(self, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Remove an object. Idempotent."""
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
-        """Remove what killed programs left: scratch files, and staged files and footers that are not `kept`.
+        """Remove leftovers of killed programs: scratch files, and staged files and footers not in `kept`.
 
-        For the end of a job, when all its parts are in place. What cannot be removed stays. Idempotent.
+        Called at the end of a job, when all parts are in place. Best effort. Idempotent.
         """
 
     def sweep_scratch(self) -> None:
         """Remove scratch files only. Idempotent.
 
-        A writer that still needs one loses it: its `publish` raises `OutputUnavailableError`.
+        The `publish` of a writer that still uses one raises `OutputUnavailableError`.
         """
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        """Remove everything that a job left here (parts, manifest, staged items) but `keys.KEPT_BY_CLEAR`."""
+        """Remove everything that a job wrote (parts, manifest, staged items) but `keys.KEPT_BY_CLEAR`."""
 
 
 def output_uri(text: str) -> str:
-    """The absolute name of the output that a user means by `text`.
+    """Normalise the output that a user gives to its absolute URI.
 
     Raises:
-        UsageError: no output of this kind exists, or S3 is not configured in a way that can work.
+        UsageError: the kind of output is unsupported, or the S3 configuration is invalid.
     """
     if not text.startswith(REDIS_OUTPUT):
         return open_output(text).uri
     if text != REDIS_OUTPUT:
         raise UsageError(
-            f"output {text!r}: results go into the Redis of CLIPFLEET_REDIS_URL, "
-            f"which is called {REDIS_OUTPUT} without a name"
+            f"output {text!r}: results go into the Redis of CLIPFLEET_REDIS_URL: "
+            f"write {REDIS_OUTPUT} without an address"
         )
     return REDIS_OUTPUT
 
 
 def output_of(job: Job, store: RedisStore) -> Output:
-    """The output of a job; raises like `open_output`."""
+    """Open the output of a job; raises like `open_output`."""
     return RedisOutput(store, job.job_id) if job.output_is_redis else open_output(job.output)
 
 
 def open_output(uri: str) -> Output:
-    """The output at a folder's path or an `s3://` URI.
+    """Open the output at a path or an `s3://` URI.
 
     Raises:
-        UsageError: no output of this kind exists, or S3 is not configured in a way that can work.
+        UsageError: the kind of output is unsupported, or the S3 configuration is invalid.
     """
     if uri.startswith(REDIS_OUTPUT):
-        raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: name one of them by its id")
+        raise UsageError(f"{REDIS_OUTPUT} holds the results of many jobs: give a job id")
     if uri.startswith(SCHEME):
         return s3_output(uri, default_client())
     if "://" in uri and not uri.startswith("file://"):

@@ -1,6 +1,6 @@
 """An output in a folder of a local or shared file system.
 
-A file becomes visible by a hard link from a finished temporary file: whole, and only if the name was free.
+A hard link from a finished temporary file makes a file visible: atomically, and only if the name is free.
 """
 
 from __future__ import annotations
@@ -8,66 +8,51 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
-import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
 
-from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
+from clipfleet.errors import OutputUnavailableError
 from clipfleet.ledger import keys
+from clipfleet.outputs.scratch import output_errors
 
-_UNREACHABLE = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EEXIST,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-    }
-)
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS})
-_OPEN_FILES = Path("/proc/self/fd")
 
 T = TypeVar("T")
-Confirm = Callable[[], object]  # raises to keep a change from being made
+Confirm = Callable[[], object]  # raises to prevent a change
 
 
 def unconditionally() -> None:
-    """A `Confirm` that lets every change be made."""
+    """A `Confirm` that allows every change."""
 
 
 class FolderOutput:
-    """See `clipfleet.outputs.Output`. The folder is made by the first write."""
+    """See `clipfleet.outputs.Output`. The first write creates the folder."""
 
     has_conditional_writes = True
 
     def __init__(self, folder: Path) -> None:
         # Not resolve(): a symbolic link in the path may point elsewhere on another machine.
-        with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+        with suppress(RuntimeError):  # no such user or home: an ordinary name
             folder = folder.expanduser()
         self._folder = folder.absolute()
         self.uri = str(self._folder)
 
-    # --- Where things are: what a kind of folder that trusts nobody does otherwise ---
+    # --- Paths: overridden by `BoundFolderOutput` ---
 
     @contextmanager
     def _holder(self, name: str) -> Iterator[Path]:
-        """The folder that an object is in, as a path that is good inside the context."""
+        """Folder of an object, as a path that is valid inside the context."""
         yield (self._folder / name).parent
 
     @contextmanager
     def _found(self, name: str) -> Iterator[Path]:
-        """An object that is to be read, likewise. Raises `FileNotFoundError`, now or inside the context."""
+        """Path of an object to read, valid inside the context. May raise `FileNotFoundError`."""
         yield self._folder / name
 
     def _make_tmp(self) -> None:
@@ -77,7 +62,7 @@ class FolderOutput:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A path below `_clipfleet/tmp/`, on the same file system as the parts."""
+        """Reserve a path below `_clipfleet/tmp/`, on the same file system as the parts."""
         with ExitStack() as stack:
             with output_errors(self._folder / keys.TMP):
                 self._make_tmp()
@@ -86,14 +71,14 @@ class FolderOutput:
             try:
                 yield path
             finally:
-                # What was published stays published, so a leftover here must not look like a failure.
+                # The published file stays, so failing to remove a leftover is no error.
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
 
     def publish(
         self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
     ) -> bool:
-        """Sync the file, then give it its name."""
+        """Sync the file, then link it to its name."""
         with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
             target = folder / Path(name).name
             _sync_file(scratch)
@@ -106,7 +91,7 @@ class FolderOutput:
         return True
 
     def _seen(self, name: str, look: Callable[[Path], T]) -> T | None:
-        """What a look at an object gives; None if there is none of this name."""
+        """Apply `look` to the path of an object; None if it does not exist."""
         with output_errors(self._folder / name):
             try:
                 with self._found(name) as path:
@@ -120,12 +105,12 @@ class FolderOutput:
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
     ) -> bool:
-        """See the protocol. Raises `OutputUnavailableError` while another writer is replacing the file."""
+        """Replace a file under its lock. Raises `OutputUnavailableError` while another writer holds it."""
         with output_errors(self._folder / name), _needed(scratch), self._holder(name) as folder:
             target = folder / Path(name).name
             _sync_file(scratch)
             try:
-                # The file that is to go is its own lock; who gets it too late sees so at the path.
+                # The old file is the lock; a late holder sees another file at the path.
                 with target.open("rb+") as file:
                     _lock(file.fileno())
                     if {version} != {_version(os.fstat(file.fileno())), _version(target.stat())}:
@@ -188,7 +173,7 @@ class FolderOutput:
                     self.remove(name)
 
     def sweep_scratch(self) -> None:
-        """See the protocol. The folder of scratch files stays: somebody may be about to make one."""
+        """Remove scratch files, but not their folder: a writer may be about to create one."""
         with suppress(OSError), self._holder(f"{keys.TMP}/scratch") as folder:
             for path in folder.glob("*"):
                 _remove_if_possible(path)
@@ -203,45 +188,14 @@ class FolderOutput:
 
 
 @contextmanager
-def local_scratch() -> Iterator[Path]:
-    """A path that can be written to and read, inside the context and by this process only.
-
-    Raises:
-        OutputUnavailableError: the disk for temporary files is full.
-        OutputUnreachableError: it cannot be used.
-    """
-    with output_errors(Path(tempfile.gettempdir())):
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - errors of its user are not the folder's
-    with file:
-        path = _OPEN_FILES / str(file.fileno())
-        if path.exists():
-            yield path  # the file has no other name, so that nothing of a killed process stays
-            return
-    with output_errors(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="clipfleet-", ignore_cleanup_errors=True)
-    with folder as name:
-        yield Path(name) / "scratch"
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about a file of an output into the exception that says whether waiting helps."""
-    try:
-        yield
-    except OSError as error:
-        kind = OutputUnreachableError if error.errno in _UNREACHABLE else OutputUnavailableError
-        raise kind(f"{path}: {error.strerror or error}") from error
-
-
-@contextmanager
 def _needed(scratch: Path) -> Iterator[None]:
-    """Say of a scratch file that is gone that it was swept: nothing is wrong with the output."""
+    """Report a missing scratch file as swept, not as a fault of the output."""
     try:
         yield
     except FileNotFoundError as error:
         if scratch.exists() or not scratch.parent.is_dir():
             raise
-        raise OutputUnavailableError(f"{scratch}: swept away at the end of its job") from error
+        raise OutputUnavailableError(f"{scratch}: removed when its job ended") from error
 
 
 def _remove_if_possible(path: Path) -> None:
@@ -253,14 +207,13 @@ def _link_if_absent(source: Path, target: Path) -> bool:
     try:
         target.hardlink_to(source)
     except FileExistsError:
-        # On NFS the answer to a link that succeeded can be lost, and its repetition fails: then it is our
-        # file.
+        # On NFS the reply to a successful link can be lost, and its retry fails: the file is ours then.
         return target.samefile(source)
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
-        # A file system without hard links (some network shares): two writers of one chunk may then both
-        # write, one after the other; each writes the whole part, so it is still one row per input.
+        # No hard links (some network shares): two writers of one chunk may both write, one after the other.
+        # Each writes the whole part, so there is still one row per input.
         if target.exists():
             return False
         source.replace(target)
@@ -268,7 +221,7 @@ def _link_if_absent(source: Path, target: Path) -> bool:
 
 
 def _version(status: os.stat_result) -> str:
-    # The number of a file that has gone is soon given to a new one, but not with the same time.
+    # Inode numbers are reused soon, but not with the same mtime.
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
@@ -278,7 +231,7 @@ def _lock(descriptor: int) -> None:
     except BlockingIOError as error:
         raise OSError(error.errno, "another writer is replacing it") from error
     except OSError as error:
-        # A file system without locks: what is left is the comparison right before the rename.
+        # No locks: the comparison right before the rename must do.
         if error.errno not in _NO_LOCKS:
             raise
 
@@ -297,49 +250,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-class BoundFolderOutput(FolderOutput):
-    """A folder that must not lead out of some roots, whatever links say and whoever changes them.
-
-    For programs that write where others tell them to. The folder of an object is pinned (`O_PATH`), the
-    kernel is asked where it really lies, and then it is used through the pin: a link that is swapped in
-    between leads nowhere else. What is to be read is pinned itself. Hard links are files of the folder like
-    any other. Needs Linux and /proc.
-
-    The caller has resolved the roots. Makes no folder but the one for scratch files.
-    """
-
-    def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
-        super().__init__(folder)
-        self._roots = tuple(roots)
-
-    @contextmanager
-    def _holder(self, name: str) -> Iterator[Path]:
-        with self._pinned((self._folder / name).parent, os.O_DIRECTORY) as (pin, _):
-            yield _OPEN_FILES / str(pin)
-
-    @contextmanager
-    def _found(self, name: str) -> Iterator[Path]:
-        with self._pinned(self._folder / name, 0) as (pin, status):
-            if not stat.S_ISREG(status.st_mode):
-                raise OutputUnreachableError(f"{self._folder / name}: a folder, pipe or device, not a file")
-            yield _OPEN_FILES / str(pin)
-
-    def _make_tmp(self) -> None:
-        with self._holder(keys.TMP) as folder:
-            (folder / Path(keys.TMP).name).mkdir(exist_ok=True)
-
-    @contextmanager
-    def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:
-        pin = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
-        try:
-            found = (_OPEN_FILES / str(pin)).readlink()
-            if not any(found.is_relative_to(root) for root in self._roots):
-                raise OutputUnreachableError(
-                    f"{path} is outside this worker's output roots: "
-                    "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
-                )
-            yield pin, os.fstat(pin)
-        finally:
-            os.close(pin)

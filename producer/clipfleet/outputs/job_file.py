@@ -1,4 +1,4 @@
-"""What an output tells of its job beside the parts: which it is, whether all items are staged, its retry."""
+"""Files of an output beside the parts: the job, its staged files, its current retry."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import keys
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.scratch import output_errors
 
 Note = TypeVar("Note", bound=BaseModel)
 
 
 class StagedFiles(BaseModel):
-    """Those that the ledger knows, or is told of next; what else is there was left by submits that died."""
+    """Staged files that the ledger knows or learns next; others are leftovers of killed submits."""
 
     model_config = ConfigDict(frozen=True)
 
     files: tuple[tuple[int, int], ...] = ()  # (first chunk, chunks) of each, in order
     items: int = 0
-    is_sealed: bool = False  # the source has ended: there will be no more
-    source_sum: str = ""  # of a sealed one, see `submission.Contents`; older versions noted none
+    is_sealed: bool = False  # the list is final
+    source_sum: str = ""  # of a sealed job, see `contents.py`; empty from older versions
 
 
 class Generation(BaseModel):
-    """The retry that was begun last."""
+    """The most recent retry."""
 
     model_config = ConfigDict(frozen=True)
 
     number: int = 0
-    codes: tuple[str, ...] = ()  # error codes of the rows that it runs again; empty: all
+    codes: tuple[str, ...] = ()  # error codes that it retries; empty: all
 
 
 def job_of(output: Output) -> Job | None:
-    """The job whose output this is, or None.
+    """Return the job of an output, or None.
 
     Raises:
-        OutputConflictError: there is a job file that cannot be read.
+        OutputConflictError: the job file is unreadable.
     """
     data = output.read(keys.JOB_FILE)
     if data is None:
@@ -59,7 +60,7 @@ def job_of(output: Output) -> Job | None:
 
 
 class StagedNote:
-    """What a submit notes of its staged files, before it tells the ledger of them."""
+    """Writes the list of staged files, ahead of the ledger."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -67,7 +68,7 @@ class StagedNote:
 
     @property
     def is_the_last(self) -> bool:
-        """Whether nobody has noted anything since this one was made, or wrote."""
+        """Whether no other submit has written the list since."""
         return staged_files(self._output) == self._before
 
     def write(
@@ -78,8 +79,8 @@ class StagedNote:
         is_sealed: bool = False,
         source_sum: str = "",
     ) -> bool:
-        """Note all files so far; False, and nothing is changed, if another submit has noted something."""
-        version = self._output.version(keys.STAGED_FILES)  # before it is read: what comes after is noticed
+        """Write all files so far; return False and change nothing if another submit has written."""
+        version = self._output.version(keys.STAGED_FILES)  # read first, so that later changes are detected
         now = StagedFiles(files=files, items=items, is_sealed=is_sealed, source_sum=source_sum)
         if not self.is_the_last:
             return False
@@ -92,16 +93,16 @@ class StagedNote:
 
 
 def staged_files(output: Output) -> StagedFiles:
-    """What a `StagedNote` wrote last, or no files. Raises `OutputDamagedError`."""
-    way_out = "submit the job anew into another --output"
+    """Read the list of staged files, by default empty. Raises `OutputDamagedError`."""
+    way_out = "submit the job again into another --output"
     return read_note(output, keys.STAGED_FILES, StagedFiles, way_out) or StagedFiles()
 
 
 def note_generation(output: Output, generation: Generation) -> bool:
-    """Note that a retry begins, unless another one notes the same or a later generation just now.
+    """Record the start of a retry, unless another one records the same or a later generation.
 
     Returns:
-        False if so: then nothing was changed.
+        False if so; nothing was changed.
     """
     version = output.version(keys.GENERATION)
     before = generation_of(output)
@@ -115,19 +116,19 @@ def note_generation(output: Output, generation: Generation) -> bool:
 
 
 def generation_of(output: Output) -> Generation:
-    """What `note_generation` noted, or generation 0. Raises `OutputDamagedError`."""
+    """Read the recorded retry, by default generation 0. Raises `OutputDamagedError`."""
     return read_note(output, keys.GENERATION, Generation, "remove it and try again") or Generation()
 
 
 def put_note(output: Output, name: str, note: BaseModel, version: str | None) -> bool:
-    """Write a note over the one of this version (None: there must be none); False if it is another by now."""
+    """Write a note if its version is still this one (None: it must not exist); else return False."""
     return put_if(output, name, note.model_dump_json().encode(), version)
 
 
 def put_if(
     output: Output, name: str, data: bytes, version: str | None, *, confirm: Confirm = unconditionally
 ) -> bool:
-    """Likewise for bytes. For `confirm` see `Output`."""
+    """Like `put_note`, for bytes. For `confirm` see `Output`."""
     with output.scratch() as path:
         with output_errors(path):
             path.write_bytes(data)
@@ -137,18 +138,20 @@ def put_if(
 def put_file_if(
     output: Output, scratch: Path, name: str, version: str | None, *, confirm: Confirm = unconditionally
 ) -> bool:
-    """Likewise for a finished scratch file of the output."""
+    """Like `put_note`, for a finished scratch file of the output."""
     if version is None:
         return output.publish(scratch, name, confirm=confirm)
     return output.replace_if(scratch, name, version, confirm=confirm)
 
 
 def _refused(output: Output, name: str) -> OutputUnavailableError:
-    return OutputUnavailableError(f"{output.uri}/{name}: was not written, though nobody else did so")
+    return OutputUnavailableError(
+        f"{output.uri}/{name}: was not written, although no other writer interfered"
+    )
 
 
 def read_note(output: Output, name: str, kind: type[Note], way_out: str) -> Note | None:
-    """What `put_note` wrote, or None. Raises `OutputDamagedError`, which names the way out."""
+    """Read what `put_note` wrote, or None. Raises `OutputDamagedError` with the way out."""
     data = output.read(name)
     if data is None:
         return None

@@ -1,4 +1,4 @@
-"""Replacing what an ended job left in an output: once no worker writes there, and by one submit at a time."""
+"""Replaces the results of an ended job, once no worker writes, by one submit at a time."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ _LOOK_SECONDS = 0.2
 
 
 class _Clearing(BaseModel):
-    """Which submit removes the results of another job."""
+    """Names the submit that removes the results of another job."""
 
     model_config = ConfigDict(frozen=True)
 
     job_id: str
-    token: str  # of the submit: another one of the same job is another one
+    token: str  # of the submit, as the same job may be submitted twice
 
 
 @dataclass(slots=True)
 class Overwriting:
-    """What one submit does about another job's results in its output."""
+    """Removes another job's results from the output of a submit."""
 
-    ledger: Ledger  # knows the job that is there
+    ledger: Ledger  # of the old job
     output: Output
-    job: Job  # the new one
-    write_limit_seconds: float = WRITE_LIMIT_SECONDS  # the most that a write begun within a lease may take
-    say: OnTrouble = log_trouble  # called with a line for people when others have to be waited for
+    job: Job  # the new job
+    write_limit_seconds: float = WRITE_LIMIT_SECONDS  # upper bound of a write that starts within a lease
+    say: OnTrouble = log_trouble  # called with a message when it waits for workers
     sleep: Callable[[float], object] = time.sleep
-    _version: str | None = field(default=None, init=False)  # of the job file that is to be replaced
-    _holder_id: str | None = field(default=None, init=False)  # the job that it names
+    _version: str | None = field(default=None, init=False)  # of the job file to replace
+    _holder_id: str | None = field(default=None, init=False)  # the job in it
 
     def is_due(self, *, is_wanted: bool) -> bool:
-        """Whether another job's results are to be removed first. Returns only once no worker writes there.
+        """Whether another job's results must be removed first. Returns once no worker writes there.
 
         Raises:
-            OutputConflictError: they must stay: nobody asked for their removal, or the job is not over.
-            UsageError: they are this job's own.
+            OutputConflictError: removal was not requested, or the other job has not ended.
+            UsageError: the results are this job's own.
         """
-        self._version = self.output.version(keys.JOB_FILE)  # before it is read
+        self._version = self.output.version(keys.JOB_FILE)  # read first, so that later changes are detected
         holder = job_of(self.output)
         if holder is not None and holder.job_id == self.job.job_id:
             status: JobStatus | None = None
@@ -61,7 +61,7 @@ class Overwriting:
                 raise UsageError(
                     f"--overwrite needs a new job id: {self.output.uri} holds {holder.job_id} itself"
                 )
-            if status is not None or holder.is_same(self.job):  # an interrupted submit goes on
+            if status is not None or holder.is_same(self.job):  # resume an interrupted submit
                 return False
         if holder is None and not any(self.output.names(keys.PART_PREFIX)):
             return False
@@ -76,23 +76,23 @@ class Overwriting:
         return True
 
     def _wait_for_writers(self, job_id: str) -> None:
-        """Return once no worker can be inside a write of an ended job."""
-        is_told = False
+        """Block until no worker can be inside a write of an ended job."""
+        is_announced = False
         while True:
             try:
                 self._require_ended(job_id)
-            except JobNotFoundError:  # forgotten days after its end, with all leases
+            except JobNotFoundError:  # expired days after its end, with all leases
                 return
             count, seconds = self.ledger.writers(job_id, self.write_limit_seconds)
             if not count:
                 return
-            if not is_told:
+            if not is_announced:
                 chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
                 self.say(
                     f"waiting for workers to release {chunks} of job {job_id} in {self.output.uri} "
                     f"(about {seconds:.0f} s if they do not answer)"
                 )
-                is_told = True
+                is_announced = True
             self.sleep(_LOOK_SECONDS)
 
     def _require_ended(self, job_id: str) -> None:
@@ -102,13 +102,13 @@ class Overwriting:
             )
 
     def run(self) -> None:
-        """Remove the other job's results and put the new job's file in place of its own.
+        """Remove the other job's results and replace its job file.
 
-        A submit that was frozen in here, while another one went the same way, removes nothing of that one's.
+        A submit that was suspended in here while another one did the same removes nothing of the latter.
 
         Raises:
-            JobConflictError: another submit of the same job does the same just now.
-            OutputConflictError: another job has taken the output meanwhile, or the old job was retried.
+            JobConflictError: another submit of the same job is doing the same.
+            OutputConflictError: another job has taken the output, or the old job was retried.
         """
         mine = _Clearing(job_id=self.job.job_id, token=uuid4().hex)
         version = self.output.version(keys.CLEARING)
@@ -139,4 +139,4 @@ class Overwriting:
             clearing = None
         if self.job.job_id in (clearing and clearing.job_id, holder and holder.job_id):
             return JobConflictError(f"another submit of job {self.job.job_id} is running")
-        return OutputConflictError(f"{self.output.uri} was taken by another job meanwhile")
+        return OutputConflictError(f"{self.output.uri} was taken by another job in the meantime")

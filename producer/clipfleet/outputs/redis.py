@@ -1,7 +1,7 @@
 """The output of a `redis://` job: its objects are values in the ledger's own Redis, below the job's keys.
 
-The job file is the job as the ledger knows it, so it is there before anything else. Parts are no objects
-here: rows go in with the `complete` of their chunk.
+The job file is the spec in the ledger, so it exists before any other object. There are no parts: rows are
+stored by the `complete` of their chunk.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from clipfleet.contract.jobs import REDIS_OUTPUT
 from clipfleet.errors import TooManyItemsError
 from clipfleet.ledger import keys
 from clipfleet.ledger.row_store import RedisStore
-from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.scratch import local_scratch, output_errors
 
 _MAX_OBJECT_BYTES = 500 << 20  # Redis takes 512 MB in one value
 _ANYTHING = "any"  # see put_object.lua
 
 
 class RedisOutput:
-    """See `clipfleet.outputs.Output`. All methods raise `RedisUnavailableError` while Redis is away."""
+    """See `clipfleet.outputs.Output`. All methods raise `RedisUnavailableError` while Redis is down."""
 
-    uri = REDIS_OUTPUT  # the same for every job: the Redis of whoever asks
+    uri = REDIS_OUTPUT  # names no server: always the ledger of the caller
     has_conditional_writes = True
 
     def __init__(self, store: RedisStore, job_id: str) -> None:
@@ -36,25 +37,25 @@ class RedisOutput:
         self._items = keys.job(job_id, keys.ITEMS)
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A file of this machine."""
+        """Create a local scratch file."""
         return local_scratch()
 
     def publish(
         self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
     ) -> bool:
-        """See the protocol; also False if the job has ended meanwhile."""
+        """Store the file as a value; also False if the job has ended."""
         confirm()
         return self._put(name, _content(scratch), _ANYTHING if replace else "")
 
     def version(self, name: str) -> str | None:
         data = self.read(name)
-        # What Redis has for its scripts.
+        # The hash function that Redis scripts have.
         return None if data is None else hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
     ) -> bool:
-        """See the protocol; also False if the job has ended meanwhile."""
+        """Replace the value; also False if the job has ended."""
         confirm()
         return self._put(name, _content(scratch), version)
 
@@ -67,10 +68,10 @@ class RedisOutput:
         self._put(name, data, _ANYTHING)
 
     def _put(self, name: str, data: bytes, over: str) -> bool:
-        """Over nothing (""), anything, or the one object of this version; False if that is not so."""
+        """Write over nothing (""), anything, or this version; False if the object does not match."""
         if len(data) > _MAX_OBJECT_BYTES:
             raise TooManyItemsError(
-                f"the items of one chunk have {len(data) >> 20:,} MiB, more than Redis holds in one value: "
+                f"a chunk has {len(data) >> 20:,} MiB of items, more than Redis stores in one value: "
                 "choose a smaller --chunk-size, or an --output"
             )
         return bool(self._store.run("put_object", self._job_id, name, data, over))
@@ -97,13 +98,13 @@ class RedisOutput:
             client.hdel(self._items, name)
 
     def sweep(self, kept: Collection[str], *, confirm: Confirm = unconditionally) -> None:
-        """Nothing to do: the script that ends a job removes what is not needed any more."""
+        """Do nothing: the script that ends a job removes leftovers."""
 
     def sweep_scratch(self) -> None:
-        """Nothing to do: they are on the machines of their writers."""
+        """Do nothing: scratch files are local to their writers."""
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
-        """See the protocol; the job itself stays in the ledger."""
+        """Remove items and results; the job itself stays in the ledger."""
         confirm()
         with self._store.reading(self._job_id) as client:
             client.unlink(self._items, *(keys.job(self._job_id, suffix) for suffix in keys.RESULT_SUFFIXES))

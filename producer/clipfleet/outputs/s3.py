@@ -1,8 +1,8 @@
 """An output below a prefix of an S3 bucket.
 
-A name is taken by a put that succeeds only if it was free (`If-None-Match: *`). Every write carries an id, by
-which one whose answer was lost is recognised. A store that ignores conditions is found out by a canary before
-the first write; there a look comes before a plain put.
+A put that succeeds only if the name is free (`If-None-Match: *`) creates an object. Every write carries an id
+that identifies it if its response was lost. A canary before the first write detects a store that ignores
+conditions; there, a plain put follows a check.
 """
 
 from __future__ import annotations
@@ -20,44 +20,36 @@ import pyarrow as pa
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, UsageError
 from clipfleet.ledger import keys
-from clipfleet.outputs.folder import Confirm, local_scratch, output_errors, unconditionally
-from clipfleet.s3.client import (
-    SCHEME,
-    S3Client,
-    S3Problem,
-    explain,
-    failures_of_calls,
-    list_objects,
-    s3_errors,
-    split_s3_uri,
-)
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.guarded_body import GuardedBody
+from clipfleet.outputs.scratch import local_scratch, output_errors
+from clipfleet.s3.client import SCHEME, S3Client, list_objects, split_s3_uri
+from clipfleet.s3.failures import S3Problem, explain, failures_of_calls, s3_errors
 from clipfleet.s3.file import S3File
 
-_WRITE_ID = "clipfleet-write"  # metadata of an object: who wrote it
+_WRITE_ID = "clipfleet-write"  # object metadata: id of the write
 _CONFLICT_ATTEMPTS = 6
 _CONFLICT_SECONDS = 0.1  # doubles
-_PROBE_PATIENCE_SECONDS = 30.0  # many writers shall not find out one after the other that a store is away
+_PROBE_PATIENCE_SECONDS = 30.0  # so that queued writers fail soon if the store is down
 _KEYS_OF_A_DELETE = 1000  # S3's own limit
-_LAST_BYTES = 4096
-_CONFIRM_BYTES = 1 << 20
-_MAX_KEY_BYTES = 900  # S3 takes 1024; the names below the prefix need some
+_MAX_KEY_BYTES = 900  # S3 allows 1024, including the names below the prefix
 
 
 class S3Output:
     """See `clipfleet.outputs.Output`."""
 
     def __init__(self, bucket: str, prefix: str, client: S3Client) -> None:
-        """No call is made. The bucket must exist; the prefix may be empty, and has no slash at its end."""
+        """Send nothing. The bucket must exist; the prefix may be empty and has no trailing slash."""
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
         self.uri = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
         self._client = client
-        self._conditional: bool | None = None  # not known yet
+        self._conditional: bool | None = None  # unknown
         self._probing = threading.Lock()
 
     @property
     def has_conditional_writes(self) -> bool:
-        """See the protocol; the first call asks the store, by means of a canary."""
+        """Probed by the first call, with a canary object."""
         if not self._probing.acquire(timeout=_PROBE_PATIENCE_SECONDS):
             raise OutputUnavailableError(f"{self.uri}: timed out while probing the store")
         try:
@@ -69,7 +61,7 @@ class S3Output:
             self._probing.release()
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A file of this machine."""
+        """Create a local scratch file."""
         return local_scratch()
 
     def publish(
@@ -79,14 +71,14 @@ class S3Output:
             return self._put(name, file, confirm) if replace else self._put_if_absent(name, file, confirm)
 
     def version(self, name: str) -> str | None:
-        """See the protocol. Equal for equal bytes: what must not be mixed up differs in its bytes."""
+        """The ETag, equal for equal bytes: objects that must not be confused differ in their bytes."""
         head = self._head(name)
         return None if head is None else str(head["ETag"])
 
     def replace_if(
         self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
     ) -> bool:
-        """See the protocol. A store without conditional writes lets another writer in between."""
+        """Replace with `If-Match`. Without conditional writes, another writer may come in between."""
         with _opened(scratch) as file:
             if self.has_conditional_writes:
                 return self._put(name, file, confirm, {"IfMatch": version})
@@ -106,7 +98,7 @@ class S3Output:
             return None
 
     def open(self, name: str) -> pa.NativeFile:
-        """See the protocol. Reads by ranges of the version that is there now."""
+        """Open the current version, read by byte ranges."""
         return pa.PythonFile(S3File(self._client, self._bucket, self._root + name), mode="r")
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -123,7 +115,7 @@ class S3Output:
                 self._remove_all([name for name in self._names(prefix) if name not in kept], confirm)
 
     def sweep_scratch(self) -> None:
-        """See the protocol. Scratch files are no objects; the canaries of killed writers are."""
+        """Remove canaries of killed writers; scratch files are local."""
         self._remove_all(list(self._names(f"{keys.TMP}/")))
 
     def clear(self, *, confirm: Confirm = unconditionally) -> None:
@@ -143,11 +135,11 @@ class S3Output:
     def _put(
         self, name: str, body: bytes | BinaryIO, confirm: Confirm, condition: dict[str, str] | None = None
     ) -> bool:
-        """Write an object; False if the condition does not hold."""
+        """Put an object; False if the condition fails."""
         from botocore.exceptions import ClientError
 
         write_id = uuid.uuid4().hex
-        guarded = _GuardedBody(io.BytesIO(body) if isinstance(body, bytes) else body, confirm)
+        guarded = GuardedBody(io.BytesIO(body) if isinstance(body, bytes) else body, confirm)
         for attempt in range(_CONFLICT_ATTEMPTS):
             guarded.seek(0)
             confirm()
@@ -163,22 +155,22 @@ class S3Output:
                     return True
                 except ClientError as error:
                     if _status(error) == 412 or (condition and _status(error) == 404 and _no_object(error)):
-                        # The answer to an earlier attempt may have been lost, here or on the way: ours then.
+                        # Ours, if only the response to an earlier attempt was lost.
                         return self._is_written_by(name, write_id)
                     if _status(error) != 409:
                         raise
-            # Another conditional write of this name was under way; how it ended is seen by trying again.
+            # Another conditional write of this name is in progress; retry to see its result.
             time.sleep(_CONFLICT_SECONDS * 2**attempt)
-        raise OutputUnavailableError(f"{self.uri}/{name}: other writers are in the way")
+        raise OutputUnavailableError(f"{self.uri}/{name}: conflicts with other writers do not end")
 
     def _is_written_by(self, name: str, write_id: str) -> bool:
         head = self._head(name)
         return head is not None and head.get("Metadata", {}).get(_WRITE_ID) == write_id
 
     def _probe(self) -> bool:
-        """Write a canary again and again; only a store that ignores the condition takes it each time.
+        """Create a canary repeatedly; only a store that ignores the condition succeeds each time.
 
-        Three times, for it may be swept away once.
+        Three times, as a sweep may remove it once.
         """
         from botocore.exceptions import ClientError
 
@@ -192,14 +184,14 @@ class S3Output:
             if not _is_unknown_condition(error):
                 raise
         finally:
-            with suppress(*failures_of_calls()):  # then it is swept at the end of the job
+            with suppress(*failures_of_calls()):  # the sweep at the end of the job removes it
                 self._client.delete_object(**where)
         return False
 
     # --- Looking and removing ---
 
     def _head(self, name: str) -> dict[str, Any] | None:
-        """What is known of an object. Asked by GET: a refusal of HEAD comes without its reason."""
+        """Metadata of an object, or None. Uses GET: a refused HEAD has no error body."""
         from botocore.exceptions import ClientError
 
         where = {"Bucket": self._bucket, "Key": self._root + name}
@@ -247,76 +239,28 @@ class S3Output:
             yield
 
 
-class _GuardedBody:
-    """The bytes of an object; the last ones leave only if `confirm` lets them, however often they are sent.
-
-    A request takes time (a connection, the answer `100 Continue`, the bytes before), and a store makes no
-    object of one that breaks off. So the lease is checked immediately before the last bytes.
-    """
-
-    def __init__(self, file: BinaryIO, confirm: Confirm) -> None:
-        self._file = file
-        self._confirm = confirm
-        self._size = file.seek(0, io.SEEK_END)
-        self._refusal: BaseException | None = None
-
-    def read(self, amount: int | None = -1) -> bytes:
-        """Like that of a file, with a read of its own for the last bytes."""
-        position = self._file.tell()
-        most = self._size - position - _LAST_BYTES
-        if most > 0 and amount is not None and amount >= 0:
-            data = self._file.read(min(amount, most))
-            if position // _CONFIRM_BYTES == (position + len(data)) // _CONFIRM_BYTES:
-                return data
-        else:
-            data = self._file.read(-1 if amount is None else amount)
-        try:
-            self._confirm()  # a slow upload is no hang, and one that is not wanted any more ends
-        except BaseException as error:
-            self._refusal = error
-            raise
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._refusal = None
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    @contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Raise what `confirm` has raised, of which botocore makes a failure of the connection."""
-        try:
-            yield
-        except Exception:
-            if self._refusal is not None:
-                raise self._refusal from None
-            raise
-
-
 def s3_output(uri: str, client: S3Client) -> S3Output:
-    """The output at `s3://bucket/prefix`.
+    """Open the output at `s3://bucket/prefix`.
 
     Raises:
-        UsageError: no prefix of keys that every store keeps apart and finds again.
+        UsageError: a prefix that some stores normalise or refuse.
     """
     bucket, key = split_s3_uri(uri)
     prefix = key.rstrip("/")
     segments = prefix.split("/") if prefix else []
     if any(segment in ("", ".", "..") for segment in segments):
         raise UsageError(
-            f"output {uri!r}: empty segments, `.` and `..` have no meaning in S3, leave them out"
+            f"output {uri!r}: empty segments, `.` and `..` have no meaning in S3: leave them out"
         )
     if len(prefix.encode()) > _MAX_KEY_BYTES or any(len(segment.encode()) > 255 for segment in segments):
         raise UsageError(f"output {uri!r} is too long for a key")
     if any(not character.isprintable() for character in prefix):
-        raise UsageError(f"output {uri!r}: control characters cannot be in it")
+        raise UsageError(f"output {uri!r}: control characters are not allowed")
     return S3Output(bucket, prefix, client)
 
 
 def _is_unknown_condition(error: Exception) -> bool:
-    """Some stores do not ignore a condition that they do not know, but say so."""
+    """Whether the store refuses conditions, instead of ignoring them."""
     return _status(error) == 501 or (_status(error) == 400 and explain(error).problem is S3Problem.REFUSED)
 
 

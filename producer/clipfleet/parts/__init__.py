@@ -21,28 +21,28 @@ from clipfleet.parts.parquet import ParquetParts
 
 
 class OpenPart(Protocol):
-    """A part that is being read."""
+    """A part, open for reading."""
 
     schema: pa.Schema  # of the rows, without metadata
     num_rows: int
-    beside: Sequence[str]  # names of further objects without which the part is not complete
+    beside: Sequence[str]  # names of further objects that belong to the part
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
-        """Whose part it is, and what it counts.
+        """Identity and counts of the part.
 
         Raises:
-            ValueError: it is no part of ours.
+            ValueError: the file is not a part of clipfleet.
         """
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows in order, in batches of at most 4,096, with all columns or the named ones."""
+        """Iterate over the rows in order, in batches of at most 4,096, with all columns or the named ones."""
 
 
 class PartFiles(Protocol):
-    """One format. Its methods raise `OutputUnavailableError` where waiting may help."""
+    """One format of parts. Methods raise `OutputUnavailableError` if waiting may help."""
 
-    readers: int  # how many parts may be read at a time, so that memory stays in bounds
-    footer_readers: int  # likewise where little beside the footers is wanted: a remote one takes round trips
+    readers: int  # parts to read concurrently, bounded by memory
+    footer_readers: int  # footers to read concurrently, to hide round trips
 
     def name(self, chunk_id: int) -> str:
         """Object name of the part of a chunk."""
@@ -57,22 +57,22 @@ class PartFiles(Protocol):
         *,
         confirm: Confirm = unconditionally,
     ) -> None:
-        """Write a part to a scratch file of the output, ready to be published. May be repeated.
+        """Write a part to a scratch file of the output, ready to publish. Idempotent.
 
-        What belongs to it beside is put into the output at once; for `confirm` see `Output`.
+        Objects that belong to it are created in the output at once; for `confirm` see `Output`.
         """
 
     def open(self, output: Output, name: str) -> AbstractContextManager[OpenPart]:
         """Open a part of the output for reading.
 
         Raises:
-            FileNotFoundError: there is no object of this name.
-            OutputDamagedError: now or while reading: it does not hold what its name says.
+            FileNotFoundError: no such object.
+            OutputDamagedError: now or while reading: unexpected content.
         """
 
 
 def part_files(part_format: PartFormat, job_id: str | None) -> PartFiles:
-    """The parts of a job; without its id those of a JSONL part have no known footer and types."""
+    """Choose the format of a job's parts. Without a job id, JSONL parts have no footer and inferred types."""
     return JsonlParts(job_id) if part_format is PartFormat.JSONL else ParquetParts()
 
 
@@ -83,16 +83,16 @@ Loaded = TypeVar("Loaded")
 def read_ahead(
     load: Callable[[Name], Loaded], names: Iterable[Name], *, depth: int
 ) -> Generator[Loaded, None, None]:
-    """`load(name)` for each name, in order; several at a time, as each costs a remote store round trips.
+    """Yield `load(name)` for each name, in order, with concurrent calls to hide round trips.
 
-    The first one is loaded alone, so who wants no more of them does not pay for more; then twice as many are
-    under way after each one that is taken, up to `depth`. What `load` raises is raised in its turn, and what
-    comes after it is dropped.
+    The first is loaded alone, so that a caller that stops after it pays for no more; then concurrency doubles
+    after each result, up to `depth`. An exception of `load` is raised in its turn, and later results are
+    dropped.
 
     Args:
         load: called in other threads.
-        names: taken no faster than needed.
-        depth: the most calls under way, or done and not taken yet.
+        names: consumed lazily.
+        depth: upper bound of calls in progress or not yet yielded.
     """
     left = iter(names)
     under_way: deque[Future[Loaded]] = deque()

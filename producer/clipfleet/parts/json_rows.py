@@ -1,6 +1,6 @@
-"""Rows as JSON Lines and back. JSON knows text, numbers, lists and objects: what else a column holds is text.
+"""Converts rows to JSON Lines and back. Types without a JSON equivalent become text. No I/O.
 
-Bytes become base64, dates and times their ISO form, a float that is no number null. No I/O.
+Bytes become base64, dates and times ISO 8601, non-finite floats null.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import pyarrow as pa
 
 from clipfleet.contract.parts import PART_COLUMNS, UNKNOWN_DIMENSION, part_schema
 
-# Valid in JSON, but many programs that split text into lines take them for ends of a line.
+# Valid in JSON, but many programs treat them as line ends.
 _LINE_ENDS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-_SLICE_ROWS = 512  # as Python objects at a time: a vector is large then
+_SLICE_ROWS = 512  # converted to Python objects at a time, where vectors are large
 
 
 def json_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which a column comes back from JSON: its own where JSON has it, else string."""
+    """Type of a column after a round trip: its own if JSON has it, else string."""
     if pa.types.is_dictionary(kind):
         return json_type(kind.value_type)
     return kind if _is_json(kind) else pa.string()
 
 
 def json_schema(schema: pa.Schema) -> pa.Schema:
-    """The same columns in the types of `json_type`."""
+    """Schema of the columns after a round trip."""
     return pa.schema([field.with_type(json_type(field.type)) for field in schema])
 
 
 def as_json(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows in the schema of `json_schema`."""
+    """Convert rows to `json_schema`."""
     schema = json_schema(batch.schema)
     if schema.equals(batch.schema):
         return batch
@@ -42,18 +42,18 @@ def as_json(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def json_lines(batch: pa.RecordBatch) -> Iterator[str]:
-    """One line per row, each with its end; keys in the order of the columns, nulls included."""
+    """Convert rows to lines with their ends; keys in column order, nulls included."""
     return map(json_line, json_dicts(batch))
 
 
 def json_dicts(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows as objects of JSON's own types."""
+    """Convert rows to dicts of JSON types."""
     for start in range(0, batch.num_rows, _SLICE_ROWS):
         yield from as_json(batch.slice(start, _SLICE_ROWS)).to_pylist()
 
 
 def json_line(row: dict[str, Any]) -> str:
-    """One row of JSON's own types as a line with its end."""
+    """Format a row of JSON types as a line with its end."""
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -64,7 +64,7 @@ def json_line(row: dict[str, Any]) -> str:
 
 
 def from_json(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """The inverse of `json_lines`: rows in a schema of JSON's own types; what a row lacks is null.
+    """Invert `json_lines`: build a batch in a schema of JSON types; missing keys become null.
 
     Raises:
         pa.ArrowException: a value does not fit its column.
@@ -73,7 +73,7 @@ def from_json(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBat
 
 
 def inferred_schema(rows: Iterable[dict[str, Any]]) -> pa.Schema:
-    """A schema for rows of a part whose own one is not known: our columns as ever, others by their values."""
+    """Infer the schema of a part without a footer: clipfleet's columns as defined, others by their values."""
     dimension = 0
     others: dict[str, list[Any]] = {}
     for row in rows:
@@ -115,7 +115,7 @@ def _converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return pa.array(texts, kind)
     try:
         return column.cast(kind)
-    except pa.ArrowNotImplementedError:  # nested, with something inside that JSON does not have
+    except pa.ArrowNotImplementedError:  # nested, with a type inside that JSON lacks
         texts = [
             None if value is None else json.dumps(_finite(value), ensure_ascii=False, default=str)
             for value in column.to_pylist()

@@ -1,13 +1,12 @@
-"""JSON Lines parts: rows and nothing else, so that every reader of JSON Lines gets exactly the rows.
+"""JSON Lines parts: rows only, so that every reader of JSON Lines gets exactly the rows.
 
-There is no room for identity and counts among rows, and two objects cannot be written at once. So the footer
-is an object of its own that is named by job and content, and written first: a part with another content,
-whoever wrote it, never finds it, and a footer whose part did not come to be is never looked for. A part of
-another job that came too late is known by its own footer.
+Identity and counts do not fit among rows, and two objects cannot be written atomically. So the footer is an
+object of its own, named by job and content hash, and written first: a part with different content never finds
+it, and a footer without a part is never read. A late part of another job is recognised by its own footer.
 
-The first line of a part ends with as many blanks as its generation says, which JSON ignores: parts of two
-generations with the same rows are not the same bytes. S3 replaces by content, and a late writer that has seen
-the one must not replace the other.
+The first line of a part ends with as many blanks as its generation, which JSON ignores: equal rows of two
+generations differ in their bytes. S3 compares versions by content, and a late writer that has seen one must
+not replace the other.
 """
 
 from __future__ import annotations
@@ -29,22 +28,23 @@ from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read
 from clipfleet.errors import OutputUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.parquet import damaged, parquet_errors
+from clipfleet.outputs.scratch import output_errors
 from clipfleet.parts.json_rows import from_json, inferred_schema, json_lines, json_schema
-from clipfleet.parts.parquet import damaged, parquet_errors
 
-# What JSON raises for what is none, and Arrow for values that do not fit.
+# Raised by json for invalid text, and by Arrow for values that do not fit.
 _DAMAGED = (json.JSONDecodeError, UnicodeError, OverflowError, RecursionError, pa.ArrowException)
 
-_BATCH_ROWS = 512  # they become Python objects on their way, and a vector is large then
-_SCHEMA = "schema"  # entry of the footer: the rows' Arrow schema, which JSON cannot tell
+_BATCH_ROWS = 512  # converted to Python objects, where vectors are large
+_SCHEMA = "schema"  # entry of the footer: the Arrow schema of the rows
 
 
 class JsonlParts:
     """See `clipfleet.parts.PartFiles`."""
 
     readers = 2  # a part of 4,096 rows with vectors of length 512 is 40 MB of text
-    footer_readers = 4  # the whole part is read to find its footer
+    footer_readers = 4  # finding a footer reads the whole part
 
     def __init__(self, job_id: str | None) -> None:
         self._job_id = job_id
@@ -62,7 +62,7 @@ class JsonlParts:
         *,
         confirm: Confirm = unconditionally,
     ) -> None:
-        """See the protocol. The footer is put into the output at once."""
+        """Write the rows to the scratch file, and the footer to the output at once."""
         content = hashlib.sha256()
         with output_errors(path), path.open("wb") as file:
             for number, batch in enumerate(rows.to_batches(_BATCH_ROWS)):
@@ -75,13 +75,13 @@ class JsonlParts:
         footer = part_footer(identity, counts) | {_SCHEMA: _schema_text(json_schema(rows.schema))}
         name = keys.detached_footer(self.name(identity.chunk_id), identity.job_id, content.hexdigest())
         is_new = output.create(name, json.dumps(footer).encode(), confirm=confirm)
-        # Else another writer of this generation has the same rows.
+        # Otherwise another writer of this generation has the same rows.
         if not is_new and _read_footer(output, name) is None:
             raise OutputUnavailableError(f"{output.uri}/{name}: was removed while it was written")
 
     @contextmanager
     def open(self, output: Output, name: str) -> Iterator[OpenJsonlPart]:
-        """See the protocol. Reads the whole part."""
+        """Open a part, reading all of it."""
         with parquet_errors(output, name), output.open(name) as file:
             content = file.read()
         footer_name, footer = "", None
@@ -89,7 +89,7 @@ class JsonlParts:
             footer_name, footer = _footer_of(output, name, self._job_id, hashlib.sha256(content).hexdigest())
         try:
             yield OpenJsonlPart(content, footer, footer_name)
-        except MemoryError:  # Arrow's is an ArrowException, too
+        except MemoryError:  # Arrow's is also an ArrowException
             raise
         except _DAMAGED as error:
             raise damaged(output, name, error) from error
@@ -109,7 +109,7 @@ class OpenJsonlPart:
 
     def footer(self) -> tuple[PartIdentity, PartCounts]:
         if self._footer is None:
-            raise ValueError("no footer belongs to its content")
+            raise ValueError("no footer matches its content")
         return read_part_footer(self._footer)
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -121,14 +121,14 @@ class OpenJsonlPart:
         lines = io.BytesIO(self._content)
         while rows := [json.loads(line) for line in islice(lines, _BATCH_ROWS)]:
             if not all(isinstance(row, dict) for row in rows):
-                raise pa.ArrowInvalid("a line is no JSON object")
+                raise pa.ArrowInvalid("a line is not a JSON object")
             yield rows
 
 
 def _footer_of(
     output: Output, part_name: str, job_id: str, content_hash: str
 ) -> tuple[str, dict[str, str] | None]:
-    """Name and content of the footer of a part: this job's, else that of whichever job has written it."""
+    """Name and content of the footer of a part: of this job, else of the job that wrote it."""
     name = keys.detached_footer(part_name, job_id, content_hash)
     footer = _read_footer(output, name)
     if footer is None:

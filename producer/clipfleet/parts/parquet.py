@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,66 +12,20 @@ import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_footer, read_part_footer
-from clipfleet.errors import OutputDamagedError, OutputUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.parquet import footer, open_parquet, parquet_errors
+from clipfleet.outputs.scratch import output_errors
 
 if TYPE_CHECKING:
     from clipfleet.outputs import Output
 
 
-def open_parquet(output: Output, name: str) -> pq.ParquetFile:
-    """An open file, to be closed by the caller with `close(force=True)`; use it inside `parquet_errors`.
-
-    Raises:
-        FileNotFoundError: there is no object of this name.
-    """
-    with ExitStack() as stack:
-        file = pq.ParquetFile(stack.enter_context(output.open(name)))
-        stack.pop_all()
-    return file
-
-
-def footer(file: pq.ParquetFile) -> dict[str, str]:
-    """What the writer noted in the footer, without Arrow's own schema entry."""
-    entries = file.metadata.metadata or {}
-    return {
-        key.decode(errors="replace"): value.decode(errors="replace")
-        for key, value in entries.items()
-        if key != b"ARROW:schema"
-    }
-
-
-@contextmanager
-def parquet_errors(output: Output, name: str) -> Iterator[None]:
-    """Turn what pyarrow raises while reading into an output error.
-
-    `FileNotFoundError` and `MemoryError` pass unchanged.
-    """
-    try:
-        yield
-    except (FileNotFoundError, MemoryError):  # the latter is an ArrowException, too
-        raise
-    except OSError as error:
-        # Arrow reports content that it cannot understand as an OSError, too, but without a number.
-        if error.errno is None:
-            raise damaged(output, name, error) from error
-        raise OutputUnavailableError(f"{output.uri}/{name}: {error.strerror}") from error
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise damaged(output, name, error) from error
-
-
-def damaged(output: Output, name: str, error: Exception) -> OutputDamagedError:
-    """What is said of an object that holds something else than its name says."""
-    problem = (str(error).strip() or type(error).__name__).splitlines()[0]  # Arrow adds where it was
-    return OutputDamagedError(f"{output.uri}/{name}: damaged: {problem}")
-
-
 _BATCH_ROWS = 4096
-# A dictionary of these only costs: of 512 rows a third of the time and a sixth of the file.
+# Unique values: for 512 rows a dictionary costs a third of the time and a sixth of the file.
 _UNIQUE_COLUMNS = ("item_index", "item_id", "uri", "embedding", "content_hash")
-# Nobody looks for them by their range: of 512 rows with vectors of length 512 that costs a fifth of the time.
+# Never filtered by range: for 512 rows with vectors of length 512, statistics cost a fifth of the time.
 _UNORDERED_COLUMNS = ("embedding", "content_hash")
 
 
@@ -94,7 +48,7 @@ class ParquetParts:
         *,
         confirm: Confirm = unconditionally,
     ) -> None:
-        """See the protocol. The file is complete in itself."""
+        """Write a self-contained file."""
         stamped = rows.replace_schema_metadata(part_footer(identity, counts))
         with output_errors(path):
             pq.write_table(
@@ -107,7 +61,7 @@ class ParquetParts:
 
     @contextmanager
     def open(self, output: Output, name: str) -> Iterator[OpenParquetPart]:
-        """See the protocol. Reads the footer only."""
+        """Open a part, reading only the footer."""
         with parquet_errors(output, name):
             file = open_parquet(output, name)
             try:
@@ -130,12 +84,12 @@ class OpenParquetPart:
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         for batch in self._file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            batch.validate(full=True)  # a damaged page may still be unpacked into what is no text
+            batch.validate(full=True)  # a damaged page may decompress to invalid text
             yield batch
 
 
 def _leaves_but(schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """Paths, as Parquet has them, of all columns but these."""
+    """Parquet paths of all columns but these."""
     return [path for field in schema if field.name not in names for path in _leaves(field)]
 
 

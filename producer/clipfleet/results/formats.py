@@ -1,4 +1,4 @@
-"""Writes rows that were read back for people and for other programs; one batch at a time."""
+"""Writes rows as a table, JSON Lines, CSV or Parquet, one batch at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GROUP_ROWS = 32_768  # 32 MB of vectors of length 512
 
 
 class ResultFormat(StrEnum):
-    """What `clipfleet results` can write."""
+    """Formats of `clipfleet results`."""
 
     TABLE = "table"
     JSONL = "jsonl"
@@ -43,13 +43,13 @@ class ResultFormat(StrEnum):
 def write(
     reader: RowReader, result_format: ResultFormat, stream: BinaryIO, *, limit: int | None = None
 ) -> int:
-    """Write the rows so far, at most `limit` (None: all, 20 for a table); returns how many that were.
+    """Write the rows so far, at most `limit` (None: all, 20 for a table); return their number.
 
-    A table is for people; the others hold every column. Text is UTF-8. The stream is left open, and need not
-    be seekable.
+    A table omits columns, the other formats have all. Text is UTF-8. The stream is left open and need not be
+    seekable.
 
     Raises:
-        ResultsNotReadyError: no part exists; nothing was written. Else see `RowReader.read`.
+        ResultsNotReadyError: there are no rows; nothing was written. Otherwise see `RowReader.read`.
     """
     if limit is None:
         limit = TABLE_ROWS if result_format is ResultFormat.TABLE else sys.maxsize
@@ -61,16 +61,16 @@ def write(
 
 @dataclass(slots=True)
 class _Rows:
-    """What is to be written; can be read once."""
+    """Rows to write; readable once."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
-    limit: int  # the most rows that are written
+    limit: int  # upper bound of rows to write
     job: Callable[[], Job | None]
-    count: int = 0  # rows that were read
+    count: int = 0  # rows read so far
 
     def first(self, limit: int | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows up to the limit; no part is opened that is not needed for them."""
+        """Iterate over the rows up to the limit, opening only the parts needed."""
         left = self.limit if limit is None else limit
         while left > 0 and (batch := next(self.batches, None)) is not None:
             batch = batch.slice(0, left)
@@ -104,7 +104,7 @@ def _write_parquet(wanted: _Rows, stream: BinaryIO) -> None:
 
 
 def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches, which may be small, gathered to tables that are worth a row group each."""
+    """Combine small batches into tables of the size of a row group."""
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
@@ -116,7 +116,7 @@ def row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
-    # One row more than is shown tells whether there are more.
+    # One more row than shown, to detect that there are more.
     rows = [row for batch in wanted.first(wanted.limit + 1) for row in json_dicts(batch)]
     shown = rows[: wanted.limit]
     with _as_text(stream) as text:
@@ -125,17 +125,15 @@ def _write_table(wanted: _Rows, stream: BinaryIO) -> None:
         console.print(table)
         if left_out:
             names = escape(", ".join(left_out))
-            console.print(
-                f"no room for {names}: widen the terminal, or all with --format jsonl, csv or parquet"
-            )
+            console.print(f"not shown: {names}; widen the terminal, or use --format jsonl, csv or parquet")
         if len(rows) > len(shown):
             console.print(
-                f"the first {len(shown)} rows; more with --limit, all with --format jsonl, csv or parquet"
+                f"the first {len(shown)} shown; raise --limit, or use --format jsonl, csv or parquet"
             )
 
 
 _TEXT_CHARACTERS = 200
-_FOLDED_WIDTH = 12  # wider cells are folded before a label set is left out
+_FOLDED_WIDTH = 12  # wider cells are folded before a label set is omitted
 _BETWEEN = 3  # columns of the terminal
 
 
@@ -147,7 +145,7 @@ class _Column:
 
     @property
     def shown(self) -> Sequence[str]:
-        """The cells as a terminal may have them."""
+        """The cells with control characters escaped."""
         return [printable(cell) for cell in self.cells]
 
     @property
@@ -157,9 +155,9 @@ class _Column:
 
 
 def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) -> tuple[Table, Sequence[str]]:
-    """The rows (of JSON's own types) as a table, and the names of the label sets that have no place in it.
+    """Lay out rows (of JSON types) as a table; also return the names of label sets that do not fit.
 
-    The job tells which columns are label sets and texts. There is always a place for one label set.
+    The job names the columns of label sets and texts. At least one label set is shown.
     """
     before = [_Column("index", [str(row["item_index"]) for row in rows], is_number=True)]
     before += [*_names(rows, job), _Column("status", [row["status"] for row in rows])]
@@ -183,7 +181,7 @@ def result_table(rows: Sequence[dict[str, Any]], job: Job | None, width: int) ->
 
 
 def _names(rows: Sequence[dict[str, Any]], job: Job | None) -> list[_Column]:
-    """The ids, and the texts; where no text has an id but its index, that is said already."""
+    """Columns of ids and texts, without ids if they are all equal to the index."""
     ids = _Column("id", [row["item_id"] for row in rows])
     if job is None or job.text_column is None:
         return [ids]
@@ -227,7 +225,7 @@ def _as_text(stream: BinaryIO) -> Iterator[TextIO]:
     try:
         yield text
     finally:
-        text.detach()  # else the wrapper would close the caller's stream
+        text.detach()  # or the wrapper closes the caller's stream
 
 
 _WRITERS: dict[ResultFormat, Callable[[_Rows, BinaryIO], None]] = {

@@ -31,7 +31,7 @@ _COMPLETE = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 
 
 class RedisRows:
-    """See `clipfleet.results.rows.RowReader`. Raises `RedisUnavailableError` while Redis is away."""
+    """See `clipfleet.results.rows.RowReader`. Raises `RedisUnavailableError` while Redis is down."""
 
     def __init__(self, ledger: Ledger, store: RedisStore, job: Job) -> None:
         self._ledger = ledger
@@ -52,11 +52,10 @@ class RedisRows:
         return self._ledger.status(self._job.job_id).early_end
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
-        """See the protocol.
+        """Read the rows so far.
 
         Raises:
-            ResultsExpiredError: at once, or `OutputUnavailableError` while iterating: the time is over for
-                which the rows were kept.
+            ResultsExpiredError: at once: the rows have expired; `OutputUnavailableError`: while iterating.
         """
         job_id = self._job.job_id
         status = self._ledger.status(job_id)
@@ -66,10 +65,10 @@ class RedisRows:
         return RowStream(schema, self._batches(status, schema))
 
     def parts_in_place(self, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
-        """Whose the rows of each complete chunk are and what they count, below the given number of chunks.
+        """Identity and counts of each complete chunk below the given number.
 
         Raises:
-            ResultsExpiredError: the time is over for which the rows were kept.
+            ResultsExpiredError: the rows have expired.
         """
         job, status = self._job, self._ledger.status(self._job.job_id)
         if status.ok + status.failed and not self._store.has_rows(job.job_id):
@@ -80,7 +79,7 @@ class RedisRows:
                 yield PartIdentity(job.job_id, chunk_id, status.generation), count_rows(rows)
 
     def failure_examples(self) -> dict[str, str]:
-        """See the protocol; reads no further than the last code that the ledger has counted."""
+        """Read until there is an example of every code that the ledger has counted."""
         codes = self._ledger.status(self._job.job_id).codes
         examples: dict[str, str] = {}
         if not codes:
@@ -98,14 +97,14 @@ class RedisRows:
         for batch in _read(self._store, self._job.job_id, range(status.total), schema):
             count += batch.num_rows
             yield batch
-        if count < status.ok + status.failed:  # there were as many when we began
+        if count < status.ok + status.failed:  # as many existed at the start
             raise OutputUnavailableError(f"{self.uri}: rows were removed while they were read")
 
 
 def rows_at(
     store: RedisStore, job_id: str, indexes: range, columns: Sequence[str] | None = None
 ) -> pa.Table | None:
-    """The rows that are there of some items, with all columns or the named ones; None if there are none."""
+    """Read the existing rows of some items, with all columns or the named ones; None if there are none."""
     schema = _schema(store, job_id, columns)
     if schema is None:
         return None
@@ -114,7 +113,7 @@ def rows_at(
 
 
 def _schema(store: RedisStore, job_id: str, columns: Sequence[str] | None) -> pa.Schema | None:
-    """Schema of a job's rows with their vectors; None if there is no row yet."""
+    """Schema of a job's rows with their vectors; None if there are no rows yet."""
     stored = store.schema(job_id)
     if stored is None:
         return None
@@ -158,6 +157,6 @@ def _why_there_are_none(status: JobStatus) -> ResultsNotReadyError | ResultsExpi
     if status.ok + status.failed == 0:
         return ResultsNotReadyError(f"job {status.job_id}: no results yet, it is {status.state}")
     return ResultsExpiredError(
-        f"the rows of job {status.job_id} are gone: Redis keeps them for CLIPFLEET_RESULT_TTL_SECONDS after "
-        "the end of a job; give an --output where they should stay"
+        f"the rows of job {status.job_id} have expired: Redis keeps them for CLIPFLEET_RESULT_TTL_SECONDS "
+        "after a job ends; give an --output to keep them"
     )

@@ -1,118 +1,77 @@
-"""Reads the rows of a job back, whatever its output and the format of its parts. Reads only.
-
-Works while a job still runs: what is there is read. A few parts are held at a time.
-"""
+"""Reads the rows of a job, from any kind of output and format. Read-only; also works while the job runs."""
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ValidationError
 
-from clipfleet.contract.jobs import Job, PartFormat
-from clipfleet.contract.parts import ItemStatus
-from clipfleet.errors import (
-    OutputConflictError,
-    OutputDamagedError,
-    OutputUnavailableError,
-    ResultsNotReadyError,
-    UsageError,
-    first_problem,
-)
-from clipfleet.ledger import keys
+from clipfleet.contract.jobs import Job
+from clipfleet.errors import OutputConflictError, UsageError
 from clipfleet.ledger.status import EarlyEnd
-from clipfleet.outputs import Output
-from clipfleet.outputs.job_file import job_of
-from clipfleet.parts import OpenPart, PartFiles, part_files, read_ahead
 
 if TYPE_CHECKING:
     import numpy as np
 
-_EXAMPLE_BYTES = 1 << 20
-
-
-_PART_SUFFIXES = tuple(f".{part_format}" for part_format in PartFormat)
-
-
-class _ManifestPart(BaseModel):
-    name: str
-
-
-class _ManifestJob(BaseModel):
-    job_id: str
-
-
-class _Manifest(BaseModel):
-    """What is read of `_manifest.json`."""
-
-    job: _ManifestJob
-    finished_at: datetime
-    parts: tuple[_ManifestPart, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class RowStream:
-    """Rows in the order of the source, all in one schema. Can be read once."""
+    """Rows in source order, all in one schema. Readable once."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
 
 
 class RowReader(Protocol):
-    """Where the rows of one job are kept."""
+    """Reader of the rows of one job."""
 
-    uri: str  # name of the output, for messages
+    uri: str  # of the output, for messages
 
     def job(self) -> Job | None:
-        """The job that the rows are of, as far as this version of clipfleet understands it."""
+        """The job of the rows; None if unknown, or unreadable to this version."""
 
     def finished_at(self) -> datetime | None:
-        """When the job was finished; None if it still runs, was cancelled or failed: rows may be missing."""
+        """When the job finished; None if it runs, was cancelled or failed, so that rows may be missing."""
 
     def early_end(self) -> EarlyEnd | None:
-        """How the job ended before it was finished; None if it did not, or if only the ledger could tell."""
+        """How the job ended early; None if it did not, or if only an absent ledger knows."""
 
     def read(self, columns: Sequence[str] | None = None) -> RowStream:
-        """The rows that are there now, with all columns or the named ones; may be called again.
+        """Read the rows written so far, with all columns or the named ones. Repeatable.
 
         Raises:
-            ResultsNotReadyError: at once, where there is no row yet.
-            OutputConflictError: while iterating, where there are vectors of different lengths.
-            OutputUnavailableError: while iterating, where rows cannot be read; `OutputUnreachableError`: they
-                are damaged.
+            ResultsNotReadyError: at once: there are no rows yet.
+            OutputConflictError: while iterating: vectors differ in length.
+            OutputUnavailableError: while iterating: rows are unreadable; `OutputUnreachableError`: damaged.
         """
 
     def failure_examples(self) -> dict[str, str]:
-        """One detail for each error code, as far as that is told quickly."""
+        """One example detail per error code. Best effort, fast."""
 
 
 def rows(reader: RowReader) -> Iterator[dict[str, Any]]:
-    """All rows so far as plain dicts; `embedding` is a list of floats or None. Raises like `read`."""
+    """Iterate over the rows so far as dicts; `embedding` is a list of floats or None. Raises like `read`."""
     return (row for batch in reader.read().batches for row in batch.to_pylist())
 
 
 def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
-    """All vectors so far, in memory: `item_index` (n, int64) and the vectors (n, dimension; float16).
+    """Load the embeddings so far: `item_index` (n, int64) and vectors (n, dimension; float16).
 
-    Rows without a vector are left out, so n may be smaller than the number of items; it is 0, like the
-    dimension, for a job that made none.
+    Rows without an embedding are skipped, so n may be smaller than the number of items. A job without
+    embeddings gives n = dimension = 0.
 
     Raises:
-        UsageError: numpy is not installed. Else see `RowReader.read`.
+        UsageError: numpy is not installed. Otherwise see `RowReader.read`.
     """
     try:
         import numpy as np
-    except ImportError:  # the producer's side does not install it
-        raise UsageError("vectors need numpy: pip install numpy") from None
-    indexes, values = bytearray(), bytearray()  # they grow in place: no second copy of everything at the end
+    except ImportError:  # not a dependency of the base install
+        raise UsageError("embeddings need numpy: pip install numpy") from None
+    indexes, values = bytearray(), bytearray()  # they grow in place, which avoids a second copy at the end
     dimension = 0
     for present in batches_with_vectors(reader.read()):
         dimension = present.schema.field("embedding").type.list_size
@@ -127,10 +86,10 @@ def vectors(reader: RowReader) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches_with_vectors(stored: RowStream) -> Iterator[pa.RecordBatch]:
-    """The rows that have a vector, without the empty batches; the length of `embedding` is the same in all.
+    """Filter the rows with an embedding, all of one length; skip empty batches.
 
     Raises:
-        OutputConflictError: vectors differ in length. Else see `RowReader.read`.
+        OutputConflictError: vectors differ in length. Otherwise see `RowReader.read`.
     """
     dimension = 0
     for batch in stored.batches:
@@ -140,205 +99,13 @@ def batches_with_vectors(stored: RowStream) -> Iterator[pa.RecordBatch]:
             yield _with_fixed_length(present, dimension)
 
 
-class PartRows:
-    """The rows in the parts of an output; see `RowReader`.
-
-    `early_end` asks the ledger, where there is one: nothing in an output tells of it.
-    """
-
-    def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:
-        self._output = output
-        self._early_end = early_end
-        self.uri = output.uri
-
-    def job(self) -> Job | None:
-        with suppress(OutputConflictError):
-            return job_of(self._output)
-        return None
-
-    def finished_at(self) -> datetime | None:
-        manifest = self._manifest()
-        return None if manifest is None or self._output.read(keys.SUCCESS) is None else manifest.finished_at
-
-    def early_end(self) -> EarlyEnd | None:
-        return self._early_end()
-
-    def read(self, columns: Sequence[str] | None = None) -> RowStream:
-        """See the protocol.
-
-        Parts may differ in the length of `embedding` where it is all null (a part that was given up before
-        the model was known); they get the length of the others.
-        """
-        job = self.job()
-        suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
-        found = [name for name in self._output.names(keys.PART_PREFIX) if name.endswith(suffixes)]
-        self._require_complete(job, found)
-        part_format, names = self._of_one_format(job, found)
-        files = part_files(part_format, job.job_id if job else None)
-        parts = _Parts(self._output, files, job)
-        schema = _common_schema(parts, names)
-        if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
-        return RowStream(schema, _batches(parts, names, schema))
-
-    def failure_examples(self) -> dict[str, str]:
-        """See the protocol; looks at the beginning of the finished job's list of failed rows."""
-        try:
-            with self._output.open(keys.ERRORS) as file:
-                lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
-        except (FileNotFoundError, OutputUnavailableError):
-            return {}
-        examples: dict[str, str] = {}
-        for line in lines:
-            try:
-                row = json.loads(line)
-                examples.setdefault(str(row["error_code"]), str(row["error_detail"]))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # it breaks off here, or somebody has written in it: an example less
-        return examples
-
-    def _of_one_format(self, job: Job | None, names: list[str]) -> tuple[PartFormat, list[str]]:
-        found: dict[PartFormat, list[str]] = {}
-        for name in names:
-            for part_format in PartFormat if job is None else (job.part_format,):
-                if name.endswith(f".{part_format}"):
-                    found.setdefault(part_format, []).append(name)
-        if not found:
-            hint = "" if self._output.read(keys.JOB_FILE) is not None else "; no job has this output"
-            raise ResultsNotReadyError(f"{self._output.uri}: no results yet{hint}")
-        if len(found) > 1:
-            raise OutputConflictError(
-                f"{self._output.uri}: parts of two formats and no {keys.JOB_FILE} that says which are meant: "
-                "move the others away"
-            )
-        ((part_format, names),) = found.items()
-        return part_format, names
-
-    def _require_complete(self, job: Job | None, names: list[str]) -> None:
-        """Raise `OutputDamagedError` unless a job that was finished has all its parts here, and no others."""
-        manifest = self._manifest()
-        is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
-        if manifest is None or is_others or self._output.read(keys.SUCCESS) is None:
-            return  # not finished yet, or retried: read the parts that are there
-        listed = {part.name for part in manifest.parts}
-        if missing := listed.difference(names):
-            raise OutputDamagedError(
-                f"{self._output.uri}/{_some(missing)} listed in {keys.MANIFEST} but missing: "
-                f"`clipfleet retry {shlex.quote(self._output.uri)}` runs their items again"
-            )
-        if strange := set(names).difference(listed):
-            raise OutputDamagedError(
-                f"{self._output.uri}/{_some(strange)} not listed in {keys.MANIFEST} of job "
-                f"{manifest.job.job_id}: move away what does not belong here"
-            )
-
-    def _manifest(self) -> _Manifest | None:
-        data = self._output.read(keys.MANIFEST)
-        if data is None:
-            return None
-        try:
-            return _Manifest.model_validate_json(data)
-        except ValidationError as error:
-            problem = first_problem(error)
-            raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST} is damaged: {problem}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The parts of one output."""
-
-    output: Output
-    files: PartFiles
-    job: Job | None  # whose they are to be, where that is known
-
-    @contextmanager
-    def opened(self, name: str) -> Iterator[OpenPart]:
-        where = f"{self.output.uri}/{name}"
-        try:
-            with self.files.open(self.output, name) as part:
-                self._require_ours(part, where)
-                yield part
-        except FileNotFoundError as error:
-            raise OutputUnavailableError(f"{where}: was removed while it was read") from error
-
-    def _require_ours(self, part: OpenPart, where: str) -> None:
-        try:
-            identity, _ = part.footer()
-        except ValueError:  # copied without what belongs to it, or written by another program
-            return
-        if self.job is not None and identity.job_id != self.job.job_id:
-            raise OutputDamagedError(
-                f"{where} belongs to job {identity.job_id}, not to {self.job.job_id}: "
-                f"`clipfleet retry {shlex.quote(self.output.uri)}` runs its items again"
-            )
-
-
-def _some(names: set[str]) -> str:
-    """The first of some names, how many more there are, and the verb."""
-    return f"{min(names)} is" if len(names) == 1 else f"{min(names)} and {len(names) - 1:,} more are"
-
-
-def _common_schema(parts: _Parts, names: list[str]) -> pa.Schema:
-    """Schema of the first part with an ok row: one without it may not know the length of a vector."""
-    first: pa.Schema | None = None
-    for name in names:
-        with parts.opened(name) as part:
-            if _has_ok_row(part):
-                return part.schema
-            first = first or part.schema
-    return first
-
-
-def _batches(parts: _Parts, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    def load(name: str) -> list[pa.RecordBatch]:
-        with parts.opened(name) as part:
-            there = [column for column in schema.names if column in part.schema.names]
-            return [_conformed(batch, schema, name) for batch in part.batches(there)]
-
-    for batches in read_ahead(load, names, depth=parts.files.readers):
-        yield from batches
-
-
-def _has_ok_row(part: OpenPart) -> bool:
-    try:
-        _, counts = part.footer()
-        return counts.ok > 0
-    except ValueError:  # copied without what belongs to it, or written by another program
-        if "status" not in part.schema.names:
-            return False
-        ok = pa.scalar(ItemStatus.OK.value)
-        return any(pc.any(pc.equal(batch["status"], ok)).as_py() for batch in part.batches(["status"]))
-
-
-def _conformed(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> pa.RecordBatch:
-    if batch.schema.equals(schema):
-        return batch
-    return pa.RecordBatch.from_arrays([_column(batch, field, name) for field in schema], schema=schema)
-
-
-def _column(batch: pa.RecordBatch, field: pa.Field[Any], name: str) -> pa.Array:
-    if field.name not in batch.schema.names:
-        return pa.nulls(batch.num_rows, field.type)
-    column = batch.column(field.name)
-    if column.type.equals(field.type):
-        return column
-    if column.null_count == len(column):
-        return pa.nulls(batch.num_rows, field.type)
-    try:
-        return column.cast(field.type)
-    except pa.ArrowException:
-        raise OutputConflictError(
-            f"{name}: column {field.name} is {column.type}, in other parts {field.type}: another model?"
-        ) from None
-
-
 def _dimension(present: pa.RecordBatch, before: int) -> int:
-    """The one length of these vectors and the ones before (0: there were none)."""
+    """The common length of these vectors and the earlier ones (0: none)."""
     lengths = pc.unique(pc.list_value_length(present.column("embedding"))).to_pylist()
     if len({before, *lengths} - {0}) > 1:
         first = present.column("item_index")[0].as_py()
         raise OutputConflictError(
-            f"vectors from item {first} on have another length than those before: made with another model?"
+            f"vectors from item {first} on differ in length from earlier ones: from another model?"
         )
     return lengths[0] if lengths else before
 

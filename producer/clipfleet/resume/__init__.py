@@ -1,1 +1,1 @@
-"""4. Going on with a job later: retry and rebuild, from what its output shows."""
+"""4. Retry and rebuild: resume a job later, from its output."""

@@ -1,4 +1,4 @@
-"""Puts a job back into a ledger that has lost it, as its output tells it. Safe to repeat."""
+"""Restores a job from its output into a ledger that has lost it. Idempotent."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs import Output
 from clipfleet.outputs.job_file import Generation, StagedFiles, generation_of, staged_files
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.resume.retry import Inventory, draft_of, has_failed, parts_in_place, take_inventory
-from clipfleet.submit.staging import StagedReader
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """For one output that holds a job."""
+    """Restores the job of one output."""
 
     ledger: Ledger
     hints: Hints
     output: Output
-    job: Job  # that the output holds
+    job: Job  # of the output
     job_ttl_seconds: int
 
     def run(self) -> JobState:
-        """Have the ledger know the job of the output, and return its state; a known job stays as it is.
+        """Restore the job in the ledger, and return its state; a known job is left unchanged.
 
-        Chunks whose part is in place are done. A job that had ended is over; one whose items are all staged
-        goes on, with its retry if it was in one; of any other the same submit goes on.
+        Chunks with a part count as done. An ended job stays ended; a job with all items staged resumes, in
+        its retry if it had one; any other is resumed by the same submit.
 
         Raises:
-            JobConflictError: the ledger knows another job of this id, or another rebuild began meanwhile.
-            OutputConflictError: the output holds parts of another job.
+            JobConflictError: the ledger knows a different job with this id, or another rebuild began.
+            OutputConflictError: the output contains parts of another job.
             OutputUnavailableError: the output cannot be read.
         """
         return self._known_state() or self._rebuild()
@@ -50,8 +50,8 @@ class Rebuild:
             return None
         if known.fingerprint != job.fingerprint:
             raise JobConflictError(
-                f"{self.output.uri} holds a job {job.job_id}, but the ledger knows another one of this id, "
-                f"with output {known.output}"
+                f"{self.output.uri} contains job {job.job_id}, but the ledger has a different one with this "
+                f"id, with output {known.output}"
             )
         return state
 
@@ -63,7 +63,7 @@ class Rebuild:
         generation = generation_of(self.output)
         is_over = self.output.read(keys.SUCCESS) is not None
         inventory = self._take_inventory(chunks, None if is_over else generation)
-        if is_over and inventory.open_chunks:  # a part has gone
+        if is_over and inventory.open_chunks:  # a part is missing
             is_over = False
             self.output.remove(keys.SUCCESS)
         _, state = self.ledger.drafts.rebuild(
@@ -79,7 +79,7 @@ class Rebuild:
             finished_at=self._finished_at() if is_over else None,
         )
         if state is None:
-            raise JobConflictError(f"another rebuild of {self.output.uri} was begun meanwhile")
+            raise JobConflictError(f"another rebuild of {self.output.uri} began at the same time")
         if state is JobState.FINISHING:
             self.hints.publish_finish()
         elif not state.is_final:
@@ -87,7 +87,7 @@ class Rebuild:
         return state
 
     def _finished_at(self) -> datetime | None:
-        """When the job ended, as its manifest says; None if that cannot be read."""
+        """When the job ended, from its manifest; None if unreadable."""
         data = self.output.read(keys.MANIFEST)
         try:
             return datetime.fromisoformat(json.loads(data or b"")["finished_at"])
@@ -95,14 +95,14 @@ class Rebuild:
             return None
 
     def _count_items(self, staged: StagedFiles) -> int:
-        """Of all staged files. The last one of a submit that was killed may be another than was noted."""
+        """Count all staged items. The last file of a killed submit may differ from the recorded one."""
         if staged.is_sealed:
             return staged.items
         with StagedReader(self.output, job_id=self.job.job_id) as reader:
             return sum(reader.count_items(first, count) for first, count in staged.files)
 
     def _take_inventory(self, chunks: int, retried: Generation | None) -> Inventory:
-        """The chunks of a job; those that a retry which is under way has not got to are not done."""
+        """Take the inventory of a job; chunks that a retry in progress has not reached are not done."""
 
         def is_done(identity: PartIdentity, counts: PartCounts) -> bool:
             return (

@@ -1,4 +1,4 @@
-"""One retry: an ended job goes on in a new generation, with the chunks that have failed rows."""
+"""One retry: restarts an ended job in a new generation, with the chunks that have failed rows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ IsDone = Callable[[PartIdentity, PartCounts], bool]
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The chunks of one job: those that are done, and those that are not."""
+    """Which chunks of a job are done, and which are not."""
 
     done: bytes  # bitmap; chunk 0 is the highest bit of the first byte
-    due: tuple[int, ...]  # chunks below `next_chunk` without a part, or with one that is to be replaced
-    next_chunk: int  # behind the last part
-    counts: PartCounts  # rows of the chunks that are done
+    due: tuple[int, ...]  # chunks below `next_chunk` without a part, or with one to replace
+    next_chunk: int  # after the last part
+    counts: PartCounts  # rows of the done chunks
     generation: int  # of the newest part, 0 if there is none
     chunks: int  # of the job
 
@@ -43,12 +43,12 @@ class Inventory:
 def take_inventory(
     parts: Iterable[tuple[PartIdentity, PartCounts]], chunks: int, is_done: IsDone
 ) -> Inventory:
-    """Look at every part of a job.
+    """Take the inventory of all parts of a job.
 
     Args:
-        parts: those that are in place, in any order.
-        chunks: how many are staged; parts beyond them must not be among `parts`.
-        is_done: whether a part may stay as it is.
+        parts: existing parts, in any order.
+        chunks: number of staged chunks; all parts must be below it.
+        is_done: whether a part can be kept.
     """
     done, found = bytearray(-(-chunks // 8)), bytearray(chunks)
     ok = failed = generation = 0
@@ -66,11 +66,11 @@ def take_inventory(
 
 
 def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[PartIdentity, PartCounts]]:
-    """The footers of a job's parts below the given number of chunks.
+    """Read the footers of a job's parts below the given number of chunks.
 
     Raises:
-        OutputConflictError: there is a part of another chunk.
-        OutputDamagedError: there is a part that cannot be read.
+        OutputConflictError: a part belongs to another chunk.
+        OutputDamagedError: a part is damaged.
         OutputUnavailableError: the output cannot be read now.
     """
     depth = part_files(job.part_format, job.job_id).footer_readers
@@ -79,7 +79,7 @@ def parts_in_place(output: Output, job: Job, chunks: int) -> Iterator[tuple[Part
 
 
 def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
-    """Chunks below the given number that have a part."""
+    """Chunks with a part, below the given number."""
     suffix = f".{job.part_format}"
     for name in output.names(keys.PART_PREFIX):
         digits = name.removeprefix(keys.PART_PREFIX).removesuffix(suffix)
@@ -88,7 +88,7 @@ def _chunk_ids(output: Output, job: Job, chunks: int) -> Iterator[int]:
 
 
 def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, PartCounts] | None:
-    """None for the late part of a job before this one: its chunk is done anew, and replaces it."""
+    """Read a footer; None for a late part of an earlier job, whose chunk runs again and replaces it."""
     files = part_files(job.part_format, job.job_id)
     where = f"{output.uri}/{files.name(chunk_id)}"
     try:
@@ -98,7 +98,7 @@ def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, Part
         raise OutputUnavailableError(f"{where} was removed while it was read") from error
     except (ValueError, OutputDamagedError) as error:
         raise OutputDamagedError(
-            f"{where} is not a whole part ({error}): remove it, then its chunk is done anew"
+            f"{where} is not a complete part ({error}): remove it, and its chunk runs again"
         ) from error
     if identity.job_id != job.job_id:
         return None
@@ -109,12 +109,12 @@ def _footer(output: Output, job: Job, chunk_id: int) -> tuple[PartIdentity, Part
 _COMPLETED = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
 
 
-Parts = Callable[[int], Iterable[tuple[PartIdentity, PartCounts]]]  # those in place below a number of chunks
+Parts = Callable[[int], Iterable[tuple[PartIdentity, PartCounts]]]  # existing parts below a number of chunks
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Has the failed rows of a job run again, and the chunks that a cancelled or failed one never got to."""
+    """Retries the failed rows of a job, and the chunks that a cancelled or failed job never reached."""
 
     ledger: Ledger
     hints: Hints
@@ -125,21 +125,21 @@ class Retry:
     sleep: Callable[[float], object] = time.sleep
 
     def run(self, codes: Sequence[ErrorCode] = (), max_error_rate: float | None = None) -> bool:
-        """Start, or leave a retry alone that is under way. `_SUCCESS` is gone when the job goes on.
+        """Start a retry, or join one in progress. `_SUCCESS` is removed before the job restarts.
 
-        Takes a lease's time more on a store without conditional writes.
+        Waits for the duration of a lease on a store without conditional writes.
 
         Args:
-            codes: run only rows with these error codes again; empty: all that failed.
+            codes: retry only rows with these error codes; empty: all failed rows.
             max_error_rate: see `Ledger.retry`.
 
         Returns:
-            False if there is nothing to run again.
+            False if there is nothing to retry.
 
         Raises:
-            JobNotFoundError: the ledger has forgotten the job, see `clipfleet.resume.rebuild`.
-            JobConflictError: the job has not ended yet, or somebody else begins a retry of it, too.
-            OutputConflictError: the output does not hold this job any more.
+            JobNotFoundError: the job has expired in the ledger, see `clipfleet.resume.rebuild`.
+            JobConflictError: the job has not ended yet, or another retry began at the same time.
+            OutputConflictError: the output no longer contains this job.
             OutputUnavailableError: the parts cannot be read.
         """
         token = uuid4().hex
@@ -148,15 +148,15 @@ class Retry:
         if not status.state.is_final:
             return self._join(status)
         if not self.output.has_conditional_writes:
-            # Nothing but its lease stops a writer of the last generation that is late.
+            # Only its lease stops a late writer of the previous generation.
             self.sleep(self.lease_seconds)
         inventory = self._take_inventory(status, codes)
-        # In Redis nothing is lost of a job that has all its rows, and its chunks are not kept.
+        # In Redis a completed job has all its rows, and its chunks are not kept.
         is_whole = self.job.output_is_redis and status.state is JobState.COMPLETED
         if is_whole or (not inventory.open_chunks and status.state in _COMPLETED):
             return False
         generation = Generation(number=max(status.generation, inventory.generation) + 1, codes=tuple(codes))
-        # What lives in Redis is never rebuilt, and the ledger knows the generation.
+        # A job in Redis is never rebuilt, and the ledger knows the generation.
         if not self.job.output_is_redis and not note_generation(self.output, generation):
             return self._lost_to_another(status)
         self.output.remove(keys.SUCCESS)
@@ -176,10 +176,10 @@ class Retry:
         return True
 
     def _join(self, status: JobStatus) -> bool:
-        """A retry that is under way is what was asked for."""
+        """Join a retry in progress, unless the job never ended."""
         if status.generation == 0:
             raise JobConflictError(
-                f"job {self.job.job_id} is {status.state}: a retry is for a job that has ended; "
+                f"job {self.job.job_id} is {status.state}: retry needs an ended job; "
                 f"follow it with `clipfleet watch {self.job.job_id}`"
             )
         return True
@@ -188,7 +188,7 @@ class Retry:
         holder = job_of(self.output)
         if holder is None or holder.job_id != self.job.job_id:
             raise OutputConflictError(
-                f"{self.output.uri} does not hold job {self.job.job_id} any more: there is nothing to retry"
+                f"{self.output.uri} no longer contains job {self.job.job_id}: nothing to retry"
             )
         parts = self.parts(status.chunks)
         return take_inventory(parts, status.chunks, lambda _, counts: not has_failed(counts, codes))
@@ -196,19 +196,23 @@ class Retry:
     def _lost_to_another(self, before: JobStatus) -> bool:
         status = self.ledger.status(self.job.job_id)
         if status.state in _COMPLETED and status.generation > before.generation:
-            self.output.create(keys.SUCCESS, b"")  # it is over already: what we removed was its own
+            self.output.create(
+                keys.SUCCESS, b""
+            )  # it has ended already: restore the `_SUCCESS` that we removed
         if status.state.is_final:
-            raise JobConflictError(f"another retry of job {self.job.job_id} was begun meanwhile: try again")
+            raise JobConflictError(
+                f"another retry of job {self.job.job_id} began at the same time: try again"
+            )
         return self._join(status)
 
 
 def has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
-    """Whether a part has rows that a retry of these error codes (empty: all) runs again."""
+    """Whether a part has rows that a retry of these error codes (empty: all) covers."""
     return any(counts.codes.get(code, 0) for code in codes) if codes else counts.failed > 0
 
 
 def draft_of(inventory: Inventory, staged: Sequence[tuple[int, int]] = ()) -> Draft:
-    """What the ledger is told of an inventory."""
+    """Convert an inventory to the draft for the ledger."""
     counts = inventory.counts
     return Draft(
         inventory.done, inventory.due, inventory.next_chunk, counts.ok, counts.failed, counts.codes, staged

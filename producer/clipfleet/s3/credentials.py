@@ -1,7 +1,7 @@
-"""Credentials that are read again when the store refuses them: keys change under programs that run for days.
+"""Reloads credentials when the store refuses them, for programs that run for days.
 
-boto3 renews by itself only what says when it expires (roles). It never looks again at a credentials file that
-was rewritten, nor at keys that the store stopped taking before their time. Imported together with boto3 only.
+boto3 refreshes only credentials with an expiry (roles). It never rereads a rewritten credentials file, nor
+keys that the store revoked early. Imported only together with boto3.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from botocore.session import Session, get_session
 
 
 class RereadCredentials:
-    """See `botocore.credentials.Credentials`: whatever is asked is answered by those read last."""
+    """The credentials loaded last; see `botocore.credentials.Credentials`."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
-        """Nothing is read yet. `load` gives None if this process has no credentials (yet)."""
+        """Load nothing yet. `load` returns None while this process has no credentials."""
         self._load = load
         self._lock = threading.Lock()
         self._present: Any = None
@@ -28,10 +28,10 @@ class RereadCredentials:
         return getattr(self._current(), name, None)
 
     def get_frozen_credentials(self) -> Any:
-        """Called for each signature.
+        """Return the current credentials, once per signature.
 
         Raises:
-            NoCredentialsError: there are none; they are looked for again with the next call.
+            NoCredentialsError: there are none; the next call tries again.
         """
         current = self._current()
         if current is None:
@@ -43,7 +43,7 @@ class RereadCredentials:
         return lambda: getattr(self, name)
 
     def forget(self) -> None:
-        """Read them again with the next signature."""
+        """Reload the credentials for the next signature."""
         with self._lock:
             self._present = None
 
@@ -53,7 +53,7 @@ class RereadCredentials:
                 self._present = self._load()
             return self._present
 
-    # --- Also the provider of itself, so that nothing has to be found when a session is made ---
+    # --- Its own provider, so that creating a session loads nothing ---
 
     METHOD = "clipfleet"
 
@@ -62,7 +62,7 @@ class RereadCredentials:
 
 
 def session_that_rereads() -> tuple[Session, RereadCredentials]:
-    """A session of botocore like any other, and its credentials."""
+    """Create a botocore session with reloading credentials."""
     session = get_session()
     credentials = RereadCredentials(lambda: get_session().get_credentials())
     session.register_component("credential_provider", CredentialResolver([credentials]))
@@ -70,9 +70,9 @@ def session_that_rereads() -> tuple[Session, RereadCredentials]:
 
 
 def reread_when_refused(client: Any, credentials: RereadCredentials, codes: Collection[str]) -> None:
-    """Have a call that the store refuses for its credentials made once more, with those that are there now.
+    """Retry a call once, with reloaded credentials, if the store refuses it with one of the codes.
 
-    The client is of the session whose credentials these are; the store says so by one of the codes.
+    The client must belong to the session of these credentials.
     """
 
     def needs_retry(response: Any, attempts: int, **_: object) -> int | None:

@@ -1,4 +1,4 @@
-"""An object of S3 as a file that can be read anywhere, in few requests and bounded memory."""
+"""S3 objects as seekable files, in few requests and bounded memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.s3.client import S3Client, S3Failure, S3Problem, explain, s3_errors
+from clipfleet.s3.client import S3Client
+from clipfleet.s3.failures import S3Failure, S3Problem, explain, s3_errors
 
-_TAIL_BYTES = 1 << 16  # holds the footer of a part, or all of a small object
+_TAIL_BYTES = 1 << 16  # covers the footer of a part, or a whole small object
 _BLOCK_BYTES = 1 << 20
 _KEPT_BLOCKS = 2
-_READ_ATTEMPTS = 3  # of one range: a connection may break after the answer began, beyond boto3's own retries
+_READ_ATTEMPTS = 3  # per range: boto3 does not retry a response that breaks off in its body
 
 
 class S3File(io.RawIOBase):
-    """A binary file, read-only and seekable. For one thread at a time.
+    """A binary file, read-only and seekable. Not thread-safe.
 
-    The first request brings the size and the end of the object. Later ones are made for blocks of 1 MiB, of
-    which two are kept, or for exactly what is wanted where that is more. If somebody replaces the object
-    meanwhile, reading fails: bytes of two versions are never mixed.
+    The first request fetches the size and the tail of the object. Later ones fetch blocks of 1 MiB, of which
+    two are cached, or exactly the range of a larger read. Reading fails if the object is replaced in the
+    meantime: bytes of two versions are never mixed.
     """
 
     def __init__(
@@ -35,10 +36,10 @@ class S3File(io.RawIOBase):
         away: type[ClipfleetError] = OutputUnavailableError,
         lasting: type[ClipfleetError] = OutputUnreachableError,
     ) -> None:
-        """Open an object. Now or by a later read `away` is raised where waiting may help, else `lasting`.
+        """Open an object. This and later reads raise `away` if waiting may help, else `lasting`.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: no such object.
         """
         super().__init__()
         self._client = client
@@ -48,24 +49,24 @@ class S3File(io.RawIOBase):
         self._lasting = lasting
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()  # by number, least recently used first
-        self.etag = ""  # the object's version, with its quotes
+        self.etag = ""  # version of the object, quoted
         with self._errors():
             self._size, self._tail = self._open()
 
     def readable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Position in bytes."""
+        """Return the position in bytes."""
         return self._position
 
     def size(self) -> int:
-        """Of the object, in bytes."""
+        """Return the size in bytes."""
         return self._size
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -74,7 +75,7 @@ class S3File(io.RawIOBase):
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """See `io.RawIOBase`; comes back short at the end only."""
+        """Read like `io.RawIOBase`, but short only at the end."""
         left = max(0, self._size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
         with self._errors():
@@ -83,7 +84,7 @@ class S3File(io.RawIOBase):
         return data
 
     def readall(self) -> bytes:
-        """All from here on."""
+        """Read to the end."""
         return self.read()
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]  # typeshed: any buffer
@@ -92,7 +93,7 @@ class S3File(io.RawIOBase):
         return len(data)
 
     def _open(self) -> tuple[int, bytes]:
-        """Size and last bytes of the object."""
+        """Fetch the size and the tail of the object."""
         from botocore.exceptions import ClientError
 
         where = {"Bucket": self._bucket, "Key": self._key}
@@ -106,7 +107,7 @@ class S3File(io.RawIOBase):
                 raise FileNotFoundError(f"s3://{self._bucket}/{self._key}") from error
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
                 raise
-        self.etag = self._client.head_object(**where)["ETag"]  # an empty object has no last bytes
+        self.etag = self._client.head_object(**where)["ETag"]  # an empty object has no range
         return 0, b""
 
     def _bytes(self, start: int, end: int) -> bytes:
@@ -135,7 +136,7 @@ class S3File(io.RawIOBase):
         return self._get(Range=f"bytes={start}-{end - 1}", IfMatch=self.etag)[1]
 
     def _get(self, **wanted: str) -> tuple[dict[str, Any], bytes]:
-        """An answer and its body, which may break off."""
+        """Get a response and its body, with retries if the body breaks off."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError
 
         for attempt in range(1, _READ_ATTEMPTS + 1):

@@ -1,6 +1,6 @@
-"""Where items come from: the protocol, the choice of the kind, and one file per kind.
+"""Sources of items: the protocol, the choice of the kind, and one module per kind.
 
-A source is read once, in a stable order and in bounded memory. It knows names and columns, never pixels.
+A source is read once, in a stable order and in bounded memory. It reads names and columns, never pixels.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ STDIN = "-"
 
 
 def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
-    """The source that a user means by `text`: a folder, a pattern, a list, a table or one image.
+    """Open a source by name: a folder, a pattern, a list, a table or one image.
 
-    What exists under exactly this name comes first, so a file called `a[1].jpg` is that file and no pattern.
+    An existing file takes precedence: `a[1].jpg` is that file, not a pattern.
 
     Args:
-        text: path or pattern; a relative one counts from the current folder, `~` is the home folder.
-            `s3://...` likewise; `-` is standard input.
+        text: path or pattern, relative to the current folder, with `~` for the home folder; or `s3://...`; or
+            `-` for standard input.
         options: how to read it.
 
     Raises:
-        SourceError: there is nothing of this name, it is of no supported kind, or its header cannot be used.
-        SourceUnavailableError: it is in S3, and the store is away.
+        SourceError: it does not exist, its kind is unsupported, or its header is invalid.
+        SourceUnavailableError: it is in S3, and the store is unavailable.
     """
     if not text.strip():
         raise SourceError(f"the source is empty; {SUPPORTED}")
@@ -47,14 +47,12 @@ def open_source(text: str, options: ReadOptions = BY_NAME) -> Source:
     if text.startswith(S3_SCHEME):
         return open_s3(text, options)
     if has_scheme(text):
-        raise SourceError(
-            f"{utf8_name(text)}: a URL cannot be a source itself, list it in a file; {SUPPORTED}"
-        )
+        raise SourceError(f"{utf8_name(text)}: a URL is not a source: list it in a file; {SUPPORTED}")
     return open_local(text, options)
 
 
 def source_of(source: SourceLike, options: ReadOptions) -> Source:
-    """Like `open_source`; anything that is iterable and no name holds the items themselves.
+    """Open a source by name, or wrap an iterable of items.
 
     Raises:
         SourceError: see `open_source`; also for a single image or dict, which must be in a list.

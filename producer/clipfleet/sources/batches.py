@@ -1,4 +1,4 @@
-"""What a source is, and its record batches: their schema, their sizes, their numbering."""
+"""The source protocol, and its record batches: schema, sizes, numbering."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 MAX_ROWS = 8192
 _FIRST_ROWS = 512
-PASS_ON_SECONDS = 0.5  # so that no item waits long for others
-MAX_BYTES = 32 * 1024 * 1024  # so that images inside a list keep the memory flat
+PASS_ON_SECONDS = 0.5  # upper bound on waiting for a fuller batch
+MAX_BYTES = 32 * 1024 * 1024  # bounds memory for lists that contain images
 
 
 class Source(Protocol):
@@ -25,22 +25,22 @@ class Source(Protocol):
 
     @property
     def description(self) -> SourceDescription:
-        """What the source is, as far as it shows from outside; equal descriptions promise equal items."""
+        """Description made without reading all items; equal descriptions promise equal items."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The items, as batches of up to 8,192 rows; one without rows says that nothing came for a while.
+        """Iterate over the items in batches of up to 8,192 rows; an empty batch means that the source is
+        idle.
 
         Columns: `item_index` (int64, from 0 without gaps), `item_id`, `uri` (strings), then the columns of
         `description.extra_columns` in that order, of whatever type, and the images themselves where the
-        source holds them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
-        Where the source knows of each item what changes with its content, that follows
-        (`parts.VERSION_COLUMN`, strings); it is not staged, see `contents.py`.
+        source contains them (`parts.INLINE_COLUMN`, binary; null: fetch `uri`). All batches have one schema.
+        If the source knows a version of each item, it follows (`parts.VERSION_COLUMN`, strings); it is not
+        staged, see `contents.py`.
         `uri` is an absolute local path or a URL; a URL keeps its userinfo (`user:password@`), which the
-        fetch needs and the part leaves out.
+        fetch needs and the part omits.
 
         Raises:
-            SourceError: while iterating, where the source cannot be read any further or holds no items at
-                all.
+            SourceError: while iterating: the source cannot be read further, or has no items.
         """
 
 
@@ -50,12 +50,12 @@ def in_batches(
     *,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[list[T]]:
-    """Lists of 512 rows at first, so that work can start early, then of up to 8,192.
+    """Group rows into lists of 512 at first, so that work starts early, then of up to 8,192.
 
     Args:
-        rows: are not read ahead of the list they belong to.
-        size_bytes: of a row, where rows may be large: a list ends early once they reach 32 MiB.
-        monotonic: a clock in seconds; where rows come slowly, a list ends after half a second.
+        rows: never read ahead of the current list.
+        size_bytes: size of a row, if rows may be large: a list ends once it reaches 32 MiB.
+        monotonic: a clock in seconds; a list of slow rows ends after half a second.
     """
     most = _FIRST_ROWS
     batch: list[T] = []
@@ -77,9 +77,9 @@ def item_batch(
     uris: pa.Array,
     extra: Mapping[str, pa.Array] | None = None,
 ) -> pa.RecordBatch:
-    """A batch that is numbered from `first_index`, with the source's own columns, and the inline bytes.
+    """Build a batch numbered from `first_index`, with the source's columns and the inline bytes.
 
-    Where an id is null, or all are missing, the index as text is the id. No URI is null.
+    A missing id defaults to the index as text. No URI is null.
     """
     indexes = pa.array(range(first_index, first_index + len(uris)), pa.int64())
     if item_ids is None:

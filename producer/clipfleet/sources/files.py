@@ -1,4 +1,4 @@
-"""The files that sources read, and how: what they have in common, and those of this machine."""
+"""Files that sources read: the protocol, the read options, and local files."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from clipfleet.sources.uris import base_of, local_uri, utf8_name
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a caller may say beside the name of a source."""
+    """Options of a source beyond its name."""
 
-    url_column: str | None = None  # field with the URLs, paths or images, where its name is no usual one
-    id_column: str | None = None  # field with the user's names of the items
-    base_uri: str | None = None  # what relative paths and bare keys are below
-    holds_texts: bool = False  # instead of URLs: `url_column` is the field with the text then
+    url_column: str | None = None  # field with the URLs, paths or images, if not a default name
+    id_column: str | None = None  # field with the item ids
+    base_uri: str | None = None  # prefix for relative paths and bare keys
+    holds_texts: bool = False  # items are texts, not URLs: `url_column` is the field with the text
 
     def base_in(self, folder: str) -> str:
-        """What is put before the relative names of a list in this folder; empty: they are no names."""
+        """Prefix for the relative names of a list in this folder; empty if items are not names."""
         if self.holds_texts:
             return ""
         return base_of(self.base_uri) if self.base_uri else folder
 
     @property
     def content_field(self) -> str:
-        """Field of what is given without one."""
+        """Field name for items that are plain strings."""
         return "text" if self.holds_texts else "url"
 
     @property
@@ -39,29 +39,29 @@ class ReadOptions:
         return "--text-column" if self.holds_texts else "--url-column"
 
     def described(self) -> dict[str, str]:
-        """What changes the meaning of a list, in the words of `SourceDescription.options`."""
+        """Options that change the meaning of a list, as `SourceDescription.options`."""
         return {"base_uri": base_of(self.base_uri)} if self.base_uri else {}
 
 
-BY_NAME = ReadOptions()  # the name of the source says it all
+BY_NAME = ReadOptions()  # defaults
 
 
 class SourceFile(Protocol):
-    """A file with a list of items or with images in it, and what it looked like when it was named."""
+    """A file with a list of items or images, and its state when it was opened first."""
 
     name: str  # for messages
     uri: str  # absolute path or URI
-    folder: str  # what relative names inside the file are below, with a slash at the end
+    folder: str  # prefix for relative names inside the file, ends in a slash
 
     def state(self) -> dict[str, str]:
-        """Changes with the content, in the words of `SourceDescription.options`."""
+        """Version of the content, as `SourceDescription.options`."""
 
     def open(self) -> AbstractContextManager[BinaryIO]:
-        """The bytes, seekable.
+        """Open the bytes, seekable.
 
         Raises:
-            SourceError: on entering or leaving, and instead of any `OSError` inside the context: the file
-                cannot be read, or was changed meanwhile, so that the items would be a mixture.
+            SourceError: on enter or exit, and in place of any `OSError` inside the context: the file cannot
+                be read, or changed in the meantime, which would mix two versions.
         """
 
 
@@ -79,7 +79,7 @@ class LocalFile:
             raise SourceError(f"{self.name}: the file is empty")
 
     def state(self) -> dict[str, str]:
-        """Size and time of change."""
+        """Size and mtime."""
         return {"size": str(self._state.st_size), "mtime_ns": str(self._state.st_mtime_ns)}
 
     @contextmanager
@@ -90,7 +90,7 @@ class LocalFile:
 
     def _require_unchanged(self, state: os.stat_result) -> None:
         if (state.st_size, state.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
-            raise SourceError(f"{self.name}: the file was changed while it was read; submit it again")
+            raise SourceError(f"{self.name}: the file changed while it was read; submit it again")
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

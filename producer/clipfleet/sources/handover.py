@@ -1,7 +1,6 @@
-"""Hands the items of an iterator over to a submit in another thread, so that its pauses hold nothing back.
+"""Passes the items of an iterator to a submit in another thread, so that pauses do not delay earlier items.
 
-The iterator runs in the thread of whoever made it: it may hold a database connection, or anything else that
-belongs to one thread.
+The iterator stays in the caller's thread: it may use a database connection or another thread-bound object.
 """
 
 from __future__ import annotations
@@ -23,17 +22,15 @@ T = TypeVar("T")
 def run_beside(
     source: IterableSource, run: Callable[[Source], T], on_break: Callable[[], None] = lambda: None
 ) -> T:
-    """Read the source in this thread while `run` works on its items in another one; return its answer.
+    """Read the source in this thread while `run` processes its items in another; return its result.
 
-    Raises whatever `run` or the iterator raises. If `run` ends early, the iterator is left after its next
-    item.
-
-    `on_break` is called once there is something to raise, Ctrl-C included: `run` should end soon.
+    Raises what `run` or the iterator raises. If `run` ends early, iteration stops after the next item.
+    `on_break` is called on any exception, Ctrl-C included: it should make `run` end soon.
     """
     handover = Handover(source)
     with ThreadPoolExecutor(1, thread_name_prefix="submit") as pool:
         running: Future[T] = pool.submit(run, handover)
-        running.add_done_callback(lambda _: handover.leave())
+        running.add_done_callback(lambda _: handover.abandon())
         try:
             handover.feed()
             return running.result()
@@ -43,7 +40,7 @@ def run_beside(
 
 
 class Handover:
-    """See `clipfleet.sources.Source`; `batches` is read in one thread, `feed` called in another."""
+    """A queue between two threads; see `clipfleet.sources.Source`. One calls `feed`, the other `batches`."""
 
     def __init__(self, source: IterableSource) -> None:
         self.description = source.description
@@ -52,13 +49,13 @@ class Handover:
         self._held_bytes = 0
         self._error: BaseException | None = None
         self._has_ended = False
-        self._is_left = False
+        self._is_abandoned = False
         self._changed = threading.Condition()
 
     def feed(self) -> None:
-        """Read the source to its end, waiting while many items are not taken yet.
+        """Read the source to its end, blocking while the queue is full.
 
-        What the iterator raises, Ctrl-C included, is raised by `batches`.
+        `batches` raises what the iterator raises, Ctrl-C included.
         """
         try:
             for record in self._source.records():
@@ -67,18 +64,18 @@ class Handover:
                     self._held_bytes += size_bytes(record)
                     if self._is_full():
                         self._changed.notify_all()
-                        self._changed.wait_for(lambda: not self._is_full() or self._is_left)
-                    if self._is_left:
+                        self._changed.wait_for(lambda: not self._is_full() or self._is_abandoned)
+                    if self._is_abandoned:
                         return
         except BaseException as error:
             self._end(error)
             raise
         self._end(None)
 
-    def leave(self) -> None:
-        """Nobody takes items any more."""
+    def abandon(self) -> None:
+        """Stop feeding: the consumer has ended."""
         with self._changed:
-            self._is_left = True
+            self._is_abandoned = True
             self._changed.notify_all()
 
     def batches(self) -> Iterator[pa.RecordBatch]:

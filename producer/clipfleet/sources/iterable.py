@@ -1,8 +1,7 @@
 """Items of a Python program: URLs, paths, images as bytes, or dicts with one of these and further fields.
 
-A list (anything with a length) is looked at before it is read, so that its description tells its content. An
-iterator is read once, item by item; `handover.py` is for those that pause. Relative paths count from the
-current folder.
+A list (anything with a length) is sampled first, so that its description depends on its content. An iterator
+is read once, item by item; `handover.py` handles those that pause. Paths are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class IterableSource:
     A list must not change while it is read. `url_column` and `id_column` name fields of dicts.
 
     Raises:
-        SourceError: there are no items, or the first ones cannot be used.
+        SourceError: there are no items, or the first ones are invalid.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class IterableSource:
     ) -> None:
         self._monotonic = monotonic
         is_list = isinstance(items, Collection)
-        self.may_pause = not is_list  # nobody knows when an iterator gives its next item
+        self.may_pause = not is_list  # an iterator may block on its next item
         rest = iter(items)
         first = list(islice(rest, _SAMPLE_ITEMS if is_list else 1))
         if not first:
@@ -75,12 +74,12 @@ class IterableSource:
             index += len(records)
 
     def records(self) -> Iterator[Record]:
-        """The items, each in one form."""
+        """Iterate over the items as records."""
         for number, item in enumerate(self._items):
             yield _record(item, number, self._table.url_field, self._table.bytes_field)
 
     def batch(self, first_index: int, records: Sequence[Record]) -> pa.RecordBatch:
-        """What `records` gave as a batch, which may have no rows."""
+        """Convert records to a batch, possibly without rows."""
         return self._table.batch(first_index, records)
 
 
@@ -94,14 +93,13 @@ def _record(item: Item, number: int, url_field: str, bytes_field: str) -> Record
             return {str(name): plain(value) for name, value in item.items()}
         return {url_field: os.fsdecode(os.fspath(item))}
     except TypeError as error:
-        raise SourceError(f"item {number} cannot be used: {error}") from None
+        raise SourceError(f"item {number} is invalid: {error}") from None
 
 
 def _content(items: Collection[Item]) -> dict[str, str]:
-    """What tells a list from another one, in the words of `SourceDescription.options`.
+    """Digest that identifies a list, as `SourceDescription.options`.
 
-    Only the beginning of a long list is looked at: work must not wait for the rest. A submit that goes on
-    compares all items anyway.
+    Covers only the beginning of a long list, so that work starts soon. A resumed submit compares all items.
     """
     digest = hashlib.sha256()
     hashed_bytes = 0
@@ -121,13 +119,13 @@ _ROWS_AT_ONCE = 1024
 
 
 class FrameRows:
-    """The rows of a data frame, in its order. Reads it anew each time."""
+    """Rows of a data frame, in order; iterable repeatedly."""
 
     def __init__(self, frame: Any) -> None:
         try:
             self._table = pa.table(frame)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise SourceError(f"a {type(frame).__name__} that Arrow cannot read: {error}") from error
+            raise SourceError(f"Arrow cannot read this {type(frame).__name__}: {error}") from error
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -141,5 +139,5 @@ class FrameRows:
 
 
 def is_frame(source: object) -> bool:
-    """Whether it has rows and columns; iterating over it would then give the columns."""
+    """Whether it is a data frame: iterating over one yields columns, not rows."""
     return hasattr(source, "__arrow_c_stream__") and hasattr(source, "columns")

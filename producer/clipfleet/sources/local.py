@@ -1,4 +1,4 @@
-"""What a user means by a path or pattern of this machine as a source."""
+"""Opens a local path or pattern as a source."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _PACKED_SHARDS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_local(text: str, options: ReadOptions) -> Source:
-    """The source at a path; what exists under exactly this name comes before what a pattern means.
+    """Open the source at a path or pattern; an existing file takes precedence over a pattern.
 
     Raises:
-        SourceError: there is nothing of this name, it is of no supported kind, or its header cannot be used.
+        SourceError: it does not exist, its kind is unsupported, or its header is invalid.
     """
     path = _absolute(text)
     opener = list_opener(path.name) if path.is_file() else None
@@ -49,7 +49,7 @@ def open_local(text: str, options: ReadOptions) -> Source:
     if path.is_file():
         return _file(path)
     if path.exists():
-        raise SourceError(f"{utf8_name(str(path))}: neither a folder nor an ordinary file; {SUPPORTED}")
+        raise SourceError(f"{utf8_name(str(path))}: neither a folder nor a regular file; {SUPPORTED}")
     if is_shard_name(text):
         return _shards(path, [*_named_shards(text)])
     if has_wildcards(text):
@@ -59,7 +59,7 @@ def open_local(text: str, options: ReadOptions) -> Source:
 
 
 def _folder(path: Path) -> Source:
-    """Images, or the shards that lie directly in the folder and have no images beside them."""
+    """The images below a folder, or the shards directly in a folder without images."""
     shards = []
     has_images = False
     try:
@@ -75,7 +75,7 @@ def _folder(path: Path) -> Source:
     if has_images:
         raise SourceError(
             f"{utf8_name(str(path))}: holds images and .tar files; "
-            f"say which by a pattern: '{utf8_name(path.name)}/*.tar' or '{utf8_name(path.name)}/**/*.jpg'"
+            f"choose with a pattern: '{utf8_name(path.name)}/*.tar' or '{utf8_name(path.name)}/**/*.jpg'"
         )
     return _shards(path, sorted(shards))
 
@@ -87,8 +87,8 @@ def _file(path: Path) -> Source:
         return file_source(path)
     name = utf8_name(str(path))
     if path.name.lower().endswith(_PACKED_SHARDS):
-        raise SourceError(f"{name}: single images of a packed archive cannot be read; unpack it to a .tar")
-    raise SourceError(f"{name}: a file of this kind cannot be a source; {SUPPORTED}")
+        raise SourceError(f"{name}: cannot read from a compressed archive; decompress it to a .tar")
+    raise SourceError(f"{name}: unsupported kind of file; {SUPPORTED}")
 
 
 def _named_shards(text: str) -> Iterator[Path]:
@@ -111,7 +111,7 @@ def _shards(path: Path, shards: list[Path]) -> Source:
 
 def _absolute(text: str) -> Path:
     path = Path(text)
-    with contextlib.suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+    with contextlib.suppress(RuntimeError):  # no such user or home: an ordinary name
         path = path.expanduser()
     try:
         path.exists()

@@ -1,4 +1,4 @@
-"""What a user means by `s3://...` as a source: a list, a table, shards, a pattern, an image or a prefix."""
+"""Opens `s3://...` as a source: a list, a table, shards, a pattern, an image or a prefix."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from clipfleet.sources.s3_objects import ObjectFile, PrefixSource, is_hidden, li
 from clipfleet.sources.tar import Shard, TarSource, shards_state
 from clipfleet.sources.walk import IMAGE_EXTENSIONS, Pattern, expand_braces, has_wildcards, is_image_name
 
-_LOOKED_AT = 10_000  # objects of a prefix that tell whether it holds images or shards
+_LOOKED_AT = 10_000  # objects of a prefix that decide between images and shards
 
 
 def open_s3(uri: str, options: ReadOptions) -> Source:
-    """The source at an S3 URI; the key is taken as it stands.
+    """Open the source at an S3 URI, whose key is used verbatim.
 
-    A key that ends like a list, a table or an image is that object. Any other one is a prefix, with or
-    without its slash: all images below it, or all shards where the first thing below it is one.
+    A key with the extension of a list, a table or an image is that object. Any other key is a prefix, with or
+    without a slash: all images below it, or all shards if the first match is a shard.
 
     Raises:
-        SourceError: there is nothing of this name, or it must not be read.
-        SourceUnavailableError: the store is away.
-        UsageError: the URI or the configuration of S3 cannot be used.
+        SourceError: it does not exist, or access is denied.
+        SourceUnavailableError: the store is unavailable.
+        UsageError: the URI or the S3 configuration is invalid.
     """
     bucket, key = split_s3_uri(uri)
     client = default_client()
@@ -48,7 +48,7 @@ def open_s3(uri: str, options: ReadOptions) -> Source:
 
 
 def _shards(client: S3Client, bucket: str, keys: str) -> Source:
-    """Shards by name, with braces or wildcards."""
+    """Open shards by name, with braces or wildcards."""
     found: list[S3Object] = []
     for key in expand_braces(keys):
         if has_wildcards(key):
@@ -98,7 +98,7 @@ def _tar_source(client: S3Client, bucket: str, uri: str, objects: Iterable[S3Obj
 
 
 def _matching(client: S3Client, bucket: str, pattern: str) -> Callable[[], Iterable[S3Object]]:
-    """Objects whose keys match, in the store's order."""
+    """List the objects whose keys match, in the store's order."""
     prefix = _fixed_prefix(pattern)
     wanted = Pattern.of(pattern[len(prefix) :].split("/"))
 
@@ -117,7 +117,7 @@ def _matches(pattern: Pattern, name: str) -> bool:
 
 
 def _fixed_prefix(pattern: str) -> str:
-    """The folders in front of the first wildcard, with their slash."""
+    """The folders before the first wildcard, with a trailing slash."""
     parts = pattern.split("/")
     fixed = next(number for number, part in enumerate(parts) if has_wildcards(part))
     return "".join(f"{part}/" for part in parts[:fixed])

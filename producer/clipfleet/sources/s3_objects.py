@@ -1,4 +1,4 @@
-"""Objects of S3 as files that sources read, and listings of images below a prefix."""
+"""S3 objects as source files, and listings of images below a prefix."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import pyarrow as pa
 from clipfleet.contract.jobs import SourceDescription
 from clipfleet.contract.parts import VERSION_COLUMN
 from clipfleet.errors import SourceError, SourceUnavailableError
-from clipfleet.s3.client import S3Client, S3Object, list_objects, s3_errors, split_s3_uri
+from clipfleet.s3.client import S3Client, S3Object, list_objects, split_s3_uri
+from clipfleet.s3.failures import s3_errors
 from clipfleet.s3.file import S3File
 from clipfleet.sources.batches import in_batches, item_batch
 
-_READ_BYTES = 8 * 1024 * 1024  # a request takes tens of milliseconds, whatever its size
+_READ_BYTES = 8 * 1024 * 1024  # a request takes tens of milliseconds, independent of its size
 
 
 class ObjectFile:
-    """See `clipfleet.sources.files.SourceFile`. The store is asked when the object is first needed."""
+    """See `clipfleet.sources.files.SourceFile`. The first access sends the first request."""
 
     def __init__(self, client: S3Client, bucket: str, key: str) -> None:
         self._client = client
@@ -39,24 +40,20 @@ class ObjectFile:
             return file.size(), file.etag
 
     def state(self) -> dict[str, str]:
-        """Size and entity tag."""
+        """Size and ETag."""
         size, etag = self._state
         return {"size": str(size), "etag": etag}
 
     def listed(self) -> S3Object:
-        """The object as a listing has it."""
+        """The object as a listing entry."""
         return S3Object(self._key, *self._state)
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """See the protocol.
-
-        Raises:
-            SourceUnavailableError: the store is away.
-        """
+        """Open the object; also raises `SourceUnavailableError` if the store is unavailable."""
         with self._object() as file:
             if (file.size(), file.etag) != self._state:
-                raise SourceError(f"{self.name}: the object was changed meanwhile; submit it again")
+                raise SourceError(f"{self.name}: the object changed while it was read; submit it again")
             yield cast(BinaryIO, io.BufferedReader(file, _READ_BYTES))
 
     def _object(self) -> S3File:
@@ -73,10 +70,10 @@ class PrefixSource:
     """See `clipfleet.sources.Source`: objects below a prefix, in the store's order."""
 
     objects: Callable[[], Iterable[S3Object]]
-    base: str  # what the ids leave out of the URI: bucket and prefix; ends in a slash
-    uri: str  # of the whole, for people
-    wanted: str = ""  # what is looked for, for the message where there is none
-    accepts: Callable[[str], bool] = lambda name: True  # by what a key has after the prefix
+    base: str  # part of the URI that ids omit: bucket and prefix, ends in a slash
+    uri: str  # of the whole source, for messages
+    wanted: str = ""  # message if nothing is found
+    accepts: Callable[[str], bool] = lambda name: True  # filter on the key without the prefix
 
     @property
     def description(self) -> SourceDescription:
@@ -100,11 +97,11 @@ class PrefixSource:
 
 
 def listing(client: S3Client, bucket: str, prefix: str) -> Iterator[S3Object]:
-    """All objects below a prefix, without the markers that some tools leave for folders.
+    """List all objects below a prefix, without the folder markers of some tools.
 
     Raises:
-        SourceError: there is no such bucket, or it must not be listed.
-        SourceUnavailableError: the store is away.
+        SourceError: no such bucket, or listing is denied.
+        SourceUnavailableError: the store is unavailable.
     """
     where = f"s3://{bucket}/{prefix}"
     with s3_errors(where, away=SourceUnavailableError, lasting=SourceError):
@@ -114,5 +111,5 @@ def listing(client: S3Client, bucket: str, prefix: str) -> Iterator[S3Object]:
 
 
 def is_hidden(name: str) -> bool:
-    """True if a part of the name begins with a dot, as in `.cache/a.jpg`."""
+    """Whether a component of the name starts with a dot, as in `.cache/a.jpg`."""
     return name.startswith(".") or "/." in name

@@ -1,9 +1,8 @@
 """Standard input: one URL or path per line, or one JSON object per line if the first line begins with `{`.
 
-Items are passed on as they come: whatever was read half a second ago has left as a batch, and while nothing
-comes there are batches without rows, so that staging can look at its clock. The first line is waited for as
-long as it takes. Relative paths count from the current folder. In JSON lines the fields of the first object
-become columns, later ones go into `other_fields`.
+Items are passed on within half a second of arrival; while the input is idle, empty batches let staging check
+its clock. The wait for the first line has no timeout. Paths are relative to the current folder. In JSON lines
+the fields of the first object become columns, later fields go into `other_fields`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ NumberedLine = tuple[int, str]
 
 
 class StdinSource:
-    """See `clipfleet.sources.Source`. Can be read once, and nobody else may read from the descriptor."""
+    """See `clipfleet.sources.Source`. Readable once, as the only reader of the descriptor."""
 
     def __init__(
         self,
@@ -43,8 +42,8 @@ class StdinSource:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if descriptor is None:
-            if sys.stdin is None:  # closed; some other file may have its number now
-                raise SourceError(f"{NAME}: is closed")
+            if sys.stdin is None:  # closed; another file may have reused its descriptor
+                raise SourceError(f"{NAME}: closed")
             descriptor = 0
         self._descriptor = descriptor
         self._monotonic = monotonic
@@ -57,7 +56,7 @@ class StdinSource:
             sample = [json_record(line, NAME, number)]
             self._table = RecordTable(sample, options, where=NAME, base=self._base, is_all=False)
         elif options.url_column is not None or options.id_column is not None:
-            raise SourceError(f"{NAME}: --url-column and --id-column apply to lines of JSON only")
+            raise SourceError(f"{NAME}: --url-column and --id-column apply to JSON lines only")
         self.description = SourceDescription(
             kind="stdin",
             uri="-",
@@ -78,7 +77,7 @@ class StdinSource:
         return item_batch(first_index, None, absolute_uris(uris, self._base))
 
     def _passed_on(self) -> Iterator[list[NumberedLine]]:
-        """Lines for one batch each: many where they come fast, else what came within half a second."""
+        """Lines of one batch each: a full batch, or the lines of half a second."""
         yield from _of_batch_size(self._first)
         held: list[NumberedLine] = []
         since = self._monotonic()
@@ -95,12 +94,12 @@ class StdinSource:
         for block in self._blocks:
             if block:
                 return block
-        raise SourceError(f"{NAME}: no lines came, one item per line is expected")
+        raise SourceError(f"{NAME}: no input: expected one item per line")
 
     def _read_blocks(self) -> Iterator[list[NumberedLine]]:
-        """Lines that are not blank, with their number; an empty list where nothing comes for a while."""
+        """Read non-blank lines with their numbers; an empty list if the input is idle."""
         number = 0
-        rest: list[bytes] = []  # of a line whose end has not come yet
+        rest: list[bytes] = []  # of an incomplete line
         while True:
             data = self._read()
             if data is None:
@@ -121,7 +120,7 @@ class StdinSource:
                 return
 
     def _read(self) -> bytes | None:
-        """What is there, empty at the end; None where nothing comes for a while."""
+        """Read available bytes, empty at the end; None if the input is idle."""
         try:
             if not select.select([self._descriptor], [], [], PASS_ON_SECONDS)[0]:
                 return None

@@ -1,12 +1,11 @@
 """Shards of webdataset and img2dataset: tar archives whose members are grouped by the name before the dot.
 
-Every image of a group is an item. Its id is that name, the key (where a group holds several images: the
-whole name). What lies beside it is carried: the fields of `.json`, the text of `.txt`, the number of `.cls`.
+Every image of a group is an item. Its id is that key (or the whole name, if the group has several images).
+Its siblings become columns: the fields of `.json`, the text of `.txt`, the number of `.cls`.
 
-Only headers and those texts are read here. The images stay in the archive, and workers read just their
-bytes there: staging them too would write and read everything once more. On a local disk the submit jumps from
-header to header; from S3 an archive streams through it once, because a request for each header would take
-longer.
+Only headers and those texts are read here. Workers read the images from the archive by byte range: staging
+them would write and read everything twice. On a local disk the submit seeks from header to header; from S3 it
+streams the archive once, because one request per header would take longer.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.lists.records import RecordTable, size_bytes
 from clipfleet.sources.walk import is_image_name
 
-# Key and extension, as webdataset has them.
+# Key and extension, as webdataset defines them.
 _NAME = re.compile(r"(?:\./)*((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)
 _NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 _SAMPLE_ITEMS = 256
 _MAX_TEXT_BYTES = 16 * 1024 * 1024  # of one .json, .txt or .cls
 _BLOCK_BYTES = 512
 
-# Names that no field of a .json has.
+# Names that no field of a .json can have.
 _URI_FIELD = "\0uri"
 _ID_FIELD = "\0id"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """An archive that is opened when its turn comes."""
+    """An archive, opened lazily."""
 
     uri: str
     open: Callable[[], SourceFile]
@@ -57,11 +56,11 @@ class _Group:
     """Members with one key."""
 
     key: str
-    images: list[tuple[TarMember, str]] = field(default_factory=list)  # each with its modification time
+    images: list[tuple[TarMember, str]] = field(default_factory=list)  # each with its mtime
     texts: dict[str, bytes] = field(default_factory=dict)  # by extension
 
     def records(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """One for each image, with its modification time."""
+        """One record per image, with its mtime."""
         carried = _carried(self.texts)
         for image, changed in self.images:
             name = self.key if len(self.images) == 1 else image.name
@@ -69,9 +68,9 @@ class _Group:
 
 
 class TarSource:
-    """See `clipfleet.sources.Source`: at least one shard, in the order of the items.
+    """See `clipfleet.sources.Source`: at least one shard, in item order.
 
-    `state` changes with the shards, in the words of `SourceDescription.options`.
+    `state` is the version of the shards, as `SourceDescription.options`.
     """
 
     def __init__(self, shards: Sequence[Shard], *, uri: str, state: dict[str, str]) -> None:
@@ -97,7 +96,7 @@ class TarSource:
             index += len(members)
 
     def _records(self) -> Generator[tuple[dict[str, Any], str], None, None]:
-        """The items, and when each was changed."""
+        """Iterate over the items, each with its mtime."""
         for shard in self._shards:
             file = shard.open()
             with file.open() as stream:
@@ -106,13 +105,13 @@ class TarSource:
 
 
 def shards_state(shards: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Number of the shards, and a digest of what is known of each: its URI and its state."""
+    """Number of shards, and a digest of their URIs and states."""
     digest = hashlib.sha256("\n".join(f"{uri}\t{state}" for uri, state in shards).encode(errors="replace"))
     return {"shards": str(len(shards)), "sha256": digest.hexdigest()[:16]}
 
 
 def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
-    """Members that follow one another under one key."""
+    """Group consecutive members by key."""
     group = _Group("")
     for archive, info in _members(stream, file.name):
         match = _NAME.fullmatch(info.name)
@@ -131,25 +130,25 @@ def _groups(stream: BinaryIO, file: SourceFile) -> Iterator[_Group]:
 
 
 def _members(stream: BinaryIO, name: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Headers in their order.
+    """Iterate over the headers in order.
 
     Raises:
-        SourceError: the archive is damaged or breaks off: then members would be missing.
+        SourceError: the archive is damaged or truncated, so that members would be missing.
     """
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (info := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                archive.members.clear()  # type: ignore[attr-defined]  # it caches all of them
                 if info.issparse():
-                    raise SourceError(f"{name}: {info.name} is stored with holes; pack it without --sparse")
+                    raise SourceError(f"{name}: {info.name} is a sparse file; pack it without --sparse")
                 yield archive, info
-            # tarfile takes whatever is no header, and an end too early, for the end.
+            # tarfile treats an invalid header and a premature end as the end.
             stream.seek(archive.offset)
             block = stream.read(_BLOCK_BYTES)
     except tarfile.TarError as error:
-        raise SourceError(f"{name}: not a whole tar file: {error}") from error
+        raise SourceError(f"{name}: not a complete tar file: {error}") from error
     if len(block) < _BLOCK_BYTES:
-        raise SourceError(f"{name}: the tar file breaks off; is the copy complete?")
+        raise SourceError(f"{name}: the tar file is truncated; is the copy complete?")
     if block.strip(b"\0"):
         raise SourceError(f"{name}: the tar file is damaged at byte {archive.offset}")
 
@@ -163,12 +162,12 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> byte
     except tarfile.ReadError:
         data = b""
     if len(data) < info.size:
-        raise SourceError(f"{name}: the tar file breaks off in {info.name}; is the copy complete?")
+        raise SourceError(f"{name}: the tar file is truncated in {info.name}; is the copy complete?")
     return data
 
 
 def _carried(texts: dict[str, bytes]) -> dict[str, Any]:
-    """The columns of a group."""
+    """Columns from the texts of a group."""
     carried: dict[str, Any] = {}
     for extension in ("txt", "cls"):
         if extension in texts:

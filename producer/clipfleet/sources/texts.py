@@ -1,7 +1,7 @@
-"""Texts as items, from whatever source holds them: lines, a column of a table, strings of a program.
+"""Texts as items: lines, a table column, or strings of a program.
 
-The text of an item becomes a column of its own (called as in the table, else `text`), and `uri` is empty.
-Blanks around a text are left out. An item without a text is an item that will fail.
+The text becomes a column of its own (named as in the table, else `text`), and `uri` is empty. Surrounding
+blanks are stripped. An item without text fails.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TextSource:
         name = described.options.get("url_column", default_column)
         self.text_column = extra_column_name(name)
         if self.text_column in described.extra_columns:
-            raise SourceError(f"two columns would both be called {self.text_column!r} in the results")
+            raise SourceError(f"two columns would be named {self.text_column!r} in the results")
         options = {key: value for key, value in described.options.items() if key != "url_column"}
         self.description = described.model_copy(
             update={
@@ -41,7 +41,7 @@ class TextSource:
         )
 
     def over(self, items: Source) -> TextSource:
-        """The same texts, where their items come another way."""
+        """The same texts, read from another source of the items."""
         return TextSource(items, self._default_column)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -62,22 +62,22 @@ class TextSource:
             return
         strange = pc.drop_null(pc.if_else(batch[INLINE_COLUMN].is_valid(), batch["item_index"], None))
         if len(strange):
-            raise SourceError(f"item {strange[0].as_py()} is no text but bytes")
+            raise SourceError(f"item {strange[0].as_py()} is bytes, not text")
 
 
 def text_source_of(source: SourceLike, *, text_column: str | None, id_column: str | None) -> TextSource:
-    """The texts that a user means; see `clipfleet.sources.source_of`.
+    """Open a source of texts; see `clipfleet.sources.source_of`.
 
     Args:
         source: a file, `-`, or an iterable of strings and dicts.
-        text_column: column of a table, where it is not called `text` or `caption`.
-        id_column: column of a table that names the items.
+        text_column: table column with the text. Default: `text` or `caption`.
+        id_column: table column with the item ids.
 
     Raises:
-        SourceError: there are no texts there.
+        SourceError: not a source of texts.
     """
     options = ReadOptions(text_column, id_column, holds_texts=True)
     items = source_of(source, options)
     if items.description.kind not in _KINDS:
-        raise SourceError(f"{items.description.uri}: no source of texts; {_SUPPORTED}")
+        raise SourceError(f"{items.description.uri}: not a source of texts; {_SUPPORTED}")
     return TextSource(items, options.content_field)

@@ -1,4 +1,4 @@
-"""Names of images as text: what is a URL, and how a local path is written so that it is found again."""
+"""Names of images as text: URLs, and a reversible form of local paths."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LEADING_DOT = r"^(?:\./+)+"
 
 
 def has_scheme(text: str) -> bool:
-    """True for `https://...`, `s3://...`, `data:...`; a path may contain a colon."""
+    """Whether text is a URL: `https://...`, `s3://...`, `data:...`. A path may contain a colon."""
     return re.match(_SCHEME, text) is not None
 
 
 def local_uri(path: str) -> str:
-    """The absolute path itself, or a percent-encoded `file://` URL where its bytes are not UTF-8.
+    """Return the absolute path, or a percent-encoded `file://` URL if it is not UTF-8.
 
     Args:
         path: absolute, undecodable bytes as lone surrogates (as `os.fsdecode` gives them).
@@ -30,37 +30,37 @@ def local_uri(path: str) -> str:
 
 
 def local_path(uri: str) -> str:
-    """The inverse of `local_uri`; whatever is no `file://` URL is taken as a path."""
+    """Invert `local_uri`; anything but a `file://` URL is taken as a path."""
     if uri[:7].lower() != "file://":
         return uri
     return os.fsdecode(unquote_to_bytes(uri[7:].removeprefix("localhost")))
 
 
 def utf8_name(name: str) -> str:
-    """A file name that can be stored as text: unchanged, or percent-encoded where its bytes are not UTF-8."""
+    """Return a file name as valid text: unchanged, or percent-encoded if it is not UTF-8."""
     return name if _is_unicode(name) else quote_from_bytes(os.fsencode(name))
 
 
 def base_of(base_uri: str) -> str:
-    """What is put before a relative name, from what a user calls its base.
+    """Normalise the base that a user gives to a prefix for relative names.
 
-    A folder counts from the current one. A slash is added, unless there is one or the base ends in a query
-    that waits for a value (`https://host/image?name=`).
+    A relative folder becomes absolute. A slash is added, unless the base ends in one, or in a query that
+    needs a value (`https://host/image?name=`).
     """
     if not has_scheme(base_uri):
         path = Path(base_uri)
-        with suppress(RuntimeError):  # no such user, or no home: then it is an ordinary name
+        with suppress(RuntimeError):  # no such user or home: an ordinary name
             path = path.expanduser()
         base_uri = str(path.absolute())
     return base_uri if base_uri.endswith(("/", "=")) else base_uri + "/"
 
 
 def absolute_uris(uris: pa.Array, base: str) -> pa.Array:
-    """Entries of a list: URLs, absolute paths and empty ones unchanged, others with `base` before them.
+    """Prefix the relative entries of a list with `base`; keep URLs, absolute paths and empty entries.
 
     Args:
         uris: strings.
-        base: an absolute folder or a URI that ends in a slash; empty: nothing is changed.
+        base: an absolute folder or a URI with a trailing slash; empty: change nothing.
     """
     if not base:
         return uris

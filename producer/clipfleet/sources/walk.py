@@ -1,7 +1,7 @@
-"""Walks trees of folders in the order of the sorted full paths, yielding while it walks; patterns, braces.
+"""Walks folder trees lazily, in the order of the sorted full paths; glob patterns and braces.
 
-What is wanted is a pattern: a list of components, `**` among them. A folder is read once however many ways
-the pattern leads into it, so no file comes twice. Held are the names in one folder and in its parents.
+A pattern is a list of components, `**` included. A folder is read once even if the pattern matches it in
+several ways, so that no file appears twice. Memory is bounded by the names in one folder and its parents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.uris import local_uri, utf8_name
 
 ANY_DEPTH = "**"
-_RUN = 65_536  # names that are sorted at a time; beyond this a folder's names are kept packed
+_RUN = 65_536  # names sorted at a time; a larger folder is kept packed
 _PACK = 1024
 
 Positions = frozenset[int]
@@ -32,24 +32,24 @@ Positions = frozenset[int]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Components of a glob below a root. Wildcards match no name that starts with a dot."""
+    """Components of a glob below a root. Wildcards do not match a leading dot."""
 
     components: tuple[re.Pattern[str] | None, ...]  # None: any number of folders
-    accepts: Callable[[str], bool]  # a further condition on the name of a file
+    accepts: Callable[[str], bool]  # further condition on file names
 
     @classmethod
     def of(cls, components: Sequence[str], accepts: Callable[[str], bool] = lambda name: True) -> Pattern:
-        """A pattern from components as a shell knows them."""
+        """Build a pattern from shell components."""
         return cls(tuple(None if part == ANY_DEPTH else _component(part) for part in components), accepts)
 
     def start(self) -> Positions:
-        """Where matching stands in the root folder."""
+        """Match positions in the root folder."""
         return self._with_skips({0})
 
     def descend(self, positions: Positions, name: str, *, is_link: bool) -> Positions:
-        """Where matching stands inside a subfolder; empty: nothing in there can match.
+        """Match positions inside a subfolder; empty if nothing in it can match.
 
-        A linked folder is entered where a component names it, never by `**`: links can form circles.
+        A linked folder is entered by a named component, never by `**`: links can form cycles.
         """
         last = len(self.components) - 1
         inside = set()
@@ -63,7 +63,7 @@ class Pattern:
         return self._with_skips(inside)
 
     def matches_file(self, positions: Positions, name: str) -> bool:
-        """True if a file of this name in a folder where matching stands at `positions` is wanted."""
+        """Whether a file of this name matches, in a folder with these positions."""
         last = len(self.components) - 1
         if last not in positions or not self.accepts(name):
             return False
@@ -71,7 +71,7 @@ class Pattern:
         return not name.startswith(".") if component is None else component.match(name) is not None
 
     def _with_skips(self, positions: set[int]) -> Positions:
-        # `**` may stand for no folder at all.
+        # `**` also matches no folder.
         reached = set(positions)
         for position in sorted(positions):
             while position < len(self.components) - 1 and self.components[position] is None:
@@ -81,13 +81,13 @@ class Pattern:
 
 
 def walk(root: Path, pattern: Pattern) -> Iterator[str]:
-    """Paths relative to `root` of the files that match, sorted.
+    """Yield the paths of matching files, relative to `root` and sorted.
 
-    A link to a file counts as that file; a link that leads nowhere is yielded too, so that it becomes a
-    failed row and does not vanish. Sockets, pipes and devices are left out.
+    A link to a file counts as that file; a dangling link is yielded too, so that it becomes a failed row.
+    Sockets, pipes and devices are skipped.
 
     Raises:
-        SourceError: a folder cannot be read; leaving it out would lose its items silently.
+        SourceError: a folder cannot be read; skipping it would lose its items silently.
     """
     start = pattern.start()
     stack = [("", start, _entries(root, pattern, start))]
@@ -106,12 +106,12 @@ def walk(root: Path, pattern: Pattern) -> Iterator[str]:
 
 
 def _component(text: str) -> re.Pattern[str]:
-    # As in a shell: a leading dot must be written out.
+    # As in a shell: a leading dot must be explicit.
     return re.compile(("" if text.startswith(".") else r"(?!\.)") + fnmatch.translate(text))
 
 
 def _entries(folder: Path, pattern: Pattern, positions: Positions) -> Iterator[str]:
-    """Sorted names of what matters in a folder; a slash ends subfolders, which sorts them by full path."""
+    """Sorted names of matching entries; a slash ends subfolders, which sorts by full path."""
     try:
         with os.scandir(folder) as entries:
             return _sorted(_wanted(entries, pattern, positions))
@@ -135,11 +135,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError:
         if not entry.is_symlink():
             raise
-        return False  # a link that leads to itself, or where nobody may look: no reason to refuse the rest
+        return False  # a link cycle, or an inaccessible target: keep the rest
 
 
 def _sorted(names: Iterator[str]) -> Iterator[str]:
-    """Names in order. Ten million of them need a fifth of the memory that a list would take."""
+    """Sort names. Ten million need a fifth of the memory of a list."""
     runs: list[list[str]] = []
     while run := sorted(islice(names, _RUN)):
         if len(run) < _RUN and not runs:
@@ -149,7 +149,7 @@ def _sorted(names: Iterator[str]) -> Iterator[str]:
 
 
 def has_wildcards(text: str) -> bool:
-    """True if the text holds a character that means something in a pattern."""
+    """Whether text contains a wildcard."""
     return any(character in text for character in "*?[")
 
 
@@ -157,15 +157,15 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".
 
 
 def is_image_name(name: str) -> bool:
-    """True if a file's name ends like an image's."""
+    """Whether a file name has an image extension."""
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 class WalkedSource:
     """See `clipfleet.sources.Source`: the files below a folder that match a pattern.
 
-    The id of an item is its path below that folder. A name that is not UTF-8 becomes a percent-encoded
-    `file://` URI and id.
+    The id of an item is its path below that folder. A name that is not UTF-8 becomes a percent-encoded `file://`
+    URI and id.
     """
 
     def __init__(self, kind: str, name: Path, root: Path, pattern: Pattern, nothing: str) -> None:
@@ -180,7 +180,7 @@ class WalkedSource:
             uris = [base + path for path in paths]
             try:
                 batch = item_batch(first_index, pa.array(paths, pa.string()), pa.array(uris, pa.string()))
-            except UnicodeEncodeError:  # a name that is not UTF-8: rare, so it is only looked for now
+            except UnicodeEncodeError:  # a name that is not UTF-8: rare, so not checked before
                 ids = pa.array([utf8_name(path) for path in paths], pa.string())
                 batch = item_batch(first_index, ids, pa.array([local_uri(uri) for uri in uris], pa.string()))
             yield batch
@@ -190,7 +190,7 @@ class WalkedSource:
 
 
 def folder_source(folder: Path) -> WalkedSource:
-    """All images below a folder, found by the extension of their names; the folder itself may be a link."""
+    """All images below a folder, by file extension; the folder itself may be a link."""
     nothing = (
         "no images found; looked in all folders below it for names that end in "
         f"{' '.join(IMAGE_EXTENSIONS)} (hidden files and folders and linked folders are skipped)"
@@ -205,19 +205,19 @@ def pattern_source(name: Path) -> WalkedSource:
 
 
 def file_source(path: Path) -> WalkedSource:
-    """The source whose one item is this file; its path may hold wildcards, they mean nothing."""
+    """The source with this file as its one item; wildcards in its path are literal."""
     pattern = Pattern.of([glob.escape(path.name)])
     return WalkedSource("glob", path, path.parent, pattern, "no file matches this pattern")
 
 
 def matching_files(name: Path) -> Iterator[Path]:
-    """The files that an absolute pattern means, sorted."""
+    """The files that match an absolute pattern, sorted."""
     root, pattern = _root_and_pattern(name)
     return (root / found for found in walk(root, pattern))
 
 
 def _root_and_pattern(name: Path) -> tuple[Path, Pattern]:
-    """The folder that the leading components name, which may have wildcards in its own name, and the rest."""
+    """Split a pattern into its existing leading folder, whose name may contain wildcards, and the rest."""
     parts, fixed = name.parts, len(name.parts) - 1
     for number, part in enumerate(parts):
         if has_wildcards(part) and not Path(*parts[: number + 1]).exists():
@@ -231,9 +231,9 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def expand_braces(text: str) -> Iterator[str]:
-    """All names that a text stands for, in the order of a shell; numbers keep their zeros in front.
+    """Expand braces as a shell does; numbers keep leading zeros.
 
-    Braces that hold neither a comma nor a range of numbers mean themselves.
+    Braces with neither a comma nor a number range are literal.
     """
     for brace in _BRACE.finditer(text):
         choices = _choices(brace[1])

@@ -1,1 +1,1 @@
-"""2. From batches to staged chunks that the ledger knows. Reads no source and no rows."""
+"""2. Submit: batches become staged chunks in the ledger. Reads no rows."""

@@ -1,4 +1,4 @@
-"""What a caller may say of a job, in one value or in one file, and the job that is made of it."""
+"""Options of a job, from Python, the command line or a file, and the job built from them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ from clipfleet.contract.jobs import (
     DEFAULT_CHUNK_SIZE,
     DEFAULT_MODEL,
     JOB_ID_PATTERN,
-    LABEL_SET_NAME_PATTERN,
     MAX_CHUNK_SIZE,
     REDIS_OUTPUT,
     DecodeRoute,
     Job,
-    LabelSet,
     Lane,
     PartFormat,
     Precision,
     Task,
     new_job_id,
 )
+from clipfleet.contract.label_sets import LABEL_SET_NAME_PATTERN, LabelSet
 from clipfleet.contract.model_names import normalise_model
 from clipfleet.contract.parts import extra_column_name
 from clipfleet.errors import UsageError, usage_errors
@@ -51,35 +50,35 @@ def _as_text(value: object) -> object:
 
 
 class JobDescription(BaseModel):
-    """What may be said of a job whatever its task."""
+    """Options of a job of any task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # A folder or s3://BUCKET/PREFIX; by default the ledger's own Redis, for up to 100,000 items.
+    # A folder or s3://BUCKET/PREFIX; default: the ledger's Redis, for up to 100,000 items.
     output: Annotated[str | None, BeforeValidator(_as_text)] = None
     model: str = DEFAULT_MODEL
     precision: Precision = Precision.AUTO
     decode: DecodeRoute = DecodeRoute.FAST
     lane: Lane = Lane.NORMAL
     chunk_size: Annotated[int, Field(ge=1, le=MAX_CHUNK_SIZE)] = DEFAULT_CHUNK_SIZE
-    job_id: str | None = None  # repeat it to resume a submit, or to get the existing job back
-    overwrite: bool = False  # of an output that holds another, ended job
-    # Of a job id whose items are all staged: list the source again however many items it has, not only up to
-    # 1,000,000 of them, and refuse it if it has changed.
+    job_id: str | None = None  # repeat it to resume a submit, or to get the existing job
+    overwrite: bool = False  # replace the results of another, ended job
+    # For a repeated, sealed job id: list the source again and fail if it has changed, even above 1,000,000
+    # items.
     check_source: bool = False
     url_column: str | None = None
     id_column: str | None = None
-    base_uri: str | None = None  # what bare keys and relative paths of a manifest are below
+    base_uri: str | None = None  # prefix for bare keys and relative paths in a list
     part_format: PartFormat = PartFormat.PARQUET
-    store_embeddings: bool = False  # also of a classify job
-    # The job stops early once more of its rows have failed.
+    store_embeddings: bool = False  # of a classify job
+    # The job stops once a larger share of its rows has failed.
     max_error_rate: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)] = None
     on_finished: str | None = None  # a Celery task of yours, sent when the job has ended
-    on_finished_queue: str = DEFAULT_CELERY_QUEUE  # where its worker takes it from
+    on_finished_queue: str = DEFAULT_CELERY_QUEUE  # the queue of that task
 
 
 class JobOptions(JobDescription):
-    """What goes with a source and a question. A value that cannot be is a `UsageError`."""
+    """Options of `Client.classify` and the like. Invalid values raise `UsageError`."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -100,20 +99,22 @@ def make_job(
     top_k: int = 5,
     label_set_column: str | None = None,
 ) -> Job:
-    """The job that a caller means, created now.
+    """Build a job, created now.
 
     Raises:
-        UsageError: it cannot be; the message says what to change.
+        UsageError: an option is invalid; the message says what to change.
     """
     job_id = described.job_id or new_job_id()
     if not re.fullmatch(JOB_ID_PATTERN, job_id):
         raise UsageError(
-            f"job id {job_id!r} cannot be used: it must begin with a letter or digit, and have at most 64 "
+            f"job id {job_id!r} is invalid: it must start with a letter or digit, and have at most 64 "
             "letters, digits, dots, underscores and hyphens"
         )
     output = output_uri(described.output or REDIS_OUTPUT)
     if output == REDIS_OUTPUT and described.part_format is not PartFormat.PARQUET:
-        raise UsageError(f"--format {described.part_format} is for parts: give an --output, Redis has none")
+        raise UsageError(
+            f"--format {described.part_format} is for parts, which Redis does not have: give an --output"
+        )
     with usage_errors():
         values = described.model_dump(include=set(Job.model_fields)) | {
             "job_id": job_id,
@@ -132,7 +133,7 @@ def make_job(
 
 
 def _column(source: Source, name: str | None) -> str | None:
-    """The staged name of a column of the source, which may be told without regard to case."""
+    """Staged name of a source column, matched case-insensitively."""
     if name is None:
         return None
     wanted = (extra_column_name(name), extra_column_name(name.lower()))
@@ -144,11 +145,11 @@ LabelSetName = Annotated[str, Field(pattern=LABEL_SET_NAME_PATTERN)]
 
 
 class JobSpec(JobDescription):
-    """What `clipfleet run` and `Client.run` take; the keys are those of the command line."""
+    """Input of `clipfleet run` and `Client.run`, with the names of the command line."""
 
     source: str
     label_sets: dict[LabelSetName, LabelSetSpec] = Field(default_factory=dict)
-    label_set_column: str | None = None  # names the one label set of an item
+    label_set_column: str | None = None  # names the one label set of each item
     top_k: Annotated[int, Field(ge=1)] = 5
     store_embeddings: bool = Field(False, alias="embedding")
     part_format: PartFormat = Field(PartFormat.PARQUET, alias="format")
@@ -157,20 +158,20 @@ class JobSpec(JobDescription):
     @classmethod
     def _not_empty(cls, value: object) -> object:
         if value in (None, {}):
-            raise ValueError("there is no label set: leave the key out to get vectors only")
+            raise ValueError("give at least one label set, or leave the key out to get embeddings only")
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.label_sets and not self.store_embeddings:
-            raise ValueError("there is nothing to do: give label_sets, or embedding: true, or both")
+            raise ValueError("nothing to do: give label_sets, or embedding: true, or both")
         return self
 
     def made_label_sets(self) -> tuple[LabelSet, ...]:
-        """The label sets, in their order, with the files of labels read.
+        """Build the label sets, in order, reading label files.
 
         Raises:
-            UsageError: a file of labels cannot be used.
+            UsageError: a label file is invalid.
         """
         made = []
         for name, spec in self.label_sets.items():
@@ -180,10 +181,10 @@ class JobSpec(JobDescription):
 
 
 def read_job_spec(path: Path) -> JobSpec:
-    """The job that a YAML or JSON file describes; relative paths in it count from the file's folder.
+    """Read a job from a YAML or JSON file, with paths relative to its folder.
 
     Raises:
-        UsageError: the file cannot be used; the message begins with the file and the line.
+        UsageError: the file is invalid; the message starts with file and line.
     """
     spec = read_yaml_file(path, JobSpec)
     folder = path.absolute().parent

@@ -1,56 +1,50 @@
-"""Items beside the output: cuts a source's batches into chunks, one row group each of Parquet files.
+"""Stages items beside the output: cuts the batches of a source into chunks, each a row group of a Parquet
+file.
 
-Writes and reads `_clipfleet/items-*.parquet`, nothing else. It does not know the ledger: the caller tells the
-ledger about each file that `Stager.stage` yields, and a file that the ledger never heard of is written again.
+Writes and reads `_clipfleet/items-*.parquet` only. The caller records each file that `Stager.stage` yields in
+the ledger; a file that is not recorded is written again.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from threading import Lock
-from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipfleet.contract.versions import READABLE_SCHEMA_VERSIONS, SCHEMA_VERSION
-from clipfleet.errors import (
-    OutputTooNewError,
-    OutputUnavailableError,
-    OutputUnreachableError,
-    SourceChangedError,
-)
+from clipfleet.contract.versions import SCHEMA_VERSION
+from clipfleet.errors import OutputUnavailableError, SourceChangedError
 from clipfleet.ledger import keys
 from clipfleet.outputs import Output
-from clipfleet.outputs.folder import Confirm, output_errors, unconditionally
-from clipfleet.parts.parquet import footer, open_parquet, parquet_errors
+from clipfleet.outputs.folder import Confirm, unconditionally
+from clipfleet.outputs.scratch import output_errors
+from clipfleet.outputs.staged import StagedReader
 
 CHUNKS_PER_FILE = 256
 CLOSE_AFTER_SECONDS = 2.0
-BYTES_PER_FILE = 64 << 20  # reached only by items that bring their images: a reader may hold a whole file
-MAX_CHUNK_BYTES = 32 * 1024 * 1024  # about: a chunk ends with the batch that reaches it
+BYTES_PER_FILE = 64 << 20  # reached only with inline images: a reader may load a whole file
+MAX_CHUNK_BYTES = 32 * 1024 * 1024  # approximate: a chunk ends with the batch that reaches it
 
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A file of staged items that is visible in the output."""
+    """A visible file of staged items."""
 
     first_chunk: int
     chunks: int
     items: int
-    name: str  # object name within the output
+    name: str  # object name in the output
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     rows: pa.Table
-    since: float  # monotonic seconds at which its first row came
+    since: float  # monotonic seconds of its first row
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +53,9 @@ class Stager:
 
     output: Output
     job_id: str
-    chunk_size: int  # items of a chunk, at most
-    chunks_per_file: int = CHUNKS_PER_FILE  # at most
-    confirm: Confirm = unconditionally  # called immediately before each file becomes visible, see `Output`
+    chunk_size: int  # upper bound
+    chunks_per_file: int = CHUNKS_PER_FILE  # upper bound
+    confirm: Confirm = unconditionally  # called before each file becomes visible, see `Output`
     monotonic: Callable[[], float] = time.monotonic
 
     def stage(
@@ -70,23 +64,21 @@ class Stager:
         already_staged: Sequence[tuple[int, int]] = (),
         require_unknown: Callable[[int], None] = lambda _: None,
     ) -> Iterator[StagedFile]:
-        """Write the items as files of whole chunks, and yield each file once it is visible.
+        """Write the items to files of whole chunks, and yield each file once it is visible.
 
         A file is closed when it has enough chunks or bytes, or two seconds after its first row; the clock is
-        looked at whenever a batch comes, also one without rows. Stopping early leaves no file behind that was
-        not yielded.
+        checked at every batch, empty ones included. Stopping early leaves only files that were yielded.
 
         Args:
-            batches: the batches of a `Source`, from its first item on.
+            batches: all batches of a `Source`.
             already_staged: `(first_chunk, chunks)` of the files that the ledger knows from an earlier,
-                interrupted call. They are compared with the source, not written, and not yielded.
-            require_unknown: called with the first chunk of a file in whose place there is one already; raises
-                if the ledger knows that one. One that it does not know was left by a call that died.
+                interrupted call. They are compared with the source, neither rewritten nor yielded.
+            require_unknown: called with the first chunk of a file whose name exists; raises if the ledger
+                knows it. Otherwise a killed call left it, and it is replaced.
 
         Raises:
-            SourceChangedError: the source differs from what is already staged; names the first such item.
-            OutputUnavailableError: the output cannot be written, or a file that the ledger knows cannot be
-                read.
+            SourceChangedError: the source differs from what is staged; names the first such item.
+            OutputUnavailableError: the output is not writable, or a file known to the ledger is not readable.
         """
         items = _Cutter(batches, self.chunk_size, self.monotonic)
         next_chunk = self._compare(items, already_staged)
@@ -117,7 +109,7 @@ class Stager:
         )
 
     def _compare(self, items: _Cutter, already_staged: Sequence[tuple[int, int]]) -> int:
-        """Take the staged items off the source and compare them; returns the number of the next chunk."""
+        """Compare the staged items with the start of the source; return the number of the next chunk."""
         next_chunk = 0
         with StagedReader(self.output, job_id=self.job_id, capacity=1) as reader:
             for first_chunk, count in sorted(already_staged):
@@ -125,7 +117,7 @@ class Stager:
                     raise ValueError(f"staged files leave a gap: chunk {next_chunk} before {first_chunk}")
                 for chunk_id in range(first_chunk, first_chunk + count):
                     staged = reader.read_chunk(first_chunk, count, chunk_id)
-                    # By its own length: a pause of the source may have cut it short, and need not come again.
+                    # By its own length: a pause of the source may have cut it short.
                     _require_equal(staged, items.take(len(staged)))
                 next_chunk += count
         return next_chunk
@@ -142,21 +134,20 @@ class _Cutter:
         self._monotonic = monotonic
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
-        self._since = 0.0  # when the first held row came
-        self._came = 0.0  # when the last batch came
+        self._since = 0.0  # time of the first held row
+        self._came = 0.0  # time of the last batch
 
     def take(self, count: int) -> pa.Table | None:
-        """The next rows, fewer than `count` only where the source ends, None where it has ended."""
+        """Take the next rows: fewer than `count` at the end of the source, None after it."""
         while self._rows < count and self._add_next():
             pass
         return self._cut(min(count, self._rows)).rows if self._rows else None
 
     def chunks(self) -> Iterator[_Chunk | None]:
-        """The other rows as chunks, and None after each batch.
+        """Cut the remaining rows into chunks, and yield None after each batch.
 
-        A chunk is shorter than the chunk size at the end; where its first row has waited too long for others,
-        so that a source that trickles keeps nobody waiting; and where the images themselves are in it, so
-        that neither submit nor worker needs much memory for it.
+        A chunk is short at the end of the source; if its first row has waited too long, so that a slow source
+        does not delay work; and with inline images, to bound the memory of submit and worker.
         """
         yield from self._whole_chunks()
         while self._add_next():
@@ -190,19 +181,19 @@ class _Cutter:
         chunk = _Chunk(table.slice(0, count), self._since)
         self._held = table.slice(count).to_batches()
         self._rows -= count
-        self._since = self._came  # what is left came with the last batch
+        self._since = self._came  # the rest is from the last batch
         return chunk
 
 
 class _OpenFile:
-    """A staged file that is being written and not visible yet."""
+    """A staged file that is not visible yet."""
 
     def __init__(
         self, output: Output, job_id: str, first_chunk: int, since: float, schema: pa.Schema
     ) -> None:
         self.since = since
         self.chunks = 0
-        self.bytes = 0  # of its items in memory
+        self.bytes = 0  # of its items, in memory
         self._items = 0
         self._first_chunk = first_chunk
         self._output = output
@@ -232,12 +223,12 @@ class _OpenFile:
                 self._writer.close()
                 self._sink.close()
             if not self._output.publish(self._path, name, confirm=confirm):
-                version = self._output.version(name)  # before it is asked for: what comes after is noticed
+                version = self._output.version(name)  # read first, so that later changes are detected
                 require_unknown(self._first_chunk)
                 if version is None or not self._output.replace_if(self._path, name, version, confirm=confirm):
                     require_unknown(self._first_chunk)
                     raise OutputUnavailableError(
-                        f"{self._output.uri}/{name}: was replaced or removed meanwhile"
+                        f"{self._output.uri}/{name}: was replaced or removed in the meantime"
                     )
         return StagedFile(self._first_chunk, self.chunks, self._items, name)
 
@@ -248,7 +239,7 @@ class _OpenFile:
 
 def _parquet_writer(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
     # Measured with 1 M URLs in chunks of 512: zstd level 1 writes 3.7 M items/s into 5.8 MB, snappy 5.4 M
-    # into 17 MB. A dictionary costs a third of the speed: URLs and ids hardly repeat within a chunk.
+    # into 17 MB. A dictionary costs a third of the speed: URLs and ids rarely repeat within a chunk.
     return pq.ParquetWriter(
         sink,
         schema,
@@ -273,134 +264,12 @@ def _require_equal(staged: pa.Table, fresh: pa.Table | None) -> None:
             raise _changed(f"it ends before item {item_index}")
         differing = [name for name in before if before[name] != now[name]]
         if differing:
-            # No values: a URL may hold a password.
+            # No values: a URL may contain a password.
             raise _changed(f"item {item_index} differs in {', '.join(differing)}")
-    raise _changed(f"at item {first_index} the types of its columns are others")
+    raise _changed(f"at item {first_index} its column types differ")
 
 
 def _changed(how: str) -> SourceChangedError:
     return SourceChangedError(
         f"the source changed since the job was submitted: {how}; submit it as a new job"
     )
-
-
-class StagedReader:
-    """Reads chunks of staged files and keeps the last few files open. For one job; safe to share between
-    threads.
-
-    A file of another job than this one (`--overwrite`) is refused; `capacity` files stay open.
-    `patience_seconds` is how long a thread waits for its turn: were all that want a chunk to find out one
-    after the other that the store does not answer, the last ones would seem to hang.
-    """
-
-    def __init__(
-        self, output: Output, *, job_id: str, capacity: int = 4, patience_seconds: float = 30.0
-    ) -> None:
-        self._patience_seconds = patience_seconds
-        self._output = output
-        self._job_id = job_id
-        self._capacity = capacity
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()  # least recently used first
-        self._lock = Lock()  # one for all: a read takes 0.1 ms, and a file must not be closed under a reader
-
-    def read_chunk(self, first_chunk: int, chunks: int, chunk_id: int) -> pa.Table:
-        """The items of a chunk, from the file of `chunks` chunks that begins with `first_chunk`.
-
-        Raises:
-            OutputUnavailableError: the file is not there although the job's output is (a shared file system
-                may show it late), or cannot be read now.
-            OutputUnreachableError: the output is not there at all, or the file is damaged or another job's.
-        """
-        if not first_chunk <= chunk_id < first_chunk + chunks:
-            raise ValueError(f"chunk {chunk_id} is not among {chunks} chunks from {first_chunk}")
-        with self._opened(first_chunk, chunks) as file:
-            items = file.read_row_group(chunk_id - first_chunk, use_threads=False)
-            items.validate(full=True)
-            return items
-
-    def count_items(self, first_chunk: int, chunks: int) -> int:
-        """Items of a whole file. Raises like `read_chunk`."""
-        with self._opened(first_chunk, chunks) as file:
-            return int(file.metadata.num_rows)
-
-    @contextmanager
-    def _opened(self, first_chunk: int, chunks: int) -> Iterator[pq.ParquetFile]:
-        name = keys.staged_file(first_chunk, chunks)
-        with self._turn(name), parquet_errors(self._output, name):
-            file = self._files.pop(name, None) or self._open(name, first_chunk, chunks)
-            try:
-                yield file
-            except BaseException:
-                file.close(force=True)  # a stale handle would fail forever; the next read opens it again
-                raise
-            self._files[name] = file
-            while len(self._files) > self._capacity:
-                self._files.popitem(last=False)[1].close(force=True)
-
-    @contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
-        if not self._lock.acquire(timeout=self._patience_seconds):
-            raise OutputUnavailableError(f"{self._output.uri}/{name}: timed out behind another reader")
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def close(self) -> None:
-        """Close all files; the reader can be used again."""
-        with self._lock:
-            self._close_all()
-
-    def close_unless_busy(self) -> None:
-        """Close all files, but wait for nobody who reads one."""
-        if self._lock.acquire(blocking=False):
-            try:
-                self._close_all()
-            finally:
-                self._lock.release()
-
-    def _close_all(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close(force=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _open(self, name: str, first_chunk: int, chunks: int) -> pq.ParquetFile:
-        try:
-            file = open_parquet(self._output, name)
-        except FileNotFoundError as error:
-            raise self._missing(name) from error
-        try:
-            self._require_ours(name, file, first_chunk, chunks)
-        except BaseException:
-            file.close(force=True)
-            raise
-        return file
-
-    def _missing(self, name: str) -> OutputUnavailableError:
-        if self._output.read(keys.JOB_FILE) is None:
-            return OutputUnreachableError(
-                f"{self._output.uri}: the job's output is not here; is the folder mounted on this machine?"
-            )
-        return OutputUnavailableError(f"{self._output.uri}/{name}: the staged items are not there (yet)")
-
-    def _require_ours(self, name: str, file: pq.ParquetFile, first_chunk: int, chunks: int) -> None:
-        noted = footer(file)
-        version = noted.get("schema_version", "")
-        if version.isdecimal() and int(version) > max(READABLE_SCHEMA_VERSIONS):
-            raise OutputTooNewError(
-                f"{self._output.uri}/{name}: was written by a newer version of clipfleet; update this worker"
-            )
-        if version not in {str(known) for known in READABLE_SCHEMA_VERSIONS}:
-            problem = "was written by another version of clipfleet; update this worker"
-        elif noted.get("job_id") != self._job_id:
-            problem = f"belongs to job {noted.get('job_id')!r}, not to {self._job_id}"
-        elif noted.get("first_chunk") != str(first_chunk) or file.num_row_groups != chunks:
-            problem = "does not hold the chunks that its name says"
-        else:
-            return
-        raise OutputUnreachableError(f"{self._output.uri}/{name}: {problem}")

@@ -1,7 +1,7 @@
-"""How fast a job goes lately, when it will be done, and what limits it, from snapshots. No clock of its own.
+"""Recent rate, time left and bottleneck of a job, from snapshots. Reads no clock.
 
-Rows come a chunk at a time, so what came lately is a matter of several chunks, however long they take. Where
-snapshots do not tell, the answer is None, never a guess: at the start, after a pause, in a standstill.
+Rows arrive a chunk at a time, so the recent window spans several chunks, however long they take. Where
+snapshots are not enough (at the start, after a pause, in a standstill) the answer is None, never a guess.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.ledger.status import JobStatus
 
 _LATELY_SECONDS = 60.0
-_STEPS = 3  # or as long as so many changes took
+_STEPS = 3  # the window spans at least this many changes
 _MIN_SECONDS = 3.0
 _STANDSTILL_SECONDS = 30.0  # without a row
-_STANDSTILL_STEPS = 5.0  # or so many times as long as rows took to come before
+_STANDSTILL_STEPS = 5.0  # or this many times the usual gap between rows
 _MOST_SECONDS_LEFT = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A snapshot that showed other counts than the one before."""
+    """A snapshot whose counts differ from the previous one."""
 
-    at: float  # seconds on the clock of whoever looks
+    at: float  # monotonic seconds of the caller
     status: JobStatus
 
 
 class Pace:
-    """Show it every snapshot of one job; the times that it is given only go forward."""
+    """Rate of one job. Feed it every snapshot, with monotonic times."""
 
     def __init__(self) -> None:
         self._looks: list[_Look] = []
-        self._is_mid_chunk = False  # at the first look rows were under way, nobody knows since when
+        self._is_mid_chunk = False  # the first snapshot came mid-chunk, so its start is unknown
 
     def note(self, now: float, status: JobStatus) -> None:
-        """A snapshot, taken now."""
+        """Record a snapshot taken now."""
         if status.state not in (JobState.SUBMITTING, JobState.RUNNING):
             self._looks.clear()
             return
@@ -49,47 +49,47 @@ class Pace:
         if not self._looks:
             self._is_mid_chunk = status.ran > 0
         elif self._is_mid_chunk or self._stands_still(now):
-            self._looks.clear()  # time begins with these rows
+            self._looks.clear()  # the window starts with these rows
             self._is_mid_chunk = False
         self._looks.append(_Look(now, status))
         del self._looks[: self._first(now)]
 
     def rows_per_second(self, now: float) -> float | None:
-        """Rows that were run lately; those that a retry has kept are none of them."""
+        """Recent rate of rows that were run, without those that a retry kept."""
         seconds = self._seconds(now)
         if seconds is None:
             return None
         return (self._looks[-1].status.ran - self._looks[0].status.ran) / seconds
 
     def seconds_left(self, now: float) -> float | None:
-        """Until all rows are there, at the rate of lately; None also while not all is submitted."""
+        """Time until all rows are written, at the recent rate; None until the job is sealed."""
         seconds = self._seconds(now)
         if seconds is None or not self._looks[-1].status.sealed:
             return None
         first, last = self._looks[0].status, self._looks[-1].status
-        # With the rows that a retry has kept: they come with the others of their chunk.
+        # Includes rows that a retry kept: they are written with the others of their chunk.
         left = last.open * seconds / (_rows(last) - _rows(first))
         passed = now - self._looks[-1].at
         return max(0.0, left - min(passed, self._gap)) if left < _MOST_SECONDS_LEFT else None
 
     def limit(self, status: JobStatus) -> Limit | None:
-        """What limits the job lately, or where that tells too little, so far."""
+        """Recent bottleneck of the job, or the overall one if the window is too short."""
         lately = status.limit_since(self._looks[0].status) if len(self._looks) > 1 else None
         return lately or status.limit
 
     @property
     def _gap(self) -> float:
-        """How long it takes from one change to the next."""
+        """Mean seconds between changes."""
         return (self._looks[-1].at - self._looks[0].at) / (len(self._looks) - 1)
 
     def _stands_still(self, now: float) -> bool:
-        """Whether no row has come for much longer than it took before."""
+        """Whether no row has arrived for much longer than the usual gap."""
         if len(self._looks) < 2:
             return False
         return now - self._looks[-1].at > max(_STANDSTILL_SECONDS, _STANDSTILL_STEPS * self._gap)
 
     def _seconds(self, now: float) -> float | None:
-        """How long it took from the first of the looks to the last, with what is unusual since then."""
+        """Seconds from the first to the last snapshot, plus any unusual delay since."""
         if len(self._looks) < 2:
             return None
         if self._stands_still(now):
@@ -99,7 +99,7 @@ class Pace:
         return seconds if seconds >= _MIN_SECONDS else None
 
     def _first(self, now: float) -> int:
-        """Number of the look from which on it is lately."""
+        """Index of the first snapshot of the window."""
         recent = sum(look.at >= now - _LATELY_SECONDS for look in self._looks)
         return max(0, len(self._looks) - 1 - max(recent, _STEPS))
 

@@ -1,6 +1,6 @@
-"""How both command lines begin and end: warnings, `--version`, one line for each error, exit codes.
+"""Start and end of both command lines: warnings, `--version`, one line per error, exit codes.
 
-An error of a user or of the world is one line on stderr, never a traceback; one of ours is a traceback.
+A usage or environment error is one line on stderr; only a bug prints a traceback.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from clipfleet.terminal.console import say, say_error
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-# Whatever typer has to say of a command line: its own base class has no public name.
+# Base class of typer's command line errors, which has no public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def new_app(description: str) -> typer.Typer:
-    """A command line without commands yet."""
+    """Create a command line without commands."""
     return typer.Typer(
         help=description,
         callback=_begin,
@@ -53,11 +53,11 @@ def _begin(
 def run_program(
     app: typer.Typer, name: str, settings: type[BaseSettings], *, has_all_settings: bool
 ) -> NoReturn:
-    """Run the command that `sys.argv` names, and end the process.
+    """Run the command that `sys.argv` names, and exit.
 
-    `name` is what people call it, however it was started; `has_all_settings`: there are none beside these.
+    `name` is the program's name in messages; `has_all_settings`: `settings` is complete.
     """
-    if f"_{name.replace('-', '_').upper()}_COMPLETE" not in os.environ:  # else a shell asks, at each Tab
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" not in os.environ:  # else: completion, at each Tab
         _warn_of_doubtful_variables(settings, has_all_settings)
     sys.exit(_exit_code(app, name))
 
@@ -87,7 +87,7 @@ def _exit_code(app: typer.Typer, name: str) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """Typer's message and where the options are listed; empty if the help was printed instead."""
+    """Typer's message and the help command; empty if the help was printed instead."""
     message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]  # see above
     message = message.replace("Value error, ", "")  # pydantic's, through typer
     context = getattr(error, "ctx", None)
@@ -95,7 +95,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _garbled_texts() -> list[str]:
-    """Arguments and settings with bytes that are no text; a path may have them, nothing else can be sent."""
+    """Arguments and settings that are not UTF-8. Only paths may contain such bytes."""
     texts = [repr(word) for word in sys.argv[1:] if _is_garbled(word)]
     return texts + [name for name, value in os.environ.items() if _is_garbled(value) and "CLIPFLEET" in name]
 
@@ -107,4 +107,4 @@ def _is_garbled(text: str) -> bool:
 def _warn_of_doubtful_variables(settings: type[BaseSettings], has_all: bool) -> None:
     for name, meant in doubtful_variables(settings, os.environ, has_all=has_all):
         way_out = f"did you mean {meant}?" if meant else "docs/reference/settings.md lists them all"
-        say(f"warning: {name} is no setting: {way_out}", style="yellow")
+        say(f"warning: unknown setting {name}: {way_out}", style="yellow")

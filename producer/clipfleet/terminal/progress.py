@@ -1,4 +1,4 @@
-"""Showing how a job goes: a bar on a terminal, a plain line now and then elsewhere. All on stderr."""
+"""Progress of a job on stderr: a bar on a terminal, else a plain line at intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipfleet.terminal.console import printable, say, stderr
 from clipfleet.terminal.pace import Pace
 
 _PLAIN_SECONDS = 10.0
-_NO_WORKER_SECONDS = 3.0  # a worker that starts with the job gets this long before anybody is told
+_NO_WORKER_SECONDS = 3.0  # grace period for a worker that starts with the job
 _REPEAT_SECONDS = 60.0
 _NAMED_CODES = 3
 _WHOLE_FROM = 10.0  # rows a second
@@ -25,7 +25,7 @@ _UNITS = (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 
 class JobProgress:
-    """Give `update` to `JobHandle.wait`; it also says when nobody is there to do the work."""
+    """Shows progress: pass `update` to `JobHandle.wait`. Also warns if no worker can do the work."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class JobProgress:
         self._workers = workers
         self._monotonic = monotonic
         self._started = self._said = monotonic()
-        self.snapshots = 0  # that were shown
-        self._complained: float | None = None
+        self.snapshots = 0  # shown so far
+        self._warned_at: float | None = None
         self._quiet = quiet
         self._pace = Pace()
         self._bar = None if quiet or not stderr.is_terminal else _Bar()
@@ -62,29 +62,29 @@ class JobProgress:
         elif not self._quiet and now - self._said >= _PLAIN_SECONDS:
             self._said = now
             say(_plain_line(status, _pace_words(self._pace, now, status), self._pace.limit(status)))
-        self._complain_if_nobody_works(status, now - self._started)
+        self._warn_if_no_worker(status, now - self._started)
 
-    def _complain_if_nobody_works(self, status: JobStatus, seconds: float) -> None:
+    def _warn_if_no_worker(self, status: JobStatus, seconds: float) -> None:
         if status.state.is_final or status.leased_chunks or seconds < _NO_WORKER_SECONDS:
             return
         now = self._monotonic()
-        if self._complained is not None and now - self._complained < _REPEAT_SECONDS:
+        if self._warned_at is not None and now - self._warned_at < _REPEAT_SECONDS:
             return
-        problem = why_nobody_works(status, self._workers())
+        problem = missing_worker_words(status, self._workers())
         if problem:
-            self._complained = now
+            self._warned_at = now
             say(problem, style="yellow")
 
 
-def why_nobody_works(status: JobStatus, workers: Sequence[WorkerFacts]) -> str | None:
-    """A line for people if nobody can work on a job, with the way out; None if all is well."""
+def missing_worker_words(status: JobStatus, workers: Sequence[WorkerFacts]) -> str | None:
+    """Why no worker can run a job, and the way out; None if one can."""
     if status.state is JobState.PAUSED:
         reason = f" ({status.reason})" if status.reason else ""
-        return f"job {status.job_id} is paused{reason}: `clipfleet resume {status.job_id}` lets it go on"
+        return f"job {status.job_id} is paused{reason}: resume it with `clipfleet resume {status.job_id}`"
     if not workers:
         return (
             f"no worker is connected: start one with `clipfleet-worker run --models {status.model}` "
-            "on a machine with this CLIPFLEET_REDIS_URL, or everything here with `clipfleet-worker up`"
+            "on a machine with this CLIPFLEET_REDIS_URL, or start everything here with `clipfleet-worker up`"
         )
     if not any(facts.serves(status.model) for facts in workers):
         served = ", ".join(sorted({model for facts in workers for model in facts.models}))
@@ -96,7 +96,7 @@ def why_nobody_works(status: JobStatus, workers: Sequence[WorkerFacts]) -> str |
 
 
 class _Bar(Progress):
-    """One job: a bar with its figures, and below it what goes wrong and what limits it."""
+    """A bar with the counts of one job, and below it the failures and the bottleneck."""
 
     def __init__(self) -> None:
         self._below = ""
@@ -135,7 +135,7 @@ def _plain_line(status: JobStatus, pace: str, limit: Limit | None) -> str:
 
 
 def _pace_words(pace: Pace, now: float, status: JobStatus) -> str:
-    """Rate and time left, a question mark where they are not known; nothing where there is no pace."""
+    """Rate and time left, `?` where unknown; empty if the job is not running."""
     if status.state not in (JobState.SUBMITTING, JobState.RUNNING):
         return ""
     rate, left = pace.rows_per_second(now), pace.seconds_left(now)
@@ -145,7 +145,7 @@ def _pace_words(pace: Pace, now: float, status: JobStatus) -> str:
 
 
 def failed_words(status: JobStatus) -> str:
-    """How many rows failed, and of what most of them: `12 failed (8 not_found, 3 timeout, 1 empty)`."""
+    """Failed rows and their most frequent codes: `12 failed (8 not_found, 3 timeout, 1 empty)`."""
     most = sorted(status.codes.items(), key=lambda pair: (-pair[1], pair[0]))[:_NAMED_CODES]
     codes = ", ".join(f"{count:,} {code}" for code, count in most)
     return f"{status.failed:,} failed" + (f" ({codes})" if codes else "")

@@ -1,8 +1,7 @@
-"""Where the time of a job goes, as spans for OpenTelemetry: submit, its chunks, their steps.
+"""OpenTelemetry spans of a job: the submit, its chunks, their steps.
 
-Off unless `OTEL_*` variables say where spans go and the extra `otel` is installed: else no SDK is
-loaded, and a span costs a call that does nothing. A trace crosses processes as a
-`traceparent` (W3C) that the ledger keeps with the job.
+Off unless `OTEL_*` variables configure an exporter and the extra `otel` is installed: otherwise no SDK is
+loaded, and a span is a no-op call. The ledger stores the `traceparent` (W3C) of a trace with the job.
 """
 
 from __future__ import annotations
@@ -22,33 +21,33 @@ _EXPORTER = "OTEL_TRACES_EXPORTER"
 
 
 class Tracing:
-    """Makes spans; called by many threads. This one makes none."""
+    """Creates spans, from any thread. The base class creates none."""
 
     def span(
         self, name: str, *, parent: str = "", attributes: Attributes = NO_ATTRIBUTES
     ) -> AbstractContextManager[str]:
-        """A span for the time of the context, whose value is its `traceparent`; an exception marks it.
+        """Open a span for the duration of the context, which yields its `traceparent`. Records exceptions.
 
         Args:
-            name: what is done; few names altogether.
-            parent: `traceparent` of the span that this one is part of; empty or no such thing: the current
-                span of this thread, if there is one.
-            attributes: what it is about.
+            name: name of the operation, from a small set.
+            parent: `traceparent` of the parent span; empty or invalid: the current span of this thread, if
+                any.
+            attributes: attributes of the span.
         """
         return nullcontext("")
 
     def close(self) -> None:
-        """Send what is left, but not for long."""
+        """Flush pending spans, with a short timeout."""
 
 
 NO_TRACING = Tracing()
 
 
 def tracing_of(service: str, environment: Mapping[str, str] = os.environ) -> Tracing:
-    """What OpenTelemetry's own variables ask for; `OTEL_SERVICE_NAME` goes before the name of the service.
+    """Configure tracing from OpenTelemetry's variables; `OTEL_SERVICE_NAME` overrides the service name.
 
     Raises:
-        UsageError: they ask for an exporter that is not installed.
+        UsageError: the configured exporter is not installed.
     """
     if not _is_wanted(environment):
         return NO_TRACING

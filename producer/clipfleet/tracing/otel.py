@@ -1,7 +1,6 @@
-"""Spans by OpenTelemetry's SDK. Imported only where the extra `otel` is installed and asked for.
+"""Spans through OpenTelemetry's SDK. Imported only if the extra `otel` is installed and configured.
 
-Nothing global is set: a program of the user's that has its own OpenTelemetry keeps it, and our spans become
-part of its current one.
+Sets nothing global: a program with its own OpenTelemetry keeps it, and our spans join its current span.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ _PREFIX = "clipfleet."
 
 
 class OtelTracing(Tracing):
-    """Spans by OpenTelemetry."""
+    """Creates spans with the OpenTelemetry SDK."""
 
     def __init__(self, processor: SpanProcessor, service: str) -> None:
-        """Spans go to the processor, under the name of a service.
+        """Send spans to a processor, under a service name.
 
-        What OpenTelemetry's variables say about sampling, limits and resources holds.
+        OpenTelemetry's variables for sampling, limits and resources apply.
         """
         resource = Resource.create({SERVICE_VERSION: __version__})
         if SERVICE_NAME not in OTELResourceDetector().detect().attributes:
@@ -53,17 +52,17 @@ class OtelTracing(Tracing):
             yield carrier.get(_FIELD, "")
 
     def close(self) -> None:
-        """Send what is left; a collector that is away is not waited for."""
+        """Flush pending spans, without waiting for an unreachable collector."""
         closing = threading.Thread(target=self._provider.shutdown, name="otel-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_SECONDS)
 
 
 def exporting(service: str, environment: Mapping[str, str]) -> OtelTracing:
-    """Spans to where the variables of OpenTelemetry say.
+    """Create tracing with the exporter that OpenTelemetry's variables name.
 
     Raises:
-        UsageError: they ask for an exporter that is not installed.
+        UsageError: that exporter is not installed.
     """
     name = environment.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     if name == "console":  # stdout belongs to the command
@@ -78,7 +77,7 @@ def exporting(service: str, environment: Mapping[str, str]) -> OtelTracing:
     found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
     if found is None:
         raise UsageError(
-            f"the OTEL_* variables ask for the exporter {name}, which is not installed: the extra `otel` has "
-            "otlp over http/protobuf; OTEL_TRACES_EXPORTER=none turns spans off"
+            f"the exporter {name} of the OTEL_* variables is not installed: the extra `otel` has otlp over "
+            "http/protobuf; OTEL_TRACES_EXPORTER=none disables spans"
         )
     return OtelTracing(BatchSpanProcessor(found.load()()), service)

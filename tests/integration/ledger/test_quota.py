@@ -94,7 +94,7 @@ class TestSubmit:
         options = JobOptions(output=tmp_path / "out", model="demo", chunk_size=10, job_id="long")
         with (
             client_of(redis_url, quota_items=20) as client,
-            pytest.raises(QuotaExceededError, match="the same submit with job id long goes on"),
+            pytest.raises(QuotaExceededError, match="submit again with job id long to resume"),
         ):
             client.embed(urls, options=options)
         with client_of(redis_url, quota_items=30) as client:

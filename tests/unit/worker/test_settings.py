@@ -95,7 +95,7 @@ BAD: dict[str, list[str | tuple[str, str]]] = {
     "result_ttl_seconds": ["59", "1.5", str(3650 * DAY + 1)],
     "quota_items": ["-1", "1.5", "many"],
     "quota_bytes": ["-1", "1.5", "1GB"],
-    "models": [(",", "at least one"), ("ViT-L-14", "which weights"), ("demo,:x", "which weights")],
+    "models": [(",", "at least one"), ("ViT-L-14", "its weights"), ("demo,:x", "its weights")],
     "loaded_models": COUNT,
     "precision": [("BF16", "'bf16'"), "int8"],
     "device": [("gpu", "cuda:1"), "cuda:", "cuda:one", "cuda 1"],
@@ -185,7 +185,7 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
         checked(WorkerSettings)
 
     message = str(caught.value)
-    assert message.startswith(f"settings cannot be used: {variable(name)}: ")
+    assert message.startswith(f"invalid settings: {variable(name)}: ")
     assert words in message
     assert "\n" not in message
     assert "Value error" not in message
@@ -206,7 +206,7 @@ def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CLIPFLEET_SLOTS", "0")
     monkeypatch.setenv("CLIPFLEET_DEVICE", "gpu")
 
-    with pytest.raises(UsageError, match=r"used: CLIPFLEET_DEVICE: .*; CLIPFLEET_SLOTS: "):
+    with pytest.raises(UsageError, match=r"settings: CLIPFLEET_DEVICE: .*; CLIPFLEET_SLOTS: "):
         checked(WorkerSettings)
 
 

@@ -24,10 +24,11 @@ from clipfleet.ledger.errands import Sweep
 from clipfleet.ledger.jobs import Claim, FinishClaim, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import Output, output_of
-from clipfleet.outputs.folder import BoundFolderOutput, FolderOutput
+from clipfleet.outputs.bound_folder import BoundFolderOutput
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.parts import part_files
 from clipfleet.s3.client import SCHEME, split_s3_uri
-from clipfleet.submit.staging import StagedReader
 from clipfleet_worker.sinks import Sink
 from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink

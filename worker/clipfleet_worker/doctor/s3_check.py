@@ -8,7 +8,8 @@ from email.utils import parsedate_to_datetime
 
 from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError, UsageError
 from clipfleet.outputs.s3 import s3_output
-from clipfleet.s3.client import S3Client, explain, failures_of_calls, make_client, split_s3_uri
+from clipfleet.s3.client import S3Client, make_client, split_s3_uri
+from clipfleet.s3.failures import explain, failures_of_calls
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 
 _CLOCK_SECONDS = 60.0  # S3 refuses signatures that are a quarter of an hour off

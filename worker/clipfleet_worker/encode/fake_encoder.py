@@ -8,7 +8,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, Precision, short_hash
+from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.label_sets import short_hash
 from clipfleet_worker.encode.backends import PendingFeatures, ReadyFeatures
 from clipfleet_worker.encode.backends.certificate import Certificate
 from clipfleet_worker.pixel_spec import PixelSpec

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from clipfleet.contract.jobs import short_hash
+from clipfleet.contract.label_sets import short_hash
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from clipfleet.errors import OutputConflictError, OutputUnreachableError
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FinishClaim, JobStatus, Ledger
-from clipfleet.outputs.folder import Confirm, output_errors
+from clipfleet.outputs.folder import Confirm
 from clipfleet.outputs.job_file import put_file_if, put_if
+from clipfleet.outputs.scratch import output_errors
 from clipfleet.parts import OpenPart, part_files, read_ahead
 from clipfleet.parts.json_rows import as_json, json_line
 from clipfleet_worker.chunk.job_contexts import JobContext

@@ -13,7 +13,8 @@ from zlib import crc32
 import numpy as np
 
 from clipfleet import __version__
-from clipfleet.contract.jobs import DecodeRoute, Precision, short_hash
+from clipfleet.contract.jobs import DecodeRoute, Precision
+from clipfleet.contract.label_sets import short_hash
 from clipfleet_worker.encode.backends import MakeBackend, PendingFeatures, SeveralWays, Towers
 from clipfleet_worker.encode.backends.certificate import LEAST_COSINE, PROMPTS, Canaries, Certificate
 from clipfleet_worker.encode.backends.torch_backend import TorchBackend

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfleet.contract.jobs import Preset
+from clipfleet.contract.label_sets import Preset
 from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.models.shortcuts import replaced_modules, without_compiler, without_random_weights
 

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from clipfleet.contract.jobs import ErrorCode, ItemError, Job, LabelSet, Lane
+from clipfleet.contract.jobs import ErrorCode, ItemError, Job, Lane
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.score.ranking import rank

@@ -22,7 +22,8 @@ import redis
 from redis.exceptions import LockError
 from redis.lock import Lock
 
-from clipfleet.contract.jobs import ErrorCode, LabelSet, Lane
+from clipfleet.contract.jobs import ErrorCode, Lane
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.redis.connection import connect, redis_errors

@@ -1,1 +1,1 @@
-"""Sources that are files with one item per line or row; other sources are one folder up."""
+"""List sources: files with one item per line or row."""

@@ -1,9 +1,8 @@
-"""Columns of a table as columns that every reader of the results knows, JSON included. No I/O.
+"""Converts table columns to types that every reader of the results supports, JSON included. No I/O.
 
-Truth values, numbers, text and lists of these stay what they are. Times and decimals become text, and what is
-nested otherwise JSON, in which a time is the same text as outside of it, bytes are base64, and a float that
-is no number is null. Nothing that a file can hold is refused: bytes that should be text but are no UTF-8 are
-replaced. Times are never taken out as Python objects: those know neither nanoseconds nor the year 10,000.
+Booleans, numbers, text and lists of these are kept. Times and decimals become text, other nested values JSON,
+with the same text for times, base64 for bytes and null for non-finite floats. No value is refused: invalid
+UTF-8 is replaced. Times never become Python objects, which have neither nanoseconds nor the year 10,000.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ import pyarrow.compute as pc
 
 
 def carried(values: pa.Array) -> pa.Array:
-    """The column in a type that every reader knows."""
+    """Convert a column to a type that every reader supports."""
     values = _stored(values)
     if not _is_known(values.type):
         return as_text(values)
     try:
         values.validate(full=True)
-    except pa.ArrowInvalid:  # text that is no UTF-8: nobody looked until now
+    except pa.ArrowInvalid:  # invalid UTF-8, which Arrow does not check by itself
         return pa.array(_plain(values), values.type)
     return values
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """The column as strings; JSON where it is nested."""
+    """Convert a column to strings; nested values become JSON."""
     values = _stored(values)
     if pa.types.is_nested(values.type):
         return pa.array([None if one is None else _json(one) for one in _plain(values)], pa.string())
@@ -42,7 +41,7 @@ def as_text(values: pa.Array) -> pa.Array:
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether values are bytes, which may be images."""
+    """Whether the type is bytes, which may be images."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.UuidType):
         return is_binary(kind.storage_type)
@@ -64,7 +63,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _stored(values: pa.Array) -> pa.Array:
-    """The same values without what only says how they are kept."""
+    """The values without extension types and dictionaries."""
     while True:
         if isinstance(values.type, pa.UuidType):
             return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())
@@ -77,7 +76,7 @@ def _stored(values: pa.Array) -> pa.Array:
 
 
 def _plain(values: pa.Array) -> list[Any]:
-    """The values as objects of JSON's own types, and decimals."""
+    """The values as JSON types, and decimals."""
     values = _stored(values)
     kind, types = values.type, pa.types
     if types.is_struct(kind):
@@ -86,7 +85,7 @@ def _plain(values: pa.Array) -> list[Any]:
         pair = pa.struct([("key", kind.key_type), ("value", kind.item_type)])
         maps = _plain(pc.cast(values, pa.list_(pair)))
         return [None if one is None else [list(entry.values()) for entry in one] for one in maps]
-    if types.is_nested(kind):  # a list of one kind or another
+    if types.is_nested(kind):  # any kind of list
         inner = iter(_plain(values.flatten()))
         lengths = pc.list_value_length(values).to_pylist()
         return [None if length is None else list(islice(inner, length)) for length in lengths]
@@ -105,7 +104,7 @@ def _plain(values: pa.Array) -> list[Any]:
 def _plain_structs(values: pa.Array) -> list[Any]:
     names = [field.name for field in values.type.fields]
     rows: Iterator[tuple[Any, ...]] = zip(*map(_plain, values.flatten()), strict=True)
-    is_unique = len({*names}) == len(names)  # else most readers of JSON would lose a value
+    is_unique = len({*names}) == len(names)  # most JSON readers drop duplicate keys
     return [
         None if not is_there else dict(zip(names, row, strict=True)) if is_unique
         else list(zip(names, row, strict=True))
@@ -125,7 +124,7 @@ def _utf8(values: pa.Array) -> pa.Array:
 def _printed(values: pa.Array) -> pa.Array:
     try:
         return pc.cast(values, pa.string())
-    except pa.ArrowInvalid:  # a time zone that this machine does not know
+    except pa.ArrowInvalid:  # a time zone unknown to this machine
         naive = pc.cast(values, pa.timestamp(values.type.unit))
         return pc.binary_join_element_wise(pc.cast(naive, pa.string()), "Z", "")
 

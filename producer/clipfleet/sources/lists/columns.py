@@ -1,8 +1,8 @@
-"""Which column of a table is what: the one that says where the image is, the one that names it, the others.
+"""Assigns the columns of a table: image location, item id, and the rest.
 
-The column of the images is the one the caller names, else the first of `URL_COLUMNS` that is there, or of
-`TEXT_COLUMNS` where the items are texts; the column of the ids likewise, with `ID_COLUMNS`. All others are
-carried along. Names are compared without regard to case.
+The image column is the one the caller names, else the first present of `URL_COLUMNS`, or of `TEXT_COLUMNS` if
+the items are texts; the id column likewise, from `ID_COLUMNS`. All other columns are copied. Names are
+compared case-insensitively.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ BYTES_COLUMNS = (
     "image", "bytes", "image_bytes", "img", "picture", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff",
 )  # fmt: skip
 
-# An `errors.jsonl` of ours as an input: what it says of the failure is no property of the item.
+# For our `errors.jsonl` as input: the columns about the failure are not copied.
 _OUR_ERRORS = {"item_index", "item_id", "uri", "error_code", "error_detail"}
 _OF_THE_FAILURE = {"item_index", "error_code", "error_detail"}
 
-# A message names this much of a table that may be no table at all.
+# Limits for messages about a file that may not be a table.
 _SHOWN_COLUMNS = 40
 _SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What each column of a table is for, as positions in its header."""
+    """Roles of the columns of a table, as positions in its header."""
 
-    url: int | None  # or the text of an item; None only where there are bytes
+    url: int | None  # or of the text; None only if there are bytes
     bytes: int | None  # the images themselves
     id: int | None
     extra: dict[str, int]  # name in our schema -> position
 
     def described(self, header: Sequence[str]) -> dict[str, str]:
-        """The choice, in the words of `SourceDescription.options`."""
+        """The assignment, as `SourceDescription.options`."""
         chosen = {"url_column": self.url, "bytes_column": self.bytes, "id_column": self.id}
         return {name: header[position] for name, position in chosen.items() if position is not None}
 
@@ -52,12 +52,13 @@ def assign_columns(
     where: str,
     bytes_columns: Collection[int] = (),
 ) -> Columns:
-    """Decide what the columns of a table are for; those at the positions `bytes_columns` can hold images.
+    """Assign roles to the columns of a table; `bytes_columns` are positions of columns that may contain
+    images.
 
     Raises:
-        SourceError: no column says where the images are, a chosen one is not there, or two have one name.
+        SourceError: no image column, a chosen column is missing, or a name is duplicate.
     """
-    # JSON can spell half a character in a name, a part cannot hold it.
+    # JSON can contain lone surrogates, a part cannot.
     header = [name.encode(errors="replace").decode() for name in header]
     _require_unique(header, where, "column {!r} appears twice in the header")
     is_ours = set(header) >= _OUR_ERRORS
@@ -67,8 +68,8 @@ def assign_columns(
         usual = ", ".join(TEXT_COLUMNS if options.holds_texts else URL_COLUMNS)
         wanted = "texts" if options.holds_texts else "URLs or paths"
         raise SourceError(
-            f"{where}: no column is called {usual}; the columns are {_shown(header)}: "
-            f"name the one that holds the {wanted} with {options.content_option}"
+            f"{where}: no column named {usual}; the columns are {_shown(header)}: "
+            f"choose the one with the {wanted} with {options.content_option}"
         )
     besides = {position for position in (url, held) if position is not None}
     name = _position(header, options.id_column, usual_ids, "--id-column", where, besides=besides)
@@ -78,7 +79,7 @@ def assign_columns(
         unused |= {position for position, column in enumerate(header) if column in ours}
     carried = [position for position in range(len(header)) if position not in unused]
     names = [extra_column_name(header[position] or f"column_{position + 1}") for position in carried]
-    _require_unique(names, where, "two columns would both be called {!r} in the results; rename one of them")
+    _require_unique(names, where, "two columns would be named {!r} in the results; rename one of them")
     return Columns(url, held, name, dict(zip(names, carried, strict=True)))
 
 
@@ -89,7 +90,7 @@ def _image_columns(
     bytes_columns: Collection[int],
     usual_urls: Sequence[str],
 ) -> tuple[int | None, int | None]:
-    """Positions of the column of the URLs, and of the one with the images themselves."""
+    """Positions of the URL column and of the column with the images themselves."""
     if options.holds_texts:
         return _position(header, options.url_column, TEXT_COLUMNS, options.content_option, where), None
     chosen = None
@@ -118,12 +119,12 @@ def _position(
     exact = [position for position, name in enumerate(header) if name == chosen]
     loose = [position for position, name in enumerate(header) if name.lower() == chosen.strip().lower()]
     if not (exact or loose):
-        raise SourceError(f"{where}: {option} {chosen!r} is not there; the columns are {_shown(header)}")
+        raise SourceError(f"{where}: {option} {chosen!r} not found; the columns are {_shown(header)}")
     return (exact or loose)[0]
 
 
 def _shown(header: Sequence[str]) -> str:
-    """Names on one line, whatever is in them."""
+    """Names on one line, shortened."""
     shown = ", ".join(" ".join(name.split())[:_SHOWN_CHARACTERS] for name in header[:_SHOWN_COLUMNS])
     more = len(header) - _SHOWN_COLUMNS
     return f"{shown} and {more} more" if more > 0 else shown

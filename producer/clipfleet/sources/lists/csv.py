@@ -1,8 +1,7 @@
-"""A table as text with a header row, its fields separated by commas or tabs.
+"""CSV and TSV tables with a header row.
 
-All columns but those of the image and of the id are carried along as text, exactly as they are written. Blank
-lines are left out; a record without a URL is an item that will fail. Relative paths count from the file's
-folder.
+All columns but those of image and id are copied verbatim as text. Blank lines are skipped; a record without a
+URL is an item that fails. Paths are relative to the folder of the file.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class CsvSource:
             yield _batch(first_index, records, self._columns, self._base)
             first_index += len(records)
         if first_index == 0:
-            raise SourceError(f"{self._name}: the file has a header and no rows")
+            raise SourceError(f"{self._name}: the file has a header but no rows")
 
     def _header(self) -> list[str]:
         records = self._records()
@@ -69,8 +68,8 @@ class CsvSource:
             yield record
 
     def _records(self) -> Generator[tuple[int, list[str]], None, None]:
-        """Records with the number of the line they start on."""
-        if csv.field_size_limit() < MAX_LINE_BYTES:  # a data: URL is longer than the module's own limit
+        """Iterate over records with the number of their first line."""
+        if csv.field_size_limit() < MAX_LINE_BYTES:  # a data: URL exceeds the default limit
             csv.field_size_limit(MAX_LINE_BYTES)
         reader = csv.reader(self._text.lines(), delimiter=self._separator, strict=True)
         line = 1
@@ -80,7 +79,7 @@ class CsvSource:
                     yield line, record
                 line = reader.line_num + 1
         except csv.Error as error:
-            # A quote that is never closed runs into the limit of a field, so memory stays bounded.
+            # An unclosed quote hits the field size limit, so memory stays bounded.
             raise self._text.error(line, f"not a well-formed row: {error} (a quote not closed?)") from error
 
 

@@ -1,4 +1,4 @@
-"""Which source a file is, by the end of its name."""
+"""Chooses the list source of a file by its extension."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipfleet.sources.lists.parquet import ParquetSource
 from clipfleet.sources.uris import utf8_name
 
 SUPPORTED = (
-    "supported are a folder, a pattern such as 'images/**/*.jpg', a .txt file with one URL or path "
+    "supported: a folder, a pattern such as 'images/**/*.jpg', a .txt file with one URL or path "
     "per line, a table (.csv, .tsv, .jsonl, .parquet), .tar shards, a single image, "
     "each also as s3://BUCKET/..., and - for standard input"
 )
@@ -38,21 +38,21 @@ _WITH_COLUMNS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def list_opener(name: str) -> OpenList | None:
-    """What reads a list of this name; None: it is no list."""
+    """The source class for this extension; None if it is not a list."""
     end = _ending(name)
     return _LISTS.get(end) if end else None
 
 
 def is_shard_name(name: str) -> bool:
-    """True if a file's name ends like a tar archive's."""
+    """Whether a file name has the extension of a tar archive."""
     return name.lower().endswith(".tar")
 
 
 def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
-    """Refuse options that a source would ignore.
+    """Refuse options that the source would ignore.
 
     Raises:
-        SourceError: names what they are for.
+        SourceError: an option does not apply; names the sources it applies to.
     """
     is_table = is_list and (_ending(text) or "").removesuffix(".gz") in _WITH_COLUMNS
     if not is_table and (options.url_column is not None or options.id_column is not None):
@@ -65,14 +65,14 @@ def require_fit(text: str, options: ReadOptions, *, is_list: bool) -> None:
 
 
 def refuse_pattern_of_lists(pattern: str) -> None:
-    """Refuse what would take each list for an image.
+    """Refuse a pattern of lists, whose matches would be taken for images.
 
     Raises:
-        SourceError: the pattern ends like a list or a table.
+        SourceError: the pattern has the extension of a list or a table.
     """
     if list_opener(pattern) is not None:
         raise SourceError(
-            f"{utf8_name(pattern)}: a pattern can mean images or .tar shards; submit lists one by one"
+            f"{utf8_name(pattern)}: a pattern matches images or .tar shards only; submit lists one by one"
         )
 
 

@@ -1,8 +1,7 @@
-"""A file with one JSON object per line.
+"""JSON Lines files: one object per line.
 
-Fields other than those of the image and of the id are carried along: numbers and truth values as what they
-are, text as text, everything nested as JSON. See `records.py` for how columns and types are found. Relative
-paths count from the file's folder.
+Fields other than those of image and id are copied: numbers, booleans and text as they are, nested values as
+JSON. `records.py` infers columns and types. Paths are relative to the folder of the file.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class JsonlSource:
             first_index += len(records)
 
     def _sample(self) -> tuple[list[dict[str, Any]], bool]:
-        """The records that decide about columns, and whether they are all of them."""
+        """The records that determine the columns, and whether they are all."""
         sample = []
         characters = 0
         with closing(self._records()) as records:
@@ -73,10 +72,10 @@ class JsonlSource:
 
 
 def json_record(line: str, name: str, number: int) -> dict[str, Any]:
-    """The JSON object of a line.
+    """Parse the JSON object of a line.
 
     Raises:
-        SourceError: it is none; the message names the line, counted from 1.
+        SourceError: it is not an object; the message names the line, counted from 1.
     """
     try:
         value = json.loads(line)

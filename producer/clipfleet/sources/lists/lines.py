@@ -1,4 +1,4 @@
-"""A file as lines of UTF-8 text, compressed with gzip or not."""
+"""Files as lines of UTF-8 text, optionally gzipped."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from clipfleet.sources.batches import in_batches, item_batch
 from clipfleet.sources.files import ReadOptions, SourceFile
 from clipfleet.sources.uris import absolute_uris
 
-MAX_LINE_BYTES = 64 * 1024 * 1024  # room for a data: URL; what is longer is no list of images
+MAX_LINE_BYTES = 64 * 1024 * 1024  # fits a data: URL; a longer line is not a list of images
 BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _GZIP = b"\x1f\x8b"
 
 
 class TextFile:
-    """Lines of a file."""
+    """Reads lines of a file."""
 
     def __init__(self, file: SourceFile, *, is_gzip: bool = False) -> None:
         self.file = file
         self._is_gzip = is_gzip
 
     def lines(self) -> Iterator[str]:
-        r"""Lines of the file with their ends (`\n`, `\r\n`), without a byte order mark.
+        r"""Iterate over the lines with their ends (`\n`, `\r\n`), without a byte order mark.
 
         Raises:
-            SourceError: see `SourceFile.open`; or it is not UTF-8, or no whole gzip file.
+            SourceError: see `SourceFile.open`; or it is not UTF-8, or not a complete gzip file.
         """
         with self.file.open() as stream:
             if not self._is_gzip:
@@ -43,7 +43,7 @@ class TextFile:
                 yield from self._decoded(unpacked)
 
     def error(self, line: int, problem: str) -> SourceError:
-        """The error that names this file and a line, counted from 1."""
+        """Build an error for a line, counted from 1."""
         return SourceError(f"{self.file.name}:{line}: {problem}")
 
     @contextmanager
@@ -52,9 +52,9 @@ class TextFile:
         try:
             yield
         except gzip.BadGzipFile:
-            raise SourceError(f"{name}: not a gzip file, whatever its name says") from None
+            raise SourceError(f"{name}: not a gzip file, despite its name") from None
         except EOFError:
-            raise SourceError(f"{name}: the gzip file breaks off; is the copy complete?") from None
+            raise SourceError(f"{name}: the gzip file is truncated; is the copy complete?") from None
         except zlib.error as error:
             raise SourceError(f"{name}: the gzip file is damaged: {error}") from None
 
@@ -70,10 +70,10 @@ class TextFile:
 
 
 def decoded_line(raw: bytes, name: str, number: int) -> str:
-    """A line as text.
+    """Decode a line.
 
     Raises:
-        SourceError: it is not UTF-8; the message names the line, counted from 1, and what it may be instead.
+        SourceError: it is not UTF-8; the message names the line, counted from 1, and a guess of the format.
     """
     try:
         return raw.decode()
@@ -88,9 +88,9 @@ def decoded_line(raw: bytes, name: str, number: int) -> str:
 
 
 class TxtSource:
-    """See `clipfleet.sources.Source`: one URL or path per line, without the blanks around it.
+    """See `clipfleet.sources.Source`: one URL or path per line, stripped.
 
-    Blank lines are left out. Relative paths count from the file's folder. The id of an item is its index.
+    Blank lines are skipped. Paths are relative to the folder of the file. The id of an item is its index.
     """
 
     def __init__(self, file: SourceFile, options: ReadOptions, *, is_gzip: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""A Parquet file: one column with URLs or paths, or with the images themselves.
+"""Parquet files with a column of URLs or paths, or of the images themselves.
 
-Images are a binary column, or a struct with the fields `bytes` and `path` as Hugging Face writes it; they
-are staged with the items, because single rows of a Parquet file cannot be read cheaply. Other binary columns
-are left out; all the others are carried, see `arrow_values.py`.
+Images are a binary column, or a struct with the fields `bytes` and `path` as written by Hugging Face. They
+are staged with the items, because reading single rows of a Parquet file is expensive. Other binary columns
+are dropped, all others copied, see `arrow_values.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clipfleet.sources.lists.arrow_values import as_text, carried, is_binary
 from clipfleet.sources.lists.columns import URL_COLUMNS, assign_columns
 from clipfleet.sources.uris import absolute_uris
 
-_IMAGE_ROWS = 16  # rows of a batch where images are in it, so that memory stays flat
+_IMAGE_ROWS = 16  # rows per batch with images, to bound memory
 _READ_BYTES = 1 << 20
 
 
@@ -77,7 +77,7 @@ class ParquetSource:
         return item_batch(first_index, ids, uris, extra)
 
     def _named(self, first_index: int, images: pa.Array, paths: pa.Array | None) -> tuple[pa.Array, pa.Array]:
-        """URIs of images that no column names, and the images; null where only their path is here."""
+        """URIs for images without a URL column, and the images; null if only a path is given."""
         rows = range(first_index, first_index + len(images))
         uris = pa.array([f"{self._file.uri}#{row}" for row in rows])
         held = pc.fill_null(images, b"")
@@ -92,18 +92,18 @@ class ParquetSource:
 
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
-        """The file, read in pieces: a row group may be larger than the memory that a submit may take."""
+        """Open the file for buffered reads: a row group may exceed the memory of a submit."""
         name = self._file.name
         with self._file.open() as stream:
             try:
                 with pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
                     yield parquet
             except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-                # Arrow reports content that it cannot understand as an OSError, too, but without a number.
+                # Arrow also raises OSError for malformed content, but without errno.
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 problem = str(error).splitlines()[0].rstrip(".")
-                raise SourceError(f"{name}: not a whole Parquet file: {problem}") from error
+                raise SourceError(f"{name}: not a complete Parquet file: {problem}") from error
 
 
 def _holds_images(field: pa.Field[Any]) -> bool:
@@ -111,12 +111,12 @@ def _holds_images(field: pa.Field[Any]) -> bool:
     if pa.types.is_struct(kind):
         position = kind.get_field_index("bytes")
         return position >= 0 and is_binary(kind.field(position).type)
-    # Some writers do not say that text is text.
+    # Some writers do not mark text columns as text.
     return is_binary(kind) and field.name.lower() not in URL_COLUMNS
 
 
 def _images(values: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """The images, and their names where the column has them."""
+    """The images, and their paths if the column has them."""
     if not pa.types.is_struct(values.type):
         return pc.cast(values, pa.binary()), None
     images = pc.cast(pc.struct_field(values, "bytes"), pa.binary())

@@ -1,8 +1,7 @@
-"""Records without a schema (JSON objects, dicts) as batches: which columns there are, and of which types.
+"""Converts records without a schema (JSON objects, dicts) to batches of one inferred schema.
 
-All batches of a source have one schema, so it is decided once, from the first records. What does not fit in
-later (a new field, a word in a column of numbers) is not lost: it goes as JSON into the column
-`other_fields`, which a source has unless all of its records were looked at.
+The schema is inferred once, from the first records. Later values that do not fit (a new field, a word in a
+column of numbers) go as JSON into the column `other_fields`, which exists unless all records were sampled.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from clipfleet.sources.uris import absolute_uris
 Record = Mapping[str, Any]
 
 OTHER_FIELDS = "other_fields"
-_BYTES_FIELD = "bytes"  # of an image in a dict, whatever the others call theirs
+_BYTES_FIELD = "bytes"  # default field of an image in a dict
 _INT64 = range(-(2**63), 2**63)
 _MISSING = object()
 
 
 class RecordTable:
-    """Turns records into batches of one schema, which is found from a sample: the first ones, or all.
+    """Converts records to batches of one schema, inferred from a sample: the first records, or all.
 
-    Where values may be bytes (`may_hold_images`), any record may hold an image instead of a URL.
+    With `may_hold_images`, any record may contain an image instead of a URL.
     """
 
     def __init__(
@@ -67,16 +66,16 @@ class RecordTable:
         self._others = None if is_all else _unused_name(OTHER_FIELDS, self._types)
 
     def described(self) -> dict[str, str]:
-        """The choice of columns, in the words of `SourceDescription.options`."""
+        """The assignment of columns, as `SourceDescription.options`."""
         return self._columns.described(self._header)
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
-        """Names of the columns that are carried."""
+        """Names of the columns that are copied."""
         return (*self._types, *([self._others] if self._others else []))
 
     def batch(self, first_index: int, records: Sequence[Record]) -> pa.RecordBatch:
-        """The records as items; values are those of JSON, or what `plain` makes of them."""
+        """Convert records to items; values are JSON types, or results of `plain`."""
         misfits: list[dict[str, Any]] = [
             {}
             if self._known.issuperset(record)
@@ -116,7 +115,7 @@ class RecordTable:
         uris = absolute_uris(pc.fill_null(pc.utf8_trim_whitespace(texts), ""), self._base)
         if not self._may_hold_images:
             return uris
-        # An image without a URL needs a name all the same.
+        # An image without a URL still needs a name.
         numbers = range(first_index, first_index + len(records))
         names = [
             f"#{number}" if self._image(one) else "" for number, one in zip(numbers, records, strict=True)
@@ -131,15 +130,15 @@ class RecordTable:
 
 
 def size_bytes(record: Record) -> int:
-    """About what a record holds in memory."""
+    """Approximate memory of a record."""
     return sum(len(value) for value in record.values() if isinstance(value, bytes | str))
 
 
 def plain(value: Any) -> Any:
-    """A value of a program as one of JSON; bytes stay bytes.
+    """Convert a Python value to JSON types; bytes are kept.
 
     Raises:
-        TypeError: it is none.
+        TypeError: unsupported type.
     """
     if value is None or isinstance(value, str | bytes | bool):
         return value
@@ -159,11 +158,11 @@ def plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "tolist"):  # an array or a scalar of numpy
         return plain(value.tolist())
-    raise TypeError(f"a {type(value).__name__} cannot be carried")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be stored")
 
 
 def _common_type(values: Sequence[Any]) -> pa.DataType:
-    """The type that holds all of these values; text for a mixture, and where nothing is known."""
+    """The common type of the values; text for mixed or unknown types."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return pa.bool_()
@@ -175,7 +174,7 @@ def _common_type(values: Sequence[Any]) -> pa.DataType:
 
 
 def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """The value as one of this type, or `_MISSING`."""
+    """Convert the value to this type, or return `_MISSING`."""
     if value is None:
         return None
     if kind == pa.string():
@@ -194,7 +193,7 @@ def _text(value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         return _json(value)
-    # JSON can spell half a character (a lone surrogate), text cannot hold it.
+    # JSON can contain lone surrogates, text cannot.
     return value if value.isascii() else value.encode(errors="replace").decode()
 
 

@@ -59,7 +59,7 @@ class TestList:
 
     @pytest.mark.parametrize("text", ["", " ", ",", " , ,", "\n", '""', '"",""'])
     def test_no_name_at_all_is_told_with_the_ways_to_give_some(self, text: str) -> None:
-        with pytest.raises(UsageError, match="names separated by commas, or a file"):
+        with pytest.raises(UsageError, match="comma-separated names, or a file"):
             read_labels(text)
 
     def test_a_name_as_long_as_no_file_can_be_called(self) -> None:
@@ -116,5 +116,5 @@ class TestFile:
     def test_one_without_names_is_told(self, folder: Path, content: str) -> None:
         (folder / "names.txt").write_text(content)
 
-        with pytest.raises(UsageError, match=r"'names\.txt' holds no label"):
+        with pytest.raises(UsageError, match=r"'names\.txt' contains no label"):
             read_labels("names.txt")

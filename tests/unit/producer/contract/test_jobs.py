@@ -15,22 +15,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clipfleet.contract.jobs import (
-    DEFAULT_TEMPLATE,
     JOB_ID_PATTERN,
     MAX_CHUNK_SIZE,
     DecodeRoute,
     ErrorCode,
     Job,
     JobState,
-    LabelSet,
     Lane,
     Precision,
     SourceDescription,
     Task,
     new_job_id,
     read_job,
-    short_hash,
 )
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, short_hash
 from clipfleet.contract.parts import (
     PART_COLUMNS,
     PartCounts,
@@ -69,6 +67,7 @@ class TestJob:
         job = make_job(labels=("cat", "żółw"), lane=Lane.BULK)
 
         assert read_job(job.model_dump_json()) == job
+        assert read_job(job.model_dump_json()).fingerprint == job.fingerprint
         assert read_job(job.model_dump_json(indent=1).encode()) == job
 
     def test_it_cannot_be_changed(self) -> None:
@@ -108,7 +107,7 @@ class TestJob:
     @pytest.mark.parametrize(
         ("values", "problem"),
         [
-            ({"label_sets": ("a", "a")}, "two label sets are called 'a'"),
+            ({"label_sets": ("a", "a")}, "two label sets are named 'a'"),
             ({"label_sets": ("a", "b"), "extra": ("labels_b",)}, "'b' would fill the column 'labels_b'"),
             ({"label_sets": ("a",), "label_set_column": "group"}, "no column 'group'.*it has none at all"),
             (
@@ -155,10 +154,6 @@ class TestIdentity:
 
         assert (job.fingerprint == other.fingerprint) is (name in NO_IDENTITY)
         assert job.differences(other) == ([] if name in NO_IDENTITY else [name])
-
-    def test_the_way_through_json_changes_nothing(self) -> None:
-        job = make_job(labels=("cat",))
-        assert read_job(job.model_dump_json()).fingerprint == job.fingerprint
 
     def test_all_that_differs_is_named(self) -> None:
         job = make_job(labels=("cat",))
@@ -271,20 +266,14 @@ class TestParts:
         assert read_part_footer(part_footer(identity, counts)) == (identity, counts)
 
     @pytest.mark.parametrize("name", ["job_id", "chunk_id", "generation", "ok", "failed", "codes"])
-    def test_a_footer_that_lacks_something_is_none(self, name: str) -> None:
+    def test_a_footer_that_lacks_an_entry_or_has_another_value_is_none(self, name: str) -> None:
         footer = part_footer(PartIdentity("j", 1, 0), PartCounts(1, 0, {}))
+        damaged = [footer | {name: value} for value in ("x", "[]", "") if name != "job_id"]
         del footer[name]
 
-        with pytest.raises(ValueError, match=name):
-            read_part_footer(footer)
-
-    @pytest.mark.parametrize("name", ["chunk_id", "generation", "ok", "failed", "codes"])
-    @pytest.mark.parametrize("value", ["x", "[]", ""])
-    def test_a_footer_with_something_else_in_it_is_none(self, name: str, value: str) -> None:
-        footer = part_footer(PartIdentity("j", 1, 0), PartCounts(1, 0, {}))
-
-        with pytest.raises(ValueError):
-            read_part_footer(footer | {name: value})
+        for entries in (footer, *damaged):
+            with pytest.raises(ValueError):
+                read_part_footer(entries)
 
 
 @pytest.mark.parametrize(

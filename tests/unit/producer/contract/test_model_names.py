@@ -56,7 +56,7 @@ def test_paths_count_from_the_current_folder(
 
 @pytest.mark.parametrize("name", ["", "ViT-L-14", "ViT-L-14:", ":openai", "local-dir:", ":", "mine"])
 def test_a_name_without_weights_is_refused_with_the_ways_to_say_it(name: str) -> None:
-    with pytest.raises(ValueError, match="does not say which weights") as caught:
+    with pytest.raises(ValueError, match="does not name its weights") as caught:
         normalise_model(name)
     for way in (DEFAULT_MODEL, "hf-hub:", "local-dir:", "./FOLDER", "demo"):
         assert way in str(caught.value)
@@ -64,7 +64,7 @@ def test_a_name_without_weights_is_refused_with_the_ways_to_say_it(name: str) ->
 
 @pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:name", "hf-hub:org/", "hf-hub:a/b/c", "hf-hub:a/b c"])
 def test_what_is_no_repository_of_the_hub_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="no repository of the hub"):
+    with pytest.raises(ValueError, match="not a repository of the hub"):
         normalise_model(name)
 
 

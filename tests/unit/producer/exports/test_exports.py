@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipfleet.contract.jobs import JobState, LabelSet, SourceDescription, Task
+from clipfleet.contract.jobs import JobState, SourceDescription, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.errors import OutputDamagedError, OutputUnavailableError, ResultsNotReadyError, UsageError
 from clipfleet.exports import Layout, export
 from clipfleet.ledger import keys
 from clipfleet.ledger.status import EarlyEnd
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from tests.support.jobs import JOB_ID, make_job, place_job
 from tests.support.rows import add_part, classified, embedded, failed, note_manifest, row
 
@@ -174,24 +175,6 @@ class TestClipRetrieval:
         assert table["caption"].to_pylist() == ["a red apple"]
         assert "phrase" not in table.column_names
 
-    def test_many_small_parts_make_few_row_groups(
-        self, output: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("clipfleet.results.formats._GROUP_ROWS", 8)
-        vectors = np.random.default_rng(5).standard_normal((30, 2)).astype(np.float16)
-        for chunk in range(10):
-            indexes = range(3 * chunk, 3 * chunk + 3)
-            add_part(output, chunk, [embedded(index, *vectors[index].tolist()) for index in indexes])
-
-        matrix, table = self.export(output, tmp_path / "to")
-
-        assert matrix.tobytes() == vectors.tobytes()
-        assert table["item_index"].to_pylist() == list(range(30))
-        file = pq.ParquetFile(tmp_path / "to" / "metadata" / "metadata_0.parquet")
-        assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [
-            9, 9, 9, 3,
-        ]  # fmt: skip
-
     @pytest.mark.parametrize("rows", [[failed(0)], [classified(0)]])
     def test_without_a_vector_there_is_nothing_to_write(
         self, output: FolderOutput, tmp_path: Path, rows: Sequence[dict[str, Any]]
@@ -207,7 +190,7 @@ class TestClipRetrieval:
             "import pathlib, sys; sys.modules['numpy'] = None\n"
             "from clipfleet.exports import Layout, export\n"
             "from clipfleet.outputs.folder import FolderOutput\n"
-            "from clipfleet.results.rows import PartRows\n"
+            "from clipfleet.results.part_rows import PartRows\n"
             "source, to = map(pathlib.Path, sys.argv[1:])\n"
             "print(export(PartRows(FolderOutput(source)), Layout.CLIP_RETRIEVAL, to).rows)\n"
         )
@@ -407,7 +390,7 @@ class TestTheFolder:
         else:
             (tmp_path / "to").write_text("")
 
-        with pytest.raises(UsageError, match="is no folder"):
+        with pytest.raises(UsageError, match="is not a folder"):
             export(PartRows(finished), Layout.CSV, tmp_path / "to")
 
     @pytest.mark.parametrize("to", ["s3://bucket/x", "file:///tmp/x"])
@@ -415,7 +398,7 @@ class TestTheFolder:
         self, finished: FolderOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UsageError, match="a folder of this machine"):
+        with pytest.raises(UsageError, match="a local folder"):
             export(PartRows(finished), Layout.CSV, Path(to))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clipfleet.commands.submitting import chosen_label_sets
-from clipfleet.contract.jobs import DEFAULT_TEMPLATE, LabelSet, Preset
+from clipfleet.contract.label_sets import DEFAULT_TEMPLATE, LabelSet, Preset
 from clipfleet.errors import UsageError
 from clipfleet.labels.sets import label_sets_of, read_label_set
 
@@ -53,17 +53,17 @@ class TestFromPrograms:
     @pytest.mark.parametrize(
         ("labels", "templates", "problem"),
         [
-            ([], [], "there is no label"),
+            ([], [], "there are no labels"),
             ({}, [], "no label set"),
             (["a", "a"], [], "'a' appears twice"),
             (["a", " "], [], "label number 2 is empty"),
             (["a"], ["photo"], "template 'photo' must contain"),
-            ("cat,dog", [], "'cat,dog' is one text, give a list"),
-            ({"s": "cat"}, [], "label set 's': 'cat' is one text"),
-            ({"s": []}, [], "label set 's': there is no label"),
+            ("cat,dog", [], "'cat,dog' is a single string: give a list"),
+            ({"s": "cat"}, [], "label set 's': 'cat' is a single string"),
+            ({"s": []}, [], "label set 's': there are no labels"),
             ({"1": ["a"]}, [], "label set '1': its name must begin with a letter"),
             ({"a b": LabelSet(labels=("a",))}, [], "label set 'a b': its name"),
-            ([LabelSet(labels=("a",))], ["{}"], "templates go with names"),
+            ([LabelSet(labels=("a",))], ["{}"], "templates apply to labels"),
             ([LabelSet(labels=("a",)), "b"], [], "label"),
             ([1, 2], [], "labels.0: Input should be a valid string"),
         ],
@@ -110,20 +110,20 @@ class TestFiles:
             ("labels:\n", "x.yaml:1: labels: give a list"),
             ("labels: []\n", "x.yaml:1: give one of labels, file and preset"),
             ("labels: [a]\nfile: b.txt\n", "give one of labels, file and preset"),
-            ("labels:\n  - cat\n  - 7\n", "x.yaml:3: labels.1: 7 is no text: put it in quotes"),
-            ("labels:\n- true\n", "x.yaml:2: labels.0: True is no text"),
+            ("labels:\n  - cat\n  - 7\n", "x.yaml:3: labels.1: 7 is not text: quote it"),
+            ("labels:\n- true\n", "x.yaml:2: labels.0: True is not text"),
             ("labels: [a, a]\n", "x.yaml:1: label 'a' appears twice"),
             ("labels: [a]\ntemplates: photo\n", "template 'photo' must contain"),
             (
                 "labels: [a]\ntemplate: a {}\n",
-                "x.yaml:2: there is no key 'template', did you mean 'templates'",
+                "x.yaml:2: unknown key 'template', did you mean 'templates'",
             ),
             ("labels: [a]\nlabels: [b]\n", "x.yaml:2: 'labels' appears twice"),
             ("labels: [a\n", "x.yaml:2: not YAML"),
             ("labels: [a]\n\tx: 1\n", "x.yaml:2: not YAML"),
             ("labels: [!!python/object:os.system a]\n", "not YAML: could not determine a constructor"),
             ("preset: imagenet22k\n", "x.yaml:1: preset: .*imagenet1k"),
-            ("labels: [a]\nname: 1a\n", "x.yaml.*cannot be called '1a'"),
+            ("labels: [a]\nname: 1a\n", "x.yaml.*'1a' cannot name a label set"),
             ("file: missing.txt\n", "missing.txt: No such file"),
             ("{[1, 2]: a}\n", "x.yaml:1: a key must be a word"),
         ],

@@ -16,7 +16,8 @@ import pytest
 from clipfleet.errors import JobConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import keys
 from clipfleet.outputs import folder
-from clipfleet.outputs.folder import FolderOutput, output_errors
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.scratch import output_errors
 
 
 @pytest.fixture
@@ -36,54 +37,12 @@ def refuse(number: int) -> Callable[..., None]:
 
 
 class TestObjects:
-    def test_what_is_created_can_be_read(self, output: FolderOutput) -> None:
-        assert output.create("a.json", b"one")
-
-        assert output.read("a.json") == b"one"
-        with output.open("a.json") as file:
-            assert file.size() == 3
-            file.seek(1)
-            assert file.read() == b"ne"
-
-    def test_a_second_create_changes_nothing(self, output: FolderOutput) -> None:
-        output.create("a.json", b"one")
-
-        assert not output.create("a.json", b"two")
-        assert output.read("a.json") == b"one"
-        assert tmp_names(output) == []
-
-    def test_replace_writes_over(self, output: FolderOutput) -> None:
-        output.replace("a.json", b"one")
-        output.replace("a.json", b"two")
-
-        assert output.read("a.json") == b"two"
-        assert tmp_names(output) == []
-
     def test_what_is_open_stays_readable_when_it_is_replaced(self, output: FolderOutput) -> None:
         output.create("a.json", b"one")
 
         with output.open("a.json") as file:
             output.replace("a.json", b"two")
             assert file.read() == b"one"
-
-    def test_what_is_not_there(self, output: FolderOutput) -> None:
-        assert output.read("a.json") is None
-        assert list(output.names("")) == []
-        output.remove("a.json")
-        with pytest.raises(FileNotFoundError):
-            output.open("a.json")
-        assert not Path(output.uri).exists()
-
-    def test_sweeping_leaves_what_is_named_and_what_is_no_leftover(self, output: FolderOutput) -> None:
-        kept = [keys.JOB_FILE, keys.staged_file(0, 2), keys.part(0), keys.SUCCESS]
-        for name in [*kept, keys.staged_file(2, 1), f"{keys.TMP}/half"]:
-            output.create(name, b"one")
-
-        output.sweep([keys.staged_file(0, 2)])
-        output.sweep([keys.staged_file(0, 2)])
-
-        files = {path for path in Path(output.uri).rglob("*") if path.is_file()}
-        assert files == {Path(output.uri, name) for name in kept}
 
     def test_sweeping_where_nothing_is_or_may_be_removed(self, output: FolderOutput) -> None:
         output.sweep([])
@@ -100,7 +59,7 @@ class TestObjects:
             path.write_bytes(b"late")
             output.sweep([])
 
-            with pytest.raises(OutputUnavailableError, match="swept") as caught:
+            with pytest.raises(OutputUnavailableError, match="removed when its job ended") as caught:
                 output.publish(path, "a.json", replace=replace)
 
         assert not isinstance(caught.value, OutputUnreachableError)
@@ -113,18 +72,6 @@ class TestObjects:
 
             with pytest.raises(OutputUnreachableError):
                 output.publish(path, "a.json")
-
-    def test_clearing_leaves_the_job_file_and_what_late_parts_are_known_by(
-        self, output: FolderOutput
-    ) -> None:
-        kept = [keys.JOB_FILE, keys.CLEARING, keys.detached_footer(keys.part(0, "jsonl"), "job", "ab")]
-        gone = [keys.STAGED_FILES, keys.GENERATION, keys.staged_file(0, 1), keys.part(0), keys.SUCCESS]
-        for name in (*kept, *gone, "notes.txt"):
-            output.create(name, b"x")
-
-        output.clear()
-
-        assert sorted([*output.names(""), *output.names("_clipfleet/")]) == sorted([*kept, "notes.txt"])
 
     def test_clearing_stops_where_it_is_no_longer_wanted(self, output: FolderOutput) -> None:
         for chunk in range(3):
@@ -147,14 +94,6 @@ class TestObjects:
 
         assert FolderOutput(Path("~nobody-of-this-name/out")).uri == f"{tmp_path}/~nobody-of-this-name/out"
 
-    def test_removing(self, output: FolderOutput) -> None:
-        output.create("a.json", b"one")
-        output.remove("a.json")
-        output.remove("a.json")
-
-        assert output.read("a.json") is None
-        assert output.create("a.json", b"two")
-
     def test_names_are_sorted_files_with_the_prefix(self, output: FolderOutput) -> None:
         for name in (keys.part(10), keys.part(2), keys.MANIFEST, keys.JOB_FILE):
             output.create(name, b"x")
@@ -162,13 +101,6 @@ class TestObjects:
 
         assert list(output.names("part-")) == [keys.part(2), keys.part(10)]
         assert list(output.names("")) == [keys.MANIFEST, keys.part(2), keys.part(10)]
-
-    def test_names_in_a_folder_of_the_output(self, output: FolderOutput) -> None:
-        for name in (keys.staged_file(2, 1), keys.staged_file(0, 2), keys.JOB_FILE):
-            output.create(name, b"x")
-
-        assert list(output.names("_clipfleet/items-")) == [keys.staged_file(0, 2), keys.staged_file(2, 1)]
-        assert list(output.names("_clipfleet/none-")) == list(output.names("nowhere/x")) == []
 
     def test_the_uri_is_absolute_and_keeps_links(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -297,13 +229,6 @@ def version(output: FolderOutput, name: str = "a") -> str:
 
 
 class TestConditionalReplacement:
-    def test_an_object_of_the_version_that_was_seen_is_replaced(self, output: FolderOutput) -> None:
-        output.create("a", b"one")
-
-        assert replace_if(output, "a", version(output), b"two")
-        assert output.read("a") == b"two"
-        assert tmp_names(output) == []
-
     def test_every_write_makes_another_version(self, output: FolderOutput) -> None:
         versions = []
         for _ in range(5):
@@ -311,22 +236,6 @@ class TestConditionalReplacement:
             versions.append(version(output))
 
         assert len(set(versions)) == 5
-
-    def test_an_object_that_is_another_by_now_stays(self, output: FolderOutput) -> None:
-        output.create("a", b"one")
-        seen = version(output)
-        output.replace("a", b"two")
-
-        assert not replace_if(output, "a", seen, b"three")
-        assert output.read("a") == b"two"
-
-    def test_an_object_that_has_gone_does_not_come_back(self, output: FolderOutput) -> None:
-        output.create("a", b"one")
-        seen = version(output)
-        output.remove("a")
-
-        assert not replace_if(output, "a", seen, b"two")
-        assert output.version("a") is None
 
     def test_who_waits_in_front_of_the_file_that_goes_changes_nothing(
         self, output: FolderOutput, monkeypatch: pytest.MonkeyPatch
@@ -368,50 +277,8 @@ class TestConditionalReplacement:
         assert replace_if(output, "a", seen, b"two")
         assert not replace_if(output, "a", seen, b"three")
 
-    def test_of_sixteen_writers_that_saw_the_same_one_wins(self, output: FolderOutput) -> None:
-        barrier = threading.Barrier(16)
-
-        def write(writer: int, name: str, seen: str) -> bool:
-            barrier.wait(30)
-            try:
-                return replace_if(output, name, seen, f"{writer}".encode())
-            except OutputUnavailableError:
-                return False
-
-        with ThreadPoolExecutor(16) as pool:
-            for number in range(20):
-                name = keys.part(number)
-                output.create(name, b"old")
-                seen = version(output, name)
-                calls = [pool.submit(write, writer, name, seen) for writer in range(16)]
-                winners = [writer for writer, call in enumerate(calls) if call.result()]
-                assert [output.read(name)] == [f"{winner}".encode() for winner in winners]
-        assert tmp_names(output) == []
-
 
 class TestRaces:
-    def test_of_sixteen_writers_one_wins_and_its_content_stays(self, output: FolderOutput) -> None:
-        names = [keys.part(number) for number in range(20)]
-        barrier = threading.Barrier(16)
-
-        def write(writer: int) -> list[bool]:
-            data = f"{writer:02d}".encode() * 50_000
-            won = []
-            for name in names:
-                barrier.wait(30)
-                won.append(output.create(name, data))
-            return won
-
-        with ThreadPoolExecutor(16) as pool:
-            outcomes = list(pool.map(write, range(16)))
-
-        for position, name in enumerate(names):
-            winners = [writer for writer in range(16) if outcomes[writer][position]]
-            assert len(winners) == 1
-            assert output.read(name) == f"{winners[0]:02d}".encode() * 50_000
-        assert tmp_names(output) == []
-        assert list(output.names("")) == names
-
     def test_a_reader_never_sees_half_an_object(self, output: FolderOutput) -> None:
         contents = [f"{number:02d}".encode() * 100_000 for number in range(4)]
         output.replace("a", contents[0])

@@ -161,7 +161,7 @@ class TestTakingOver:
         assert submit.is_due(is_wanted=True)
         bench.output.before_removal[keys.SUCCESS] = lambda: bench.overwrite(other)
 
-        with pytest.raises(error, match=r"meanwhile|another submit"):
+        with pytest.raises(error, match=r"in the meantime|another submit"):
             submit.run()
 
         assert bench.output.read(keys.staged_file(0, 1)) == f"items of {other}".encode()
@@ -196,7 +196,7 @@ class TestTakingOver:
         assert submit.is_due(is_wanted=True)
         bench.overwrite("third")
 
-        with pytest.raises(OutputConflictError, match="taken by another job meanwhile"):
+        with pytest.raises(OutputConflictError, match="taken by another job in the meantime"):
             submit.run()
 
         assert bench.output.read(keys.staged_file(0, 1)) == b"items of third"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import pytest
 
 from clipfleet.contract.jobs import PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.errors import OutputConflictError, OutputDamagedError, OutputUnavailableError
+from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.parquet import parquet_errors
 from clipfleet.parts import part_files
-from clipfleet.parts.parquet import parquet_errors
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 from tests.support.jobs import FullDisk, make_job, place_job
 
@@ -57,23 +56,6 @@ def output(tmp_path: Path) -> FolderOutput:
 
 class TestEveryFormat:
     @FORMATS
-    def test_what_was_written_is_read(self, output: FolderOutput, part_format: PartFormat) -> None:
-        written = rows("/a.jpg", "/b.jpg", zip="007")
-        files = part_files(part_format, OURS.job_id)
-        assert PartSink(output, files).write(OURS, written, COUNTS) == COUNTS
-
-        name = files.name(OURS.chunk_id)
-        assert name == f"part-00000003.{part_format}"
-        assert list(output.names("")) == [name]
-        with files.open(output, name) as part:
-            assert part.footer() == (OURS, COUNTS)
-            assert part.num_rows == 2
-            assert part.schema.equals(written.schema)
-            assert pa.Table.from_batches(part.batches()).equals(written)
-            some = pa.Table.from_batches(part.batches(["status", "item_index"]))
-            assert some.to_pylist() == written.select(["status", "item_index"]).to_pylist()
-
-    @FORMATS
     def test_the_second_writer_adopts_what_is_there(
         self, output: FolderOutput, part_format: PartFormat
     ) -> None:
@@ -103,35 +85,9 @@ class TestEveryFormat:
         assert [row["uri"] for row in results.rows(PartRows(output))] == ["/a.jpg", "/c.jpg"]
 
     @FORMATS
-    def test_there_is_no_part(self, output: FolderOutput, part_format: PartFormat) -> None:
-        files = part_files(part_format, OURS.job_id)
-        assert PartSink(output, files).find(OURS) is None
-        with pytest.raises(FileNotFoundError), files.open(output, files.name(3)):
-            pass
-
-    @FORMATS
     def test_a_full_disk_is_waited_for(self, tmp_path: Path, part_format: PartFormat) -> None:
         with pytest.raises(OutputUnavailableError, match="No space left"):
             PartSink(FullDisk(tmp_path), part_files(part_format, "j")).write(OURS, rows("/a.jpg"), COUNTS)
-
-    @FORMATS
-    def test_rows_are_read_back_in_one_schema(self, output: FolderOutput, part_format: PartFormat) -> None:
-        # Given a part that was given up before the length of a vector was known
-        place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=part_format))
-        target = PartSink(output, part_files(part_format, OURS.job_id))
-        given_up = rows("/a.jpg").slice(0, 0).schema.set(10, pa.field("embedding", pa.list_(pa.float16(), 1)))
-        failed = {"item_index": 0, "item_id": "0", "uri": "/a.jpg", "status": "failed"}
-        target.write(
-            replace(OURS, chunk_id=0), pa.Table.from_pylist([failed], given_up), PartCounts(0, 1, {})
-        )
-        target.write(replace(OURS, chunk_id=1), rows("/b.jpg", "/c.jpg"), COUNTS)
-
-        stored = PartRows(output).read()
-        assert pa.Table.from_batches(stored.batches, stored.schema).schema.equals(part_schema(2))
-        found = list(results.rows(PartRows(output)))
-        assert [one["uri"] for one in found] == ["/a.jpg", "/b.jpg", "/c.jpg"]
-        assert [one["embedding"] for one in found] == [None, [0.25, -1.0], None]
-        assert results.vectors(PartRows(output))[1].tolist() == [[0.25, -1.0]]
 
 
 class TestParquet:
@@ -260,17 +216,6 @@ class TestJsonl:
             sink(output).write(OURS, rows("/a.jpg"), COUNTS)
         assert sink(output).find(later) == COUNTS
 
-    @pytest.mark.parametrize("line", [b"{", b'{"item_index": "many"}', b"\xff", b"[1]"])
-    def test_lines_that_are_no_rows_are_damage(self, output: FolderOutput, line: bytes) -> None:
-        output.create(keys.part(3, "jsonl"), line + b"\n")
-        files = part_files(PartFormat.JSONL, OURS.job_id)
-
-        with (
-            pytest.raises(OutputDamagedError, match=r"part-00000003\.jsonl"),
-            files.open(output, files.name(3)) as part,
-        ):
-            list(part.batches())
-
     def test_a_damaged_footer_is_named(self, output: FolderOutput) -> None:
         sink(output).write(OURS, rows("/a.jpg"), COUNTS)
         (footer,) = Path(output.uri, keys.INTERNAL).glob("footer-*")
@@ -282,24 +227,6 @@ class TestJsonl:
 
 class TestCopiedParts:
     """Parts that were copied somewhere without what lies beside them."""
-
-    def copy(self, output: FolderOutput, names: Sequence[str]) -> FolderOutput:
-        elsewhere = FolderOutput(Path(output.uri).parent / "elsewhere")
-        for name in names:
-            elsewhere.create(name, output.read(name) or b"")
-        return elsewhere
-
-    @FORMATS
-    def test_the_rows_are_the_same(self, output: FolderOutput, part_format: PartFormat) -> None:
-        target = PartSink(output, part_files(part_format, OURS.job_id))
-        target.write(OURS, rows("/a.jpg", "/b.jpg", zip="007"), COUNTS)
-        place_job(output, make_job(output.uri, job_id=OURS.job_id, part_format=part_format))
-        copied = self.copy(output, [keys.part(3, part_format)])
-
-        expected = PartRows(output).read()
-        stored = PartRows(copied).read()
-        assert stored.schema.equals(expected.schema)
-        assert list(stored.batches) == list(expected.batches)
 
     def test_of_two_formats_it_is_not_guessed_which_is_meant(self, output: FolderOutput) -> None:
         for part_format in PartFormat:

@@ -1,4 +1,4 @@
-"""What a retry does before it looks at the parts. The rest needs a real ledger: `tests/e2e/test_retry.py`."""
+"""What a retry keeps, and what it waits for. The rest needs a real ledger: `tests/e2e/test_retry.py`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipfleet.contract.jobs import JobState
+from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.hints import Hints
 from clipfleet.ledger.drafts import Drafts
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.resume.retry import Retry
+from clipfleet.resume.retry import Retry, has_failed, take_inventory
 from tests.support.jobs import make_job, make_status, place_job
 from tests.support.ledger_replies import RepliesLedger
 
@@ -53,3 +56,34 @@ def test_where_a_late_writer_is_not_refused_its_lease_is_waited_for(
 
 def test_a_retry_that_is_under_way_is_not_waited_for(tmp_path: Path) -> None:
     assert slept(PlainStore(tmp_path / "out"), JobState.RUNNING) == []
+
+
+CODES = st.dictionaries(st.sampled_from(["timeout", "empty", "crashed"]), st.integers(1, 9))
+COUNTS = st.builds(lambda ok, codes: PartCounts(ok, sum(codes.values()), codes), st.integers(0, 9), CODES)
+
+
+@given(
+    parts=st.dictionaries(st.integers(0, 40), st.tuples(st.integers(0, 3), COUNTS)),
+    beyond=st.integers(0, 9),
+    codes=st.sets(st.sampled_from(["timeout", "empty", "not_found"])),
+)
+def test_of_any_parts_those_without_the_codes_are_kept_and_all_others_run_again(
+    parts: dict[int, tuple[int, PartCounts]], beyond: int, codes: set[str]
+) -> None:
+    chunks = max(parts, default=-1) + 1 + beyond
+    found = [(PartIdentity("j", chunk, generation), one) for chunk, (generation, one) in parts.items()]
+
+    taken = take_inventory(found, chunks, lambda _, counts: not has_failed(counts, [*codes]))
+
+    kept = {
+        chunk: one
+        for chunk, (_, one) in parts.items()
+        if (codes.isdisjoint(one.codes) if codes else one.failed == 0)
+    }
+    bits = "".join(f"{byte:08b}" for byte in taken.done)
+    assert {chunk for chunk, bit in enumerate(bits) if bit == "1"} == set(kept)
+    assert {*taken.due, *range(taken.next_chunk, chunks)} == set(range(chunks)) - set(kept)
+    assert taken.open_chunks == chunks - len(kept)
+    assert taken.generation == max((generation for generation, _ in parts.values()), default=0)
+    assert taken.counts.ok == sum(one.ok for one in kept.values())
+    assert taken.counts.failed == sum(one.failed for one in kept.values()) == sum(taken.counts.codes.values())

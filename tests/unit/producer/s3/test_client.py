@@ -15,7 +15,8 @@ from botocore.exceptions import (
 )
 
 from clipfleet.errors import OutputUnavailableError, OutputUnreachableError, SourceError, UsageError
-from clipfleet.s3.client import S3Problem, default_client, explain, make_client, s3_errors, split_s3_uri
+from clipfleet.s3.client import default_client, make_client, split_s3_uri
+from clipfleet.s3.failures import S3Problem, explain, s3_errors
 
 STAGE_SECONDS, LEASE_SECONDS = 60, 30  # of a chunk that was just claimed
 
@@ -109,8 +110,8 @@ class TestRefusals:
             raise denied
 
         assert str(told.value) == (
-            "s3://images/a.jpg: the store answers 403 (AccessDenied: Access Denied); these credentials "
-            "need the rights GetObject, PutObject, DeleteObject, ListBucket"
+            "s3://images/a.jpg: the store answered 403 (AccessDenied: Access Denied); the credentials "
+            "need GetObject, PutObject, DeleteObject, ListBucket"
         )
 
     def test_a_store_that_does_not_answer_is_waited_for(self) -> None:
@@ -196,7 +197,7 @@ class TestClient:
     ) -> None:
         monkeypatch.setenv(name, value)
 
-        with pytest.raises(UsageError, match=f"S3 cannot be used: .*{name}"):
+        with pytest.raises(UsageError, match=f"cannot use S3: .*{name}"):
             make_client()
 
     def test_the_shared_client_follows_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:

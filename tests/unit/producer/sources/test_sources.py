@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipfleet.errors import SourceError
 from clipfleet.sources import ReadOptions, open_source, walk
-from clipfleet.sources.batches import MAX_ROWS, in_batches
+from clipfleet.sources.batches import in_batches
+from tests.support.sources import ids, items, problem, uris
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -29,29 +29,6 @@ def touch(folder: Path, *names: str) -> None:
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-def items(source: str | Path, **options: str) -> list[dict[str, Any]]:
-    batches = list(open_source(str(source), ReadOptions(**options)).batches())
-    table = pa.Table.from_batches(batches)
-    assert table.column("item_index").to_pylist() == list(range(len(table)))
-    assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
-    assert all(batch.schema.equals(batches[0].schema) for batch in batches)
-    return [{name: row[name] for name in row if name != "item_index"} for row in table.to_pylist()]
-
-
-def ids(source: str | Path, **options: str) -> list[str]:
-    return [row["item_id"] for row in items(source, **options)]
-
-
-def uris(source: str | Path, **options: str) -> list[str]:
-    return [row["uri"] for row in items(source, **options)]
-
-
-def problem(source: str | Path, **options: str) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(source), ReadOptions(**options)).batches())
-    return str(caught.value)
 
 
 class TestFolder:
@@ -251,24 +228,35 @@ class TestGlob:
 
 
 class TestTxt:
-    def test_one_uri_per_line_with_the_index_as_id(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "list.txt", "https://a/1.jpg\n\n  s3://bucket/2.jpg  \n\t\nhttp://a/3.jpg")
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            ("https://a/1\n\n  s3://b/2  \n\t\nhttp://a/3", ["https://a/1", "s3://b/2", "http://a/3"]),
+            (b"\xef\xbb\xbfhttps://a/1\r\n\r\nhttps://a/2\r\n", ["https://a/1", "https://a/2"]),
+            ("https://a/\u2028x\u0085y\x0cz\n/b\n", ["https://a/\u2028x\u0085y\x0cz", "/b"]),
+        ],
+        ids=["blanks", "byte order mark and Windows line ends", "only line feeds end a line"],
+    )
+    def test_lines(self, tmp_path: Path, content: str | bytes, expected: list[str]) -> None:
+        path = write(tmp_path / "list.TXT", content)
 
-        assert items(path) == [
-            {"item_id": "0", "uri": "https://a/1.jpg"},
-            {"item_id": "1", "uri": "s3://bucket/2.jpg"},
-            {"item_id": "2", "uri": "http://a/3.jpg"},
-        ]
+        assert items(path) == [{"item_id": str(number), "uri": uri} for number, uri in enumerate(expected)]
 
-    def test_byte_order_mark_and_windows_line_ends(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "list.TXT", b"\xef\xbb\xbfhttps://a/1.jpg\r\n\r\nhttps://a/2.jpg\r\n")
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", ": the file is empty"),
+            ("\n \n\r\n", ": the file holds only blank lines"),
+            (b"https://a/1\n\nhttps://a/caf\xe9\n", ":3: byte 14 of the line is not UTF-8"),
+            ("https://a/1\n".encode("utf-16"), "looks like UTF-16"),
+        ],
+    )
+    def test_what_is_wrong_names_file_and_line(
+        self, tmp_path: Path, content: str | bytes, words: str
+    ) -> None:
+        message = problem(write(tmp_path / "list.txt", content))
 
-        assert uris(path) == ["https://a/1.jpg", "https://a/2.jpg"]
-
-    def test_only_line_feeds_end_a_line(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "list.txt", "https://a/\u2028x\u0085y\x0cz.jpg\nb.jpg\n")
-
-        assert uris(path) == ["https://a/\u2028x\u0085y\x0cz.jpg", f"{tmp_path}/b.jpg"]
+        assert message.startswith(f"{tmp_path}/list.txt:") and words in message
 
     def test_relative_paths_count_from_the_folder_of_the_file(self, tmp_path: Path) -> None:
         lines = {
@@ -293,23 +281,6 @@ class TestTxt:
         path = write(folder / "list.txt", "a b.jpg\nhttps://a/1.jpg\n")
 
         assert uris(path) == [f"file://{tmp_path}/%FF/a%20b.jpg", "https://a/1.jpg"]
-
-    def test_bytes_that_are_not_utf8_name_file_and_line(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "list.txt", b"https://a/1.jpg\n\nhttps://a/caf\xe9.jpg\n")
-
-        assert f"{path}:3: byte 14 of the line is not UTF-8" in problem(path)
-
-    def test_utf16_is_recognised(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "list.txt", "https://a/1.jpg\n".encode("utf-16"))
-
-        assert "looks like UTF-16" in problem(path)
-
-    @pytest.mark.parametrize(("content", "words"), [("", "empty"), ("\n \n\r\n", "only blank lines")])
-    def test_a_file_without_entries(self, tmp_path: Path, content: str, words: str) -> None:
-        path = write(tmp_path / "list.txt", content)
-
-        message = problem(path)
-        assert words in message and str(path) in message
 
     def test_an_endless_line_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("clipfleet.sources.lists.lines.MAX_LINE_BYTES", 1000)
@@ -349,37 +320,53 @@ class TestTxt:
         assert ids(path) == [str(number) for number in range(30_000)]
 
 
+DATA_URL = "data:image/png;base64," + "A" * 3_000_000
+
+
+def csv_row(item_id: str, uri: str, **columns: str) -> dict[str, str]:
+    return {"item_id": item_id, "uri": uri, **columns}
+
+
 class TestCsv:
-    def test_all_other_columns_are_carried_exactly(self, tmp_path: Path) -> None:
-        path = write(
-            tmp_path / "a.csv",
-            "id,url,zip,note\n007,https://a/1.jpg,01234, spaced \n8,https://a/2.jpg,,NULL\n",
-        )
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (
+                "id,url,zip,note\n007,/1,01234, spaced \n8,/2,,NULL\n",
+                [csv_row("007", "/1", zip="01234", note=" spaced "), csv_row("8", "/2", zip="", note="NULL")],
+            ),
+            (
+                '"url",note\r\n"/1,2","a ""big""\r\ncat"\r\n/x,y\r\n',
+                [csv_row("0", "/1,2", note='a "big"\r\ncat'), csv_row("1", "/x", note="y")],
+            ),
+            (f'url,n\n"{DATA_URL}",1\n', [csv_row("0", DATA_URL, n="1")]),
+            (b"\xef\xbb\xbfurl\n/1\n", [csv_row("0", "/1")]),
+            ("path,url,image_id,id\np,/1,i,j\n", [csv_row("j", "/1", path="p", image_id="i")]),
+            (
+                "url,uri,label,item_index,Label\n/1,u,cat,5,L\n",
+                [
+                    csv_row("0", "/1", source_uri="u", source_label="cat", source_item_index="5", Label="L")
+                ],
+            ),
+            (
+                "url,n\n/1,1\n,2\n  ,3\n",
+                [csv_row("0", "/1", n="1"), csv_row("1", "", n="2"), csv_row("2", "", n="3")],
+            ),
+            ('url\n\n/1\n""\n\n', [csv_row("0", "/1"), csv_row("1", "")]),
+            (",url\n0,/1\n", [csv_row("0", "/1", column_1="0")]),
+        ],
+        ids=[
+            "exact fields", "quotes", "an image as a data URL", "byte order mark", "order of names",
+            "our names are renamed", "an empty URL is a row", "blank lines are none", "no name",
+        ],
+    )  # fmt: skip
+    def test_rows(self, tmp_path: Path, content: str | bytes, expected: list[dict[str, str]]) -> None:
+        assert items(write(tmp_path / "a.csv", content)) == expected
 
-        assert items(path) == [
-            {"item_id": "007", "uri": "https://a/1.jpg", "zip": "01234", "note": " spaced "},
-            {"item_id": "8", "uri": "https://a/2.jpg", "zip": "", "note": "NULL"},
-        ]
-        assert open_source(str(path)).description.extra_columns == ("zip", "note")
+    def test_one_column_may_be_url_and_id(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "key,x\n/a/1.jpg,2\n")
 
-    def test_quoted_commas_quotes_and_newlines(self, tmp_path: Path) -> None:
-        path = write(
-            tmp_path / "a.csv", '"url",caption\r\n"https://a/1,2.jpg","a ""big""\r\ncat"\r\nx.jpg,y\r\n'
-        )
-
-        assert [row["caption"] for row in items(path)] == ['a "big"\r\ncat', "y"]
-        assert uris(path) == ["https://a/1,2.jpg", f"{tmp_path}/x.jpg"]
-
-    def test_an_image_written_out_as_a_data_url(self, tmp_path: Path) -> None:
-        uri = "data:image/png;base64," + "A" * 3_000_000
-        path = write(tmp_path / "a.csv", f'url,n\n"{uri}",1\n')
-
-        assert uris(path) == [uri]
-
-    def test_byte_order_mark(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", b"\xef\xbb\xbfurl\nhttps://a/1.jpg\n")
-
-        assert uris(path) == ["https://a/1.jpg"]
+        assert items(path, id_column="key") == [csv_row("/a/1.jpg", "/a/1.jpg", x="2")]
 
     @pytest.mark.parametrize("name", ["url", "URI", "image_url", "Image_Path", "path", "key", "s3_key"])
     def test_usual_names_of_the_url_column(self, tmp_path: Path, name: str) -> None:
@@ -387,11 +374,6 @@ class TestCsv:
 
         assert items(path) == [{"item_id": "0", "uri": "https://a/1.jpg", "other": "x"}]
         assert open_source(str(path)).description.options["url_column"] == name
-
-    def test_the_order_of_the_usual_names_decides(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", "path,url,image_id,id\np.jpg,https://a/1.jpg,i,j\n")
-
-        assert items(path) == [{"item_id": "j", "uri": "https://a/1.jpg", "path": "p.jpg", "image_id": "i"}]
 
     def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", "url,Link,SKU,id\nu,https://a/1.jpg,s,i\n")
@@ -403,59 +385,6 @@ class TestCsv:
         assert description.options["url_column"] == "Link"
         assert description.options["id_column"] == "SKU"
         assert description != open_source(str(path)).description
-
-    def test_one_column_may_be_both(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", "key,x\na/1.jpg,2\n")
-
-        assert items(path, id_column="key") == [
-            {"item_id": "a/1.jpg", "uri": f"{tmp_path}/a/1.jpg", "x": "2"}
-        ]
-
-    def test_our_column_names_are_moved_out_of_the_way(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", "url,uri,label,item_index,Label\nhttps://a/1.jpg,u,cat,5,L\n")
-
-        assert items(path) == [
-            {
-                "item_id": "0",
-                "uri": "https://a/1.jpg",
-                "source_uri": "u",
-                "source_label": "cat",
-                "source_item_index": "5",
-                "Label": "L",
-            }
-        ]
-
-    def test_a_rename_that_collides_is_refused(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", "url,label,source_label\nhttps://a/1.jpg,a,b\n")
-
-        assert "'source_label'" in problem(path)
-
-    def test_an_empty_url_is_still_a_row(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", "url,n\nhttps://a/1.jpg,1\n,2\n  ,3\n")
-
-        assert [(row["uri"], row["n"]) for row in items(path)] == [
-            ("https://a/1.jpg", "1"),
-            ("", "2"),
-            ("", "3"),
-        ]
-
-    def test_in_a_single_column_a_quoted_blank_is_a_row_and_a_blank_line_is_none(
-        self, tmp_path: Path
-    ) -> None:
-        path = write(tmp_path / "a.csv", 'url\n\nhttps://a/1.jpg\n""\n\n')
-
-        assert uris(path) == ["https://a/1.jpg", ""]
-
-    def test_a_column_without_a_name_gets_its_position(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "a.csv", ",url\n0,https://a/1.jpg\n")
-
-        assert items(path) == [{"item_id": "0", "uri": "https://a/1.jpg", "column_1": "0"}]
-
-    def test_without_a_url_column_the_error_lists_the_columns_and_the_option(self, tmp_path: Path) -> None:
-        message = problem(write(tmp_path / "a.csv", "link,name\nhttps://a/1.jpg,x\n"))
-
-        assert f"{tmp_path}/a.csv:1:" in message
-        assert "link, name" in message and "--url-column" in message
 
     @pytest.mark.parametrize("option", ["url_column", "id_column"])
     def test_a_chosen_column_that_is_not_there(self, tmp_path: Path, option: str) -> None:
@@ -469,7 +398,9 @@ class TestCsv:
         [
             ("", "a.csv: the file is empty"),
             ("\n\n", "a.csv: no header row"),
-            ("url,name\n", "a.csv: the file has a header and no rows"),
+            ("url,name\n", "a.csv: the file has a header but no rows"),
+            ("url,label,source_label\na,b,c\n", "a.csv:1: two columns would be named 'source_label'"),
+            ("link,name\na,x\n", "a.csv:1: no column named url, uri,"),
             ("url,name,name\na,b,c\n", "a.csv:1: column 'name' appears twice"),
             ('url,name\na,"x\ny"\n\nb,c\nd\n', "a.csv:6: the row has 1 fields, the header names 2"),
             ("url,name\na,b,c\n", "a.csv:2: the row has 3 fields"),
@@ -539,7 +470,7 @@ class TestChoice:
     def test_a_pipe_is_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "p.txt")
 
-        assert "neither a folder nor an ordinary file" in problem(tmp_path / "p.txt")
+        assert "neither a folder nor a regular file" in problem(tmp_path / "p.txt")
 
     @pytest.mark.parametrize("options", [{"url_column": "u"}, {"id_column": "i"}])
     def test_column_options_apply_to_tables_only(self, tmp_path: Path, options: dict[str, str]) -> None:

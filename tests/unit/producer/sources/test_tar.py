@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -15,21 +14,9 @@ from clipfleet.contract.tar_member import tar_member
 from clipfleet.errors import SourceError
 from clipfleet.sources import open_source
 from clipfleet.sources.walk import expand_braces
-from clipfleet.submit.submission import Contents
 from tests.support.images import encoded, make_image
 from tests.support.shards import img2dataset_shard, tar_bytes, webdataset_shard
-
-
-def items(source: str | Path) -> list[dict[str, Any]]:
-    opened = open_source(str(source))
-    table = pa.Table.from_batches(list(Contents().counted(opened.batches())))
-    assert table["item_index"].to_pylist() == list(range(len(table)))
-    assert table.column_names[3:] == list(opened.description.extra_columns)
-    return table.to_pylist()
-
-
-def ids(source: str | Path) -> list[str]:
-    return [row["item_id"] for row in items(source)]
+from tests.support.sources import ids, problem, table_of
 
 
 def content(row: dict[str, Any]) -> bytes:
@@ -40,17 +27,11 @@ def content(row: dict[str, Any]) -> bytes:
         return file.read(member.size_bytes)
 
 
-def problem(source: str | Path) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(source)).batches())
-    return str(caught.value)
-
-
 class TestLayouts:
     def test_img2dataset(self, tmp_path: Path) -> None:
         (tmp_path / "00000.tar").write_bytes(img2dataset_shard([3, 4]))
 
-        first, second = items(tmp_path / "00000.tar")
+        first, second = table_of(tmp_path / "00000.tar").to_pylist()
 
         assert (first["item_id"], second["item_id"]) == ("000000003", "000000004")
         assert content(second) == encoded(make_image(4))
@@ -73,7 +54,7 @@ class TestLayouts:
         ]  # fmt: skip
         webdataset_shard(tmp_path / "a.tar", samples)
 
-        found = items(tmp_path / "a.tar")
+        found = table_of(tmp_path / "a.tar").to_pylist()
         with (tmp_path / "a.tar").open("rb") as file:
             theirs = list(group_by_keys(tar_file_expander([{"url": "a.tar", "stream": file}])))
 
@@ -92,7 +73,7 @@ class TestLayouts:
         ]  # fmt: skip
         (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        found = items(tmp_path / "a.tar")
+        found = table_of(tmp_path / "a.tar").to_pylist()
 
         assert [row["item_id"] for row in found] == ["a/000", "b.c/x", long, "ümlaut #1%", "deep/er/x"]
         assert [content(row) for row in found] == [b"1", b"2", b"3", b"4", b"5"]
@@ -103,7 +84,7 @@ class TestLayouts:
         members += [("2.png", b"p"), ("2.cls", b"007")]
         (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        assert [(row["item_id"], row["cls"]) for row in items(tmp_path / "a.tar")] == [
+        assert [(row["item_id"], row["cls"]) for row in table_of(tmp_path / "a.tar").to_pylist()] == [
             ("1.input.png", "7"),
             ("1.target.png", "7"),
             ("2", "007"),
@@ -116,7 +97,7 @@ class TestLayouts:
         ]  # fmt: skip
         (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        rows = items(tmp_path / "a.tar")
+        rows = table_of(tmp_path / "a.tar").to_pylist()
 
         assert [(row["json"], row["a"]) for row in rows] == [
             ("{not json", None), ("[1]", None), (None, 1), (None, None),
@@ -130,7 +111,7 @@ class TestLayouts:
             members += [(f"{number}.jpg", b""), (f"{number}.json", fields.encode())]
         (tmp_path / "a.tar").write_bytes(tar_bytes(members))
 
-        rows = items(tmp_path / "a.tar")
+        rows = table_of(tmp_path / "a.tar").to_pylist()
 
         assert [row["other_fields"] for row in rows] == [None] * 500 + ['{"late": "x"}'] * 100
 
@@ -193,13 +174,13 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("data", "words"),
         [
-            (WHOLE[: 20 * 3584], "breaks off"),  # at the end of a member, without the marker of the end
-            (WHOLE[: 10 * 3584 + 100], "unexpected end of data|breaks off"),
-            (WHOLE[: 10 * 3584 + 600], "unexpected end of data|breaks off"),
-            (WHOLE[: 10 * 3584 + 3400], "unexpected end of data|breaks off"),
+            (WHOLE[: 20 * 3584], "is truncated"),  # at the end of a member, without the marker of the end
+            (WHOLE[: 10 * 3584 + 100], "unexpected end of data|is truncated"),
+            (WHOLE[: 10 * 3584 + 600], "unexpected end of data|is truncated"),
+            (WHOLE[: 10 * 3584 + 3400], "unexpected end of data|is truncated"),
             (WHOLE[: 5 * 3584] + b"\xff" * 512 + WHOLE[5 * 3584 + 512 :], "damaged at byte 17920"),
-            (b"no tar at all" * 100, "not a whole tar file"),
-            (b"x", "not a whole tar file"),
+            (b"no tar at all" * 100, "not a complete tar file"),
+            (b"x", "not a complete tar file"),
             (b"", "empty"),
         ],
     )
@@ -219,7 +200,7 @@ class TestDamage:
     def test_a_packed_archive_is_told_what_to_do(self, tmp_path: Path) -> None:
         (tmp_path / "a.tar.gz").write_bytes(b"x")
 
-        assert "unpack it to a .tar" in problem(tmp_path / "a.tar.gz")
+        assert "decompress it to a .tar" in problem(tmp_path / "a.tar.gz")
 
     def test_links_and_folders_are_no_images(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w") as archive:

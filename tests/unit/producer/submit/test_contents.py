@@ -11,7 +11,7 @@ import pytest
 
 from clipfleet.contract.parts import INLINE_COLUMN, VERSION_COLUMN
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.submission import Contents
+from clipfleet.submit.contents import Contents
 
 URIS = ["https://example.org/a.jpg", "https://example.org/b.jpg", "https://example.org/c.jpg"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipfleet.errors import TooManyItemsError
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.submission import within_redis
+from clipfleet.submit.redis_bound import within_redis
 from tests.support.doubles import Clock
 
 

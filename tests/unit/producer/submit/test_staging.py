@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,13 @@ from clipfleet.errors import (
 )
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources.batches import item_batch
-from clipfleet.submit.staging import StagedFile, StagedReader, Stager
+from clipfleet.submit.staging import StagedFile, Stager
+from tests.support.doubles import Clock
+from tests.support.jobs import FullDisk
 
 JOB = "20261124-3f9a1c2b7d4e"
-
-
-class Clock:
-    """Monotonic seconds that only move when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def batch(first: int, count: int, extra: Sequence[str] | None = None) -> pa.RecordBatch:
@@ -193,35 +185,39 @@ class TestCutting:
 
 
 class TestClock:
+    @pytest.mark.parametrize(
+        ("steps", "expected"),
+        [
+            ([(0.0, 10), (1.9, 10), (0.2, 10), (0.1, 10)], [(3, 30), (1, 10)]),
+            # The rest of the third batch came at 2.5 s: the second file is young at 2.6 s.
+            ([(0.0, 4), (1.5, 4), (1.0, 4), (0.1, 8)], [(1, 10), (1, 10)]),
+            ([(0.0, 4), (1.9, 4), (0.2, 1), (0.1, 10)], [(1, 9), (1, 10)]),
+            # The few rows go with the whole chunk, since the first of them has waited, too.
+            ([(0.0, 12), (3.0, 2), (0.0, 1)], [(2, 14), (1, 1)]),
+            ([(0.0, 100)] * 10, [(100, 1000)]),
+        ],
+        ids=[
+            "first row",
+            "first row of an incomplete chunk",
+            "a shorter chunk",
+            "whole chunks",
+            "fast source",
+        ],
+    )
     def test_a_file_is_closed_two_seconds_after_its_first_row(
-        self, output: FolderOutput, clock: Clock
+        self,
+        output: FolderOutput,
+        clock: Clock,
+        steps: list[tuple[float, int]],
+        expected: list[tuple[int, int]],
     ) -> None:
-        steps = [(0.0, batch(0, 10)), (1.9, batch(10, 10)), (0.2, batch(20, 10)), (0.1, batch(30, 10))]
+        made = batches(*(count for _, count in steps))
+        source = timed(clock, zip((seconds for seconds, _ in steps), made, strict=True))
 
-        files = list(Stager(output, JOB, 10, monotonic=clock).stage(timed(clock, steps)))
+        files = list(Stager(output, JOB, 10, monotonic=clock).stage(source))
 
-        assert known(files) == [(0, 3), (3, 1)]
-
-    def test_the_first_row_counts_even_while_its_chunk_is_incomplete(
-        self, output: FolderOutput, clock: Clock
-    ) -> None:
-        steps = [(0.0, batch(0, 4)), (1.5, batch(4, 4)), (1.0, batch(8, 4)), (0.1, batch(12, 8))]
-
-        files = list(Stager(output, JOB, 10, monotonic=clock).stage(timed(clock, steps)))
-
-        # The rest of the third batch came at 2.5 s: the second file is young at 2.6 s.
-        assert known(files) == [(0, 1), (1, 1)]
-        assert [file.items for file in files] == [10, 10]
-
-    def test_rows_that_waited_two_seconds_for_others_go_as_a_shorter_chunk(
-        self, output: FolderOutput, clock: Clock
-    ) -> None:
-        steps = [(0.0, batch(0, 4)), (1.9, batch(4, 4)), (0.2, batch(8, 1)), (0.1, batch(9, 10))]
-
-        files = list(Stager(output, JOB, 10, monotonic=clock).stage(timed(clock, steps)))
-
-        assert [file.items for file in files] == [9, 10]
-        assert all_items(output, files) == list(range(19))
+        assert [(file.chunks, file.items) for file in files] == expected
+        assert all_items(output, files) == list(range(sum(count for _, count in steps)))
 
     def test_a_source_that_pauses_says_so_with_a_batch_without_rows(
         self, output: FolderOutput, clock: Clock
@@ -247,21 +243,6 @@ class TestClock:
 
         assert all_items(output, before + after) == list(range(44))
         assert after[0].first_chunk == 2
-
-    def test_whole_chunks_do_not_wait_for_a_full_one(self, output: FolderOutput, clock: Clock) -> None:
-        # Given one whole chunk and a bit more, When only a few rows follow later
-        steps = [(0.0, batch(0, 12)), (3.0, batch(12, 2)), (0.0, batch(14, 1))]
-
-        stream = Stager(output, JOB, 10, monotonic=clock).stage(timed(clock, steps))
-
-        # Then they go together, since the first of the few has waited too
-        assert known([next(stream)]) == [(0, 2)]
-        assert [file.items for file in stream] == [1]
-
-    def test_a_fast_source_is_not_closed_by_time(self, output: FolderOutput, clock: Clock) -> None:
-        files = list(Stager(output, JOB, 10, monotonic=clock).stage(batches(*[100] * 10)))
-
-        assert known(files) == [(0, 100)]
 
 
 class TestInterruption:
@@ -360,14 +341,6 @@ class TestInterruption:
 
         with pytest.raises(OutputUnavailableError, match="items-00000000-1"):
             list(Stager(output, JOB, 10, monotonic=clock).stage(batches(30), [(0, 1)]))
-
-
-class FullDisk(FolderOutput):
-    """An output whose disk is full."""
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        yield Path("/dev/full")
 
 
 class TestDisk:
@@ -486,7 +459,7 @@ class TestReading:
         assert staged.files[0].closed
 
     def test_a_missing_file_is_worth_waiting_for_while_the_job_is_there(self, staged: CountingOutput) -> None:
-        with pytest.raises(OutputUnavailableError, match=r"items-00000012-4\.parquet.*not there") as caught:
+        with pytest.raises(OutputUnavailableError, match=r"items-00000012-4\.parquet.*missing") as caught:
             read_chunk(staged, 12, 4, 12)
         assert not isinstance(caught.value, OutputUnreachableError)
 
@@ -530,7 +503,7 @@ class TestReading:
         staged.create(keys.staged_file(0, 3), content)
 
         for first, chunks in ((12, 4), (0, 3)):
-            with pytest.raises(OutputUnreachableError, match="does not hold the chunks"):
+            with pytest.raises(OutputUnreachableError, match="does not contain the chunks"):
                 read_chunk(staged, first, chunks, first)
 
     def test_a_later_schema_is_refused(
@@ -561,7 +534,7 @@ class RefusingOutput(FolderOutput):
 
 def test_a_file_that_is_not_there_is_never_told_of(tmp_path: Path) -> None:
     output = RefusingOutput(tmp_path)
-    with pytest.raises(OutputUnavailableError, match="was replaced or removed meanwhile"):
+    with pytest.raises(OutputUnavailableError, match="was replaced or removed in the meantime"):
         list(Stager(output, JOB, 1).stage(batches(1)))
 
     (file,) = Stager(output, JOB, 1).stage(batches(1))

@@ -335,7 +335,7 @@ class TestOccupiedOutput:
 
         monkeypatch.setattr(bench.output, "create", late)
 
-        with pytest.raises(OutputConflictError, match="taken by another job meanwhile"):
+        with pytest.raises(OutputConflictError, match="taken by another job in the meantime"):
             bench.submit()
         assert bench.state is JobState.CANCELLED
 
@@ -353,7 +353,7 @@ class TestEndedMeanwhile:
 
         bench.ledger.before["submit"] = lambda: monkeypatch.setattr(bench.output, "publish", late)
 
-        with pytest.raises(JobConflictError, match="takes no more items: it is cancelled"):
+        with pytest.raises(JobConflictError, match="accepts no more items: it is cancelled"):
             bench.submit()
         assert bench.names() == [keys.JOB_FILE]
 
@@ -379,8 +379,8 @@ class TestOthersInterfere:
         ("call", "answer", "words"),
         [
             ("stage", StageAnswer.GAP, "another submit of job .* is running"),
-            ("stage", None, "takes no more items: it is cancelled"),
-            ("seal", SealAnswer.MISMATCH, "changed by somebody else meanwhile"),
+            ("stage", None, "accepts no more items: it is cancelled"),
+            ("seal", SealAnswer.MISMATCH, "changed by another program"),
         ],
     )
     def test_it_is_told(

@@ -15,7 +15,7 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import JobStatus, WorkerFacts
 from clipfleet.terminal import console, progress
-from clipfleet.terminal.progress import JobProgress, duration_words, rate_words, why_nobody_works
+from clipfleet.terminal.progress import JobProgress, duration_words, missing_worker_words, rate_words
 from tests.support.doubles import Clock
 from tests.support.jobs import JOB_ID, make_status
 
@@ -189,28 +189,28 @@ class TestComplaints:
 
 class TestReasons:
     def test_somebody_serves_the_model(self) -> None:
-        assert why_nobody_works(WAITING, [worker("x:y"), worker("demo", "a:b")]) is None
+        assert missing_worker_words(WAITING, [worker("x:y"), worker("demo", "a:b")]) is None
 
     def test_nobody_is_there(self) -> None:
-        line = why_nobody_works(WAITING, [])
+        line = missing_worker_words(WAITING, [])
         assert line is not None
         for words in ("clipfleet-worker run --models demo", "CLIPFLEET_REDIS_URL", "clipfleet-worker up"):
             assert words in line
 
     def test_nobody_serves_the_model(self) -> None:
-        line = why_nobody_works(WAITING, [worker("x:y"), worker("a:b", "x:y")])
+        line = missing_worker_words(WAITING, [worker("x:y"), worker("a:b", "x:y")])
         assert line is not None
         assert "no connected worker serves demo (they serve: a:b, x:y)" in line
         assert "clipfleet-worker run --models demo" in line
 
     def test_workers_that_serve_nothing_now(self) -> None:
-        assert "they serve: nothing" in (why_nobody_works(WAITING, [worker()]) or "")
+        assert "they serve: nothing" in (missing_worker_words(WAITING, [worker()]) or "")
 
     @pytest.mark.parametrize(
         ("reason", "words"), [("", "is paused:"), ("disk full", "is paused (disk full):")]
     )
     def test_a_paused_job_comes_first(self, reason: str, words: str) -> None:
-        line = why_nobody_works(make_status(state=JobState.PAUSED, reason=reason), [])
+        line = missing_worker_words(make_status(state=JobState.PAUSED, reason=reason), [])
         assert line is not None
         assert words in line
         assert f"clipfleet resume {JOB_ID}" in line

@@ -309,7 +309,7 @@ class TestBuckets:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "nonsense")
         store = RedisStore("redis://nowhere.invalid")
 
-        with pytest.raises(OutputUnreachableError, match=r"S3 cannot be used.*nonsense"):
+        with pytest.raises(OutputUnreachableError, match=r"cannot use S3.*nonsense"):
             JobContexts(cast(Ledger, FakeLedger(job)), store, ()).get(make_claim(job))
 
 

@@ -17,22 +17,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract.jobs import (
-    DecodeRoute,
-    ErrorCode,
-    ItemError,
-    Job,
-    LabelSet,
-    Precision,
-    SourceDescription,
-    Task,
-)
+from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, Precision, SourceDescription, Task
+from clipfleet.contract.label_sets import LabelSet
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
 from clipfleet.ledger.answers import RenewAnswer
 from clipfleet.ledger.jobs import Claim, Lease
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.submit.staging import StagedReader
+from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk import item_path
 from clipfleet_worker.chunk.item_path import ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContext

@@ -18,7 +18,7 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
-from clipfleet.submit.staging import StagedReader
+from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.failures import ChunkInterrupted

@@ -11,7 +11,8 @@ import open_clip
 import pytest
 import torch
 
-from clipfleet.contract.jobs import DEMO_MODEL, LabelSet, Precision, Preset
+from clipfleet.contract.jobs import DEMO_MODEL, Precision
+from clipfleet.contract.label_sets import LabelSet, Preset
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.models.open_clip_models import preset_label_set

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipfleet.contract.jobs import ErrorCode, LabelSet, Lane, Precision, Preset
+from clipfleet.contract.jobs import ErrorCode, Lane, Precision
+from clipfleet.contract.label_sets import LabelSet, Preset
 from clipfleet_worker.encode.batcher import Batcher, Encoder
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.failures import ChunkInterrupted, ItemFailure

@@ -15,9 +15,9 @@ from clipfleet.contract.versions import SCHEMA_VERSION
 from clipfleet.errors import OutputConflictError, OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger import keys
 from clipfleet.outputs.folder import FolderOutput
-from clipfleet.parts.parquet import footer, open_parquet
+from clipfleet.outputs.parquet import footer, open_parquet
 from clipfleet.results import rows as results
-from clipfleet.results.rows import PartRows
+from clipfleet.results.part_rows import PartRows
 from clipfleet_worker.sinks.parts import PartSink
 
 OURS = PartIdentity("job-a", 3, 0)

@@ -27,14 +27,8 @@ from botocore.parsers import create_parser
 
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet.errors import SourceUnavailableError, UsageError
-from clipfleet.s3.client import (
-    SCHEME,
-    S3Connection,
-    S3Problem,
-    explain,
-    failures_of_calls,
-    goes_through_proxy,
-)
+from clipfleet.s3.client import SCHEME, S3Connection, goes_through_proxy
+from clipfleet.s3.failures import S3Problem, explain, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, TransientFailure, too_many_bytes
 
 _READ_BYTES = 1 << 20
@@ -158,7 +152,7 @@ class BotoReader:
         """The client's current credentials; may wait for the service that issues them.
 
         Raises:
-            Exception: one of `clipfleet.s3.client.failures_of_calls`.
+            Exception: one of `clipfleet.s3.failures.failures_of_calls`.
         """
         return self._connected().credentials.get_frozen_credentials()
 
@@ -222,8 +216,8 @@ def failure_of_call(bucket: str, error: Exception) -> ItemFailure | SourceUnavai
     """The failure for an exception of a call of boto3.
 
     Args:
-        bucket: of the call.
-        error: one of `clipfleet.s3.client.failures_of_calls`.
+        bucket: that was asked.
+        error: one of `clipfleet.s3.failures.failures_of_calls`.
     """
     failure = explain(error)
     if failure.problem in _OURS:

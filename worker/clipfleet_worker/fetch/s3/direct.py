@@ -21,7 +21,7 @@ from botocore.httpchecksum import Crc32Checksum, Sha1Checksum, Sha256Checksum
 from yarl import URL
 
 from clipfleet.contract.jobs import ErrorCode
-from clipfleet.s3.client import CREDENTIAL_CODES, failures_of_calls
+from clipfleet.s3.failures import CREDENTIAL_CODES, failures_of_calls
 from clipfleet_worker.failures import ItemFailure, too_many_bytes
 from clipfleet_worker.fetch.s3.boto import (
     CHECKSUM_MODE,

@@ -19,32 +19,9 @@ import pytest
 from clipfleet.contract.parts import INLINE_COLUMN
 from clipfleet.errors import SourceError
 from clipfleet.sources import ReadOptions, open_source
-from clipfleet.sources.batches import MAX_ROWS
+from tests.support.sources import items, problem, table_of
 
 URL = "https://a/1.jpg"
-
-
-def table(source: Path, **options: str) -> pa.Table:
-    """All items, after checks that hold for every source."""
-    opened = open_source(str(source), ReadOptions(**options))
-    batches = list(opened.batches())
-    found = pa.Table.from_batches(batches)
-    assert found["item_index"].to_pylist() == list(range(len(found)))
-    assert all(0 < batch.num_rows <= MAX_ROWS for batch in batches)
-    carried = [name for name in found.column_names[3:] if name != INLINE_COLUMN]
-    assert carried == list(opened.description.extra_columns)
-    return found
-
-
-def items(source: Path, **options: str) -> list[dict[str, Any]]:
-    rows = table(source, **options).to_pylist()
-    return [{name: value for name, value in row.items() if name != "item_index"} for row in rows]
-
-
-def problem(source: Path, **options: str) -> str:
-    with pytest.raises(SourceError) as caught:
-        list(open_source(str(source), ReadOptions(**options)).batches())
-    return str(caught.value)
 
 
 def write_jsonl(path: Path, *records: Any) -> Path:
@@ -57,36 +34,7 @@ def write_parquet(path: Path, columns: Any, **options: Any) -> Path:
     return path
 
 
-class TestTsv:
-    def test_tabs_separate_and_commas_do_not(self, tmp_path: Path) -> None:
-        (tmp_path / "a.TSV").write_text(f'url\tcaption\n{URL}\ta, b\nx.jpg\t"two\nlines"\n')
-
-        assert items(tmp_path / "a.TSV") == [
-            {"item_id": "0", "uri": URL, "caption": "a, b"},
-            {"item_id": "1", "uri": f"{tmp_path}/x.jpg", "caption": "two\nlines"},
-        ]
-        assert open_source(str(tmp_path / "a.TSV")).description.kind == "tsv"
-
-
 class TestGzip:
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("a.txt", f"{URL}\nb.jpg\n"),
-            ("a.csv", f"url\n{URL}\nb.jpg\n"),
-            ("a.tsv", f"url\n{URL}\nb.jpg\n"),
-            ("a.jsonl", f'{{"url": "{URL}"}}\n{{"url": "b.jpg"}}\n'),
-            ("a.ndjson", f'{{"url": "{URL}"}}\n{{"url": "b.jpg"}}\n'),
-        ],
-    )
-    def test_every_text_may_be_compressed(self, tmp_path: Path, name: str, text: str) -> None:
-        (tmp_path / name).write_text(text)
-        with gzip.open(tmp_path / f"{name}.GZ", "wt") as file:
-            file.write(text)
-
-        assert items(tmp_path / f"{name}.GZ") == items(tmp_path / name)
-        assert [row["uri"] for row in items(tmp_path / f"{name}.GZ")] == [URL, f"{tmp_path}/b.jpg"]
-
     def test_several_members_are_one_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"/1.jpg\n") + gzip.compress(b"/2.jpg\n"))
 
@@ -95,9 +43,7 @@ class TestGzip:
     def test_what_is_no_gzip_file_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv.gz").write_text("url\nx.jpg\n")
 
-        assert (
-            problem(tmp_path / "a.csv.gz") == f"{tmp_path}/a.csv.gz: not a gzip file, whatever its name says"
-        )
+        assert problem(tmp_path / "a.csv.gz") == f"{tmp_path}/a.csv.gz: not a gzip file, despite its name"
 
     def test_one_that_breaks_off_is_named_after_the_rows_before(self, tmp_path: Path) -> None:
         lines = "".join(f"https://a/{number * 7919}.jpg\n" for number in range(50_000))
@@ -105,7 +51,7 @@ class TestGzip:
         batches = open_source(str(tmp_path / "a.txt.gz")).batches()
 
         assert next(batches).num_rows == 512
-        with pytest.raises(SourceError, match=r"a\.txt\.gz: the gzip file breaks off"):
+        with pytest.raises(SourceError, match=r"a\.txt\.gz: the gzip file is truncated"):
             list(batches)
 
     def test_damaged_content_is_named(self, tmp_path: Path) -> None:
@@ -137,7 +83,7 @@ class TestJsonl:
             {"url": "x.jpg", "id": "b", "shelf": None, "price": 2, "new": False, "tags": None, "late": "z"},
         )
 
-        found = table(path)
+        found = table_of(path)
 
         assert items(path) == [
             {
@@ -153,10 +99,35 @@ class TestJsonl:
             "int64", "double", "bool", "string",
         ]  # fmt: skip
 
-    def test_a_mixture_of_types_is_text(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", *({"url": URL, "x": x} for x in (1, "one", True, 2**70)))
+    @pytest.mark.parametrize(
+        ("records", "expected"),
+        [
+            ([{"url": "/1", "x": x} for x in (1, "one", True, 2**70)],
+             [("0", "/1", "1"), ("1", "/1", "one"), ("2", "/1", "true"), ("3", "/1", str(2**70))]),
+            ([{"url": None}, {"x": None}, {"url": 5}, {"url": " /a "}],
+             [("0", "", None), ("1", "", None), ("2", "/base/5", None), ("3", "/a", None)]),
+            ([{"url": "/1", "id": "a"}, {"url": "/1"}, {"url": "/1", "id": None}],
+             [("a", "/1"), ("1", "/1"), ("2", "/1")]),
+            ([{"url": "/\ud83d", "x": "\ud83d", "y": ["\ud83d"]}], [("0", "/?", "?", '["?"]')]),
+            ([{"url": "/1", "": 1}], [("0", "/1", 1)]),
+        ],
+        ids=["mixed types are text", "odd URLs are rows", "the index as id", "half a character", "no name"],
+    )  # fmt: skip
+    def test_rows(self, tmp_path: Path, records: list[Any], expected: list[tuple[Any, ...]]) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", *records)
 
-        assert [row["x"] for row in items(path)] == ["1", "one", "true", str(2**70)]
+        assert [tuple(row.values()) for row in items(path, base_uri="/base")] == expected
+
+    def test_blank_lines_and_a_byte_order_mark(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"url": "/1"}\r\n\n \n{"url": "/2"}')
+
+        assert [row["uri"] for row in items(tmp_path / "a.jsonl")] == ["/1", "/2"]
+
+    def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"Link": URL, "sku": 5, "id": 1})
+
+        assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
+        assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
 
     def test_what_comes_late_and_fits_nowhere_is_kept_as_json(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -177,28 +148,6 @@ class TestJsonl:
             (4, None),
         ]
 
-    def test_a_missing_or_odd_url_is_still_a_row(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", {"url": None}, {"x": 1}, {"url": 5}, {"url": " /a.jpg "})
-
-        assert [row["uri"] for row in items(path)] == ["", "", f"{tmp_path}/5", "/a.jpg"]
-
-    def test_a_missing_id_is_the_index(self, tmp_path: Path) -> None:
-        path = write_jsonl(
-            tmp_path / "a.jsonl", {"url": URL, "id": "a"}, {"url": URL}, {"url": URL, "id": None}
-        )
-
-        assert [row["item_id"] for row in items(path)] == ["a", "1", "2"]
-
-    def test_half_a_character_is_replaced(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"url": "/\\ud83d.jpg", "x": "\\ud83d", "y": ["\\ud83d"]}\n')
-
-        assert items(tmp_path / "a.jsonl") == [{"item_id": "0", "uri": "/?.jpg", "x": "?", "y": '["?"]'}]
-
-    def test_blank_lines_and_a_byte_order_mark(self, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"url": "/1.jpg"}\r\n\n \n{"url": "/2.jpg"}')
-
-        assert [row["uri"] for row in items(tmp_path / "a.jsonl")] == ["/1.jpg", "/2.jpg"]
-
     @pytest.mark.parametrize(
         ("content", "words"),
         [
@@ -207,25 +156,14 @@ class TestJsonl:
             ('{"url": "a"}\n\n{"url": "b"\n', "a.jsonl:3: not a line of JSON: Expecting ',' delimiter"),
             ('{"url": "a"}\n["b"]\n', "a.jsonl:2: not a JSON object but a list"),
             ("[" * 100_000 + "\n", "a.jsonl:1: not a line of JSON"),
-            ('{"link": "a"}\n', "a.jsonl: no column is called url"),
-            ('{"url": "a", "label": 1, "source_label": 2}\n', "a.jsonl: two columns would both be called"),
+            ('{"link": "a"}\n', "a.jsonl: no column named url"),
+            ('{"url": "a", "label": 1, "source_label": 2}\n', "a.jsonl: two columns would be named"),
         ],
     )
     def test_what_is_wrong_names_file_and_line(self, tmp_path: Path, content: str, words: str) -> None:
         (tmp_path / "a.jsonl").write_text(content)
 
         assert f"{tmp_path}/{words}" in problem(tmp_path / "a.jsonl")
-
-    def test_columns_that_are_chosen(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", {"Link": URL, "sku": 5, "id": 1})
-
-        assert items(path, url_column="link", id_column="sku") == [{"item_id": "5", "uri": URL, "id": 1}]
-        assert "--id-column 'nope'" in problem(path, url_column="link", id_column="nope")
-
-    def test_a_field_without_a_name_gets_its_position(self, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "a.jsonl", {"url": URL, "": 1})
-
-        assert items(path) == [{"item_id": "0", "uri": URL, "column_2": 1}]
 
 
 class TestOurErrors:
@@ -345,7 +283,7 @@ class TestParquet:
         }
         path = write_parquet(tmp_path / "a.parquet", columns)
 
-        found = table(path)
+        found = table_of(path)
 
         assert found["uri"].to_pylist() == [URL, "", f"{tmp_path}/x.jpg"]
         assert found["item_id"].to_pylist() == ["1", "2", "2"]
@@ -421,7 +359,7 @@ class TestParquet:
         }
         path = write_parquet(tmp_path / "a.parquet", {"url": [URL] * 2} | columns)
 
-        found = table(path)
+        found = table_of(path)
 
         found.validate(full=True)
         assert found["item_id"].to_pylist() == ["a\ufffd", "1"]
@@ -496,14 +434,14 @@ class TestParquet:
         for content in (whole[:-500], b"url\n/x.jpg\n", bytes(damaged)):
             bad.write_bytes(content)
             message = problem(bad)
-            assert message.startswith(f"{bad}: not a whole Parquet file: "), message
+            assert message.startswith(f"{bad}: not a complete Parquet file: "), message
             assert "\n" not in message
         bad.write_bytes(b"")
         assert problem(bad) == f"{bad}: the file is empty"
         assert (
             problem(write_parquet(bad, {"url": pa.array([], pa.string())})) == f"{bad}: the file has no rows"
         )
-        assert f"{bad}: no column is called" in problem(write_parquet(bad, {"link": ["x"]}))
+        assert f"{bad}: no column named" in problem(write_parquet(bad, {"link": ["x"]}))
 
     def test_a_change_of_the_file_is_told(self, tmp_path: Path) -> None:
         path = write_parquet(tmp_path / "a.parquet", {"url": [f"/{n}" for n in range(30_000)]})

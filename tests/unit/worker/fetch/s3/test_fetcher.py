@@ -220,7 +220,7 @@ def test_an_object_of_a_better_lane_does_not_wait_for_those_before_it() -> None:
 
 def test_a_configuration_that_cannot_be_used_is_told_with_each_item() -> None:
     def refuse() -> Any:
-        raise UsageError("S3 cannot be used: no such profile")
+        raise UsageError("cannot use S3: no such profile")
 
     async def run() -> str:
         limits = S3Limits(max_image_bytes=1, fetch_timeout_seconds=9, connections=1)
@@ -231,7 +231,7 @@ def test_a_configuration_that_cannot_be_used_is_told_with_each_item() -> None:
         await fetcher.close()
         return str(raised.value)
 
-    assert asyncio.run(run()) == "access_denied: S3 cannot be used: no such profile"
+    assert asyncio.run(run()) == "access_denied: cannot use S3: no such profile"
 
 
 def test_the_client_is_made_once_and_only_when_it_is_needed() -> None:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipfleet.errors import OutputUnreachableError
-from clipfleet.outputs import folder as module
-from clipfleet.outputs.folder import local_scratch
+from clipfleet.outputs import scratch as module
+from clipfleet.outputs.scratch import local_scratch
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def test_it_is_written_and_read_like_any_file(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, has_proc: bool
 ) -> None:
     if not has_proc:
-        monkeypatch.setattr(module, "_OPEN_FILES", temporary / "none")
+        monkeypatch.setattr(module, "OPEN_FILES", temporary / "none")
     table = pa.table({"number": [1, 2, 3]})
 
     with local_scratch() as path:
@@ -46,7 +46,7 @@ def test_it_is_written_and_read_like_any_file(
 def test_nothing_of_a_process_that_was_killed_stays(temporary: Path) -> None:
     program = """
 import os, signal, tempfile
-from clipfleet.outputs.folder import local_scratch
+from clipfleet.outputs.scratch import local_scratch
 with local_scratch() as path:
     path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

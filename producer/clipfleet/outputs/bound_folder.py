@@ -1,0 +1,60 @@
+"""An output folder that is confined to the roots a worker may write to."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clipfleet.errors import OutputUnreachableError
+from clipfleet.ledger import keys
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.scratch import OPEN_FILES
+
+
+class BoundFolderOutput(FolderOutput):
+    """An output folder confined to some roots, safe against symbolic links and races on them.
+
+    For programs that write to paths given by others. The folder of an object is pinned (`O_PATH`), its real
+    path is read from the kernel and checked, and then it is used through the pin, so that a link swapped in
+    between has no effect. Files to read are pinned themselves. Hard links count as files of the folder. Needs
+    Linux and /proc.
+
+    The roots must be resolved. Creates no folder but the one for scratch files.
+    """
+
+    def __init__(self, folder: Path, roots: Iterable[Path]) -> None:
+        super().__init__(folder)
+        self._roots = tuple(roots)
+
+    @contextmanager
+    def _holder(self, name: str) -> Iterator[Path]:
+        with self._pinned((self._folder / name).parent, os.O_DIRECTORY) as (pin, _):
+            yield OPEN_FILES / str(pin)
+
+    @contextmanager
+    def _found(self, name: str) -> Iterator[Path]:
+        with self._pinned(self._folder / name, 0) as (pin, status):
+            if not stat.S_ISREG(status.st_mode):
+                raise OutputUnreachableError(f"{self._folder / name}: not a regular file")
+            yield OPEN_FILES / str(pin)
+
+    def _make_tmp(self) -> None:
+        with self._holder(keys.TMP) as folder:
+            (folder / Path(keys.TMP).name).mkdir(exist_ok=True)
+
+    @contextmanager
+    def _pinned(self, path: Path, flags: int) -> Iterator[tuple[int, os.stat_result]]:
+        pin = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        try:
+            found = (OPEN_FILES / str(pin)).readlink()
+            if not any(found.is_relative_to(root) for root in self._roots):
+                raise OutputUnreachableError(
+                    f"{path} is outside this worker's output roots: "
+                    "add a folder above it to CLIPFLEET_OUTPUT_ROOTS"
+                )
+            yield pin, os.fstat(pin)
+        finally:
+            os.close(pin)

@@ -1,0 +1,242 @@
+"""Rows of a job from the parts of its output, in any format. Reads only; holds a few parts at a time."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ValidationError
+
+from clipfleet.contract.jobs import Job, PartFormat
+from clipfleet.contract.parts import ItemStatus
+from clipfleet.errors import (
+    OutputConflictError,
+    OutputDamagedError,
+    OutputUnavailableError,
+    ResultsNotReadyError,
+    first_problem,
+)
+from clipfleet.ledger import keys
+from clipfleet.ledger.status import EarlyEnd
+from clipfleet.outputs import Output
+from clipfleet.outputs.job_file import job_of
+from clipfleet.parts import OpenPart, PartFiles, part_files, read_ahead
+from clipfleet.results.rows import RowStream
+
+_EXAMPLE_BYTES = 1 << 20
+_PART_SUFFIXES = tuple(f".{part_format}" for part_format in PartFormat)
+
+
+class _ManifestPart(BaseModel):
+    name: str
+
+
+class _ManifestJob(BaseModel):
+    job_id: str
+
+
+class _Manifest(BaseModel):
+    """The parts of `_manifest.json` that are read."""
+
+    job: _ManifestJob
+    finished_at: datetime
+    parts: tuple[_ManifestPart, ...]
+
+
+class PartRows:
+    """Rows in the parts of an output; see `clipfleet.results.rows.RowReader`.
+
+    `early_end` queries the ledger, if there is one: an output does not record it.
+    """
+
+    def __init__(self, output: Output, *, early_end: Callable[[], EarlyEnd | None] = lambda: None) -> None:
+        self._output = output
+        self._early_end = early_end
+        self.uri = output.uri
+
+    def job(self) -> Job | None:
+        with suppress(OutputConflictError):
+            return job_of(self._output)
+        return None
+
+    def finished_at(self) -> datetime | None:
+        manifest = self._manifest()
+        return None if manifest is None or self._output.read(keys.SUCCESS) is None else manifest.finished_at
+
+    def early_end(self) -> EarlyEnd | None:
+        return self._early_end()
+
+    def read(self, columns: Sequence[str] | None = None) -> RowStream:
+        """Read all parts in one schema.
+
+        The length of `embedding` may differ in parts where it is all null (written before the model was
+        known); they get the length of the others.
+        """
+        job = self.job()
+        suffixes = _PART_SUFFIXES if job is None else f".{job.part_format}"
+        found = [name for name in self._output.names(keys.PART_PREFIX) if name.endswith(suffixes)]
+        self._require_complete(job, found)
+        part_format, names = self._of_one_format(job, found)
+        files = part_files(part_format, job.job_id if job else None)
+        parts = _Parts(self._output, files, job)
+        schema = _common_schema(parts, names)
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return RowStream(schema, _batches(parts, names, schema))
+
+    def failure_examples(self) -> dict[str, str]:
+        """Read the beginning of the finished job's list of failed rows."""
+        try:
+            with self._output.open(keys.ERRORS) as file:
+                lines = file.read(_EXAMPLE_BYTES).decode(errors="replace").splitlines(keepends=True)
+        except (FileNotFoundError, OutputUnavailableError):
+            return {}
+        examples: dict[str, str] = {}
+        for line in lines:
+            try:
+                row = json.loads(line)
+                examples.setdefault(str(row["error_code"]), str(row["error_detail"]))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # truncated or modified: skip this example
+        return examples
+
+    def _of_one_format(self, job: Job | None, names: list[str]) -> tuple[PartFormat, list[str]]:
+        found: dict[PartFormat, list[str]] = {}
+        for name in names:
+            for part_format in PartFormat if job is None else (job.part_format,):
+                if name.endswith(f".{part_format}"):
+                    found.setdefault(part_format, []).append(name)
+        if not found:
+            hint = "" if self._output.read(keys.JOB_FILE) is not None else "; no job has this output"
+            raise ResultsNotReadyError(f"{self._output.uri}: no results yet{hint}")
+        if len(found) > 1:
+            raise OutputConflictError(
+                f"{self._output.uri}: parts in two formats and no {keys.JOB_FILE} to choose by: "
+                "move one format away"
+            )
+        ((part_format, names),) = found.items()
+        return part_format, names
+
+    def _require_complete(self, job: Job | None, names: list[str]) -> None:
+        """Raise `OutputDamagedError` unless a finished job has all of its parts, and no others."""
+        manifest = self._manifest()
+        is_others = manifest is not None and job is not None and job.job_id != manifest.job.job_id
+        if manifest is None or is_others or self._output.read(keys.SUCCESS) is None:
+            return  # unfinished or retried: read the parts so far
+        listed = {part.name for part in manifest.parts}
+        if missing := listed.difference(names):
+            raise OutputDamagedError(
+                f"{self._output.uri}/{_some(missing)} listed in {keys.MANIFEST} but missing: "
+                f"`clipfleet retry {shlex.quote(self._output.uri)}` runs their items again"
+            )
+        if strange := set(names).difference(listed):
+            raise OutputDamagedError(
+                f"{self._output.uri}/{_some(strange)} not listed in {keys.MANIFEST} of job "
+                f"{manifest.job.job_id}: move away files of other jobs"
+            )
+
+    def _manifest(self) -> _Manifest | None:
+        data = self._output.read(keys.MANIFEST)
+        if data is None:
+            return None
+        try:
+            return _Manifest.model_validate_json(data)
+        except ValidationError as error:
+            problem = first_problem(error)
+            raise OutputDamagedError(f"{self._output.uri}/{keys.MANIFEST} is damaged: {problem}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts of one output."""
+
+    output: Output
+    files: PartFiles
+    job: Job | None  # the expected job, if known
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[OpenPart]:
+        where = f"{self.output.uri}/{name}"
+        try:
+            with self.files.open(self.output, name) as part:
+                self._require_ours(part, where)
+                yield part
+        except FileNotFoundError as error:
+            raise OutputUnavailableError(f"{where}: was removed while it was read") from error
+
+    def _require_ours(self, part: OpenPart, where: str) -> None:
+        try:
+            identity, _ = part.footer()
+        except ValueError:  # copied without its footer, or written by another program
+            return
+        if self.job is not None and identity.job_id != self.job.job_id:
+            raise OutputDamagedError(
+                f"{where} belongs to job {identity.job_id}, not to {self.job.job_id}: "
+                f"`clipfleet retry {shlex.quote(self.output.uri)}` runs its items again"
+            )
+
+
+def _some(names: set[str]) -> str:
+    """The first name, the number of others, and the verb."""
+    return f"{min(names)} is" if len(names) == 1 else f"{min(names)} and {len(names) - 1:,} more are"
+
+
+def _common_schema(parts: _Parts, names: list[str]) -> pa.Schema:
+    """Schema of the first part with an ok row: others may not know the length of a vector."""
+    first: pa.Schema | None = None
+    for name in names:
+        with parts.opened(name) as part:
+            if _has_ok_row(part):
+                return part.schema
+            first = first or part.schema
+    return first
+
+
+def _batches(parts: _Parts, names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def load(name: str) -> list[pa.RecordBatch]:
+        with parts.opened(name) as part:
+            there = [column for column in schema.names if column in part.schema.names]
+            return [_conformed(batch, schema, name) for batch in part.batches(there)]
+
+    for batches in read_ahead(load, names, depth=parts.files.readers):
+        yield from batches
+
+
+def _has_ok_row(part: OpenPart) -> bool:
+    try:
+        _, counts = part.footer()
+        return counts.ok > 0
+    except ValueError:  # copied without its footer, or written by another program
+        if "status" not in part.schema.names:
+            return False
+        ok = pa.scalar(ItemStatus.OK.value)
+        return any(pc.any(pc.equal(batch["status"], ok)).as_py() for batch in part.batches(["status"]))
+
+
+def _conformed(batch: pa.RecordBatch, schema: pa.Schema, name: str) -> pa.RecordBatch:
+    if batch.schema.equals(schema):
+        return batch
+    return pa.RecordBatch.from_arrays([_column(batch, field, name) for field in schema], schema=schema)
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field[Any], name: str) -> pa.Array:
+    if field.name not in batch.schema.names:
+        return pa.nulls(batch.num_rows, field.type)
+    column = batch.column(field.name)
+    if column.type.equals(field.type):
+        return column
+    if column.null_count == len(column):
+        return pa.nulls(batch.num_rows, field.type)
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException:
+        raise OutputConflictError(
+            f"{name}: column {field.name} is {column.type}, in other parts {field.type}: from another model?"
+        ) from None

@@ -1,0 +1,221 @@
+"""What every output promises, see `clipfleet.outputs.Output`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clipfleet.errors import JobConflictError, OutputUnavailableError
+from clipfleet.ledger import keys
+from clipfleet.outputs import Output
+from clipfleet.outputs.bound_folder import BoundFolderOutput
+from clipfleet.outputs.folder import FolderOutput
+from clipfleet.outputs.redis import RedisOutput
+from clipfleet.outputs.s3 import s3_output
+from clipfleet.s3.client import make_client
+from tests.support.doubles import PATIENCE_SECONDS
+from tests.support.redis_rows import submit_job
+
+pytestmark = pytest.mark.long
+
+WRITERS = 12
+PLACES = ("folder", "bound folder", "s3")  # with names of their own; the other one is the ledger's Redis
+
+
+@pytest.fixture(params=[*PLACES, "redis"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
+    match request.param:
+        case "folder":
+            return FolderOutput(tmp_path / "out")
+        case "bound folder":
+            (tmp_path / "out" / keys.INTERNAL).mkdir(parents=True)
+            return BoundFolderOutput(tmp_path / "out", [tmp_path.resolve()])
+        case "s3":
+            return s3_output(f"{request.getfixturevalue('s3').uri}/jobs/one", make_client())
+    submit_job(request.getfixturevalue("ledger"), sealed=False)
+    return RedisOutput(request.getfixturevalue("store"), "job")
+
+
+in_places = pytest.mark.parametrize("output", PLACES, indirect=True)
+
+
+def with_scratch(output: Output, data: bytes, change: Callable[[Path], bool]) -> bool:
+    with output.scratch() as path:
+        path.write_bytes(data)
+        return change(path)
+
+
+def publish(output: Output, name: str, data: bytes, *, replace: bool = False) -> bool:
+    return with_scratch(output, data, lambda path: output.publish(path, name, replace=replace))
+
+
+def replace_if(output: Output, name: str, version: str, data: bytes) -> bool:
+    return with_scratch(output, data, lambda path: output.replace_if(path, name, version))
+
+
+def version(output: Output, name: str) -> str:
+    found = output.version(name)
+    assert found is not None
+    return found
+
+
+def all_names(output: Output) -> list[str]:
+    found = [name for prefix in ("", f"{keys.INTERNAL}/", f"{keys.TMP}/") for name in output.names(prefix)]
+    return sorted(name for name in found if not name.endswith("/"))  # SeaweedFS lists emptied folders
+
+
+def winners(call: Callable[[int], bool]) -> list[int]:
+    """The writers that succeed, of many that start together."""
+    barrier = threading.Barrier(WRITERS)
+
+    def one(number: int) -> bool:
+        barrier.wait(PATIENCE_SECONDS)
+        try:
+            return call(number)
+        except OutputUnavailableError:  # another writer holds the lock of the object
+            return False
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        return [number for number, won in enumerate(pool.map(one, range(WRITERS))) if won]
+
+
+@pytest.mark.parametrize("size", [0, 3, 5_000_000])
+def test_what_is_created_is_read(output: Output, size: int) -> None:
+    data = bytes(range(251)) * (size // 251 + 1)
+    assert output.create("a", data[:size])
+
+    assert output.read("a") == data[:size]
+    with output.open("a") as file:
+        assert file.size() == size
+        file.seek(size // 2)
+        assert file.read() == data[size // 2 : size]
+
+
+def test_a_taken_name_keeps_its_object(output: Output) -> None:
+    assert publish(output, "a", b"first")
+
+    assert not publish(output, "a", b"second")
+    assert not output.create("a", b"third")
+    assert output.read("a") == b"first"
+
+
+def test_replacing_needs_no_object_and_no_version(output: Output) -> None:
+    for data in (b"one", b"two"):
+        output.replace("a", data)
+        assert output.read("a") == data
+        assert publish(output, "b", data, replace=True)
+        assert output.read("b") == data
+
+
+def test_only_the_version_that_was_seen_is_replaced(output: Output) -> None:
+    output.create("a", b"one")
+    seen = version(output, "a")
+
+    assert replace_if(output, "a", seen, b"two")
+    assert not replace_if(output, "a", seen, b"three")
+    assert output.read("a") == b"two"
+
+
+def test_a_removed_object_is_gone_and_not_replaced(output: Output) -> None:
+    output.create("a", b"one")
+    seen = version(output, "a")
+    for _ in range(2):
+        output.remove("a")
+
+    assert (output.read("a"), output.version("a"), list(output.names(""))) == (None, None, [])
+    with pytest.raises(FileNotFoundError):
+        output.open("a")
+    assert not replace_if(output, "a", seen, b"two")
+    assert output.create("a", b"two")
+
+
+def test_names_are_sorted_and_start_with_the_prefix(output: Output) -> None:
+    for name in (keys.part(10), keys.part(2), "other", keys.staged_file(2, 1), keys.staged_file(0, 2)):
+        output.create(name, b"x")
+
+    assert list(output.names(keys.PART_PREFIX)) == [keys.part(2), keys.part(10)]
+    assert list(output.names(keys.STAGED_PREFIX)) == [keys.staged_file(0, 2), keys.staged_file(2, 1)]
+    assert list(output.names("nothing")) == list(output.names("nowhere/x")) == []
+
+
+@in_places
+def test_names_in_deeper_folders_are_not_listed(output: Output) -> None:
+    for name in (keys.MANIFEST, keys.part(0), keys.staged_file(0, 1)):
+        output.create(name, b"x")
+
+    assert list(output.names("")) == [keys.MANIFEST, keys.part(0)]
+
+
+def test_of_many_creators_one_wins_and_its_bytes_stay(output: Output) -> None:
+    for name in map(keys.part, range(5)):
+        (winner,) = winners(lambda number, name=name: output.create(name, b"%02d" % number * 50_000))  # type: ignore[misc]
+
+        assert output.read(name) == b"%02d" % winner * 50_000
+
+
+def test_of_many_writers_that_saw_one_version_one_wins(output: Output) -> None:
+    output.create("a", b"old")
+    seen = version(output, "a")
+
+    found = winners(lambda number: replace_if(output, "a", seen, b"%d" % number))
+
+    assert [output.read("a")] == [b"%d" % winner for winner in found]
+
+
+def test_nothing_is_changed_that_is_not_confirmed(output: Output) -> None:
+    def confirm() -> None:
+        raise JobConflictError("lost")
+
+    output.create("there", b"before")
+    seen = version(output, "there")
+    changes: list[Callable[[Path], object]] = [
+        lambda _: output.create("a", b"x", confirm=confirm),
+        lambda _: output.replace("there", b"x", confirm=confirm),
+        lambda path: output.publish(path, "a", confirm=confirm),
+        lambda path: output.publish(path, "there", replace=True, confirm=confirm),
+        lambda path: output.replace_if(path, "there", seen, confirm=confirm),
+    ]
+    for change in changes:
+        with output.scratch() as path:
+            path.write_bytes(b"scratch")
+            with pytest.raises(JobConflictError, match="lost"):
+                change(path)
+
+    assert list(output.names("")) == ["there"]
+    assert output.read("there") == b"before"
+
+
+@in_places
+def test_clearing_leaves_the_job_file_what_identifies_late_parts_and_foreign_files(output: Output) -> None:
+    footer = keys.detached_footer(keys.part(0, "jsonl"), "job", "ab")
+    kept = [keys.JOB_FILE, keys.CLEARING, footer, "notes.txt"]
+    gone = [keys.STAGED_FILES, keys.GENERATION, keys.staged_file(0, 1), keys.part(0), keys.SUCCESS,
+            keys.MANIFEST, keys.ERRORS, f"{keys.TMP}/canary"]  # fmt: skip
+    for name in (*kept, *gone):
+        output.create(name, b"x")
+
+    for _ in range(2):
+        output.clear()
+
+    assert all_names(output) == sorted(kept)
+
+
+@in_places
+def test_sweeping_removes_leftovers_and_keeps_what_is_named(output: Output) -> None:
+    kept = [keys.JOB_FILE, keys.staged_file(0, 2), keys.part(0), keys.SUCCESS]
+    for name in [*kept, keys.staged_file(2, 1), f"{keys.TMP}/half"]:
+        output.create(name, b"x")
+
+    for _ in range(2):
+        output.sweep([keys.staged_file(0, 2)])
+
+    assert all_names(output) == sorted(kept)
+
+
+def test_sweeping_where_there_is_nothing_is_no_error(output: Output) -> None:
+    output.sweep([])
+    output.sweep_scratch()

@@ -1,0 +1,190 @@
+"""What every source promises: the same rows for the same images, in order, in one schema."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipfleet.contract.parts import INLINE_COLUMN
+from clipfleet.sources import ReadOptions, Source, source_of
+from clipfleet.sources.stdin import StdinSource
+from clipfleet.sources.texts import text_source_of
+from tests.support.s3 import S3Bucket
+from tests.support.shards import tar_bytes
+from tests.support.sources import items
+
+NAMES = ("a b.jpg", "sub/c.png", "w\u00f6rter.webp")
+NOTES = ("007", "x,\ty", "two\nlines")
+
+
+@dataclass(frozen=True)
+class Pile:
+    """A folder with the images; lists go there, too."""
+
+    folder: Path
+    request: pytest.FixtureRequest
+
+    @property
+    def s3(self) -> S3Bucket:
+        bucket: S3Bucket = self.request.getfixturevalue("s3")
+        return bucket
+
+    def write(self, name: str, data: bytes) -> str:
+        (self.folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return str(self.folder / name)
+
+    def put(self, data: bytes, key: str) -> str:
+        return self.s3.put(key, data)
+
+
+@pytest.fixture
+def pile(tmp_path: Path, request: pytest.FixtureRequest) -> Pile:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return Pile(tmp_path, request)
+
+
+def records(field: str = "url") -> list[dict[str, str]]:
+    return [{field: n, "id": f"id {n}", "note": note} for n, note in zip(NAMES, NOTES, strict=True)]
+
+
+def separated(separator: str) -> bytes:
+    rows = [["url", "id", "note"], *(list(record.values()) for record in records())]
+    return "".join(separator.join(f'"{field}"' for field in row) + "\n" for row in rows).encode()
+
+
+def lines() -> bytes:
+    return "".join(f"{name}\n" for name in NAMES).encode()
+
+
+def json_lines() -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records()).encode()
+
+
+def parquet(name: str = "url") -> bytes:
+    held = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records(name)), held)
+    return held.getvalue()
+
+
+def from_stdin(data: bytes) -> Source:
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
+    try:
+        source = StdinSource(ReadOptions(), descriptor=os.dup(reading))
+    finally:
+        os.close(reading)
+    return source
+
+
+def put_images(pile: Pile) -> str:
+    for name in NAMES:
+        pile.s3.put(f"p/{name}", name.encode())
+    return f"{pile.s3.uri}/p"
+
+
+WITH_IDS = [f"id {name}" for name in NAMES]
+BY_INDEX = ["0", "1", "2"]
+Open = Callable[[Pile], Any]
+
+# Kind -> the source, the ids of its items, and whether it has columns of its own.
+KINDS: dict[str, tuple[Open, list[str], bool]] = {
+    "folder": (lambda pile: pile.folder, list(NAMES), False),
+    "pattern": (lambda pile: f"{pile.folder}/**/*.*", list(NAMES), False),
+    "txt": (lambda pile: pile.write("l.txt", lines()), BY_INDEX, False),
+    "txt.gz": (lambda pile: pile.write("l.txt.gz", lines()), BY_INDEX, False),
+    "csv": (lambda pile: pile.write("l.csv", separated(",")), WITH_IDS, True),
+    "csv.gz": (lambda pile: pile.write("l.csv.gz", separated(",")), WITH_IDS, True),
+    "tsv": (lambda pile: pile.write("l.tsv", separated("\t")), WITH_IDS, True),
+    "TSV.gz": (lambda pile: pile.write("l.TSV.gz", separated("\t")), WITH_IDS, True),
+    "jsonl": (lambda pile: pile.write("l.jsonl", json_lines()), WITH_IDS, True),
+    "JSONL.gz": (lambda pile: pile.write("l.JSONL.gz", json_lines()), WITH_IDS, True),
+    "ndjson.gz": (lambda pile: pile.write("l.ndjson.gz", json_lines()), WITH_IDS, True),
+    "parquet": (lambda pile: pile.write("l.parquet", parquet()), WITH_IDS, True),
+    "stdin": (lambda _: from_stdin(lines()), BY_INDEX, False),
+    "stdin, JSON": (lambda _: from_stdin(json_lines()), WITH_IDS, True),
+    "list": (lambda _: list(NAMES), BY_INDEX, False),
+    "list of dicts": (lambda _: records(), WITH_IDS, True),
+    "generator": (lambda _: iter(records()), WITH_IDS, True),
+    "data frame": (lambda _: pandas.DataFrame(records()), WITH_IDS, True),
+    "Arrow table": (lambda _: pa.Table.from_pylist(records()), WITH_IDS, True),
+    "s3 prefix": (put_images, list(NAMES), False),
+    "s3 pattern": (lambda pile: f"{put_images(pile)}/**/*.*", list(NAMES), False),
+    "s3 csv": (lambda pile: pile.put(separated(","), "p/l.csv"), WITH_IDS, True),
+    "s3 parquet": (lambda pile: pile.put(parquet(), "p/l.parquet"), WITH_IDS, True),
+}
+
+
+def opened(pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str) -> Source:
+    monkeypatch.chdir(pile.folder)
+    given = KINDS[kind][0](pile)
+    if isinstance(given, StdinSource):
+        return given
+    return source_of(given, ReadOptions())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_images_are_the_same_rows_in_the_same_order(
+    pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    found = items(opened(pile, monkeypatch, kind))
+
+    _, ids, has_columns = KINDS[kind]
+    base = f"{pile.s3.uri}/p" if kind.startswith("s3") else pile.folder
+    assert [row["uri"] for row in found] == [f"{base}/{name}" for name in NAMES]
+    assert [row["item_id"] for row in found] == ids
+    assert [row.get("note") for row in found] == (list(NOTES) if has_columns else [None] * 3)
+    assert all(not row.get(INLINE_COLUMN) for row in found)
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"stdin", "stdin, JSON", "generator"}))
+def test_the_same_source_has_the_same_description(
+    pile: Pile, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(pile.folder)
+    given = KINDS[kind][0](pile)
+
+    first, second = (source_of(given, ReadOptions()).description for _ in range(2))
+
+    assert first == second
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_images_inside_a_shard_are_rows_in_its_order(pile: Pile, place: str) -> None:
+    data = tar_bytes((f"{number}.{end}", b"x") for number in range(3) for end in ("jpg", "json"))
+    source = pile.write("shard.tar", data) if place == "local" else pile.put(data, "shard.tar")
+
+    found = items(source_of(source, ReadOptions()))
+
+    assert [row["item_id"] for row in found] == ["0", "1", "2"]
+    assert all(row["uri"].startswith("tar+") for row in found)
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "jsonl", "parquet", "list", "generator"])
+def test_the_same_texts_are_the_same_rows(pile: Pile, kind: str) -> None:
+    texts: dict[str, Callable[[], Any]] = {
+        "txt": lambda: pile.write("t.txt", lines()),
+        "csv": lambda: pile.write("t.csv", separated(",").replace(b'"url"', b'"text"')),
+        "tsv": lambda: pile.write("t.tsv", separated("\t").replace(b'"url"', b'"text"')),
+        "jsonl": lambda: pile.write("t.jsonl", json_lines().replace(b'"url"', b'"text"')),
+        "parquet": lambda: pile.write("t.parquet", parquet("text")),
+        "list": lambda: list(NAMES),
+        "generator": lambda: iter(records("text")),
+    }
+
+    found = items(text_source_of(texts[kind](), text_column=None, id_column=None))
+
+    assert [(row["uri"], row["text"]) for row in found] == [("", name) for name in NAMES]
