@@ -28,6 +28,7 @@ from clipfleet_worker.assembly.decode import make_decode_step, make_memory_guard
 from clipfleet_worker.assembly.device import make_device_set_up
 from clipfleet_worker.assembly.fetch import make_fetch_loop, make_http_fetcher, make_routes
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.item_path import ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.chunk.lane_pool import LanePool
@@ -70,7 +71,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker process, see `Leaver`: Celery's pool of slots in front, the shared steps behind."""
+    """One worker process, see `Drainable`: Celery's pool of slots in front, the shared steps behind."""
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class Worker:
         self._http = make_http_fetcher(settings)
         routes = make_routes(settings, self._http)
         self._fetch_loop = make_fetch_loop(settings, routes, self._waiting_bytes, self._watchdog)
+        self._endings = self._make_endings()
         self._claims = self._make_claims()
         self._items = self._item_path(routes)
         self._tasks = self._make_tasks(self._pipeline(self._items))
@@ -166,6 +168,7 @@ class Worker:
             watchdog=self._watchdog,
             keeper=self._keeper,
             claims=self._claims,
+            endings=self._endings,
             redis=self._reconciler.redis,
             has_started=self._is_started,
             is_draining=lambda: self._drain.has_begun,
@@ -208,15 +211,22 @@ class Worker:
         """Whether it could take work, with the model that was to be loaded at the start."""
         return self._has_started and (self._preloading is None or self._preloading.done())
 
+    def _make_endings(self) -> Endings:
+        return Endings(
+            ledger=self._ledger,
+            models=self._models,
+            worker_id=self._worker_id,
+            outage_seconds=self._settings.outage_hours * 3600,
+            job_ttl_seconds=self._settings.job_ttl_seconds,
+        )
+
     def _make_claims(self) -> Claims:
         return Claims(
             ledger=self._ledger,
             open_items=self._open_items,
             models=self._models,
-            worker_id=self._worker_id,
+            shunned_jobs=self._endings.shunned_jobs,
             lease_seconds=self._settings.lease_seconds,
-            outage_seconds=self._settings.outage_hours * 3600,
-            job_ttl_seconds=self._settings.job_ttl_seconds,
             slots=self._settings.slots,
         )
 
@@ -234,6 +244,7 @@ class Worker:
         return Tasks(
             ledger=self._ledger,
             claims=self._claims,
+            endings=self._endings,
             contexts=contexts,
             keeper=self._keeper,
             pipeline=pipeline,
@@ -337,20 +348,21 @@ class Worker:
     def _on_shutting_down(self, **_: object) -> None:
         self._drain.begin()
 
-    def take_nothing_more(self) -> None:
-        self._claims.leave()
-        self._reconciler.leave()
-        self._puller.leave()
+    def stop_claiming(self) -> None:
+        self._claims.drain()
+        self._endings.drain()
+        self._reconciler.request_stop()
+        self._puller.request_stop()
 
     def interrupt(self, reason: str) -> None:
         self._keeper.interrupt_all(reason)
 
-    def give_back(self, reason: str) -> bool:
-        return self._claims.give_back_all(reason) and self._say_farewell()
+    def release_all(self, reason: str) -> bool:
+        return self._endings.release_all(self._claims.held(), reason) and self._say_farewell()
 
     def _stop(self) -> None:
         self._drain.begin()  # also where Celery ended by itself
-        self.take_nothing_more()
+        self.stop_claiming()
         self._reconciler.stop()
         self._puller.stop()
         self._announcer.stop()

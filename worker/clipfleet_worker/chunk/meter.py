@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
-from clipfleet_worker.chunk.leases import CLAIMED
+from clipfleet_worker.chunk.held_lease import CLAIMED
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import Busy

@@ -16,9 +16,9 @@ from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract.jobs import ErrorCode, ItemError, Job
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
 from clipfleet.ledger.jobs import Claim
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.item_path import Destination, ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.chunk.meter import chunk_meters
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.rows import part_table

@@ -38,9 +38,9 @@ class Announcer(Loop):
 
     def _run(self) -> None:
         super()._run()
-        self.turn()  # what is due: `up -- COMMAND` stops its worker as soon as a job has ended
+        self.run_once()  # what is due: `up -- COMMAND` stops its worker as soon as a job has ended
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         while self.do_one():
             pass
 
@@ -85,7 +85,7 @@ class Sweeper(Loop):
         self._errands = errands
         self._contexts = contexts
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         while not self._stopping.is_set() and self.do_one():
             pass
 

@@ -25,8 +25,8 @@ from clipfleet.outputs.folder import Confirm, output_errors
 from clipfleet.outputs.job_file import put_file_if, put_if
 from clipfleet.parts import OpenPart, part_files, read_ahead
 from clipfleet.parts.json_rows import as_json, json_line
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.failures import ChunkInterrupted
 
 log = logging.getLogger(__name__)

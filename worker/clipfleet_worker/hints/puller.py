@@ -24,7 +24,7 @@ class Puller(Loop):
         self._tasks = tasks
         self._claims = claims
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Work, if nobody else does."""
         self.pull()
         self._pulse.rest()

@@ -21,8 +21,11 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import FINISH, Claim, FinishClaim, Lease, Ledger
 from clipfleet.tracing import NO_TRACING, Attributes, Tracing
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
+from clipfleet_worker.chunk.held_chunk import HeldChunk
+from clipfleet_worker.chunk.held_lease import HeldLease, lease_clock
 from clipfleet_worker.chunk.job_contexts import JobContexts
-from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper, lease_clock
+from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finish.finisher import Finisher
@@ -36,6 +39,7 @@ class Tasks:
 
     ledger: Ledger
     claims: Claims
+    endings: Endings
     contexts: JobContexts
     keeper: LeaseKeeper
     pipeline: Pipeline
@@ -47,19 +51,20 @@ class Tasks:
     def work(self) -> bool:
         """Claim one chunk and process it; False if there was none."""
         try:
-            claim = self.claims.take()
-            if claim is not None:
-                self._work(claim)
+            held = self.claims.take()
+            if held is not None:
+                self._work(held)
         except RedisUnavailableError as error:
             log.warning("nothing claimed: %s", error, extra={"action": "claim_failed"})
         except BaseException:
             # Of a chunk that was claimed the ledger could not be told: its lease expires.
             log.exception("a hint led nowhere", extra={"action": "work_failed"})
         else:
-            return claim is not None
+            return held is not None
         return False
 
-    def _work(self, claim: Claim) -> None:
+    def _work(self, held: HeldChunk) -> None:
+        claim = held.claim
         try:
             lease_of = Lease(claim.job_id, str(claim.chunk_id), claim.token)
             with (
@@ -68,23 +73,24 @@ class Tasks:
             ):
                 if claim.more:
                     self.hints.publish_work()
-                self._process(claim, lease)
+                self._process(held, lease)
         except BaseException as error:
-            self.claims.give_back(claim, error)
+            self.endings.release(held, error)
         finally:
-            self.claims.done_with(claim)
+            self.claims.done_with(held)
 
-    def _process(self, claim: Claim, lease: HeldLease) -> None:
+    def _process(self, held: HeldChunk, lease: HeldLease) -> None:
+        claim = held.claim
         context = self.contexts.get(claim)
         try:
             result: ChunkResult = self.pipeline.run(claim, context, lease)
         except ModelUnavailableError as unavailable:
-            error = self.claims.without_model(claim, context.job.model, unavailable)
+            error = self.endings.release_without_model(held, context.job.model, unavailable)
             if error is None:
                 return
             result = self.pipeline.give_up(claim, context, lease, error)
         lease.enter_complete()
-        if self.claims.complete(claim, result) == "finishing":
+        if self.endings.complete(held, result) == "finishing":
             self.hints.publish_finish()
 
     def finish_job(self) -> bool:
@@ -93,7 +99,7 @@ class Tasks:
         try:
             asked_at = lease_clock()
             claim = self.ledger.claim_finish(
-                uuid.uuid4().hex, self.lease_seconds, self.claims.shunned_jobs.current()
+                uuid.uuid4().hex, self.lease_seconds, self.endings.shunned_jobs.current()
             )
             return claim is not None and self._finish(claim, asked_at)
         except RedisUnavailableError as error:
@@ -116,9 +122,9 @@ class Tasks:
             return False
         except OutputConflictError as error:
             log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
-            self.claims.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
+            self.endings.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         except OutputUnavailableError as error:
-            self.claims.postpone_finish(claim, error)
+            self.endings.postpone_finish(claim, error)
         else:
             log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
         return True

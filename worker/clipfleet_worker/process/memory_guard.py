@@ -112,10 +112,10 @@ class MemoryGuard(Loop):
         self._dump_stacks()
         self._exit_process(EXIT_HUNG)
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Look, as long as there is something to be seen."""
         if not self.check():
-            self.leave()
+            self.request_stop()
 
 
 def own_memory(process: Path = Path("/proc/self")) -> int | None:

@@ -103,7 +103,7 @@ class Reconciler(Loop):
         self._pulse = pulse
         super().__init__("reconciler", period_seconds, at_once=True, stop_seconds=_STOP_SECONDS)
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Tell, and mend."""
         with self._pulse.during("reconcile", _CALL_LIMIT_SECONDS):
             self.heartbeat()

@@ -203,7 +203,7 @@ class Watchdog(Loop):
         if was_started:
             self._standstill.stop()
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Look, and say that threads run."""
         self._standstill.note()
         self.check()

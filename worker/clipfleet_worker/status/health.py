@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.process.reconciler import Reachability
 from clipfleet_worker.process.watchdog import Watchdog
@@ -27,6 +28,7 @@ class Health:
     watchdog: Watchdog
     keeper: LeaseKeeper
     claims: Claims
+    endings: Endings
     redis: Reachability
     has_started: Callable[[], bool]  # it has taken, or could have taken, work since the process began
     is_draining: Callable[[], bool]
@@ -57,7 +59,7 @@ class Health:
             "draining": self.is_draining(),
             "seconds_since_progress": round(now - self.keeper.progress.last, 1),
             "chunks_held": len(self.claims.held()),
-            "chunks_completed": self.claims.completed,
+            "chunks_completed": self.endings.completed,
             "redis": {"ok": self.redis.is_ok, "for_seconds": round(self.redis.for_seconds, 1)},
             "hints_refused": dict(self.hints_refused()),
             "phases": [

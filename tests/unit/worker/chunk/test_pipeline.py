@@ -33,10 +33,11 @@ from clipfleet.ledger.jobs import Claim, Lease, Ledger
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.submit.staging import StagedReader
 from clipfleet_worker.chunk import item_path
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.item_path import ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.chunk.lane_pool import LanePool
-from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper
+from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.decode import step as decode_step
@@ -533,7 +534,7 @@ class TestInterruption:
         call = InThread(lambda: bench.run(job))
         assert bench.places.hanging.wait(PATIENCE_SECONDS)
         bench.batcher.stop()
-        bench.lease.interrupt("the worker leaves")
+        bench.lease.interrupt("the worker drains")
 
         with pytest.raises((ChunkInterrupted, BatcherStopped)):
             call.result()

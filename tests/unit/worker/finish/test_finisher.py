@@ -18,8 +18,8 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
 from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
 from clipfleet.submit.staging import StagedReader
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.sinks.parts import PartSink
@@ -114,7 +114,7 @@ class FinishLease(HeldLease):
             return
         self._bench.alive.append((step, limit_seconds))
         if len(self._bench.alive) > self._bench.parts_until_interrupted:
-            raise ChunkInterrupted("the worker leaves")
+            raise ChunkInterrupted("the worker drains")
 
     def confirm(self) -> None:
         if not self._bench.is_held:

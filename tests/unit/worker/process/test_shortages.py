@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import cast
 
 import aiohttp
@@ -22,7 +23,7 @@ from clipfleet_worker.hints.consumer import HintThreads
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.process import shortages
-from clipfleet_worker.process.drain import Drain
+from clipfleet_worker.process.drain import Drain, Drainable
 from clipfleet_worker.process.shortages import LenientThreadPool, shortage_behind
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.fake_encoder import FakeEncoder
@@ -219,28 +220,18 @@ class TestThreads:
 
         assert models.prefetch("fake", Precision.FP32).result(PATIENCE_SECONDS).name == "fake"
 
-    def test_a_worker_that_leaves_gives_back_without_another_thread(self, threads: Threads) -> None:
-        leaver, exits = Leaver(), list[int]()
-        drain = Drain(leaver, 0, exit_process=exits.append)
+    def test_a_worker_that_drains_releases_without_another_thread(self, threads: Threads) -> None:
+        steps, exits = list[str](), list[int]()
+        worker = SimpleNamespace(
+            stop_claiming=lambda: None,
+            interrupt=lambda _: None,
+            release_all=lambda reason: steps.append(reason) or True,
+        )
+        drain = Drain(cast(Drainable, worker), 0, exit_process=exits.append)
         threads.allowed = 1
         drain.start()
 
         drain.begin()
 
-        wait_until(lambda: exits, "the process ends")
-        assert exits == [0]
-        assert leaver.gave_back
-
-
-class Leaver:
-    """Gives back at once."""
-
-    gave_back = False
-
-    def take_nothing_more(self) -> None: ...
-
-    def interrupt(self, reason: str) -> None: ...
-
-    def give_back(self, reason: str) -> bool:
-        self.gave_back = True
-        return True
+        wait_until(lambda: exits == [0], "the process ends")
+        assert steps == ["the worker drains"]

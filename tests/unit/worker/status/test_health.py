@@ -15,6 +15,7 @@ import pytest
 from clipfleet.errors import UsageError
 from clipfleet.ledger.jobs import Lease, Ledger
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.process.reconciler import Reachability
 from clipfleet_worker.process.watchdog import Watchdog
@@ -35,7 +36,8 @@ class Bench:
             worker_id="me",
             watchdog=self.watchdog,
             keeper=self.keeper,
-            claims=cast(Claims, SimpleNamespace(held=lambda: ["a chunk"], completed=7)),
+            claims=cast(Claims, SimpleNamespace(held=lambda: ["a chunk"])),
+            endings=cast(Endings, SimpleNamespace(completed=7)),
             redis=self.redis,
             has_started=lambda: self.has_started,
             is_draining=lambda: self.is_draining,

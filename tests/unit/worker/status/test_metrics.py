@@ -18,13 +18,14 @@ from clipfleet.contract.parts import PartCounts
 from clipfleet.ledger.jobs import Backlog, Lease, Ledger
 from clipfleet.ledger.values import LaneBacklog
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.meter import StepsBusy
 from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
 from clipfleet_worker.encode.backends.certificate import Certificate, Way
 from clipfleet_worker.encode.batcher import BatchTotals
 from clipfleet_worker.process.counts import Busy, CacheCounts
-from clipfleet_worker.process.drain import Drain, Leaver
+from clipfleet_worker.process.drain import Drain, Drainable
 from clipfleet_worker.process.reconciler import Reachability
 from clipfleet_worker.process.watchdog import Watchdog
 from clipfleet_worker.status.health import Health
@@ -73,16 +74,15 @@ class Bench:
         self.redis.note(True)
         self.batcher = SimpleNamespace(totals=BatchTotals(2, 40), batch_size=32)
         self.models, self.texts = CacheCounts(), CacheCounts()
-        self.drain = Drain(cast(Leaver, None), 25, exit_process=lambda _: None, monotonic=self.clock)
+        self.drain = Drain(cast(Drainable, None), 25, exit_process=lambda _: None, monotonic=self.clock)
         self.backlog: Backlog | None = BACKLOG
-        claims = SimpleNamespace(
-            held=lambda: ["a chunk"], completed=7, tally=self.tally, oldest_held_seconds=9.0
-        )
+        claims = SimpleNamespace(held=lambda: ["a chunk"], oldest_held_seconds=9.0)
         health = Health(
             worker_id="me",
             watchdog=self.watchdog,
             keeper=self.keeper,
             claims=cast(Claims, claims),
+            endings=cast(Endings, SimpleNamespace(completed=7, tally=self.tally)),
             redis=self.redis,
             has_started=lambda: True,
             is_draining=lambda: self.drain.has_begun,

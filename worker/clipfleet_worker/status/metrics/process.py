@@ -50,19 +50,19 @@ class WorkerReadings:
 
 def _items(readings: WorkerReadings) -> Iterable[Sample]:
     """All of them from the start: what appears with its first count has no rate."""
-    items = readings.health.claims.tally.totals().items
+    items = readings.health.endings.tally.totals().items
     yield (ItemStatus.OK, ""), items.get((ItemStatus.OK, ""), 0)
     for code in ErrorCode:
         yield (ItemStatus.FAILED, code), items.get((ItemStatus.FAILED, code), 0)
 
 
 def _chunks(readings: WorkerReadings) -> Iterable[Sample]:
-    ends = readings.health.claims.tally.totals().ends
+    ends = readings.health.endings.tally.totals().ends
     return [((end,), ends.get(end, 0)) for end in ChunkEnd]
 
 
 def _chunk_seconds(readings: WorkerReadings) -> Iterable[Sample]:
-    totals = readings.health.claims.tally.totals()
+    totals = readings.health.endings.tally.totals()
     yield (), Buckets(CHUNK_SECONDS, totals.lived, totals.lived_seconds)
 
 
@@ -121,7 +121,7 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
         "clipfleet_work_seconds_total",
         "working time of the chunks that are done, by step, summed over threads",
         lambda r: [
-            ((step,), seconds) for step, seconds in r.health.claims.tally.totals().work_seconds.items()
+            ((step,), seconds) for step, seconds in r.health.endings.tally.totals().work_seconds.items()
         ],
         labels=("step",),
     ),

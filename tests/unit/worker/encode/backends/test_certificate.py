@@ -834,7 +834,7 @@ class TestWatch:
                 with batcher.busy:
                     time.now += busy
                 time.now += 1 - busy
-                watch.turn()
+                watch.run_once()
 
         pass_by(125, busy=0.25)
         assert looks == [began + 60, began + 120]
@@ -865,8 +865,8 @@ class TestWatch:
         with batcher.busy:
             model = get(models, DEMO_MODEL, Precision.FP32)
             assert changed.wait(PATIENCE_SECONDS)
-            watch.turn()
-            watch.turn()
+            watch.run_once()
+            watch.run_once()
 
         assert looked == [model]
 
