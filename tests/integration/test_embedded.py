@@ -169,7 +169,7 @@ def test_a_failed_start_shows_the_end_of_the_log(tmp_path: Path) -> None:
     manifest = server.data_directory / "appendonlydir" / "appendonly.aof.manifest"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("nonsense\n")
-    with pytest.raises(WorldError, match=r"(?s)Valkey ended while it started \(exit code 1\).*manifest"):
+    with pytest.raises(WorldError, match=r"(?s)Valkey ended during its start \(exit code 1\).*manifest"):
         server.start()
     assert not server.child.alive
 
@@ -422,8 +422,8 @@ def test_a_worker_that_dies_is_started_again(site: Site) -> None:
     site.wait_said("clipfleet is up")
     os.kill(site.worker_pids()[0], signal.SIGKILL)
     site.wait_said("worker is back")
-    assert "worker ended (killed by SIGKILL), starting it again in 0.5 s" in site.said()
-    assert "last words: the stand-in is at work" in site.said()
+    assert "worker ended (killed by SIGKILL), restarting it in 0.5 s" in site.said()
+    assert "restarting it in 0.5 s: the stand-in is at work" in site.said()
     assert len(site.worker_pids()) == 2
     process.terminate()
     assert process.wait(timeout=60) == 0
@@ -445,7 +445,7 @@ def test_a_server_that_dies_comes_back_with_its_address_and_data(site: Site) -> 
 
 def test_a_worker_that_cannot_start_ends_it_with_the_reason(site: Site) -> None:
     assert site.run("echo", "never", worker="broken")[1] == ""
-    assert "worker ended while it started (exit code 1)" in site.said()
+    assert "worker ended during its start (exit code 1)" in site.said()
     assert "no such model" in site.said()
     site.check_nothing_runs()
 

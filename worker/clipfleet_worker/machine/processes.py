@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from clipfleet.terminal.program import EXIT_USAGE
+from clipfleet_worker.machine.child import POLL_SECONDS, Child
 from clipfleet_worker.machine.plan import WorkerShare, share_settings
-from clipfleet_worker.machine.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+from clipfleet_worker.machine.restarts import Restarter
+from clipfleet_worker.machine.signals import SignalRecorder
 
 log = logging.getLogger(__name__)
 

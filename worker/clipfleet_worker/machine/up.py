@@ -21,10 +21,12 @@ from rich.console import Console
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.redis.connection import masked
 from clipfleet.terminal.console import say_error
+from clipfleet_worker.machine.child import POLL_SECONDS, Child
 from clipfleet_worker.machine.embedded.private_files import holder, note_holder, try_lock, write_private
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
-from clipfleet_worker.machine.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+from clipfleet_worker.machine.restarts import Restarter
+from clipfleet_worker.machine.signals import SignalRecorder
 
 # -P: a file celery.py in the user's folder must not shadow the package
 RUN_WORKER = (sys.executable, "-P", "-m", "clipfleet_worker", "run")

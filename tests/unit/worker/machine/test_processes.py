@@ -110,7 +110,7 @@ def test_one_that_dies_is_started_again_and_the_others_stay(start: type[Run]) ->
 
     code, log = run.end()
     assert (code, run.pids(1)) == (0, [other])
-    assert "worker cpu/0 ended (killed by SIGKILL), starting it again in 0.5 s" in log
+    assert "worker cpu/0 ended (killed by SIGKILL), restarting it in 0.5 s" in log
 
 
 def test_the_exit_code_is_that_of_one_that_did_not_drain(start: type[Run], tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_settings_that_cannot_be_used_end_all(start: type[Run]) -> None:
 
     assert run.process.returncode == 2
     assert "cannot use its settings" in log
-    assert "starting it again" not in log
+    assert "restarting it" not in log
 
 
 def test_the_workers_go_with_a_parent_that_is_killed(start: type[Run]) -> None:

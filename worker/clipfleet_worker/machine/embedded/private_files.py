@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipfleet.errors import WorldError
-from clipfleet_worker.machine.supervise import POLL_SECONDS
+from clipfleet_worker.machine.child import POLL_SECONDS
 
 
 def write_private(path: Path, text: str) -> None:

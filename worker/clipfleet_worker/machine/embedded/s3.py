@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import write_private
 from clipfleet_worker.machine.embedded.server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
-from clipfleet_worker.machine.supervise import Child
 
 BUCKET = "clipfleet"
 

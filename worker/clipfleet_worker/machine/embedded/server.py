@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from clipfleet.errors import UsageError, WorldError
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import locked, note_holder
-from clipfleet_worker.machine.supervise import Child
 
 Identity = TypeVar("Identity")
 

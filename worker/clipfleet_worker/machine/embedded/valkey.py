@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipfleet.redis.connection import masked
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import write_private
 from clipfleet_worker.machine.embedded.server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
-from clipfleet_worker.machine.supervise import Child
 
 _READY_SECONDS = 120.0  # a big append-only file is read first
 _STOP_SECONDS = 20.0
