@@ -67,9 +67,7 @@ def test_a_dead_child_is_restarted_when_its_wait_is_over_and_reported_when_it_is
     assert bench.poll_after(0) is None
 
     bench.child.alive, bench.child.words = False, "Traceback\n  ValueError: no model "
-    assert bench.poll_after(0) == (
-        "worker ended (exit code 3), restarting it in 0.5 s: ValueError: no model"
-    )
+    assert bench.poll_after(0) == ("worker ended (exit code 3), restarting it in 0.5 s: ValueError: no model")
     assert (bench.poll_after(0.4), bench.child.starts) == (None, 0)
     assert (bench.poll_after(0.2), bench.child.starts) == (None, 1)
     assert bench.poll_after(0) is None
@@ -89,6 +87,4 @@ def test_a_start_that_fails_counts_as_a_death(bench: Bench) -> None:
     bench.child.alive, bench.child.error = False, OSError("no space left")
     bench.poll_after(0)
 
-    assert bench.poll_after(1) == (
-        "worker could not be restarted, restarting it in 1 s: no space left"
-    )
+    assert bench.poll_after(1) == ("worker could not be restarted, restarting it in 1 s: no space left")

@@ -198,7 +198,7 @@ class TestThreads:
         pool, done = HintThreads(8), list[str]()
         pool.on_start()
         assert pool.apply_async(done.append, ("first",), callback=str) is None
-        assert "a hint has to wait: this worker cannot start another thread" in caplog.text
+        assert "hint waits for a thread: this worker cannot start another thread" in caplog.text
 
         threads.allowed = 1
         pool.apply_async(done.append, ("second",), callback=str).get(PATIENCE_SECONDS)
