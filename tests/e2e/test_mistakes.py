@@ -209,7 +209,7 @@ CLASSIFY, EMBED = ("clipfleet", "classify"), ("clipfleet", "embed")
         ),
         pytest.param(
             ("clipfleet-worker", "demo", "--dir", "images"),
-            ["images holds something else", "--dir"],
+            ["images is not empty", "--dir"],
             id="demo: the folder holds something else",
         ),
     ],

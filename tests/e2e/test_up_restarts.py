@@ -71,7 +71,7 @@ def running(tmp_path: Path) -> Iterator[RunningUp]:
 
 def test_after_a_kill_and_after_the_watchdog(running: RunningUp) -> None:
     write_images(running.folder / "images", 20)
-    running.waits_for("Ctrl-C stops it.")  # the last line of those that tell where everything is
+    running.waits_for("Press Ctrl-C to stop it.")  # the last line of those that tell where everything is
     pid = re.search(r"worker +pid (\d+)", running.said())
     assert pid, running.said()
     os.kill(int(pid[1]), 9)

@@ -350,7 +350,7 @@ def test_without_a_command_it_runs_until_a_signal(site: Site, number: signal.Sig
 
 def test_the_password_is_never_said_and_the_files_are_private(site: Site) -> None:
     process = site.start()
-    site.wait_said("Ctrl-C stops it")
+    site.wait_said("Press Ctrl-C to stop it")
     process.terminate()
     process.wait(timeout=60)
     parts = urlsplit(site.url())
@@ -454,7 +454,7 @@ def test_a_second_ctrl_c_stops_a_stuck_worker_at_once(site: Site) -> None:
     process = site.start(worker="stuck")
     site.wait_said("clipfleet is up")
     process.send_signal(signal.SIGINT)
-    site.wait_said("stopping the worker")
+    site.wait_said("waiting for the worker to drain")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
     assert "the worker was killed" in site.said()

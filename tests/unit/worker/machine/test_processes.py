@@ -135,7 +135,7 @@ def test_one_that_does_not_end_is_killed(start: type[Run]) -> None:
     code, log = run.end()
 
     assert code == 128 + signal.SIGKILL
-    assert "worker cpu/0 does not end and is killed" in log
+    assert "worker cpu/0 does not end, killing it" in log
     assert all(is_gone(pid) for number in (0, 1) for pid in run.pids(number))
 
 
@@ -145,7 +145,7 @@ def test_settings_that_cannot_be_used_end_all(start: type[Run]) -> None:
     _, log = run.process.communicate(timeout=60)
 
     assert run.process.returncode == 2
-    assert "cannot use its settings" in log
+    assert "rejects its settings" in log
     assert "restarting it" not in log
 
 
