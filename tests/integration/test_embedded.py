@@ -386,7 +386,7 @@ def test_the_worker_may_use_the_current_folder_unless_told_otherwise(site: Site)
 
 def test_a_folder_with_a_comma_cannot_be_a_default_root() -> None:
     folder = Path("/data/a,b")
-    with pytest.raises(UsageError, match="CLIPFLEET_OUTPUT_ROOTS to a folder without"):
+    with pytest.raises(UsageError, match="set CLIPFLEET_OUTPUT_ROOTS, or run"):
         roots({"CLIPFLEET_FILE_ROOTS": "/x"}, folder)
     both = {"CLIPFLEET_FILE_ROOTS": "/x", "CLIPFLEET_OUTPUT_ROOTS": "/y,/z"}
     assert roots(both, folder) == both
@@ -396,7 +396,7 @@ def test_a_second_one_on_the_same_folder_is_refused(site: Site) -> None:
     first = site.start(worker=None)
     site.wait_said("clipfleet is up")
     assert site.run("true", worker=None) == (2, "")
-    assert f"already (pid {first.pid})" in site.said()
+    assert f"already runs on it (pid {first.pid})" in site.said()
     with client(site.url()) as connection:
         assert connection.ping()
 

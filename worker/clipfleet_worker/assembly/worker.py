@@ -239,7 +239,7 @@ class Worker:
     def _make_pipeline(self) -> Pipeline:
         return Pipeline(
             models=self._models,
-            items=self._items.path,
+            item_path=self._items.path,
             text_matrices=self._text_matrices,
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,

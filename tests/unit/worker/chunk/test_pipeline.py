@@ -178,7 +178,7 @@ class Bench:
         self.may_load.set()
         models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
-            models=models, items=items,
+            models=models, item_path=items,
             text_matrices=TextMatrices(self.batcher),
             open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
             decode_seconds=DECODE_SECONDS,

@@ -54,7 +54,7 @@ class TestGuard:
 
         assert process.ends == ["stacks", 70]
         assert "300 MiB" in caplog.text
-        assert "CLIPFLEET_MAX_MEMORY_BYTES, 200 MiB" in caplog.text
+        assert "CLIPFLEET_MAX_MEMORY_BYTES is 200 MiB" in caplog.text
 
     def test_growth_while_an_image_is_read(self, caplog: pytest.LogCaptureFixture) -> None:
         process = Process(10 << 20)

@@ -189,7 +189,7 @@ def test_a_library_that_hangs_and_lets_no_other_thread_run_ends_the_process_too(
         code, words = watched.end()
 
     assert code == signal.SIGALRM, words
-    assert "a library holds Python's lock; the process ends" in words.splitlines()[0]
+    assert "a library holds the GIL; the process ends" in words.splitlines()[0]
     assert "sleeps_with_the_lock" in words
 
 
@@ -230,7 +230,7 @@ def test_without_its_watcher_a_process_that_hangs_ends_all_the_same() -> None:
         code, words = watched.end()
 
     assert code == 1, words
-    assert "no process watches over this one (Broken pipe)" in words
+    assert "cannot start the process that detects hangs (Broken pipe)" in words
     assert "sleeps_with_the_lock" in words
 
 
