@@ -1,1 +1,1 @@
-"""Servers that we start ourselves."""
+"""Servers that `up` and tests start as child processes. No server of the user's belongs here."""
