@@ -122,9 +122,7 @@ class TestRecognising:
         error = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         with monkeypatch.context() as patch:
             patch.setattr(shortages.os, "open", no_file)
-            shortage = shortage_behind(error)
-
-        assert shortage is not None
+            assert shortage_behind(error) is not None
 
 
 class Threads:
