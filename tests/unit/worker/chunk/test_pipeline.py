@@ -433,28 +433,22 @@ class TestRows:
         np.testing.assert_allclose(np.array(bench.column("embedding"), np.float32), expected, atol=1e-3)
         assert bench.column("label") == [None] * ITEMS
 
-    def test_the_same_image_many_times_is_as_many_rows(self, bench: Bench) -> None:
-        uri = bench.colours(1)[0]
-        bench.run(bench.submit([uri] * 30))
-
-        assert bench.column("item_index") == list(range(30))
-        assert set(bench.column("label")) == {LABELS[0]}
-
     def test_without_a_good_item_no_text_is_encoded(self, bench: Bench) -> None:
         result = bench.run(bench.submit(["gopher://x", ""]))
 
         assert result.counts.failed == 2
         assert bench.encoder.texts == []
 
-    def test_the_texts_are_encoded_once_for_all_chunks(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
+    def test_the_texts_are_encoded_once_for_all_chunks_also_of_equal_images(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours(1) * ITEMS)
         bench.run(job)
+        assert bench.column("label") == [LABELS[0]] * ITEMS
         bench.sink.parts.clear()
         bench.run(job)
 
         assert len(bench.encoder.texts) == len(LABELS)
 
-    def test_the_stages_and_their_seconds(self, bench: Bench) -> None:
+    def test_the_steps_and_their_seconds(self, bench: Bench) -> None:
         result = bench.run(bench.submit(bench.colours()))
 
         expected = ["read", "load model", "encode labels", "fetch, decode, encode", "score", "write"]

@@ -39,7 +39,7 @@ class TestProblem:
             queue = connection.SimpleQueue(keys.QUEUE)
             for task in (keys.WORK_TASK, keys.FINISH_TASK):
                 app.send_task(task, producer=producer, argsrepr="-", kwargsrepr="-")
-                sent.append(queue.get(timeout=5))
+                sent.append(queue.get(timeout=60))
         assert [problem_of(message) for message in sent] == [None, None]
         Hints(app, "memory://").close()
 

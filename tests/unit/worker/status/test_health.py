@@ -115,7 +115,7 @@ def server(bench: Bench) -> Iterator[StatusServer]:
 
 def get(server: StatusServer, path: str, method: str = "GET") -> tuple[int, str]:
     try:
-        with urlopen(Request(server.url + path, method=method), timeout=10) as answer:  # noqa: S310 - ours
+        with urlopen(Request(server.url + path, method=method), timeout=60) as answer:  # noqa: S310 - ours
             return answer.status, answer.read().decode()
     except HTTPError as error:
         with error:
