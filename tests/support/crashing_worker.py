@@ -15,7 +15,7 @@ from typing import Any
 
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
-from clipfleet_worker.chunk import leases, pipeline
+from clipfleet_worker.chunk import held_lease, pipeline
 from clipfleet_worker.models.loaded import load_model
 from clipfleet_worker.process.drain import end_process
 from clipfleet_worker.process.logs import log_to_stderr
@@ -35,7 +35,7 @@ def reach_of(arguments: list[str]) -> Reach | None:
             return None  # see `watchdog_of`
         case [point, "hang", file, limit_seconds]:
             pipeline._PREPARE_WRITE_LIMIT_SECONDS = float(limit_seconds)
-            leases._HANG_SECONDS = 5 * float(limit_seconds)
+            held_lease._HANG_SECONDS = 5 * float(limit_seconds)
             return HangsAt(CrashPoint(point), Path(file)).reach
         case [point, "hang", file]:
             return HangsAt(CrashPoint(point), Path(file)).reach

@@ -1,4 +1,4 @@
-"""The slots of a chunk's items: each ends once, whoever reports; the chunk waits for all of them."""
+"""The slots of a chunk's items: each ends once; the chunk waits for all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How chunks end: what the ledger is told, which jobs are shunned afterwards, and what is counted."""
+"""How chunks end: what the ledger records, which jobs are shunned afterwards, and what is counted."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class TestConfirming:
             held.confirm()
         assert len(ledger.renewed) == 1
 
-    def test_a_worker_that_was_frozen_asks_once_and_goes_on_if_nobody_took_the_chunk(
+    def test_a_worker_that_was_frozen_renews_once_and_goes_on_if_the_chunk_is_still_its(
         self, keeper: LeaseKeeper, ledger: RecordingLedger, clock: Clock
     ) -> None:
         with keeper.hold(LEASE, asked_at=clock.now) as held:

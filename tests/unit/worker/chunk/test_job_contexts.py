@@ -307,7 +307,7 @@ class TestJobFile:
     @pytest.mark.parametrize(
         "text", ["", "{", "[]", "null", '{"schema_version": 1}', '{"schema_version": "x"}', '"text"', "\x00"]
     )
-    def test_garbage_is_told_in_one_line(self, job: Job, opened: JobContexts, text: str) -> None:
+    def test_garbage_is_reported_in_one_line(self, job: Job, opened: JobContexts, text: str) -> None:
         Path(job.output, keys.JOB_FILE).write_text(text)
 
         with pytest.raises(OutputUnreachableError, match=r"job\.json") as caught:

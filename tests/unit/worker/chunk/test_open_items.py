@@ -61,7 +61,7 @@ class TestRoom:
         items.remove(6, from_reserve=True)
         assert items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
 
-    def test_who_waits_goes_on_when_items_are_removed(self) -> None:
+    def test_a_wait_ends_when_items_are_removed(self) -> None:
         items = full(100)
         call = waiting(items)
 
@@ -79,7 +79,7 @@ class TestMakingRoom:
             assert items.count == 70
             assert items.wait_for_room() == ALL
 
-    def test_who_waits_goes_on_when_an_item_has_ended(self) -> None:
+    def test_a_wait_ends_when_enough_items_have_ended(self) -> None:
         items = full(100)
         with items.making_room() as make_room:
             call = waiting(items)

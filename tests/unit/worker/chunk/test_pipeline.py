@@ -108,7 +108,7 @@ T = TypeVar("T")
 
 
 class Encoder(FakeEncoder):
-    """May be told to fail, by the colours of a batch; counts the texts."""
+    """Fails on demand, by the colours of a batch; records the texts."""
 
     def __init__(self) -> None:
         super().__init__("demo", embedding_dimension=128)
@@ -333,7 +333,7 @@ class TestAheadOfTheModel:
         second.result()
         assert len(loading.places.asked) == 2 * ITEMS
 
-    def test_a_model_that_fails_all_the_same_leaves_nothing_behind(self, loading: Bench) -> None:
+    def test_a_model_that_fails_to_load_releases_all_bytes(self, loading: Bench) -> None:
         loading.load_error = ModelUnavailableError("its file is cut off")
         call = self.start(loading)
 
@@ -597,7 +597,7 @@ class TestLabelsThatFail:
 
 
 class Reader:
-    """Stands for the decoder, or for the children: reads as it does, unless it is told to raise."""
+    """Replaces the decoder or its children: reads as they do, or raises on demand."""
 
     def __init__(
         self, decoder: Decoder, fails: Callable[[bytes], BaseException | None] = lambda _: None
@@ -944,7 +944,7 @@ class TestGivingUp:
     def test_four_times_is_not_too_often(self, bench: Bench) -> None:
         assert bench.run(bench.submit(bench.colours()), losses=4, failures=4).counts.ok == ITEMS
 
-    def test_a_model_that_cannot_be_loaded_is_told_and_gives_the_rows_its_code(self, bench: Bench) -> None:
+    def test_a_model_that_cannot_be_loaded_is_raised_and_gives_the_rows_its_code(self, bench: Bench) -> None:
         bench.load_error = ModelUnavailableError("no weights")
         job = bench.submit(bench.colours())
         with pytest.raises(ModelUnavailableError):

@@ -1,4 +1,4 @@
-"""The task boundary: whatever happens inside, the ledger is told, the slot is free, the task ends well."""
+"""The task boundary: whatever happens inside, the ledger records it, the slot is free, the task succeeds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RESULT = ChunkResult(PartCounts(2, 1, {"timeout": 1}), {"encode": 0.5})
 
 
 class StrangeEnd(BaseException):
-    """What nobody has heard of."""
+    """An unknown exception."""
 
 
 OUR_BUGS = [
@@ -72,7 +72,7 @@ def raise_if(error: BaseException | None) -> None:
 
 @dataclass
 class Scene:
-    """Stands in for contexts, pipeline, finisher and hints: does what it is told."""
+    """Replaces contexts, pipeline, finisher and hints; scripted by its fields."""
 
     job: Job = field(default_factory=make_job)
     run_does: Callable[[HeldLease], None] = lambda lease: None
@@ -149,7 +149,7 @@ class Bench:
         assert self.keeper.phases() == []
 
     def work(self, error: BaseException | None = None, **claim: Any) -> list[tuple[str, ...]]:
-        """One chunk is there; its processing raises. Returns what the ledger is told."""
+        """One chunk is there; its processing raises. Returns what the ledger records."""
         self.ledger.offer(make_claim(self.scene.job, **claim))
         if error is not None:
             self.scene.run_does = lambda _: raise_if(error)
@@ -236,7 +236,7 @@ class TestChunk:
         assert bench.work(ModelUnavailableError("no\nweights")) == [("complete", JOB_ID, "0", "3")]
         assert bench.scene.given_up == [ItemError(ErrorCode.MODEL_UNAVAILABLE, "no weights")]
 
-    def test_while_nobody_knows_who_serves_it_it_waits(self, bench: Bench) -> None:
+    def test_while_redis_cannot_list_the_workers_it_waits(self, bench: Bench) -> None:
         bench.ledger.goes_away("workers")
 
         assert bench.work(ModelUnavailableError("no weights")) == [("waits", "RedisUnavailableError: away")]

@@ -105,7 +105,7 @@ def test_stop_kills_the_group_of_a_child_that_does_not_listen(
     wait_until(lambda: is_gone(int(pids.read_text())), "the grandchild is gone")
 
 
-def test_what_a_dead_child_leaves_behind_is_killed(launch: Callable[..., Child], tmp_path: Path) -> None:
+def test_the_group_of_a_dead_child_is_killed(launch: Callable[..., Child], tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     child = launch("sh", "-c", f"sleep 1000 & echo $! > '{pids}'")
     wait_until(lambda: not child.alive, "the child ends")

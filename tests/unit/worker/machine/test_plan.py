@@ -43,7 +43,7 @@ def test_devices_may_be_named() -> None:
     assert devices("cpu,cuda:0", "2", machine(1)) == ["cpu", "cpu", "cuda:0", "cuda:0"]
 
 
-def test_names_tell_processes_of_a_device_apart() -> None:
+def test_names_distinguish_the_processes_of_a_device() -> None:
     assert [share.name for share in plan_processes("cuda:0,cuda:1", "2", machine(2))] == [
         "cuda:0/0",
         "cuda:0/1",

@@ -29,7 +29,7 @@ def test_a_core_has_a_thread_that_decodes_unless_the_setting_says_otherwise() ->
     ("environment", "threads"),
     [({}, 3), ({"OMP_NUM_THREADS": ""}, 3), ({"OMP_NUM_THREADS": "1"}, None)],
 )
-def test_the_forward_has_what_the_container_may_use_unless_torch_was_told(
+def test_a_forward_pass_has_a_thread_per_usable_core_unless_the_user_sets_torchs_own(
     environment: dict[str, str], threads: int | None
 ) -> None:
     assert forward_threads(environment, 3) == threads

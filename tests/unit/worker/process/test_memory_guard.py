@@ -77,7 +77,7 @@ class TestGuard:
 
         assert process.ends == []
 
-    def test_where_the_system_does_not_tell_it_ends(self) -> None:
+    def test_it_ends_where_the_system_does_not_report_memory(self) -> None:
         guard = Process(None).guard(1)
         assert not guard.check()
         guard.start()

@@ -1,4 +1,4 @@
-"""What a worker lacks is told from what is wrong with an item, whoever has wrapped it."""
+"""Shortages of a worker are distinguished from failures of items, also inside other exceptions."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class TestRecognising:
         ],
         ids=repr,
     )
-    def test_everything_else_is_left_to_whoever_knows_it(self, error: Exception) -> None:
+    def test_other_errors_are_not_shortages(self, error: Exception) -> None:
         assert shortage_behind(error) is None
 
     def test_a_resolver_that_gets_no_socket_says_that_the_name_server_is_silent(
@@ -176,9 +176,7 @@ class TestThreads:
         with LenientThreadPool(8) as pool, pytest.raises(RuntimeError, match="new thread"):
             pool.submit(int)
 
-    def test_a_lane_without_a_thread_tells_whoever_waits_and_works_again_later(
-        self, threads: Threads
-    ) -> None:
+    def test_a_lane_without_a_thread_reports_it_and_works_again_later(self, threads: Threads) -> None:
         pool, errors, done = LanePool(2, name="test"), list[BaseException](), threading.Event()
         pool.submit(Lane.HIGH, done.set, errors.append)
         assert [type(error) for error in errors] == [WorkerShortageError]
@@ -204,7 +202,9 @@ class TestThreads:
 
         assert done == ["first", "second"]
 
-    def test_who_waits_for_a_model_is_told_and_may_ask_again(self, threads: Threads) -> None:
+    def test_a_model_without_a_thread_to_load_it_fails_and_may_be_loaded_later(
+        self, threads: Threads
+    ) -> None:
         models = Models(
             ("fake",),
             lambda name, *_: cast(LoadedModel, FakeEncoder(name)),

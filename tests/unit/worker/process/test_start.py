@@ -29,7 +29,7 @@ def run_python(code: str, environment: dict[str, str] | None = None) -> str:
 @pytest.mark.parametrize(
     ("environment", "pool"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")]
 )
-def test_the_commands_of_a_worker_use_malloc_unless_told_otherwise(
+def test_the_commands_of_a_worker_use_malloc_unless_the_variable_is_set(
     environment: dict[str, str], pool: str
 ) -> None:
     code = (

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus, and that documents, dashboard and alerts speak of nothing else."""
+"""The metrics of a worker, and that documents, dashboard and alerts use no others."""
 
 from __future__ import annotations
 
