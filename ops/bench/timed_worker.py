@@ -20,8 +20,8 @@ from unittest import mock
 import numpy as np
 
 from clipfleet.ledger.jobs import Claim
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.outcomes import Outcomes
 

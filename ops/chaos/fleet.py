@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from clipfleet_worker.machine.supervise import RestartPolicy
+from clipfleet_worker.machine.restarts import RestartPolicy
 from ops.chaos.armed import ARMED, Strike, arm, armed_in, disarm, struck_in
 from ops.chaos.claims import CLAIMS_FILE
 from ops.chaos.history import History

@@ -123,7 +123,7 @@ def main() -> None:
     import clipfleet_worker.assembly.worker
     import clipfleet_worker.decode.decoder
     import clipfleet_worker.models.open_clip_models  # noqa: F401
-    from clipfleet_worker.machine.supervise import SignalRecorder
+    from clipfleet_worker.machine.signals import SignalRecorder
 
     torch.set_num_threads(1)
     _report(ready=True)

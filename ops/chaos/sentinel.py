@@ -17,10 +17,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import write_private
 from clipfleet_worker.machine.embedded.server import HOST, free_port
 from clipfleet_worker.machine.embedded.valkey import valkey_binary
-from clipfleet_worker.machine.supervise import Child
 
 MASTER_NAME = "clipfleet"
 _SENTINELS = 3

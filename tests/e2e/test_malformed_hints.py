@@ -148,8 +148,8 @@ def unacked(server: redis.Redis) -> int:
 
 
 def refusals(log: str) -> int:
-    """How many kinds of problem the log names."""
-    return len(set(re.findall(r"were no hints and were dropped: (.*?) \[", log)))
+    """How many kinds of problem the log tells."""
+    return len(set(re.findall(r"that are not hints: (.*?) \[", log)))
 
 
 def test_there_are_many_kinds() -> None:

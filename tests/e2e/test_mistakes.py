@@ -169,7 +169,7 @@ MISTAKES = {
     "demo: the folder is below a file": ("clipfleet-worker demo --dir notes.md/x", ["notes.md", "--dir"]),
     "demo: the folder holds something else": (
         "clipfleet-worker demo --dir images",
-        ["images holds something else", "--dir"],
+        ["images is not empty", "--dir"],
     ),
 }
 

@@ -58,4 +58,4 @@ def test_two_processes_share_a_job_and_one_is_killed(cluster: Cluster) -> None:
         assert lines(parent, "cpu/1", "worker_ready") == 1
 
     assert parent.terminate() == 0, parent.log()
-    assert "all workers drain" in parent.log()
+    assert "draining all workers" in parent.log()

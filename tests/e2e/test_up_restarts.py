@@ -71,17 +71,17 @@ def running(tmp_path: Path) -> Iterator[RunningUp]:
 
 def test_after_a_kill_and_after_the_watchdog(running: RunningUp) -> None:
     write_images(running.folder / "images", 20)
-    running.waits_for("Ctrl-C stops it.")  # the last line of the start
+    running.waits_for("Press Ctrl-C to stop it.")  # the last line of those that tell where everything is
     pid = re.search(r"worker +pid (\d+)", running.said())
     assert pid, running.said()
     os.kill(int(pid[1]), 9)
-    running.waits_for("worker ended (killed by SIGKILL), starting it again")
+    running.waits_for("worker ended (killed by SIGKILL), restarting it")
     running.waits_for("worker is back")
 
     with Client(Settings(redis_url=running.redis_url())) as client:
         options = JobOptions(output=running.folder / "out", model="demo", chunk_size=5)
         job = client.embed(running.folder / "images", options=options)
-        running.waits_for(f"worker ended (exit code {EXIT_HUNG}), starting it again")
+        running.waits_for(f"worker ended (exit code {EXIT_HUNG}), restarting it")
         running.waits_for("worker is back", times=2)
         status = job.wait(120)
         assert (status.state, status.ok) == ("completed", 20), running.said()

@@ -76,7 +76,7 @@ def test_a_worker_starts_before_its_server(tmp_path: Path) -> None:
         write_images(tmp_path / "images", 3)
         cluster.server.stop()
         worker = cluster.launch_worker()
-        wait_until(lambda: "no heartbeat" in worker.log(), "the worker reports that Redis is away")
+        wait_until(lambda: "heartbeat not recorded" in worker.log(), "the worker misses its server", 60)
         cluster.server.start()
         answer = cluster.run_json("embed", "images", "--model", "demo", "--output", "out")
         assert answer["ok"] == 3

@@ -147,7 +147,7 @@ class TestTheWholeCommand:
 
         assert ended.returncode == 1
         assert ended.stdout.endswith("2 problems, 1 warnings\n")
-        for words in ("-> is it running", missing, "-> make it", "CLIPFLEET_REDIS is no setting"):
+        for words in ("-> is it running", missing, "-> create it", "CLIPFLEET_REDIS is not a setting"):
             assert words in ended.stdout
         assert "Traceback" not in ended.stdout + ended.stderr
 
@@ -194,11 +194,11 @@ class TestRedis:
     @pytest.mark.parametrize(
         ("name", "value", "said", "remedy"),
         [
-            ("min-replicas-to-write", "1", "good replicas", "have its replicas"),
+            ("min-replicas-to-write", "1", "good replicas", "start its replicas"),
             ("maxmemory", "100kb", "used memory", "raise maxmemory"),
         ],
     )
-    def test_it_takes_no_writes(self, site: Site, name: str, value: str, said: str, remedy: str) -> None:
+    def test_it_rejects_writes(self, site: Site, name: str, value: str, said: str, remedy: str) -> None:
         with configured(site.redis_url, name, value):
             found = list(examine(site.checks("redis")))
         (refused,) = [one for one in found if one.level is Level.PROBLEM]
@@ -268,7 +268,7 @@ class TestFolders:
     ) -> None:
         with closed_folder(monkeypatch, site.folder / "closed"):
             found = only_fault(site.checks("folders", **{roots: str(site.folder / "closed" / "root")}))
-        assert "may not be read" in found.what and "chmod o+rx" in found.remedy
+        assert "is not readable" in found.what and "chmod o+rx" in found.remedy
 
     def test_an_output_that_cannot_be_written(self, site: Site) -> None:
         # Root may write everywhere but here.
@@ -279,7 +279,7 @@ class TestFolders:
         usage = shutil.disk_usage(site.folder)._replace(free=5 << 20)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
         found = only_fault(site.checks("folders"), Level.WARNING)
-        assert "5 MiB" in found.what and "room" in found.remedy
+        assert "5 MiB" in found.what and "space" in found.remedy
 
 
 class TestMachine:
@@ -315,7 +315,7 @@ class TestMachine:
         monkeypatch.setenv("HF_HOME", str(home / ".cache" / "huggingface"))
         with closed_folder(monkeypatch, home):
             found = only_fault(site.checks("machine"), Level.WARNING)
-        assert "cannot be written" in found.what and "HF_HOME" in found.remedy
+        assert "is not writable" in found.what and "HF_HOME" in found.remedy
 
     def test_a_gpu_that_is_not_there(self, site: Site) -> None:
         found = only_fault(site.checks("device", device="cuda:7"))
@@ -429,7 +429,7 @@ class TestS3:
     def test_a_web_server_that_is_no_store(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         with self.web_server(monkeypatch, 200, "<html><body>Welcome!</body></html>"):
             found = only_fault(self.check(site, "s3://images/x"))
-        assert "no S3 store" in found.what and "AWS_ENDPOINT_URL" in found.remedy
+        assert "not an S3 store" in found.what and "AWS_ENDPOINT_URL" in found.remedy
 
     def test_an_endpoint_that_redirects(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         with self.web_server(monkeypatch, 302, ""):

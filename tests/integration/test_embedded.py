@@ -128,7 +128,7 @@ def test_a_taken_port_is_replaced(valkey: EmbeddedValkey) -> None:
 
 
 def test_a_second_server_on_the_folder_is_refused(valkey: EmbeddedValkey, tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match=f"runs on .* already .pid {valkey.child.pid}"):
+    with pytest.raises(WorldError, match=f"a server already runs on it .pid {valkey.child.pid}"):
         EmbeddedValkey(tmp_path / "valkey", lock_seconds=0).start()
     with client(valkey.url) as connection:
         assert connection.ping()
@@ -169,7 +169,7 @@ def test_a_failed_start_shows_the_end_of_the_log(tmp_path: Path) -> None:
     manifest = server.data_directory / "appendonlydir" / "appendonly.aof.manifest"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("nonsense\n")
-    with pytest.raises(WorldError, match=r"(?s)Valkey ended while it started \(exit code 1\).*manifest"):
+    with pytest.raises(WorldError, match=r"(?s)Valkey ended during its start \(exit code 1\).*manifest"):
         server.start()
     assert not server.child.alive
 
@@ -350,7 +350,7 @@ def test_without_a_command_it_runs_until_a_signal(site: Site, number: signal.Sig
 
 def test_the_password_is_never_said_and_the_files_are_private(site: Site) -> None:
     process = site.start()
-    site.wait_said("Ctrl-C stops it")
+    site.wait_said("Press Ctrl-C to stop it")
     process.terminate()
     process.wait(timeout=60)
     parts = urlsplit(site.url())
@@ -386,7 +386,7 @@ def test_the_worker_may_use_the_current_folder_by_default(site: Site) -> None:
 
 def test_a_folder_with_a_comma_cannot_be_a_default_root() -> None:
     folder = Path("/data/a,b")
-    with pytest.raises(UsageError, match="CLIPFLEET_OUTPUT_ROOTS to a folder without"):
+    with pytest.raises(UsageError, match="set CLIPFLEET_OUTPUT_ROOTS, or run"):
         roots({"CLIPFLEET_FILE_ROOTS": "/x"}, folder)
     both = {"CLIPFLEET_FILE_ROOTS": "/x", "CLIPFLEET_OUTPUT_ROOTS": "/y,/z"}
     assert roots(both, folder) == both
@@ -396,7 +396,7 @@ def test_a_second_one_on_the_same_folder_is_refused(site: Site) -> None:
     first = site.start(worker=None)
     site.wait_said("clipfleet is up")
     assert site.run("true", worker=None) == (2, "")
-    assert f"already (pid {first.pid})" in site.said()
+    assert f"already runs on it (pid {first.pid})" in site.said()
     with client(site.url()) as connection:
         assert connection.ping()
 
@@ -422,8 +422,8 @@ def test_a_worker_that_dies_is_started_again(site: Site) -> None:
     site.wait_said("clipfleet is up")
     os.kill(site.worker_pids()[0], signal.SIGKILL)
     site.wait_said("worker is back")
-    assert "worker ended (killed by SIGKILL), starting it again in 0.5 s" in site.said()
-    assert "last words: the stand-in is at work" in site.said()
+    assert "worker ended (killed by SIGKILL), restarting it in 0.5 s" in site.said()
+    assert "restarting it in 0.5 s: the stand-in is at work" in site.said()
     assert len(site.worker_pids()) == 2
     process.terminate()
     assert process.wait(timeout=60) == 0
@@ -445,7 +445,7 @@ def test_a_server_that_dies_is_restarted_with_its_address_and_data(site: Site) -
 
 def test_a_worker_that_cannot_start_ends_it_with_the_reason(site: Site) -> None:
     assert site.run("echo", "never", worker="broken")[1] == ""
-    assert "worker ended while it started (exit code 1)" in site.said()
+    assert "worker ended during its start (exit code 1)" in site.said()
     assert "no such model" in site.said()
     site.check_nothing_runs()
 
@@ -454,7 +454,7 @@ def test_a_second_ctrl_c_stops_a_stuck_worker_at_once(site: Site) -> None:
     process = site.start(worker="stuck")
     site.wait_said("clipfleet is up")
     process.send_signal(signal.SIGINT)
-    site.wait_said("stopping the worker")
+    site.wait_said("waiting for the worker to drain")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
     assert "the worker was killed" in site.said()

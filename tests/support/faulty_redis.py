@@ -40,7 +40,7 @@ SETTINGS = {
     "CLIPFLEET_RECONCILE_SECONDS": "1",  # a lease that could be reclaimed too early is
 }
 # What a worker says when it has counted something against a chunk.
-BLAME = ("leases had expired", "hangs", "failed:", "led nowhere", "was not finished", "thread_died")
+BLAME = ("leases had expired", "hangs", "failed:", "chunk not processed", "not finished", "thread_died")
 
 
 class FaultyRedis:

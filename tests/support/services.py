@@ -21,9 +21,9 @@ from pathlib import Path
 from kombu.connection import Connection
 
 from clipfleet.ledger import keys
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.server import HOST, free_port
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
-from clipfleet_worker.machine.supervise import Child
 from tests.conftest import service_is_missing
 
 HAS_RABBITMQ = os.environ.get("E2E_BROKER", "redis") == "rabbitmq"

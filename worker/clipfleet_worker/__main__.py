@@ -1,4 +1,4 @@
-"""`python -m clipfleet_worker`, and `clipfleet-worker`. A Ctrl-C while it loads is no traceback."""
+"""`python -m clipfleet_worker` and `clipfleet-worker`. A Ctrl-C during the imports prints no traceback."""
 
 from __future__ import annotations
 

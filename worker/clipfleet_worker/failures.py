@@ -1,4 +1,4 @@
-"""The exceptions inside a worker: of an item, of a chunk, of a model."""
+"""The exceptions inside a worker: of an item, a chunk or a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class ItemFailure(Exception):  # noqa: N818 - the design's word
 
 
 class TransientFailure(ItemFailure):
-    """The reason may be gone in a moment: a host that is away, overloaded or slow. It is asked again.
+    """The reason may be temporary, such as an overloaded or slow host: the item is retried.
 
     Args:
         code: see `ItemFailure`.
         detail: see `ItemFailure`.
-        retry_after_seconds: when to come again, where the host has said so.
+        retry_after_seconds: of the host's answer, if it has it.
     """
 
     def __init__(self, code: ErrorCode, detail: str, *, retry_after_seconds: float | None = None) -> None:
@@ -30,13 +30,13 @@ class TransientFailure(ItemFailure):
 
 
 class HostLeftAlone(ItemFailure):
-    """The host has failed too often in a row and was not asked; the code is that of its last failure.
+    """The host has failed too often in a row and gets no request; the code is of its last failure.
 
     Args:
         code: see `ItemFailure`.
         detail: see `ItemFailure`.
-        wait_seconds: when it will be tried again.
-        is_old: it has been failing for so long that it may not come back soon.
+        wait_seconds: until the host is tried again.
+        is_old: whether it has failed for so long that it may not come back soon.
     """
 
     def __init__(self, code: ErrorCode, detail: str, *, wait_seconds: float, is_old: bool) -> None:
@@ -46,22 +46,22 @@ class HostLeftAlone(ItemFailure):
 
 
 def too_many_bytes(limit_bytes: int) -> ItemFailure:
-    """The failure of an item whose file is larger than is taken."""
+    """Make the failure of an item whose file is too large."""
     return ItemFailure(ErrorCode.TOO_MANY_BYTES, f"more than {limit_bytes} bytes")
 
 
 class ChunkInterrupted(Exception):  # noqa: N818 - the design's words
-    """The chunk is no longer ours to finish (cancelled, lease lost) or cannot be finished in time (drain)."""
+    """The chunk is no longer ours (cancelled, lease lost), or cannot end in time (drain)."""
 
 
 class WorkerShortageError(Exception):
-    """This worker lacks file descriptors, threads or memory: no item is to blame, and its chunk waits."""
+    """This worker lacks file descriptors, threads or memory: the chunk waits, no item fails."""
 
 
 class ModelUnavailableError(Exception):
-    """The model cannot be loaded on this machine; the message is one line and says what to do."""
+    """The model cannot be loaded on this machine; the message is one line with a way out."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, fit for one line of ours."""
+    """The first line of an exception's message, cut to 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

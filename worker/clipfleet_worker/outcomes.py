@@ -1,4 +1,4 @@
-"""What becomes of the items of one chunk, gathered from the threads that fetch, decode and encode them."""
+"""The outcomes of the items of one chunk, collected from the threads of all steps."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from clipfleet.contract.jobs import ItemError
 
 
 class Outcomes:
-    """One slot per item, by its position in the chunk. Every item ends once: with features or with an error.
+    """One slot per item, by its position in the chunk. Every item ends once: with features or an error.
 
-    The chunk's own thread waits; any thread may report. What comes after `interrupt` is ignored.
+    The thread of the chunk waits; any thread reports. Reports after `interrupt` are ignored.
     """
 
     def __init__(self, count: int, on_end: Callable[[int], None] = lambda _: None) -> None:
-        """All items are open.
+        """Begin with all items open.
 
         Args:
-            count: how many there are.
-            on_end: called, quickly, whenever some of them have ended, with their number.
+            count: number of items.
+            on_end: called with the number of newly ended items; quick.
         """
         self._on_end = on_end
         self.errors: list[ItemError | None] = [None] * count
@@ -30,7 +30,7 @@ class Outcomes:
         self.content_hashes: list[str | None] = [None] * count
         self.features: list[np.ndarray | None] = [None] * count  # float32, L2-normalised
         self.seconds: dict[str, float] = {}
-        self.waits: dict[str, float] = {}  # of the items in all, by `clipfleet.contract.bottleneck.Meter`
+        self.waits: dict[str, float] = {}  # summed over items, by `clipfleet.contract.bottleneck.Meter`
         self._open = count
         self._ended = [False] * count
         self._failure: BaseException | None = None
@@ -38,27 +38,27 @@ class Outcomes:
 
     @property
     def is_interrupted(self) -> bool:
-        """True once nobody will use further results."""
+        """Whether further results are ignored."""
         return self._failure is not None
 
     @property
     def all_failed(self) -> bool:
-        """True once every item has ended with an error."""
+        """Whether every item has ended with an error."""
         return all(error is not None for error in self.errors)
 
     def has_ended(self, position: int) -> bool:
-        """True once this item has features or an error."""
+        """Whether this item has features or an error."""
         return self._ended[position]
 
     def fail(self, position: int, error: ItemError) -> None:
-        """This item ends with an error, unless it has ended already."""
+        """End an item with an error, unless it has ended."""
         with self._changed:
             if not self._ended[position]:
                 self.errors[position] = error
                 self._end([position])
 
     def fail_all(self, error: ItemError) -> None:
-        """Every item ends with an error, also one that has features already; an error that it has stays."""
+        """End every item with an error, even one with features; earlier errors stay."""
         with self._changed:
             for position, earlier in enumerate(self.errors):
                 if earlier is None:
@@ -66,7 +66,7 @@ class Outcomes:
             self._end([position for position, ended in enumerate(self._ended) if not ended])
 
     def deliver(self, positions: Sequence[int], features: np.ndarray) -> None:
-        """These items end with their features, float32 (len(positions), d)."""
+        """End items with their features, float32 (len(positions), d)."""
         with self._changed:
             fresh = [n for n, position in enumerate(positions) if not self._ended[position]]
             for n in fresh:
@@ -82,18 +82,18 @@ class Outcomes:
             self._changed.notify_all()
 
     def interrupt(self, failure: BaseException) -> None:
-        """Stop waiting: `wait` raises this. The first call counts."""
+        """Make `wait` raise this. The first call counts."""
         with self._changed:
             self._failure = self._failure or failure
             self._changed.notify_all()
 
     def add_seconds(self, step: str, seconds: float) -> None:
-        """Add working time of a step, for the job's totals."""
+        """Add working time of a step, for the totals of the job."""
         with self._changed:
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
     def add_wait(self, meter: str, seconds: float) -> None:
-        """Add the time that items or threads spent on something, see `bottleneck.Meter`."""
+        """Add time of items or threads to a `bottleneck.Meter`."""
         with self._changed:
             self.waits[meter] = self.waits.get(meter, 0.0) + seconds
 
@@ -101,8 +101,8 @@ class Outcomes:
         """Block until every item has ended.
 
         Raises:
-            ChunkInterrupted: the chunk is not ours any more, or the worker drains.
-            BaseException: whatever `interrupt` was given.
+            ChunkInterrupted: the chunk is no longer ours, or the worker drains.
+            BaseException: any other argument of `interrupt`.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._open == 0 or self._failure is not None)

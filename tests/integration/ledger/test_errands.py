@@ -150,7 +150,7 @@ def test_the_announcer_sends_a_task_that_celery_understands(
 ) -> None:
     submit(ledger, on_finished_queue="ends")
     finish(ledger)
-    Announcer(errands, app).turn()
+    Announcer(errands, app).run_once()
 
     message = json.loads(redis_client.lpop("ends"))  # type: ignore[arg-type]
     assert message["headers"]["task"] == TASK
@@ -179,7 +179,7 @@ def test_a_broker_that_is_away_costs_no_announcement(
     submit(ledger)
     finish(ledger)
     away = make_app("redis://127.0.0.1:1/0")
-    Announcer(errands, away).turn()
+    Announcer(errands, away).run_once()
     away.close()
     assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
 

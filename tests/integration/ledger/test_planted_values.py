@@ -85,7 +85,7 @@ def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
 ) -> None:
     redis_client.zadd(keys.ANNOUNCEMENTS, {planted: 0, announcement(): 1})
 
-    announcer.turn()
+    announcer.run_once()
 
     assert redis_client.llen("celery") == 1
     assert not redis_client.exists(keys.ANNOUNCEMENTS)
@@ -399,13 +399,13 @@ def test_lost_announcements_are_made_anew_unless_they_were_sent(
         ledger.submit(make_job(job_id).model_copy(update={"on_finished": "myapp.handle"}))
         ledger.cancel(job_id, ttl_seconds=60)
         if job_id == "told":
-            announcer.turn()
+            announcer.run_once()
     _replace(redis_client, keys.ANNOUNCEMENTS)
 
     ledger.cancel("untold", ttl_seconds=60)
     ledger.reconcile()
-    announcer.turn()
-    announcer.turn()
+    announcer.run_once()
+    announcer.run_once()
 
     assert redis_client.llen("celery") == 2
 

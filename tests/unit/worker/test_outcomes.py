@@ -1,4 +1,4 @@
-"""The slots of a chunk's items: each ends once, whoever reports; the chunk waits for all of them."""
+"""The slots of a chunk's items: each ends once; the chunk waits for all of them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class TestWaiting:
         outcomes.deliver([1], features(2))
 
         call.result()
+        Outcomes(0).wait()  # without items it returns at once
         assert outcomes.errors == [None, None, NOT_FOUND]
         assert [feature is not None for feature in outcomes.features] == [True, True, False]
 
@@ -48,9 +49,6 @@ class TestWaiting:
         assert outcomes.errors == [crashed, crashed, NOT_FOUND]
         assert outcomes.features == [None] * 3
 
-    def test_a_chunk_without_items_has_ended(self) -> None:
-        Outcomes(0).wait()
-
     def test_an_interruption_wakes_and_is_raised(self) -> None:
         outcomes = Outcomes(1)
         outcomes._changed = changed = WatchedCondition()
@@ -62,8 +60,9 @@ class TestWaiting:
         with pytest.raises(ChunkInterrupted, match="lost"):
             call.result()
 
-    def test_the_first_interruption_counts(self) -> None:
+    def test_the_first_interruption_counts_even_after_the_last_item(self) -> None:
         outcomes = Outcomes(1)
+        outcomes.fail(0, NOT_FOUND)
         assert not outcomes.is_interrupted
         outcomes.interrupt(MemoryError("first"))
         outcomes.interrupt(ChunkInterrupted("second"))
@@ -72,40 +71,21 @@ class TestWaiting:
         with pytest.raises(MemoryError, match="first"):
             outcomes.wait()
 
-    def test_an_interruption_counts_even_where_all_items_have_ended(self) -> None:
-        outcomes = Outcomes(1)
-        outcomes.fail(0, NOT_FOUND)
-        outcomes.interrupt(ChunkInterrupted("cancelled"))
-
-        with pytest.raises(ChunkInterrupted):
-            outcomes.wait()
-
 
 class TestItems:
     def test_the_first_end_of_an_item_counts(self) -> None:
-        outcomes = Outcomes(2)
+        outcomes = Outcomes(3)
         outcomes.fail(0, NOT_FOUND)
         outcomes.deliver([1], features(5))
 
         outcomes.deliver([0, 1], features(7, 8))
-        outcomes.fail(1, NOT_FOUND)
-
-        outcomes.wait()
-        assert outcomes.errors == [NOT_FOUND, None]
-        assert outcomes.features[0] is None
-        assert outcomes.features[1] is not None and outcomes.features[1][0] == 5
-
-    def test_an_error_touches_only_an_open_item(self) -> None:
-        outcomes = Outcomes(3)
-        outcomes.deliver([0], features(1))
-        outcomes.fail(1, NOT_FOUND)
-
         too_slow = ItemError(ErrorCode.TIMEOUT, "too slow")
         for position in range(3):
             outcomes.fail(position, too_slow)
 
         outcomes.wait()
-        assert outcomes.errors == [None, NOT_FOUND, too_slow]
+        assert outcomes.errors == [NOT_FOUND, None, too_slow]
+        assert [feature is not None and feature[0] for feature in outcomes.features] == [False, 5, False]
 
     def test_many_threads_end_every_item_once(self) -> None:
         outcomes = Outcomes(400)

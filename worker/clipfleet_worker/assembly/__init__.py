@@ -1,1 +1,1 @@
-"""The composition root: the only folder that chooses implementations."""
+"""The composition root: the only folder that chooses implementations. No other logic belongs here."""

@@ -1,4 +1,4 @@
-"""What a worker's settings mean for decoding: limits, who watches over them, how much goes on at a time."""
+"""Builds the decode step from the settings, and what watches it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MODEL_BYTES = 1 << 31
 
 
 def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
-    """Who ends the process before it has too much memory.
+    """Make the memory guard.
 
-    While an image is read, others may arrive or be read too, and a model may be loaded.
+    While an image is read, others may be fetched and read, and a model may be loaded.
     """
     others = (
         settings.bytes_in_flight
@@ -36,7 +36,7 @@ def make_memory_guard(settings: WorkerSettings) -> MemoryGuard:
 def make_decode_step(
     settings: WorkerSettings, decoder_class: type[Decoder], watchdog: Watchdog, memory_guard: MemoryGuard
 ) -> DecodeStep:
-    """Where images are read, in sight of those who end a process that hangs or takes too much."""
+    """Make the decode step, watched by the watchdog and the memory guard."""
     decoder = decoder_class(settings.max_pixels, settings.max_decode_bytes)
     limits = DecodeLimits(settings.decode_seconds, settings.decode_memory)
     watched = WatchedImages(watchdog, memory_guard, limits.seconds)
@@ -45,9 +45,9 @@ def make_decode_step(
 
 
 class WatchedImages(threading.local):
-    """The context around each image that is read in this process: watchdog and memory guard see it.
+    """A context around each image that is read in this process, for watchdog and memory guard.
 
-    Each thread has one of its own, made once: they read millions.
+    Thread-local and reusable, since threads read millions of images.
     """
 
     def __init__(self, watchdog: Watchdog, memory_guard: MemoryGuard, limit_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a worker's settings mean for its device: which one, how much at a time, who runs forward passes."""
+"""Chooses device, batch size and backend from the settings."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _GPU_BATCH = 256
 class DeviceSetUp:
     """The device of a worker."""
 
-    name: str  # torch's
+    name: str  # of torch
     batch_size: int
     make_backend: MakeBackend
 
 
 def make_device_set_up(settings: WorkerSettings) -> DeviceSetUp:
-    """Pick the device; nothing is loaded.
+    """Pick the device; loads nothing.
 
-    `CLIPFLEET_BACKEND=torch` is the way out on a GPU, too: plain passes, one at a time.
+    `CLIPFLEET_BACKEND=torch` is a fallback on GPUs, too: plain passes, one at a time.
 
     Raises:
-        UsageError: a device is asked for that is not there.
+        UsageError: the device of the setting does not exist.
     """
     name = pick_device(settings.device)
     if name == "cpu":
         batch_size = settings.batch_size or _CPU_BATCH
         return DeviceSetUp(name, batch_size, cpu_backends(settings.backend))
     batch_size = settings.batch_size or _GPU_BATCH
-    plain = cpu_backends(settings.backend, name)  # refuses what is for the CPU only
+    plain = cpu_backends(settings.backend, name)  # rejects backends for the CPU only
     if settings.backend == "torch":
         return DeviceSetUp(name, batch_size, plain)
     return DeviceSetUp(name, batch_size, _cuda_backends(batch_size))
 
 
 def _cuda_backends(batch_size: int) -> MakeBackend:
-    """Of one process, whose models share the device's streams."""
+    """Make the CUDA backends of a process, whose models share the streams of a device."""
     from clipfleet_worker.encode.backends.cuda_backend import CudaBackend  # imports torch
     from clipfleet_worker.encode.backends.cuda_device import CudaDevice
 

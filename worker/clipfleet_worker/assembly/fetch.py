@@ -1,4 +1,4 @@
-"""What a worker's settings mean for fetching: who reads which scheme, with which limits, how often."""
+"""Builds the fetchers and their limits from the settings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from clipfleet_worker.settings import WorkerSettings
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _IDLE_READ_TIMEOUT_SECONDS = 15.0
-_S3_CONNECTIONS = 64  # of fetching; where boto3 asks, each is a thread
-_S3_ATTEMPTS = 1  # `RetryingFetcher` asks again, without holding one of the connections
+_S3_CONNECTIONS = 64  # for fetching; with boto3 each is a thread
+_S3_ATTEMPTS = 1  # `RetryingFetcher` retries without holding a connection
 
 
 def make_routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
-    """The fetchers of this worker by scheme."""
+    """Make the fetchers of this worker, by scheme."""
     objects = _s3_fetcher(settings)
     files = FileFetcher([Path(root) for root in settings.file_roots], settings.max_image_bytes)
     return Routes(
@@ -47,7 +47,7 @@ def make_routes(settings: WorkerSettings, http: HttpFetcher) -> Routes:
 
 
 def make_http_fetcher(settings: WorkerSettings) -> HttpFetcher:
-    """What asks web servers, and counts what each of them is asked at a time."""
+    """Make the HTTP fetcher, which limits the connections per host."""
     limits = HttpLimits(
         max_image_bytes=settings.max_image_bytes,
         fetch_timeout_seconds=settings.fetch_timeout_seconds,
@@ -69,7 +69,7 @@ def make_http_fetcher(settings: WorkerSettings) -> HttpFetcher:
 def make_fetch_loop(
     settings: WorkerSettings, routes: Routes, waiting_bytes: WaitingBytes, watchdog: Watchdog
 ) -> FetchLoop:
-    """What fetches from other machines, and asks again; a pause of the worker costs no item its time."""
+    """Make the fetch loop, with retries; pauses of the worker do not count against deadlines."""
     policy = RetryPolicy(attempts=settings.fetch_attempts)
     return FetchLoop(
         RetryingFetcher(routes, policy, monotonic=watchdog.running_time),

@@ -1,6 +1,6 @@
-"""The composition root: builds a worker from its settings, runs it, and takes it down in order.
+"""The composition root: builds a worker from its settings, starts it, and stops it in order.
 
-The only place that chooses between implementations. Nothing here knows how a chunk is processed.
+Nothing here knows how a chunk is processed.
 """
 
 from __future__ import annotations
@@ -10,56 +10,47 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
 from celery import Celery, signals
 
-from clipfleet.contract.jobs import Lane, Precision
+from clipfleet.contract.jobs import Precision
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.hints import MAX_HINTS, Hints
 from clipfleet.ledger.errands import Errands
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.tracing import tracing_of
-from clipfleet_worker.assembly.decode import make_decode_step, make_memory_guard
+from clipfleet_worker.assembly.decode import make_memory_guard
 from clipfleet_worker.assembly.device import make_device_set_up
-from clipfleet_worker.assembly.fetch import make_fetch_loop, make_http_fetcher, make_routes
+from clipfleet_worker.assembly.items import ItemSteps
+from clipfleet_worker.assembly.models import Load, ModelLoader
 from clipfleet_worker.chunk.claims import Claims
-from clipfleet_worker.chunk.item_path import ItemPath
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.job_contexts import JobContexts
-from clipfleet_worker.chunk.lane_pool import LanePool
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import Pipeline
 from clipfleet_worker.decode.decoder import Decoder
-from clipfleet_worker.decode.lock import DecodeLock
-from clipfleet_worker.encode.backends import MakeBackend
-from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
-from clipfleet_worker.failures import WorkerShortageError
-from clipfleet_worker.fetch.routes import Routes
-from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
+from clipfleet_worker.encode.batcher import Batcher
 from clipfleet_worker.finish.errands import Announcer, Sweeper
 from clipfleet_worker.finish.finisher import Finisher
-from clipfleet_worker.hints.consumer import DrainingWorker, make_worker_app
+from clipfleet_worker.hints.consumer import make_worker_app, run_worker
 from clipfleet_worker.hints.guard import HintGuard
 from clipfleet_worker.hints.puller import Puller
 from clipfleet_worker.hints.tasks import Tasks, register
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.canary_watch import CanaryWatch
 from clipfleet_worker.models.catalogue import require_known
-from clipfleet_worker.models.files import fetch_files
 from clipfleet_worker.models.loaded import LoadedModel
-from clipfleet_worker.models.loader import OnDevice, OnPixelSpec, load_model
-from clipfleet_worker.process.cores import decode_threads, set_forward_threads
-from clipfleet_worker.process.counts import BusyMeter
+from clipfleet_worker.models.loader import load_model
 from clipfleet_worker.process.device import device_bytes
 from clipfleet_worker.process.drain import Drain
 from clipfleet_worker.process.reconciler import Reconciler
 from clipfleet_worker.process.start import calm_collector, raise_open_files_limit
-from clipfleet_worker.process.watchdog import EXIT_HUNG, LOAD_LIMIT_SECONDS, Watchdog
+from clipfleet_worker.process.watchdog import EXIT_HUNG, Watchdog
 from clipfleet_worker.score.text_matrices import TextMatrices
 from clipfleet_worker.settings import WorkerSettings
 from clipfleet_worker.status.health import Health, health_pages
@@ -72,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker process, see `Leaver`: Celery's pool of slots in front, the shared steps behind."""
+    """One worker process, see `Drainable`: Celery's pool of slots in front, the shared steps behind."""
 
     def __init__(
         self,
@@ -80,12 +71,9 @@ class Worker:
         *,
         preload: bool,
         decoder_class: type[Decoder] = Decoder,
-        load_model: Callable[
-            [str, Precision, str, MakeBackend, OnPixelSpec, OnDevice], LoadedModel
-        ] = load_model,
+        load_model: Load = load_model,
         watchdog: Watchdog | None = None,
     ) -> None:
-        self._load_model = load_model
         self._settings = settings
         self._preload = preload
         self._preloading: Future[LoadedModel] | None = None
@@ -101,25 +89,20 @@ class Worker:
         self._hints = Hints(self._celery_app, settings.require_broker_url())
         self._open_items = OpenItems(settings.items_in_flight)
         self._keeper = self._make_keeper()
+        self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._models = Models(
             settings.models,
-            self._load,
+            ModelLoader(load_model, self._device, self._batcher, self._watchdog),
             kept=settings.loaded_models,
             default_precision=settings.precision,
             on_change=lambda: self._canary_watch.request(),
         )
-        self._batcher = Batcher(self._device.batch_size, pulse=self._watchdog.pulse("batcher"))
         self._canary_watch = CanaryWatch(self._models, self._batcher)
         self._text_matrices = TextMatrices(self._batcher, settings.require_redis_url())
-        self._decode_pool = LanePool(decode_threads(settings.decode_threads), name="decode")
-        self._decode_step = make_decode_step(settings, decoder_class, self._watchdog, self._memory_guard)
-        self._waiting_bytes = WaitingBytes(settings.bytes_in_flight)
-        self._http = make_http_fetcher(settings)
-        routes = make_routes(settings, self._http)
-        self._fetch_loop = make_fetch_loop(settings, routes, self._waiting_bytes, self._watchdog)
+        self._items = ItemSteps(settings, self._batcher, decoder_class, self._watchdog, self._memory_guard)
+        self._endings = self._make_endings()
         self._claims = self._make_claims()
-        self._items = self._item_path(routes)
-        self._tasks = self._make_tasks(self._pipeline(self._items))
+        self._tasks = self._make_tasks()
         self._reconciler = self._make_reconciler()
         self._puller = Puller(
             self._tasks, self._claims, self._watchdog.pulse("puller"), settings.drain_seconds
@@ -154,7 +137,7 @@ class Worker:
             self._facts,
             period_seconds=self._settings.reconcile_seconds,
             lease_seconds=self._settings.lease_seconds,
-            on_workers=self._http.turns.share,
+            on_workers=self._items.http.turns.share,
             on_lost=lambda lost: self._hints.publish_work(min(lost, MAX_HINTS)),
             counts_backlog=self._settings.health_port is not None,
             pulse=self._watchdog.pulse("reconciler"),
@@ -168,6 +151,7 @@ class Worker:
             watchdog=self._watchdog,
             keeper=self._keeper,
             claims=self._claims,
+            endings=self._endings,
             redis=self._reconciler.redis,
             has_started=self._is_started,
             is_draining=lambda: self._drain.has_begun,
@@ -186,16 +170,16 @@ class Worker:
         return WorkerReadings(
             health=health,
             open_items=self._open_items,
-            waiting_bytes=self._waiting_bytes,
+            waiting_bytes=self._items.waiting_bytes,
             batcher=self._batcher,
-            steps_busy=self._items.busy,
+            steps_busy=self._items.path.busy,
             models=self._models,
             canary_watch=self._canary_watch,
             caches={
                 "models": self._models.requests,
                 "text_matrices": self._text_matrices.requests,
                 "shared_text_matrices": self._text_matrices.shared_requests,
-                "refused_hosts": self._http.refused_hosts,
+                "refused_hosts": self._items.http.refused_hosts,
             },
             reconciler=self._reconciler,
             drain=self._drain,
@@ -207,22 +191,29 @@ class Worker:
         )
 
     def _is_started(self) -> bool:
-        """Whether it could take work, with the model that was to be loaded at the start."""
+        """Whether it takes work, and the model to preload is loaded."""
         return self._has_started and (self._preloading is None or self._preloading.done())
+
+    def _make_endings(self) -> Endings:
+        return Endings(
+            ledger=self._ledger,
+            models=self._models,
+            worker_id=self._worker_id,
+            outage_seconds=self._settings.outage_hours * 3600,
+            job_ttl_seconds=self._settings.job_ttl_seconds,
+        )
 
     def _make_claims(self) -> Claims:
         return Claims(
             ledger=self._ledger,
             open_items=self._open_items,
             models=self._models,
-            worker_id=self._worker_id,
+            shunned_jobs=self._endings.shunned_jobs,
             lease_seconds=self._settings.lease_seconds,
-            outage_seconds=self._settings.outage_hours * 3600,
-            job_ttl_seconds=self._settings.job_ttl_seconds,
             slots=self._settings.slots,
         )
 
-    def _make_tasks(self, pipeline: Pipeline) -> Tasks:
+    def _make_tasks(self) -> Tasks:
         contexts = JobContexts(
             self._ledger,
             self._store,
@@ -236,70 +227,37 @@ class Worker:
         return Tasks(
             ledger=self._ledger,
             claims=self._claims,
+            endings=self._endings,
             contexts=contexts,
             keeper=self._keeper,
-            pipeline=pipeline,
+            pipeline=self._make_pipeline(),
             finisher=finisher,
             hints=self._hints,
             lease_seconds=self._settings.lease_seconds,
             tracing=self._tracing,
         )
 
-    def _pipeline(self, items: ItemPath) -> Pipeline:
+    def _make_pipeline(self) -> Pipeline:
         return Pipeline(
             models=self._models,
-            items=items,
+            item_path=self._items.path,
             text_matrices=self._text_matrices,
             open_items=self._open_items,
             fetch_deadline_seconds=self._settings.chunk_deadline_seconds,
             decode_seconds=self._settings.decode_seconds,
         )
 
-    def _item_path(self, routes: Routes) -> ItemPath:
-        threads = decode_threads(self._settings.decode_threads)
-        return ItemPath(
-            routes=routes,
-            fetch_loop=self._fetch_loop,
-            waiting_bytes=self._waiting_bytes,
-            decode_step=self._decode_step,
-            decode_pool=self._decode_pool,
-            decode_threads=threads,
-            decode_busy=BusyMeter(threads),
-            decode_lock=DecodeLock(),
-            batcher=self._batcher,
-            max_image_bytes=self._settings.max_image_bytes,
-        )
-
-    def _load(self, name: str, precision: Precision, on_pixel_spec: OnPixelSpec) -> LoadedModel:
-        with self._watchdog.activity("model loader", f"load {name}", LOAD_LIMIT_SECONDS) as pulse:
-            pulse.rest(f"download {name}")  # the network has limits of its own
-            fetch_files(name)
-            pulse.enter(f"load {name}", LOAD_LIMIT_SECONDS)
-            set_forward_threads()
-            try:
-                return self._load_model(
-                    name,
-                    precision,
-                    self._device.name,
-                    self._device.make_backend,
-                    on_pixel_spec,
-                    partial(self._batcher.call, lane=Lane.HIGH),
-                )
-            except BatcherStopped as error:
-                raise WorkerShortageError(f"{name} is not needed any more: {error}") from error
-
     def run(self) -> int:
         """Work until SIGTERM or SIGINT; returns the exit code.
 
         Raises:
-            UsageError: one of the models cannot be served whatever happens.
+            UsageError: there is no model of one of the names.
         """
         require_known(self._settings.models)
         raise_open_files_limit(connections=self._settings.total_connections)
         threading.excepthook = _exit_when_a_thread_dies
         calm_collector()
         register(self._celery_app, self._tasks)
-        signals.setup_logging.connect(_leave_logging_alone)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.worker_ready.connect(self._on_ready)
         if self._preload:
@@ -312,14 +270,14 @@ class Worker:
         self._batcher.start()
         if self._device.name != "cpu":
             self._canary_watch.start()
-        self._fetch_loop.start()
+        self._items.start()
         self._keeper.start()
         self._announcer.start()
         self._sweeper.start()
         self._reconciler.start()
         self._puller.start()
         try:
-            return _run_celery(self._celery_app, self._worker_id)
+            return run_worker(self._celery_app, f"clipfleet@{self._worker_id}")
         finally:
             self._stop()
 
@@ -339,32 +297,32 @@ class Worker:
     def _on_shutting_down(self, **_: object) -> None:
         self._drain.begin()
 
-    def take_nothing_more(self) -> None:
-        self._claims.leave()
-        self._reconciler.leave()
-        self._puller.leave()
+    def stop_claiming(self) -> None:
+        self._claims.drain()
+        self._endings.drain()
+        self._reconciler.request_stop()
+        self._puller.request_stop()
 
     def interrupt(self, reason: str) -> None:
         self._keeper.interrupt_all(reason)
 
-    def give_back(self, reason: str) -> bool:
-        return self._claims.give_back_all(reason) and self._say_farewell()
+    def release_all(self, reason: str) -> bool:
+        return self._endings.release_all(self._claims.held(), reason) and self._say_farewell()
 
     def _stop(self) -> None:
-        self._drain.begin()  # also where Celery ended by itself
-        self.take_nothing_more()
+        self._drain.begin()  # Celery may have ended by itself
+        self.stop_claiming()
         self._reconciler.stop()
         self._puller.stop()
         self._announcer.stop()
         self._sweeper.stop()
         self._errands.close()
         self._keeper.stop()
-        self._fetch_loop.stop()
+        self._items.stop_fetching()
         self._batcher.stop()
         self._canary_watch.stop()
-        self._decode_step.close()
+        self._items.stop_decoding()
         self._memory_guard.stop()
-        self._decode_pool.stop()
         self._say_farewell()
         self._hints.close()
         self._store.close()
@@ -388,31 +346,13 @@ class Worker:
         try:
             self._ledger.farewell(self._worker_id)
         except RedisUnavailableError as error:
-            log.warning("no farewell: %s", error, extra={"action": "farewell_failed"})
+            log.warning("farewell not recorded: %s", error, extra={"action": "farewell_failed"})
             return False
         return True
 
 
-def _leave_logging_alone(**_: object) -> None:
-    """Celery would have all libraries tell everything; where somebody receives its signal, it does not."""
-
-
-def _run_celery(app: Celery, worker_id: str) -> int:
-    worker = DrainingWorker(
-        app=app,
-        hostname=f"clipfleet@{worker_id}",
-        quiet=True,
-        loglevel="INFO",
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
-
-
 def _exit_when_a_thread_dies(arguments: threading.ExceptHookArgs) -> None:
-    """A worker whose batcher or fetch loop is gone looks alive and does nothing: better to start anew."""
+    """End the process: without its batcher or fetch loop a worker looks alive and does nothing."""
     log.critical(
         "thread %s died; the process ends, its leases expire",
         arguments.thread.name if arguments.thread else "?",

@@ -1,8 +1,7 @@
-"""The way of items from URI to features: fetch, decode, hand over to the batcher, all in slices.
+"""The path of items from URI to features, in slices: fetch, decode, submit to the batcher.
 
-Remote items come from the event loop; local ones, and those that were staged with their bytes, are read where
-they are decoded. Whatever happens to an item ends in the chunk's outcomes; whatever is a bug of ours
-interrupts the chunk.
+The event loop fetches remote items. Decode threads read local items, and those staged with their bytes.
+Failures of items end in the outcomes of the chunk; bugs interrupt the chunk.
 """
 
 from __future__ import annotations
@@ -38,28 +37,28 @@ from clipfleet_worker.process.counts import BusyMeter
 from clipfleet_worker.process.shortages import shortage_behind
 
 T = TypeVar("T")
-Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI, or the bytes that were staged with it
-# What goes through the threads at a time. Each hand-over costs as much as a small image does beside its
-# decoding; but while a chunk has few items, more slices keep more threads busy.
+Source: TypeAlias = str | pa.BinaryScalar  # of a local item: its URI or its staged bytes
+# Items that go through a thread at a time. A hand-over costs as much as a small image without its decoding;
+# but in a chunk with few items, more slices keep more threads busy.
 _ITEMS_PER_SLICE = 32
 _ITEMS_PER_SMALL_SLICE = 16
 _TEXTS_PER_SLICE = 64
-# Of local files, read before they are decoded: one kind of work at a time keeps the CPU's caches warm.
-# Those of a slice may be a gigabyte, in each thread.
+# Local files are read before they are decoded: one kind of work at a time keeps the CPU's caches warm.
+# But the files of one slice may be a gigabyte, in each thread.
 _BYTES_READ_AHEAD = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the items of one chunk are heading."""
+    """Where the items of one chunk go."""
 
     loading: Loading
-    ahead: Ahead  # for what is ready before the model
+    ahead: Ahead  # holds what is ready before the model
     pixel_spec: PixelSpec  # of the model
     decode: DecodeRoute
     lane: Lane
     outcomes: Outcomes
-    is_suspect: bool = False  # the chunk has cost a worker
+    is_suspect: bool = False  # the chunk may have killed a worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,29 +72,29 @@ class ItemPath:
     decode_pool: LanePool
     decode_threads: int
     decode_lock: DecodeLock
-    decode_busy: BusyMeter  # of so many threads
+    decode_busy: BusyMeter  # of these threads
     batcher: Batcher
     max_image_bytes: int
 
     def busy(self) -> StepsBusy:
-        """How busy the steps are that all chunks share."""
+        """Read how busy the shared steps are."""
         return StepsBusy(self.decode_busy.read(), self.batcher.busy.read())
 
     def handling(self, *, is_suspect: bool) -> AbstractContextManager[None]:
-        """To be held while the items of a chunk are on their way."""
+        """A context for the time in which items of a chunk are in progress."""
         return self.decode_step.with_suspect() if is_suspect else nullcontext()
 
     def destination(
         self, loading: Loading, pixel_spec: PixelSpec, job: Job, outcomes: Outcomes, *, is_suspect: bool
     ) -> Destination:
-        """For the items of one chunk."""
+        """Make the destination of the items of one chunk."""
         ahead = Ahead(loading, lambda work: self.decode_pool.submit(job.lane, work, outcomes.interrupt))
         return Destination(loading, ahead, pixel_spec, job.decode, job.lane, outcomes, is_suspect)
 
     def start(self, items: pa.Table, destination: Destination) -> None:
-        """Send staged items that have not ended yet on their way; a row is a position in the outcomes.
+        """Start all items that have not ended; the row of an item is its position in the outcomes.
 
-        Returns at once, also where the model still loads.
+        Returns at once, also while the model loads.
         """
         remote: list[tuple[int, str]] = []
         local: list[tuple[int, Source]] = []
@@ -122,7 +121,7 @@ class ItemPath:
             self._in_pool(destination, self._read_and_decode, local[start : start + size])
 
     def start_texts(self, texts: Sequence[str | None], destination: Destination) -> None:
-        """Send items that are texts to the batcher; blocks until the model is there and has room for them."""
+        """Submit texts to the batcher; blocks until the model is loaded and has room."""
         outcomes = destination.outcomes
         given: list[tuple[int, str]] = []
         for position, text in enumerate(texts):
@@ -164,14 +163,14 @@ class ItemPath:
                 for position, data in files:
                     if not outcomes.is_interrupted:
                         self._decode(destination, position, data, decoded, hold)
-                files.clear()  # before the next ones are read
+                files.clear()  # frees them before the next ones are read
         outcomes.add_wait(Meter.READING, decoded.fetch_seconds)
         return decoded
 
     def _read_some(
         self, outcomes: Outcomes, items: list[tuple[int, Source]], decoded: _Decoded
     ) -> Iterator[FetchedSlice]:
-        """Local files, as many at a time as may be in memory."""
+        """Read local files in groups of about `_BYTES_READ_AHEAD`."""
         some: FetchedSlice = []
         size_bytes, started = 0, time.monotonic()
         for position, source in items:
@@ -206,7 +205,7 @@ class ItemPath:
         decoded = _Decoded()
         try:
             with self.decode_lock.hold() as hold:
-                while fetched:  # popped one by one: the bytes are free before the batcher is waited for
+                while fetched:  # popped one by one, to free the bytes before the wait for the batcher
                     position, data = fetched.pop()
                     size = len(data)
                     try:
@@ -215,7 +214,7 @@ class ItemPath:
                     finally:
                         del data
                         self.waiting_bytes.remove(size)
-        finally:  # what a bug left over must not keep the gate shut for ever
+        finally:  # bytes that a bug leaves behind must not block fetches for ever
             self.waiting_bytes.remove(sum(len(data) for _, data in fetched))
         return decoded
 
@@ -250,7 +249,7 @@ class ItemPath:
             destination.ahead.then(partial(self._submit, destination, decoded), size_bytes)
 
     def _submit(self, destination: Destination, decoded: _Decoded) -> None:
-        """Hand images to the batcher; their model is there by now, or will never be."""
+        """Submit images to the batcher, now that their model is loaded."""
         outcomes = destination.outcomes
         if not outcomes.is_interrupted:
             model = destination.loading.result()
@@ -260,7 +259,7 @@ class ItemPath:
 
 
 class _Decoded:
-    """Images of one slice, and the time they took."""
+    """Images of one slice, and the time that they took."""
 
     def __init__(self) -> None:
         self.positions: list[int] = []

@@ -1,4 +1,4 @@
-"""What a worker needs to know of a job, read once and kept while its chunks come by."""
+"""The jobs of a worker with their outputs opened, cached while their chunks are processed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from clipfleet_worker.sinks.parts import PartSink
 from clipfleet_worker.sinks.redis import RedisSink
 
 _KEPT_CONTEXTS = 64
-_CONTEXTS_WITH_FILES = 8  # whose staged files may be open: of a job in Redis that is a file in memory
+_CONTEXTS_WITH_FILES = 8  # with open staged files; those of jobs in Redis are in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +47,19 @@ class JobContext:
     staged: StagedReader
 
     def items(self, claim: Claim) -> pa.Table:
-        """The items of a claimed chunk, in order."""
+        """Read the items of a claimed chunk, in order."""
         return self.staged.read_chunk(claim.first_chunk, claim.chunks, claim.chunk_id)
 
     def is_held(self) -> bool:
-        """Whether the output still holds this job: results that nobody needs any more are overwritten."""
+        """Whether the output still belongs to this job: another job may have overwritten it."""
         return _holds(self.output, self.job)
 
 
 class JobContexts:
-    """The contexts of the jobs that came by last.
+    """Cache of the contexts of recent jobs.
 
-    A job of the same name that was submitted later is another one, even if it is equal: from standard input,
-    say, come other items.
+    A job that was submitted again under its id is another job, even if it is equal: its standard input, for
+    example, has other items.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class JobContexts:
         output_roots: tuple[Path, ...],
         s3_buckets: Collection[str] = (),
     ) -> None:
-        """Nothing is read yet.
+        """Make an empty cache.
 
         Args:
-            ledger: knows the jobs.
-            store: results of `redis://` outputs.
+            ledger: of the jobs.
+            store: of `redis://` outputs.
             output_roots: folders below which outputs may be.
-            s3_buckets: the only buckets that outputs may be in; empty: all that the credentials may.
+            s3_buckets: the only buckets of outputs; empty: all that the credentials allow.
         """
         self._ledger = ledger
         self._store = store
@@ -85,7 +85,7 @@ class JobContexts:
         self._lock = threading.Lock()
 
     def get(self, claim: Claim | FinishClaim | Sweep) -> JobContext:
-        """The context of a claimed chunk's job.
+        """The context of a claimed job.
 
         Raises:
             OutputTooNewError: a newer clipfleet submitted the job.
@@ -116,13 +116,13 @@ class JobContexts:
             raise OutputUnreachableError(f"job {job_id}: {error}") from error
         try:
             output = output_of(job, self._store)
-        except UsageError as error:  # this worker's S3 is not configured, or the job is of another program
+        except UsageError as error:  # S3 is not configured here, or another program wrote the job
             raise OutputUnreachableError(str(error)) from error
         if output.uri.startswith(SCHEME):
             self._check_bucket(output.uri)
         elif isinstance(output, FolderOutput):
             self._check_root(output.uri)
-            # Below the roots also where links are changed while it is used.
+            # Stays below the roots even if links change meanwhile.
             output = BoundFolderOutput(Path(output.uri), self._output_roots)
         if job.output_is_redis:
             rows = RedisSink(self._store)
@@ -136,7 +136,7 @@ class JobContexts:
         return JobContext(job, output, sink, StagedReader(output, job_id=job_id))
 
     def _check_root(self, output: str) -> None:
-        # Where scratch files are made and swept lies further below: links in between must not lead elsewhere.
+        # Scratch files are created and swept further below: links in between must not lead elsewhere.
         paths = Path(output).resolve(), Path(output, keys.TMP).resolve()
         if not all(any(path.is_relative_to(root) for root in self._output_roots) for path in paths):
             raise OutputUnreachableError(
@@ -158,7 +158,7 @@ def _holds(output: Output, job: Job) -> bool:
 
 
 def _check_holds(output: Output, job: Job) -> None:
-    """A worker that does not see the job's own file looks at another disk, or at another job's output."""
+    """Raise unless the output has the job's own file: else it is another disk, or another job's output."""
     data = output.read(keys.JOB_FILE)
     if data is None:
         doubt = (

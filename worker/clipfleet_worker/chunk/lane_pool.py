@@ -1,7 +1,7 @@
-"""Threads that do what they are given, that of the best lane first.
+"""A thread pool that runs the work of the best lane first.
 
-An image that somebody waits for must not stand in line behind the thousands of a bulk job. What has begun is
-not interrupted, so the pieces of work should be small.
+An interactive image must not queue behind the thousands of a bulk job. Running work is not interrupted, so it
+should be short.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ from clipfleet.contract.jobs import Lane
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.process.shortages import LenientThreadPool, shortage_behind
 
-# What is to be done, and who hears of its error.
+# The work, and the callback for its error.
 _Work: TypeAlias = tuple[Callable[[], None], Callable[[BaseException], None]]
 
 _RANKS = {lane: rank for rank, lane in enumerate(Lane)}
 
 
 class LanePool:
-    """Its methods may be called from any thread."""
+    """Thread-safe."""
 
     def __init__(self, threads: int, *, name: str) -> None:
         self._waiting: PriorityQueue[tuple[int, int, _Work]] = PriorityQueue()
-        self._numbers = itertools.count()  # of a lane the first come goes first; no two works are compared
+        self._numbers = itertools.count()  # first in, first out within a lane; works are never compared
         self._threads = LenientThreadPool(threads, thread_name_prefix=name)
 
     def submit(self, lane: Lane, run: Callable[[], None], on_error: Callable[[BaseException], None]) -> None:
-        """Have something done; returns at once.
+        """Queue work; returns at once.
 
-        Args:
-            lane: of the job that needs it.
-            run: the work.
-            on_error: called with whatever the work raised, with `ChunkInterrupted` if it was not begun before
-                `stop`, or with `WorkerShortageError` if there is no thread; must not raise.
+        Args: lane: of its job. run: the work. on_error: called with the exception of the work, with
+            `ChunkInterrupted` if `stop` came first, or with `WorkerShortageError` if there is no thread; must
+            not raise.
         """
         self._waiting.put((_RANKS[lane], next(self._numbers), (run, on_error)))
         try:
@@ -46,11 +44,11 @@ class LanePool:
             shortage = shortage_behind(error)
             if shortage is None:
                 raise
-            # It stays queued, and is done with the next work that gets a thread: it may hold memory.
+            # It stays queued for the next thread: dropping it might leak the memory that it holds.
             on_error(shortage)
 
     def stop(self) -> None:
-        """Begin nothing more; what is under way is not waited for."""
+        """Start no more work; does not wait for running work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with suppress(Empty):
             while True:
@@ -58,7 +56,7 @@ class LanePool:
                 on_error(ChunkInterrupted("the worker stops"))
 
     def _run_best(self) -> None:
-        """What waits in the best lane now: as often as something was submitted."""
+        """Run the first work of the best lane; called once per submitted work."""
         run, on_error = self._waiting.get_nowait()[2]
         try:
             run()

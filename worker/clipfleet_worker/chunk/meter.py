@@ -1,6 +1,6 @@
-"""What the time of one chunk went into, for `clipfleet.contract.bottleneck`.
+"""Where the time of one chunk went, for `clipfleet.contract.bottleneck`.
 
-Its steps, where its items waited, and how busy the steps were meanwhile that all chunks share.
+Its steps, the waits of its items, and how busy the shared steps were meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipfleet.contract.bottleneck import Meter, Meters, Step, device_meter
-from clipfleet_worker.chunk.leases import CLAIMED
+from clipfleet_worker.chunk.held_lease import CLAIMED
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.outcomes import Outcomes
 from clipfleet_worker.process.counts import Busy
@@ -19,26 +19,26 @@ _LITTLE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class StepsBusy:
-    """A look at the steps that all chunks share."""
+    """How busy the steps are that all chunks share."""
 
     decode: Busy  # threads
-    forward: Busy  # the one thread that owns the device
+    forward: Busy  # the device thread
 
     def since(self, earlier: StepsBusy) -> StepsBusy:
-        """What came after an earlier look."""
+        """The difference to an earlier reading."""
         return StepsBusy(self.decode.since(earlier.decode), self.forward.since(earlier.forward))
 
 
 def chunk_meters(
     meanwhile: StepsBusy, steps: Mapping[str, float], outcomes: Outcomes, model: LoadedModel
 ) -> Meters:
-    """What a chunk took.
+    """Measure a chunk.
 
     Args:
-        meanwhile: what the steps did while it was there.
-        steps: how long it took, by `Step`.
+        meanwhile: how busy the shared steps were.
+        steps: seconds by `Step`.
         outcomes: of its items.
-        model: that they were for.
+        model: of its job.
     """
     reading = outcomes.waits.get(Meter.READING, 0.0)
     by_step = {str(step): steps.get(step, 0.0) for step in Step}
@@ -52,16 +52,16 @@ def chunk_meters(
         Meter.READING: reading,
         Meter.DECODING: outcomes.seconds.get("decode", 0.0),
     }
-    of_stages: dict[str, float] = {
+    of_steps: dict[str, float] = {
         device_meter(model.device, model.precision): meanwhile.forward.capacity_seconds,
         Meter.DECODE_CAPACITY: meanwhile.decode.capacity_seconds,
         Meter.DECODE_BUSY: meanwhile.decode.seconds,
         Meter.FORWARD_BUSY: meanwhile.forward.seconds,
     }
-    return Meters({**_most(by_step), **_most(of_items), **_most(of_threads), **of_stages})
+    return Meters({**_most(by_step), **_most(of_items), **_most(of_threads), **of_steps})
 
 
 def _most(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Without what matters little: to add up a meter costs the ledger about two microseconds."""
+    """Drop values below 1 % of the sum: each meter costs the ledger about two microseconds."""
     least = _LITTLE * sum(seconds.values())
     return {name: value for name, value in seconds.items() if value > least}

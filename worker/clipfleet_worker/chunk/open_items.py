@@ -1,4 +1,4 @@
-"""How much a worker takes on: open items are counted before each claim."""
+"""Limits how much a worker takes on: it counts open items before each claim."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from contextlib import contextmanager
 from clipfleet.contract.jobs import Lane
 from clipfleet_worker.fetch.waiting_bytes import RESERVED_SHARE
 
-# Items that have ended and wait for others of their chunk, for each open one: they hold a vector each.
+# Ended items, which hold a vector each, that may wait for others of their chunk, per item of the limit.
 _ENDED_PER_OPEN = 16
 
 
 class OpenItems:
-    """Counts items between claim and completion, without those whose chunk waits only for others."""
+    """Counts items between claim and completion, without the ended ones of unfinished chunks."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.count = 0  # open now
-        self._from_reserve = 0  # of these, claimed when there was room for the best lane only
-        self._ended = 0  # not counted, although their chunk is not written yet
+        self._from_reserve = 0  # of these, claimed while only the best lane had room
+        self._ended = 0  # not counted, although their chunk is unfinished
         self._closed = False
         self._changed = threading.Condition()
 
     def wait_for_room(self, timeout_seconds: float | None = None) -> Sequence[Lane]:
-        """Block while full; answers the lanes that may be claimed from, none once `close` was called."""
+        """Block while full; returns the lanes to claim from, none after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._lanes(), timeout_seconds)
             return () if self._closed else self._lanes()
@@ -38,11 +38,11 @@ class OpenItems:
     def wait_for_room_in_all_lanes(
         self, timeout_seconds: float, unless: Callable[[], bool] = lambda: False
     ) -> None:
-        """Block while only the best lane has room, or none, but no longer than this, nor after `close`.
+        """Block until all lanes have room, the timeout is over, or after `close`.
 
         Args:
-            timeout_seconds: see there.
-            unless: ends the wait, too; it is asked again after `wake`.
+            timeout_seconds: upper bound of the wait.
+            unless: ends the wait, too; it is called again after `wake`.
         """
         with self._changed:
             self._changed.wait_for(
@@ -50,18 +50,18 @@ class OpenItems:
             )
 
     def wake(self) -> None:
-        """Have who waits ask again."""
+        """Make waiting threads check again."""
         with self._changed:
             self._changed.notify_all()
 
     def add(self, count: int, *, from_reserve: bool = False) -> None:
-        """Items were claimed; `from_reserve`: when there was room for the best lane only."""
+        """Count claimed items; `from_reserve`: only the best lane had room."""
         with self._changed:
             self.count += count
             self._from_reserve += count if from_reserve else 0
 
     def remove(self, count: int, *, from_reserve: bool = False) -> None:
-        """Items were completed or given back; the arguments are those of `add`."""
+        """Remove completed or released items, with the arguments of `add`."""
         with self._changed:
             self.count -= count
             self._from_reserve -= count if from_reserve else 0
@@ -69,11 +69,11 @@ class OpenItems:
 
     @contextmanager
     def making_room(self) -> Iterator[Callable[[int], None]]:
-        """Around the time in which the items of a chunk end one after the other.
+        """A context in which the items of a chunk end one by one.
 
-        Gives a function to tell how many more have ended: they count no longer, so that a chunk with a few
-        dead hosts in it does not keep a worker from its work. At the end all count again, until `remove`:
-        chunks that wait to be written must not pile up.
+        Yields a function that takes the number of newly ended items. They count no longer, so that a chunk
+        with a few dead hosts does not block its worker. After the context all count again, until `remove`, so
+        that chunks that wait to be written do not pile up.
         """
         ended, is_over = 0, False
 
@@ -85,7 +85,7 @@ class OpenItems:
                     ended += freed
                     self._ended += freed
                     self.count -= freed
-                    if self.has_room_in_all_lanes:  # else nobody's wait is over: it would be for every batch
+                    if self.has_room_in_all_lanes:  # else no wait is over, and this runs with every batch
                         self._changed.notify_all()
 
         try:
@@ -97,12 +97,12 @@ class OpenItems:
                 self.count += ended
 
     def close(self) -> None:
-        """Nothing may be claimed any more; whoever waits goes on with no lane."""
+        """Allow no more claims; waiting threads go on without a lane."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @property
     def has_room_in_all_lanes(self) -> bool:
-        """Whether chunks of any lane may be claimed."""
+        """Whether chunks of all lanes may be claimed."""
         return self.count < self.limit * (1 - RESERVED_SHARE)

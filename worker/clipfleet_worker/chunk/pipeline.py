@@ -1,7 +1,17 @@
-"""The path of one chunk: read the items, fetch, decode, encode, score, write the part.
+"""The path of one chunk.
 
-Fetching runs on an event loop, decoding in a pool of threads, encoding in the batcher's thread, each for all
-chunks at once; the chunk's own thread waits in between. An item that fails is a row, never an exception.
+    claim     `claims.py`: the task of a hint (`hints/tasks.py`) claims a chunk; `leases.py` keeps its lease
+    read      `job_contexts.py`, `work.py`: the job, the staged items, and in a retry the rows to keep
+    load      `models/`: the model of the job; the other chunks of the process share it
+    fetch     `fetch/`: URIs to bytes, on an event loop
+    decode    `decode/`: bytes to pixels, in a pool of threads
+    encode    `encode/`: pixels, texts and labels to features, in the device thread, in batches
+    score     `score/`: features and label sets to labels
+    write     `rows.py`, `sinks/`: one row per item to one part
+    complete  `endings.py`: records the part in the ledger; the last one of a job calls `finish/`
+
+`item_path.py` connects fetch, decode and encode, which all chunks of a process share. The thread of the chunk
+waits for them in `Outcomes`. An item that fails becomes a failed row, never an exception.
 """
 
 from __future__ import annotations
@@ -16,9 +26,9 @@ from clipfleet.contract.bottleneck import NO_METERS, Meters, Step
 from clipfleet.contract.jobs import ErrorCode, ItemError, Job
 from clipfleet.contract.parts import PartCounts, PartIdentity, count_rows
 from clipfleet.ledger.jobs import Claim
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.item_path import Destination, ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.chunk.meter import chunk_meters
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.rows import part_table
@@ -32,63 +42,61 @@ from clipfleet_worker.process.watchdog import LOAD_LIMIT_SECONDS
 from clipfleet_worker.score.labelling import ChunkLabels, choices_of, fail_unknown_choices, label_items
 from clipfleet_worker.score.text_matrices import TextMatrices, TextMatrix
 
-# Beyond these a step hangs, and its lease is left to expire.
+# Over these limits a step hangs, and its lease is not renewed.
 _READ_LIMIT_SECONDS = 120.0
-# With the download, which may take longer: then the chunk is given back, and claimed by whoever is ready.
-# The loading itself is the watchdog's.
+# With the download; a chunk that waits longer is released. The watchdog limits the load itself.
 _WAIT_FOR_MODEL_SECONDS = 3600.0
-_GIVE_BACK_SECONDS = 60.0
-_PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not for a whole label set
-_ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # in which no item of the worker ends
-_LONGEST_SECONDS = 6 * 3600.0  # of a chunk behind many others on a slow device
-_PREPARE_WRITE_LIMIT_SECONDS = (
-    300.0  # the rows into a scratch file; from its first try on `HeldLease.confirm` counts
-)
+_RELEASE_SECONDS = 60.0
+_PROMPTS_LIMIT_SECONDS = 600.0  # for some hundred prompts, not a whole label set
+_ENCODE_LIMIT_SECONDS = LOAD_LIMIT_SECONDS  # without any item of the worker ending
+_LONGEST_SECONDS = 6 * 3600.0  # for a chunk behind many others on a slow device
+_PREPARE_WRITE_LIMIT_SECONDS = 300.0  # until `HeldLease.confirm`: the rows go into a scratch file
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """The part that is in place now."""
+    """The part of a chunk, which is in place."""
 
     counts: PartCounts
     work_seconds: dict[str, float]  # working time, summed over threads
-    ran: PartCounts | None = None  # rows that were run for it, where a retry kept others; None: as `counts`
-    meters: Meters = NO_METERS  # what limits it
+    ran: PartCounts | None = None  # rows that a retry has run; None: all rows
+    meters: Meters = NO_METERS  # for the limit of the job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Turns claimed chunks into parts; called by many threads at once."""
+    """Turns claimed chunks into parts. Thread-safe."""
 
     models: Models
-    items: ItemPath
+    item_path: ItemPath
     text_matrices: TextMatrices
     open_items: OpenItems
     fetch_deadline_seconds: float
     decode_seconds: float
 
     def run(self, claim: Claim, context: JobContext, lease: HeldLease) -> ChunkResult:
-        """Process a chunk to its part.
+        """Process a chunk up to its part.
 
         Raises:
             ModelUnavailableError: the model cannot be loaded here.
-            OutputConflictError: another job's part is in the place of ours.
-            OutputUnavailableError: the output is away, or a later generation has been here.
-            ChunkInterrupted: the chunk is not ours any more, or the worker leaves.
+            OutputConflictError: a part of another job is in its place.
+            OutputUnavailableError: the output is away, or a later generation has written it.
+            ChunkInterrupted: the chunk is no longer ours, or the worker drains.
         """
         lease.enter(Step.READ, _READ_LIMIT_SECONDS)
-        before = self.items.busy()
+        before = self.item_path.busy()
         if claim.has_history or claim.generation > 0:
             found = context.sink.find(_identity(claim))
-            if found is not None:  # its writer died, or lost its lease, before it could say so
+            if found is not None:  # its writer died, or lost its lease, before the chunk was complete
                 return ChunkResult(found, {}, PartCounts(0, 0, {}) if claim.generation > 0 else None)
         if claim.is_exhausted:
             detail = f"given up after {claim.losses} dead workers and {claim.failures} failures"
             return self.give_up(claim, context, lease, ItemError(ErrorCode.CHUNK_FAILED, detail))
-        work = _work(claim, context)
+        work = _read(claim, context)
         is_suspect = claim.losses > 0 or work.is_suspect
         with (
-            self.items.handling(is_suspect=is_suspect),  # before the load: others may wait for it, too
+            # Before the load, which other chunks may wait for, too.
+            self.item_path.handling(is_suspect=is_suspect),
             self.open_items.making_room() as make_room,
         ):
 
@@ -100,13 +108,13 @@ class Pipeline:
             model, labels = self._process(context.job, work.items, outcomes, lease, is_suspect=is_suspect)
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
         result = self._write(claim, context, lease, work, outcomes, model=model, labels=labels)
-        meanwhile = self.items.busy().since(before)
+        meanwhile = self.item_path.busy().since(before)
         return replace(result, meters=chunk_meters(meanwhile, lease.step_seconds, outcomes, model))
 
     def give_up(self, claim: Claim, context: JobContext, lease: HeldLease, error: ItemError) -> ChunkResult:
-        """Write the part of a chunk that will never work: every item a failed row."""
+        """Write a part with a failed row for every item that is not kept."""
         lease.enter(Step.WRITE, _PREPARE_WRITE_LIMIT_SECONDS)
-        work = _work(claim, context)
+        work = _read(claim, context)
         outcomes = Outcomes(work.items.num_rows)
         outcomes.fail_all(error)
         return self._write(claim, context, lease, work, outcomes)
@@ -120,54 +128,54 @@ class Pipeline:
         *,
         is_suspect: bool,
     ) -> tuple[LoadedModel, ChunkLabels | None]:
-        """Fetch, decode, encode and score the items of a chunk."""
+        """Load the model; fetch, decode, encode and score the items."""
         lease.on_interrupt(outcomes.interrupt)
         choices = choices_of(items, job)
         if choices is not None:
             fail_unknown_choices(job.label_sets, choices, outcomes)
         loading = self.models.prefetch(job.model, job.precision)
-        lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _GIVE_BACK_SECONDS)
+        lease.enter(Step.LOAD, _WAIT_FOR_MODEL_SECONDS + LOAD_LIMIT_SECONDS + _RELEASE_SECONDS)
         spec = lease.result_of(loading.pixel_spec, _WAIT_FOR_MODEL_SECONDS)
-        destination = self.items.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
-        goes_ahead = not is_suspect and job.text_column is None and loading.take_lead()
-        if goes_ahead:
-            self.items.start(items, destination)
-        model = self._loaded(lease, destination)
+        destination = self.item_path.destination(loading, spec, job, outcomes, is_suspect=is_suspect)
+        starts_early = not is_suspect and job.text_column is None and loading.take_lead()
+        if starts_early:
+            self.item_path.start(items, destination)
+        model = self._load(lease, destination)
         limit_seconds = self.fetch_deadline_seconds + self.decode_seconds + _ENCODE_LIMIT_SECONDS
         if job.text_column is not None:
             lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
-            self.items.start_texts(items[job.text_column].to_pylist(), destination)
-        elif not goes_ahead:
-            self.items.start(items, destination)
-        matrices = [] if outcomes.all_failed else self._text_matrices(job, model, lease, outcomes)
+            self.item_path.start_texts(items[job.text_column].to_pylist(), destination)
+        elif not starts_early:
+            self.item_path.start(items, destination)
+        matrices = [] if outcomes.all_failed else self._encode_labels(job, model, lease, outcomes)
         lease.enter(Step.ITEMS, limit_seconds, _LONGEST_SECONDS)
         outcomes.wait()
         lease.enter(Step.SCORE, _ENCODE_LIMIT_SECONDS, _LONGEST_SECONDS)
         if not matrices:
             return model, None
-        return model, label_items(self.items.batcher, job, matrices, outcomes, model.logit_scale, choices)
+        return model, label_items(self.item_path.batcher, job, matrices, outcomes, model.logit_scale, choices)
 
-    def _loaded(self, lease: HeldLease, destination: Destination) -> LoadedModel:
-        """Its files are here by now."""
+    def _load(self, lease: HeldLease, destination: Destination) -> LoadedModel:
+        """Wait for the model, whose files are here by now."""
         try:
             return lease.result_of(destination.loading, LOAD_LIMIT_SECONDS)
         except BaseException as error:
-            destination.outcomes.interrupt(error)  # nobody waits for the items that went ahead
+            destination.outcomes.interrupt(error)  # ends the items that started early
             destination.ahead.stop_waiting()
             raise
 
-    def _text_matrices(
+    def _encode_labels(
         self, job: Job, model: LoadedModel, lease: HeldLease, outcomes: Outcomes
     ) -> list[TextMatrix]:
-        """While the items are on their way: the prompts of a large label set take long, but only once."""
+        """Encode the labels while the items are in progress; a large label set takes long, but only once."""
         try:
             alive = partial(lease.enter, Step.LABELS, _PROMPTS_LIMIT_SECONDS)
             return [self.text_matrices.get(model, label_set, job.lane, alive) for label_set in job.label_sets]
-        except ItemFailure as failure:  # a label without a vector: nothing can be scored
+        except ItemFailure as failure:  # a label without a vector: no score is possible
             outcomes.fail_all(failure.error)
             return []
         except BaseException as error:
-            outcomes.interrupt(error)  # nobody waits for the items any more
+            outcomes.interrupt(error)  # ends the items
             raise
 
     def _write(
@@ -205,8 +213,8 @@ class Pipeline:
         return ChunkResult(counts, seconds, None if work.older is None else count_rows(fresh))
 
 
-def _work(claim: Claim, context: JobContext) -> ChunkWork:
-    """The items of a chunk; in a retry only those that failed in the part of the generation before."""
+def _read(claim: Claim, context: JobContext) -> ChunkWork:
+    """Read the items of a chunk, and in a retry the part of the generation before."""
     older = context.sink.older(_identity(claim)) if claim.generation > 0 else None
     return chunk_work(context.items(claim), older, claim.retry_codes)
 

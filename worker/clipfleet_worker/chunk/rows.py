@@ -1,4 +1,4 @@
-"""From outcomes to the rows of a part: one row per item, in the order of the items, failures included."""
+"""Turns outcomes into the rows of a part: one row per item, in item order, including failures."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def part_table(
     label_set_names: Sequence[str] = (),
     labels: ChunkLabels | None = None,
 ) -> pa.Table:
-    """The rows of one part.
+    """Build the rows of one part.
 
     Args:
-        items: the staged chunk, with the source's own columns already under their final names.
-        outcomes: one per item; every item must have ended.
-        embedding_dimension: None if it is not known.
-        model_fingerprint: None if no model was loaded.
-        store_embeddings: whether the vectors go into the part.
-        label_set_names: of the label sets with columns of their own.
-        labels: None if there are none.
+        items: the staged chunk; the source's own columns have their final names.
+        outcomes: of the items, which must all have ended.
+        embedding_dimension: None: unknown.
+        model_fingerprint: None: no model was loaded.
+        store_embeddings: whether the part has the vectors.
+        label_set_names: of the label sets that have their own columns.
+        labels: None: there are no labels.
     """
     staged_only = {*ITEM_COLUMNS, INLINE_COLUMN}
     extra = [items.schema.field(name) for name in items.schema.names if name not in staged_only]
@@ -69,7 +69,7 @@ def part_table(
 
 
 def _error_columns(errors: Sequence[ItemError | None]) -> tuple[pa.Array, pa.Array]:
-    """The codes, and the details."""
+    """Codes and details."""
     if not any(errors):
         nothing = pa.nulls(len(errors), pa.string())
         return nothing, nothing
@@ -84,7 +84,7 @@ def _without_userinfo(uris: pa.Array) -> pa.Array:
 
 
 def without_userinfo(uri: str) -> str:
-    """The URI without `user:password@`; other URIs as they are."""
+    """The URI without `user:password@`."""
     if "@" not in uri or "://" not in uri:
         return uri
     try:

@@ -1,7 +1,4 @@
-"""What became of this process's chunks and their items, counted once per chunk, for whoever asks.
-
-Nothing here waits, and nothing is counted per item.
-"""
+"""Counts how the chunks of this process and their items end: once per chunk, never per item."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ CHUNK_SECONDS = (1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 180.0, 300.0, 600.0, 1800.0)
 
 
 class ChunkEnd(StrEnum):
-    """How a chunk that was claimed left this process."""
+    """How a claimed chunk ended in this process."""
 
-    DONE = "done"  # its part is in place, and the ledger has counted it
-    LATE = "late"  # likewise, but somebody else was first, or the job is over
-    WAITED = "waited"  # given back: store, source, Redis or device memory are away
-    DRAINED = "drained"  # given back: the worker leaves, or another one is to do it
-    LOST = "lost"  # its lease had expired
-    CANCELLED = "cancelled"  # its job was
-    FAILED = "failed"  # an error of ours, or an output that cannot be used
+    DONE = "done"  # its part is in place and the ledger has counted it
+    LATE = "late"  # its part is in place, but another worker was first, or the job is over
+    WAITED = "waited"  # released: the store, the source, Redis or device memory was away
+    DRAINED = "drained"  # released: the worker drains, or another worker has to process it
+    LOST = "lost"  # its lease has expired
+    CANCELLED = "cancelled"  # its job was cancelled
+    FAILED = "failed"  # a bug of ours, or an unusable output
 
 
 @dataclass(slots=True)
@@ -35,10 +32,10 @@ class ChunkTotals:
     """Since the process began."""
 
     ends: Counter[ChunkEnd] = field(default_factory=Counter)
-    # Of chunks that are done, by status and code ("" for ok).
+    # Of complete chunks, by status and code ("" for ok).
     items: Counter[tuple[ItemStatus, str]] = field(default_factory=Counter)
     work_seconds: dict[str, float] = field(default_factory=dict)  # working time, summed over threads
-    # Chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and beyond.
+    # Chunks by time from claim to end: up to each of `CHUNK_SECONDS`, and above.
     lived: list[int] = field(default_factory=lambda: [0] * (len(CHUNK_SECONDS) + 1))
     lived_seconds: float = 0.0
 
@@ -51,12 +48,12 @@ class ChunkTally:
         self._totals = ChunkTotals()
 
     def done(self, rows: PartCounts, work_seconds: Mapping[str, float], lived_seconds: float) -> None:
-        """A chunk is done.
+        """Count a complete chunk.
 
         Args:
             rows: that were run for it.
             work_seconds: working time by step.
-            lived_seconds: from the claim until now.
+            lived_seconds: since the claim.
         """
         with self._lock:
             self._end(ChunkEnd.DONE, lived_seconds)
@@ -68,12 +65,12 @@ class ChunkTally:
                 by_step[step] = by_step.get(step, 0.0) + seconds
 
     def ended(self, end: ChunkEnd, lived_seconds: float) -> None:
-        """A chunk has ended in another way."""
+        """Count a chunk that has ended in another way."""
         with self._lock:
             self._end(end, lived_seconds)
 
     def totals(self) -> ChunkTotals:
-        """What was counted so far."""
+        """A copy of the counts."""
         with self._lock:
             return deepcopy(self._totals)
 

@@ -1,6 +1,6 @@
-"""Which items of a chunk are to be worked on: all, or in a retry those that failed before.
+"""Selects the items of a chunk to process: all of them or, in a retry, those that failed.
 
-Pure functions on tables; the rows that a retry keeps and the new ones make up the part together.
+Pure functions on tables. The part of a retry has kept and new rows.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ _HARM = (ErrorCode.CRASHED, ErrorCode.DECODE_TIMEOUT, ErrorCode.OUT_OF_MEMORY, E
 
 @dataclass(frozen=True, slots=True)
 class ChunkWork:
-    """A chunk before it is worked on."""
+    """The work on a chunk."""
 
-    items: pa.Table  # to be worked on, in order
-    older: OlderPart | None = None  # the part to be replaced
-    kept: pa.Table | None = None  # its rows that stay
+    items: pa.Table  # to process, in order
+    older: OlderPart | None = None  # the part to replace
+    kept: pa.Table | None = None  # its rows to keep
 
     @property
     def is_suspect(self) -> bool:
-        """Whether some item has harmed what decoded it, or may have, in an earlier generation."""
+        """Whether an item may have crashed its decoder in an earlier generation."""
         if self.older is None:
             return False
         harm = pc.is_in(self.older.rows["error_code"], pa.array(_HARM, pa.string()))
         return bool(pc.any(harm).as_py())
 
     def all_rows(self, fresh: pa.Table) -> pa.Table:
-        """The rows of the whole part, in item order, from the new rows of `items`.
+        """Merge kept and new rows into the whole part, in item order.
+
+        Args:
+            fresh: the new rows, of `items`.
 
         Raises:
             OutputConflictError: the vectors of old and new rows differ in length.
@@ -47,17 +50,17 @@ class ChunkWork:
         if not fresh.num_rows:
             return self.kept
         fresh, kept = _with_equal_vectors(_as_read_back(fresh, self.kept), self.kept)
-        # By name: an older version of this program may have written fewer columns.
+        # By name: an older version may have written fewer columns.
         return pa.concat_tables([fresh, kept], promote_options="default").sort_by("item_index")
 
 
 def chunk_work(items: pa.Table, older: OlderPart | None, retry_codes: Sequence[str] = ()) -> ChunkWork:
-    """What is to be done for the items of a chunk.
+    """Select the items to process.
 
     Args:
         items: the staged chunk.
-        older: the part that a retry found in place; its rows that did not fail are kept.
-        retry_codes: failed rows with other error codes are kept too; empty: none of them is.
+        older: the part that a retry found in place; its ok rows are kept.
+        retry_codes: failed rows with other error codes are kept, too; empty: none is.
     """
     if older is None:
         return ChunkWork(items)
@@ -66,13 +69,13 @@ def chunk_work(items: pa.Table, older: OlderPart | None, retry_codes: Sequence[s
         is_retried = pc.is_in(older.rows["error_code"], pa.array(retry_codes, pa.string()))
         is_kept = pc.or_(is_kept, pc.invert(is_retried))
     kept = older.rows.filter(is_kept)
-    # Whatever is not kept: so the part has one row per item, whatever the older one held.
+    # All items that are not kept: so the part has one row per item, whatever the older one held.
     is_done = pc.is_in(items["item_index"], kept["item_index"].combine_chunks())
     return ChunkWork(items.filter(pc.invert(is_done)), older, kept)
 
 
 def _as_read_back(fresh: pa.Table, kept: pa.Table) -> pa.Table:
-    """The new rows as old ones come back: from JSON, where the new ones go too, some columns are text."""
+    """Convert new rows to the types of rows that were read back: from JSON some columns are text."""
     common = set(kept.schema.names).intersection(fresh.schema.names) - {"embedding"}
     if all(kept.schema.field(name).type.equals(fresh.schema.field(name).type) for name in common):
         return fresh
@@ -80,7 +83,7 @@ def _as_read_back(fresh: pa.Table, kept: pa.Table) -> pa.Table:
 
 
 def _with_equal_vectors(fresh: pa.Table, kept: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The same tables with one type of `embedding`: where no row has a vector its length may be any."""
+    """Give both tables the same type of `embedding`: without any vector its length is arbitrary."""
     kinds = fresh.schema.field("embedding").type, kept.schema.field("embedding").type
     if kinds[0].equals(kinds[1]):
         return fresh, kept
@@ -89,7 +92,7 @@ def _with_equal_vectors(fresh: pa.Table, kept: pa.Table) -> tuple[pa.Table, pa.T
     if kept["embedding"].null_count == len(kept):
         return fresh, _without_vectors(kept, kinds[0])
     raise OutputConflictError(
-        f"the part holds vectors of type {kinds[1]}, now they are {kinds[0]}: another model of this name?"
+        f"the part has vectors of type {kinds[1]}, new ones are {kinds[0]}: another model of this name?"
     )
 
 

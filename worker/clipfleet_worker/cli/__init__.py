@@ -1,1 +1,1 @@
-"""The command line of the worker: parses arguments and prints, nothing else."""
+"""The commands of `clipfleet-worker`: they parse arguments and print. No logic of a worker belongs here."""

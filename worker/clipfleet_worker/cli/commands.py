@@ -1,4 +1,4 @@
-"""`clipfleet-worker`: argument parsing and printing only."""
+"""`clipfleet-worker`: parses arguments and prints, nothing else."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
     from clipfleet_worker.doctor import Finding
 
 app = new_app(
-    "Run clipfleet workers: processes that label and embed images on this machine's device.",
+    "Run clipfleet workers, which label and embed images on the CPU or GPUs of this machine.",
 )
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-_STOP_SECONDS_BEYOND_DRAIN = 30.0  # a worker that hangs has ended itself by then
+_STOP_SECONDS_BEYOND_DRAIN = 30.0  # by then the watchdog has ended a worker that hangs
 
 app.add_typer(cli_models.app, name="models")
 
 Models = Annotated[
     str | None,
-    typer.Option("--models", metavar="NAME,...", help="models to serve; the first is loaded at start"),
+    typer.Option("--models", metavar="NAME,...", help="models to serve; the first one is loaded at start"),
 ]
-Directory = Annotated[Path, typer.Option("--dir", help="where the embedded servers keep their data and logs")]
+Directory = Annotated[Path, typer.Option("--dir", help="folder for data and logs of the embedded servers")]
 
 
 def _set_models(models: str | None) -> None:
-    """Let the option override the variable; a name that cannot be used is told as the option's fault."""
+    """Override CLIPFLEET_MODELS by the option; an error names the option."""
     if models is None:
         return
     names = [name.strip() for name in models.split(",") if name.strip()]
     if not names:
-        raise UsageError("--models names no model: give a value, or leave the option out")
+        raise UsageError("--models names no model; give a name, or omit the option")
     for name in names:
         try:
             normalise_model(name)
@@ -70,7 +70,11 @@ def run(
     models: Models = None,
     devices: Annotated[
         str | None,
-        typer.Option("--devices", metavar="NAME,...", help="a process for each: all, cpu, cuda:0,cuda:1"),
+        typer.Option(
+            "--devices",
+            metavar="NAME,...",
+            help="a process for each: all, cpu, or cuda:0,cuda:1",
+        ),
     ] = None,
     processes_per_device: Annotated[
         str | None,
@@ -78,9 +82,9 @@ def run(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
 ) -> None:
-    """Take chunks and process them until SIGTERM; the Redis is CLIPFLEET_REDIS_URL."""
+    """Process chunks of the Redis at CLIPFLEET_REDIS_URL until SIGTERM."""
     require_extra()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker holds anything
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # until the worker holds chunks
     from clipfleet_worker.process.logs import log_to_stderr
 
     _set_models(models)
@@ -114,16 +118,16 @@ def _plan(devices: str, per_device: str, settings: WorkerSettings) -> list[Worke
 def up(
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- COMMAND", help="run this with the environment set, then end"),
+        typer.Argument(metavar="-- COMMAND", help="run this command with the environment set, then stop"),
     ] = None,
     directory: Directory = Path(".clipfleet"),
-    no_worker: Annotated[bool, typer.Option("--no-worker", help="start no worker")] = False,
+    no_worker: Annotated[bool, typer.Option("--no-worker", help="start the servers only")] = False,
     with_s3: Annotated[
-        bool, typer.Option("--s3", help="start an S3 store too, with a bucket clipfleet")
+        bool, typer.Option("--s3", help="also start an S3 store, with a bucket named clipfleet")
     ] = False,
     models: Models = None,
 ) -> None:
-    """Start an embedded Valkey and a worker on this machine, in the foreground."""
+    """Run an embedded Valkey and a worker on this machine, in the foreground."""
     if not no_worker:
         require_extra()
     from clipfleet_worker.machine.up import RUN_WORKER, Up
@@ -144,10 +148,10 @@ def up(
 @app.command()
 def demo(
     directory: Annotated[
-        Path, typer.Option("--dir", help="a new or empty folder, or an earlier demo's")
+        Path, typer.Option("--dir", help="folder of the demo: new, empty, or of an earlier demo")
     ] = Path("clipfleet-demo"),
 ) -> None:
-    """Label sixty images with the demo model: a server, a worker, the real path, in one command."""
+    """Label sixty sample images with the demo model, on an embedded server and a real worker."""
     require_extra()
     from clipfleet_worker.cli.demo import run_demo
 
@@ -156,14 +160,14 @@ def demo(
 
 @app.command()
 def exporter() -> None:
-    """Tell Prometheus of the ledger, at CLIPFLEET_HEALTH_PORT: also where no worker runs."""
+    """Export metrics of the ledger to Prometheus, at CLIPFLEET_HEALTH_PORT; needs no worker."""
     require_extra("exporter")
     from clipfleet_worker.process.logs import log_to_stderr
     from clipfleet_worker.status.metrics.ledger import hasty_ledger, run_exporter
 
     settings = checked(WorkerSettings)
     if settings.health_port is None:
-        raise UsageError("CLIPFLEET_HEALTH_PORT is not set: give the port that Prometheus asks")
+        raise UsageError("CLIPFLEET_HEALTH_PORT is not set; set it to the port that Prometheus scrapes")
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -176,26 +180,26 @@ def exporter() -> None:
 def doctor(
     output: Annotated[
         list[str] | None,
-        typer.Option(metavar="s3://BUCKET/PREFIX", help="try to write there; may be repeated"),
+        typer.Option(metavar="s3://BUCKET/PREFIX", help="also check that it is writable; may be repeated"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at all that a worker with these settings needs: each finding with its remedy."""
+    """Check everything that a worker with these settings needs; each problem comes with its remedy."""
     require_extra()
     outputs = output or []
     for uri in outputs:
         if not uri.startswith(SCHEME):
-            raise UsageError(f"--output {uri!r} is not in S3: folders are those of CLIPFLEET_OUTPUT_ROOTS")
+            raise UsageError(f"--output {uri!r} is not in S3; list folders in CLIPFLEET_OUTPUT_ROOTS")
     settings = checked(WorkerSettings)
     from clipfleet_worker.doctor import examine
     from clipfleet_worker.doctor.all_checks import all_checks
 
     findings = examine(list(all_checks(settings, os.environ, outputs)))
-    problems = _tell_json(findings) if as_json else _tell(findings)
+    problems = _print_json(findings) if as_json else _print(findings)
     raise typer.Exit(EXIT_FAILED if problems else 0)
 
 
-def _tell(findings: Iterable[Finding]) -> int:
+def _print(findings: Iterable[Finding]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     counts = dict.fromkeys(_STYLES, 0)
     for finding in findings:
@@ -214,7 +218,7 @@ def _tell(findings: Iterable[Finding]) -> int:
     return problems
 
 
-def _tell_json(findings: Iterable[Finding]) -> int:
+def _print_json(findings: Iterable[Finding]) -> int:
     found = list(findings)
     typer.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
     return sum(finding.level == "problem" for finding in found)

@@ -1,6 +1,6 @@
-"""`clipfleet-worker demo`: sixty images through the real path, with an embedded server and a real worker.
+"""`clipfleet-worker demo`: three jobs label sixty sample images, on an embedded server and a real worker.
 
-Each of three jobs labels twenty images among their own twenty names.
+Each job labels twenty images among their own twenty names.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MARKER = "clipfleet demo"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One of the images that come with the package."""
+    """A sample image of the package."""
 
     file: str
     name: str
-    group: int  # the images of a group are labelled among the names of the group
+    group: int  # its images are labelled among its names
 
 
 def run_demo(directory: Path) -> int:
@@ -49,28 +49,28 @@ def run_demo(directory: Path) -> int:
     except OSError as error:
         raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
     command = [sys.executable, "-P", "-m", "clipfleet_worker.cli.demo_child", str(directory)]
-    os.environ.setdefault("CLIPFLEET_DEVICE", "cpu")  # enough for its small model
+    os.environ.setdefault("CLIPFLEET_DEVICE", "cpu")  # fast enough for the small model
     worker = [*RUN_WORKER, "--models", DEMO_MODEL]
     return Up(directory / "service", worker_argv=worker, command=command).run()
 
 
 def samples() -> list[Sample]:
-    """All samples, in the order in which they were drawn."""
+    """All samples, in the order of `samples.json`."""
     text = (files("clipfleet_worker") / "samples" / "samples.json").read_text()
     return [Sample(**entry) for entry in json.loads(text)]
 
 
 def label_samples(directory: Path) -> int:
-    """The producer's side of the demo, with a worker already there; returns the exit code."""
+    """Run the producer's side of the demo beside a worker; returns the exit code."""
     run = directory / "results" / new_job_id()
     groups = sorted({sample.group for sample in samples()})
     with Client() as client:
         jobs = [_submit(client, directory, run, group) for group in groups]
-        say("a real job for each folder: " + ", ".join(job.job_id for job in jobs))
+        say("submitted a job for each folder: " + ", ".join(job.job_id for job in jobs))
         states = [job.wait().state for job in jobs]
         rows = [row for job in jobs for row in job.results()]
     if any(state is not JobState.COMPLETED for state in states):
-        say(f"the jobs ended as {', '.join(states)}; the logs are in {directory / 'service'}", style="red")
+        say(f"the jobs ended as {', '.join(states)}; see the logs in {directory / 'service'}", style="red")
         return 1
     right = _print_table(rows)
     _print_next_steps(directory, run, right, len(rows))
@@ -80,9 +80,9 @@ def label_samples(directory: Path) -> int:
 def _make_folder(directory: Path) -> None:
     marker = directory / "README.txt"
     if directory.exists() and any(directory.iterdir()) and not _is_ours(marker):
-        raise UsageError(f"{directory} holds something else: choose another folder with --dir")
+        raise UsageError(f"{directory} is not empty; choose another folder with --dir")
     directory.mkdir(parents=True, exist_ok=True)
-    marker.write_text(f"{_MARKER}: made by `clipfleet-worker demo`, may be deleted\n")
+    marker.write_text(f"{_MARKER}: created by `clipfleet-worker demo`, may be deleted\n")
     with as_file(files("clipfleet_worker") / "samples") as source:
         for sample in samples():
             target = directory / "images" / str(sample.group) / sample.file
@@ -101,7 +101,7 @@ def _submit(client: Client, directory: Path, run: Path, group: int) -> JobHandle
 
 
 def _print_table(rows: list[dict[str, Any]]) -> int:
-    """Show every image with its label; returns how many are right."""
+    """Print every image with its label; returns how many are right."""
     names = {sample.file: sample.name for sample in samples()}
     table = Table("image", "label", "score", "", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     right = 0
@@ -117,10 +117,10 @@ def _print_table(rows: list[dict[str, Any]]) -> int:
 def _print_next_steps(directory: Path, run: Path, right: int, total: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n{right} of {total} right ({right / total:.0%}), one row per image.")
-    console.print("The demo model is small and knows emoji-like images only.\n")
-    console.print(f"images  {directory / 'images'}", markup=False)
+    console.print("The demo model is small: it knows emoji-like images only.\n")
+    console.print(f"images    {directory / 'images'}", markup=False)
     console.print(f"results   {run}", markup=False)
-    console.print("\nNext, your own images with the real model (605 MB of weights, downloaded once):\n")
+    console.print("\nNext, label your own images with the real model (605 MB of weights, downloaded once):\n")
     activate = Path(sys.executable).with_name("activate")
     if shutil.which("clipfleet") is None and activate.exists():
         console.print(f"  source {shlex.quote(str(activate))}", markup=False)

@@ -1,4 +1,4 @@
-"""The producer's side of the demo, in a process of its own beside `up`: how it ends when it cannot go on."""
+"""The producer's side of the demo, as a process beside `up`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Label the samples; the argument is the demo's folder. A Ctrl-C at any time is no traceback."""
+    """Label the samples; the argument is the demo's folder. A Ctrl-C prints no traceback."""
     try:
         from clipfleet.errors import ClipfleetError
         from clipfleet.terminal.console import say_error

@@ -1,4 +1,4 @@
-"""`clipfleet-worker models`: which models there are, and having them on this machine."""
+"""`clipfleet-worker models`: lists and downloads models."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from clipfleet_worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from clipfleet_worker.models.files import ModelFiles
 
-app = typer.Typer(help="List models, and have them on this machine.", no_args_is_help=True)
+app = typer.Typer(help="List and download models.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_(
-    every: Annotated[bool, typer.Option("--all", help="also those that open_clip knows by name")] = False,
+    every: Annotated[bool, typer.Option("--all", help="also list the models that open_clip knows")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the models that are served (CLIPFLEET_MODELS) and those on this machine."""
+    """List the models to serve (CLIPFLEET_MODELS) and those on this machine."""
     require_extra()
     from clipfleet_worker.models.catalogue import ModelEntry, list_models
 
@@ -55,10 +55,10 @@ def list_(
 
 @app.command()
 def pull(
-    models: Annotated[list[str], typer.Argument(metavar="NAME...", help="as for --models")],
+    models: Annotated[list[str], typer.Argument(metavar="NAME...", help="models, named as for --models")],
     as_json: AsJson = False,
 ) -> None:
-    """Download models into the hub's cache (HF_HOME), unless they are there."""
+    """Download models into the cache of Hugging Face (HF_HOME), unless they are there."""
     require_extra()
     from clipfleet_worker.failures import ModelUnavailableError
     from clipfleet_worker.models.catalogue import require_known

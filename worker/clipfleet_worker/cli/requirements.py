@@ -1,4 +1,4 @@
-"""The packages of our extras, asked for before the first of them is imported."""
+"""Checks that the packages of an extra are installed, before the first of them is imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clipfleet.errors import UsageError
 
 _MODULES = {
     "worker,embedded": ("torch", "torchvision", "open_clip", "PIL", "simplejpeg", "aiohttp", "numpy"),
-    "exporter": ("prometheus_client",),  # the worker's brings it, too
+    "exporter": ("prometheus_client",),  # the extra `worker` has it, too
 }
 
 
@@ -16,4 +16,4 @@ def require_extra(name: str = "worker,embedded") -> None:
     """Raise `UsageError` unless the packages of an extra are installed."""
     missing = [module for module in _MODULES[name] if find_spec(module) is None]
     if missing:
-        raise UsageError(f'this command needs {", ".join(missing)}: run `pip install "clipfleet[{name}]"`')
+        raise UsageError(f'this command needs {", ".join(missing)}; run `pip install "clipfleet[{name}]"`')

@@ -1,7 +1,7 @@
-"""What a worker with these settings needs, looked at before it is needed: one file per kind.
+"""Checks of everything that a worker with its settings needs, one file per kind. None repairs anything.
 
-A check finds, it mends nothing, and leaves nothing behind. Each has a time of its own, so that a server that
-takes connections and never answers does not keep the others from being asked.
+A check leaves nothing behind. Each has its own timeout, so that a server that accepts connections and never
+answers does not block the other checks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class Level(StrEnum):
     """What a finding means for a worker."""
 
     OK = "ok"
-    WARNING = "warning"  # it works, less well or less safely
-    PROBLEM = "problem"  # jobs would fail, wait for ever or be lost
+    WARNING = "warning"  # the worker works, but slower or less safely
+    PROBLEM = "problem"  # jobs would fail, wait for ever or get lost
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line, and what to do about it; `check` is filled in by `examine`."""
+    """One line and its remedy; `examine` fills in `check`."""
 
     level: Level
     what: str
@@ -32,30 +32,30 @@ class Finding:
 
 
 def fine(what: str) -> Finding:
-    """Nothing is to be done."""
+    """Make a finding that needs no action."""
     return Finding(Level.OK, what)
 
 
 def warning(what: str, remedy: str) -> Finding:
-    """See `Level`."""
+    """Make a finding of `Level.WARNING`."""
     return Finding(Level.WARNING, what, remedy)
 
 
 def problem(what: str, remedy: str) -> Finding:
-    """See `Level`."""
+    """Make a finding of `Level.PROBLEM`."""
     return Finding(Level.PROBLEM, what, remedy)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Looks at one thing; whatever the world does to it becomes a finding, never an exception."""
+    """One check; every failure of the world becomes a finding, never an exception."""
 
     name: str  # one word
-    limit_seconds: float  # after which it is left alone
-    findings: Callable[[], Iterator[Finding]]  # in the order in which they are found; in a thread of its own
+    limit_seconds: float  # timeout of each finding
+    findings: Callable[[], Iterator[Finding]]  # lazily, in another thread
 
 
-class CheckBroke(RuntimeError):  # noqa: N818 - what broke it was shown by its own thread
+class CheckBroke(RuntimeError):  # noqa: N818 - its thread has printed the error
     """A check raised: a bug of ours."""
 
 
@@ -65,10 +65,10 @@ class _Mark(StrEnum):
 
 
 def examine(checks: Sequence[Check]) -> Iterator[Finding]:
-    """The findings of all checks, one check after the other.
+    """Run the checks one after the other, and yield their findings.
 
     Raises:
-        CheckBroke: a check raised; its thread has written the traceback.
+        CheckBroke: a check raised; its thread has printed the traceback.
     """
     for check in checks:
         for finding in _bounded(check):
@@ -77,7 +77,7 @@ def examine(checks: Sequence[Check]) -> Iterator[Finding]:
 
 def _bounded(check: Check) -> Iterator[Finding]:
     found: SimpleQueue[Finding | _Mark] = SimpleQueue()
-    # A daemon: a check that hangs does not keep the program from ending.
+    # A daemon: a check that hangs does not delay the end of the program.
     thread = threading.Thread(target=_fill, args=(check, found), name=check.name, daemon=True)
     thread.start()
     while True:
@@ -86,12 +86,12 @@ def _bounded(check: Check) -> Iterator[Finding]:
         except Empty:
             yield problem(
                 f"no answer within {check.limit_seconds:g} s",
-                "find out what hangs there; a worker would hang, too",
+                "find out what hangs; a worker would hang, too",
             )
             return
         if finding is _Mark.BROKE:
-            thread.join()  # until the traceback is written
-            raise CheckBroke(f"the check {check.name} broke off")
+            thread.join()  # until the traceback is printed
+            raise CheckBroke(f"the check {check.name} failed with an exception")
         if isinstance(finding, _Mark):
             return
         yield finding

@@ -1,4 +1,4 @@
-"""Which checks there are for a worker with certain settings, cheap ones first."""
+"""The checks for a worker's settings, cheap ones first."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from clipfleet_worker.settings import WorkerSettings
 def all_checks(
     settings: WorkerSettings, environment: Mapping[str, str], s3_outputs: Sequence[str]
 ) -> Iterator[Check]:
-    """The checks in their order.
+    """Yield the checks in their order.
 
     Args:
         settings: of the worker.
-        environment: variables, for what is misspelt among them.
-        s3_outputs: `s3://BUCKET/PREFIX` of results to come.
+        environment: variables, to find misspelt ones.
+        s3_outputs: `s3://BUCKET/PREFIX` of future results.
     """
     yield Check("settings", 5, partial(settings_findings, environment))
     yield Check("machine", 20, partial(machine_findings, settings))
@@ -39,7 +39,7 @@ def all_checks(
         yield Check("s3", 60, partial(s3_findings, uri, is_output=True, buckets=settings.s3_buckets))
     for bucket in settings.s3_buckets:
         yield Check("s3", 60, partial(s3_findings, f"s3://{bucket}", is_output=False))
-    yield Check("device", 120, partial(device_findings, settings))  # CUDA takes its time
+    yield Check("device", 120, partial(device_findings, settings))  # CUDA starts slowly
     yield Check("decode", 60, partial(decode_findings, settings.max_pixels))
     for model in settings.models:
         yield Check("model", LOAD_LIMIT_SECONDS, partial(model_findings, settings, model))

@@ -1,4 +1,4 @@
-"""The folders that images are read from and results are written to, as this very user sees them."""
+"""Checks the folders of images and results, as the current user."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _LITTLE_BYTES = 1 << 30
 
 
 def folder_findings(root: Path, is_output: bool) -> Iterator[Finding]:
-    """One of the roots."""
+    """Check one root."""
     variable = "CLIPFLEET_OUTPUT_ROOTS" if is_output else "CLIPFLEET_FILE_ROOTS"
     if not _is_folder(root):
-        yield problem(f"{root} of {variable} is no folder here", f"make it, mount it, or correct {variable}")
+        yield problem(f"{root} of {variable} is not a folder", f"create it, mount it, or correct {variable}")
     elif not os.access(root, os.R_OK | os.X_OK):
         yield problem(
-            f"{root} of {variable} may not be read by user {os.getuid()}",
+            f"{root} of {variable} is not readable for user {os.getuid()}",
             f"chmod o+rx {root} and the folders above it, or run the worker as its owner",
         )
     elif is_output:
         yield from _of_output(root)
     else:
-        yield fine(f"{root} can be read")
+        yield fine(f"{root} is readable")
 
 
 def _of_output(root: Path) -> Iterator[Finding]:
@@ -38,35 +38,35 @@ def _of_output(root: Path) -> Iterator[Finding]:
         has_links = _can_link(probe, linked)
     except OSError as error:
         yield problem(
-            f"{root} of CLIPFLEET_OUTPUT_ROOTS cannot be written: {error.strerror}",
-            f"let user {os.getuid()} write there (chown, or a mount that is not read-only)",
+            f"{root} of CLIPFLEET_OUTPUT_ROOTS is not writable: {error.strerror}",
+            f"let user {os.getuid()} write there (chown, or remount it read-write)",
         )
         return
     finally:
         for path in (probe, linked):
             with suppress(OSError):
                 path.unlink()
-    yield fine(f"{root} can be written")
+    yield fine(f"{root} is writable")
     if not has_links:
         yield warning(
             f"{root} is on a file system without hard links",
-            "two workers may then write the same part one after the other: use another one, or S3",
+            "use another file system, or S3: without links a second worker may replace a part",
         )
     free = shutil.disk_usage(root).free
     if free < _LITTLE_BYTES:
-        yield warning(f"{root} has {free >> 20} MiB left", "make room: jobs wait while the disk is full")
+        yield warning(f"{root} has {free >> 20} MiB left", "free space: jobs wait while the disk is full")
 
 
 def no_folder_findings(is_output: bool) -> Iterator[Finding]:
-    """Roots that are not set: allowed, but no job that needs them gets far."""
+    """Report roots that are not set: that is allowed, but jobs that need them fail."""
     if is_output:
-        yield fine("CLIPFLEET_OUTPUT_ROOTS is empty: results may go to Redis and S3 only")
+        yield fine("CLIPFLEET_OUTPUT_ROOTS is empty: results can go to Redis and S3 only")
     else:
-        yield fine("CLIPFLEET_FILE_ROOTS is empty: images may come from URLs and S3 only")
+        yield fine("CLIPFLEET_FILE_ROOTS is empty: images can come from URLs and S3 only")
 
 
 def _is_folder(path: Path) -> bool:
-    """Also where a folder above it may not be entered: then nobody knows."""
+    """Whether it is a folder, or may be one below a folder that this user cannot enter."""
     try:
         return path.is_dir()
     except PermissionError:

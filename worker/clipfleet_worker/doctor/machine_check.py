@@ -1,4 +1,4 @@
-"""What this machine or container gives a worker, whether it decodes well, and misspelt settings."""
+"""Checks the resources of this machine or container, its decoders, and the spelling of settings."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ _REMEDY = "reinstall simplejpeg, torch and pillow (`pip install --force-reinstal
 
 
 def settings_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Variables that look like settings and are none."""
+    """Find variables that look like settings but are not."""
     doubtful = list(doubtful_variables(WorkerSettings, environment, has_all=True))
     for variable, meant in doubtful:
-        yield warning(f"{variable} is no setting", f"did you mean {meant}?" if meant else "remove it")
+        yield warning(f"{variable} is not a setting", f"did you mean {meant}?" if meant else "remove it")
     if not doubtful:
         yield fine("every CLIPFLEET_ variable is a setting")
 
 
 def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
-    """What this machine or container gives a worker."""
+    """Check CPUs, memory, open files, scratch space and the health port."""
     limit = memory_limit(settings.max_memory_bytes)
     yield fine(f"{cpus()} CPUs, at most {limit / (1 << 30):.1f} GiB of memory for the worker")
     if limit < _LITTLE_BYTES:
         yield warning(
-            f"{limit >> 20} MiB of memory are little for a model and its images",
+            f"{limit >> 20} MiB of memory may be too little for a model and its images",
             "give the container 2 GiB or more, or raise CLIPFLEET_MAX_MEMORY_BYTES",
         )
     yield from _of_memory_setting(settings.max_memory_bytes)
     if settings.decode_threads > _MOST_THREADS_PER_CPU * cpus():
         yield warning(
             f"CLIPFLEET_DECODE_THREADS is {settings.decode_threads}, with {cpus()} CPUs",
-            "leave it out: one for each of them is right",
+            "unset it: one thread per CPU is the best number",
         )
     yield from _of_open_files(settings.total_connections)
     yield from _of_scratch()
@@ -65,7 +65,7 @@ def machine_findings(settings: WorkerSettings) -> Iterator[Finding]:
 
 
 def decode_findings(max_pixels: int) -> Iterator[Finding]:
-    """Whether the fast decode route gives the pixels of open_clip's own transform, on this very machine."""
+    """Check that the fast decode route gives the pixels of open_clip's transform on this machine."""
     spec = load_model(DEMO_MODEL, Precision.FP32, "cpu").pixel_spec
     decoder = Decoder(max_pixels)
     worst = 0.0
@@ -73,21 +73,22 @@ def decode_findings(max_pixels: int) -> Iterator[Finding]:
         for data in _jpegs():
             worst = max(worst, _difference(decoder, data, spec))
     except ItemFailure as failure:
-        yield problem(f"a good JPEG is refused: {failure.error.detail}", _REMEDY)
+        yield problem(f"a good JPEG is rejected: {failure.error.detail}", _REMEDY)
         return
     if worst > _MOST_GREY_LEVELS:
         yield problem(
-            f"the fast route is {worst:.0f} grey levels off the exact one: labels would differ", _REMEDY
+            f"the fast route is {worst:.0f} grey levels off the exact one: labels would differ",
+            _REMEDY,
         )
     else:
         yield fine(f"the fast route is at most {worst:.0f} grey levels off the exact one (p99.9)")
 
 
 def _of_memory_setting(setting: int) -> Iterator[Finding]:
-    there_is = memory_limit(0)
-    if setting > there_is:
+    available = memory_limit(0)
+    if setting > available:
         yield warning(
-            f"CLIPFLEET_MAX_MEMORY_BYTES is {setting >> 20} MiB, and there are {there_is >> 20} MiB",
+            f"CLIPFLEET_MAX_MEMORY_BYTES is {setting >> 20} MiB; only {available >> 20} MiB are available",
             "lower it: the kernel would kill the worker first",
         )
 
@@ -97,7 +98,7 @@ def _of_open_files(connections: int) -> Iterator[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the worker raises the soft one itself
     if hard != resource.RLIM_INFINITY and hard < needed:
         yield warning(
-            f"{hard} files may be open, {needed} may be wanted",
+            f"the limit of {hard} open files is below the {needed} that may be needed",
             "raise the limit (ulimit -Hn, LimitNOFILE=, ulimits:), or lower CLIPFLEET_TOTAL_CONNECTIONS",
         )
 
@@ -108,14 +109,14 @@ def _of_scratch() -> Iterator[Finding]:
             file.write(b"probe")
     except OSError as error:
         yield problem(
-            f"no temporary file can be made: {error.strerror}",
-            "mount a writable /tmp, or set TMPDIR: parts are put together there before they go to S3",
+            f"cannot create a temporary file: {error.strerror}",
+            "mount a writable /tmp, or set TMPDIR: parts for S3 are written there first",
         )
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     nearest = next((path for path in (cache, *cache.parents) if os.access(path, os.F_OK)), Path("/"))
     if not (os.access(nearest, os.W_OK) and nearest.is_dir()):
         yield warning(
-            f"{cache} cannot be written: no model can be downloaded", "set HF_HOME to a folder that can"
+            f"{cache} is not writable: no model can be downloaded", "set HF_HOME to a writable folder"
         )
 
 
@@ -128,8 +129,8 @@ def _of_port(host: str, port: int) -> Finding:
         except (OSError, UnicodeError) as error:
             is_taken = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
             return problem(
-                f"{host}:{port} cannot be opened for /healthz: {getattr(error, 'strerror', None) or error}",
-                "end what listens there (a worker that runs already?), or set another CLIPFLEET_HEALTH_PORT"
+                f"cannot listen at {host}:{port} for /healthz: {getattr(error, 'strerror', None) or error}",
+                "stop the program that listens there (another worker?), or set another CLIPFLEET_HEALTH_PORT"
                 if is_taken
                 else "set CLIPFLEET_HEALTH_HOST to an address of this machine: 127.0.0.1, or 0.0.0.0 for all",
             )
@@ -137,7 +138,7 @@ def _of_port(host: str, port: int) -> Finding:
 
 
 def _jpegs() -> Iterator[bytes]:
-    """Samples of the package, as photographs of other sizes."""
+    """Samples of the package as JPEGs of the sizes of photographs."""
     folder = files("clipfleet_worker") / "samples"
     names = sorted(path.name for path in folder.iterdir() if path.name.endswith(".png"))
     for name, size in zip(names, _SIZES, strict=False):

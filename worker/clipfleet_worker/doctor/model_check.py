@@ -1,4 +1,4 @@
-"""The device, and every model that is served: is it here, does it load, are its vectors right."""
+"""Checks the device, and that every served model is here, loads, and gives the right vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clipfleet_worker.settings import WorkerSettings
 
 
 def device_findings(settings: WorkerSettings) -> Iterator[Finding]:
-    """What the forward passes would run on."""
+    """Check the device of the forward passes."""
     import torch
 
     try:
@@ -45,18 +45,18 @@ def device_findings(settings: WorkerSettings) -> Iterator[Finding]:
 
 
 def model_findings(settings: WorkerSettings, name: str) -> Iterator[Finding]:
-    """One of the models that are served."""
+    """Check one served model."""
     try:
         files = find_files(name)
     except ModelUnavailableError as error:
         yield problem(
             f"{name}: {error}",
-            "correct CLIPFLEET_MODELS; `clipfleet-worker models list --all` lists names",
+            "correct CLIPFLEET_MODELS; `clipfleet-worker models list --all` prints the names",
         )
         return
     if files is None:
         yield warning(
-            f"{name} is not on this machine: the first job for it waits for the download",
+            f"{name} is not on this machine: its first job waits for the download",
             f"clipfleet-worker models pull {name}",
         )
         return
@@ -65,17 +65,17 @@ def model_findings(settings: WorkerSettings, name: str) -> Iterator[Finding]:
     except ModelUnavailableError as error:
         remedy = f"remove {files.folder} and run `clipfleet-worker models pull {name}`"
         if isinstance(error.__cause__, Unfaithful):
-            remedy = f"set CLIPFLEET_PRECISION=auto or fp32; where that is off, too: {remedy}"
+            remedy = f"set CLIPFLEET_PRECISION=auto or fp32; if that is wrong, too: {remedy}"
         yield problem(str(error), remedy)
     except MemoryError:
         yield problem(
             f"{name} does not fit into memory",
-            "serve a smaller one, or on a machine with more of it",
+            "serve a smaller model, or use a machine with more memory",
         )
     except FORWARD_ERRORS as error:
         yield problem(
             f"{name} fails on this device: {first_line(error)}",
-            "look for a broken device or driver (`nvidia-smi`), or set CLIPFLEET_DEVICE=cpu",
+            "check device and driver (`nvidia-smi`), or set CLIPFLEET_DEVICE=cpu",
         )
 
 
@@ -83,9 +83,9 @@ def _of_loading(settings: WorkerSettings, name: str) -> Iterator[Finding]:
     began = time.monotonic()
     try:
         device = make_device_set_up(settings)  # as the worker does
-    except UsageError:  # what is wrong with it is said by its own check
+    except UsageError:  # its own check reports it
         device = DeviceSetUp("cpu", 1, TorchBackend)
-    set_forward_threads()  # likewise: OpenVINO's compiled models are kept by them
+    set_forward_threads()  # OpenVINO caches compiled models by this number
     model = load_model(name, settings.precision, device.name, device.make_backend)
     seconds, spec = time.monotonic() - began, model.pixel_spec
     yield fine(
@@ -95,10 +95,10 @@ def _of_loading(settings: WorkerSettings, name: str) -> Iterator[Finding]:
     yield fine(f"{name}: {model.certificate}")
     worst = model.worst_cosine()  # a CPU's certificate may be an old one
     if not worst >= LEAST_COSINE[model.precision]:
-        yield problem(f"{name} gives wrong features: worst cosine {worst:.5f}", "look for broken memory")
+        yield problem(f"{name} gives wrong features: worst cosine {worst:.5f}", "test this machine's memory")
     best = resolve_precision(settings.precision, device.name)
     if model.precision is not best:
         yield warning(
-            f"{name} is off in {best} on this device, so it runs in fp32",
-            "set CLIPFLEET_PRECISION=fp32, with which it loads faster, or try another version of torch",
+            f"{name} gives wrong features in {best} on this device, so it runs in fp32",
+            "set CLIPFLEET_PRECISION=fp32, so that it loads faster, or try another version of torch",
         )

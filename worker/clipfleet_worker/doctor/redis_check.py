@@ -1,4 +1,4 @@
-"""The ledger's Redis: is it there, will it keep what it takes, may this user do what a worker does."""
+"""Checks that the ledger's Redis answers, keeps its data and grants a worker's rights; and the broker."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from clipfleet_worker.settings import WorkerSettings
 _OLDEST_REDIS = (6, 2)
 _PATIENCE_SECONDS = 5.0
 _PINGS = 10
-_SLOW_PING_SECONDS = 0.02  # each chunk takes a few calls, each image none
+_SLOW_PING_SECONDS = 0.02  # a chunk takes a few calls
 _CLOCK_SECONDS = 5.0
 _FULL = 0.9
 _BY_ADMINISTRATOR = (
-    "ask with an administrator's URL: `INFO persistence` must say aof_enabled:1, `INFO memory` "
+    "check as an administrator: `INFO persistence` must say aof_enabled:1, `INFO memory` "
     "maxmemory_policy:noeviction"
 )
 
 
 def redis_findings(settings: WorkerSettings) -> Iterator[Finding]:
-    """See the module."""
+    """Check the ledger's Redis."""
     try:
         url = settings.require_redis_url()
         client = connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS)
@@ -58,13 +58,13 @@ def _of_server(client: redis.Redis, url: str) -> Iterator[Finding]:
     where = f"{server} {version} at {masked(url)}"
     yield fine(f"{where} answers in {seconds * 1000:.1f} ms")
     if seconds > _SLOW_PING_SECONDS:
-        yield warning(f"each call takes {seconds * 1000:.0f} ms", "have Redis near the workers")
+        yield warning(f"each call takes {seconds * 1000:.0f} ms", "move Redis closer to the workers")
     if server == "redis" and _numbers(version) < _OLDEST_REDIS:
         yield problem(f"{where} is too old", "use Redis 6.2 or newer, or Valkey")
     if facts.get("mode") == "cluster":
         yield problem(f"{where} is a Redis Cluster", "use a single primary, or Sentinel")
     if facts.get("role") in ("slave", "replica"):
-        yield problem(f"{where} is a replica", "CLIPFLEET_REDIS_URL must lead to the primary")
+        yield problem(f"{where} is a replica", "set CLIPFLEET_REDIS_URL to the primary")
         return
     yield from _of_clock(client)
     yield from _of_memory_and_disk(client)
@@ -81,13 +81,13 @@ def _of_workers(url: str) -> Iterator[Finding]:
         ledger.close()
     models = sorted({model for facts in workers for model in facts.models})
     if workers:
-        yield fine(f"{len(workers)} workers are connected, which serve {', '.join(models)}")
+        yield fine(f"{len(workers)} workers are connected and serve {', '.join(models)}")
     else:
         yield fine("no worker is connected yet")
 
 
 def broker_findings(settings: WorkerSettings) -> Iterator[Finding]:
-    """The broker that carries hints, where it is another server than the ledger."""
+    """Check the broker of hints, if it is another server than the ledger."""
     try:
         url = settings.require_broker_url()
     except UsageError as error:
@@ -103,13 +103,13 @@ def broker_findings(settings: WorkerSettings) -> Iterator[Finding]:
     except UsageError as error:
         yield problem("the broker cannot be reached", str(error).replace("REDIS_URL", "BROKER_URL"))
     except (KombuError, RedisError, OSError) as error:
-        said = " ".join(str(error).split()).partition(" : <")[0]  # what follows is the inside of redis-py
+        said = " ".join(str(error).split()).partition(" : <")[0]  # the rest is of redis-py's objects
         yield problem(
-            f"the broker at {where} does not let us in: {said}",
-            "is it running, and is CLIPFLEET_BROKER_URL right?",
+            f"cannot connect to the broker at {where}: {said}",
+            "check that it runs, and CLIPFLEET_BROKER_URL",
         )
     else:
-        yield fine(f"the broker at {where} lets us in")
+        yield fine(f"the broker at {where} accepts connections")
 
 
 def _timed_ping(client: redis.Redis) -> float:
@@ -119,7 +119,7 @@ def _timed_ping(client: redis.Redis) -> float:
 
 
 def _hello(client: redis.Redis) -> dict[str, Any]:
-    """What every user may ask; empty where a proxy in between does not know the question."""
+    """Facts that every user may read; empty if a proxy does not know HELLO."""
     try:
         answer: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]  # redis-py has no types for it
     except ResponseError:
@@ -138,7 +138,7 @@ def _of_clock(client: redis.Redis) -> Iterator[Finding]:
         side = "ahead of" if ahead > 0 else "behind"
         yield warning(
             f"this machine's clock is {abs(ahead):.0f} s {side} that of Redis",
-            "run NTP on both; leases go by the clock of Redis alone, signatures for S3 by this one",
+            "run NTP on both; leases depend on the clock of Redis alone, signatures for S3 on this one",
         )
 
 
@@ -146,7 +146,7 @@ def _of_memory_and_disk(client: redis.Redis) -> Iterator[Finding]:
     try:
         info: dict[str, Any] = client.info("persistence") | client.info("memory")
     except NoPermissionError:
-        yield warning("this user may not ask whether Redis keeps what it takes (INFO)", _BY_ADMINISTRATOR)
+        yield warning("this user may not check whether Redis keeps its data (INFO)", _BY_ADMINISTRATOR)
         return
     if not info.get("aof_enabled"):
         yield problem(
@@ -159,7 +159,7 @@ def _of_memory_and_disk(client: redis.Redis) -> Iterator[Finding]:
     if policy != "noeviction":
         say = problem if limit else warning
         yield say(
-            f"maxmemory-policy is {policy}: Redis throws jobs away when it is full",
+            f"maxmemory-policy is {policy}: Redis evicts jobs when it is full",
             "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in its configuration",
         )
     used = int(info.get("used_memory", 0))
@@ -174,26 +174,26 @@ def _of_rights(client: redis.Redis) -> Iterator[Finding]:
     missing = missing_commands(client)
     if missing:
         yield problem(
-            f"this user may not do {', '.join(missing)}",
-            "give it the rights of clipfleet-worker in ops/redis/users.acl",
+            f"this user may not run {', '.join(missing)}",
+            "grant it the rights of clipfleet-worker in ops/redis/users.acl",
         )
 
 
 def _of_writing(client: redis.Redis) -> Iterator[Finding]:
-    """A server that is full, cannot save or misses its replicas refuses writes, and nothing else."""
+    """Write a key: a server that is full, cannot save or lacks replicas rejects writes only."""
     key = f"{keys.PREFIX}:doctor:{uuid.uuid4().hex}"
     try:
         client.set(key, "", px=1000)
         client.delete(key)
-    except NoPermissionError:  # told with the other rights
+    except NoPermissionError:  # reported with the other rights
         return
     except ResponseError as error:
-        yield problem(f"Redis takes no writes: {error}", _way_out_of(error))
+        yield problem(f"Redis rejects writes: {error}", _way_out_of(error))
 
 
 def _way_out_of(error: ResponseError) -> str:
     if isinstance(error, redis.OutOfMemoryError):
         return "raise maxmemory, or wait until ended jobs expire"
     if str(error).startswith("NOREPLICAS"):
-        return "have its replicas run, or lower min-replicas-to-write"
+        return "start its replicas, or lower min-replicas-to-write"
     return "see the log of Redis: is its disk full?"

@@ -1,6 +1,6 @@
-"""Whether a user of Redis may do all that a worker does, without doing any of it.
+"""Finds the commands of a worker that a user of Redis may not run, without running any.
 
-Redis judges rights when a command is queued in a transaction. So each is queued, and none executed.
+Redis checks rights when a command is queued in a transaction. So each is queued, and none is executed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from clipfleet.ledger import keys
 _OURS = f"{keys.PREFIX}:doctor"
 _BINDING = f"_kombu.binding.{keys.QUEUE}"
 
-# What the user `clipfleet-worker` of ops/redis/users.acl is for;
-# `tests/unit/worker/doctor/test_doctor.py` compares them.
+# `tests/unit/worker/doctor/test_doctor.py` compares them with `clipfleet-worker` in ops/redis/users.acl.
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("TIME",),
     ("EVAL", "return 1", "1", _OURS),
@@ -72,7 +71,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 
 
 def missing_commands(client: redis.Redis) -> list[str]:
-    """The commands, with their keys, that the user of this client may not do."""
+    """Commands, with their keys, that the user of this client may not run."""
     connection: Any = client.connection_pool.get_connection()
     missing: list[str] = []
     try:
@@ -84,9 +83,9 @@ def missing_commands(client: redis.Redis) -> list[str]:
                 connection.read_response()
             except NoPermissionError:
                 missing.append(name if _OURS in arguments or not arguments else f"{name} {arguments[0]}")
-            except ResponseError:  # not known to this server, which is told by its version
+            except ResponseError:  # unknown to this server; its version is reported
                 continue
     finally:
-        connection.disconnect()  # nothing of it is done
+        connection.disconnect()  # executes nothing
         client.connection_pool.release(connection)
     return missing

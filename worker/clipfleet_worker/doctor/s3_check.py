@@ -1,4 +1,4 @@
-"""A bucket: may it be listed and written with these credentials, and does the store heed conditions."""
+"""Checks that a bucket can be listed and written, and that the store supports conditional writes."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from clipfleet.s3.client import S3Client, make_client, split_s3_uri
 from clipfleet.s3.failures import explain, failures_of_calls
 from clipfleet_worker.doctor import Finding, fine, problem, warning
 
-_CLOCK_SECONDS = 60.0  # S3 refuses signatures that are a quarter of an hour off
-_SIGNATURES = "signatures are refused when it is a quarter of an hour"
+_CLOCK_SECONDS = 60.0  # S3 rejects signatures that are a quarter of an hour off
+_SIGNATURES = "S3 rejects signatures when it is a quarter of an hour"
 
 
 def s3_findings(uri: str, *, is_output: bool, buckets: Sequence[str] = ()) -> Iterator[Finding]:
-    """What there is to say of `s3://BUCKET` or `s3://BUCKET/PREFIX`.
+    """Check `s3://BUCKET` or `s3://BUCKET/PREFIX`.
 
     Args:
-        uri: of the bucket, or of results to come.
-        is_output: else it need not be writable.
+        uri: of the bucket, or of future results.
+        is_output: whether it must be writable.
         buckets: the only ones that workers use; empty: all.
     """
     try:
         bucket, _ = split_s3_uri(uri)
         client = make_client(attempts=1, read_timeout_seconds=10)
     except UsageError as error:
-        yield problem(f"{uri} cannot be asked", str(error))
+        yield problem(f"cannot check {uri}", str(error))
         return
     if buckets and bucket not in buckets:
-        yield problem(f"{bucket} is none of CLIPFLEET_S3_BUCKETS: workers refuse it", "name it there, too")
+        yield problem(f"{bucket} is not in CLIPFLEET_S3_BUCKETS: workers reject it", "add it there")
     try:
         answer = client.list_objects_v2(Bucket=bucket, MaxKeys=1)
     except failures_of_calls() as error:
         what, _, way_out = explain(error).detail.partition("; ")
         yield problem(f"{uri}: {what}", way_out or "see AWS_ENDPOINT_URL, and the log of the store")
         return
-    if "IsTruncated" not in answer:  # which every store tells, and no other web server
+    if "IsTruncated" not in answer:  # every store answers it, and no other web server
         yield problem(
-            f"{uri}: what answers at {client.meta.endpoint_url} is no S3 store",
-            "AWS_ENDPOINT_URL must lead to the store itself: no console, no proxy's page",
+            f"{uri}: the server at {client.meta.endpoint_url} is not an S3 store",
+            "set AWS_ENDPOINT_URL to the store itself, not to its console or a proxy",
         )
         return
     yield fine(f"{uri} can be listed ({client.meta.endpoint_url})")
@@ -56,11 +56,11 @@ def _of_writing(uri: str, is_output: bool, client: S3Client) -> Iterator[Finding
         yield _unwritable(is_output, error)
         return
     if is_conditional:
-        yield fine(f"{uri} can be written, and the store heeds conditions")
+        yield fine(f"{uri} can be written, and the store supports conditional writes")
     else:
         yield warning(
             f"{uri} can be written, but the store ignores `If-None-Match`",
-            "results are complete all the same; a retry waits a lease longer. A newer store heeds it",
+            "update it, or accept that a retry waits a lease longer; results are complete all the same",
         )
 
 
@@ -68,9 +68,9 @@ def _unwritable(is_output: bool, error: ClipfleetError) -> Finding:
     what, _, way_out = str(error).partition("; ")
     if is_output:
         is_away = isinstance(error, OutputUnavailableError)
-        way_out = way_out or ("see the log of the store" if is_away else "see the rights and the quota there")
+        way_out = way_out or ("see the log of the store" if is_away else "check rights and quota there")
         return problem(f"cannot be written: {what}", way_out)
-    return warning(f"cannot be written: {what}", "fine for sources; as an output choose another bucket")
+    return warning(f"cannot be written: {what}", "use it for sources only, and another bucket for outputs")
 
 
 def _of_clock(date: str) -> Iterator[Finding]:

@@ -1,1 +1,1 @@
-"""8. The end of a job and the errands after it. Works on no chunk."""
+"""8. The end of a job and the errands after it. Reads parts, but never writes one."""

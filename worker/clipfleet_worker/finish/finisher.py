@@ -1,4 +1,4 @@
-"""The end of a job: `errors.jsonl`, `_manifest.json`, a sweep, then `_SUCCESS`. All of it may be repeated."""
+"""Finishes a job: writes `errors.jsonl` and `_manifest.json`, sweeps, then writes `_SUCCESS`. Idempotent."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from clipfleet.outputs.job_file import put_file_if, put_if
 from clipfleet.outputs.scratch import output_errors
 from clipfleet.parts import OpenPart, part_files, read_ahead
 from clipfleet.parts.json_rows import as_json, json_line
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.failures import ChunkInterrupted
 
 log = logging.getLogger(__name__)
 
 _ERROR_COLUMNS = ("error_code", "error_detail")
-_PART_LIMIT_SECONDS = 300.0  # a single part that takes longer to read hangs
+_PART_LIMIT_SECONDS = 300.0  # a part that takes longer to read hangs
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part as its footer describes it."""
+    """A part, by its footer."""
 
     name: str
     rows: int
     counts: PartCounts
-    beside: Sequence[str]  # further objects that belong to it
+    beside: Sequence[str]  # further objects of the part
 
 
 class Finisher:
-    """Writes what a finished job needs beside its parts."""
+    """Writes the files beside the parts of a finished job."""
 
     def __init__(self, ledger: Ledger, job_ttl_seconds: int) -> None:
         self._ledger = ledger
@@ -58,21 +58,21 @@ class Finisher:
         """Finish a claimed job.
 
         Args:
-            claim: the job that is ours to finish.
-            context: the same job, opened.
+            claim: of the job.
+            context: of the job.
             lease: of the claim; confirmed before each write.
 
         Raises:
-            OutputUnavailableError: parts cannot be read or files not written; the job stays `finishing`.
-            OutputConflictError: something else is in the place of a part.
-            ChunkInterrupted: somebody else has finished the job; it may be in its next retry by now.
+            OutputUnavailableError: a part is not readable or a file not writable; the job stays `finishing`.
+            OutputConflictError: another object is in the place of a part.
+            ChunkInterrupted: another worker has finished the job, which may be retried by now.
         """
-        # Before anything is asked: what another finisher writes later is not replaced.
+        # Read first, so that files which another finisher writes later are not replaced.
         versions = {name: context.output.version(name) for name in (keys.ERRORS, keys.MANIFEST)}
 
         def confirm() -> None:
             lease.confirm()
-            lease.enter("write", _PART_LIMIT_SECONDS)  # then a million parts may have to be listed
+            lease.enter("write", _PART_LIMIT_SECONDS)  # the limit of a listing of a million parts
 
         status = self._still_finishing(claim)
         parts = self._write_errors(claim, context, status.chunks, versions[keys.ERRORS], confirm, lease)
@@ -84,18 +84,18 @@ class Finisher:
         self._still_finishing(claim)
         context.output.replace(keys.SUCCESS, b"", confirm=confirm)
         word = self._ledger.finish(claim, ttl_seconds=self._job_ttl_seconds)
-        if word is FinishAnswer.STALE and self._is_retried(claim):  # we slept just before the last write
+        if word is FinishAnswer.STALE and self._is_retried(claim):  # paused just before the last write
             context.output.remove(keys.SUCCESS)
         return word
 
     def _is_retried(self, claim: FinishClaim) -> bool:
-        """Whether the job is in a later generation, whose own end has not come yet."""
+        """Whether the job is in a later generation that has not ended."""
         status = self._ledger.status(claim.job_id)
         is_over = status.state.is_final or status.state is JobState.FINISHING
         return status.generation > claim.generation and not is_over
 
     def _still_finishing(self, claim: FinishClaim) -> JobStatus:
-        """Ask before each write: a worker that slept must not undo what came after it."""
+        """Raise unless the job is still ours: a worker that was paused must not undo later writes."""
         status = self._ledger.status(claim.job_id)
         if (status.generation, status.state) != (claim.generation, JobState.FINISHING):
             raise ChunkInterrupted(f"the job is {status.state} in generation {status.generation}")
@@ -104,23 +104,23 @@ class Finisher:
     def _sweep(
         self, claim: FinishClaim, context: JobContext, chunks: int, parts: Sequence[_Part], confirm: Confirm
     ) -> None:
-        """Remove what killed programs left, and what late workers of a job before this one wrote."""
+        """Remove files of killed processes, and parts that late workers of an earlier job wrote."""
         ours = {part.name for part in parts}
         names = context.output.names(keys.PART_PREFIX)
         foreign = [name for name in names if name not in ours and keys.is_part(name)]
-        self._still_finishing(claim)  # else they may be the parts of a job that has the output by now
+        self._still_finishing(claim)  # else they may be parts of the job that has the output by now
         for name in foreign:
             confirm()
             context.output.remove(name)
             log.warning(
-                "%s/%s was written late for another job: it is removed",
+                "%s/%s was written late for another job; removing it",
                 context.output.uri,
                 name,
                 extra={"action": "foreign_part_removed", "job_id": context.job.job_id},
             )
-        # A sealed job takes no more staged files.
+        # A sealed job gets no more staged files.
         staged = self._ledger.staged_files(context.job.job_id)
-        # A ledger that was lost meanwhile names none: what a rebuild needs must not go with it.
+        # A lost ledger lists none: a sweep must not remove what a rebuild needs.
         if sum(count for _, count in staged) == chunks:
             kept = {keys.staged_file(first, count) for first, count in staged}
             context.output.sweep(kept.union(*(part.beside for part in parts)), confirm=confirm)
@@ -157,7 +157,7 @@ def _overtaken(context: JobContext, name: str) -> ChunkInterrupted:
 
 
 def _read_part(context: JobContext, chunk_id: int) -> tuple[_Part, list[dict[str, Any]]]:
-    """A part, and its failed rows as lines of an input manifest."""
+    """Read a part, and its failed rows as lines of an input manifest."""
     files = part_files(context.job.part_format, context.job.job_id)
     name = files.name(chunk_id)
     try:
@@ -190,7 +190,7 @@ def _failed_rows(job: Job, part: OpenPart) -> list[dict[str, Any]]:
 
 
 def _manifest(context: JobContext, status: JobStatus, parts: Sequence[_Part]) -> dict[str, Any]:
-    """What the output holds, counted by its parts; only times, limit and generation are the ledger's."""
+    """Describe the output by its parts; times, limit and generation come from the ledger."""
     job = context.job
     codes = sum((Counter(part.counts.codes) for part in parts), Counter[str]())
     return {

@@ -1,1 +1,1 @@
-"""1. A hint arrives, or the puller works without one: the task boundary."""
+"""1. The task boundary: a hint arrives, or the puller works without one. No step of a chunk belongs here."""

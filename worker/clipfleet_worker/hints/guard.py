@@ -1,8 +1,8 @@
-"""What is on the queue and is no hint: counted and dropped before Celery, or kombu below it, trips over it.
+"""Counts and drops messages of the queue that are not hints, before they reach Celery or kombu.
 
-Whoever can write to the broker can push anything. A hint says nothing but its task's name, so whatever says
-more, or something else, is none. Celery itself would run into errors that end the worker (a list entry that
-is no JSON), hold it in memory (a time far in the future), or fill the log.
+Anyone who can write to the broker can push anything. A hint has a task name and nothing else. Other messages
+could end the worker (an entry that is not JSON), stay in its memory (a time far in the future), or fill the
+log.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 _TASKS = (keys.WORK_TASK, keys.FINISH_TASK)
 _MAX_BODY_BYTES = 2_000
 _MAX_HEADER_CHARACTERS = 1_000
-_LOG_SECONDS = 60.0  # between two lines about the same kind
+_LOG_SECONDS = 60.0  # between two lines about the same problem
 _TIMES = ("eta", "expires")
-# What Celery makes of headers and bodies that it does not expect.
+# Exceptions of Celery on headers and bodies that it does not expect.
 _DATA_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _MESSAGE_ERRORS = (*_DATA_ERRORS, CeleryError, KombuError)
 
@@ -39,37 +39,37 @@ Handler = Callable[[Any], Any]
 
 
 class HintGuard:
-    """Stands before the handlers of one worker's messages."""
+    """Filters messages before the handlers of one worker."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._refused: Counter[str] = Counter()
-        self._last_told: dict[str, float] = {}
+        self._last_logged: dict[str, float] = {}
         self._lock = threading.Lock()
 
     @property
     def refused(self) -> dict[str, int]:
-        """Messages that were no hints since the process began, by what was wrong with them."""
+        """Messages that were not hints since the process began, by problem."""
         with self._lock:
             return dict(self._refused)
 
     def note(self, problem: str) -> None:
-        """Count one, and tell of it unless that was done lately."""
+        """Count a message, and log the problem unless that was done recently."""
         now = self._monotonic()
         with self._lock:
             self._refused[problem] += 1
             count = self._refused[problem]
-            is_told = now - self._last_told.get(problem, -_LOG_SECONDS) < _LOG_SECONDS
-            if not is_told:
-                self._last_told[problem] = now
-        if not is_told:
+            is_logged = now - self._last_logged.get(problem, -_LOG_SECONDS) < _LOG_SECONDS
+            if not is_logged:
+                self._last_logged[problem] = now
+        if not is_logged:
             log.warning(
-                "%d messages on the queue %s were no hints and were dropped: %s",
+                "dropped %d messages of the queue %s that are not hints: %s",
                 count, keys.QUEUE, problem, extra={"action": "hint_refused"},
             )  # fmt: skip
 
     def guarded(self, handler: Handler) -> Handler:
-        """Celery's handler of messages, for hints only; any broker."""
+        """Wrap Celery's message handler so that it gets hints only; for any broker."""
 
         def on_message(message: Any) -> Any:
             problem = problem_of(message)
@@ -86,7 +86,7 @@ class HintGuard:
         return on_message
 
     def guard_redis(self, channel: Any) -> None:
-        """Have kombu's Redis channel drop list entries that are no messages; others stay as they are."""
+        """Make kombu's Redis channel drop list entries that are not messages; ignore other channels."""
         handlers = getattr(channel, "handlers", None)
         if not isinstance(handlers, dict) or "BRPOP" not in handlers:
             return
@@ -112,7 +112,7 @@ class HintGuard:
 
 
 def problem_of(message: Any) -> str | None:
-    """What makes a kombu message no hint, in words that are few; None if it is one."""
+    """Why a kombu message is not a hint, from a small set of reasons; None if it is one."""
     headers = message.headers
     if not isinstance(headers, Mapping) or headers.get("task") not in _TASKS:
         return "another task"
@@ -129,7 +129,7 @@ def problem_of(message: Any) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Short, and nothing inside: such as an id, a count, the absent time limits `[null, null]`."""
+    """Whether a value is short and flat, such as an id, a count, or the time limits `[null, null]`."""
     if isinstance(value, list | tuple):
         return len(value) <= 2 and not any(value)
     if isinstance(value, str):
@@ -138,7 +138,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _says_nothing(body: Any) -> bool:
-    """Whether it is `[[], {}, {...}]` without anything that is to follow."""
+    """Whether a body is `[[], {}, {...}]`, without callbacks or chains."""
     if not isinstance(body, bytes | str) or len(body) > _MAX_BODY_BYTES:
         return False
     try:
@@ -153,7 +153,7 @@ def _says_nothing(body: Any) -> bool:
 
 
 def _is_envelope(raw: Any) -> bool:
-    """Whether kombu can make a message of it, keep it among the unacknowledged and give it back."""
+    """Whether kombu can build a message from it, keep it unacknowledged and return it to the queue."""
     if not isinstance(raw, dict):
         return False
     headers, properties = raw.get("headers"), raw.get("properties")

@@ -1,4 +1,4 @@
-"""Work without a hint: it may be lost, or the broker away."""
+"""Works without hints, which may be lost, or whose broker may be away."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from clipfleet_worker.hints.tasks import Tasks
 from clipfleet_worker.process.loop import Loop
 from clipfleet_worker.process.watchdog import Pulse
 
-_PULL_SECONDS = 2.0  # an idle worker that saw no hint this long looks for work by itself
+_PULL_SECONDS = 2.0  # an idle worker pulls after this long without a hint
 
 
 class Puller(Loop):
-    """Works without a hint: it may be lost, or the broker away. A successful claim starts a new chain.
+    """Claims a chunk while no hint waits for a slot; the hint of a claimed chunk starts a new chain.
 
-    Only while no hint is waiting for a slot, so that there are never many more chains than slots. Where it
-    found work it looks again at once: if those who hear the hints may not do it (they serve other models, or
-    are of an older version), nobody else does.
+    So chains are about as many as slots. After a chunk the puller goes on at once: the workers that get the
+    hints may serve other models, or be too old.
     """
 
     def __init__(self, tasks: Tasks, claims: Claims, pulse: Pulse, stop_seconds: float | None = None) -> None:
@@ -24,15 +23,15 @@ class Puller(Loop):
         self._tasks = tasks
         self._claims = claims
 
-    def turn(self) -> None:
-        """Work, if nobody else does."""
+    def run_once(self) -> None:
+        """Pull once."""
         self.pull()
         self._pulse.rest()
 
     def pull(self) -> None:
-        """Finish jobs and work as long as there is something, and no hint wants the slot."""
+        """Finish jobs and process chunks while there are any, and no hint waits for the slot."""
         while not self._stopping.is_set():
-            # Without a limit: what it does has a lease, whose steps have theirs.
+            # No limit: its lease has a limit per step.
             self._pulse.rest("finish jobs")
             while not self._stopping.is_set() and self._tasks.finish_job():
                 pass

@@ -1,7 +1,7 @@
-"""What a hint sets off: one chunk, or the finishing of one job.
+"""The tasks behind the hints: process one chunk, or finish one job.
 
-This is the one place that catches everything: whatever escapes a task may freeze a slot of Celery's thread
-pool for ever (MemoryError, SystemExit), so every end is made an ordinary one, and the ledger is told.
+The one place that catches everything: an exception that escapes a task (MemoryError, SystemExit) may freeze a
+slot of Celery's thread pool for ever. So every task ends normally, and the ledger records how.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from clipfleet.ledger.answers import CompleteAnswer
 from clipfleet.ledger.jobs import FINISH, Claim, FinishClaim, Lease, Ledger
 from clipfleet.tracing import NO_TRACING, Attributes, Tracing
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
+from clipfleet_worker.chunk.held_chunk import HeldChunk
+from clipfleet_worker.chunk.held_lease import HeldLease, lease_clock
 from clipfleet_worker.chunk.job_contexts import JobContexts
-from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper, lease_clock
+from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.failures import ChunkInterrupted, ModelUnavailableError
 from clipfleet_worker.finish.finisher import Finisher
@@ -33,10 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """The bodies of the Celery tasks; also called by idle workers that saw no hint."""
+    """The bodies of the Celery tasks; idle workers call them without a hint."""
 
     ledger: Ledger
     claims: Claims
+    endings: Endings
     contexts: JobContexts
     keeper: LeaseKeeper
     pipeline: Pipeline
@@ -46,21 +50,22 @@ class Tasks:
     tracing: Tracing = NO_TRACING
 
     def work(self) -> bool:
-        """Claim one chunk and process it; False if there was none."""
+        """Claim one chunk and process it; False if there is none."""
         try:
-            claim = self.claims.take()
-            if claim is not None:
-                self._work(claim)
+            held = self.claims.take()
+            if held is not None:
+                self._work(held)
         except RedisUnavailableError as error:
             log.warning("nothing claimed: %s", error, extra={"action": "claim_failed"})
         except BaseException:
-            # Of a chunk that was claimed the ledger could not be told: its lease expires.
-            log.exception("a hint led nowhere", extra={"action": "work_failed"})
+            # The end of a claimed chunk could not be recorded: its lease expires.
+            log.exception("chunk not processed", extra={"action": "work_failed"})
         else:
-            return claim is not None
+            return held is not None
         return False
 
-    def _work(self, claim: Claim) -> None:
+    def _work(self, held: HeldChunk) -> None:
+        claim = held.claim
         try:
             lease_of = Lease(claim.job_id, str(claim.chunk_id), claim.token)
             with (
@@ -69,44 +74,45 @@ class Tasks:
             ):
                 if claim.more:
                     self.hints.publish_work()
-                self._process(claim, lease)
+                self._process(held, lease)
         except BaseException as error:
-            self.claims.give_back(claim, error)
+            self.endings.release(held, error)
         finally:
-            self.claims.done_with(claim)
+            self.claims.done_with(held)
 
-    def _process(self, claim: Claim, lease: HeldLease) -> None:
+    def _process(self, held: HeldChunk, lease: HeldLease) -> None:
+        claim = held.claim
         context = self.contexts.get(claim)
         try:
             result: ChunkResult = self.pipeline.run(claim, context, lease)
         except ModelUnavailableError as unavailable:
-            error = self.claims.without_model(claim, context.job.model, unavailable)
+            error = self.endings.release_without_model(held, context.job.model, unavailable)
             if error is None:
                 return
             result = self.pipeline.give_up(claim, context, lease, error)
         lease.enter_complete()
-        if self.claims.complete(claim, result) is CompleteAnswer.FINISHING:
+        if self.endings.complete(held, result) is CompleteAnswer.FINISHING:
             self.hints.publish_finish()
 
     def finish_job(self) -> bool:
-        """Finish one job whose chunks are all done; False if there was none, or if asking again is no use."""
+        """Finish one job whose chunks are all complete; False if there is none, or a retry is useless now."""
         claim: FinishClaim | None = None
         try:
             asked_at = lease_clock()
             claim = self.ledger.claim_finish(
-                uuid.uuid4().hex, self.lease_seconds, self.claims.shunned_jobs.current()
+                uuid.uuid4().hex, self.lease_seconds, self.endings.shunned_jobs.current()
             )
             return claim is not None and self._finish(claim, asked_at)
         except RedisUnavailableError as error:
             log.warning("no job finished: %s", error, extra={"action": "finish_failed"})
         except BaseException:
-            # Its lease expires, then it is tried again.
+            # Its lease expires, and a worker retries.
             job_id = claim.job_id if claim else "?"
-            log.exception("job %s was not finished", job_id, extra=_context("finish_failed", job_id))
+            log.exception("job %s not finished", job_id, extra=_context("finish_failed", job_id))
         return False
 
     def _finish(self, claim: FinishClaim, asked_at: float) -> bool:
-        """Finish a claimed job; False if this worker should claim no other one."""
+        """Finish a claimed job; False if this worker should claim no other job."""
         try:
             lease_of = Lease(claim.job_id, FINISH, claim.token)
             with self.keeper.hold(lease_of, asked_at=asked_at) as lease:
@@ -117,9 +123,9 @@ class Tasks:
             return False
         except OutputConflictError as error:
             log.error("%s", error, extra=_context("finish_conflict", claim.job_id))
-            self.claims.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
+            self.endings.fail_job(claim, ErrorCode.OUTPUT_CONFLICT, error)
         except OutputUnavailableError as error:
-            self.claims.postpone_finish(claim, error)
+            self.endings.postpone_finish(claim, error)
         else:
             log.info("job %s is %s", claim.job_id, word, extra=_context("job_ended", claim.job_id))
         return True
@@ -130,23 +136,23 @@ def _context(action: str, job_id: str) -> dict[str, str]:
 
 
 def register(app: Celery, tasks: Tasks) -> None:
-    """Give the app the two tasks; a hint carries no arguments, and what it carries is ignored."""
+    """Register both tasks with the app; arguments of a hint are ignored."""
 
-    # Not shared: Celery would give them to every app of the process, made later or earlier.
+    # Not shared: Celery would add them to every app of the process.
     @app.task(name=keys.WORK_TASK, shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
     def work(*_args: object, **_kwargs: object) -> None:
         tasks.work()
 
-    @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]  # likewise
+    @app.task(name=keys.FINISH_TASK, shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
     def finish_job(*_args: object, **_kwargs: object) -> None:
         tasks.finish_job()
 
 
 @contextmanager
 def chunk_spans(tracing: Tracing, claim: Claim) -> Iterator[Callable[[str], None]]:
-    """Around the work on a chunk. Gives a function to tell that a step begins; it ends the one before it.
+    """A span around the work on a chunk. Yields a function that ends the span of a step and begins the next.
 
-    A step that is told again and again, as it gets on, is one.
+    Consecutive calls with the same step make one span.
     """
     about: Attributes = {
         "job_id": claim.job_id,

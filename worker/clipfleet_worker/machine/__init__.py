@@ -1,1 +1,1 @@
-"""Several processes on one machine, and `up`. Loads no torch."""
+"""Several processes on one machine, and `up`. Nothing here loads torch or processes a chunk."""

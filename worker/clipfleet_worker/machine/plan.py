@@ -1,12 +1,12 @@
-"""How many worker processes this machine runs, on which devices, and what each may take of it. No I/O.
+"""How many worker processes this machine runs, on which devices, and the share of each.
 
 The rule of `auto`:
 
-- On the CPU one process: torch's own threads use all cores, and each further process has a model copy.
-- On a GPU one for every 4 cores that there are per GPU: one interpreter does not feed a fast GPU from many
-  cores. At most 8, if each has 8 GiB of the GPU's memory and 8 GiB of the machine's.
+- On the CPU one process: torch's threads use all cores, and each further process would hold another model.
+- On a GPU one for every 4 cores per GPU: one interpreter cannot use many cores to feed a fast GPU. At most 8,
+  and each has 8 GiB of the GPU's memory and 8 GiB of the machine's.
 
-Cores and memory are divided evenly among all processes; what the user has set holds for each as it stands.
+Cores and memory are divided evenly among all processes; settings of the user apply to each, undivided.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clipfleet.errors import UsageError, WorldError
 from clipfleet_worker.process.device import HOW_TO_USE_THE_GPU
 
 AUTO, ALL = "auto", "all"
-MOST_PER_DEVICE = 64  # what is more is a slip of the finger
+MOST_PER_DEVICE = 64  # more is a typo
 _CORES_PER_PROCESS = 4
 _GPU_BYTES_PER_PROCESS = 8 << 30
 _BYTES_PER_PROCESS = 8 << 30
@@ -32,36 +32,36 @@ _ASK_SECONDS = 300.0  # to load torch from a cold disk, and the driver
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What there is to be divided."""
+    """The resources to divide."""
 
     gpus: tuple[int, ...]  # bytes of memory of each, `cuda:0` first
-    cores: int  # that may be kept busy
-    memory_bytes: int  # at which the workers must end themselves, together
+    cores: int  # that the workers may use
+    memory_bytes: int  # limit of all workers together
     has_nvidia_gpu: bool = False  # by its driver, whatever torch sees
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerShare:
-    """One worker process, and what it may take of the machine."""
+    """One worker process and its share of the machine."""
 
     number: int  # from 0; its ports are the first ones plus this
     device: str  # cpu, cuda:0, ...
-    name: str  # for logs: the device, and which of its processes where there are several
+    name: str  # for logs: the device, and the number of the process where there are several
     cores: int
     memory_bytes: int
 
 
 def plan_processes(devices: str, per_device: str, machine: Machine) -> list[WorkerShare]:
-    """The processes to run, device by device.
+    """Plan the processes to run, device by device.
 
     Args:
         devices: `all` (every GPU), `auto` (the same, or the CPU where there is none), or names such as
             `cuda:0,cuda:1` or `cpu`.
         per_device: a number, or `auto`, see above.
-        machine: see there.
+        machine: its resources.
 
     Raises:
-        UsageError: there is no such device, or no such number.
+        UsageError: there is no such device, or the number is out of range.
     """
     named = _devices(devices, machine)
     counts = [_per_device(per_device, device, len(named), machine) for device in named]
@@ -79,11 +79,11 @@ def plan_processes(devices: str, per_device: str, machine: Machine) -> list[Work
 
 
 def share_settings(share: WorkerShare, total: int, given: Mapping[str, str]) -> dict[str, str]:
-    """Variables that make a process keep to its share; those that the user has set are left out.
+    """Environment variables that limit a process to its share, without those that the user has set.
 
     Args:
-        share: what it may take.
-        total: how many processes there are.
+        share: of the process.
+        total: number of processes.
         given: the user's environment.
     """
     settings = {"CLIPFLEET_DEVICE": share.device}
@@ -109,11 +109,11 @@ def _devices(text: str, machine: Machine) -> Sequence[str]:
         return [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise UsageError("--devices names no device: give all, cpu, or for example cuda:0,cuda:1")
+        raise UsageError("--devices names no device; give all, cpu, or for example cuda:0,cuda:1")
     found = [_device(name, gpus) for name in names]
     twice = next((name for name in found if found.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"--devices names {twice} twice: --processes-per-device is for that")
+        raise UsageError(f"--devices names {twice} twice; use --processes-per-device")
     return found
 
 
@@ -122,11 +122,11 @@ def _device(name: str, gpus: int) -> str:
         return name
     match = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
     if match is None:
-        raise UsageError(f"--devices: {name!r} is no device: give all, cpu, or for example cuda:0,cuda:1")
+        raise UsageError(f"--devices: {name!r} is not a device; give all, cpu, or for example cuda:0,cuda:1")
     number = int(match[1] or 0)
     if number >= gpus:
         count = f"{gpus or 'no'} GPU{'s' if gpus > 1 else ''}"
-        raise UsageError(f"--devices: there is no {name}, torch sees {count} here")
+        raise UsageError(f"--devices: {name} does not exist; torch sees {count} here")
     return f"cuda:{number}"
 
 
@@ -149,12 +149,12 @@ def _per_device(text: str, device: str, devices: int, machine: Machine) -> int:
 
 
 def find_gpus() -> tuple[int, ...]:
-    """The bytes of memory of each, `cuda:0` first; `CUDA_VISIBLE_DEVICES` is heeded.
+    """Bytes of memory of each GPU, `cuda:0` first; `CUDA_VISIBLE_DEVICES` applies.
 
-    Asked in a process of its own: whoever supervises workers never loads torch, and holds no device.
+    torch runs in another process, so that the parent of the workers neither loads it nor holds a device.
 
     Raises:
-        WorldError: torch cannot tell.
+        WorldError: torch does not answer.
     """
     command = [sys.executable, "-P", "-m", "clipfleet_worker.machine.plan"]
     try:
@@ -168,10 +168,10 @@ def find_gpus() -> tuple[int, ...]:
         )
         return tuple(map(int, json.loads(asked.stdout)))
     except subprocess.TimeoutExpired:
-        raise WorldError(f"torch did not say in {_ASK_SECONDS:g} s which GPUs there are") from None
+        raise WorldError(f"torch did not list the GPUs within {_ASK_SECONDS:g} s") from None
     except ValueError:
-        last_words = (asked.stderr.strip().splitlines() or ["nothing"])[-1][:200]
-        raise WorldError(f"torch cannot tell which GPUs there are; its last words: {last_words}") from None
+        last_line = (asked.stderr.strip().splitlines() or ["nothing"])[-1][:200]
+        raise WorldError(f"torch cannot list the GPUs: {last_line}") from None
 
 
 def _memory_of_each() -> list[int]:

@@ -1,7 +1,6 @@
-"""Several worker processes under one parent: started, restarted with back-off, drained together.
+"""Several worker processes under one parent, which starts, restarts and drains them.
 
-The parent loads neither torch nor a model and touches no Redis: a worker is a worker, whoever started it, and
-the ledger does the rest.
+The parent loads neither torch nor a model and does not use Redis.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from clipfleet.terminal.program import EXIT_USAGE
+from clipfleet_worker.machine.child import POLL_SECONDS, Child
 from clipfleet_worker.machine.plan import WorkerShare, share_settings
-from clipfleet_worker.machine.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+from clipfleet_worker.machine.restarts import Restarter
+from clipfleet_worker.machine.signals import SignalRecorder
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ class Processes:
 
         Args:
             shares: the processes.
-            stop_seconds: how long they have between SIGTERM and SIGKILL; longer than their drain.
-            environment: of the user; each process has its share on top.
-            program: the worker's command line, to which its name is added.
+            stop_seconds: between SIGTERM and SIGKILL; longer than their drain.
+            environment: of the user; the share of each process is added.
+            program: command line of a worker; its name is added.
         """
         self._stop_seconds = stop_seconds
         self._ready_file = Path(environment[_READY_FILE]) if environment.get(_READY_FILE) else None
@@ -67,11 +68,11 @@ class Processes:
         log.info("%s has pid %d%s", child.name, child.pid, where, extra={"action": "process_started"})
 
     def run(self) -> int:
-        """Keep them running until a signal comes, then drain them.
+        """Keep the workers running until a signal comes, then drain them.
 
         Returns:
-            The exit code: 0 if all have drained, else that of one that has not. 2 if one of them cannot use
-            its settings from the start: to start it again would not help.
+            The exit code: 0 if all have drained, else that of one that has not. 2 if the first start of one
+            fails because of its settings: a restart would not help.
         """
         with self._signals:
             try:
@@ -88,38 +89,41 @@ class Processes:
         while not self._signals.pending:
             ended = {child for child in in_first_life if not child.alive}
             if any(child.exit_code == EXIT_USAGE for child in ended):
-                log.error("a worker cannot use its settings; all end", extra={"action": "processes_end"})
+                log.error(
+                    "a worker rejects its settings; all stop",
+                    extra={"action": "processes_end"},
+                )
                 self._drain()
                 return EXIT_USAGE
             in_first_life -= ended
             for restarter in restarters:
                 if message := restarter.poll():
                     log.warning("%s", message, extra={"action": "process_ended"})
-            self._tell_ready()
+            self._report_ready()
             time.sleep(POLL_SECONDS)
-        log.info("all workers drain", extra={"action": "drain"})
+        log.info("draining all workers", extra={"action": "drain"})
         return self._drain()
 
-    def _tell_ready(self) -> None:
-        """Once, as soon as all take work."""
+    def _report_ready(self) -> None:
+        """Create the ready file as soon as all workers take work."""
         if self._ready_file is not None and not self._was_ready:
             self._was_ready = all(child.probe() for child in self._children)
             if self._was_ready:
                 self._ready_file.touch()
 
     def _drain(self) -> int:
-        """Signals that come meanwhile change nothing: a worker that drains heeds them as little."""
-        leaving = [child for child in self._children if child.alive]
-        for child in leaving:
+        """Drain all workers. Further signals change nothing, as in a worker that drains."""
+        draining = [child for child in self._children if child.alive]
+        for child in draining:
             child.send(signal.SIGTERM)
         deadline = time.monotonic() + self._stop_seconds
-        while any(child.alive for child in leaving) and time.monotonic() < deadline:
+        while any(child.alive for child in draining) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        for child in leaving:
+        for child in draining:
             if child.alive:
-                log.error("%s does not end and is killed", child.name, extra={"action": "process_killed"})
+                log.error("%s does not end, killing it", child.name, extra={"action": "process_killed"})
                 child.kill()
-        codes = [child.exit_code or 0 for child in leaving]
-        # One that dies of our SIGTERM was still being imported: it held nothing.
+        codes = [child.exit_code or 0 for child in draining]
+        # One that dies of our SIGTERM was still importing: it held nothing.
         failed = (code for code in codes if code not in (0, -signal.SIGTERM))
         return next((code if code > 0 else 128 - code for code in failed), 0)

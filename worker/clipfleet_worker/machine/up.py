@@ -1,7 +1,7 @@
-"""`clipfleet-worker up`: a server with Redis' protocol, if wanted an S3 store, and a worker, kept running.
+"""`clipfleet-worker up`: keeps a Valkey, on request an S3 store, and a worker running.
 
-With a command it runs that beside them and ends with its exit code. Everything it says goes to stderr: stdout
-belongs to the command. It does no work of its own, and starts no server where CLIPFLEET_REDIS_URL names one.
+With a command it runs that beside them and exits with its exit code. Its own messages go to stderr: stdout is
+the command's. It starts no Valkey if CLIPFLEET_REDIS_URL is set.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from rich.console import Console
 from clipfleet.errors import UsageError, WorldError
 from clipfleet.redis.connection import masked
 from clipfleet.terminal.console import say_error
+from clipfleet_worker.machine.child import POLL_SECONDS, Child
 from clipfleet_worker.machine.embedded.private_files import holder, note_holder, try_lock, write_private
 from clipfleet_worker.machine.embedded.s3 import BUCKET, EmbeddedS3
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
-from clipfleet_worker.machine.supervise import POLL_SECONDS, Child, Restarter, SignalRecorder
+from clipfleet_worker.machine.restarts import Restarter
+from clipfleet_worker.machine.signals import SignalRecorder
 
 # -P: a file celery.py in the user's folder must not shadow the package
 RUN_WORKER = (sys.executable, "-P", "-m", "clipfleet_worker", "run")
 
 _URL = "CLIPFLEET_REDIS_URL"
-_READY_FILE = "CLIPFLEET_READY_FILE"  # the worker makes this file once it can take work
+_READY_FILE = "CLIPFLEET_READY_FILE"  # the worker creates this file once it takes work
 _ROOTS = ("CLIPFLEET_FILE_ROOTS", "CLIPFLEET_OUTPUT_ROOTS")
 _WORKER_READY_SECONDS = 120.0
 _WORKER_STOP_SECONDS = 60.0
@@ -39,7 +41,7 @@ _NOT_FOUND = 127  # the shells' exit code
 
 
 class Up:
-    """Server, worker and command of one folder, for one run. Main thread only.
+    """One run of the servers, the worker and the command of a folder. Main thread only.
 
     The folder holds `env` (to be sourced by a shell), `lock`, `worker.log`, `worker.ready`, `valkey/`, `s3/`.
     """
@@ -53,14 +55,14 @@ class Up:
         with_s3: bool = False,
         worker_stop_seconds: float = _WORKER_STOP_SECONDS,
     ) -> None:
-        """Describe the run; nothing is made yet.
+        """Describe the run; nothing is created yet.
 
         Args:
-            directory: its folder; made with mode 0700 if need be.
+            directory: its folder; created with mode 0700 if need be.
             worker_argv: the worker's command line; None: no worker.
-            command: what to run beside it; None: run until a signal comes.
-            with_s3: whether to start an S3 store, too.
-            worker_stop_seconds: how long the worker may take to finish; longer than its own drain time.
+            command: to run beside it; None: run until a signal comes.
+            with_s3: whether to start an S3 store.
+            worker_stop_seconds: between SIGTERM and SIGKILL; longer than the worker's drain.
         """
         self._directory = directory.absolute()
         self._worker_argv = worker_argv
@@ -77,7 +79,7 @@ class Up:
         """Start everything, wait for the end, stop everything.
 
         Returns:
-            The exit code: the command's (128 + N if signal N ended it, 127 if there is none such), or 0.
+            The exit code: the command's (128 + N if signal N ended it, 127 if it does not exist), or 0.
 
         Raises:
             UsageError: the folder cannot be used, or another `up` runs on it.
@@ -113,7 +115,7 @@ class Up:
 
     def _start_redis(self, children: ExitStack) -> str:
         url = self._environ.get(_URL)
-        # A shell that sourced `env` still has the URL of this folder's own server, which may be down now.
+        # A shell that sourced `env` has the URL of this folder's own server, which may be down now.
         if url and not self._valkey.owns(url):
             self._say(f"using Redis at {masked(url)} (CLIPFLEET_REDIS_URL is set)")
             return url
@@ -123,14 +125,14 @@ class Up:
         return self._valkey.url
 
     def _start_s3(self, store: EmbeddedS3, children: ExitStack) -> dict[str, str]:
-        """The variables that lead to the store."""
+        """Start the store; returns the variables that clients need."""
         children.callback(store.stop)
         if store.start(self._carry_on):
             self._restarters.append(Restarter(store.child, store.start_again))
         return store.environment()
 
     def _settings(self, url: str) -> dict[str, str]:
-        """The variables that worker, command and `env` get, on top of the user's environment."""
+        """Variables for the worker, the command and `env`, beside the user's environment."""
         if self._worker_argv is not None:
             return {_URL: url, **roots(self._environ, Path.cwd())}
         return {_URL: url} | {name: self._environ[name] for name in _ROOTS if self._environ.get(name)}
@@ -156,9 +158,9 @@ class Up:
         if not worker.alive:
             return
         self._signals.take()
-        self._say("stopping the worker when it has finished what it holds; Ctrl-C again to stop it now")
+        self._say("waiting for the worker to drain; press Ctrl-C again to kill it")
         if not worker.stop(lambda: self._signals.pending):
-            self._say("the worker was killed; what it held goes to the next worker after its lease")
+            self._say("the worker was killed; its chunks go to other workers when their leases expire")
 
     def _run_command(self, settings: Mapping[str, str], children: ExitStack) -> int:
         command = Child(
@@ -178,7 +180,7 @@ class Up:
         return code if code >= 0 else 128 - code
 
     def _pass_on_signals(self, command: Child) -> None:
-        """Stop the command, except for Ctrl-C: what that means is its own affair (a prompt lives on)."""
+        """Stop the command; but only pass on a Ctrl-C, which may not end it (a prompt goes on)."""
         for number in self._signals.take():
             if number != signal.SIGINT:
                 command.stop(number=number)
@@ -195,7 +197,7 @@ class Up:
                 self._say(message)
 
     def _interrupted(self) -> int:
-        """Exit code after a signal: a success, unless a command should have run."""
+        """Exit code after a signal: 0, unless there is a command."""
         received = self._signals.take()
         return 128 + received[0] if self._command and received else 0
 
@@ -209,10 +211,10 @@ class Up:
         for child in (restarter.child for restarter in self._restarters):
             self._say(f"  {child.name:<7} pid {child.pid}, log {child.log}")
         self._say(f"In another shell: source {shlex.quote(str(self._directory / 'env'))}")
-        self._say("Ctrl-C stops it.")
+        self._say("Press Ctrl-C to stop it.")
 
     def _say(self, text: str) -> None:
-        with suppress(OSError):  # a terminal that is gone must not keep us from stopping the children
+        with suppress(OSError):  # without a terminal the children must be stopped all the same
             self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     @contextmanager
@@ -224,7 +226,7 @@ class Up:
             raise UsageError(f"cannot lock {path}: {error.strerror}") from error
         if descriptor is None:
             raise UsageError(
-                f"`up` runs on {self._directory} already (pid {holder(path)}): "
+                f"{self._directory}: `up` already runs on it (pid {holder(path)}); "
                 f"use it (source {self._directory / 'env'}), stop it, or give another --dir"
             )
         try:
@@ -235,17 +237,17 @@ class Up:
 
 
 def roots(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Where the worker may read and write: the user's setting, else the folder.
+    """The roots that the worker may read and write below: the user's settings, else the folder.
 
     Raises:
-        UsageError: the folder's name has a comma, which these comma-separated lists cannot express.
+        UsageError: the path of the folder has a comma, which separates the roots.
     """
     values = {name: environ.get(name) or str(folder) for name in _ROOTS}
     defaulted = [name for name in _ROOTS if not environ.get(name)]
     if defaulted and "," in str(folder):
         raise UsageError(
-            f"the worker cannot be given {folder}: its path has a comma; "
-            f"set {' and '.join(defaulted)} to a folder without, or run from another folder"
+            f"{folder}: a root cannot have a comma in its path; "
+            f"set {' and '.join(defaulted)}, or run from another folder"
         )
     return values
 
@@ -253,14 +255,14 @@ def roots(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
 def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True)
-        (directory / ".gitignore").write_text("*\n")  # there are passwords in here
+        (directory / ".gitignore").write_text("*\n")  # the folder holds passwords
     except OSError as error:
         if not (isinstance(error, FileExistsError) and directory.is_dir()):
             raise UsageError(f"cannot use {directory}: {error.strerror}; give another --dir") from error
 
 
 def _terminal_reaches_our_group() -> bool:
-    """Whether a Ctrl-C at the terminal goes to our process group, and so to the command without our help."""
+    """Whether a Ctrl-C at the terminal reaches our process group, and so the command."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:

@@ -51,7 +51,7 @@ class CanaryWatch(Loop):
         """Check soon: a model was loaded or unloaded."""
         self._is_requested = True
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Check on request, or when due and the device was idle for more than half of the last second."""
         now, busy = self._monotonic(), self._batcher.busy.read()
         used, self._busy = busy.since(self._busy), busy

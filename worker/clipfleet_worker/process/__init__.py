@@ -1,1 +1,1 @@
-"""What keeps one process healthy: cores, memory, watchdog, drain. Knows no chunk."""
+"""What keeps one process healthy: cores, memory, watchdog, drain. Nothing here knows a chunk."""

@@ -1,6 +1,6 @@
-"""What a process counts: how much of what could work does work, and how often a cache had what was asked for.
+"""Counts of a process: how busy its steps are, and the hits and misses of its caches.
 
-Work is counted where slices and batches begin and end, not by items.
+Work is counted per slice and batch, not per item.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """A look at a step, of this process and whatever job."""
+    """How busy a step is, for all jobs of this process."""
 
-    seconds: float  # of work so far, what is under way included
-    capacity_seconds: float  # there could have been
+    seconds: float  # of work so far, including work in progress
+    capacity_seconds: float  # of work that was possible
 
     def since(self, earlier: Busy) -> Busy:
-        """What came after an earlier look."""
+        """The difference to an earlier reading."""
         return Busy(self.seconds - earlier.seconds, self.capacity_seconds - earlier.capacity_seconds)
 
 
@@ -27,11 +27,11 @@ class BusyMeter:
     """A context manager around each piece of work; several threads may be inside."""
 
     def __init__(self, capacity: int, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Nobody works yet.
+        """Start to measure.
 
         Args:
-            capacity: how much may be worked on at a time.
-            monotonic: the clock, in seconds.
+            capacity: pieces of work that may run at a time.
+            monotonic: clock, in seconds.
         """
         self._capacity = capacity
         self._monotonic = monotonic
@@ -51,7 +51,7 @@ class BusyMeter:
             self._inside -= 1
 
     def read(self) -> Busy:
-        """Where it stands now."""
+        """Read the present values."""
         with self._lock:
             self._count()
             return Busy(self._seconds, (self._last - self._began) * self._capacity)
@@ -71,7 +71,7 @@ class CacheCounts:
         self.misses = 0
 
     def note(self, *, hit: bool) -> None:
-        """It was asked once."""
+        """Count a request."""
         with self._lock:
             if hit:
                 self.hits += 1

@@ -1,4 +1,4 @@
-"""The device of a worker, the arithmetic that it is good at, and its memory."""
+"""The device of a worker: which one, its precision, and its memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipfleet.contract.jobs import Precision
 from clipfleet.errors import UsageError
 from clipfleet_worker.failures import ModelUnavailableError
 
-# Without the driver of NVIDIA (also of Jetsons, and below Windows) or AMD there is no device for torch.
+# Without a driver of NVIDIA (also on Jetsons and WSL) or AMD there is no GPU for torch.
 _NVIDIA_DRIVER = Path("/dev/nvidiactl")
 _GPU_DRIVERS = (_NVIDIA_DRIVER, Path("/dev/nvmap"), Path("/dev/dxg"), Path("/dev/kfd"))
 _HIDES_ALL_GPUS = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES, the last one is Slurm's
@@ -20,29 +20,29 @@ HOW_TO_USE_THE_GPU = (
     "install a build of torch for its driver (`nvidia-smi` shows the version), or set CLIPFLEET_DEVICE=cpu"
 )
 
-# In the words of CUDA's runtime, of its driver, and of what is built upon them.
+# Messages of CUDA's runtime, its driver, and the libraries above them.
 _LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "_STATUS_EXECUTION_FAILED")
 
-# In the words of torch's exceptions: of the CPU's allocator, of CUDA, of cuBLAS and cuDNN.
+# Messages of torch's exceptions: from the CPU allocator, CUDA, cuBLAS and cuDNN.
 _NO_MEMORY = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 
 _CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def pick_device(setting: str) -> str:
-    """`auto` becomes `cuda` if torch sees a GPU, else `cpu`.
+    """Resolve `auto` to `cuda` if torch sees a GPU, else to `cpu`.
 
     Raises:
-        UsageError: torch does not see the GPU that the setting names, or none on a machine that has one.
+        UsageError: torch does not see the GPU of the setting, or sees none on a machine that has one.
     """
     if setting == "cpu" or (setting == "auto" and not any(path.exists() for path in _GPU_DRIVERS)):
-        return "cpu"  # torch, which would say the same, takes a second to be imported
+        return "cpu"  # importing torch to ask it would take a second
     import torch
 
     if setting == "auto":
         if torch.cuda.is_available():
             return "cuda"
-        if has_nvidia_gpu():  # hours on the CPU beside an idle GPU must not begin unnoticed
+        if has_nvidia_gpu():  # a job must not run on the CPU for hours unnoticed, beside an idle GPU
             raise UsageError(
                 f"there is an NVIDIA GPU, but torch {torch.__version__} cannot use it; {HOW_TO_USE_THE_GPU}"
             )
@@ -58,12 +58,12 @@ def pick_device(setting: str) -> str:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver offers GPUs to this process and the user does not hide them from it."""
+    """Whether there is an NVIDIA driver, and CUDA_VISIBLE_DEVICES does not hide all GPUs."""
     return _NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in _HIDES_ALL_GPUS
 
 
 def resolve_precision(requested: Precision, device: str) -> Precision:
-    """`auto` becomes bf16 where the device computes it in hardware, else fp16 on a GPU and fp32 elsewhere.
+    """Resolve `auto` to bf16 where the device has it in hardware, else to fp16 on a GPU and fp32 on a CPU.
 
     Raises:
         ModelUnavailableError: the device cannot compute in this precision.
@@ -79,20 +79,20 @@ def resolve_precision(requested: Precision, device: str) -> Precision:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether a GPU is out of order for this process for good, as after an illegal access to its memory."""
+    """Whether this process can no longer use the GPU, for example after an illegal memory access."""
     words = str(error)
     return not lacks_memory(words) and any(fault in words for fault in _LOST)
 
 
 def cpu_name() -> str:
-    """The CPU's model and what it can do; empty where the system does not say."""
+    """Model and flags of the CPU; empty if the system does not report them."""
     return _cpu_says("model name") + _cpu_says("flags")
 
 
 def _gpu_has_bf16(device: str) -> bool:
     import torch
 
-    return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones only imitate it
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate it
 
 
 def _cpu_has_bf16() -> bool:
@@ -109,7 +109,7 @@ def _cpu_says(word: str) -> str:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise `MemoryError` where torch found no memory on the device or in the machine."""
+    """Raise `MemoryError` where torch could not allocate memory on the device or the machine."""
     import torch
 
     try:
@@ -121,15 +121,15 @@ def memory_errors() -> Iterator[None]:
 
 
 def lacks_memory(words: str) -> bool:
-    """Whether an exception that says this is one of too little memory."""
+    """Whether the message of an exception reports too little memory."""
     return any(part in words for part in _NO_MEMORY)
 
 
 def device_bytes(device: str) -> Mapping[str, int]:
-    """Memory of a GPU by kind, see `clipfleet_device_memory_bytes`; none before its use, or on the CPU."""
+    """Memory of a GPU by kind, as in `clipfleet_device_memory_bytes`; empty on CPUs and before its use."""
     import torch
 
-    # Asked before its first use, a GPU would be taken by the question.
+    # Before the first use this call would initialise the GPU.
     if not device.startswith("cuda") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     free, total = torch.cuda.mem_get_info(device)

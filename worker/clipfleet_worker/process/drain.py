@@ -1,7 +1,7 @@
-"""How a worker goes after SIGTERM: what can end in time does, the rest is given back, nothing lasts longer.
+"""Drains a worker after SIGTERM: chunks end in time or are released, then the process ends.
 
-Threads cannot be stopped, so the last word is the process's own exit: 0 where everything was given back,
-else, a little later, the watchdog's.
+Threads cannot be stopped, so the process exits by itself: with 0 if every chunk is released; else the
+watchdog ends it a little later.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from clipfleet_worker.process.watchdog import Pulse
 
 log = logging.getLogger(__name__)
 
-_RESERVE_SECONDS = 5.0  # at most: of the time to drain, for giving back and closing
+_RESERVE_SECONDS = 5.0  # at most: of the time to drain, for releasing and closing
 _GRACE_SECONDS = 5.0  # after it the watchdog ends what still hangs
-_REASON = "the worker leaves"
+_REASON = "the worker drains"
 
 
-class Leaver(Protocol):
-    """What a draining worker does, in this order; the worker ends by itself meanwhile if it can."""
+class Drainable(Protocol):
+    """The steps of a drain, in order. The worker may end by itself in between."""
 
-    def take_nothing_more(self) -> None:
-        """No claim from now on."""
+    def stop_claiming(self) -> None:
+        """Claim nothing from now on."""
 
     def interrupt(self, reason: str) -> None:
-        """Have every chunk that is held given back by whoever works on it."""
+        """Interrupt every held chunk, so that its thread releases it."""
 
-    def give_back(self, reason: str) -> bool:
-        """Give back what is held all the same, whatever its thread is doing; False if the ledger is away."""
+    def release_all(self, reason: str) -> bool:
+        """Release the chunks that are still held, whatever their threads do; False if the ledger is away."""
 
 
 class Drain:
@@ -43,23 +43,23 @@ class Drain:
 
     def __init__(
         self,
-        leaver: Leaver,
+        worker: Drainable,
         drain_seconds: float,
         *,
         pulse: Pulse | None = None,
         exit_process: Callable[[int], None] = os._exit,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing happens yet.
+        """Prepare; nothing runs yet.
 
         Args:
-            leaver: what is drained.
+            worker: what is drained.
             drain_seconds: from `begin` to the end of the process.
-            pulse: where the watchdog sees a drain that hangs.
-            exit_process: called with 0 when the time is over and everything was given back; does not return.
+            pulse: by which the watchdog sees a drain that hangs.
+            exit_process: called with 0 when the time is over and every chunk is released; does not return.
             monotonic: seconds that only go forward.
         """
-        self._leaver = leaver
+        self._worker = worker
         self._drain_seconds = drain_seconds
         self._reserve_seconds = min(_RESERVE_SECONDS, drain_seconds / 2)
         self._pulse = pulse or Pulse("drain")
@@ -72,64 +72,64 @@ class Drain:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the worker leaves."""
+        """Whether the worker drains."""
         return self._begun.is_set()
 
     @property
     def for_seconds(self) -> float:
-        """How long the worker has been leaving; 0 if it does not."""
+        """Seconds since `begin`; 0 before it."""
         return 0.0 if self._began is None else self._monotonic() - self._began
 
     def start(self) -> None:
-        """Start the thread, which waits."""
+        """Start the thread."""
         self._thread.start()
 
     def begin(self) -> None:
-        """The worker leaves. Safe in a signal handler, and more than once: it only takes note."""
+        """Begin draining. Idempotent and async-signal-safe: it only sets a flag."""
         if self._began is None:
             self._began = self._monotonic()
         self._begun.set()
 
     def end(self) -> None:
-        """The worker has ended by itself: nothing more is to be done."""
+        """Record that the worker has ended by itself: the drain is over."""
         self._ended.set()
 
     def _run(self) -> None:
         self._begun.wait()
         self._pulse.enter("drain", self._drain_seconds + _GRACE_SECONDS)
         log.info("worker drains", extra={"action": "drain"})
-        self._leaver.take_nothing_more()
+        self._worker.stop_claiming()
         if self._ended.wait(self._drain_seconds - self._reserve_seconds):
             return
-        self._leaver.interrupt(_REASON)
+        self._worker.interrupt(_REASON)
         if self._ended.wait(self._reserve_seconds * 0.35):
             return
-        given_back = self._give_back()
+        released = self._release_all()
         if self._ended.wait(self._reserve_seconds * 0.35):
             return
-        if given_back.result():  # however long that takes: the watchdog does not wait
+        if released.result():  # however long that takes: the watchdog does not wait
             log.warning(
-                "the time to drain is over; everything was given back, the process ends",
+                "the time to drain is over; every chunk is released, the process ends",
                 extra={"action": "drain_cut"},
             )
             self._exit_process(0)
 
-    def _give_back(self) -> Future[bool]:
-        """In a thread of its own: Redis may be silent, and nobody can wait for that twice."""
+    def _release_all(self) -> Future[bool]:
+        """Release in another thread, since a silent Redis must not delay the end."""
         answer: Future[bool] = Future()
 
-        def give_back() -> None:
-            answer.set_result(self._leaver.give_back(_REASON))
+        def release() -> None:
+            answer.set_result(self._worker.release_all(_REASON))
 
         try:
-            threading.Thread(target=give_back, name="give-back", daemon=True).start()
+            threading.Thread(target=release, name="release", daemon=True).start()
         except RuntimeError:  # the machine refuses another thread
-            give_back()
+            release()
         return answer
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End now. Threads that load a model or read a file would keep the interpreter from it, or crash."""
+    """Exit now: threads that load a model or read a file would delay the interpreter's end, or crash it."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

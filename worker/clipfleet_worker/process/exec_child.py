@@ -1,4 +1,4 @@
-"""Become a child process that dies with its supervisor: set that up, then exec (same pid).
+"""Becomes a child process that dies with its supervisor: sets that up, then calls exec (same pid).
 
 Usage: `python -IS exec_child.py SUPERVISOR_PID COMMAND ARGUMENT...`. Runs without site-packages, so it
 imports the standard library only. Not a `preexec_fn`: that runs Python between fork and exec of a process
@@ -24,12 +24,12 @@ def die_with(supervisor_pid: int, number: signal.Signals = signal.SIGTERM) -> No
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         sys.stderr.write(f"prctl: {os.strerror(ctypes.get_errno())}\n")
-    if os.getppid() != supervisor_pid:  # it died before prctl: nobody would tell us any more
+    if os.getppid() != supervisor_pid:  # it died before prctl: no signal will come
         os._exit(128 + signal.SIGTERM)
 
 
 def reset_signals() -> None:
-    """Undo what is inherited over exec: a mask, signals ignored (SIGPIPE by Python, SIGINT by scripts)."""
+    """Undo what exec inherits: the mask, and ignored signals (SIGPIPE by Python, SIGINT by scripts)."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -37,7 +37,7 @@ def reset_signals() -> None:
 
 
 def become(argv: list[str]) -> NoReturn:
-    """Replace this process; end with a shell's exit code where that cannot be."""
+    """Replace this process; exit with a shell's exit code if that fails."""
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - no shell wanted
     except OSError as error:

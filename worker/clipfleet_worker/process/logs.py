@@ -1,4 +1,4 @@
-"""Log lines of a worker: time, level, message, and the fields that say what it is about."""
+"""Log lines of a worker: time, level, message, and the fields of its context."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NOISY = ("celery.worker.strategy", "celery.app.trace")
 
 
 class FieldFormatter(logging.Formatter):
-    """Adds `name=value` for each of our fields that a record has."""
+    """Appends `name=value` for each of our fields that a record has."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """One line, and no terminal obeys it: messages quote URLs, paths and names of strangers."""
+        """Format one printable line: messages quote untrusted URLs, paths and names."""
         return printable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,19 +28,19 @@ class FieldFormatter(logging.Formatter):
 
 
 def log_to_stderr(process: str | None = None) -> None:
-    """Send the logs of this process to stderr, one line each.
+    """Write the logs of this process to stderr, one line per record.
 
     Args:
-        process: stands in every line, where several processes write to one place.
+        process: name in every line, if several processes share stderr.
     """
     handler = logging.StreamHandler(sys.stderr)
     who = f"{process} " if process else ""
     handler.setFormatter(FieldFormatter(f"%(asctime)s {who}%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)  # libraries, open_clip among them, tell a lot that nobody needs
+    root.setLevel(logging.WARNING)  # libraries, such as open_clip, log too much
     for ours in _OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # of damaged files, whose rows say it
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # damaged files: their rows report it

@@ -1,8 +1,8 @@
-"""Ends a process that takes too much memory, before the kernel kills one at random.
+"""Ends a process that uses too much memory, before the kernel kills one at random.
 
-One image may take ten gigabytes inside a decoder, and no thread can be stopped. After the end of the
-process its chunks are suspects, and a child with a limit names the image. On a large machine ten gigabytes
-are no danger, and yet no image may have them: while one is read the process may grow by so much only.
+A decoder may need ten gigabytes for one image, and a thread cannot be stopped. After the end of the process
+its chunks are suspects, and a decode child with a limit finds the image. The growth of the process while it
+reads an image is limited, too, so that large machines reject the same images.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from clipfleet_worker.process.watchdog import EXIT_HUNG
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.1  # a gigabyte takes longer than this to be touched
-_SHARE = 0.9  # of what there is; the rest is for children and for others
+_LOOK_SECONDS = 0.1  # touching a gigabyte takes longer
+_SHARE = 0.9  # of the available memory; the rest is for child processes and others
 
 
 class Reading:
-    """A context around the reading of an image, for one thread; it may be entered again for the next one."""
+    """A context around each image that one thread reads; reusable."""
 
     def __init__(self, guard: MemoryGuard) -> None:
         self._guard = guard
-        self.began_bytes: int | None = None  # what the process had when it began; None: nothing is read now
+        self.began_bytes: int | None = None  # memory of the process when it began; None: no image is read now
 
     def __enter__(self) -> None:
         self.began_bytes = self._guard.used_bytes
@@ -41,7 +41,7 @@ class Reading:
 
 
 class MemoryGuard(Loop):
-    """Looks at the memory that only this process has: neither files nor what it shares."""
+    """Watches the private memory of this process: without files and shared memory."""
 
     def __init__(
         self,
@@ -52,18 +52,18 @@ class MemoryGuard(Loop):
         exit_process: Callable[[int], None] = os._exit,
         dump_stacks: Callable[[], None] = lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True),
     ) -> None:
-        """Nothing is watched yet.
+        """Prepare; nothing is watched yet.
 
         Args:
-            limit_bytes: beyond these the process ends.
-            growth_bytes: by so much it may grow while an image is read, see `Reading`.
-            used_bytes: see `own_memory`; None ends the guard: this system does not tell.
+            limit_bytes: above it the process ends.
+            growth_bytes: the most that the process may grow while an image is read, see `Reading`.
+            used_bytes: see `own_memory`; None ends the guard: the system does not report it.
             exit_process: called with `EXIT_HUNG`; does not return in production.
-            dump_stacks: writes the stacks of all threads where the log goes.
+            dump_stacks: writes the stacks of all threads to the log.
         """
         self.limit_bytes = limit_bytes
         self._growth_bytes = growth_bytes
-        self.used_bytes = used_bytes() or 0  # at the last look; 0 where the system does not tell
+        self.used_bytes = used_bytes() or 0  # at the last check; 0 if the system does not report it
         self._readings: list[Reading] = []
         self._lock = threading.Lock()
         self._look = used_bytes
@@ -72,17 +72,17 @@ class MemoryGuard(Loop):
         super().__init__("memory-guard", _LOOK_SECONDS, at_once=True)
 
     def new_reading(self) -> Reading:
-        """For a thread that reads images in this process; it is watched as long as the process lives."""
+        """Make a context for a thread that reads images; it is watched as long as the process lives."""
         reading = Reading(self)
         with self._lock:
             self._readings.append(reading)
         return reading
 
     def check(self) -> bool:
-        """Look once, and end the process if it has too much; False where there is nothing to be seen."""
+        """End the process if it uses too much memory; False if the system does not report it."""
         try:
             used = self._look()
-        except OSError:  # no descriptor is free; the next look may find one
+        except OSError:  # no descriptor is free; the next check may get one
             return True
         if used is None:
             return False
@@ -92,15 +92,15 @@ class MemoryGuard(Loop):
         growth = used - min((bytes_ for bytes_ in began if bytes_ is not None), default=used)
         if used > self.limit_bytes:
             self._end(
-                "%d MiB of memory are more than CLIPFLEET_MAX_MEMORY_BYTES, %d MiB; the process ends, its "
-                "leases expire. If no image did it, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
+                "the process uses %d MiB of memory, CLIPFLEET_MAX_MEMORY_BYTES is %d MiB; it ends, its "
+                "leases expire. If no image is the reason, lower CLIPFLEET_ITEMS_IN_FLIGHT, "
                 "CLIPFLEET_BYTES_IN_FLIGHT or CLIPFLEET_DECODE_THREADS",
                 used,
                 self.limit_bytes,
             )
         elif growth > self._growth_bytes:
             self._end(
-                "the process grew by %d MiB while one image was read, more than %d MiB; it ends, its "
+                "the process grew by %d MiB while one image was read, the limit is %d MiB; it ends, its "
                 "leases expire",
                 growth,
                 self._growth_bytes,
@@ -112,14 +112,14 @@ class MemoryGuard(Loop):
         self._dump_stacks()
         self._exit_process(EXIT_HUNG)
 
-    def turn(self) -> None:
-        """Look, as long as there is something to be seen."""
+    def run_once(self) -> None:
+        """Check; stop if the system does not report its memory."""
         if not self.check():
-            self.leave()
+            self.request_stop()
 
 
 def own_memory(process: Path = Path("/proc/self")) -> int | None:
-    """Bytes of memory that only this process has; None where the system does not tell."""
+    """Private memory of this process in bytes; None if the system does not report it."""
     try:
         _, resident, shared, *_ = (process / "statm").read_text().split()
     except FileNotFoundError:  # not Linux
@@ -128,7 +128,7 @@ def own_memory(process: Path = Path("/proc/self")) -> int | None:
 
 
 def memory_limit(setting_bytes: int, root: Path = Path("/")) -> int:
-    """The setting, or nine tenths of what this machine or container has; at least one byte."""
+    """The setting, or 90 % of the memory of this machine or container; at least one byte."""
     if setting_bytes:
         return setting_bytes
     available = [_machine_bytes(), *_container_bytes(root)]

@@ -1,6 +1,6 @@
-"""Lack of file descriptors, threads or memory in this process: told from what is wrong with an item or a job.
+"""Recognises errors that mean too few file descriptors, threads or bytes of memory in this process.
 
-`MemoryError` is left as it is: it may be an image's.
+A `MemoryError` does not count: one image may be the reason.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import pyarrow as pa
 
 from clipfleet_worker.failures import WorkerShortageError
 
-# Of CPython's RuntimeError, and of the exception that Arrow raises for all that it has no other one for.
+# Messages of CPython's RuntimeError, and of Arrow's generic exception.
 _NO_THREAD = ("can't start new thread", "Failed to launch worker thread")
 _NO_MEMORY = (errno.ENOMEM, errno.ENOBUFS)
-# The dynamic linker's words, of which Python makes an ImportError.
+# Messages of the dynamic linker, which become an ImportError.
 _NOT_MAPPED = ("failed to map segment from shared object", f": {os.strerror(errno.ENOMEM)}")
 _NOT_OPENED = f": {os.strerror(errno.EMFILE)}"
 
-_LITTLE_MEMORY = "this worker has too little memory: raise its limit (ulimit -v), or give it a larger machine"
+_LITTLE_MEMORY = "this worker has too little memory: raise its limit (ulimit -v), or use a larger machine"
 
 
 def shortage_behind(error: BaseException) -> WorkerShortageError | None:
-    """The shortage that led to an exception; None if there was none.
+    """The shortage that caused an exception; None if there was none.
 
-    Libraries wrap the operating system's errors, so causes and contexts are followed.
+    Follows causes and contexts, since libraries wrap the errors of the operating system.
     """
     for one in _chain(error):
         if isinstance(one, WorkerShortageError):
@@ -78,7 +78,7 @@ def _few_descriptors() -> str:
 
 
 def _can_open_files() -> bool:
-    """A resolver that gets no socket reports that the name server does not answer."""
+    """Whether a file can be opened: a resolver without a socket reports a silent name server."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
@@ -87,10 +87,10 @@ def _can_open_files() -> bool:
 
 
 class LenientThreadPool(ThreadPoolExecutor):
-    """Where the machine refuses another thread, work waits for the threads that are there.
+    """A thread pool in which work waits if the machine refuses another thread.
 
-    The executor of the standard library queues the work and raises all the same. Without a single thread so
-    does this one.
+    The executor of the standard library queues the work, but raises. This one raises only while it has no
+    thread.
     """
 
     def _adjust_thread_count(self) -> None:

@@ -1,8 +1,7 @@
-"""Ends the process when a library hangs with Python's own lock in its hands, which stops all threads.
+"""Ends the process when a library hangs while it holds the GIL, which stops all threads.
 
-A timer of faulthandler's needs no lock, but it cannot tell a hang from a pause of the process: it fires as
-the process goes on. So a small process beside this one counts (`standstill_child.py`). Where it cannot be
-had, the timer is better than nothing.
+The timer of faulthandler needs no GIL, but cannot distinguish a hang from a pause of the process: it fires
+when the process resumes. So a small process counts (`standstill_child.py`). The timer is the fallback.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _STDERR = 2
 
 
 class Standstill:
-    """All methods belong to the watchdog."""
+    """Called by the watchdog only."""
 
     def __init__(self, limit_seconds: float, look_seconds: float) -> None:
-        """Nothing is counted yet.
+        """Prepare; nothing is counted yet.
 
         Args:
-            limit_seconds: so long no thread has to run before the process is ended.
+            limit_seconds: without any thread running, after which the process ends.
             look_seconds: between two calls of `note`.
         """
         self._limit_seconds = limit_seconds
@@ -43,43 +42,43 @@ class Standstill:
         self._handler: int | None = None  # of SIGALRM, before
 
     def start(self) -> None:
-        """Start to count."""
+        """Start counting."""
         if not _STATE.exists():  # not Linux
             return
         self._exit_at_signal()
         self._exits_at_signal = True
         looks = max(1, round(self._limit_seconds / self._look_seconds))
         facts = map(str, (os.getpid(), looks, self._look_seconds))
-        # The child keeps the mask: a worker that is told to end drains, and is watched meanwhile.
+        # The child inherits the mask: it watches a worker that drains, too.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             self._child = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-IS", str(_CHILD), *facts],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # nor is it stopped with the worker's group
+                start_new_session=True,  # so that it is not stopped with the worker's group
             )
             os.set_blocking(_pipe_of(self._child), False)
         except OSError as error:
-            self._make_do(error)
+            self._fall_back(error)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def note(self) -> None:
-        """Threads run: count from zero again."""
+        """Count from zero again, since threads run."""
         if self._child is not None:
             try:
                 os.write(_pipe_of(self._child), b".")
             except BlockingIOError:
-                pass  # whoever does not read counts nothing either
+                pass  # a child that does not read does not count either
             except OSError as error:
                 self._close()
-                self._make_do(error)
+                self._fall_back(error)
         if self._child is None:
             faulthandler.dump_traceback_later(self._limit_seconds, exit=True)
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         faulthandler.cancel_dump_traceback_later()
         if self._exits_at_signal:
             faulthandler.unregister(signal.SIGALRM)
@@ -87,9 +86,10 @@ class Standstill:
         self._close()
 
     def _exit_at_signal(self) -> None:
-        """Have SIGALRM write all stacks and exit, in C, which needs no lock of Python's.
+        """Make SIGALRM write all stacks and exit, in C, without the GIL.
 
-        By `_exit`, with the number of the signal: no signal ends process 1 of a container, not even SIGKILL.
+        It calls `_exit` with the number of the signal: no signal ends process 1 of a container, not even
+        SIGKILL.
         """
         self._handler = _handle(signal.SIGALRM, ctypes.cast(ctypes.CDLL(None)._exit, ctypes.c_void_p).value)
         faulthandler.register(signal.SIGALRM, file=_STDERR, all_threads=True, chain=True)
@@ -102,9 +102,9 @@ class Standstill:
         with suppress(subprocess.TimeoutExpired):
             child.wait(_END_SECONDS)
 
-    def _make_do(self, error: OSError) -> None:
+    def _fall_back(self, error: OSError) -> None:
         log.warning(
-            "no process watches over this one (%s): a pause of more than %g s will end it",
+            "cannot start the process that detects hangs (%s): a pause of more than %g s ends this worker",
             error.strerror,
             self._limit_seconds,
             extra={"action": "standstill_unwatched"},
@@ -118,7 +118,7 @@ def _pipe_of(child: subprocess.Popen[bytes]) -> int:
 
 
 def _handle(number: signal.Signals, handler: int | None) -> int | None:
-    """Set a function of C as the handler of a signal; returns the one before. None is the default."""
+    """Set a C function as the handler of a signal, or the default (None); returns the one before."""
     set_handler = ctypes.CDLL(None).signal
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     before: int | None = set_handler(number, handler)

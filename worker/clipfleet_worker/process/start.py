@@ -1,7 +1,7 @@
-"""What a worker asks of Python, Arrow and the system for its whole process, once.
+"""One-time settings of Python, Arrow and the system for a worker process.
 
-What concerns Python and Arrow saves time per image, and changes no result: `python -m ops.bench.overhead`
-shows it. Nothing of ours, and no Arrow, is imported here: the allocator is chosen before.
+Those of Python and Arrow save time per image and change no result, see `python -m ops.bench.overhead`.
+Imports neither Arrow nor other modules of ours: the allocator must be chosen first.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import resource
 
 log = logging.getLogger(__name__)
 
-# By Python's own number, 700, it would look for cycles every few images, which make none.
+# With Python's default, 700, it would collect every few images, which make no cycles.
 _NEW_OBJECTS_PER_COLLECTION = 20_000
 
 _WANTED = 65_536
-_SOCKETS_PER_CONNECTION = 4  # in use, slow, kept for the next request, asking for a name
+_SOCKETS_PER_CONNECTION = 4  # in use, slow, kept alive, looking up a name
 _FEW = 1024  # models, staged items, parts, pipes
 
 
 def choose_allocator() -> None:
-    """Have Arrow take its memory from malloc; to be called before it is imported.
+    """Make Arrow use malloc; must be called before Arrow is imported.
 
-    mimalloc, its own choice, keeps pages for each thread and gives them back soon. Parts are written by many
-    threads: the kernel clears pages of 2 MiB all the time then, for as long as half a small image takes.
+    Its default, mimalloc, keeps pages per thread and returns them soon. Parts are written by many threads, so
+    the kernel would clear pages of 2 MiB all the time: half the time of a small image.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def calm_collector() -> None:
-    """Have Python look for cycles less often; to be called with the modules loaded, and no model."""
+    """Make the garbage collector run less often; must be called between the imports and the first model."""
     gc.collect()
-    gc.freeze()  # modules stay: 200,000 objects that no collection needs to look at; a model may go
+    gc.freeze()  # skips 200,000 objects of modules, which stay; a model may be unloaded
     gc.set_threshold(_NEW_OBJECTS_PER_COLLECTION)
 
 
 def raise_open_files_limit(*, connections: int) -> None:
-    """Raise the soft limit of this process as far as may be of use; warn where too few files may be open.
+    """Raise the soft limit of open files; warn if the hard limit is too low.
 
     Args:
-        connections: simultaneous ones, without the slow ones, which may be as many again.
+        connections: simultaneous ones; as many slow ones may be added.
     """
     needed = files_needed(connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -59,5 +59,5 @@ def raise_open_files_limit(*, connections: int) -> None:
 
 
 def files_needed(connections: int) -> int:
-    """How many files may be wanted open at a time; see `raise_open_files_limit`."""
+    """Number of files that may be open at a time, see `raise_open_files_limit`."""
     return _SOCKETS_PER_CONNECTION * connections + _FEW

@@ -1,8 +1,8 @@
 """Ends a process in which a loop hangs: a thread cannot be killed, and leases make an exit cheap.
 
-Each loop publishes what it is doing, since when, and how long that may take. The watchdog compares, and
-beyond a limit writes the stacks of all threads to the log and ends the process; its supervisor starts a new
-one. To be idle, or to wait for a Redis that is away, has no limit.
+Each loop publishes its phase: what it does, since when, and for how long at most. Over a limit the watchdog
+writes the stacks of all threads to the log and ends the process; its supervisor starts a new one. Idle loops
+and waits for Redis have no limit.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from clipfleet_worker.process.standstill import Standstill
 
 log = logging.getLogger(__name__)
 
-EXIT_HUNG = 70  # the exit code of a process that was ended because it got on no more
-LOAD_LIMIT_SECONDS = 900.0  # of loading a model, and of a forward pass, which may have to compile first
+EXIT_HUNG = 70  # exit code of a process that was ended because it hung
+LOAD_LIMIT_SECONDS = 900.0  # of loading a model, and of a forward pass, which may compile first
 
 _LOOK_SECONDS = 1.0
-_STANDSTILL_SECONDS = 120.0  # without a look at all
-_PAUSE_SECONDS = 10.0  # between two looks, of which the watchdog takes one a second
+_STANDSTILL_SECONDS = 120.0  # without any check
+_PAUSE_SECONDS = 10.0  # between two checks, which the watchdog makes every second
 
 
 class RunningTime:
-    """Seconds that this process could use; may be asked by any thread, and has to be asked every second.
+    """Monotonic seconds without the pauses of the process, its container or its machine.
 
-    While the process, its container or the machine is paused, it stands still: a pause ends with limits that
-    are not over, and what was interrupted by it does not hang.
+    So a pause exhausts no limit. Must be called every second; any thread may call it.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -55,27 +54,27 @@ class RunningTime:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a loop is doing."""
+    """What a loop does."""
 
     loop: str
     name: str
     since: float  # seconds of `RunningTime`
-    limit_seconds: float | None = None  # None: it may take any time
+    limit_seconds: float | None = None  # None: unlimited
 
     @property
     def is_idle(self) -> bool:
-        """Whether it may take any time."""
+        """Whether it has no limit."""
         return self.limit_seconds is None
 
 
 class Pulse:
-    """Where one loop publishes its phase. Written by that loop, read by others."""
+    """Publishes the phase of one loop. Written by that loop, read by others."""
 
     def __init__(self, loop: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
         self._monotonic = monotonic
-        # Changed in one assignment, for others read it meanwhile. No `Phase`: to make one takes longer, and
-        # loops that go through phases by the image are watched once a second.
+        # Replaced in one assignment, since others read it. Not a `Phase`, which is slower to make: some loops
+        # change phases with every image, and the watchdog reads once a second.
         self._now: tuple[str, float, float | None] = ("idle", monotonic(), None)
 
     @property
@@ -84,16 +83,16 @@ class Pulse:
         return Phase(self._loop, *self._now)
 
     def enter(self, phase: str, limit_seconds: float | None = None) -> None:
-        """A phase begins that ends within the limit, or hangs."""
+        """Begin a phase, which ends within the limit or hangs."""
         self._now = (phase, self._monotonic(), limit_seconds)
 
     def rest(self, phase: str = "idle") -> None:
-        """The loop waits for work, or for the world."""
+        """Begin a phase without a limit: the loop waits for work or for another service."""
         self.enter(phase)
 
     @contextmanager
     def during(self, phase: str, limit_seconds: float) -> Iterator[None]:
-        """Be in a phase for the time of the context, then idle."""
+        """Be in a phase inside the context, and idle after it."""
         self.enter(phase, limit_seconds)
         try:
             yield
@@ -102,7 +101,7 @@ class Pulse:
 
 
 class Watchdog(Loop):
-    """Looks at all pulses once a second. Everything but `check` may be called from any thread."""
+    """Checks all pulses every second. Thread-safe, except for `check`."""
 
     def __init__(
         self,
@@ -113,14 +112,14 @@ class Watchdog(Loop):
         look_seconds: float = _LOOK_SECONDS,
         standstill_seconds: float = _STANDSTILL_SECONDS,
     ) -> None:
-        """Nothing is watched yet.
+        """Prepare; nothing is watched yet.
 
         Args:
-            monotonic: seconds that only go forward.
+            monotonic: clock, in seconds.
             exit_process: called with `EXIT_HUNG`; does not return in production.
-            dump_stacks: writes the stacks of all threads where the log goes.
-            look_seconds: between two looks.
-            standstill_seconds: without a look the process ends, too, unless it was paused.
+            dump_stacks: writes the stacks of all threads to the log.
+            look_seconds: between two checks.
+            standstill_seconds: without a check, after which the process ends, unless it was paused.
         """
         self.running_time = RunningTime(monotonic)
         self._exit_process = exit_process
@@ -132,7 +131,7 @@ class Watchdog(Loop):
         super().__init__("watchdog", look_seconds)
 
     def pulse(self, loop: str) -> Pulse:
-        """A new pulse, watched as long as the process lives."""
+        """Make a pulse, which is watched as long as the process lives."""
         pulse = Pulse(loop, self.running_time)
         with self._lock:
             self._pulses[id(pulse)] = pulse
@@ -140,7 +139,7 @@ class Watchdog(Loop):
 
     @contextmanager
     def activity(self, name: str, phase: str, limit_seconds: float) -> Iterator[Pulse]:
-        """Watch something that ends with the context: one decoding, one load. Nesting is allowed."""
+        """Watch an activity that ends with the context, such as the load of a model. May be nested."""
         pulse = self.pulse(name)
         pulse.enter(phase, limit_seconds)
         try:
@@ -150,24 +149,24 @@ class Watchdog(Loop):
                 del self._pulses[id(pulse)]
 
     def watch(self, source: Callable[[], Iterable[Phase]]) -> None:
-        """Ask `source` for further phases at every look."""
+        """Read further phases from `source` at every check."""
         with self._lock:
             self._sources.append(source)
 
     def phases(self) -> list[Phase]:
-        """What all loops are doing now."""
+        """The phases of all loops and sources."""
         with self._lock:
             sources = list(self._sources)
         return self.loop_phases() + [phase for source in sources for phase in source()]
 
     def loop_phases(self) -> list[Phase]:
-        """Likewise without what `watch` has added: the names of these loops are few."""
+        """The phases of the loops alone, whose names are few."""
         with self._lock:
             pulses = list(self._pulses.values())
         return [pulse.phase for pulse in pulses]
 
     def overdue(self) -> list[Phase]:
-        """Phases beyond their limit."""
+        """Phases over their limits."""
         now = self.running_time()
         return [
             phase
@@ -176,7 +175,7 @@ class Watchdog(Loop):
         ]
 
     def check(self) -> None:
-        """Look once: end the process if something hangs. Called by the thread."""
+        """End the process if a phase is over its limit. Called by the thread."""
         overdue = self.overdue()
         if not overdue:
             return
@@ -203,7 +202,7 @@ class Watchdog(Loop):
         if was_started:
             self._standstill.stop()
 
-    def turn(self) -> None:
-        """Look, and say that threads run."""
+    def run_once(self) -> None:
+        """Report that threads run, and check."""
         self._standstill.note()
         self.check()

@@ -1,1 +1,1 @@
-"""What others may look at. Changes nothing."""
+"""Health pages and metrics of a worker. Nothing here changes a worker or the ledger."""

@@ -1,6 +1,6 @@
-"""How a worker is: whether its loops turn, whether what it holds gets on, whether it takes work.
+"""The health of a worker: whether its loops run, its chunks make progress, and it claims chunks.
 
-To be alive is not enough: a process that answers while a chunk hangs is not well.
+A process that answers while a chunk hangs is not healthy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.process.reconciler import Reachability
 from clipfleet_worker.process.watchdog import Watchdog
@@ -21,26 +22,27 @@ from clipfleet_worker.status.server import Page
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is looked at when somebody asks. Nothing here waits for anything."""
+    """What the health pages read. Nothing here blocks."""
 
     worker_id: str
     watchdog: Watchdog
     keeper: LeaseKeeper
     claims: Claims
+    endings: Endings
     redis: Reachability
-    has_started: Callable[[], bool]  # it has taken, or could have taken, work since the process began
+    has_started: Callable[[], bool]  # it has been able to claim chunks
     is_draining: Callable[[], bool]
     hints_refused: Callable[[], Mapping[str, int]]
     monotonic: Callable[[], float] = time.monotonic
 
     def problems(self) -> list[str]:
-        """Why the process should be started anew, or why it is not to be judged yet; none if it is well."""
+        """Why the process should be restarted, or is not up yet; empty if it is healthy."""
         found = [] if self.has_started() else ["starting"]
         overdue = [*self.watchdog.overdue(), *self.keeper.hanging()]
         return found + sorted({f"{phase.loop}: {phase.name} hangs" for phase in overdue})
 
     def obstacles(self) -> list[str]:
-        """Why it takes no work now; none if it is ready."""
+        """Why the worker claims no chunks now; empty if it is ready."""
         found = self.problems()
         if self.is_draining():
             found.append("draining")
@@ -49,7 +51,7 @@ class Health:
         return found
 
     def report(self) -> dict[str, Any]:
-        """All that is known, as JSON has it. Ages are seconds."""
+        """The full report, for JSON. Ages are in seconds."""
         now = self.monotonic()
         return {
             "worker_id": self.worker_id,
@@ -57,7 +59,7 @@ class Health:
             "draining": self.is_draining(),
             "seconds_since_progress": round(now - self.keeper.progress.last, 1),
             "chunks_held": len(self.claims.held()),
-            "chunks_completed": self.claims.completed,
+            "chunks_completed": self.endings.completed,
             "redis": {"ok": self.redis.is_ok, "for_seconds": round(self.redis.for_seconds, 1)},
             "hints_refused": dict(self.hints_refused()),
             "phases": [
@@ -73,7 +75,7 @@ class Health:
 
 
 def health_pages(health: Health) -> dict[str, Callable[[], Page]]:
-    """`/healthz`: is it to be started anew? `/readyz`: does it take work?"""
+    """Make the pages `/healthz` (503: restart the process) and `/readyz` (503: it claims no chunks)."""
 
     def healthz() -> Page:
         return _json(health.report(), not health.problems())

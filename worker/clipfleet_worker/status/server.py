@@ -1,6 +1,6 @@
-"""A small web server inside the worker: `/healthz`, `/readyz`, and whatever other pages it is given.
+"""The web server inside a worker, for `/healthz`, `/readyz` and other pages. It is read-only.
 
-Answers come from memory, so that they come at once, whatever else the process does. Nothing can be changed.
+Pages are built from memory, so that they are fast whatever the worker does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipfleet.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-_REQUEST_SECONDS = 5.0  # for a client to say what it wants
+_REQUEST_SECONDS = 5.0  # timeout of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ Pages = Mapping[str, Callable[[], Page]]  # by path
 
 
 class StatusServer:
-    """Serves pages in a thread of its own, each connection in one more."""
+    """Serves pages in a thread, each connection in another one."""
 
     def __init__(self, host: str, port: int, pages: Pages) -> None:
-        """Bind; nothing is answered yet.
+        """Bind the port; requests are not answered yet.
 
         Args:
             host: address to listen at.
-            port: 0 takes a free one.
+            port: 0 picks a free one.
             pages: by path.
 
         Raises:
@@ -53,7 +53,7 @@ class StatusServer:
         except (OSError, UnicodeError) as error:
             raise UsageError(
                 f"CLIPFLEET_HEALTH_HOST and CLIPFLEET_HEALTH_PORT: cannot listen at {host} port {port} "
-                f"({error}): give another port, or an address of this machine"
+                f"({error}); set another port, or an address of this machine"
             ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
 
@@ -64,12 +64,12 @@ class StatusServer:
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
 
     def start(self) -> None:
-        """Start answering."""
+        """Answer requests from now on."""
         self._thread.start()
         log.info("health at %s/healthz", self.url, extra={"action": "status_server"})
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -85,14 +85,14 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        """Without asking a name server for our own name."""
+        """Bind without a look-up of our own name."""
         socket.socket.setsockopt(self.socket, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is none of our business."""
-        log.debug("a request from %s broke off", client_address)
+        """Ignore a client that hangs up."""
+        log.debug("request from %s aborted", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(page.body)
 
-    do_HEAD = do_GET  # noqa: N815 - likewise
+    do_HEAD = do_GET  # noqa: N815 - the name is http.server's
 
     def log_message(self, *_: object) -> None:
-        """Probes come every few seconds: nothing is logged."""
+        """Log nothing: probes come every few seconds."""

@@ -68,7 +68,7 @@ def test_lanes_go_in_their_order_and_each_first_come_first_served(bench: Bench) 
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), MemoryError(), SystemExit(1)])
-def test_an_error_is_told_and_costs_no_thread(bench: Bench, error: BaseException) -> None:
+def test_an_error_is_reported_and_costs_no_thread(bench: Bench, error: BaseException) -> None:
     bench.fail(error)
     bench.submit(Lane.BULK, "next")
     bench.free()
@@ -77,7 +77,7 @@ def test_an_error_is_told_and_costs_no_thread(bench: Bench, error: BaseException
     assert bench.done == ["next"]
 
 
-def test_what_was_not_begun_when_the_pool_stops_is_told(bench: Bench) -> None:
+def test_work_that_has_not_begun_when_the_pool_stops_is_interrupted(bench: Bench) -> None:
     bench.submit(Lane.HIGH, "too late")
 
     bench.pool.stop()

@@ -1,4 +1,4 @@
-"""What a chunk tells of its time: its steps, the waits of its items, how busy the steps were meanwhile."""
+"""Where the time of a chunk goes: its steps, the waits of its items, how busy the steps are meanwhile."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bench:
         return self.look().since(began)
 
 
-def test_how_busy_the_stages_were_meanwhile() -> None:
+def test_how_busy_the_steps_were_meanwhile() -> None:
     told = chunk_meters(Bench().work(), {}, Outcomes(1), MODEL)
 
     assert told == Meters(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -28,20 +28,28 @@ def full(limit: int) -> OpenItems:
     return items
 
 
+def waiting(items: OpenItems) -> InThread:
+    """A thread that waits for room."""
+    items._changed = changed = WatchedCondition()
+    call = InThread(items.wait_for_room)
+    assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+    return call
+
+
 class TestRoom:
-    def test_an_empty_worker_takes_from_every_lane(self) -> None:
-        assert OpenItems(100).wait_for_room() == ALL
-
-    def test_the_last_tenth_is_kept_for_the_best_lane(self) -> None:
-        assert opened(100, 89).wait_for_room() == ALL
-        assert opened(100, 90).wait_for_room() == (Lane.HIGH,)
-        assert opened(100, 99).wait_for_room() == (Lane.HIGH,)
-
-    def test_a_tiny_limit_still_lets_every_lane_in(self) -> None:
-        assert OpenItems(1).wait_for_room() == ALL
-
-    def test_a_full_worker_has_none_in_time(self) -> None:
-        assert full(100).wait_for_room(timeout_seconds=0) == ()
+    @pytest.mark.parametrize(
+        ("items", "lanes"),
+        [
+            (OpenItems(1), ALL),
+            (OpenItems(100), ALL),
+            (opened(100, 89), ALL),
+            (opened(100, 90), (Lane.HIGH,)),  # the last tenth is kept for the best lane
+            (opened(100, 99), (Lane.HIGH,)),
+            (full(100), ()),
+        ],
+    )
+    def test_lanes_have_room_up_to_the_limit(self, items: OpenItems, lanes: Sequence[Lane]) -> None:
+        assert items.wait_for_room(timeout_seconds=0) == lanes
 
     def test_no_chunk_of_the_others_takes_what_is_kept_however_large(self) -> None:
         items = opened(100, 300)
@@ -53,12 +61,9 @@ class TestRoom:
         items.remove(6, from_reserve=True)
         assert items.wait_for_room(timeout_seconds=0) == (Lane.HIGH,)
 
-    def test_who_waits_goes_on_when_items_are_removed(self) -> None:
+    def test_a_wait_ends_when_items_are_removed(self) -> None:
         items = full(100)
-        items._changed = changed = WatchedCondition()
-        call = InThread(items.wait_for_room)
-        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
-        assert not call.is_done
+        call = waiting(items)
 
         items.remove(50)
 
@@ -74,29 +79,22 @@ class TestMakingRoom:
             assert items.count == 70
             assert items.wait_for_room() == ALL
 
-    def test_who_waits_goes_on_when_an_item_has_ended(self) -> None:
+    def test_a_wait_ends_when_enough_items_have_ended(self) -> None:
         items = full(100)
         with items.making_room() as make_room:
-            items._changed = changed = WatchedCondition()
-            call = InThread(items.wait_for_room)
-            assert changed.somebody_waits.wait(PATIENCE_SECONDS)
+            call = waiting(items)
             make_room(11)
             assert call.result() == ALL
 
-    def test_they_count_again_when_the_chunk_is_written(self) -> None:
+    def test_they_count_again_at_the_end_of_the_chunk_and_later_ones_do_not_matter(self) -> None:
         items = opened(100, 60)
-        with items.making_room() as make_room:
+        with pytest.raises(RuntimeError), items.making_room() as make_room:
             make_room(59)
+            raise RuntimeError
+        make_room(5)
         assert items.count == 60
         items.remove(60)
         assert items.count == 0
-
-    def test_they_count_again_when_the_chunk_is_given_up(self) -> None:
-        items = opened(100, 60)
-        with pytest.raises(RuntimeError), items.making_room() as make_room:
-            make_room(10)
-            raise RuntimeError
-        assert items.count == 60
 
     def test_there_is_a_limit_to_items_that_wait_for_others(self) -> None:
         items = OpenItems(10)
@@ -110,29 +108,16 @@ class TestMakingRoom:
             make_room(150)
             assert items.count == 50
 
-    def test_whoever_ends_later_is_not_counted(self) -> None:
-        items = opened(100, 60)
-        with items.making_room() as make_room:
-            make_room(10)
-        make_room(5)
-        assert items.count == 60
 
+def test_after_close_no_lane_has_room() -> None:
+    items = full(100)
+    call = waiting(items)
 
-class TestClosing:
-    def test_nothing_is_taken_afterwards(self) -> None:
-        items = OpenItems(100)
-        items.close()
-        assert items.wait_for_room() == ()
+    items.close()
 
-    def test_who_waits_is_told(self) -> None:
-        items = full(100)
-        items._changed = changed = WatchedCondition()
-        call = InThread(items.wait_for_room)
-        assert changed.somebody_waits.wait(PATIENCE_SECONDS)
-
-        items.close()
-
-        assert call.result() == ()
+    assert call.result() == ()
+    items.remove(50)
+    assert items.wait_for_room() == ()
 
 
 class TestWaitingBytes:

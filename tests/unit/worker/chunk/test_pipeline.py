@@ -17,24 +17,31 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError, Job, Precision, SourceDescription, Task
-from clipfleet.contract.label_sets import LabelSet
+from clipfleet.contract.jobs import (
+    DecodeRoute,
+    ErrorCode,
+    ItemError,
+    Job,
+    LabelSet,
+    Precision,
+    SourceDescription,
+    Task,
+)
 from clipfleet.contract.parts import PartCounts, PartIdentity
 from clipfleet.errors import OutputConflictError, OutputUnavailableError
-from clipfleet.ledger.answers import RenewAnswer
 from clipfleet.ledger.jobs import Claim, Lease
 from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
 from clipfleet_worker.chunk import item_path
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.item_path import ItemPath
 from clipfleet_worker.chunk.job_contexts import JobContext
 from clipfleet_worker.chunk.lane_pool import LanePool
-from clipfleet_worker.chunk.leases import HeldLease, LeaseKeeper
 from clipfleet_worker.chunk.open_items import OpenItems
 from clipfleet_worker.chunk.pipeline import ChunkResult, Pipeline
 from clipfleet_worker.decode import step as decode_step
-from clipfleet_worker.decode.child_process import DecodeLimits, NoRoomError
-from clipfleet_worker.decode.children import DecodeChildren
+from clipfleet_worker.decode.child_process import NoRoomError
+from clipfleet_worker.decode.children import DecodeChildren, DecodeLimits
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.lock import DecodeLock
 from clipfleet_worker.decode.rasters import Raster
@@ -60,7 +67,6 @@ from clipfleet_worker.score.text_matrices import TextMatrices
 from tests.support.doubles import PATIENCE_SECONDS, InThread
 from tests.support.images import encoded
 from tests.support.jobs import JOB_ID, make_claim, make_job, stage_items
-from tests.support.ledger_replies import RepliesLedger
 from tests.support.memory_sink import MemorySink
 from tests.support.waiting import wait_until
 
@@ -106,7 +112,7 @@ T = TypeVar("T")
 
 
 class Encoder(FakeEncoder):
-    """May be told to fail, by the colours of a batch; counts the texts."""
+    """Fails on demand, by the colours of a batch; records the texts."""
 
     def __init__(self) -> None:
         super().__init__("demo", embedding_dimension=128)
@@ -175,7 +181,7 @@ class Bench:
         self.may_load.set()
         models = Models(("demo",), lambda *how: self.load(*how), kept=1, default_precision=Precision.FP32)
         self.pipeline = Pipeline(
-            models=models, items=items,
+            models=models, item_path=items,
             text_matrices=TextMatrices(self.batcher),
             open_items=OpenItems(1000), fetch_deadline_seconds=deadline_seconds,
             decode_seconds=DECODE_SECONDS,
@@ -240,15 +246,24 @@ class Bench:
             uris.append(uri)
         return uris
 
+    def run_in_thread(self, uris: Sequence[str] | None = None, **claim: Any) -> InThread:
+        job = self.submit(uris or self.colours())
+        return InThread(lambda: self.run(job, **claim))
+
+    def is_empty(self) -> bool:
+        """Whether no fetched bytes are left."""
+        return self.waiting_bytes.count == 0
+
+    def nothing_is_left(self) -> None:
+        """No part was written, and other chunks may fetch."""
+        assert self.sink.parts == {}
+        wait_until(self.is_empty, "the bytes are released")
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with Bench(tmp_path) as bench:
         yield bench
-
-
-def everything_is_released(bench: Bench) -> bool:
-    return bench.waiting_bytes.count == 0
 
 
 class TestInlineBytes:
@@ -275,31 +290,37 @@ class TestAheadOfTheModel:
         bench.may_load.clear()
         return bench
 
+    @pytest.fixture
+    def full(self, loading: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+        """One that may not hold decoded images."""
+        monkeypatch.setattr("clipfleet_worker.models.loading.MAX_AHEAD_BYTES", 1)
+        return loading
+
+    def start(self, bench: Bench) -> InThread:
+        """A chunk of remote items, whose bytes count while they wait; all are fetched."""
+        call = bench.run_in_thread([uri for uri in bench.colours(2 * ITEMS) if uri.startswith("https")])
+        wait_until(lambda: len(bench.places.asked) == ITEMS, "all are fetched")
+        return call
+
     def test_images_are_ready_when_the_model_is(self, loading: Bench) -> None:
-        uris = loading.colours()
-        job = loading.submit(uris)
-        call = InThread(lambda: loading.run(job))
-        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
-        wait_until(lambda: loading.waiting_bytes.count == 0, "all are decoded")
+        call = self.start(loading)
+        wait_until(loading.is_empty, "all are decoded")
         assert loading.lease.entered[-1] == "load model"
         assert not loading.sink.parts
 
         loading.may_load.set()
 
         assert call.result().counts == PartCounts(ITEMS, 0, {})
-        assert loading.column("label") == [LABELS[number % len(LABELS)] for number in range(ITEMS)]
+        assert loading.column("label") == [LABELS[number % len(LABELS)] for number in range(1, 2 * ITEMS, 2)]
 
-    def test_no_more_is_decoded_than_may_wait(self, loading: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_worker.models.loading.MAX_AHEAD_BYTES", 1)
-        job = loading.submit([uri for uri in loading.colours(2 * ITEMS) if uri.startswith("https")])
-        call = InThread(lambda: loading.run(job))
-        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
-        assert loading.waiting_bytes.count > 0  # of what is not decoded: they count until they are
+    def test_no_more_is_decoded_than_may_wait(self, full: Bench) -> None:
+        call = self.start(full)
+        assert full.waiting_bytes.count > 0
 
-        loading.may_load.set()
+        full.may_load.set()
 
         assert call.result().counts == PartCounts(ITEMS, 0, {})
-        assert everything_is_released(loading)
+        assert full.is_empty()
 
     def test_one_chunk_goes_ahead_the_others_wait(self, loading: Bench) -> None:
         job = loading.submit(loading.colours())
@@ -316,46 +337,28 @@ class TestAheadOfTheModel:
         second.result()
         assert len(loading.places.asked) == 2 * ITEMS
 
-    def test_a_model_that_fails_all_the_same_leaves_nothing_behind(self, loading: Bench) -> None:
+    def test_a_model_that_fails_to_load_releases_all_bytes(self, loading: Bench) -> None:
         loading.load_error = ModelUnavailableError("its file is cut off")
-        job = loading.submit(loading.colours())
-        call = InThread(lambda: loading.run(job))
-        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
+        call = self.start(loading)
 
         loading.may_load.set()
 
         with pytest.raises(ModelUnavailableError, match="cut off"):
             call.result()
-        wait_until(lambda: everything_is_released(loading), "no bytes are left")
-        assert not loading.sink.parts
+        loading.nothing_is_left()
 
-    def test_a_chunk_that_is_taken_away_meanwhile_ends_at_once(self, loading: Bench) -> None:
-        job = loading.submit(loading.colours())
-        call = InThread(lambda: loading.run(job))
-        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
-
-        loading.lease.interrupt("lease lost")
-
-        with pytest.raises(ChunkInterrupted, match="lease lost"):
-            call.result()
-        loading.may_load.set()
-        wait_until(lambda: everything_is_released(loading), "no bytes are left")
-
-    def test_its_bytes_do_not_wait_for_the_model(
-        self, loading: Bench, monkeypatch: pytest.MonkeyPatch
+    def test_a_chunk_that_is_taken_away_meanwhile_ends_at_once_and_its_bytes_are_released(
+        self, full: Bench
     ) -> None:
-        monkeypatch.setattr("clipfleet_worker.models.loading.MAX_AHEAD_BYTES", 1)
-        job = loading.submit([uri for uri in loading.colours(2 * ITEMS) if uri.startswith("https")])
-        call = InThread(lambda: loading.run(job))
-        wait_until(lambda: len(loading.places.asked) == ITEMS, "all are fetched")
-        assert loading.waiting_bytes.count > 0
+        call = self.start(full)
+        assert full.waiting_bytes.count > 0
 
-        loading.lease.interrupt("lease lost")
+        full.lease.interrupt("lease lost")
 
         with pytest.raises(ChunkInterrupted, match="lease lost"):
             call.result()
-        wait_until(lambda: everything_is_released(loading), "other chunks may fetch")
-        loading.may_load.set()
+        full.nothing_is_left()
+        full.may_load.set()
 
     def test_the_lease_outlives_all_that_is_waited_for(self, loading: Bench) -> None:
         """Else a long download would end the process: the step would hang while it waits as it should."""
@@ -377,8 +380,7 @@ class TestAheadOfTheModel:
         loading.run(loading.submit(loading.colours()), Waits())
 
     def test_a_chunk_that_has_cost_a_worker_waits_for_the_model(self, loading: Bench) -> None:
-        job = loading.submit(loading.colours())
-        call = InThread(lambda: loading.run(job, losses=1))
+        call = loading.run_in_thread(losses=1)
         wait_until(lambda: "load model" in loading.lease.entered, "it waits")
         assert not loading.places.asked
 
@@ -400,37 +402,33 @@ class TestRows:
         assert all(len(scores) == 2 and scores[0] > scores[1] for scores in bench.column("scores"))
         assert (set(bench.column("width")), set(bench.column("height"))) == ({24}, {20})
         assert bench.column("embedding") == [None] * ITEMS
-        assert everything_is_released(bench)
+        assert bench.is_empty()
 
-    def test_failures_of_every_stage_stand_between_the_others(self, bench: Bench) -> None:
+    def test_failures_of_every_step_stand_between_the_others(self, bench: Bench) -> None:
         uris = bench.colours()
         failures = {
-            3: ("https://h.example/3.png", ItemFailure(ErrorCode.NOT_FOUND, "status 404")),
-            4: ("/p/4.png", ItemFailure(ErrorCode.PATH_REFUSED, "outside")),
-            5: ("https://h.example/5.png", b"<html>"),
-            6: ("/p/6.png", b""),
-            7: ("https://h.example/7.png", colour("red")[:60]),
-            8: ("gopher://h.example/8", b""),
-            9: ("", b""),
+            3: ("https://h.example/3.png", ItemFailure(ErrorCode.NOT_FOUND, "status 404"), "not_found"),
+            4: ("/p/4.png", ItemFailure(ErrorCode.PATH_REFUSED, "outside"), "path_refused"),
+            5: ("https://h.example/5.png", b"<html>", "not_an_image"),
+            6: ("/p/6.png", b"", "empty"),
+            7: ("https://h.example/7.png", colour("red")[:60], "broken_image"),
+            8: ("gopher://h.example/8", b"", "scheme_refused"),
+            9: ("", b"", "bad_uri"),
         }
-        for number, (uri, content) in failures.items():
+        for number, (uri, content, _) in failures.items():
             uris[number] = uri
             bench.places.contents[uri] = content
 
         result = bench.run(bench.submit(uris))
 
-        codes = {
-            3: "not_found", 4: "path_refused", 5: "not_an_image", 6: "empty", 7: "broken_image",
-            8: "scheme_refused", 9: "bad_uri",
-        }  # fmt: skip
+        codes = {number: code for number, (_, _, code) in failures.items()}
         assert bench.column("item_index") == list(range(ITEMS))
         assert bench.column("error_code") == [codes.get(number) for number in range(ITEMS)]
         assert bench.column("status") == ["failed" if n in codes else "ok" for n in range(ITEMS)]
-        assert [label is None for label in bench.column("label")] == [n in codes for n in range(ITEMS)]
-        good = [label for label in bench.column("label") if label]
-        assert good == [LABELS[n % len(LABELS)] for n in range(ITEMS) if n not in codes]
+        labels = [None if n in codes else LABELS[n % len(LABELS)] for n in range(ITEMS)]
+        assert bench.column("label") == labels
         assert result.counts == PartCounts(ITEMS - 7, 7, dict.fromkeys(codes.values(), 1))
-        assert everything_is_released(bench)
+        assert bench.is_empty()
 
     def test_vectors_stand_beside_their_items(self, bench: Bench) -> None:
         bench.run(bench.submit(bench.colours(), labels=()))
@@ -439,28 +437,22 @@ class TestRows:
         np.testing.assert_allclose(np.array(bench.column("embedding"), np.float32), expected, atol=1e-3)
         assert bench.column("label") == [None] * ITEMS
 
-    def test_the_same_image_many_times_is_as_many_rows(self, bench: Bench) -> None:
-        uri = bench.colours(1)[0]
-        bench.run(bench.submit([uri] * 30))
-
-        assert bench.column("item_index") == list(range(30))
-        assert set(bench.column("label")) == {LABELS[0]}
-
     def test_without_a_good_item_no_text_is_encoded(self, bench: Bench) -> None:
         result = bench.run(bench.submit(["gopher://x", ""]))
 
         assert result.counts.failed == 2
         assert bench.encoder.texts == []
 
-    def test_the_texts_are_encoded_once_for_all_chunks(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
+    def test_the_texts_are_encoded_once_for_all_chunks_also_of_equal_images(self, bench: Bench) -> None:
+        job = bench.submit(bench.colours(1) * ITEMS)
         bench.run(job)
+        assert bench.column("label") == [LABELS[0]] * ITEMS
         bench.sink.parts.clear()
         bench.run(job)
 
         assert len(bench.encoder.texts) == len(LABELS)
 
-    def test_the_stages_and_their_seconds(self, bench: Bench) -> None:
+    def test_the_steps_and_their_seconds(self, bench: Bench) -> None:
         result = bench.run(bench.submit(bench.colours()))
 
         expected = ["read", "load model", "encode labels", "fetch, decode, encode", "score", "write"]
@@ -477,42 +469,22 @@ class TestRows:
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("word", ["cancelled", "lost"])
-    def test_a_chunk_that_is_taken_from_us_ends_amid_its_fetches_without_a_part(
+    @pytest.mark.parametrize("word", ["cancelled", "lost", "the worker drains"])
+    def test_a_chunk_that_is_interrupted_ends_amid_its_fetches_without_a_part(
         self, bench: Bench, word: str
     ) -> None:
         uris = bench.colours()
         bench.places.hangs.add(uris[1])
-        job = bench.submit(uris)
-        call = InThread(lambda: bench.run(job))
+        call = bench.run_in_thread(uris)
         assert bench.places.hanging.wait(PATIENCE_SECONDS)
+        if "drains" in word:
+            bench.batcher.stop()
 
         bench.lease.interrupt(word)
 
-        with pytest.raises(ChunkInterrupted, match=word):
+        with pytest.raises((ChunkInterrupted, BatcherStopped)):
             call.result()
-        assert bench.sink.parts == {}
-        wait_until(lambda: everything_is_released(bench), "the bytes are released")
-
-    def test_a_chunk_of_a_paused_job_goes_on_to_its_part(self, bench: Bench) -> None:
-        ledger = RepliesLedger()
-        ledger.replies["renew"] = (RenewAnswer.PAUSED,)
-        keeper = LeaseKeeper(ledger, 30)
-        entered, go = threading.Event(), threading.Event()
-
-        def hold(_: object) -> None:
-            entered.set()
-            assert go.wait(PATIENCE_SECONDS)
-
-        bench.encoder.fails = hold  # type: ignore[assignment]
-        job = bench.submit(bench.colours())
-        with keeper.hold(Lease(JOB_ID, "0", "token")) as lease:
-            call = InThread(lambda: bench.run(job, lease))
-            assert entered.wait(PATIENCE_SECONDS)
-            keeper.renew_all()
-            go.set()
-
-            assert call.result().counts.ok == ITEMS
+        bench.nothing_is_left()
 
     def test_what_was_lost_before_the_start_fetches_nothing(self, bench: Bench) -> None:
         job = bench.submit(bench.colours())
@@ -521,19 +493,6 @@ class TestInterruption:
         with pytest.raises(ChunkInterrupted):
             bench.run(job)
         assert bench.places.asked == []
-
-    def test_a_batcher_that_stops_ends_the_chunk(self, bench: Bench) -> None:
-        uris = bench.colours()
-        bench.places.hangs.add(uris[1])
-        job = bench.submit(uris)
-        call = InThread(lambda: bench.run(job))
-        assert bench.places.hanging.wait(PATIENCE_SECONDS)
-        bench.batcher.stop()
-        bench.lease.interrupt("the worker leaves")
-
-        with pytest.raises((ChunkInterrupted, BatcherStopped)):
-            call.result()
-        assert bench.sink.parts == {}
 
 
 class TestSeveralLabelSets:
@@ -555,47 +514,30 @@ class TestSeveralLabelSets:
             assert (len(row["labels_warm"]), len(row["labels_cold"])) == (2, 2)
             assert row["labels_cold"][0] == row["label_cold"]
 
-    def test_vectors_are_kept_beside_the_labels_if_asked_for(self, bench: Bench) -> None:
-        bench.run(bench.submit(bench.colours(4), values={**self.SETS, "store_embeddings": True}))
-
-        assert all(row["embedding"] is not None and row["label_cold"] for row in bench.rows())
-
-    def test_a_chunk_that_is_given_up_has_the_same_columns(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours(4), values=self.SETS)
-        bench.run(job)
-        columns = bench.sink.parts.pop(0).rows.schema
-        bench.give_up(job, ItemError(ErrorCode.CHUNK_FAILED, "given up"))
-
-        assert bench.sink.parts[0].rows.schema == columns
-
 
 class TestLabelSetColumn:
-    VALUES: ClassVar[dict[str, Any]] = {**TestSeveralLabelSets.SETS, "label_set_column": "group"}
-
-    def test_an_item_is_labelled_by_the_set_that_it_names(self, bench: Bench) -> None:
-        # Given items whose colour is in both sets' reach, by turns of either set
-        uris = bench.colours(6)
-        groups = ["cold", "warm", "cold", "warm", "warm", "cold"]
-        bench.run(bench.submit(uris, values=self.VALUES, group=groups))
-
-        for row, group in zip(bench.rows(), groups, strict=True):
-            theirs = {"warm": TestSeveralLabelSets.WARM, "cold": TestSeveralLabelSets.COLD}[group]
-            assert set(row["labels"]) <= set(theirs.labels)
-            assert row["group"] == group
-        assert bench.rows()[4]["item_index"] == 4
-        assert "label_warm" not in bench.rows()[0]
+    """Items are labelled by the set that they name."""
 
     def test_an_item_that_names_no_set_fails_without_being_fetched(self, bench: Bench) -> None:
-        uris = bench.colours(4)
-        result = bench.run(bench.submit(uris, values=self.VALUES, group=["warm", "hot", "", "cold"]))
+        uris, groups = bench.colours(6), ["warm", "hot", "", "cold", "warm", "cold"]
+        values = {**TestSeveralLabelSets.SETS, "label_set_column": "group"}
 
-        assert result.counts == PartCounts(2, 2, {"bad_uri": 2})
-        assert bench.column("error_code") == [None, "bad_uri", "bad_uri", None]
-        unknown, missing = bench.column("error_detail")[1:3]
-        assert unknown == "no label set is called 'hot': the job has warm, cold"
-        assert missing == "the item names no label set: the job has warm, cold"
-        assert [label is None for label in bench.column("label")] == [False, True, True, False]
-        assert sorted(bench.places.asked) == sorted([uris[0], uris[3]])
+        result = bench.run(bench.submit(uris, values=values, group=groups))
+
+        sets = {"warm": TestSeveralLabelSets.WARM, "cold": TestSeveralLabelSets.COLD}
+        for row, group in zip(bench.rows(), groups, strict=True):
+            assert row["group"] == group
+            assert set(row["labels"] or ()) <= set(sets[group].labels if group in sets else ())
+            assert (row["error_code"], row["label"] is None) == (
+                (None, False) if group in sets else ("bad_uri", True)
+            )
+        assert result.counts == PartCounts(4, 2, {"bad_uri": 2})
+        assert "label_warm" not in bench.rows()[0]
+        assert bench.column("error_detail")[1:3] == [
+            "no label set is called 'hot': the job has warm, cold",
+            "the item names no label set: the job has warm, cold",
+        ]
+        assert sorted(bench.places.asked) == sorted([uris[0], *uris[3:]])
 
 
 class TestTexts:
@@ -636,7 +578,7 @@ class TestLabelsThatFail:
 
         with pytest.raises(MemoryError):
             bench.run(bench.submit(uris))
-        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+        bench.nothing_is_left()
 
     def test_a_label_without_a_vector_fails_every_row_and_no_score_is_made_up(self, bench: Bench) -> None:
         encode_texts = bench.encoder.encode_texts
@@ -658,6 +600,25 @@ class TestLabelsThatFail:
         assert bench.column("score") == bench.column("label") == [None] * ITEMS
 
 
+class Reader:
+    """Replaces the decoder or its children: reads as they do, or raises on demand."""
+
+    def __init__(
+        self, decoder: Decoder, fails: Callable[[bytes], BaseException | None] = lambda _: None
+    ) -> None:
+        self._read, self._fails = decoder.read, fails
+        self.read_files: list[bytes] = []
+        self.handled: list[BaseException | None] = []  # whose tracebacks keep what had been read
+
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+        self.read_files.append(data)
+        self.handled.append(sys.exc_info()[1])
+        error = self._fails(data)
+        if error is not None:
+            raise error
+        return self._read(data, input_size, route)
+
+
 class TestFailingBatch:
     def test_the_guilty_image_fails_alone(self, bench: Bench) -> None:
         bench.encoder.fails = lambda colours: (
@@ -670,32 +631,23 @@ class TestFailingBatch:
         assert result.counts.ok == ITEMS - sum(blue)
         assert "cuDNN error" in next(detail for detail in bench.column("error_detail") if detail)
 
-    def test_where_nothing_works_it_is_not_the_images_fault(self, bench: Bench) -> None:
-        bench.encoder.fails = lambda colours: RuntimeError("device lost")
+    @pytest.mark.parametrize("error", [RuntimeError("device lost"), MemoryError("device")])
+    def test_where_nothing_works_it_is_not_the_images_fault(self, bench: Bench, error: Exception) -> None:
+        bench.encoder.fails = lambda colours: error
 
-        with pytest.raises(RuntimeError, match="device lost"):
+        with pytest.raises(type(error), match="device"):
             bench.run(bench.submit(bench.colours()))
-        assert bench.sink.parts == {}
-        wait_until(lambda: everything_is_released(bench), "the bytes are released")
-
-    def test_too_little_memory_for_any_image_is_passed_on_as_such(self, bench: Bench) -> None:
-        bench.encoder.fails = lambda colours: MemoryError("device")
-
-        with pytest.raises(MemoryError):
-            bench.run(bench.submit(bench.colours()))
+        bench.nothing_is_left()
 
     @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), KeyError("bug")])
     def test_a_bug_while_decoding_ends_the_chunk_and_frees_its_bytes(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        def read(*_: object) -> None:
-            raise error
-
-        monkeypatch.setattr(bench.decoder, "read", read)
+        monkeypatch.setattr(bench.decoder, "read", Reader(bench.decoder, lambda _: error).read)
 
         with pytest.raises(type(error)):
             bench.run(bench.submit(bench.colours()))
-        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+        bench.nothing_is_left()
 
     def test_the_next_chunk_is_not_touched_by_the_failure_of_the_last(self, bench: Bench) -> None:
         job = bench.submit(bench.colours())
@@ -722,7 +674,7 @@ class Counted(bytes):
 def test_files_that_are_decoded_are_free_before_the_next_ones_are_read(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    red, together, seen = colour("red"), 4, []
+    red, together, seen = colour("red"), 4, list[int]()
 
     def read(_uri: str) -> Counted:
         file = Counted(red)
@@ -737,49 +689,41 @@ def test_files_that_are_decoded_are_free_before_the_next_ones_are_read(
     assert together <= max(seen) <= together + 1  # the last one may be on its way out
 
 
-class Reader:
-    """Stands for the decoder, or for the children: reads as it does, unless it is told to raise."""
-
-    def __init__(self, decoder: Decoder, fails: Callable[[bytes], BaseException | None]) -> None:
-        self._read, self._fails = decoder.read, fails
-        self.read_files: list[bytes] = []
-
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
-        self.read_files.append(data)
-        error = self._fails(data)
-        if error is not None:
-            raise error
-        return self._read(data, input_size, route)
-
-
 class TestWhereItIsDecoded:
     BLUE = colour("blue")
 
     @pytest.fixture
-    def readers(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Reader, Reader]]:
-        """In the process and outside; the former has no memory for what is blue."""
-        inside = Reader(bench.decoder, lambda data: MemoryError() if data == self.BLUE else None)
-        outside = Reader(bench.decoder, lambda data: None)
-        monkeypatch.setattr(bench.decoder, "read", inside.read)
+    def outside(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Reader:
+        outside = Reader(bench.decoder)
         monkeypatch.setattr(bench.children, "read", outside.read)
-        yield inside, outside
+        return outside
+
+    @pytest.fixture
+    def inside(self, bench: Bench, outside: Reader, monkeypatch: pytest.MonkeyPatch) -> Reader:
+        """In the process, which has no memory for what is blue."""
+        inside = Reader(bench.decoder, lambda data: MemoryError() if data == self.BLUE else None)
+        monkeypatch.setattr(bench.decoder, "read", inside.read)
+        return inside
+
+    def decode(self, bench: Bench, data: bytes = colour("red"), step: DecodeStep | None = None) -> None:
+        (step or bench.decode_step).decode(data, bench.encoder.pixel_spec, DecodeRoute.FAST)
 
     def test_a_chunk_without_losses_is_read_in_the_process(
-        self, bench: Bench, readers: tuple[Reader, Reader]
+        self, bench: Bench, inside: Reader, outside: Reader
     ) -> None:
         bench.places.contents = {"/p/red.png": colour("red")}
         bench.run(bench.submit(["/p/red.png"] * 20), failures=4, waits=9)
 
-        assert [len(reader.read_files) for reader in readers] == [20, 0]
+        assert (len(inside.read_files), len(outside.read_files)) == (20, 0)
 
     def test_a_suspect_is_read_outside_with_the_same_rows(
-        self, bench: Bench, readers: tuple[Reader, Reader]
+        self, bench: Bench, inside: Reader, outside: Reader
     ) -> None:
         job = bench.submit(bench.colours())
         bench.run(job, losses=1)
         rows, part = bench.rows(), bench.sink.parts.pop(0)
 
-        assert [len(reader.read_files) for reader in readers] == [0, ITEMS]
+        assert (len(inside.read_files), len(outside.read_files)) == (0, ITEMS)
         assert part.counts == bench.run(job).counts
         assert bench.rows() == rows
 
@@ -788,7 +732,7 @@ class TestWhereItIsDecoded:
         [("crashed", True), ("decode_timeout", True), ("chunk_failed", True), ("timeout", False)],
     )
     def test_a_retry_of_what_harmed_its_decoder_is_careful_at_once(
-        self, bench: Bench, readers: tuple[Reader, Reader], code: str, is_suspect: bool
+        self, bench: Bench, inside: Reader, outside: Reader, code: str, is_suspect: bool
     ) -> None:
         uris = bench.colours(len(LABELS))
         failed = uris[LABELS.index("red")]
@@ -796,60 +740,46 @@ class TestWhereItIsDecoded:
         job = bench.submit(uris)
         bench.run(job)
         bench.places.contents[failed] = colour("red")
-        for reader in readers:
-            reader.read_files.clear()
+        inside.read_files.clear()
+        outside.read_files.clear()
 
         assert bench.run(job, generation=1).counts.ok == len(LABELS)
 
-        assert [len(reader.read_files) for reader in readers] == [not is_suspect, is_suspect]
+        assert (len(inside.read_files), len(outside.read_files)) == (not is_suspect, is_suspect)
 
+    @pytest.mark.usefixtures("inside")
     def test_what_finds_no_memory_in_the_process_is_tried_outside(
-        self, bench: Bench, readers: tuple[Reader, Reader]
+        self, bench: Bench, outside: Reader
     ) -> None:
         result = bench.run(bench.submit(bench.colours()))
 
-        blues = bench.column("label").count("blue")
         assert result.counts == PartCounts(ITEMS, 0, {})
-        assert readers[1].read_files == [self.BLUE] * blues
+        blues = bench.column("label").count("blue")
+        assert outside.read_files == [self.BLUE] * blues
+        assert outside.handled == [None] * blues  # what the process had read of them is free by then
 
-    def test_what_it_had_in_the_process_is_free_before_it_is_tried_outside(
-        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        handled: list[BaseException | None] = []  # its traceback keeps what had been read
-
-        def outside(data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
-            handled.append(sys.exc_info()[1])
-            return readers[1].read(data, input_size, route)
-
-        monkeypatch.setattr(bench.children, "read", outside)
-
-        bench.decode_step.decode(self.BLUE, bench.encoder.pixel_spec, DecodeRoute.FAST)
-
-        assert handled == [None]
-
+    @pytest.mark.usefixtures("inside")
     def test_what_finds_none_there_either_is_a_row(
-        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         failure = ItemFailure(ErrorCode.OUT_OF_MEMORY, "too much")
         monkeypatch.setattr(bench.children, "read", Reader(bench.decoder, lambda data: failure).read)
 
-        result = bench.run(bench.submit(bench.colours()))
+        bench.run(bench.submit(bench.colours()))
 
         blues = [LABELS[number % len(LABELS)] == "blue" for number in range(ITEMS)]
         assert [code == "out_of_memory" for code in bench.column("error_code")] == blues
-        assert result.counts.ok == ITEMS - sum(blues)
 
+    @pytest.mark.usefixtures("inside")
     def test_where_no_child_can_be_started_the_chunk_waits(
-        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            bench.children, "read", Reader(bench.decoder, lambda data: NoRoomError("no process")).read
-        )
+        error = NoRoomError("no process")
+        monkeypatch.setattr(bench.children, "read", Reader(bench.decoder, lambda data: error).read)
 
         with pytest.raises(MemoryError, match="no process"):
             bench.run(bench.submit(bench.colours()))
-        assert bench.sink.parts == {}
-        wait_until(lambda: everything_is_released(bench), "the bytes are released")
+        bench.nothing_is_left()
 
     def test_too_little_memory_to_fit_an_image_is_a_row(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -859,48 +789,37 @@ class TestWhereItIsDecoded:
 
         monkeypatch.setattr(decode_step, "fit", fit)
 
-        assert bench.run(bench.submit(bench.colours())).counts == PartCounts(
-            0, ITEMS, {"out_of_memory": ITEMS}
-        )
+        result = bench.run(bench.submit(bench.colours()))
+
+        assert result.counts == PartCounts(0, ITEMS, {"out_of_memory": ITEMS})
 
     def test_while_a_suspect_is_under_way_everything_is_read_outside(
-        self, bench: Bench, readers: tuple[Reader, Reader]
+        self, bench: Bench, inside: Reader, outside: Reader
     ) -> None:
-        decode, spec = bench.decode_step.decode, bench.encoder.pixel_spec
         with bench.decode_step.with_suspect():
             with bench.decode_step.with_suspect():
-                decode(colour("red"), spec, DecodeRoute.FAST)
-            decode(colour("red"), spec, DecodeRoute.FAST)
-        assert [len(reader.read_files) for reader in readers] == [0, 2]
+                self.decode(bench)
+            self.decode(bench)
+        self.decode(bench)
 
-        decode(colour("red"), spec, DecodeRoute.FAST)
-        assert [len(reader.read_files) for reader in readers] == [1, 2]
+        assert (len(inside.read_files), len(outside.read_files)) == (1, 2)
 
     def test_others_do_not_get_ahead_of_a_suspect_while_its_model_loads(
-        self, bench: Bench, readers: tuple[Reader, Reader], monkeypatch: pytest.MonkeyPatch
+        self, bench: Bench, inside: Reader, outside: Reader
     ) -> None:
-        loading, go = threading.Event(), threading.Event()
+        bench.may_load.clear()
+        suspect = bench.run_in_thread(losses=1)
+        wait_until(lambda: "load model" in bench.lease.entered, "the model loads")
 
-        def load(*_: object) -> LoadedModel:
-            loading.set()
-            assert go.wait(PATIENCE_SECONDS)
-            return cast(LoadedModel, bench.encoder)
-
-        monkeypatch.setattr(bench, "load", load)
-        job = bench.submit(bench.colours())
-        suspect = InThread(lambda: bench.run(job, losses=1))
-        assert loading.wait(PATIENCE_SECONDS)
-
-        bench.decode_step.decode(colour("red"), bench.encoder.pixel_spec, DecodeRoute.FAST)
-        go.set()
+        self.decode(bench)
+        bench.may_load.set()
         suspect.result()
 
-        assert [len(reader.read_files) for reader in readers] == [0, 1 + ITEMS]
+        assert (len(inside.read_files), len(outside.read_files)) == (0, 1 + ITEMS)
 
     def test_a_careful_operator_has_but_the_simplest_formats_read_in_the_process(
-        self, bench: Bench, readers: tuple[Reader, Reader]
+        self, bench: Bench, inside: Reader, outside: Reader
     ) -> None:
-        inside, outside = readers
         careful = DecodeStep(bench.decoder, bench.children, isolate=True)
         image = Image.new("RGB", (24, 20), COLOURS["red"])
         simple = [encoded(image), encoded(image, "PNG")]
@@ -908,7 +827,7 @@ class TestWhereItIsDecoded:
         others += [encoded(image, image_format) for image_format in ("WEBP", "GIF", "TIFF", "BMP")]
 
         for data in simple + others:
-            careful.decode(data, bench.encoder.pixel_spec, DecodeRoute.FAST)
+            self.decode(bench, data, careful)
 
         assert (inside.read_files, outside.read_files) == (simple, others)
 
@@ -916,46 +835,39 @@ class TestWhereItIsDecoded:
 class TestAdoption:
     COUNTS = PartCounts(1, 1, {"timeout": 1})
 
-    def place(self, bench: Bench, job: Job, **identity: Any) -> None:
+    def place(self, bench: Bench, **identity: Any) -> Job:
+        """A job whose part is in place, whosever it is."""
+        job = bench.submit(bench.colours())
         claim: Claim = make_claim(job, **identity)
-        whose = PartIdentity(claim.job_id, claim.chunk_id, claim.generation)
         assert bench.context is not None
+        whose = PartIdentity(claim.job_id, claim.chunk_id, claim.generation)
         bench.sink.write(whose, bench.context.items(make_claim(job)), self.COUNTS)
+        return job
 
     @pytest.mark.parametrize("history", [{"losses": 1}, {"failures": 1}, {"waits": 1}, {"losses": 9}])
     def test_a_part_of_an_earlier_owner_is_adopted_without_work(
         self, bench: Bench, history: dict[str, int]
     ) -> None:
-        job = bench.submit(bench.colours())
-        self.place(bench, job)
-
-        assert bench.run(job, **history) == ChunkResult(self.COUNTS, {})
+        assert bench.run(self.place(bench), **history) == ChunkResult(self.COUNTS, {})
         assert bench.places.asked == []
 
     def test_a_part_that_comes_while_we_work_is_adopted_at_the_end(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
-        self.place(bench, job)
-
-        assert bench.run(job).counts == self.COUNTS
+        assert bench.run(self.place(bench)).counts == self.COUNTS
         assert len(bench.sink.parts) == 1
 
-    def test_a_part_of_somebody_else_is_not(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
-        self.place(bench, job, job_id="other")
+    @pytest.mark.parametrize("history", [{"losses": 1}, {}])
+    @pytest.mark.parametrize(
+        ("identity", "error"),
+        [({"job_id": "other"}, OutputConflictError), ({"generation": 1}, OutputUnavailableError)],
+    )
+    def test_a_part_of_another_job_or_a_later_generation_stays(
+        self, bench: Bench, history: dict[str, int], identity: dict[str, Any], error: type[Exception]
+    ) -> None:
+        job = self.place(bench, **identity)
 
-        with pytest.raises(OutputConflictError):
-            bench.run(job, losses=1)
-        with pytest.raises(OutputConflictError):
-            bench.run(job)
-
-    def test_a_part_of_a_later_generation_is_not_and_stays(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
-        self.place(bench, job, generation=1)
-
-        for history in ({"losses": 1}, {}):
-            with pytest.raises(OutputUnavailableError, match="retried"):
-                bench.run(job, **history)
-        assert bench.sink.parts[0].identity.generation == 1
+        with pytest.raises(error):
+            bench.run(job, **history)
+        assert bench.sink.parts[0].counts == self.COUNTS
 
 
 SICK, SICKER = 3, 7  # items that fail at first
@@ -989,16 +901,6 @@ class TestRetry:
         unchanged = [number for number in range(ITEMS) if number not in (SICK, SICKER)]
         assert [after[number] for number in unchanged] == [before[number] for number in unchanged]
         assert bench.sink.parts[0].identity.generation == 1
-
-    def test_of_some_codes_the_others_stay_as_they_are(self, bench: Bench) -> None:
-        job = sick_job(bench)
-
-        result = bench.run(job, generation=1, retry_codes=("server_error", "timeout"))
-
-        assert result.counts == PartCounts(ITEMS - 1, 1, {"not_found": 1})
-        assert bench.column("status")[SICK] == "ok"
-        assert bench.column("error_detail")[SICKER] == "404"
-        assert bench.column("item_index") == list(range(ITEMS))
 
     def test_what_fails_again_has_its_new_reason(self, bench: Bench) -> None:
         job = sick_job(bench)
@@ -1046,7 +948,7 @@ class TestGivingUp:
     def test_four_times_is_not_too_often(self, bench: Bench) -> None:
         assert bench.run(bench.submit(bench.colours()), losses=4, failures=4).counts.ok == ITEMS
 
-    def test_a_model_that_cannot_be_loaded_is_told_and_gives_the_rows_its_code(self, bench: Bench) -> None:
+    def test_a_model_that_cannot_be_loaded_is_raised_and_gives_the_rows_its_code(self, bench: Bench) -> None:
         bench.load_error = ModelUnavailableError("no weights")
         job = bench.submit(bench.colours())
         with pytest.raises(ModelUnavailableError):
@@ -1060,31 +962,22 @@ class TestGivingUp:
         assert kind.list_size == 128  # the model's, from its configuration
 
 
-class TestTheWorld:
-    def test_a_file_for_which_the_worker_has_no_descriptor_makes_the_chunk_wait(self, bench: Bench) -> None:
-        uris = bench.colours()
-        failure = ItemFailure(ErrorCode.INCOMPLETE_BODY, "Too many open files")
-        failure.__cause__ = OSError(errno.EMFILE, "Too many open files")
-        bench.places.contents[uris[0]] = failure
+def test_a_file_for_which_the_worker_has_no_descriptor_makes_the_chunk_wait(bench: Bench) -> None:
+    uris = bench.colours()
+    failure = ItemFailure(ErrorCode.INCOMPLETE_BODY, "Too many open files")
+    failure.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    bench.places.contents[uris[0]] = failure
 
-        with pytest.raises(WorkerShortageError, match="file descriptors"):
-            bench.run(bench.submit(uris))
-        assert bench.sink.parts == {}
+    with pytest.raises(WorkerShortageError, match="file descriptors"):
+        bench.run(bench.submit(uris))
+    assert bench.sink.parts == {}
 
-    def test_items_that_are_not_there_are_an_output_that_is_away(self, bench: Bench) -> None:
-        job = bench.submit(bench.colours())
-        for path in bench.folder.glob("_clipfleet/items-*"):
-            path.unlink()
-        (bench.folder / "_clipfleet" / "job.json").write_text("{}")
 
-        with pytest.raises(OutputUnavailableError, match="staged items are not there"):
-            bench.run(job)
+def test_items_that_are_not_there_are_an_output_that_is_away(bench: Bench) -> None:
+    job = bench.submit(bench.colours())
+    for path in bench.folder.glob("_clipfleet/items-*"):
+        path.unlink()
+    (bench.folder / "_clipfleet" / "job.json").write_text("{}")
 
-    def test_a_sink_that_cannot_write_is_told(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object, **__: object) -> None:
-            raise OutputUnavailableError("disk full")
-
-        monkeypatch.setattr(bench.sink, "write", full)
-
-        with pytest.raises(OutputUnavailableError, match="disk full"):
-            bench.run(bench.submit(bench.colours()))
+    with pytest.raises(OutputUnavailableError, match="staged items are missing"):
+        bench.run(job)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -45,8 +47,9 @@ def outcomes() -> Outcomes:
     return outcomes
 
 
-def embedded(rows: pa.Table, outcomes: Outcomes) -> pa.Table:
-    return part_table(rows, outcomes, embedding_dimension=4, model_fingerprint="f00d", store_embeddings=True)
+def part(rows: pa.Table, outcomes: Outcomes, **options: Any) -> pa.Table:
+    defaults = {"embedding_dimension": 4, "model_fingerprint": "f00d", "store_embeddings": True}
+    return part_table(rows, outcomes, **{**defaults, **options})
 
 
 THREE = items("/a.jpg", "/b.jpg", "/c.jpg", note=["x", None, "z"], source_label=["1", "2", "3"])
@@ -54,14 +57,14 @@ THREE = items("/a.jpg", "/b.jpg", "/c.jpg", note=["x", None, "z"], source_label=
 
 class TestEmbedding:
     def test_the_columns_are_the_contracts_then_the_sources_own(self, outcomes: Outcomes) -> None:
-        table = embedded(THREE, outcomes)
+        table = part(THREE, outcomes)
 
         assert tuple(table.column_names) == (*PART_COLUMNS, "note", "source_label")
         extra = [pa.field("note", pa.string()), pa.field("source_label", pa.string())]
         assert table.schema == part_schema(4, extra)
 
     def test_one_row_per_item_in_their_order_failures_included(self, outcomes: Outcomes) -> None:
-        rows = embedded(THREE, outcomes).to_pylist()
+        rows = part(THREE, outcomes).to_pylist()
 
         assert [row["item_index"] for row in rows] == [10, 11, 12]
         assert [row["item_id"] for row in rows] == ["id 0", "id 1", "id 2"]
@@ -71,20 +74,16 @@ class TestEmbedding:
         assert [row["content_hash"] for row in rows] == ["aa", None, "cc"]
         assert [row["model_fingerprint"] for row in rows] == ["f00d", None, "f00d"]
 
-    def test_a_failed_row_says_why_and_has_no_results(self, outcomes: Outcomes) -> None:
-        row = embedded(THREE, outcomes).to_pylist()[1]
+    def test_a_failed_row_has_its_error_and_an_ok_row_its_results(self, outcomes: Outcomes) -> None:
+        ok, failed, _ = part(THREE, outcomes).to_pylist()
 
-        assert (row["error_code"], row["error_detail"]) == ("not_found", "HTTP status 404")
+        assert (failed["error_code"], failed["error_detail"]) == ("not_found", "HTTP status 404")
         for name in ("label", "score", "labels", "scores", "embedding", "model_fingerprint"):
-            assert row[name] is None
-
-    def test_an_ok_row_has_no_error(self, outcomes: Outcomes) -> None:
-        row = embedded(THREE, outcomes).to_pylist()[0]
-
-        assert row["error_code"] is None and row["error_detail"] is None
+            assert failed[name] is None
+        assert ok["error_code"] is None and ok["error_detail"] is None
 
     def test_vectors_are_float16_and_stand_at_their_items(self, outcomes: Outcomes) -> None:
-        column = embedded(THREE, outcomes)["embedding"].combine_chunks()
+        column = part(THREE, outcomes)["embedding"].combine_chunks()
 
         assert column.type == pa.list_(pa.float16(), 4)
         assert column.is_null().to_pylist() == [False, True, False]
@@ -93,7 +92,7 @@ class TestEmbedding:
 
     def test_a_failure_after_decoding_keeps_what_is_known(self, outcomes: Outcomes) -> None:
         outcomes.widths[1], outcomes.heights[1], outcomes.content_hashes[1] = 5, 6, "bb"
-        row = embedded(THREE, outcomes).to_pylist()[1]
+        row = part(THREE, outcomes).to_pylist()[1]
 
         assert (row["width"], row["height"], row["content_hash"]) == (5, 6, "bb")
 
@@ -103,14 +102,10 @@ class TestClassifying:
         best = ItemLabels(3)
         best.labels[:] = [["bee", "ant"], None, ["cow", "bee"]]
         best.scores[:] = [[0.75, 0.25], None, [0.5, 0.25]]
-        rows = part_table(
-            THREE,
-            outcomes,
-            embedding_dimension=4,
-            model_fingerprint="f00d",
-            store_embeddings=False,
-            labels=ChunkLabels(best),
-        ).to_pylist()
+        table = part(THREE, outcomes, store_embeddings=False, labels=ChunkLabels(best))
+        rows = table.to_pylist()
+
+        assert table.schema == part(THREE, outcomes).schema
 
         assert [row["label"] for row in rows] == ["bee", None, "cow"]
         assert [row["score"] for row in rows] == [0.75, None, 0.5]
@@ -122,12 +117,9 @@ class TestClassifying:
         insects, colours = ItemLabels(3), ItemLabels(3)
         insects.labels[:], insects.scores[:] = [["bee"], None, ["ant"]], [[0.75], None, [1.0]]
         colours.labels[:], colours.scores[:] = [["red"], None, ["blue"]], [[0.5], None, [0.25]]
-        table = part_table(
+        table = part(
             THREE,
             outcomes,
-            embedding_dimension=4,
-            model_fingerprint="f00d",
-            store_embeddings=True,
             label_set_names=["insects", "colours"],
             labels=ChunkLabels(insects, {"insects": insects, "colours": colours}),
         )
@@ -146,51 +138,30 @@ class TestClassifying:
         assert [row["scores_colours"] for row in rows] == [[0.5], None, [0.25]]
         assert [row["embedding"] is not None for row in rows] == [True, False, True]
 
-    def test_a_chunk_that_is_given_up_has_the_columns_of_its_label_sets(self) -> None:
-        table = part_table(
-            THREE,
-            failed_outcomes(3, NOT_FOUND),
-            embedding_dimension=4,
-            model_fingerprint=None,
-            store_embeddings=False,
-            label_set_names=["insects", "colours"],
-        )
-
-        assert table["labels_insects"].null_count == table["score_colours"].null_count == 3
-
-    def test_the_schema_is_the_same_as_with_vectors(self, outcomes: Outcomes) -> None:
-        without = part_table(
-            THREE, outcomes, embedding_dimension=4, model_fingerprint="f", store_embeddings=False
-        )
-        assert without.schema == embedded(THREE, outcomes).schema
-
 
 class TestGivingUp:
     @pytest.mark.parametrize("store", [True, False])
-    def test_every_item_fails_with_the_chunks_error(self, store: bool) -> None:
+    @pytest.mark.parametrize("dimension", [4, None])
+    def test_every_item_fails_with_the_chunks_error_in_all_columns(
+        self, store: bool, dimension: int | None
+    ) -> None:
         error = ItemError(ErrorCode.MODEL_UNAVAILABLE, "no such weights")
-        table = part_table(
+        table = part(
             THREE,
             failed_outcomes(3, error),
-            embedding_dimension=4,
+            embedding_dimension=dimension,
             model_fingerprint=None,
             store_embeddings=store,
+            label_set_names=["insects", "colours"],
         )
 
+        assert tuple(table.column_names[: len(PART_COLUMNS)]) == PART_COLUMNS
         assert table["error_code"].to_pylist() == ["model_unavailable"] * 3
         assert table["error_detail"].to_pylist() == ["no such weights"] * 3
-        assert table["embedding"].null_count == 3
-        assert table.schema.field("embedding").type == pa.list_(pa.float16(), 4)
-
-    def test_an_unknown_dimension_still_gives_a_part(self) -> None:
-        table = part_table(
-            THREE,
-            failed_outcomes(3, NOT_FOUND),
-            embedding_dimension=None,
-            model_fingerprint=None,
-            store_embeddings=True,
-        )
-        assert tuple(table.column_names[: len(PART_COLUMNS)]) == PART_COLUMNS
+        for name in ("embedding", "labels_insects", "score_colours"):
+            assert table[name].null_count == 3
+        if dimension:
+            assert table.schema.field("embedding").type == pa.list_(pa.float16(), 4)
 
     def test_counts_by_code(self) -> None:
         codes = pa.array([None, "not_found", "timeout", None, "not_found"], pa.string())
@@ -203,7 +174,7 @@ class TestUserinfo:
     def test_a_part_holds_no_password(self, outcomes: Outcomes) -> None:
         rows = items("https://me:secret@a.example/x.jpg", "https://me@b.example/y", "/home/me@work/z.jpg")
 
-        assert embedded(rows, outcomes)["uri"].to_pylist() == [
+        assert part(rows, outcomes)["uri"].to_pylist() == [
             "https://a.example/x.jpg",
             "https://b.example/y",
             "/home/me@work/z.jpg",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +18,10 @@ from clipfleet.errors import OutputConflictError, OutputUnavailableError, Output
 from clipfleet.ledger import keys
 from clipfleet.ledger.answers import FinishAnswer
 from clipfleet.ledger.jobs import FINISH, FinishClaim, JobStatus, Lease, Ledger
-from clipfleet.outputs.folder import Confirm, FolderOutput, unconditionally
+from clipfleet.outputs.folder import FolderOutput
 from clipfleet.outputs.staged import StagedReader
+from clipfleet_worker.chunk.held_lease import HeldLease
 from clipfleet_worker.chunk.job_contexts import JobContext
-from clipfleet_worker.chunk.leases import HeldLease
 from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.finish.finisher import Finisher
 from clipfleet_worker.sinks.parts import PartSink
@@ -41,38 +42,30 @@ class Steps:
         self.done: list[str] = []
         self._kill_at = kill_at
 
-    def take(self, name: str) -> None:
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
         if len(self.done) + 0.5 > self._kill_at:
             raise Killed
         self.done.append(name)
-
-    def taken(self) -> None:
+        yield
         if len(self.done) > self._kill_at:
             raise Killed
 
 
 class SteppingOutput(FolderOutput):
-    """Tells each change that others can see."""
+    """Counts each change that others can see."""
 
     def __init__(self, folder: Path, steps: Steps) -> None:
         super().__init__(folder)
         self._steps = steps
 
-    def publish(
-        self, scratch: Path, name: str, *, replace: bool = False, confirm: Confirm = unconditionally
-    ) -> bool:
-        self._steps.take(name)
-        answer = super().publish(scratch, name, replace=replace, confirm=confirm)
-        self._steps.taken()
-        return answer
+    def publish(self, scratch: Path, name: str, **options: Any) -> bool:
+        with self._steps.step(name):
+            return super().publish(scratch, name, **options)
 
-    def replace_if(
-        self, scratch: Path, name: str, version: str, *, confirm: Confirm = unconditionally
-    ) -> bool:
-        self._steps.take(name)
-        answer = super().replace_if(scratch, name, version, confirm=confirm)
-        self._steps.taken()
-        return answer
+    def replace_if(self, scratch: Path, name: str, version: str, **options: Any) -> bool:
+        with self._steps.step(name):
+            return super().replace_if(scratch, name, version, **options)
 
 
 class FakeLedger:
@@ -84,7 +77,7 @@ class FakeLedger:
         self._steps = steps
         self.staged = [(0, status.chunks)]
         self.ended: list[tuple[FinishClaim, int]] = []
-        self.word = "completed"
+        self.answer = FinishAnswer.COMPLETED
 
     def status(self, job_id: str) -> JobStatus:
         assert job_id == self._status.job_id
@@ -97,10 +90,9 @@ class FakeLedger:
         return self.staged
 
     def finish(self, claim: FinishClaim, *, ttl_seconds: int) -> FinishAnswer:
-        self._steps.take("ledger")
-        self.ended.append((claim, ttl_seconds))
-        self._steps.taken()
-        return FinishAnswer(self.word)
+        with self._steps.step("ledger"):
+            self.ended.append((claim, ttl_seconds))
+        return self.answer
 
 
 class FinishLease(HeldLease):
@@ -113,9 +105,9 @@ class FinishLease(HeldLease):
     def enter(self, step: str, limit_seconds: float, longest_seconds: float | None = None) -> None:
         if step != "finish":
             return
-        self._bench.alive.append((step, limit_seconds))
-        if len(self._bench.alive) > self._bench.parts_until_interrupted:
-            raise ChunkInterrupted("the worker leaves")
+        self._bench.limits.append(limit_seconds)
+        if len(self._bench.limits) > self._bench.parts_until_interrupted:
+            raise ChunkInterrupted("the worker drains")
 
     def confirm(self) -> None:
         if not self._bench.is_held:
@@ -131,7 +123,7 @@ class Bench:
         self.job = make_job(folder)
         status = make_status(state=JobState.FINISHING, chunks=chunks, total=3, ok=1, failed=2)
         self.ledger = FakeLedger(status, self.steps)
-        self.alive: list[tuple[str, float]] = []
+        self.limits: list[float] = []  # of the steps
         self.parts_until_interrupted = chunks
         self.is_held = True
 
@@ -142,15 +134,7 @@ class Bench:
         return finisher.finish(make_finish_claim(self.job), context, FinishLease(self))
 
     def manifest(self) -> dict[str, Any]:
-        data = self.output.read(keys.MANIFEST)
-        assert data is not None
-        manifest: dict[str, Any] = json.loads(data)
-        return manifest
-
-    def errors(self) -> list[dict[str, Any]]:
-        data = self.output.read(keys.ERRORS)
-        assert data is not None
-        return [json.loads(line) for line in data.decode().splitlines()]
+        return cast(dict[str, Any], json.loads((Path(self.output.uri) / keys.MANIFEST).read_bytes()))
 
 
 def row(index: int, error_code: str | None = None, **extra: str) -> dict[str, Any]:
@@ -201,6 +185,7 @@ class TestFiles:
 
         assert bench.steps.done == [keys.ERRORS, keys.MANIFEST, keys.SUCCESS, "ledger"]
         assert bench.ledger.ended == [(make_finish_claim(bench.job), TTL_SECONDS)]
+        assert [limit > 0 for limit in bench.limits] == [True, True]  # a step for each part
 
     def test_the_manifest_holds_the_job_its_counts_and_its_parts(self, folder: Path) -> None:
         bench = Bench(folder)
@@ -220,7 +205,7 @@ class TestFiles:
     def test_the_counts_are_those_of_the_footers(self, folder: Path) -> None:
         # Given a ledger that was restored from an old copy, and counts less than there is
         bench = Bench(folder)
-        bench.ledger._status = make_status(state=JobState.FINISHING, chunks=2, total=3, ok=0, failed=0)
+        bench.ledger.later = [make_status(state=JobState.FINISHING, chunks=2, total=3, ok=0, failed=0)]
         bench.finish()
 
         assert bench.manifest()["ok"] == 1
@@ -231,7 +216,8 @@ class TestFiles:
         bench = Bench(tmp_path, chunks=1)
         bench.finish()
 
-        assert bench.errors() == []
+        assert bench.output.read(keys.ERRORS) == b""
+        assert bench.manifest()["errors_by_code"] == {}
 
     def test_the_errors_are_one_line_for_each_failed_row_with_the_sources_columns(
         self, tmp_path: Path
@@ -240,31 +226,10 @@ class TestFiles:
         bench = Bench(tmp_path, chunks=1)
         bench.finish()
 
-        assert bench.errors() == [
-            {
-                "item_index": 1,
-                "item_id": "näme 1",
-                "uri": "/p/1.jpg",
-                "error_code": "not_found",
-                "error_detail": "no\nluck",
-                "shelf": "9",
-            }
-        ]
-
-    def test_a_job_without_failures_has_an_empty_errors_file(self, tmp_path: Path) -> None:
-        add_part(tmp_path, 0, [row(0)])
-        bench = Bench(tmp_path, chunks=1)
-        bench.finish()
-
-        assert bench.output.read(keys.ERRORS) == b""
-        assert bench.manifest()["errors_by_code"] == {}
-
-    def test_the_lease_is_told_before_each_part(self, folder: Path) -> None:
-        bench = Bench(folder)
-        bench.finish()
-
-        assert [step for step, _ in bench.alive] == ["finish", "finish"]
-        assert all(limit > 0 for _, limit in bench.alive)
+        expected = row(1, "not_found", shelf="9")
+        del expected["status"]
+        (line,) = (tmp_path / keys.ERRORS).read_text().splitlines()
+        assert json.loads(line) == expected
 
     def test_other_files_in_the_output_do_not_count(self, folder: Path) -> None:
         for name in ("part-list.txt", "part-00000000 (copy).parquet", "part-00000002.parquet.crc"):
@@ -277,21 +242,13 @@ class TestFiles:
 
 
 class TestRepeating:
-    def test_twice_gives_the_same(self, folder: Path) -> None:
-        Bench(folder).finish()
-        before = contents(folder)
-
-        Bench(folder).finish()
-
-        assert contents(folder) == before
-
     @pytest.mark.parametrize("kill_at", [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5])
-    def test_killed_between_any_two_steps_the_next_one_ends_it(
-        self, folder: Path, tmp_path: Path, kill_at: float
-    ) -> None:
-        # Given what an undisturbed end leaves
+    def test_killed_between_any_two_steps_the_next_one_ends_it(self, folder: Path, kill_at: float) -> None:
+        # Given what an undisturbed end leaves, also if it is repeated
         Bench(folder).finish()
         expected = contents(folder)
+        Bench(folder).finish()
+        assert contents(folder) == expected
         for name in ENDS:
             (folder / name).unlink()
 
@@ -355,7 +312,7 @@ class TestRepeating:
         bench = Bench(folder)
         finishing = make_status(state=JobState.FINISHING, chunks=2)
         bench.ledger.later = [finishing] * 5 + [make_status(chunks=2, **later)]
-        bench.ledger.word = "stale"
+        bench.ledger.answer = FinishAnswer.STALE
 
         assert bench.finish() == "stale"
 
@@ -373,12 +330,10 @@ class TestLateFinishers:
         asleep = [lambda: later.finish(FolderOutput(folder))]
 
         class Sleeping(SteppingOutput):
-            def publish(
-                self, scratch: Path, name_: str, *, replace: bool = False, confirm: Confirm = unconditionally
-            ) -> bool:
+            def publish(self, scratch: Path, name_: str, **options: Any) -> bool:
                 if name_ == name and asleep:
                     asleep.pop()()
-                return super().publish(scratch, name_, replace=replace, confirm=confirm)
+                return super().publish(scratch, name_, **options)
 
         with pytest.raises(ChunkInterrupted, match="written by another worker meanwhile"):
             bench.finish(Sleeping(folder, bench.steps))
@@ -422,24 +377,17 @@ class TestSweeping:
         return leftovers
 
     @pytest.mark.usefixtures("leftovers")
-    def test_what_killed_programs_left_is_gone(self, folder: Path) -> None:
+    def test_files_of_killed_processes_are_removed_before_success(self, folder: Path) -> None:
         (folder / keys.JOB_FILE).write_bytes(b"{}")
-        Bench(folder).finish()
-
-        assert sorted(path.name for path in (folder / keys.INTERNAL).rglob("*")) == [
-            "items-00000000-2.parquet", "job.json", "tmp",
-        ]  # fmt: skip
-
-    def test_it_is_gone_before_the_job_is_said_to_be_finished(
-        self, folder: Path, leftovers: list[Path]
-    ) -> None:
         with pytest.raises(Killed):
             Bench(folder, kill_at=2).finish()
 
         assert not (folder / keys.SUCCESS).exists()
-        assert not any(path.exists() for path in leftovers)
+        assert sorted(path.name for path in (folder / keys.INTERNAL).rglob("*")) == [
+            "items-00000000-2.parquet", "job.json", "tmp",
+        ]  # fmt: skip
 
-    def test_a_ledger_that_was_lost_takes_no_items_along(self, folder: Path, leftovers: list[Path]) -> None:
+    def test_a_ledger_that_was_lost_removes_no_items(self, folder: Path, leftovers: list[Path]) -> None:
         bench = Bench(folder)
         bench.ledger.staged = []
         bench.finish()
@@ -448,43 +396,48 @@ class TestSweeping:
         assert all(path.exists() for path in leftovers)
 
 
+def break_part(folder: Path) -> None:
+    (folder / keys.part(1)).write_bytes(b"PAR1 not what it was")
+
+
+def place_part_of_another_job(folder: Path) -> None:
+    (folder / keys.part(1)).unlink()
+    add_part(folder, 1, [row(2)], job_id="other")
+
+
+def place_part_of_another_chunk(folder: Path) -> None:
+    (folder / keys.part(0)).replace(folder / keys.part(1))
+    add_part(folder, 0, [row(0)])
+
+
 class TestTheWorldFails:
-    def test_a_part_that_is_not_there_is_waited_for(self, folder: Path) -> None:
-        (folder / keys.part(1)).unlink()
+    @pytest.mark.parametrize(
+        ("change", "error", "words"),
+        [
+            (
+                lambda folder: (folder / keys.part(1)).unlink(),
+                OutputUnavailableError,
+                r"part-00000001\.parquet is not there",
+            ),
+            (break_part, OutputUnreachableError, r"part-00000001\.parquet: damaged"),
+            (
+                place_part_of_another_job,
+                OutputConflictError,
+                r"00001\.parquet belongs to job 'other', chunk 1",
+            ),
+            (place_part_of_another_chunk, OutputConflictError, "chunk 0"),
+        ],
+    )
+    def test_a_part_that_is_not_in_place_is_named_and_nothing_is_written(
+        self, folder: Path, change: Callable[[Path], None], error: type[Exception], words: str
+    ) -> None:
+        change(folder)
         bench = Bench(folder)
 
-        with pytest.raises(OutputUnavailableError, match=r"part-00000001\.parquet is not there"):
+        with pytest.raises(error, match=words):
             bench.finish()
 
         assert bench.steps.done == []
-
-    def test_a_damaged_part_is_named(self, folder: Path) -> None:
-        (folder / keys.part(1)).write_bytes(b"PAR1 not what it was")
-        bench = Bench(folder)
-
-        with pytest.raises(OutputUnreachableError, match=r"part-00000001\.parquet: damaged"):
-            bench.finish()
-
-        assert bench.steps.done == []
-
-    def test_a_part_of_another_job_is_a_conflict(self, folder: Path) -> None:
-        (folder / keys.part(1)).unlink()
-        add_part(folder, 1, [row(2)], job_id="other")
-        bench = Bench(folder)
-
-        with pytest.raises(
-            OutputConflictError, match=r"part-00000001\.parquet belongs to job 'other', chunk 1"
-        ):
-            bench.finish()
-
-        assert bench.steps.done == []
-
-    def test_a_part_of_another_chunk_is_a_conflict(self, folder: Path) -> None:
-        (folder / keys.part(0)).replace(folder / keys.part(1))
-        add_part(folder, 0, [row(0)])
-
-        with pytest.raises(OutputConflictError, match="chunk 0"):
-            Bench(folder).finish()
 
     def test_a_full_disk_is_waited_for(self, folder: Path) -> None:
         bench = Bench(folder)

@@ -1,4 +1,4 @@
-"""What is a hint and what is none, and that errors of a broker connection are nobody's messages."""
+"""Which messages are hints, and that errors of a broker connection are not taken for messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TestProblem:
             queue = connection.SimpleQueue(keys.QUEUE)
             for task in (keys.WORK_TASK, keys.FINISH_TASK):
                 app.send_task(task, producer=producer, argsrepr="-", kwargsrepr="-")
-                sent.append(queue.get(timeout=5))
+                sent.append(queue.get(timeout=60))
         assert [problem_of(message) for message in sent] == [None, None]
         Hints(app, "memory://").close()
 
@@ -90,7 +90,7 @@ class TestGuard:
         with pytest.raises(ConnectionResetError):
             HintGuard().guarded(fails)(Message())
 
-    def test_a_flood_is_told_once_a_minute(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_flood_is_logged_once_a_minute(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
         guard = HintGuard(clock)
         for _ in range(1000):
@@ -117,7 +117,7 @@ class TestRedisChannel:
     @pytest.mark.parametrize(
         "entry", ["", "there is work", "[" * 100_000, "42", "{}", '{"__type__": "decimal", "__value__": "x"}']
     )
-    def test_what_is_no_message_is_dropped(self, entry: str) -> None:
+    def test_an_entry_that_is_not_a_message_is_dropped(self, entry: str) -> None:
         channel, guard = self.channel(entry), HintGuard()
         guard.guard_redis(channel)
         channel.handlers["BRPOP"]()

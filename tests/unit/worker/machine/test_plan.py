@@ -43,7 +43,7 @@ def test_devices_may_be_named() -> None:
     assert devices("cpu,cuda:0", "2", machine(1)) == ["cpu", "cpu", "cuda:0", "cuda:0"]
 
 
-def test_names_tell_processes_of_a_device_apart() -> None:
+def test_names_distinguish_the_processes_of_a_device() -> None:
     assert [share.name for share in plan_processes("cuda:0,cuda:1", "2", machine(2))] == [
         "cuda:0/0",
         "cuda:0/1",
@@ -84,11 +84,11 @@ def test_auto_goes_by_cores_and_memory_per_gpu(on: Machine, expected: int) -> No
     [
         ("", "1", "names no device"),
         (",", "1", "names no device"),
-        ("tpu", "1", "'tpu' is no device"),
-        ("cuda:x", "1", "'cuda:x' is no device"),
-        ("cuda:", "1", "'cuda:' is no device"),
-        ("cuda:-1", "1", "'cuda:-1' is no device"),
-        ("cuda:2", "1", "there is no cuda:2, torch sees 2 GPUs here"),
+        ("tpu", "1", "'tpu' is not a device"),
+        ("cuda:x", "1", "'cuda:x' is not a device"),
+        ("cuda:", "1", "'cuda:' is not a device"),
+        ("cuda:-1", "1", "'cuda:-1' is not a device"),
+        ("cuda:2", "1", "cuda:2 does not exist; torch sees 2 GPUs here"),
         ("cuda:0,cuda", "1", "names cuda:0 twice"),
         ("cpu", "0", "'0' is neither auto nor a number from 1 to 64"),
         ("cpu", "-2", "neither auto nor a number"),

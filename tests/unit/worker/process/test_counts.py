@@ -8,7 +8,7 @@ from clipfleet_worker.process.counts import Busy, BusyMeter
 from tests.support.doubles import Clock
 
 
-def test_work_counts_while_somebody_is_inside() -> None:
+def test_work_counts_while_a_thread_is_inside() -> None:
     clock = Clock()
     meter = BusyMeter(2, clock)
     clock.now += 1
@@ -31,7 +31,7 @@ def test_what_is_under_way_counts_already() -> None:
         assert meter.read().since(before) == Busy(2, 2)
 
 
-def test_an_error_leaves() -> None:
+def test_an_error_ends_the_work() -> None:
     clock = Clock()
     meter = BusyMeter(1, clock)
     with pytest.raises(ValueError, match="broken"), meter:

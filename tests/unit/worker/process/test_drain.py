@@ -12,74 +12,75 @@ from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.waiting import wait_until
 
 
-class Leaver:
-    """Notes what it is told; gives back when it may."""
+class FakeWorker:
+    """Records the steps; the release lasts until `may_release` is set."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
-        self.may_give_back = threading.Event()
-        self.gave_back = True
+        self.steps: list[str] = []
+        self.may_release = threading.Event()
+        self.releases = True
 
-    def take_nothing_more(self) -> None:
-        self.told.append("take nothing more")
+    def stop_claiming(self) -> None:
+        self.steps.append("stop claiming")
 
     def interrupt(self, reason: str) -> None:
-        self.told.append("interrupt")
+        self.steps.append("interrupt")
 
-    def give_back(self, reason: str) -> bool:
-        self.told.append("give back")
-        assert self.may_give_back.wait(PATIENCE_SECONDS)
-        return self.gave_back
+    def release_all(self, reason: str) -> bool:
+        self.steps.append("release all")
+        assert self.may_release.wait(PATIENCE_SECONDS)
+        return self.releases
 
 
 class Bench:
     def __init__(self, seconds: float) -> None:
-        self.leaver, self.exits, self.pulse = Leaver(), list[int](), Pulse("drain")
-        self.drain = Drain(self.leaver, seconds, pulse=self.pulse, exit_process=self.exits.append)
+        self.worker, self.exits, self.pulse = FakeWorker(), list[int](), Pulse("drain")
+        self.drain = Drain(self.worker, seconds, pulse=self.pulse, exit_process=self.exits.append)
+        before = set(threading.enumerate())
         self.drain.start()
+        (self.thread,) = set(threading.enumerate()) - before
 
     def join(self) -> None:
-        self.drain._thread.join(PATIENCE_SECONDS)
-        assert not self.drain._thread.is_alive()
+        self.thread.join(PATIENCE_SECONDS)
+        assert not self.thread.is_alive()
 
 
 def test_nothing_happens_before_it_begins() -> None:
     bench = Bench(0)
     assert not bench.drain.has_begun
-    assert bench.leaver.told == []
+    assert bench.worker.steps == []
     assert bench.pulse.phase.is_idle
 
 
 def test_all_steps_then_the_exit_with_0() -> None:
     bench = Bench(0)
-    bench.leaver.may_give_back.set()
+    bench.worker.may_release.set()
     bench.drain.begin()
     bench.drain.begin()  # a second SIGTERM
-    bench.join()
-    assert bench.leaver.told == ["take nothing more", "interrupt", "give back"]
-    assert bench.exits == [0]
+    wait_until(lambda: bench.exits == [0], "the process ends")
+    assert bench.worker.steps == ["stop claiming", "interrupt", "release all"]
 
 
 def test_a_worker_that_ends_by_itself_is_not_disturbed() -> None:
     bench = Bench(PATIENCE_SECONDS)
     bench.drain.begin()
-    wait_until(lambda: bench.leaver.told, "it drains")
+    wait_until(lambda: bench.worker.steps, "it drains")
     bench.drain.end()
     bench.join()
-    assert bench.leaver.told == ["take nothing more"]
+    assert bench.worker.steps == ["stop claiming"]
     assert bench.exits == []
 
 
 @pytest.mark.parametrize("is_silent", [False, True])
-def test_what_cannot_be_given_back_leaves_the_end_to_the_watchdog(is_silent: bool) -> None:
+def test_a_release_that_fails_leaves_the_end_to_the_watchdog(is_silent: bool) -> None:
     bench = Bench(0)
-    bench.leaver.gave_back = False
+    bench.worker.releases = False
     if not is_silent:
-        bench.leaver.may_give_back.set()
+        bench.worker.may_release.set()
     bench.drain.begin()
-    wait_until(lambda: "give back" in bench.leaver.told, "it gives back")
+    wait_until(lambda: "release all" in bench.worker.steps, "it releases")
     assert bench.exits == []
     assert bench.pulse.phase.limit_seconds == 5
-    bench.leaver.may_give_back.set()
+    bench.worker.may_release.set()
     bench.join()
     assert bench.exits == []

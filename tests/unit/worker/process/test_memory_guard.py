@@ -14,7 +14,6 @@ import pytest
 from clipfleet_worker.process.memory_guard import MemoryGuard, memory_limit, own_memory
 
 MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-SMALL = 1 << 20  # less than any machine has
 
 
 def run_python(code: str) -> list[int]:
@@ -43,18 +42,13 @@ class Process:
 
 
 class TestGuard:
-    def test_up_to_the_limit_nothing_happens(self) -> None:
-        process = Process(100)
-        assert process.guard(100).check()
-        assert process.ends == []
-
     def test_beyond_it_the_process_ends_with_its_stacks(self, caplog: pytest.LogCaptureFixture) -> None:
         process = Process(300 << 20)
         process.guard(200 << 20).check()
 
         assert process.ends == ["stacks", 70]
         assert "300 MiB" in caplog.text
-        assert "CLIPFLEET_MAX_MEMORY_BYTES, 200 MiB" in caplog.text
+        assert "CLIPFLEET_MAX_MEMORY_BYTES is 200 MiB" in caplog.text
 
     def test_growth_while_an_image_is_read(self, caplog: pytest.LogCaptureFixture) -> None:
         process = Process(10 << 20)
@@ -83,7 +77,7 @@ class TestGuard:
 
         assert process.ends == []
 
-    def test_where_the_system_does_not_tell_it_gives_up(self) -> None:
+    def test_it_ends_where_the_system_does_not_report_memory(self) -> None:
         guard = Process(None).guard(1)
         assert not guard.check()
         guard.start()
@@ -106,9 +100,10 @@ class TestGuard:
         assert guard.check()
         assert ends == [70]
 
-    def test_it_looks_again_and_again_until_it_is_stopped(self) -> None:
+    def test_up_to_the_limit_it_goes_on_until_it_is_stopped(self) -> None:
         process = Process(100)
         guard = process.guard(100)
+        assert guard.check()
         guard.start()
         guard.stop()
         guard.stop()
@@ -116,8 +111,8 @@ class TestGuard:
 
 
 class TestOwnMemory:
-    def test_what_is_taken_is_seen_and_what_is_given_back_too(self) -> None:
-        """In a process of its own: in this one other tests' threads take and give back meanwhile."""
+    def test_what_is_allocated_is_seen_and_what_is_freed_too(self) -> None:
+        """In a process of its own: other tests' threads allocate meanwhile."""
         before, during, after = run_python(
             """
             from clipfleet_worker.process.memory_guard import own_memory
@@ -140,43 +135,37 @@ class TestOwnMemory:
         assert own_memory(tmp_path) is None
 
 
-class TestLimit:
-    @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        (tmp_path / "proc/self").mkdir(parents=True)
-        return tmp_path
+MACHINE = int(MACHINE_BYTES * 0.9)
+SMALL = 1 << 20  # less than any machine has
+CONTAINER = int(SMALL * 0.9)
+V1 = "12:cpu,cpuacct:/x\n5:memory:/docker/7\n1:name=systemd:/x\n"
 
-    def limit(self, root: Path, groups: str, limits: dict[str, str]) -> int:
-        """The limit of a process in these groups, whose files say so much."""
-        (root / "proc/self/cgroup").write_text(groups)
-        for name, text in limits.items():
-            path = root / "sys/fs/cgroup" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{text}\n")
-        return memory_limit(0, root)
 
-    def test_the_setting_counts(self, root: Path) -> None:
-        self.limit(root, "0::/\n", {"memory.max": str(SMALL)})
-        assert memory_limit(123, root) == 123
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        pytest.param("", {}, MACHINE, id="a machine without groups"),
+        pytest.param("0::/\n", {"memory.max": SMALL}, CONTAINER, id="a container"),
+        pytest.param(
+            "0::/a/b/c\n",
+            {"a/b/c/memory.max": "max", "a/b/memory.max": SMALL, "a/memory.max": SMALL * 2},
+            CONTAINER,
+            id="the smallest of a group and those above it",
+        ),
+        pytest.param("0::/a\n", {"a/memory.max": "max"}, MACHINE, id="no limit"),
+        pytest.param(V1, {"memory/docker/7/memory.limit_in_bytes": SMALL}, CONTAINER, id="version 1"),
+        pytest.param(
+            "5:memory:/\n", {"memory/memory.limit_in_bytes": 9223372036854771712}, MACHINE,
+            id="version 1 has a huge number where there is no limit",
+        ),
+    ],
+)  # fmt: skip
+def test_the_limit_is_the_setting_or_most_of_what_machine_and_container_have(
+    tmp_path: Path, groups: str, limits: dict[str, object], expected: int
+) -> None:
+    files = {f"sys/fs/cgroup/{name}": f"{limit}\n" for name, limit in limits.items()}
+    for name, text in {"proc/self/cgroup": groups, **files}.items() if groups else ():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
 
-    def test_a_machine_without_groups(self, tmp_path: Path) -> None:
-        assert memory_limit(0, tmp_path) == int(MACHINE_BYTES * 0.9)
-
-    def test_a_container(self, root: Path) -> None:
-        assert self.limit(root, "0::/\n", {"memory.max": str(SMALL)}) == int(SMALL * 0.9)
-
-    def test_the_smallest_limit_of_a_group_and_those_above_it(self, root: Path) -> None:
-        limits = {"a/b/c/memory.max": "max", "a/b/memory.max": str(SMALL), "a/memory.max": str(SMALL * 2)}
-        assert self.limit(root, "0::/a/b/c\n", limits) == int(SMALL * 0.9)
-
-    def test_no_limit(self, root: Path) -> None:
-        assert self.limit(root, "0::/a\n", {"a/memory.max": "max"}) == int(MACHINE_BYTES * 0.9)
-
-    def test_the_first_version_of_groups(self, root: Path) -> None:
-        groups = "12:cpu,cpuacct:/x\n5:memory:/docker/7\n1:name=systemd:/x\n"
-        limits = {"memory/docker/7/memory.limit_in_bytes": str(SMALL)}
-        assert self.limit(root, groups, limits) == int(SMALL * 0.9)
-
-    def test_the_first_version_says_a_huge_number_where_there_is_none(self, root: Path) -> None:
-        limits = {"memory/memory.limit_in_bytes": "9223372036854771712"}
-        assert self.limit(root, "5:memory:/\n", limits) == int(MACHINE_BYTES * 0.9)
+    assert (memory_limit(0, tmp_path), memory_limit(123, tmp_path)) == (expected, 123)

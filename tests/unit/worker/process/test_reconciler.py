@@ -1,4 +1,4 @@
-"""What a worker does about the chunks that others have lost, and about work that no hint tells of."""
+"""What a worker does about expired leases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import WorkerFacts
-from clipfleet_worker.hints.puller import Puller
 from clipfleet_worker.process.reconciler import Reconciler
 from clipfleet_worker.process.watchdog import Pulse
 from tests.support.ledger_replies import RepliesLedger
@@ -21,7 +20,7 @@ AWAY = RedisUnavailableError("away")
 def test_whoever_takes_chunks_back_says_that_there_is_work(
     answers: list[tuple[int, int] | Exception], told: list[int]
 ) -> None:
-    """Else they would wait until an idle worker looks by itself: the dead worker held the hints."""
+    """Else the chunks would wait for a puller: the dead worker held the hints."""
     heard: list[int] = []
     ledger = RepliesLedger()
     ledger.replies["reconcile"] = list(answers)
@@ -39,53 +38,3 @@ def test_whoever_takes_chunks_back_says_that_there_is_work(
         reconciler.reconcile()
 
     assert heard == told
-
-
-class Work:
-    """So many chunks; a slot is free as often as is said."""
-
-    def __init__(self, chunks: int, free_slots: int) -> None:
-        self.chunks = chunks
-        self.pulls = 0
-        self.pulls_at_finish: list[int] = []  # how many there were whenever jobs were looked for that end
-        self._free_slots = free_slots
-
-    def finish_job(self) -> bool:
-        self.pulls_at_finish.append(self.pulls)
-        return False
-
-    def work(self) -> bool:
-        self.pulls += 1
-        self.chunks -= 1
-        return self.chunks >= 0
-
-    def has_idle_slot(self, _seconds: float) -> bool:
-        self._free_slots -= 1
-        return self._free_slots >= 0
-
-
-@pytest.mark.parametrize(
-    ("chunks", "free_slots", "pulls"),
-    [
-        pytest.param(0, 9, 1, id="nothing is found"),
-        pytest.param(3, 9, 4, id="what was found once is looked for again"),
-        pytest.param(3, 2, 2, id="until hints have the slots"),
-        pytest.param(3, 0, 0, id="hints have them already"),
-    ],
-)
-def test_without_hints_work_is_looked_for_as_long_as_there_is_some(
-    chunks: int, free_slots: int, pulls: int
-) -> None:
-    work = Work(chunks, free_slots)
-
-    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
-
-    assert work.pulls == pulls
-
-
-def test_jobs_that_end_meanwhile_are_finished_meanwhile() -> None:
-    work = Work(chunks=3, free_slots=9)
-
-    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
-
-    assert work.pulls_at_finish == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""What a worker lacks is told from what is wrong with an item, whoever has wrapped it."""
+"""Shortages of a worker are distinguished from failures of items, also inside other exceptions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import cast
 
 import aiohttp
@@ -23,7 +24,7 @@ from clipfleet_worker.hints.consumer import HintThreads
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.loaded import LoadedModel
 from clipfleet_worker.process import shortages
-from clipfleet_worker.process.drain import Drain
+from clipfleet_worker.process.drain import Drain, Drainable
 from clipfleet_worker.process.shortages import LenientThreadPool, shortage_behind
 from tests.support.doubles import PATIENCE_SECONDS
 from tests.support.waiting import wait_until
@@ -109,7 +110,7 @@ class TestRecognising:
         ],
         ids=repr,
     )
-    def test_everything_else_is_left_to_whoever_knows_it(self, error: Exception) -> None:
+    def test_other_errors_are_not_shortages(self, error: Exception) -> None:
         assert shortage_behind(error) is None
 
     def test_a_resolver_that_gets_no_socket_says_that_the_name_server_is_silent(
@@ -121,9 +122,7 @@ class TestRecognising:
         error = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         with monkeypatch.context() as patch:
             patch.setattr(shortages.os, "open", no_file)
-            shortage = shortage_behind(error)
-
-        assert shortage is not None
+            assert shortage_behind(error) is not None
 
 
 class Threads:
@@ -177,9 +176,7 @@ class TestThreads:
         with LenientThreadPool(8) as pool, pytest.raises(RuntimeError, match="new thread"):
             pool.submit(int)
 
-    def test_a_lane_without_a_thread_tells_whoever_waits_and_works_again_later(
-        self, threads: Threads
-    ) -> None:
+    def test_a_lane_without_a_thread_reports_it_and_works_again_later(self, threads: Threads) -> None:
         pool, errors, done = LanePool(2, name="test"), list[BaseException](), threading.Event()
         pool.submit(Lane.HIGH, done.set, errors.append)
         assert [type(error) for error in errors] == [WorkerShortageError]
@@ -197,7 +194,7 @@ class TestThreads:
         pool, done = HintThreads(8), list[str]()
         pool.on_start()
         assert pool.apply_async(done.append, ("first",), callback=str) is None
-        assert "a hint has to wait: this worker cannot start another thread" in caplog.text
+        assert "hint waits for a thread: this worker cannot start another thread" in caplog.text
 
         threads.allowed = 1
         pool.apply_async(done.append, ("second",), callback=str).get(PATIENCE_SECONDS)
@@ -205,7 +202,9 @@ class TestThreads:
 
         assert done == ["first", "second"]
 
-    def test_who_waits_for_a_model_is_told_and_may_ask_again(self, threads: Threads) -> None:
+    def test_a_model_without_a_thread_to_load_it_fails_and_may_be_loaded_later(
+        self, threads: Threads
+    ) -> None:
         models = Models(
             ("fake",),
             lambda name, *_: cast(LoadedModel, FakeEncoder(name)),
@@ -219,28 +218,18 @@ class TestThreads:
 
         assert models.prefetch("fake", Precision.FP32).result(PATIENCE_SECONDS).name == "fake"
 
-    def test_a_worker_that_leaves_gives_back_without_another_thread(self, threads: Threads) -> None:
-        leaver, exits = Leaver(), list[int]()
-        drain = Drain(leaver, 0, exit_process=exits.append)
+    def test_a_worker_that_drains_releases_without_another_thread(self, threads: Threads) -> None:
+        steps, exits = list[str](), list[int]()
+        worker = SimpleNamespace(
+            stop_claiming=lambda: None,
+            interrupt=lambda _: None,
+            release_all=lambda reason: steps.append(reason) or True,
+        )
+        drain = Drain(cast(Drainable, worker), 0, exit_process=exits.append)
         threads.allowed = 1
         drain.start()
 
         drain.begin()
 
-        wait_until(lambda: exits, "the process ends")
-        assert exits == [0]
-        assert leaver.gave_back
-
-
-class Leaver:
-    """Gives back at once."""
-
-    gave_back = False
-
-    def take_nothing_more(self) -> None: ...
-
-    def interrupt(self, reason: str) -> None: ...
-
-    def give_back(self, reason: str) -> bool:
-        self.gave_back = True
-        return True
+        wait_until(lambda: exits == [0], "the process ends")
+        assert steps == ["the worker drains"]

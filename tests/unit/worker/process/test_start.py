@@ -1,12 +1,18 @@
-"""What a worker asks of Python and Arrow, each in a process of its own."""
+"""One-time settings of a worker process: of Python and Arrow in processes of their own, and open files."""
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
+
+from clipfleet_worker.process.start import raise_open_files_limit
+
+INFINITE = resource.RLIM_INFINITY
 
 
 def run_python(code: str, environment: dict[str, str] | None = None) -> str:
@@ -23,7 +29,7 @@ def run_python(code: str, environment: dict[str, str] | None = None) -> str:
 @pytest.mark.parametrize(
     ("environment", "pool"), [({}, "system"), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc"}, "mimalloc")]
 )
-def test_the_commands_of_a_worker_use_malloc_unless_told_otherwise(
+def test_the_commands_of_a_worker_use_malloc_unless_the_variable_is_set(
     environment: dict[str, str], pool: str
 ) -> None:
     code = (
@@ -50,3 +56,34 @@ gc.collect()
 print(gc.get_freeze_count() > 1000, seen() is None, gc.get_threshold()[0] > 700)
 """
     assert run_python(code) == "True True True"
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"),
+    [
+        (1024, 1_048_576, 65_536),
+        (1024, 4096, 4096),
+        (1024, INFINITE, 65_536),
+        (100_000, 1_048_576, 100_000),
+        (4096, 4096, 4096),
+        (INFINITE, INFINITE, INFINITE),
+    ],
+)
+def test_the_soft_limit_is_raised_and_never_lowered(
+    soft: int, hard: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: limits.append(both))
+    raise_open_files_limit(connections=256)
+    assert limits[-1] == (expected, hard)
+
+
+@pytest.mark.parametrize(("connections", "warned"), [(256, False), (1000, True)])
+def test_too_few_open_files_are_reported_with_the_way_out(
+    connections: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4096, 4096))
+    with caplog.at_level(logging.WARNING):
+        raise_open_files_limit(connections=connections)
+    assert ("ulimit -n" in caplog.text) is warned

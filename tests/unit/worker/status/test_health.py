@@ -15,6 +15,7 @@ import pytest
 from clipfleet.errors import UsageError
 from clipfleet.ledger.jobs import Lease, Ledger
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.process.reconciler import Reachability
 from clipfleet_worker.process.watchdog import Watchdog
@@ -35,7 +36,8 @@ class Bench:
             worker_id="me",
             watchdog=self.watchdog,
             keeper=self.keeper,
-            claims=cast(Claims, SimpleNamespace(held=lambda: ["a chunk"], completed=7)),
+            claims=cast(Claims, SimpleNamespace(held=lambda: ["a chunk"])),
+            endings=cast(Endings, SimpleNamespace(completed=7)),
             redis=self.redis,
             has_started=lambda: self.has_started,
             is_draining=lambda: self.is_draining,
@@ -49,7 +51,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_worker_whose_loops_turn_is_well_and_ready(bench: Bench) -> None:
+def test_a_worker_whose_loops_run_is_healthy_and_ready(bench: Bench) -> None:
     bench.watchdog.pulse("batcher").enter("encode", 10)
     assert bench.health.problems() == bench.health.obstacles() == []
 
@@ -62,7 +64,7 @@ def test_a_loop_that_hangs_is_a_problem(bench: Bench) -> None:
     assert bench.health.problems() == ["batcher: encode hangs"]
 
 
-def test_a_chunk_that_gets_on_no_more_is_a_problem_before_the_watchdog_ends_the_process(bench: Bench) -> None:
+def test_a_chunk_that_hangs_is_a_problem_before_the_watchdog_ends_the_process(bench: Bench) -> None:
     bench.watchdog.watch(bench.keeper.phases)
     with bench.keeper.hold(Lease("job", "4", "token")) as lease:
         lease.enter("write", 300)
@@ -78,14 +80,14 @@ def test_before_the_start_it_is_neither(bench: Bench) -> None:
     assert bench.health.problems() == bench.health.obstacles() == ["starting"]
 
 
-def test_who_drains_or_misses_redis_is_well_but_not_ready(bench: Bench) -> None:
+def test_a_worker_that_drains_or_misses_redis_is_healthy_but_not_ready(bench: Bench) -> None:
     bench.is_draining = True
     bench.redis.note(False)
     assert bench.health.problems() == []
     assert bench.health.obstacles() == ["draining", "Redis is away"]
 
 
-def test_an_answer_of_redis_that_is_old_says_nothing(bench: Bench) -> None:
+def test_an_old_answer_of_redis_does_not_count(bench: Bench) -> None:
     bench.clock.now += 20
     assert bench.redis.is_ok
     assert bench.redis.for_seconds == 20
@@ -113,7 +115,7 @@ def server(bench: Bench) -> Iterator[StatusServer]:
 
 def get(server: StatusServer, path: str, method: str = "GET") -> tuple[int, str]:
     try:
-        with urlopen(Request(server.url + path, method=method), timeout=10) as answer:  # noqa: S310 - ours
+        with urlopen(Request(server.url + path, method=method), timeout=60) as answer:  # noqa: S310 - ours
             return answer.status, answer.read().decode()
     except HTTPError as error:
         with error:
@@ -140,13 +142,13 @@ def test_the_pages(bench: Bench, server: StatusServer) -> None:
     assert get(server, "/healthz", "POST")[0] == 501
 
 
-def test_a_client_that_says_nothing_keeps_nobody_waiting(server: StatusServer) -> None:
+def test_a_silent_client_does_not_block_others(server: StatusServer) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))):
         assert get(server, "/healthz")[0] == 200
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(server: StatusServer) -> None:
+def test_a_port_that_is_taken_is_reported_in_one_line(server: StatusServer) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=f"CLIPFLEET_HEALTH_PORT: cannot listen at 127.0.0.1 port {port}"):
         StatusServer("127.0.0.1", port, {})

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus, and that documents, dashboard and alerts speak of nothing else."""
+"""The metrics of a worker, and that documents, dashboard and alerts use no others."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from clipfleet.contract.parts import PartCounts
 from clipfleet.ledger.jobs import Backlog, Lease, Ledger
 from clipfleet.ledger.values import LaneBacklog
 from clipfleet_worker.chunk.claims import Claims
+from clipfleet_worker.chunk.endings import Endings
 from clipfleet_worker.chunk.leases import LeaseKeeper
 from clipfleet_worker.chunk.meter import StepsBusy
 from clipfleet_worker.chunk.tally import CHUNK_SECONDS, ChunkEnd, ChunkTally
 from clipfleet_worker.encode.backends.certificate import Certificate, Way
 from clipfleet_worker.encode.batcher import BatchTotals
 from clipfleet_worker.process.counts import Busy, CacheCounts
-from clipfleet_worker.process.drain import Drain, Leaver
+from clipfleet_worker.process.drain import Drain, Drainable
 from clipfleet_worker.process.reconciler import Reachability
 from clipfleet_worker.process.watchdog import Watchdog
 from clipfleet_worker.status.health import Health
@@ -73,16 +74,15 @@ class Bench:
         self.redis.note(True)
         self.batcher = SimpleNamespace(totals=BatchTotals(2, 40), batch_size=32)
         self.models, self.texts = CacheCounts(), CacheCounts()
-        self.drain = Drain(cast(Leaver, None), 25, exit_process=lambda _: None, monotonic=self.clock)
+        self.drain = Drain(cast(Drainable, None), 25, exit_process=lambda _: None, monotonic=self.clock)
         self.backlog: Backlog | None = BACKLOG
-        claims = SimpleNamespace(
-            held=lambda: ["a chunk"], completed=7, tally=self.tally, oldest_held_seconds=9.0
-        )
+        claims = SimpleNamespace(held=lambda: ["a chunk"], oldest_held_seconds=9.0)
         health = Health(
             worker_id="me",
             watchdog=self.watchdog,
             keeper=self.keeper,
             claims=cast(Claims, claims),
+            endings=cast(Endings, SimpleNamespace(completed=7, tally=self.tally)),
             redis=self.redis,
             has_started=lambda: True,
             is_draining=lambda: self.drain.has_begun,
@@ -121,71 +121,79 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_items_are_counted_by_outcome_and_code(bench: Bench) -> None:
-    bench.tally.done(PartCounts(8, 2, {"timeout": 2}), {"fetch": 1.5}, 4.0)
-    bench.tally.done(PartCounts(5, 1, {"not_found": 1}), {"fetch": 0.5, "write": 0.25}, 4000.0)
-
-    values = bench.values()
-
-    items = values["clipfleet_items_total"]
-    assert items[("code", ""), ("outcome", "ok")] == 13
-    assert items[("code", "timeout"), ("outcome", "failed")] == 2
-    assert items[("code", "not_found"), ("outcome", "failed")] == 1
-    assert len(items) == 1 + len(ErrorCode)
-    assert sum(items.values()) == 16
-    assert values["clipfleet_work_seconds_total"] == {(("step", "fetch"),): 2, (("step", "write"),): 0.25}
+def by(**labels: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(labels.items()))
 
 
-def test_chunks_are_counted_by_their_end_from_the_start(bench: Bench) -> None:
+def test_chunks_and_their_items_are_counted_from_the_start(bench: Bench) -> None:
     assert set(bench.values()["clipfleet_chunks_total"].values()) == {0}
 
+    bench.tally.done(PartCounts(8, 2, {"timeout": 2}), {"fetch": 1.5}, 0.5)
+    bench.tally.done(PartCounts(5, 1, {"not_found": 1}), {"fetch": 0.5, "write": 0.25}, 2.0)
     for end in ChunkEnd:
-        if end is not ChunkEnd.DONE:
-            bench.tally.ended(end, 1.0)
-    bench.tally.done(PartCounts(1, 0, {}), {}, 2.0)
-
-    assert bench.values()["clipfleet_chunks_total"] == {(("end", end),): 1 for end in ChunkEnd}
-
-
-def test_the_lives_of_chunks_are_a_histogram(bench: Bench) -> None:
-    for seconds in (0.5, 1.0, 2.0, 10_000.0):
-        bench.tally.ended(ChunkEnd.WAITED, seconds)
-
+        bench.tally.ended(end, 10_000.0)
     values = bench.values()
 
-    buckets = {
-        dict(labels)["le"]: count for labels, count in values["clipfleet_chunk_seconds_bucket"].items()
+    assert values["clipfleet_chunks_total"] == {by(end=end): 1 + 2 * (end == "done") for end in ChunkEnd}
+    items = values["clipfleet_items_total"]
+    assert len(items) == 1 + len(ErrorCode)
+    assert {labels: count for labels, count in items.items() if count} == {
+        by(outcome="ok", code=""): 13,
+        by(outcome="failed", code="timeout"): 2,
+        by(outcome="failed", code="not_found"): 1,
     }
-    assert (buckets["1.0"], buckets["3.0"], buckets["1800.0"], buckets["+Inf"]) == (2, 3, 3, 4)
+    assert values["clipfleet_work_seconds_total"] == {by(step="fetch"): 2, by(step="write"): 0.25}
+    buckets = values["clipfleet_chunk_seconds_bucket"]
+    assert [buckets[by(le=le)] for le in ("1.0", "3.0", "1800.0", "+Inf")] == [1, 2, 2, 2 + len(ChunkEnd)]
     assert len(buckets) == len(CHUNK_SECONDS) + 1
-    assert values["clipfleet_chunk_seconds_count"] == {(): 4}
-    assert values["clipfleet_chunk_seconds_sum"] == {(): 10_003.5}
+    assert values["clipfleet_chunk_seconds_count"] == {(): 2 + len(ChunkEnd)}
+    assert values["clipfleet_chunk_seconds_sum"] == {(): 2.5 + 10_000 * len(ChunkEnd)}
 
 
-def test_batches_caches_room_and_memory(bench: Bench) -> None:
+PLAIN_WAY, GRAPH_WAY = (by(model="m", precision="bf16", way=way) for way in ("plain", "graph"))
+READ: dict[str, Values] = {
+    "clipfleet_batches_total": {(): 2},
+    "clipfleet_batched_items_total": {(): 40},
+    "clipfleet_batch_size": {(): 32},
+    "clipfleet_busy_seconds_total": {by(step="decode"): 6, by(step="encode"): 3.5},
+    "clipfleet_capacity_seconds_total": {by(step="decode"): 20, by(step="encode"): 10},
+    "clipfleet_cache_requests_total": {
+        by(cache="models", result="hit"): 2,
+        by(cache="models", result="miss"): 0,
+        by(cache="text_matrices", result="hit"): 0,
+        by(cache="text_matrices", result="miss"): 1,
+    },
+    "clipfleet_open_items": {(): 512},
+    "clipfleet_open_items_limit": {(): 4096},
+    "clipfleet_memory_bytes": {(): 900},
+    "clipfleet_oldest_held_seconds": {(): 9},
+    "clipfleet_model_worst_cosine": {PLAIN_WAY: 0.99962, GRAPH_WAY: 0.2},
+    "clipfleet_model_images_per_second": {PLAIN_WAY: 27_900, GRAPH_WAY: 0},
+    "clipfleet_canary_mismatches_total": {(): 2},
+    "clipfleet_device_memory_bytes": {},
+    "clipfleet_drain_seconds": {(): 0},
+    "clipfleet_drain_limit_seconds": {(): 25},
+    "clipfleet_expired_leases_total": {(): 4},
+    "clipfleet_refused_hints_total": {by(reason="no JSON"): 3},
+    "clipfleet_ready": {(): 1},
+    "clipfleet_redis_up": {(): 1},
+    "clipfleet_ledger_oldest_due_seconds": {(): 1.5},
+}
+
+
+def test_what_a_worker_keeps_is_read(bench: Bench) -> None:
     bench.models.note(hit=True)
     bench.models.note(hit=True)
     bench.texts.note(hit=False)
 
     values = bench.values()
 
-    assert values["clipfleet_batches_total"] == {(): 2}
-    assert values["clipfleet_batched_items_total"] == {(): 40}
-    assert values["clipfleet_batch_size"] == {(): 32}
-    assert values["clipfleet_busy_seconds_total"] == {(("step", "decode"),): 6, (("step", "encode"),): 3.5}
-    assert values["clipfleet_capacity_seconds_total"] == {
-        (("step", "decode"),): 20,
-        (("step", "encode"),): 10,
-    }
-    requests = values["clipfleet_cache_requests_total"]
-    assert requests[("cache", "models"), ("result", "hit")] == 2
-    assert requests[("cache", "text_matrices"), ("result", "miss")] == 1
-    assert (values["clipfleet_open_items"], values["clipfleet_open_items_limit"]) == ({(): 512}, {(): 4096})
-    assert values["clipfleet_memory_bytes"] == {(): 900}
-    assert values["clipfleet_oldest_held_seconds"] == {(): 9}
+    assert {name: values[name] for name in READ} == READ
+    for of_the_system in ("process_cpu_seconds_total", "process_resident_memory_bytes"):
+        assert values[of_the_system][()] > 0
 
 
-def test_loops_tell_how_long_they_have_been_at_it_and_how_long_they_may(bench: Bench) -> None:
+def test_loops_have_their_age_and_its_share_of_the_limit(bench: Bench) -> None:
     bench.watchdog.pulse("batcher").enter("encode", 10)
     bench.watchdog.pulse("puller").rest("pull")
     with (
@@ -202,18 +210,16 @@ def test_loops_tell_how_long_they_have_been_at_it_and_how_long_they_may(bench: B
 
     # Chunks are no loops: their names are as many as there are chunks.
     assert values["clipfleet_loop_phase_seconds"] == {
-        (("loop", "batcher"),): 5,
-        (("loop", "decode"),): 5,
-        (("loop", "puller"),): 0,
+        by(loop="batcher"): 5,
+        by(loop="decode"): 5,
+        by(loop="puller"): 0,
     }
-    assert values["clipfleet_loop_limit_ratio"][(("loop", "batcher"),)] == 0.5
-    assert values["clipfleet_loop_limit_ratio"][(("loop", "decode"),)] == 0.25
-    assert values["clipfleet_loop_limit_ratio"][(("loop", "puller"),)] == 0
+    assert values["clipfleet_loop_limit_ratio"][by(loop="batcher")] == 0.5
+    assert values["clipfleet_loop_limit_ratio"][by(loop="decode")] == 0.25
+    assert values["clipfleet_loop_limit_ratio"][by(loop="puller")] == 0
 
 
-def test_drain_redis_and_what_was_refused(bench: Bench) -> None:
-    assert bench.values()["clipfleet_drain_seconds"] == {(): 0}
-
+def test_a_drain_and_a_redis_that_is_away(bench: Bench) -> None:
     bench.drain.begin()
     bench.clock.now += 3
     bench.drain.begin()  # a second signal begins no second drain
@@ -221,49 +227,25 @@ def test_drain_redis_and_what_was_refused(bench: Bench) -> None:
     values = bench.values()
 
     assert values["clipfleet_drain_seconds"] == {(): 3}
-    assert values["clipfleet_drain_limit_seconds"] == {(): 25}
     assert (values["clipfleet_ready"], values["clipfleet_redis_up"]) == ({(): 0}, {(): 0})
-    assert values["clipfleet_expired_leases_total"] == {(): 4}
-    assert values["clipfleet_refused_hints_total"] == {(("reason", "no JSON"),): 3}
 
 
 def test_the_ledgers_figures_are_there_while_redis_answers(bench: Bench) -> None:
     values = bench.values()
 
-    assert values["clipfleet_ledger_chunks"][("lane", "high"), ("state", "queued")] == 3
-    assert values["clipfleet_ledger_open_items"][(("lane", "bulk"),)] == 70
-    assert values["clipfleet_ledger_jobs"][(("state", "running"),)] == 2
+    assert values["clipfleet_ledger_chunks"][by(lane="high", state="queued")] == 3
+    assert values["clipfleet_ledger_open_items"][by(lane="bulk")] == 70
+    assert values["clipfleet_ledger_jobs"][by(state="running")] == 2
     assert len(values["clipfleet_ledger_jobs"]) == len(JobState)
-    assert values["clipfleet_ledger_oldest_due_seconds"] == {(): 1.5}
 
     bench.backlog = None
     assert not [name for name in bench.values() if name.startswith("clipfleet_ledger_")]
 
 
-def test_the_device_tells_its_memory_where_it_is_a_gpu(bench: Bench) -> None:
-    assert bench.values()["clipfleet_device_memory_bytes"] == {}
-
+def test_a_gpu_has_its_memory(bench: Bench) -> None:
     bench.readings = replace(bench.readings, device_bytes=lambda: {"allocated": 5, "total": 9})
-    assert bench.values()["clipfleet_device_memory_bytes"] == {
-        (("kind", "allocated"),): 5,
-        (("kind", "total"),): 9,
-    }
 
-
-def test_each_way_of_running_a_model_tells_what_it_has_proven(bench: Bench) -> None:
-    labels = {way: (("model", "m"), ("precision", "bf16"), ("way", way)) for way in ("plain", "graph")}
-    values = bench.values()
-
-    assert values["clipfleet_model_worst_cosine"] == {labels["plain"]: 0.99962, labels["graph"]: 0.2}
-    assert values["clipfleet_model_images_per_second"] == {labels["plain"]: 27_900, labels["graph"]: 0}
-    assert values["clipfleet_canary_mismatches_total"] == {(): 2}
-
-
-def test_what_the_system_tells_of_the_process_is_there(bench: Bench) -> None:
-    values = bench.values()
-
-    assert values["process_cpu_seconds_total"][()] > 0
-    assert values["process_resident_memory_bytes"][()] > 0
+    assert bench.values()["clipfleet_device_memory_bytes"] == {by(kind="allocated"): 5, by(kind="total"): 9}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

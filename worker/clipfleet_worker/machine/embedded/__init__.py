@@ -1,1 +1,1 @@
-"""Servers that `up` and tests start on this machine. Knows no job and no worker."""
+"""Servers that `up` and tests start as child processes. No server of the user's belongs here."""

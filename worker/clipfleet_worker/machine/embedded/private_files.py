@@ -1,4 +1,4 @@
-"""Files that only their owner reads (mode 0600); locks that live as long as the process that holds them."""
+"""Files of mode 0600, and locks that last as long as the process that holds them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipfleet.errors import WorldError
-from clipfleet_worker.machine.supervise import POLL_SECONDS
+from clipfleet_worker.machine.child import POLL_SECONDS
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file, in one step, by one that only its owner can read."""
+    """Replace a file atomically; only its owner can read it."""
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -28,10 +28,10 @@ def write_private(path: Path, text: str) -> None:
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock a file that is made if need be.
+    """Lock a file, which is created if need be.
 
-    Returns:
-        A descriptor; the lock lasts until it and every inherited copy is closed. None: somebody else has it.
+    Returns: A descriptor; the lock lasts until it and every inherited copy is closed. None: another process
+        holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -47,15 +47,15 @@ def try_lock(path: Path) -> int | None:
 
 @contextmanager
 def locked(path: Path, wait_seconds: float) -> Iterator[int]:
-    """Hold a lock file's lock, and yield its descriptor; a child that inherits it holds on to it.
+    """Hold a lock, and yield its descriptor; a child that inherits it keeps the lock.
 
     Raises:
-        WorldError: another process still held it after `wait_seconds`.
+        WorldError: another process still holds it after `wait_seconds`.
     """
     deadline = time.monotonic() + wait_seconds
     while (lock := try_lock(path)) is None:
         if time.monotonic() >= deadline:
-            raise WorldError(f"a server runs on {path.parent} already (pid {holder(path)})")
+            raise WorldError(f"{path.parent}: a server already runs on it (pid {holder(path)})")
         time.sleep(POLL_SECONDS)
     try:
         yield lock
@@ -64,13 +64,13 @@ def locked(path: Path, wait_seconds: float) -> Iterator[int]:
 
 
 def note_holder(descriptor: int, pid: int | None) -> None:
-    """Write into a locked file who holds it."""
+    """Write the pid of the holder into a locked file."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
 
 def holder(path: Path) -> str:
-    """Pid of the process that holds a lock file, as text; `unknown` if it has not said yet."""
+    """Pid of the process that holds a lock file, as text; `unknown` if it is not written yet."""
     try:
         return path.read_text().strip() or "unknown"
     except OSError:

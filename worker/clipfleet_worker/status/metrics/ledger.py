@@ -1,8 +1,7 @@
 """Metrics of the whole cluster, as the ledger counts them.
 
-Every worker of a cluster tells the same: aggregate them with `max`, never with `sum`. They can be had without
-a worker, for who starts workers when there is work, and ends them when not: that needs prometheus_client, and
-nothing else of the worker's packages.
+Every worker of a cluster reports the same values: aggregate them with `max`, never with `sum`. The exporter
+serves them without a worker, for autoscalers: of the worker's packages it needs prometheus_client only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from clipfleet_worker.status.server import Page, StatusServer
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 3.0  # Prometheus waits ten, and asks again soon
+_PATIENCE_SECONDS = 3.0  # Prometheus waits ten, and scrapes again soon
 
 
 def _chunks(backlog: Backlog) -> Iterable[Sample]:
@@ -38,50 +37,48 @@ def _jobs(backlog: Backlog) -> Iterable[Sample]:
 LEDGER_FAMILIES: tuple[Family[Backlog], ...] = (
     Family(
         "clipfleet_ledger_chunks",
-        "chunks of the jobs that go on: `queued` (nobody's), `leased` (some worker's), `done`",
+        "chunks of active jobs: `queued`, `leased` (by a worker), `done`",
         _chunks,
         labels=("lane", "state"),
     ),
     Family(
         "clipfleet_ledger_open_items",
-        "items of the jobs that go on without a row yet",
+        "items of active jobs without a row",
         lambda backlog: [((lane,), counts.open_items) for lane, counts in backlog.lanes.items()],
         labels=("lane",),
     ),
-    Family(
-        "clipfleet_ledger_jobs", "jobs that the ledger knows, ended ones included", _jobs, labels=("state",)
-    ),
+    Family("clipfleet_ledger_jobs", "jobs in the ledger, ended ones included", _jobs, labels=("state",)),
     Family(
         "clipfleet_ledger_oldest_due_seconds",
-        "how long some chunk has waited for any worker: since its back-off was over, or, where nobody has "
-        "come to its job yet, since the submit; 0: none waits",
+        "longest time that a chunk has waited for a worker: since its back-off ended or, if its job has not "
+        "begun, since the submit; 0: none waits",
         lambda backlog: backlog.oldest_due_seconds,
     ),
     Family(
         "clipfleet_ledger_outage_seconds",
-        "how long a job has waited for its output or source to come back; 0: none does",
+        "longest time that a job has waited for its output or source; 0: none waits",
         lambda backlog: backlog.outage_seconds,
     ),
     Family(
         "clipfleet_ledger_jobs_left_out",
-        "jobs that are not in these figures: the oldest ones beyond 5000",
+        "jobs that these figures leave out: the oldest ones beyond 5000",
         lambda backlog: backlog.jobs_left_out,
     ),
     Family(
         "clipfleet_jobs_quarantined_total",
-        "jobs that have failed because what Redis held of them was damaged",
+        "jobs that failed because their data in Redis was damaged",
         lambda backlog: backlog.quarantined_jobs,
     ),
 )
 
 
 def hasty_ledger(url: str) -> Ledger:
-    """The ledger for who would rather hear nothing than hear it late."""
+    """Make a ledger that fails soon if Redis is away: no answer is better than a late one."""
     return Ledger(url, client=connect(url, retries=0, patience_seconds=_PATIENCE_SECONDS))
 
 
 def run_exporter(ledger: Ledger, host: str, port: int, ending: threading.Event) -> None:
-    """Serve `/metrics` and `/healthz` until `ending` is set; the ledger is asked when somebody asks us.
+    """Serve `/metrics` and `/healthz` until `ending` is set; each scrape reads the ledger.
 
     Raises:
         UsageError: the address cannot be used.
@@ -90,7 +87,7 @@ def run_exporter(ledger: Ledger, host: str, port: int, ending: threading.Event) 
     def backlog() -> Backlog | None:
         try:
             return ledger.backlog()
-        except RedisUnavailableError as error:  # then there are no figures: nothing is better than old ones
+        except RedisUnavailableError as error:  # no figures are better than old ones
             log.warning("no figures: %s", error, extra={"action": "backlog_failed"})
             return None
 

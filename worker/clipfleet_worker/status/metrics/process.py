@@ -29,7 +29,7 @@ from clipfleet_worker.status.metrics import Buckets, Family, Sample
 
 @dataclass(frozen=True, slots=True)
 class WorkerReadings:
-    """What is read when somebody asks. Nothing here waits for anything."""
+    """What the metrics read. Nothing here blocks."""
 
     health: Health
     open_items: OpenItems
@@ -49,20 +49,20 @@ class WorkerReadings:
 
 
 def _items(readings: WorkerReadings) -> Iterable[Sample]:
-    """All of them from the start: what appears with its first count has no rate."""
-    items = readings.health.claims.tally.totals().items
+    """All codes from the start: a series that begins with its first count has no rate."""
+    items = readings.health.endings.tally.totals().items
     yield (ItemStatus.OK, ""), items.get((ItemStatus.OK, ""), 0)
     for code in ErrorCode:
         yield (ItemStatus.FAILED, code), items.get((ItemStatus.FAILED, code), 0)
 
 
 def _chunks(readings: WorkerReadings) -> Iterable[Sample]:
-    ends = readings.health.claims.tally.totals().ends
+    ends = readings.health.endings.tally.totals().ends
     return [((end,), ends.get(end, 0)) for end in ChunkEnd]
 
 
 def _chunk_seconds(readings: WorkerReadings) -> Iterable[Sample]:
-    totals = readings.health.claims.tally.totals()
+    totals = readings.health.endings.tally.totals()
     yield (), Buckets(CHUNK_SECONDS, totals.lived, totals.lived_seconds)
 
 
@@ -78,7 +78,7 @@ def _caches(readings: WorkerReadings) -> Iterable[Sample]:
 
 
 def _by_way(readings: WorkerReadings, value: Callable[[Way], float]) -> Iterable[Sample]:
-    """One sample where a model is in memory twice in one precision: as the worker's choice, and a job's."""
+    """One sample per model and precision, also if it is loaded twice: by default and by name."""
     return {
         (model.name, model.precision, way.name): value(way)
         for model in readings.models.in_memory()
@@ -88,7 +88,7 @@ def _by_way(readings: WorkerReadings, value: Callable[[Way], float]) -> Iterable
 
 
 def _by_loop(readings: WorkerReadings, value: Callable[[float, Phase], float]) -> Iterable[Sample]:
-    """The largest value of each loop: some, such as decoding, run many times side by side."""
+    """The highest value of each loop: some, such as decoding, run in many threads."""
     now = readings.monotonic()
     found: dict[str, float] = {}
     for phase in readings.health.watchdog.loop_phases():
@@ -99,15 +99,14 @@ def _by_loop(readings: WorkerReadings, value: Callable[[float, Phase], float]) -
 WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     Family(
         "clipfleet_items_total",
-        "items that have got their row, counted when their chunk is done; `code` is empty for `ok`",
+        "items with a row, counted when their chunk is complete; `code` is empty for `ok`",
         _items,
         labels=("outcome", "code"),
     ),
     Family(
         "clipfleet_chunks_total",
-        "chunks by how they left this process: `done`; `late` (somebody else was first); given back: "
-        "`waited` (for store, source, Redis, device memory), `drained`; `lost` (the lease), `cancelled`, "
-        "`failed`",
+        "chunks by how they ended here: `done`; `late` (another worker was first); released: `waited` (for "
+        "store, source, Redis or device memory), `drained`; `lost` (its lease), `cancelled`, `failed`",
         _chunks,
         labels=("end",),
     ),
@@ -119,21 +118,21 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     ),
     Family(
         "clipfleet_work_seconds_total",
-        "working time of the chunks that are done, by step, summed over threads",
+        "working time of complete chunks by step, summed over threads",
         lambda r: [
-            ((step,), seconds) for step, seconds in r.health.claims.tally.totals().work_seconds.items()
+            ((step,), seconds) for step, seconds in r.health.endings.tally.totals().work_seconds.items()
         ],
         labels=("step",),
     ),
     Family("clipfleet_held_chunks", "chunks between claim and end", lambda r: len(r.health.claims.held())),
     Family(
         "clipfleet_oldest_held_seconds",
-        "how long the chunk that was claimed first has been held; 0: none is",
+        "age of the oldest held chunk; 0: none is held",
         lambda r: r.health.claims.oldest_held_seconds,
     ),
     Family(
         "clipfleet_hanging_chunks",
-        "chunks whose step has taken too long: their leases are left to expire",
+        "chunks whose step is over its limit: their leases are not renewed",
         lambda r: len(r.health.keeper.hanging()),
     ),
     Family(
@@ -143,131 +142,133 @@ WORKER_FAMILIES: tuple[Family[WorkerReadings], ...] = (
     ),
     Family(
         "clipfleet_open_items",
-        "items that count against `clipfleet_open_items_limit`",
+        "items that count towards `clipfleet_open_items_limit`",
         lambda r: r.open_items.count,
     ),
     Family(
         "clipfleet_open_items_limit",
-        "`CLIPFLEET_ITEMS_IN_FLIGHT`: no claim while so many are open",
+        "`CLIPFLEET_ITEMS_IN_FLIGHT`: no claim while this many are open",
         lambda r: r.open_items.limit,
     ),
     Family(
         "clipfleet_waiting_bytes",
-        "bytes that were fetched and are not decoded yet",
+        "fetched bytes that are not decoded yet",
         lambda r: r.waiting_bytes.count,
     ),
     Family(
         "clipfleet_waiting_limit_bytes",
-        "`CLIPFLEET_BYTES_IN_FLIGHT`: no fetch while so many wait",
+        "`CLIPFLEET_BYTES_IN_FLIGHT`: no fetch while this many wait",
         lambda r: r.waiting_bytes.limit,
     ),
     Family(
         "clipfleet_batches_total",
-        "batches that went through a model; items by batches by size is how full they are",
+        "batches that a model has run; items / batches / batch size is how full they are",
         lambda r: r.batcher.totals.batches,
     ),
     Family("clipfleet_batched_items_total", "images and texts in them", lambda r: r.batcher.totals.items),
-    Family("clipfleet_batch_size", "items of a full batch", lambda r: r.batcher.batch_size),
+    Family("clipfleet_batch_size", "items in a full batch", lambda r: r.batcher.batch_size),
     Family(
         "clipfleet_busy_seconds_total",
-        "working time of the steps that all chunks share: `decode` (its threads), `encode` (the thread of "
-        "the device)",
+        "working time of the steps that all chunks share: `decode` (all threads), `encode` (device thread)",
         lambda r: [((step,), busy.seconds) for step, busy in _busy(r)],
         labels=("step",),
     ),
     Family(
         "clipfleet_capacity_seconds_total",
-        "likewise, had they worked all the time: the rates' ratio is the busy share",
+        "the most that these steps could have worked: the ratio of the two rates is how busy they are",
         lambda r: [((step,), busy.capacity_seconds) for step, busy in _busy(r)],
         labels=("step",),
     ),
     Family("clipfleet_loaded_models", "models in memory", lambda r: len(r.models.in_memory())),
     Family(
         "clipfleet_model_worst_cosine",
-        "the least cosine to fp32 on the CPU of any canary image or text when the model was loaded, by each "
-        "way of running a batch",
+        "lowest cosine to fp32 on the CPU of any canary image or text, when the model was loaded, by "
+        "each way of running a batch",
         lambda r: _by_way(r, lambda way: way.worst_cosine),
         labels=("model", "precision", "way"),
     ),
     Family(
         "clipfleet_model_images_per_second",
-        "likewise, the rate of a way; 0: it is not used, or there is one way only",
+        "measured rate of a way; 0: it is not used, or there is only one way",
         lambda r: _by_way(r, lambda way: 0.0 if way.refused else way.per_second),
         labels=("model", "precision", "way"),
     ),
     Family(
         "clipfleet_canary_mismatches_total",
-        "how often the GPU has given wrong features of a canary since: graphs are off then",
+        "wrong features of a canary from the GPU since the load: CUDA graphs are off after the first",
         lambda r: r.canary_watch.mismatches,
     ),
     Family(
         "clipfleet_cache_requests_total",
-        "what was asked of a cache, and whether it was there: `models`, `text_matrices` (of this process), "
-        "`shared_text_matrices` (in Redis), `refused_hosts` (names without an address that may be asked; a "
-        "miss is a look-up)",
+        "hits and misses of a cache: `models`, `text_matrices` (of this process), `shared_text_matrices` (in "
+        "Redis), `refused_hosts` (names without an allowed address; a miss is a look-up)",
         _caches,
         labels=("cache", "result"),
     ),
     Family(
         "clipfleet_memory_bytes",
-        "memory that only this process has, as its memory guard sees it",
+        "private memory of this process, as its memory guard measures it",
         lambda r: r.memory_guard.used_bytes,
     ),
     Family(
         "clipfleet_memory_limit_bytes",
-        "`CLIPFLEET_MAX_MEMORY_BYTES`: with more the process ends itself",
+        "`CLIPFLEET_MAX_MEMORY_BYTES`: above it the process ends itself",
         lambda r: r.memory_guard.limit_bytes,
     ),
     Family(
         "clipfleet_device_memory_bytes",
-        "of the GPU: `allocated` and `reserved` by this process, `free` and `total` of the device; none on "
-        "the CPU",
+        "memory of the GPU: `allocated` and `reserved` by this process, `free` and `total` of the device; no "
+        "samples on the CPU",
         lambda r: [((kind,), value) for kind, value in r.device_bytes().items()],
         labels=("kind",),
     ),
     Family(
         "clipfleet_worker_info",
-        "always 1; says which version and device this is",
+        "always 1; version and device are in the labels",
         lambda r: [((clipfleet.__version__, r.device), 1)],
         labels=("version", "device"),
     ),
-    Family("clipfleet_ready", "1 while it takes work, as `/readyz` says", lambda r: not r.health.obstacles()),
+    Family(
+        "clipfleet_ready",
+        "1 while it claims chunks, as `/readyz` reports",
+        lambda r: not r.health.obstacles(),
+    ),
     Family(
         "clipfleet_drain_seconds",
-        "how long it has been leaving; 0: it does not",
+        "how long the worker has been draining; 0: it is not",
         lambda r: r.drain.for_seconds,
     ),
     Family(
         "clipfleet_drain_limit_seconds",
-        "`CLIPFLEET_DRAIN_SECONDS`: by then it is gone",
+        "`CLIPFLEET_DRAIN_SECONDS`: a drain ends within this time",
         lambda r: r.drain_seconds,
     ),
     Family("clipfleet_redis_up", "1 while the ledger's Redis answers", lambda r: r.reconciler.redis.is_ok),
     Family(
         "clipfleet_redis_state_seconds",
-        "how long it has answered, or has not",
+        "how long Redis has answered, or not answered",
         lambda r: r.reconciler.redis.for_seconds,
     ),
     Family(
         "clipfleet_loop_phase_seconds",
-        "how long a loop has been at what it does; 0 while it waits for work or for the world",
+        "how long a loop has been in its phase; 0 while it waits for work or for another service",
         lambda r: _by_loop(r, lambda seconds, phase: 0.0 if phase.is_idle else seconds),
         labels=("loop",),
     ),
     Family(
         "clipfleet_loop_limit_ratio",
-        "likewise, as a share of what it may take: at 1 the watchdog ends the process",
+        "the same as a share of the limit of the phase: at 1 the watchdog ends the process",
         lambda r: _by_loop(r, lambda seconds, phase: seconds / (phase.limit_seconds or math.inf)),
         labels=("loop",),
     ),
     Family(
         "clipfleet_expired_leases_total",
-        "leases of any worker that had run out and were taken back by this one",
+        "expired leases, of any worker, that this one has reconciled",
         lambda r: r.reconciler.expired_leases,
     ),
     Family(
         "clipfleet_refused_hints_total",
-        "messages on the queue that were no hints, by what was wrong with them",
+        "dropped messages of the queue that were not hints, by what was wrong",
         lambda r: [((reason,), count) for reason, count in r.health.hints_refused().items()],
         labels=("reason",),
     ),

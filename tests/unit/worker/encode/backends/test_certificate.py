@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 
 from clipfleet.contract.jobs import DEMO_MODEL, Lane, Precision
 from clipfleet_worker.assembly.device import DeviceSetUp
-from clipfleet_worker.assembly.worker import Worker
 from clipfleet_worker.doctor import Finding, Level
 from clipfleet_worker.doctor.model_check import model_findings
 from clipfleet_worker.encode.backends import Backend, MakeBackend, Towers
@@ -35,7 +34,7 @@ from clipfleet_worker.encode.batcher import Batcher, BatcherStopped
 from clipfleet_worker.encode.batches import ItemSlice
 from clipfleet_worker.encode.fake_encoder import FakeEncoder
 from clipfleet_worker.encode.kept_arrays import cache_folder, keep
-from clipfleet_worker.failures import ModelUnavailableError, WorkerShortageError
+from clipfleet_worker.failures import ModelUnavailableError
 from clipfleet_worker.models.cache import Models
 from clipfleet_worker.models.canary_watch import CanaryWatch, DeviceBroken
 from clipfleet_worker.models.files import ModelFiles, fetch_files
@@ -817,7 +816,7 @@ class TestWatch:
                 with batcher.busy:
                     time.now += busy
                 time.now += 1 - busy
-                watch.turn()
+                watch.run_once()
 
         pass_by(125, busy=0.25)
         assert looks == [began + 60, began + 120]
@@ -848,39 +847,7 @@ class TestWatch:
         with batcher.busy:
             model = get(models, DEMO_MODEL, Precision.FP32)
             assert changed.wait(PATIENCE_SECONDS)
-            watch.turn()
-            watch.turn()
+            watch.run_once()
+            watch.run_once()
 
         assert looked == [model]
-
-
-class TestWorker:
-    @pytest.fixture
-    def worker(self) -> Iterator[Worker]:
-        """One that loads nothing; what loads a model is its `_load_model`."""
-        settings = WorkerSettings(redis_url=SecretStr("redis://127.0.0.1:1/0"), device="cpu")
-        worker = Worker(settings, preload=False)
-        worker._batcher.start()
-        yield worker
-        worker._batcher.stop()
-        worker._fetch_loop._loop.close()  # it was never started
-
-    def test_a_model_proves_itself_in_the_thread_of_the_device(self, worker: Worker) -> None:
-        threads: list[str] = []
-
-        def load(*options: Any) -> LoadedModel:
-            options[-1](lambda: threads.append(threading.current_thread().name))
-            return cast(LoadedModel, FakeEncoder())
-
-        worker._load_model = load
-        worker._load("demo", Precision.FP32, lambda _: None)
-
-        assert threads == ["batcher"]
-
-    def test_one_that_loads_when_the_worker_stops_ends_no_process(self, worker: Worker) -> None:
-        # A thread that ends with any other exception would.
-        worker._load_model = lambda *options: options[-1](lambda: None)
-        worker._batcher.stop()
-
-        with pytest.raises(WorkerShortageError, match="demo is not needed any more"):
-            worker._load("demo", Precision.FP32, lambda _: None)

@@ -1,0 +1,58 @@
+"""An idle worker looks for work that no hint announces."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipfleet_worker.hints.puller import Puller
+from clipfleet_worker.process.watchdog import Pulse
+
+
+class Work:
+    """So many chunks; a slot is free as often as is said."""
+
+    def __init__(self, chunks: int, free_slots: int) -> None:
+        self.chunks = chunks
+        self.pulls = 0
+        self.pulls_at_finish: list[int] = []  # how many there were whenever jobs were looked for that end
+        self._free_slots = free_slots
+
+    def finish_job(self) -> bool:
+        self.pulls_at_finish.append(self.pulls)
+        return False
+
+    def work(self) -> bool:
+        self.pulls += 1
+        self.chunks -= 1
+        return self.chunks >= 0
+
+    def has_idle_slot(self, _seconds: float) -> bool:
+        self._free_slots -= 1
+        return self._free_slots >= 0
+
+
+@pytest.mark.parametrize(
+    ("chunks", "free_slots", "pulls"),
+    [
+        pytest.param(0, 9, 1, id="nothing is found"),
+        pytest.param(3, 9, 4, id="what was found once is looked for again"),
+        pytest.param(3, 2, 2, id="until hints have the slots"),
+        pytest.param(3, 0, 0, id="hints have them already"),
+    ],
+)
+def test_without_hints_work_is_looked_for_as_long_as_there_is_some(
+    chunks: int, free_slots: int, pulls: int
+) -> None:
+    work = Work(chunks, free_slots)
+
+    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
+
+    assert work.pulls == pulls
+
+
+def test_jobs_that_end_meanwhile_are_finished_meanwhile() -> None:
+    work = Work(chunks=3, free_slots=9)
+
+    Puller(work, work, Pulse("puller")).pull()  # type: ignore[arg-type]  # doubles
+
+    assert work.pulls_at_finish == [0, 1, 2, 3]
