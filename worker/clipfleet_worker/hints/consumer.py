@@ -104,6 +104,7 @@ class DrainingWorker(CeleryWorker):  # type: ignore[misc]  # Celery has no types
     """
 
     app: Celery
+    _is_draining = False
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Install our signal handlers, in the main thread, before the start."""
@@ -113,6 +114,9 @@ class DrainingWorker(CeleryWorker):  # type: ignore[misc]  # Celery has no types
             signal.signal(number, signal.SIG_IGN if number in ignored else self._drain)
 
     def _drain(self, number: int, _frame: FrameType | None) -> None:
+        if self._is_draining:  # Celery's `send` holds a lock: a signal during it would wait for ever
+            return
+        self._is_draining = True
         name = signal.Signals(number).name
         signals.worker_shutting_down.send(sender=self.hostname, sig=name, how="Warm", exitcode=_EXIT_CODE)
         state.should_stop = _EXIT_CODE

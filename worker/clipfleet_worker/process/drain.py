@@ -88,7 +88,7 @@ class Drain:
         """Begin draining. Idempotent and async-signal-safe: it only sets a flag."""
         if self._began is None:
             self._began = self._monotonic()
-        self._begun.set()
+            self._begun.set()  # once: a signal during `set` would wait for its lock for ever
 
     def end(self) -> None:
         """Record that the worker has ended by itself: the drain is over."""

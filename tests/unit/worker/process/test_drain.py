@@ -52,6 +52,23 @@ def test_nothing_happens_before_it_begins() -> None:
     assert bench.pulse.phase.is_idle
 
 
+def test_a_signal_inside_the_handler_of_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(threading.Event):
+        """The second signal comes while `set` holds its lock, which is not re-entrant."""
+
+        def set(self) -> None:
+            sets.append(self)
+            assert len(sets) == 1, "waits for itself for ever"
+            drain.begin()
+            super().set()
+
+    sets: list[threading.Event] = []
+    monkeypatch.setattr("clipfleet_worker.process.drain.threading.Event", Interrupted)
+    drain = Drain(FakeWorker(), 0)
+    drain.begin()
+    assert drain.has_begun
+
+
 def test_all_steps_then_the_exit_with_0() -> None:
     bench = Bench(0)
     bench.worker.may_release.set()
