@@ -39,7 +39,7 @@ RETIRED = (
     # Putting items beside the output keeps the word, and so does what the ledger answers to it.
     Retired("stages?(?! answer)", "step, unless items are put beside the output", but=("stage", "_stage")),
     Retired("(?:gives?|gave|given|giving|hand|hands|handed|handing) back", "release"),
-    Retired("leavers?|leave|leaving", "drain", where=(NAMES,), but=("_leave_logging_alone",)),
+    Retired("leavers?|leave|leaving", "drain", where=(NAMES,)),
     Retired("tells?|told|telling", "report or record", where=(TEXTS,)),
     Retired("somebody|nobody|whoever|whatever", "who or what it is: the worker, the caller, the lease"),
     Retired("likewise", "the thing itself"),

@@ -163,7 +163,7 @@ class TestWithoutWorkerExtra:
         (answer,) = run_all(installation.without(WORKER_EXTRA[module]), tmp_path, "clipfleet-worker", "run")
 
         assert answer.code == 2
-        named = answer.err.partition("needs ")[2].partition(":")[0].split(", ")
+        named = answer.err.partition("needs ")[2].partition(";")[0].split(", ")
         assert module in named
         assert all(name.lower().startswith(WORKER_EXTRA[module]) for name in named)
 
