@@ -37,7 +37,7 @@ def device_findings(settings: WorkerSettings) -> Iterator[Finding]:
     try:
         make_device_set_up(settings)  # as the worker does
     except UsageError as error:
-        what, _, way_out = str(error).partition(": ")
+        what, _, way_out = str(error).partition("; ")
         yield problem(what, way_out)
         return
     name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""
