@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,32 +25,13 @@ from tests.support.s3 import S3Bucket
 from tests.support.shards import tar_bytes
 
 ITEMS = 1000
-FILE_BYTES = 3
 TIME_NS = 1_700_000_000_000_000_000
 
 
-class Pile(ABC):
-    """A thousand files or objects, and the source that holds them."""
+class Files:
+    """Files, and the source that holds them. What is touched has its old name and other content."""
 
-    source: Any
-
-    def fill(self, count: int = ITEMS) -> None:
-        for number in range(count):
-            self.add(f"{number:04d}")
-
-    @abstractmethod
-    def add(self, name: str) -> None: ...
-
-    @abstractmethod
-    def remove(self, name: str) -> None: ...
-
-    @abstractmethod
-    def touch(self, name: str) -> None:
-        """The same name, other content."""
-
-
-class Files(Pile):
-    def __init__(self, folder: Path, source: str) -> None:
+    def __init__(self, folder: Path, source: str = "") -> None:
         self.folder = folder
         self.source = str(folder / source)
         folder.mkdir()
@@ -60,71 +40,65 @@ class Files(Pile):
         return self.folder / f"{name}.jpg"
 
     def add(self, name: str) -> None:
-        self.path(name).write_bytes(b"x" * FILE_BYTES)
-        os.utime(self.path(name), ns=(TIME_NS, TIME_NS))
+        self.path(name).write_bytes(b"xxx")
+        self._set_time(name, TIME_NS)
 
     def remove(self, name: str) -> None:
         self.path(name).unlink()
 
     def touch(self, name: str) -> None:
-        os.utime(self.path(name), ns=(TIME_NS, TIME_NS + 1))
+        self._set_time(name, TIME_NS + 1)
+
+    def _set_time(self, name: str, time_ns: int) -> None:
+        os.utime(self.path(name), ns=(TIME_NS, time_ns))
 
 
-class Objects(Pile):
+class Objects:
     def __init__(self, bucket: S3Bucket, pattern: str = "") -> None:
         self.bucket = bucket
         self.source = f"{bucket.uri}/p/{pattern}"
 
-    def add(self, name: str) -> None:
-        self.bucket.put(f"p/{name}.jpg", b"x" * FILE_BYTES)
+    def add(self, name: str, data: bytes = b"xxx") -> None:
+        self.bucket.put(f"p/{name}.jpg", data)
 
     def remove(self, name: str) -> None:
         self.bucket.client.delete_object(Bucket=self.bucket.name, Key=f"p/{name}.jpg")
 
     def touch(self, name: str) -> None:
-        self.bucket.put(f"p/{name}.jpg", b"y" * FILE_BYTES)
+        self.add(name, b"yyy")
+
+
+Pile = Files | Objects
 
 
 class Listed(Files):
     """Files that a manifest names; a row comes and goes with its file, once it is written."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        super().__init__(folder, f"list.{kind}")
-        self._kind = kind
-        self._names: list[str] = []
-
-    def fill(self, count: int = ITEMS) -> None:
-        super().fill(count)
-        self.write()
-
-    def add(self, name: str) -> None:
-        super().add(name)
-        self._names.append(name)
-
-    def remove(self, name: str) -> None:
-        super().remove(name)
-        self._names.remove(name)
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self.folder.glob("*.jpg"))
 
     def write(self) -> None:
-        rows = [{"url": f"{name}.jpg", "id": name, "boxes": [[1, 2], [3]]} for name in self._names]
         path = Path(self.source)
-        if self._kind == "parquet":
+        rows = [{"url": f"{name}.jpg", "id": name, "boxes": [[1, 2], [3]]} for name in self.names()]
+        if path.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist(rows), path)
-        elif self._kind == "jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        elif self._kind == "csv":
-            path.write_text("url,id\n" + "".join(f"{row['url']},{row['id']}\n" for row in rows))
-        else:
-            path.write_text("".join(f"{row['url']}\n" for row in rows))
+            return
+        as_line: Callable[[Any], str] = {
+            ".jsonl": json.dumps,
+            ".csv": lambda row: f"{row['url']},{row['id']}",
+            ".txt": lambda row: row["url"],
+        }[path.suffix]
+        lines = [*(["url,id"] if path.suffix == ".csv" else []), *map(as_line, rows)]
+        path.write_text("".join(f"{line}\n" for line in lines))
 
 
 MANIFESTS = ("txt", "csv", "jsonl", "parquet")
 PILES: dict[str, Callable[[Path, S3Bucket], Pile]] = {
-    "folder": lambda folder, _: Files(folder / "p", ""),
+    "folder": lambda folder, _: Files(folder / "p"),
     "glob": lambda folder, _: Files(folder / "p", "*.jpg"),
     "s3": lambda _, bucket: Objects(bucket),
     "s3 pattern": lambda _, bucket: Objects(bucket, "*.jpg"),
-    **{kind: lambda folder, _, kind=kind: Listed(folder / "p", kind) for kind in MANIFESTS},
+    **{kind: lambda folder, _, kind=kind: Listed(folder / "p", f"list.{kind}") for kind in MANIFESTS},
 }
 
 
@@ -141,12 +115,23 @@ class Bed:
         )
         return self.client.embed(source, options=options)
 
-    def refuses(self, source: Any) -> str:
+    def given(self, pile: Pile, count: int = ITEMS) -> JobHandle:
+        """A job over so many items."""
+        for number in range(count):
+            pile.add(f"{number:04d}")
+        if isinstance(pile, Listed):
+            pile.write()
+        return self.submit(pile.source)
+
+    def check_refuses(self, source: str, words: str) -> None:
         before = self.client.job("night").status()
         with pytest.raises(SourceChangedError) as caught:
             self.submit(source)
         assert self.client.job("night").status() == before
-        return str(caught.value)
+        assert str(caught.value) == f"job night holds {words}: choose another --job-id"
+
+
+CHANGED = "and the source has changed since"
 
 
 @pytest.fixture
@@ -156,54 +141,47 @@ def bed(redis_url: str, tmp_path: Path) -> Iterator[Bed]:
     bed.client.close()
 
 
-@pytest.mark.parametrize("kind", PILES)
-def test_one_item_of_a_thousand_is_noticed(
-    bed: Bed, ledger: Ledger, tmp_path: Path, s3: S3Bucket, kind: str
-) -> None:
-    pile = PILES[kind](tmp_path, s3)
-    pile.fill()
-    bed.submit(pile.source)
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path / "p")
+
+
+@pytest.fixture(params=PILES)
+def pile(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Bucket) -> Pile:
+    return PILES[request.param](tmp_path, s3)
+
+
+def test_one_item_of_a_thousand_is_noticed(bed: Bed, ledger: Ledger, pile: Pile) -> None:
+    bed.given(pile)
 
     job = bed.submit(pile.source)
     assert (job.had_ended, job.status().total) == (False, ITEMS), "unchanged, it is returned"
     assert len(work_off(ledger)) == 2
 
     pile.touch("0500")
-    assert bed.refuses(pile.source) == (
-        "job night holds 1,000 items, and the source has changed since: choose another --job-id"
-    )
+    bed.check_refuses(pile.source, f"1,000 items, {CHANGED}")
 
 
-@pytest.mark.parametrize("kind", ["folder", "glob", "s3", "s3 pattern"])
-def test_an_item_more_or_less_is_counted(bed: Bed, tmp_path: Path, s3: S3Bucket, kind: str) -> None:
-    pile = PILES[kind](tmp_path, s3)
-    pile.fill()
-    bed.submit(pile.source)
+@pytest.mark.parametrize("pile", sorted({*PILES} - {*MANIFESTS}), indirect=True)
+def test_an_item_more_or_less_is_counted(bed: Bed, pile: Pile) -> None:
+    bed.given(pile)
 
     pile.add("more")
-    assert bed.refuses(pile.source) == (
-        "job night holds 1,000 items; the source now has 1,001: choose another --job-id"
-    )
+    bed.check_refuses(pile.source, "1,000 items; the source now has 1,001")
     pile.remove("more")
     pile.remove("0001")
-    assert bed.refuses(pile.source) == (
-        "job night holds 1,000 items; the source now has 999: choose another --job-id"
-    )
+    bed.check_refuses(pile.source, "1,000 items; the source now has 999")
     pile.add("another")
-    assert "the source has changed since" in bed.refuses(pile.source)
+    bed.check_refuses(pile.source, f"1,000 items, {CHANGED}")
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
 @pytest.mark.parametrize("is_more", [True, False], ids=["more", "less"])
 def test_a_row_more_or_less_is_another_manifest(bed: Bed, tmp_path: Path, kind: str, is_more: bool) -> None:
-    pile = Listed(tmp_path / "p", kind)
-    pile.fill()
-    bed.submit(pile.source)
+    pile = Listed(tmp_path / "p", f"list.{kind}")
+    bed.given(pile, 10)
 
-    if is_more:
-        pile.add("more")
-    else:
-        pile.remove("0001")
+    pile.add("more") if is_more else pile.remove("0001")
     pile.write()
 
     with pytest.raises(UsageError, match=r"job 'night' exists and differs in: source"):
@@ -218,7 +196,7 @@ def test_shards_in_s3_of_the_same_size(bed: Bed, s3: S3Bucket) -> None:
     bed.submit(uri)
     s3.put("a.tar", tar_bytes([("2.jpg", b"two")]))
 
-    assert "the source has changed since" in bed.refuses(uri)
+    bed.check_refuses(uri, f"1 item, {CHANGED}")
 
 
 @pytest.mark.parametrize("is_redis", [False, True], ids=["folder", "redis"])
@@ -236,96 +214,77 @@ def test_a_program_that_gives_other_items(bed: Bed, is_redis: bool, count: int) 
 
 
 @pytest.mark.parametrize("state", [JobState.PAUSED, JobState.CANCELLED, JobState.COMPLETED])
-def test_in_whatever_state_the_job_is(
-    bed: Bed, ledger: Ledger, redis_client: redis.Redis, tmp_path: Path, state: JobState
-) -> None:
-    pile = Files(tmp_path / "p", "")
-    pile.fill(10)
-    job = bed.submit(pile.source)
+def test_in_any_state(bed: Bed, redis_client: redis.Redis, files: Files, state: JobState) -> None:
+    job = bed.given(files, 10)
     if state is JobState.PAUSED:
         job.pause()
     elif state is JobState.CANCELLED:
         job.cancel()
     else:
-        redis_client.hset(
-            keys.job("night"), mapping={"state": state, "finished_ms": server_now_ms(redis_client)}
-        )
+        changes = {"state": state, "finished_ms": server_now_ms(redis_client)}
+        redis_client.hset(keys.job("night"), mapping=changes)
 
-    again = bed.submit(pile.source)
+    again = bed.submit(files.source)
     assert (again.status().state, again.had_ended) == (state, state is not JobState.PAUSED)
-    pile.add("more")
-    assert "holds 10 items; the source now has 11" in bed.refuses(pile.source)
+    files.add("more")
+    bed.check_refuses(files.source, "10 items; the source now has 11")
 
 
 def test_a_submit_that_was_interrupted_adds_up_all_items(bed: Bed, tmp_path: Path) -> None:
-    pile = Files(tmp_path / "p", "")
-    pile.fill()
-    whole = bed.submit(pile.source).status().source_sum
-    names = [pile.source + f"/{number:04d}.jpg" for number in range(ITEMS)]
-    items = [{"url": uri, "id": uri[-8:]} for uri in names]
+    items = [{"url": f"/p/{number:04d}.jpg", "id": f"{number:04d}"} for number in range(ITEMS)]
+
+    def options(job_id: str) -> JobOptions:
+        return JobOptions(output=tmp_path / job_id, model="demo", job_id=job_id, chunk_size=100)
 
     def broken() -> Iterator[dict[str, str]]:
         yield from items[:600]
         raise KeyboardInterrupt
 
-    resumed = JobOptions(output=tmp_path / "resumed", model="demo", job_id="resumed", chunk_size=100)
     with pytest.raises(KeyboardInterrupt):
-        bed.client.embed(broken(), options=resumed)
+        bed.client.embed(broken(), options=options("resumed"))
     assert not bed.client.job("resumed").status().sealed
 
-    status = bed.client.embed(iter(items), options=resumed).status()
+    resumed, once, other = (
+        bed.client.embed(iter(given), options=options(job_id)).status().source_sum
+        for job_id, given in (("resumed", items), ("once", items), ("other", items[1:]))
+    )
+    assert resumed == once != other
 
-    once = JobOptions(output=tmp_path / "once", model="demo", job_id="once", chunk_size=100)
-    assert status.source_sum == bed.client.embed(iter(items), options=once).status().source_sum != whole
 
-
-def test_a_job_that_was_rebuilt(bed: Bed, redis_client: redis.Redis, tmp_path: Path) -> None:
-    pile = Files(tmp_path / "p", "")
-    pile.fill(10)
-    bed.submit(pile.source)
+def test_a_job_that_was_rebuilt(bed: Bed, redis_client: redis.Redis, files: Files, tmp_path: Path) -> None:
+    bed.given(files, 10)
     redis_client.flushall()
     bed.client.rebuild(tmp_path / "out")
 
-    assert bed.submit(pile.source).status().total == 10
-    pile.touch("0005")
-    assert "the source has changed since" in bed.refuses(pile.source)
+    assert bed.submit(files.source).status().total == 10
+    files.touch("0005")
+    bed.check_refuses(files.source, f"10 items, {CHANGED}")
 
 
-def test_a_job_of_an_older_version_is_compared_with_nothing(
-    bed: Bed, redis_client: redis.Redis, tmp_path: Path
-) -> None:
-    pile = Files(tmp_path / "p", "")
-    pile.fill(10)
-    bed.submit(pile.source)
+def test_a_job_of_an_older_version_is_not_compared(bed: Bed, redis_client: redis.Redis, files: Files) -> None:
+    bed.given(files, 10)
     redis_client.hdel(keys.job("night"), "source_sum")
-    pile.add("more")
+    files.add("more")
 
-    assert bed.submit(pile.source).status().total == 10
+    assert bed.submit(files.source).status().total == 10
 
 
-def test_so_many_items_are_compared_only_on_demand(
-    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_items_are_compared_on_demand(bed: Bed, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "MAX_CHECKED_ITEMS", 9)
-    pile = Files(tmp_path / "p", "")
-    pile.fill(10)
-    bed.submit(pile.source)
-    pile.add("more")
+    bed.given(files, 10)
+    files.add("more")
 
-    bed.submit(pile.source)
+    bed.submit(files.source)
     with pytest.raises(SourceChangedError, match=r"the source now has more than 10: "):
-        bed.submit(pile.source, check_source=True)
-    pile.remove("more")
-    bed.submit(pile.source, check_source=True)
+        bed.submit(files.source, check_source=True)
+    files.remove("more")
+    bed.submit(files.source, check_source=True)
 
 
-def test_the_ledger_of_a_source_that_cannot_be_listed_stays(bed: Bed, tmp_path: Path) -> None:
-    pile = Files(tmp_path / "p", "")
-    pile.fill(10)
-    bed.submit(pile.source)
-    for path in pile.folder.iterdir():
-        path.unlink()
+def test_the_ledger_of_a_source_that_cannot_be_listed_stays(bed: Bed, files: Files) -> None:
+    bed.given(files, 1)
+    files.remove("0000")
 
     with pytest.raises(UsageError, match="no images found"):
-        bed.submit(pile.source)
-    assert bed.client.job("night").status().total == 10
+        bed.submit(files.source)
+    assert bed.client.job("night").status().total == 1

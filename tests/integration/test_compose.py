@@ -13,12 +13,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-import redis
 import yaml
 from redis.exceptions import NoPermissionError
 
 from clipfleet.redis.connection import connect
-from clipfleet_worker.machine.embedded.server import free_port
+from clipfleet_worker.machine.embedded.server import free_port, port_is_free
 from clipfleet_worker.machine.embedded.valkey import valkey_binary
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.documents import ROOT
@@ -56,20 +55,16 @@ def test_every_variable_of_ours_is_a_setting_and_every_secret_is_made() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_least_rights(name: str) -> None:
+def test_a_service_has_least_rights_and_is_started_again(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["mem_limit"] and service["pids_limit"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
-
-
-@pytest.mark.parametrize("name", [name for name in SERVICES if name not in ("clipfleet",)])
-def test_a_service_is_watched_and_started_again(name: str) -> None:
-    service = SERVICES[name]
-    from_image = "dockerfile" in service.get("build", {})  # its HEALTHCHECK
-    assert service["restart"] == "unless-stopped"
-    assert from_image or service["healthcheck"]["test"]
+    if name != "clipfleet":  # one command of a user
+        from_image = "dockerfile" in service.get("build", {})  # its HEALTHCHECK
+        assert service["restart"] == "unless-stopped"
+        assert from_image or service["healthcheck"]["test"]
 
 
 def test_workers_have_time_to_drain() -> None:
@@ -113,58 +108,49 @@ PASSWORDS = {
 class TestRedis:
     """`ops/redis/start.sh`, with the embedded Valkey in the place of the image's."""
 
+    START = ("sh", ROOT / "ops" / "redis" / "start.sh")
+
     @pytest.fixture
-    def port(self, tmp_path: Path) -> Iterator[int]:
+    def address(self, tmp_path: Path) -> Iterator[str]:
+        """HOST:PORT of a server that answers."""
         (tmp_path / "bin").mkdir()
         (tmp_path / "bin" / "valkey-server").symlink_to(valkey_binary())
         port = free_port()
         process = subprocess.Popen(
-            ["sh", ROOT / "ops" / "redis" / "start.sh", "--dir", str(tmp_path), "--port", str(port),
-             "--bind", "127.0.0.1"],
+            [*self.START, "--dir", str(tmp_path), "--port", str(port), "--bind", "127.0.0.1"],
             env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **PASSWORDS},
-        )  # fmt: skip
-        yield port
+        )
+        wait_until(lambda: not port_is_free(port), "the server listens")
+        yield f"127.0.0.1:{port}"
         process.terminate()
         try:
             assert process.wait(60) == 0
         finally:
             process.kill()
 
-    def test_it_keeps_evicts_nothing_and_knows_its_users(self, port: int, tmp_path: Path) -> None:
-        wait_until(lambda: (tmp_path / "appendonlydir").exists(), "the server writes its log")
-        for user, password in (("producer", "pro"), ("worker", "wor"), ("reader", "rea"), ("flower", "flo")):
-            with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
-                wait_until(client.ping, f"{user} is let in")
+    def call(self, address: str, user: str, *command: str) -> object:
+        with connect(f"redis://clipfleet-{user}:{user[:3]}@{address}/0") as client:
+            return client.execute_command(*command)
+
+    def test_it_keeps_evicts_nothing_and_knows_its_users(self, address: str, tmp_path: Path) -> None:
+        assert (tmp_path / "appendonlydir").exists()
+        for user in ("producer", "worker", "reader", "flower"):
+            assert self.call(address, user, "PING")
         for login in ("", "clipfleet-worker:pro@", ":wor@"):
             with (
                 pytest.raises(Exception, match=r"(?i)auth|password"),
-                connect(f"redis://{login}127.0.0.1:{port}/0") as one,
+                connect(f"redis://{login}{address}/0") as client,
             ):
-                one.ping()
+                client.ping()
 
-    def test_flower_receives_events_of_workers_and_reads_no_job(self, port: int) -> None:
-        def as_user(user: str, password: str, *command: str) -> object:
-            with connect(f"redis://clipfleet-{user}:{password}@127.0.0.1:{port}/0") as client:
-                wait_until(lambda: answers(client), "the server answers")
-                return client.execute_command(*command)
-
-        assert as_user("worker", "wor", "PUBLISH", "/0.celeryev/worker.heartbeat", "x") == 0
-        assert as_user("flower", "flo", "LLEN", "clipfleet") == 0
+    def test_flower_receives_events_of_workers_and_reads_no_job(self, address: str) -> None:
+        assert self.call(address, "worker", "PUBLISH", "/0.celeryev/worker.heartbeat", "x") == 0
+        assert self.call(address, "flower", "LLEN", "clipfleet") == 0
         for command in (("LPUSH", "clipfleet", "x"), ("HGETALL", "clipfleet:{job}"), ("FLUSHALL",)):
             with pytest.raises(NoPermissionError):
-                as_user("flower", "flo", *command)
+                self.call(address, "flower", *command)
 
-    def test_without_a_password_it_does_not_start(self, tmp_path: Path) -> None:
-        ended = subprocess.run(
-            ["sh", ROOT / "ops" / "redis" / "start.sh"],
-            env={"PATH": os.environ["PATH"], **PASSWORDS, "WORKER_PASSWORD": ""},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    def test_without_a_password_it_does_not_start(self) -> None:
+        settings = {"PATH": os.environ["PATH"], **PASSWORDS, "WORKER_PASSWORD": ""}
+        ended = subprocess.run(self.START, env=settings, capture_output=True, text=True, check=False)
         assert ended.returncode != 0 and "WORKER_PASSWORD" in ended.stderr
-
-
-def answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False

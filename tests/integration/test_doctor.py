@@ -9,23 +9,24 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
-import redis
 
 from clipfleet.redis.connection import connect
+from clipfleet_worker.decode import fit
 from clipfleet_worker.doctor import Check, Finding, Level, examine
 from clipfleet_worker.doctor.all_checks import all_checks
 from clipfleet_worker.settings import WorkerSettings
 from tests.support.acl_users import make_users, url_of
+from tests.support.loopback_site import LoopbackSite
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
 
@@ -39,19 +40,11 @@ class Site:
     redis_url: str
     folder: Path
 
-    def settings(self, **changes: Any) -> WorkerSettings:
-        return WorkerSettings(
-            **{
-                "redis_url": self.redis_url,
-                "models": "demo",
-                "file_roots": str(self.folder),
-                "output_roots": str(self.folder),
-                **changes,
-            }
-        )
-
-    def checks(self, *names: str, **changes: Any) -> list[Check]:
-        return [check for check in all_checks(self.settings(**changes), {}, ()) if check.name in names]
+    def checks(self, name: str, *outputs: str, **changes: Any) -> list[Check]:
+        folder = str(self.folder)
+        usual = {"redis_url": self.redis_url, "models": "demo", "file_roots": folder, "output_roots": folder}
+        settings = WorkerSettings(**{**usual, **changes})
+        return [check for check in all_checks(settings, {}, outputs) if check.name == name]
 
 
 @pytest.fixture
@@ -61,11 +54,12 @@ def site(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sit
     return Site(redis_url, tmp_path)
 
 
-def only_fault(checks: list[Check], level: Level = Level.PROBLEM) -> Finding:
-    """The one finding that is not fine."""
+def check_fault(checks: list[Check], what: str, remedy: str, level: Level = Level.PROBLEM) -> Finding:
+    """The one finding that is not fine says this."""
     (found,) = [finding for finding in examine(checks) if finding.level is not Level.OK]
     assert found.level is level
-    assert found.remedy
+    assert what in found.what
+    assert found.remedy and remedy in found.remedy
     return found
 
 
@@ -88,36 +82,19 @@ def closed_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Non
         yield
 
 
-@contextmanager
-def configured(url: str, name: str, value: str) -> Iterator[None]:
-    with connect(url) as client:
-        before = client.config_get(name)[name]
-        client.config_set(name, value)
-        try:
-            yield
-        finally:
-            client.config_set(name, before)
-
-
 class TestTheWholeCommand:
     def run(self, site: Site, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        ours = ("CLIPFLEET_", "AWS_")
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("CLIPFLEET_", "AWS_"))
+            **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+            "CLIPFLEET_REDIS_URL": site.redis_url,
+            "CLIPFLEET_MODELS": "demo",
+            "CLIPFLEET_FILE_ROOTS": str(site.folder),
+            "CLIPFLEET_OUTPUT_ROOTS": str(site.folder),
+            **changes,
         }
-        return subprocess.run(
-            [sys.executable, "-m", "clipfleet_worker", "doctor", *arguments],
-            env={
-                **environment,
-                "CLIPFLEET_REDIS_URL": site.redis_url,
-                "CLIPFLEET_MODELS": "demo",
-                "CLIPFLEET_FILE_ROOTS": str(site.folder),
-                "CLIPFLEET_OUTPUT_ROOTS": str(site.folder),
-                **changes,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-m", "clipfleet_worker", "doctor", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def test_where_all_is_well(self, site: Site, s3: S3Bucket) -> None:
         aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
@@ -137,13 +114,9 @@ class TestTheWholeCommand:
 
     def test_several_faults_at_once(self, site: Site) -> None:
         missing = str(site.folder / "missing")
+        faults = {"REDIS_URL": "redis://127.0.0.1:1/0", "OUTPUT_ROOTS": missing, "REDIS": "x"}
 
-        ended = self.run(
-            site,
-            CLIPFLEET_REDIS_URL="redis://127.0.0.1:1/0",
-            CLIPFLEET_OUTPUT_ROOTS=missing,
-            CLIPFLEET_REDIS="x",
-        )
+        ended = self.run(site, **{f"CLIPFLEET_{name}": value for name, value in faults.items()})
 
         assert ended.returncode == 1
         assert ended.stdout.endswith("2 problems, 1 warnings\n")
@@ -158,48 +131,129 @@ class TestTheWholeCommand:
         assert "CLIPFLEET_OUTPUT_ROOTS" in ended.stderr
 
 
+class Case(NamedTuple):
+    """A fault, and what is said of it."""
+
+    check: str
+    settings: Mapping[str, Any]
+    what: str
+    remedy: str
+    level: Level = Level.PROBLEM
+    patched: Mapping[str, Any] = MappingProxyType({})  # where the machine itself cannot be made so
+
+
+FAULTS = {
+    "a wrong password":
+        Case("redis", {"redis_url": "redis://:secret@{address}/0"}, "login refused", "CLIPFLEET_REDIS_URL"),
+    "a database that is not there":
+        Case("redis", {"redis_url": "{redis}/99"}, "DB index", "CLIPFLEET_REDIS_URL"),
+    "a server that is too old":
+        Case("redis", {}, "6.0.16", "6.2", patched={
+            "clipfleet_worker.doctor.redis_check._hello": lambda _: {"version": "6.0.16"}}),
+    "a clock that is off":
+        Case("redis", {}, "ahead of that of Redis", "NTP", Level.WARNING,
+             {"redis.Redis.time": lambda _: (1_000_000_000, 0)}),
+    "a broker behind sentinels that are not there":
+        Case("broker", {"broker_url": "sentinel://:secret@127.0.0.1:1/ours"}, "No master found",
+             "CLIPFLEET_BROKER_URL"),
+    "a broker that is not there":
+        Case("broker", {"broker_url": "amqp://me:secret@127.0.0.1:1//"}, "127.0.0.1:1",
+             "CLIPFLEET_BROKER_URL"),
+    "a missing folder to read":
+        Case("folders", {"file_roots": "{folder}/missing"}, "missing", "CLIPFLEET_FILE_ROOTS"),
+    "a missing folder to write":
+        Case("folders", {"output_roots": "{folder}/missing"}, "missing", "CLIPFLEET_OUTPUT_ROOTS"),
+    "an output that cannot be written":  # root may write everywhere but here
+        Case("folders", {"output_roots": "/proc"}, "/proc", "write"),
+    "a disk that is full":
+        Case("folders", {}, "5 MiB", "room", Level.WARNING,
+             {"shutil.disk_usage": lambda _: SimpleNamespace(free=5 << 20)}),
+    "a host that is none of this machine":
+        Case("machine", {"health_port": 8081, "health_host": "203.0.113.7"}, "203.0.113.7:8081",
+             "CLIPFLEET_HEALTH_HOST"),
+    "far too many threads":
+        Case("machine", {"decode_threads": 100_000}, "CLIPFLEET_DECODE_THREADS", "", Level.WARNING),
+    "few open files":
+        Case("machine", {"total_connections": 100_000_000}, "files", "CLIPFLEET_TOTAL_CONNECTIONS",
+             Level.WARNING),
+    "more memory than there is":
+        Case("machine", {"max_memory_bytes": 1 << 50}, "CLIPFLEET_MAX_MEMORY_BYTES", "lower", Level.WARNING),
+    "no place for temporary files":
+        Case("machine", {}, "temporary", "TMPDIR", patched={"tempfile.tempdir": "/proc"}),
+    "a GPU that is not there":
+        Case("device", {"device": "cuda:7"}, "cuda:7", "CLIPFLEET_DEVICE"),
+    "a GPU that torch cannot use":
+        Case("device", {}, "GPU", "CLIPFLEET_DEVICE=cpu", patched={
+            "torch.cuda.is_available": lambda: False,
+            "clipfleet_worker.process.device._NVIDIA_DRIVER": Path("/"),
+            "clipfleet_worker.process.device._GPU_DRIVERS": (Path("/"),)}),
+    "a precision that the device has not":
+        Case("device", {"precision": "fp16", "device": "cpu"}, "fp16", "CLIPFLEET_PRECISION: use auto"),
+    "a backend that is not installed":
+        Case("device", {"backend": "openvino", "device": "cpu"}, "CLIPFLEET_BACKEND", "clipfleet[openvino]",
+             patched={"clipfleet_worker.encode.backends.cpu_backends.find_spec": lambda name: None}),
+    "an unknown model":
+        Case("model", {"models": "ViT-B-33:datacomp_xl_s13b_b90k"}, "ViT-B-33", "models list"),
+    "a model that is not on this machine":
+        Case("model", {"models": "ViT-B-32:datacomp_xl_s13b_b90k"}, "not on this machine",
+             "models pull ViT-B-32", Level.WARNING, {"huggingface_hub.constants.HF_HUB_CACHE": "/nowhere"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_with_its_remedy(site: Site, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    case = FAULTS[fault]
+    redis = site.redis_url.removesuffix("/0")
+    places = {"folder": site.folder, "redis": redis, "address": redis.rpartition("@")[2]}
+    texts = {name: value.format(**places) for name, value in case.settings.items() if isinstance(value, str)}
+    for name, value in case.patched.items():
+        monkeypatch.setattr(name, value)
+
+    checks = site.checks(case.check, **{**case.settings, **texts})
+    found = check_fault(checks, case.what, case.remedy, case.level)
+
+    assert "secret" not in found.what and "redis.connection" not in found.what
+
+
 class TestRedis:
+    @contextmanager
+    def configured(self, site: Site, **changes: str) -> Iterator[None]:
+        values = {name.replace("_", "-"): value for name, value in changes.items()}
+        with connect(site.redis_url) as client:
+            before = {name: client.config_get(name)[name] for name in values}
+            try:
+                for name, value in values.items():
+                    client.config_set(name, value)
+                yield
+            finally:
+                for name, value in before.items():
+                    client.config_set(name, value)
+
     def test_append_only_file_is_off(self, site: Site) -> None:
-        with configured(site.redis_url, "appendonly", "no"):
-            found = only_fault(site.checks("redis"))
-        assert "AOF is off" in found.what and "appendonly yes" in found.remedy
+        with self.configured(site, appendonly="no"):
+            check_fault(site.checks("redis"), "AOF is off", "appendonly yes")
 
     @pytest.mark.parametrize(("limit", "level"), [("100mb", Level.PROBLEM), ("0", Level.WARNING)])
     def test_it_evicts(self, site: Site, limit: str, level: Level) -> None:
-        with (
-            configured(site.redis_url, "maxmemory", limit),
-            configured(site.redis_url, "maxmemory-policy", "allkeys-lru"),
-        ):
-            found = only_fault(site.checks("redis"), level)
-        assert "allkeys-lru" in found.what and "noeviction" in found.remedy
+        with self.configured(site, maxmemory=limit, maxmemory_policy="allkeys-lru"):
+            check_fault(site.checks("redis"), "allkeys-lru", "noeviction", level)
 
     def test_it_is_nearly_full(self, site: Site) -> None:
         with connect(site.redis_url) as client:
+            client.setrange("job", 16 << 20, "x")  # much more than a connection takes
             used = client.info("memory")["used_memory"]
-        with configured(site.redis_url, "maxmemory", str(int(used * 1.02))):
-            found = only_fault(site.checks("redis"), Level.WARNING)
-        assert "in use" in found.what and "maxmemory" in found.remedy
-
-    def test_a_wrong_password(self, site: Site) -> None:
-        wrong = f"redis://:wrong@{site.redis_url.rpartition('@')[2]}"
-        found = only_fault(site.checks("redis", redis_url=wrong))
-        assert "login refused" in found.what and "CLIPFLEET_REDIS_URL" in found.remedy
-        assert "wrong@" not in found.what
-
-    def test_a_database_that_is_not_there(self, site: Site) -> None:
-        url = f"{site.redis_url.rpartition('/')[0]}/99"
-        found = only_fault(site.checks("redis", redis_url=url))
-        assert "DB index" in found.what and "CLIPFLEET_REDIS_URL" in found.remedy
+        with self.configured(site, maxmemory=str(int(used * 1.05))):
+            check_fault(site.checks("redis"), "in use", "maxmemory", Level.WARNING)
 
     @pytest.mark.parametrize(
         ("name", "value", "said", "remedy"),
         [
-            ("min-replicas-to-write", "1", "good replicas", "start its replicas"),
+            ("min_replicas_to_write", "1", "good replicas", "start its replicas"),
             ("maxmemory", "100kb", "used memory", "raise maxmemory"),
         ],
     )
-    def test_it_rejects_writes(self, site: Site, name: str, value: str, said: str, remedy: str) -> None:
-        with configured(site.redis_url, name, value):
+    def test_it_takes_no_writes(self, site: Site, name: str, value: str, said: str, remedy: str) -> None:
+        with self.configured(site, **{name: value}):
             found = list(examine(site.checks("redis")))
         (refused,) = [one for one in found if one.level is Level.PROBLEM]
         assert said in refused.what and remedy in refused.remedy
@@ -210,265 +264,135 @@ class TestRedis:
         with connect(site.redis_url) as client:
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
             try:
-                found = only_fault(site.checks("redis"))
+                check_fault(site.checks("redis"), "replica", "primary")
             finally:
                 client.execute_command("REPLICAOF", "NO", "ONE")
-        assert "replica" in found.what and "primary" in found.remedy
 
     def test_a_user_who_lacks_a_command(self, site: Site) -> None:
         with connect(site.redis_url) as admin:
             url = url_of("worker", make_users(admin), site.redis_url)
-            found = only_fault(site.checks("redis", redis_url=url), Level.WARNING)
-            assert "INFO" in found.what and "aof_enabled" in found.remedy
+            found = check_fault(site.checks("redis", redis_url=url), "INFO", "aof_enabled", Level.WARNING)
             admin.execute_command("ACL", "SETUSER", "clipfleet-worker", "-zadd", "-brpop")
 
             _, found = [one for one in examine(site.checks("redis", redis_url=url)) if one.level != "ok"]
 
         assert "BRPOP" in found.what and "ZADD" in found.what and "users.acl" in found.remedy
 
-    def test_a_clock_that_is_off(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(redis.Redis, "time", lambda _: (1_000_000_000, 0))
-        found = only_fault(site.checks("redis"), Level.WARNING)
-        assert "ahead of that of Redis" in found.what and "NTP" in found.remedy
 
-    def test_a_server_that_is_too_old(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            "clipfleet_worker.doctor.redis_check._hello", lambda _: {"server": "redis", "version": "6.0.16"}
-        )
-        found = only_fault(site.checks("redis"))
-        assert "6.0.16" in found.what and "6.2" in found.remedy
-
-    def test_a_server_that_never_answers(self, site: Site) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-            (check,) = site.checks("redis", redis_url=url)
-            found = only_fault([replace(check, limit_seconds=0.5)])
-        assert "0.5 s" in found.what
-
-    def test_a_broker_behind_sentinels_that_are_not_there(self, site: Site) -> None:
-        found = only_fault(site.checks("broker", broker_url="sentinel://:secret@127.0.0.1:1/ours"))
-        assert "No master found" in found.what and "CLIPFLEET_BROKER_URL" in found.remedy
-        assert "redis.connection" not in found.what and "secret" not in found.what
-
-    def test_a_broker_that_is_not_there(self, site: Site) -> None:
-        found = only_fault(site.checks("broker", broker_url="amqp://me:secret@127.0.0.1:1//"))
-        assert "127.0.0.1:1" in found.what and "secret" not in found.what
-        assert "CLIPFLEET_BROKER_URL" in found.remedy
-
-
-class TestFolders:
-    @pytest.mark.parametrize("roots", ["file_roots", "output_roots"])
-    def test_a_root_that_is_missing(self, site: Site, roots: str) -> None:
-        found = only_fault(site.checks("folders", **{roots: str(site.folder / "missing")}))
-        assert "missing" in found.what and f"CLIPFLEET_{roots.upper()}" in found.remedy
-
+class TestMachine:
     @pytest.mark.parametrize("roots", ["file_roots", "output_roots"])
     def test_a_root_below_a_folder_that_may_not_be_entered(
         self, site: Site, roots: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with closed_folder(monkeypatch, site.folder / "closed"):
-            found = only_fault(site.checks("folders", **{roots: str(site.folder / "closed" / "root")}))
-        assert "is not readable" in found.what and "chmod o+rx" in found.remedy
-
-    def test_an_output_that_cannot_be_written(self, site: Site) -> None:
-        # Root may write everywhere but here.
-        found = only_fault(site.checks("folders", output_roots="/proc"))
-        assert "/proc" in found.what and "write" in found.remedy
-
-    def test_a_disk_that_is_full(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        usage = shutil.disk_usage(site.folder)._replace(free=5 << 20)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-        found = only_fault(site.checks("folders"), Level.WARNING)
-        assert "5 MiB" in found.what and "space" in found.remedy
-
-
-class TestMachine:
-    def test_a_port_that_is_taken(self, site: Site) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            found = only_fault(site.checks("machine", health_port=port))
-        assert str(port) in found.what and "CLIPFLEET_HEALTH_PORT" in found.remedy
-
-    def test_a_host_that_is_none_of_this_machine(self, site: Site) -> None:
-        found = only_fault(site.checks("machine", health_port=8081, health_host="203.0.113.7"))
-        assert "203.0.113.7:8081" in found.what and "CLIPFLEET_HEALTH_HOST" in found.remedy
-
-    def test_far_too_many_threads(self, site: Site) -> None:
-        found = only_fault(site.checks("machine", decode_threads=100_000), Level.WARNING)
-        assert "CLIPFLEET_DECODE_THREADS" in found.what
-
-    def test_few_open_files(self, site: Site) -> None:
-        found = only_fault(site.checks("machine", total_connections=100_000_000), Level.WARNING)
-        assert "files" in found.what and "CLIPFLEET_TOTAL_CONNECTIONS" in found.remedy
-
-    def test_more_memory_than_there_is(self, site: Site) -> None:
-        found = only_fault(site.checks("machine", max_memory_bytes=1 << 50), Level.WARNING)
-        assert "CLIPFLEET_MAX_MEMORY_BYTES" in found.what and "lower" in found.remedy
-
-    def test_no_place_for_temporary_files(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("tempfile.tempdir", "/proc")
-        found = only_fault(site.checks("machine"))
-        assert "temporary" in found.what and "TMPDIR" in found.remedy
+        closed = site.folder / "closed"
+        with closed_folder(monkeypatch, closed):
+            check_fault(site.checks("folders", **{roots: f"{closed}/root"}), "is not readable", "chmod o+rx")
 
     def test_a_home_of_another_user(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         home = site.folder / "root"
         monkeypatch.setenv("HF_HOME", str(home / ".cache" / "huggingface"))
         with closed_folder(monkeypatch, home):
-            found = only_fault(site.checks("machine"), Level.WARNING)
-        assert "is not writable" in found.what and "HF_HOME" in found.remedy
+            check_fault(site.checks("machine"), "is not writable", "HF_HOME", Level.WARNING)
 
-    def test_a_gpu_that_is_not_there(self, site: Site) -> None:
-        found = only_fault(site.checks("device", device="cuda:7"))
-        assert "cuda:7" in found.what and "CLIPFLEET_DEVICE" in found.remedy
-
-    def test_a_gpu_that_torch_cannot_use(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        monkeypatch.setattr("clipfleet_worker.process.device._NVIDIA_DRIVER", site.folder)
-        monkeypatch.setattr("clipfleet_worker.process.device._GPU_DRIVERS", (site.folder,))
-        found = only_fault(site.checks("device"))
-        assert "GPU" in found.what and "CLIPFLEET_DEVICE=cpu" in found.remedy
-
-    def test_a_precision_that_the_device_has_not(self, site: Site) -> None:
-        found = only_fault(site.checks("device", precision="fp16", device="cpu"))
-        assert "fp16" in found.what and "CLIPFLEET_PRECISION" in found.remedy
-
-    def test_a_backend_that_is_not_installed(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("clipfleet_worker.encode.backends.cpu_backends.find_spec", lambda name: None)
-        found = only_fault(site.checks("device", backend="openvino", device="cpu"))
-        assert "CLIPFLEET_BACKEND" in found.what and "clipfleet[openvino]" in found.remedy
+    def test_a_port_that_is_taken(self, site: Site) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            check_fault(site.checks("machine", health_port=port), str(port), "CLIPFLEET_HEALTH_PORT")
 
     def test_a_decoder_that_is_off(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        from clipfleet_worker.decode import decoder as decode
+        right = fit._fit_scaled
 
-        right = decode._fit_scaled
-        monkeypatch.setattr(
-            decode,
-            "_fit_scaled",
-            lambda *given: decode.DecodedImage(255 - right(*given).pixels, *right(*given).pixels.shape[:2]),
-        )
-        found = only_fault(site.checks("decode"))
-        assert "grey levels" in found.what and "simplejpeg" in found.remedy
+        def inverted(*given: Any) -> fit.DecodedImage:
+            return replace(right(*given), pixels=255 - right(*given).pixels)
+
+        monkeypatch.setattr(fit, "_fit_scaled", inverted)
+        check_fault(site.checks("decode"), "grey levels", "simplejpeg")
 
 
-class TestModels:
-    def test_an_unknown_name(self, site: Site) -> None:
-        found = only_fault(site.checks("model", models="ViT-B-33:datacomp_xl_s13b_b90k"))
-        assert "ViT-B-33" in found.what and "models list" in found.remedy
+class TestWeights:
+    @pytest.fixture
+    def weights(self, site: Site) -> Path:
+        """Those of a copy of the demo model."""
+        with as_file(files("clipfleet_worker") / "demo_model") as demo:
+            shutil.copytree(demo, site.folder / "model")
+        return site.folder / "model" / "open_clip_model.safetensors"
 
-    def test_one_that_is_not_on_this_machine(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(site.folder))
-        found = only_fault(site.checks("model", models="ViT-B-32:datacomp_xl_s13b_b90k"), Level.WARNING)
-        assert "not on this machine" in found.what and "models pull ViT-B-32" in found.remedy
-
-    def test_weights_that_are_damaged(self, site: Site) -> None:
-        folder = self.copied(site)
-        weights = folder / "open_clip_model.safetensors"
+    def test_they_are_damaged(self, site: Site, weights: Path) -> None:
         weights.write_bytes(weights.read_bytes()[:100_000])
-        found = only_fault(site.checks("model", models=f"local-dir:{folder}"))
-        assert str(folder) in found.what and "remove" in found.remedy
+        folder = weights.parent
+        check_fault(site.checks("model", models=f"local-dir:{folder}"), str(folder), "remove")
 
-    def test_weights_that_are_no_numbers(self, site: Site) -> None:
+    def test_they_are_no_numbers(self, site: Site, weights: Path) -> None:
         from safetensors.torch import load_file, save_file
 
-        folder = self.copied(site)
-        weights = folder / "open_clip_model.safetensors"
         tensors = load_file(weights)
         for tensor in tensors.values():
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))
         save_file(tensors, weights)
-        found = only_fault(site.checks("model", models=f"local-dir:{folder}"))
-        assert "nan" in found.what and "remove" in found.remedy
+        check_fault(site.checks("model", models=f"local-dir:{weights.parent}"), "nan", "remove")
 
-    def copied(self, site: Site) -> Path:
-        folder = site.folder / "model"
-        with as_file(files("clipfleet_worker") / "demo_model") as demo:
-            shutil.copytree(demo, folder)
-        return folder
+
+CANNOT_WRITE = Rule(fault=Fault.ACCESS_DENIED, method="PUT")
+# What is wrong with the store or the environment, and what is said of it
+S3_FAULTS: dict[str, tuple[Rule | dict[str, str], str, str]] = {
+    "a wrong secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "", "AWS_SECRET_ACCESS_KEY"),
+    "a store that is away": ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}, "", "AWS_ENDPOINT_URL"),
+    "a bucket that is read only": (CANNOT_WRITE, "cannot be written", ""),
+    "a clock that is off": (Rule(fault=Fault.SKEWED), "RequestTimeTooSkewed", "clock"),
+    "a store that is full":
+        (Rule(fault=Fault.INTERNAL_ERROR, method="PUT"), "cannot be written", "log of the store"),
+}  # fmt: skip
 
 
 class TestS3:
-    def check(self, site: Site, uri: str, is_output: bool = True) -> list[Check]:
-        outputs = [uri] if is_output else []
-        changes = {} if is_output else {"s3_buckets": uri.removeprefix("s3://")}
-        return [one for one in all_checks(site.settings(**changes), {}, outputs) if one.name == "s3"]
+    @pytest.mark.parametrize("fault", S3_FAULTS)
+    def test_a_fault_is_found_with_its_remedy(
+        self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch, fault: str
+    ) -> None:
+        trouble, what, remedy = S3_FAULTS[fault]
+        with S3Front(s3.endpoint) as front:
+            if isinstance(trouble, Rule):
+                front.place(trouble)
+                trouble = {"AWS_ENDPOINT_URL_S3": front.endpoint}
+            for name, value in trouble.items():
+                monkeypatch.setenv(name, value)
+            check_fault(site.checks("s3", s3.uri), what, remedy)
+
+    def test_where_results_are_not_written_a_bucket_may_be_read_only(
+        self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with S3Front(s3.endpoint) as front, front.broken_by(CANNOT_WRITE):
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", front.endpoint)
+            checks = site.checks("s3", s3_buckets=s3.name)
+            check_fault(checks, "cannot be written", "", Level.WARNING)
 
     def test_a_bucket_that_is_missing(self, site: Site, s3: S3Bucket) -> None:
-        found = only_fault(self.check(site, "s3://there-is-no-such-bucket/x"))
-        assert "NoSuchBucket" in found.what and "create the bucket" in found.remedy
+        check_fault(site.checks("s3", "s3://no-such-bucket-here/x"), "NoSuchBucket", "create the bucket")
 
     def test_a_bucket_that_workers_refuse(self, site: Site, s3: S3Bucket) -> None:
-        settings = site.settings(s3_buckets=s3.uri.removeprefix("s3://") + "-other")
-        checks = list(all_checks(settings, {}, [f"{s3.uri}/x"]))
-        found = only_fault([one for one in checks if one.name == "s3"][:1])
-        assert "CLIPFLEET_S3_BUCKETS" in found.what
+        checks = site.checks("s3", f"{s3.uri}/x", s3_buckets=f"{s3.name}-other")
+        check_fault(checks[:1], "CLIPFLEET_S3_BUCKETS", "")
 
-    def test_a_wrong_secret(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        found = only_fault(self.check(site, s3.uri))
-        assert "AWS_SECRET_ACCESS_KEY" in found.remedy
-
-    def test_a_store_that_is_away(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
-        found = only_fault(self.check(site, s3.uri))
-        assert "AWS_ENDPOINT_URL" in found.remedy
-
-    @pytest.mark.parametrize(("is_output", "level"), [(True, Level.PROBLEM), (False, Level.WARNING)])
-    def test_a_bucket_that_is_read_only(
-        self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch, is_output: bool, level: Level
-    ) -> None:
-        with self.front(s3, monkeypatch, Rule(fault=Fault.ACCESS_DENIED, method="PUT")):
-            found = only_fault(self.check(site, s3.uri, is_output), level)
-        assert "cannot be written" in found.what
-
-    def test_a_clock_that_is_off(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        with self.front(s3, monkeypatch, Rule(fault=Fault.SKEWED)):
-            found = only_fault(self.check(site, s3.uri))
-        assert "RequestTimeTooSkewed" in found.what and "clock" in found.remedy
-
-    def test_a_web_server_that_is_no_store(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        with self.web_server(monkeypatch, 200, "<html><body>Welcome!</body></html>"):
-            found = only_fault(self.check(site, "s3://images/x"))
-        assert "not an S3 store" in found.what and "AWS_ENDPOINT_URL" in found.remedy
-
-    def test_an_endpoint_that_redirects(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        with self.web_server(monkeypatch, 302, ""):
-            found = only_fault(self.check(site, "s3://images/x"))
-        assert "redirects" in found.what and "https" in found.remedy
-
-    def test_a_store_that_is_full(self, site: Site, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        with self.front(s3, monkeypatch, Rule(fault=Fault.INTERNAL_ERROR, method="PUT")):
-            found = only_fault(self.check(site, s3.uri))
-        assert "cannot be written" in found.what and "log of the store" in found.remedy
-
-    @contextmanager
-    def web_server(self, monkeypatch: pytest.MonkeyPatch, status: int, page: str) -> Iterator[None]:
+    @pytest.mark.parametrize("status", [200, 302])
+    def test_a_web_server(self, site: Site, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                page = b"<html><body>Welcome!</body></html>" if status == 200 else b""
                 self.send_response(status)
-                if status == 302:
-                    self.send_header("Location", "https://login.example/")
+                self.send_header("Location", "https://login.example/")
                 self.send_header("Content-Length", str(len(page)))
                 self.end_headers()
-                self.wfile.write(b"" if self.command == "HEAD" else page.encode())
+                self.wfile.write(b"" if self.command == "HEAD" else page)
 
             do_HEAD = do_GET  # noqa: N815 - the name is the server's
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-            threading.Thread(target=web.serve_forever, daemon=True).start()
-            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{web.server_port}")
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-            monkeypatch.setenv("AWS_REGION", "us-east-1")
-            yield
-            web.shutdown()
-
-    @contextmanager
-    def front(self, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, rule: Rule) -> Iterator[None]:
-        with S3Front(bucket.endpoint) as front:
-            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", front.endpoint)
-            front.place(rule)
-            yield
+        with LoopbackSite(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as web:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", web.url)
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+                monkeypatch.setenv(name, "us-east-1")
+            said = ("no S3 store", "AWS_ENDPOINT_URL") if status == 200 else ("redirects", "https")
+            check_fault(site.checks("s3", "s3://images/x"), *said)

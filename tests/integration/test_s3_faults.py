@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pytest
 
 from clipfleet.contract.jobs import JobState, PartFormat
 from clipfleet.contract.parts import PartCounts, PartIdentity, part_schema
-from clipfleet.errors import ClipfleetError, OutputUnavailableError, OutputUnreachableError
-from clipfleet.hints import Hints
-from clipfleet.ledger import keys
+from clipfleet.errors import OutputUnavailableError, OutputUnreachableError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.outputs.s3 import S3Output, s3_output
 from clipfleet.outputs.staged import StagedReader
@@ -23,8 +21,9 @@ from clipfleet.results.part_rows import PartRows
 from clipfleet.s3.client import make_client
 from clipfleet.sources import open_source
 from clipfleet.submit.submission import Submission
-from clipfleet_worker.failures import ChunkInterrupted
 from clipfleet_worker.sinks.parts import PartSink
+from tests.support.hints import CountedHints
+from tests.support.jobs import place_job
 from tests.support.ledger import make_job
 from tests.support.leftovers import left_in_output
 from tests.support.s3 import S3Bucket
@@ -38,7 +37,7 @@ DONE = [fault for fault in Fault if fault.name.startswith("DONE_BUT") and fault 
 STALLS = [fault for fault in Fault if "STALL" in fault.name]
 # A right that is missing is no fault of the moment.
 PASSING = [fault for fault in Fault if fault not in (*STALLS, Fault.ACCESS_DENIED)]
-MANY_TIMES = 40
+OK, FAILED = PartCounts(1, 0, {}), PartCounts(0, 1, {"timeout": 1})
 
 
 def rule(fault: Fault, **where: Any) -> Rule:
@@ -46,15 +45,8 @@ def rule(fault: Fault, **where: Any) -> Rule:
     return Rule(fault=fault, conditional=True if fault is Fault.PRECONDITION_FAILED else None, **where)
 
 
-@pytest.fixture
-def front(s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Front]:
-    """In front of the store; clients do not wait between their attempts."""
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr("clipfleet.outputs.s3._CONFLICT_SECONDS", 0)
-    with S3Front(s3.endpoint, seed=1) as front:
-        for name, value in front.environment({}).items():
-            monkeypatch.setenv(name, value)
-        yield front
+def parts(fault: Fault, method: str = "PUT", **where: Any) -> Rule:
+    return rule(fault, method=method, path="*/part-*", **where)
 
 
 @pytest.fixture
@@ -64,13 +56,19 @@ def output(s3: S3Bucket, front: S3Front) -> S3Output:
     return output
 
 
-def again(call: Callable[[], Answer], *, times: int = MANY_TIMES) -> Answer:
+@pytest.fixture
+def sink(output: S3Output) -> PartSink:
+    return PartSink(output)
+
+
+def again(call: Callable[[], Answer], *, times: int = 40) -> Answer:
     """Repeat a call until it succeeds, as chunks do; it may fail only with what is retried."""
     for _ in range(times):
         try:
             return call()
         except OutputUnavailableError as error:
             assert not isinstance(error, OutputUnreachableError), error
+            assert "\n" not in str(error)
     raise AssertionError(f"still not after {times} times")
 
 
@@ -83,38 +81,31 @@ def rows(writer: str, *, failed: bool = False) -> pa.Table:
     return pa.Table.from_pylist([values], part_schema(2))
 
 
-OK, FAILED = PartCounts(1, 0, {}), PartCounts(0, 1, {"timeout": 1})
-
-
 def writers(output: S3Output) -> list[str]:
     """Who wrote each part, by the store itself."""
     return [row["uri"] for row in results.rows(PartRows(output))]
 
 
 @pytest.mark.parametrize("kind", list(PartFormat))
-def test_a_part_is_written_once_whatever_fails(
-    s3: S3Bucket, front: S3Front, output: S3Output, kind: PartFormat
-) -> None:
+def test_a_part_is_written_once_whatever_fails(front: S3Front, output: S3Output, kind: PartFormat) -> None:
     sink = PartSink(output, part_files(kind, "job"))
-    output.create(keys.JOB_FILE, make_job(output=output.uri).model_copy(update={"part_format": kind})
-                  .model_dump_json().encode())  # fmt: skip
+    place_job(output, make_job(output=output.uri).model_copy(update={"part_format": kind}))
     for chunk_id, fault in enumerate(PASSING):
-        with front.broken_by(rule(fault, method="PUT", path="*/part-*", times=1)):
+        with front.broken_by(parts(fault, times=1)):
             counts = again(lambda: sink.write(part(chunk_id), rows("first"), OK), times=3)  # noqa: B023
         assert counts == OK, fault
         assert sink.write(part(chunk_id), rows("second"), OK) == OK
 
     assert front.hits == dict.fromkeys(PASSING, 1)
     assert writers(output) == ["first"] * len(PASSING)
-    assert len(s3.keys("jobs/one/part-")) == len(PASSING)
+    assert len(list(output.names("part-"))) == len(PASSING)
 
 
-def test_a_part_whose_answer_was_lost_is_adopted(front: S3Front, output: S3Output) -> None:
-    sink = PartSink(output)
+def test_a_part_whose_answer_was_lost_is_adopted(front: S3Front, output: S3Output, sink: PartSink) -> None:
     for chunk_id, fault in enumerate(DONE):
         with (
-            front.broken_by(rule(fault, method="PUT", path="*/part-*")),
-            pytest.raises(OutputUnavailableError),
+            front.broken_by(parts(fault)),
+            pytest.raises(OutputUnavailableError, match=output.uri + "/part-"),
         ):
             sink.write(part(chunk_id), rows("first"), OK)
 
@@ -140,23 +131,14 @@ def test_a_late_writer_of_the_generation_before_replaces_nothing(output: S3Outpu
     assert sink.find(part(0, 2)) == FAILED
 
 
-def test_every_try_to_put_a_part_looks_at_the_lease_first(front: S3Front, output: S3Output) -> None:
+def test_every_try_to_put_a_part_looks_at_the_lease_first(front: S3Front, sink: PartSink) -> None:
     confirmed: list[int] = []
-    with front.broken_by(rule(PASSING[0], method="PUT", path="*/part-*", times=1)):
-        PartSink(output).write(part(0), rows("first"), OK, confirm=lambda: confirmed.append(1))
+    with front.broken_by(parts(PASSING[0], times=1)):
+        sink.write(part(0), rows("first"), OK, confirm=lambda: confirmed.append(1))
     assert len(confirmed) >= 2
 
-    def lost() -> None:
-        raise ChunkInterrupted("lost")
 
-    with pytest.raises(ChunkInterrupted, match="lost"):
-        PartSink(output).write(part(1), rows("late"), OK, confirm=lost)
-    assert writers(output) == ["first"]
-
-
-def test_a_retry_replaces_a_part_once_whatever_fails(front: S3Front, output: S3Output) -> None:
-    sink = PartSink(output)
-
+def test_a_retry_replaces_once_whatever_fails(front: S3Front, output: S3Output, sink: PartSink) -> None:
     def retry(chunk_id: int) -> PartCounts:
         found = sink.find(part(chunk_id, 1))
         if found is not None:
@@ -166,20 +148,18 @@ def test_a_retry_replaces_a_part_once_whatever_fails(front: S3Front, output: S3O
 
     for chunk_id, fault in enumerate(PASSING):
         sink.write(part(chunk_id), rows("first", failed=True), FAILED)
-        rules = [rule(fault, method=method, path="*/part-*", times=1) for method in ("PUT", "GET")]
-        with front.broken_by(*rules):
+        with front.broken_by(*(parts(fault, method, times=1) for method in ("PUT", "GET"))):
             assert again(lambda: retry(chunk_id), times=5) == OK, fault  # noqa: B023
 
     assert writers(output) == ["retry"] * len(PASSING)
 
 
-def test_a_later_generation_is_never_undone(front: S3Front, output: S3Output) -> None:
-    sink = PartSink(output)
+def test_a_later_generation_is_never_undone(front: S3Front, output: S3Output, sink: PartSink) -> None:
     for chunk_id, fault in enumerate(PASSING):
         sink.write(part(chunk_id), rows("first", failed=True), FAILED)
         seen_late = sink.older(part(chunk_id, 1))
         sink.write(part(chunk_id, 2), rows("second retry"), OK, over=sink.older(part(chunk_id, 2)))
-        with front.broken_by(rule(fault, method="PUT", path="*/part-*", times=1)):
+        with front.broken_by(parts(fault, times=1)):
             for _ in range(2):
                 with pytest.raises(OutputUnavailableError):
                     sink.write(part(chunk_id, 1), rows("late"), OK, over=seen_late)
@@ -194,7 +174,7 @@ def test_silence_is_cut_off_and_the_same_call_succeeds_later(s3: S3Bucket, front
     for chunk_id, fault in enumerate(STALLS):
         method = "GET" if fault is Fault.STALL_IN_ANSWER else "PUT"
         with (
-            front.broken_by(rule(fault, method=method, path="*/part-*")),
+            front.broken_by(parts(fault, method)),
             pytest.raises(OutputUnavailableError, match="jobs/one/part"),
         ):
             sink.write(part(chunk_id), rows("first"), OK)
@@ -204,49 +184,39 @@ def test_silence_is_cut_off_and_the_same_call_succeeds_later(s3: S3Bucket, front
     assert again(lambda: len(writers(impatient))) == len(STALLS)
 
 
-def test_rows_are_read_whole_or_not_at_all(front: S3Front, output: S3Output) -> None:
-    sink = PartSink(output)
-    for chunk_id in range(8):
-        sink.write(part(chunk_id), rows(f"chunk {chunk_id}"), OK)
-    refusals = 0
+def test_rows_are_read_whole_or_not_at_all(front: S3Front, output: S3Output, sink: PartSink) -> None:
+    names = [f"chunk {chunk_id}" for chunk_id in range(8)]
+    for chunk_id, name in enumerate(names):
+        sink.write(part(chunk_id), rows(name), OK)
+    reads: list[int] = []
 
     def read() -> list[str]:
-        nonlocal refusals
-        refusals += 1
+        reads.append(1)
         return writers(output)
 
     faults = [fault for fault in PASSING if fault not in DONE]
     with front.broken_by(*(rule(fault, chance=0.02) for fault in faults)):
         for _ in range(10):
-            assert again(read) == [f"chunk {chunk_id}" for chunk_id in range(8)]
+            assert again(read) == names
     assert len(front.hits) > 5
-    assert refusals > 10
-
-
-class CountedHints:
-    """Hints go nowhere."""
-
-    def publish_work(self, count: int = 1) -> None:
-        """See `Hints`."""
+    assert len(reads) > 10
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_submit_that_is_repeated_stages_every_item_once(
-    s3: S3Bucket, ledger: Ledger, tmp_path: Path, front: S3Front, seed: int
+    s3: S3Bucket, ledger: Ledger, tmp_path: Path, front: S3Front, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "urls.txt").write_text("".join(f"https://example.org/{n}.jpg\n" for n in range(600)))
+    uris = [f"https://example.org/{n}.jpg" for n in range(600)]
+    (tmp_path / "urls.txt").write_text("\n".join(uris))
     source = open_source(str(tmp_path / "urls.txt"))
     changes = {"source": source.description, "chunk_size": 1}
     job = make_job(output=f"{s3.uri}/jobs/one").model_copy(update=changes)
-    attempts = 0
 
     def submit() -> None:
-        nonlocal attempts
-        attempts += 1
         output = s3_output(job.output, make_client())
-        Submission(ledger, cast(Hints, CountedHints()), output, job).run(open_source(job.source.uri))
+        Submission(ledger, CountedHints(), output, job).run(open_source(job.source.uri))
 
-    with S3Front(s3.endpoint, seed=seed) as other, pytest.MonkeyPatch.context() as patch:
+    with S3Front(s3.endpoint, seed=seed) as other, monkeypatch.context() as patch:
         for name, value in other.environment({}).items():
             patch.setenv(name, value)
         other.place(*(rule(fault, chance=0.02) for fault in PASSING))
@@ -255,16 +225,9 @@ def test_a_submit_that_is_repeated_stages_every_item_once(
 
     status = ledger.status("job")
     assert (status.state, status.sealed, status.total, status.chunks) == (JobState.RUNNING, True, 600, 600)
-    assert staged_uris(s3_output(job.output, make_client()), ledger.staged_files("job")) == [
-        f"https://example.org/{n}.jpg" for n in range(600)
-    ]
-    print(f"seed {seed}: {attempts} submits, {sum(other.hits.values())} faults")
-
-
-def staged_uris(output: S3Output, files: Sequence[tuple[int, int]]) -> list[str]:
-    with StagedReader(output, job_id="job") as reader:
-        chunks = [(first, count, first + n) for first, count in files for n in range(count)]
-        return [uri for one in chunks for uri in reader.read_chunk(*one)["uri"].to_pylist()]
+    chunks = [(first, n, first + k) for first, n in ledger.staged_files("job") for k in range(n)]
+    with StagedReader(s3_output(job.output, make_client()), job_id="job") as reader:
+        assert [uri for one in chunks for uri in reader.read_chunk(*one)["uri"].to_pylist()] == uris
 
 
 def test_what_a_cut_off_probe_leaves_is_swept(s3: S3Bucket, front: S3Front) -> None:
@@ -279,23 +242,12 @@ def test_what_a_cut_off_probe_leaves_is_swept(s3: S3Bucket, front: S3Front) -> N
 
 
 def test_a_missing_right_is_not_waited_for(front: S3Front, output: S3Output) -> None:
-    calls: list[Callable[[], Any]] = [
-        lambda: output.read("x"),
-        lambda: output.version("x"),
-        lambda: output.create("x", b""),
-        lambda: list(output.names("")),
-    ]
     with front.broken_by(Rule(fault=Fault.ACCESS_DENIED)):
-        for call in calls:
+        for call in (
+            lambda: output.read("x"),
+            lambda: output.version("x"),
+            lambda: output.create("x", b""),
+            lambda: list(output.names("")),
+        ):
             with pytest.raises(OutputUnreachableError, match="the credentials need"):
                 call()
-
-
-def test_every_failure_is_one_line_that_names_the_object(front: S3Front, output: S3Output) -> None:
-    for fault in PASSING:
-        with front.broken_by(rule(fault, method="PUT")):
-            try:
-                output.replace("part-1", b"x")
-            except ClipfleetError as error:
-                assert str(error).startswith(f"{output.uri}/part-1: "), fault
-                assert "\n" not in str(error)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from clipfleet.contract.jobs import REDIS_OUTPUT, Job, JobState, SourceDescription
 from clipfleet.errors import JobConflictError, RedisUnavailableError
-from clipfleet.hints import MAX_HINTS, Hints
+from clipfleet.hints import MAX_HINTS
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.outputs import open_output, output_of
@@ -19,6 +19,7 @@ from clipfleet.outputs.staged import StagedReader
 from clipfleet.sources import open_source
 from clipfleet.sources.batches import item_batch
 from clipfleet.submit.submission import Submission
+from tests.support.hints import CountedHints
 from tests.support.ledger import make_job, try_claim, work_off
 
 ITEMS = 300  # one per chunk, so they make two staged files
@@ -29,41 +30,31 @@ class Killed(BaseException):
     """What ends a process at once."""
 
 
-class CountedHints:
-    """Hints that are counted instead of sent; the submit may die while it publishes."""
-
-    def __init__(self, *, dies: bool = False) -> None:
-        self.count = 0
-        self._dies = dies
-
-    def publish_work(self, count: int = 1) -> None:
-        if self._dies:
-            raise Killed
-        self.count += count
-
-
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
+def job(tmp_path: Path) -> Job:
     """A job that has not been submitted yet."""
     names = (f"https://example.org/{number}.jpg" for number in range(ITEMS))
     (tmp_path / "urls.txt").write_text("\n".join(names))
     source = open_source(str(tmp_path / "urls.txt"))
     job = make_job(output=str(tmp_path / "out"))
-    yield job.model_copy(update={"source": source.description, "chunk_size": 1})
+    return job.model_copy(update={"source": source.description, "chunk_size": 1})
 
 
 def submit(ledger: Ledger, job: Job, hints: CountedHints | None = None) -> CountedHints:
     """Run the submit of a job once."""
     hints = hints or CountedHints()
-    submission = Submission(ledger, cast(Hints, hints), open_output(job.output), job)
-    submission.run(open_source(job.source.uri))
+    Submission(ledger, hints, open_output(job.output), job).run(open_source(job.source.uri))
     return hints
 
 
 def killed_submit(ledger: Ledger, job: Job) -> None:
     """Run the submit until the first file is in the ledger."""
+
+    def die() -> None:
+        raise Killed
+
     with pytest.raises(Killed):
-        submit(ledger, job, CountedHints(dies=True))
+        submit(ledger, job, CountedHints(die))
     assert ledger.status(job.job_id).chunks == FIRST_FILE
 
 
@@ -73,103 +64,53 @@ def facts(ledger: Ledger) -> tuple[Any, ...]:
     return status.state, status.sealed, status.chunks, status.total
 
 
-def test_a_submit_stages_every_item_and_wakes_no_more_workers_than_it_must(ledger: Ledger, job: Job) -> None:
-    hints = submit(ledger, job)
-
-    assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)
-    assert hints.count == MAX_HINTS
-
-
-def test_a_killed_submit_resumes_where_it_stopped(ledger: Ledger, job: Job) -> None:
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_killed_submit_resumes_where_it_stopped(ledger: Ledger, job: Job, is_paused: bool) -> None:
     killed_submit(ledger, job)
+    if is_paused:
+        ledger.pause("job", "store away")
 
     hints = submit(ledger, job)
 
-    assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)
-    assert hints.count == MAX_HINTS
+    assert facts(ledger) == (JobState.PAUSED if is_paused else JobState.RUNNING, True, ITEMS, ITEMS)
+    assert hints.work == MAX_HINTS
+    if is_paused:
+        assert submit(ledger, job).work == 0
+        assert ledger.resume("job") == (True, JobState.RUNNING)
     assert len(work_off(ledger)) == ITEMS
 
 
-def test_a_submit_continues_while_its_job_is_paused(ledger: Ledger, job: Job) -> None:
-    killed_submit(ledger, job)
-    ledger.pause("job", "store away")
-
-    submit(ledger, job)
-
-    assert facts(ledger) == (JobState.PAUSED, True, ITEMS, ITEMS)
-    assert ledger.resume("job") == (True, JobState.RUNNING)
-    assert len(work_off(ledger)) == ITEMS
+def fail(ledger: Ledger) -> None:
+    """A worker cannot reach the output."""
+    ledger.fail("job", "output_unreachable: /out is not mounted", ttl_seconds=60)
 
 
-@pytest.mark.parametrize("paused", [False, True])
-def test_a_submit_of_a_job_that_is_complete_changes_nothing(ledger: Ledger, job: Job, paused: bool) -> None:
-    submit(ledger, job)
-    if paused:
-        ledger.pause("job", "for a while")
-    before = ledger.status("job")
-
-    hints = submit(ledger, job)
-
-    assert hints.count == 0
-    assert ledger.status("job") == before
-
-
-def test_a_submit_of_a_job_that_was_cancelled_meanwhile_changes_nothing(ledger: Ledger, job: Job) -> None:
-    killed_submit(ledger, job)
-    ledger.cancel("job", ttl_seconds=60)
-
-    hints = submit(ledger, job)
-
-    assert hints.count == 0
-    assert facts(ledger) == (JobState.CANCELLED, False, FIRST_FILE, FIRST_FILE)
-
-
-def test_a_job_that_is_cancelled_while_it_is_submitted_ends_the_submit(ledger: Ledger, job: Job) -> None:
-    class Cancelling(CountedHints):
-        def publish_work(self, count: int = 1) -> None:
-            ledger.cancel("job", ttl_seconds=60)
-
-    with pytest.raises(JobConflictError, match="accepts no more items: it is cancelled"):
-        submit(ledger, job, Cancelling())
+def stop(ledger: Ledger) -> None:
+    """A worker finds more failed rows than are allowed."""
+    if claimed := try_claim(ledger):
+        codes = {"not_found": 1000}
+        word = ledger.complete(claimed, ok=0, failed=1000, codes=codes, work_seconds={})
+        assert word == "stopped"
 
 
 @pytest.mark.parametrize("chunk_size", [1, ITEMS])  # a second file is to be staged, or the job to be sealed
-def test_a_job_that_fails_while_it_is_submitted_says_why_in_its_status(
-    ledger: Ledger, job: Job, chunk_size: int
+@pytest.mark.parametrize(
+    ("happens", "state", "reason"),
+    [
+        (fail, JobState.FAILED, "output_unreachable: /out is not mounted"),
+        (stop, JobState.CANCELLED, "1000 of 1000 rows failed"),
+    ],
+)
+def test_a_job_that_ends_during_its_submit_says_why_in_its_status(
+    ledger: Ledger, job: Job, chunk_size: int, happens: Callable[[Ledger], None], state: JobState, reason: str
 ) -> None:
-    class Failing(CountedHints):
-        """Wakes a worker that cannot reach the output."""
-
-        def publish_work(self, count: int = 1) -> None:
-            ledger.fail("job", "output_unreachable: /out is not mounted", ttl_seconds=60)
-
-    submit(ledger, job.model_copy(update={"chunk_size": chunk_size}), Failing())
-
-    status = ledger.status("job")
-    assert status.state is JobState.FAILED
-    assert status.reason == "output_unreachable: /out is not mounted"
-
-
-@pytest.mark.parametrize("chunk_size", [1, ITEMS])
-def test_a_job_that_stops_itself_while_it_is_submitted_says_why_in_its_status(
-    ledger: Ledger, job: Job, chunk_size: int
-) -> None:
-    class Stopping(CountedHints):
-        """Wakes a worker that finds more failed rows than are allowed."""
-
-        def publish_work(self, count: int = 1) -> None:
-            if claimed := try_claim(ledger):
-                codes = {"not_found": 1000}
-                word = ledger.complete(claimed, ok=0, failed=1000, codes=codes, work_seconds={})
-                assert word == "stopped"
-
     strict = job.model_copy(update={"chunk_size": chunk_size, "max_error_rate": 0.5})
 
-    submit(ledger, strict, Stopping())
+    submit(ledger, strict, CountedHints(lambda: happens(ledger)))
 
     status = ledger.status("job")
-    assert (status.state, status.has_stopped_itself) == (JobState.CANCELLED, True)
-    assert "1000 of 1000 rows failed" in status.reason
+    assert (status.state, status.has_stopped_itself) == (state, happens is stop)
+    assert reason in status.reason
 
 
 def test_an_interrupted_submit_names_the_command_that_resumes(
@@ -178,13 +119,9 @@ def test_an_interrupted_submit_names_the_command_that_resumes(
     def away(*_: object) -> None:
         raise RedisUnavailableError("Redis at redis://h/0: gone")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger, "seal", away)
-        with pytest.raises(RedisUnavailableError, match="gone; submit again with job id job to resume"):
-            submit(ledger, job)
-
-    submit(ledger, job)
-    assert facts(ledger) == (JobState.RUNNING, True, ITEMS, ITEMS)
+    monkeypatch.setattr(ledger, "seal", away)
+    with pytest.raises(RedisUnavailableError, match="gone; submit again with job id job to resume"):
+        submit(ledger, job)
 
 
 class SlowSource:
@@ -204,17 +141,16 @@ class SlowSource:
 
 @pytest.mark.parametrize("is_redis", [False, True])
 def test_a_second_submit_does_not_touch_the_items_of_the_first(
-    ledger: Ledger, redis_url: str, tmp_path: Path, is_redis: bool
+    ledger: Ledger, store: RedisStore, tmp_path: Path, is_redis: bool
 ) -> None:
     """Both have the same name for their first file, and other items in it."""
     output_name = REDIS_OUTPUT if is_redis else str(tmp_path / "out")
     job = make_job(output=output_name).model_copy(update={"source": SlowSource.description})
-    store = RedisStore(redis_url)
     output = output_of(job, store)
     first, second = [f"/first/{n}.jpg" for n in range(5)], [f"/second/{n}.jpg" for n in range(3)]
 
     def submit(source: SlowSource) -> None:
-        Submission(ledger, cast(Hints, CountedHints()), output, job).run(source)
+        Submission(ledger, CountedHints(), output, job).run(source)
 
     with pytest.raises(JobConflictError, match="another submit of job job is running"):
         submit(SlowSource(second, meanwhile=lambda: submit(SlowSource(first))))
@@ -222,4 +158,3 @@ def test_a_second_submit_does_not_touch_the_items_of_the_first(
     assert facts(ledger) == (JobState.RUNNING, True, 1, 5)
     with StagedReader(output, job_id="job") as reader:
         assert reader.read_chunk(0, 1, 0)["uri"].to_pylist() == first
-    store.close()

@@ -31,13 +31,13 @@ def device_findings(settings: WorkerSettings) -> Iterator[Finding]:
         yield problem(what, way_out or "set CLIPFLEET_DEVICE=auto, or install torch for this GPU")
         return
     except ModelUnavailableError as error:
-        what, _, way_out = str(error).partition(": ")
+        what, _, way_out = str(error).partition("; ")
         yield problem(what, f"CLIPFLEET_PRECISION: {way_out}")
         return
     try:
         make_device_set_up(settings)  # as the worker does
     except UsageError as error:
-        what, _, way_out = str(error).partition(": ")
+        what, _, way_out = str(error).partition("; ")
         yield problem(what, way_out)
         return
     name = f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""

@@ -74,7 +74,7 @@ def resolve_precision(requested: Precision, device: str) -> Precision:
             return Precision.BF16 if _cpu_has_bf16() else Precision.FP32
         return Precision.BF16 if _gpu_has_bf16(device) else Precision.FP16
     if requested is Precision.FP16 and is_cpu:
-        raise ModelUnavailableError("precision fp16 needs a GPU: use auto, bf16 or fp32 on this worker")
+        raise ModelUnavailableError("precision fp16 needs a GPU; use auto, bf16 or fp32 on this worker")
     return requested
 
 
