@@ -7,8 +7,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -26,6 +25,7 @@ from clipfleet_worker.fetch.lane_turns import set_lane
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
 from tests.support.doubles import Clock
+from tests.support.fetching import codes, ends, opened
 from tests.support.scenarios import in_loop
 
 MAX_BYTES = 3_000_000
@@ -62,23 +62,15 @@ def fetcher_of(store: Store, *buckets: str, breaker: HostBreaker | None = None, 
     return S3Fetcher(S3Limits(**defaults | limits), buckets, lambda: without_credentials, breaker)
 
 
-@asynccontextmanager
-async def opened(fetcher: S3Fetcher) -> AsyncIterator[S3Fetcher]:
-    await fetcher.start()
-    yield fetcher
-    await fetcher.close()
-
-
 def fetch(store: Store, *uris: str, buckets: tuple[str, ...] = ()) -> list[Any]:
-    """What becomes of each URI: bytes, or the error."""
+    """What becomes of each URI: bytes, or the code."""
 
     async def run() -> list[Any]:
         async with opened(fetcher_of(store, *buckets)) as fetcher:
-            calls = [(fetcher.fetch_member if uri.startswith("tar+") else fetcher.fetch)(uri) for uri in uris]
-            found = await asyncio.gather(*calls, return_exceptions=True)
-            return [one.error.code if isinstance(one, ItemFailure) else one for one in found]
+            members = fetcher.fetch_member
+            return await ends(lambda uri: (members if uri.startswith("tar+") else fetcher.fetch)(uri), uris)
 
-    return asyncio.run(run())
+    return codes(asyncio.run(run()))
 
 
 def answer(status: int, code: str) -> boto.ClientError:
@@ -284,7 +276,5 @@ def test_with_listed_buckets_a_key_that_may_lead_out_of_its_own_is_refused(key: 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed"])
 def test_trouble_of_ours_is_no_fault_of_an_object(code: str) -> None:
-    (found,) = fetch(Store({("b", "x.jpg"): answer(403, code)}), "s3://b/x.jpg")
-
-    assert isinstance(found, SourceUnavailableError)
-    assert code in str(found)
+    with pytest.raises(SourceUnavailableError, match=code):
+        fetch(Store({("b", "x.jpg"): answer(403, code)}), "s3://b/x.jpg")
