@@ -240,7 +240,7 @@ class TestOutlines:
     @pytest.mark.parametrize(
         "data",
         [
-            hostile.core_jpeg(before=hostile.segment(0xEF, b"") * (MAX_PIECES - 100)),
+            hostile.core_jpeg(before=hostile.segment(0xEF) * (MAX_PIECES - 100)),
             hostile.core_png(before=hostile.chunk(b"abCd") * (MAX_PIECES - 10)),
             hostile.core_gif(before=b"!\x01\x01x\0" * (MAX_PIECES // 2 - 10)),
         ],
