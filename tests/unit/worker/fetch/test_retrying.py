@@ -103,8 +103,7 @@ def test_delays_double_up_to_their_cap_and_the_code_is_the_last_one() -> None:
 
 
 def test_with_the_least_luck_an_outage_of_ten_seconds_is_still_outlived() -> None:
-    trial = Trial(OVERLOADED, chance=0.0)
-    assert trial.asked_at == [0, 0.75, 2.25, 5.25, 11.25]
+    assert Trial(OVERLOADED, chance=0.0).asked_at == [0, 0.75, 2.25, 5.25, 11.25]
 
 
 @pytest.mark.parametrize("failure", [SLOW, CUT, NAMELESS])
@@ -175,8 +174,10 @@ class TestHostThatIsLeftAlone:
         assert times == [4.0, 4.75, 5.5]
 
     def test_who_has_failed_himself_tells_his_own_failure(self) -> None:
-        trial = Trial(OVERLOADED, OVERLOADED, alone(9.0, is_old=True))
-        assert trial.result == "server_error: h: HTTP status 503 (2 attempts)"
+        assert (
+            Trial(OVERLOADED, OVERLOADED, alone(9.0, is_old=True)).result
+            == "server_error: h: HTTP status 503 (2 attempts)"
+        )
 
     def test_the_chunk_s_time_bounds_it(self) -> None:
         assert Trial(alone(4.0), chunk_seconds=9.0, chance=0.0).asked_at == [0, 4, 8]
