@@ -44,13 +44,8 @@ def acquired_and_released(lock: DecodeLock) -> bool:
 
 def test_small_images_are_read_by_one_thread_at_a_time(lock: DecodeLock) -> None:
     asks = threading.Event()
-
-    def ask() -> bool:
-        asks.set()
-        return acquired_and_released(lock)
-
     with lock.hold() as hold:
-        other = InThread(ask)
+        other = InThread(lambda: asks.set() or acquired_and_released(lock))
         assert asks.wait(PATIENCE_SECONDS)
         assert hold.is_held
         assert not other.is_done
