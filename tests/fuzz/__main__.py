@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.fuzz.mutations import mutated
 
@@ -42,16 +43,16 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.RLIM_INFINITY))
         run = _by_coverage if given.engine == "atheris" else _by_seeds
         return run(given.targets[0], given.runs, given.seed, given.crashes)
-    failed = [name for name in given.targets or _names() if not _passes(name, given)]
+    failed = [name for name in given.targets or _targets() if not _passes(name, given)]
     if failed:
         print(f"FAILED: {', '.join(failed)}")
     return 1 if failed else 0
 
 
-def _names() -> list[str]:
+def _targets() -> dict[str, Any]:
     from tests.fuzz.targets import TARGETS, server_targets, worker_targets
 
-    return [*worker_targets(), *server_targets(), *TARGETS]
+    return worker_targets() | server_targets() | TARGETS
 
 
 def _passes(name: str, given: argparse.Namespace) -> bool:
@@ -68,9 +69,7 @@ def _passes(name: str, given: argparse.Namespace) -> bool:
 
 def _by_seeds(name: str, runs: int, first_seed: int, crashes: Path) -> int:
     """Damage by seed."""
-    from tests.fuzz.targets import TARGETS, server_targets, worker_targets
-
-    target = (worker_targets() | server_targets() | TARGETS)[name]
+    target = _targets()[name]
     seeds = target.seeds()
     outcomes: Counter[str] = Counter()
     slowest, slowest_seed, began = 0.0, 0, time.monotonic()
@@ -118,19 +117,13 @@ def _by_coverage(name: str, runs: int, first_seed: int, crashes: Path) -> int:
         corpus.mkdir()
         run_folder.mkdir()
         with atheris.instrument_imports(include=["clipfleet", "clipfleet_worker"]):
-            from tests.fuzz.targets import TARGETS, server_targets, worker_targets
-
-            target = (worker_targets() | server_targets() | TARGETS)[name]
+            target = _targets()[name]
             run = target.make(run_folder)
             for number, data in enumerate(target.seeds()):
                 (corpus / str(number)).write_bytes(data)
         crashes.mkdir(parents=True, exist_ok=True)
-        options = [
-            f"-runs={runs}",
-            f"-seed={first_seed + 1}",
-            f"-artifact_prefix={crashes}/",
-            "-max_len=65536",
-        ]
+        limits = [f"-runs={runs}", f"-seed={first_seed + 1}", "-max_len=65536"]
+        options = [*limits, f"-artifact_prefix={crashes}/"]
 
         def check(data: bytes) -> None:
             target.outcome(run, bytes(data))

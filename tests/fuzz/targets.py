@@ -12,17 +12,18 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipfleet.contract.jobs import DecodeRoute, PartFormat, read_job
-from clipfleet.contract.parts import PartIdentity
+from clipfleet.contract.parts import PartIdentity, count_rows, part_schema
 from clipfleet.errors import ClipfleetError
 from clipfleet.labels.sets import read_label_lines, read_label_set
 from clipfleet.ledger import keys
@@ -39,7 +40,7 @@ from tests.support.jobs import JOB_ID, make_job, stage_items
 from tests.support.rows import classified, embedded, failed
 from tests.support.shards import img2dataset_shard, tar_bytes
 
-Run = Callable[[bytes], None]
+Run = Callable[[bytes], object]
 _PIPE_BYTES = 60_000  # what a pipe holds without a reader
 
 
@@ -64,34 +65,6 @@ class Target:
         return "ok"
 
 
-def _source(ending: str) -> Callable[[Path], Run]:
-    def make(folder: Path) -> Run:
-        path = folder / f"list{ending}"
-
-        def run(data: bytes) -> None:
-            path.write_bytes(data)
-            for batch in open_source(str(path)).batches():
-                batch.validate(full=True)
-
-        return run
-
-    return make
-
-
-def _stdin(_: Path) -> Run:
-    def run(data: bytes) -> None:
-        reading, writing = os.pipe()
-        os.write(writing, data[:_PIPE_BYTES])
-        os.close(writing)
-        try:
-            for batch in StdinSource(BY_NAME, descriptor=reading).batches():
-                batch.validate(full=True)
-        finally:
-            os.close(reading)
-
-    return run
-
-
 def _file(name: str, read: Callable[[Path], object]) -> Callable[[Path], Run]:
     def make(folder: Path) -> Run:
         path = folder / name
@@ -103,6 +76,28 @@ def _file(name: str, read: Callable[[Path], object]) -> Callable[[Path], Run]:
         return run
 
     return make
+
+
+def _validate(batches: Iterable[pa.RecordBatch]) -> None:
+    for batch in batches:
+        batch.validate(full=True)
+
+
+def _source(ending: str) -> Callable[[Path], Run]:
+    return _file(f"list{ending}", lambda path: _validate(open_source(str(path)).batches()))
+
+
+def _stdin(_: Path) -> Run:
+    def run(data: bytes) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, data[:_PIPE_BYTES])
+        os.close(writing)
+        try:
+            _validate(StdinSource(BY_NAME, descriptor=reading).batches())
+        finally:
+            os.close(reading)
+
+    return run
 
 
 def _read_label_set(path: Path) -> None:
@@ -118,19 +113,13 @@ def _in_output(name: str, read: Callable[[FolderOutput], object]) -> Callable[[P
         output = FolderOutput(folder / "out")
         path = Path(output.uri, name)
         path.parent.mkdir(parents=True)
-
-        def run(data: bytes) -> None:
-            path.write_bytes(data)
-            read(output)
-
-        return run
+        return _file(str(path), lambda _: read(output))(folder)
 
     return make
 
 
 def _read_parts(output: FolderOutput) -> None:
-    for batch in PartRows(output).read().batches:
-        batch.validate(full=True)
+    _validate(PartRows(output).read().batches)
 
 
 def _read_part(part_format: PartFormat, job_id: str | None) -> Callable[[FolderOutput], None]:
@@ -142,26 +131,17 @@ def _read_part(part_format: PartFormat, job_id: str | None) -> Callable[[FolderO
                 part.footer()
             except ValueError:
                 return  # no part of ours: whoever adopts parts asks for this
-            for batch in part.batches():
-                batch.validate(full=True)
+            _validate(part.batches())
 
     return read
 
 
 def _detached_footer(folder: Path) -> Run:
     """The footer of a JSONL part, beside a part that is whole."""
-    output = FolderOutput(folder / "out")
     content = _jsonl_part()[0]
-    name = keys.detached_footer(keys.part(0, PartFormat.JSONL), JOB_ID, hashlib.sha256(content).hexdigest())
-    path = Path(output.uri, name)
-    path.parent.mkdir(parents=True)
-    Path(output.uri, keys.part(0, PartFormat.JSONL)).write_bytes(content)
-    read = _read_part(PartFormat.JSONL, JOB_ID)
-
-    def run(data: bytes) -> None:
-        path.write_bytes(data)
-        read(output)
-
+    name = keys.detached_footer(_JSONL_PART, JOB_ID, hashlib.sha256(content).hexdigest())
+    run = _in_output(name, _read_part(PartFormat.JSONL, JOB_ID))(folder)
+    Path(FolderOutput(folder / "out").uri, _JSONL_PART).write_bytes(content)
     return run
 
 
@@ -176,7 +156,7 @@ def _finished_at(output: FolderOutput) -> None:
     PartRows(output).finished_at()
 
 
-def _failure_examples(output: FolderOutput) -> None:
+def _examples(output: FolderOutput) -> None:
     PartRows(output).failure_examples()
 
 
@@ -197,11 +177,7 @@ def _image(_: Path) -> Run:
 def _data_uri(_: Path) -> Run:
     from clipfleet_worker.fetch.routes import read_data_uri
 
-    return lambda data: _ignore(read_data_uri("data:" + data.decode(errors="replace"), 1_000_000))
-
-
-def _ignore(_: object) -> None:
-    """A run returns nothing."""
+    return lambda data: read_data_uri("data:" + data.decode(errors="replace"), 1_000_000)
 
 
 def _images() -> list[bytes]:
@@ -211,6 +187,7 @@ def _images() -> list[bytes]:
 
 
 _JSONL_PART = keys.part(0, PartFormat.JSONL)
+_read_parquet_part = _read_part(PartFormat.PARQUET, JOB_ID)
 _URLS = b"https://example.org/a.jpg\n/pictures/b.png\n\n s3://bucket/c%20d.jpg \ndata:,x\n"
 _CSV = (
     b'url,id,"caption, long",score\nhttps://example.org/a.jpg,1,"says ""hi""",0.5\n'
@@ -221,30 +198,20 @@ _RECORDS: list[dict[str, Any]] = [
     {"url": "b.png", "id": "two", "n": 2, "ok": None, "more": "x" * 50},
     {"url": None, "id": 3, "n": "three", "big": 2**70},
 ]
+_ERROR_FIELDS = ("item_index", "item_id", "uri", "error_code", "error_detail", "retryable")
 _ERRORS = [
-    {
-        "item_index": 4,
-        "item_id": "x",
-        "uri": "https://example.org/4.jpg",
-        "error_code": "not_found",
-        "error_detail": "404",
-        "retryable": False,
-        "caption": "four",
-    },
-    {
-        "item_index": 9,
-        "item_id": "y",
-        "uri": "b.png",
-        "error_code": "timeout",
-        "error_detail": "30 s",
-        "retryable": True,
-    },
+    dict(zip((*_ERROR_FIELDS, "caption"), values, strict=False))
+    for values in (
+        (4, "x", "https://example.org/4.jpg", "not_found", "404", False, "four"),
+        (9, "y", "b.png", "timeout", "30 s", True),
+    )
 ]
 _YAML_LABELS = (
     b"name: animals\nlabels: [cat, 'dog', \"a b\"]\ntemplates:\n  - a photo of a {}\n  - '{}'\n",
     b"- cat\n- dog # a comment\n- yes\n- 2024-01-01\n",
     b"labels: &names [cat, dog]\ntemplates: a {}\n",
 )
+_JSON_LABELS = (b'{"labels": ["cat", "dog"], "templates": ["a {}"]}', b'["cat", "dog"]')
 _YAML_JOB = (
     b"source: list.csv\noutput: out\nmodel: demo\nlabel_sets:\n  things: [pie, stadium]\n  kinds:\n"
     b"    labels: [food, building]\n    templates: ['a drawing of {}', '{}']\nembedding: true\ntop_k: 2\n"
@@ -287,16 +254,12 @@ def _tars() -> list[bytes]:
 
 @contextmanager
 def _output() -> Iterator[FolderOutput]:
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as folder:
         yield FolderOutput(Path(folder))
 
 
 def _part(part_format: PartFormat) -> list[bytes]:
     """A part, and what else was written with it, of each sort of row."""
-    from clipfleet.contract.parts import count_rows, part_schema
-
     rows = [embedded(0, 0.5, 0.25), failed(1), classified(2)]
     table = pa.Table.from_pylist(rows, part_schema(2, [pa.field("caption", pa.string())]))
     files = part_files(part_format, JOB_ID)
@@ -329,6 +292,8 @@ def _jobs() -> list[bytes]:
     ]
 
 
+_STAGED_JSON = b'{"files": [[0, 1], [1, 256]], "items": 700, "is_sealed": true}'
+_GENERATION_JSON = b'{"number": 2, "codes": ["timeout"]}'
 _MANIFEST = json.dumps(
     {
         "job": {"job_id": "job"},
@@ -351,43 +316,21 @@ TARGETS: dict[str, Target] = {
         Target("parquet", _parquet_lists, _source(".parquet")),
         Target("tar", _tars, _source(".tar")),
         Target("stdin", lambda: [_URLS, _lines(_RECORDS)], _stdin),
-        Target(
-            "label-set.yaml", lambda: [*_YAML_LABELS], _file("set.yaml", lambda p: read_label_set(str(p)))
-        ),
-        Target(
-            "label-set.json",
-            lambda: [b'{"labels": ["cat", "dog"], "templates": ["a {}"]}', b'["cat", "dog"]'],
-            _file("set.json", _read_label_set),
-        ),
+        Target("label-set.yaml", lambda: [*_YAML_LABELS], _file("set.yaml", _read_label_set)),
+        Target("label-set.json", lambda: [*_JSON_LABELS], _file("set.json", _read_label_set)),
         Target("labels.txt", lambda: [b"cat\n\n dog \n\xc3\xa9\n"], _file("labels.txt", read_label_lines)),
         Target("job.yaml", lambda: [_YAML_JOB], _file("job.yaml", _read_job_file)),
         Target("part.parquet", _parquet_part, _in_output(keys.part(0), _read_parts)),
-        Target(
-            "part.parquet footer",
-            _parquet_part,
-            _in_output(keys.part(0), _read_part(PartFormat.PARQUET, JOB_ID)),
-        ),
-        Target(
-            "part.jsonl", lambda: _jsonl_part()[:1], _in_output(keys.part(0, PartFormat.JSONL), _read_parts)
-        ),
+        Target("part.parquet footer", _parquet_part, _in_output(keys.part(0), _read_parquet_part)),
+        Target("part.jsonl", lambda: _jsonl_part()[:1], _in_output(_JSONL_PART, _read_parts)),
         Target("part.jsonl footer", lambda: _jsonl_part()[1:], _detached_footer),
         Target("staged items", _staged, _in_output(keys.staged_file(0, 1), _staged_items)),
-        Target("job.json", _jobs, lambda _: lambda data: _ignore(read_job(data))),
+        Target("job.json", _jobs, lambda _: read_job),
         Target("job.json of an output", _jobs, _in_output(keys.JOB_FILE, job_of)),
-        Target(
-            "staged.json",
-            lambda: [b'{"files": [[0, 1], [1, 256]], "items": 700, "is_sealed": true}'],
-            _in_output(keys.STAGED_FILES, staged_files),
-        ),
-        Target(
-            "generation.json",
-            lambda: [b'{"number": 2, "codes": ["timeout"]}'],
-            _in_output(keys.GENERATION, generation_of),
-        ),
+        Target("staged.json", lambda: [_STAGED_JSON], _in_output(keys.STAGED_FILES, staged_files)),
+        Target("generation.json", lambda: [_GENERATION_JSON], _in_output(keys.GENERATION, generation_of)),
         Target("_manifest.json", lambda: [_MANIFEST], _in_output(keys.MANIFEST, _finished_at)),
-        Target(
-            "errors.jsonl of an output", lambda: [_lines(_ERRORS)], _in_output(keys.ERRORS, _failure_examples)
-        ),
+        Target("errors.jsonl of an output", lambda: [_lines(_ERRORS)], _in_output(keys.ERRORS, _examples)),
     )
 }
 
@@ -419,12 +362,8 @@ def worker_targets() -> dict[str, Target]:
     """Those that need the worker's extra."""
     from clipfleet_worker.failures import ItemFailure
 
+    uris = [b"image/png;base64,iVBORw0KGgo=", b",hello%20world", b";base64,-_-_"]
     return {
         "image": Target("image", _images, _image, (ItemFailure,)),
-        "data-uri": Target(
-            "data-uri",
-            lambda: [b"image/png;base64,iVBORw0KGgo=", b",hello%20world", b";base64,-_-_"],
-            _data_uri,
-            (ItemFailure,),
-        ),
+        "data-uri": Target("data-uri", lambda: uris, _data_uri, (ItemFailure,)),
     }

@@ -12,7 +12,7 @@ import hashlib
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,10 +28,12 @@ from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.host_breaker import BreakerPolicy, HostBreaker
 from clipfleet_worker.fetch.s3.boto import S3Limits
 from clipfleet_worker.fetch.s3.fetcher import S3Fetcher
+from tests.support.fetching import opened
 from tests.support.http_site import CERTIFICATE
 from tests.support.raw_server import RawServer
 from tests.support.s3 import S3Bucket
 from tests.support.s3_front import Fault, Rule, S3Front
+from tests.support.scenarios import in_loop
 
 pytestmark = pytest.mark.long
 
@@ -47,13 +49,17 @@ class Reading:
     boto_calls: list[str] = field(default_factory=list)
 
     async def end(self, uri: str) -> Any:
-        """Bytes, or the code, or the exception of a chunk that waits."""
+        """Bytes, or the code, or the message of a chunk that waits."""
         try:
             return await self.fetcher.fetch(uri)
         except ItemFailure as failure:
             return failure.error.code
         except SourceUnavailableError as error:
-            return error
+            return str(error)
+
+    async def ends(self, *uris: str) -> list[Any]:
+        """One after the other."""
+        return [await self.end(uri) for uri in uris]
 
 
 @asynccontextmanager
@@ -68,18 +74,13 @@ async def reading(seconds: float = 20.0, silence_seconds: float = 10.0) -> Async
 
     def connected() -> Any:
         connection = connect(attempts=1, read_timeout_seconds=silence_seconds)
-        connection.client.meta.events.register(
-            "before-call.s3.GetObject", lambda params, **_: calls.append(params["url_path"])
-        )
+        events = connection.client.meta.events
+        events.register("before-call.s3.GetObject", lambda params, **_: calls.append(params["url_path"]))
         return connection
 
     breaker = HostBreaker(BreakerPolicy(failing_urls=1000))
-    fetcher = S3Fetcher(limits, (), connected, breaker)
-    await fetcher.start()
-    try:
+    async with opened(S3Fetcher(limits, (), connected, breaker)) as fetcher:
         yield Reading(fetcher, calls)
-    finally:
-        await fetcher.close()
 
 
 @pytest.fixture
@@ -93,53 +94,42 @@ def front(s3: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Front]:
 @pytest.mark.parametrize(
     "key", ["x", "a b+c/ä ü~(1)'!*.jpg", "100%25?x=1#y&z.jpg", "日本/\U0001f600.webp", "..a/.b/c.."]
 )
-def test_any_key_is_read_both_ways(s3: S3Bucket, key: str) -> None:
+@in_loop
+async def test_any_key_is_read_both_ways(s3: S3Bucket, key: str) -> None:
     uri = s3.put(key, GOOD)
 
-    async def run() -> None:
-        async with reading() as one:
-            assert [await one.end(uri) for _ in range(3)] == [GOOD] * 3
-            assert len(one.boto_calls) == 1
-
-    asyncio.run(run())
+    async with reading() as one:
+        assert await one.ends(uri, uri, uri) == [GOOD] * 3
+        assert len(one.boto_calls) == 1
 
 
-def test_many_at_a_time_and_pieces_of_an_archive(s3: S3Bucket) -> None:
-    uris = [s3.put(f"{number}", b"%d" % number * 5000) for number in range(40)]
+@in_loop
+async def test_many_at_a_time_and_pieces_of_an_archive(s3: S3Bucket) -> None:
+    bodies = [b"%d" % number * 5000 for number in range(40)]
+    uris = [s3.put(f"{number}", body) for number, body in enumerate(bodies)]
     archive = s3.put("a b.tar", bytes(range(256)) * 4)
 
-    async def run() -> None:
-        async with reading() as one:
-            found = await asyncio.gather(*(one.end(uri) for uri in uris * 3))
-            assert found == [b"%d" % number * 5000 for number in range(40)] * 3
-            calls = len(one.boto_calls)
-            assert calls < 40  # those that began before the first one had ended
-            assert await one.fetcher.fetch_member(TarMember(archive, "x", 10, 5).uri()) == bytes(
-                range(10, 15)
-            )
-            with pytest.raises(ItemFailure, match=r"^incomplete_body: .* the archive was changed"):
-                await one.fetcher.fetch_member(TarMember(archive, "x", 1020, 5).uri())
-            assert len(one.boto_calls) == calls
-
-    asyncio.run(run())
+    async with reading() as one:
+        assert await asyncio.gather(*(one.end(uri) for uri in uris * 3)) == bodies * 3
+        calls = len(one.boto_calls)
+        assert calls < 40  # those that began before the first one had ended
+        piece = await one.fetcher.fetch_member(TarMember(archive, "x", 10, 5).uri())
+        assert piece == bytes(range(10, 15))
+        with pytest.raises(ItemFailure, match=r"^incomplete_body: .* the archive was changed"):
+            await one.fetcher.fetch_member(TarMember(archive, "x", 1020, 5).uri())
+        assert len(one.boto_calls) == calls
 
 
-def test_limits_and_emptiness(s3: S3Bucket) -> None:
+@in_loop
+async def test_limits_and_emptiness(s3: S3Bucket) -> None:
     uris = [s3.put(str(size), b"x" * size) for size in (MAX_BYTES, MAX_BYTES + 1, 0)]
+    missing = [f"{s3.uri}/none", "s3://no-such-bucket-here/x"]
 
-    async def run() -> None:
-        async with reading() as one:
-            for _ in range(2):
-                assert [await one.end(uri) for uri in uris] == [
-                    b"x" * MAX_BYTES,
-                    ErrorCode.TOO_MANY_BYTES,
-                    b"",
-                ]
-            assert await one.end(f"{s3.uri}/none") is ErrorCode.NOT_FOUND
-            assert await one.end("s3://no-such-bucket-here/x") is ErrorCode.NOT_FOUND
-            assert len(one.boto_calls) == 2
-
-    asyncio.run(run())
+    async with reading() as one:
+        for _ in range(2):
+            assert await one.ends(*uris) == [b"x" * MAX_BYTES, ErrorCode.TOO_MANY_BYTES, b""]
+        assert await one.ends(*missing) == [ErrorCode.NOT_FOUND] * 2
+        assert len(one.boto_calls) == 2
 
 
 # Trouble for which boto3 is asked again, since it may find a way out.
@@ -150,78 +140,64 @@ _FAULTS = [
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
-def test_a_fault_comes_to_the_same_on_both_ways(s3: S3Bucket, front: S3Front, fault: Fault) -> None:
-    good, bad = s3.put("good", GOOD), s3.put("bad", GOOD)
-    rule = Rule(fault=fault, method="GET", path="*/bad")
-
-    async def run() -> None:
-        async with reading(silence_seconds=0.3) as through_boto, reading(silence_seconds=0.3) as direct:
-            assert await direct.end(good) == GOOD
-            with front.broken_by(rule):
-                expected, found = await through_boto.end(bad), await direct.end(bad)
-            assert (
-                str(found) == str(expected)
-                if isinstance(expected, SourceUnavailableError)
-                else found is expected
-            )
-            assert not isinstance(expected, bytes)
-            assert len(direct.boto_calls) == (2 if fault in _BACK_TO_BOTO else 1)
-            assert await direct.end(bad) == GOOD
-
-    asyncio.run(run())
-
-
-def test_the_whole_time_is_bounded_and_turns_come_back(s3: S3Bucket, front: S3Front) -> None:
+@in_loop
+async def test_a_fault_comes_to_the_same_on_both_ways(s3: S3Bucket, front: S3Front, fault: Fault) -> None:
     good, bad = s3.put("good", GOOD), s3.put("bad", GOOD)
 
-    async def run() -> None:
-        async with reading(seconds=0.5) as one:
-            for _ in range(60):  # on a busy machine so little time may be too little for boto3's beginning
-                if await one.end(good) == GOOD and one.fetcher.places:
-                    break
-            calls = len(one.boto_calls)
-            with front.broken_by(Rule(fault=Fault.STALL, path="*/bad")):
-                late = await asyncio.gather(*(one.end(bad) for _ in range(16)))  # twice as many as turns
-                assert late == [ErrorCode.TIMEOUT] * 16
-                waiting = [asyncio.create_task(one.end(bad)) for _ in range(20)]
-                await asyncio.sleep(0)
-                for task in waiting:  # a drain
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
-            assert GOOD in [await one.end(good) for _ in range(20)]
-            assert len(one.boto_calls) == calls
-
-    asyncio.run(run())
+    async with reading(silence_seconds=0.3) as through_boto, reading(silence_seconds=0.3) as direct:
+        assert await direct.end(good) == GOOD
+        with front.broken_by(Rule(fault=fault, method="GET", path="*/bad")):
+            expected, found = await through_boto.end(bad), await direct.end(bad)
+        assert found == expected != GOOD
+        assert len(direct.boto_calls) == (2 if fault in _BACK_TO_BOTO else 1)
+        assert await direct.end(bad) == GOOD
 
 
-def test_credentials_that_change_are_found(
+@in_loop
+async def test_the_whole_time_is_bounded_and_turns_come_back(s3: S3Bucket, front: S3Front) -> None:
+    good, bad = s3.put("good", GOOD), s3.put("bad", GOOD)
+
+    async with reading(seconds=0.5) as one:
+        for _ in range(60):  # on a busy machine so little time may be too little for boto3's beginning
+            if await one.end(good) == GOOD and one.fetcher.places:
+                break
+        calls = len(one.boto_calls)
+        with front.broken_by(Rule(fault=Fault.STALL, path="*/bad")):
+            late = await asyncio.gather(*(one.end(bad) for _ in range(16)))  # twice as many as turns
+            assert late == [ErrorCode.TIMEOUT] * 16
+            waiting = [asyncio.create_task(one.end(bad)) for _ in range(20)]
+            await asyncio.sleep(0)
+            for task in waiting:  # a drain
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        assert GOOD in await one.ends(*[good] * 20)
+        assert len(one.boto_calls) == calls
+
+
+@in_loop
+async def test_credentials_that_change_are_found(
     s3: S3Bucket, front: S3Front, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     uri, file = s3.put("x", GOOD), tmp_path / "credentials"
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-    key, secret = s3.environment["AWS_ACCESS_KEY_ID"], s3.environment["AWS_SECRET_ACCESS_KEY"]
-    file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+    file.write_text(text)
 
-    async def run() -> None:
-        async with reading() as one:
-            assert [await one.end(uri) for _ in range(2)] == [GOOD] * 2
-            with front.broken_by(Rule(fault=Fault.EXPIRED_TOKEN, access_key=key)):
-                found = await one.end(uri)
-                assert isinstance(found, SourceUnavailableError)
-                assert "renew the credentials" in str(found)
-            file.unlink()
-            assert await one.end(uri) is ErrorCode.ACCESS_DENIED
-            file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
-            calls = len(one.boto_calls)
-            assert [await one.end(uri) for _ in range(3)] == [GOOD] * 3
-            assert len(one.boto_calls) == calls + 1  # found again, and done with boto3
-
-    asyncio.run(run())
+    async with reading() as one:
+        assert await one.ends(uri, uri) == [GOOD] * 2
+        with front.broken_by(Rule(fault=Fault.EXPIRED_TOKEN, access_key=key)):
+            assert "renew the credentials" in await one.end(uri)
+        file.unlink()
+        assert await one.end(uri) is ErrorCode.ACCESS_DENIED
+        file.write_text(text)
+        calls = len(one.boto_calls)
+        assert await one.ends(uri, uri, uri) == [GOOD] * 3
+        assert len(one.boto_calls) == calls + 1  # found again, and done with boto3
 
 
 class RawStore(RawServer):
@@ -245,16 +221,15 @@ class RawStore(RawServer):
 
     def _answer(self, connection: socket.socket) -> None:
         with suppress(OSError):
-            self._answer_one(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
-
-    def _answer_one(self, connection: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head and (part := connection.recv(65_536)):
-            head += part
-        if head:
-            self.requests.append(head.decode("latin-1"))
-            connection.sendall(self._answers[head.split(b" ")[1].decode().rpartition("/")[2]])
-        connection.close()
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            head = b""
+            while b"\r\n\r\n" not in head and (part := connection.recv(65_536)):
+                head += part
+            if head:
+                self.requests.append(head.decode("latin-1"))
+                connection.sendall(self._answers[head.split(b" ")[1].decode().rpartition("/")[2]])
+            connection.close()
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK", length: bool = True) -> bytes:
@@ -264,35 +239,32 @@ def answer(body: bytes, *headers: str, status: str = "200 OK", length: bool = Tr
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def sums(data: bytes) -> list[tuple[str, str]]:
-    """Each kind of checksum, as the store sends it."""
-    kinds: dict[str, Callable[[bytes], bytes]] = {
-        "crc32": lambda data: zlib.crc32(data).to_bytes(4, "big"),
-        "sha1": lambda data: hashlib.sha1(data).digest(),  # noqa: S324 - it is one of the store's
-        "sha256": lambda data: hashlib.sha256(data).digest(),
+def good_with_sums_of(data: bytes) -> dict[str, bytes]:
+    """`GOOD` with each kind of checksum, as the store sends it."""
+    sums = {
+        "crc32": zlib.crc32(data).to_bytes(4, "big"),
+        "sha1": hashlib.sha1(data).digest(),  # noqa: S324 - it is one of the store's
+        "sha256": hashlib.sha256(data).digest(),
     }
-    return [(kind, base64.b64encode(of(data)).decode()) for kind, of in kinds.items()]
+    values = {kind: base64.b64encode(value).decode() for kind, value in sums.items()}
+    return {kind: answer(GOOD, f"x-amz-checksum-{kind}: {value}") for kind, value in values.items()}
 
 
 def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients ask there."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_REGION": "eu-west-3",
-    }.items():
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "eu-west-3"}
+    for name, value in (keys | {"AWS_ENDPOINT_URL": endpoint}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
 
 
-def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], *keys: str) -> list[Any]:
+def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes]) -> list[Any]:
     """What becomes of each key after `good`, and that none of them was asked for through boto3."""
 
     async def run() -> list[Any]:
         async with reading() as one:
             assert await one.end("s3://bucket/good") == GOOD
-            found = [await one.end(f"s3://bucket/{key}") for key in keys]
+            found = await one.ends(*(f"s3://bucket/{key}" for key in answers))
             assert len(one.boto_calls) == 1
             return found
 
@@ -302,64 +274,56 @@ def ends_at(monkeypatch: pytest.MonkeyPatch, answers: dict[str, bytes], *keys: s
 
 
 def test_bytes_that_do_not_fit_their_checksum_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = {f"r{kind}": answer(GOOD, f"x-amz-checksum-{kind}: {value}") for kind, value in sums(GOOD)}
-    wrong = {f"w{kind}": answer(GOOD, f"x-amz-checksum-{kind}: {value}") for kind, value in sums(b"other")}
+    right, wrong = good_with_sums_of(GOOD), good_with_sums_of(b"other")
     others = {
         "parts": answer(GOOD, "x-amz-checksum-crc32: AAAAAA==-3"),
         "type": answer(GOOD, "x-amz-checksum-type: FULL_OBJECT"),
     }
 
-    found = ends_at(monkeypatch, {**right, **wrong, **others}, *right, *wrong, *others)
-
-    assert found == [GOOD] * 3 + [ErrorCode.INCOMPLETE_BODY] * 3 + [GOOD] * 2
+    assert ends_at(monkeypatch, right | others) == [GOOD] * 5
+    assert ends_at(monkeypatch, wrong) == [ErrorCode.INCOMPLETE_BODY] * 3
 
 
 def test_bodies_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    chunked = b"5\r\nhello\r\n0\r\n\r\n"
-    answers = {
-        "chunked": answer(chunked, "Transfer-Encoding: chunked", length=False),
-        "cut": answer(chunked[:7], "Transfer-Encoding: chunked", length=False),
-        "endless": answer(GOOD, length=False),  # is it all?
-        "gzip": answer(GOOD, "Content-Encoding: gzip"),  # the object as it is
-        "flood": answer(b"x" * (MAX_BYTES + 1)),
-        "not-http": b"SSH-2.0-OpenSSH_9.9\r\n",
-        "silent": b"",
-        "html": answer(b"<html>no", status="502 Bad Gateway"),
-        "bare": answer(b"", status="404 Not Found"),
+    chunked, body = "Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"
+    incomplete = ErrorCode.INCOMPLETE_BODY
+    kinds = {
+        "chunked": (answer(body, chunked, length=False), b"hello"),
+        "cut": (answer(body[:7], chunked, length=False), incomplete),
+        "endless": (answer(GOOD, length=False), incomplete),  # is it all?
+        "gzip": (answer(GOOD, "Content-Encoding: gzip"), GOOD),  # the object as it is
+        "flood": (answer(b"x" * (MAX_BYTES + 1)), ErrorCode.TOO_MANY_BYTES),
+        "not-http": (b"SSH-2.0-OpenSSH_9.9\r\n", incomplete),
+        "silent": (b"", incomplete),
+        "html": (answer(b"<html>no", status="502 Bad Gateway"), ErrorCode.SERVER_ERROR),
+        "bare": (answer(b"", status="404 Not Found"), ErrorCode.NOT_FOUND),
     }
 
-    found = ends_at(monkeypatch, answers, *answers)
+    found = ends_at(monkeypatch, {name: sent for name, (sent, _) in kinds.items()})
 
-    assert found == [
-        b"hello",
-        ErrorCode.INCOMPLETE_BODY,
-        ErrorCode.INCOMPLETE_BODY,
-        GOOD,
-        ErrorCode.TOO_MANY_BYTES,
-        ErrorCode.INCOMPLETE_BODY,
-        ErrorCode.INCOMPLETE_BODY,
-        ErrorCode.SERVER_ERROR,
-        ErrorCode.NOT_FOUND,
-    ]
+    assert found == [expected for _, expected in kinds.values()]
 
 
-def test_a_bucket_that_is_elsewhere_now_is_asked_for_through_boto3(s3: S3Bucket) -> None:
+@in_loop
+async def test_a_bucket_that_is_elsewhere_now_is_asked_for_through_boto3(s3: S3Bucket) -> None:
     uri = s3.put("x", GOOD)
     moved = b"<Error><Code>PermanentRedirect</Code><Message>m</Message></Error>"
 
-    async def run(store: RawStore) -> None:
+    with RawStore({"x": answer(moved, status="301 Moved Permanently")}) as store:
         async with reading() as one:
             assert await one.end(uri) == GOOD
             place = one.fetcher.places[s3.name]
             outdated = replace(place, root=f"http://{store.host}/{s3.name}/", host=store.host)
             one.fetcher.places[s3.name] = outdated
             assert await one.end(uri) == GOOD
-            assert len(store.requests) == 1
-            assert len(one.boto_calls) == 2
+            assert (len(store.requests), len(one.boto_calls)) == (1, 2)
             assert one.fetcher.places[s3.name] == place
 
-    with RawStore({"x": answer(moved, status="301 Moved Permanently")}) as store:
-        asyncio.run(run(store))
+
+async def ends_of_good() -> list[Any]:
+    """Of an object that is read three times, and how often boto3 was called."""
+    async with reading() as one:
+        return [*await one.ends(*["s3://bucket/good"] * 3), len(one.boto_calls)]
 
 
 class TestTls:
@@ -371,54 +335,43 @@ class TestTls:
             point_to(f"https://{store.host}", monkeypatch)
             yield store
 
-    def ends(self) -> list[Any]:
-        async def run() -> list[Any]:
-            async with reading() as one:
-                return [await one.end("s3://bucket/good") for _ in range(3)] + [len(one.boto_calls)]
-
-        return asyncio.run(run())
-
-    def test_the_bundle_of_the_environment_is_trusted(
+    @in_loop
+    async def test_the_bundle_of_the_environment_is_trusted(
         self, store: RawStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_CA_BUNDLE", str(CERTIFICATE))
-        assert self.ends() == [GOOD, GOOD, GOOD, 1]
+        assert await ends_of_good() == [GOOD, GOOD, GOOD, 1]
         assert len(store.requests) == 3
 
-    def test_both_ways_trust_the_same(self, store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    @in_loop
+    async def test_both_ways_trust_the_same(self, store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))  # botocore looks there
         monkeypatch.setenv("CURL_CA_BUNDLE", "/nowhere.pem")  # and not there
-        assert self.ends() == [GOOD, GOOD, GOOD, 1]
+        assert await ends_of_good() == [GOOD, GOOD, GOOD, 1]
         monkeypatch.delenv("REQUESTS_CA_BUNDLE")
         assert connect().ca_bundle is True
 
-    def test_no_other_certificate_is(self, store: RawStore) -> None:
-        assert self.ends()[:3] == [ErrorCode.TLS_FAILED] * 3
+    @in_loop
+    async def test_no_other_certificate_is(self, store: RawStore) -> None:
+        assert (await ends_of_good())[:3] == [ErrorCode.TLS_FAILED] * 3
         assert store.requests == []
 
-    def test_nor_on_the_way_of_our_own(self, store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    @in_loop
+    async def test_nor_on_the_way_of_our_own(self, store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_CA_BUNDLE", str(CERTIFICATE))
-
-        async def run() -> None:
-            async with reading() as one:
-                assert await one.end("s3://bucket/good") == GOOD
-                place = one.fetcher.places["bucket"]
-                one.fetcher.places["bucket"] = replace(place, tls=ssl.create_default_context())
-                assert await one.end("s3://bucket/good") is ErrorCode.TLS_FAILED
-
-        asyncio.run(run())
+        async with reading() as one:
+            assert await one.end("s3://bucket/good") == GOOD
+            place = one.fetcher.places["bucket"]
+            one.fetcher.places["bucket"] = replace(place, tls=ssl.create_default_context())
+            assert await one.end("s3://bucket/good") is ErrorCode.TLS_FAILED
         assert len(store.requests) == 1
 
 
-def test_what_a_proxy_leads_to_is_left_to_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> int:
-        async with reading() as one:
-            assert [await one.end("s3://bucket/good") for _ in range(3)] == [GOOD] * 3
-            return len(one.boto_calls)
-
+@in_loop
+async def test_what_a_proxy_leads_to_is_left_to_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
     with RawStore({"good": answer(GOOD)}) as proxy:
         point_to("http://store.test", monkeypatch)
         monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.host}")
         monkeypatch.setenv("NO_PROXY", "")
-        assert asyncio.run(run()) == 3
+        assert await ends_of_good() == [GOOD, GOOD, GOOD, 3]

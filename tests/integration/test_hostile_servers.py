@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,17 +9,19 @@ from dataclasses import replace
 import pytest
 
 from clipfleet.contract.jobs import ErrorCode, ItemError
-from clipfleet_worker.fetch.http.address_guard import AddressGuard
 from clipfleet_worker.fetch.http.body import ArrivingBytes
 from clipfleet_worker.fetch.http.fetcher import HttpFetcher, HttpLimits
 from clipfleet_worker.fetch.loop import FetchedSlice, FetchLoop, FetchRequest
 from clipfleet_worker.fetch.retrying import RetryingFetcher, RetryPolicy
 from clipfleet_worker.fetch.waiting_bytes import WaitingBytes
 from clipfleet_worker.outcomes import Outcomes
+from tests.support.fetching import LIMITS, LOOPBACK, opened
 from tests.support.hostile_site import WAYS, HostileSite
+from tests.support.scenarios import in_loop
 
 GOOD = b"a picture"
-PATIENT = HttpLimits(
+PATIENT = replace(
+    LIMITS,
     max_image_bytes=2_000_000,
     fetch_timeout_seconds=60.0,
     connect_timeout_seconds=60.0,
@@ -33,7 +33,6 @@ BRIEF = replace(
     PATIENT, fetch_timeout_seconds=2.0, connect_timeout_seconds=1.0, idle_read_timeout_seconds=1.0
 )
 CHUNK_DEADLINE_SECONDS = 120.0  # far beyond the limits of a URL: nothing may need it
-GUARD = AddressGuard((ipaddress.ip_network("127.0.0.0/8"),))
 
 TIMEOUT, TOO_MANY_BYTES, HTTP_ERROR = ErrorCode.TIMEOUT, ErrorCode.TOO_MANY_BYTES, ErrorCode.HTTP_ERROR
 INCOMPLETE = ErrorCode.INCOMPLETE_BODY
@@ -72,34 +71,28 @@ def site() -> Iterator[HostileSite]:
 
 def outcomes_of(uris: Sequence[str], limits: HttpLimits, attempts: int = 1) -> list[ItemError | None]:
     """Fetched by the loop of a worker; None for what arrived."""
-    fetcher = HttpFetcher(limits, GUARD)
-    loop = FetchLoop(
-        RetryingFetcher(fetcher, RetryPolicy(attempts=attempts)),
-        WaitingBytes(1 << 30),
-        CHUNK_DEADLINE_SECONDS,
-    )
+    fetcher = RetryingFetcher(HttpFetcher(limits, LOOPBACK), RetryPolicy(attempts=attempts))
+    loop = FetchLoop(fetcher, WaitingBytes(1 << 30), CHUNK_DEADLINE_SECONDS)
     outcomes = Outcomes(len(uris))
+    arrived = ItemError(ErrorCode.EMPTY, "arrived")
 
-    def arrived(fetched: FetchedSlice) -> None:
+    def arrive(fetched: FetchedSlice) -> None:
         for position, _ in fetched:
-            outcomes.fail(position, ItemError(ErrorCode.EMPTY, "arrived"))
+            outcomes.fail(position, arrived)
 
     loop.start()
     try:
-        loop.fetch(FetchRequest(list(enumerate(uris)), outcomes, arrived))
+        loop.fetch(FetchRequest(list(enumerate(uris)), outcomes, arrive))
         outcomes.wait()
     finally:
         loop.stop()
-    return [None if error is None or error.code is ErrorCode.EMPTY else error for error in outcomes.errors]
+    return [None if error == arrived else error for error in outcomes.errors]
 
 
-def wrong_codes(ways: Sequence[str], ends: Sequence[ItemError | None]) -> dict[str, object]:
-    codes = [None if end is None else end.code for end in ends]
-    return {
-        way: f"{code}, not {EXPECTED[way]}"
-        for way, code in zip(ways, codes, strict=True)
-        if code is not EXPECTED[way] and (way not in ALSO or code is not ALSO[way])
-    }
+def require_expected(ways: Sequence[str], ends: Sequence[ItemError | None]) -> None:
+    codes = [(way, end and end.code) for way, end in zip(ways, ends, strict=True)]
+    wrong = [(way, code) for way, code in codes if code not in (EXPECTED[way], ALSO.get(way, EXPECTED[way]))]
+    assert wrong == []
 
 
 def test_all_ways_are_tried() -> None:
@@ -109,7 +102,7 @@ def test_all_ways_are_tried() -> None:
 def test_slow_and_silent_servers_end_within_the_time_of_their_url(site: HostileSite) -> None:
     ways = [way for way, code in EXPECTED.items() if code is TIMEOUT]
     ends = outcomes_of([site.url(f"/{way}", host=f"127.1.1.{1 + n}") for n, way in enumerate(ways)], BRIEF)
-    assert wrong_codes(ways, ends) == {}
+    require_expected(ways, ends)
     assert not [end for end in ends if end is not None and "chunk's" in end.detail]
 
 
@@ -123,42 +116,33 @@ def test_floods_lies_and_loops_are_ended_before_any_time_is_up(site: HostileSite
     ends = outcomes_of([*uris, *good], PATIENT)
 
     assert ends[len(uris) :] == [None] * len(good)
-    assert wrong_codes(ways, ends[: len(uris)]) == {}
+    require_expected(ways, ends[: len(uris)])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"{len(uris)} hostile URLs at once: {peak} MiB at most in this process")
 
 
 def test_a_server_that_takes_tls_and_says_nothing(site: HostileSite) -> None:
     (end,) = outcomes_of([site.url("/good", scheme="https")], BRIEF)
-    assert end is not None
-    assert end.code is TIMEOUT
+    assert end and end.code is TIMEOUT
 
 
-def test_kept_connections_start_anew_with_each_request(site: HostileSite) -> None:
+@in_loop
+async def test_kept_connections_start_anew_with_each_request() -> None:
     """What a connection may bring counts for one answer, not for its life."""
-
-    async def run() -> None:
-        fetcher = HttpFetcher(replace(PATIENT, host_connections=1), GUARD)
-        await fetcher.start()
-        try:
+    with HostileSite(bytes(60_000)) as large:
+        async with opened(HttpFetcher(PATIENT, LOOPBACK)) as fetcher:
             for _ in range(40):
                 assert await fetcher.fetch(large.url("/good")) == bytes(60_000)
-        finally:
-            await fetcher.close()
-
-    with HostileSite(bytes(60_000)) as large:
-        asyncio.run(run())
         assert large.connections == 1
 
 
 def test_bodies_under_way_share_a_bounded_memory(site: HostileSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty endless ones at once: one after the other reaches the limit of a body."""
-    most = 0
+    most: list[int] = []
     add = ArrivingBytes.add
 
     async def watched(self: ArrivingBytes, body: object, count: int) -> None:
-        nonlocal most
-        most = max(most, self.count + count)
+        most.append(self.count + count)
         await add(self, body, count)
 
     monkeypatch.setattr(ArrivingBytes, "add", watched)
@@ -169,8 +153,8 @@ def test_bodies_under_way_share_a_bounded_memory(site: HostileSite, monkeypatch:
 
     assert [end and end.code for end in ends] == [TOO_MANY_BYTES] * 60
     # The bound, the oldest one, and of each other one the part that it was stopped after.
-    assert most <= 4_000_000 + 2_000_000 + 60 * 600_000
-    assert most < 60 * 2_000_000 / 2
+    assert max(most) <= 4_000_000 + 2_000_000 + 60 * 600_000
+    assert max(most) < 60 * 2_000_000 / 2
 
 
 def test_floods_are_not_asked_for_again(site: HostileSite) -> None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from typing import NoReturn
 
 from clipfleet.contract.jobs import DecodeRoute
 from clipfleet_worker.decode.decoder import Decoder
@@ -38,29 +36,27 @@ class Deed(Enum):
         """The same image, which does this; decoders stop before what stands behind its end."""
         return image + self.value
 
-
-class HostileDecoder(Decoder):
-    """Reads like its parent whatever has no mark."""
-
-    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
-        """Do what the image says first."""
-        for deed, do in _DEEDS.items():
-            if data.endswith(deed.value):
-                do()
-        return super().read(data, input_size, route)
-
-
-def _exit() -> NoReturn:
-    os._exit(3)
-
-
-def _no_memory() -> NoReturn:
-    raise MemoryError
-
-
-def _loop() -> NoReturn:
-    while True:
-        pass
+    def do(self) -> None:
+        match self:
+            case Deed.EXIT:
+                os._exit(3)
+            case Deed.NO_MEMORY:
+                raise MemoryError
+            case Deed.LOOP:
+                while True:
+                    pass
+            case Deed.HOARD:
+                _hoard()
+            case Deed.SEGFAULT:
+                ctypes.string_at(0)
+            case Deed.RAISE:
+                raise RuntimeError("the image says: /etc/passwd")
+            case Deed.SAY:
+                os.write(1, b"words of a decoder on standard output\n" * 10_000)
+            case Deed.COMPLAIN:
+                with suppress(OSError):  # the pipe may be closed
+                    for _ in range(1000):
+                        os.write(2, b"words of a library that warns of this image\n")
 
 
 def _hoard() -> None:
@@ -71,31 +67,12 @@ def _hoard() -> None:
         hoard.append(block)
 
 
-def _segfault() -> None:
-    ctypes.string_at(0)
+class HostileDecoder(Decoder):
+    """Reads like its parent whatever has no mark."""
 
-
-def _raise() -> NoReturn:
-    raise RuntimeError("the image says: /etc/passwd")
-
-
-def _say() -> None:
-    os.write(1, b"words of a decoder on standard output\n" * 10_000)
-
-
-def _complain() -> None:
-    with suppress(OSError):  # the pipe may be closed
-        for _ in range(1000):
-            os.write(2, b"words of a library that warns of this image\n")
-
-
-_DEEDS: dict[Deed, Callable[[], None]] = {
-    Deed.EXIT: _exit,
-    Deed.NO_MEMORY: _no_memory,
-    Deed.LOOP: _loop,
-    Deed.HOARD: _hoard,
-    Deed.SEGFAULT: _segfault,
-    Deed.RAISE: _raise,
-    Deed.SAY: _say,
-    Deed.COMPLAIN: _complain,
-}
+    def read(self, data: bytes, input_size: InputSize, route: DecodeRoute) -> Raster:
+        """Do what the image says first."""
+        for deed in Deed:
+            if data.endswith(deed.value):
+                deed.do()
+        return super().read(data, input_size, route)

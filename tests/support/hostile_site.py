@@ -162,6 +162,13 @@ def _resetting(*parts: bytes) -> Way:
     return way
 
 
+def _long_header(lines: int) -> Way:
+    """Of 10 kB each."""
+    return _then(
+        _OK, *(b"x-%d: %s\r\n" % (n, b"y" * 10_000) for n in range(lines)), b"Content-Length: 0\r\n\r\n"
+    )
+
+
 @functools.cache
 def _bomb(mebibytes: int) -> bytes:
     packer = zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS)
@@ -195,14 +202,8 @@ WAYS: dict[str, Way] = {
     "tiny-chunks": _flooding(_CHUNKED, flood=b"1\r\nx\r\n" * 10_000),
     "huge-length": _flooding(_OK + b"Content-Length: 100000000000\r\n\r\n", flood=_PIECE),
     "gzip-bomb": _gzip_bomb,
-    "header-half-megabyte": _then(
-        _OK, *(b"x-%d: %s\r\n" % (n, b"y" * 10_000) for n in range(50)), b"Content-Length: 0\r\n\r\n"
-    ),
-    "header-megabyte": _then(
-        _OK,
-        *(b"x-%d: %s\r\n" % (number, b"y" * 10_000) for number in range(105)),
-        b"Content-Length: 0\r\n\r\n",
-    ),
+    "header-half-megabyte": _long_header(50),
+    "header-megabyte": _long_header(105),
     "header-lines": _header_lines,
     "header-line": _flooding(_OK + b"X-Big: ", flood=b"y" * 65_536),
     "status-line": _flooding(b"HTTP/1.1 200 ", flood=b"O" * 65_536),

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import math
 import socket
 import ssl
@@ -41,6 +40,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,6 +51,7 @@ _DRIP_SECONDS = 0.02
 _LATE_SECONDS = 0.1
 _IMAGE = b"picture"
 _BROKEN_OFF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly the beginning"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _FIXED: dict[str, dict[str, Any]] = {
     "/html": {"text": "<html>no image</html>", "content_type": "text/html"},
     "/empty": {},
@@ -68,7 +69,7 @@ _RAW = {
 
 
 class HttpSite:
-    """Runs from `start` to `stop`, or as a context manager.
+    """Answers from `__enter__` on; `__exit__` drops all connections.
 
     Args:
         folder: what `/files/` serves; None serves nothing there.
@@ -101,22 +102,14 @@ class HttpSite:
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Return when the site answers."""
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
             self._thread.join()
             raise self._failure
+        return self
 
-    def stop(self) -> None:
-        """Drop all connections; idempotent."""
+    def __exit__(self, *_: object) -> None:
         if self._thread.is_alive() and self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
@@ -148,7 +141,7 @@ class HttpSite:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as failure:  # handed to the thread that waits in start()
+        except BaseException as failure:  # handed to the thread that waits
             self._failure = failure
         finally:
             self._ready.set()
@@ -171,7 +164,7 @@ class HttpSite:
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._counted])
-        routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+        routes: dict[str, Handler] = {
             "/sick/{name}": self._sick,
             "/held/{name}": self._held,
             "/late/{name}": self._late,
@@ -187,8 +180,8 @@ class HttpSite:
             "/tagged": self._tagged,
             "/robots.txt": self._robots_txt,
             "/stall": self._stall,
-            "/drip": self._drip,
-            "/endless": self._endless,
+            "/drip": partial(self._stream, part=b"x", pause_seconds=_DRIP_SECONDS),
+            "/endless": partial(self._stream, part=bytes(65_536), pause_seconds=0.0),
             "/meet/{count}": self._meet,
             "/echo{rest:.*}": self._echo,
             **dict.fromkeys(_FIXED, self._fixed),
@@ -200,9 +193,7 @@ class HttpSite:
         return app
 
     @web.middleware
-    async def _counted(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.requests[request.path] += 1
         self.connections.add(request.transport.get_extra_info("peername") if request.transport else None)
         self.user_agents.add(request.headers.get("User-Agent", ""))
@@ -301,9 +292,8 @@ class HttpSite:
 
     async def _redirects(self, request: web.Request) -> web.StreamResponse:
         count = int(request.match_info["count"])
-        return web.Response(
-            status=307, headers={"Location": f"/redirects/{count - 1}" if count > 1 else "/html"}
-        )
+        location = f"/redirects/{count - 1}" if count > 1 else "/html"
+        return web.Response(status=307, headers={"Location": location})
 
     async def _redirect(self, request: web.Request) -> web.StreamResponse:
         status = int(request.query.get("status", "302"))
@@ -324,12 +314,6 @@ class HttpSite:
     async def _stall(self, request: web.Request) -> web.StreamResponse:
         await self._stopping.wait()
         return web.Response()
-
-    async def _drip(self, request: web.Request) -> web.StreamResponse:
-        return await self._stream(request, b"x", _DRIP_SECONDS)
-
-    async def _endless(self, request: web.Request) -> web.StreamResponse:
-        return await self._stream(request, bytes(65_536), 0.0)
 
     async def _stream(self, request: web.Request, part: bytes, pause_seconds: float) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -356,4 +340,4 @@ class HttpSite:
         return web.Response(body=_IMAGE)
 
     async def _echo(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text=json.dumps({"path": request.raw_path, "headers": dict(request.headers)}))
+        return web.json_response({"path": request.raw_path, "headers": dict(request.headers)})

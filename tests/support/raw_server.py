@@ -19,7 +19,6 @@ class RawServer:
         self._parts = parts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, name="raw-server", daemon=True)
-        self.connections = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -47,7 +46,6 @@ class RawServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             with connection:
                 self._answer(connection)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,16 +21,18 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from clipfleet.contract.jobs import DecodeRoute, ErrorCode, ItemError
+from clipfleet.contract.jobs import DecodeRoute
 from clipfleet_worker.decode.decoder import Decoder
 from clipfleet_worker.decode.rasters import DecodedImage
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.pixel_spec import PixelSpec
+from tests.support.hostile_files import deflated_tiff
 from tests.support.images import encoded, gradient, make_image, photo, shapes
 
 FAST, EXACT = DecodeRoute.FAST, DecodeRoute.EXACT
 ROUTES = pytest.mark.parametrize("route", [FAST, EXACT], ids=lambda route: route.value)
 ORIENTATION = 0x0112
+COLOUR = (200, 30, 90)
 
 
 def spec_of(
@@ -49,9 +50,17 @@ def spec_of(
         return image
 
     height, width = (size, size) if isinstance(size, int) else size
-    return PixelSpec(
-        width, height, interpolation, resize_mode, config.fill_color, config.mean, config.std, exact
-    )
+    kept = config.fill_color, config.mean, config.std
+    return PixelSpec(width, height, interpolation, resize_mode, *kept, exact)
+
+
+MODEL, SMALL = spec_of(224), spec_of(64)
+
+
+def decode(
+    data: bytes, spec: PixelSpec = MODEL, route: DecodeRoute = FAST, max_pixels: int = 100_000_000
+) -> DecodedImage:
+    return Decoder(max_pixels).decode(data, spec, route)
 
 
 def reference(data: bytes, spec: PixelSpec) -> np.ndarray:
@@ -59,13 +68,12 @@ def reference(data: bytes, spec: PixelSpec) -> np.ndarray:
     return np.asarray(spec.exact(Image.open(io.BytesIO(data))))
 
 
-def difference(found: DecodedImage, data: bytes, spec: PixelSpec) -> np.ndarray:
-    return np.abs(found.pixels.astype(int) - reference(data, spec))
+def difference(data: bytes, spec: PixelSpec = MODEL, route: DecodeRoute = FAST) -> np.ndarray:
+    return np.abs(decode(data, spec, route).pixels.astype(int) - reference(data, spec))
 
 
-@pytest.fixture
-def decoder() -> Decoder:
-    return Decoder(max_pixels=100_000_000)
+def is_the_reference(data: bytes, spec: PixelSpec = MODEL, route: DecodeRoute = FAST) -> bool:
+    return np.array_equal(decode(data, spec, route).pixels, reference(data, spec))
 
 
 class JpegSpy:
@@ -87,8 +95,8 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> JpegSpy:
     return JpegSpy(monkeypatch)
 
 
-def flat(width: int, height: int, colour: tuple[int, int, int] = (200, 30, 90)) -> bytes:
-    return encoded(Image.new("RGB", (width, height), colour), quality=95, subsampling=0)
+def flat(width: int, height: int) -> bytes:
+    return encoded(Image.new("RGB", (width, height), COLOUR), quality=95, subsampling=0)
 
 
 class TestScale:
@@ -109,43 +117,37 @@ class TestScale:
             ((2048, 2049), 64, 4),
         ],
     )
-    def test_what_is_decoded(
-        self, decoder: Decoder, spy: JpegSpy, size: tuple[int, int], model: int, eighths: int
-    ) -> None:
-        width, height = size
+    def test_what_is_decoded(self, spy: JpegSpy, size: tuple[int, int], model: int, eighths: int) -> None:
+        decoded = decode(flat(*size), spec_of(model))
 
-        decoded = decoder.decode(flat(width, height), spec_of(model), FAST)
-
-        assert spy.shapes == [(math.ceil(height * eighths / 8), math.ceil(width * eighths / 8), 3)]
+        width, height = (math.ceil(side * eighths / 8) for side in size)
+        assert spy.shapes == [(height, width, 3)]
         assert (decoded.width, decoded.height) == size
 
-    def test_both_sides_count_where_the_model_squashes(self, decoder: Decoder, spy: JpegSpy) -> None:
-        decoder.decode(flat(4000, 1000), spec_of(resize_mode="squash"), FAST)
-        decoder.decode(flat(4000, 1480), spec_of(resize_mode="squash"), FAST)
+    def test_both_sides_count_where_the_model_squashes(self, spy: JpegSpy) -> None:
+        for height in (1000, 1480):
+            decode(flat(4000, height), spec_of(resize_mode="squash"))
 
         assert spy.shapes == [(1000, 4000, 3), (740, 2000, 3)]
 
     @pytest.mark.parametrize(
         "size", [(848, 848), (849, 850), (851, 1277), (1021, 853), (847, 1699), (1691, 1702), (3381, 3390)]
     )
-    def test_the_image_does_not_shift(self, decoder: Decoder, spy: JpegSpy, size: tuple[int, int]) -> None:
-        spec = spec_of(128)
-        data = encoded(gradient(7, *size), quality=95, subsampling=0)
-
-        decoded = decoder.decode(data, spec, FAST)
+    def test_the_image_does_not_shift(self, spy: JpegSpy, size: tuple[int, int]) -> None:
+        found = difference(encoded(gradient(7, *size), quality=95, subsampling=0), spec_of(128))
 
         assert spy.shapes[0][0] < size[1]
-        assert difference(decoded, data, spec).max() <= 2
-        assert difference(decoded, data, spec).mean() < 0.5
+        assert found.max() <= 2
+        assert found.mean() < 0.5
 
-    def test_no_last_row_or_column_is_lost(self, decoder: Decoder) -> None:
+    def test_no_last_row_or_column_is_lost(self) -> None:
         """Sizes of which a factor, multiplied again, could come out one pixel short."""
         spec = spec_of(130)
         for size in range(858, 1118, 2):
-            decoded = decoder.decode(flat(size, size + 1), spec, FAST)
+            pixels = decode(flat(size, size + 1), spec).pixels
 
-            assert decoded.pixels.shape == (130, 130, 3), size
-            assert np.abs(decoded.pixels.astype(int) - (200, 30, 90)).max() <= 2, size
+            assert pixels.shape == (130, 130, 3), size
+            assert np.abs(pixels.astype(int) - COLOUR).max() <= 2, size
 
 
 class TestFastPixels:
@@ -156,58 +158,42 @@ class TestFastPixels:
         ids=str,
     )
     def test_at_full_size_they_are_the_references(
-        self, decoder: Decoder, kind: Callable[..., Image.Image], size: tuple[int, int]
+        self, kind: Callable[..., Image.Image], size: tuple[int, int]
     ) -> None:
-        data = encoded(kind(3, *size), quality=90)
-
-        found = difference(decoder.decode(data, spec_of(), FAST), data, spec_of())
+        found = difference(encoded(kind(3, *size), quality=90))
 
         assert found.max() <= 3
         assert np.quantile(found, 0.999) <= 1
 
     @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-    @pytest.mark.parametrize(
-        ("resize_mode", "size"), [("shortest", 96), ("squash", 96), ("squash", (90, 160))]
-    )
-    def test_whatever_the_model_takes(
-        self,
-        decoder: Decoder,
-        spy: JpegSpy,
-        interpolation: str,
-        resize_mode: str,
-        size: int | tuple[int, int],
-    ) -> None:
-        spec = spec_of(size, interpolation=interpolation, resize_mode=resize_mode)
-        data = encoded(photo(5, 500, 333))
+    @pytest.mark.parametrize(("mode", "size"), [("shortest", 96), ("squash", 96), ("squash", (90, 160))])
+    def test_whatever_the_model_takes(self, spy: JpegSpy, interpolation: str, mode: str, size: Any) -> None:
+        spec = spec_of(size, interpolation=interpolation, resize_mode=mode)
 
-        decoded = decoder.decode(data, spec, FAST)
+        found = difference(encoded(photo(5, 500, 333)), spec)
 
         assert len(spy.shapes) == 1
-        assert decoded.pixels.shape == (spec.height, spec.width, 3)
-        assert difference(decoded, data, spec).max() <= 3
+        assert found.shape == (spec.height, spec.width, 3)
+        assert found.max() <= 3
 
-    def test_an_image_of_the_models_size_is_left_as_it_is(self, decoder: Decoder) -> None:
+    def test_an_image_of_the_models_size_is_left_as_it_is(self) -> None:
         data = encoded(photo(8, 224, 224))
 
-        decoded = decoder.decode(data, spec_of(), FAST)
-
-        assert np.array_equal(decoded.pixels, simplejpeg.decode_jpeg(data))
+        assert np.array_equal(decode(data).pixels, simplejpeg.decode_jpeg(data))
 
     @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
     @pytest.mark.parametrize("progressive", [False, True])
-    def test_every_sort_of_jpeg(self, decoder: Decoder, subsampling: str, progressive: bool) -> None:
+    def test_every_sort_of_jpeg(self, subsampling: str, progressive: bool) -> None:
         data = encoded(photo(9, 333, 257), subsampling=subsampling, progressive=progressive)
 
-        assert difference(decoder.decode(data, spec_of(), FAST), data, spec_of()).max() <= 3
+        assert difference(data).max() <= 3
 
-    def test_grey(self, decoder: Decoder, spy: JpegSpy) -> None:
-        data = encoded(photo(9, 333, 257).convert("L"))
-
-        decoded = decoder.decode(data, spec_of(), FAST)
+    def test_grey(self, spy: JpegSpy) -> None:
+        found = difference(encoded(photo(9, 333, 257).convert("L")))
 
         assert spy.shapes == [(257, 333, 1)]
-        assert decoded.pixels.shape == (224, 224, 3)
-        assert difference(decoded, data, spec_of()).max() <= 3
+        assert found.shape == (224, 224, 3)
+        assert found.max() <= 3
 
 
 @ROUTES
@@ -217,38 +203,29 @@ class TestAnyShape:
         [(1, 1), (1, 2), (2, 1), (3, 2), (7, 7), (1, 64), (64, 1), (2, 300), (300, 2), (33, 1000)],
         ids=str,
     )
-    def test_tiny_and_long_images_fill_the_model(
-        self, decoder: Decoder, route: DecodeRoute, size: tuple[int, int]
-    ) -> None:
-        spec = spec_of(64)
+    def test_tiny_and_long_images_fill_the_model(self, route: DecodeRoute, size: tuple[int, int]) -> None:
         data = encoded(make_image(1, *size), quality=95)
 
-        decoded = decoder.decode(data, spec, route)
+        decoded = decode(data, SMALL, route)
 
-        assert decoded.pixels.shape == (64, 64, 3)
-        assert decoded.pixels.dtype == np.uint8
+        assert (decoded.pixels.shape, decoded.pixels.dtype) == ((64, 64, 3), np.uint8)
         assert decoded.pixels.flags.c_contiguous
         assert (decoded.width, decoded.height) == size
-        assert difference(decoded, data, spec).max() <= 3
+        assert difference(data, SMALL, route).max() <= 3
 
-    def test_the_longest_side_fits_and_the_rest_is_filled_up(
-        self, decoder: Decoder, route: DecodeRoute
-    ) -> None:
-        spec = spec_of(64, resize_mode="longest")
-        data = encoded(make_image(1, 300, 100))
+    def test_the_longest_side_fits_and_the_rest_is_filled_up(self, route: DecodeRoute) -> None:
+        assert is_the_reference(encoded(make_image(1, 300, 100)), spec_of(64, resize_mode="longest"), route)
 
-        assert np.array_equal(decoder.decode(data, spec, route).pixels, reference(data, spec))
-
-    def test_exif_rotation_is_ignored(self, decoder: Decoder, route: DecodeRoute) -> None:
+    def test_exif_rotation_is_ignored(self, route: DecodeRoute) -> None:
         exif = Image.Exif()
         exif[ORIENTATION] = 6
         image = make_image(2, 300, 200)
-        turned, straight = encoded(image, exif=exif), encoded(image)
+        turned = encoded(image, exif=exif)
         assert Image.open(io.BytesIO(turned)).getexif()[ORIENTATION] == 6
 
-        decoded = decoder.decode(turned, spec_of(64), route)
+        decoded = decode(turned, SMALL, route)
 
-        assert np.array_equal(decoded.pixels, decoder.decode(straight, spec_of(64), route).pixels)
+        assert np.array_equal(decoded.pixels, decode(encoded(image), SMALL, route).pixels)
         assert (decoded.width, decoded.height) == (300, 200)
 
 
@@ -291,44 +268,38 @@ OTHERS: dict[str, bytes] = {
 
 @ROUTES
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_images_are_the_references_to_the_last_bit(
-    decoder: Decoder, spy: JpegSpy, route: DecodeRoute, name: str
-) -> None:
-    decoded = decoder.decode(OTHERS[name], spec_of(64), route)
+def test_other_images_are_the_references_to_the_last_bit(spy: JpegSpy, route: DecodeRoute, name: str) -> None:
+    decoded = decode(OTHERS[name], SMALL, route)
 
-    assert np.array_equal(decoded.pixels, reference(OTHERS[name], spec_of(64)))
+    assert np.array_equal(decoded.pixels, reference(OTHERS[name], SMALL))
     assert (decoded.width, decoded.height) == IMAGE.size
     assert spy.shapes == []
 
 
-def test_a_cmyk_jpeg_shows_its_colours(decoder: Decoder) -> None:
+def test_a_cmyk_jpeg_shows_its_colours() -> None:
     data = encoded(Image.new("RGB", (80, 80), (250, 10, 10)).convert("CMYK"), quality=95)
 
-    red, green, blue = decoder.decode(data, spec_of(64), FAST).pixels[32, 32]
+    red, green, blue = decode(data, SMALL).pixels[32, 32]
 
     assert red > 200 > 60 > max(green, blue)
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_several_frames_the_first_counts(decoder: Decoder, image_format: str) -> None:
+def test_of_several_frames_the_first_counts(image_format: str) -> None:
     frames = [Image.new("RGB", (80, 70), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     options = {"lossless": True} if image_format == "WEBP" else {}
     data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
 
-    decoded = decoder.decode(data, spec_of(64), FAST)
-
-    assert np.array_equal(decoded.pixels, np.full((64, 64, 3), (255, 0, 0)))
+    assert np.array_equal(decode(data, SMALL).pixels, np.full((64, 64, 3), (255, 0, 0)))
 
 
 class TestRoutes:
-    def test_exact_asks_only_pillow(self, decoder: Decoder, spy: JpegSpy) -> None:
-        data = encoded(photo(1, 300, 200))
+    DATA = encoded(photo(1, 300, 200))
 
-        decoded = decoder.decode(data, spec_of(), EXACT)
-
+    def test_exact_asks_only_pillow(self, spy: JpegSpy) -> None:
+        assert is_the_reference(self.DATA, MODEL, EXACT)
         assert spy.shapes == []
-        assert np.array_equal(decoded.pixels, reference(data, spec_of()))
 
     @pytest.mark.parametrize(
         "spec",
@@ -336,141 +307,71 @@ class TestRoutes:
             spec_of((96, 64)),
             spec_of(64, resize_mode="longest"),
             spec_of((64, 96), resize_mode="longest"),
-            replace(spec_of(64), interpolation="lanczos"),
+            replace(SMALL, interpolation="lanczos"),
         ],
         ids=["oblong", "longest", "oblong longest", "lanczos"],
     )
-    def test_what_the_fast_route_does_not_know_is_left_to_pillow(
-        self, decoder: Decoder, spy: JpegSpy, spec: PixelSpec
-    ) -> None:
-        data = encoded(photo(1, 300, 200))
-
-        decoded = decoder.decode(data, spec, FAST)
-
+    def test_what_the_fast_route_does_not_know_is_left_to_pillow(self, spy: JpegSpy, spec: PixelSpec) -> None:
+        assert is_the_reference(self.DATA, spec)
         assert spy.shapes == []
-        assert np.array_equal(decoded.pixels, reference(data, spec))
 
-    def test_a_jpeg_that_only_pillow_reads(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: object, **__: object) -> None:
-            raise ValueError("Unsupported marker")
+    @pytest.mark.parametrize("name", ["decode_jpeg", "decode_jpeg_header"])
+    def test_a_jpeg_that_only_pillow_reads(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setattr(simplejpeg, name, MagicMock(side_effect=ValueError("Unsupported marker")))
 
-        data = encoded(photo(1, 300, 200))
-        for name in ("decode_jpeg", "decode_jpeg_header"):
-            monkeypatch.setattr(simplejpeg, name, refuse)
+        assert is_the_reference(self.DATA)
 
-            assert np.array_equal(decoder.decode(data, spec_of(), FAST).pixels, reference(data, spec_of()))
-            monkeypatch.undo()
-
-    def test_an_array_of_another_size_than_asked_for_is_not_used(
-        self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_array_of_another_size_is_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: np.zeros((99, 100, 3), np.uint8))
-        data = encoded(photo(1, 300, 200))
 
-        assert np.array_equal(decoder.decode(data, spec_of(), FAST).pixels, reference(data, spec_of()))
+        assert is_the_reference(self.DATA)
 
-    def test_many_threads_share_one_decoder(self, decoder: Decoder) -> None:
+    def test_many_threads_share_one_decoder(self) -> None:
         files = [encoded(photo(seed, 200 + seed, 150)) for seed in range(8)] * 4
-        alone = [decoder.decode(data, spec_of(64), FAST).pixels for data in files]
+        decoder = Decoder(max_pixels=1_000_000)
 
         with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(lambda data: decoder.decode(data, spec_of(64), FAST).pixels, files))
+            together = list(pool.map(lambda data: decoder.decode(data, SMALL, FAST).pixels, files))
 
-        assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+        alone = [decoder.decode(data, SMALL, FAST).pixels for data in files]
+        assert np.array_equal(together, alone)
 
 
-def failure(decoder: Decoder, data: bytes, route: DecodeRoute, spec: PixelSpec | None = None) -> ItemError:
+def failure(data: bytes, route: DecodeRoute, spec: PixelSpec = SMALL, **limits: int) -> str:
     with pytest.raises(ItemFailure) as caught:
-        decoder.decode(data, spec or spec_of(64), route)
+        decode(data, spec, route, **limits)
     assert "\n" not in caught.value.error.detail
-    return caught.value.error
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_of_a_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, and has next to nothing in it."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0" * 64))
-
-
-def jpeg_that_says(width: int, height: int) -> bytes:
-    """A JPEG of 16 x 16 pixels whose header says something else."""
-    data = bytearray(flat(16, 16))
-    start = data.index(b"\xff\xc0")
-    data[start + 5 : start + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-def tiff_in_one_tile(size: int, tile: int) -> bytes:
-    """A grey square that lies in a larger tile, uncompressed."""
-    tags = {256: size, 257: size, 258: 8, 259: 1, 262: 1, 277: 1, 322: tile, 323: tile, 325: tile * tile}
-    tags[324] = 8 + 2 + 12 * (len(tags) + 1) + 4  # where the tile begins
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
-    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
-    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(tile * tile)
+    return str(caught.value)
 
 
 @ROUTES
 class TestLimits:
-    @pytest.fixture
-    def _nothing_may_be_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def decode(*_: object, **__: object) -> None:
-            raise AssertionError("decoded an image that is too large")
-
-        monkeypatch.setattr(simplejpeg, "decode_jpeg", decode)
-        monkeypatch.setattr(Image.Image, "load", decode)
-        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
-
-    @pytest.mark.usefixtures("_nothing_may_be_decoded")
-    @pytest.mark.parametrize(
-        "data", [png_of_a_header(50_000, 50_000), jpeg_that_says(65_000, 65_000)], ids=["png", "jpeg"]
-    )
-    def test_pixels_are_counted_before_anything_is_decoded(
-        self, decoder: Decoder, route: DecodeRoute, data: bytes
-    ) -> None:
-        failed = failure(decoder, data, route)
-
-        assert failed.code is ErrorCode.TOO_MANY_PIXELS
-        assert "100000000 pixels" in failed.detail
-
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
     def test_the_limit_itself_is_allowed(self, route: DecodeRoute, image_format: str) -> None:
         data = encoded(make_image(1, 40, 25), image_format)
 
-        assert Decoder(max_pixels=1000).decode(data, spec_of(64), route)
-        assert failure(Decoder(max_pixels=999), data, route).detail == "40 x 25 is more than 999 pixels"
+        assert decode(data, SMALL, route, max_pixels=1000)
+        refusal = failure(data, route, max_pixels=999)
+        assert refusal == "too_many_pixels: 40 x 25 is more than 999 pixels"
 
     def test_the_tile_of_a_tiff_counts(self, route: DecodeRoute) -> None:
-        data = tiff_in_one_tile(10, 64)
+        data = deflated_tiff(10, 10, tile=64)
 
-        assert Decoder(max_pixels=64 * 64).decode(data, spec_of(64), route)
-        failed = failure(Decoder(max_pixels=64 * 64 - 1), data, route)
-        assert failed.code is ErrorCode.TOO_MANY_PIXELS
-        assert "a tile of this TIFF" in failed.detail
+        assert decode(data, SMALL, route, max_pixels=64 * 64)
+        refusal = failure(data, route, max_pixels=64 * 64 - 1)
+        assert refusal.startswith("too_many_pixels: ") and "a tile of this TIFF" in refusal
 
-    def test_a_strip_that_would_grow_into_gigabytes(self, decoder: Decoder, route: DecodeRoute) -> None:
-        failed = failure(decoder, encoded(Image.new("L", (65_000, 1))), route, spec_of(224))
+    def test_a_strip_that_would_grow_into_gigabytes(self, route: DecodeRoute) -> None:
+        refusal = failure(encoded(Image.new("L", (65_000, 1))), route, MODEL)
 
-        assert failed.code is ErrorCode.TOO_MANY_PIXELS
-        assert "strip" in failed.detail
+        assert refusal.startswith("too_many_pixels: ") and "strip" in refusal
 
-    def test_a_strip_that_is_squashed_does_not_grow(self, decoder: Decoder, route: DecodeRoute) -> None:
+    def test_a_strip_that_is_squashed_does_not_grow(self, route: DecodeRoute) -> None:
         data = encoded(Image.new("L", (65_000, 1), 77))
 
-        decoded = decoder.decode(data, spec_of(64, resize_mode="squash"), route)
+        pixels = decode(data, spec_of(64, resize_mode="squash"), route).pixels
 
-        assert np.abs(decoded.pixels.astype(int) - 77).max() <= 1
-
-    @pytest.mark.parametrize(("width", "height"), [(0, 7), (7, 0)])
-    def test_no_pixels_at_all(self, decoder: Decoder, route: DecodeRoute, width: int, height: int) -> None:
-        assert failure(decoder, png_of_a_header(width, height), route).code is ErrorCode.BROKEN_IMAGE
-
-
-def cut(data: bytes, share: float = 0.5) -> bytes:
-    return data[: int(len(data) * share)]
+        assert np.abs(pixels.astype(int) - 77).max() <= 1
 
 
 def with_garbage(data: bytes) -> bytes:
@@ -481,104 +382,74 @@ def with_garbage(data: bytes) -> bytes:
 
 @ROUTES
 class TestFailures:
-    @pytest.mark.parametrize(
-        ("data", "code"),
-        [
-            (b"", ErrorCode.EMPTY),
-            (b"<!DOCTYPE html><html><body>404</body></html>", ErrorCode.NOT_AN_IMAGE),
-            (b"\0" * 500, ErrorCode.NOT_AN_IMAGE),
-            (encoded(IMAGE, "ICO"), ErrorCode.FORMAT_REFUSED),
-        ],
-        ids=["empty", "html", "zeros", "ico"],
-    )
-    def test_what_is_no_image_that_is_read(
-        self, decoder: Decoder, route: DecodeRoute, data: bytes, code: ErrorCode
-    ) -> None:
-        assert failure(decoder, data, route).code is code
+    """More kinds are in test_hostile_images.py."""
 
-    @pytest.mark.parametrize("name", [*OTHERS, "jpeg", "progressive jpeg"])
-    def test_a_truncated_image(self, decoder: Decoder, route: DecodeRoute, name: str) -> None:
-        jpegs = {"jpeg": encoded(IMAGE), "progressive jpeg": encoded(IMAGE, progressive=True)}
-        whole = (OTHERS | jpegs)[name]
-        decoder.decode(whole, spec_of(64), route)
+    @pytest.mark.parametrize("name", [*OTHERS, "progressive jpeg"])
+    def test_a_truncated_image(self, route: DecodeRoute, name: str) -> None:
+        whole = OTHERS.get(name) or encoded(IMAGE, progressive=True)
 
-        assert failure(decoder, cut(whole), route).code is ErrorCode.BROKEN_IMAGE
+        assert failure(whole[: len(whole) // 2], route).startswith("broken_image: ")
 
     @pytest.mark.parametrize(
         "data",
         [
-            b"\xff\xd8",
-            b"\xff\xd8\xff\xe0",
             b"\xff\xd8\xff\xd9",
-            b"\x89PNG\r\n\x1a\n",
-            b"GIF89a",
-            b"RIFF\x10\0\0\0WEBP",
             b"II*\0\x08\0\0\0",
             encoded(IMAGE, "BMP")[:30],
-            with_garbage(encoded(IMAGE, "PNG")),
-            with_garbage(encoded(IMAGE, "TIFF", compression="tiff_lzw")),
+            with_garbage(OTHERS["png"]),
+            with_garbage(OTHERS["tiff"]),
         ],
         ids=lambda data: repr(data[:4]),
     )
-    def test_a_damaged_image(self, decoder: Decoder, route: DecodeRoute, data: bytes) -> None:
-        failed = failure(decoder, data, route)
+    def test_a_damaged_image(self, route: DecodeRoute, data: bytes) -> None:
+        refusal = failure(data, route)
 
-        assert failed.code is ErrorCode.BROKEN_IMAGE
-        assert len(failed.detail) < 300
+        assert refusal.startswith("broken_image: ") and len(refusal) < 300
 
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-    def test_too_little_memory_in_the_decoder(
-        self, decoder: Decoder, route: DecodeRoute, image_format: str, monkeypatch: pytest.MonkeyPatch
+    def test_too_little_memory(
+        self, route: DecodeRoute, image_format: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def exhausted(*_: object, **__: object) -> None:
-            raise MemoryError
+        for name in ("simplejpeg.decode_jpeg", "PIL.ImageFile.ImageFile.load"):
+            monkeypatch.setattr(name, MagicMock(side_effect=MemoryError))
 
-        monkeypatch.setattr(simplejpeg, "decode_jpeg", exhausted)
-        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
+        refusal = failure(encoded(IMAGE, image_format), route)
 
-        failed = failure(decoder, encoded(IMAGE, image_format), route)
+        assert refusal.startswith("out_of_memory: ") and image_format in refusal
 
-        assert failed.code is ErrorCode.OUT_OF_MEMORY
-        assert image_format in failed.detail
+    def test_a_mode_that_cannot_be_resized(self, route: DecodeRoute) -> None:
+        spec = replace(SMALL, exact=MagicMock(side_effect=ValueError("image has wrong mode")))
 
-    def test_a_mode_that_cannot_be_resized(self, decoder: Decoder, route: DecodeRoute) -> None:
-        def refuse(_: Image.Image) -> Image.Image:
-            raise ValueError("image has wrong mode")
+        refusal = failure(OTHERS["png"], route, spec)
 
-        failed = failure(decoder, OTHERS["png"], route, replace(spec_of(64), exact=refuse))
-
-        assert failed.code is ErrorCode.BROKEN_IMAGE
-        assert "mode RGB" in failed.detail
+        assert refusal.startswith("broken_image: ") and "mode RGB" in refusal
 
 
 @pytest.mark.parametrize(
-    ("message", "expected"),
+    ("message", "expected", "found"),
     [
-        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", ItemFailure),
-        ("Expected 4D input", RuntimeError),
+        ("DefaultCPUAllocator: can't allocate memory: 9 bytes", ItemFailure, "not enough memory"),
+        ("Expected 4D input", RuntimeError, "Expected 4D input"),
     ],
     ids=["memory", "bug"],
 )
 def test_a_failure_of_torch_is_the_images_only_for_lack_of_memory(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, message: str, expected: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, message: str, expected: type[Exception], found: str
 ) -> None:
-    def interpolate(*_: object, **__: object) -> None:
-        raise RuntimeError(message)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", MagicMock(side_effect=RuntimeError(message)))
 
-    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
-
-    with pytest.raises(expected, match="not enough memory" if expected is ItemFailure else message):
-        decoder.decode(encoded(IMAGE), spec_of(64), FAST)
+    with pytest.raises(expected, match=found):
+        decode(encoded(IMAGE), SMALL)
 
 
 def test_what_a_fingerprint_covers_tells_preprocessings_apart() -> None:
     specs = [
-        spec_of(64),
+        SMALL,
         spec_of((64, 32)),
         spec_of((32, 64)),
         spec_of(64, interpolation="bilinear"),
         spec_of(64, resize_mode="squash"),
-        replace(spec_of(64), mean=(0.5, 0.5, 0.5)),
-        replace(spec_of(64), std=(0.5, 0.5, 0.5)),
+        replace(SMALL, mean=(0.5, 0.5, 0.5)),
+        replace(SMALL, std=(0.5, 0.5, 0.5)),
     ]
     assert len({repr(spec.facts()) for spec in specs}) == len(specs)

@@ -44,13 +44,8 @@ def acquired_and_released(lock: DecodeLock) -> bool:
 
 def test_small_images_are_read_by_one_thread_at_a_time(lock: DecodeLock) -> None:
     asks = threading.Event()
-
-    def ask() -> bool:
-        asks.set()
-        return acquired_and_released(lock)
-
     with lock.hold() as hold:
-        other = InThread(ask)
+        other = InThread(lambda: asks.set() or acquired_and_released(lock))
         assert asks.wait(PATIENCE_SECONDS)
         assert hold.is_held
         assert not other.is_done
@@ -95,11 +90,7 @@ def test_small_images_on_a_busy_machine_stay_small_and_those_on_a_slow_disk_do_n
 
 def test_a_thread_that_waited_for_a_cpu_keeps_the_lock(clock: Clock) -> None:
     lock = DecodeLock(monotonic=clock, thread_time=Clock())
-    with lock.hold() as hold:
-        clock.now += 0.03
-        for _ in range(SLICE):
-            hold.count_image()
-        assert hold.is_held
+    assert all(read(lock, clock, [0.03] + [0.0] * (SLICE - 1)))
 
 
 def test_after_a_while_small_images_are_noticed(lock: DecodeLock, clock: Clock) -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
 from clipfleet_worker.fetch.routes import read_data_uri
 
@@ -31,30 +30,29 @@ def test_base64_in_every_spelling(content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("uri", "content"),
-    [
-        ("data:,abc", b"abc"),
-        ("DATA:image/png;BASE64,YWJj", b"abc"),
-        ("data:image/svg+xml,%3Csvg%3E,x", b"<svg>,x"),
-        ("data:;base64,", b""),
-    ],
+    {
+        "data:,abc": b"abc",
+        "DATA:image/png;BASE64,YWJj": b"abc",
+        "data:image/svg+xml,%3Csvg%3E,x": b"<svg>,x",
+        "data:;base64,": b"",
+    }.items(),
 )
 def test_what_it_says(uri: str, content: bytes) -> None:
     assert read(uri) == content
 
 
 @pytest.mark.parametrize(
-    ("uri", "code"),
-    [
-        ("data:", ErrorCode.BAD_URI),
-        ("data:image/png;base64", ErrorCode.BAD_URI),
-        ("data:image/png;base64,a", ErrorCode.BAD_URI),
-        ("data:image/png;base64,abc!", ErrorCode.BAD_URI),
-        ("data:image/png;base64,äöü", ErrorCode.BAD_URI),
-        ("data:," + "x" * 1001, ErrorCode.TOO_MANY_BYTES),
-        ("data:;base64," + base64.b64encode(b"x" * 1001).decode(), ErrorCode.TOO_MANY_BYTES),
-    ],
+    ("rest", "code"),
+    {
+        "": "bad_uri",
+        "image/png;base64": "bad_uri",
+        "image/png;base64,a": "bad_uri",
+        "image/png;base64,abc!": "bad_uri",
+        "image/png;base64,äöü": "bad_uri",
+        "," + "x" * 1001: "too_many_bytes",
+        ";base64," + base64.b64encode(b"x" * 1001).decode(): "too_many_bytes",
+    }.items(),
 )
-def test_what_it_cannot_say(uri: str, code: ErrorCode) -> None:
-    with pytest.raises(ItemFailure) as raised:
-        read(uri)
-    assert raised.value.error.code is code
+def test_what_it_cannot_say(rest: str, code: str) -> None:
+    with pytest.raises(ItemFailure, match=f"^{code}: "):
+        read(f"data:{rest}")

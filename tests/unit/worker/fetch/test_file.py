@@ -7,9 +7,10 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from pytest import MonkeyPatch
 
 from clipfleet.contract.jobs import ErrorCode
 from clipfleet_worker.failures import ItemFailure
@@ -17,7 +18,6 @@ from clipfleet_worker.fetch.file import FileFetcher, path_of
 from tests.support.doubles import InThread
 
 LIMIT = 1000
-SECRET = b"secret"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def outside(tmp_path: Path, root: Path) -> Path:
     """A file beside the root, in a folder whose name begins with the root's name."""
     folder = tmp_path / "root2"
     folder.mkdir()
-    (folder / "secret.jpg").write_bytes(SECRET)
+    (folder / "secret.jpg").write_bytes(b"secret")
     return folder / "secret.jpg"
 
 
@@ -64,26 +64,24 @@ class TestReading:
         assert fetcher.read(form.format(f"{root}/a.jpg")) == b"a"
 
     @pytest.mark.parametrize(
-        "name", ["ä ö.jpg", "100%.jpg", "a?b#c.jpg", "%41.jpg", "line\nbreak.jpg", "\udcff.jpg"]
+        "name", ["ä ö.jpg", "100%.jpg", "a?b#c.jpg", "%41.jpg", "a\nb.jpg", "\udcff.jpg"]
     )
     def test_any_name_as_a_path_and_as_a_url(self, fetcher: FileFetcher, root: Path, name: str) -> None:
         path = root / name
         path.write_bytes(name.encode(errors="surrogateescape"))
-        assert fetcher.read(str(path)) == path.read_bytes()
-        assert fetcher.read(path.as_uri()) == path.read_bytes()
+        assert fetcher.read(str(path)) == fetcher.read(path.as_uri()) == path.read_bytes()
 
     def test_path_is_not_percent_decoded(self, fetcher: FileFetcher, root: Path) -> None:
-        (root / "A.jpg").write_bytes(b"A")
-        assert code(fetcher, f"{root}/%41.jpg") is ErrorCode.NOT_FOUND
-        assert fetcher.read(f"file://{root}/%41.jpg") == b"A"
+        assert code(fetcher, f"{root}/%61.jpg") is ErrorCode.NOT_FOUND
+        assert fetcher.read(f"file://{root}/%61.jpg") == b"a"
 
     def test_size_up_to_the_limit(self, fetcher: FileFetcher, root: Path) -> None:
-        (root / "empty.jpg").touch()
-        (root / "full.jpg").write_bytes(bytes(LIMIT))
-        (root / "over.jpg").write_bytes(bytes(LIMIT + 1))
-        assert fetcher.read(f"{root}/empty.jpg") == b""
-        assert len(fetcher.read(f"{root}/full.jpg")) == LIMIT
-        assert code(fetcher, f"{root}/over.jpg") is ErrorCode.TOO_MANY_BYTES
+        path = root / "x.jpg"
+        for size in (0, LIMIT):
+            path.write_bytes(bytes(size))
+            assert fetcher.read(str(path)) == bytes(size)
+        path.write_bytes(bytes(LIMIT + 1))
+        assert code(fetcher, str(path)) is ErrorCode.TOO_MANY_BYTES
 
     def test_file_whose_size_is_not_known_beforehand(self) -> None:
         """Files in /proc say 0 bytes, like a file that grows between the look at its size and the read."""
@@ -92,22 +90,20 @@ class TestReading:
         assert FileFetcher((Path("/proc"),), len(content)).read("/proc/version") == content
         assert code(FileFetcher((Path("/proc"),), 10), "/proc/version") is ErrorCode.TOO_MANY_BYTES
 
-    def test_file_that_grew_or_shrank_meanwhile(
-        self, fetcher: FileFetcher, root: Path, monkeypatch: pytest.MonkeyPatch
+    def test_file_that_grew_or_shrank(
+        self, fetcher: FileFetcher, root: Path, monkeypatch: MonkeyPatch
     ) -> None:
-        path = root / "a.jpg"
-        sizes = iter([b"grown" * 10, b"s"])
-        real_fstat = os.fstat
+        path, real_fstat = root / "a.jpg", os.fstat
+        for content in (b"grown" * 10, b"s"):
 
-        def fstat_then_change(descriptor: int) -> os.stat_result:
-            status = real_fstat(descriptor)
-            path.write_bytes(next(sizes))
-            return status
+            def fstat_then_change(descriptor: int, content: bytes = content) -> os.stat_result:
+                status = real_fstat(descriptor)
+                path.write_bytes(content)
+                return status
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fstat", fstat_then_change)
-            assert fetcher.read(str(path)) == b"grown" * 10
-            assert fetcher.read(str(path)) == b"s"
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fstat", fstat_then_change)
+                assert fetcher.read(str(path)) == content
 
     def test_root_behind_a_link_and_with_a_slash_at_its_end(self, root: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(root)
@@ -120,11 +116,11 @@ class TestReading:
         for name in names:
             (root / name).write_bytes(name.encode())
 
-        def read_all() -> list[bytes]:
-            return [fetcher.read(f"{root}/{name}") for name in names * 4]
+        def read_all() -> list[str]:
+            return [fetcher.read(f"{root}/{name}").decode() for name in names * 4]
 
         for call in [InThread(read_all) for _ in range(8)]:
-            assert call.result() == [name.encode() for name in names * 4]
+            assert call.result() == names * 4
 
     def test_no_descriptor_is_left_open(self, fetcher: FileFetcher, root: Path, outside: Path) -> None:
         before = sorted(Path("/proc/self/fd").iterdir())
@@ -135,23 +131,35 @@ class TestReading:
 
 
 class TestRefusals:
-    def test_outside_the_roots(self, fetcher: FileFetcher, root: Path, outside: Path) -> None:
-        for uri in (
-            str(outside),
-            f"file://{outside}",
-            f"{root}/../root2/secret.jpg",
-            f"{root}/sub/../../root2/secret.jpg",
-            f"file://{root}/%2e%2e/root2/secret.jpg",
-            f"file://{root}/..%2froot2%2fsecret.jpg",
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "{outside}",
+            "file://{outside}",
+            "{root}/../root2/secret.jpg",
+            "{root}/sub/../../root2/secret.jpg",
+            "file://{root}/%2e%2e/root2/secret.jpg",
+            "file://{root}/..%2froot2%2fsecret.jpg",
             "/etc/passwd",
             "//etc/passwd",
             "/proc/self/environ",
             "/dev/zero",
             "/",
-            str(root),
-            f"{root}/..",
-        ):
-            assert code(fetcher, uri) is ErrorCode.PATH_REFUSED, uri
+            "{root}",
+            "{root}/..",
+            # Whether it exists is not said.
+            "{outside}/../none.jpg",
+            "{outside}/below-a-file.jpg",
+            "/no/such/folder/x.jpg",
+            "{root}/../none.jpg",
+            "{root}/dangling",
+            "/" + "n" * 300,
+        ],
+    )
+    def test_outside_the_roots(self, fetcher: FileFetcher, root: Path, outside: Path, uri: str) -> None:
+        (root / "dangling").symlink_to(outside.parent / "none.jpg")
+        refusal = failure(fetcher, uri.format(root=root, outside=outside))
+        assert str(refusal) == "path_refused: outside the folders of CLIPFLEET_FILE_ROOTS"
 
     def test_dots_that_stay_inside(self, fetcher: FileFetcher, root: Path) -> None:
         assert fetcher.read(f"{root}/sub/../a.jpg") == b"a"
@@ -171,34 +179,14 @@ class TestRefusals:
         assert fetcher.read(f"{root}/link.jpg") == b"b"
         assert fetcher.read(f"{root}/folder/b.jpg") == b"b"
 
-    def test_refusal_does_not_tell_what_exists(self, fetcher: FileFetcher, root: Path, outside: Path) -> None:
-        (root / "dangling").symlink_to(outside.parent / "none.jpg")
-        answers = {
-            str(failure(fetcher, uri))
-            for uri in (
-                str(outside),
-                str(outside.parent),
-                f"{outside.parent}/none.jpg",
-                f"{outside}/below-a-file.jpg",
-                "/no/such/folder/x.jpg",
-                f"{root}/../none.jpg",
-                f"{root}/dangling",
-                "/" + "n" * 300,
-            )
-        }
-        assert answers == {"path_refused: outside the folders of CLIPFLEET_FILE_ROOTS"}
-
-    def test_no_roots_refuse_everything_and_name_the_setting(self, root: Path) -> None:
-        fetcher = FileFetcher((), LIMIT)
-        for uri in (f"{root}/a.jpg", f"file://{root}/a.jpg", "/", "relative.jpg"):
-            error = failure(fetcher, uri).error
-            assert error.code is ErrorCode.PATH_REFUSED
-            assert "CLIPFLEET_FILE_ROOTS" in error.detail
+    @pytest.mark.parametrize("uri", ["/a/a.jpg", "file:///a/a.jpg", "/", "relative.jpg"])
+    def test_no_roots_refuse_everything_and_name_the_setting(self, uri: str) -> None:
+        error = failure(FileFetcher((), LIMIT), uri).error
+        assert error.code is ErrorCode.PATH_REFUSED
+        assert "CLIPFLEET_FILE_ROOTS" in error.detail
 
     @pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
-    def test_what_is_no_file_is_refused_without_opening_it(
-        self, fetcher: FileFetcher, root: Path, kind: str
-    ) -> None:
+    def test_what_is_no_file_is_not_opened(self, fetcher: FileFetcher, root: Path, kind: str) -> None:
         path = root / "x.jpg"
         if kind == "fifo":
             os.mkfifo(path)  # opening it would block until somebody writes
@@ -207,9 +195,7 @@ class TestRefusals:
                 server.bind(str(path))
         else:
             path, fetcher = Path("/dev/null"), FileFetcher((Path("/dev"),), LIMIT)
-        error = failure(fetcher, str(path)).error
-        assert error.code is ErrorCode.PATH_REFUSED
-        assert "not a file" in error.detail
+        assert str(failure(fetcher, str(path))) == "path_refused: a pipe, socket or device, not a file"
 
 
 class TestFailures:
@@ -249,36 +235,26 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("number", "expected"),
         [
-            (errno.EACCES, ErrorCode.ACCESS_DENIED),
-            (errno.EPERM, ErrorCode.ACCESS_DENIED),
-            (errno.ESTALE, ErrorCode.NOT_FOUND),  # removed on a network share
-            (errno.EIO, ErrorCode.INCOMPLETE_BODY),
-            (errno.EMFILE, ErrorCode.INCOMPLETE_BODY),
+            (errno.EACCES, "access_denied"),
+            (errno.EPERM, "access_denied"),
+            (errno.ESTALE, "not_found"),  # removed on a network share
+            (errno.EIO, "incomplete_body"),
+            (errno.EMFILE, "incomplete_body"),
         ],
     )
     @pytest.mark.parametrize("call", ["open", "read"])
     def test_errors_of_the_system(
-        self,
-        fetcher: FileFetcher,
-        root: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-        number: int,
-        expected: ErrorCode,
+        self, root: Path, monkeypatch: MonkeyPatch, call: str, number: int, expected: str
     ) -> None:
-        def fail(*arguments: Any) -> Any:
-            raise OSError(number, os.strerror(number))
-
         with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            error = failure(fetcher, f"{root}/a.jpg").error
-        assert error.code is expected
-        assert error.detail == os.strerror(number)
+            patch.setattr(os, call, MagicMock(side_effect=OSError(number, os.strerror(number))))
+            error = failure(FileFetcher((root,), LIMIT), f"{root}/a.jpg").error
+        assert (error.code, error.detail) == (expected, os.strerror(number))
 
 
 class TestRaces:
     def test_link_swapped_after_the_file_was_pinned(
-        self, fetcher: FileFetcher, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+        self, fetcher: FileFetcher, root: Path, outside: Path, monkeypatch: MonkeyPatch
     ) -> None:
         link = root / "link.jpg"
         link.symlink_to("a.jpg")
@@ -292,20 +268,15 @@ class TestRaces:
         assert fetcher.read(str(link)) == b"a"  # what was checked is what is read
 
     @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOENT])
-    def test_link_that_changes_while_it_is_looked_up_where_the_file_would_be(
-        self, fetcher: FileFetcher, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    def test_link_that_changes_while_it_is_looked_up(
+        self, fetcher: FileFetcher, root: Path, monkeypatch: MonkeyPatch, number: int
     ) -> None:
         (root / "link").symlink_to("inner")
-
-        def was_a_link(path: str) -> str:
-            raise OSError(number, os.strerror(number), path)
-
-        monkeypatch.setattr(os, "readlink", was_a_link)
+        monkeypatch.setattr(os, "readlink", MagicMock(side_effect=OSError(number, os.strerror(number))))
         assert code(fetcher, f"{root}/link/none.jpg") is ErrorCode.PATH_REFUSED
 
-    def test_folder_that_turns_into_a_link_again_and_again(
-        self, fetcher: FileFetcher, root: Path, outside: Path
-    ) -> None:
+    def test_folder_that_turns_into_a_link(self, fetcher: FileFetcher, root: Path, outside: Path) -> None:
+        """Again and again, while it is read."""
         (root / "inner").mkdir()
         (root / "inner" / "secret.jpg").write_bytes(b"harmless")
         link = root / "link"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -53,9 +55,8 @@ NOT_CANONICAL = (
 
 @pytest.mark.parametrize("address", PUBLIC.split())
 def test_public_addresses_pass_on_the_usual_ports(address: str) -> None:
-    guard = AddressGuard()
-    guard.check(address, 80)
-    guard.check(address, 443)
+    for port in (80, 443):
+        AddressGuard().check(address, port)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -101,42 +102,36 @@ def test_allowed_ports_come_on_top() -> None:
 
 
 @pytest.mark.parametrize(
-    ("networks", "address", "passes"),
+    ("network", "address", "passes"),
     [
-        (["10.0.0.0/8"], "10.1.2.3", True),
-        (["10.0.0.0/8"], "::ffff:10.1.2.3", True),  # the kernel connects to the same place
-        (["10.0.0.0/8"], "64:ff9b::10.1.2.3", False),  # another place: behind a NAT64 gateway
-        (["10.0.0.0/8"], "2002:a01:203::", False),
-        (["10.0.0.0/8"], "192.168.0.1", False),
-        (["10.0.0.0/8"], "127.0.0.1", False),
-        (["10.0.0.0/8", "192.168.7.0/24"], "192.168.7.9", True),
-        (["10.0.0.0/8", "192.168.7.0/24"], "192.168.8.9", False),
-        (["10.1.2.3/32"], "10.1.2.4", False),
-        (["127.0.0.1/32"], "127.0.0.2", False),
-        (["fd12:3456::/32"], "fd12:3456::1", True),
-        (["fd12:3456::/32"], "fd12:3457::1", False),
-        (["::1/128"], "::1", True),
-        (["::1/128"], "127.0.0.1", False),
-        (["64:ff9b:1::/48"], "64:ff9b:1::1", True),
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "::ffff:10.1.2.3", True),  # the kernel connects to the same place
+        ("10.0.0.0/8", "64:ff9b::10.1.2.3", False),  # another place: behind a NAT64 gateway
+        ("10.0.0.0/8", "2002:a01:203::", False),
+        ("10.0.0.0/8", "192.168.0.1", False),
+        ("10.0.0.0/8", "127.0.0.1", False),
+        ("192.168.7.0/24", "192.168.7.9", True),
+        ("192.168.7.0/24", "192.168.8.9", False),
+        ("10.1.2.3/32", "10.1.2.4", False),
+        ("127.0.0.1/32", "127.0.0.2", False),
+        ("fd12:3456::/32", "fd12:3456::1", True),
+        ("fd12:3456::/32", "fd12:3457::1", False),
+        ("::1/128", "::1", True),
+        ("::1/128", "127.0.0.1", False),
+        ("64:ff9b:1::/48", "64:ff9b:1::1", True),
+        ("8.8.8.0/24", "8.8.8.8", True),  # a public network, for its ports
     ],
 )
-def test_allowed_networks_open_themselves_and_nothing_else(
-    networks: list[str], address: str, passes: bool
-) -> None:
-    guard = AddressGuard(tuple(ipaddress.ip_network(network) for network in networks))
-    for port in (80, 6379):  # any port
-        if passes:
-            guard.check(address, port)
-        else:
-            with pytest.raises(AddressRefusedError):
-                guard.check(address, port)
+@pytest.mark.parametrize("port", [80, 6379])
+def test_allowed_networks_open_themselves_only(network: str, address: str, passes: bool, port: int) -> None:
+    guard = AddressGuard((ipaddress.ip_network("172.16.0.0/12"), ipaddress.ip_network(network)))
+    with nullcontext() if passes else pytest.raises(AddressRefusedError):
+        guard.check(address, port)
 
 
-def test_a_public_network_can_be_allowed_for_its_ports() -> None:
-    guard = AddressGuard((ipaddress.ip_network("8.8.8.0/24"),))
-    guard.check("8.8.8.8", 9000)
+def test_a_network_that_is_allowed_opens_no_ports_of_another() -> None:
     with pytest.raises(AddressRefusedError, match="port 9000"):
-        guard.check("8.8.9.8", 9000)
+        AddressGuard((ipaddress.ip_network("8.8.8.0/24"),)).check("8.8.9.8", 9000)
 
 
 def test_the_message_names_the_way_out_and_not_the_address() -> None:
@@ -153,24 +148,14 @@ def test_a_socket_is_made_for_an_allowed_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "address"),
-    [
-        (socket.AF_INET, ("127.0.0.1", 443)),
-        (socket.AF_INET, ("8.8.8.8", 22)),
-        (socket.AF_INET6, ("::1", 443, 0, 0)),
-        (socket.AF_INET6, ("fe80::1", 443, 0, 2)),
-        (socket.AF_INET6, ("::ffff:127.0.0.1", 443, 0, 0)),
-    ],
+    "address", ["127.0.0.1 443", "8.8.8.8 22", "::1 443", "fe80::1 443", "::ffff:127.0.0.1 443"]
 )
-def test_no_socket_is_made_for_a_refused_address(
-    family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]
-) -> None:
-    made: list[tuple[int, int, int]] = []
-
-    def make_socket(*arguments: int) -> socket.socket:
-        made.append(arguments)
-        raise AssertionError("the guard came too late")
+def test_no_socket_is_made_for_a_refused_address(address: str) -> None:
+    host, port = address.split()
+    made = MagicMock()
+    family, rest = (socket.AF_INET6, (0, 2)) if ":" in host else (socket.AF_INET, ())
 
     with pytest.raises(AddressRefusedError):
-        AddressGuard().open_socket((family, socket.SOCK_STREAM, 0, "", address), make_socket)
-    assert made == []
+        AddressGuard().open_socket((family, socket.SOCK_STREAM, 0, "", (host, int(port), *rest)), made)
+
+    made.assert_not_called()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -22,15 +23,17 @@ class Pair:
             self.metered.connect(listener.getsockname())
             self.other, _ = listener.accept()
 
+    def receive(self, count: int, *, tls: bool = False) -> int:
+        return self.metered.recv_into(bytearray(count)) if tls else len(self.metered.recv(count))
+
     def bring(self, count: int, *, tls: bool = False) -> None:
         """Let so many bytes arrive, in pieces."""
         while count:
             piece = min(count, PIECE)
             self.other.sendall(bytes(piece))
+            count -= piece
             while piece:
-                got = self.metered.recv_into(bytearray(piece)) if tls else len(self.metered.recv(piece))
-                piece -= got
-                count -= got
+                piece -= self.receive(piece, tls=tls)
 
 
 @pytest.fixture
@@ -69,15 +72,17 @@ def test_each_byte_of_a_body_allows_two(pair: Pair) -> None:
         pair.bring(FREE + 1)
 
 
-@pytest.mark.parametrize("how", ["send", "sendmsg", "start_anew"])
+START_ANEW: dict[str, Callable[[MeteredSocket], object]] = {
+    "send": lambda metered: metered.send(b"GET"),
+    "sendmsg": lambda metered: metered.sendmsg([b"GET"]),
+    "start_anew": lambda metered: metered.start_anew(),
+}
+
+
+@pytest.mark.parametrize("how", START_ANEW)
 def test_counting_starts_anew_with_a_request_and_after_an_answer(pair: Pair, how: str) -> None:
     pair.metered.allow(10 * FREE)
-    if how == "send":
-        pair.metered.send(b"GET")
-    elif how == "sendmsg":
-        pair.metered.sendmsg([b"GET"])
-    else:
-        pair.metered.start_anew()
+    START_ANEW[how](pair.metered)
     with pytest.raises(FloodError):
         pair.bring(FREE + 1)
 
@@ -98,13 +103,10 @@ def test_nothing_there_yet_is_no_break_and_a_reset_is(pair: Pair) -> None:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_one_call_receives_no_more_than_a_piece(pair: Pair, tls: bool) -> None:
     pair.other.setblocking(False)
-    while True:
-        try:
+    with suppress(BlockingIOError):
+        while True:
             pair.other.send(bytes(1 << 20))
-        except BlockingIOError:
-            break
-    got = pair.metered.recv_into(bytearray(1 << 20)) if tls else len(pair.metered.recv(1 << 20))
-    assert 0 < got <= PIECE
+    assert 0 < pair.receive(1 << 20, tls=tls) <= PIECE
 
 
 def test_a_socket_closed_twice_does_not_take_another_one_away(sockets: MeteredSockets) -> None:

@@ -11,6 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from clipfleet_worker.fetch.http import resolver as http_resolver
 from clipfleet_worker.fetch.http.address_guard import AddressGuard, AddressRefusedError
 from clipfleet_worker.fetch.http.resolver import GuardedResolver
+from tests.support.doubles import Clock
 
 
 class Names(AbstractResolver):
@@ -26,18 +27,9 @@ class Names(AbstractResolver):
         self.questions += 1
         if isinstance(self.answer, OSError):
             raise self.answer
-        return [
-            ResolveResult(hostname=host, host=self.answer, port=port, family=family, proto=0, flags=0),
-        ]
+        return [ResolveResult(hostname=host, host=self.answer, port=port, family=family, proto=0, flags=0)]
 
     async def close(self) -> None: ...
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def ask(resolver: GuardedResolver, host: str = "h.test", port: int = 80) -> str | type[OSError]:

@@ -13,7 +13,9 @@ from clipfleet_worker.fetch.http import robots as robots_module
 from clipfleet_worker.fetch.http.robots import RobotsTxt, refusal_of
 from clipfleet_worker.fetch.http.target import target_of
 from tests.support.doubles import Clock
+from tests.support.scenarios import in_loop
 
+REFUSED = ErrorCode.ROBOTS_REFUSED
 RULES = b"""\xef\xbb\xbf# rules of a site
 User-agent: *
 Disallow: /private/
@@ -49,12 +51,16 @@ class Web:
             return failure
         return None
 
-    def codes(self, *urls: str) -> list[ErrorCode | None]:
-        async def run() -> list[ErrorCode | None]:
-            verdicts = await asyncio.gather(*map(self.verdict, urls))
-            return [verdict and verdict.error.code for verdict in verdicts]
+    def failure(self, url: str) -> ItemFailure:
+        failure = asyncio.run(self.verdict(url))
+        assert failure is not None
+        return failure
 
-        return asyncio.run(run())
+    def codes(self, *urls: str) -> list[ErrorCode | None]:
+        async def run() -> list[ItemFailure | None]:
+            return await asyncio.gather(*map(self.verdict, urls))
+
+        return [verdict and verdict.error.code for verdict in asyncio.run(run())]
 
 
 @pytest.fixture
@@ -66,32 +72,29 @@ def web() -> Web:
 
 @pytest.mark.parametrize(
     ("path", "is_allowed"),
-    [
-        ("/", True),
-        ("/a.jpg", True),
-        ("/private/a.jpg", False),
-        ("/private/open/a.jpg", True),  # the longest rule counts
-        ("/b.gif", False),
-        ("/b.gif?x=1", True),  # $ is the end of path and query
-        ("/Private/a.jpg", True),
-        ("/%70rivate/a.jpg", False),
-        ("/private", True),
-    ],
+    {
+        "/": True,
+        "/a.jpg": True,
+        "/private/a.jpg": False,
+        "/private/open/a.jpg": True,  # the longest rule counts
+        "/b.gif": False,
+        "/b.gif?x=1": True,  # $ is the end of path and query
+        "/Private/a.jpg": True,
+        "/%70rivate/a.jpg": False,
+        "/private": True,
+    }.items(),
 )
 def test_rules(web: Web, path: str, is_allowed: bool) -> None:
-    assert web.codes(f"http://h{path}") == [None if is_allowed else ErrorCode.ROBOTS_REFUSED]
+    assert web.codes(f"http://h{path}") == [None if is_allowed else REFUSED]
 
 
 def test_a_group_of_our_own_counts_instead_of_everybody_s(web: Web) -> None:
     web.sites["http://h"] = b"User-agent: ClipFleet\nDisallow: /only-us/\n\n" + RULES
-    codes = web.codes("http://h/only-us/a", "http://h/private/a")
-    assert codes == [ErrorCode.ROBOTS_REFUSED, None]
+    assert web.codes("http://h/only-us/a", "http://h/private/a") == [REFUSED, None]
 
 
 def test_the_detail_names_the_host_and_hides_the_rest(web: Web) -> None:
-    failure = asyncio.run(web.verdict("http://h/private/a?token=secret"))
-    assert failure is not None
-    assert failure.error.detail == "h: robots.txt disallows it"
+    assert web.failure("http://h/private/a?token=secret").error.detail == "h: robots.txt disallows it"
 
 
 @pytest.mark.parametrize(
@@ -110,28 +113,25 @@ class TestHowOften:
 
     def test_each_scheme_host_and_port_is_a_site(self, web: Web) -> None:
         web.codes("http://h/a", "https://h/a", "http://h:8080/a", "http://H:80/a", "http://i/a")
-        assert sorted(set(web.asked)) == [
-            "http://h/robots.txt", "http://h:8080/robots.txt", "http://i/robots.txt", "https://h/robots.txt",
-        ]  # fmt: skip
+        sites = {url.removesuffix("/robots.txt") for url in web.asked}
+        assert sites == {"http://h", "http://h:8080", "http://i", "https://h"}
 
     def test_it_is_read_again_after_an_hour(self, web: Web) -> None:
         web.codes("http://h/private/a")
         web.sites["http://h"] = b""
         web.clock.now += 3599
-        assert web.codes("http://h/private/a") == [ErrorCode.ROBOTS_REFUSED]
+        assert web.codes("http://h/private/a") == [REFUSED]
         web.clock.now += 2
         assert web.codes("http://h/private/a") == [None]
 
-    def test_one_who_is_cancelled_does_not_take_the_answer_from_the_others(self, web: Web) -> None:
-        async def run() -> ItemFailure | None:
-            first = asyncio.create_task(web.verdict("http://h/private/a"))
-            second = asyncio.create_task(web.verdict("http://h/private/b"))
-            await asyncio.sleep(0)
-            first.cancel()
-            return await second
+    @in_loop
+    async def test_one_who_is_cancelled_leaves_the_answer_to_the_others(self, web: Web) -> None:
+        first = asyncio.create_task(web.verdict("http://h/private/a"))
+        second = asyncio.create_task(web.verdict("http://h/private/b"))
+        await asyncio.sleep(0)
+        first.cancel()
 
-        failure = asyncio.run(run())
-        assert failure is not None
+        assert await second is not None
         assert len(web.asked) == 1
 
     def test_what_is_kept_is_bounded(self, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,43 +147,34 @@ class TestHowOften:
 
 
 class TestWhereItCannotBeHad:
-    @pytest.mark.parametrize(
-        "code",
-        [ErrorCode.NOT_FOUND, ErrorCode.ACCESS_DENIED, ErrorCode.HTTP_ERROR, ErrorCode.TOO_MANY_REDIRECTS],
-    )
-    def test_a_site_without_rules_allows_everything(self, web: Web, code: ErrorCode) -> None:
-        web.sites["http://h"] = ItemFailure(code, "h: HTTP status 4xx")
+    @pytest.mark.parametrize("code", ["not_found", "access_denied", "http_error", "too_many_redirects"])
+    def test_a_site_without_rules_allows_everything(self, web: Web, code: str) -> None:
+        web.sites["http://h"] = ItemFailure(ErrorCode(code), "h: HTTP status 4xx")
         assert web.codes("http://h/private/a", "http://h/b") == [None, None]
         assert len(web.asked) == 1
 
     @pytest.mark.parametrize(
-        "code",
-        [
-            ErrorCode.SERVER_ERROR, ErrorCode.RATE_LIMITED, ErrorCode.TIMEOUT, ErrorCode.CONNECT_FAILED,
-            ErrorCode.DNS_FAILED, ErrorCode.INCOMPLETE_BODY,
-        ],
-    )  # fmt: skip
-    def test_one_that_cannot_answer_allows_nothing_now(self, web: Web, code: ErrorCode) -> None:
-        web.sites["http://h"] = TransientFailure(code, "h: trouble", retry_after_seconds=7)
-        failure = asyncio.run(web.verdict("http://h/a"))
+        "code", ["server_error", "rate_limited", "timeout", "connect_failed", "dns_failed", "incomplete_body"]
+    )
+    def test_one_that_cannot_answer_allows_nothing_now(self, web: Web, code: str) -> None:
+        web.sites["http://h"] = TransientFailure(ErrorCode(code), "h: trouble", retry_after_seconds=7)
+        failure = web.failure("http://h/a")
         assert isinstance(failure, TransientFailure)
-        assert (failure.error.code, failure.error.detail) == (code, "robots.txt: h: trouble")
+        assert str(failure) == f"{code}: robots.txt: h: trouble"
         assert failure.retry_after_seconds == 7
 
-    @pytest.mark.parametrize("code", [ErrorCode.ADDRESS_REFUSED, ErrorCode.TLS_FAILED, ErrorCode.BAD_URI])
-    def test_what_waiting_will_not_mend_is_no_passing_trouble(self, web: Web, code: ErrorCode) -> None:
-        web.sites["http://h"] = ItemFailure(code, "h: no")
-        failure = asyncio.run(web.verdict("http://h/a"))
-        assert failure is not None
+    @pytest.mark.parametrize("code", ["address_refused", "tls_failed", "bad_uri"])
+    def test_what_waiting_will_not_mend_is_final(self, web: Web, code: str) -> None:
+        web.sites["http://h"] = ItemFailure(ErrorCode(code), "h: no")
+        failure = web.failure("http://h/a")
         assert not isinstance(failure, TransientFailure)
-        assert failure.error.code is code
+        assert failure.error.code == code
 
     def test_a_host_that_is_left_alone_is_waited_for_as_its_items_are(self, web: Web) -> None:
-        web.sites["http://h"] = HostLeftAlone(
-            ErrorCode.TIMEOUT, "h: not asked", wait_seconds=3.0, is_old=True
-        )
+        refusal = HostLeftAlone(ErrorCode.TIMEOUT, "h: not asked", wait_seconds=3.0, is_old=True)
+        web.sites["http://h"] = refusal
         for _ in range(5):
-            failure = asyncio.run(web.verdict("http://h/a"))
+            failure = web.failure("http://h/a")
             assert isinstance(failure, HostLeftAlone)
             assert (failure.wait_seconds, failure.is_old) == (3.0, True)
         assert len(web.asked) == 5
@@ -193,7 +184,7 @@ class TestWhereItCannotBeHad:
         kinds, pauses, last = [], [], web.clock.now
         for _ in range(2000):
             before = len(web.asked)
-            failure = asyncio.run(web.verdict("http://h/a"))
+            failure = web.failure("http://h/a")
             if len(web.asked) > before:
                 pauses.append(web.clock.now - last)
                 last = web.clock.now
@@ -207,13 +198,12 @@ class TestWhereItCannotBeHad:
         web.codes("http://h/b")
         web.sites["http://h"] = RULES
         web.clock.now += 5
-        assert web.codes("http://h/b", "http://h/private/a") == [None, ErrorCode.ROBOTS_REFUSED]
+        assert web.codes("http://h/b", "http://h/private/a") == [None, REFUSED]
         assert web.codes("http://h/b") == [None]
 
 
-def test_rules_without_end_do_not_hold_up_the_loop_nor_are_they_read_to_the_end(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_rules_do_not_hold_up_the_loop(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are they read to the end."""
     threads: list[str] = []
 
     class Watched(robots_module.Protego):
@@ -225,9 +215,8 @@ def test_rules_without_end_do_not_hold_up_the_loop_nor_are_they_read_to_the_end(
     rules = b"".join(b"Disallow: /*a*b%d\n" % number for number in range(40_000))
     web.sites["http://h"] = b"User-agent: *\nDisallow: /private/\n" + rules + b"Disallow: /last\n"
     codes = web.codes("http://h/last", "http://h/private/" + "a" * 2000)
-    assert codes == [None, ErrorCode.ROBOTS_REFUSED]
-    assert threads
-    assert threading.main_thread().name not in threads
+    assert codes == [None, REFUSED]
+    assert threads and threading.main_thread().name not in threads
 
 
 @pytest.mark.parametrize(
