@@ -489,7 +489,7 @@ class TestRetry:
         self.end_with_errors(ledger, sink)
         redis_client.delete(*RESULTS)
 
-        with pytest.raises(ResultsExpiredError, match="the rows of job job are gone"):
+        with pytest.raises(ResultsExpiredError, match="the rows of job job have expired"):
             self.retry(ledger, store)
 
         assert ledger.status("job").state is JobState.COMPLETED_WITH_ERRORS

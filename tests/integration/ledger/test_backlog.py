@@ -19,10 +19,6 @@ from tests.support.ledger import (
 )
 
 
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
-
-
 def test_the_backlog_counts_pending_and_running_work(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_job(ledger, "first", chunks=3)
     add_job(ledger, "second", chunks=2, lane=Lane.HIGH)

@@ -24,10 +24,6 @@ from tests.support.ledger import (
 )
 
 
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
-
-
 def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_client: redis.Redis) -> None:
     ledger.submit(make_job())
     redis_client.hset(keys.job("job"), "fingerprint", "of-tomorrow")

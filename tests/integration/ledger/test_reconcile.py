@@ -20,10 +20,6 @@ from tests.support.ledger import (
 from tests.support.waiting import wait_until
 
 
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
-
-
 def test_leases_expire_by_the_clock_of_the_server(ledger: Ledger) -> None:
     add_job(ledger, chunks=2)
     claim(ledger)

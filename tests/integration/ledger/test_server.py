@@ -20,10 +20,6 @@ from tests.support.ledger import (
 )
 
 
-def events(client: redis.Redis) -> list[tuple[str, str, str]]:
-    """`(job, generation, state)` of each job that ended."""
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EmbeddedValkey]:
     """A server that a test may kill."""
