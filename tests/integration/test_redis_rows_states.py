@@ -39,12 +39,7 @@ from clipfleet.results.redis_rows import RedisRows
 from clipfleet.resume.retry import Retry
 from clipfleet_worker.sinks import redis as redis_sink
 from clipfleet_worker.sinks.redis import RedisSink
-from tests.support.ledger import (
-    keys_without_ttl,
-    let_back_offs_pass,
-    let_leases_expire,
-    try_claim,
-)
+from tests.support.ledger import keys_without_ttl, let_back_offs_pass, let_leases_expire, try_claim
 from tests.support.redis_rows import (
     chunk_rows,
     complete,

@@ -15,17 +15,8 @@ from clipfleet.errors import JobConflictError, JobNotFoundError, QuotaExceededEr
 from clipfleet.ledger.jobs import Claim, Ledger, Quota
 from clipfleet.ledger.memory import MemoryLedger
 from tests.promises.conftest import PassTime
-from tests.support.ledger import (  # fmt: skip
-    add_finishing_job,
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    make_job,
-    new_token,
-    try_claim,
-    work_off,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_finishing_job, add_job, claim, complete, make_job, new_token, try_claim
 
 LANES = (Lane.HIGH, Lane.NORMAL, Lane.BULK)
 
@@ -167,8 +158,8 @@ class TestSeal:
     def test_a_seal_can_be_repeated_even_after_the_end(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=1)
         assert ledger.seal("job", 1, 10) == "sealed"
-        work_off(ledger)
-        ledger.finish(claim_finish(ledger), ttl_seconds=60)
+        steps.work_off(ledger)
+        ledger.finish(steps.claim_finish(ledger), ttl_seconds=60)
 
         assert ledger.seal("job", 1, 10) == "sealed"
 
@@ -193,7 +184,7 @@ class TestSeal:
     @pytest.mark.parametrize("chunks", [0, 2])
     def test_a_seal_after_the_last_chunk_makes_the_job_finishing(self, ledger: Ledger, chunks: int) -> None:
         add_job(ledger, chunks=chunks, sealed=False)
-        work_off(ledger)
+        steps.work_off(ledger)
 
         ledger.seal("job", chunks, 10 * chunks)
 
@@ -405,7 +396,7 @@ class TestClaimFinish:
         add_finishing_job(ledger)
         assert ledger.reconcile() == (0, 1)
 
-        found = claim_finish(ledger)
+        found = steps.claim_finish(ledger)
 
         assert (found.job_id, found.generation) == ("job", 0)
         assert (found.job_fingerprint, found.job_created_ms) == (

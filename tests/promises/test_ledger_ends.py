@@ -10,18 +10,8 @@ import pytest
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
 from tests.promises.conftest import PassTime
-from tests.support.ledger import (  # fmt: skip
-    add_finishing_job,
-    add_job,
-    bring_into,
-    claim,
-    claim_finish,
-    complete,
-    lease_of,
-    new_token,
-    try_claim,
-    work_off,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_finishing_job, add_job, claim, claim_finish, lease_of, new_token
 
 OPEN = [JobState.SUBMITTING, JobState.RUNNING, JobState.PAUSED]
 OVER = [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.CANCELLED, JobState.FAILED]
@@ -104,7 +94,7 @@ class TestPostpone:
         assert word == "paused"
         assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.PAUSED, "still away")
         assert ledger.claim_finish(new_token(), 600) is None
-        assert try_claim(ledger) is None
+        assert steps.try_claim(ledger) is None
         assert ledger.resume("job") == (True, JobState.FINISHING)
         assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == "completed"
 
@@ -129,12 +119,12 @@ class TestPostpone:
 class TestEarlyEnd:
     @pytest.mark.parametrize("state", OPEN)
     def test_a_job_with_open_chunks_can_be_cancelled(self, ledger: Ledger, state: JobState) -> None:
-        bring_into(ledger, state)
+        steps.bring_into(ledger, state)
         before = ledger.last_early_end()
 
         assert ledger.cancel("job", ttl_seconds=60) == (True, JobState.CANCELLED)
 
-        assert try_claim(ledger) is None
+        assert steps.try_claim(ledger) is None
         assert ledger.last_early_end() != before
         assert not ledger.status("job").has_stopped_itself
 
@@ -142,7 +132,7 @@ class TestEarlyEnd:
     def test_a_job_that_is_finishing_or_over_cannot_be_cancelled(
         self, ledger: Ledger, state: JobState
     ) -> None:
-        bring_into(ledger, state)
+        steps.bring_into(ledger, state)
         before = ledger.last_early_end()
 
         assert ledger.cancel("job", ttl_seconds=60) == (False, state)
@@ -153,7 +143,7 @@ class TestEarlyEnd:
     def test_a_job_whose_rows_cannot_be_written_fails_with_the_reason(
         self, ledger: Ledger, state: JobState
     ) -> None:
-        bring_into(ledger, state)
+        steps.bring_into(ledger, state)
 
         for _ in range(2):
             ledger.fail("job", "no disk", ttl_seconds=60)
@@ -194,7 +184,7 @@ class TestEarlyEnd:
         ledger.release(first, "drain", reason="cancelled")
         count, seconds = ledger.writers("job", 100)
         assert (count, seconds) == (2, pytest.approx(700, abs=5))
-        complete(ledger, second)
+        steps.complete(ledger, second)
         assert ledger.writers("job", 100)[0] == 1
         pass_time(705)
         assert ledger.writers("job", 100) == (0, 0)
@@ -205,7 +195,7 @@ class TestEarlyEnd:
 def test_a_status_says_where_every_chunk_is(ledger: Ledger) -> None:
     add_job(ledger, chunks=5, lane=Lane.BULK)
     done, _leased, released = claim(ledger), claim(ledger), claim(ledger)
-    complete(ledger, done, ok=8, failed=2)
+    steps.complete(ledger, done, ok=8, failed=2)
     ledger.release(released, "waits", reason="store away")
 
     status = ledger.status("job")
@@ -273,7 +263,7 @@ class TestProgress:
         thread = threading.Thread(target=lambda: news.append(ledger.wait_for_progress("job", seen, 5)))
 
         thread.start()
-        complete(ledger, claim(ledger))
+        steps.complete(ledger, claim(ledger))
         thread.join(timeout=10)
 
         assert news == [ledger.last_progress("job")]
@@ -289,7 +279,7 @@ class TestProgress:
     def test_several_news_at_once_give_the_last_mark(self, ledger: Ledger) -> None:
         add_job(ledger, chunks=3)
         first = ledger.last_progress("job")
-        work_off(ledger)
+        steps.work_off(ledger)
 
         assert ledger.wait_for_progress("job", first, 5) == ledger.last_progress("job") != first
 

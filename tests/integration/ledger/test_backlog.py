@@ -9,14 +9,7 @@ from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.ledger.values import LaneBacklog
-from tests.support.ledger import (
-    DAY_MS,
-    add_job,
-    claim,
-    complete,
-    server_now_ms,
-    work_off,
-)
+from tests.support.ledger import DAY_MS, add_job, claim, complete, server_now_ms, work_off
 
 
 def test_the_backlog_counts_pending_and_running_work(ledger: Ledger, redis_client: redis.Redis) -> None:

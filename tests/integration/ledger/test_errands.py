@@ -25,16 +25,8 @@ from clipfleet.outputs.folder import FolderOutput
 from clipfleet_worker.chunk.job_contexts import JobContexts
 from clipfleet_worker.finish.errands import Announcer, Sweeper
 from tests.support import jobs
-from tests.support.ledger import (
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    draft,
-    let_errands_be_due,
-    make_job,
-    new_token,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_job, claim, claim_finish, complete, draft, let_errands_be_due, make_job
 from tests.support.waiting import wait_until
 
 TASK = "myapp.tasks.handle"
@@ -316,7 +308,7 @@ def test_an_output_that_holds_another_job_by_now_is_left_alone(bench: Bench) -> 
 def test_a_job_that_was_retried_is_left_to_its_next_end(bench: Bench) -> None:
     job = bench.add("job")
     bench.ledger.cancel("job", ttl_seconds=600)
-    token = new_token()
+    token = steps.new_token()
     bench.ledger.drafts.begin("job", token)
     bench.ledger.drafts.retry("job", token, draft(1), generation=1)
 

@@ -14,17 +14,8 @@ from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Draft, Lease, Ledger, Retention
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet_worker.sinks.redis import RedisSink
-from tests.support.ledger import (
-    add_job,
-    claim,
-    complete,
-    draft,
-    ends,
-    keys_without_ttl,
-    make_job,
-    new_token,
-    try_claim,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_job, claim, complete, draft, ends, keys_without_ttl, make_job, new_token
 from tests.support.redis_rows import bring, chunk_rows, pending_keys, redis_job, visible_rows
 
 RATE = 0.2
@@ -146,7 +137,7 @@ class TestTheEnd:
         first, other = claim(ledger), claim(ledger)
         complete(ledger, first, ok=0, failed=1000)
 
-        assert try_claim(ledger) is None
+        assert steps.try_claim(ledger) is None
         assert ledger.renew([Lease("job", str(other.chunk_id), other.token)], 60) == ["cancelled"]
         assert ledger.reconcile() == (0, 0)
 

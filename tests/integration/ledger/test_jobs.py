@@ -11,17 +11,8 @@ from clipfleet.contract.jobs import JobState
 from clipfleet.errors import JobConflictError
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
-from tests.support.ledger import (
-    add_finishing_job,
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    make_job,
-    new_token,
-    server_now_ms,
-    try_claim,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import add_finishing_job, add_job, claim, claim_finish, complete, make_job
 
 
 def test_a_conflict_with_a_job_of_another_version_says_so(ledger: Ledger, redis_client: redis.Redis) -> None:
@@ -62,7 +53,7 @@ def test_nothing_is_left_of_a_worker_that_is_silent_or_has_ended(
 ) -> None:
     for worker_id in ("silent", "ended", "here"):
         ledger.heartbeat(WorkerFacts(worker_id, "host", 7, ("demo",)))
-    redis_client.zadd(keys.WORKERS, {"silent": server_now_ms(redis_client) - 45_000})
+    redis_client.zadd(keys.WORKERS, {"silent": steps.server_now_ms(redis_client) - 45_000})
 
     ledger.farewell("ended")
     ledger.reconcile(worker_silence_seconds=40)
@@ -97,14 +88,14 @@ def test_claims_remove_an_expired_job(ledger: Ledger, redis_client: redis.Redis)
         redis_client.delete(*redis_client.keys(keys.job(name, "*")))
 
     assert claim(ledger).job_id == "here"
-    assert ledger.claim_finish(new_token(), 600) is None
+    assert ledger.claim_finish(steps.new_token(), 600) is None
 
     assert redis_client.exists(keys.FINISHING, keys.job("finishing"), keys.job("gone")) == 0
     assert redis_client.zrange(keys.lane_queue("normal", "demo"), 0, -1) == ["here"]
 
 
 def test_a_claim_that_finds_nothing_writes_nothing(ledger: Ledger, redis_client: redis.Redis) -> None:
-    assert try_claim(ledger) is None
+    assert steps.try_claim(ledger) is None
 
     assert redis_client.keys("*") == []
 

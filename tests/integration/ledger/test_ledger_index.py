@@ -12,18 +12,8 @@ from clipfleet.contract.jobs import Lane
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, Quota
 from clipfleet.ledger.values import WorkerFacts
-from tests.support.ledger import (
-    LANES,
-    MODEL,
-    add_job,
-    claim,
-    let_leases_expire,
-    make_job,
-    new_token,
-    server_now_ms,
-    try_claim,
-    work_off,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import LANES, MODEL, add_job, claim, make_job, new_token, server_now_ms, work_off
 
 JUMP_MS = 600_000
 
@@ -97,7 +87,7 @@ class TestIndex:
         redis_client.delete(keys.LEASES, keys.COUNTED, *queues)
 
         ledger.reconcile()
-        let_leases_expire(redis_client)
+        steps.let_leases_expire(redis_client)
 
         assert ledger.reconcile() == (1, 0)
         assert sorted(done.job_id for done in work_off(ledger)) == ["held", "waits"]
@@ -231,4 +221,4 @@ def test_no_lease_and_no_back_off_lasts_for_ever(
     latest = server_now_ms(redis_client) + 300_000
     assert redis_client.zscore(keys.LEASES, "leased:0") <= latest
     assert redis_client.zscore(keys.job("due", keys.DUE), "0") <= latest
-    assert try_claim(ledger) is None
+    assert steps.try_claim(ledger) is None

@@ -11,12 +11,7 @@ from clipfleet.contract.bottleneck import Meters
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, Ledger
-from tests.support.ledger import (
-    add_job,
-    claim,
-    complete,
-    lose,
-)
+from tests.support.ledger import add_job, claim, complete, lose
 
 
 def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:

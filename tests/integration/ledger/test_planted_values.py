@@ -21,18 +21,8 @@ from clipfleet.ledger.jobs import Claim, Ledger
 from clipfleet.ledger.row_store import RedisStore
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_worker.finish.errands import Announcer
-from tests.support.ledger import (
-    MODEL,
-    add_job,
-    claim,
-    complete,
-    draft,
-    ends,
-    keys_without_ttl,
-    let_leases_expire,
-    make_job,
-    work_off,
-)
+from tests.support import ledger as steps
+from tests.support.ledger import MODEL, add_job, claim, complete, draft, ends, let_leases_expire, make_job
 from tests.support.planting import (
     SITUATIONS,
     Case,
@@ -276,7 +266,7 @@ def test_what_was_counted_can_be_counted_anew(ledger: Ledger, redis_client: redi
 
     counted = draft(2, done=[0], next_chunk=1, ok=10)
     assert ledger.drafts.retry("job", "draft", counted, generation=1) == ("started", JobState.RUNNING)
-    work_off(ledger)
+    steps.work_off(ledger)
 
     assert (ledger.status("job").state, ledger.status("job").ok) == (JobState.FINISHING, 20)
 
@@ -362,7 +352,7 @@ def test_what_is_mended_of_an_ended_job_lives_no_longer_than_it(
         errands.claim_sweep(60)
 
     assert redis_client.exists(keys.job("job", keys.SPEC))
-    assert keys_without_ttl(redis_client) == []
+    assert steps.keys_without_ttl(redis_client) == []
 
 
 @pytest.mark.parametrize("text", ["x", "x" * 400, "////" * 100])

@@ -10,13 +10,7 @@ import redis
 from clipfleet.contract.jobs import Lane
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Ledger, WorkerFacts
-from tests.support.ledger import (
-    add_job,
-    claim,
-    let_leases_expire,
-    new_token,
-    server_now_ms,
-)
+from tests.support.ledger import add_job, claim, let_leases_expire, new_token, server_now_ms
 from tests.support.waiting import wait_until
 
 

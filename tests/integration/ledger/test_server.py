@@ -12,12 +12,7 @@ from clipfleet.errors import RedisUnavailableError
 from clipfleet.ledger.jobs import Ledger
 from clipfleet.redis.connection import connect
 from clipfleet_worker.machine.embedded.valkey import EmbeddedValkey
-from tests.support.ledger import (
-    add_job,
-    claim,
-    complete,
-    work_off,
-)
+from tests.support.ledger import add_job, claim, complete, work_off
 
 
 @pytest.fixture

@@ -10,17 +10,8 @@ import redis
 from clipfleet.contract.jobs import JobState
 from clipfleet.ledger import keys
 from clipfleet.ledger.jobs import Claim, Lease, Ledger
-from tests.support.ledger import (
-    add_job,
-    claim,
-    claim_finish,
-    complete,
-    lease_of,
-    let_finish_claims_expire,
-    let_leases_expire,
-    make_job,
-    work_off,
-)  # fmt: skip
+from tests.support import ledger as steps
+from tests.support.ledger import add_job, claim, claim_finish, complete, lease_of, let_finish_claims_expire
 
 WRITE_LIMIT_SECONDS = 100.0
 LEASE_SECONDS = 600.0  # of `claim`
@@ -84,7 +75,7 @@ class TestEarlyEnd:
     def test_workers_look_for_it(self, ledger: Ledger) -> None:
         before = ledger.last_early_end()
         add_job(ledger, chunks=1)
-        work_off(ledger)
+        steps.work_off(ledger)
         ledger.finish(claim_finish(ledger), ttl_seconds=600)
         assert ledger.last_early_end() == before  # an ordinary end is no reason to look
 
@@ -108,7 +99,7 @@ class TestLostLeases:
     def lost(self, ledger: Ledger, redis_client: redis.Redis) -> Claim:
         add_job(ledger, chunks=1)
         lost = claim(ledger)
-        let_leases_expire(redis_client)
+        steps.let_leases_expire(redis_client)
         assert ledger.reconcile(0.0)[0] == 1
         return lost
 
@@ -149,7 +140,7 @@ class TestLostLeases:
 
 
 def test_rows_in_redis_have_no_writers(ledger: Ledger) -> None:
-    add_job(ledger, job=make_job(output="redis://"))
+    add_job(ledger, job=steps.make_job(output="redis://"))
     claim(ledger)
     ledger.cancel("job", ttl_seconds=600)
     assert writers(ledger) == 0
