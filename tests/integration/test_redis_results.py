@@ -48,9 +48,7 @@ class TestReading:
         claimed = claim(ledger)
         complete(ledger, claimed, bring(RedisSink(store), claimed, rows))
 
-    def test_all_rows_come_back_as_they_were_written(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_rows_are_read_as_written(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         submit_job(ledger, chunks=2)
         written = [chunk_rows(0, failed=[1]), chunk_rows(4)]
         for rows in written:
@@ -64,9 +62,7 @@ class TestReading:
         assert reader.job() == redis_job().model_copy(update={"created_at": reader.job().created_at})
         assert reader.finished_at() is not None
 
-    def test_many_rows_come_in_batches_and_in_the_order_of_the_source(
-        self, ledger: Ledger, store: RedisStore
-    ) -> None:
+    def test_many_rows_come_in_batches_and_in_order(self, ledger: Ledger, store: RedisStore) -> None:
         job = submit_job(ledger, chunks=3, chunk_items=700)
         sink = RedisSink(store)
         claims = [claim(ledger) for _ in range(3)]
@@ -79,9 +75,7 @@ class TestReading:
         indexes = [index for batch in batches for index in batch.column("item_index").to_pylist()]
         assert indexes == list(range(2100))
 
-    def test_while_the_job_runs_the_rows_of_complete_chunks_are_read(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_a_running_job_has_rows(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         submit_job(ledger, chunks=3)
         claim(ledger)
         self.work(ledger, store, chunk_rows(4))
@@ -103,9 +97,7 @@ class TestReading:
         assert before - timedelta(seconds=1) < end.at < datetime.now(UTC) + timedelta(seconds=1)
         assert reader.finished_at() is None
 
-    def test_vectors_leave_out_what_failed(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_vectors_leave_failures_out(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         submit_job(ledger)
         self.work(ledger, store, chunk_rows(0, failed=[0, 2]))
 
@@ -114,9 +106,7 @@ class TestReading:
         assert index.tolist() == [1, 3]
         assert matrix.tolist() == [[1.0] * DIMENSION, [3.0] * DIMENSION]
 
-    def test_a_job_without_vectors_has_none(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_a_job_may_have_no_vectors(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         submit_job(ledger)
         self.work(ledger, store, chunk_rows(0, failed=[0, 1, 2, 3]))
 
@@ -125,9 +115,7 @@ class TestReading:
         assert (index.size, matrix.size) == (0, 0)
         assert [row["embedding"] for row in rows_of(reader)] == [None] * 4
 
-    def test_columns_are_of_the_types_that_json_has(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_columns_have_types_of_json(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         extra = {
             "day": pa.array([date(2026, 11, 25), None]), "count": pa.array([7, None], pa.int32()),
             "tags": pa.array([["a", "b"], None]), "raw": pa.array([b"\xff", None]),
@@ -150,9 +138,7 @@ class TestReading:
         assert (first["line"], second["line"]) == ("one\ntwo \u2028 three", "ä\"'")
         assert (second["day"], second["count"], second["tags"], second["raw"]) == (None,) * 4
 
-    def test_only_the_columns_that_are_asked_for_are_read(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_only_wanted_columns_are_read(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         submit_job(ledger)
         self.work(ledger, store, chunk_rows(0))
 
@@ -161,9 +147,7 @@ class TestReading:
         assert stream.schema.names == ["shelf", "item_id"]
         assert next(stream.batches).to_pylist()[0] == {"shelf": "shelf 0", "item_id": "id-0"}
 
-    def test_one_failure_of_each_kind_is_an_example(
-        self, ledger: Ledger, store: RedisStore, reader: RedisRows
-    ) -> None:
+    def test_each_failure_has_an_example(self, ledger: Ledger, store: RedisStore, reader: RedisRows) -> None:
         submit_job(ledger)
         self.work(ledger, store, chunk_rows(0, failed=[1, 2]))
 
@@ -258,9 +242,7 @@ class TestSubmit:
         output = RedisOutput(store, job.job_id)
         Submission(ledger, cast(Hints, QuietHints()), output, job).run(source)
 
-    def test_items_are_staged_in_redis_and_read_by_workers(
-        self, ledger: Ledger, store: RedisStore, job: Job
-    ) -> None:
+    def test_items_are_staged_and_read_by_workers(self, ledger: Ledger, store: RedisStore, job: Job) -> None:
         self.submit(ledger, store, job, FakeSource(1300))
 
         assert (ledger.status("job").chunks, ledger.status("job").total) == (3, 1300)
@@ -353,9 +335,7 @@ class TestObjects:
         submit_job(ledger, sealed=False)
         return RedisOutput(store, "job")
 
-    def test_an_object_that_redis_cannot_hold_is_refused(
-        self, output: RedisOutput, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_large_object_is_refused(self, output: RedisOutput, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_output, "_MAX_OBJECT_BYTES", 5 << 20)
 
         with pytest.raises(TooManyItemsError, match=r"has 6 MiB.*choose a smaller --chunk-size"):

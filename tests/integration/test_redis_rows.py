@@ -51,9 +51,7 @@ def work(ledger: Ledger, sink: RedisSink, claimed: Claim, *, writer: str = "w", 
 
 
 class TestVisible:
-    def test_nothing_is_seen_of_a_chunk_before_it_is_complete_and_then_all_of_it(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_a_chunk_appears_whole(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, chunks=2)
         claimed = claim(ledger)
         found = bring(sink, claimed, chunk_rows(0, failed=[2]))
@@ -71,9 +69,7 @@ class TestVisible:
         status = ledger.status("job")
         assert (status.ok, status.failed, status.codes) == (3, 1, {"not_found": 1})
 
-    def test_vectors_are_little_endian_float16_of_the_ok_rows(
-        self, ledger: Ledger, sink: RedisSink, redis_url: str
-    ) -> None:
+    def test_vectors_are_float16_of_ok_rows(self, ledger: Ledger, sink: RedisSink, redis_url: str) -> None:
         submit_job(ledger)
         claimed = claim(ledger)
 
@@ -84,9 +80,7 @@ class TestVisible:
         assert sorted(vectors) == [b"0", b"1", b"3"]
         assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * DIMENSION
 
-    def test_a_repeated_id_leads_to_its_first_item_in_whatever_order_chunks_end(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_the_first_id_counts(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, chunks=3)
         first, second, third = claim(ledger), claim(ledger), claim(ledger)
 
@@ -116,9 +110,7 @@ class TestVisible:
         }
 
 
-def test_the_next_owner_begins_anew_and_what_a_dead_one_brought_expires(
-    ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-) -> None:
+def test_what_a_dead_one_brought_expires(ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
     submit_job(ledger)
     dead, rows = claim(ledger), chunk_rows(0, writer="dead").slice(0, 2)
     sink.write(identity(dead), rows, counts(rows), token=dead.token)
@@ -134,9 +126,7 @@ def test_the_next_owner_begins_anew_and_what_a_dead_one_brought_expires(
 
 
 class TestEnded:
-    def test_a_seal_that_comes_last_ends_it_too(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_a_last_seal_ends_it(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, sealed=False)
         assert work(ledger, sink, claim(ledger)) == "done"
 
@@ -184,9 +174,7 @@ class TestEnded:
 
         assert not RedisOutput(store, "job").create("late", b"")
 
-    def test_a_job_that_is_gone_leaves_nothing_behind_when_rows_come_late(
-        self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis
-    ) -> None:
+    def test_gone_jobs_stay_gone(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger)
         claimed = claim(ledger)
         redis_client.delete(keys.job("job"))
@@ -217,9 +205,7 @@ class TestRetry:
         assert word == "ended"
         return claims[0]
 
-    def test_chunks_with_failed_rows_are_claimed_again_and_see_the_rows_that_are_there(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink
-    ) -> None:
+    def test_only_failed_chunks_come_again(self, ledger: Ledger, store: RedisStore, sink: RedisSink) -> None:
         self.end_with_errors(ledger, sink)
 
         assert self.retry(ledger, store)
@@ -235,9 +221,7 @@ class TestRetry:
         assert claim(ledger).chunk_id == 2
         assert try_claim(ledger) is None
 
-    def test_chunks_of_a_source_that_trickled_are_as_short_as_they_were(
-        self, ledger: Ledger, store: RedisStore, sink: RedisSink
-    ) -> None:
+    def test_short_chunks_stay_short(self, ledger: Ledger, store: RedisStore, sink: RedisSink) -> None:
         job = redis_job()
         ledger.submit(job)
         ledger.stage("job", 0, 2, 6)
@@ -308,18 +292,14 @@ class TestFullMemory:
         yield redis_client
         redis_client.config_set("maxmemory", 0)
 
-    def test_it_is_told_in_one_line_that_names_the_way_out(
-        self, ledger: Ledger, store: RedisStore, full: redis.Redis
-    ) -> None:
+    def test_it_is_said_with_the_way_out(self, ledger: Ledger, store: RedisStore, full: redis.Redis) -> None:
         submit_job(ledger, sealed=False)
         full.config_set("maxmemory", 1)
 
         with pytest.raises(RedisUnavailableError, match="its memory is full: raise maxmemory"):
             RedisOutput(store, "job").create("items", b"...")
 
-    def test_a_chunk_that_cannot_be_brought_is_released_to_wait_and_its_slices_make_room(
-        self, ledger: Ledger, sink: RedisSink, full: redis.Redis
-    ) -> None:
+    def test_a_chunk_waits_and_makes_room(self, ledger: Ledger, sink: RedisSink, full: redis.Redis) -> None:
         submit_job(ledger, chunks=2)
         claimed = claim(ledger)
         bring(sink, claimed, chunk_rows(0).slice(0, 2))
@@ -336,9 +316,7 @@ class TestFullMemory:
         assert claim(ledger).chunk_id == 1
         assert ledger.status("job").due_chunks == 1
 
-    def test_what_was_brought_before_can_be_completed(
-        self, ledger: Ledger, sink: RedisSink, full: redis.Redis
-    ) -> None:
+    def test_what_was_brought_is_completed(self, ledger: Ledger, sink: RedisSink, full: redis.Redis) -> None:
         submit_job(ledger)
         claimed = claim(ledger)
         found = bring(sink, claimed, chunk_rows(0))
@@ -357,9 +335,7 @@ class TestFullMemory:
 
         assert full.zscore(keys.LEASES, "job:0") > server_now_ms(full)
 
-    def test_chunks_of_dead_workers_are_taken_back_and_their_jobs_finished(
-        self, ledger: Ledger, full: redis.Redis
-    ) -> None:
+    def test_chunks_are_taken_back_and_jobs_are_finished(self, ledger: Ledger, full: redis.Redis) -> None:
         add_job(ledger, "in-a-folder")
         ledger.complete(claim(ledger), ok=10, failed=0, codes={}, work_seconds={})
         submit_job(ledger)

@@ -284,9 +284,7 @@ class RowsMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)
-def test_whatever_happens_whole_chunks_are_seen_once(
-    ledger: Ledger, redis_client: redis.Redis, store: RedisStore
-) -> None:
+def test_whole_chunks_are_seen_once(ledger: Ledger, redis_client: redis.Redis, store: RedisStore) -> None:
     run_state_machine_as_test(
         lambda: RowsMachine(redis_client, ledger, store),
         settings=settings(

@@ -66,6 +66,7 @@ class TestSubmit:
 
         with pytest.raises(QuotaExceededError, match="101 items would wait"):
             ledger.stage("job", 5, 1, 51)
+        assert ledger.staged_files("job") == [(0, 5)]
 
         assert ledger.stage("job", 5, 1, 50) == "staged"
         with pytest.raises(QuotaExceededError):
@@ -104,17 +105,13 @@ class TestStage:
         assert (ledger.status("job").chunks, ledger.status("job").total) == (2, 20)
 
     @pytest.mark.parametrize("first_chunk", [0, 1, 3])
-    def test_a_file_that_does_not_follow_the_last_one_is_a_gap(
-        self, ledger: Ledger, first_chunk: int
-    ) -> None:
+    def test_a_file_that_does_not_follow_the_last_is_a_gap(self, ledger: Ledger, first_chunk: int) -> None:
         add_job(ledger, chunks=2, sealed=False)
 
         assert ledger.stage("job", first_chunk, 1, 10) == "gap"
 
     @pytest.mark.parametrize("obstacle", ["seal", "seal and pause", "cancel"])
-    def test_a_job_that_is_sealed_or_over_takes_no_more_files_but_knows_its_own(
-        self, ledger: Ledger, obstacle: str
-    ) -> None:
+    def test_a_sealed_or_ended_job_takes_no_file_but_its_own(self, ledger: Ledger, obstacle: str) -> None:
         add_job(ledger, chunks=1, sealed=obstacle != "cancel")
         if obstacle == "cancel":
             ledger.cancel("job", ttl_seconds=60)
@@ -135,9 +132,7 @@ class TestStage:
 
         assert claim(ledger).chunk_id == 0
 
-    def test_staged_files_are_listed_in_order_so_that_a_killed_submit_can_resume(
-        self, ledger: Ledger
-    ) -> None:
+    def test_staged_files_are_listed_in_order_so_that_a_submit_can_resume(self, ledger: Ledger) -> None:
         files = [(0, 9), (9, 2), (11, 256)]
         add_job(ledger, chunks=0, sealed=False)
         for first, chunks in files:
@@ -166,9 +161,7 @@ class TestSeal:
         assert ledger.status("job").state is JobState.COMPLETED
 
     @pytest.mark.parametrize(("chunks", "items"), [(3, 20), (2, 21)])
-    def test_a_seal_with_other_numbers_than_were_staged_is_a_mismatch(
-        self, ledger: Ledger, chunks: int, items: int
-    ) -> None:
+    def test_a_seal_with_other_numbers_is_a_mismatch(self, ledger: Ledger, chunks: int, items: int) -> None:
         add_job(ledger, chunks=2, sealed=False)
 
         assert ledger.seal("job", chunks, items) == "mismatch"
@@ -226,7 +219,7 @@ class TestClaim:
 
         assert try_claim(ledger) is None
 
-    def test_the_same_token_gets_the_same_chunk_again_with_a_whole_lease(
+    def test_the_same_token_gets_its_chunk_and_a_whole_lease(
         self, ledger: Ledger, pass_time: PassTime
     ) -> None:
         add_job(ledger, chunks=3)
@@ -240,9 +233,7 @@ class TestClaim:
         assert ledger.reconcile()[0] == 0
 
     @pytest.mark.parametrize("end", ["complete", "lost"])
-    def test_a_token_whose_chunk_is_complete_or_lost_gets_nothing_more(
-        self, ledger: Ledger, pass_time: PassTime, end: str
-    ) -> None:
+    def test_a_token_gets_no_second_chunk(self, ledger: Ledger, pass_time: PassTime, end: str) -> None:
         add_job(ledger, chunks=2)
         claimed = claim(ledger, token="delivery-1")
         if end == "complete":
@@ -273,9 +264,7 @@ class TestClaim:
 
         assert [claim(ledger).more, claim(ledger, lanes=[Lane.HIGH, Lane.BULK]).more] == [True, False]
 
-    def test_a_chunk_that_came_back_is_claimed_before_new_ones(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_a_chunk_that_came_back_is_claimed_first(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, chunks=3)
         claim(ledger)
         pass_time(601)
@@ -328,9 +317,7 @@ class TestOrder:
 
         assert claimed_jobs(ledger, 2) == ["a", "b"]
 
-    def test_a_job_that_returns_to_its_lane_does_not_jump_the_queue(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_a_job_that_returns_does_not_jump_the_queue(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, "older", chunks=2)
         complete(ledger, claim(ledger))
         add_job(ledger, "later", chunks=1)
@@ -367,7 +354,7 @@ class TestOrder:
         assert claim(ledger).job_id == "a"
 
     @pytest.mark.parametrize("obstacle", ["back-off", "excluded"])
-    def test_many_jobs_without_work_for_a_worker_do_not_hide_the_one_with_work(
+    def test_many_jobs_without_work_do_not_hide_the_one_with_work(
         self, ledger: Ledger, obstacle: str
     ) -> None:
         names = [f"other{number:02d}" for number in range(70)]

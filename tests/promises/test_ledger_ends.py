@@ -21,19 +21,18 @@ class TestFinish:
     @pytest.mark.parametrize(("failed", "state"), [(0, "completed"), (3, "completed_with_errors")])
     def test_a_job_is_completed_with_or_without_errors(self, ledger: Ledger, failed: int, state: str) -> None:
         add_finishing_job(ledger, failed=failed)
-        before = ledger.status("job")
+        before, early_end = ledger.status("job"), ledger.last_early_end()
         assert before.finished_ms is None
 
         assert ledger.finish(claim_finish(ledger), ttl_seconds=60) == state
 
+        assert ledger.last_early_end() == early_end
         status = ledger.status("job")
         assert (status.state, status.created_ms) == (state, before.created_ms)
         assert status.finished_ms is not None
         assert status.created_ms <= before.asked_ms <= status.finished_ms <= status.asked_ms
 
-    def test_a_claim_that_expired_is_taken_by_another_worker(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_a_claim_that_expired_is_taken_by_another(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_finishing_job(ledger)
         first = claim_finish(ledger)
         pass_time(601)
@@ -57,7 +56,7 @@ class TestFinish:
 
         assert ledger.claim_finish(new_token(), 600) is None
 
-    def test_a_job_with_open_chunks_of_another_generation_or_unknown_is_not_finished(
+    def test_a_job_that_is_open_of_another_generation_or_unknown_is_not_finished(
         self, ledger: Ledger
     ) -> None:
         add_finishing_job(ledger)
@@ -70,9 +69,7 @@ class TestFinish:
 
 
 class TestPostpone:
-    def test_it_is_claimed_again_after_the_delay_and_the_status_shows_why(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_it_is_claimed_after_the_delay_and_says_why(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_finishing_job(ledger)
         assert ledger.postpone_finish(claim_finish(ledger), 100, "the store is away") == "postponed"
         assert ledger.status("job").reason == "the store is away"
@@ -129,9 +126,7 @@ class TestEarlyEnd:
         assert not ledger.status("job").has_stopped_itself
 
     @pytest.mark.parametrize("state", [JobState.FINISHING, *OVER])
-    def test_a_job_that_is_finishing_or_over_cannot_be_cancelled(
-        self, ledger: Ledger, state: JobState
-    ) -> None:
+    def test_a_finishing_or_ended_job_cannot_be_cancelled(self, ledger: Ledger, state: JobState) -> None:
         steps.bring_into(ledger, state)
         before = ledger.last_early_end()
 
@@ -140,7 +135,7 @@ class TestEarlyEnd:
         assert ledger.last_early_end() == before
 
     @pytest.mark.parametrize("state", [*OPEN, JobState.FINISHING])
-    def test_a_job_whose_rows_cannot_be_written_fails_with_the_reason(
+    def test_a_job_that_cannot_be_written_fails_with_the_reason(
         self, ledger: Ledger, state: JobState
     ) -> None:
         steps.bring_into(ledger, state)
@@ -151,9 +146,7 @@ class TestEarlyEnd:
         assert (ledger.status("job").state, ledger.status("job").reason) == (JobState.FAILED, "no disk")
         assert ledger.reconcile() == (0, 0)
 
-    def test_a_worker_without_the_lease_cannot_fail_the_job(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_one_without_the_lease_cannot_fail_the_job(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger)
         lost = claim(ledger)
         pass_time(601)
@@ -173,9 +166,7 @@ class TestEarlyEnd:
         assert ledger.renew([lease_of(claimed)], 60) == ["cancelled"]
         assert ledger.finish(claimed, ttl_seconds=60) == "failed"
 
-    def test_workers_that_held_chunks_are_writers_until_they_have_stopped(
-        self, ledger: Ledger, pass_time: PassTime
-    ) -> None:
+    def test_holders_are_writers_until_they_have_stopped(self, ledger: Ledger, pass_time: PassTime) -> None:
         add_job(ledger, chunks=3)
         first, second, third = claim(ledger), claim(ledger), claim(ledger)
         assert ledger.writers("job", 100)[0] == 0

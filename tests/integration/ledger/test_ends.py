@@ -12,22 +12,8 @@ from tests.support import ledger as steps
 from tests.support.ledger import DAY_MS, add_finishing_job, add_job, bring_into, claim, claim_finish, complete
 
 
-def test_a_job_ends_once_however_many_workers_finish_it(ledger: Ledger, redis_client: redis.Redis) -> None:
-    add_finishing_job(ledger)
-    first = claim_finish(ledger)
-    steps.let_finish_claims_expire(redis_client)
-    second = claim_finish(ledger)
-
-    words = [ledger.finish(claimed, ttl_seconds=60) for claimed in (first, second, first)]
-
-    assert words == ["completed"] * 3
-    assert steps.ends(redis_client) == [("job", "0", "completed")]
-
-
 @pytest.mark.parametrize("state", [state for state in JobState if state.is_final])
-def test_each_end_is_one_event_and_the_last_entry_of_the_stream(
-    ledger: Ledger, redis_client: redis.Redis, state: JobState
-) -> None:
+def test_each_end_is_one_event_and_entry(ledger: Ledger, redis_client: redis.Redis, state: JobState) -> None:
     bring_into(ledger, state)
     ledger.fail("job", "no disk", ttl_seconds=60)
     ledger.cancel("job", ttl_seconds=60)
@@ -75,9 +61,7 @@ def test_an_unfinished_job_is_kept_for_thirty_days(ledger: Ledger, redis_client:
 
 
 @pytest.mark.parametrize("end", ["completed_with_errors", "cancelled", "failed", "postponed for too long"])
-def test_after_the_end_a_job_is_kept_as_long_as_asked(
-    ledger: Ledger, redis_client: redis.Redis, end: str
-) -> None:
+def test_an_ended_job_is_kept_as_long_as_asked(ledger: Ledger, redis_client: redis.Redis, end: str) -> None:
     if end == "postponed for too long":
         add_finishing_job(ledger)
         for _ in range(2):
@@ -106,20 +90,8 @@ def old_keys(client: redis.Redis) -> list[str]:
     return sorted(name for name in client.keys(f"{keys.PREFIX}:*") if client.pttl(name) < DAY_MS)
 
 
-def test_claims_alone_keep_alive_all_keys_of_a_long_job(ledger: Ledger, redis_client: redis.Redis) -> None:
-    add_job(ledger, chunks=3)
-    claim(ledger)
-    age(redis_client)
-
-    claim(ledger)
-
-    assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
-
-
 @pytest.mark.parametrize("touch", ["claim", "stage", "seal", "pause", "complete", "release", "reconcile"])
-def test_every_call_keeps_alive_all_keys_of_a_job(
-    ledger: Ledger, redis_client: redis.Redis, touch: str
-) -> None:
+def test_each_call_keeps_a_jobs_keys_alive(ledger: Ledger, redis_client: redis.Redis, touch: str) -> None:
     add_job(ledger, chunks=9, sealed=False)
     first, second, third, fourth = (claim(ledger) for _ in range(4))
     complete(ledger, first)
@@ -142,9 +114,7 @@ def test_every_call_keeps_alive_all_keys_of_a_job(
     assert [name for name in old_keys(redis_client) if not name.startswith(keys.claim_token(""))] == []
 
 
-def test_a_finishing_that_is_retried_for_weeks_keeps_its_job_alive(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_a_finishing_retried_for_weeks_keeps_its_job_alive(ledger: Ledger, redis_client: redis.Redis) -> None:
     add_finishing_job(ledger)
     age(redis_client)
 

@@ -112,9 +112,7 @@ def test_a_job_that_asks_for_none_has_none(ledger: Ledger, errands: Errands) -> 
 
 
 @pytest.mark.usefixtures("ended")
-def test_one_that_was_not_sent_is_handed_out_until_it_is_dropped(
-    errands: Errands, redis_client: redis.Redis
-) -> None:
+def test_one_that_was_not_sent_comes_until_it_is_dropped(errands: Errands, redis_client: redis.Redis) -> None:
     first = announcement(errands)
     assert announcement(errands) is None
 
@@ -138,9 +136,7 @@ def test_an_id_repeats_for_the_same_end_only() -> None:
     assert len({task_id("a", 0), task_id("a", 1), task_id("b", 0)}) == 3
 
 
-def test_the_announcer_sends_a_task_that_celery_understands(
-    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
-) -> None:
+def test_celery_understands_the_task(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:
     submit(ledger, on_finished_queue="ends")
     finish(ledger)
     announcer.turn()
@@ -150,9 +146,7 @@ def test_the_announcer_sends_a_task_that_celery_understands(
     assert not redis_client.exists(keys.ANNOUNCEMENTS)
 
 
-def test_an_end_just_before_a_worker_stops_is_still_announced(
-    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
-) -> None:
+def test_a_stop_announces_a_late_end(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:
     announcer.start()
     submit(ledger)
     finish(ledger)
@@ -163,9 +157,7 @@ def test_an_end_just_before_a_worker_stops_is_still_announced(
 
 
 @pytest.mark.usefixtures("ended")
-def test_a_broker_that_is_away_costs_no_announcement(
-    errands: Errands, redis_client: redis.Redis, announcer: Announcer
-) -> None:
+def test_a_broker_may_be_away(errands: Errands, redis_client: redis.Redis, announcer: Announcer) -> None:
     with make_app("redis://127.0.0.1:1/0") as away:
         Announcer(errands, away).turn()
     assert redis_client.zcard(keys.ANNOUNCEMENTS) == 1
@@ -177,9 +169,7 @@ def test_a_broker_that_is_away_costs_no_announcement(
 
 
 @pytest.mark.usefixtures("ended")
-def test_a_refusal_of_rabbitmq_is_no_end_of_the_worker(
-    announcer: Announcer, app: Celery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rabbitmq_may_refuse_it(announcer: Announcer, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AccessRefused("ACCESS_REFUSED - access to queue 'celery' refused")
 
@@ -252,9 +242,7 @@ def bench(
 
 
 @pytest.mark.parametrize("end", [cancel, fail])
-def test_a_job_that_was_not_finished_is_swept_at_once_and_once_more(
-    bench: Bench, end: Callable[[Ledger], None]
-) -> None:
+def test_an_unfinished_job_is_swept_at_once_and_again(bench: Bench, end: Callable[[Ledger], None]) -> None:
     job = bench.add()
     claim(bench.ledger)
     assert bench.sweep_all() == 0

@@ -48,9 +48,7 @@ def test_fields_of_a_newer_version_are_ignored(ledger: Ledger, redis_client: red
     assert ledger.backlog().jobs[JobState.FINISHING] == 1
 
 
-def test_nothing_is_left_of_a_worker_that_is_silent_or_has_ended(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_nothing_is_left_of_silent_or_ended_workers(ledger: Ledger, redis_client: redis.Redis) -> None:
     for worker_id in ("silent", "ended", "here"):
         ledger.heartbeat(WorkerFacts(worker_id, "host", 7, ("demo",)))
     redis_client.zadd(keys.WORKERS, {"silent": steps.server_now_ms(redis_client) - 45_000})

@@ -53,9 +53,7 @@ class TestRetry:
         assert try_claim(ledger) is None
 
     @pytest.mark.usefixtures("ended")
-    def test_the_counts_are_those_of_the_parts_that_stay_and_then_of_all(
-        self, ledger: Ledger, redis_client: redis.Redis
-    ) -> None:
+    def test_the_counts_begin_with_parts_that_stay(self, ledger: Ledger, redis_client: redis.Redis) -> None:
         retry(ledger, RETRIED)
         status = ledger.status("job")
         assert (status.total, status.ok, status.failed, status.done_chunks) == (40, 30, 0, 3)
@@ -124,9 +122,7 @@ class TestRetry:
         assert ledger.status("job").generation == 0
         assert complete(ledger, claimed) == "done"
 
-    def test_workers_of_an_earlier_generation_change_nothing(
-        self, ledger: Ledger, redis_client: redis.Redis
-    ) -> None:
+    def test_an_earlier_generation_changes_nothing(self, ledger: Ledger, redis_client: redis.Redis) -> None:
         # Given a cancelled job with a worker that sleeps over its chunk, and one over its finishing
         add_job(ledger, chunks=2)
         asleep = claim(ledger)
@@ -189,7 +185,7 @@ class TestRebuild:
 
     def rebuild(
         self, ledger: Ledger, state: JobState = JobState.RUNNING, *, token: str = "", generation: int = 0,
-        **facts: Any,
+        **facts: Any
     ) -> Any:  # fmt: skip
         """Of four chunks in two files."""
         return ledger.drafts.rebuild(
@@ -232,7 +228,7 @@ class TestRebuild:
         assert answers == [("taken", None), self.REBUILT, self.REBUILT]
 
     @pytest.mark.parametrize("state", [JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS])
-    def test_a_job_that_had_ended_is_over_and_its_event_is_not_sent_again(
+    def test_an_ended_job_stays_ended(
         self, ledger: Ledger, redis_client: redis.Redis, state: JobState
     ) -> None:
         assert self.rebuild(ledger, state, done=range(4), ok=40) == ("rebuilt", state)

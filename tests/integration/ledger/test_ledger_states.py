@@ -965,9 +965,7 @@ def _has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
 
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)
-def test_whatever_happens_nothing_is_lost_and_nothing_counts_twice(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_nothing_is_lost_and_nothing_counts_twice(ledger: Ledger, redis_client: redis.Redis) -> None:
     run_state_machine_as_test(
         lambda: LedgerMachine(redis_client, ledger),
         settings=settings(

@@ -18,9 +18,7 @@ def measured(ledger: Ledger, claimed: Claim, meters: Meters) -> str:
     return ledger.complete(claimed, ok=10, failed=0, codes={}, work_seconds={}, meters=meters)
 
 
-def test_reports_of_many_chunks_show_at_once_and_take_few_fields(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_many_reports_show_at_once_and_take_few_fields(ledger: Ledger, redis_client: redis.Redis) -> None:
     def kept_apart() -> int:
         return sum(name.startswith("measured:") for name in redis_client.hkeys(keys.job("job")))
 
@@ -82,9 +80,7 @@ MAX_COMMANDS_PER_CHUNK = 28  # of a claim and a complete: what a chunk costs the
 
 
 @pytest.mark.parametrize("jobs", [1, 20])
-def test_a_chunk_costs_the_same_few_commands_whatever_the_number_of_jobs_and_chunks(
-    ledger: Ledger, redis_client: redis.Redis, jobs: int
-) -> None:
+def test_a_chunk_costs_the_same_few_commands(ledger: Ledger, redis_client: redis.Redis, jobs: int) -> None:
     for number in range(jobs):
         add_job(ledger, f"job-{number}", chunks=200)
     for _ in range(2 * jobs):

@@ -75,9 +75,7 @@ def announcer(redis_url: str) -> Iterator[Announcer]:
         announcement(queue=None),
     ],
 )
-def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
-    announcer: Announcer, redis_client: redis.Redis, planted: str
-) -> None:
+def test_junk_delays_no_announcement(announcer: Announcer, redis_client: redis.Redis, planted: str) -> None:
     redis_client.zadd(keys.ANNOUNCEMENTS, {planted: 0, announcement(): 1})
 
     announcer.turn()
@@ -89,9 +87,7 @@ def test_what_is_no_announcement_is_dropped_and_the_next_one_sent(
 @pytest.mark.parametrize(
     "planted", [*NO_JSON, '{"models": 7}', '{"models": [7]}', '{"pid": "x"}', '{"host": []}']
 )
-def test_what_no_worker_has_said_of_itself_hides_no_worker(
-    ledger: Ledger, redis_client: redis.Redis, planted: str
-) -> None:
+def test_facts_of_nobody_hide_no_worker(ledger: Ledger, redis_client: redis.Redis, planted: str) -> None:
     ledger.heartbeat(ME)
     redis_client.zadd(keys.WORKERS, {"planted": 10**15})
     redis_client.hset(keys.WORKER_FACTS, "planted", planted)
@@ -100,9 +96,7 @@ def test_what_no_worker_has_said_of_itself_hides_no_worker(
 
 
 @pytest.mark.parametrize("planted", ["", ":", "garbage", "a:b:c", "nobody:1", "job:finish", "planted:0"])
-def test_a_lease_of_nothing_does_not_keep_others_from_being_taken_back(
-    ledger: Ledger, redis_client: redis.Redis, planted: str
-) -> None:
+def test_a_lease_of_nothing_hides_no_other(ledger: Ledger, redis_client: redis.Redis, planted: str) -> None:
     add_job(ledger, sealed=False)
     claim(ledger)
     let_leases_expire(redis_client, ("job", 0))
@@ -140,9 +134,7 @@ SOUND = {
         SOUND,  # without a staged file
     ],
 )  # fmt: skip
-def test_a_job_that_nobody_submitted_keeps_nobody_from_being_claimed(
-    ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
-) -> None:
+def test_a_planted_job_hides_nobody(ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]) -> None:
     _plant_job(redis_client, "planted", facts)
     add_job(ledger, sealed=False)
 
@@ -168,9 +160,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS)
-def test_facts_of_nobodys_making_do_not_keep_a_job_from_its_end(
-    ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]
-) -> None:
+def test_planted_facts_stop_no_job(ledger: Ledger, redis_client: redis.Redis, facts: dict[str, str]) -> None:
     add_job(ledger, chunks=2)
     redis_client.hset(keys.job("job"), mapping=facts)
 
@@ -178,9 +168,7 @@ def test_facts_of_nobodys_making_do_not_keep_a_job_from_its_end(
     assert ledger.status("job").ok == 20
 
 
-def test_measures_of_nobody_keep_no_chunk_open_and_no_job_unseen(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_planted_measures_keep_no_chunk_open(ledger: Ledger, redis_client: redis.Redis) -> None:
     junk = ["garbage", "[", "[]", "[1.5]"]
     junk += ['{"seconds": 7}', '{"seconds": {"fetch": "x"}}', '{"meters": {"write": []}}']
     add_job(ledger, chunks=16, sealed=False)
@@ -231,9 +219,7 @@ def _replace(client: redis.Redis, key: str) -> None:
     client.set(key, "x", ex=60)
 
 
-def test_a_count_of_losses_that_is_none_keeps_nobodys_chunk(
-    ledger: Ledger, redis_client: redis.Redis
-) -> None:
+def test_a_planted_count_of_losses_keeps_nobodys_chunk(ledger: Ledger, redis_client: redis.Redis) -> None:
     for job_id in ("evil", "sound"):
         add_job(ledger, job_id)
         claim(ledger)
@@ -323,9 +309,7 @@ def test_a_lost_queue_and_lost_turns_come_back(ledger: Ledger, redis_client: red
     assert {status.job_id for status in ledger.jobs()} == {"one", "two"}
 
 
-def test_lost_announcements_are_made_anew_unless_they_were_sent(
-    ledger: Ledger, announcer: Announcer, redis_client: redis.Redis
-) -> None:
+def test_lost_announcements_return(ledger: Ledger, announcer: Announcer, redis_client: redis.Redis) -> None:
     for job_id in ("told", "untold"):
         ledger.submit(make_job(job_id).model_copy(update={"on_finished": "myapp.handle"}))
         ledger.cancel(job_id, ttl_seconds=60)
@@ -341,9 +325,7 @@ def test_lost_announcements_are_made_anew_unless_they_were_sent(
     assert redis_client.llen("celery") == 2
 
 
-def test_what_is_mended_of_an_ended_job_lives_no_longer_than_it(
-    ledger: Ledger, redis_url: str, redis_client: redis.Redis
-) -> None:
+def test_what_is_mended_ends_with_its_job(ledger: Ledger, redis_url: str, redis_client: redis.Redis) -> None:
     ledger.submit(make_job("job"))
     ledger.cancel("job", ttl_seconds=60)
     redis_client.delete(keys.job("job", keys.SPEC))
