@@ -21,20 +21,9 @@ from clipfleet.redis.connection import connect
 from clipfleet.results.redis_rows import RedisRows
 from clipfleet.resume.retry import Retry
 from clipfleet_worker.sinks.redis import RedisSink
+from tests.support import redis_rows
 from tests.support.ledger import add_job, claim, let_leases_expire, new_token, server_now_ms, try_claim
-from tests.support.redis_rows import (
-    DIMENSION,
-    LONG,
-    bring,
-    chunk_rows,
-    complete,
-    counts,
-    identity,
-    pending_keys,
-    redis_job,
-    submit_job,
-    visible_rows,
-)
+from tests.support.redis_rows import LONG, bring, chunk_rows, complete, pending_keys, submit_job, visible_rows
 
 RESULTS = [keys.job("job", suffix) for suffix in keys.RESULT_SUFFIXES]
 
@@ -78,7 +67,7 @@ class TestVisible:
         with connect(redis_url, decode=False) as client:
             vectors = client.hgetall(keys.job("job", keys.VECTORS))
         assert sorted(vectors) == [b"0", b"1", b"3"]
-        assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * DIMENSION
+        assert np.frombuffer(vectors[b"3"], "<f2").tolist() == [3.0] * redis_rows.DIMENSION
 
     def test_the_first_id_counts(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
         submit_job(ledger, chunks=3)
@@ -113,7 +102,7 @@ class TestVisible:
 def test_what_a_dead_one_brought_expires(ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
     submit_job(ledger)
     dead, rows = claim(ledger), chunk_rows(0, writer="dead").slice(0, 2)
-    sink.write(identity(dead), rows, counts(rows), token=dead.token)
+    sink.write(redis_rows.identity(dead), rows, redis_rows.counts(rows), token=dead.token)
     let_leases_expire(redis_client)
     ledger.reconcile()
 
@@ -190,7 +179,7 @@ class TestRetry:
     """A new generation replaces rows of chunks that are complete, and only it may."""
 
     def retry(self, ledger: Ledger, store: RedisStore) -> bool:
-        job = redis_job()
+        job = redis_rows.redis_job()
         parts = RedisRows(ledger, store, job).parts_in_place
         hints = cast(Hints, SimpleNamespace(publish_work=lambda count: None))
         return Retry(ledger, hints, RedisOutput(store, job.job_id), parts, job, lease_seconds=30).run()
@@ -212,17 +201,17 @@ class TestRetry:
 
         again = claim(ledger)
         assert (again.chunk_id, again.generation) == (0, 1)
-        older = sink.older(identity(again))
+        older = sink.older(redis_rows.identity(again))
         assert older is not None
         assert older.rows.drop_columns("embedding").equals(
             chunk_rows(0, failed=[1, 2], writer="first").drop_columns("embedding")
         )
-        assert older.rows["embedding"].to_pylist()[3] == [3.0] * DIMENSION
+        assert older.rows["embedding"].to_pylist()[3] == [3.0] * redis_rows.DIMENSION
         assert claim(ledger).chunk_id == 2
         assert try_claim(ledger) is None
 
     def test_short_chunks_stay_short(self, ledger: Ledger, store: RedisStore, sink: RedisSink) -> None:
-        job = redis_job()
+        job = redis_rows.redis_job()
         ledger.submit(job)
         ledger.stage("job", 0, 2, 6)
         ledger.seal("job", 2, 6)
@@ -233,7 +222,7 @@ class TestRetry:
         assert self.retry(ledger, store)
 
         again = claim(ledger)
-        older = sink.older(identity(again))
+        older = sink.older(redis_rows.identity(again))
         assert again.chunk_id == 1
         assert older is not None
         assert older.rows["item_index"].to_pylist() == [2, 3, 4, 5]

@@ -21,16 +21,9 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from clipfleet.contract.jobs import JobState, Lane
 from clipfleet.contract.parts import PartCounts
@@ -966,7 +959,7 @@ def _has_failed(counts: PartCounts, codes: Sequence[str]) -> bool:
 
 @pytest.mark.timeout(0 if IS_NIGHTLY else 300)
 def test_nothing_is_lost_and_nothing_counts_twice(ledger: Ledger, redis_client: redis.Redis) -> None:
-    run_state_machine_as_test(
+    stateful.run_state_machine_as_test(
         lambda: LedgerMachine(redis_client, ledger),
         settings=settings(
             max_examples=EXAMPLES,

@@ -22,18 +22,9 @@ from clipfleet.ledger.row_store import RedisStore
 from clipfleet.ledger.values import WorkerFacts
 from clipfleet_worker.finish.errands import Announcer
 from tests.support import ledger as steps
+from tests.support import planting
 from tests.support.ledger import MODEL, add_job, claim, complete, draft, ends, let_leases_expire, make_job
-from tests.support.planting import (
-    SITUATIONS,
-    Case,
-    Plant,
-    World,
-    fields_of_job,
-    kinds_of_job,
-    members_of_job,
-    random_plant,
-    shared_keys,
-)
+from tests.support.planting import SITUATIONS, Case, Plant, World, fields_of_job, kinds_of_job, members_of_job
 
 NO_JSON = ["garbage", "[]", "17", "[" * 100_000]
 EVENT = {"job_id": "a", "generation": 0}
@@ -367,7 +358,7 @@ def _some(plants: Mapping[str, Plant], first: int) -> Iterator[tuple[str, Plant]
 @pytest.mark.long
 @pytest.mark.parametrize("group", range(_GROUPS))
 def test_nothing_that_is_planted_stops_a_sound_job_or_a_worker(world: World, group: int) -> None:
-    kinds, fields, members, shared = kinds_of_job(), fields_of_job(), members_of_job(), shared_keys()
+    kinds, fields, members, shared = kinds_of_job(), fields_of_job(), members_of_job(), planting.shared_keys()
     failed, count, situations = [], 0, SITUATIONS[group::_GROUPS]
     for number, situation in enumerate(situations):
         case = Case(situation, world)
@@ -387,4 +378,4 @@ def test_several_at_once_do_not_either(world: World) -> None:
     for number, situation in enumerate(SITUATIONS):
         case = Case(situation, world)
         for seed in range(4):
-            case.check(random_plant(1000 * number + seed))
+            case.check(planting.random_plant(1000 * number + seed))
