@@ -181,6 +181,9 @@ class TestEarlyEnd:
         assert ledger.writers("job", 100) == (0, 0)
         assert ledger.renew([lease_of(third)], 600) == ["cancelled"]  # it is inside its write
         assert ledger.writers("job", 100)[0] == 1
+        ledger.fail("job", "no disk", ttl_seconds=6000, holder=third)
+        assert ledger.writers("job", 100)[0] == 0
+        assert ledger.status("job").state is JobState.CANCELLED
 
 
 def test_a_status_says_where_every_chunk_is(ledger: Ledger) -> None:
