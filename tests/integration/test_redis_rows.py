@@ -157,10 +157,15 @@ class TestEnded:
 
         assert [*RedisOutput(store, "job").names("")] == (["items"] if failed else [])
 
-    def test_a_cancelled_job_takes_no_more_objects(self, ledger: Ledger, store: RedisStore) -> None:
+    def test_a_cancelled_job_drops_what_was_brought_and_takes_no_more(
+        self, ledger: Ledger, store: RedisStore, sink: RedisSink, redis_client: redis.Redis
+    ) -> None:
         submit_job(ledger)
+        bring(sink, claim(ledger), chunk_rows(0))
+
         ledger.cancel("job", ttl_seconds=60)
 
+        assert pending_keys(redis_client) == []
         assert not RedisOutput(store, "job").create("late", b"")
 
     def test_gone_jobs_stay_gone(self, ledger: Ledger, sink: RedisSink, redis_client: redis.Redis) -> None:
